@@ -1,0 +1,72 @@
+"""Every failure a person can do something about.
+
+AegisError                     exit code
+├── UsageError                 2    the command line, the config file, a path
+├── EnvironmentFault           3    GPU, disk, memory, a tool that is not installed
+├── DataError                  4    the training text
+├── IntegrityError             5    a file is not what its manifest says, or does not fit
+│   └── UnsupportedModelError  5    the base cannot come out of this pipeline unharmed
+├── DivergedError              6    loss or gradient is NaN or Inf
+├── ToolError                  7    llama.cpp's converter or quantizer failed
+├── LockedError                8    another run holds the directory
+└── Interrupted                130 / 143    SIGINT, SIGTERM
+
+Anything else that reaches the top is our bug: it keeps its traceback and exits 1.
+"""
+
+from __future__ import annotations
+
+
+class AegisError(Exception):
+    """A failure told as three short texts: what happened, why, and what to do now."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return "\n".join(part for part in (self.what, self.why, self.fix) if part)
+
+
+class UsageError(AegisError):
+    exit_code = 2
+
+
+class EnvironmentFault(AegisError):
+    exit_code = 3
+
+
+class DataError(AegisError):
+    exit_code = 4
+
+
+class IntegrityError(AegisError):
+    exit_code = 5
+
+
+class UnsupportedModelError(IntegrityError):
+    """Refused before any work: the base would come out wrong."""
+
+
+class DivergedError(AegisError):
+    exit_code = 6
+
+
+class ToolError(AegisError):
+    exit_code = 7
+
+
+class LockedError(AegisError):
+    exit_code = 8
+
+
+class Interrupted(AegisError):
+    """A signal ended the work after it was saved."""
+
+    def __init__(self, what: str, *, exit_code: int, fix: str = "") -> None:
+        super().__init__(what, fix=fix)
+        self.exit_code = exit_code

@@ -1,0 +1,93 @@
+"""How a stage tells the outside what it is doing, without knowing of a console.
+
+A stage calls the module's functions; the CLI installs a `Reporter` that draws them. Without one, in a
+notebook or a test, nothing is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One bar. `advance` and `note` may be called from the thread that opened it."""
+
+    def advance(self, amount: float = 1) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Reporter(Protocol):
+    """Where progress goes: a terminal, plain lines, JSON lines, nowhere."""
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def metrics(self, row: dict[str, object]) -> None: ...
+
+    def task(self, title: str, total: float | None, unit: str) -> _Closing: ...
+
+
+class _Closing(Protocol):
+    def __enter__(self) -> Task: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class _SilentTask:
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class SilentReporter:
+    """Says nothing. The default, so that importing a stage never prints."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def metrics(self, row: dict[str, object]) -> None:
+        pass
+
+    @contextmanager
+    def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
+        yield _SilentTask()
+
+
+_reporter: Reporter = SilentReporter()
+
+
+def install(reporter: Reporter) -> None:
+    """Send everything said from now on to `reporter`."""
+    global _reporter
+    _reporter = reporter
+
+
+def say(text: str) -> None:
+    """A line of information for the person."""
+    _reporter.say(text)
+
+
+def warn(text: str) -> None:
+    """A line the person should not miss."""
+    _reporter.warn(text)
+
+
+def metrics(row: dict[str, object]) -> None:
+    """One logging step's numbers."""
+    _reporter.metrics(row)
+
+
+@contextmanager
+def task(title: str, total: float | None = None, unit: str = "it") -> Iterator[Task]:
+    """A bar over `total` units ('B' for bytes); `None` when the length is not known."""
+    with _reporter.task(title, total, unit) as bar:
+        yield bar
