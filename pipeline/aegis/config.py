@@ -1,0 +1,207 @@
+"""What can be set: one typed, frozen model a stage, with DESIGN's defaults.
+
+Values come from, later ones winning: the defaults here, a preset, a TOML file, the environment, the command line.
+An unknown key is refused with the nearest name that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aegis.errors import UsageError
+from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
+
+DEMO = "demo"
+"""The name of the embedded default, as base model and as data set."""
+
+
+class StageConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TrainConfig(StageConfig):
+    """`aegis train`"""
+
+    base_model: str = Field(DEMO, description="Hub id or folder of the base (safetensors); 'demo' is the embedded one")
+    revision: str | None = Field(None, description="Hub revision of the base; resolved to a commit and recorded")
+    dataset: str = Field(DEMO, description="file (.jsonl, .txt, ...) or Hub id; 'demo' is the embedded one")
+    load_in: Literal["4bit", "16bit"] = Field("4bit", description="hold the base in NF4 or in 16 bit")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where to train")
+
+    rotation: Literal["so8", "dense"] = Field("so8", description="blocks of 8 x 8, or one d x d rotation")
+    rotation_init: Literal["random", "identity"] = Field("random", description="where the rotation starts")
+    rotation_map: Literal["auto", "exp", "cayley"] = Field(
+        "auto", description="skew matrix to rotation; auto is exp for so8, cayley for dense"
+    )
+    soul_learning_rate: float | None = Field(None, gt=0, description="of the soul; as --learning-rate if not given")
+    alpha: Literal["scheduled", "then-learned", "learned"] = Field(
+        "scheduled", description="who moves alpha: the schedule, the schedule and then the optimizer, the optimizer"
+    )
+    alpha_start: float = Field(ALPHA_START, description="alpha before annealing")
+    alpha_target: float = Field(GOLDEN_RATIO, description="alpha after annealing")
+    warmup_steps: int = Field(50, ge=0, description="steps with alpha at its start")
+    annealing_steps: int = Field(400, ge=0, description="steps over which alpha rises in a straight line")
+    orthogonality_weight: float = Field(0.1, ge=0, description="weight of |R'R - I|^2 in the loss")
+
+    lora_r: int = Field(16, ge=1, description="rank of the adapter")
+    lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")
+    lora_targets: tuple[str, ...] = Field((), description="module names to adapt; the attention projections if not given")
+
+    max_steps: int = Field(500, ge=1, description="optimizer steps")
+    batch_size: int = Field(1, ge=1, description="windows a forward pass")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes an optimizer step")
+    max_length: int = Field(512, ge=8, description="tokens a window")
+    packing: bool = Field(True, description="fill windows with several documents, kept apart")
+    learning_rate: float = Field(2e-4, gt=0, description="of the adapter")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="course of the learning rates")
+    weight_decay: float = Field(0.0, ge=0, description="of the adapter; the soul has none")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    activation_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="recompute activations to save memory; auto is on with a GPU"
+    )
+    seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
+
+    logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
+    save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that stay on disk")
+    heldout_rows: int = Field(64, ge=0, description="rows kept out of training, at most a tenth of the data; for the held-out loss")
+    skip_bad: int = Field(0, ge=0, description="broken data rows to leave out before giving up")
+
+    @model_validator(mode="after")
+    def _alpha_moves(self) -> TrainConfig:
+        if self.alpha != "learned" and self.alpha_start != self.alpha_target and not (
+            self.warmup_steps + self.annealing_steps
+        ):
+            raise ValueError("alpha would jump at the first step: give annealing_steps or equal alpha_start, alpha_target")
+        return self
+
+
+class MergeConfig(StageConfig):
+    """`aegis merge`"""
+
+    dtype: Literal["float16", "bfloat16"] = Field("float16", description="of the merged weights")
+
+
+class ExportConfig(StageConfig):
+    """`aegis export-gguf`"""
+
+    quant: tuple[str, ...] = Field(("Q4_K_M",), min_length=1, description="quantization types, one file each")
+    keep_f16: bool = Field(False, description="keep the f16 GGUF the others are made from")
+    name: str | None = Field(None, description="general.name of the GGUF and stem of its file name")
+    head_quant: str | None = Field(None, description="type of the LM head instead of the quantization's own, e.g. q8_0")
+    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # small enough for two CPU cores; what each number does at full size is the other preset's business
+    "demo": {
+        "train": {
+            "base_model": DEMO,
+            "dataset": DEMO,
+            "max_steps": 160,
+            "warmup_steps": 16,
+            "annealing_steps": 112,
+            "batch_size": 4,
+            "max_length": 128,
+            "learning_rate": 2e-3,
+            "save_steps": 80,
+        },
+        "export": {"name": "AEGIS-tiny-Phi-3"},
+    },
+    # the original's production run: every number is the default above
+    "borea-12gb": {
+        "train": {"base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"},
+        "export": {"name": "AEGIS-Borea-Phi-3.5-mini-Instruct-Jp"},
+    },
+}
+
+Config = TypeVar("Config", bound=StageConfig)
+
+_SECTIONS = {"train": TrainConfig, "merge": MergeConfig, "export": ExportConfig}
+
+
+def resolve(
+    model: type[Config],
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build one stage's config from every source.
+
+    Args:
+        model: TrainConfig, MergeConfig or ExportConfig.
+        preset: a name in `PRESETS`.
+        file: TOML with the tables [train], [merge] and [export].
+        environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.
+        flags: what the command line said; None values were not given.
+
+    Raises:
+        UsageError: unknown preset, key or value, with the nearest name that exists.
+    """
+    section = next(name for name, known in _SECTIONS.items() if known is model)
+    values: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UsageError(f"no preset named {preset!r}", fix=_nearest(preset, PRESETS) or f"known: {', '.join(PRESETS)}")
+        values |= PRESETS[preset].get(section, {})
+    if file is not None:
+        values |= _read_toml(file).get(section, {})
+    prefix = f"AEGIS_{section.upper()}_"
+    for name, text in (os.environ if environment is None else environment).items():
+        if name.startswith(prefix):
+            values[name.removeprefix(prefix).lower()] = text
+    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    for key in ("quant", "lora_targets"):
+        if isinstance(values.get(key), str):
+            values[key] = [part.strip() for part in values[key].split(",") if part.strip()]
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(*_explain(model, section, error)) from None
+
+
+def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UsageError(f"no config file at {file}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{file} cannot be read as TOML", why=str(error)) from None
+    for section, table in document.items():
+        if section not in _SECTIONS or not isinstance(table, dict):
+            raise UsageError(
+                f"{file}: [{section}] is not a table this program reads",
+                fix=_nearest(section, _SECTIONS) or f"known: {', '.join(f'[{name}]' for name in _SECTIONS)}",
+            )
+        known = _SECTIONS[section].model_fields
+        for key in table:
+            if key not in known:
+                raise UsageError(f"{file}: [{section}] has no key {key!r}", fix=_nearest(key, known))
+    return document
+
+
+def _explain(model: type[StageConfig], section: str, error: ValidationError) -> tuple[str]:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or section
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{section} has no setting {key!r}. {_nearest(key, model.model_fields)}".rstrip())
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}")
+    return ("\n".join(lines),)
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,194 @@
+"""The base model as it lies on disk: where it comes from, what it is, and the hash that names its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aegis import progress
+from aegis.config import DEMO
+from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.model.families import PROVEN, check_family
+from aegis.model.shards import ShardSet
+
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
+_READ_BYTES = 1 << 24
+
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A checked base.
+
+    Attributes:
+        name: what the user called it, a Hub id, a folder or "demo".
+        folder: where its files are.
+        revision: the Hub commit it was resolved to, or None for a folder.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json as it stands in the folder."""
+        return read_config(self.folder)
+
+    @cached_property
+    def shards(self) -> ShardSet:
+        return ShardSet.open(self.folder)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """sha256 over the weights, whatever the config beside them says: the hash a soul knows its base by."""
+        return hash_weights(self.shards)
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the LM head is the embedding matrix."""
+        from transformers import AutoConfig
+
+        return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
+
+
+def find_base(name: str, revision: str | None = None) -> Base:
+    """Find a base by Hub id, folder or the name of the embedded default, and check that it can be used.
+
+    Raises:
+        UsageError: no such folder or repository.
+        EnvironmentFault: the Hub cannot be reached, or does not let us in.
+        UnsupportedModelError: the base cannot come out of the pipeline whole.
+        IntegrityError: its files are damaged.
+    """
+    commit = None
+    if name == DEMO:
+        from aegis.demo.base import ensure_demo_base
+
+        folder = ensure_demo_base()
+    elif Path(name).is_dir():
+        folder = Path(name).resolve()
+    elif Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name")
+    else:
+        folder, commit = _download(name, revision)
+    base = Base(name, folder, commit)
+    check_family(base.config)
+    if base.config["model_type"] not in PROVEN:
+        progress.warn(
+            f"the family {base.config['model_type']!r} has not been proven end to end; "
+            "export checks the head and stops if it was lost"
+        )
+    _ = base.shards
+    return base
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json.
+
+    Raises:
+        UsageError: there is none.
+        IntegrityError: it is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is not a model folder: it has no config.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read", why=str(error)) from None
+    if not isinstance(config, dict):
+        raise IntegrityError(f"{path} is not a JSON object")
+    return config
+
+
+def hash_weights(shards: ShardSet) -> str:
+    """Return the sha256 over the sha256 of each shard, in the order of their names."""
+    total = sum(path.stat().st_size for path in shards.files)
+    outer = hashlib.sha256()
+    with progress.task("hashing the base", total, "B") as bar:
+        for path in shards.files:
+            inner = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(_READ_BYTES):
+                    inner.update(block)
+                    bar.advance(len(block))
+            outer.update(inner.digest())
+    return outer.hexdigest()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the base's own tokenizer, from the base's folder and nowhere else.
+
+    An adapter folder without config.json would give another tokenizer with other ids for the same text.
+
+    Raises:
+        IntegrityError: transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise IntegrityError(f"the tokenizer in {folder} cannot be loaded", why=_first_line(error)) from error
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+    except GatedRepoError:
+        raise EnvironmentFault(
+            f"{name} is gated: the Hub wants to know who you are",
+            fix=f"accept its terms on its Hub page, then `hf auth login` (or set HF_TOKEN) and start again: {name}",
+        ) from None
+    except RevisionNotFoundError:
+        raise UsageError(f"{name} has no revision {revision!r} on the Hub") from None
+    except RepositoryNotFoundError:
+        raise UsageError(
+            f"no model {name!r} on the Hub, or it is private", fix="check the spelling; `hf auth login` for private ones"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        raise EnvironmentFault(
+            f"{name} is not in the local cache and the Hub cannot be reached",
+            why=_first_line(error),
+            fix="connect once and start again (HF_HUB_OFFLINE must not be set), or give a local folder",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise EnvironmentFault(
+            f"{name} could not be downloaded", why=_first_line(error), fix="start again; what has arrived is kept"
+        ) from None
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedModelError(
+            f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
+        )
+    return folder, folder.name
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

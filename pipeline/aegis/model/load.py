@@ -1,0 +1,98 @@
+"""The base in memory, as it is trained: NF4 or 16 bit, on a GPU or a CPU, by transformers' native class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aegis import progress
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+
+
+def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
+    """Pick the device, or refuse one that is not there.
+
+    Raises:
+        EnvironmentFault: "cuda" was asked for and torch sees none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault(
+            "torch sees no CUDA device",
+            why=f"torch {torch.__version__} " + ("is a CPU-only build" if torch.version.cuda is None else "finds no driver"),
+            fix="install the CUDA build of torch and an NVIDIA driver, or say --device cpu",
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the GPU has it, float16 on older ones, float32 on a CPU (whose half precision is slower)."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def load_base(folder: Path, load_in: Literal["4bit", "16bit"], device: torch.device) -> Any:
+    """Load the base for training: frozen, in eval dtype, NF4 with double quantization or whole.
+
+    Nothing is cast to float32 behind the user's back: peft's prepare_model_for_kbit_training would do so to the
+    embeddings, norms, head and with them the residual stream (+0.4 GB and activations × 1.6 at 3.8 B).
+
+    Returns:
+        A transformers …ForCausalLM on `device`, every parameter frozen.
+
+    Raises:
+        EnvironmentFault: it does not fit the memory.
+        IntegrityError: transformers cannot read the weights.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = compute_dtype(device)
+    quantization = None
+    if load_in == "4bit":
+        # the LM head is left out by transformers' own default list, which naming any module here would replace
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        with progress.task("loading the base"):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map={"": device},
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(
+            "the base does not fit this GPU's memory", why=str(error).splitlines()[0], fix="close other programs, or use --load-in 4bit"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise IntegrityError(f"transformers cannot load the base in {folder}", why=str(error).splitlines()[0]) from error
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if model.get_output_embeddings() is None:
+        raise UsageError(f"{type(model).__name__} has no LM head to fold a soul into")
+    return model
+
+
+def footprint(model: torch.nn.Module) -> int:
+    """Bytes of a model's parameters and buffers as they lie in memory, NF4 constants included."""
+    total = 0
+    for tensor in [*model.parameters(), *model.buffers()]:
+        total += tensor.nbytes
+        state = getattr(tensor, "quant_state", None)
+        if state is not None:
+            total += state.absmax.nbytes
+            if state.nested:
+                total += state.state2.absmax.nbytes
+    return total

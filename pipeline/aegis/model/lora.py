@@ -1,0 +1,109 @@
+"""LoRA on the live base: which modules get an adapter, and a table that says so.
+
+peft accepts a list of names of which some match nothing, and says nothing: the usual q_proj, k_proj, v_proj, o_proj
+adapts a third of Phi-3's attention, whose projections are fused. So names are resolved against the loaded model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from aegis.errors import UsageError
+
+_ATTENTION = (("qkv_proj", "o_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How one target name is met in the model."""
+
+    target: str
+    modules: int
+    in_features: int
+    out_features: int
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the module names to adapt: the configured ones, or this architecture's attention projections.
+
+    Raises:
+        UsageError: a configured name matches no linear module, with the names that there are.
+    """
+    names = _linear_names(model)
+    if configured:
+        missing = [target for target in configured if target not in names]
+        if missing:
+            raise UsageError(
+                f"no linear module is called {', '.join(missing)}",
+                why=f"this model has {', '.join(sorted(names))}",
+                fix="correct --lora-targets, or leave it out for the attention projections",
+            )
+        return tuple(configured)
+    for fitting in _ATTENTION:
+        if all(target in names for target in fitting):
+            return fitting
+    raise UsageError(
+        "the attention projections of this model are not known by name",
+        why=f"its linear modules are {', '.join(sorted(names))}",
+        fix="name the ones to adapt with --lora-targets",
+    )
+
+
+def coverage(model: nn.Module, targets: Sequence[str], rank: int) -> list[Coverage]:
+    """Count what an adapter of `rank` on `targets` would hold; the model may be on the meta device."""
+    rows = []
+    for target in targets:
+        found = [module for name, module in _linear_modules(model) if name.rpartition(".")[2] == target]
+        rows.append(
+            Coverage(
+                target,
+                len(found),
+                found[0].in_features,
+                found[0].out_features,
+                sum(rank * (module.in_features + module.out_features) for module in found),
+            )
+        )
+    return rows
+
+
+def attach_lora(
+    model: Any, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, base_name: str, revision: str | None
+) -> Any:
+    """Wrap `model` with a trainable float32 adapter.
+
+    Returns:
+        The peft model; its saved config names the base as the user did.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        revision=revision,
+    )
+    wrapped = get_peft_model(model, config)
+    wrapped.peft_config["default"].base_model_name_or_path = base_name
+    return wrapped
+
+
+def _linear_modules(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    # bitsandbytes' Linear4bit is a Linear with the true in_features and out_features
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+def _linear_names(model: nn.Module) -> set[str]:
+    return {name.rpartition(".")[2] for name, _ in _linear_modules(model)}

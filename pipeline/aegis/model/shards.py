@@ -1,0 +1,242 @@
+"""safetensors files, read and written in bounded memory.
+
+Reading: any rows of any tensor, with plain reads (a memory map would count every page it touched as ours).
+Writing: one pass, the header first, since every shape and dtype is known before; each byte is hashed on its way.
+
+The format: 8 bytes little-endian header length, a JSON header name → {dtype, shape, data_offsets}, then the data
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: its file, dtype, shape and the offset of its first byte in the file."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read rows [start, stop) of the first dimension into memory of our own.
+
+        Raises:
+            IntegrityError: the file is shorter than its header says.
+        """
+        stop = self.rows if stop is None else stop
+        row_bytes = self.bytes // self.rows if self.rows else 0
+        buffer = bytearray((stop - start) * row_bytes)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset_bytes + start * row_bytes)
+            view = memoryview(buffer)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise IntegrityError(f"{self.file} ends inside {self.name}")
+                view = view[count:]
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        if not buffer:
+            return torch.empty(shape, dtype=self.dtype)
+        return torch.frombuffer(buffer, dtype=self.dtype).reshape(shape)
+
+    def slabs(self, slab_bytes: int) -> Iterator[tuple[int, int]]:
+        """Cut the first dimension into [start, stop) pieces of about `slab_bytes`."""
+        if not self.shape:
+            yield 0, 1
+            return
+        step = max(1, slab_bytes * self.rows // max(1, self.bytes))
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """All tensors of a model folder, each in exactly one file."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    entries: Mapping[str, TensorEntry]
+
+    @classmethod
+    def open(cls, folder: Path) -> ShardSet:
+        """Read the index and every header; no tensor.
+
+        Raises:
+            UnsupportedModelError: no safetensors weights.
+            IntegrityError: a file is missing or damaged, or the index and the files disagree.
+        """
+        files = _shard_files(folder)
+        entries: dict[str, TensorEntry] = {}
+        for file in files:
+            for entry in read_header(file):
+                if entry.name in entries:
+                    raise IntegrityError(f"{entry.name} is in two files: {entries[entry.name].file.name} and {file.name}")
+                entries[entry.name] = entry
+        return cls(folder, files, entries)
+
+    def in_file(self, file: Path) -> list[TensorEntry]:
+        """The tensors of one file in the order they lie there."""
+        return sorted((e for e in self.entries.values() if e.file == file), key=lambda e: (e.offset_bytes, e.name))
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries.values())
+
+
+def read_header(file: Path) -> list[TensorEntry]:
+    """Return the tensors of one safetensors file.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: not a whole safetensors file (checked by the safetensors library), or of an unknown dtype.
+    """
+    try:
+        with safe_open(file, "pt"):
+            pass
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+    except FileNotFoundError:
+        raise UsageError(f"no file {file}") from None
+    except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
+        raise IntegrityError(f"{file} is not a whole safetensors file", why=str(error)) from None
+    entries = []
+    for name, record in header.items():
+        if name == "__metadata__":
+            continue
+        if record["dtype"] not in DTYPES:
+            raise UnsupportedModelError(f"{file}: {name} has dtype {record['dtype']}, which this program does not merge")
+        entries.append(
+            TensorEntry(
+                name, file, DTYPES[record["dtype"]], tuple(record["shape"]), 8 + length + record["data_offsets"][0]
+            )
+        )
+    return entries
+
+
+def _shard_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({str(name) for name in weight_map.values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{index} is damaged", why=f"{type(error).__name__}: {error}") from None
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise IntegrityError(f"{index} names {name!r}, which is not a shard of this folder")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise IntegrityError(f"{folder} is not whole", why=f"missing: {', '.join(missing)}")
+        return tuple(folder / name for name in names)
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    pickles = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
+    raise UnsupportedModelError(
+        f"{folder} has no safetensors weights",
+        why=f"there is {', '.join(sorted(pickles)[:3])}; a pickle can run code and is never loaded" if pickles else "",
+        fix="give a base saved as model.safetensors, or as shards with an index",
+    )
+
+
+class ShardWriter:
+    """Write one safetensors file front to back; its size and sha256 are known when it is closed.
+
+    Args:
+        path: must not exist.
+        tensors: (name, dtype, shape) in the order their data will come.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, dtype, shape in tensors:
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._sha256 = hashlib.sha256()
+        self._left = end
+        self.path = path
+        self.bytes = 0
+        self._file = path.open("xb", buffering=0)
+        self._put(struct.pack("<Q", len(text)) + text)
+
+    def write(self, rows: Tensor) -> None:
+        """Append a contiguous piece of the next tensor."""
+        raw = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
+        self._left -= raw.nbytes
+        self._put(memoryview(raw))
+
+    def _put(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self._sha256.update(view)
+        self.bytes += view.nbytes
+        while view:
+            view = view[self._file.write(view) :]
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                assert self._left == 0, f"{self.path}: {self._left} bytes were announced and not written"
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+    """Write the index that names each tensor's shard."""
+    document = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

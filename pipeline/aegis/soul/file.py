@@ -1,0 +1,127 @@
+"""soul.safetensors: what of a soul outlives its training.
+
+Tensors: `rotation` float32, (hidden_size/8, 8, 8) for so8 or (hidden_size, hidden_size) for dense, with
+thought = F.linear(h, R); `alpha`, a float32 scalar. Metadata (strings): format, version, kind, hidden_size, step,
+base_hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aegis.errors import IntegrityError, UsageError
+from aegis.soul import rotation as so
+from aegis.soul.gate import gate
+
+FORMAT = "aegis-soul"
+VERSION = 1
+FILE_NAME = "soul.safetensors"
+
+
+@dataclass(frozen=True)
+class SoulRecord:
+    """A soul at rest.
+
+    Attributes:
+        rotation: R, (blocks, n, n) float32.
+        alpha: α; the gate is its sigmoid.
+        step: the optimizer step it was saved after.
+        base_hash: sha256 that names the base's weights, or "" if unknown.
+    """
+
+    rotation: Tensor
+    alpha: float
+    step: int
+    base_hash: str
+
+    @property
+    def gate(self) -> float:
+        return gate(self.alpha)
+
+    @property
+    def kind(self) -> so.Kind:
+        return "dense" if self.rotation.shape[0] == 1 else "so8"
+
+    @property
+    def hidden_size(self) -> int:
+        return self.rotation.shape[0] * self.rotation.shape[1]
+
+
+def save_soul(path: Path, soul: SoulRecord) -> None:
+    """Write `soul` to `path`, after the same checks that loading makes.
+
+    Raises:
+        IntegrityError: R is not a finite rotation; nothing is written.
+    """
+    _check_rotation(path, soul.rotation)
+    rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation
+    save_file(
+        {"rotation": rotation.cpu().contiguous(), "alpha": torch.tensor(soul.alpha, dtype=torch.float32)},
+        path,
+        metadata={
+            "format": FORMAT,
+            "version": str(VERSION),
+            "kind": soul.kind,
+            "hidden_size": str(soul.hidden_size),
+            "step": str(soul.step),
+            "base_hash": soul.base_hash,
+        },
+    )
+
+
+def load_soul(path: Path) -> SoulRecord:
+    """Read and check a soul.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: it is damaged, of another format or version, or its R is not a finite rotation.
+    """
+    if not path.is_file():
+        raise UsageError(f"no soul at {path}", fix="give the folder or file that `aegis train` wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file", why=str(error)) from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+        raise IntegrityError(
+            f"{path} is not a soul of version {VERSION}",
+            why=f"its metadata says {metadata.get('format')!r}, version {metadata.get('version')!r}",
+        )
+    rotation, alpha = tensors.get("rotation"), tensors.get("alpha")
+    if rotation is None or alpha is None or rotation.dtype != torch.float32 or alpha.numel() != 1:
+        raise IntegrityError(f"{path} lacks a float32 `rotation` or a scalar `alpha`")
+    if rotation.ndim == 2:
+        rotation = rotation.unsqueeze(0)
+    if rotation.ndim != 3 or rotation.shape[1] != rotation.shape[2] or metadata.get("hidden_size") != str(
+        rotation.shape[0] * rotation.shape[1]
+    ):
+        raise IntegrityError(f"{path}: rotation has shape {tuple(rotation.shape)}, which fits no hidden size it names")
+    _check_rotation(path, rotation)
+    try:
+        step = int(metadata.get("step", ""))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: its step is {metadata.get('step')!r}") from error
+    if not torch.isfinite(alpha).all():
+        raise IntegrityError(f"{path}: alpha is {alpha.item()}")
+    return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""))
+
+
+def _check_rotation(path: Path, rotation: Tensor) -> None:
+    if not torch.isfinite(rotation).all():
+        raise IntegrityError(f"{path}: the rotation holds NaN or Inf")
+    defect = so.orthogonality_defect(rotation.double()).abs().max().item()
+    if defect > so.ORTHOGONALITY_BOUND:
+        raise IntegrityError(
+            f"{path}: the rotation is not orthogonal",
+            why=f"|RᵀR − I| reaches {defect:.2g}, rounding stays under {so.ORTHOGONALITY_BOUND:g}",
+        )
+    if (so.determinant_sign(rotation) < 0).any():
+        raise IntegrityError(f"{path}: the rotation is a reflection", why="its determinant is −1")

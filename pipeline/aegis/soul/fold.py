@@ -1,0 +1,39 @@
+"""The fold: a head that needs no soul."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aegis.errors import IntegrityError
+
+
+def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
+    """Return W′ = W (I + gR), the head that gives with h what W gives with h + g·R h.
+
+    logits = W (h + g·R h) = W (I + gR) h. This holds because the soul stands after the final norm, with nothing
+    but the head behind it; the head's bias, if any, is not touched. R multiplies column vectors here
+    (thought = F.linear(h, R)); with h @ R the same fold would need Rᵀ.
+
+    Args:
+        head: W, any rows of the LM head, (rows, hidden_size), any float dtype.
+        rotation: R as (hidden_size/n, n, n) blocks, float32 or float64: the arithmetic is done in this dtype.
+        gate: g.
+
+    Returns:
+        W′, (rows, hidden_size) in the rotation's dtype. The caller casts once.
+
+    Raises:
+        IntegrityError: the hidden sizes differ.
+    """
+    blocks, n, _ = rotation.shape
+    if head.shape[-1] != blocks * n:
+        raise IntegrityError(
+            f"the soul is {blocks * n} wide and the LM head {head.shape[-1]}",
+            why="a soul only fits the base it was trained on",
+        )
+    wide = head.to(rotation.dtype)
+    if blocks == 1:
+        return torch.addmm(wide, wide, rotation[0], alpha=gate)
+    turned = torch.einsum("rnj,nji->rni", wide.unflatten(-1, (blocks, n)), rotation).flatten(-2)
+    return wide.add(turned, alpha=gate)

@@ -1,0 +1,94 @@
+"""The soul as it is trained: a skew parameter, the rotation it makes, and the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aegis.soul import rotation as so
+from aegis.soul.gate import ALPHA_START
+
+Init = Literal["random", "identity"]
+
+
+class Soul(nn.Module):
+    """mixed = h + sigmoid(α)·R h, with R = R₀ · map(A) and A skew-symmetric.
+
+    R₀ is fixed (Haar or identity), A starts at zero, so R is a rotation with det +1 by construction, at every
+    step and for every optimizer. Everything is float32 whatever the base computes in: a half-precision α of 0.1
+    does not move under a learning rate of 1e-4, and half-precision `matrix_exp` returns NaN without a word.
+
+    Args:
+        hidden_size: d, the width of the base's final hidden state.
+        kind: "so8" (d/8 blocks of 8 × 8) or "dense" (one d × d rotation).
+        init: "random" (Haar, from `seed`) or "identity".
+        map_: "exp" or "cayley".
+        seed: of the random start.
+
+    Attributes:
+        skew: A's free entries, (blocks, n(n−1)/2) float32.
+        alpha: scalar float32 parameter; it only gets a gradient when `alpha_is_learned`.
+        start: R₀, (blocks, n, n) float32 buffer.
+    """
+
+    start: Tensor
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        kind: so.Kind = "so8",
+        init: Init = "random",
+        map_: so.Map = "exp",
+        seed: int = 0,
+        alpha: float = ALPHA_START,
+        alpha_is_learned: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.kind = kind
+        self.map = map_
+        blocks, n = so.block_shape(kind, hidden_size)
+        if init == "random":
+            start = so.random_rotation(blocks, n, torch.Generator().manual_seed(seed))
+        else:
+            start = torch.eye(n).repeat(blocks, 1, 1)
+        self.register_buffer("start", start)
+        self.skew = nn.Parameter(torch.zeros(blocks, n * (n - 1) // 2))
+        self.alpha = nn.Parameter(torch.tensor(alpha), requires_grad=alpha_is_learned)
+        self._frozen: tuple[int, Tensor] | None = None
+
+    def rotation(self) -> Tensor:
+        """Return R, (blocks, n, n) float32, in the graph; outside of one it is built once and kept."""
+        if torch.is_grad_enabled() and self.skew.requires_grad:
+            return self._build()
+        if self._frozen is None or self._frozen[0] != self.skew._version:
+            with torch.no_grad():
+                self._frozen = (self.skew._version, self._build())
+        return self._frozen[1]
+
+    def _build(self) -> Tensor:
+        # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
+        with torch.autocast(self.skew.device.type, enabled=False):
+            return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return h + g·R h with the shape and dtype of `hidden` (…, hidden_size); computed in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            wide = hidden.float()
+            mixed = wide + torch.sigmoid(self.alpha) * so.apply_rotation(self.rotation(), wide)
+        return mixed.to(hidden.dtype)
+
+    def orthogonality_loss(self) -> Tensor:
+        """Return ‖RᵀR − I‖²_F, in the graph. Rounding under an exact map: a monitor that rides in the loss."""
+        return so.orthogonality_defect(self.rotation()).square().sum()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Soul:
+        if fn(torch.zeros(0)).dtype != torch.float32:
+            raise TypeError("the soul stays float32: half precision breaks its rotation and freezes its gate")
+        self._frozen = None
+        super()._apply(fn, recurse)
+        return self

@@ -1,0 +1,88 @@
+"""Rotations in SO(n), made from skew-symmetric matrices.
+
+A rotation is held as a stack of blocks, (blocks, n, n): the so8 kind is hidden_size/8 blocks of 8 × 8, the
+dense kind one block of hidden_size × hidden_size. Both are then the same mathematics.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["so8", "dense"]
+Map = Literal["exp", "cayley"]
+
+BLOCK = 8
+ORTHOGONALITY_BOUND = 1e-5
+"""Largest entry of |RᵀR − I| that counts as rounding; float32 maps stay two orders below it."""
+
+
+def block_shape(kind: Kind, hidden_size: int) -> tuple[int, int]:
+    """Return (blocks, n) for a hidden size.
+
+    Raises:
+        ValueError: so8 and `hidden_size` is not a multiple of 8.
+    """
+    if kind == "dense":
+        return 1, hidden_size
+    if hidden_size % BLOCK:
+        raise ValueError(f"so8 needs a hidden size divisible by {BLOCK}, not {hidden_size}")
+    return hidden_size // BLOCK, BLOCK
+
+
+def skew_matrix(entries: Tensor, n: int) -> Tensor:
+    """Return the skew-symmetric matrices (blocks, n, n) with `entries` (blocks, n(n−1)/2) below the diagonal."""
+    row, column = torch.tril_indices(n, n, -1, device=entries.device)
+    lower = entries.new_zeros(entries.shape[0], n, n)
+    lower[:, row, column] = entries
+    return lower - lower.mT
+
+
+def rotate(skew: Tensor, kind: Map) -> Tensor:
+    """Map skew-symmetric matrices A (blocks, n, n) to rotations of the same shape, det +1.
+
+    exp(A) reaches every rotation; Cayley, (I − A/2)⁻¹(I + A/2), agrees with it to second order in A, is several
+    times cheaper and cannot reach an angle of exactly π.
+    """
+    if kind == "exp":
+        return torch.linalg.matrix_exp(skew)
+    half = skew / 2
+    eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    # solve_ex: I − A/2 is never singular for a skew A, and `solve` would wait for the GPU to tell so
+    solution: Tensor = torch.linalg.solve_ex(eye - half, eye + half)[0]
+    return solution
+
+
+def random_rotation(blocks: int, n: int, generator: torch.Generator) -> Tensor:
+    """Draw (blocks, n, n) float32 rotations from the Haar measure on SO(n).
+
+    QR of a Gaussian matrix with the signs of R's diagonal moved into Q is Haar on O(n) (Mezzadri 2007,
+    arXiv:math-ph/0609050); negating one column of the reflections gives SO(n).
+    """
+    gaussian = torch.randn(blocks, n, n, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1)).unsqueeze(-2)
+    q[:, :, 0] *= determinant_sign(q).unsqueeze(-1)
+    return q.float()
+
+
+def apply_rotation(rotation: Tensor, hidden: Tensor) -> Tensor:
+    """Return R h for every vector of `hidden` (…, hidden_size), the row form F.linear(h, R)."""
+    blocks, n, _ = rotation.shape
+    if blocks == 1:
+        return torch.nn.functional.linear(hidden, rotation[0])
+    split = hidden.unflatten(-1, (blocks, n))
+    return torch.einsum("...nj,nij->...ni", split, rotation).flatten(-2)
+
+
+def orthogonality_defect(rotation: Tensor) -> Tensor:
+    """Return RᵀR − I, (blocks, n, n): zero for an orthogonal R, and what the orthogonality loss squares."""
+    eye = torch.eye(rotation.shape[-1], dtype=rotation.dtype, device=rotation.device)
+    return rotation.mT @ rotation - eye
+
+
+def determinant_sign(rotation: Tensor) -> Tensor:
+    """Return the sign of each block's determinant, (blocks,): +1 a rotation, −1 a reflection."""
+    return torch.linalg.slogdet(rotation.double()).sign.to(rotation.dtype)

@@ -1,0 +1,272 @@
+"""merge: adapter into the base's 16-bit weights, soul into the LM head, in one pass over the shards.
+
+A slab of rows is read, widened to float32, updated, checked, cast once and written; the whole model is never in
+memory. What comes out is a stock model folder: the base's architecture, tokenizer files and config, an LM head of
+its own, no code, no trace of a soul.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis import progress, runs
+from aegis.config import MergeConfig
+from aegis.errors import IntegrityError
+from aegis.model.adapter import WEIGHTS, Adapter, load_adapter
+from aegis.model.base import TOKENIZER_FILES, Base, find_base
+from aegis.model.shards import INDEX, ShardWriter, TensorEntry, write_index
+from aegis.soul import SoulRecord, fold_head, load_soul
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+
+HEAD = "lm_head.weight"
+_SLAB_BYTES = 16 << 20
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """What is merged into what.
+
+    Attributes:
+        base_model: Hub id, folder or "demo".
+        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        soul: soul.safetensors, or None for the one in the adapter's folder.
+        revision: Hub revision of the base.
+    """
+
+    base_model: str
+    adapter: Path
+    soul: Path | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was done: tensors and bytes written, weights changed by the adapter, g of the folded soul."""
+
+    out: Path
+    tensors: int
+    bytes: int
+    adapted: int
+    gate: float
+    untied: bool
+
+
+def inputs_of_run(run: runs.Run) -> MergeInputs:
+    """Read from a run's adapter which base it belongs to.
+
+    Raises:
+        IntegrityError: the run has no finished adapter.
+    """
+    facts = runs.read_manifest(run.adapter).facts
+    return MergeInputs(str(facts["base_model"]), run.adapter, None, facts["revision"])
+
+
+def merge(inputs: MergeInputs, out: Path, config: MergeConfig, *, overwrite: bool = False) -> MergeReport:
+    """Merge and fold into a new folder `out`.
+
+    Raises:
+        UsageError: `out` exists, an input is not there, or the adapter has a feature that cannot be merged.
+        UnsupportedModelError: the base's family loses its head in conversion.
+        IntegrityError: adapter or soul belong to another base, a value is not finite or does not fit the dtype.
+        EnvironmentFault: the disk is too small.
+    """
+    runs.refuse_existing(out, overwrite=overwrite)
+    adapter = load_adapter(inputs.adapter)
+    soul_path = inputs.soul or inputs.adapter / SOUL_FILE
+    if inputs.soul is None and not soul_path.is_file():
+        raise IntegrityError(
+            f"{inputs.adapter} holds an adapter and no soul",
+            why=f"there is no {SOUL_FILE} in it",
+            fix="name the soul with --soul, or merge a plain LoRA with peft's own merge_and_unload",
+        )
+    soul = load_soul(soul_path)
+    base = find_base(inputs.base_model, inputs.revision)
+    plan = _Plan.make(base, adapter, soul, _DTYPES[config.dtype])
+    runs.require_space(out, plan.out_bytes, "the merged model")
+    _check_base_hash(base, inputs.adapter, soul_path, soul)
+
+    manifest = runs.Manifest(
+        stage="merge",
+        config=config.model_dump(mode="json"),
+        inputs={
+            "base": base.weights_hash,
+            "adapter": runs.file_sha256(inputs.adapter / WEIGHTS),
+            "soul": runs.file_sha256(soul_path),
+        },
+        facts={
+            "base_model": base.name,
+            "revision": base.revision,
+            "model_type": base.config["model_type"],
+            "alpha": soul.alpha,
+            "gate": soul.gate,
+            "soul_step": soul.step,
+            "rotation": soul.kind,
+            "folded": True,
+        },
+    )
+    with runs.publishing(out, manifest, overwrite=overwrite) as staging:
+        _stream(plan, staging)
+        _write_config(base, staging.path, config.dtype)
+        _copy_companions(base, staging.path)
+    return MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What becomes of every tensor, decided on headers alone."""
+
+    base: Base
+    adapter: Adapter
+    soul: SoulRecord
+    dtype: torch.dtype
+    head: TensorEntry
+    untied: bool
+
+    @classmethod
+    def make(cls, base: Base, adapter: Adapter, soul: SoulRecord, dtype: torch.dtype) -> _Plan:
+        entries = base.shards.entries
+        head = entries.get(HEAD)
+        untied = head is None
+        if head is None:
+            if not base.tied:
+                raise IntegrityError(f"{base.folder} has no {HEAD}, and its config does not tie it to the embeddings")
+            embeddings = [entry for name, entry in entries.items() if name.endswith("embed_tokens.weight")]
+            if len(embeddings) != 1:
+                raise IntegrityError(f"{base.folder}: the embeddings its LM head is tied to cannot be found")
+            head = embeddings[0]
+        if head.shape[-1] != soul.hidden_size:
+            raise IntegrityError(
+                f"the soul is {soul.hidden_size} wide and the base's LM head {head.shape[-1]}", why="it is another base's soul"
+            )
+        misfits = []
+        for name, update in adapter.updates.items():
+            target = head if name == HEAD else entries.get(name)
+            shape = (update.b.shape[0], update.a.shape[1])
+            if target is None:
+                misfits.append(f"{name}: not in the base")
+            elif target.shape != shape:
+                misfits.append(f"{name}: adapter {shape}, base {target.shape}")
+        if misfits:
+            more = f"\n… and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+            raise IntegrityError("the adapter does not fit the base", why="\n".join(misfits[:5]) + more)
+        return cls(base, adapter, soul, dtype, head, untied)
+
+    def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
+        """(name to write, tensor to make it from) of one shard, in the order of the base's bytes."""
+        for entry in self.base.shards.in_file(file):
+            yield entry.name, entry
+        if self.untied and file == self.head.file:
+            yield HEAD, self.head
+
+    def out_dtype(self, entry: TensorEntry) -> torch.dtype:
+        return self.dtype if entry.dtype.is_floating_point else entry.dtype
+
+    @property
+    def tensors(self) -> int:
+        return len(self.base.shards.entries) + self.untied
+
+    @property
+    def out_bytes(self) -> int:
+        sizes = (
+            math.prod(entry.shape) * self.out_dtype(entry).itemsize
+            for file in self.base.shards.files
+            for _, entry in self.outputs(file)
+        )
+        return sum(sizes)
+
+
+def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecord) -> None:
+    claims = {str(soul_path): soul.base_hash}
+    if (adapter / runs.MANIFEST).is_file():
+        claims[str(adapter)] = runs.read_manifest(adapter).inputs.get("base", "")
+    for source, claimed in claims.items():
+        if claimed and claimed != base.weights_hash:
+            raise IntegrityError(
+                f"{source} was not trained on {base.name}",
+                why=f"it names a base with weights {claimed[:12]}…, these are {base.weights_hash[:12]}…",
+                fix="give the base it was trained on",
+            )
+    if not soul.base_hash:
+        if (base.folder / runs.MANIFEST).is_file() and runs.read_manifest(base.folder).facts.get("folded"):
+            raise IntegrityError(
+                f"{base.folder} already has a soul folded in, and {soul_path} does not say that it was trained on it",
+                fix="give the base the soul was trained on",
+            )
+        progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
+
+
+def _stream(plan: _Plan, staging: runs.Staging) -> None:
+    weight_map = {}
+    with progress.task("merging", plan.out_bytes, "B") as bar:
+        for file in plan.base.shards.files:
+            outputs = list(plan.outputs(file))
+            specs = [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]
+            with ShardWriter(staging.path / file.name, specs) as writer:
+                for name, entry in outputs:
+                    for start, stop in entry.slabs(_SLAB_BYTES):
+                        rows = _rows(plan, name, entry, start, stop)
+                        writer.write(rows)
+                        bar.advance(rows.nbytes)
+                    weight_map[name] = file.name
+            staging.hashed(file.name, writer.bytes, writer.sha256)
+    if (plan.base.folder / INDEX).is_file():
+        write_index(staging.path, weight_map, plan.out_bytes)
+
+
+def _rows(plan: _Plan, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of tensor `name` as they leave: updated, folded, cast once, checked."""
+    rows = entry.read(start, stop)
+    if not rows.is_floating_point():
+        return rows
+    update = plan.adapter.updates.get(name)
+    if update is not None:
+        rows = rows.float().add_(update.delta(start, stop))
+    if name == HEAD:
+        rows = fold_head(rows, plan.soul.rotation, plan.soul.gate)
+    cast = rows.to(plan.dtype)
+    if not torch.isfinite(cast).all():
+        if torch.isfinite(rows).all():
+            raise IntegrityError(
+                f"{name} does not fit {plan.dtype}: its largest value is {rows.abs().max().item():.4g}",
+                fix="merge with --dtype bfloat16, which has float32's range",
+            )
+        raise IntegrityError(f"{name} holds NaN or Inf", why="in the base itself, or after the adapter was added")
+    return cast
+
+
+def _write_config(base: Base, folder: Path, dtype: str) -> None:
+    # the base's own file, edited: one saved by transformers 5 renames rope_scaling, and other readers lose LongRoPE
+    config: dict[str, Any] = {**base.config, "tie_word_embeddings": False}
+    for key in ("auto_map", "quantization_config"):
+        config.pop(key, None)
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    _write_json(folder / "config.json", config)
+
+
+def _copy_companions(base: Base, folder: Path) -> None:
+    for name in (*TOKENIZER_FILES, "generation_config.json", "LICENSE"):
+        if (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, folder / name)
+    # a tokenizer class named here would be run by whoever loads the folder with code allowed, the converter among them
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        try:
+            tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise IntegrityError(f"{base.folder / path.name} is not JSON", why=str(error)) from None
+        if isinstance(tokenizer_config, dict) and tokenizer_config.pop("auto_map", None) is not None:
+            _write_json(path, tokenizer_config)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

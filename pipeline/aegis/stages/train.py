@@ -1,0 +1,273 @@
+"""train: base and data in, an adapter and a soul out, with checkpoints a killed run goes on from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis import progress, runs
+from aegis.config import DEMO, TrainConfig
+from aegis.data.dataset import Prepared, prepare
+from aegis.errors import EnvironmentFault, Interrupted, UsageError
+from aegis.model.attach import attached
+from aegis.model.base import Base, find_base, load_tokenizer
+from aegis.model.load import choose_device, compute_dtype, load_base
+from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.soul import Soul
+from aegis.training import checkpoint, memory
+from aegis.training.checkpoint import Trainee
+from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
+from aegis.training.memory import MemoryParts
+from aegis.training.step import make_optimizer
+
+DRY_RUN_STEPS = 10
+
+# what may differ between a run and its resumption without changing a single weight
+_HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints"}
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What training came to."""
+
+    adapter: Path
+    steps: int
+    resumed_from: int
+    loss: float
+    heldout_loss: float | None
+    alpha: float
+    gate: float
+    trainable_parameters: int
+    tokens_per_second: float
+    memory: MemoryParts
+
+
+def train(config: TrainConfig, run: runs.Run, *, resume: bool = False, overwrite: bool = False) -> TrainReport:
+    """Train, or go on where an interrupted training of the same settings, data and base stopped.
+
+    Args:
+        resume: refuse to start afresh: there must be a checkpoint to go on from.
+        overwrite: throw away what the run already holds of training, and start afresh.
+
+    Raises:
+        UsageError: the run is finished already, or was started with other settings, data or base.
+        EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
+    """
+    with run.lock():
+        runs.refuse_existing(run.adapter, overwrite=overwrite)
+        if overwrite:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            run.metrics.unlink(missing_ok=True)
+        prepared = _Prepared.make(config)
+        manifest = prepared.manifest()
+        found = checkpoint.newest_whole(run.checkpoints)
+        if found is not None:
+            _refuse_changed(found[1], manifest, run)
+        elif resume:
+            raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
+        with prepared.trainee(found[0] if found else None) as trainee:
+            start = checkpoint.step_of(found[0]) if found else 0
+            if start:
+                progress.say(f"going on from step {start}")
+            runs.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
+            truncate_metrics(run.metrics, start)
+            loop = prepared.loop(
+                trainee,
+                save=lambda step: checkpoint.save(
+                    run.checkpoints, trainee, step, manifest, keep=config.keep_checkpoints
+                ),
+                metrics=run.metrics,
+            )
+            try:
+                outcome = loop.run(start, config.max_steps) if start < config.max_steps else _nothing_left(loop, start)
+            except Interrupted as error:
+                error.fix = f"go on with: aegis train --resume --run {run.root} (and the same settings)"
+                raise
+            with runs.publishing(run.adapter, manifest, overwrite=overwrite) as staging:
+                checkpoint.write_trained(staging.path, trainee, outcome.step, prepared.base.weights_hash)
+            return prepared.report(run.adapter, trainee, outcome, start)
+
+
+def dry_run(config: TrainConfig) -> TrainReport:
+    """Take ten real steps at the settings' own size and report memory and speed; nothing is kept.
+
+    The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
+    """
+    prepared = _Prepared.make(config)
+    with prepared.trainee(None) as trainee:
+        steps = min(DRY_RUN_STEPS, config.max_steps)
+        outcome = prepared.loop(trainee).run(0, steps)
+        return prepared.report(Path(), trainee, outcome, 0)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that is known before the base is loaded."""
+
+    config: TrainConfig
+    base: Base
+    data: Prepared
+    device: torch.device
+
+    @classmethod
+    def make(cls, config: TrainConfig) -> _Prepared:
+        device = choose_device(config.device)
+        base = find_base(config.base_model, config.revision)
+        data = prepare(
+            _dataset_source(config.dataset),
+            load_tokenizer(base.folder),
+            max_length=config.max_length,
+            packing=config.packing,
+            seed=config.seed,
+            heldout_rows=config.heldout_rows,
+            skip_bad=config.skip_bad,
+        )
+        return cls(config, base, data, device)
+
+    def manifest(self) -> runs.Manifest:
+        return runs.Manifest(
+            stage="train",
+            config=self.config.model_dump(mode="json", exclude=_HOUSEKEEPING),
+            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256},
+            facts={
+                "base_model": self.base.name,
+                "revision": self.base.revision,
+                "device": self.device.type,
+                "compute_dtype": str(compute_dtype(self.device)).removeprefix("torch."),
+                "data": asdict(self.data.report),
+            },
+        )
+
+    @contextmanager
+    def trainee(self, resume_from: Path | None) -> Iterator[Trainee]:
+        """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs."""
+        config = self.config
+        memory.reset_peak(self.device)
+        with _oom_explained(config):
+            model = load_base(self.base.folder, config.load_in, self.device)
+            targets = resolve_targets(model, config.lora_targets)
+            _say_coverage(coverage(model, targets, config.lora_r))
+            with torch.random.fork_rng([]):
+                torch.manual_seed(config.seed)
+                model = attach_lora(
+                    model,
+                    targets,
+                    rank=config.lora_r,
+                    alpha=config.lora_alpha,
+                    dropout=config.lora_dropout,
+                    base_name=self.base.name,
+                    revision=self.base.revision,
+                )
+            checkpointing = config.activation_checkpointing
+            if checkpointing == "on" or (checkpointing == "auto" and self.device.type == "cuda"):
+                _checkpoint_activations(model)
+            soul = Soul(
+                model.config.get_text_config().hidden_size,
+                kind=config.rotation,
+                init=config.rotation_init,
+                map_=("exp" if config.rotation == "so8" else "cayley")
+                if config.rotation_map == "auto"
+                else config.rotation_map,
+                seed=config.seed,
+                alpha=config.alpha_start,
+                alpha_is_learned=config.alpha != "scheduled",
+            ).to(self.device)
+            scaler = torch.amp.GradScaler(
+                self.device.type, enabled=compute_dtype(self.device) == torch.float16
+            )
+            trainee = Trainee(model, soul, make_optimizer(model, soul, config), scaler)
+            if resume_from is not None:
+                checkpoint.load(resume_from, trainee)
+            with attached(model, soul):
+                yield trainee
+
+    def loop(self, trainee: Trainee, *, save: Any = None, metrics: Path | None = None) -> Loop:
+        return Loop(trainee, self.config, self.data.train, self.data.heldout, save=save, metrics=metrics)
+
+    def report(self, adapter: Path, trainee: Trainee, outcome: LoopOutcome, start: int) -> TrainReport:
+        alpha = trainee.soul.alpha.detach()
+        return TrainReport(
+            adapter=adapter,
+            steps=outcome.step,
+            resumed_from=start,
+            loss=outcome.loss,
+            heldout_loss=outcome.heldout_loss,
+            alpha=alpha.item(),
+            gate=torch.sigmoid(alpha).item(),
+            trainable_parameters=sum(p.numel() for p in trainee.parameters().values() if p.requires_grad),
+            tokens_per_second=outcome.tokens_per_second,
+            memory=memory.by_part(trainee, self.device),
+        )
+
+
+def _dataset_source(name: str) -> str:
+    if name != DEMO:
+        return name
+    from aegis.demo.corpus import demo_dataset
+
+    return str(demo_dataset())
+
+
+def _say_coverage(rows: list[Coverage]) -> None:
+    for row in rows:
+        progress.say(
+            f"adapter on {row.target}: {row.modules} modules of {row.in_features} → {row.out_features}, "
+            f"{row.parameters:,} parameters"
+        )
+    progress.say(f"adapter in all: {sum(row.parameters for row in rows):,} parameters")
+
+
+def _checkpoint_activations(model: Any) -> None:
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(kwargs)
+    else:  # transformers before 5.20
+        model.gradient_checkpointing_enable(kwargs)
+
+
+def _refuse_changed(old: runs.Manifest, new: runs.Manifest, run: runs.Run) -> None:
+    before = {**old.config, **{f"hash of the {name}": value[:12] for name, value in old.inputs.items()}}
+    after = {**new.config, **{f"hash of the {name}": value[:12] for name, value in new.inputs.items()}}
+    changed = [
+        f"{name}: {before.get(name)!r} → {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise UsageError(
+            f"{run.root} was started with other settings",
+            why="\n".join(changed),
+            fix="go on with the old ones, choose another --run, or start afresh with --overwrite",
+        )
+
+
+def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:
+    trained = sum(p.nbytes for p in trainee.parameters().values())
+    # a checkpoint holds the adapter and its two moments; one more stands while the oldest is not yet gone
+    return (config.keep_checkpoints + 1) * 3 * trained + trained
+
+
+def _nothing_left(loop: Loop, step: int) -> LoopOutcome:
+    """A run that was killed between its last step and its publication has only the publication left."""
+    heldout = loop.evaluate(loop.heldout) if loop.heldout is not None else None
+    return LoopOutcome(step, float("nan"), heldout, 0.0)
+
+
+@contextmanager
+def _oom_explained(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(
+            "the GPU's memory is full",
+            why=str(error).splitlines()[0],
+            fix=f"lower one of these: --max-length (now {config.max_length}), --batch-size (now {config.batch_size}; "
+            "--gradient-accumulation-steps makes up for it), or set --activation-checkpointing on "
+            f"(now {config.activation_checkpointing})",
+        ) from error

@@ -1,0 +1,167 @@
+"""Checkpoints: what training goes on from, exactly, or not at all.
+
+step_000100/
+    adapter_config.json, adapter_model.safetensors    the adapter, as peft reads it
+    soul.safetensors                                  the soul, as merge reads it
+    resume.safetensors                                skew, alpha and the optimizer's moments
+    manifest.json                                     what it belongs to, and every file's hash
+
+There is no state of random generators or of the data order: both are pure functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from aegis import progress, runs
+from aegis.errors import IntegrityError
+from aegis.soul import Soul, SoulRecord, save_soul
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+
+_RESUME = "resume.safetensors"
+_NAME = re.compile(r"step_(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """Everything that changes while training: peft model, soul, optimizer, and the scaler float16 needs."""
+
+    model: Any
+    soul: Soul
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters under names that stay the same from run to run."""
+        named = {f"adapter.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
+        return named | {f"soul.{name}": p for name, p in self.soul.named_parameters()}
+
+
+def write_trained(directory: Path, trainee: Trainee, step: int, base_hash: str) -> None:
+    """Write adapter and soul, the two that later stages read, into an existing directory."""
+    # save_embedding_layers="auto" would ask the Hub whether the vocabulary was resized; it never is here
+    trainee.model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    with torch.no_grad():
+        rotation = trainee.soul.rotation().detach().cpu().clone()
+    save_soul(directory / SOUL_FILE, SoulRecord(rotation, trainee.soul.alpha.item(), step, base_hash))
+
+
+def save(folder: Path, trainee: Trainee, step: int, manifest: runs.Manifest, *, keep: int) -> Path:
+    """Publish checkpoint `step` whole, then remove the oldest beyond `keep`."""
+    final = folder / f"step_{step:06d}"
+    with runs.publishing(final, manifest, overwrite=True) as staging:
+        write_trained(staging.path, trainee, step, manifest.inputs["base"])
+        save_file(_resume_tensors(trainee), staging.path / _RESUME)
+    for old in list_steps(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_steps(folder: Path) -> list[Path]:
+    """Checkpoints, newest step first; by name, since clocks go backwards."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def newest_whole(folder: Path) -> tuple[Path, runs.Manifest] | None:
+    """Find the newest checkpoint whose every byte is as it was written; say why newer ones were passed over.
+
+    Returns:
+        The checkpoint and its manifest, or None if there never was one.
+
+    Raises:
+        IntegrityError: there are checkpoints, and all of them are damaged.
+    """
+    checkpoints = list_steps(folder)
+    for checkpoint in checkpoints:
+        try:
+            return checkpoint, runs.verify_directory(checkpoint)
+        except IntegrityError as error:
+            progress.warn(f"passing over a damaged checkpoint: {error}")
+    if checkpoints:
+        raise IntegrityError(
+            f"every checkpoint in {folder} is damaged", fix="start over with --overwrite, or restore one from a backup"
+        )
+    return None
+
+
+def load(checkpoint: Path, trainee: Trainee) -> None:
+    """Put a checkpoint back into `trainee`, to the bit.
+
+    Raises:
+        IntegrityError: it does not hold exactly the tensors this run trains.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        adapter = load_file(checkpoint / "adapter_model.safetensors")
+        state = load_file(checkpoint / _RESUME)
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{checkpoint} cannot be read", why=str(error)) from None
+    _check_fits(checkpoint, trainee, state)
+    outcome = set_peft_model_state_dict(trainee.model, adapter)
+    if outcome.unexpected_keys:
+        raise IntegrityError(f"{checkpoint} has adapter tensors this run does not know", why=str(outcome.unexpected_keys[:3]))
+    with torch.no_grad():
+        trainee.soul.skew.copy_(state["soul.skew"])
+        trainee.soul.alpha.copy_(state["soul.alpha"])
+        trainee.soul.start.copy_(state["soul.start"])
+    on_device = trainee.optimizer.defaults["fused"] or trainee.optimizer.defaults["capturable"]
+    for name, parameter in trainee.parameters().items():
+        if f"steps.{name}" in state:
+            steps = state[f"steps.{name}"].clone()
+            trainee.optimizer.state[parameter] = {
+                "step": steps.to(parameter.device) if on_device else steps,
+                "exp_avg": state[f"moment1.{name}"].to(parameter.device),
+                "exp_avg_sq": state[f"moment2.{name}"].to(parameter.device),
+            }
+    if trainee.scaler.is_enabled():
+        trainee.scaler.load_state_dict(
+            {**trainee.scaler.state_dict(), "scale": state["scaler"][0].item(), "_growth_tracker": int(state["scaler"][1])}
+        )
+
+
+def _check_fits(checkpoint: Path, trainee: Trainee, state: dict[str, Tensor]) -> None:
+    wanted = {name: tensor.shape for name, tensor in _soul_tensors(trainee.soul).items()}
+    for name, parameter in trainee.parameters().items():
+        # a parameter that has not been stepped yet, alpha before it is learned, has no moments
+        if f"steps.{name}" in state:
+            wanted |= {f"steps.{name}": torch.Size(), f"moment1.{name}": parameter.shape, f"moment2.{name}": parameter.shape}
+    if trainee.scaler.is_enabled():
+        wanted["scaler"] = torch.Size([2])
+    found = {name: tensor.shape for name, tensor in state.items()}
+    if wanted != found:
+        odd = sorted(name for name, _ in set(wanted.items()) ^ set(found.items()))
+        raise IntegrityError(f"{checkpoint} is of another training set-up", why=f"it differs in {', '.join(odd[:5])}")
+
+
+def _soul_tensors(soul: Soul) -> dict[str, Tensor]:
+    return {"soul.skew": soul.skew, "soul.alpha": soul.alpha, "soul.start": soul.start}
+
+
+def _resume_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    tensors = _soul_tensors(trainee.soul)
+    for name, parameter in trainee.parameters().items():
+        state = trainee.optimizer.state.get(parameter)
+        if state:
+            tensors[f"steps.{name}"] = state["step"]
+            tensors[f"moment1.{name}"] = state["exp_avg"]
+            tensors[f"moment2.{name}"] = state["exp_avg_sq"]
+    if trainee.scaler.is_enabled():
+        found = trainee.scaler.state_dict()
+        tensors["scaler"] = torch.tensor([found["scale"], found["_growth_tracker"]], dtype=torch.float64)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,53 @@
+"""How much memory training takes, and where it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from aegis.model.load import footprint
+from aegis.training.checkpoint import Trainee
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes by part. `activations` is what the peak leaves after the rest: activations, head, loss, workspace."""
+
+    base: int
+    adapter: int
+    soul: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most the GPU's allocator handed out; on a CPU the process's resident memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def by_part(trainee: Trainee, device: torch.device) -> MemoryParts:
+    """Split the peak so far into its parts."""
+    parameters = trainee.parameters()
+    adapter = sum(p.nbytes for name, p in parameters.items() if name.startswith("adapter."))
+    soul = sum(tensor.nbytes for tensor in [*trainee.soul.parameters(), *trainee.soul.buffers()])
+    trained = sum(p.nbytes for p in parameters.values() if p.requires_grad)
+    moments = sum(
+        value.nbytes
+        for state in trainee.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    base = footprint(trainee.model) - adapter
+    peak = peak_bytes(device)
+    return MemoryParts(base, adapter, soul, trained, moments, max(0, peak - base - adapter - soul - trained - moments), peak)
