@@ -1,0 +1,39 @@
+"""llama.cpp's own quantizer, in a process of its own: it may abort() on a bad file. Run by _child.py."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import llama_cpp
+
+
+def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: str) -> int:
+    """Quantize `source` into `out`; 0 or llama.cpp's error code.
+
+    Args:
+        source: the GGUF to read.
+        out: the GGUF to write, relative to the working directory and ASCII: llama.cpp opens it with the
+            system's code page on Windows.
+        ftype: the llama_ftype number.
+        output_tensor_type: the ggml_type number for output.weight, or "" for llama.cpp's own choice.
+        threads: how many; 0 for one each core.
+    """
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def log(level: int, text: bytes, user_data: object) -> None:
+        os.write(1, text)
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = int(ftype)  # its default is Q8_0
+    parameters.nthread = int(threads)
+    if output_tensor_type:
+        parameters.output_tensor_type = int(output_tensor_type)
+    code = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(parameters))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

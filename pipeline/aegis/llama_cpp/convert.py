@@ -1,0 +1,120 @@
+"""Convert: a folder of safetensors to one GGUF, by llama.cpp's own converter."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from aegis.errors import IntegrityError, ToolError, UsageError
+from aegis.llama_cpp.gguf_file import GgufFile
+from aegis.llama_cpp.process import published, run_tool
+from aegis.llama_cpp.tree import CONVERTER, find_tree
+
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+
+_WRITING = re.compile(r"Writing:\s+(\d+)%")
+_ENVIRONMENT: dict[str, str | None] = {
+    # Everything it needs is in the folder; it must neither ask the network nor find something newer there.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    # Set, it would import PyPI's gguf, which lacks what the tree's converter uses under the same version.
+    "NO_LOCAL_GGUF": None,
+}
+
+
+def convert(
+    model_dir: Path,
+    out: Path,
+    *,
+    model_name: str,
+    outtype: str = "f16",
+    tree: Path | None = None,
+    vocab_only: bool = False,
+) -> None:
+    """Write `model_dir` as a GGUF at `out`, which appears only when whole.
+
+    Args:
+        model_dir: config.json, tokenizer files and safetensors of a stock architecture, no code.
+        out: the file to write; one that is there is replaced at the end.
+        model_name: becomes `general.name`. llama.cpp reads the family off it (a Phi-3 whose name lacks
+            "phi-3" keeps white space after its role tags), so it is never guessed from the folder.
+        outtype: one of OUTTYPES. K-quants are `quantize`'s.
+        tree: a llama.cpp checkout to use instead of LLAMA_CPP_DIR's or the pinned one.
+        vocab_only: write the tokenizer and no weights, which takes seconds and needs no weights.
+
+    Raises:
+        UsageError: a bad argument.
+        IntegrityError: the folder brings code of its own, which the converter would run.
+        ToolError: the converter failed; its last lines are in the error.
+        EnvironmentFault: no converter, no space, no permission.
+    """
+    if outtype not in OUTTYPES:
+        raise UsageError(
+            f"The converter has no output type {outtype!r}",
+            fix=f"Use one of {', '.join(OUTTYPES)}; quantize the f16 file for anything else.",
+        )
+    model_dir, out = model_dir.absolute(), out.absolute()
+    if not (model_dir / "config.json").is_file():
+        raise UsageError(f"{model_dir} is no model folder", why="It holds no config.json.")
+    refuse_code(model_dir)
+    tree = find_tree(tree)
+    with published(out) as part:
+        arguments = [
+            str(model_dir),
+            f"--outfile={part}",
+            f"--outtype={outtype}",
+            f"--model-name={model_name}",
+        ]
+        run_tool(
+            "converter",
+            tree / CONVERTER,
+            [*arguments, "--vocab-only"] if vocab_only else arguments,
+            part=part,
+            title="Converting to GGUF",
+            fraction=_fraction,
+            import_from=tree,
+            environment=_ENVIRONMENT,
+        )
+        refuse_damaged(part, "converter")
+
+
+def refuse_code(model_dir: Path) -> None:
+    """Refuse a folder the converter would run code from: it loads the tokenizer with trust_remote_code=True.
+
+    Raises:
+        IntegrityError: naming the files.
+    """
+    found = sorted(path.name for path in model_dir.rglob("*.py"))
+    for name in ("config.json", "tokenizer_config.json"):
+        path = model_dir / name
+        try:
+            if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+                found.append(f"auto_map in {name}")
+        except ValueError as error:
+            raise IntegrityError(f"{path} is not JSON", why=str(error)) from error
+    if found:
+        raise IntegrityError(
+            f"{model_dir} brings code of its own",
+            why=f"The converter would run it. Found: {', '.join(found)}.",
+            fix="Convert a merged folder, which holds weights, config and tokenizer only.",
+        )
+
+
+def refuse_damaged(part: Path, tool: str) -> None:
+    """A tool's word is not taken for it: what it wrote must read as a GGUF, whole to the last tensor.
+
+    Raises:
+        ToolError: it does not.
+    """
+    try:
+        GgufFile(part).close()
+    except IntegrityError as error:
+        raise ToolError(
+            f"llama.cpp's {tool} reported success but wrote a damaged file", why=error.why, fix=error.fix
+        ) from error
+
+
+def _fraction(line: str) -> float | None:
+    match = _WRITING.search(line)
+    return int(match[1]) / 100 if match else None

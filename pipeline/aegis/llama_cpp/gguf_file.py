@@ -1,0 +1,128 @@
+"""Read a GGUF: its metadata, its tensors, and the tensors that did not get the type they were meant to."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from gguf import GGMLQuantizationType, dequantize
+from numpy.typing import NDArray
+
+from aegis.errors import IntegrityError, UsageError
+from aegis.llama_cpp.gguf_header import DamagedGguf, TensorInfo, Value, block_size, read_header
+
+_PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
+_INTEGERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
+_NEVER_QUANTIZED = ("_norm.weight", "ffn_gate_inp.weight")
+
+
+class GgufFile:
+    """A GGUF file, mapped and not loaded: opening one of any size takes memory for its header only.
+
+    Attributes:
+        path: where it is.
+        metadata: every key, in file order; arrays as lists.
+        tensors: by name, in file order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open and check it.
+
+        Raises:
+            UsageError: there is no such file, or it cannot be read.
+            IntegrityError: it is no GGUF, damaged, or cut short.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as stream:
+                empty = path.stat().st_size == 0
+                data = None if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UsageError(f"Cannot read {path}", why=str(error)) from error
+        if data is None:
+            raise self._damaged("it is empty")
+        try:
+            self.metadata, self.tensors = read_header(data)
+        except DamagedGguf as error:
+            data.close()
+            raise self._damaged(str(error)) from error
+        self._data: mmap.mmap | None = data
+
+    def tensor(self, name: str) -> NDArray[np.generic]:
+        """One tensor's values, in its numpy shape.
+
+        Returns:
+            A read-only view of the file for the types numpy has (F32, F16, integers), valid after `close`
+            too; a new float32 array, dequantized by PyPI's gguf, for all others.
+
+        Raises:
+            IntegrityError: the file has no such tensor, or its type cannot be dequantized.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise IntegrityError(f"{self.path} has no tensor {name!r}")
+        assert self._data is not None, "the file is open"
+        plain = (_PLAIN | _INTEGERS).get(info.type)
+        if plain is not None:
+            count = info.size_bytes // np.dtype(plain).itemsize
+            view: NDArray[np.generic] = np.frombuffer(self._data, plain, count, info.offset_bytes)
+            return view.reshape(info.shape)
+        raw = np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset_bytes)
+        try:
+            values: NDArray[np.float32] = dequantize(raw.reshape(*info.shape[:-1], -1), GGMLQuantizationType[info.type])
+        except NotImplementedError as error:
+            raise IntegrityError(f"{name} in {self.path} is {info.type}, which cannot be read") from error
+        return values
+
+    def close(self) -> None:
+        """Let go of the file. Views handed out keep their own hold on it."""
+        data, self._data = self._data, None
+        if data is not None:
+            # while a view points into it, it cannot be closed; the last view to go unmaps it
+            with suppress(BufferError):
+                data.close()
+
+    def __enter__(self) -> GgufFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _damaged(self, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.path} is not a whole GGUF file",
+            why=f"{what[0].upper()}{what[1:]}.",
+            fix="Make or fetch it again.",
+        )
+
+
+def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | None = None) -> list[TensorInfo]:
+    """The weights of a quantized file that fell back to a type with smaller blocks than `quant`'s.
+
+    llama.cpp does so, with only a line in its log, where a row is not a whole number of blocks (256 weights
+    for K-quants): the file grows and is not what its name says.
+
+    Args:
+        file: what `quantize` wrote.
+        quant: what it was asked for, as `parse_quant` returns it.
+        output_tensor_type: as given to `quantize`; `output.weight` may then have that type.
+    """
+    wanted = block_size(quant.removesuffix("_M").removesuffix("_S").removesuffix("_L"))
+    chosen = output_tensor_type.upper() if output_tensor_type else None
+    return [
+        info
+        for info in file.tensors.values()
+        if len(info.shape) >= 2
+        and info.name.endswith(".weight")
+        and not info.name.endswith(_NEVER_QUANTIZED)
+        and block_size(info.type) < wanted
+        and not (info.name == "output.weight" and info.type == chosen)
+    ]
+
+
+__all__ = ["GgufFile", "TensorInfo", "Value", "fallback_tensors"]

@@ -1,0 +1,224 @@
+"""Start a tool of llama.cpp, watch it, keep its last lines, and leave no trace of it when it fails.
+
+What the tool prints is read by a thread as fast as it comes, and dropped but for the last lines: a tool that
+prints a gigabyte, or bytes that are no text, costs neither memory nor a deadlock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from aegis import progress
+from aegis.errors import AegisError, EnvironmentFault, ToolError
+
+KEPT_LINES = 20
+SILENCE_LIMIT_S = 1800.0
+"""A tool that says nothing for so long has hung: its slowest step, one big tensor, takes minutes."""
+
+_MAX_LINE_BYTES = 4096
+_MAX_SHOWN_CHARS = 400
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_DISK_FULL = re.compile(
+    r"No space left on device|Errno 28\b|Errno 27\b|Disk quota exceeded|not enough space on the disk"
+    r"|\d+ requested and \d+ written|basic_ios::clear"  # numpy's tofile; C++ streams
+)
+# In a group of its own the child gets no Ctrl-C: this process does, ends the child, and cleans up.
+if sys.platform == "win32":
+    _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    _OWN_GROUP = 0
+_RUNNER = Path(__file__).with_name("_child.py")
+
+Fraction = Callable[[str], float | None]
+"""How much of the work a printed line shows to be done, 0 to 1, or None for a line that is not about that."""
+
+
+@contextmanager
+def published(out: Path) -> Iterator[Path]:
+    """A temporary path beside `out` that becomes `out` by one rename when the block ends well.
+
+    On any failure, Ctrl-C included, it is removed and whatever was at `out` is left as it was. The name is
+    plain ASCII: llama.cpp opens its output with the system's code page on Windows, and the converter takes
+    braces in a name for a template.
+    """
+    part = out.parent / f".part-{uuid4().hex}.gguf"
+    try:
+        yield part
+        descriptor = os.open(part, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(out)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"Cannot write {out}",
+            why=str(error),
+            fix="Check that the directory exists, is writable and has room.",
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def run_tool(
+    tool: str,
+    script: Path,
+    arguments: Sequence[str],
+    *,
+    part: Path,
+    title: str,
+    fraction: Fraction,
+    import_from: Path | None = None,
+    environment: Mapping[str, str | None] | None = None,
+    silence_limit_s: float = SILENCE_LIMIT_S,
+) -> None:
+    """Run a Python script to its end, in `part`'s directory, with a progress bar.
+
+    Args:
+        tool: its name, for errors.
+        script: what to run, an absolute path.
+        arguments: its arguments; no shell sees them.
+        part: the file it writes. Removed by the child itself if this process dies.
+        title: over the bar.
+        fraction: reads the progress off a printed line.
+        import_from: goes first on its sys.path.
+        environment: changes to this process's environment; None removes a variable.
+        silence_limit_s: how long it may print nothing.
+
+    Raises:
+        ToolError: it failed or hung; carries its last lines.
+        EnvironmentFault: it failed for want of disk space.
+    """
+    listener = _Listener(fraction)
+    command = [sys.executable, "-P", "-B", str(_RUNNER), str(part), str(import_from or ""), str(script)]
+    child = subprocess.Popen(
+        [*command, *arguments],
+        cwd=part.parent,
+        env=_environment(environment or {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        creationflags=_OWN_GROUP,
+        start_new_session=sys.platform != "win32",
+    )
+    assert child.stdout is not None
+    reader = threading.Thread(target=listener.listen, args=(child.stdout,), daemon=True)
+    try:
+        reader.start()
+        code = _watch(child, listener, title, silence_limit_s)
+        reader.join(timeout=5)
+    finally:
+        _end(child)
+        reader.join(timeout=5)
+        for pipe in (child.stdin, child.stdout):
+            # A grandchild may still hold the pipe; closing under a blocked reader would block as well.
+            if pipe is not None and not (pipe is child.stdout and reader.is_alive()):
+                pipe.close()
+    if code is None:
+        raise _failure(tool, f"it printed nothing for {silence_limit_s:.0f} s and was ended", listener, part)
+    if code != 0:
+        reason = f"signal {-code}" if code < 0 else f"code {code}"
+        raise _failure(tool, f"it ended with {reason}", listener, part)
+    if not part.is_file():
+        raise _failure(tool, "it reported success but wrote no file", listener, part)
+
+
+def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limit_s: float) -> int | None:
+    """Follow the child to its end; its exit code, or None if it fell silent for too long."""
+    with progress.task(title, total=100, unit="%") as bar:
+        shown = 0.0
+        while True:
+            code: int | None = None
+            with suppress(subprocess.TimeoutExpired):
+                code = child.wait(timeout=0.1)
+            done = 100.0 if code == 0 else 100.0 * listener.done
+            if done > shown:
+                bar.advance(done - shown)
+                shown = done
+            if code is not None:
+                return code
+            if time.monotonic() - listener.heard_at > limit_s:
+                return None
+
+
+class _Listener:
+    """Reads a stream to its end in bounded memory."""
+
+    def __init__(self, fraction: Fraction) -> None:
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.done = 0.0
+        self.heard_at = time.monotonic()
+        self._fraction = fraction
+
+    def listen(self, stream: IO[bytes]) -> None:
+        rest = b""
+        while chunk := os.read(stream.fileno(), 1 << 16):
+            self.heard_at = time.monotonic()
+            *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+            rest = rest[-_MAX_LINE_BYTES:]
+            for line in lines:
+                self._take(line)
+        self._take(rest)
+
+    def _take(self, line: bytes) -> None:
+        text = _CONTROL.sub("", line[:_MAX_LINE_BYTES].decode("utf-8", errors="replace")).rstrip()
+        done = self._fraction(text)
+        if done is not None:
+            self.done = max(self.done, min(done, 1.0))
+        elif text:
+            self.last_lines.append(text[:_MAX_SHOWN_CHARS])
+
+
+def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    merged: dict[str, str | None] = {
+        **os.environ,
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+        **changes,
+    }
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and, where there are process groups, what it started. No effect on one that has ended."""
+    if child.poll() is not None:
+        return
+    if sys.platform == "win32":
+        child.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _failure(tool: str, why: str, listener: _Listener, part: Path) -> AegisError:
+    output = "\n".join(listener.last_lines)
+    if _DISK_FULL.search(output):
+        written = part.stat().st_size if part.is_file() else 0
+        free = shutil.disk_usage(part.parent).free
+        return EnvironmentFault(
+            f"The disk is full: {tool} could not write its output",
+            why=f"It had written {written / 1e6:.0f} MB; {free / 1e6:.0f} MB are free in {part.parent}.\n{output}",
+            fix="Free some space, or choose a directory on another disk. An f16 file is as large as the "
+            "merged model; a Q4_K_M file takes about a third of that.",
+        )
+    return ToolError(
+        f"llama.cpp's {tool} failed",
+        why=f"{why[0].upper()}{why[1:]}." + (f" Its last lines:\n{output}" if output else ""),
+        fix="The lines above say what it could not do. Nothing was left at the output path.",
+    )

@@ -1,0 +1,115 @@
+"""Quantize: an f16 GGUF to a small one, by llama.cpp's own `llama_model_quantize`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+
+from gguf import GGMLQuantizationType
+
+from aegis.errors import UsageError
+from aegis.llama_cpp.convert import refuse_damaged
+from aegis.llama_cpp.process import published, run_tool
+
+QUANT_TYPES: Mapping[str, int] = MappingProxyType(
+    {
+        "F32": 0,
+        "F16": 1,
+        "BF16": 32,
+        "Q8_0": 7,
+        "Q6_K": 18,
+        "Q5_K_M": 17,
+        "Q5_K_S": 16,
+        "Q5_1": 9,
+        "Q5_0": 8,
+        "Q4_K_M": 15,
+        "Q4_K_S": 14,
+        "Q4_1": 3,
+        "Q4_0": 2,
+        "IQ4_NL": 25,
+        "IQ4_XS": 30,
+        "Q3_K_L": 13,
+        "Q3_K_M": 12,
+        "Q3_K_S": 11,
+        "Q2_K": 10,
+    }
+)
+"""llama.cpp's name for a file type, and its llama_ftype; those that need an importance matrix left out."""
+
+_TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+_WORKER = Path(__file__).with_name("_quantize_worker.py")
+
+
+def parse_quant(name: str) -> str:
+    """The canonical spelling of a quantization ("q4_k_m" is Q4_K_M).
+
+    Raises:
+        UsageError: unknown; names the nearest one.
+    """
+    canonical = name.strip().upper().replace("-", "_")
+    if canonical in QUANT_TYPES:
+        return canonical
+    nearest = get_close_matches(canonical, QUANT_TYPES, n=1, cutoff=0.5)
+    raise UsageError(
+        f"Unknown quantization {name!r}",
+        why=f"Known: {', '.join(QUANT_TYPES)}.",
+        fix=f"Did you mean {nearest[0]}?" if nearest else "Q4_K_M is the usual choice.",
+    )
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    quant: str,
+    *,
+    threads: int | None = None,
+    output_tensor_type: str | None = None,
+) -> None:
+    """Write `source` as `quant` at `out`, which appears only when whole.
+
+    llama.cpp's mixtures are kept as they are: Q4_K_M gives `output.weight`, which carries the soul, Q6_K.
+
+    Args:
+        source: an f32, f16 or bf16 GGUF.
+        out: the file to write; one that is there is replaced at the end.
+        quant: a name in QUANT_TYPES, in any case.
+        threads: how many to use; all cores if None.
+        output_tensor_type: another ggml type for `output.weight`, "q8_0" say.
+
+    Raises:
+        UsageError: an unknown type, or a source that is not there.
+        ToolError: the quantizer failed; its last lines are in the error.
+        EnvironmentFault: no space, no permission.
+    """
+    ftype = QUANT_TYPES[parse_quant(quant)]
+    output_type = "" if output_tensor_type is None else str(_tensor_type(output_tensor_type))
+    source, out = source.absolute(), out.absolute()
+    if not source.is_file():
+        raise UsageError(f"There is no GGUF to quantize at {source}")
+    if source.resolve() == out.resolve():
+        raise UsageError(f"{out} would be quantized onto itself", fix="Choose another output path.")
+    with published(out) as part:
+        run_tool(
+            "quantizer",
+            _WORKER,
+            [str(source), part.name, str(ftype), output_type, str(threads or 0)],
+            part=part,
+            title=f"Quantizing to {parse_quant(quant)}",
+            fraction=_fraction,
+        )
+        refuse_damaged(part, "quantizer")
+
+
+def _tensor_type(name: str) -> int:
+    try:
+        return int(GGMLQuantizationType[name.upper()])
+    except KeyError:
+        raise UsageError(f"Unknown tensor type {name!r}", fix="Use one of f16, q8_0, q6_k, q5_k, q4_k.") from None
+
+
+def _fraction(line: str) -> float | None:
+    match = _TENSOR_LINE.match(line)
+    return int(match[1]) / int(match[2]) if match and int(match[2]) else None

@@ -1,0 +1,238 @@
+"""Run a GGUF in llama.cpp: token ids, logits, text, chat."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from aegis.errors import DataError, EnvironmentFault, IntegrityError, UsageError
+from aegis.llama_cpp._log import captured_log
+from aegis.llama_cpp.gguf_file import GgufFile
+from aegis.llama_cpp.streaming import joined, until_stop
+
+Message = Mapping[str, str]
+
+
+class Runtime:
+    """A GGUF loaded by llama.cpp, on the CPU. Use it in a `with` block: it holds the whole model.
+
+    No call depends on the ones before it: each starts from an empty context.
+    """
+
+    def __init__(self, path: Path, n_ctx: int = 4096, threads: int | None = None, logits: bool = False) -> None:
+        """Load it.
+
+        Args:
+            path: the GGUF.
+            n_ctx: tokens the context holds. Above a LongRoPE model's original length (4096 for Phi-3.5),
+                llama.cpp uses the long factors for every prompt, short ones too, and the output differs.
+            threads: for the computation; the physical cores if None.
+            logits: keep the logits of every position, so that `logits` works. Costs n_ctx · vocabulary · 4
+                bytes of address space, of which the positions that are evaluated become memory.
+
+        Raises:
+            UsageError: no such file.
+            IntegrityError: damaged, or not a model llama.cpp can run.
+            EnvironmentFault: not enough memory for the context.
+        """
+        import llama_cpp
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and take us along
+        self.path = path
+        self.n_ctx = n_ctx
+        self._keeps_logits = logits
+        log = captured_log()
+        log.clear()
+        threads = threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        try:
+            self._llama: Any = llama_cpp.Llama(
+                model_path=os.fspath(path.absolute()),
+                n_ctx=n_ctx,
+                n_threads=threads,
+                n_threads_batch=threads,
+                logits_all=logits,
+                verbose=False,
+            )
+        except ValueError as error:
+            text = "\n".join((str(error), *list(log)[-10:]))
+            if "llama_context" in str(error):
+                raise EnvironmentFault(
+                    f"llama.cpp cannot make a context of {n_ctx} tokens",
+                    why=text,
+                    fix="Free some memory, or ask for a smaller context.",
+                ) from error
+            raise IntegrityError(f"llama.cpp cannot load {path}", why=text, fix="Make or fetch it again.") from error
+        self._binding: Any = llama_cpp
+        self._vocab = self._llama._model.vocab
+        bos, eos = (
+            self._llama._model.token_get_text(token) if token >= 0 else ""
+            for token in (self._llama.token_bos(), self._llama.token_eos())
+        )
+        self._bos_text = bos
+        template = self._llama.metadata.get("tokenizer.chat_template")
+        self._render: Any = template and Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)
+
+    def tokenize(self, text: str, *, add_bos: bool, special: bool = True) -> list[int]:
+        """The token ids of a text.
+
+        Args:
+            text: any string.
+            add_bos: add what the file's `add_bos_token` (and `add_eos_token`) flags ask for, which may be
+                nothing. False adds nothing.
+            special: read "<|end|>" and its like as the tokens they name, not as letters.
+        """
+        tokens: list[int] = self._llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=special)
+        return tokens
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD. `special` shows control tokens."""
+        known = self._known(tokens)
+        ids = (self._binding.llama_token * len(known))(*known)
+        data = _filled(
+            lambda buffer, size: self._binding.llama_detokenize(
+                self._vocab, ids, len(known), buffer, size, False, special
+            )
+        )
+        return data.decode("utf-8", errors="replace")
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after each token, float32 (len(tokens), vocabulary), evaluated from an empty context.
+
+        Raises:
+            UsageError: more tokens than the context holds.
+        """
+        assert self._keeps_logits, "the runtime was opened with logits=True"
+        tokens = self._known(tokens)
+        self._refuse_overlong(len(tokens))
+        self._llama.reset()
+        self._llama.eval(tokens)
+        kept: NDArray[np.float32] = self._llama.scores[: len(tokens)].copy()
+        return kept
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Continue a prompt, piece by piece; a character made of several tokens comes whole.
+
+        Args:
+            prompt: text, tokenized as the file's own flags ask, or token ids.
+            max_tokens: at most so many, and never more than the context has room for.
+            temperature: 0 takes the likeliest token each time; above it, llama.cpp's default samplers.
+            seed: the same seed gives the same text on the same machine.
+            stop: texts to end before. The model's own end-of-text tokens always end it.
+
+        Raises:
+            UsageError: the prompt does not fit the context.
+        """
+        tokens = self.tokenize(prompt, add_bos=True) if isinstance(prompt, str) else self._known(prompt)
+        self._refuse_overlong(len(tokens) + 1)
+        if not tokens:
+            raise UsageError("There is nothing to continue", why="The prompt has no tokens.")
+        return until_stop(joined(self._pieces(tokens, max_tokens, temperature, seed)), stop)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Answer a conversation, as `complete` does, through the file's own chat template."""
+        return self.complete(self.chat_tokens(messages), max_tokens, temperature, seed, stop)
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The ids llama.cpp sees of a conversation, up to where the assistant is to speak.
+
+        Args:
+            messages: each with "role" and "content".
+
+        Raises:
+            IntegrityError: the file has no chat template.
+            DataError: the template refuses the conversation.
+        """
+        if not self._render:
+            raise IntegrityError(f"{self.path} has no chat template", fix="Export it from a chat model.")
+        import jinja2
+
+        try:
+            text: str = self._render(messages=[dict(message) for message in messages]).prompt
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise DataError("The chat template refuses this conversation", why=str(error)) from error
+        # as llama-server does: the file's flag adds a BOS, unless the template wrote one
+        wrote_bos = bool(self._bos_text) and text.startswith(self._bos_text)
+        return self.tokenize(text, add_bos=not wrote_bos)
+
+    def close(self) -> None:
+        """Free the model and its context."""
+        self._llama.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pieces(self, tokens: list[int], max_tokens: int, temperature: float, seed: int) -> Iterator[bytes]:
+        left = min(max_tokens, self.n_ctx - len(tokens))
+        if left <= 0:
+            return
+        self._llama.reset()
+        self._llama.set_seed(seed)
+        for token in self._llama.generate(tokens, temp=temperature):
+            if self._binding.llama_vocab_is_eog(self._vocab, token):
+                return
+            yield self._piece(token)
+            left -= 1
+            if not left:
+                return
+
+    def _piece(self, token: int) -> bytes:
+        return _filled(
+            lambda buffer, size: self._binding.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
+        )
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        known = [int(token) for token in tokens]
+        size = self._llama.n_vocab()
+        if unknown := [token for token in known if not 0 <= token < size]:
+            raise UsageError(f"Token {unknown[0]} is outside of the vocabulary of {size}")
+        return known
+
+    def _refuse_overlong(self, n_tokens: int) -> None:
+        if n_tokens > self.n_ctx:
+            raise UsageError(
+                f"{n_tokens} tokens do not fit a context of {self.n_ctx}",
+                fix="Shorten the text, or open the model with a larger context.",
+            )
+
+
+def _filled(fill: Callable[[Any, int], int]) -> bytes:
+    """What llama.cpp writes into a buffer, which it is given again, larger, if it says that it is too small.
+
+    The bindings' own `token_to_piece` returns its whole buffer, zeros included, and cuts at 32 bytes.
+    """
+    size = 64
+    buffer = ctypes.create_string_buffer(size)
+    written = fill(buffer, size)
+    if written < 0:
+        size = -written
+        buffer = ctypes.create_string_buffer(size)
+        written = fill(buffer, size)
+    return buffer.raw[:written]

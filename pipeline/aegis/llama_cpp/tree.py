@@ -1,0 +1,47 @@
+"""Which copy of llama.cpp's converter is used: a flag's, LLAMA_CPP_DIR's, or the pinned one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import vendor_llama_cpp
+from aegis import progress
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+
+CONVERTER = "convert_hf_to_gguf.py"
+VARIABLE = "LLAMA_CPP_DIR"
+
+
+def find_tree(override: Path | None = None) -> Path:
+    """The converter's directory: `override`, else LLAMA_CPP_DIR, else the pinned tree, fetched if need be.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        UsageError: the directory that was named holds no converter.
+        EnvironmentFault: the pinned tree is not in the cache and cannot be fetched or written.
+        IntegrityError: what was fetched is not the pinned release.
+    """
+    if override is not None:
+        return _checked(override, "the command line or the configuration")
+    named = os.environ.get(VARIABLE)
+    if named:
+        return _checked(Path(named), VARIABLE)
+    try:
+        return vendor_llama_cpp.converter_tree(progress.say)
+    except vendor_llama_cpp.VendorError as error:
+        fault = IntegrityError if error.kind in ("hash", "archive") else EnvironmentFault
+        raise fault(error.what, why=error.why, fix=error.fix) from error
+
+
+def _checked(directory: Path, source: str) -> Path:
+    tree = directory.expanduser().absolute()
+    if not (tree / CONVERTER).is_file():
+        raise UsageError(
+            f"{tree} is no llama.cpp checkout",
+            why=f"{source} names it, but it holds no {CONVERTER}.",
+            fix="Name the root of a llama.cpp checkout, or leave it out to use the pinned release.",
+        )
+    return tree
