@@ -1,3 +1,5 @@
+"""`python -m aegis` is `aegis`."""
+
 from aegis.cli import main
 
 main()

@@ -42,7 +42,8 @@ class TrainConfig(StageConfig):
     )
     soul_learning_rate: float | None = Field(None, gt=0, description="of the soul; as --learning-rate if not given")
     alpha: Literal["scheduled", "then-learned", "learned"] = Field(
-        "scheduled", description="who moves alpha: the schedule, the schedule and then the optimizer, the optimizer"
+        "scheduled",
+        description="who moves alpha: the schedule, the schedule and then the optimizer, the optimizer",
     )
     alpha_start: float = Field(ALPHA_START, description="alpha before annealing")
     alpha_target: float = Field(GOLDEN_RATIO, description="alpha after annealing")
@@ -53,7 +54,9 @@ class TrainConfig(StageConfig):
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")
-    lora_targets: tuple[str, ...] = Field((), description="module names to adapt; the attention projections if not given")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="module names to adapt; the attention projections if not given"
+    )
 
     max_steps: int = Field(500, ge=1, description="optimizer steps")
     batch_size: int = Field(1, ge=1, description="windows a forward pass")
@@ -72,15 +75,21 @@ class TrainConfig(StageConfig):
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
     save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that stay on disk")
-    heldout_rows: int = Field(64, ge=0, description="rows kept out of training, at most a tenth of the data; for the held-out loss")
+    heldout_rows: int = Field(
+        64, ge=0, description="rows kept out of training, at most a tenth of the data; for the held-out loss"
+    )
     skip_bad: int = Field(0, ge=0, description="broken data rows to leave out before giving up")
 
     @model_validator(mode="after")
     def _alpha_moves(self) -> TrainConfig:
-        if self.alpha != "learned" and self.alpha_start != self.alpha_target and not (
-            self.warmup_steps + self.annealing_steps
+        if (
+            self.alpha != "learned"
+            and self.alpha_start != self.alpha_target
+            and not (self.warmup_steps + self.annealing_steps)
         ):
-            raise ValueError("alpha would jump at the first step: give annealing_steps or equal alpha_start, alpha_target")
+            raise ValueError(
+                "alpha would jump at the first step: give annealing_steps or equal alpha_start, alpha_target"
+            )
         return self
 
 
@@ -152,7 +161,9 @@ def resolve(
     values: dict[str, Any] = {}
     if preset is not None:
         if preset not in PRESETS:
-            raise UsageError(f"no preset named {preset!r}", fix=_nearest(preset, PRESETS) or f"known: {', '.join(PRESETS)}")
+            raise UsageError(
+                f"no preset named {preset!r}", fix=_nearest(preset, PRESETS) or f"known: {', '.join(PRESETS)}"
+            )
         values |= PRESETS[preset].get(section, {})
     if file is not None:
         values |= _read_toml(file).get(section, {})
@@ -198,7 +209,9 @@ def _explain(model: type[StageConfig], section: str, error: ValidationError) -> 
             lines.append(f"{section} has no setting {key!r}. {_nearest(key, model.model_fields)}".rstrip())
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}")
+            lines.append(
+                f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
+            )
     return ("\n".join(lines),)
 
 

@@ -28,10 +28,11 @@ from typing import Any
 
 import filelock
 
-from aegis import __version__
+from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, LockedError, UsageError
 
 MANIFEST = "manifest.json"
+_LOCK = "run.lock"
 _FORMAT = "aegis-manifest"
 _VERSION = 1
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "gguf", "llama-cpp-python")
@@ -73,7 +74,7 @@ class Run:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.root / "run.lock")
+            lock = filelock.FileLock(self.root / _LOCK)
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise LockedError(
@@ -89,6 +90,10 @@ class Run:
         finally:
             pid_file.unlink(missing_ok=True)
             lock.release()
+            if [path.name for path in self.root.iterdir()] == [_LOCK]:
+                # a stage that refused its input leaves no trace of having been asked
+                (self.root / _LOCK).unlink(missing_ok=True)
+                self.root.rmdir()
 
 
 def _holder(root: Path) -> str:
@@ -148,6 +153,7 @@ def digest(value: object) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -187,9 +193,24 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{final} exists", fix="choose another place, or say --overwrite to replace it")
 
 
+def finished(final: Path, manifest: Manifest) -> Manifest | None:
+    """The manifest of `final` if it is whole and was made with these settings from these inputs, else None."""
+    if not (final / MANIFEST).is_file():
+        return None
+    try:
+        found = verify_directory(final)
+    except IntegrityError as error:
+        progress.warn(f"making {final.name} again: {error.what}")
+        return None
+    return found if found.identity == manifest.identity else None
+
+
 def discard_leftovers(final: Path) -> None:
     """Remove staging directories that a killed process left beside `final`."""
-    for leftover in [*final.parent.glob(f".{final.name}.staging-*"), *final.parent.glob(f".{final.name}.trash-*")]:
+    for leftover in [
+        *final.parent.glob(f".{final.name}.staging-*"),
+        *final.parent.glob(f".{final.name}.trash-*"),
+    ]:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -251,7 +272,9 @@ def read_manifest(directory: Path) -> Manifest:
             versions=dict(document["versions"]),
         )
     except FileNotFoundError:
-        raise IntegrityError(f"{directory} has no {MANIFEST}", why="it was not published whole by this program") from None
+        raise IntegrityError(
+            f"{directory} has no {MANIFEST}", why="it was not published whole by this program"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
 
@@ -281,6 +304,7 @@ _DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
 
 
 def disk_full(path: Path, error: BaseException) -> EnvironmentFault:
+    """The error to raise when writing `path` met a full disk."""
     free = shutil.disk_usage(_existing(path)).free
     return EnvironmentFault(
         f"the disk is full: {path} could not be written",
@@ -304,6 +328,7 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
 
 
 def human_bytes(count: float) -> str:
+    """A size for people, in powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -70,7 +70,9 @@ def load_adapter(folder: Path) -> Adapter:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise UsageError(f"{folder} is not an adapter folder", why=f"it has no {Path(str(error.filename)).name}") from None
+        raise UsageError(
+            f"{folder} is not an adapter folder", why=f"it has no {Path(str(error.filename)).name}"
+        ) from None
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise IntegrityError(f"the adapter in {folder} cannot be read", why=str(error)) from None
     if not isinstance(config, dict):

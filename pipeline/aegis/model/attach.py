@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from aegis.errors import UsageError
-from aegis.soul import Soul
+from aegis.soul.module import Soul
 
 
 def decoder_of(model: Any) -> nn.Module:

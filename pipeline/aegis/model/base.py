@@ -84,7 +84,9 @@ def find_base(name: str, revision: str | None = None) -> Base:
     elif Path(name).is_dir():
         folder = Path(name).resolve()
     elif Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name")
+        raise UsageError(
+            f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
+        )
     else:
         folder, commit = _download(name, revision)
     base = Base(name, folder, commit)
@@ -170,7 +172,8 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         raise UsageError(f"{name} has no revision {revision!r} on the Hub") from None
     except RepositoryNotFoundError:
         raise UsageError(
-            f"no model {name!r} on the Hub, or it is private", fix="check the spelling; `hf auth login` for private ones"
+            f"no model {name!r} on the Hub, or it is private",
+            fix="check the spelling; `hf auth login` for private ones",
         ) from None
     except LocalEntryNotFoundError as error:
         raise EnvironmentFault(
@@ -180,7 +183,9 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise EnvironmentFault(
-            f"{name} could not be downloaded", why=_first_line(error), fix="start again; what has arrived is kept"
+            f"{name} could not be downloaded",
+            why=_first_line(error),
+            fix="start again; what has arrived is kept",
         ) from None
     if not any(folder.glob("*.safetensors")):
         raise UnsupportedModelError(

@@ -20,7 +20,8 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault(
             "torch sees no CUDA device",
-            why=f"torch {torch.__version__} " + ("is a CPU-only build" if torch.version.cuda is None else "finds no driver"),
+            why=f"torch {torch.__version__} "
+            + ("is a CPU-only build" if torch.version.cuda is None else "finds no driver"),
             fix="install the CUDA build of torch and an NVIDIA driver, or say --device cpu",
         )
     if wanted == "cpu" or not torch.cuda.is_available():
@@ -74,10 +75,14 @@ def load_base(folder: Path, load_in: Literal["4bit", "16bit"], device: torch.dev
             )
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
-            "the base does not fit this GPU's memory", why=str(error).splitlines()[0], fix="close other programs, or use --load-in 4bit"
+            "the base does not fit this GPU's memory",
+            why=str(error).splitlines()[0],
+            fix="close other programs, or use --load-in 4bit",
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise IntegrityError(f"transformers cannot load the base in {folder}", why=str(error).splitlines()[0]) from error
+        raise IntegrityError(
+            f"transformers cannot load the base in {folder}", why=str(error).splitlines()[0]
+        ) from error
     model.requires_grad_(False)
     model.config.use_cache = False
     if model.get_output_embeddings() is None:

@@ -75,7 +75,14 @@ def coverage(model: nn.Module, targets: Sequence[str], rank: int) -> list[Covera
 
 
 def attach_lora(
-    model: Any, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, base_name: str, revision: str | None
+    model: Any,
+    targets: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    base_name: str,
+    revision: str | None,
 ) -> Any:
     """Wrap `model` with a trainable float32 adapter.
 

@@ -27,6 +27,7 @@ from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+HEAD = "lm_head.weight"
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -114,7 +115,9 @@ class ShardSet:
         for file in files:
             for entry in read_header(file):
                 if entry.name in entries:
-                    raise IntegrityError(f"{entry.name} is in two files: {entries[entry.name].file.name} and {file.name}")
+                    raise IntegrityError(
+                        f"{entry.name} is in two files: {entries[entry.name].file.name} and {file.name}"
+                    )
                 entries[entry.name] = entry
         return cls(folder, files, entries)
 
@@ -149,10 +152,16 @@ def read_header(file: Path) -> list[TensorEntry]:
         if name == "__metadata__":
             continue
         if record["dtype"] not in DTYPES:
-            raise UnsupportedModelError(f"{file}: {name} has dtype {record['dtype']}, which this program does not merge")
+            raise UnsupportedModelError(
+                f"{file}: {name} has dtype {record['dtype']}, which this program does not merge"
+            )
         entries.append(
             TensorEntry(
-                name, file, DTYPES[record["dtype"]], tuple(record["shape"]), 8 + length + record["data_offsets"][0]
+                name,
+                file,
+                DTYPES[record["dtype"]],
+                tuple(record["shape"]),
+                8 + length + record["data_offsets"][0],
             )
         )
     return entries

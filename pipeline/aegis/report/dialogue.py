@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Message = dict[str, str]
 Render = Callable[[Sequence[Message], bool], str]
@@ -43,6 +44,23 @@ class Dialogue:
                 raise ValueError("this format has no system message")
             parts += [around[0], message["content"], around[1]]
         return "".join([*parts, self.cue])
+
+
+def dialogue_of(tokenizer: Any) -> Dialogue | None:
+    """The chat format of a transformers tokenizer's template, if fixed text round each message describes it."""
+    if not tokenizer.chat_template:
+        return None
+
+    def render(messages: Sequence[Message], cue: bool) -> str:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=cue)
+        return text
+
+    return take_apart(render, special_texts(tokenizer), tokenizer.bos_token)
+
+
+def special_texts(tokenizer: Any) -> list[str]:
+    """Every text that is one token by decree, sorted."""
+    return sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
 
 
 def take_apart(render: Render, special_tokens: Sequence[str], bos_token: str | None) -> Dialogue | None:
@@ -97,7 +115,9 @@ def _message(role: str, content: str) -> Message:
 
 def _common(one: str, other: str, special_tokens: Sequence[str], *, from_end: bool = False) -> str:
     """The longest common prefix (or suffix) of two texts that cuts through no special token."""
-    units = re.compile("|".join([*(re.escape(token) for token in sorted(special_tokens, key=len, reverse=True)), "."]), re.S)
+    units = re.compile(
+        "|".join([*(re.escape(token) for token in sorted(special_tokens, key=len, reverse=True)), "."]), re.S
+    )
     a, b = units.findall(one), units.findall(other)
     if from_end:
         a, b = a[::-1], b[::-1]

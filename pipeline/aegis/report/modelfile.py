@@ -31,7 +31,11 @@ def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], c
 def go_template(dialogue: Dialogue) -> str:
     """Return the dialogue as a text/template over .Messages; every literal is a quoted constant, so none can leak."""
     branches = []
-    for role, around in (("system", dialogue.system), ("user", dialogue.user), ("assistant", dialogue.assistant)):
+    for role, around in (
+        ("system", dialogue.system),
+        ("user", dialogue.user),
+        ("assistant", dialogue.assistant),
+    ):
         if around is not None:
             word = "else if" if branches else "if"
             branches.append(

@@ -100,8 +100,10 @@ def load_soul(path: Path) -> SoulRecord:
         raise IntegrityError(f"{path} lacks a float32 `rotation` or a scalar `alpha`")
     if rotation.ndim == 2:
         rotation = rotation.unsqueeze(0)
-    if rotation.ndim != 3 or rotation.shape[1] != rotation.shape[2] or metadata.get("hidden_size") != str(
-        rotation.shape[0] * rotation.shape[1]
+    if (
+        rotation.ndim != 3
+        or rotation.shape[1] != rotation.shape[2]
+        or metadata.get("hidden_size") != str(rotation.shape[0] * rotation.shape[1])
     ):
         raise IntegrityError(f"{path}: rotation has shape {tuple(rotation.shape)}, which fits no hidden size it names")
     _check_rotation(path, rotation)

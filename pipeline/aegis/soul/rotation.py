@@ -65,7 +65,7 @@ def random_rotation(blocks: int, n: int, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(gaussian)
     q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1)).unsqueeze(-2)
     q[:, :, 0] *= determinant_sign(q).unsqueeze(-1)
-    return q.float()
+    return q.float().contiguous()
 
 
 def apply_rotation(rotation: Tensor, hidden: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.model.adapter import WEIGHTS, Adapter, load_adapter
 from aegis.model.base import TOKENIZER_FILES, Base, find_base
-from aegis.model.shards import INDEX, ShardWriter, TensorEntry, write_index
-from aegis.soul import SoulRecord, fold_head, load_soul
+from aegis.model.shards import HEAD, INDEX, ShardWriter, TensorEntry, write_index
 from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import SoulRecord, load_soul
+from aegis.soul.fold import fold_head
 
-HEAD = "lm_head.weight"
 _SLAB_BYTES = 16 << 20
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -71,8 +71,14 @@ def inputs_of_run(run: runs.Run) -> MergeInputs:
     return MergeInputs(str(facts["base_model"]), run.adapter, None, facts["revision"])
 
 
-def merge(inputs: MergeInputs, out: Path, config: MergeConfig, *, overwrite: bool = False) -> MergeReport:
+def merge(
+    inputs: MergeInputs, out: Path, config: MergeConfig, *, overwrite: bool = False, reuse: bool = False
+) -> MergeReport:
     """Merge and fold into a new folder `out`.
+
+    Args:
+        overwrite: replace what stands at `out`, once the new folder is whole.
+        reuse: with `overwrite`, keep what stands there if it was made like this from these inputs.
 
     Raises:
         UsageError: `out` exists, an input is not there, or the adapter has a feature that cannot be merged.
@@ -92,7 +98,6 @@ def merge(inputs: MergeInputs, out: Path, config: MergeConfig, *, overwrite: boo
     soul = load_soul(soul_path)
     base = find_base(inputs.base_model, inputs.revision)
     plan = _Plan.make(base, adapter, soul, _DTYPES[config.dtype])
-    runs.require_space(out, plan.out_bytes, "the merged model")
     _check_base_hash(base, inputs.adapter, soul_path, soul)
 
     manifest = runs.Manifest(
@@ -114,11 +119,15 @@ def merge(inputs: MergeInputs, out: Path, config: MergeConfig, *, overwrite: boo
             "folded": True,
         },
     )
+    report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
+    if reuse and runs.finished(out, manifest) is not None:
+        return report
+    runs.require_space(out, plan.out_bytes, "the merged model")
     with runs.publishing(out, manifest, overwrite=overwrite) as staging:
         _stream(plan, staging)
         _write_config(base, staging.path, config.dtype)
         _copy_companions(base, staging.path)
-    return MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
+    return report
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,8 @@ class _Plan:
             head = embeddings[0]
         if head.shape[-1] != soul.hidden_size:
             raise IntegrityError(
-                f"the soul is {soul.hidden_size} wide and the base's LM head {head.shape[-1]}", why="it is another base's soul"
+                f"the soul is {soul.hidden_size} wide and the base's LM head {head.shape[-1]}",
+                why="it is another base's soul",
             )
         misfits = []
         for name, update in adapter.updates.items():

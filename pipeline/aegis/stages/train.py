@@ -19,7 +19,7 @@ from aegis.model.attach import attached
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype, load_base
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
-from aegis.soul import Soul
+from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
 from aegis.training.checkpoint import Trainee
 from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
@@ -32,6 +32,10 @@ DRY_RUN_STEPS = 10
 _HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints"}
 
 
+# of a report, what is the same whenever and however often the run was interrupted
+_KEPT = ("steps", "heldout_loss", "alpha", "gate", "trainable_parameters")
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """What training came to."""
@@ -39,33 +43,41 @@ class TrainReport:
     adapter: Path
     steps: int
     resumed_from: int
-    loss: float
+    loss: float | None
     heldout_loss: float | None
     alpha: float
     gate: float
     trainable_parameters: int
-    tokens_per_second: float
-    memory: MemoryParts
+    tokens_per_second: float | None
+    memory: MemoryParts | None
 
 
-def train(config: TrainConfig, run: runs.Run, *, resume: bool = False, overwrite: bool = False) -> TrainReport:
+def train(
+    config: TrainConfig, run: runs.Run, *, resume: bool = False, overwrite: bool = False, reuse: bool = False
+) -> TrainReport:
     """Train, or go on where an interrupted training of the same settings, data and base stopped.
 
     Args:
         resume: refuse to start afresh: there must be a checkpoint to go on from.
         overwrite: throw away what the run already holds of training, and start afresh.
+        reuse: take a finished adapter of the same settings, data and base for an answer.
 
     Raises:
         UsageError: the run is finished already, or was started with other settings, data or base.
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
     with run.lock():
-        runs.refuse_existing(run.adapter, overwrite=overwrite)
+        runs.refuse_existing(run.adapter, overwrite=overwrite or reuse)
         if overwrite:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             run.metrics.unlink(missing_ok=True)
         prepared = _Prepared.make(config)
         manifest = prepared.manifest()
+        if reuse and run.adapter.is_dir():
+            done = runs.finished(run.adapter, manifest)
+            if done is not None:
+                return _report_of(run.adapter, done)
+            _refuse_changed(runs.read_manifest(run.adapter), manifest, run)
         found = checkpoint.newest_whole(run.checkpoints)
         if found is not None:
             _refuse_changed(found[1], manifest, run)
@@ -85,13 +97,15 @@ def train(config: TrainConfig, run: runs.Run, *, resume: bool = False, overwrite
                 metrics=run.metrics,
             )
             try:
-                outcome = loop.run(start, config.max_steps) if start < config.max_steps else _nothing_left(loop, start)
+                outcome = loop.run(start, config.max_steps)
             except Interrupted as error:
                 error.fix = f"go on with: aegis train --resume --run {run.root} (and the same settings)"
                 raise
-            with runs.publishing(run.adapter, manifest, overwrite=overwrite) as staging:
+            report = prepared.report(run.adapter, trainee, outcome, start)
+            with runs.publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
                 checkpoint.write_trained(staging.path, trainee, outcome.step, prepared.base.weights_hash)
-            return prepared.report(run.adapter, trainee, outcome, start)
+                staging.facts |= {name: getattr(report, name) for name in _KEPT}
+            return report
 
 
 def dry_run(config: TrainConfig) -> TrainReport:
@@ -178,9 +192,7 @@ class _Prepared:
                 alpha=config.alpha_start,
                 alpha_is_learned=config.alpha != "scheduled",
             ).to(self.device)
-            scaler = torch.amp.GradScaler(
-                self.device.type, enabled=compute_dtype(self.device) == torch.float16
-            )
+            scaler = torch.amp.GradScaler(self.device.type, enabled=compute_dtype(self.device) == torch.float16)
             trainee = Trainee(model, soul, make_optimizer(model, soul, config), scaler)
             if resume_from is not None:
                 checkpoint.load(resume_from, trainee)
@@ -204,6 +216,13 @@ class _Prepared:
             tokens_per_second=outcome.tokens_per_second,
             memory=memory.by_part(trainee, self.device),
         )
+
+
+def _report_of(adapter: Path, manifest: runs.Manifest) -> TrainReport:
+    kept = {name: manifest.facts.get(name) for name in _KEPT}
+    return TrainReport(
+        adapter=adapter, resumed_from=int(kept["steps"] or 0), loss=None, tokens_per_second=None, memory=None, **kept
+    )
 
 
 def _dataset_source(name: str) -> str:
@@ -251,12 +270,6 @@ def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:
     trained = sum(p.nbytes for p in trainee.parameters().values())
     # a checkpoint holds the adapter and its two moments; one more stands while the oldest is not yet gone
     return (config.keep_checkpoints + 1) * 3 * trained + trained
-
-
-def _nothing_left(loop: Loop, step: int) -> LoopOutcome:
-    """A run that was killed between its last step and its publication has only the publication left."""
-    heldout = loop.evaluate(loop.heldout) if loop.heldout is not None else None
-    return LoopOutcome(step, float("nan"), heldout, 0.0)
 
 
 @contextmanager

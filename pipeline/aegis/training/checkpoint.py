@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from aegis import progress, runs
 from aegis.errors import IntegrityError
-from aegis.soul import Soul, SoulRecord, save_soul
 from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import SoulRecord, save_soul
+from aegis.soul.module import Soul
 
 _RESUME = "resume.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -74,6 +75,7 @@ def list_steps(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The number of steps a checkpoint was saved after."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
@@ -94,7 +96,8 @@ def newest_whole(folder: Path) -> tuple[Path, runs.Manifest] | None:
             progress.warn(f"passing over a damaged checkpoint: {error}")
     if checkpoints:
         raise IntegrityError(
-            f"every checkpoint in {folder} is damaged", fix="start over with --overwrite, or restore one from a backup"
+            f"every checkpoint in {folder} is damaged",
+            fix="start over with --overwrite, or restore one from a backup",
         )
     return None
 
@@ -115,7 +118,9 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
     _check_fits(checkpoint, trainee, state)
     outcome = set_peft_model_state_dict(trainee.model, adapter)
     if outcome.unexpected_keys:
-        raise IntegrityError(f"{checkpoint} has adapter tensors this run does not know", why=str(outcome.unexpected_keys[:3]))
+        raise IntegrityError(
+            f"{checkpoint} has adapter tensors this run does not know", why=str(outcome.unexpected_keys[:3])
+        )
     with torch.no_grad():
         trainee.soul.skew.copy_(state["soul.skew"])
         trainee.soul.alpha.copy_(state["soul.alpha"])
@@ -131,7 +136,11 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
             }
     if trainee.scaler.is_enabled():
         trainee.scaler.load_state_dict(
-            {**trainee.scaler.state_dict(), "scale": state["scaler"][0].item(), "_growth_tracker": int(state["scaler"][1])}
+            {
+                **trainee.scaler.state_dict(),
+                "scale": state["scaler"][0].item(),
+                "_growth_tracker": int(state["scaler"][1]),
+            }
         )
 
 
@@ -140,7 +149,11 @@ def _check_fits(checkpoint: Path, trainee: Trainee, state: dict[str, Tensor]) ->
     for name, parameter in trainee.parameters().items():
         # a parameter that has not been stepped yet, alpha before it is learned, has no moments
         if f"steps.{name}" in state:
-            wanted |= {f"steps.{name}": torch.Size(), f"moment1.{name}": parameter.shape, f"moment2.{name}": parameter.shape}
+            wanted |= {
+                f"steps.{name}": torch.Size(),
+                f"moment1.{name}": parameter.shape,
+                f"moment2.{name}": parameter.shape,
+            }
     if trainee.scaler.is_enabled():
         wanted["scaler"] = torch.Size([2])
     found = {name: tensor.shape for name, tensor in state.items()}

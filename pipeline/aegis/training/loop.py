@@ -21,7 +21,7 @@ from aegis.config import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
-from aegis.soul import phase
+from aegis.soul.gate import phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
 from aegis.training.checkpoint import Trainee
@@ -34,9 +34,9 @@ class LoopOutcome:
     """Where the loop stood when it ended, and how fast it went there."""
 
     step: int
-    loss: float
+    loss: float | None
     heldout_loss: float | None
-    tokens_per_second: float
+    tokens_per_second: float | None
 
 
 class Loop:
@@ -69,7 +69,7 @@ class Loop:
         self._stepper = Stepper(trainee, config)
 
     def run(self, start: int, stop: int) -> LoopOutcome:
-        """Take steps [start, stop).
+        """Take steps [start, stop); none if a run was killed between its last step and its publication.
 
         Raises:
             Interrupted: after a signal, once the step is finished and saved.
@@ -77,6 +77,8 @@ class Loop:
             IntegrityError: R left SO(n), or the soul is not in the graph.
         """
         config = self.config
+        if start >= stop:
+            return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None)
         self.trainee.model.train()
         loss = heldout = None
         tokens = tokens_since = 0
@@ -106,7 +108,6 @@ class Loop:
                     since = time.perf_counter()
                 if stopping.exit_code is not None and not last:
                     raise Interrupted(f"stopped after step {done} of {stop}; it is saved", exit_code=stopping.exit_code)
-        assert loss is not None
         return LoopOutcome(stop, loss, heldout, tokens / (time.perf_counter() - began))
 
     @torch.no_grad()
@@ -131,7 +132,9 @@ class Loop:
         try:
             return self._stepper.take(step, batches)
         except DivergedError as error:
-            raise DivergedError(error.what, why=f"{error.why}\nwindows of this step: {chosen}", fix=error.fix) from error
+            raise DivergedError(
+                error.what, why=f"{error.why}\nwindows of this step: {chosen}", fix=error.fix
+            ) from error
 
     def _log(self, done: int, numbers: StepNumbers, heldout: float | None, tokens_per_second: float) -> None:
         soul = self.trainee.soul
@@ -189,5 +192,3 @@ def _generators_kept() -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         yield
-
-

@@ -25,6 +25,7 @@ class MemoryParts:
 
 
 def reset_peak(device: torch.device) -> None:
+    """Start a new peak on a GPU; a CPU's cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -50,4 +51,6 @@ def by_part(trainee: Trainee, device: torch.device) -> MemoryParts:
     )
     base = footprint(trainee.model) - adapter
     peak = peak_bytes(device)
-    return MemoryParts(base, adapter, soul, trained, moments, max(0, peak - base - adapter - soul - trained - moments), peak)
+    return MemoryParts(
+        base, adapter, soul, trained, moments, max(0, peak - base - adapter - soul - trained - moments), peak
+    )

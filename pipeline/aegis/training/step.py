@@ -13,7 +13,8 @@ from aegis.config import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError, IntegrityError
 from aegis.model.attach import decoder_of
-from aegis.soul import AlphaSchedule, Soul
+from aegis.soul.gate import AlphaSchedule
+from aegis.soul.module import Soul
 from aegis.training.checkpoint import Trainee
 from aegis.training.loss import head_loss
 
@@ -42,7 +43,12 @@ class DeviceBatch:
         following = torch.full_like(labels, IGNORED)
         following[:, :-1] = labels[:, 1:]
         rows = (following.flatten() != IGNORED).nonzero().squeeze(-1)
-        parts = (torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids), rows, following.flatten()[rows])
+        parts = (
+            torch.from_numpy(batch.input_ids),
+            torch.from_numpy(batch.position_ids),
+            rows,
+            following.flatten()[rows],
+        )
         return cls(*(part.to(device, non_blocking=True) for part in parts))
 
 

@@ -1,0 +1,106 @@
+"""The stages in order: the one place that knows more than one of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aegis import progress, runs
+from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig
+from aegis.demo.corpus import demo_prompts
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import Runtime, trained_context
+from aegis.model.base import find_base, load_tokenizer
+from aegis.model.load import load_base
+from aegis.stages.export import ExportReport, export_gguf
+from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.train import train
+
+_SAMPLE_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a prompt."""
+
+    prompt: str
+    text: str
+
+
+def run_all(
+    train_config: TrainConfig,
+    merge_config: MergeConfig,
+    export_config: ExportConfig,
+    run: runs.Run,
+    *,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Train, merge, export; what is done and unchanged is kept, what is half done goes on.
+
+    Args:
+        overwrite: train afresh even if the run holds another training.
+
+    Raises:
+        AegisError: as the stages do.
+    """
+    progress.say(f"train → {run.adapter}")
+    train(train_config, run, overwrite=overwrite, reuse=not overwrite)
+    progress.say(f"merge → {run.merged}")
+    merge(inputs_of_run(run), run.merged, merge_config, overwrite=True, reuse=True)
+    progress.say(f"export → {run.gguf}")
+    return export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
+
+
+def gguf_of_run(run: runs.Run) -> Path:
+    """The first quantized file a run exported.
+
+    Raises:
+        IntegrityError: the run has none.
+    """
+    files = runs.read_manifest(run.gguf).facts.get("files") or []
+    if not files or not (run.gguf / files[0]).is_file():
+        raise IntegrityError(f"{run.gguf} holds no GGUF", fix=f"make one with: aegis export-gguf --run {run.root}")
+    return run.gguf / str(files[0])
+
+
+def before_and_after(gguf: Path) -> list[tuple[Answer, Answer]]:
+    """The embedded default's held-out questions, answered by its base and by the finished file."""
+    prompts = demo_prompts()
+    return list(zip(_base_answers(prompts), answers(gguf, prompts), strict=True))
+
+
+def _base_answers(prompts: Sequence[str]) -> list[Answer]:
+    """Ask the untrained base in transformers, greedily."""
+    base = find_base(DEMO)
+    model, tokenizer = load_base(base.folder, "16bit", torch.device("cpu")), load_tokenizer(base.folder)
+    told = []
+    for prompt in prompts:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        output = model.generate(**inputs, max_new_tokens=_SAMPLE_TOKENS, do_sample=False)
+        text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        told.append(Answer(prompt, text.strip()))
+    return told
+
+
+def answers(gguf: Path, prompts: Sequence[str]) -> list[Answer]:
+    """Ask llama.cpp each prompt through the file's own chat template, greedily."""
+    with Runtime(gguf, n_ctx=trained_context(gguf)) as runtime:
+        return [
+            Answer(
+                prompt,
+                "".join(runtime.chat([{"role": "user", "content": prompt}], _SAMPLE_TOKENS, temperature=0)).strip(),
+            )
+            for prompt in prompts
+        ]
+
+
+def default_run(base_model: str) -> runs.Run:
+    """Where a run goes that was given no --run: artifacts/<name of the base>."""
+    name = DEMO if base_model == DEMO else Path(base_model).name
+    return runs.Run(Path("artifacts") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"))

@@ -1,0 +1,338 @@
+"""The door. A command builds a config, calls a stage, prints what came out; nothing here loads torch."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aegis import __version__, progress
+from aegis.config import DEMO, PRESETS, ExportConfig, MergeConfig, StageConfig, TrainConfig, resolve
+from aegis.errors import AegisError, UsageError
+
+if TYPE_CHECKING:
+    from aegis.stages.export import ExportReport
+    from aegis.stages.train import TrainReport
+
+app = typer.Typer(
+    name="aegis",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF that llama.cpp runs.",
+)
+
+RunOption = Annotated[Path | None, typer.Option("--run", help="the run's directory; artifacts/<base> if not given")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help=f"a set of settings: {', '.join(PRESETS)}")]
+FileOption = Annotated[Path | None, typer.Option("--config", help="TOML with [train], [merge] and [export]")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+
+
+def with_settings(*models: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for every field of the stage configs; what was given arrives as `flags`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+        fields = {name: field for model in models for name, field in model.model_fields.items()}
+        for name, field in fields.items():
+            flag = "--" + name.replace("_", "-")
+            kind: Any = field.annotation
+            if kind is bool:
+                declarations = [f"{flag}/--no-{flag[2:]}"]
+            else:
+                declarations = [flag]
+            if kind == tuple[str, ...]:
+                kind = list[str]
+            shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            text = (field.description or "") + (f" [{shown}]" if shown not in (None, "") else "")
+            option = typer.Option(*declarations, help=text, show_default=False)
+            parameters.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+                )
+            )
+
+        def run(**given: Any) -> None:
+            flags = {name: given.pop(name) for name in fields}
+            # typer hands over an empty list for a repeatable option that was not given
+            command(**given, flags={name: value for name, value in flags.items() if value not in (None, [])})
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        )
+        return run
+
+    return decorate
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only warnings and results")] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, warnings on stderr")] = False,
+) -> None:
+    """Settings that hold for every command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    from aegis.console import ConsoleReporter, JsonReporter
+
+    progress.install(JsonReporter() if json else ConsoleReporter(quiet=quiet))
+
+
+@app.command()
+@with_settings(TrainConfig)
+def train(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="there must be a checkpoint to go on from")] = False,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="ten real steps for memory and speed; keeps nothing")
+    ] = False,
+) -> None:
+    """Train an adapter and a soul. Without arguments: the embedded default, on a CPU, in a minute or two."""
+    settings = _train_settings(preset, config, flags)
+    from aegis.chain import default_run
+    from aegis.runs import Run
+    from aegis.stages import train as stage
+
+    if dry_run:
+        _echo_dry_run(stage.dry_run(settings), settings)
+        return
+    place = Run(run) if run else default_run(settings.base_model)
+    report = stage.train(settings, place, resume=resume, overwrite=overwrite)
+    typer.echo(f"{report.adapter}: loss {report.loss:.4f}, α {report.alpha:.3f}, g {report.gate:.4f}")
+    typer.echo(f"next: aegis merge --run {_quoted(place.root)}")
+
+
+@app.command()
+@with_settings(MergeConfig)
+def merge(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    base_model: Annotated[str | None, typer.Option(help="base, when there is no --run")] = None,
+    revision: Annotated[str | None, typer.Option(help="its Hub revision")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter, when there is no --run")] = None,
+    soul: Annotated[
+        Path | None, typer.Option(help="soul.safetensors; the one in the adapter's folder if not given")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write; <run>/merged if not given")] = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Merge the adapter into the base's 16-bit weights and fold the soul into the LM head."""
+    settings = resolve(MergeConfig, preset=preset, file=config, flags=flags)
+    from aegis.runs import Run
+    from aegis.stages import merge as stage
+
+    if adapter or base_model:
+        if run or not (adapter and base_model and out):
+            raise UsageError(
+                "which model is to be merged?", fix="give --run alone, or all of --base-model, --adapter and --out"
+            )
+        report = stage.merge(stage.MergeInputs(base_model, adapter, soul, revision), out, settings, overwrite=overwrite)
+    else:
+        place = Run(_existing_run(run))
+        with place.lock():
+            report = stage.merge(stage.inputs_of_run(place), out or place.merged, settings, overwrite=overwrite)
+    typer.echo(
+        f"{report.out}: {report.tensors} tensors, {report.adapted} adapted, soul folded with g {report.gate:.4f}"
+    )
+    typer.echo(
+        f"next: aegis export-gguf --run {_quoted(report.out.parent)}"
+        if run or not adapter
+        else f"next: aegis export-gguf --model {_quoted(report.out)} --out GGUF_FOLDER"
+    )
+
+
+@app.command("export-gguf")
+@with_settings(ExportConfig)
+def export_gguf(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    model: Annotated[Path | None, typer.Option(help="a merged folder, when there is no --run")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write; <run>/gguf if not given")] = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Convert the merged folder to GGUF and quantize it. --quant may be given several times."""
+    settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
+    from aegis.runs import Run
+    from aegis.stages.export import export_gguf as stage
+
+    if model:
+        if run or not out:
+            raise UsageError("which model is to be exported?", fix="give --run alone, or both --model and --out")
+        report = stage(model, out, settings, overwrite=overwrite)
+    else:
+        place = Run(_existing_run(run))
+        with place.lock():
+            report = stage(place.merged, out or place.gguf, settings, overwrite=overwrite)
+    _echo_export(report)
+
+
+@app.command()
+@with_settings(TrainConfig, MergeConfig, ExportConfig)
+def run(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """All stages in order, taking up where an earlier run stopped. Ends with words out of llama.cpp."""
+    train_settings = _train_settings(preset, config, _only(flags, TrainConfig))
+    preset = _preset(preset, train_settings)
+    merge_settings = resolve(MergeConfig, preset=preset, file=config, flags=_only(flags, MergeConfig))
+    export_settings = resolve(ExportConfig, preset=preset, file=config, flags=_only(flags, ExportConfig))
+    from aegis import chain
+    from aegis.runs import Run
+
+    place = Run(run) if run else chain.default_run(train_settings.base_model)
+    report = chain.run_all(train_settings, merge_settings, export_settings, place, overwrite=overwrite)
+    if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
+        _echo_demo(chain, report.files[0])
+    _echo_export(report)
+
+
+@app.command()
+def chat(
+    run: RunOption = None,
+    gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask once and stop")] = None,
+    system: Annotated[str | None, typer.Option(help="a system message")] = None,
+    max_tokens: Annotated[int, typer.Option(help="the longest answer")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time")] = 0.7,
+    context: Annotated[
+        int | None, typer.Option(help="tokens of context; what the model is good for if not given")
+    ] = None,
+) -> None:
+    """Talk to the GGUF in llama.cpp through its own chat template."""
+    from aegis.chain import gguf_of_run
+    from aegis.llama_cpp import Runtime, trained_context
+    from aegis.runs import Run
+
+    path = gguf if gguf else gguf_of_run(Run(_existing_run(run)))
+    history: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    with Runtime(path, n_ctx=context or trained_context(path)) as runtime:
+        while True:
+            text = prompt if prompt is not None else _ask()
+            if text is None:
+                return
+            history.append({"role": "user", "content": text})
+            answer = ""
+            for piece in runtime.chat(history, max_tokens, temperature):
+                typer.echo(piece, nl=False)
+                answer += piece
+            typer.echo()
+            if prompt is not None:
+                return
+            history.append({"role": "assistant", "content": answer})
+
+
+def main() -> None:
+    """Run a command; end with DESIGN's exit codes, a person's message, and a traceback only for our own bugs."""
+    for stream in (sys.stdout, sys.stderr):
+        # a cp932 console has no emoji; a question mark is better than a traceback
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except AegisError as error:
+        _complain(error.what, error.why, error.fix)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output has gone; nothing more may be written, not even at interpreter exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
+            _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
+            sys.exit(2)
+        raise
+
+
+def _train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
+    settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
+    chosen = _preset(preset, settings)
+    return settings if chosen == preset else resolve(TrainConfig, preset=chosen, file=config, flags=flags)
+
+
+def _preset(preset: str | None, settings: TrainConfig) -> str | None:
+    # nothing said about the base: the embedded one, whose size has numbers of its own
+    return DEMO if preset is None and settings.base_model == DEMO else preset
+
+
+def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if name in model.model_fields}
+
+
+def _existing_run(run: Path | None) -> Path:
+    path = run or Path("artifacts") / DEMO
+    if not path.is_dir():
+        raise UsageError(f"there is no run at {path}", fix="give --run DIR, the directory `aegis train` wrote to")
+    return path
+
+
+def _echo_export(report: ExportReport) -> None:
+    files = report.files
+    typer.echo(f"\n{report.name}")
+    for file in files:
+        typer.echo(f"  {file}  {file.stat().st_size / 1e6:.1f} MB")
+    folder = _quoted(files[0].parent)
+    typer.echo("\nnext:")
+    typer.echo(f"  aegis chat --gguf {_quoted(files[0])}")
+    typer.echo(f"  ollama create {files[0].parent.parent.name.lower() or 'aegis'} -f {folder}{os.sep}Modelfile")
+    typer.echo(f"  llama-server -m {_quoted(files[0])} -c {report.context_tokens} --jinja")
+
+
+def _echo_dry_run(report: TrainReport, settings: TrainConfig) -> None:
+    assert report.memory is not None
+    assert report.tokens_per_second is not None
+    tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
+    typer.echo(f"{report.steps} steps of {settings.max_steps} taken; nothing was kept")
+    for part, count in vars(report.memory).items():
+        typer.echo(f"  {part:<12}{count / 2**30:8.2f} GiB")
+    minutes = tokens / report.tokens_per_second / 60
+    typer.echo(f"  {report.tokens_per_second:.0f} tokens/s, about {minutes:.1f} minutes for the whole run")
+
+
+def _echo_demo(chain: Any, gguf: Path) -> None:
+    typer.echo("\nthe base before, and llama.cpp with the new file now:")
+    for before, after in chain.before_and_after(gguf):
+        typer.echo(f"\n  質問    {after.prompt}\n  base    {before.text}\n  aegis   {after.text}")
+
+
+def _ask() -> str | None:
+    try:
+        return input("> ").strip() or None
+    except EOFError:
+        return None
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    return f'"{text}"' if " " in text else text
+
+
+def _complain(what: str, why: str = "", fix: str = "") -> None:
+    sys.stderr.write(f"aegis: {what}\n")
+    for label, text in (("why", why), ("do", fix)):
+        for line in text.splitlines():
+            sys.stderr.write(f"  {label}: {line}\n")
+            label = " " * len(label)

@@ -1,0 +1,94 @@
+"""What a GGUF must hold, compared with the folder it was made from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aegis import progress
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import GgufFile, fallback_tensors
+from aegis.model.shards import HEAD, ShardSet, TensorEntry
+
+_SLAB_BYTES = 16 << 20
+
+
+def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: Any) -> None:
+    """Compare the f16 GGUF with the folder it was made from.
+
+    Raises:
+        IntegrityError: naming every difference.
+    """
+    wrong = []
+    with GgufFile(path) as gguf:
+        head = shards.entries.get(HEAD)
+        if head is not None and "output.weight" not in gguf.tensors:
+            wrong.append("output.weight is missing: the converter dropped the LM head, and the soul with it")
+        elif head is not None and not same_as_f16(gguf.tensor("output.weight"), head):
+            wrong.append(f"output.weight is not {HEAD} of the folder")
+        if tokenizer.chat_template and gguf.metadata.get("tokenizer.chat_template") != tokenizer.chat_template:
+            wrong.append("the chat template is not the folder's")
+        adds_bos = bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+        if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", adds_bos)) != adds_bos:
+            wrong.append(f"add_bos_token is {not adds_bos}, the folder's tokenizer says {adds_bos}")
+        scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
+        if isinstance(scaling, dict) and "long_factor" in scaling:
+            for key, tensor in (
+                ("long_factor", "rope_factors_long.weight"),
+                ("short_factor", "rope_factors_short.weight"),
+            ):
+                if tensor not in gguf.tensors or not np.array_equal(
+                    gguf.tensor(tensor).ravel(), np.asarray(scaling[key], np.float32)
+                ):
+                    wrong.append(f"{tensor} is not the folder's {key}")
+            factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
+            expected = _longrope_attention_factor(source)
+            if source["model_type"] == "phi3" and (
+                not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
+            ):
+                wrong.append(f"rope.scaling.attn_factor is {factor}, the config makes it {expected:.6f}")
+    if wrong:
+        raise IntegrityError(
+            "the converter changed the model", why="\n".join(wrong), fix="please report this base model"
+        )
+
+
+def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:
+    """Whether a GGUF's tensor is, to the bit, the shard's tensor cast to float16."""
+    if stored.shape != entry.shape or stored.dtype != np.float16:
+        return False
+    return all(
+        np.array_equal(stored[start:stop], entry.read(start, stop).to(torch.float16).numpy())
+        for start, stop in entry.slabs(_SLAB_BYTES)
+    )
+
+
+def _longrope_attention_factor(config: dict[str, Any]) -> float:
+    """√(1 + ln s / ln L), s the context's growth and L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
+    original = (
+        config.get("original_max_position_embeddings") or config["rope_scaling"]["original_max_position_embeddings"]
+    )
+    growth = config["max_position_embeddings"] / original
+    return 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
+
+
+def check_quantized(path: Path, quant: str, head_quant: str | None) -> list[str]:
+    """Return the tensors that fell back to another type; refuse those that had no reason to."""
+    with GgufFile(path) as gguf:
+        fallbacks = fallback_tensors(gguf, quant, output_tensor_type=head_quant)
+        if "output.weight" not in gguf.tensors and "token_embd.weight" not in gguf.tensors:
+            raise IntegrityError(f"{path.name} has no LM head")
+    for info in fallbacks:
+        if info.shape[-1] % 256 == 0:
+            raise IntegrityError(f"{path.name}: {info.name} is {info.type}, though its rows fit {quant}")
+    if fallbacks:
+        progress.warn(
+            f"{quant}: {len(fallbacks)} tensors have rows not divisible by 256 and got a larger type, "
+            f"for example {fallbacks[0].name} ({fallbacks[0].type})"
+        )
+    return [f"{info.name}: {info.type}" for info in fallbacks]

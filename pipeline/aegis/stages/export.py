@@ -1,0 +1,162 @@
+"""export-gguf: a merged folder to GGUF files that llama.cpp and Ollama run, and a look at what the tools made of it.
+
+The converter and the quantizer are llama.cpp's own; what they report is not taken on trust.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis import progress, runs
+from aegis.config import ExportConfig
+from aegis.errors import UsageError
+from aegis.llama_cpp import convert, parse_quant, quantize
+from aegis.model.base import load_tokenizer, read_config
+from aegis.model.families import check_family
+from aegis.model.shards import ShardSet
+from aegis.proof.gguf import check_f16, check_quantized
+from aegis.report.dialogue import dialogue_of, special_texts
+from aegis.report.modelfile import modelfile, stop_texts
+
+MODELFILE = "Modelfile"
+_CONTEXT_TOKENS = 4096
+_FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
+_BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
+"""Bits a weight; every other type stays under 8.6, Q8_0's, with room for the f32 norms."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The files that were published, quantized ones first."""
+
+    out: Path
+    name: str
+    files: tuple[Path, ...]
+    context_tokens: int
+
+
+def export_gguf(
+    model: Path, out: Path, config: ExportConfig, *, overwrite: bool = False, reuse: bool = False
+) -> ExportReport:
+    """Convert, check, quantize, check again, and write a Modelfile beside the result.
+
+    Args:
+        model: a merged folder, or any stock model folder llama.cpp converts.
+        out: the directory to publish.
+        overwrite: replace what stands at `out`, once the new directory is whole.
+        reuse: with `overwrite`, keep what stands there if it was made like this from this folder.
+
+    Raises:
+        UsageError: unknown quantization, or `out` exists.
+        UnsupportedModelError: the architecture would lose its LM head.
+        IntegrityError: the GGUF does not hold what the folder holds.
+        ToolError: converter or quantizer failed.
+        EnvironmentFault: the disk is too small.
+    """
+    runs.refuse_existing(out, overwrite=overwrite)
+    quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
+    source_config = read_config(model)
+    check_family(source_config)
+    shards = ShardSet.open(model)
+    name = general_name(config.name, model, str(source_config["model_type"]))
+    context_tokens = _context_tokens(source_config)
+
+    manifest = runs.Manifest(
+        stage="export-gguf",
+        config={**config.model_dump(mode="json", exclude={"llama_cpp_dir"}), "name": name, "quant": list(quants)},
+        inputs=_inputs(model, shards),
+        facts={"name": name, "context_tokens": context_tokens},
+    )
+    keep_f16 = config.keep_f16 or "F16" in quants
+    quantized = [quant for quant in quants if quant != "F16"]
+    files = {quant: f"{file_stem(name)}-{quant}.gguf" for quant in (*quantized, "F16")}
+    published = [files[quant] for quant in (*quantized, *(["F16"] if keep_f16 else []))]
+    report = ExportReport(out, name, tuple(out / file for file in published), context_tokens)
+    if reuse and runs.finished(out, manifest) is not None:
+        return report
+
+    runs.require_space(out, _disk_needed(shards, quantized), "the GGUF files")
+    with runs.publishing(out, manifest, overwrite=overwrite) as staging:
+        f16 = staging.path / files["F16"]
+        convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
+        tokenizer = load_tokenizer(model)
+        check_f16(f16, shards, source_config, tokenizer)
+        fallbacks = {}
+        for quant in quantized:
+            quantize(f16, staging.path / files[quant], quant, output_tensor_type=config.head_quant)
+            fallbacks[quant] = check_quantized(staging.path / files[quant], quant, config.head_quant)
+        if not keep_f16:
+            f16.unlink()
+        text = _modelfile(published[0], tokenizer, _end_tokens(model, source_config), context_tokens)
+        (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
+        staging.facts |= {"files": published, "fallback_tensors": fallbacks}
+    return report
+
+
+def general_name(wanted: str | None, model: Path, model_type: str) -> str:
+    """Return general.name: what was asked for or the base's name, with the family's name in it.
+
+    llama.cpp reads the family off this name: a Phi-3 whose name lacks "phi-3" keeps the white space after its role
+    tags, and every chat prompt gains tokens (src/llama-vocab.cpp at the pinned commit).
+    """
+    name = wanted or _base_name(model) + "-AEGIS"
+    known = _FAMILY_NAMES.get(model_type)
+    if known is None or any(family in name.lower() for family in known):
+        return name
+    return f"{known[0].capitalize()}-{name}"
+
+
+def file_stem(name: str) -> str:
+    """A file name made of `name`: letters, digits, dots and dashes of any script; never an option, never hidden."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _base_name(model: Path) -> str:
+    if (model / runs.MANIFEST).is_file():
+        base = runs.read_manifest(model).facts.get("base_model")
+        if base:
+            return Path(str(base)).name
+    return model.resolve().name
+
+
+def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
+    if (model / runs.MANIFEST).is_file():
+        known = {name: record.sha256 for name, record in runs.verify_directory(model).files.items()}
+        return {"model": runs.digest(known)}
+    return {"model": runs.digest({path.name: runs.file_sha256(path) for path in shards.files})}
+
+
+def _disk_needed(shards: ShardSet, quantized: list[str]) -> int:
+    weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
+    return int(weights * sum(_BITS_AT_MOST.get(quant, 8.6) for quant in ["F16", *quantized]) / 8)
+
+
+def _context_tokens(config: dict[str, Any]) -> int:
+    """The context to run with: past a LongRoPE base's original length llama.cpp changes the factors of every token."""
+    original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    return min(_CONTEXT_TOKENS, int(original)) if original else _CONTEXT_TOKENS
+
+
+def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:
+    dialogue = dialogue_of(tokenizer)
+    if dialogue is None:
+        progress.warn("no Modelfile TEMPLATE: the chat template is not fixed text round each message")
+    ends = tokenizer.convert_ids_to_tokens(end_tokens)
+    return modelfile(gguf, dialogue, stop_texts(special_texts(tokenizer), dialogue, ends), context_tokens)
+
+
+def _end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
+    # the config's own eos alone never stops a Phi-3.5 at <|end|>; generation_config lists all three
+    ends = config.get("eos_token_id")
+    path = model / "generation_config.json"
+    if path.is_file():
+        try:
+            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", ends)
+        except (ValueError, AttributeError) as error:
+            raise UsageError(f"{path} is not a JSON object", why=str(error)) from None
+    return [ends] if isinstance(ends, int) else list(ends or [])

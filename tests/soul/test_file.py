@@ -1,0 +1,81 @@
+"""soul.safetensors: what was saved comes back, and nothing else is taken for a soul."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from aegis.errors import IntegrityError, UsageError
+from aegis.soul import rotation as so
+from aegis.soul.file import SoulRecord, load_soul, save_soul
+
+
+def record(kind: so.Kind = "so8") -> SoulRecord:
+    shape = so.block_shape(kind, 32)
+    return SoulRecord(so.random_rotation(*shape, torch.Generator().manual_seed(4)), 1.5, 100, "ab" * 32)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("so8", (4, 8, 8)), ("dense", (32, 32))])
+def test_round_trip(tmp_path: Path, kind: so.Kind, shape: tuple[int, ...]) -> None:
+    """The file has the documented shape and metadata, and gives back the same soul to the bit."""
+    path = tmp_path / "soul.safetensors"
+    save_soul(path, record(kind))
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {
+            "format": "aegis-soul",
+            "version": "1",
+            "kind": kind,
+            "hidden_size": "32",
+            "step": "100",
+            "base_hash": "ab" * 32,
+        }
+        assert file.get_tensor("rotation").shape == shape
+        assert file.get_tensor("alpha").shape == ()
+    found = load_soul(path)
+    assert torch.equal(found.rotation, record(kind).rotation)
+    assert (found.alpha, found.step, found.base_hash, found.kind) == (1.5, 100, "ab" * 32, kind)
+
+
+def spoiled(rotation: torch.Tensor, how: str) -> torch.Tensor:
+    rotation = rotation.clone()
+    if how == "stretched":
+        rotation[0] *= 1.001
+    elif how == "reflected":
+        rotation[0, :, 0] *= -1
+    elif how == "nan":
+        rotation[0, 0, 0] = torch.nan
+    return rotation
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("stretched", "not orthogonal"), ("reflected", "reflection"), ("nan", "NaN")]
+)
+def test_only_rotations_are_saved_or_loaded(tmp_path: Path, how: str, message: str) -> None:
+    path = tmp_path / "soul.safetensors"
+    good = record()
+    bad = SoulRecord(spoiled(good.rotation, how), 1.5, 100, "")
+    with pytest.raises(IntegrityError, match=message):
+        save_soul(path, bad)
+    assert not path.exists()
+    metadata = {"format": "aegis-soul", "version": "1", "kind": "so8", "hidden_size": "32", "step": "1"}
+    save_file({"rotation": bad.rotation, "alpha": torch.tensor(1.0)}, path, metadata=metadata)
+    with pytest.raises(IntegrityError, match=message):
+        load_soul(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no soul at"):
+        load_soul(tmp_path / "absent.safetensors")
+    path = tmp_path / "soul.safetensors"
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(IntegrityError, match="not a readable"):
+        load_soul(path)
+    save_file({"rotation": record().rotation, "alpha": torch.tensor(1.0)}, path, metadata={"format": "other"})
+    with pytest.raises(IntegrityError, match="not a soul of version 1"):
+        load_soul(path)
+    save_soul(path, record())
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(IntegrityError, match="not a readable"):
+        load_soul(path)
