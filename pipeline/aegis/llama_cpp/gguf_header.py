@@ -83,6 +83,8 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
             raise DamagedGguf(f"it ends at byte {len(data)}, inside {name!r}, which needs {start + offset + size}")
         tensors[name] = TensorInfo(name, shape, kind.name, start + offset, size)
         expected = _aligned(offset + size, alignment)
+    if len(data) > start + expected:
+        raise DamagedGguf(f"it goes on for {len(data) - start - expected} bytes after its last tensor")
     return metadata, tensors
 
 

@@ -120,7 +120,6 @@ def run_tool(
     try:
         reader.start()
         code = _watch(child, listener, title, silence_limit_s)
-        reader.join(timeout=5)
     finally:
         _end(child)
         reader.join(timeout=5)

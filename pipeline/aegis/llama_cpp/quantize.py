@@ -39,7 +39,8 @@ QUANT_TYPES: Mapping[str, int] = MappingProxyType(
 )
 """llama.cpp's name for a file type, and its llama_ftype; those that need an importance matrix left out."""
 
-_TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+# Whole lines only: an error is printed on the rest of the line of the tensor it is about.
+_TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\] .* MiB")
 _WORKER = Path(__file__).with_name("_quantize_worker.py")
 
 
@@ -111,5 +112,5 @@ def _tensor_type(name: str) -> int:
 
 
 def _fraction(line: str) -> float | None:
-    match = _TENSOR_LINE.match(line)
+    match = _TENSOR_LINE.fullmatch(line)
     return int(match[1]) / int(match[2]) if match and int(match[2]) else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jinja2
 import numpy as np
 import psutil
 from numpy.typing import NDArray
@@ -71,6 +72,8 @@ class Runtime:
                     fix="Free some memory, or ask for a smaller context.",
                 ) from error
             raise IntegrityError(f"llama.cpp cannot load {path}", why=text, fix="Make or fetch it again.") from error
+        except jinja2.TemplateError as error:
+            raise IntegrityError(f"{path} has a broken chat template", why=str(error)) from error
         self._binding: Any = llama_cpp
         self._vocab = self._llama._model.vocab
         bos, eos = (
@@ -167,8 +170,6 @@ class Runtime:
         """
         if not self._render:
             raise IntegrityError(f"{self.path} has no chat template", fix="Export it from a chat model.")
-        import jinja2
-
         try:
             text: str = self._render(messages=[dict(message) for message in messages]).prompt
         except (jinja2.TemplateError, ValueError, TypeError) as error:

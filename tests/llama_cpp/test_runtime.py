@@ -1,0 +1,259 @@
+"""What llama.cpp computes, tokenizes and says, through the one class that talks to it."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import sentencepiece
+
+from aegis.errors import DataError, IntegrityError, UsageError
+from aegis.llama_cpp import GgufFile, Runtime, convert
+
+from .conftest import ADDED, PIECES, VOCABULARY, MakeModel
+
+USER, ASSISTANT, END = (PIECES + ADDED.index(f"<|{name}|>") for name in ("user", "assistant", "end"))
+PROMPT = "むかしむかし、あるところに猫とfoxがいました。"
+
+
+@pytest.fixture(scope="module")
+def runtime(f16: Path) -> Iterator[Runtime]:
+    with Runtime(f16, n_ctx=256, threads=1, logits=True) as opened:
+        yield opened
+
+
+def test_the_logits_are_the_models(runtime: Runtime, model: Path) -> None:
+    """transformers' Phi-3 in float32 on the same weights; the control is the same prompt one token off."""
+    torch = pytest.importorskip("torch")
+    from transformers import Phi3ForCausalLM
+
+    tokens = runtime.tokenize(PROMPT, add_bos=False)
+    ours = runtime.logits(tokens)
+    assert ours.dtype == np.float32
+    assert ours.shape == (len(tokens), VOCABULARY)
+    live = Phi3ForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        theirs = live(torch.tensor([tokens])).logits[0].numpy()
+    scale = float(np.abs(theirs).max())
+    assert np.abs(ours - theirs).max() / scale < 5e-3
+    assert np.abs(ours[1:] - theirs[:-1]).max() / scale > 0.3
+
+
+def test_each_call_starts_anew_whatever_came_before(runtime: Runtime) -> None:
+    tokens = runtime.tokenize(PROMPT, add_bos=False)
+    first = runtime.logits(tokens)
+    list(runtime.complete("別の話", max_tokens=5))
+    runtime.logits(tokens[:3])
+    np.testing.assert_array_equal(runtime.logits(tokens), first)
+
+
+def test_a_prompt_longer_than_a_batch_is_evaluated_in_chunks(f16: Path) -> None:
+    """600 tokens are two batches of llama.cpp's 512; what the first gave must not depend on the second."""
+    with Runtime(f16, n_ctx=1024, threads=1, logits=True) as runtime:
+        tokens = (runtime.tokenize(PROMPT, add_bos=False) * 60)[:600]
+        logits = runtime.logits(tokens)
+        assert logits.shape == (600, VOCABULARY)
+        np.testing.assert_allclose(runtime.logits(tokens[:100]), logits[:100], atol=0.05)
+        assert np.isfinite(logits).all()
+        assert np.abs(logits[-1]).max() > 0
+
+
+def test_a_context_above_the_original_length_changes_a_short_prompt(f16: Path, runtime: Runtime) -> None:
+    """Why num_ctx is shipped: llama.cpp picks LongRoPE's factors by the context's size, not by position."""
+    tokens = runtime.tokenize(PROMPT, add_bos=False)
+    with Runtime(f16, n_ctx=512, threads=1, logits=True) as larger:
+        assert np.abs(larger.logits(tokens) - runtime.logits(tokens)).max() > 0.5
+
+
+STRINGS = [
+    "",
+    "桃",
+    "hello world",
+    "  two spaces",
+    "改行\n\nと\tタブ",
+    "全角　スペース",
+    "😀🇯🇵",
+    "ZWJ 👩‍👩‍👧",
+    "𠮷野家",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_tokens_are_sentencepieces(text: str, runtime: Runtime, model: Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto((model / "tokenizer.model").read_bytes())
+    tokens = runtime.tokenize(text, add_bos=False)
+    assert tokens == processor.encode(text)
+    assert runtime.detokenize(tokens) == text
+
+
+def test_special_tokens_are_read_only_when_asked(runtime: Runtime) -> None:
+    assert runtime.tokenize("<|end|>", add_bos=False) == [END]
+    letters = runtime.tokenize("<|end|>", add_bos=False, special=False)
+    assert END not in letters
+    assert runtime.detokenize(letters) == "<|end|>"
+    assert runtime.detokenize([END]) == ""
+    assert runtime.detokenize([END], special=True) == "<|end|>"
+
+
+def test_a_bos_is_added_only_if_the_file_says_so(runtime: Runtime, f16: Path, tmp_path: Path) -> None:
+    assert 1 not in runtime.tokenize("桃", add_bos=True)
+    flag = b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
+    data = f16.read_bytes()
+    assert flag + b"\0" in data
+    (tmp_path / "bos.gguf").write_bytes(data.replace(flag + b"\0", flag + b"\1"))
+    with Runtime(tmp_path / "bos.gguf", n_ctx=64, threads=1) as other:
+        assert other.tokenize("桃", add_bos=True) == [1, *other.tokenize("桃", add_bos=False)]
+        assert other.chat_tokens([{"role": "user", "content": "桃"}])[:2] == [1, USER]
+
+
+def test_a_conversation_gets_the_files_own_template(runtime: Runtime) -> None:
+    """And the white space after a role's tag goes, which llama.cpp does for a name with "phi-3" only."""
+    tokens = runtime.chat_tokens(
+        [{"role": "user", "content": "桃"}, {"role": "assistant", "content": "猫"}, {"role": "user", "content": "川"}]
+    )
+    content = [runtime.tokenize(text, add_bos=False) for text in ("桃", "猫", "川")]
+    # a tag is followed by the content as at the start of a text
+    expected = [USER, *content[0], END, ASSISTANT, *content[1], END, USER, *content[2], END, ASSISTANT]
+    assert tokens == expected
+
+
+def test_the_familys_name_is_what_strips_the_white_space(model: Path, runtime: Runtime, tmp_path: Path) -> None:
+    """The control of the test above."""
+    convert(model, tmp_path / "nameless.gguf", model_name="tiny phi 3")
+    with Runtime(tmp_path / "nameless.gguf", n_ctx=64, threads=1) as nameless:
+        messages = [{"role": "user", "content": "桃"}]
+        assert len(nameless.chat_tokens(messages)) > len(runtime.chat_tokens(messages))
+
+
+def test_a_file_without_a_template_and_a_template_that_refuses(f16: Path, tmp_path: Path) -> None:
+    data = f16.read_bytes()
+    (tmp_path / "plain.gguf").write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatE"))
+    with (
+        Runtime(tmp_path / "plain.gguf", n_ctx=64, threads=1) as runtime,
+        pytest.raises(IntegrityError, match="no chat template"),
+    ):
+        runtime.chat_tokens([{"role": "user", "content": "桃"}])
+    # the same length, so that the file stays whole
+    (tmp_path / "refuses.gguf").write_bytes(data.replace(b"message['content']", b"raise_exception(1)"))
+    with (
+        Runtime(tmp_path / "refuses.gguf", n_ctx=64, threads=1) as runtime,
+        pytest.raises(DataError, match="refuses this conversation"),
+    ):
+        runtime.chat_tokens([{"role": "user", "content": "桃"}])
+    (tmp_path / "broken.gguf").write_bytes(data.replace(b"message['content']", b"message|no_filter_"))
+    with pytest.raises(IntegrityError, match="no_filter_"):
+        Runtime(tmp_path / "broken.gguf", n_ctx=64, threads=1)
+
+
+def test_completion_is_repeatable_bounded_and_whole(runtime: Runtime) -> None:
+    """Random weights put many single bytes of characters together: what comes is text all the same."""
+    first = list(runtime.complete(PROMPT, max_tokens=40, seed=7))
+    assert first == list(runtime.complete(PROMPT, max_tokens=40, seed=7))
+    assert first != list(runtime.complete(PROMPT, max_tokens=40, seed=8))
+    assert all(first)
+    assert len(first) <= 40
+    greedy = "".join(runtime.complete(PROMPT, max_tokens=10, temperature=0))
+    assert greedy == "".join(runtime.complete(PROMPT, max_tokens=10, temperature=0, seed=99))
+
+
+def test_greedy_text_is_the_likeliest_tokens(runtime: Runtime) -> None:
+    tokens = runtime.tokenize(PROMPT, add_bos=False)
+    likeliest = int(runtime.logits(tokens)[-1].argmax())
+    assert "".join(runtime.complete(tokens, max_tokens=1, temperature=0)) == runtime.detokenize(
+        [*tokens, likeliest]
+    ).removeprefix(PROMPT)
+
+
+def test_a_stop_text_ends_it_and_is_not_shown(runtime: Runtime) -> None:
+    whole = "".join(runtime.complete(PROMPT, max_tokens=40, seed=7))
+    stop = whole[5:8]
+    assert "".join(runtime.complete(PROMPT, max_tokens=40, seed=7, stop=[stop])) == whole[: whole.index(stop)]
+
+
+def test_a_chat_ends_at_the_models_end_token(make_model: MakeModel, tmp_path: Path) -> None:
+    """A head that always says <|end|>: nothing comes, and the tag is not shown."""
+    head = np.zeros((VOCABULARY, 256), np.float16)
+    embeddings = np.ones((VOCABULARY, 256), np.float16)
+    head[END] = 1
+    zeros = {
+        f"model__layers__{layer}__{name}__weight": np.zeros(shape, np.float16)
+        for layer in range(2)
+        for name, shape in (("self_attn__o_proj", (256, 256)), ("mlp__down_proj", (256, 512)))
+    }
+    folder = make_model(tmp_path / "model", lm_head__weight=head, model__embed_tokens__weight=embeddings, **zeros)
+    convert(folder, tmp_path / "end.gguf", model_name="phi-3")
+    with Runtime(tmp_path / "end.gguf", n_ctx=64, threads=1, logits=True) as runtime:
+        assert int(runtime.logits([5])[0].argmax()) == END
+        assert list(runtime.chat([{"role": "user", "content": "桃"}], max_tokens=20)) == []
+
+
+def test_what_does_not_fit_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(UsageError, match="257 tokens do not fit a context of 256"):
+        runtime.logits([5] * 257)
+    with pytest.raises(UsageError, match="do not fit"):
+        runtime.complete([5] * 256)
+    with pytest.raises(UsageError, match="outside of the vocabulary"):
+        runtime.logits([VOCABULARY])
+    with pytest.raises(UsageError, match="nothing to continue"):
+        runtime.complete("")
+    assert len(list(runtime.complete([5] * 250, max_tokens=100, temperature=0))) <= 6
+    assert runtime.logits([5] * 256).shape == (256, VOCABULARY)
+
+
+def test_a_non_ascii_path_loads(f16: Path, tmp_path: Path) -> None:
+    path = tmp_path / "魂　{x}" / "模型.gguf"
+    path.parent.mkdir()
+    shutil.copy(f16, path)
+    with Runtime(path, n_ctx=64, threads=1) as runtime:
+        assert runtime.tokenize("桃", add_bos=False)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not a model", "wrong architecture"])
+def test_a_bad_file_is_an_integrity_error_and_nothing_is_printed(
+    damage: str, f16: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = f16.read_bytes()
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "not a model":
+        data = b"GGUF" + bytes(1000)
+    else:
+        with GgufFile(f16) as file:
+            assert file.metadata["general.architecture"] == "phi3"
+        data = data.replace(b"phi3", b"phi9")
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(IntegrityError) as caught:
+        Runtime(tmp_path / "bad.gguf", n_ctx=64)
+    if damage == "wrong architecture":
+        assert "phi9" in caught.value.why
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_good_file_prints_nothing_either(f16: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Runtime(f16, n_ctx=64, threads=1) as runtime:
+        list(runtime.complete("桃", max_tokens=3))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_closing_frees_the_memory(f16: Path) -> None:
+    """A context of 16384 tokens holds some 33 MB; ten that stayed would show beyond any noise."""
+
+    def resident() -> int:
+        gc.collect()
+        return int(psutil.Process().memory_info().rss)
+
+    Runtime(f16, n_ctx=16384, threads=1).close()
+    before = resident()
+    for _ in range(10):
+        with Runtime(f16, n_ctx=16384, threads=1):
+            held_bytes = resident() - before
+    assert held_bytes > 20e6
+    assert resident() - before < 60e6

@@ -1,0 +1,71 @@
+"""Whose converter is used, and what is said when there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aegis.llama_cpp
+import vendor_llama_cpp
+from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
+from aegis.llama_cpp import find_tree
+
+
+@pytest.fixture
+def checkouts(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("flag", "variable"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "convert_hf_to_gguf.py").write_bytes(b"")
+    return tmp_path / "flag", tmp_path / "variable"
+
+
+def test_the_flag_goes_before_the_variable_before_the_pinned_one(
+    checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, variable = checkouts
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(variable))
+    assert find_tree(flag) == flag
+    assert find_tree() == variable
+    monkeypatch.setenv("LLAMA_CPP_DIR", "")
+    assert find_tree() == vendor_llama_cpp.converter_tree()
+
+
+def test_a_relative_directory_becomes_absolute(checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkouts[0].parent)
+    assert find_tree(Path("flag")) == checkouts[0]
+
+
+def test_a_directory_without_a_converter_names_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="the command line"):
+        find_tree(tmp_path)
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match="LLAMA_CPP_DIR names it"):
+        find_tree()
+
+
+@pytest.mark.parametrize(("content", "fault"), [(None, EnvironmentFault), (b"some other archive", IntegrityError)])
+def test_a_pinned_tree_that_cannot_be_had_has_its_exit_code(
+    content: bytes | None, fault: type[AegisError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdist = tmp_path / "llama.tar.gz"
+    if content is not None:
+        sdist.write_bytes(content)
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("AEGIS_LLAMA_SDIST", str(sdist))
+    with pytest.raises(fault, match=r"llama\.tar\.gz") as caught:
+        find_tree()
+    assert caught.value.fix
+
+
+def test_importing_the_seam_loads_neither_torch_nor_the_bindings() -> None:
+    source_root = Path(aegis.llama_cpp.__file__).parents[2]
+    probe = (
+        f"import sys; sys.path[:0] = {[str(source_root), str(source_root.parent)]}; import aegis.llama_cpp;"
+        "print([name for name in ('torch', 'transformers', 'llama_cpp') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
