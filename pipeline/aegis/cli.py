@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -246,6 +247,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # a cp932 console has no emoji; a question mark is better than a traceback
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # the libraries' own bars and advice would run through ours
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app(standalone_mode=False)
     except typer.Exit as leaving:

@@ -96,7 +96,7 @@ class TrainConfig(StageConfig):
 class MergeConfig(StageConfig):
     """`aegis merge`"""
 
-    dtype: Literal["float16", "bfloat16"] = Field("float16", description="of the merged weights")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="of the merged weights")
 
 
 class ExportConfig(StageConfig):
@@ -134,7 +134,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 Config = TypeVar("Config", bound=StageConfig)
 
-_SECTIONS = {"train": TrainConfig, "merge": MergeConfig, "export": ExportConfig}
+_SECTIONS: Mapping[str, type[StageConfig]] = {"train": TrainConfig, "merge": MergeConfig, "export": ExportConfig}
 
 
 def resolve(

@@ -7,7 +7,7 @@ notebook or a test, nothing is printed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -28,13 +28,7 @@ class Reporter(Protocol):
 
     def metrics(self, row: dict[str, object]) -> None: ...
 
-    def task(self, title: str, total: float | None, unit: str) -> _Closing: ...
-
-
-class _Closing(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc: object) -> None: ...
+    def task(self, title: str, total: float | None, unit: str) -> AbstractContextManager[Task]: ...
 
 
 class _SilentTask:

@@ -108,7 +108,8 @@ def attach_lora(
 
 def _linear_modules(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     # bitsandbytes' Linear4bit is a Linear with the true in_features and out_features
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -216,7 +217,7 @@ class ShardWriter:
 
     def write(self, rows: Tensor) -> None:
         """Append a contiguous piece of the next tensor."""
-        raw = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw: Any = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
         self._left -= raw.nbytes
         self._put(memoryview(raw))
 

@@ -30,7 +30,7 @@ def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], c
 
 def go_template(dialogue: Dialogue) -> str:
     """Return the dialogue as a text/template over .Messages; every literal is a quoted constant, so none can leak."""
-    branches = []
+    branches: list[str] = []
     for role, around in (
         ("system", dialogue.system),
         ("user", dialogue.user),

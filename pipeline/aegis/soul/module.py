@@ -90,5 +90,5 @@ class Soul(nn.Module):
         if fn(torch.zeros(0)).dtype != torch.float32:
             raise TypeError("the soul stays float32: half precision breaks its rotation and freezes its gate")
         self._frozen = None
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -29,7 +29,7 @@ from aegis.soul.file import SoulRecord, load_soul
 from aegis.soul.fold import fold_head
 
 _SLAB_BYTES = 16 << 20
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -219,18 +219,21 @@ class _Prepared:
 
 
 def _report_of(adapter: Path, manifest: runs.Manifest) -> TrainReport:
-    kept = {name: manifest.facts.get(name) for name in _KEPT}
+    kept: Any = {name: manifest.facts.get(name) for name in _KEPT}
     return TrainReport(
-        adapter=adapter, resumed_from=int(kept["steps"] or 0), loss=None, tokens_per_second=None, memory=None, **kept
+        adapter=adapter, resumed_from=kept["steps"], loss=None, tokens_per_second=None, memory=None, **kept
     )
 
 
 def _dataset_source(name: str) -> str:
     if name != DEMO:
         return name
-    from aegis.demo.corpus import demo_dataset
+    from aegis.demo.base import default_cache_dir
+    from aegis.demo.corpus import write_demo_dataset
 
-    return str(demo_dataset())
+    path = default_cache_dir() / "demo-dataset.jsonl"
+    write_demo_dataset(path)
+    return str(path)
 
 
 def _say_coverage(rows: list[Coverage]) -> None:

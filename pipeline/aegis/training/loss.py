@@ -57,5 +57,5 @@ def head_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor
         Scalar float32 sum in nats; divide by the number of targets of the whole optimizer step. Its gradient
         reaches `hidden` only.
     """
-    loss: Tensor = _HeadLoss.apply(hidden, head, bias, targets)
+    loss: Tensor = _HeadLoss.apply(hidden, head, bias, targets)  # type: ignore[no-untyped-call]
     return loss

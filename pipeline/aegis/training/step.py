@@ -135,10 +135,10 @@ class Stepper:
         task_loss = torch.zeros((), device=soul.skew.device)
         for batch in batches:
             mean_loss = summed_loss(trainee, batch) / max(1, targets)
-            trainee.scaler.scale(mean_loss).backward()  # type: ignore[no-untyped-call]
+            trainee.scaler.scale(mean_loss).backward()
             task_loss += mean_loss.detach()
         orthogonality = soul.orthogonality_loss()
-        trainee.scaler.scale(self.config.orthogonality_weight * orthogonality).backward()  # type: ignore[no-untyped-call]
+        trainee.scaler.scale(self.config.orthogonality_weight * orthogonality).backward()
 
         if soul.skew.grad is None:
             raise _soul_left_out(step)

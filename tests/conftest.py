@@ -1,0 +1,89 @@
+"""What many tests need: a cache of their own, the quick demo base, and tiny random models of other families."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aegis import progress
+from aegis.demo.base import ensure_demo_base
+from aegis.demo.settings import DemoSettings
+from aegis.model.base import TOKENIZER_FILES
+
+MakeRandom = Callable[..., Path]
+
+
+class Recorder(progress.SilentReporter):
+    """Keeps what was said, for tests that care."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.rows: list[dict[str, object]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def metrics(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+
+
+@pytest.fixture
+def reporter() -> Iterator[Recorder]:
+    recorder = Recorder()
+    progress.install(recorder)
+    yield recorder
+    progress.install(progress.SilentReporter())
+
+
+@pytest.fixture(scope="session")
+def quick_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real Phi-3 folder, tokenizer and all, pretrained for seconds."""
+    return ensure_demo_base(tmp_path_factory.mktemp("bases"), DemoSettings.quick())
+
+
+@pytest.fixture(scope="session")
+def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRandom:
+    """Write a tiny random model of any family with the quick base's tokenizer; returns its folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(model_type: str, *, shards: int = 1, **settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp(model_type) / model_type
+        folder.mkdir()
+        ids = json.loads((quick_base / "config.json").read_text(encoding="utf-8"))
+        shape = {
+            "vocab_size": ids["vocab_size"],
+            "hidden_size": 256,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "bos_token_id": 1,
+            "eos_token_id": ids["eos_token_id"],
+            "pad_token_id": ids["pad_token_id"],
+        }
+        with torch.random.fork_rng([]):
+            torch.manual_seed(1618)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | settings)))
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    # wide enough apart that a wrong head shows in the first logits
+                    parameter.data.normal_(0, 0.06)
+        size = sum(p.nbytes for p in model.parameters()) // 2
+        model.bfloat16().save_pretrained(folder, max_shard_size=size // shards + 1 if shards > 1 else "5GB")
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (quick_base / name).is_file():
+                shutil.copyfile(quick_base / name, folder / name)
+        return folder
+
+    return make
