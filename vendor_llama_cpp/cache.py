@@ -60,8 +60,7 @@ def ensure_tree(pin: Pin, say: Say) -> Path:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         raise VendorError(
             "The disk is full" if full else f"Cannot write to {home}",
-            why=f"llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment "
-            f"({error}).",
+            why=f"llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
             fix=f"Free some space, or point {CACHE_VARIABLE} at another directory.",
             kind="disk",
         ) from error

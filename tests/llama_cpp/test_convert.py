@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from aegis.llama_cpp import GgufFile, convert
+from aegis.llama_cpp import GgufFile, Runtime, convert
 
 from .conftest import MakeModel, NoFileAbove
 
@@ -44,7 +44,7 @@ def test_what_the_folder_says_arrives(model: Path, f16: Path) -> None:
         assert file.metadata["phi3.rope.scaling.attn_factor"] == pytest.approx(np.sqrt(1 + np.log(16) / np.log(256)))
 
 
-def test_a_dry_run_for_the_tokenizer_needs_no_weights(model: Path, tmp_path: Path) -> None:
+def test_a_dry_run_for_the_tokenizer_needs_no_weights(model: Path, f16: Path, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     folder.mkdir()
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
@@ -55,6 +55,12 @@ def test_a_dry_run_for_the_tokenizer_needs_no_weights(model: Path, tmp_path: Pat
         tokens = file.metadata["tokenizer.ggml.tokens"]
         assert isinstance(tokens, list)
         assert tokens[:3] == ["<unk>", "<s>", "</s>"]
+    messages = [{"role": "user", "content": "桃"}]
+    with (
+        Runtime(tmp_path / "vocab.gguf", n_ctx=64, vocab_only=True) as dry,
+        Runtime(f16, n_ctx=64) as whole,
+    ):
+        assert dry.chat_tokens(messages) == whole.chat_tokens(messages)
 
 
 NAMES = ["-x;$(touch pwned)", 'it\'s "quoted"', "日本語　全角", "{ftype} {0}", "a\nb", "..."]

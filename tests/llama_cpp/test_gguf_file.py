@@ -12,7 +12,7 @@ import pytest
 from gguf import GGUFReader
 
 from aegis.errors import IntegrityError, UsageError
-from aegis.llama_cpp import GgufFile
+from aegis.llama_cpp import GgufFile, trained_context
 
 
 def test_it_reads_what_pypis_gguf_reads(q4_k_m: Path) -> None:
@@ -55,6 +55,17 @@ def test_opening_takes_memory_for_the_header_only(f16: Path) -> None:
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < f16.stat().st_size / 5
+
+
+def test_the_context_is_the_one_before_the_long_factors(f16: Path, tmp_path: Path) -> None:
+    assert trained_context(f16) == 256
+    data = f16.read_bytes()
+    other = tmp_path / "other.gguf"
+    other.write_bytes(data.replace(b"scaling.original_context_length", b"scaling.original_context_lengtH"))
+    assert trained_context(other) == 4096
+    other.write_bytes(data.replace(b"context_length", b"context_lengtH"))
+    with pytest.raises(IntegrityError, match="how long a context"):
+        trained_context(other)
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:

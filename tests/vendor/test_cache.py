@@ -25,9 +25,7 @@ def silent(text: str) -> None:
 
 
 def contents(tree: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
 
 
 def test_a_cached_tree_needs_no_sdist(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
@@ -60,9 +58,7 @@ def test_a_damaged_tree_is_found_and_made_anew(damage: str, cache: Path, pinned:
     assert contents(tree) == FILES
 
 
-def test_byte_code_beside_the_modules_goes_without_a_download(
-    cache: Path, sdist: Path, pinned: PinnedArchive
-) -> None:
+def test_byte_code_beside_the_modules_goes_without_a_download(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
     """Someone ran the converter by hand: that must not cost a machine without network its converter."""
     pin = pinned(honest())
     tree = ensure_tree(pin, silent)

@@ -59,9 +59,7 @@ def build_sdist(index: Path, sentinel: Path) -> Pin:
     return replace(pin, distribution="llama-nine", version="9", root=f"llama_nine-9/{ROOT.split('/', 1)[1]}")
 
 
-def test_the_sdist_comes_through_pip_from_the_users_own_index(
-    cache: Path, index: Path, tmp_path: Path
-) -> None:
+def test_the_sdist_comes_through_pip_from_the_users_own_index(cache: Path, index: Path, tmp_path: Path) -> None:
     """Also the control of the next test: with the right hash pip does run the backend, so it could have."""
     sentinel = tmp_path / "sentinel"
     pin = build_sdist(index, sentinel)
@@ -91,9 +89,7 @@ def test_an_index_without_it_is_a_fetch_error_with_pips_words(cache: Path, index
     assert "AEGIS_LLAMA_SDIST" in caught.value.fix
 
 
-def test_a_given_sdist_with_one_flipped_bit_is_refused(
-    cache: Path, sdist: Path, pinned: PinnedArchive
-) -> None:
+def test_a_given_sdist_with_one_flipped_bit_is_refused(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
     data = bytearray(sdist.read_bytes())
     data[len(data) // 2] ^= 1

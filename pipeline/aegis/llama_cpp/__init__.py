@@ -5,7 +5,7 @@ and `Runtime` loads the bindings when it opens a file.
 """
 
 from aegis.llama_cpp.convert import convert, refuse_code
-from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors
+from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo
 from aegis.llama_cpp.quantize import QUANT_TYPES, parse_quant, quantize
 from aegis.llama_cpp.runtime import Message, Runtime
@@ -23,4 +23,5 @@ __all__ = [
     "parse_quant",
     "quantize",
     "refuse_code",
+    "trained_context",
 ]

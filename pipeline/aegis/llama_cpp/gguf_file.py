@@ -16,6 +16,7 @@ from aegis.llama_cpp.gguf_header import DamagedGguf, TensorInfo, Value, block_si
 
 _PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 _INTEGERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
+_MAX_CONTEXT = 4096
 _NEVER_QUANTIZED = ("_norm.weight", "ffn_gate_inp.weight")
 
 
@@ -101,6 +102,24 @@ class GgufFile:
         )
 
 
+def trained_context(path: Path) -> int:
+    """The tokens of context a model is run with: what it was first trained for, 4096 at most.
+
+    Beyond the original length of a LongRoPE model llama.cpp switches every token to the long factors; beyond
+    4096 the context of a small card's model takes memory for nothing.
+
+    Raises:
+        IntegrityError: the file does not say.
+    """
+    with GgufFile(path) as file:
+        family = file.metadata.get("general.architecture")
+        for key in (f"{family}.rope.scaling.original_context_length", f"{family}.context_length"):
+            length = file.metadata.get(key)
+            if isinstance(length, int) and length > 0:
+                return min(length, _MAX_CONTEXT)
+    raise IntegrityError(f"{path} does not say how long a context the model was trained for")
+
+
 def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | None = None) -> list[TensorInfo]:
     """The weights of a quantized file that fell back to a type with smaller blocks than `quant`'s.
 
@@ -125,4 +144,4 @@ def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | No
     ]
 
 
-__all__ = ["GgufFile", "TensorInfo", "Value", "fallback_tensors"]
+__all__ = ["GgufFile", "TensorInfo", "Value", "fallback_tensors", "trained_context"]

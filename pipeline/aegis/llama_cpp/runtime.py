@@ -28,7 +28,15 @@ class Runtime:
     No call depends on the ones before it: each starts from an empty context.
     """
 
-    def __init__(self, path: Path, n_ctx: int = 4096, threads: int | None = None, logits: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        n_ctx: int = 4096,
+        threads: int | None = None,
+        logits: bool = False,
+        *,
+        vocab_only: bool = False,
+    ) -> None:
         """Load it.
 
         Args:
@@ -38,6 +46,7 @@ class Runtime:
             threads: for the computation; the physical cores if None.
             logits: keep the logits of every position, so that `logits` works. Costs n_ctx · vocabulary · 4
                 bytes of address space, of which the positions that are evaluated become memory.
+            vocab_only: load the tokenizer and no weights; enough for token ids, and for a file without any.
 
         Raises:
             UsageError: no such file.
@@ -51,6 +60,7 @@ class Runtime:
         self.path = path
         self.n_ctx = n_ctx
         self._keeps_logits = logits
+        self._has_weights = not vocab_only
         log = captured_log()
         log.clear()
         threads = threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
@@ -61,6 +71,7 @@ class Runtime:
                 n_threads=threads,
                 n_threads_batch=threads,
                 logits_all=logits,
+                vocab_only=vocab_only,
                 verbose=False,
             )
         except ValueError as error:
@@ -217,6 +228,7 @@ class Runtime:
         return known
 
     def _refuse_overlong(self, n_tokens: int) -> None:
+        assert self._has_weights, "the runtime was opened with its weights"
         if n_tokens > self.n_ctx:
             raise UsageError(
                 f"{n_tokens} tokens do not fit a context of {self.n_ctx}",
