@@ -1,0 +1,232 @@
+"""From a source to what a training loop reads: training windows, held-out windows, and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aegis import progress
+from aegis.data import cache
+from aegis.data.chat import Encoder, Example
+from aegis.data.formats import Record, records
+from aegis.data.packing import Windows, cut, pack
+from aegis.data.rejects import Rejects, warn_skipped
+from aegis.data.sources import Source, open_source
+from aegis.errors import DataError
+
+_BATCH_ROWS = 256
+
+
+class _Options(NamedTuple):
+    """What `prepare` was asked for, as far as the outcome depends on it."""
+
+    max_length: int
+    packing: bool
+    seed: int
+    heldout_rows: int
+    skip_bad: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows. The token counts are those of the training windows, padding left out."""
+
+    source: str
+    content_sha256: str
+    """Of the file's bytes, or of the Hub dataset's rows."""
+    rows: int
+    """Usable rows, the training and the held-out ones together."""
+    train_rows: int
+    heldout_rows: int
+    duplicates_of_heldout: int
+    truncated: int
+    """Chats longer than a window: their end is lost."""
+    dropped: int
+    """Rows of which no token within a window is learnt."""
+    tokens: int
+    trained_tokens: int
+    windows: int
+    heldout_windows: int
+    pad_token_id: int
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Bad rows that were tolerated: place and reason."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`heldout` is None when nothing was held out."""
+
+    train: Windows
+    heldout: Windows | None
+    report: DataReport
+
+
+def prepare(
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    max_length: int = 512,
+    packing: bool = True,
+    seed: int = 0,
+    heldout_rows: int = 0,
+    skip_bad: int = 0,
+    limit: int | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> Prepared:
+    """Read, check, encode, split and pack a dataset. The same input gives the same windows.
+
+    Args:
+        source: a file, or a Hub dataset's id; `split` and `revision` are for the latter.
+        tokenizer: a fast transformers tokenizer, loaded from the base's own folder.
+        max_length: tokens a window.
+        packing: several rows a window; otherwise one, padded.
+        seed: of the packing and of the choice of held-out rows.
+        heldout_rows: rows kept out of training, at most a tenth of the distinct ones. They are chosen by content,
+            and their duplicates are left out too.
+        skip_bad: rows that cannot be used and are left out with a warning; one more is an error.
+        limit: use only that many rows, from the top.
+        cache_dir: where the outcome is kept under a hash of all that it depends on; None keeps nothing.
+
+    Raises:
+        DataError: rows that cannot be used, an empty dataset, no token to learn.
+        UsageError: there is no such dataset.
+    """
+    options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit)
+    opened = open_source(source, split=split, revision=revision)
+    digest = opened.sha256()
+    path = cache_dir / f"{_cache_key(digest, tokenizer, options)}.safetensors" if cache_dir else None
+    prepared = _cached(path, opened.name) if path else None
+    if prepared is None:
+        prepared = _prepare(opened, digest, tokenizer, options)
+        if path:
+            cache.store(path, _named(prepared), asdict(prepared.report))
+    warn_skipped(opened.name, prepared.report.skipped)
+    return prepared
+
+
+def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options) -> Prepared:
+    rejects = Rejects(source.name, options.skip_bad)
+    kept: list[tuple[bytes, list[Example]]] = []
+    truncated = dropped = 0
+    for example in _examples(source, Encoder(tokenizer), rejects, options.limit):
+        pieces, was_truncated = cut(example, options.max_length)
+        truncated += was_truncated
+        dropped += not pieces
+        if pieces:
+            kept.append((_key(pieces, options.seed), pieces))
+    rejects.check()
+    if not kept:
+        raise _nothing_to_learn(source.name, dropped)
+
+    heldout_keys = _choose_heldout({key for key, _ in kept}, options.heldout_rows)
+    train = [pieces for key, pieces in kept if key not in heldout_keys]
+    heldout = list({key: pieces for key, pieces in kept if key in heldout_keys}.values())
+    pad_token_id = _padding(tokenizer)
+
+    def packed(rows: list[list[Example]]) -> Windows:
+        return pack(
+            [piece for pieces in rows for piece in pieces],
+            max_length=options.max_length,
+            packing=options.packing,
+            seed=options.seed,
+            pad_token_id=pad_token_id,
+        )
+
+    windows, heldout_windows = packed(train), packed(heldout) if heldout else None
+    report = DataReport(
+        source=source.name,
+        content_sha256=digest,
+        rows=len(kept),
+        train_rows=len(train),
+        heldout_rows=len(heldout),
+        duplicates_of_heldout=len(kept) - len(train) - len(heldout),
+        truncated=truncated,
+        dropped=dropped,
+        tokens=len(windows.tokens),
+        trained_tokens=windows.trained_tokens,
+        windows=len(windows),
+        heldout_windows=len(heldout_windows or ()),
+        pad_token_id=pad_token_id,
+        skipped=rejects.listed,
+    )
+    return Prepared(windows, heldout_windows, report)
+
+
+def _examples(source: Source, encoder: Encoder, rejects: Rejects, limit: int | None) -> Iterator[Example]:
+    """Encode in batches, which is what makes a fast tokenizer fast, and keep the bar moving."""
+    rows: Iterator[Record] = islice(records(source, rejects), limit)
+    done = 0.0
+    with progress.task("Reading data", total=source.total, unit=source.unit) as bar:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            yield from encoder.encode(batch, rejects)
+            bar.advance(source.position - done)
+            done = source.position
+
+
+def _key(pieces: list[Example], seed: int) -> bytes:
+    """What the model would see of a row, hashed: rows alike to it are alike here."""
+    digest = hashlib.blake2b(digest_size=8, key=str(seed).encode())
+    for piece in pieces:
+        digest.update(piece.ids.tobytes() + piece.trained.tobytes())
+    return digest.digest()
+
+
+def _choose_heldout(keys: set[bytes], rows: int) -> set[bytes]:
+    """The rows with the lowest keys. By content, not by place, so a row and its duplicates go together."""
+    return set(sorted(keys)[: min(rows, len(keys) // 10)])
+
+
+def _nothing_to_learn(name: str, dropped: int) -> DataError:
+    if dropped:
+        return DataError(
+            f"No token of {name} is left to learn.",
+            why=f"In all {dropped} rows the answer begins behind the end of the window.",
+            fix="Raise --max-length.",
+        )
+    return DataError(f"{name} holds no rows.", fix="Give a dataset with at least one row.")
+
+
+def _padding(tokenizer: Any) -> int:
+    """Any token will do: padding is never learnt and never seen by a document."""
+    for name in ("pad_token_id", "eos_token_id"):
+        token_id = getattr(tokenizer, name)
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _cache_key(digest: str, tokenizer: Any, options: _Options) -> str:
+    parts = [
+        cache.FORMAT,
+        digest,
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer("a").input_ids,
+        options,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _named(prepared: Prepared) -> dict[str, Windows]:
+    windows = {"train": prepared.train}
+    return windows if prepared.heldout is None else windows | {"heldout": prepared.heldout}
+
+
+def _cached(path: Path, name: str) -> Prepared | None:
+    """The outcome kept at `path`; None when there is none or it is damaged. The same data may have a new name."""
+    found = cache.load(path)
+    if found is None:
+        return None
+    windows, values = found
+    values["source"] = name
+    values["skipped"] = [(where, reason) for where, reason in values["skipped"]]
+    return Prepared(windows["train"], windows.get("heldout"), DataReport(**values))

@@ -1,0 +1,116 @@
+"""A text file line by line in bounded memory, with the ways in which a file is not UTF-8 told apart."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from aegis.data.rejects import Rejects
+from aegis.errors import DataError
+
+MAX_LINE_BYTES = 8 << 20
+"""Longer lines are refused, not read: a row of this size is a broken file far more often than a row."""
+
+_SAMPLE_BYTES = 1 << 16
+_JAPANESE = re.compile(r"[ぁ-ゖァ-ヶ]")
+_HALF_WIDTH = re.compile(r"[\uff61-\uff9f]")  # what EUC-JP looks like when it is read as cp932
+
+
+class Line(NamedTuple):
+    """`text` is None for a line that went to the rejects; `end` is the offset in bytes behind it."""
+
+    where: str
+    text: str | None
+    end: int
+
+
+def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
+    r"""Lines of a UTF-8 file, their ends (\n or \r\n) kept, a byte order mark left out.
+
+    Raises:
+        DataError: the file as a whole is in another encoding; the message holds the command to convert it.
+    """
+    with path.open("rb") as file:
+        _skip_mark(path, file)
+        known_utf8 = False
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            text = None
+            if len(raw) > MAX_LINE_BYTES:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(_SAMPLE_BYTES)
+                rejects.add(where, f"a line longer than {MAX_LINE_BYTES:,} bytes")
+            else:
+                try:
+                    text = raw.decode("utf-8")
+                    known_utf8 = known_utf8 or not text.isascii()
+                except UnicodeDecodeError as error:
+                    if not known_utf8:
+                        _refuse_other_encoding(path, where, raw, file)
+                    rejects.add(where, f"not UTF-8 at byte {error.start + 1} of the line")
+            yield Line(where, text, file.tell())
+
+
+def decode_all(path: Path) -> str:
+    """The whole of a UTF-8 file.
+
+    Raises:
+        DataError: it is in another encoding.
+    """
+    with path.open("rb") as file:
+        _skip_mark(path, file)
+        raw = file.read()
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            number = raw.count(b"\n", 0, error.start) + 1
+            where = f"{path}:{number}"
+            _refuse_other_encoding(path, where, raw[error.start :], file)
+            raise DataError(f"{where}: not UTF-8.", fix="Write the file as UTF-8.") from error
+
+
+def _skip_mark(path: Path, file: BinaryIO) -> None:
+    """Step over a UTF-8 byte order mark; refuse UTF-16 and UTF-32, with or without one."""
+    head = file.read(4096)
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise _other_encoding(path, "utf-32")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _other_encoding(path, "utf-16")
+    # JSON begins with two ASCII characters, as does a CSV header; in UTF-16 each has a zero byte
+    for name, zeros in (("utf-16-le", head[1:4:2]), ("utf-16-be", head[0:3:2])):
+        if zeros == b"\0\0":
+            raise _other_encoding(path, name)
+    file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+
+
+def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BinaryIO) -> None:
+    """Raise when the text from here on reads as Japanese in an older encoding; the position is kept."""
+    here = file.tell()
+    sample = raw[:_SAMPLE_BYTES]
+    if len(raw) <= _SAMPLE_BYTES:
+        following, newline, _ = file.read(_SAMPLE_BYTES).rpartition(b"\n")
+        sample += following + newline
+        file.seek(here)
+    for name in ("cp932", "euc_jp"):
+        text = codecs.getincrementaldecoder(name)("replace").decode(sample)
+        if "\ufffd" not in text and _JAPANESE.search(text) and not _HALF_WIDTH.search(text):
+            raise _other_encoding(path, name, where)
+
+
+def _other_encoding(path: Path, encoding: str, where: str = "") -> DataError:
+    label = {"cp932": "cp932 (Shift_JIS)", "euc_jp": "EUC-JP"}.get(encoding, encoding.upper())
+    target = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    program = (
+        "import sys; i, o = sys.argv[1:]; "
+        f"open(o, 'w', encoding='utf-8', newline='').write(open(i, encoding='{encoding}', newline='').read())"
+    )
+    return DataError(
+        f"{path.name} is not UTF-8: it looks like {label}.",
+        why=f"The first line that is not UTF-8 is {where}." if where else "",
+        fix=f'Convert it, then use the new file:\n  python -c "{program}" "{path}" "{target}"',
+    )

@@ -1,0 +1,54 @@
+"""Rows that cannot be used: collected with place and reason, then either tolerated or refused together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aegis import progress
+from aegis.errors import DataError
+
+SHOWN = 5
+
+
+class RowError(ValueError):
+    """One row cannot be used; the text says why."""
+
+
+@dataclass
+class Rejects:
+    """The unusable rows of one source.
+
+    Nothing is refused at the first bad row: a person should see whether one line is broken or all are.
+    """
+
+    name: str
+    skip_bad: int = 0
+    count: int = 0
+    listed: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, where: str, reason: str) -> None:
+        self.count += 1
+        if len(self.listed) < max(SHOWN, self.skip_bad):
+            self.listed.append((where, reason))
+
+    def check(self) -> None:
+        """Raise DataError when more rows are bad than `skip_bad` allows."""
+        if self.count <= self.skip_bad:
+            return
+        lines = [f"  {where}: {reason}" for where, reason in self.listed[:SHOWN]]
+        if self.count > SHOWN:
+            lines.append(f"  ... and {self.count - SHOWN} more")
+        rows = "1 row" if self.count == 1 else f"{self.count} rows"
+        raise DataError(
+            f"{rows} of {self.name} cannot be used.",
+            why="\n".join(lines),
+            fix=f"Correct them, or leave them out with --skip-bad {self.count}.",
+        )
+
+
+def warn_skipped(name: str, skipped: list[tuple[str, str]]) -> None:
+    """Name every row that was left out under `skip_bad`."""
+    if skipped:
+        progress.warn(f"{len(skipped)} bad rows of {name} left out:")
+    for where, reason in skipped:
+        progress.warn(f"  {where}: {reason}")
