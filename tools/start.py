@@ -1,0 +1,60 @@
+"""One command from a bare clone to a running AEGIS: `python tools/start.py demo` (or test, setup, lock).
+
+Standard library only. This file must parse on Python 3.8, so that an old Python gets a sentence instead of a
+SyntaxError; everything that needs 3.11 is in the package `startup` beside it and imported after the check.
+"""
+
+import argparse
+import sys
+
+OLDEST_PYTHON = (3, 11)
+
+USAGE = """\
+commands:
+  demo [-- ARGS]  set up, then train, merge, export and generate on the embedded default;
+                  ARGS go to `aegis run --preset demo`
+  test [ARGS]     set up, then ruff, mypy and pytest; ARGS go to pytest
+  setup           only set up the environment .venv
+  lock            refresh tools/constraints.txt (for maintainers)
+
+exit codes: 0 done, 2 wrong usage, 3 something is missing on this machine, 7 pip or another tool failed,
+            130 interrupted; demo and test pass on the code of what they ran
+"""
+
+
+def parse(argv):  # type: (list[str]) -> argparse.Namespace
+    """Split argv into `command` and the arguments to pass on, `rest`, a leading `--` removed."""
+    parser = argparse.ArgumentParser(
+        prog="start.py",
+        description="Set AEGIS up in .venv and run it.",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=["demo", "test", "setup", "lock"], metavar="command")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.rest[:1] == ["--"]:
+        del arguments.rest[0]
+    if arguments.rest and arguments.command in ("setup", "lock"):
+        parser.error("%s takes no arguments, got: %s" % (arguments.command, " ".join(arguments.rest)))  # noqa: UP031
+    return arguments
+
+
+def main(argv):  # type: (list[str]) -> int
+    """Run one command and return its exit code."""
+    if sys.version_info < OLDEST_PYTHON:
+        sys.stderr.write(
+            "AEGIS needs Python 3.11 or newer; this is Python %d.%d (%s).\n"  # noqa: UP031
+            "Install a newer one (https://www.python.org/downloads/) and start again with it, for example\n"
+            "  python3.11 tools/start.py demo      (Windows: py -3.11 tools\\start.py demo)\n"
+            % (sys.version_info[0], sys.version_info[1], sys.executable)
+        )
+        return 3
+    arguments = parse(argv)
+    from startup import commands  # only now: it needs Python 3.11 to parse
+
+    return commands.run(arguments.command, arguments.rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

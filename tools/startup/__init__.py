@@ -1,0 +1,1 @@
+"""What tools/start.py does, standard library only: preflight, environment, constraints, commands."""

@@ -1,0 +1,82 @@
+"""The four commands: what each runs once the environment stands."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from startup.children import Stopped, catch_signals, child_environment, run_attached
+from startup.console import StartError, Step, prepare_streams, say
+from startup.constraints import refresh
+from startup.environment import Environment
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK_PYTHON = (3, 11)
+
+# The job must not reach for the network: what it needs is there after set-up.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "PIP_NO_INDEX": "1",
+}
+
+
+def run(command: str, rest: Sequence[str]) -> int:
+    """Run a command and return the exit code; mistakes and interruptions end without a traceback."""
+    prepare_streams()
+    catch_signals()
+    try:
+        return _run(command, rest)
+    except StartError as error:
+        say()
+        say(f"error: {error.what}")
+        say(f"what to do: {error.fix}")
+        return error.code
+    except KeyboardInterrupt:
+        say("\nInterrupted. Start again to go on: what is done is kept.")
+        return 128 + signal.SIGINT
+    except Stopped as stop:
+        say(f"\nStopped by signal {stop.signum}. Start again to go on: what is done is kept.")
+        return 128 + stop.signum
+
+
+def _run(command: str, rest: Sequence[str]) -> int:
+    if command == "lock":
+        refresh(ROOT, LOCK_PYTHON)
+        return 0
+    environment = Environment(ROOT)
+    environment.set_up()
+    if command == "demo":
+        return _demo(environment, rest)
+    if command == "test":
+        return _test(environment, rest)
+    say(f"Ready. The command is {environment.program('aegis')}")
+    return 0
+
+
+def _demo(environment: Environment, rest: Sequence[str]) -> int:
+    argv: list[str | Path] = [environment.program("aegis"), "run", "--preset", "demo", *rest]
+    return run_attached(argv, cwd=ROOT, environment=child_environment(**OFFLINE))
+
+
+def _test(environment: Environment, rest: Sequence[str]) -> int:
+    """Run every check even when one fails, and return the first failure's code. pytest has the last word."""
+    checks: list[tuple[str, list[str]]] = [
+        ("ruff check", ["ruff", "check", "."]),
+        ("ruff format", ["ruff", "format", "--check", "."]),
+        ("mypy", ["mypy"]),
+        ("pytest", ["pytest", *rest]),
+    ]
+    failed: list[tuple[str, int]] = []
+    for number, (title, arguments) in enumerate(checks, start=1):
+        if title == "pytest" and failed:
+            say("FAILED so far: " + ", ".join(name for name, _ in failed) + ". pytest runs all the same.")
+        Step(number, len(checks), title)
+        code = run_attached([environment.python, "-m", *arguments], cwd=ROOT, environment=child_environment())
+        if code == 128 + signal.SIGINT:
+            return code
+        if code != 0:
+            failed.append((title, code))
+    return failed[0][1] if failed else 0

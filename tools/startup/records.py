@@ -1,0 +1,68 @@
+"""Which installed packages are whole: a killed pip leaves some that it will later take for installed."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+from startup.console import StartError
+
+
+def broken(site_packages: Path) -> list[Path]:
+    """The `.dist-info` folders of packages that are not whole.
+
+    pip looks at METADATA only, and unpacks it at some point between the other files; so after a SIGKILL it
+    says "already satisfied" about a package without its modules.
+    """
+    return [folder for folder in sorted(site_packages.glob("*.dist-info")) if not _is_whole(folder)]
+
+
+def repair(site_packages: Path) -> list[str]:
+    """Take away what a killed pip left half done, so that the next pip installs it anew; return the names.
+
+    Of a broken package only the `.dist-info` goes: the other files are overwritten by the reinstallation.
+
+    Raises:
+        StartError: something cannot be removed.
+    """
+    for leftover in site_packages.glob("~*"):  # pip's name for what it was about to uninstall
+        _remove(leftover)
+    folders = broken(site_packages)
+    for folder in folders:
+        _remove(folder)
+    return [folder.name.removesuffix(".dist-info") for folder in folders]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file that RECORD gives a size for is there with that size.
+
+    importlib.metadata would not do: from Python 3.12 on it leaves missing files out of its list.
+    """
+    # pip writes INSTALLER after all of a wheel's own files: without it the installation was cut short
+    if not all((folder / name).is_file() for name in ("METADATA", "RECORD", "INSTALLER")):
+        return False
+    with (folder / "RECORD").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream))
+    for row in rows:
+        if len(row) != 3 or not row[2]:  # no size: compiled Python files, and RECORD itself
+            continue
+        try:
+            if (folder.parent / row[0]).stat().st_size != int(row[2]):
+                return False
+        except OSError:
+            return False
+    return bool(rows)
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise StartError(
+            f"A half-installed package could not be removed: {error}",
+            "Close programs that use .venv, or delete the folder .venv, and start again.",
+        ) from error
