@@ -10,7 +10,7 @@ from startup.preflight import compiler_packages
 
 TAIL_BYTES = 64 * 1024
 TAIL_LINES = 20
-_DETAIL_BYTES = 8 * 1024
+_DETAIL_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
 
 _COMPILED = re.compile(r"^\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
 _PIP_AT = re.compile(

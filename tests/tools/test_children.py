@@ -1,0 +1,76 @@
+"""Children are logged, keep the caller's settings out, and end with us."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from startup.children import child_environment, run_logged
+
+# a parent that runs a child that starts a grandchild, as start.py runs pip that runs a compiler
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from startup.children import catch_signals, child_environment, run_logged
+catch_signals()
+log = Path(sys.argv[2])
+grandchild = "import time; time.sleep(60)"
+child = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {grandchild!r}]); "
+child += "print(p.pid, flush=True); p.wait()"
+run_logged([sys.executable, "-c", child], log=log, cwd=log.parent, environment=child_environment(), tick=lambda: None)
+"""
+
+
+def test_output_and_exit_code_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = "import sys; print('日本語'); sys.stderr.write('why'); sys.exit(9)"
+    code = run_logged(
+        [sys.executable, "-c", script], log=log, cwd=tmp_path, environment=child_environment(), tick=lambda: None
+    )
+    assert code == 9
+    text = log.read_text(encoding="utf-8")
+    assert "日本語" in text
+    assert "why" in text
+
+
+def test_settings_that_lead_elsewhere_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
+    environment = child_environment(HF_HUB_OFFLINE="1")
+    assert "/elsewhere" not in environment.values()
+    assert environment["PIP_INDEX_URL"] == "https://index.example/simple"  # the user's own index holds
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_start_leaves_nobody_behind(tools: Path, tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "log"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tools), str(log)], stderr=subprocess.DEVNULL, restore_signals=True
+    )
+    deadline = time.monotonic() + 20
+    while not (log.exists() and log.read_text(encoding="utf-8").strip().splitlines()[-1:][0].isdigit()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    grandchild = int(log.read_text(encoding="utf-8").strip().splitlines()[-1])
+    assert psutil.pid_exists(grandchild)
+    parent.send_signal(number)
+    assert parent.wait(20) != 0
+    deadline = time.monotonic() + 5
+    while _runs(grandchild):
+        assert time.monotonic() < deadline, "the grandchild outlived us"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,93 @@
+"""The stamp says "ready" only when it is true, and a half-made environment is mended."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from startup.console import StartError
+from startup.environment import Environment
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    """A checkout whose environment has been set up, as far as the stamp can tell."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "constraints.txt").write_text("rich==15.0.0\n", encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
+    made = Environment(tmp_path)
+    made.scripts.mkdir(parents=True)
+    made.python.touch()
+    made.program("aegis").touch()
+    (tmp_path / "converter").mkdir()
+    made._own.mkdir()
+    made._stamp.write_text(json.dumps({"key": made.key(), "converter": str(tmp_path / "converter")}), encoding="utf-8")
+    return made
+
+
+def test_ready_when_the_stamp_fits(environment: Environment) -> None:
+    assert environment.is_ready()
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "tools/constraints.txt"])
+def test_not_ready_after_an_edit(environment: Environment, name: str) -> None:
+    with (environment.root / name).open("a", encoding="utf-8") as stream:
+        stream.write("# edited\n")
+    assert not environment.is_ready()
+
+
+@pytest.mark.parametrize("text", ["", '{"key": "', "[]", "{}", '{"key": 1, "converter": null}'])
+def test_not_ready_with_a_damaged_stamp(environment: Environment, text: str) -> None:
+    environment._stamp.write_text(text, encoding="utf-8")
+    assert not environment.is_ready()
+
+
+def test_not_ready_without_what_the_stamp_vouches_for(environment: Environment) -> None:
+    environment.python.unlink()
+    assert not environment.is_ready()
+
+
+def test_not_ready_without_the_converter(environment: Environment) -> None:
+    (environment.root / "converter").rmdir()
+    assert not environment.is_ready()
+
+
+def test_not_ready_in_another_folder(environment: Environment, tmp_path: Path) -> None:
+    """A moved checkout's scripts name the old folder: it is set up anew."""
+    moved = tmp_path.with_name(tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    assert not Environment(moved).is_ready()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / ".venv" / "notes.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine", encoding="utf-8")
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "constraints.txt").touch()
+    (tmp_path / "pyproject.toml").touch()
+    with pytest.raises(StartError, match="not a virtual environment"):
+        Environment(tmp_path).set_up()
+    assert [precious] == list(precious.parent.iterdir())
+
+
+def test_an_environment_cut_short_is_made_anew(environment: Environment) -> None:
+    """Killed while the environment was being made: a Python that does not run, no pip."""
+    environment.log.touch()
+    assert environment._site_packages("3.11") is None  # the control: it does not work as it stands
+    environment._make()
+    version = subprocess.run([str(environment.python), "-m", "pip", "--version"], capture_output=True, check=True)
+    assert str(environment.root).encode() in version.stdout
+    assert environment._make() == "kept"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")
+def test_the_systems_packages_are_never_taken_for_ours(environment: Environment) -> None:
+    """Without pyvenv.cfg a virtual environment's Python is the system's; nothing there may be mended."""
+    import sys
+
+    environment.python.unlink()
+    environment.python.symlink_to(getattr(sys, "_base_executable", sys.executable))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert environment._site_packages(version) is None

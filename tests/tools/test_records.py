@@ -1,0 +1,76 @@
+"""Packages that a killed pip left half installed are found and taken away; whole ones are not."""
+
+import base64
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from startup.records import broken, repair
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip, the real one, has installed a small package."""
+    folder = tmp_path_factory.mktemp("records")
+    wheel = folder / "tiny-1.0-py3-none-any.whl"
+    files = {
+        "tiny/__init__.py": b"VALUE = 1\n",
+        "tiny-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "tiny-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(wheel, "w") as archive:
+        record = ""
+        for name, content in files.items():
+            archive.writestr(name, content)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+            record += f"{name},sha256={digest},{len(content)}\n"
+        archive.writestr("tiny-1.0.dist-info/RECORD", record + "tiny-1.0.dist-info/RECORD,,\n")
+    target = folder / "site-packages"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", str(target), str(wheel)],
+        check=True,
+        capture_output=True,
+    )
+    return target
+
+
+@pytest.fixture
+def site_packages(installed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(installed, tmp_path / "site-packages")
+
+
+def test_what_pip_installed_is_whole(site_packages: Path) -> None:
+    assert broken(site_packages) == []
+    assert repair(site_packages) == []
+    assert (site_packages / "tiny-1.0.dist-info").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny/__init__.py",
+        "tiny-1.0.dist-info/METADATA",
+        "tiny-1.0.dist-info/RECORD",
+        "tiny-1.0.dist-info/INSTALLER",
+    ],
+)
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_cut_installation_is_taken_away(site_packages: Path, name: str, how: str) -> None:
+    if how == "missing":
+        (site_packages / name).unlink()
+    else:
+        (site_packages / name).write_bytes(b"")
+    assert repair(site_packages) == ["tiny-1.0"]
+    assert not (site_packages / "tiny-1.0.dist-info").exists()
+    assert broken(site_packages) == []
+
+
+def test_pips_leftovers_go(site_packages: Path) -> None:
+    (site_packages / "~iny").mkdir()
+    repair(site_packages)
+    assert not (site_packages / "~iny").exists()
+    assert (site_packages / "tiny").is_dir()

@@ -1,0 +1,93 @@
+"""The door: it parses on an old Python, refuses kindly and explains itself."""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def start(
+    tools: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(tools / "start.py"), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def door(tools: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("start", tools / "start.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_parses_on_python_3_8(tools: Path) -> None:
+    """An old Python can read the file, and so can say what it lacks."""
+    ast.parse((tools / "start.py").read_text(encoding="utf-8"), feature_version=(3, 8))
+    with pytest.raises(SyntaxError):  # the control: this check can fail
+        ast.parse("match 1:\n    case 1: pass\n", feature_version=(3, 8))
+
+
+def test_an_old_python_is_told_so(
+    door: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 8, 10))
+    assert door.main(["demo"]) == 3
+    assert "needs Python 3.11 or newer; this is Python 3.8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "rest"),
+    [
+        (["demo"], "demo", []),
+        (["demo", "--", "--max-steps", "3"], "demo", ["--max-steps", "3"]),
+        (["test", "-k", "soul", "-x"], "test", ["-k", "soul", "-x"]),
+    ],
+)
+def test_what_follows_the_command_is_passed_on(
+    door: ModuleType, argv: list[str], command: str, rest: list[str]
+) -> None:
+    arguments = door.parse(argv)
+    assert (command, rest) == (arguments.command, arguments.rest)
+
+
+def test_help_names_every_command(tools: Path) -> None:
+    result = start(tools, "--help")
+    assert result.returncode == 0
+    for command in ("demo", "test", "setup", "lock"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["setup", "--now"], ["lock", "x"]])
+def test_wrong_usage_is_exit_2(tools: Path, arguments: list[str]) -> None:
+    assert start(tools, *arguments).returncode == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Visual Studio is found outside PATH")
+def test_no_compiler_is_said_before_anything_is_made(tools: Path, tmp_path: Path) -> None:
+    """With nothing in PATH: exit 3, the compiler named, how to get one, and no environment begun."""
+    shutil.copytree(tools, tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(tools.parent / "pyproject.toml", tmp_path)
+    bare = {key: value for key, value in os.environ.items() if key not in {"CC", "CXX"}}
+    result = start(tmp_path / "tools", "setup", environment={**bare, "PATH": str(tmp_path / "nothing")})
+    assert result.returncode == 3
+    assert "No working C/C++ compiler" in result.stdout
+    assert "what to do: Install one" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / ".venv").exists()
