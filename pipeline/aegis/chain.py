@@ -14,6 +14,7 @@ from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig
 from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, trained_context
+from aegis.manifest import read_manifest
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import load_base
 from aegis.stages.export import ExportReport, export_gguf
@@ -61,7 +62,7 @@ def gguf_of_run(run: runs.Run) -> Path:
     Raises:
         IntegrityError: the run has none.
     """
-    files = runs.read_manifest(run.gguf).facts.get("files") or []
+    files = read_manifest(run.gguf).facts.get("files") or []
     if not files or not (run.gguf / files[0]).is_file():
         raise IntegrityError(f"{run.gguf} holds no GGUF", fix=f"make one with: aegis export-gguf --run {run.root}")
     return run.gguf / str(files[0])

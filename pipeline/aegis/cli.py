@@ -2,74 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from aegis import __version__, progress
-from aegis.config import DEMO, PRESETS, ExportConfig, MergeConfig, StageConfig, TrainConfig, resolve
+from aegis import __version__, progress, screens
+from aegis.config import DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, resolve
 from aegis.errors import AegisError, UsageError
-
-if TYPE_CHECKING:
-    from aegis.stages.export import ExportReport
-    from aegis.stages.train import TrainReport
+from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption, with_settings
 
 app = typer.Typer(
     name="aegis",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF that llama.cpp runs.",
+    help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF for llama.cpp.",
 )
-
-RunOption = Annotated[Path | None, typer.Option("--run", help="the run's directory; artifacts/<base> if not given")]
-PresetOption = Annotated[str | None, typer.Option("--preset", help=f"a set of settings: {', '.join(PRESETS)}")]
-FileOption = Annotated[Path | None, typer.Option("--config", help="TOML with [train], [merge] and [export]")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
-
-
-def with_settings(*models: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every field of the stage configs; what was given arrives as `flags`."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
-        fields = {name: field for model in models for name, field in model.model_fields.items()}
-        for name, field in fields.items():
-            flag = "--" + name.replace("_", "-")
-            kind: Any = field.annotation
-            if kind is bool:
-                declarations = [f"{flag}/--no-{flag[2:]}"]
-            else:
-                declarations = [flag]
-            if kind == tuple[str, ...]:
-                kind = list[str]
-            shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            text = (field.description or "") + (f" [{shown}]" if shown not in (None, "") else "")
-            option = typer.Option(*declarations, help=text, show_default=False)
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-                )
-            )
-
-        def run(**given: Any) -> None:
-            flags = {name: given.pop(name) for name in fields}
-            # typer hands over an empty list for a repeatable option that was not given
-            command(**given, flags={name: value for name, value in flags.items() if value not in (None, [])})
-
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        )
-        return run
-
-    return decorate
 
 
 @app.callback()
@@ -107,12 +60,11 @@ def train(
     from aegis.stages import train as stage
 
     if dry_run:
-        _echo_dry_run(stage.dry_run(settings), settings)
+        typer.echo(screens.dry_run(stage.dry_run(settings), settings))
         return
     place = Run(run) if run else default_run(settings.base_model)
     report = stage.train(settings, place, resume=resume, overwrite=overwrite)
-    typer.echo(f"{report.adapter}: loss {report.loss:.4f}, α {report.alpha:.3f}, g {report.gate:.4f}")
-    typer.echo(f"next: aegis merge --run {_quoted(place.root)}")
+    typer.echo(screens.trained(report, place.root))
 
 
 @app.command()
@@ -136,6 +88,7 @@ def merge(
     from aegis.runs import Run
     from aegis.stages import merge as stage
 
+    place = None
     if adapter or base_model:
         if run or not (adapter and base_model and out):
             raise UsageError(
@@ -146,14 +99,7 @@ def merge(
         place = Run(_existing_run(run))
         with place.lock():
             report = stage.merge(stage.inputs_of_run(place), out or place.merged, settings, overwrite=overwrite)
-    typer.echo(
-        f"{report.out}: {report.tensors} tensors, {report.adapted} adapted, soul folded with g {report.gate:.4f}"
-    )
-    typer.echo(
-        f"next: aegis export-gguf --run {_quoted(report.out.parent)}"
-        if run or not adapter
-        else f"next: aegis export-gguf --model {_quoted(report.out)} --out GGUF_FOLDER"
-    )
+    typer.echo(screens.merged(report, place.root if place else None))
 
 
 @app.command("export-gguf")
@@ -180,7 +126,7 @@ def export_gguf(
         place = Run(_existing_run(run))
         with place.lock():
             report = stage(place.merged, out or place.gguf, settings, overwrite=overwrite)
-    _echo_export(report)
+    typer.echo(screens.exported(report))
 
 
 @app.command()
@@ -203,8 +149,8 @@ def run(
     place = Run(run) if run else chain.default_run(train_settings.base_model)
     report = chain.run_all(train_settings, merge_settings, export_settings, place, overwrite=overwrite)
     if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
-        _echo_demo(chain, report.files[0])
-    _echo_export(report)
+        typer.echo(screens.before_and_after(chain.before_and_after(report.files[0])))
+    typer.echo(screens.exported(report))
 
 
 @app.command()
@@ -251,6 +197,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app(standalone_mode=False)
     except typer.Exit as leaving:
@@ -294,45 +241,11 @@ def _existing_run(run: Path | None) -> Path:
     return path
 
 
-def _echo_export(report: ExportReport) -> None:
-    files = report.files
-    typer.echo(f"\n{report.name}")
-    for file in files:
-        typer.echo(f"  {file}  {file.stat().st_size / 1e6:.1f} MB")
-    folder = _quoted(files[0].parent)
-    typer.echo("\nnext:")
-    typer.echo(f"  aegis chat --gguf {_quoted(files[0])}")
-    typer.echo(f"  ollama create {files[0].parent.parent.name.lower() or 'aegis'} -f {folder}{os.sep}Modelfile")
-    typer.echo(f"  llama-server -m {_quoted(files[0])} -c {report.context_tokens} --jinja")
-
-
-def _echo_dry_run(report: TrainReport, settings: TrainConfig) -> None:
-    assert report.memory is not None
-    assert report.tokens_per_second is not None
-    tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
-    typer.echo(f"{report.steps} steps of {settings.max_steps} taken; nothing was kept")
-    for part, count in vars(report.memory).items():
-        typer.echo(f"  {part:<12}{count / 2**30:8.2f} GiB")
-    minutes = tokens / report.tokens_per_second / 60
-    typer.echo(f"  {report.tokens_per_second:.0f} tokens/s, about {minutes:.1f} minutes for the whole run")
-
-
-def _echo_demo(chain: Any, gguf: Path) -> None:
-    typer.echo("\nthe base before, and llama.cpp with the new file now:")
-    for before, after in chain.before_and_after(gguf):
-        typer.echo(f"\n  質問    {after.prompt}\n  base    {before.text}\n  aegis   {after.text}")
-
-
 def _ask() -> str | None:
     try:
         return input("> ").strip() or None
     except EOFError:
         return None
-
-
-def _quoted(path: Path) -> str:
-    text = str(path)
-    return f'"{text}"' if " " in text else text
 
 
 def _complain(what: str, why: str = "", fix: str = "") -> None:

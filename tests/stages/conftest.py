@@ -56,7 +56,9 @@ def make_trained(tmp_path: Path) -> MakeTrained:
         model.save_pretrained(folder, save_embedding_layers=False)
         base_hash = hash_weights(ShardSet.open(base)) if hashed else ""
         with torch.no_grad():
-            save_soul(folder / "soul.safetensors", SoulRecord(soul.rotation().clone(), soul.alpha.item(), 100, base_hash))
+            save_soul(
+                folder / "soul.safetensors", SoulRecord(soul.rotation().clone(), soul.alpha.item(), 100, base_hash)
+            )
         return Trained(base, folder, model.eval(), soul)
 
     return make
@@ -64,5 +66,3 @@ def make_trained(tmp_path: Path) -> MakeTrained:
 
 def tokens_for(model: Any, count: int = 48) -> Tensor:
     return torch.randint(3, model.config.vocab_size - 64, (2, count), generator=torch.Generator().manual_seed(9))
-
-

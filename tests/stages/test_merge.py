@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis import runs
 from aegis.config import MergeConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.manifest import verify_directory
 from aegis.model.shards import INDEX, ShardSet
 from aegis.soul import rotation as so
 from aegis.soul.fold import fold_head
@@ -50,7 +50,7 @@ def bases(quick_base: Path, make_random: MakeRandom) -> dict[str, Path]:
 def test_merged_model_is_the_live_one(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, name: str, kind: so.Kind
 ) -> None:
-    """In float32 the stock model of the merged folder gives the live logits to 1e-5; unfolded or with Rᵀ it does not."""
+    """In float32 the merged folder's stock model gives the live logits to 1e-5; unfolded or with Rᵀ it does not."""
     trained = make_trained(bases[name], kind=kind)
     tokens = tokens_for(trained.model)
     live = trained.logits(tokens)
@@ -80,7 +80,8 @@ def test_tied_embeddings_are_unchanged(tmp_path: Path, bases: dict[str, Path], m
 
 
 @pytest.mark.parametrize(
-    "lora", [{"rank": 7, "alpha": 3}, {"use_rslora": True}, {"rank_pattern": {"o_proj": 2}, "alpha_pattern": {"o_proj": 32}}]
+    "lora",
+    [{"rank": 7, "alpha": 3}, {"use_rslora": True}, {"rank_pattern": {"o_proj": 2}, "alpha_pattern": {"o_proj": 32}}],
 )
 def test_every_scale_peft_knows(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, lora: dict) -> None:
     """r, alpha, rslora and patterns give the weights peft's own merge gives."""
@@ -125,7 +126,7 @@ def test_folder_is_stock(tmp_path: Path, bases: dict[str, Path], make_trained: M
     assert (out / "tokenizer_config.json").read_bytes() == (base / "tokenizer_config.json").read_bytes()
     assert set(ShardSet.open(out).entries) == set(ShardSet.open(base).entries)
     assert {e.dtype for e in ShardSet.open(out).entries.values()} == {torch.float16}
-    assert runs.verify_directory(out).facts["folded"] is True
+    assert verify_directory(out).facts["folded"] is True
 
 
 def test_shards_keep_their_names(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
@@ -183,7 +184,7 @@ def test_another_base_is_refused(tmp_path: Path, bases: dict[str, Path], make_tr
 
 def test_shapes_of_another_base_are_named(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
     trained = make_trained(bases["phi3"])
-    with pytest.raises(IntegrityError, match="qkv_proj.weight: not in the base"):
+    with pytest.raises(IntegrityError, match=r"qkv_proj\.weight: not in the base"):
         merge(MergeInputs(str(bases["llama"]), trained.adapter), tmp_path / "merged", FLOAT16)
 
 
@@ -224,7 +225,9 @@ def test_bad_values_name_the_tensor(
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "cohere"])
-def test_families_that_lose_their_head_are_refused(tmp_path: Path, model_type: str, make_trained: MakeTrained, bases: dict[str, Path]) -> None:
+def test_families_that_lose_their_head_are_refused(
+    tmp_path: Path, model_type: str, make_trained: MakeTrained, bases: dict[str, Path]
+) -> None:
     trained = make_trained(bases["phi3"])
     base = tmp_path / "base"
     base.mkdir()
@@ -243,7 +246,7 @@ def test_existing_output_is_kept(tmp_path: Path, bases: dict[str, Path], make_tr
         merge(MergeInputs(str(trained.base), trained.adapter), out, FLOAT16)
     assert (out / "mine.txt").read_text() == "keep me"
     merge(MergeInputs(str(trained.base), trained.adapter), out, FLOAT16, overwrite=True)
-    assert runs.verify_directory(out).stage == "merge"
+    assert verify_directory(out).stage == "merge"
     assert not (out / "mine.txt").exists()
 
 

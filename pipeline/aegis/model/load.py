@@ -85,6 +85,12 @@ def load_base(folder: Path, load_in: Literal["4bit", "16bit"], device: torch.dev
         ) from error
     model.requires_grad_(False)
     model.config.use_cache = False
+    for module in model.modules():
+        # with AVX512-BF16, bitsandbytes repacks a CPU weight for good at the first forward pass in eval mode, for a
+        # kernel that computes in bfloat16 and has no backward: training after a look at the held-out loss would go
+        # on with wrong gradients
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if model.get_output_embeddings() is None:
         raise UsageError(f"{type(model).__name__} has no LM head to fold a soul into")
     return model

@@ -7,12 +7,14 @@ base_hash.
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UsageError
@@ -61,18 +63,16 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
     """
     _check_rotation(path, soul.rotation)
     rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation
-    save_file(
-        {"rotation": rotation.cpu().contiguous(), "alpha": torch.tensor(soul.alpha, dtype=torch.float32)},
-        path,
-        metadata={
-            "format": FORMAT,
-            "version": str(VERSION),
-            "kind": soul.kind,
-            "hidden_size": str(soul.hidden_size),
-            "step": str(soul.step),
-            "base_hash": soul.base_hash,
-        },
-    )
+    tensors = {"rotation": rotation.cpu().contiguous(), "alpha": torch.tensor(soul.alpha, dtype=torch.float32)}
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "kind": soul.kind,
+        "hidden_size": str(soul.hidden_size),
+        "step": str(soul.step),
+        "base_hash": soul.base_hash,
+    }
+    path.write_bytes(_with_sorted_header(save(tensors, metadata)))
 
 
 def load_soul(path: Path) -> SoulRecord:
@@ -114,6 +114,15 @@ def load_soul(path: Path) -> SoulRecord:
     if not torch.isfinite(alpha).all():
         raise IntegrityError(f"{path}: alpha is {alpha.item()}")
     return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library's order changes from process to process."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def _check_rotation(path: Path, rotation: Tensor) -> None:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis import progress, runs
+from aegis import disk, progress
 from aegis.config import ExportConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import convert, parse_quant, quantize
+from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
 from aegis.model.shards import ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
+from aegis.publish import publishing, refuse_existing
 from aegis.report.dialogue import dialogue_of, special_texts
 from aegis.report.modelfile import modelfile, stop_texts
 
@@ -58,7 +60,7 @@ def export_gguf(
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
-    runs.refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite)
     quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
     source_config = read_config(model)
     check_family(source_config)
@@ -66,7 +68,7 @@ def export_gguf(
     name = general_name(config.name, model, str(source_config["model_type"]))
     context_tokens = _context_tokens(source_config)
 
-    manifest = runs.Manifest(
+    manifest = Manifest(
         stage="export-gguf",
         config={**config.model_dump(mode="json", exclude={"llama_cpp_dir"}), "name": name, "quant": list(quants)},
         inputs=_inputs(model, shards),
@@ -77,11 +79,11 @@ def export_gguf(
     files = {quant: f"{file_stem(name)}-{quant}.gguf" for quant in (*quantized, "F16")}
     published = [files[quant] for quant in (*quantized, *(["F16"] if keep_f16 else []))]
     report = ExportReport(out, name, tuple(out / file for file in published), context_tokens)
-    if reuse and runs.finished(out, manifest) is not None:
+    if reuse and finished(out, manifest) is not None:
         return report
 
-    runs.require_space(out, _disk_needed(shards, quantized), "the GGUF files")
-    with runs.publishing(out, manifest, overwrite=overwrite) as staging:
+    disk.require_space(out, _disk_needed(shards, quantized), "the GGUF files")
+    with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
         tokenizer = load_tokenizer(model)
@@ -117,18 +119,18 @@ def file_stem(name: str) -> str:
 
 
 def _base_name(model: Path) -> str:
-    if (model / runs.MANIFEST).is_file():
-        base = runs.read_manifest(model).facts.get("base_model")
+    if (model / MANIFEST).is_file():
+        base = read_manifest(model).facts.get("base_model")
         if base:
             return Path(str(base)).name
     return model.resolve().name
 
 
 def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
-    if (model / runs.MANIFEST).is_file():
-        known = {name: record.sha256 for name, record in runs.verify_directory(model).files.items()}
-        return {"model": runs.digest(known)}
-    return {"model": runs.digest({path.name: runs.file_sha256(path) for path in shards.files})}
+    if (model / MANIFEST).is_file():
+        known = {name: record.sha256 for name, record in verify_directory(model).files.items()}
+        return {"model": digest(known)}
+    return {"model": digest({path.name: file_sha256(path) for path in shards.files})}
 
 
 def _disk_needed(shards: ShardSet, quantized: list[str]) -> int:

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis import progress, runs
+from aegis import disk, progress, runs
 from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
+from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.model.adapter import WEIGHTS, Adapter, load_adapter
 from aegis.model.base import TOKENIZER_FILES, Base, find_base
 from aegis.model.shards import HEAD, INDEX, ShardWriter, TensorEntry, write_index
+from aegis.publish import Staging, publishing, refuse_existing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 from aegis.soul.fold import fold_head
@@ -67,7 +69,7 @@ def inputs_of_run(run: runs.Run) -> MergeInputs:
     Raises:
         IntegrityError: the run has no finished adapter.
     """
-    facts = runs.read_manifest(run.adapter).facts
+    facts = read_manifest(run.adapter).facts
     return MergeInputs(str(facts["base_model"]), run.adapter, None, facts["revision"])
 
 
@@ -86,7 +88,7 @@ def merge(
         IntegrityError: adapter or soul belong to another base, a value is not finite or does not fit the dtype.
         EnvironmentFault: the disk is too small.
     """
-    runs.refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite)
     adapter = load_adapter(inputs.adapter)
     soul_path = inputs.soul or inputs.adapter / SOUL_FILE
     if inputs.soul is None and not soul_path.is_file():
@@ -100,13 +102,13 @@ def merge(
     plan = _Plan.make(base, adapter, soul, _DTYPES[config.dtype])
     _check_base_hash(base, inputs.adapter, soul_path, soul)
 
-    manifest = runs.Manifest(
+    manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
         inputs={
             "base": base.weights_hash,
-            "adapter": runs.file_sha256(inputs.adapter / WEIGHTS),
-            "soul": runs.file_sha256(soul_path),
+            "adapter": file_sha256(inputs.adapter / WEIGHTS),
+            "soul": file_sha256(soul_path),
         },
         facts={
             "base_model": base.name,
@@ -120,10 +122,10 @@ def merge(
         },
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
-    if reuse and runs.finished(out, manifest) is not None:
+    if reuse and finished(out, manifest) is not None:
         return report
-    runs.require_space(out, plan.out_bytes, "the merged model")
-    with runs.publishing(out, manifest, overwrite=overwrite) as staging:
+    disk.require_space(out, plan.out_bytes, "the merged model")
+    with publishing(out, manifest, overwrite=overwrite) as staging:
         _stream(plan, staging)
         _write_config(base, staging.path, config.dtype)
         _copy_companions(base, staging.path)
@@ -197,8 +199,8 @@ class _Plan:
 
 def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecord) -> None:
     claims = {str(soul_path): soul.base_hash}
-    if (adapter / runs.MANIFEST).is_file():
-        claims[str(adapter)] = runs.read_manifest(adapter).inputs.get("base", "")
+    if (adapter / MANIFEST).is_file():
+        claims[str(adapter)] = read_manifest(adapter).inputs.get("base", "")
     for source, claimed in claims.items():
         if claimed and claimed != base.weights_hash:
             raise IntegrityError(
@@ -207,7 +209,7 @@ def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecor
                 fix="give the base it was trained on",
             )
     if not soul.base_hash:
-        if (base.folder / runs.MANIFEST).is_file() and runs.read_manifest(base.folder).facts.get("folded"):
+        if (base.folder / MANIFEST).is_file() and read_manifest(base.folder).facts.get("folded"):
             raise IntegrityError(
                 f"{base.folder} already has a soul folded in, and {soul_path} does not say that it was trained on it",
                 fix="give the base the soul was trained on",
@@ -215,7 +217,7 @@ def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecor
         progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
 
 
-def _stream(plan: _Plan, staging: runs.Staging) -> None:
+def _stream(plan: _Plan, staging: Staging) -> None:
     weight_map = {}
     with progress.task("merging", plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from aegis import progress, runs
+from aegis import disk, progress, runs
 from aegis.config import DEMO, TrainConfig
 from aegis.data.dataset import Prepared, prepare
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
+from aegis.manifest import Manifest, finished, read_manifest
 from aegis.model.attach import attached
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype, load_base
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.publish import publishing, refuse_existing
 from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
 from aegis.training.checkpoint import Trainee
@@ -67,17 +69,17 @@ def train(
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
     with run.lock():
-        runs.refuse_existing(run.adapter, overwrite=overwrite or reuse)
+        refuse_existing(run.adapter, overwrite=overwrite or reuse)
         if overwrite:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             run.metrics.unlink(missing_ok=True)
         prepared = _Prepared.make(config)
         manifest = prepared.manifest()
         if reuse and run.adapter.is_dir():
-            done = runs.finished(run.adapter, manifest)
+            done = finished(run.adapter, manifest)
             if done is not None:
                 return _report_of(run.adapter, done)
-            _refuse_changed(runs.read_manifest(run.adapter), manifest, run)
+            _refuse_changed(read_manifest(run.adapter), manifest, run)
         found = checkpoint.newest_whole(run.checkpoints)
         if found is not None:
             _refuse_changed(found[1], manifest, run)
@@ -87,7 +89,7 @@ def train(
             start = checkpoint.step_of(found[0]) if found else 0
             if start:
                 progress.say(f"going on from step {start}")
-            runs.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
+            disk.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
             truncate_metrics(run.metrics, start)
             loop = prepared.loop(
                 trainee,
@@ -102,7 +104,7 @@ def train(
                 error.fix = f"go on with: aegis train --resume --run {run.root} (and the same settings)"
                 raise
             report = prepared.report(run.adapter, trainee, outcome, start)
-            with runs.publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
+            with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
                 checkpoint.write_trained(staging.path, trainee, outcome.step, prepared.base.weights_hash)
                 staging.facts |= {name: getattr(report, name) for name in _KEPT}
             return report
@@ -141,11 +143,12 @@ class _Prepared:
             seed=config.seed,
             heldout_rows=config.heldout_rows,
             skip_bad=config.skip_bad,
+            cache_dir=disk.cache_directory() / "data",
         )
         return cls(config, base, data, device)
 
-    def manifest(self) -> runs.Manifest:
-        return runs.Manifest(
+    def manifest(self) -> Manifest:
+        return Manifest(
             stage="train",
             config=self.config.model_dump(mode="json", exclude=_HOUSEKEEPING),
             inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256},
@@ -218,7 +221,7 @@ class _Prepared:
         )
 
 
-def _report_of(adapter: Path, manifest: runs.Manifest) -> TrainReport:
+def _report_of(adapter: Path, manifest: Manifest) -> TrainReport:
     kept: Any = {name: manifest.facts.get(name) for name in _KEPT}
     return TrainReport(
         adapter=adapter, resumed_from=kept["steps"], loss=None, tokens_per_second=None, memory=None, **kept
@@ -228,10 +231,9 @@ def _report_of(adapter: Path, manifest: runs.Manifest) -> TrainReport:
 def _dataset_source(name: str) -> str:
     if name != DEMO:
         return name
-    from aegis.demo.base import default_cache_dir
     from aegis.demo.corpus import write_demo_dataset
 
-    path = default_cache_dir() / "demo-dataset.jsonl"
+    path = disk.cache_directory() / "demo-dataset.jsonl"
     write_demo_dataset(path)
     return str(path)
 
@@ -253,7 +255,7 @@ def _checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(kwargs)
 
 
-def _refuse_changed(old: runs.Manifest, new: runs.Manifest, run: runs.Run) -> None:
+def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
     before = {**old.config, **{f"hash of the {name}": value[:12] for name, value in old.inputs.items()}}
     after = {**new.config, **{f"hash of the {name}": value[:12] for name, value in new.inputs.items()}}
     changed = [

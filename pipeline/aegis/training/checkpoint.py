@@ -22,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aegis import progress, runs
+from aegis import progress
 from aegis.errors import IntegrityError
+from aegis.manifest import Manifest, verify_directory
+from aegis.publish import publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
@@ -57,10 +59,10 @@ def write_trained(directory: Path, trainee: Trainee, step: int, base_hash: str) 
     save_soul(directory / SOUL_FILE, SoulRecord(rotation, trainee.soul.alpha.item(), step, base_hash))
 
 
-def save(folder: Path, trainee: Trainee, step: int, manifest: runs.Manifest, *, keep: int) -> Path:
+def save(folder: Path, trainee: Trainee, step: int, manifest: Manifest, *, keep: int) -> Path:
     """Publish checkpoint `step` whole, then remove the oldest beyond `keep`."""
     final = folder / f"step_{step:06d}"
-    with runs.publishing(final, manifest, overwrite=True) as staging:
+    with publishing(final, manifest, overwrite=True) as staging:
         write_trained(staging.path, trainee, step, manifest.inputs["base"])
         save_file(_resume_tensors(trainee), staging.path / _RESUME)
     for old in list_steps(folder)[keep:]:
@@ -79,7 +81,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def newest_whole(folder: Path) -> tuple[Path, runs.Manifest] | None:
+def newest_whole(folder: Path) -> tuple[Path, Manifest] | None:
     """Find the newest checkpoint whose every byte is as it was written; say why newer ones were passed over.
 
     Returns:
@@ -91,7 +93,7 @@ def newest_whole(folder: Path) -> tuple[Path, runs.Manifest] | None:
     checkpoints = list_steps(folder)
     for checkpoint in checkpoints:
         try:
-            return checkpoint, runs.verify_directory(checkpoint)
+            return checkpoint, verify_directory(checkpoint)
         except IntegrityError as error:
             progress.warn(f"passing over a damaged checkpoint: {error}")
     if checkpoints:

@@ -137,13 +137,14 @@ class Stepper:
             mean_loss = summed_loss(trainee, batch) / max(1, targets)
             trainee.scaler.scale(mean_loss).backward()
             task_loss += mean_loss.detach()
+        # looked at before the orthogonality loss, whose rounding would pass for a gradient
+        if targets and soul.skew.grad is None:
+            raise _soul_left_out(step)
+        soul_norm = torch.zeros_like(task_loss) if soul.skew.grad is None else soul.skew.grad.norm()
         orthogonality = soul.orthogonality_loss()
         trainee.scaler.scale(self.config.orthogonality_weight * orthogonality).backward()
 
-        if soul.skew.grad is None:
-            raise _soul_left_out(step)
         trainee.scaler.unscale_(trainee.optimizer)
-        soul_norm = soul.skew.grad.norm()
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         loss, ortho, norm, moved = torch.stack([task_loss, orthogonality.detach(), grad_norm, soul_norm]).tolist()
         skipped = self._judge(step, loss, ortho, norm)

@@ -1,0 +1,64 @@
+"""The disk: where the cache is, whether there is room before the work, and what to say when it runs out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+from aegis.errors import EnvironmentFault
+
+
+def cache_directory() -> Path:
+    """AEGIS_CACHE_DIR, or the user's cache folder for this program; made if need be."""
+    given = os.environ.get("AEGIS_CACHE_DIR")
+    directory = Path(given).expanduser() if given else Path(user_cache_dir("aegis-soul"))
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory.resolve()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full(path: Path, error: BaseException) -> EnvironmentFault:
+    """The error to raise when writing `path` met a full disk."""
+    free = shutil.disk_usage(_existing(path)).free
+    return EnvironmentFault(
+        f"the disk is full: {path} could not be written",
+        why=f"{human(free)} are free ({error})",
+        fix="free some space and start again; nothing half-written was left",
+    )
+
+
+def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
+    """Refuse before the work starts if the disk cannot hold it.
+
+    Raises:
+        EnvironmentFault: with what is needed and what is free.
+    """
+    free = shutil.disk_usage(_existing(path)).free
+    if free < needed_bytes:
+        raise EnvironmentFault(
+            f"not enough disk for {purpose}: {human(needed_bytes)} needed, {human(free)} free",
+            fix=f"free some space on the disk of {_existing(path)}, or choose another one",
+        )
+
+
+def human(count: float) -> str:
+    """A size for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

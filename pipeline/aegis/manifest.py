@@ -1,0 +1,141 @@
+"""manifest.json: what a published directory was made from, by what, and what its files must be.
+
+safetensors and GGUF carry no checksum, so a flipped bit in either loads without a word; this is where it shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from aegis import __version__, progress
+from aegis.errors import IntegrityError
+
+MANIFEST = "manifest.json"
+FORMAT = "aegis-manifest"
+VERSION = 1
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "gguf", "llama-cpp-python")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file as the manifest knows it."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds.
+
+    Attributes:
+        stage: the command that made the directory.
+        config: the resolved settings it ran with.
+        inputs: name → hash of everything it was made from.
+        facts: what the stage found out and later stages lean on.
+        files: relative path → size and hash.
+    """
+
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    facts: Mapping[str, Any]
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """A hash of what was asked and from what: equal identities make equal directories."""
+        return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"aegis": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(value: object) -> str:
+    """sha256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a published directory's manifest.
+
+    Raises:
+        IntegrityError: there is none, or it is damaged.
+    """
+    path = directory / MANIFEST
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT or document["version"] != VERSION:
+            raise ValueError(f"format {document['format']!r}, version {document['version']!r}")
+        return Manifest(
+            stage=str(document["stage"]),
+            config=dict(document["config"]),
+            inputs=dict(document["inputs"]),
+            facts=dict(document["facts"]),
+            files={
+                str(name): FileRecord(int(record["bytes"]), str(record["sha256"]))
+                for name, record in document["files"].items()
+            },
+            versions=dict(document["versions"]),
+        )
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"{directory} has no {MANIFEST}", why="it was not published whole by this program"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
+
+
+def verify_directory(directory: Path) -> Manifest:
+    """Check every file of a published directory against its manifest.
+
+    Raises:
+        IntegrityError: naming each file that is missing, of another size, or changed.
+    """
+    manifest = read_manifest(directory)
+    wrong = []
+    for name, record in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            wrong.append(f"{name}: missing")
+        elif path.stat().st_size != record.bytes:
+            wrong.append(f"{name}: {path.stat().st_size} bytes, should be {record.bytes}")
+        elif file_sha256(path) != record.sha256:
+            wrong.append(f"{name}: its content changed")
+    if wrong:
+        raise IntegrityError(f"{directory} is not what its manifest says", why="\n".join(wrong))
+    return manifest
+
+
+def finished(final: Path, manifest: Manifest) -> Manifest | None:
+    """The manifest of `final` if it is whole and was made with these settings from these inputs, else None."""
+    if not (final / MANIFEST).is_file():
+        return None
+    try:
+        found = verify_directory(final)
+    except IntegrityError as error:
+        progress.warn(f"making {final.name} again: {error.what}")
+        return None
+    return found if found.identity == manifest.identity else None

@@ -1,0 +1,48 @@
+"""A trained model, alive: base, adapter and soul as they were when training ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aegis.errors import IntegrityError
+from aegis.model.attach import attached
+from aegis.model.base import Base
+from aegis.model.load import load_base
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import SoulRecord, load_soul
+from aegis.soul.module import Soul
+
+
+@contextmanager
+def live_model(base: Base, adapter: Path, load_in: Literal["4bit", "16bit"], device: torch.device) -> Iterator[Any]:
+    """Give a model in eval mode whose forward pass goes through adapter and soul.
+
+    Args:
+        adapter: folder with the adapter and its soul.
+        load_in: the base's precision; training's own is usually "4bit".
+
+    Raises:
+        IntegrityError: adapter or soul do not fit the base.
+    """
+    from peft import PeftModel
+
+    model = load_base(base.folder, load_in, device)
+    try:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise IntegrityError(f"the adapter in {adapter} does not fit {base.name}", why=str(error)) from error
+    with attached(model, soul_module(load_soul(adapter / SOUL_FILE)).to(device)):
+        yield model.eval()
+
+
+def soul_module(record: SoulRecord) -> Soul:
+    """The soul of a record as a module: R is its start, its skew is zero, exp(0) = I."""
+    soul = Soul(record.hidden_size, kind=record.kind, init="identity", alpha=record.alpha)
+    with torch.no_grad():
+        soul.start.copy_(record.rotation)
+    return soul.requires_grad_(False).eval()

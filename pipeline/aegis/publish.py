@@ -1,0 +1,128 @@
+"""A directory appears under its final name by one rename, whole and with its manifest, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aegis import disk
+from aegis.errors import UsageError
+from aegis.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, versions
+
+
+@contextmanager
+def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[Staging]:
+    """Give a sibling directory to fill; when the block ends well, seal it and rename it to `final`.
+
+    Files that were hashed while being written can be told to the `Staging`; the rest are hashed here. On any
+    exception the staging directory is removed and `final` is as it was.
+
+    Raises:
+        UsageError: `final` exists and `overwrite` is not set.
+        EnvironmentFault: the disk is full.
+    """
+    refuse_existing(final, overwrite=overwrite)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    discard_leftovers(final)
+    directory = final.with_name(f".{final.name}.staging-{os.getpid()}")
+    directory.mkdir()
+    staging = Staging(directory)
+    try:
+        yield staging
+        staging.seal(manifest)
+        _replace_directory(directory, final)
+    except OSError as error:
+        if disk.is_full(error):
+            raise disk.full(final, error) from error
+        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def refuse_existing(final: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something stands, before any work is done."""
+    if final.exists() and not overwrite:
+        raise UsageError(f"{final} exists", fix="choose another place, or say --overwrite to replace it")
+
+
+def discard_leftovers(final: Path) -> None:
+    """Remove staging directories that a killed process left beside `final`."""
+    for leftover in [
+        *final.parent.glob(f".{final.name}.staging-*"),
+        *final.parent.glob(f".{final.name}.trash-*"),
+    ]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+class Staging:
+    """A directory being filled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+        self._hashed: dict[str, FileRecord] = {}
+
+    def hashed(self, name: str, size_bytes: int, sha256: str) -> None:
+        """Tell a file's hash that was computed while it was written."""
+        self._hashed[name] = FileRecord(size_bytes, sha256)
+
+    def seal(self, manifest: Manifest) -> None:
+        """Flush every file to disk and write the manifest, last."""
+        files = {}
+        for path in sorted(p for p in self.path.rglob("*") if p.is_file()):
+            name = path.relative_to(self.path).as_posix()
+            _fsync(path)
+            files[name] = self._hashed.get(name) or FileRecord(path.stat().st_size, file_sha256(path))
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "stage": manifest.stage,
+            "config": manifest.config,
+            "inputs": manifest.inputs,
+            "facts": {**manifest.facts, **self.facts},
+            "versions": versions(),
+            "files": {name: vars(record) for name, record in files.items()},
+        }
+        path = self.path / MANIFEST
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _fsync(path)
+        _fsync(self.path)
+
+
+def _replace_directory(source: Path, final: Path) -> None:
+    # a directory cannot be renamed onto a full one: the old one steps aside first, and goes once the new one stands
+    trash = final.with_name(f".{final.name}.trash-{os.getpid()}")
+    if final.exists():
+        _rename(final, trash)
+    _rename(source, final)
+    _fsync(final.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    for attempt in range(10):
+        try:
+            source.replace(target)
+        except PermissionError:
+            # on Windows a virus scanner may hold a new file open for a moment
+            if os.name != "nt" or attempt == 9:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

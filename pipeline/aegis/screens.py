@@ -1,0 +1,84 @@
+"""The texts a command ends with: what came out, where it is, what to type next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from aegis.chain import Answer
+    from aegis.config import TrainConfig
+    from aegis.stages.export import ExportReport
+    from aegis.stages.merge import MergeReport
+    from aegis.stages.train import TrainReport
+
+
+def trained(report: TrainReport, run: Path) -> str:
+    """After train."""
+    losses = "  ".join(
+        f"{name} {value:.4f}"
+        for name, value in (("loss", report.loss), ("held-out loss", report.heldout_loss))
+        if value is not None
+    )
+    return (
+        f"{report.adapter}\n  {report.steps} steps  {losses}  α {report.alpha:.3f}  g {report.gate:.4f}\n"
+        f"next: aegis merge --run {quoted(run)}"
+    )
+
+
+def dry_run(report: TrainReport, settings: TrainConfig) -> str:
+    """After train --dry-run: memory by part, speed, and what the whole run would take."""
+    assert report.memory is not None
+    assert report.tokens_per_second is not None
+    tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
+    lines = [f"{report.steps} of {settings.max_steps} steps taken; nothing was kept"]
+    lines += [f"  {part:<12}{count / 2**30:8.2f} GiB" for part, count in vars(report.memory).items()]
+    minutes = tokens / report.tokens_per_second / 60
+    lines.append(f"  {report.tokens_per_second:.0f} tokens/s, about {minutes:.1f} minutes for the whole run")
+    return "\n".join(lines)
+
+
+def merged(report: MergeReport, run: Path | None) -> str:
+    """After merge."""
+    following = f"--run {quoted(run)}" if run else f"--model {quoted(report.out)} --out FOLDER"
+    return (
+        f"{report.out}\n  {report.tensors} tensors, {report.adapted} of them adapted, "
+        f"soul folded into the LM head with g {report.gate:.4f}{', head untied' if report.untied else ''}\n"
+        f"next: aegis export-gguf {following}"
+    )
+
+
+def exported(report: ExportReport) -> str:
+    """After export-gguf and run: the files, and three ways to run the first."""
+    first = report.files[0]
+    lines = [report.name]
+    lines += [f"  {file}  {file.stat().st_size / 1e6:.1f} MB" for file in report.files]
+    lines += [
+        "next:",
+        f"  aegis chat --gguf {quoted(first)}",
+        f"  ollama create {_ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
+        f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
+    ]
+    return "\n".join(lines)
+
+
+def before_and_after(pairs: Sequence[tuple[Answer, Answer]]) -> str:
+    """The demo's proof to the eye: the base's answers beside the finished file's."""
+    lines = ["the base before, and llama.cpp with the new file now:"]
+    for before, after in pairs:
+        lines.append(f"\n  質問   {after.prompt}\n  base   {before.text}\n  aegis  {after.text}")
+    return "\n".join(lines) + "\n"
+
+
+def quoted(path: Path) -> str:
+    """A path as one word of a command line."""
+    text = os.fspath(path)
+    return f'"{text}"' if any(c.isspace() for c in text) else text
+
+
+def _ollama_name(name: str) -> str:
+    return (
+        "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()).strip("._-") or "aegis"
+    )

@@ -1,0 +1,369 @@
+"""train: everything that should move moves, what is saved goes on to the bit, and bad runs end well."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aegis.config import TrainConfig
+from aegis.errors import DataError, DivergedError, IntegrityError, Interrupted, LockedError, UsageError
+from aegis.manifest import read_manifest, verify_directory
+from aegis.model import attach
+from aegis.runs import Run
+from aegis.soul.file import load_soul
+from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect
+from aegis.stages.train import dry_run, train
+from aegis.training import loop
+from aegis.training import step as step_module
+from tests.conftest import Recorder
+
+QUESTIONS = (
+    "春の花は何ですか。",
+    "海には何がいますか。",
+    "山で何をしますか。",
+    "雨の日はどうしますか。",
+    "りんごは何色ですか。",
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Twenty small chats: a few epochs in the steps these tests take."""
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"{n}番目の答えでござる。"}]}
+        for n, q in enumerate(QUESTIONS * 4)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(quick_base: Path, dataset: Path) -> TrainConfig:
+    """Small, with everything resume must get right: NF4, dropout, accumulation, packing, an epoch border."""
+    return TrainConfig(
+        base_model=str(quick_base),
+        dataset=str(dataset),
+        device="cpu",
+        max_steps=8,
+        warmup_steps=1,
+        annealing_steps=5,
+        batch_size=1,
+        gradient_accumulation_steps=2,
+        max_length=64,
+        learning_rate=3e-3,
+        save_steps=2,
+        logging_steps=1,
+        heldout_rows=2,
+        lora_dropout=0.1,
+    )
+
+
+def trained_bytes(run: Run) -> dict[str, bytes]:
+    return {
+        name: (run.adapter / name).read_bytes()
+        for name in ("adapter_model.safetensors", "soul.safetensors", "adapter_config.json", "manifest.json")
+    }
+
+
+def losses(run: Run) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [(row["step"], row["task_loss"]) for row in rows]
+
+
+@pytest.mark.parametrize("rotation", ["so8", "dense"])
+def test_everything_trained_has_moved(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
+    """R, every lora_A and every lora_B differ from the first checkpoint to the last; R is still a rotation."""
+    run = Run(tmp_path / "run")
+    report = train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
+    first, last = run.checkpoints / "step_000002", run.adapter
+    before, after = load_file(first / "adapter_model.safetensors"), load_file(last / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert len(before) == 4
+    for name, tensor in before.items():
+        assert not torch.equal(tensor, after[name]), name
+    one, other = load_soul(first / "soul.safetensors"), load_soul(last / "soul.safetensors")
+    assert (one.rotation - other.rotation).abs().max() > 1e-3
+    assert orthogonality_defect(other.rotation).abs().max() < ORTHOGONALITY_BOUND
+    assert other.alpha == pytest.approx(1.618)
+    assert other.step == report.steps == 8
+    assert other.base_hash == read_manifest(run.adapter).inputs["base"]
+
+
+def test_metrics_follow_the_schedule(tmp_path: Path, config: TrainConfig) -> None:
+    """α, g and phase are those of the design at every logged step; det is +1 and R orthogonal."""
+    run = Run(tmp_path / "run")
+    train(config, run)
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    slope = (1.618 + 5) / 5
+    assert [row["alpha"] for row in rows] == pytest.approx(
+        [-5, -5, -5 + slope, -5 + 2 * slope, -5 + 3 * slope, -5 + 4 * slope, 1.618, 1.618], abs=1e-5
+    )
+    assert [row["phase"] for row in rows] == ["stable"] * 2 + ["transitioning"] * 4 + ["golden"] * 2
+    assert rows[0]["gate"] == pytest.approx(0.0067, abs=1e-4)
+    assert rows[-1]["gate"] == pytest.approx(0.8345, abs=1e-4)
+    for row in rows:
+        assert row["det"] == 1
+        assert row["orthogonality_error"] < ORTHOGONALITY_BOUND
+        assert row["grad_norm"] > 0
+        assert row["loss"] >= row["task_loss"]
+    assert rows[1]["heldout_loss"] is not None
+    assert rows[2]["heldout_loss"] is None
+
+
+def test_looking_at_the_heldout_loss_changes_nothing(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training that evaluates and training that does not end in the same bytes."""
+    looking, blind = Run(tmp_path / "looking"), Run(tmp_path / "blind")
+    train(config, looking)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "evaluate", lambda *_: 0.0)
+        train(config, blind)
+    for name in ("adapter_model.safetensors", "soul.safetensors"):
+        assert (looking.adapter / name).read_bytes() == (blind.adapter / name).read_bytes()
+
+
+class _Killed(BaseException):
+    """Stands for a SIGKILL: nothing of ours handles it."""
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    take = step_module.Stepper.take
+
+    def dying(self, number, batches):  # type: ignore[no-untyped-def]
+        if number >= step:
+            raise _Killed
+        return take(self, number, batches)
+
+    monkeypatch.setattr(step_module.Stepper, "take", dying)
+
+
+@pytest.mark.parametrize("killed_at", [3, 7])
+def test_resume_is_exact(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, killed_at: int) -> None:
+    """A run killed between checkpoints and started again ends in the same bytes and the same loss curve."""
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    train(config, whole)
+    with monkeypatch.context() as patch:
+        killed_after(patch, killed_at)
+        with pytest.raises(_Killed):
+            train(config, broken)
+    assert not broken.adapter.exists()
+    report = train(config, broken, resume=True)
+    assert report.resumed_from == killed_at // 2 * 2
+    assert trained_bytes(broken) == trained_bytes(whole)
+    assert losses(broken) == losses(whole)
+
+    # the control: another seed ends elsewhere
+    other = Run(tmp_path / "other")
+    train(config.model_copy(update={"seed": 7}), other)
+    assert trained_bytes(other) != trained_bytes(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+) -> None:
+    """A flipped bit in the newest: the one before it is used; in all of them: exit 5, never a fresh start."""
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    train(config, whole)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 5)
+        with pytest.raises(_Killed):
+            train(config, run)
+    flip(run.checkpoints / "step_000004" / "resume.safetensors")
+    report = train(config, run)
+    assert report.resumed_from == 2
+    assert any("passing over a damaged checkpoint" in text for text in reporter.warned)
+    assert trained_bytes(run) == trained_bytes(whole)
+
+
+def test_only_damaged_checkpoints_are_an_error(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        with pytest.raises(_Killed):
+            train(config, run)
+    flip(run.checkpoints / "step_000002" / "adapter_model.safetensors")
+    with pytest.raises(IntegrityError, match="every checkpoint"):
+        train(config, run)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_other_settings_are_refused_with_the_difference(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        with pytest.raises(_Killed):
+            train(config, run)
+    with pytest.raises(UsageError, match=r"learning_rate: 0\.003 → 0\.1"):
+        train(config.model_copy(update={"learning_rate": 0.1}), run)
+    with Path(config.dataset).open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    with pytest.raises(UsageError, match="hash of the data"):
+        train(config, run)
+
+
+def test_a_finished_run_is_kept(tmp_path: Path, config: TrainConfig) -> None:
+    """Again is an error, with --overwrite a fresh start, with reuse the same answer."""
+    run = Run(tmp_path / "run")
+    short = config.model_copy(update={"max_steps": 2})
+    train(short, run)
+    before = trained_bytes(run)
+    with pytest.raises(UsageError, match="exists"):
+        train(short, run)
+    assert train(short, run, reuse=True).steps == 2
+    with pytest.raises(UsageError, match="max_steps: 2 → 8"):
+        train(config, run, reuse=True)
+    assert trained_bytes(run) == before
+    train(short.model_copy(update={"seed": 3}), run, overwrite=True)
+    assert trained_bytes(run) != before
+    assert verify_directory(run.adapter).config["seed"] == 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """The step is finished and saved, and going on ends in the same bytes."""
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    train(config, whole)
+    take = step_module.Stepper.take
+
+    def signalled(self, step, batches):  # type: ignore[no-untyped-def]
+        numbers = take(self, step, batches)
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return numbers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Stepper, "take", signalled)
+        with pytest.raises(Interrupted, match="stopped after step 3") as caught:
+            train(config, run)
+    assert caught.value.exit_code == code
+    assert "--resume" in caught.value.fix
+    assert train(config, run, resume=True).resumed_from == 3
+    assert trained_bytes(run) == trained_bytes(whole)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_before_the_update(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Exit 6 with the windows named; parameters are those of the step before, the checkpoint is whole."""
+    run = Run(tmp_path / "run")
+    summed = step_module.summed_loss
+    calls = []
+
+    def poisoned(trainee, batch):  # type: ignore[no-untyped-def]
+        loss = summed(trainee, batch)
+        calls.append(1)
+        if len(calls) == 2 * 3 + 1:  # the first micro-batch of the fourth step
+            before.update({n: p.detach().clone() for n, p in trainee.parameters().items()})
+            trainees.append(trainee)
+            if where == "loss":
+                return loss * torch.nan
+            loss.register_hook(lambda grad: grad * torch.inf)
+        return loss
+
+    before: dict[str, torch.Tensor] = {}
+    trainees: list = []
+    monkeypatch.setattr(step_module, "summed_loss", poisoned)
+    with pytest.raises(DivergedError, match="diverged at step 4") as caught:
+        train(config.model_copy(update={"heldout_rows": 0}), run)
+    assert "windows of this step" in caught.value.why
+    after = trainees[0].parameters()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert verify_directory(run.checkpoints / "step_000002").stage == "train"
+    assert not run.adapter.exists()
+
+
+def test_a_soul_out_of_the_graph_is_refused(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the forward pass walks past the soul, the run aborts instead of saving a soul that never moved."""
+    monkeypatch.setattr(attach.nn.Module, "register_forward_hook", lambda *_: attach.nn.Identity(), raising=True)
+    monkeypatch.setattr(attach.nn.Identity, "remove", lambda _: None, raising=False)
+    run = Run(tmp_path / "run")
+    with pytest.raises(IntegrityError, match="the soul got no gradient"):
+        train(config, run)
+    assert not run.adapter.exists()
+
+
+def test_two_runs_on_one_directory(tmp_path: Path, config: TrainConfig) -> None:
+    """The second says whose it is, with exit 8."""
+    run = Run(tmp_path / "run")
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with run.lock():
+            entered.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(20)
+    try:
+        with pytest.raises(LockedError, match=f"process {os.getpid()}"):
+            train(config, run)
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_bad_data_leaves_nothing(tmp_path: Path, config: TrainConfig) -> None:
+    path = Path(config.dataset)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines, *lines, '{"messages": [']), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        train(config, Run(tmp_path / "run"))
+    assert "41" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_keeps_nothing(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real steps, memory by part, a speed; and no file."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    report = dry_run(config)
+    assert report.steps == 8
+    assert report.memory is not None
+    assert report.memory.base > report.memory.adapter > report.memory.soul > 0
+    assert report.memory.optimizer >= 2 * report.memory.adapter
+    assert report.tokens_per_second > 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_alpha_modes(tmp_path: Path, config: TrainConfig) -> None:
+    """then-learned follows the schedule to its end and moves after; learned moves from the first step."""
+    alphas = {}
+    for mode in ("scheduled", "then-learned", "learned"):
+        run = Run(tmp_path / mode)
+        train(config.model_copy(update={"alpha": mode, "soul_learning_rate": 0.05}), run)
+        rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+        alphas[mode] = [row["alpha"] for row in rows]
+    assert alphas["then-learned"][:6] == alphas["scheduled"][:6]
+    assert alphas["then-learned"][7] != pytest.approx(1.618, abs=1e-3)
+    assert alphas["learned"][0] != -5.0
+    assert abs(alphas["learned"][-1] + 5) < 1
