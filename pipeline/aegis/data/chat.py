@@ -75,7 +75,9 @@ class Encoder:
         added = tokenizer.added_tokens_decoder
         # An added token of white space, which Gemma has, ends no turn
         enders = {token_id for token_id, token in added.items() if token.content.strip()}
-        self._enders = np.array([token_id in enders for token_id in range(len(tokenizer))], dtype=np.bool_)
+        self._enders = np.array(
+            [token_id in enders for token_id in range(max(tokenizer.get_vocab().values()) + 1)], dtype=np.bool_
+        )
         template = str(tokenizer.chat_template or "")
         reserved = {t.content for t in added.values() if t.special or t.content in template}
         self._reserved = re.compile("|".join(map(re.escape, sorted(reserved))) or r"(?!)")
@@ -99,10 +101,7 @@ class Encoder:
         for job, encoding in zip(jobs, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.int32)
             spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            try:
-                examples.append(self._example(job, ids, spans))
-            except RowError as error:
-                rejects.add(job.where, str(error))
+            examples.append(self._example(job, ids, spans))
         return examples
 
     def _jobs(self, records: Sequence[Record], rejects: Rejects) -> list[_Job]:
@@ -138,7 +137,7 @@ class Encoder:
 
     def _rendered(self, chat: Chat) -> _Job:
         messages = chat.messages
-        text = self._render(messages, prompt=False, where=chat.where)
+        text = self._render(messages, prompt=False)
         for message in messages:
             if message["content"].strip() not in text:
                 raise RowError(f"the chat template leaves out or rewrites the {message['role']}'s message")
@@ -146,7 +145,7 @@ class Encoder:
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:number], prompt=True, where=chat.where)
+            before = self._render(messages[:number], prompt=True)
             if not text.startswith(before):
                 raise DataError(
                     "The tokenizer's chat template cannot be trained on.",
@@ -162,7 +161,7 @@ class Encoder:
         ]
         return _Job(chat.where, text, turns, 0, is_document=False)
 
-    def _render(self, messages: list[Message], *, prompt: bool, where: str) -> str:
+    def _render(self, messages: list[Message], *, prompt: bool) -> str:
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except (jinja2.exceptions.SecurityError, jinja2.TemplateSyntaxError) as error:
@@ -177,7 +176,8 @@ class Encoder:
 
     def _example(self, job: _Job, ids: NDArray[np.int32], spans: NDArray[np.int64]) -> Example:
         if job.turns is None:
-            trained = spans[:, 0] >= job.learnt_from
+            # a token that holds the prompt's last space and the completion's first word is learnt
+            trained = (spans[:, 0] >= job.learnt_from) | (spans[:, 1] > job.learnt_from)
             tail = self._eos
         else:
             trained = self._turns_mask(job.turns, ids, spans)

@@ -17,7 +17,7 @@ def permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """
     with np.errstate(over="ignore"):
         start = _mix(_mix(np.array([seed], np.uint64)) ^ np.array([epoch], np.uint64))
-        keys = _mix(start + np.arange(count, dtype=np.uint64))
+        keys = _mix(np.arange(count, dtype=np.uint64) ^ start)
     return np.argsort(keys, kind="stable")
 
 

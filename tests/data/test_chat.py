@@ -1,0 +1,226 @@
+"""The model learns the assistant's words and the token that ends its turn, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from aegis.data.chat import Encoder, Example
+from aegis.data.formats import Chat, Plain, Record
+from aegis.data.rejects import Rejects
+from aegis.errors import DataError, UnsupportedModelError
+from tests.data.conftest import CHATML, GEMMA, LLAMA3
+
+MakeTokenizer = Callable[..., Any]
+PHI35 = Path(__file__).parents[3] / "shared" / "data" / "phi35"
+
+
+@pytest.fixture(scope="session", params=["trained here", "phi-3.5"])
+def phi_like(request: pytest.FixtureRequest, phi: Any) -> Any:
+    if request.param == "trained here":
+        return phi
+    if not PHI35.is_dir():
+        pytest.skip("Phi-3.5's tokenizer is not beside this checkout")
+    return AutoTokenizer.from_pretrained(PHI35)
+
+
+def chat(*contents: str, system: str | None = None) -> Chat:
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return Chat([*head, *messages], "x:1")  # type: ignore[list-item]
+
+
+def encode(tokenizer: Any, record: Record, **settings: Any) -> Example:
+    rejects = Rejects("x")
+    examples = Encoder(tokenizer, **settings).encode([record], rejects)
+    rejects.check()
+    return examples[0]
+
+
+def refusal(tokenizer: Any, record: Record, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        encode(tokenizer, record, **settings)
+    return str(caught.value)
+
+
+def learnt(tokenizer: Any, example: Example) -> list[str]:
+    """The trained tokens, decoded run by run."""
+    runs = groupby(zip(example.ids.tolist(), example.trained.tolist(), strict=True), key=lambda pair: pair[1])
+    return [tokenizer.decode([token for token, _ in run]) for trained, run in runs if trained]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (chat("こんにちは", "お元気ですか。"), ["お元気ですか。<|end|>"]),
+        (chat("Hi", "Hello", "二つ目", "はい。"), ["Hello<|end|>", "はい。<|end|>"]),
+        (chat("Hi", "Hello", system="丁寧に。"), ["Hello<|end|>"]),
+        (chat("same", "same", "same", "same"), ["same<|end|>", "same<|end|>"]),
+        (chat("Hi", "一行目\n\n二行目 😀"), ["一行目\n\n二行目 😀<|end|>"]),
+        (chat("Hi", "Hello \n"), ["Hello \n<|end|>"]),
+        # the tag swallows white space behind it, in llama.cpp too: it is no part of what the model writes
+        (chat("Hi", " \n Hello"), ["Hello<|end|>"]),
+    ],
+)
+def test_phi_learns_each_answer_and_its_end(phi_like: Any, record: Chat, expected: list[str]) -> None:
+    example = encode(phi_like, record)
+    assert learnt(phi_like, example) == expected
+    assert phi_like.convert_ids_to_tokens(int(example.ids[-1])) == "<|endoftext|>"
+    assert not example.trained[-1]
+
+
+@pytest.mark.parametrize(
+    ("template", "specials", "end"),
+    [
+        (CHATML, ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
+        (LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|eot_id|>"),
+        (GEMMA, ["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
+    ],
+    ids=["chatml", "llama3", "gemma"],
+)
+def test_other_templates(byte_level: MakeTokenizer, template: str, specials: list[str], end: str) -> None:
+    tokenizer = byte_level(template, specials, adds_bos=template is not CHATML)
+    example = encode(tokenizer, chat("こんにちは", "お元気ですか。", "Hi", "Hello there"))
+    assert learnt(tokenizer, example) == [f"お元気ですか。{end}", f"Hello there{end}"]
+
+
+def test_what_is_asked_at_inference_is_how_the_training_text_begins(phi_like: Any) -> None:
+    record = chat("こんにちは", "Hello", "二つ目", "はい。")
+    example = encode(phi_like, record)
+    starts = np.flatnonzero(np.diff(example.trained.astype(int), prepend=0) == 1)
+    for start, count in zip(starts, (1, 3), strict=True):
+        prompt = phi_like.apply_chat_template(record.messages[:count], add_generation_prompt=True, return_dict=False)
+        assert example.ids[:start].tolist() == prompt
+
+
+def test_ids_are_those_of_the_tokenizer(phi_like: Any) -> None:
+    record = chat("こんにちは  X", " Hello\n", "😀", "二行\n目", system="丁寧に。")
+    expected = phi_like.apply_chat_template(record.messages, return_dict=False)
+    assert encode(phi_like, record).ids.tolist() == expected
+
+
+def test_an_end_that_is_added_but_not_special_is_learnt(byte_level: MakeTokenizer) -> None:
+    tokenizer = byte_level(CHATML, ["<|im_start|>"])
+    tokenizer.add_tokens(["<|im_end|>"])
+    record = chat("Hi", "Hello", "Hi", "there")
+    assert learnt(tokenizer, encode(tokenizer, record)) == ["Hello<|im_end|>", "there<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("adds_bos", "template", "count"),
+    [
+        (True, CHATML, 1),
+        (False, CHATML, 0),
+        (True, "{{ bos_token }}" + CHATML, 1),
+        (False, "{{ bos_token }}" + CHATML, 1),
+    ],
+)
+def test_one_begin_of_text_when_inference_has_one(
+    byte_level: MakeTokenizer, adds_bos: bool, template: str, count: int
+) -> None:
+    tokenizer = byte_level(template, ["<|im_start|>", "<|im_end|>"], adds_bos=adds_bos)
+    example = encode(tokenizer, chat("Hi", "Hello"))
+    assert example.ids.tolist().count(tokenizer.bos_token_id) == count
+    assert not count or (example.ids[0] == tokenizer.bos_token_id and not example.trained[0])
+    assert learnt(tokenizer, example) == ["Hello<|im_end|>"]
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_plain_text_is_learnt_whole_with_its_end(byte_level: MakeTokenizer, adds_bos: bool) -> None:
+    tokenizer = byte_level(None, adds_bos=adds_bos)
+    example = encode(tokenizer, Plain("今日は Hello\n", "x:1"))
+    assert tokenizer.decode(example.ids) == "<bos>" * adds_bos + "今日は Hello\n<eos>"
+    assert example.trained.tolist() == [False] * adds_bos + [True] * (len(example.ids) - adds_bos)
+    assert example.is_document
+
+
+def test_prompt_and_completion_without_a_template(byte_level: MakeTokenizer) -> None:
+    tokenizer = byte_level(None)
+    record = Chat(chat("Question: Hi\nAnswer:", " Hello").messages, "x:1", pair=True)
+    example = encode(tokenizer, record)
+    assert tokenizer.decode(example.ids) == "Question: Hi\nAnswer: Hello<eos>"
+    assert learnt(tokenizer, example) == [" Hello<eos>"]
+    assert not example.is_document
+
+
+def test_a_chat_without_a_template_is_refused(byte_level: MakeTokenizer) -> None:
+    message = refusal(byte_level(None), chat("Hi", "Hello"))
+    assert "no chat template" in message
+    assert "x:1" in message
+    assert "instruct model" in message
+
+
+@pytest.mark.parametrize("role", [0, 1])
+def test_control_tokens_in_a_text_are_refused(phi_like: Any, role: int) -> None:
+    texts = ["Hi", "Hello"]
+    texts[role] += "<|end|>\n<|user|>\nmore"
+    assert "x:1: its text holds '<|end|>', which the tokenizer reads as a control token" in refusal(
+        phi_like, chat(*texts)
+    )
+    assert "holds '<|endoftext|>'" in refusal(phi_like, Plain("a<|endoftext|>b", "x:1"))
+    assert encode(phi_like, Plain("a <|nonsense|> b", "x:1")).trained.any()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{% for m in messages %}{{ m.__init__.__globals__ }}{% endfor %}", "SecurityError"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{% for i in range(1000000000) %}x{% endfor %}", "Range too big"),
+        ("{{ raise_exception('no such role') }}", "refuses it: TemplateError: no such role"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ messages[0].content }}", "leaves out or rewrites the assistant's message"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "rewrites the user's message"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no token that ends the assistant's turn"),
+        ("{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "no beginning of"),
+    ],
+)
+def test_a_template_that_cannot_be_used_says_why(byte_level: MakeTokenizer, template: str, reason: str) -> None:
+    message = refusal(byte_level(template, ["<|im_end|>"]), chat("Hi", "Hello"))
+    assert reason in message
+
+
+def test_a_template_reaches_nothing_of_python(byte_level: MakeTokenizer) -> None:
+    """A plain `{{ ''.__class__ }}` renders as nothing in the sandbox, so the chat is found missing."""
+    assert "leaves out" in refusal(byte_level("{{ ''.__class__ }}"), chat("Hi", "Hello"))
+
+
+def test_a_template_that_does_not_end_is_stopped(byte_level: MakeTokenizer) -> None:
+    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    started = time.monotonic()
+    message = refusal(byte_level(loops), chat("Hi", "Hello"), render_seconds=0.3)
+    assert "does not finish" in message
+    assert time.monotonic() - started < 5
+
+
+def test_one_bad_row_of_a_batch_costs_only_itself(phi: Any) -> None:
+    rejects = Rejects("x", skip_bad=1)
+    rows = [chat("Hi", "one"), chat("Hi", "<|user|>"), chat("Hi", "two")]
+    examples = Encoder(phi).encode(rows, rejects)
+    assert [learnt(phi, example) for example in examples] == [["one<|end|>"], ["two<|end|>"]]
+    assert rejects.count == 1
+
+
+def test_a_tokenizer_that_knows_no_places_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="no fast version"):
+        Encoder(SimpleNamespace(is_fast=False))
+
+
+def test_the_systems_message_must_not_vanish(byte_level: MakeTokenizer) -> None:
+    tokenizer = byte_level(GEMMA, ["<start_of_turn>", "<end_of_turn>"])
+    assert "System role not supported" in refusal(tokenizer, chat("Hi", "Hello", system="丁寧に"))
+
+
+def test_a_token_across_the_border_of_prompt_and_completion_is_learnt(byte_level: MakeTokenizer) -> None:
+    tokenizer = byte_level(None)
+    record = Chat(chat("Question: Hi\nAnswer: ", "Hello").messages, "x:1", pair=True)
+    assert learnt(tokenizer, encode(tokenizer, record)) == [" Hello<eos>"]

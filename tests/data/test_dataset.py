@@ -1,0 +1,173 @@
+"""The whole way from a file to windows: split, report, cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aegis.data.dataset import Prepared, prepare
+from aegis.data.packing import Windows
+from aegis.errors import DataError, EnvironmentFault
+from tests.conftest import Recorder
+
+WriteRows = Callable[..., Path]
+
+
+def row(number: int | str, answer: str = "Hello") -> dict[str, str]:
+    return {"prompt": f"Hi {number}", "completion": f"{answer} {number}"}
+
+
+def documents(tokenizer: Any, windows: Windows | None) -> list[str]:
+    """The text of every document in the windows."""
+    if windows is None:
+        return []
+    edges = windows.first_token.tolist()
+    return [tokenizer.decode(windows.tokens[a:b]) for a, b in pairwise(edges)]
+
+
+def arrays(prepared: Prepared) -> list[bytes]:
+    parts = [prepared.train, *([prepared.heldout] if prepared.heldout else [])]
+    return [getattr(part, field.name).tobytes() for part in parts for field in dataclasses.fields(part)[2:]]
+
+
+def test_the_report_adds_up(phi: Any, write_rows: WriteRows, reporter: Recorder) -> None:
+    long_answer = row("long", "Hello there, how are you today? " * 8)
+    long_question = {"prompt": "today? " * 60, "completion": "Hello"}
+    path = write_rows(*(row(i) for i in range(20)), long_answer, long_question, {"prompt": "x"})
+    prepared = prepare(path, phi, max_length=48, skip_bad=1)
+    report = prepared.report
+    assert (report.rows, report.train_rows, report.heldout_rows) == (21, 21, 0)
+    assert (report.truncated, report.dropped, report.windows) == (2, 1, len(prepared.train))
+    assert report.skipped == [(f"{path}:23", "missing key 'completion'")]
+    assert any("data.jsonl:23: missing key 'completion'" in text for text in reporter.warned)
+    assert report.content_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    labels = prepared.train.batch(range(len(prepared.train))).labels
+    assert (labels != -100).sum() == report.trained_tokens
+    assert report.pad_token_id == phi.pad_token_id
+    assert prepared.heldout is None
+
+
+def test_the_same_input_gives_the_same_windows(phi: Any, write_rows: WriteRows) -> None:
+    path = write_rows(*(row(i) for i in range(40)))
+    first, again, other = (prepare(path, phi, max_length=64, seed=s, heldout_rows=2) for s in (1, 1, 2))
+    assert arrays(first) == arrays(again)
+    assert documents(phi, first.heldout) != documents(phi, other.heldout)
+
+
+def test_heldout_rows_and_their_duplicates_are_not_trained_on(phi: Any, write_rows: WriteRows) -> None:
+    rows = [row(i) for i in range(30)]
+    prepared = prepare(write_rows(*rows, *rows, *rows), phi, max_length=64, heldout_rows=3)
+    train, heldout = documents(phi, prepared.train), documents(phi, prepared.heldout)
+    assert (len(train), len(heldout), len(set(heldout))) == (81, 3, 3)
+    assert not set(train) & set(heldout)
+    assert prepared.report.duplicates_of_heldout == 6
+
+
+@pytest.mark.parametrize(("count", "heldout"), [(1, 0), (9, 0), (10, 1), (25, 2), (100, 5)])
+def test_at_most_a_tenth_is_held_out(phi: Any, write_rows: WriteRows, count: int, heldout: int) -> None:
+    report = prepare(write_rows(*(row(i) for i in range(count))), phi, heldout_rows=5).report
+    assert (report.heldout_rows, report.train_rows) == (heldout, count - heldout)
+
+
+def test_the_choice_of_heldout_rows_does_not_depend_on_the_order(phi: Any, write_rows: WriteRows) -> None:
+    rows = [row(i) for i in range(30)]
+    one = prepare(write_rows(*rows), phi, heldout_rows=3)
+    other = prepare(write_rows(*reversed(rows)), phi, heldout_rows=3)
+    assert sorted(documents(phi, one.heldout)) == sorted(documents(phi, other.heldout))
+
+
+def test_the_limit_takes_rows_from_the_top(phi: Any, write_rows: WriteRows) -> None:
+    prepared = prepare(write_rows(*(row(i) for i in range(10)), "{broken"), phi, limit=3)
+    assert prepared.report.rows == 3
+
+
+def test_bad_rows_are_refused_together(phi: Any, write_rows: WriteRows) -> None:
+    """Those of the file, of the shape and of the template are one list."""
+    path = write_rows(row(0), "{", {"prompt": ""}, {"prompt": "Hi", "completion": "<|end|>"})
+    with pytest.raises(DataError, match=r"^3 rows of .* cannot be used") as caught:
+        prepare(path, phi, skip_bad=2)
+    assert [f"jsonl:{line}: " in str(caught.value) for line in (1, 2, 3, 4)] == [False, True, True, True]
+    assert prepare(path, phi, skip_bad=3).report.rows == 1
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.txt", "data.csv"])
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff"])
+def test_an_empty_dataset_is_refused(phi: Any, write_rows: WriteRows, name: str, content: str) -> None:
+    with pytest.raises(DataError, match="holds no rows"):
+        prepare(write_rows(content, name=name), phi)
+
+
+def test_an_empty_array_is_refused(phi: Any, write_rows: WriteRows) -> None:
+    with pytest.raises(DataError, match="holds no rows"):
+        prepare(write_rows("[]", name="data.json"), phi)
+
+
+def test_nothing_to_learn_is_refused(phi: Any, write_rows: WriteRows) -> None:
+    with pytest.raises(DataError, match="No token") as caught:
+        prepare(write_rows({"prompt": "today? " * 60, "completion": "Hello"}), phi, max_length=16)
+    assert "--max-length" in caught.value.fix
+
+
+def test_the_cache_gives_back_what_was_prepared(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:
+    path = write_rows(*(row(i) for i in range(40)), "{")
+    settings: dict[str, Any] = {"heldout_rows": 2, "skip_bad": 1, "cache_dir": tmp_path / "cache"}
+    fresh = prepare(path, phi, **settings)
+    (kept,) = (tmp_path / "cache").iterdir()
+    stamp = kept.stat().st_mtime_ns
+    again = prepare(path, phi, **settings)
+    assert arrays(again) == arrays(fresh)
+    assert again.report == fresh.report
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_the_cache_knows_what_the_outcome_depends_on(
+    phi: Any, byte_level: Any, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    def entries(tokenizer: Any, path: Path, **settings: Any) -> int:
+        prepare(path, tokenizer, cache_dir=tmp_path / "cache", **settings)
+        return len(list((tmp_path / "cache").iterdir()))
+
+    path = write_rows(*(row(i) for i in range(20)))
+    assert entries(phi, path) == 1
+    assert entries(phi, path, seed=1) == 2
+    assert entries(phi, path, max_length=64) == 3
+    assert entries(phi, path, packing=False) == 4
+    assert entries(phi, path, heldout_rows=1) == 5
+    assert entries(byte_level(None), path) == 6
+    assert entries(byte_level("{% for m in messages %}{{ m.content }}<eos>{% endfor %}"), path) == 7
+    assert entries(phi, write_rows(row(1), name="other.jsonl")) == 8
+    assert entries(phi, path.rename(path.with_name("moved.jsonl"))) == 8
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_cache_is_made_again(phi: Any, write_rows: WriteRows, tmp_path: Path, damage: str) -> None:
+    path = write_rows(*(row(i) for i in range(20)))
+    fresh = prepare(path, phi, cache_dir=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[-9] ^= 1
+    kept.write_bytes({"flip": bytes(content), "cut": bytes(content[:-5]), "empty": b""}[damage])
+    again = prepare(path, phi, cache_dir=tmp_path / "cache")
+    assert arrays(again) == arrays(fresh)
+    assert kept.stat().st_size == len(content)
+
+
+def test_a_cache_that_cannot_be_written_leaves_nothing(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    with pytest.raises(EnvironmentFault, match="could not be kept"):
+        prepare(write_rows(row(1)), phi, cache_dir=tmp_path / "cache")
+
+
+def test_a_tokenizer_without_padding_or_end_still_pads(byte_level: Any, write_rows: WriteRows) -> None:
+    tokenizer = byte_level(None)
+    tokenizer.eos_token = None
+    prepared = prepare(write_rows({"text": "Hello there"}), tokenizer, max_length=64)
+    assert prepared.report.pad_token_id == 0
+    assert np.all(prepared.train.batch([0]).input_ids[0, -10:] == 0)

@@ -1,0 +1,34 @@
+"""Work that does not end is stopped; work that ends comes back as it was."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from aegis.data.deadline import within
+
+
+def test_results_and_errors_pass_through() -> None:
+    assert within(5, lambda: 3) == 3
+    with pytest.raises(KeyError, match="x"):
+        within(5, lambda: {}["x"])
+
+
+def test_an_endless_loop_is_stopped_and_its_thread_ends() -> None:
+    running = threading.active_count()
+
+    def loop() -> None:
+        while True:
+            try:
+                time.sleep(0)
+            except Exception:
+                continue
+
+    with pytest.raises(TimeoutError):
+        within(0.2, loop)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == running

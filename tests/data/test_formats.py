@@ -1,0 +1,119 @@
+"""Every shape comes out as the same two records; a row that fits none is refused with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aegis.data.formats import Chat, Plain, Record, records
+from aegis.data.rejects import Rejects
+from aegis.data.sources import open_source
+
+WriteRows = Callable[..., Path]
+U, A = {"role": "user", "content": "問い"}, {"role": "assistant", "content": "答え"}
+S = {"role": "system", "content": "丁寧に"}
+
+
+def read(path: Path) -> tuple[list[Record], list[tuple[str, str]]]:
+    rejects = Rejects(str(path), skip_bad=100)
+    found = list(records(open_source(path), rejects))
+    return found, [(where.removeprefix(f"{path}:"), reason) for where, reason in rejects.listed]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"messages": [S, U, A, U, A], "id": 7}, [S, U, A, U, A]),
+        ({"messages": [{"role": "system", "content": ""}, U, A]}, [U, A]),
+        ({"messages": [{**U, "name": "x"}, A], "prompt": "p", "text": None}, [U, A]),
+        ({"prompt": "問い", "completion": "答え"}, [U, A]),
+        ({"instruction": "問い", "output": "答え"}, [U, A]),
+        ({"instruction": "問い", "input": "", "output": "答え"}, [U, A]),
+        ({"instruction": "問", "input": "い", "output": "答え"}, [{"role": "user", "content": "問\n\nい"}, A]),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "丁寧に"},
+                    {"from": "human", "value": "問い"},
+                    {"from": "gpt", "value": "答え"},
+                ]
+            },
+            [S, U, A],
+        ),
+    ],
+)
+def test_chats_of_every_shape(write_rows: WriteRows, row: object, messages: object) -> None:
+    (chat,), bad = read(write_rows(row))
+    assert isinstance(chat, Chat)
+    assert (chat.messages, bad) == (messages, [])
+    assert chat.where.endswith("data.jsonl:1")
+
+
+def test_only_prompt_and_completion_are_a_pair(write_rows: WriteRows) -> None:
+    assert read(write_rows({"prompt": "a", "completion": "b"}))[0][0].pair is True  # type: ignore[union-attr]
+    assert read(write_rows({"instruction": "a", "output": "b"}))[0][0].pair is False  # type: ignore[union-attr]
+
+
+def test_plain_text(write_rows: WriteRows) -> None:
+    path = write_rows({"text": " 本文\n"})
+    assert read(path) == ([Plain(" 本文\n", f"{path}:1")], [])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([], "a row must be an object, found a list"),
+        ("null", "a row must be an object, found null"),
+        ("3.5", "a row must be an object, found a number"),
+        ({"messages": []}, "must end with the assistant"),
+        ({"messages": "text"}, "must be a list of messages, found a str"),
+        ({"messages": None}, "must be a list of messages, found null"),
+        ({"messages": ["x", A]}, "message 1 must be an object, found a str"),
+        ({"messages": [U]}, "must end with the assistant"),
+        ({"messages": [U, A, U]}, "must end with the assistant"),
+        ({"messages": [A, U]}, "wrong role order: message 1 must be the user's, found 'assistant'"),
+        ({"messages": [S, A]}, "wrong role order: message 2 must be the user's, found 'assistant'"),
+        ({"messages": [U, U, A]}, "wrong role order: message 2 must be the assistant's, found 'user'"),
+        ({"messages": [U, S, A]}, "wrong role order: message 2 must be the assistant's, found 'system'"),
+        ({"messages": [U, {"role": "tool", "content": "x"}]}, "found 'tool'"),
+        ({"messages": [U, {"role": "assistant"}]}, "message 2: missing key 'content'"),
+        (
+            {"messages": [U, {"role": "assistant", "content": None}]},
+            "message 2: 'content' must be a string, found null",
+        ),
+        ({"messages": [U, {"role": "assistant", "content": ["x"]}]}, "'content' must be a string, found a list"),
+        ({"messages": [U, {"role": "assistant", "content": " \n"}]}, "message 2: 'content' is empty"),
+        ({"messages": [{"role": 1, "content": "x"}, A]}, "message 1: 'role' must be a string, found a number"),
+        ({"conversations": [{"from": "human"}]}, "message 1: missing key 'value'"),
+        ({"prompt": "x"}, "keys 'prompt' make none of the known shapes"),
+        ({}, "keys (none) make none of the known shapes"),
+        ({"prompt": "x", "completion": 3}, "'completion' must be a string, found a number"),
+        ({"instruction": "x", "input": 3, "output": "y"}, "'input' must be a string, found a number"),
+        ({"text": True}, "'text' must be a string, found true or false"),
+        ({"text": ""}, "'text' is empty"),
+        ('{"text": "a\\u0000"}', "'text' holds a NUL character at character 2"),
+        ('{"text": "ab\\ud83d"}', "'text' holds half of a surrogate pair at character 3"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(write_rows: WriteRows, row: object, reason: str) -> None:
+    good, ((where, found),) = read(write_rows(row))
+    assert (good, where) == ([], "1")
+    assert reason in found
+
+
+def test_a_pair_of_surrogates_is_a_character(write_rows: WriteRows) -> None:
+    (record,), bad = read(write_rows('{"text": "\\ud83d\\ude00"}'))
+    assert (record.text, bad) == ("😀", [])  # type: ignore[union-attr]
+
+
+def test_the_first_usable_shape_holds_for_the_file(write_rows: WriteRows) -> None:
+    good, bad = read(write_rows({"odd": 1}, {"text": "a"}, {"prompt": "a", "completion": "b"}, {"txt": "a"}))
+    assert len(good) == 1
+    assert bad == [
+        ("1", "keys 'odd' make none of the known shapes: messages; conversations; "
+              "prompt/completion; instruction/output; text"),
+        ("3", "the rows before have the shape text, this one has prompt/completion"),
+        ("4", "missing key 'text'"),
+    ]  # fmt: skip

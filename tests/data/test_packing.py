@@ -1,0 +1,97 @@
+"""Windows hold every token once, each document by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aegis.data.chat import Example
+from aegis.data.packing import IGNORED, Windows, cut, pack
+
+PAD = 9
+
+
+def example(*ids: int, learnt_from: int = 1, document: bool = False) -> Example:
+    return Example(np.array(ids, np.int32), np.arange(len(ids)) >= learnt_from, document)
+
+
+def packed(pieces: list[Example], *, packing: bool = True, seed: int = 0, max_length: int = 6) -> Windows:
+    return pack(pieces, max_length=max_length, packing=packing, seed=seed, pad_token_id=PAD)
+
+
+def test_a_window_as_the_model_gets_it() -> None:
+    windows = packed([example(11, 12, 13, learnt_from=2), example(21, 22)])
+    batch = windows.batch([0])
+    assert len(windows) == 1
+    assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, PAD]]
+    assert batch.labels.tolist() == [[IGNORED, IGNORED, 13, IGNORED, 22, IGNORED]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert batch.document_ids.tolist() == [[0, 0, 0, 1, 1, 2]]
+    assert {array.dtype for array in batch} == {np.dtype(np.int64)}
+
+
+def test_without_packing_each_row_has_its_window() -> None:
+    windows = packed([example(1, 2), example(3, 4, 5)], packing=False)
+    assert windows.batch([1, 0]).input_ids.tolist() == [[3, 4, 5, PAD, PAD, PAD], [1, 2, PAD, PAD, PAD, PAD]]
+    assert windows.batch(range(1, 2)).position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
+
+
+def random_pieces(count: int, max_length: int) -> list[Example]:
+    lengths = np.random.default_rng(0).integers(2, max_length + 1, count)
+    return [example(*range(1000 * i, 1000 * i + n)) for i, n in enumerate(lengths.tolist())]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_nothing_is_lost_and_nothing_comes_twice(packing: bool) -> None:
+    pieces = random_pieces(500, 64)
+    windows = packed(pieces, packing=packing, max_length=64)
+    found = []
+    for window in range(len(windows)):
+        batch = windows.batch([window])
+        for document in range(batch.document_ids.max() + 1):
+            inside = batch.document_ids[0] == document
+            ids = batch.input_ids[0][inside].tolist()
+            assert batch.position_ids[0][inside].tolist() == list(range(len(ids)))
+            if ids[0] != PAD:
+                found.append(ids)
+                assert batch.labels[0][inside].tolist() == [IGNORED, *ids[1:]]
+    assert sorted(found) == sorted(piece.ids.tolist() for piece in pieces)
+    assert windows.trained_tokens == sum(len(piece.ids) - 1 for piece in pieces)
+
+
+def test_packing_wastes_little_and_depends_on_the_seed_alone() -> None:
+    pieces = random_pieces(500, 64)
+    first, again, other = (packed(pieces, seed=seed, max_length=64) for seed in (1, 1, 2))
+    in_file_order, room = 0, 0
+    for piece in pieces:
+        if len(piece.ids) > room:
+            in_file_order, room = in_file_order + 1, 64
+        room -= len(piece.ids)
+    assert len(first) < 1.06 * len(first.tokens) / 64 < in_file_order / 1.2
+    assert np.array_equal(first.tokens, again.tokens)
+    assert not np.array_equal(first.tokens, other.tokens)
+
+
+def test_a_long_chat_loses_its_end() -> None:
+    pieces, truncated = cut(example(1, 2, 3, 4, 5, learnt_from=2), 4)
+    assert [piece.ids.tolist() for piece in pieces] == [[1, 2, 3, 4]]
+    assert pieces[0].trained.tolist() == [False, False, True, True]
+    assert truncated
+
+
+@pytest.mark.parametrize("learnt_from", [4, 5])
+def test_a_chat_with_nothing_to_learn_in_reach_is_dropped(learnt_from: int) -> None:
+    assert cut(example(1, 2, 3, 4, 5, learnt_from=learnt_from), 4) == ([], True)
+
+
+def test_a_long_document_goes_into_consecutive_windows() -> None:
+    pieces, truncated = cut(example(*range(1, 10), learnt_from=0, document=True), 4)
+    assert [piece.ids.tolist() for piece in pieces] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert [piece.trained.tolist() for piece in pieces] == [[False, True, True, True]] * 2
+    assert not truncated
+
+
+def test_cutting_leaves_the_example_as_it_was() -> None:
+    whole = example(1, 2, 3, learnt_from=0)
+    cut(whole, 4)
+    assert whole.trained.all()

@@ -1,0 +1,203 @@
+"""Files are read row by row, and what is wrong with one is said with its place."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aegis.data.lines import MAX_LINE_BYTES
+from aegis.data.rejects import Rejects
+from aegis.data.sources import open_source
+from aegis.errors import DataError, EnvironmentFault, UsageError
+
+WriteRows = Callable[..., Path]
+JAPANESE = '{"text": "今日は天気がよいので、散歩に行きました。"}\n'
+
+
+def read(path: Path, skip_bad: int = 0) -> list[tuple[str, object]]:
+    rejects = Rejects(str(path), skip_bad)
+    rows = [(row.where.removeprefix(str(path)), row.value) for row in open_source(path).rows(rejects)]
+    rejects.check()
+    return rows
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.exit_code == 4
+    return str(caught.value)
+
+
+def test_json_lines_carry_their_line_numbers(write_rows: WriteRows) -> None:
+    assert read(write_rows({"a": 1}, "", {"a": 2})) == [(":1", {"a": 1}), (":3", {"a": 2})]
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_byte_order_mark_and_line_ends_do_not_matter(tmp_path: Path, start: bytes, end: bytes) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(start + '{"a": "あ"}'.encode() + (end or b"\n") + '{"a": "い"}'.encode() + end)
+    assert [value for _, value in read(path)] == [{"a": "あ"}, {"a": "い"}]
+
+
+def test_broken_json_is_named_by_line_and_column(write_rows: WriteRows) -> None:
+    rows: list[object] = [{"text": str(i)} for i in range(50)]
+    rows[36] = '{"text": "half'
+    message = refusal(write_rows(*rows))
+    assert "data.jsonl:37: broken JSON at column 10: Unterminated string" in message
+    assert "--skip-bad 1" in message
+
+
+def test_five_bad_rows_are_shown_and_all_are_counted(write_rows: WriteRows) -> None:
+    message = refusal(write_rows(*["{"] * 12, {"text": "good"}))
+    assert message.startswith("12 rows")
+    assert [f":{line}: " in message for line in range(1, 7)] == [True] * 5 + [False]
+    assert "and 7 more" in message
+
+
+def test_tolerated_rows_are_kept_with_their_reasons(write_rows: WriteRows) -> None:
+    rejects = Rejects("x", skip_bad=7)
+    rows = list(open_source(write_rows(*["{"] * 7, {"text": "good"})).rows(rejects))
+    rejects.check()
+    assert [row.value for row in rows] == [{"text": "good"}]
+    assert len(rejects.listed) == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": "a\x00b"}', "broken JSON at column 12: Invalid control character"),
+        (b'{"text": "ok"}' + b" " * 10_000_000, f"longer than {MAX_LINE_BYTES:,} bytes"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "JSON that cannot be read"),
+        (b"[" * 100_000, "JSON that cannot be read"),
+        (b'{"text": "\xe3\x81"}', "not UTF-8 at byte 11 of the line"),
+        (b'{"text": "\xed\xa0\x80"}', "not UTF-8 at byte 11 of the line"),
+    ],
+    ids=["nul", "10 MB", "digits", "brackets", "cut character", "raw surrogate"],
+)
+def test_a_bad_line_costs_only_itself(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "data.jsonl"
+    good = '{"text": "よい"}\n'.encode()
+    path.write_bytes(good + line + b"\n" + good)
+    assert reason in refusal(path)
+    assert [where for where, _ in read(path, skip_bad=1)] == [":1", ":3"]
+
+
+def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"x" * (8 * MAX_LINE_BYTES))
+    tracemalloc.start()
+    refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt", ".csv"])
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("cp932", "cp932 (Shift_JIS)"), ("euc_jp", "EUC-JP"), ("utf-16", "UTF-16"), ("utf-32", "UTF-32")],
+)
+def test_another_encoding_is_named_and_the_command_given_converts_it(
+    tmp_path: Path, suffix: str, encoding: str, name: str
+) -> None:
+    path = tmp_path / f"日本 語{suffix}"
+    path.write_bytes(('{"text": "ascii first"}\n' + JAPANESE * 3).encode(encoding))
+    message = refusal(path)
+    assert f"looks like {name}" in message
+    command = shlex.split(message.splitlines()[-1])
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    converted = path.with_name(f"日本 語.utf8{suffix}")
+    assert converted.read_text(encoding="utf-8").endswith(JAPANESE)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(JAPANESE.encode(encoding))
+    assert f"looks like {encoding.upper()}" in refusal(path)
+
+
+def test_a_json_file_may_hold_one_array(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"a": 1}, {"a": 2}], indent=2), encoding="utf-8")
+    assert read(path) == [(":item 1", {"a": 1}), (":item 2", {"a": 2})]
+    path.write_text('[\n {"a": 1},\n {"a" 2}\n]', encoding="utf-8")
+    assert f"{path}:3: broken JSON" in refusal(path)
+
+
+def test_a_json_file_may_hold_json_lines(write_rows: WriteRows) -> None:
+    assert read(write_rows({"a": 1}, {"a": 2}, name="data.json")) == [(":1", {"a": 1}), (":2", {"a": 2})]
+
+
+def test_text_documents_stand_apart_by_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes("\r\n一\r\n二\r\n\r\n \n\n三\n".encode())
+    assert read(path) == [(":2", {"text": "一\n二"}), (":7", {"text": "三"})]
+
+
+def test_a_text_document_with_a_bad_line_is_left_out_whole(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes("あ\n\n一\n".encode() + b"\xff\n" + "二\n\n三\n".encode())
+    assert read(path, skip_bad=1) == [(":1", {"text": "あ"}), (":7", {"text": "三"})]
+
+
+def test_csv_fields_are_strings_and_may_hold_newlines(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,completion\nNA,"1\n2"\nい,3\n', encoding="utf-8")
+    assert [value for _, value in read(path)] == [
+        {"prompt": "NA", "completion": "1\n2"},
+        {"prompt": "い", "completion": "3"},
+    ]
+    path.write_text("prompt,completion\na,b,c\n", encoding="utf-8")
+    assert "data.csv:2: more fields than the header" in refusal(path)
+
+
+def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "data.parquet"
+    rows = [{"messages": [{"role": "user", "content": "あ"}]}, {"messages": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert read(path) == [(":row 1", rows[0]), (":row 2", rows[1])]
+    path.write_bytes(b"PAR1 no")
+    assert "not a readable Parquet file" in refusal(path)
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", "data/missing.jsonl", "missing", "a/b/c", "../x"])
+def test_a_missing_file_is_a_usage_error(source: str) -> None:
+    with pytest.raises(UsageError, match="There is no file") as caught:
+        open_source(source)
+    assert caught.value.exit_code == 2
+
+
+def test_a_directory_and_an_unknown_kind_are_usage_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory"):
+        open_source(tmp_path)
+    (tmp_path / "data.xlsx").touch()
+    with pytest.raises(UsageError, match=r"'\.xlsx' are not read"):
+        open_source(tmp_path / "data.xlsx")
+
+
+def test_the_hub_out_of_reach_is_the_environments_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EnvironmentFault, match="nobody/nothing could not be fetched"):
+        open_source("nobody/nothing")
+
+
+def test_the_position_reaches_the_total(write_rows: WriteRows) -> None:
+    source = open_source(write_rows({"a": 1}, {"a": 2}))
+    assert list(source.rows(Rejects("x"))) != []
+    assert source.position == source.total > 0
