@@ -24,13 +24,7 @@ from aegis.training import loop
 from aegis.training import step as step_module
 from tests.conftest import Recorder
 
-QUESTIONS = ("春の花は何ですか。", "海には何がいますか。", "山で何をしますか。", "雨の日はどうしますか。", "何色ですか。")
-    "春の花は何ですか。",
-    "海には何がいますか。",
-    "山で何をしますか。",
-    "雨の日はどうしますか。",
-    "りんごは何色ですか。",
-)
+QUESTIONS = ("春の花は何ですか。", "海には何がいますか。", "山で何をしますか。", "雨の日はどうですか。", "何色ですか。")
 
 
 @pytest.fixture(autouse=True)

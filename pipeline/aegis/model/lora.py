@@ -98,10 +98,10 @@ def attach_lora(
         target_modules=list(targets),
         bias="none",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
         revision=revision,
     )
     wrapped = get_peft_model(model, config)
+    # peft writes the folder the base was loaded from; people want the name they gave
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     return wrapped
 
