@@ -14,7 +14,7 @@ _DETAIL_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
 
 _COMPILED = re.compile(r"^\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
 _PIP_AT = re.compile(
-    r"^\s*(Collecting|Downloading|Building wheel for|Installing collected packages|Obtaining|Uninstalling)"
+    r"^\s*(Collecting|Downloading|Building wheel for|Installing collected packages|Obtaining)"
     r"\b[: ]*(\S*)",
     re.MULTILINE,
 )

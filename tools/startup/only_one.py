@@ -69,7 +69,7 @@ def _wait_for_lock(descriptor: int) -> None:
             os.lseek(descriptor, 0, os.SEEK_SET)
             holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
             say(
-                f"Another start.py (process {holder}) is setting up this folder; waiting for it "
+                f"Another start.py (process {holder}), or the pip it left, is at work in this folder; waiting "
                 f"({clock(now - started)}). Ctrl-C stops waiting."
             )
             reminder = now + REMINDER_SECONDS
