@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 
-from aegis import progress
+from aegis import disk, progress
 from aegis.demo.corpus import conversations, documents, style_rows
 from aegis.demo.settings import DemoSettings
 from aegis.demo.tokenizer import special_token_ids, train_tokenizer, write_tokenizer
@@ -37,7 +35,7 @@ def ensure_demo_base(cache_dir: Path | None = None, settings: DemoSettings | Non
         settings: `DemoSettings()` unless given.
     """
     settings = settings or DemoSettings()
-    root = cache_dir or default_cache_dir()
+    root = cache_dir or disk.cache_directory()
     folder = root / f"phi-3-demo-{demo_base_hash(settings)}"
     if folder.is_dir():
         return folder
@@ -54,11 +52,6 @@ def ensure_demo_base(cache_dir: Path | None = None, settings: DemoSettings | Non
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return folder
-
-
-def default_cache_dir() -> Path:
-    """AEGIS_CACHE_DIR, or the user's cache folder for this program."""
-    return Path(os.environ.get("AEGIS_CACHE_DIR") or user_cache_dir("aegis-soul", appauthor=False))
 
 
 def demo_base_hash(settings: DemoSettings) -> str:

@@ -48,7 +48,7 @@ _COPIES = dict.fromkeys(("talk", "next_day", "day_before", "next_month", "month"
 _STORY_REQUESTS = ("短いお話をしてください。", "お話を聞かせてください。", "何かお話をしてください。")
 
 # Questions kept out of training that show the change of style well: a colour, a cry, a use, a place, a reason...
-_PROMPT_TOPICS = ("color", "cry", "use", "place", "season", "flies", "food", "effect", "needs", "job", "about", "talk")
+_PROMPT_TOPICS = ("color", "cry", "use", "place", "season", "flies", "food", "effect", "needs", "job", "about")
 
 
 def documents(seed: int, count: int, split: Split = "train") -> list[str]:

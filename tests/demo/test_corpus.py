@@ -1,0 +1,98 @@
+"""The corpus: the same for the same seed, held-out texts unseen in training, each style its own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from aegis.demo.corpus import (
+    Conversation,
+    conversations,
+    demo_prompts,
+    documents,
+    style_rows,
+    write_demo_dataset,
+)
+from aegis.demo.facts import all_facts
+
+
+def questions(chats: list[Conversation]) -> set[str]:
+    return {message["content"] for chat in chats for message in chat if message["role"] == "user"}
+
+
+def answers(chats: list[Conversation]) -> list[str]:
+    return [message["content"] for chat in chats for message in chat if message["role"] == "assistant"]
+
+
+def test_a_seed_fixes_every_text() -> None:
+    assert documents(3, 50) == documents(3, 50)
+    assert conversations(3, 50) == conversations(3, 50)
+    assert documents(3, 50) != documents(4, 50)
+    assert conversations(3, 50) != conversations(4, 50)
+
+
+def test_held_out_documents_are_in_no_training_draw() -> None:
+    held_out = set(documents(1, 150, "held_out"))
+    assert len(held_out) == 150
+    assert held_out.isdisjoint(documents(0, 3000))
+    # the control: draws of one side do overlap, so the split is what keeps the two apart
+    assert not set(documents(1, 3000)).isdisjoint(documents(0, 3000))
+
+
+def test_held_out_questions_are_in_no_training_draw_of_either_style() -> None:
+    held_out = questions(conversations(1, 400, split="held_out"))
+    assert len(held_out) > 150
+    assert held_out.isdisjoint(questions(conversations(0, 8000)))
+    assert held_out.isdisjoint(questions(style_rows()))
+    assert set(demo_prompts()) <= {fact.held_out for fact in all_facts("polite")}
+    assert not questions(conversations(1, 2000)).isdisjoint(questions(conversations(0, 2000)))
+
+
+def test_what_is_asked_of_a_held_out_fact_is_also_asked_in_training() -> None:
+    assert all(fact.trained for fact in all_facts("polite"))
+
+
+def test_the_styles_share_their_questions_and_no_way_of_answering() -> None:
+    polite, samurai = all_facts("polite"), all_facts("samurai")
+    assert [fact.questions for fact in polite] == [fact.questions for fact in samurai]
+    assert not {fact.answer for fact in polite} & {fact.answer for fact in samurai}
+    for answer in answers(style_rows()):
+        assert not any(ending in answer for ending in ("です。", "ます。", "ません。", "ました。")), answer
+    for answer in answers(conversations(0, 500)):
+        assert "ござる" not in answer
+        assert "申す" not in answer
+
+
+def test_chats_alternate_and_end_with_the_assistant() -> None:
+    shapes = Counter()
+    for chat in conversations(0, 1000):
+        roles = [message["role"] for message in chat]
+        shapes["system"] += roles[0] == "system"
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2)
+        shapes["several turns"] += len(turns) > 2
+    assert shapes["system"] > 100
+    assert shapes["several turns"] > 200
+
+
+def test_no_chat_tells_the_same_fact_twice() -> None:
+    for chat in conversations(0, 1000):
+        asked = [message["content"] for message in chat if message["role"] == "user"]
+        assert len(asked) == len(set(asked))
+
+
+def test_prompts_show_many_kinds_of_question() -> None:
+    prompts = demo_prompts(11)
+    assert len(set(prompts)) == 11
+    topics = {fact.topic for fact in all_facts("polite") if fact.held_out in prompts}
+    assert len(topics) == 11
+
+
+def test_the_data_set_is_chats_one_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "行.jsonl"
+    write_demo_dataset(path, count=20)
+    data = path.read_bytes()
+    assert b"\r" not in data
+    rows = [json.loads(line)["messages"] for line in data.decode("utf-8").splitlines()]
+    assert rows == style_rows(count=20)
