@@ -8,30 +8,22 @@ its own, no code, no trace of a soul.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from aegis import disk, progress, runs
 from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
-from aegis.model.adapter import WEIGHTS, Adapter, load_adapter
+from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import TOKENIZER_FILES, Base, find_base
-from aegis.model.shards import HEAD, INDEX, ShardWriter, TensorEntry, write_index
+from aegis.model.merging import DTYPES, SLAB_BYTES, MergePlan
+from aegis.model.shards import INDEX, ShardWriter, write_index
 from aegis.publish import Staging, publishing, refuse_existing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
-from aegis.soul.fold import fold_head
-
-_SLAB_BYTES = 16 << 20
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ def merge(
         )
     soul = load_soul(soul_path)
     base = find_base(inputs.base_model, inputs.revision)
-    plan = _Plan.make(base, adapter, soul, _DTYPES[config.dtype])
+    plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype])
     _check_base_hash(base, inputs.adapter, soul_path, soul)
 
     manifest = Manifest(
@@ -132,71 +124,6 @@ def merge(
     return report
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What becomes of every tensor, decided on headers alone."""
-
-    base: Base
-    adapter: Adapter
-    soul: SoulRecord
-    dtype: torch.dtype
-    head: TensorEntry
-    untied: bool
-
-    @classmethod
-    def make(cls, base: Base, adapter: Adapter, soul: SoulRecord, dtype: torch.dtype) -> _Plan:
-        entries = base.shards.entries
-        head = entries.get(HEAD)
-        untied = head is None
-        if head is None:
-            if not base.tied:
-                raise IntegrityError(f"{base.folder} has no {HEAD}, and its config does not tie it to the embeddings")
-            embeddings = [entry for name, entry in entries.items() if name.endswith("embed_tokens.weight")]
-            if len(embeddings) != 1:
-                raise IntegrityError(f"{base.folder}: the embeddings its LM head is tied to cannot be found")
-            head = embeddings[0]
-        if head.shape[-1] != soul.hidden_size:
-            raise IntegrityError(
-                f"the soul is {soul.hidden_size} wide and the base's LM head {head.shape[-1]}",
-                why="it is another base's soul",
-            )
-        misfits = []
-        for name, update in adapter.updates.items():
-            target = head if name == HEAD else entries.get(name)
-            shape = (update.b.shape[0], update.a.shape[1])
-            if target is None:
-                misfits.append(f"{name}: not in the base")
-            elif target.shape != shape:
-                misfits.append(f"{name}: adapter {shape}, base {target.shape}")
-        if misfits:
-            more = f"\n… and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-            raise IntegrityError("the adapter does not fit the base", why="\n".join(misfits[:5]) + more)
-        return cls(base, adapter, soul, dtype, head, untied)
-
-    def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
-        """(name to write, tensor to make it from) of one shard, in the order of the base's bytes."""
-        for entry in self.base.shards.in_file(file):
-            yield entry.name, entry
-        if self.untied and file == self.head.file:
-            yield HEAD, self.head
-
-    def out_dtype(self, entry: TensorEntry) -> torch.dtype:
-        return self.dtype if entry.dtype.is_floating_point else entry.dtype
-
-    @property
-    def tensors(self) -> int:
-        return len(self.base.shards.entries) + self.untied
-
-    @property
-    def out_bytes(self) -> int:
-        sizes = (
-            math.prod(entry.shape) * self.out_dtype(entry).itemsize
-            for file in self.base.shards.files
-            for _, entry in self.outputs(file)
-        )
-        return sum(sizes)
-
-
 def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecord) -> None:
     claims = {str(soul_path): soul.base_hash}
     if (adapter / MANIFEST).is_file():
@@ -217,7 +144,7 @@ def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecor
         progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
 
 
-def _stream(plan: _Plan, staging: Staging) -> None:
+def _stream(plan: MergePlan, staging: Staging) -> None:
     weight_map = {}
     with progress.task("merging", plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
@@ -225,35 +152,14 @@ def _stream(plan: _Plan, staging: Staging) -> None:
             specs = [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]
             with ShardWriter(staging.path / file.name, specs) as writer:
                 for name, entry in outputs:
-                    for start, stop in entry.slabs(_SLAB_BYTES):
-                        rows = _rows(plan, name, entry, start, stop)
+                    for start, stop in entry.slabs(SLAB_BYTES):
+                        rows = plan.rows(name, entry, start, stop)
                         writer.write(rows)
                         bar.advance(rows.nbytes)
                     weight_map[name] = file.name
             staging.hashed(file.name, writer.bytes, writer.sha256)
     if (plan.base.folder / INDEX).is_file():
         write_index(staging.path, weight_map, plan.out_bytes)
-
-
-def _rows(plan: _Plan, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of tensor `name` as they leave: updated, folded, cast once, checked."""
-    rows = entry.read(start, stop)
-    if not rows.is_floating_point():
-        return rows
-    update = plan.adapter.updates.get(name)
-    if update is not None:
-        rows = rows.float().add_(update.delta(start, stop))
-    if name == HEAD:
-        rows = fold_head(rows, plan.soul.rotation, plan.soul.gate)
-    cast = rows.to(plan.dtype)
-    if not torch.isfinite(cast).all():
-        if torch.isfinite(rows).all():
-            raise IntegrityError(
-                f"{name} does not fit {plan.dtype}: its largest value is {rows.abs().max().item():.4g}",
-                fix="merge with --dtype bfloat16, which has float32's range",
-            )
-        raise IntegrityError(f"{name} holds NaN or Inf", why="in the base itself, or after the adapter was added")
-    return cast
 
 
 def _write_config(base: Base, folder: Path, dtype: str) -> None:

@@ -1,0 +1,32 @@
+"""A model as a source of logits, one at a time in memory: in transformers, or in llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from aegis import progress
+from aegis.llama_cpp import Runtime
+from aegis.proof.divergence import Logits
+
+
+def torch_logits(model: Any, sequences: Sequence[Sequence[int]], title: str) -> Iterator[Logits]:
+    """Run each sequence by itself through a transformers model; yields (tokens, vocab_size) float32."""
+    device = next(model.parameters()).device
+    with progress.task(title, len(sequences), "sequence") as bar:
+        for sequence in sequences:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False).logits
+            yield logits[0].float().cpu().numpy()
+            bar.advance()
+
+
+def llama_logits(runtime: Runtime, sequences: Sequence[Sequence[int]], title: str) -> Iterator[Logits]:
+    """Run each sequence by itself through llama.cpp; yields (tokens, vocab_size) float32."""
+    with progress.task(title, len(sequences), "sequence") as bar:
+        for sequence in sequences:
+            yield np.ascontiguousarray(runtime.logits(list(sequence)))
+            bar.advance()

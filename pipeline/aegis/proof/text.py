@@ -1,0 +1,106 @@
+"""The tokens that are compared, and strings on which two tokenizers like to disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aegis.data.packing import Windows
+from aegis.errors import DataError, UsageError
+
+Message = dict[str, str]
+
+HARD_STRINGS = (
+    "こんにちは。", "吾輩は猫である。名前はまだ無い。", "東京都千代田区１丁目２番３号", "ｶﾀｶﾅとカタカナ", "　全角の空白", "全角　の　空白",
+    " 先頭の空白", "  二つの空白", "末尾の空白 ", "改行\nを含む", "\n先頭の改行", "二つの\n\n改行", "タブ\tを含む", "🦉", "👩‍👩‍👧‍👦の家族",
+    "絵文字😀と文", "𠮷野家", "髙橋﨑", "がぎぐげご", "か\u3099", "「引用」と（括弧）", "…——〜", "100円", "3.14159", "2026年11月24日",
+    "Hello, world!", " leading space", "trailing space ", "tab\tand\nnewline", "MixedCASE and UPPER", "don't can't won't",
+    "def f(x):\n    return x ** 2\n", "https://example.org/path?q=1&r=2", "a@b.example", "{\"key\": [1, 2, 3]}", "Ünïcödé çàéß",
+    "Привет, мир", "안녕하세요", "你好，世界", "مرحبا", "🇯🇵🇺🇸", "\u200bzero width", "café", "ﬁ ligature", "x" * 60, "あ" * 60, "",
+)  # fmt: skip
+
+CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "こんにちは"},),
+    ({"role": "user", "content": "  空白で始まる"},),
+    ({"role": "user", "content": "\n改行で始まる"},),
+    (
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "続けて"},
+    ),
+    (
+        {"role": "user", "content": "一つ目"},
+        {"role": "assistant", "content": "はい。\n二行目。"},
+        {"role": "user", "content": "二つ目　😀"},
+        {"role": "assistant", "content": "　全角で始まる"},
+        {"role": "user", "content": "三つ目"},
+    ),
+)
+WITH_SYSTEM: tuple[Message, ...] = (
+    {"role": "system", "content": "短く答えてください。"},
+    {"role": "user", "content": "春は？"},
+)
+
+
+def pieces(windows: Windows) -> list[list[int]]:
+    """Every document of the windows by itself."""
+    edges = windows.first_token.tolist()
+    return [windows.tokens[start:end].tolist() for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:
+    """The first sequences of two tokens and more, until `tokens` are had; the last is cut to fit."""
+    taken: list[list[int]] = []
+    left = tokens
+    for sequence in sequences:
+        if left < 2:
+            break
+        if len(sequence) >= 2:
+            taken.append(list(sequence[:left]))
+            left -= len(taken[-1])
+    return taken
+
+
+def plain_sequences(texts: Iterable[str], tokenizer: Any, max_length: int) -> Iterable[list[int]]:
+    """Token ids of plain texts, as the tokenizer begins a text, cut into sequences of at most `max_length`."""
+    for text in texts:
+        ids = tokenizer(text).input_ids
+        for start in range(0, len(ids), max_length):
+            yield ids[start : start + max_length]
+
+
+def read_text(path: Path, tokenizer: Any, least_tokens: int) -> list[str]:
+    """The paragraphs of a UTF-8 file.
+
+    Raises:
+        UsageError: no such file.
+        DataError: not UTF-8, or shorter than `least_tokens`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"no text at {path}", why=str(error)) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8", fix="save it as UTF-8 and start again") from None
+    paragraphs = [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
+    count = sum(len(tokenizer(paragraph).input_ids) for paragraph in paragraphs)
+    if count < least_tokens:
+        raise DataError(
+            f"{path} is too short to compare models on", why=f"it has {count} tokens, {least_tokens} are the least"
+        )
+    return paragraphs
+
+
+def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
+    """The chats this tokenizer's template accepts; none without a template."""
+    if not tokenizer.chat_template:
+        return []
+    accepted = []
+    for messages in (*CONVERSATIONS, WITH_SYSTEM):
+        try:
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception:  # noqa: S112 (a template may refuse a role with any exception)
+            continue
+        accepted.append(messages)
+    return accepted
