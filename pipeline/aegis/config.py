@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from aegis.errors import UsageError
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
@@ -23,7 +23,15 @@ DEMO = "demo"
 
 
 class StageConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic takes true for 1
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are for switches")
+        return value
 
 
 class TrainConfig(StageConfig):
@@ -171,8 +179,10 @@ def resolve(
             values[name.removeprefix(prefix).lower()] = text
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
     for key in ("quant", "lora_targets"):
-        if isinstance(values.get(key), str):
-            values[key] = [part.strip() for part in values[key].split(",") if part.strip()]
+        # a b, or a,b: the environment knows no lists, and people write either on a command line
+        given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
+        if isinstance(given, list) and all(isinstance(text, str) for text in given):
+            values[key] = [part.strip() for text in given for part in text.split(",") if part.strip()]
     try:
         return model.model_validate(values)
     except ValidationError as error:
