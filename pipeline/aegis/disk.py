@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from aegis.errors import EnvironmentFault
+from aegis.errors import EnvironmentFault, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
+"""safetensors wraps the error in one of its own; 112 is Windows' number for a full disk, 122 Linux's for a quota."""
 
 
 def cache_directory() -> Path:
-    """AEGIS_CACHE_DIR, or the user's cache folder for this program; made if need be."""
+    """AEGIS_CACHE_DIR, or the user's cache folder for this program; made if need be.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
     given = os.environ.get("AEGIS_CACHE_DIR")
     directory = Path(given).expanduser() if given else Path(user_cache_dir("aegis-soul"))
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{directory} cannot be used as the cache", why=str(error), fix="set AEGIS_CACHE_DIR to another folder"
+        ) from None
     return directory.resolve()
 
 
-def is_full(error: OSError) -> bool:
-    """Whether an error says that the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, the user's share of it, or what one file may take is full."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return _FULL_IN_RUST.search(str(error)) is not None
 
 
 def full(path: Path, error: BaseException) -> EnvironmentFault:

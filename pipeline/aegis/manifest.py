@@ -92,7 +92,7 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(
             stage=str(document["stage"]),
             config=dict(document["config"]),
-            inputs=dict(document["inputs"]),
+            inputs={str(name): str(value) for name, value in document["inputs"].items()},
             facts=dict(document["facts"]),
             files={
                 str(name): FileRecord(int(record["bytes"]), str(record["sha256"]))
@@ -104,7 +104,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise IntegrityError(
             f"{directory} has no {MANIFEST}", why="it was not published whole by this program"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
 
 
@@ -120,13 +120,21 @@ def verify_directory(directory: Path) -> Manifest:
         path = directory / name
         if not path.is_file():
             wrong.append(f"{name}: missing")
-        elif path.stat().st_size != record.bytes:
-            wrong.append(f"{name}: {path.stat().st_size} bytes, should be {record.bytes}")
-        elif file_sha256(path) != record.sha256:
-            wrong.append(f"{name}: its content changed")
+        elif (why := _difference(path, record)) is not None:
+            wrong.append(f"{name}: {why}")
     if wrong:
         raise IntegrityError(f"{directory} is not what its manifest says", why="\n".join(wrong))
     return manifest
+
+
+def _difference(path: Path, record: FileRecord) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:
+            return f"{size} bytes, should be {record.bytes}"
+        return None if file_sha256(path) == record.sha256 else "its content changed"
+    except OSError as error:
+        return str(error)
 
 
 def finished(final: Path, manifest: Manifest) -> Manifest | None:

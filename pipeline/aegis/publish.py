@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -24,20 +25,25 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
     exception the staging directory is removed and `final` is as it was.
 
     Raises:
-        UsageError: `final` exists and `overwrite` is not set.
+        UsageError: `final` exists and `overwrite` is not set, or nothing can be written beside it.
         EnvironmentFault: the disk is full.
     """
     refuse_existing(final, overwrite=overwrite)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    discard_leftovers(final)
     directory = final.with_name(f".{final.name}.staging-{os.getpid()}")
-    directory.mkdir()
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        discard_leftovers(final)
+        directory.mkdir()
+    except OSError as error:
+        if disk.is_full(error):
+            raise disk.full(final, error) from error
+        raise UsageError(f"nothing can be written at {final}", why=str(error), fix="choose another place") from None
     staging = Staging(directory)
     try:
         yield staging
         staging.seal(manifest)
         _replace_directory(directory, final)
-    except OSError as error:
+    except Exception as error:
         if disk.is_full(error):
             raise disk.full(final, error) from error
         raise
@@ -47,16 +53,23 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
 
 def refuse_existing(final: Path, *, overwrite: bool) -> None:
     """Refuse to write where something stands, before any work is done."""
-    if final.exists() and not overwrite:
+    try:
+        stands = final.exists()
+    except OSError as error:  # a name too long, a parent that may not be entered
+        raise UsageError(f"nothing can be written at {final}", why=str(error), fix="choose another place") from None
+    if stands and not final.is_dir():
+        raise UsageError(f"{final} is not a directory", fix="choose another place")
+    if stands and not overwrite:
         raise UsageError(f"{final} exists", fix="choose another place, or say --overwrite to replace it")
 
 
 def discard_leftovers(final: Path) -> None:
-    """Remove staging directories that a killed process left beside `final`."""
-    for leftover in [
-        *final.parent.glob(f".{final.name}.staging-*"),
-        *final.parent.glob(f".{final.name}.trash-*"),
-    ]:
+    """Remove what a killed process left beside `final`; what it had set aside and not replaced comes back."""
+    name = glob.escape(final.name)
+    trash = list(final.parent.glob(f".{name}.trash-*"))
+    if trash and not final.exists():
+        _rename(trash.pop(), final)
+    for leftover in [*trash, *final.parent.glob(f".{name}.staging-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -100,7 +113,12 @@ def _replace_directory(source: Path, final: Path) -> None:
     trash = final.with_name(f".{final.name}.trash-{os.getpid()}")
     if final.exists():
         _rename(final, trash)
-    _rename(source, final)
+    try:
+        _rename(source, final)
+    except BaseException:
+        if trash.exists():
+            _rename(trash, final)
+        raise
     _fsync(final.parent)
     shutil.rmtree(trash, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,17 @@ class Run:
             yield
         finally:
             pid_file.unlink(missing_ok=True)
-            lock.release()
-            if [path.name for path in self.root.iterdir()] == [_LOCK]:
-                # a stage that refused its input leaves no trace of having been asked
+            # a stage that refused its input leaves no trace of having been asked
+            empty = self.root.is_dir() and {path.name for path in self.root.iterdir()} <= {_LOCK}
+            if empty and os.name != "nt":
+                # while it is still held, so that it is nobody else's; Windows lets no held file go
                 (self.root / _LOCK).unlink(missing_ok=True)
-                self.root.rmdir()
+            lock.release()
+            if empty:
+                with suppress(OSError):  # another run may have moved in
+                    if os.name == "nt":
+                        (self.root / _LOCK).unlink(missing_ok=True)
+                    self.root.rmdir()
 
 
 def _holder(root: Path) -> str:
