@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from aegis import __version__, progress, screens
-from aegis.config import DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, resolve
+from aegis.config import DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
 from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption, with_settings
 
@@ -151,6 +151,27 @@ def run(
     if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
         typer.echo(screens.before_and_after(chain.before_and_after(report.files[0])))
     typer.echo(screens.exported(report))
+
+
+@app.command()
+@with_settings(VerifyConfig)
+def verify(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+) -> None:
+    """Prove that what was trained is what runs; exit 5, and the guilty stage, if it is not."""
+    settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
+    from aegis.runs import Run
+    from aegis.stages.verify import verify as stage
+
+    place = Run(_existing_run(run))
+    with place.lock():
+        verdict = stage(place, settings)
+    typer.echo(screens.verified(verdict, place.verify))
+    if verdict.guilty:
+        raise typer.Exit(5)
 
 
 @app.command()

@@ -115,6 +115,18 @@ class ExportConfig(StageConfig):
     llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
 
 
+class VerifyConfig(StageConfig):
+    """`aegis verify`"""
+
+    text: Path | None = Field(None, description="UTF-8 text to compare on, instead of the data's held-out rows")
+    tokens: int = Field(2048, ge=64, description="tokens that go through every model")
+    most_kl_precision: float | None = Field(None, gt=0, description="bound on the mean KL of NF4 against 16 bit, nats")
+    most_kl_quantized: float | None = Field(None, gt=0, description="bound on the mean KL of quantization, nats")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where transformers runs")
+    threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
+    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # small enough for two CPU cores; what each number does at full size is the other preset's business
     "demo": {
@@ -140,7 +152,12 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 Config = TypeVar("Config", bound=StageConfig)
 
-_SECTIONS: Mapping[str, type[StageConfig]] = {"train": TrainConfig, "merge": MergeConfig, "export": ExportConfig}
+_SECTIONS: Mapping[str, type[StageConfig]] = {
+    "train": TrainConfig,
+    "merge": MergeConfig,
+    "export": ExportConfig,
+    "verify": VerifyConfig,
+}
 
 
 def resolve(
@@ -154,9 +171,9 @@ def resolve(
     """Build one stage's config from every source.
 
     Args:
-        model: TrainConfig, MergeConfig or ExportConfig.
+        model: one of this module's stage configs.
         preset: a name in `PRESETS`.
-        file: TOML with the tables [train], [merge] and [export].
+        file: TOML with the tables [train], [merge], [export] and [verify].
         environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.
         flags: what the command line said; None values were not given.
 

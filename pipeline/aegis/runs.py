@@ -6,6 +6,7 @@
     <run>/adapter/                     train's result: LoRA adapter and soul
     <run>/merged/                      merge's result: a stock model folder
     <run>/gguf/                        export's result: GGUF files and Modelfile
+    <run>/verify/                      verify's report and picture
 
 Every published directory carries manifest.json: who made it from what, and each file's size and sha256. A directory
 appears under its final name by one rename, when it is whole, or not at all.
@@ -51,6 +52,10 @@ class Run:
     @property
     def gguf(self) -> Path:
         return self.root / "gguf"
+
+    @property
+    def verify(self) -> Path:
+        return self.root / "verify"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.chain import Answer
     from aegis.config import TrainConfig
+    from aegis.proof.verdict import Verdict
     from aegis.stages.export import ExportReport
     from aegis.stages.merge import MergeReport
     from aegis.stages.train import TrainReport
@@ -62,6 +63,40 @@ def exported(report: ExportReport) -> str:
         f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)
+
+
+def verified(verdict: Verdict, folder: Path) -> str:
+    """After verify: every check, every step between two models, what was kept of the base, one line of verdict."""
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}  {_first_line(check.detail)}" for check in verdict.checks]
+    lines += ["", f"{'models':<20}{'mean KL':>11}{'99 %':>11}{'max':>11}{'top-1':>9}{'max |Δ|':>10}{'bound':>9}"]
+    for step in verdict.steps:
+        found = step.found
+        bound = "-" if step.most_kl is None else f"{step.most_kl:.0e}"
+        lines.append(
+            f"{step.name:<20}{found.mean_kl:>11.2e}{found.p99_kl:>11.2e}{found.max_kl:>11.2e}"
+            f"{found.top1:>9.2%}{found.max_delta:>10.4f}{bound:>9}{'' if step.ok else '  FAIL'}"
+        )
+    lines += ["", "perplexity  " + "  ".join(f"{name} {value:.3f}" for name, value in verdict.perplexity.items())]
+    if verdict.kept is not None:
+        kept = verdict.kept
+        lines += [
+            f"on other text  base {kept.base:.3f}, result {kept.result:.3f}",
+            f"  at the best temperature  base {kept.base_tempered:.3f} (T {kept.base_temperature:.2f}), "
+            f"result {kept.result_tempered:.3f} (T {kept.result_temperature:.2f})",
+        ]
+    lines += ["", f"report: {folder / 'report.json'}"]
+    if verdict.guilty is None:
+        lines.append(f"proven on {verdict.tokens} tokens: what was trained is what runs")
+    else:
+        lines += [
+            *(_first_line(failure) for failure in verdict.failures),
+            f"NOT proven: the fault is in {verdict.guilty}",
+        ]
+    return "\n".join(lines)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def before_and_after(pairs: Sequence[tuple[Answer, Answer]]) -> str:

@@ -84,9 +84,12 @@ def load_adapter(folder: Path) -> Adapter:
         match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
         if match is None:
             raise UsageError(f"{folder}: {key} is not a LoRA matrix", why="only lora_A and lora_B can be merged")
-        if not torch.isfinite(tensor).all():
+        wide = tensor.float()
+        if wide.ndim != 2 or not wide.numel():
+            raise IntegrityError(f"{folder}: {key} has shape {tuple(wide.shape)}, which is no matrix")
+        if not torch.isfinite(wide).all():
             raise IntegrityError(f"{folder}: {key} holds NaN or Inf")
-        halves.setdefault(match[1], {})[match[2]] = tensor.float()
+        halves.setdefault(match[1], {})[match[2]] = wide
     updates = {}
     for module, pair in halves.items():
         if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
@@ -129,6 +132,10 @@ def _by_pattern(patterns: object, module: str, default: object) -> object:
     """A value by module name, as peft matches it: the pattern is the name's end, at a dot or the start."""
     if isinstance(patterns, dict):
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            try:
+                matches = re.match(rf"(.*\.)?({pattern})$", module)
+            except re.error as error:
+                raise IntegrityError(f"{CONFIG}: {pattern!r} is no pattern", why=str(error)) from None
+            if matches:
                 return value
     return default

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from aegis import progress
 from aegis.config import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import PROVEN, check_family
 from aegis.model.shards import ShardSet
 
@@ -81,9 +83,9 @@ def find_base(name: str, revision: str | None = None) -> Base:
         from aegis.demo.base import ensure_demo_base
 
         folder = ensure_demo_base()
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):  # noqa: PTH112 (unlike Path's, it is False for a name too long)
         folder = Path(name).resolve()
-    elif Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    elif os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/", "~")):  # noqa: PTH110
         raise UsageError(
             f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
         )
@@ -91,6 +93,12 @@ def find_base(name: str, revision: str | None = None) -> Base:
         folder, commit = _download(name, revision)
     base = Base(name, folder, commit)
     check_family(base.config)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise IntegrityError(
+            f"{folder} holds an adapter beside the model",
+            why="transformers would put it on the base, and merge would not know of it",
+            fix=f"merge that adapter first, or move {ADAPTER_CONFIG} and its weights away",
+        )
     if base.config["model_type"] not in PROVEN:
         progress.warn(
             f"the family {base.config['model_type']!r} has not been proven end to end; "
@@ -154,7 +162,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -163,6 +171,8 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+    except HFValidationError as error:
+        raise UsageError(f"{name!r} is not the name of a Hub model", why=_first_line(error)) from None
     except GatedRepoError:
         raise EnvironmentFault(
             f"{name} is gated: the Hub wants to know who you are",
@@ -181,7 +191,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
             why=_first_line(error),
             fix="connect once and start again (HF_HUB_OFFLINE must not be set), or give a local folder",
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (_http_error(), OSError) as error:
         raise EnvironmentFault(
             f"{name} could not be downloaded",
             why=_first_line(error),
@@ -192,6 +202,13 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
             f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
         )
     return folder, folder.name
+
+
+def _http_error() -> type[Exception]:
+    """The HTTP library's own root of errors: which library that is changes with huggingface-hub's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__mro__[1]
 
 
 def _first_line(error: BaseException) -> str:

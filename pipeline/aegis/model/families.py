@@ -33,7 +33,8 @@ def check_family(config: Mapping[str, Any]) -> None:
         UnsupportedModelError: with the reason; nothing was read but the config.
     """
     model_type = str(config.get("model_type", ""))
-    architectures = [str(name) for name in config.get("architectures") or []]
+    listed = config.get("architectures")
+    architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     called = f"{model_type or 'this model'} ({', '.join(architectures) or 'no architecture named'})"
     if model_type in REFUSED:
         raise UnsupportedModelError(f"{called} is not supported", why=REFUSED[model_type])

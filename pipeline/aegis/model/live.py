@@ -19,19 +19,26 @@ from aegis.soul.module import Soul
 
 
 @contextmanager
-def live_model(base: Base, adapter: Path, load_in: Literal["4bit", "16bit"], device: torch.device) -> Iterator[Any]:
+def live_model(
+    base: Base,
+    adapter: Path,
+    load_in: Literal["4bit", "16bit"],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Any]:
     """Give a model in eval mode whose forward pass goes through adapter and soul.
 
     Args:
         adapter: folder with the adapter and its soul.
         load_in: the base's precision; training's own is usually "4bit".
+        dtype: to compute in; as in training if None.
 
     Raises:
         IntegrityError: adapter or soul do not fit the base.
     """
     from peft import PeftModel
 
-    model = load_base(base.folder, load_in, device)
+    model = load_base(base.folder, load_in, device, dtype)
     try:
         model = PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError, KeyError) as error:

@@ -111,7 +111,8 @@ class ShardSet:
             UnsupportedModelError: no safetensors weights.
             IntegrityError: a file is missing or damaged, or the index and the files disagree.
         """
-        files = _shard_files(folder)
+        weight_map = _read_index(folder)
+        files = _shard_files(folder, weight_map)
         entries: dict[str, TensorEntry] = {}
         for file in files:
             for entry in read_header(file):
@@ -120,6 +121,11 @@ class ShardSet:
                         f"{entry.name} is in two files: {entries[entry.name].file.name} and {file.name}"
                     )
                 entries[entry.name] = entry
+        lost = [name for name, file in weight_map.items() if name not in entries or entries[name].file.name != file]
+        if lost:
+            raise IntegrityError(
+                f"{folder}: the index names {len(lost)} tensors that are not where it says", why=", ".join(lost[:5])
+            )
         return cls(folder, files, entries)
 
     def in_file(self, file: Path) -> list[TensorEntry]:
@@ -168,21 +174,35 @@ def read_header(file: Path) -> list[TensorEntry]:
     return entries
 
 
-def _shard_files(folder: Path) -> tuple[Path, ...]:
+def _read_index(folder: Path) -> dict[str, str]:
+    """The index's tensor → shard; empty where there is no index."""
     index = folder / INDEX
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted({str(name) for name in weight_map.values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise IntegrityError(f"{index} is damaged", why=f"{type(error).__name__}: {error}") from None
-        for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise IntegrityError(f"{index} names {name!r}, which is not a shard of this folder")
+    if not index.is_file():
+        return {}
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = {str(tensor): str(name) for tensor, name in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{index} is damaged", why=f"{type(error).__name__}: {error}") from None
+    if not weight_map:
+        raise IntegrityError(f"{index} names no tensors")
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise IntegrityError(f"{index} names {name!r}, which is not a shard of this folder")
+    return weight_map
+
+
+def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...]:
+    single = (folder / SINGLE).is_file()
+    names = sorted(set(weight_map.values()))
+    if single and names and names != [SINGLE]:
+        # transformers would train on the one and this program merge the others
+        raise IntegrityError(f"{folder} holds {SINGLE} and shards", fix="move away the ones that do not belong")
+    if names:
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise IntegrityError(f"{folder} is not whole", why=f"missing: {', '.join(missing)}")
         return tuple(folder / name for name in names)
-    if (folder / SINGLE).is_file():
+    if single:
         return (folder / SINGLE,)
     pickles = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
     raise UnsupportedModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from aegis.errors import DataError, UsageError
 Message = dict[str, str]
 
 HARD_STRINGS = (
-    "こんにちは。", "吾輩は猫である。名前はまだ無い。", "東京都千代田区１丁目２番３号", "ｶﾀｶﾅとカタカナ", "　全角の空白", "全角　の　空白",
-    " 先頭の空白", "  二つの空白", "末尾の空白 ", "改行\nを含む", "\n先頭の改行", "二つの\n\n改行", "タブ\tを含む", "🦉", "👩‍👩‍👧‍👦の家族",
-    "絵文字😀と文", "𠮷野家", "髙橋﨑", "がぎぐげご", "か\u3099", "「引用」と（括弧）", "…——〜", "100円", "3.14159", "2026年11月24日",
-    "Hello, world!", " leading space", "trailing space ", "tab\tand\nnewline", "MixedCASE and UPPER", "don't can't won't",
-    "def f(x):\n    return x ** 2\n", "https://example.org/path?q=1&r=2", "a@b.example", "{\"key\": [1, 2, 3]}", "Ünïcödé çàéß",
-    "Привет, мир", "안녕하세요", "你好，世界", "مرحبا", "🇯🇵🇺🇸", "\u200bzero width", "café", "ﬁ ligature", "x" * 60, "あ" * 60, "",
+    "こんにちは。", "吾輩は猫である。名前はまだ無い。", "東京都千代田区１丁目２番３号", "ｶﾀｶﾅとカタカナ",
+    "　全角の空白", "全角　の　空白", " 先頭の空白", "  二つの空白", "末尾の空白 ", "改行\nを含む",
+    "\n先頭の改行", "二つの\n\n改行", "タブ\tを含む", "🦉", "👩‍👩‍👧‍👦の家族", "絵文字😀と文", "𠮷野家", "髙橋﨑",
+    "がぎぐげご", "か\u3099", "「引用」と（括弧）", "…——〜", "100円", "3.14159", "2026年11月24日",
+    "Hello, world!", " leading space", "trailing space ", "tab\tand\nnewline", "MixedCASE and UPPER",
+    "don't can't won't", "def f(x):\n    return x ** 2\n", "https://example.org/path?q=1&r=2",
+    "a@b.example", '{"key": [1, 2, 3]}', "Ünïcödé çàéß", "Привет, мир", "안녕하세요", "你好，世界", "مرحبا",
+    "🇯🇵🇺🇸", "\u200bzero width", "café", "ﬁ ligature", "x" * 60, "あ" * 60, "",
 )  # fmt: skip
 
 CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
@@ -46,7 +49,7 @@ WITH_SYSTEM: tuple[Message, ...] = (
 def pieces(windows: Windows) -> list[list[int]]:
     """Every document of the windows by itself."""
     edges = windows.first_token.tolist()
-    return [windows.tokens[start:end].tolist() for start, end in zip(edges, edges[1:], strict=False)]
+    return [windows.tokens[start:end].tolist() for start, end in itertools.pairwise(edges)]
 
 
 def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:

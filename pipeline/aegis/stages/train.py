@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from aegis import disk, progress, runs
-from aegis.config import DEMO, TrainConfig
-from aegis.data.dataset import Prepared, prepare
+from aegis.config import TrainConfig
+from aegis.data.dataset import Prepared
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
 from aegis.manifest import Manifest, finished, read_manifest
 from aegis.model.attach import attached
@@ -25,6 +25,7 @@ from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
 from aegis.training.checkpoint import Trainee
 from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
+from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
 from aegis.training.step import make_optimizer
 
@@ -135,16 +136,7 @@ class _Prepared:
     def make(cls, config: TrainConfig) -> _Prepared:
         device = choose_device(config.device)
         base = find_base(config.base_model, config.revision)
-        data = prepare(
-            _dataset_source(config.dataset),
-            load_tokenizer(base.folder),
-            max_length=config.max_length,
-            packing=config.packing,
-            seed=config.seed,
-            heldout_rows=config.heldout_rows,
-            skip_bad=config.skip_bad,
-            cache_dir=disk.cache_directory() / "data",
-        )
+        data = training_data(config, load_tokenizer(base.folder))
         return cls(config, base, data, device)
 
     def manifest(self) -> Manifest:
@@ -226,16 +218,6 @@ def _report_of(adapter: Path, manifest: Manifest) -> TrainReport:
     return TrainReport(
         adapter=adapter, resumed_from=kept["steps"], loss=None, tokens_per_second=None, memory=None, **kept
     )
-
-
-def _dataset_source(name: str) -> str:
-    if name != DEMO:
-        return name
-    from aegis.demo.corpus import write_demo_dataset
-
-    path = disk.cache_directory() / "demo-dataset.jsonl"
-    write_demo_dataset(path)
-    return str(path)
 
 
 def _say_coverage(rows: list[Coverage]) -> None:

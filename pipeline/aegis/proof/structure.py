@@ -1,0 +1,150 @@
+"""What can be proved of a run without running a model: each file is the one that was published, each part is ours."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis.errors import AegisError, IntegrityError
+from aegis.llama_cpp import GgufFile
+from aegis.manifest import Manifest, digest, file_sha256, verify_directory
+from aegis.model.adapter import WEIGHTS
+from aegis.model.merging import SLAB_BYTES, MergePlan
+from aegis.model.shards import HEAD, ShardSet
+from aegis.proof.gguf import check_f16, check_quantized
+from aegis.runs import Run
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, and the stage that is guilty if it does not hold."""
+
+    name: str
+    stage: str
+    ok: bool
+    detail: str
+
+
+class Checks:
+    """A list of checks under way; a check that raises an `AegisError` has failed, with the error for its detail."""
+
+    def __init__(self) -> None:
+        self.done: list[Check] = []
+
+    @contextmanager
+    def check(self, name: str, stage: str) -> Iterator[Callable[[str], None]]:
+        """Run the block as one check; it may give a detail, and raises to fail."""
+        details: list[str] = []
+        try:
+            yield details.append
+        except AegisError as error:
+            self.done.append(Check(name, stage, False, str(error)))
+        else:
+            self.done.append(Check(name, stage, True, "; ".join(details)))
+
+    @property
+    def first_failure(self) -> Check | None:
+        return next((check for check in self.done if not check.ok), None)
+
+
+def check_published(checks: Checks, run: Run) -> dict[str, Manifest]:
+    """Hash every published file, and follow the chain: each stage must have worked on what the one before published.
+
+    Returns:
+        The manifests by stage, of those directories that are whole.
+    """
+    manifests = {}
+    for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf)):
+        with checks.check(f"files of {directory.name}/", stage) as tell:
+            manifests[stage] = verify_directory(directory)
+            tell(f"{len(manifests[stage].files)} files, sha256 as published")
+    if "merge" in manifests and "train" in manifests:
+        with checks.check("merged from this adapter and soul", "merge"):
+            inputs = manifests["merge"].inputs
+            for name, path in (("adapter", run.adapter / WEIGHTS), ("soul", run.adapter / SOUL_FILE)):
+                if inputs.get(name) != file_sha256(path):
+                    raise IntegrityError(f"{run.merged} was made from another {name} than {path}")
+            if inputs.get("base") != manifests["train"].inputs.get("base"):
+                raise IntegrityError(f"{run.merged} was made from another base than the adapter was trained on")
+    if "convert" in manifests and "merge" in manifests:
+        with checks.check("converted from this merged model", "convert"):
+            known = {name: record.sha256 for name, record in manifests["merge"].files.items()}
+            if manifests["convert"].inputs.get("model") != digest(known):
+                raise IntegrityError(f"{run.gguf} was made from another folder than {run.merged}")
+    return manifests
+
+
+def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
+    """Compare the merged LM head with W(I + gR) worked out again from base, adapter and soul."""
+    with checks.check("LM head = W(I + gR)", "merge") as tell:
+        stored = ShardSet.open(merged).entries.get(HEAD)
+        if stored is None or stored.shape != plan.head.shape:
+            raise IntegrityError(f"{merged} has no {HEAD} of shape {plan.head.shape}")
+        # one more or less in the last place: a product may be summed in another order on another machine
+        step = torch.finfo(stored.dtype).eps
+        for start, stop in plan.head.slabs(SLAB_BYTES):
+            wanted = plan.rows(HEAD, plan.head, start, stop).float()
+            found = stored.read(start, stop).float()
+            if not torch.allclose(found, wanted, rtol=2 * step, atol=1e-7):
+                worst = ((found - wanted).norm() / wanted.norm()).item()
+                raise IntegrityError(f"{HEAD} of {merged} is not the folded head: off by {worst:.2g} of its norm")
+        tell(f"g {plan.soul.gate:.4f}, {plan.soul.kind}")
+    with checks.check("head untied, no code, no soul tensor", "merge"):
+        config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+        if config.get("tie_word_embeddings") is not False:
+            raise IntegrityError(
+                f"{merged}/config.json does not untie the head: it would be replaced by the embeddings"
+            )
+        if "auto_map" in config or list(merged.glob("*.py")):
+            raise IntegrityError(f"{merged} names or holds code")
+        if odd := [name for name in ShardSet.open(merged).entries if "soul" in name or "lora" in name]:
+            raise IntegrityError(f"{merged} holds {odd[0]}, which no stock model has")
+
+
+def check_finite(checks: Checks, merged: Path) -> None:
+    """Look at every value of the merged shards."""
+    with checks.check("finite tensors", "merge") as tell:
+        entries = ShardSet.open(merged).entries
+        for entry in entries.values():
+            for start, stop in entry.slabs(SLAB_BYTES):
+                rows = entry.read(start, stop)
+                if rows.is_floating_point() and not torch.isfinite(rows).all():
+                    raise IntegrityError(f"{entry.name} holds NaN or Inf")
+        tell(f"{len(entries)} tensors")
+
+
+def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, Any], tokenizer: Any) -> None:
+    """The f16 GGUF against the folder: head, template, add_bos, rope tensors, name, vocabulary, special tokens."""
+    with checks.check("f16 GGUF holds the merged model", "convert"):
+        check_f16(f16, ShardSet.open(merged), config, tokenizer)
+    with checks.check("vocabulary and special tokens", "convert") as tell, GgufFile(f16) as gguf:
+        tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list):
+            raise IntegrityError(f"{f16.name} has no vocabulary")
+        for text, token in sorted(tokenizer.get_added_vocab().items(), key=lambda pair: pair[1]):
+            if token >= len(tokens) or tokens[token] != text:
+                found = tokens[token] if token < len(tokens) else "nothing"
+                raise IntegrityError(f"token {token} is {found!r} in {f16.name} and {text!r} in the tokenizer")
+        for key, wanted in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
+            found_id = gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if wanted is not None and found_id != wanted:
+                raise IntegrityError(f"{key} is token {found_id} in {f16.name} and {wanted} in the tokenizer")
+        tell(f"{len(tokens)} tokens")
+
+
+def check_types(checks: Checks, path: Path, quant: str, head_quant: str | None) -> None:
+    """The quantization type of every tensor, and those that fell back."""
+    with checks.check(f"tensor types of {path.name}", "quantize") as tell:
+        fallbacks = check_quantized(path, quant, head_quant)
+        with GgufFile(path) as gguf:
+            types = Counter(info.type for info in gguf.tensors.values())
+        counted = ", ".join(f"{count} {name}" for name, count in types.most_common())
+        tell(f"{counted}; {len(fallbacks)} fallbacks")

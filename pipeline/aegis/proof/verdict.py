@@ -1,0 +1,101 @@
+"""What a verification says: checks, steps between models, what was kept of the base, and who is guilty."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aegis.proof.divergence import Divergence, Recording, best_temperature, perplexity
+from aegis.proof.structure import Check
+
+SCHEMA = "aegis-verify-report"
+SCHEMA_VERSION = 1
+STAGES = ("train", "merge", "convert", "quantize")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two neighbouring models compared; the bounds are on the mean KL and on the top-1 agreement, None for no bound."""
+
+    name: str
+    stage: str
+    found: Divergence
+    most_kl: float | None
+    least_top1: float | None
+
+    @property
+    def ok(self) -> bool:
+        kl_ok = self.most_kl is None or self.found.mean_kl <= self.most_kl
+        return kl_ok and (self.least_top1 is None or self.found.top1 >= self.least_top1)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The base's own ability on text that nobody trained on, as perplexities.
+
+    The tempered ones are at each model's best temperature: a gate with g > 0 sharpens the logits, and a loss that
+    goes away when they are divided by a number is only that.
+    """
+
+    tokens: int
+    base: float
+    result: float
+    base_tempered: float
+    result_tempered: float
+    base_temperature: float
+    result_temperature: float
+
+    @classmethod
+    def measure(cls, base: Recording, result: Recording) -> Kept:
+        temperatures = best_temperature(base), best_temperature(result)
+        return cls(
+            base.scored,
+            perplexity(base),
+            perplexity(result),
+            perplexity(base, temperatures[0]),
+            perplexity(result, temperatures[1]),
+            *temperatures,
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All of it."""
+
+    tokens: int
+    checks: tuple[Check, ...]
+    steps: tuple[Step, ...]
+    perplexity: dict[str, float]
+    kept: Kept | None
+
+    @property
+    def guilty(self) -> str | None:
+        """The first stage, in the pipeline's order, at which something does not hold."""
+        failed = {check.stage for check in self.checks if not check.ok}
+        failed |= {step.stage for step in self.steps if not step.ok}
+        return next((stage for stage in STAGES if stage in failed), None)
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for everything that does not hold, in the pipeline's order."""
+        lines = [(check.stage, f"{check.name}: {check.detail}") for check in self.checks if not check.ok]
+        lines += [
+            (step.stage, f"{step.name}: mean KL {step.found.mean_kl:.3g}, top-1 {step.found.top1:.4f}")
+            for step in self.steps
+            if not step.ok
+        ]
+        return [f"{stage}: {line}" for stage, line in sorted(lines, key=lambda pair: STAGES.index(pair[0]))]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return {
+            "schema": SCHEMA,
+            "version": SCHEMA_VERSION,
+            "ok": self.guilty is None,
+            "guilty": self.guilty,
+            "tokens": self.tokens,
+            "checks": [asdict(check) for check in self.checks],
+            "steps": [{**asdict(step), "ok": step.ok} for step in self.steps],
+            "perplexity": self.perplexity,
+            "kept": asdict(self.kept) if self.kept else None,
+        }

@@ -1,0 +1,62 @@
+"""Pictures of a run, readable at the size of a README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class ComparedStep(Protocol):
+    """What a picture needs of a comparison of two models."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def most_kl(self) -> float | None: ...
+
+    @property
+    def found(self) -> Spread: ...
+
+
+class Spread(Protocol):
+    """KL in nats over the positions of a text."""
+
+    @property
+    def mean_kl(self) -> float: ...
+
+    @property
+    def p99_kl(self) -> float: ...
+
+    @property
+    def max_kl(self) -> float: ...
+
+
+_FLOOR = 1e-12
+"""Below this a KL is float64's own rounding, and a logarithmic axis needs something to stand on."""
+
+
+def draw_divergence(steps: Sequence[ComparedStep], path: Path) -> None:
+    """Draw the KL of each step, mean to maximum, on a logarithmic axis, with the bounds that hold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.55 * len(steps)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for row, step in enumerate(steps):
+        spread = [max(_FLOOR, value) for value in (step.found.mean_kl, step.found.p99_kl, step.found.max_kl)]
+        colour = "#1a7f37" if step.ok else "#cf222e"
+        axes.plot([spread[0], spread[2]], [row, row], color=colour, linewidth=2, alpha=0.35)
+        for value, marker in zip(spread, ("o", "|", "x"), strict=True):
+            axes.plot(value, row, marker=marker, color=colour, markersize=8, linestyle="none")
+        if step.most_kl is not None:
+            axes.plot([step.most_kl] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.5)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(steps)), [step.name.replace("→", "to") for step in steps])
+    axes.invert_yaxis()
+    axes.set_xlabel("KL divergence, nats per token (o mean, | 99th percentile, x maximum; black: bound on the mean)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, metadata={"Software": None})
