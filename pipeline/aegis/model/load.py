@@ -91,7 +91,9 @@ def load_base(
         ) from error
     if missing := sorted(outcome["missing_keys"]):
         # transformers fills these with random numbers and logs it
-        raise IntegrityError(f"the base in {folder} lacks {len(missing)} tensors", why=f"missing: {', '.join(missing[:5])}")
+        raise IntegrityError(
+            f"the base in {folder} lacks {len(missing)} tensors", why=f"missing: {', '.join(missing[:5])}"
+        )
     model.requires_grad_(False)
     model.config.use_cache = False
     for module in model.modules():
