@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,18 @@ from pathlib import Path
 import torch
 
 from aegis import progress, runs
-from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig
+from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, trained_context
 from aegis.manifest import read_manifest
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import load_base
+from aegis.proof.verdict import Verdict
 from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
+from aegis.stages.verify import verify
 
 _SAMPLE_TOKENS = 96
 
@@ -36,16 +39,18 @@ def run_all(
     train_config: TrainConfig,
     merge_config: MergeConfig,
     export_config: ExportConfig,
+    verify_config: VerifyConfig,
     run: runs.Run,
     *,
     overwrite: bool = False,
-) -> ExportReport:
-    """Train, merge, export; what is done and unchanged is kept, what is half done goes on.
+) -> tuple[ExportReport, Verdict]:
+    """Train, merge, export, verify; what is done and unchanged is kept, what is half done goes on.
 
     Args:
         overwrite: train afresh even if the run holds another training.
 
     Raises:
+        IntegrityError: verify found a fault; the export is then not left at its name.
         AegisError: as the stages do.
     """
     progress.say(f"train → {run.adapter}")
@@ -53,7 +58,19 @@ def run_all(
     progress.say(f"merge → {run.merged}")
     merge(inputs_of_run(run), run.merged, merge_config, overwrite=True, reuse=True)
     progress.say(f"export → {run.gguf}")
-    return export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
+    exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
+    progress.say(f"verify → {run.verify}")
+    verdict = verify(run, verify_config)
+    if verdict.guilty is not None:
+        failed = run.gguf.with_name(run.gguf.name + ".failed")
+        shutil.rmtree(failed, ignore_errors=True)
+        run.gguf.rename(failed)
+        raise IntegrityError(
+            f"the export is not what was trained: the fault is in {verdict.guilty}",
+            why="\n".join(verdict.failures),
+            fix=f"the files are kept in {failed}, the report in {run.verify}",
+        )
+    return exported, verdict
 
 
 def gguf_of_run(run: runs.Run) -> Path:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from aegis import __version__, progress, screens
-from aegis.config import DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
+from aegis.config import DEMO, Config, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
 from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption, with_settings
 
@@ -130,7 +130,7 @@ def export_gguf(
 
 
 @app.command()
-@with_settings(TrainConfig, MergeConfig, ExportConfig)
+@with_settings(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)
 def run(
     flags: dict[str, Any],
     run: RunOption = None,
@@ -138,19 +138,29 @@ def run(
     config: FileOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """All stages in order, taking up where an earlier run stopped. Ends with words out of llama.cpp."""
+    """All stages in order, taking up where an earlier run stopped; ends with the proof."""
     train_settings = _train_settings(preset, config, _only(flags, TrainConfig))
     preset = _preset(preset, train_settings)
-    merge_settings = resolve(MergeConfig, preset=preset, file=config, flags=_only(flags, MergeConfig))
-    export_settings = resolve(ExportConfig, preset=preset, file=config, flags=_only(flags, ExportConfig))
+
+    def settings(model: type[Config]) -> Config:
+        return resolve(model, preset=preset, file=config, flags=_only(flags, model))
+
     from aegis import chain
     from aegis.runs import Run
 
     place = Run(run) if run else chain.default_run(train_settings.base_model)
-    report = chain.run_all(train_settings, merge_settings, export_settings, place, overwrite=overwrite)
+    exported, verdict = chain.run_all(
+        train_settings,
+        settings(MergeConfig),
+        settings(ExportConfig),
+        settings(VerifyConfig),
+        place,
+        overwrite=overwrite,
+    )
+    typer.echo(screens.verified(verdict, place.verify))
     if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
-        typer.echo(screens.before_and_after(chain.before_and_after(report.files[0])))
-    typer.echo(screens.exported(report))
+        typer.echo(screens.before_and_after(chain.before_and_after(exported.files[0])))
+    typer.echo(screens.exported(exported))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aegis.llama_cpp import Runtime
-from aegis.proof.text import HARD_STRINGS, conversations_for
+from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, conversations_for
 
 
 def disagreements(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> tuple[int, list[str]]:
@@ -31,6 +31,14 @@ def disagreements(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -
             )
             wrong.append(f"a chat of {len(messages)}: ids differ from token {where} on ({len(ours)} and {len(theirs)})")
     return compared, wrong
+
+
+def strips_full_width_space(tokenizer: Any, runtime: Runtime) -> bool:
+    """Whether both sides agree on a message that begins with U+3000 (see `FULL_WIDTH_START`)."""
+    if not conversations_for(tokenizer):
+        return True
+    messages = list(FULL_WIDTH_START)
+    return chat_ids(tokenizer, messages) == runtime.chat_tokens(messages)
 
 
 def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

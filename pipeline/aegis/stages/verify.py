@@ -134,9 +134,12 @@ class _Examiner:
             with checks.check(f"token ids of {path.name}", "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
                     compared, wrong = tokens.disagreements(self.tokenizer, runtime)
+                    same_start = tokens.strips_full_width_space(self.tokenizer, runtime)
                 if wrong:
                     raise IntegrityError(f"{len(wrong)} of {compared} texts get other ids", why="\n".join(wrong[:5]))
                 tell(f"{compared} texts, the same ids as in transformers")
+                if not same_start:
+                    tell("but not for a message that begins with a full-width space, which llama.cpp keeps")
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other; only their logits, on disk, outlive them."""
