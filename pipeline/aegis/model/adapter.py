@@ -66,13 +66,11 @@ def load_adapter(folder: Path) -> Adapter:
         UsageError: not an adapter folder, or one with features that cannot be merged, by name.
         IntegrityError: damaged, non-finite, or an A without its B.
     """
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        raise UsageError(f"{folder} is not an adapter folder", why=f"it has no {missing[0]}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{folder} is not an adapter folder", why=f"it has no {Path(str(error.filename)).name}"
-        ) from None
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise IntegrityError(f"the adapter in {folder} cannot be read", why=str(error)) from None
     if not isinstance(config, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,11 @@ def live_model(
 
     model = load_base(base.folder, load_in, device, dtype)
     try:
-        model = PeftModel.from_pretrained(model, str(adapter))
-    except (RuntimeError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            # peft leaves what the file lacks as it was initialised, which is no adapter at all
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+            model = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise IntegrityError(f"the adapter in {adapter} does not fit {base.name}", why=str(error)) from error
     with attached(model, soul_module(load_soul(adapter / SOUL_FILE)).to(device)):
         yield model.eval()
