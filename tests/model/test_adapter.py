@@ -1,0 +1,170 @@
+"""An adapter at rest: what is read is peft's ΔW, and whatever is not understood is refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aegis.errors import IntegrityError, UsageError
+from aegis.model.adapter import CONFIG, WEIGHTS, load_adapter
+
+MODULE = "model.layers.0.self_attn.o_proj"
+A = f"base_model.model.{MODULE}.lora_A.weight"
+B = f"base_model.model.{MODULE}.lora_B.weight"
+
+
+def tensors(rank: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {A: torch.randn(rank, 6, generator=generator), B: torch.randn(4, rank, generator=generator)}
+
+
+def write(folder: Path, weights: dict[str, Tensor], **config: Any) -> Path:
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["o_proj"]}
+    (folder / CONFIG).write_text(json.dumps(settings | config))
+    save_file(weights, folder / WEIGHTS)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 8 / 2),
+        ({"lora_alpha": 3.5}, 3.5 / 2),
+        ({"use_rslora": True}, 8 / math.sqrt(2)),
+        ({"alpha_pattern": {"o_proj": 32}}, 32 / 2),
+        ({"alpha_pattern": {"proj": 32}}, 8 / 2),
+        ({"alpha_pattern": {r"layers\.\d+\.self_attn\.o_proj": 32}}, 32 / 2),
+        ({"r": 9, "rank_pattern": {"self_attn.o_proj": 2}}, 8 / 2),
+    ],
+)
+def test_delta_is_scale_times_b_a(tmp_path: Path, settings: dict[str, Any], scale: float) -> None:
+    weights = tensors()
+    adapter = load_adapter(write(tmp_path, weights, **settings))
+    (name, update), *rest = adapter.updates.items()
+    assert (name, rest) == (f"{MODULE}.weight", [])
+    wanted = scale * weights[B] @ weights[A]
+    assert torch.allclose(update.delta(0, 4), wanted, atol=1e-6)
+    assert torch.allclose(update.delta(1, 3), wanted[1:3], atol=1e-6)
+    assert not torch.allclose(update.delta(0, 2), wanted[2:4], atol=1e-3)
+
+
+def test_half_precision_is_widened(tmp_path: Path) -> None:
+    adapter = load_adapter(write(tmp_path, {name: tensor.half() for name, tensor in tensors().items()}))
+    assert next(iter(adapter.updates.values())).delta(0, 4).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({A: None}, "lacks one of"),
+        ({B: None}, "lacks one of"),
+        ({B: torch.zeros(4, 3)}, "ranks differ"),
+        ({A: torch.zeros(3, 6), B: torch.zeros(4, 3)}, "lora_A has rank 3, adapter_config.json says 2"),
+        ({A: torch.zeros(2)}, "no matrix"),
+        ({A: torch.tensor(1.0)}, "no matrix"),
+        ({B: torch.zeros(4, 2, 1)}, "no matrix"),
+        ({A: torch.zeros(0, 6), B: torch.zeros(4, 0)}, "no matrix"),
+        ({A: torch.full((2, 6), torch.nan)}, "NaN or Inf"),
+        ({B: torch.full((4, 2), torch.inf)}, "NaN or Inf"),
+        ({A: None, B: None}, "holds no LoRA matrices"),
+    ],
+)
+def test_bad_matrices(tmp_path: Path, change: dict[str, Tensor | None], told: str) -> None:
+    weights = {name: tensor for name, tensor in (tensors() | change).items() if tensor is not None}
+    with pytest.raises(IntegrityError) as caught:
+        load_adapter(write(tmp_path, weights))
+    assert told in str(caught.value)
+    assert str(tmp_path) in str(caught.value) or MODULE in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_alpha": None},
+        {"lora_alpha": "8"},
+        {"lora_alpha": True},
+        {"lora_alpha": float("inf")},
+        {"r": None},
+        {"rank_pattern": {"(": 2}},
+    ],
+)
+def test_bad_numbers(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match=CONFIG):
+        load_adapter(write(tmp_path, tensors(), **config))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "base_model.model.lm_head.weight",
+        f"base_model.model.{MODULE}.lora_magnitude_vector",
+        f"base_model.model.{MODULE}.lora_A.bias",
+        f"{MODULE}.lora_A.weight",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+    ],
+)
+def test_other_tensors_are_refused_by_name(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_adapter(write(tmp_path, tensors() | {key: torch.zeros(2, 2)}))
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["lm_head"]},
+        {"target_parameters": ["x"]},
+        {"layer_replication": [[0, 1]]},
+        {"alora_invocation_tokens": [1]},
+        {"invented_in_2031": 1},
+        {"peft_type": "IA3"},
+        {"peft_type": None},
+        {"init_lora_weights": "PiSSA"},
+        {"init_lora_weights": "olora"},
+    ],
+)
+def test_what_the_matrices_do_not_say_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_adapter(write(tmp_path, tensors(), **config))
+    value = next(iter(config.values()))
+    assert next(iter(config)) in str(caught.value) or str(value) in str(caught.value)
+
+
+def test_settings_that_are_off_are_no_matter(tmp_path: Path) -> None:
+    load_adapter(write(tmp_path, tensors(), use_dora=False, bias="none", modules_to_save=None, invented_in_2031={}))
+
+
+def test_no_adapter_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=CONFIG):
+        load_adapter(tmp_path)
+    write(tmp_path, tensors())
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(UsageError, match=WEIGHTS):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [(CONFIG, b""), (CONFIG, b"[]"), (CONFIG, b"\xff"), (CONFIG, b"[" * 100_000), (WEIGHTS, b""), (WEIGHTS, b"x" * 99)],
+)
+def test_damaged_files(tmp_path: Path, name: str, data: bytes) -> None:
+    write(tmp_path, tensors())
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(IntegrityError):
+        load_adapter(tmp_path)
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    path = write(tmp_path, tensors()) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        load_adapter(tmp_path)

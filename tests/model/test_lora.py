@@ -1,0 +1,120 @@
+"""Which modules get an adapter: every attention projection, by the names this model has, counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aegis.errors import UsageError
+from aegis.model.lora import attach_lora, coverage, resolve_targets
+
+PHI35 = Path(__file__).parents[3] / "shared" / "data" / "phi35"
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+def on_meta(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def family(model_type: str) -> Any:
+    from transformers import AutoConfig
+
+    return on_meta(AutoConfig.for_model(model_type, **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("phi3", ("qkv_proj", "o_proj")),
+        ("llama", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ("mistral", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ("qwen2", ("q_proj", "k_proj", "v_proj", "o_proj")),
+    ],
+)
+def test_attention_by_the_familys_own_names(model_type: str, targets: tuple[str, ...]) -> None:
+    model = family(model_type)
+    assert resolve_targets(model) == targets
+    rows = coverage(model, targets, rank=4)
+    assert [row.modules for row in rows] == [3] * len(targets)
+    wanted = sum(4 * (m.in_features + m.out_features) for n, m in model.named_modules() if n.endswith(targets))
+    assert sum(row.parameters for row in rows) == wanted > 0
+
+
+def test_coverage_is_what_peft_trains() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi3", **SMALL))
+    targets = resolve_targets(model, ["qkv_proj", "down_proj"])
+    rows = coverage(model, targets, rank=5)
+    model.requires_grad_(False)
+    wrapped = attach_lora(model, targets, rank=5, alpha=10, dropout=0.1, base_name="owner/name", revision="abc")
+    trained = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == sum(row.parameters for row in rows)
+    assert all("lora_" in name and p.dtype == torch.float32 for name, p in trained.items())
+    config = wrapped.peft_config["default"]
+    assert (config.base_model_name_or_path, config.revision) == ("owner/name", "abc")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (5, 10, 0.1, "none")
+    assert rows[0].as_dict()["target"] == "qkv_proj"
+
+
+def test_names_that_match_nothing_are_all_named() -> None:
+    """The usual four on a fused family: peft would adapt a third of the attention and say nothing."""
+    with pytest.raises(UsageError) as caught:
+        resolve_targets(family("phi3"), ["q_proj", "k_proj", "v_proj", "o_proj"])
+    assert caught.value.what == "no linear module is called q_proj, k_proj, v_proj"
+    assert "qkv_proj" in caught.value.why
+    assert "--lora-targets" in caught.value.fix
+
+
+def test_the_head_and_the_norms_are_no_targets() -> None:
+    for name in ("lm_head", "embed_tokens", "norm", ""):
+        with pytest.raises(UsageError, match="no linear module"):
+            resolve_targets(family("llama"), [name])
+
+
+def test_an_unknown_attention_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="not known by name") as caught:
+        resolve_targets(family("gpt_neox"))
+    assert "query_key_value" in caught.value.why
+    assert resolve_targets(family("gpt_neox"), ["query_key_value"]) == ("query_key_value",)
+
+
+@pytest.fixture(scope="module")
+def phi35() -> Any:
+    if not (PHI35 / "config.json").is_file():
+        pytest.skip("the config of Phi-3.5-mini is not here")
+    from transformers import AutoConfig
+
+    return on_meta(AutoConfig.from_pretrained(PHI35))
+
+
+def test_phi35_at_rank_16(phi35: Any) -> None:
+    """The whole attention of the real geometry is 9,437,184 parameters, 128 more modules' worth than o_proj's third."""
+    rows = coverage(phi35, resolve_targets(phi35), rank=16)
+    assert sum(row.parameters for row in rows) == 9_437_184
+    assert {row.target: (row.modules, row.in_features, row.out_features) for row in rows} == {
+        "qkv_proj": (32, 3072, 9216),
+        "o_proj": (32, 3072, 3072),
+    }
+    assert {row.target: row.parameters for row in rows}["o_proj"] == 3_145_728
+    assert sum(p.numel() for p in phi35.parameters()) == 3_821_079_552
+
+
+def test_phi35_refuses_the_originals_targets(phi35: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_targets(phi35, ("q_proj", "k_proj", "v_proj", "o_proj"))
+    assert caught.value.what == "no linear module is called q_proj, k_proj, v_proj"
