@@ -72,18 +72,24 @@ def take_apart(render: Render, special_tokens: Sequence[str], bos_token: str | N
         bos_token: left out where the rendering starts with it, since llama.cpp and Ollama add it themselves.
     """
 
-    def pieces(messages: Sequence[Message], cue: bool = True) -> list[str]:
+    def text_of(messages: Sequence[Message], cue: bool = True) -> str:
         text = render(messages, cue)
-        if bos_token and text.startswith(bos_token):
-            text = text[len(bos_token) :]
-        return re.split("|".join((_SYSTEM, _USER, _REPLY, _AGAIN)), text)
+        return text[len(bos_token) :] if bos_token and text.startswith(bos_token) else text
+
+    def pieces(messages: Sequence[Message], cue: bool = True) -> list[str]:
+        return re.split("|".join((_SYSTEM, _USER, _REPLY, _AGAIN)), text_of(messages, cue))
 
     user, reply, again = _message("user", _USER), _message("assistant", _REPLY), _message("user", _AGAIN)
     system = _message("system", _SYSTEM)
+    # other lengths and more turns than the probes: what counts letters or messages shows here
+    longer = [user, reply, again, _message("assistant", "longer " + _REPLY * 9), _message("user", "x"), reply, again]
     try:
         before, after_user, after_reply, end = pieces([user, reply, again])
         plain_end = pieces([user], cue=False)[-1]
-        user_prefix = _common(before, after_reply, special_tokens, from_end=True)
+        reply_suffix = _common(after_reply, pieces([user, reply], cue=False)[-1], special_tokens)
+        user_prefix = after_reply.removeprefix(reply_suffix)
+        if not before.endswith(user_prefix):  # the last reply of a conversation ends in another way
+            user_prefix = _common(before, after_reply, special_tokens, from_end=True)
         user_suffix = _common(end, plain_end, special_tokens)
         dialogue = Dialogue(
             opening=before.removesuffix(user_prefix),
@@ -97,16 +103,18 @@ def take_apart(render: Render, special_tokens: Sequence[str], bos_token: str | N
     try:
         system_prefix, system_suffix, _ = pieces([system, user])
         whole = Dialogue(**{**vars(dialogue), "system": (system_prefix, system_suffix.removesuffix(user_prefix))})
-        if _agrees(whole, pieces, [system, user, reply, again]):
+        if _agrees(whole, text_of, [system, *longer]):
             dialogue = whole
     except Exception:  # noqa: S110 (templates without a system message raise; the format then has none)
         pass
-    return dialogue if _agrees(dialogue, pieces, [user, reply, again]) and _agrees(dialogue, pieces, [user]) else None
+    try:
+        return dialogue if _agrees(dialogue, text_of, longer) and _agrees(dialogue, text_of, [user]) else None
+    except Exception:  # it rendered the probes, and not this
+        return None
 
 
-def _agrees(dialogue: Dialogue, pieces: Callable[..., list[str]], messages: Sequence[Message]) -> bool:
-    rendered = dialogue.render(messages)
-    return pieces(messages) == re.split("|".join((_SYSTEM, _USER, _REPLY, _AGAIN)), rendered)
+def _agrees(dialogue: Dialogue, text_of: Callable[..., str], messages: Sequence[Message]) -> bool:
+    return text_of(messages) == dialogue.render(messages)
 
 
 def _message(role: str, content: str) -> Message:

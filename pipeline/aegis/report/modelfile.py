@@ -6,7 +6,6 @@ default context grows with the card, past the point where llama.cpp changes Phi-
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from aegis.report.dialogue import Dialogue
@@ -23,7 +22,8 @@ def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], c
         lines.append("# The chat template of this model could not be put into Ollama's template language.")
     else:
         lines.append(f'TEMPLATE """{go_template(dialogue)}"""')
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    # between its quotes Ollama takes every letter as it stands; it knows no escapes
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines.append(f"PARAMETER num_ctx {context_tokens}")
     return "\n".join(lines) + "\n"
 
@@ -58,6 +58,13 @@ def stop_texts(special_tokens: Sequence[str], dialogue: Dialogue | None, end_tok
 def _text(literal: str) -> str:
     if not literal:
         return ""
-    # a Go string constant; JSON's escapes are a subset of Go's but for \/ (never written) and surrogate pairs
-    quoted = json.dumps(literal, ensure_ascii=False)
-    return f"{{{{ {quoted} }}}}"
+    return f'{{{{ "{"".join(map(_go_letter, literal))}" }}}}'
+
+
+def _go_letter(letter: str) -> str:
+    """A letter inside a Go string constant; Ollama's parser drops what does not print, an ideographic space too."""
+    if letter in '"\\':
+        return f"\\{letter}"
+    if letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
