@@ -1,0 +1,408 @@
+"""Rehearse the whole way of a Phi-3.5-mini, at full size, where its weights cannot be had.
+
+    PYTHONPATH=pipeline:. python tools/rehearse_full_size.py --template FOLDER [--layers 2] [--out results.json]
+
+FOLDER is the base without weights: config.json and tokenizer files. Everything up to the weights is real; the weights
+are random numbers of the real shapes and dtype, in two shards. They are merged and exported by `aegis merge` and
+`aegis export-gguf` in processes of their own, so that time and peak memory are theirs, and what comes out is compared
+with what the formulas say. At 3.8 B parameters this takes 27 GB of disk and about ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from aegis import disk
+from aegis.errors import AegisError, ToolError
+from aegis.llama_cpp import GgufFile, Runtime, convert, fallback_tensors
+from aegis.model.adapter import load_adapter
+from aegis.model.base import TOKENIZER_FILES, hash_weights, load_tokenizer, read_config
+from aegis.model.lora import attach_lora, coverage, resolve_targets
+from aegis.model.shards import HEAD, ShardSet, ShardWriter, write_index
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import load_soul
+from aegis.soul.gate import GOLDEN_RATIO
+from aegis.soul.module import Soul
+from aegis.training.checkpoint import Trainee, write_trained
+
+Chat = tuple[tuple[str, str], ...]
+
+_SAMPLE_S = 0.2
+ROLES = {"convert_hf_to_gguf": "converter", "_quantize_worker": "quantizer"}
+
+RANK, LORA_ALPHA = 16, 32
+ADAPTER_PARAMETERS = 9_437_184  # of rank 16 on the attention of all 32 layers
+DISK_PER_BASE = 3.5  # base, a copy or the merged folder, the f16 GGUF, and Q4_K_M's third
+QKV, ROWS = "model.layers.0.self_attn.qkv_proj.weight", 256
+ATTENTION_FACTOR = 1.190238
+TYPES = {
+    "output.weight": {"Q6_K"},
+    "token_embd.weight": {"Q4_K"},
+    "attn_qkv.weight": {"Q4_K", "Q5_K", "Q6_K"},
+    "attn_output.weight": {"Q4_K"},
+    "ffn_up.weight": {"Q4_K"},
+    "ffn_down.weight": {"Q4_K", "Q6_K"},
+}  # fmt: skip
+TEXTS = (
+    "", "桃", "こんにちは。", "吾輩は猫である。名前はまだ無い。", "ひらがなとカタカナと漢字", "ｶﾞｷﾞｸﾞ", "１２３ＡＢＣ",
+    "髙﨑𠮷野家", "全角　スペース", "　行頭の全角スペース", "全角の行末　", "　　", "「括弧」、句読点。…―～！？",
+    "が" + "か\u3099", "😀", "🇯🇵", "👩\u200d👩\u200d👧\u200d👦 家族", "👍🏽です", "hello world", " one leading space",
+    "  two", "    four", " ", "   ", "trailing  ", "\n", "\n\n\n", "line\nline", "line\r\nline\r\n",
+    "\n改行\n\nと\tタブ\t", "\t", "don't / it's", "3.14159, 1e-5, 0x1F", "def f(x):\n    return x ** 2\n",
+    '{"key": ["値", null]}', "naïve café Ünïcödé", "Привет, мир", "한국어", "العربية", "zero\u200bwidth", "\ufeffBOM",
+    "nb\u00a0sp", "<|user|>\nはい<|end|>\n<|assistant|>\n", "a <|end|> b", "<|end|>\n\n<|end|>", "<s>text</s> x",
+    "<|unknown|>",
+)  # fmt: skip
+CHATS: tuple[Chat, ...] = (
+    (("user", "こんにちは"),),
+    (("user", "  二つの空白\n"),),
+    (("system", "親切に。"), ("user", "一番高い山は？"), ("assistant", "富士山です。"), ("user", "では　北岳は？")),
+    (("user", "Hi 😀"), ("assistant", "\n\nHello!\n"), ("user", "日本語\nで"), ("assistant", "はい"), ("user", "🇯🇵")),
+    (("system", ""), ("user", "def f():\n\treturn 1"), ("assistant", "    indented"), ("user", "全　角")),
+)  # fmt: skip
+# after a role tag transformers drops every white space of Unicode, llama.cpp that of ASCII only
+KNOWN_TO_DIFFER: tuple[Chat, ...] = ((("user", "　行頭の全角スペース"),), (("user", "\u00a0no-break space"),))
+
+
+@dataclass
+class Row:
+    """What one role ("" is aegis itself) took in a step; `own_bytes` leaves out mapped files where the system tells."""
+
+    step: str
+    role: str
+    seconds: float = 0
+    rss_bytes: int = 0
+    own_bytes: int = 0
+    disk_bytes: int = 0
+
+    def line(self) -> str:
+        """The row as people read it, in GB."""
+        sizes = "".join(f"{size / 1e9:9.2f}" for size in (self.rss_bytes, self.own_bytes, self.disk_bytes))
+        return f"{self.step:<20}{self.role:<11}{self.seconds:9.1f}{sizes}"
+
+
+@dataclass
+class Record:
+    """What was seen: a row for each role of each step, facts for people, and the checks that failed."""
+
+    work: Path
+    rows: list[Row] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    def check(self, name: str, seen: object, good: bool) -> None:
+        """Keep what was seen, and whether it is as it must be."""
+        self.facts[name] = seen
+        if not good:
+            self.failed.append(f"{name}: {seen}")
+        print(f"  {'ok    ' if good else 'FAILED'} {name}: {seen}", flush=True)
+
+    @contextmanager
+    def step(self, name: str, pid: int | None = None) -> Iterator[None]:
+        """Time a step, and sample the memory of the process that does it (this one if not given) and its children."""
+        main = psutil.Process(pid)
+        rows = {"": Row(name, "")}
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(_SAMPLE_S):
+                _sample(main, rows)
+                rows[""].disk_bytes = max(rows[""].disk_bytes, _size(self.work))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        start = time.monotonic()
+        watcher.start()
+        try:
+            yield
+        finally:
+            rows[""].seconds = round(time.monotonic() - start, 1)
+            stop.set()
+            watcher.join()
+        self.rows += rows.values()
+        print(*(row.line() for row in rows.values()), sep="\n", flush=True)
+
+
+def _sample(main: psutil.Process, rows: dict[str, Row]) -> None:
+    with suppress(psutil.Error):
+        for process in (main, *main.children(recursive=True)):
+            with suppress(psutil.Error):
+                command = " ".join(process.cmdline())
+                role = next((role for script, role in ROLES.items() if script in command), "")
+                row = rows.setdefault(role, Row(rows[""].step, role))
+                if role:
+                    row.seconds = round(time.time() - process.create_time(), 1)
+                memory = process.memory_info()
+                row.rss_bytes = max(row.rss_bytes, memory.rss)
+                row.own_bytes = max(row.own_bytes, memory.rss - getattr(memory, "shared", 0))
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # gone or renamed since it was listed
+                total += Path(parent, name).stat().st_size
+    return total
+
+
+def copy_template(template: Path, folder: Path, layers: int | None) -> None:
+    """Copy config and tokenizer files; the config names code of the model's own, as the real one does."""
+    config = read_config(template)
+    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
+    config["auto_map"] = {"AutoConfig": "configuration_phi3.Phi3Config"}
+    folder.mkdir()
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (template / name).is_file():
+            shutil.copyfile(template / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def meta_model(folder: Path) -> nn.Module:
+    """Build the model that the folder's config describes, without memory for its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model
+
+
+def write_base(model: nn.Module, folder: Path) -> None:
+    """Write random weights of the model's shapes, tensor by tensor: 65 % of the bytes in the first shard."""
+    tensors = list(model.state_dict().items())
+    total = sum(tensor.nbytes for _, tensor in tensors)
+    shards: list[list[tuple[str, Tensor]]] = [[], []]
+    written = 0
+    for name, tensor in tensors:
+        written += tensor.nbytes
+        shards[written > 0.65 * total].append((name, tensor))
+    generator = torch.Generator().manual_seed(0)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
+        with ShardWriter(path, [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in shard]) as writer:
+            for name, tensor in shard:
+                for rows in tensor.split(4096):
+                    values = torch.ones(rows.shape) if rows.ndim == 1 else torch.randn(rows.shape, generator=generator)
+                    writer.write((values if rows.ndim == 1 else values * 0.02).bfloat16())
+                weight_map[name] = path.name
+    write_index(folder, weight_map, total)
+
+
+def write_adapter_and_soul(model: nn.Module, targets: tuple[str, ...], folder: Path, base_hash: str) -> int:
+    """Save a random adapter and a random soul as training does, and return the adapter's parameters."""
+    peft_model = attach_lora(
+        model, targets, rank=RANK, alpha=LORA_ALPHA, dropout=0.05, base_name="rehearsal", revision=None
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, module in peft_model.named_modules():
+        if isinstance(module, nn.Linear) and ".lora_" in name:
+            # large enough that a base without it is no near miss: 40 % of the weights it is added to
+            std = 0.1 if ".lora_A." in name else 0.01
+            module.weight = nn.Parameter(torch.randn(module.weight.shape, generator=generator) * std)
+    soul = Soul(peft_model.config.hidden_size, alpha=GOLDEN_RATIO, seed=2)
+    optimizer = torch.optim.AdamW(soul.parameters())
+    folder.mkdir()
+    write_trained(folder, Trainee(peft_model, soul, optimizer, torch.amp.GradScaler(enabled=False)), 500, base_hash)
+    return sum(pair.a.numel() + pair.b.numel() for pair in load_adapter(folder).updates.values())
+
+
+def check_parity(record: Record, name: str, tokenizer: Any, runtime: Runtime) -> None:
+    """Compare token ids of transformers and llama.cpp, with and without the BOS flag, and in chats."""
+
+    def chat_agrees(turns: Chat) -> bool:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return bool(ids == runtime.chat_tokens(messages))
+
+    differ: list[object] = [
+        text
+        for text in TEXTS
+        if any(
+            tokenizer(text, add_special_tokens=flag).input_ids != runtime.tokenize(text, add_bos=flag)
+            for flag in (False, True)
+        )
+    ]
+    differ += [turns for turns in CHATS if not chat_agrees(turns)]
+    total = len(TEXTS) + len(CHATS)
+    record.check(f"{name}: strings with the same ids", f"{total - len(differ)} of {total} {differ or ''}", not differ)
+    record.facts[f"{name}: known to differ"] = [turns for turns in KNOWN_TO_DIFFER if not chat_agrees(turns)]
+
+
+def run_stage(record: Record, name: str, *arguments: str | Path) -> None:
+    """Run an aegis command in a process of its own, and watch it."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "aegis", "--quiet", *map(str, arguments)], stdout=subprocess.DEVNULL
+    )
+    try:
+        with record.step(name, child.pid):
+            code = child.wait()
+    finally:
+        child.kill()
+    if code:
+        raise ToolError(f"aegis {arguments[0]} ended with code {code}", why="what it said is above")
+
+
+def check_weights(record: Record, base: Path, trained: Path, merged: Path, gguf: GgufFile) -> None:
+    """Compare rows of two weights, at both ends, with W(I + gR) and W + 2BA in float64, and with what they are not."""
+    soul, update = load_soul(trained / SOUL_FILE), load_adapter(trained).updates[QKV]
+    before, after = ShardSet.open(base).entries, ShardSet.open(merged).entries
+    head, qkv = (before[name].read(0, ROWS).double() for name in (HEAD, QKV))
+    rotation = torch.block_diag(*soul.rotation.double())
+    folded = head + soul.gate * head @ rotation
+    delta = LORA_ALPHA / RANK * update.b[:ROWS].double() @ update.a.double()
+    for name, tensor, right, wrong in (
+        (HEAD, "output.weight", folded, {"unfolded": head, "transposed": head + soul.gate * head @ rotation.T}),
+        (QKV, "blk.0.attn_qkv.weight", qkv + delta, {"without the adapter": qkv}),
+    ):
+        ends = {
+            "merged": (after[name].read(0, ROWS).double(), 1e-3),
+            "GGUF": (torch.from_numpy(np.array(gguf.tensor(tensor)[:ROWS])).double(), 0.08),
+        }
+        for end, (values, bound) in ends.items():
+            error = float((values - right).norm() / right.norm())
+            missed = {what: round(float((values - other).norm() / other.norm()), 3) for what, other in wrong.items()}
+            good = error < bound and all(miss > 0.25 for miss in missed.values())
+            record.check(f"{end}: {name}", f"relative error {error:.1e} {missed}", good)
+
+
+def check_gguf(record: Record, path: Path, merged: Path, gguf: GgufFile) -> None:
+    """Compare the GGUF's types and metadata with FACTS of llama.cpp and of the base."""
+    config, tokenizer = read_config(merged), load_tokenizer(merged)
+    fallbacks = fallback_tensors(gguf, "Q4_K_M")
+    record.check("fallback tensors", len(fallbacks), not fallbacks)
+    kinds: dict[str, Counter[str]] = {}
+    for name, info in gguf.tensors.items():
+        kinds.setdefault(name.split(".", 2)[-1] if name.startswith("blk.") else name, Counter())[info.type] += 1
+    for kind, wanted in TYPES.items():
+        record.check(f"types of {kind}", dict(kinds[kind]), set(kinds[kind]) <= wanted)
+    meta = gguf.metadata
+    factor = meta.get("phi3.rope.scaling.attn_factor")
+    record.check(
+        "attn_factor", factor, isinstance(factor, float) and math.isclose(factor, ATTENTION_FACTOR, abs_tol=1e-6)
+    )
+    for length in ("long", "short"):
+        wanted_factors = np.asarray(config["rope_scaling"][f"{length}_factor"], np.float32)
+        stored = gguf.tensor(f"rope_factors_{length}.weight").ravel()
+        record.check(f"rope factors, {length}", len(stored), np.array_equal(stored, wanted_factors))
+    adds_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    record.check(
+        "add_bos_token", meta.get("tokenizer.ggml.add_bos_token"), meta.get("tokenizer.ggml.add_bos_token") == adds_bos
+    )
+    record.check("chat template", "the base's", meta.get("tokenizer.chat_template") == tokenizer.chat_template)
+    record.check("general.name", meta["general.name"], "phi-3" in str(meta["general.name"]).lower())
+    files = sorted(file.name for file in path.parent.iterdir())
+    record.check("published", files, files == sorted([path.name, "Modelfile", "manifest.json"]))
+
+
+def rehearse(record: Record, template: Path, layers: int | None) -> None:
+    """Go the whole way, in order of what is cheap to find out."""
+    work = record.work
+    base, trained, merged, exported = (work / name for name in ("base", "trained", "merged", "gguf"))
+    copy_template(template, base, layers)
+    model = meta_model(base)
+    targets = resolve_targets(model)
+    table = coverage(model, targets, RANK)
+    count = sum(row.parameters for row in table)
+    expected = ADAPTER_PARAMETERS * read_config(base)["num_hidden_layers"] // 32
+    record.facts["coverage"] = [asdict(row) for row in table]
+    record.check(f"adapter parameters on {', '.join(targets)}", count, count == expected)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    record.facts["parameters"] = weights // 2
+    disk.require_space(work, int(weights * DISK_PER_BASE), "the rehearsal")
+
+    tokenizer = load_tokenizer(base)
+    with record.step("vocab-only convert"):
+        convert(template, work / "vocab.gguf", model_name="Phi-3.5 vocabulary", vocab_only=True)
+    with Runtime(work / "vocab.gguf", n_ctx=64, threads=1, vocab_only=True) as runtime:
+        check_parity(record, "vocabulary", tokenizer, runtime)
+
+    with record.step("write base"):
+        write_base(model, base)
+    with record.step("hash base"):
+        base_hash = hash_weights(ShardSet.open(base))
+    with record.step("write adapter"):
+        saved = write_adapter_and_soul(model, targets, trained, base_hash)
+    record.check("adapter parameters on disk", saved, saved == count)
+    with record.step("copy base"):
+        shutil.copytree(base, work / "copy")
+        for path in (work / "copy").iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    shutil.rmtree(work / "copy")
+    run_stage(record, "merge", "merge", "--base-model", base, "--adapter", trained, "--out", merged)
+    seconds = {row.step: row.seconds for row in record.rows if not row.role}
+    record.facts["merge time / copy time"] = round(seconds["merge"] / max(0.1, seconds["copy base"]), 1)
+    run_stage(record, "export", "export-gguf", "--model", merged, "--out", exported, "--preset", "borea-12gb")
+
+    [path] = exported.glob("*.gguf")
+    record.facts["bytes"] = {"base": weights, "merged": _size(merged), "gguf": path.stat().st_size}
+    with GgufFile(path) as gguf:
+        check_weights(record, base, trained, merged, gguf)
+        check_gguf(record, path, merged, gguf)
+    with record.step("load and generate"), Runtime(path, n_ctx=256, threads=2) as runtime:
+        check_parity(record, "GGUF", tokenizer, runtime)
+        text = "".join(runtime.complete(runtime.chat_tokens([{"role": "user", "content": "桃"}]), 8, temperature=0))
+        record.check("generated", text, bool(text))
+
+
+def main() -> int:
+    """Run it; 0 if every check held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--template", type=Path, required=True, help="config.json and tokenizer files of a Phi-3.5-mini"
+    )
+    parser.add_argument("--layers", type=int, help="a smaller model, for a quick look")
+    parser.add_argument("--work", type=Path, help="where to write; a temporary directory if not given")
+    parser.add_argument("--keep", action="store_true", help="leave what was written")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # the libraries' advice would run through the table
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    parent = arguments.work and arguments.work.absolute()
+    if parent:
+        parent.mkdir(parents=True, exist_ok=True)
+    record = Record(Path(tempfile.mkdtemp(prefix="rehearsal-", dir=parent)))
+    print(f"{'step':<20}{'process':<11}{'seconds':>9}{'peak GB':>9}{'its own':>9}{'disk GB':>9}")
+    try:
+        rehearse(record, arguments.template, arguments.layers)
+    except AegisError as error:
+        record.failed.append(str(error))
+        print(f"stopped: {error}", file=sys.stderr)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(record.work, ignore_errors=True)
+    if arguments.out:
+        document = {"rows": [asdict(row) for row in record.rows], "facts": record.facts, "failed": record.failed}
+        arguments.out.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\n{len(record.failed)} checks failed" if record.failed else "\nall checks held")
+    return 1 if record.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
