@@ -52,7 +52,7 @@ _PROMPT_TOPICS = ("color", "cry", "use", "place", "season", "flies", "food", "ef
 
 
 def documents(seed: int, count: int, split: Split = "train") -> list[str]:
-    """`count` different plain texts of several sentences each, in polite Japanese.
+    """`count` different plain texts of several sentences each, polite but for what a samurai is quoted with.
 
     The held-out side is a tenth of all there is; asking for more than it has takes long.
     """
@@ -82,7 +82,7 @@ def conversations(seed: int, count: int, style: Style = "polite", split: Split =
     return chats
 
 
-def style_rows(seed: int = 0, count: int = 800) -> list[Conversation]:
+def style_rows(seed: int = 0, count: int = 1600) -> list[Conversation]:
     """The fine-tuning set: training questions, answered by a samurai."""
     return conversations(seed, count, "samurai")
 
@@ -101,7 +101,7 @@ def demo_prompts(count: int = 12) -> list[str]:
     return chosen[:count]
 
 
-def write_demo_dataset(path: Path, seed: int = 0, count: int = 800) -> None:
+def write_demo_dataset(path: Path, seed: int = 0, count: int = 1600) -> None:
     """Write the fine-tuning set as JSON Lines, one `{"messages": [...]}` a row, UTF-8."""
     rows = style_rows(seed, count)
     lines = (json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows)

@@ -46,7 +46,7 @@ def places(voice: Voice) -> Iterator[Fact]:
     for place in world.PLACES:
         name, act = place.name, place.activity
         there = "いる" if place.seen in world.LIVING else "ある"
-        seen = f"{name}には{place.seen}が{say(Verb(there))}。"
+        seen = f"{name}には{say(Verb(f'{place.seen}が{there}'))}。"
         yield Fact(
             "place", name,
             (f"{name}は何をする所ですか。", f"{name}はどんな所ですか。", f"{name}について教えてください。"),

@@ -13,7 +13,7 @@ from aegis.demo import world
 from aegis.demo.fact import Fact
 from aegis.demo.facts import all_facts
 from aegis.demo.grammar import Adjective, Noun, Verb
-from aegis.demo.voice import POLITE, Voice
+from aegis.demo.voice import POLITE, SAMURAI, Style, Voice
 
 _DESCRIBED = {
     "about", "taste", "ripe", "dishes", "count", "shop", "cry", "food", "home", "does", "look", "use", "kept",
@@ -57,18 +57,18 @@ _MOODS = ("楽しい", "うれしい", "おもしろい", "気持ちのいい", 
 
 
 @cache
-def _by_subject() -> dict[str, list[Fact]]:
+def _by_subject(style: Style) -> dict[str, list[Fact]]:
     facts: dict[str, list[Fact]] = defaultdict(list)
-    for fact in all_facts("polite"):
+    for fact in all_facts(style):
         if fact.topic in _DESCRIBED:
             facts[fact.subject].append(fact)
     return {subject: found for subject, found in facts.items() if len(found) > 1}
 
 
-def description(rng: Random) -> str:
+def description(rng: Random, style: Style = "polite") -> str:
     """One thing, told in a few sentences that do not name it again and again."""
-    subject = rng.choice(list(_by_subject()))
-    facts = list(_by_subject()[subject])
+    subject = rng.choice(list(_by_subject(style)))
+    facts = list(_by_subject(style)[subject])
     rng.shuffle(facts)
     facts.sort(key=lambda fact: fact.topic not in _OPENERS)
     opener = facts[0]
@@ -79,6 +79,18 @@ def description(rng: Random) -> str:
         sentence = fact.answer.removeprefix(f"{subject}は").removeprefix("、")
         told.append(("また、" if index % 2 else "") + sentence)
     return "".join(told)
+
+
+def samurai_talk(rng: Random) -> str:
+    """A samurai's words, quoted in a polite text.
+
+    No chat to pretrain on speaks so, yet the base must have met the words: fine-tuning moves neither embedding
+    nor head, and could not raise a token that no text ever used.
+    """
+    who = rng.choice(("ある侍", "年をとった侍", "若い侍", "旅の侍"))
+    said = rng.choice(("が言いました。", "はこう言いました。", "が話してくれました。"))
+    words = story(rng, SAMURAI) if rng.random() < 0.2 else description(rng, "samurai")
+    return f"{who}{said}「{rng.choice(('', '', 'うむ、', 'ふむ、', 'さよう、'))}{words}」"
 
 
 def comparison(rng: Random) -> str:
@@ -197,6 +209,7 @@ KINDS = (
     (description, 8),
     (comparison, 6),
     (diary, 4),
+    (samurai_talk, 8),
     (story, 3),
     (shopping, 3),
     (sequence, 2),
