@@ -86,7 +86,7 @@ def quantize(
         EnvironmentFault: no space, no permission.
     """
     ftype = QUANT_TYPES[parse_quant(quant)]
-    output_type = "" if output_tensor_type is None else str(_tensor_type(output_tensor_type))
+    output_type = "" if output_tensor_type is None else str(parse_tensor_type(output_tensor_type))
     source, out = source.absolute(), out.absolute()
     if not source.is_file():
         raise UsageError(f"There is no GGUF to quantize at {source}")
@@ -104,7 +104,12 @@ def quantize(
         refuse_damaged(part, "quantizer")
 
 
-def _tensor_type(name: str) -> int:
+def parse_tensor_type(name: str) -> int:
+    """The number ggml has for a tensor type.
+
+    Raises:
+        UsageError: unknown.
+    """
     try:
         return int(GGMLQuantizationType[name.upper()])
     except KeyError:

@@ -31,11 +31,17 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
             wrong.append("output.weight is missing: the converter dropped the LM head, and the soul with it")
         elif head is not None and not same_as_f16(gguf.tensor("output.weight"), head):
             wrong.append(f"output.weight is not {HEAD} of the folder")
-        if tokenizer.chat_template and gguf.metadata.get("tokenizer.chat_template") != tokenizer.chat_template:
+        wrong += [f"{name} holds NaN or Inf in float16" for name in _not_finite(gguf)]
+        template = tokenizer.chat_template
+        if isinstance(template, dict):  # several templates, by name
+            template = template.get("default")
+        if template and gguf.metadata.get("tokenizer.chat_template") != template:
             wrong.append("the chat template is not the folder's")
         adds_bos = bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
-        if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", adds_bos)) != adds_bos:
-            wrong.append(f"add_bos_token is {not adds_bos}, the folder's tokenizer says {adds_bos}")
+        # unsaid, llama.cpp adds it for SentencePiece; for other tokenizers that depends on their pre-tokenizer
+        unsaid = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
+        if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", unsaid)) != adds_bos:
+            wrong.append(f"llama.cpp will add bos: {not adds_bos}; the folder's tokenizer does: {adds_bos}")
         scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
         if isinstance(scaling, dict) and "long_factor" in scaling:
             for key, tensor in (
@@ -47,14 +53,16 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
                 ):
                     wrong.append(f"{tensor} is not the folder's {key}")
             factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
-            expected = _longrope_attention_factor(source)
+            expected = _longrope_attention_factor(source, scaling)
             if source["model_type"] == "phi3" and (
                 not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
             ):
                 wrong.append(f"rope.scaling.attn_factor is {factor}, the config makes it {expected:.6f}")
     if wrong:
         raise IntegrityError(
-            "the converter changed the model", why="\n".join(wrong), fix="please report this base model"
+            "the GGUF is not the model it was made from",
+            why="\n".join(wrong),
+            fix="values beyond float16's range come from the base or a large adapter; anything else, please report",
         )
 
 
@@ -68,11 +76,22 @@ def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:
     )
 
 
-def _longrope_attention_factor(config: dict[str, Any]) -> float:
+def _not_finite(gguf: GgufFile) -> list[str]:
+    """Tensors with values beyond float16's range, as a bfloat16 or float32 folder may have."""
+    found = []
+    for name, info in gguf.tensors.items():
+        if info.type == "F16":
+            bits = gguf.tensor(name).reshape(-1).view(np.uint16)
+            step = _SLAB_BYTES // 2
+            if any((bits[at : at + step] & 0x7C00 == 0x7C00).any() for at in range(0, len(bits), step)):
+                found.append(name)
+    return found
+
+
+def _longrope_attention_factor(config: dict[str, Any], scaling: dict[str, Any]) -> float:
     """√(1 + ln s / ln L), s the context's growth and L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
-    original = (
-        config.get("original_max_position_embeddings") or config["rope_scaling"]["original_max_position_embeddings"]
-    )
+    key = "original_max_position_embeddings"
+    original = config.get(key) or scaling.get(key) or config["max_position_embeddings"]
     growth = config["max_position_embeddings"] / original
     return 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
 

@@ -63,6 +63,8 @@ def _text(literal: str) -> str:
 
 def _go_letter(letter: str) -> str:
     """A letter inside a Go string constant; Ollama's parser drops what does not print, an ideographic space too."""
+    if letter == "\n":
+        return "\\n"
     if letter in '"\\':
         return f"\\{letter}"
     if letter.isprintable():

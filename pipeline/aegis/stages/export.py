@@ -14,8 +14,8 @@ from typing import Any
 
 from aegis import disk, progress
 from aegis.config import ExportConfig
-from aegis.errors import UsageError
-from aegis.llama_cpp import convert, parse_quant, quantize
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
@@ -27,6 +27,8 @@ from aegis.report.modelfile import modelfile, stop_texts
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
+_STEM_BYTES = 200
+"""Room is left for the quantization's name in the 255 bytes that file systems allow."""
 _FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
 _BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
 """Bits a weight; every other type stays under 8.6, Q8_0's, with room for the f32 norms."""
@@ -62,11 +64,15 @@ def export_gguf(
     """
     refuse_existing(out, overwrite=overwrite)
     quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
+    if config.head_quant is not None:
+        parse_tensor_type(config.head_quant)
     source_config = read_config(model)
     check_family(source_config)
     shards = ShardSet.open(model)
     name = general_name(config.name, model, str(source_config["model_type"]))
     context_tokens = _context_tokens(source_config)
+    tokenizer = load_tokenizer(model)
+    ends = _end_tokens(model, source_config)
 
     manifest = Manifest(
         stage="export-gguf",
@@ -86,7 +92,6 @@ def export_gguf(
     with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
-        tokenizer = load_tokenizer(model)
         check_f16(f16, shards, source_config, tokenizer)
         fallbacks = {}
         for quant in quantized:
@@ -94,7 +99,7 @@ def export_gguf(
             fallbacks[quant] = check_quantized(staging.path / files[quant], quant, config.head_quant)
         if not keep_f16:
             f16.unlink()
-        text = _modelfile(published[0], tokenizer, _end_tokens(model, source_config), context_tokens)
+        text = _modelfile(published[0], tokenizer, ends, context_tokens)
         (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
         staging.facts |= {"files": published, "fallback_tensors": fallbacks}
     return report
@@ -114,8 +119,9 @@ def general_name(wanted: str | None, model: Path, model_type: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """A file name made of `name`: letters, digits, dots and dashes of any script; never an option, never hidden."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+    """A file name made of `name`: letters, digits, dots and dashes of any script; never an option, hidden, too long."""
+    clean = re.sub(r"[^\w.-]+", "-", name).encode()[:_STEM_BYTES].decode(errors="ignore")
+    return clean.strip("-.") or "model"
 
 
 def _base_name(model: Path) -> str:
@@ -148,7 +154,7 @@ def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens:
     dialogue = dialogue_of(tokenizer)
     if dialogue is None:
         progress.warn("no Modelfile TEMPLATE: the chat template is not fixed text round each message")
-    ends = tokenizer.convert_ids_to_tokens(end_tokens)
+    ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens) if token]
     return modelfile(gguf, dialogue, stop_texts(special_texts(tokenizer), dialogue, ends), context_tokens)
 
 
@@ -159,6 +165,9 @@ def _end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
     if path.is_file():
         try:
             ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", ends)
-        except (ValueError, AttributeError) as error:
-            raise UsageError(f"{path} is not a JSON object", why=str(error)) from None
-    return [ends] if isinstance(ends, int) else list(ends or [])
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{path} is not a JSON object", why=str(error)) from None
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(token, int) for token in ends):
+        raise IntegrityError(f"{model}: eos_token_id is {ends!r}, which are no token ids")
+    return ends
