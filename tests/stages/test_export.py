@@ -1,0 +1,288 @@
+"""export-gguf: what comes out is named, checked, complete, and there only when all of it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from aegis import llama_cpp
+from aegis.config import ExportConfig
+from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UnsupportedModelError, UsageError
+from aegis.llama_cpp import GgufFile, Runtime
+from aegis.manifest import read_manifest, verify_directory
+from aegis.model.base import load_tokenizer
+from aegis.model.shards import ShardSet
+from aegis.proof.gguf import same_as_f16
+from aegis.stages import export
+from aegis.stages.export import export_gguf, file_stem, general_name
+from tests.conftest import MakeRandom
+
+NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'
+
+
+@pytest.fixture(scope="module")
+def exported(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> export.ExportReport:
+    """Two types and the f16 file, by the real converter and quantizer, in a folder with an awkward name."""
+    out = tmp_path_factory.mktemp("export") / "out $(touch pwned) 'q' 日本"
+    return export_gguf(quick_base, out, ExportConfig(quant=("q4_k_m", "Q8_0", "Q4_K_M"), keep_f16=True, name=NASTY))
+
+
+@pytest.fixture
+def converted(exported: export.ExportReport, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The f16 file is there already: conversion is a copy, so that these tests take no seconds each."""
+    names: list[str] = []
+
+    def copy(_model: Path, out: Path, *, model_name: str, tree: Path | None = None) -> None:
+        names.append(model_name)
+        shutil.copyfile(exported.files[-1], out)
+
+    monkeypatch.setattr(export, "convert", copy)
+    return names
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_everything_asked_for_is_there(exported: export.ExportReport) -> None:
+    """One file a type, asked for twice or in small letters; f16 last; each of its type; the manifest knows all."""
+    stem = file_stem(exported.name)
+    assert [file.name for file in exported.files] == [f"{stem}-{t}.gguf" for t in ("Q4_K_M", "Q8_0", "F16")]
+    manifest = verify_directory(exported.out)
+    assert set(manifest.files) == {*(file.name for file in exported.files), "Modelfile"}
+    assert manifest.facts["files"] == [file.name for file in exported.files]
+    assert manifest.facts["fallback_tensors"] == {"Q4_K_M": [], "Q8_0": []}
+    assert manifest.config["quant"] == ["Q4_K_M", "Q8_0"]
+    types = {}
+    for file in exported.files:
+        with GgufFile(file) as gguf:
+            types[file.name.rpartition("-")[2]] = gguf.tensors["output.weight"].type
+            assert gguf.metadata["general.name"] == exported.name == f"Phi-3-{NASTY}"
+    assert types == {"Q4_K_M.gguf": "Q6_K", "Q8_0.gguf": "Q8_0", "F16.gguf": "F16"}
+    assert names(exported.out.parent) == [exported.out.name]
+    assert not Path("pwned").exists()
+    assert not (exported.out / "pwned").exists()
+
+
+def test_it_speaks_in_llama_cpp(exported: export.ExportReport, quick_base: Path) -> None:
+    """Stock llama.cpp loads the first file and cuts a chat into the ids the folder's tokenizer gives."""
+    tokenizer = load_tokenizer(quick_base)
+    asked = [{"role": "user", "content": "春の花は何ですか。"}]
+    wanted = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+    with Runtime(exported.files[0], n_ctx=64, threads=1) as runtime:
+        assert runtime.chat_tokens(asked) == wanted
+        assert "".join(runtime.chat(asked, 8, temperature=0))
+
+
+def test_the_modelfile_stands_beside_it(exported: export.ExportReport) -> None:
+    text = (exported.out / "Modelfile").read_text(encoding="utf-8")
+    assert text.startswith(f"FROM ./{exported.files[0].name}\n")
+    for line in (
+        'PARAMETER stop "<|end|>"',
+        'PARAMETER stop "<|endoftext|>"',
+        'PARAMETER stop "<|user|>"',
+        'PARAMETER stop "<|assistant|>"',
+        "PARAMETER num_ctx 4096",
+    ):
+        assert line in text.splitlines()
+    assert '{{ "<|user|>\\n" }}{{ .Content }}{{ "<|end|>\\n" }}' in text
+    assert exported.context_tokens == 4096
+
+
+def test_the_f16_file_goes_unless_it_was_asked_for(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+    report = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
+    assert names(tmp_path / "out") == sorted(["Modelfile", report.files[0].name, "manifest.json"])
+    report = export_gguf(quick_base, tmp_path / "f16", ExportConfig(quant=("F16",)))
+    assert names(tmp_path / "f16") == sorted(["Modelfile", report.files[0].name, "manifest.json"])
+    assert report.files[0].name.endswith("-F16.gguf")
+
+
+def test_the_heads_own_type(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+    report = export_gguf(quick_base, tmp_path / "out", ExportConfig(head_quant="q8_0"))
+    with GgufFile(report.files[0]) as gguf:
+        assert gguf.tensors["output.weight"].type == "Q8_0"
+        assert gguf.tensors["token_embd.weight"].type == "Q4_K"
+
+
+def test_existing_output_is_kept_until_the_new_is_whole(
+    quick_base: Path, tmp_path: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused without overwrite; with it, a quantizer that fails half way leaves the old; then the new replaces it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        export_gguf(quick_base, out, ExportConfig())
+    assert converted == []
+
+    worker = tmp_path / "worker.py"
+    worker.write_text("import sys\nopen(sys.argv[2], 'wb').write(b'GGUF' + bytes(999))\nprint('cannot')\nsys.exit(3)\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["aegis.llama_cpp.quantize"], "_WORKER", worker)
+        with pytest.raises(ToolError, match="cannot"):
+            export_gguf(quick_base, out, ExportConfig(), overwrite=True)
+    assert names(out) == ["mine.txt"]
+    assert names(tmp_path) == ["out", "worker.py"]
+
+    report = export_gguf(quick_base, out, ExportConfig(), overwrite=True)
+    assert names(out) == sorted(["Modelfile", report.files[0].name, "manifest.json"])
+
+
+def test_what_is_done_is_kept(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+    """With reuse: the same asked of the same folder does nothing; another type, or a damaged file, is made anew."""
+    again = {"overwrite": True, "reuse": True}
+    first = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again)
+    assert export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again) == first
+    assert len(converted) == 1
+    export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q4_0",)), **again)
+    assert len(converted) == 2
+    (tmp_path / "out" / "Modelfile").write_text("changed")
+    export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q4_0",)), **again)
+    assert len(converted) == 3
+    verify_directory(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"quant": ("Q4_K_N",)}, "Q4_K_N"),
+        ({"quant": ("Q4_K_M", "zz")}, "zz"),
+        ({"head_quant": "q9_9"}, "q9_9"),
+    ],
+)
+def test_unknown_types_are_refused_before_any_work(
+    tmp_path: Path, quick_base: Path, converted: list[str], settings: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        export_gguf(quick_base, tmp_path / "out", ExportConfig(**settings))
+    assert converted == []
+    assert names(tmp_path) == []
+
+
+def test_too_little_disk_is_said_before_the_work(
+    tmp_path: Path, quick_base: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    with pytest.raises(EnvironmentFault, match="not enough disk for the GGUF files"):
+        export_gguf(quick_base, tmp_path / "out", ExportConfig())
+    assert converted == []
+
+
+def test_a_folder_that_changed_after_its_manifest_is_refused(
+    tmp_path: Path, exported: export.ExportReport, converted: list[str]
+) -> None:
+    """A merged folder carries hashes; one that no longer fits them is not exported."""
+    from aegis.manifest import Manifest
+    from aegis.publish import publishing
+
+    model = tmp_path / "merged"
+    with publishing(model, Manifest("merge", {}, {}, {"base_model": "owner/Some-Phi-3-Base"})) as staging:
+        (staging.path / "config.json").write_text('{"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}')
+        (staging.path / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    with pytest.raises(IntegrityError):
+        export_gguf(model, tmp_path / "out", ExportConfig())
+    assert converted == []
+
+
+def test_families_that_lose_their_head_are_refused_before_the_work(tmp_path: Path, converted: list[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}')
+    with pytest.raises(UnsupportedModelError):
+        export_gguf(tmp_path, tmp_path / "out", ExportConfig())
+    assert converted == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": {"a": 1}}'])
+def test_a_damaged_generation_config_is_refused_before_the_work(
+    tmp_path: Path, quick_base: Path, converted: list[str], text: str
+) -> None:
+    model = shutil.copytree(quick_base, tmp_path / "model")
+    (model / "generation_config.json").write_text(text)
+    with pytest.raises(IntegrityError):
+        export_gguf(model, tmp_path / "out", ExportConfig())
+    assert converted == []
+
+
+def test_a_gguf_of_another_model_is_never_published(
+    make_random: MakeRandom, tmp_path: Path, converted: list[str]
+) -> None:
+    """The converter's word is not taken: here it hands over the file of another model."""
+    with pytest.raises(IntegrityError, match=r"output\.weight is not lm_head\.weight"):
+        export_gguf(make_random("llama"), tmp_path / "out", ExportConfig())
+    assert names(tmp_path) == []
+
+
+def test_a_config_that_still_says_tied(make_random: MakeRandom, tmp_path: Path) -> None:
+    """A head of its own under a config that says tied: it is in the file, and not the embeddings in its place."""
+    model = make_random("llama")
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    report = export_gguf(model, tmp_path / "out", ExportConfig(quant=("F16",)))
+    entries = ShardSet.open(model).entries
+    with GgufFile(report.files[0]) as gguf:
+        assert same_as_f16(gguf.tensor("output.weight"), entries["lm_head.weight"])
+        assert not same_as_f16(gguf.tensor("output.weight"), entries["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "folder", "model_type", "name"),
+    [
+        (None, "Borea-Phi-3.5-mini", "phi3", "Borea-Phi-3.5-mini-AEGIS"),
+        (None, "tiny", "phi3", "Phi-3-tiny-AEGIS"),
+        (None, "tiny", "llama", "tiny-AEGIS"),
+        ("My Model", "tiny", "phi3", "Phi-3-My Model"),
+        ("My PHI3 Model", "tiny", "phi3", "My PHI3 Model"),
+        ("日本語", "tiny", "phi3", "Phi-3-日本語"),
+        ("日本語", "tiny", "llama", "日本語"),
+        ("", "tiny", "llama", "tiny-AEGIS"),
+    ],
+)
+def test_the_name_says_the_family(tmp_path: Path, wanted: str | None, folder: str, model_type: str, name: str) -> None:
+    """llama.cpp reads the family off general.name: without phi-3 in it, every chat prompt would gain tokens."""
+    assert general_name(wanted, tmp_path / folder, model_type) == name
+
+
+def test_a_merged_folder_is_named_after_its_base(tmp_path: Path) -> None:
+    from aegis.manifest import Manifest
+    from aegis.publish import publishing
+
+    with publishing(tmp_path / "merged", Manifest("merge", {}, {}, {"base_model": "owner/Llama-3"})):
+        pass
+    assert read_manifest(tmp_path / "merged").facts["base_model"] == "owner/Llama-3"
+    assert general_name(None, tmp_path / "merged", "llama") == "Llama-3-AEGIS"
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("AEGIS-Phi-3.5", "AEGIS-Phi-3.5"),
+        ("a b  c", "a-b-c"),
+        ("-x", "x"),
+        ("--outfile=/etc/passwd", "outfile-etc-passwd"),
+        ('"quoted"', "quoted"),
+        ("two\nlines", "two-lines"),
+        ("..", "model"),
+        ("../../up", "up"),
+        ("日本語　モデル", "日本語-モデル"),
+        ("$(touch pwned)", "touch-pwned"),
+        (".hidden", "hidden"),
+        ("C:\\x|y*?", "C-x-y"),
+        ("", "model"),
+        ("{name}-{ftype}", "name---ftype"),
+        ("n" * 300, "n" * 200),
+        ("日" * 300, "日" * 66),
+    ],
+)
+def test_file_names(name: str, stem: str) -> None:
+    """Letters of any script, digits, dots, dashes; never an option, a path, hidden, or too long for a file system."""
+    assert file_stem(name) == stem
+    assert len(f"{file_stem(name)}-Q4_K_M.gguf".encode()) < 255
+
+
+def test_every_type_llama_cpp_needs_no_matrix_for_is_known() -> None:
+    assert {"Q4_K_M", "Q8_0", "Q6_K", "F16"} <= set(llama_cpp.QUANT_TYPES)
