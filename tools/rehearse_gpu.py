@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from rehearse_full_size import copy_template, meta_model, write_base
+from safetensors.torch import load_file
 
 from aegis.config import TrainConfig
 from aegis.demo.corpus import documents
@@ -95,11 +96,18 @@ def rehearse_resume(config: TrainConfig, work: Path) -> dict[str, Any]:
         for run in (whole, broken)
     ]
     gap = max(abs(a - b) for a, b in zip(*losses, strict=True))
-    same = all(
-        (whole.adapter / name).read_bytes() == (broken.adapter / name).read_bytes()
-        for name in ("adapter_model.safetensors", "soul.safetensors")
+    one, other = (
+        load_file(run.adapter / "adapter_model.safetensors") | load_file(run.adapter / "soul.safetensors")
+        for run in (whole, broken)
     )
-    return {"resumed_from": report.resumed_from, "largest_loss_gap": gap, "same_bytes": same, "losses": losses[0]}
+    weights = {name: (tensor - other[name]).abs().max().item() for name, tensor in one.items()}
+    return {
+        "resumed_from": report.resumed_from,
+        "largest_loss_gap": gap,
+        "largest_weight_gap": max(weights.values()),
+        "tensors_that_differ": sum(value > 0 for value in weights.values()),
+        "losses": losses[0],
+    }
 
 
 def main() -> int:

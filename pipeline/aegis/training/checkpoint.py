@@ -110,19 +110,16 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
     Raises:
         IntegrityError: it does not hold exactly the tensors this run trains.
     """
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     try:
         adapter = load_file(checkpoint / "adapter_model.safetensors")
         state = load_file(checkpoint / _RESUME)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{checkpoint} cannot be read", why=str(error)) from None
-    _check_fits(checkpoint, trainee, state)
-    outcome = set_peft_model_state_dict(trainee.model, adapter)
-    if outcome.unexpected_keys:
-        raise IntegrityError(
-            f"{checkpoint} has adapter tensors this run does not know", why=str(outcome.unexpected_keys[:3])
-        )
+    _refuse_differences(checkpoint, get_peft_model_state_dict(trainee.model, save_embedding_layers=False), adapter)
+    _refuse_differences(checkpoint, _expected(trainee, state), state)
+    set_peft_model_state_dict(trainee.model, adapter)
     with torch.no_grad():
         trainee.soul.skew.copy_(state["soul.skew"])
         trainee.soul.alpha.copy_(state["soul.alpha"])
@@ -146,22 +143,23 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
         )
 
 
-def _check_fits(checkpoint: Path, trainee: Trainee, state: dict[str, Tensor]) -> None:
-    wanted = {name: tensor.shape for name, tensor in _soul_tensors(trainee.soul).items()}
+def _expected(trainee: Trainee, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The resume tensors this run would write, as far as their shapes go."""
+    wanted = _soul_tensors(trainee.soul)
     for name, parameter in trainee.parameters().items():
         # a parameter that has not been stepped yet, alpha before it is learned, has no moments
         if f"steps.{name}" in state:
-            wanted |= {
-                f"steps.{name}": torch.Size(),
-                f"moment1.{name}": parameter.shape,
-                f"moment2.{name}": parameter.shape,
-            }
+            wanted |= {f"steps.{name}": torch.tensor(0), f"moment1.{name}": parameter, f"moment2.{name}": parameter}
     if trainee.scaler.is_enabled():
-        wanted["scaler"] = torch.Size([2])
-    found = {name: tensor.shape for name, tensor in state.items()}
-    if wanted != found:
-        odd = sorted(name for name, _ in set(wanted.items()) ^ set(found.items()))
-        raise IntegrityError(f"{checkpoint} is of another training set-up", why=f"it differs in {', '.join(odd[:5])}")
+        wanted["scaler"] = torch.zeros(2)
+    return wanted
+
+
+def _refuse_differences(checkpoint: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    odd = {(n, t.shape) for n, t in wanted.items()} ^ {(n, t.shape) for n, t in found.items()}
+    if odd:
+        names = sorted({name for name, _ in odd})
+        raise IntegrityError(f"{checkpoint} is of another training set-up", why=f"it differs in {', '.join(names[:5])}")
 
 
 def _soul_tensors(soul: Soul) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ class Stepper:
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self._factor(step)
         # dropout in step k depends on the seed and k alone: resuming needs no generator's state
-        torch.manual_seed((self.config.seed << 32) + step)
+        torch.manual_seed(_seed_of_step(self.config.seed, step))
 
         targets = sum(batch.targets.numel() for batch in batches)
         task_loss = torch.zeros((), device=soul.skew.device)
@@ -176,6 +177,11 @@ class Stepper:
             why="the update was not made; adapter, soul and the last checkpoint are untouched",
             fix="look at the rows named below; a lower --learning-rate or --max-grad-norm is the usual cure",
         )
+
+
+def _seed_of_step(seed: int, step: int) -> int:
+    # hashed, since torch's generator on a CPU looks at the low 32 bits alone
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little")
 
 
 def _soul_left_out(step: int) -> IntegrityError:
