@@ -40,15 +40,19 @@ _CLOSE_ANIMAL = {"polite": "とてもおもしろいですね。", "samurai": "�
 _CLOSE_RATE = {"polite": 0.08, "samurai": 0.4}
 
 # What no document tells must be asked for more often to be learned.
-_COPIES = dict.fromkeys(("talk", "next_day", "day_before", "next_month", "month", "next_number", "family"), 3) | (
-    dict.fromkeys(("flies", "is_color", "is_kind", "opposite", "where", "needs", "bring", "who", "works"), 2)
-    | dict.fromkeys(("why", "effect", "who_cries", "who_has", "next_season", "months", "blooms", "fun"), 2)
+_COPIES = (
+    {"talk": 8}
+    | dict.fromkeys(("next_day", "day_before", "next_month", "month", "next_number", "family"), 3)
+    | (
+        dict.fromkeys(("flies", "is_color", "is_kind", "opposite", "where", "needs", "bring", "who", "works"), 2)
+        | dict.fromkeys(("why", "effect", "who_cries", "who_has", "next_season", "months", "blooms", "fun"), 2)
+    )
 )
 
 _STORY_REQUESTS = ("短いお話をしてください。", "お話を聞かせてください。", "何かお話をしてください。")
 
 # Questions kept out of training that show the change of style well: a colour, a cry, a use, a place, a reason...
-_PROMPT_TOPICS = ("color", "cry", "use", "place", "season", "flies", "food", "effect", "needs", "job", "about")
+_PROMPT_TOPICS = ("color", "cry", "use", "place", "food", "effect", "job", "about", "season", "needs", "flies")
 
 
 def documents(seed: int, count: int, split: Split = "train") -> list[str]:
@@ -87,7 +91,7 @@ def style_rows(seed: int = 0, count: int = 1600) -> list[Conversation]:
     return conversations(seed, count, "samurai")
 
 
-def demo_prompts(count: int = 12) -> list[str]:
+def demo_prompts(count: int = 8) -> list[str]:
     """Questions no training text asks, one of each kind in turn: to show before and after."""
     facts = [fact for fact in all_facts("polite") if fact.held_out]
     chosen: list[str] = []

@@ -88,9 +88,20 @@ def samurai_talk(rng: Random) -> str:
     nor head, and could not raise a token that no text ever used.
     """
     who = rng.choice(("ある侍", "年をとった侍", "若い侍", "旅の侍"))
+    if rng.random() < 0.5:
+        of_talk = [fact for fact in all_facts("samurai") if fact.topic == "talk"]
+        fact = rng.choice(of_talk if rng.random() < 0.25 else all_facts("samurai"))
+        question = rng.choice(fact.trained)
+        asked = f"{who}に「{_quoted(question)}」と{'聞きました' if question.endswith('か。') else '言いました'}。"
+        return f"{asked}侍は「{_quoted(fact.answer)}」と答えました。"
     said = rng.choice(("が言いました。", "はこう言いました。", "が話してくれました。"))
     words = story(rng, SAMURAI) if rng.random() < 0.2 else description(rng, "samurai")
-    return f"{who}{said}「{rng.choice(('', '', 'うむ、', 'ふむ、', 'さよう、'))}{words}」"
+    return f"{who}{said}「{rng.choice(('', '', 'うむ、', 'ふむ、', 'さよう、'))}{_quoted(words)}」"
+
+
+def _quoted(text: str) -> str:
+    """Quotation marks as they are written inside others."""
+    return text.replace("「", "『").replace("」", "』")
 
 
 def comparison(rng: Random) -> str:
@@ -209,7 +220,7 @@ KINDS = (
     (description, 8),
     (comparison, 6),
     (diary, 4),
-    (samurai_talk, 8),
+    (samurai_talk, 10),
     (story, 3),
     (shopping, 3),
     (sequence, 2),
