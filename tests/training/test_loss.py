@@ -34,7 +34,7 @@ def test_equals_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows: int, 
 
 
 def test_half_precision_keeps_a_float32_value() -> None:
-    """bfloat16 in, a float32 loss out: within 3e-3 of float32's, where a bfloat16 scalar can only count in steps of 2."""
+    """bfloat16 in, a float32 loss out: within 3e-3 of float32's, where a bfloat16 scalar counts in steps of 2."""
     generator = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(300, 32, generator=generator), torch.randn(400, 32, generator=generator) / 6
     targets = torch.randint(0, 400, (300,), generator=generator)

@@ -1,0 +1,71 @@
+"""A trainee that needs no disk: a tiny random Llama with adapter and soul, and batches of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aegis.config import TrainConfig
+from aegis.data.packing import IGNORED, Batch
+from aegis.model.attach import attached
+from aegis.model.lora import attach_lora, resolve_targets
+from aegis.soul.module import Soul
+from aegis.training.checkpoint import Trainee
+from aegis.training.step import DeviceBatch, make_optimizer
+
+CPU = torch.device("cpu")
+WIDTH, VOCABULARY = 32, 64
+
+MakeTrainee = Callable[..., Trainee]
+
+
+@pytest.fixture
+def make_trainee() -> Iterator[MakeTrainee]:
+    """Make one; the same seed gives the same one. `scaler` makes it scale its loss, as float16 training does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with ExitStack() as stack:
+
+        def make(config: TrainConfig, *, scaler: torch.amp.GradScaler | None = None, seed: int = 0) -> Trainee:
+            shape: dict[str, Any] = {
+                "vocab_size": VOCABULARY,
+                "hidden_size": WIDTH,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "pad_token_id": 0,
+            }
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).requires_grad_(False)
+                targets = resolve_targets(model)
+                model = attach_lora(
+                    model,
+                    targets,
+                    rank=config.lora_r,
+                    alpha=8,
+                    dropout=config.lora_dropout,
+                    base_name="tiny",
+                    revision=None,
+                )
+            soul = Soul(WIDTH, seed=seed, alpha=config.alpha_start, alpha_is_learned=config.alpha != "scheduled")
+            stack.enter_context(attached(model, soul))
+            scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+            return Trainee(model.train(), soul, make_optimizer(model, soul, config), scaler)
+
+        yield make
+
+
+def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True) -> DeviceBatch:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, VOCABULARY, (windows, length))
+    labels = ids.copy() if trained else np.full_like(ids, IGNORED)
+    labels[:, :3] = IGNORED
+    positions = np.tile(np.arange(length), (windows, 1))
+    return DeviceBatch.make(Batch(ids, labels, positions, np.zeros_like(ids)), CPU)

@@ -1,0 +1,36 @@
+"""Memory by part: each part counted once, and their sum is what was taken."""
+
+from __future__ import annotations
+
+import torch
+
+from aegis.config import TrainConfig
+from aegis.model.load import footprint
+from aegis.training.memory import by_part
+from aegis.training.step import Stepper
+from tests.training.conftest import CPU, MakeTrainee, noise
+
+CONFIG = TrainConfig(lora_r=2)
+
+
+def test_parts_are_what_the_tensors_take(make_trainee: MakeTrainee) -> None:
+    trainee = make_trainee(CONFIG)
+    lora = sum(p.numel() for name, p in trainee.model.named_parameters() if "lora_" in name)
+    others = sum(p.numel() for name, p in trainee.model.named_parameters() if "lora_" not in name)
+    others += sum(buffer.numel() for buffer in trainee.model.buffers())
+    skew, start = trainee.soul.skew.numel(), trainee.soul.start.numel()
+    before = by_part(trainee, CPU)
+    assert before.adapter == 4 * lora
+    assert before.base == 4 * others == footprint(trainee.model) - 4 * lora
+    assert before.soul == 4 * (skew + start + 1)
+    assert before.gradients == 4 * (lora + skew)
+    assert before.optimizer == 0
+    Stepper(trainee, CONFIG).take(0, [noise(0)])
+    after = by_part(trainee, CPU)
+    tensors = len(trainee.optimizer.state)
+    assert after.optimizer == 2 * 4 * (lora + skew) + 4 * tensors  # two moments each, and a step count
+    assert after.peak >= after.base + after.adapter + after.soul + after.gradients + after.optimizer
+    assert after.activations == after.peak - sum(
+        (after.base, after.adapter, after.soul, after.gradients, after.optimizer)
+    )
+    assert torch.is_grad_enabled()

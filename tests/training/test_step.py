@@ -1,0 +1,197 @@
+"""One optimizer step: whose rates and decays, what float16's overflow does, and that it depends on nothing hidden."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from aegis.config import TrainConfig
+from aegis.errors import DivergedError, IntegrityError
+from aegis.training import step as module
+from aegis.training.checkpoint import Trainee
+from aegis.training.step import Stepper, rate_factor, summed_loss
+from tests.training.conftest import MakeTrainee, noise
+
+CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=0, annealing_steps=2, lora_dropout=0.0)
+
+
+def values(trainee: Trainee) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainee.parameters().items() if p.requires_grad}
+
+
+def moved(before: dict[str, torch.Tensor], trainee: Trainee) -> bool:
+    return any(not torch.equal(value, before[name]) for name, value in values(trainee).items())
+
+
+def test_the_soul_has_no_weight_decay_and_its_own_rate(make_trainee: MakeTrainee) -> None:
+    config = CONFIG.model_copy(update={"weight_decay": 0.3, "soul_learning_rate": 5e-3, "alpha": "learned"})
+    trainee = make_trainee(config)
+    adapter, rotation, alpha = trainee.optimizer.param_groups
+    assert (adapter["lr"], adapter["weight_decay"], len(adapter["params"])) == (1e-2, 0.3, 8)
+    assert (rotation["lr"], rotation["weight_decay"], rotation["params"]) == (5e-3, 0.0, [trainee.soul.skew])
+    assert (alpha["lr"], alpha["weight_decay"], alpha["params"]) == (5e-3, 0.0, [trainee.soul.alpha])
+    scheduled = make_trainee(CONFIG)
+    assert [group["lr"] for group in scheduled.optimizer.param_groups] == [1e-2, 1e-2]
+    everything = [p for group in scheduled.optimizer.param_groups for p in group["params"]]
+    assert scheduled.soul.alpha not in set(everything)
+    assert {id(p) for p in everything} == {id(p) for p in scheduled.parameters().values() if p.requires_grad}
+
+
+def test_decay_pulls_the_adapter_and_not_the_soul(make_trainee: MakeTrainee) -> None:
+    """Steps on windows without targets have a zero gradient: what moves then is moved by decay alone."""
+    config = CONFIG.model_copy(update={"weight_decay": 0.5, "orthogonality_weight": 0.0})
+    trainee = make_trainee(config)
+    with torch.no_grad():
+        trainee.soul.skew.normal_(0, 0.3)
+    before = values(trainee)
+    Stepper(trainee, config).take(0, [noise(0, trained=False)])
+    after = values(trainee)
+    assert torch.equal(after["soul.skew"], before["soul.skew"])
+    for name, value in after.items():
+        if "lora_A" in name:
+            assert torch.allclose(value, before[name] * (1 - 0.5 * 1e-2), rtol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("cosine", [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
+    ],
+)
+def test_learning_rates(make_trainee: MakeTrainee, schedule: str, wanted: list[float]) -> None:
+    """The factor of each step, and the rate each group really has when it is taken."""
+    config = CONFIG.model_copy(update={"lr_schedule": schedule, "max_steps": 4, "soul_learning_rate": 3e-3})
+    assert [rate_factor(config)(step) for step in range(4)] == pytest.approx(wanted)
+    trainee = make_trainee(config)
+    stepper = Stepper(trainee, config)
+    for step, factor in enumerate(wanted):
+        stepper.take(step, [noise(step)])
+        rates = [group["lr"] for group in trainee.optimizer.param_groups]
+        assert rates == pytest.approx([1e-2 * factor, 3e-3 * factor])
+
+
+def test_micro_batches_are_one_batch(make_trainee: MakeTrainee) -> None:
+    """Windows in one forward pass or in two: the same step, though they hold different numbers of targets."""
+    one, two = make_trainee(CONFIG), make_trainee(CONFIG)
+    short, full = noise(1, windows=1, length=5), noise(2, windows=3)
+    both = Stepper(one, CONFIG).take(0, [short, full])
+    parts = [summed_loss(two, batch).item() for batch in (short, full)]
+    assert both.targets == short.targets.numel() + full.targets.numel() == 2 + 27
+    assert both.task_loss == pytest.approx(sum(parts) / both.targets, rel=1e-5)
+    assert both.task_loss != pytest.approx((parts[0] / 2 + parts[1] / 27) / 2, rel=1e-3)
+
+
+def test_a_step_depends_on_its_number_and_nothing_else(make_trainee: MakeTrainee) -> None:
+    """Whatever was drawn before, dropout in step k is that of step k; another step's, or seed's, is another."""
+    config = CONFIG.model_copy(update={"lora_dropout": 0.5})
+
+    def loss(step: int, seed: int = 42) -> float:
+        trainee = make_trainee(config)
+        with torch.no_grad():
+            for name, parameter in trainee.parameters().items():
+                if "lora_B" in name:
+                    parameter.fill_(0.5)
+        torch.rand(step * 3 + 1)
+        chosen = config.model_copy(update={"seed": seed, "warmup_steps": 99})
+        return Stepper(trainee, chosen).take(step, [noise(0)]).task_loss
+
+    with torch.random.fork_rng([]):
+        assert loss(3) == loss(3)
+        assert loss(3) != loss(4)
+        assert loss(3) != loss(3, seed=43)
+
+
+def scaler(scale: float) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+def test_scaling_changes_no_step(make_trainee: MakeTrainee) -> None:
+    """Scaled by a power of two and unscaled again, gradients are the same but for matrix_exp's rounding."""
+    plain, scaled = make_trainee(CONFIG), make_trainee(CONFIG, scaler=scaler(1024.0))
+    one, other = Stepper(plain, CONFIG), Stepper(scaled, CONFIG)
+    before = values(plain)
+    for step in range(3):
+        first, second = one.take(step, [noise(step)]), other.take(step, [noise(step)])
+        assert (first.task_loss, first.grad_norm) == pytest.approx((second.task_loss, second.grad_norm), rel=1e-4)
+        assert not second.skipped
+    for name, value in values(scaled).items():
+        assert torch.allclose(value, values(plain)[name], atol=1e-4), name
+        assert not torch.allclose(value, before[name], atol=1e-3), name
+
+
+def test_an_overflow_is_skipped_and_the_scale_lowered(make_trainee: MakeTrainee) -> None:
+    """Nothing moves until the scale fits; each skip is told; then training goes on."""
+    trainee = make_trainee(CONFIG, scaler=scaler(2.0**127))
+    stepper, before = Stepper(trainee, CONFIG), values(trainee)
+    skipped = 0
+    for step in range(15):
+        scale = trainee.scaler.get_scale()
+        numbers = stepper.take(step, [noise(step)])
+        assert math.isfinite(numbers.task_loss)
+        if not numbers.skipped:
+            break
+        skipped += 1
+        assert trainee.scaler.get_scale() == scale / 2
+        assert not moved(before, trainee)
+    assert 0 < skipped < 15
+    assert moved(before, trainee)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed = summed_loss
+
+    def poisoned(trainee, batch):  # type: ignore[no-untyped-def]
+        loss = summed(trainee, batch)
+        loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
+
+    monkeypatch.setattr(module, "summed_loss", poisoned)
+
+
+def test_overflow_for_ever_is_divergence(make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the allowed skips in a row end it, with every parameter as it was."""
+    trainee = make_trainee(CONFIG, scaler=scaler(1024.0))
+    stepper, before = Stepper(trainee, CONFIG), values(trainee)
+    poison(monkeypatch)
+    for step in range(module._MAX_SKIPPED):
+        assert stepper.take(step, [noise(step)]).skipped
+    with pytest.raises(DivergedError, match=f"diverged at step {module._MAX_SKIPPED + 1}"):
+        stepper.take(module._MAX_SKIPPED, [noise(0)])
+    assert not moved(before, trainee)
+
+
+def test_a_good_step_begins_the_count_anew(make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainee = make_trainee(CONFIG, scaler=scaler(1024.0))
+    stepper = Stepper(trainee, CONFIG)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            poison(patch)
+            for step in range(module._MAX_SKIPPED):
+                assert stepper.take(step, [noise(step)]).skipped
+        assert not stepper.take(99, [noise(99)]).skipped
+
+
+def test_without_scaling_an_overflow_is_divergence_at_once(
+    make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainee = make_trainee(CONFIG)
+    before = values(trainee)
+    poison(monkeypatch)
+    with pytest.raises(DivergedError, match="diverged at step 1") as caught:
+        Stepper(trainee, CONFIG).take(0, [noise(0)])
+    assert caught.value.exit_code == 6
+    assert not moved(before, trainee)
+    assert all(p.grad is None for p in trainee.parameters().values())
+
+
+def test_a_soul_out_of_the_graph_is_noticed_even_with_its_own_loss(make_trainee: MakeTrainee) -> None:
+    """The orthogonality loss alone would give the soul a gradient, of rounding."""
+    trainee = make_trainee(CONFIG)
+    outside = make_trainee(CONFIG, seed=1).soul
+    stray = Trainee(trainee.model, outside, trainee.optimizer, trainee.scaler)
+    with pytest.raises(IntegrityError, match="the soul got no gradient at step 1"):
+        Stepper(stray, CONFIG).take(0, [noise(0)])
