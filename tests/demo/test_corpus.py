@@ -47,8 +47,9 @@ def test_held_out_questions_are_in_no_training_draw_of_either_style() -> None:
     assert held_out.isdisjoint(questions(style_rows()))
     assert set(demo_prompts()) <= {fact.held_out for fact in all_facts("polite")}
     told = "".join(documents(0, 4000))
-    told = told.replace("『", "「").replace("』", "」")
-    assert not [question for question in held_out if question in told]
+    quoted = [f"「{question.replace('「', '『').replace('」', '』')}」" for question in held_out]
+    assert not [question for question in quoted if question in told]
+    assert "「りんごは何色ですか。」" in told  # documents do quote questions
     assert not questions(conversations(1, 2000)).isdisjoint(questions(conversations(0, 2000)))
 
 
