@@ -25,6 +25,11 @@ def answers(chats: list[Conversation]) -> list[str]:
     return [message["content"] for chat in chats for message in chat if message["role"] == "assistant"]
 
 
+def quoted(question: str) -> str:
+    """As a document quotes it."""
+    return f"「{question.replace('「', '『').replace('」', '』')}」"
+
+
 def test_a_seed_fixes_every_text() -> None:
     assert documents(3, 50) == documents(3, 50)
     assert conversations(3, 50) == conversations(3, 50)
@@ -47,9 +52,9 @@ def test_held_out_questions_are_in_no_training_draw_of_either_style() -> None:
     assert held_out.isdisjoint(questions(style_rows()))
     assert set(demo_prompts()) <= {fact.held_out for fact in all_facts("polite")}
     told = "".join(documents(0, 4000))
-    quoted = [f"「{question.replace('「', '『').replace('」', '』')}」" for question in held_out]
-    assert not [question for question in quoted if question in told]
-    assert "「りんごは何色ですか。」" in told  # documents do quote questions
+    trained = {question for fact in all_facts("polite") for question in fact.trained}
+    assert not [question for question in held_out if quoted(question) in told]
+    assert len([question for question in trained if quoted(question) in told]) > 100
     assert not questions(conversations(1, 2000)).isdisjoint(questions(conversations(0, 2000)))
 
 
