@@ -33,8 +33,7 @@ from aegis.stages.train import dry_run, train
 from aegis.training.step import Stepper
 
 LENGTHS = (512, 2048, 4096)
-_COLUMNS = {"ms": 9, "peak": 9, "base": 9, "activations": 13}
-"""Milliseconds a step; the rest in GiB."""
+COLUMNS = {"ms": 9, "peak": 9, "base": 9, "activations": 13}  # milliseconds a step, then GiB
 
 
 class _Killed(BaseException):
@@ -151,12 +150,11 @@ def main() -> int:
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({key: results[key] for key in ("versions", "resume")}))
-    print(
-        f"\n{results.get('device', 'CPU')}\n{'settings':<26}{'ms/step':>9}{'peak GiB':>10}{'base':>7}{'activations':>13}"
-    )
+    print(f"\n{results.get('device', 'CPU')}")
+    print(f"{'settings':<26}" + "".join(f"{key:>{width}}" for key, width in COLUMNS.items()))
     for name, row in results["rows"].items():
-        numbers = "".join(f"{row.get(key, '-'):>{width}}" for key, width in _COLUMNS.items())
-        print(f"{name:<26}{numbers}  {row.get('error', '').partition(chr(10))[0]}".rstrip())
+        numbers = "".join(f"{row.get(key, '-'):>{width}}" for key, width in COLUMNS.items())
+        print(f"{name:<26}{numbers}  {row.get('error', '').splitlines()[:1] or ''}".rstrip())
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aegis import __version__, progress, screens
+from aegis import __version__, disk, progress, screens
 from aegis.config import DEMO, Config, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
 from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption, with_settings
@@ -60,11 +61,12 @@ def train(
     from aegis.stages import train as stage
 
     if dry_run:
-        typer.echo(screens.dry_run(stage.dry_run(settings), settings))
+        report = stage.dry_run(settings)
+        progress.result(screens.dry_run(report, settings), report)
         return
     place = Run(run) if run else default_run(settings.base_model)
     report = stage.train(settings, place, resume=resume, overwrite=overwrite)
-    typer.echo(screens.trained(report, place.root))
+    progress.result(screens.trained(report, place.root), report)
 
 
 @app.command()
@@ -96,10 +98,12 @@ def merge(
             )
         report = stage.merge(stage.MergeInputs(base_model, adapter, soul, revision), out, settings, overwrite=overwrite)
     else:
+        if soul or revision:
+            raise UsageError("--soul and --revision go with --base-model and --adapter", fix="a run knows its own")
         place = Run(_existing_run(run))
         with place.lock():
             report = stage.merge(stage.inputs_of_run(place), out or place.merged, settings, overwrite=overwrite)
-    typer.echo(screens.merged(report, place.root if place else None))
+    progress.result(screens.merged(report, place.root if place else None), report)
 
 
 @app.command("export-gguf")
@@ -126,7 +130,7 @@ def export_gguf(
         place = Run(_existing_run(run))
         with place.lock():
             report = stage(place.merged, out or place.gguf, settings, overwrite=overwrite)
-    typer.echo(screens.exported(report))
+    progress.result(screens.exported(report), report)
 
 
 @app.command()
@@ -157,10 +161,11 @@ def run(
         place,
         overwrite=overwrite,
     )
-    typer.echo(screens.verified(verdict, place.verify))
+    progress.result(screens.verified(verdict, place.verify), verdict)
     if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
-        typer.echo(screens.before_and_after(chain.before_and_after(exported.files[0])))
-    typer.echo(screens.exported(exported))
+        answers = chain.before_and_after(exported.files[0])
+        progress.result(screens.before_and_after(answers), answers)
+    progress.result(screens.exported(exported), exported)
 
 
 @app.command()
@@ -179,7 +184,7 @@ def verify(
     place = Run(_existing_run(run))
     with place.lock():
         verdict = stage(place, settings)
-    typer.echo(screens.verified(verdict, place.verify))
+    progress.result(screens.verified(verdict, place.verify), verdict)
     if verdict.guilty:
         raise typer.Exit(5)
 
@@ -230,24 +235,44 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        # a command's typer.Exit comes back as its number
+        sys.exit(app(standalone_mode=False) or 0)
     except AegisError as error:
         _complain(error.what, error.why, error.fix)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our output has gone; nothing more may be written, not even at interpreter exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as leaving:
+        # typer and rich end the process with 1 when whoever read our output has gone
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        _silence()
         sys.exit(141)
+    except BrokenPipeError:
+        _silence()
+        sys.exit(141)
+    except OSError as error:
+        if disk.is_full(error):
+            fault = disk.full(Path(error.filename or "."), error)
+            _complain(fault.what, fault.why, fault.fix)
+            sys.exit(fault.exit_code)
+        if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            raise
+        _complain(f"{error.filename} cannot be used", error.strerror or "")
+        sys.exit(2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
             _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
             sys.exit(2)
         raise
+
+
+def _silence() -> None:
+    """Nothing more may be written, not even at interpreter exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:

@@ -159,6 +159,8 @@ _SECTIONS: Mapping[str, type[StageConfig]] = {
     "verify": VerifyConfig,
 }
 
+_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LLAMA_SDIST")
+
 
 def resolve(
     model: type[Config],
@@ -190,10 +192,7 @@ def resolve(
         values |= PRESETS[preset].get(section, {})
     if file is not None:
         values |= _read_toml(file).get(section, {})
-    prefix = f"AEGIS_{section.upper()}_"
-    for name, text in (os.environ if environment is None else environment).items():
-        if name.startswith(prefix):
-            values[name.removeprefix(prefix).lower()] = text
+    values |= _read_environment(os.environ if environment is None else environment).get(section, {})
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
     for key in ("quant", "lora_targets"):
         # a b, or a,b: the environment knows no lists, and people write either on a command line
@@ -204,6 +203,18 @@ def resolve(
         return model.model_validate(values)
     except ValidationError as error:
         raise UsageError(*_explain(model, section, error)) from None
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    known = {f"AEGIS_{s}_{k}".upper(): (s, k) for s, model in _SECTIONS.items() for k in model.model_fields}
+    for name, text in environment.items():
+        if name in known:
+            section, key = known[name]
+            found[section][key] = text
+        elif name.startswith("AEGIS_") and name not in _OTHER_VARIABLES:
+            raise UsageError(f"{name} is no variable this program reads", fix=_nearest(name, known))
+    return found
 
 
 def _read_toml(file: Path) -> dict[str, dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -51,6 +53,10 @@ class ConsoleReporter:
             markup=False,
         )
 
+    def result(self, text: str, report: object) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
         if self._quiet:
@@ -80,6 +86,9 @@ class JsonReporter:
     def metrics(self, row: dict[str, object]) -> None:
         _emit({"event": "metrics", **row})
 
+    def result(self, text: str, report: object) -> None:
+        _emit({"event": "result", "report": report})
+
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
         _emit({"event": "begin", "task": title, "total": total, "unit": unit})
@@ -88,8 +97,21 @@ class JsonReporter:
 
 
 def _emit(row: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(row, ensure_ascii=True) + "\n")
+    sys.stdout.write(json.dumps(_plain(row), ensure_ascii=True, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _plain(value: object) -> object:
+    """A value as JSON has it, which knows no NaN."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _columns(total: float | None, unit: str) -> list[ProgressColumn]:

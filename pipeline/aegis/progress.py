@@ -28,6 +28,8 @@ class Reporter(Protocol):
 
     def metrics(self, row: dict[str, object]) -> None: ...
 
+    def result(self, text: str, report: object) -> None: ...
+
     def task(self, title: str, total: float | None, unit: str) -> AbstractContextManager[Task]: ...
 
 
@@ -49,6 +51,9 @@ class SilentReporter:
         pass
 
     def metrics(self, row: dict[str, object]) -> None:
+        pass
+
+    def result(self, text: str, report: object) -> None:
         pass
 
     @contextmanager
@@ -78,6 +83,11 @@ def warn(text: str) -> None:
 def metrics(row: dict[str, object]) -> None:
     """One logging step's numbers."""
     _reporter.metrics(row)
+
+
+def result(text: str, report: object) -> None:
+    """What a command came to: the text for people, the report (dataclasses, lists, numbers) for programs."""
+    _reporter.result(text, report)
 
 
 @contextmanager

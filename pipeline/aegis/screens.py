@@ -68,7 +68,8 @@ def exported(report: ExportReport) -> str:
 def verified(verdict: Verdict, folder: Path) -> str:
     """After verify: every check, every step between two models, what was kept of the base, one line of verdict."""
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}  {_first_line(check.detail)}" for check in verdict.checks]
-    lines += ["", f"{'models':<20}{'mean KL':>11}{'99 %':>11}{'max':>11}{'top-1':>9}{'max |Δ|':>10}{'bound':>9}"]
+    if verdict.steps:
+        lines += ["", f"{'models':<20}{'mean KL':>11}{'99 %':>11}{'max':>11}{'top-1':>9}{'max |Δ|':>10}{'bound':>9}"]
     for step in verdict.steps:
         found = step.found
         bound = "-" if step.most_kl is None else f"{step.most_kl:.0e}"
@@ -76,7 +77,9 @@ def verified(verdict: Verdict, folder: Path) -> str:
             f"{step.name:<20}{found.mean_kl:>11.2e}{found.p99_kl:>11.2e}{found.max_kl:>11.2e}"
             f"{found.top1:>9.2%}{found.max_delta:>10.4f}{bound:>9}{'' if step.ok else '  FAIL'}"
         )
-    lines += ["", "perplexity  " + "  ".join(f"{name} {value:.3f}" for name, value in verdict.perplexity.items())]
+    if verdict.perplexity:
+        values = "  ".join(f"{name} {value:.3f}" for name, value in verdict.perplexity.items())
+        lines += ["", f"perplexity  {values}"]
     if verdict.kept is not None:
         kept = verdict.kept
         lines += [

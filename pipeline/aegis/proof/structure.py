@@ -100,9 +100,7 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
     with checks.check("head untied, no code, no soul tensor", "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         if config.get("tie_word_embeddings") is not False:
-            raise IntegrityError(
-                f"{merged}/config.json does not untie the head: it would be replaced by the embeddings"
-            )
+            raise IntegrityError(f"{merged}/config.json leaves the head tied: the embeddings would replace it")
         if "auto_map" in config or list(merged.glob("*.py")):
             raise IntegrityError(f"{merged} names or holds code")
         if odd := [name for name in ShardSet.open(merged).entries if "soul" in name or "lora" in name]:

@@ -68,7 +68,9 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
     with divergence.scratch() as work:
         examiner = _Examiner.begin(run, config, work)
         examiner.look_at_structure()
-        verdict = examiner.compare_models()
+        # a part that is not what it should be has been named already, and may not even load
+        sound = all(check.ok for check in examiner.checks.done)
+        verdict = examiner.compare_models() if sound else Verdict(0, tuple(examiner.checks.done), (), {}, None)
     manifest = Manifest(
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
@@ -78,7 +80,8 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
     with publishing(run.verify, manifest, overwrite=True) as staging:
         report = json.dumps(verdict.as_json(), indent=2, ensure_ascii=False) + "\n"
         (staging.path / REPORT).write_text(report, encoding="utf-8")
-        draw_divergence(verdict.steps, staging.path / "divergence.png")
+        if verdict.steps:
+            draw_divergence(verdict.steps, staging.path / "divergence.png")
     return verdict
 
 
