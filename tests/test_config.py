@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from aegis.config import PRESETS, ExportConfig, MergeConfig, TrainConfig, resolve
+from aegis.config import PRESETS, ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import UsageError
 
 
@@ -22,7 +22,8 @@ def test_later_sources_win(tmp_path: Path) -> None:
     sources: dict = {"environment": {}}
     assert resolve(TrainConfig, **sources).max_length == 512
     sources["preset"] = "demo"
-    assert resolve(TrainConfig, **sources).max_length == 128
+    demo = PRESETS["demo"]["train"]
+    assert resolve(TrainConfig, **sources).max_length == demo["max_length"] != 512
     sources["file"] = toml(tmp_path, "[train]\nmax_length = 64\n")
     assert resolve(TrainConfig, **sources).max_length == 64
     sources["environment"] = {"AEGIS_TRAIN_MAX_LENGTH": "96"}
@@ -30,7 +31,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
     sources["flags"] = {"max_length": 32}
     assert resolve(TrainConfig, **sources).max_length == 32
     # and what nobody overrode is still the preset's
-    assert resolve(TrainConfig, **sources).batch_size == 4
+    assert resolve(TrainConfig, **sources).batch_size == demo["batch_size"] != TrainConfig().batch_size
 
 
 def test_a_flag_not_given_overrides_nothing(tmp_path: Path) -> None:
@@ -71,13 +72,13 @@ def test_borea_preset_is_the_original(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig])
+@pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig])
 def test_presets_are_valid(preset: str, model: type) -> None:
     resolve(model, preset=preset, environment={})
 
 
 def test_configs_are_frozen() -> None:
-    for config in (TrainConfig(), MergeConfig(), ExportConfig()):
+    for config in (TrainConfig(), MergeConfig(), ExportConfig(), VerifyConfig()):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(config, next(iter(type(config).model_fields)), "other")
 
@@ -127,8 +128,11 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("AEGIS_TRAIN_MAX_STEP", "did you mean 'max_steps'?"),
-        ("AEGIS_TRAIN_", "train has no setting"),
+        ("AEGIS_TRAIN_MAX_STEP", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
+        ("AEGIS_TRIAN_MAX_STEPS", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
+        ("AEGIS_MERGE_DTYP", "did you mean 'AEGIS_MERGE_DTYPE'?"),
+        ("AEGIS_CACHEDIR", "AEGIS_CACHEDIR is no variable"),
+        ("AEGIS_TRAIN_", "AEGIS_TRAIN_ is no variable"),
     ],
 )
 def test_an_unknown_variable_is_refused(name: str, told: str) -> None:

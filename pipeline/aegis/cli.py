@@ -19,23 +19,27 @@ from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption, 
 
 app = typer.Typer(
     name="aegis",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF for llama.cpp.",
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and stop", is_eager=True, callback=_show_version)
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only warnings and results")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, warnings on stderr")] = False,
 ) -> None:
     """Settings that hold for every command."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
     from aegis.console import ConsoleReporter, JsonReporter
 
     progress.install(JsonReporter() if json else ConsoleReporter(quiet=quiet))
@@ -235,8 +239,11 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        # a command's typer.Exit comes back as its number
-        sys.exit(app(standalone_mode=False) or 0)
+        # a command's typer.Exit comes back as its number, and so does Ctrl-C
+        code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
+        if code == 130:
+            _complain("interrupted")
+        sys.exit(code)
     except AegisError as error:
         _complain(error.what, error.why, error.fix)
         sys.exit(error.exit_code)
@@ -305,8 +312,13 @@ def _ask() -> str | None:
 
 
 def _complain(what: str, why: str = "", fix: str = "") -> None:
-    sys.stderr.write(f"aegis: {what}\n")
+    lines = [f"aegis: {what}"]
     for label, text in (("why", why), ("do", fix)):
         for line in text.splitlines():
-            sys.stderr.write(f"  {label}: {line}\n")
+            lines.append(f"  {label}: {line}")
             label = " " * len(label)
+    try:
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _silence()
