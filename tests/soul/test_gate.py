@@ -1,5 +1,6 @@
 """α over the steps, g, and the three phases: the numbers of the design."""
 
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_schedule(step: int, alpha: float) -> None:
 
 def test_schedule_rises_without_a_jump() -> None:
     values = [ORIGINAL(step) for step in range(600)]
-    rises = [b - a for a, b in zip(values, values[1:], strict=False)]
+    rises = [b - a for a, b in itertools.pairwise(values)]
     assert min(rises) >= 0
     assert max(rises) < 6.618 / 400 + 1e-9
 
