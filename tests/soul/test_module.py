@@ -62,14 +62,19 @@ def test_autocast_does_not_reach_it() -> None:
     assert so.orthogonality_defect(control.float()).abs().max() > 10 * so.ORTHOGONALITY_BOUND
 
 
-def test_kept_rotation_follows_the_parameter() -> None:
-    """Outside of a graph R is built once; a change of the skew is seen."""
+def test_a_trainable_soul_never_gives_an_old_rotation() -> None:
+    """Outside of a graph too, and when the parameter moved behind autograd's back, as fused optimizers move it."""
     soul = Soul(16, seed=1)
     with torch.no_grad():
         first = soul.rotation()
-        assert soul.rotation() is first
-        soul.skew.add_(0.3)
+        soul.skew.data.add_(0.3)  # leaves the version counter where it was
         assert (soul.rotation() - first).abs().max() > 0.01
+
+
+def test_a_frozen_soul_builds_its_rotation_once() -> None:
+    soul = Soul(16, seed=1).requires_grad_(False)
+    assert soul.rotation() is soul.rotation()
+    assert torch.equal(soul.rotation(), Soul(16, seed=1).rotation())
 
 
 def test_alpha_learns_only_when_told() -> None:

@@ -59,16 +59,19 @@ class Soul(nn.Module):
         self.register_buffer("start", start)
         self.skew = nn.Parameter(torch.zeros(blocks, n * (n - 1) // 2))
         self.alpha = nn.Parameter(torch.tensor(alpha), requires_grad=alpha_is_learned)
-        self._frozen: tuple[int, Tensor] | None = None
+        self._kept: Tensor | None = None
 
     def rotation(self) -> Tensor:
-        """Return R, (blocks, n, n) float32, in the graph; outside of one it is built once and kept."""
-        if torch.is_grad_enabled() and self.skew.requires_grad:
+        """Return R, (blocks, n, n) float32, in the graph if there is one.
+
+        A frozen soul builds it once. A trainable one builds it every time: whether its parameter has moved cannot
+        be told from the tensor's version, which fused optimizers on a GPU leave as it was.
+        """
+        if self.skew.requires_grad:
             return self._build()
-        if self._frozen is None or self._frozen[0] != self.skew._version:
-            with torch.no_grad():
-                self._frozen = (self.skew._version, self._build())
-        return self._frozen[1]
+        if self._kept is None:
+            self._kept = self._build()
+        return self._kept
 
     def _build(self) -> Tensor:
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
@@ -89,6 +92,6 @@ class Soul(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Soul:
         if fn(torch.zeros(0)).dtype != torch.float32:
             raise TypeError("the soul stays float32: half precision breaks its rotation and freezes its gate")
-        self._frozen = None
+        self._kept = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
