@@ -64,6 +64,8 @@ def train(
     from aegis.runs import Run
     from aegis.stages import train as stage
 
+    if resume and run and not (flags or preset or config):
+        settings = stage.config_of(Run(run))
     if dry_run:
         report = stage.dry_run(settings)
         progress.result(screens.dry_run(report, settings), report)

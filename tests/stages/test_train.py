@@ -19,7 +19,7 @@ from aegis.model import attach
 from aegis.runs import Run
 from aegis.soul.file import load_soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect
-from aegis.stages.train import dry_run, train
+from aegis.stages.train import config_of, dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
 from tests.conftest import Recorder
@@ -256,7 +256,10 @@ def test_a_signal_saves_and_ends(
         with pytest.raises(Interrupted, match="stopped after step 3") as caught:
             train(config, run)
     assert caught.value.exit_code == code
-    assert "--resume" in caught.value.fix
+    assert caught.value.fix == f"go on with: aegis train --resume --run {run.root}"
+    assert config_of(run).model_dump(exclude={"device", "save_steps", "logging_steps"}) == config.model_dump(
+        exclude={"device", "save_steps", "logging_steps"}
+    )
     assert train(config, run, resume=True).resumed_from == 3
     assert trained_bytes(run) == trained_bytes(whole)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,17 @@ import torch
 from aegis import disk, progress, runs
 from aegis.config import TrainConfig
 from aegis.data.dataset import Prepared
-from aegis.errors import EnvironmentFault, Interrupted, UsageError
+from aegis.errors import Interrupted, UsageError
 from aegis.manifest import Manifest, finished, read_manifest
-from aegis.model.attach import attached
 from aegis.model.base import Base, find_base, load_tokenizer
-from aegis.model.load import choose_device, compute_dtype, load_base
-from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.load import choose_device, compute_dtype
 from aegis.publish import publishing, refuse_existing
-from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
+from aegis.training.assembly import assembled
 from aegis.training.checkpoint import Trainee
 from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
 from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
-from aegis.training.step import make_optimizer
 
 DRY_RUN_STEPS = 10
 
@@ -71,11 +66,12 @@ def train(
     """
     with run.lock():
         refuse_existing(run.adapter, overwrite=overwrite or reuse)
-        if overwrite:
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
-            run.metrics.unlink(missing_ok=True)
         prepared = _Prepared.make(config)
         manifest = prepared.manifest()
+        if overwrite:
+            # only now, when base and data are known to be good
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            run.metrics.unlink(missing_ok=True)
         if reuse and run.adapter.is_dir():
             done = finished(run.adapter, manifest)
             if done is not None:
@@ -86,7 +82,7 @@ def train(
             _refuse_changed(found[1], manifest, run)
         elif resume:
             raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
-        with prepared.trainee(found[0] if found else None) as trainee:
+        with assembled(config, prepared.base, prepared.device, found[0] if found else None) as trainee:
             start = checkpoint.step_of(found[0]) if found else 0
             if start:
                 progress.say(f"going on from step {start}")
@@ -102,7 +98,7 @@ def train(
             try:
                 outcome = loop.run(start, config.max_steps)
             except Interrupted as error:
-                error.fix = f"go on with: aegis train --resume --run {run.root} (and the same settings)"
+                error.fix = f"go on with: aegis train --resume --run {run.root}"
                 raise
             report = prepared.report(run.adapter, trainee, outcome, start)
             with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
@@ -111,13 +107,25 @@ def train(
             return report
 
 
+def config_of(run: runs.Run) -> TrainConfig:
+    """The settings an interrupted training was started with, so that they need not be given again.
+
+    Raises:
+        UsageError: there is no checkpoint.
+    """
+    found = checkpoint.newest_whole(run.checkpoints)
+    if found is None:
+        raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
+    return TrainConfig.model_validate(dict(found[1].config))
+
+
 def dry_run(config: TrainConfig) -> TrainReport:
     """Take ten real steps at the settings' own size and report memory and speed; nothing is kept.
 
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
     """
     prepared = _Prepared.make(config)
-    with prepared.trainee(None) as trainee:
+    with assembled(config, prepared.base, prepared.device, None) as trainee:
         steps = min(DRY_RUN_STEPS, config.max_steps)
         outcome = prepared.loop(trainee).run(0, steps)
         return prepared.report(Path(), trainee, outcome, 0)
@@ -153,47 +161,6 @@ class _Prepared:
             },
         )
 
-    @contextmanager
-    def trainee(self, resume_from: Path | None) -> Iterator[Trainee]:
-        """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs."""
-        config = self.config
-        memory.reset_peak(self.device)
-        with _oom_explained(config):
-            model = load_base(self.base.folder, config.load_in, self.device)
-            targets = resolve_targets(model, config.lora_targets)
-            _say_coverage(coverage(model, targets, config.lora_r))
-            with torch.random.fork_rng([]):
-                torch.manual_seed(config.seed)
-                model = attach_lora(
-                    model,
-                    targets,
-                    rank=config.lora_r,
-                    alpha=config.lora_alpha,
-                    dropout=config.lora_dropout,
-                    base_name=self.base.name,
-                    revision=self.base.revision,
-                )
-            checkpointing = config.activation_checkpointing
-            if checkpointing == "on" or (checkpointing == "auto" and self.device.type == "cuda"):
-                _checkpoint_activations(model)
-            soul = Soul(
-                model.config.get_text_config().hidden_size,
-                kind=config.rotation,
-                init=config.rotation_init,
-                map_=("exp" if config.rotation == "so8" else "cayley")
-                if config.rotation_map == "auto"
-                else config.rotation_map,
-                seed=config.seed,
-                alpha=config.alpha_start,
-                alpha_is_learned=config.alpha != "scheduled",
-            ).to(self.device)
-            scaler = torch.amp.GradScaler(self.device.type, enabled=compute_dtype(self.device) == torch.float16)
-            trainee = Trainee(model, soul, make_optimizer(model, soul, config), scaler)
-            if resume_from is not None:
-                checkpoint.load(resume_from, trainee)
-            with attached(model, soul):
-                yield trainee
-
     def loop(self, trainee: Trainee, *, save: Any = None, metrics: Path | None = None) -> Loop:
         return Loop(trainee, self.config, self.data.train, self.data.heldout, save=save, metrics=metrics)
 
@@ -220,23 +187,6 @@ def _report_of(adapter: Path, manifest: Manifest) -> TrainReport:
     )
 
 
-def _say_coverage(rows: list[Coverage]) -> None:
-    for row in rows:
-        progress.say(
-            f"adapter on {row.target}: {row.modules} modules of {row.in_features} → {row.out_features}, "
-            f"{row.parameters:,} parameters"
-        )
-    progress.say(f"adapter in all: {sum(row.parameters for row in rows):,} parameters")
-
-
-def _checkpoint_activations(model: Any) -> None:
-    kwargs = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(kwargs)
-    else:  # transformers before 5.20
-        model.gradient_checkpointing_enable(kwargs)
-
-
 def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
     before = {**old.config, **{f"hash of the {name}": value[:12] for name, value in old.inputs.items()}}
     after = {**new.config, **{f"hash of the {name}": value[:12] for name, value in new.inputs.items()}}
@@ -257,17 +207,3 @@ def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:
     trained = sum(p.nbytes for p in trainee.parameters().values())
     # a checkpoint holds the adapter and its two moments; one more stands while the oldest is not yet gone
     return (config.keep_checkpoints + 1) * 3 * trained + trained
-
-
-@contextmanager
-def _oom_explained(config: TrainConfig) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(
-            "the GPU's memory is full",
-            why=str(error).splitlines()[0],
-            fix=f"lower one of these: --max-length (now {config.max_length}), --batch-size (now {config.batch_size}; "
-            "--gradient-accumulation-steps makes up for it), or set --activation-checkpointing on "
-            f"(now {config.activation_checkpointing})",
-        ) from error

@@ -1,0 +1,100 @@
+"""The trainee put together: base, adapter, soul, optimizer, as a config wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis import progress
+from aegis.config import TrainConfig
+from aegis.errors import EnvironmentFault
+from aegis.model.attach import attached
+from aegis.model.base import Base
+from aegis.model.load import compute_dtype, load_base
+from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.soul.module import Soul
+from aegis.training import checkpoint, memory
+from aegis.training.checkpoint import Trainee
+from aegis.training.step import make_optimizer
+
+
+@contextmanager
+def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None) -> Iterator[Trainee]:
+    """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs.
+
+    Raises:
+        EnvironmentFault: the GPU's memory is full, now or inside the block; with the settings to lower.
+        UsageError: a configured target matches no module.
+        IntegrityError: the checkpoint is of another set-up.
+    """
+    memory.reset_peak(device)
+    with _oom_explained(config):
+        model = load_base(base.folder, config.load_in, device)
+        targets = resolve_targets(model, config.lora_targets)
+        _say_coverage(coverage(model, targets, config.lora_r))
+        with torch.random.fork_rng([]):
+            torch.manual_seed(config.seed)
+            model = attach_lora(
+                model,
+                targets,
+                rank=config.lora_r,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                base_name=base.name,
+                revision=base.revision,
+            )
+        checkpointing = config.activation_checkpointing
+        if checkpointing == "on" or (checkpointing == "auto" and device.type == "cuda"):
+            _checkpoint_activations(model)
+        soul = Soul(
+            model.config.get_text_config().hidden_size,
+            kind=config.rotation,
+            init=config.rotation_init,
+            map_=("exp" if config.rotation == "so8" else "cayley")
+            if config.rotation_map == "auto"
+            else config.rotation_map,
+            seed=config.seed,
+            alpha=config.alpha_start,
+            alpha_is_learned=config.alpha != "scheduled",
+        ).to(device)
+        scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
+        trainee = Trainee(model, soul, make_optimizer(model, soul, config), scaler)
+        if resume_from is not None:
+            checkpoint.load(resume_from, trainee)
+        with attached(model, soul):
+            yield trainee
+
+
+def _say_coverage(rows: list[Coverage]) -> None:
+    for row in rows:
+        progress.say(
+            f"adapter on {row.target}: {row.modules} modules of {row.in_features} → {row.out_features}, "
+            f"{row.parameters:,} parameters"
+        )
+    progress.say(f"adapter in all: {sum(row.parameters for row in rows):,} parameters")
+
+
+def _checkpoint_activations(model: Any) -> None:
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(kwargs)
+    else:  # transformers before 5.20
+        model.gradient_checkpointing_enable(kwargs)
+
+
+@contextmanager
+def _oom_explained(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(
+            "the GPU's memory is full",
+            why=str(error).splitlines()[0],
+            fix=f"lower one of these: --max-length (now {config.max_length}), --batch-size (now {config.batch_size}; "
+            "--gradient-accumulation-steps makes up for it), or set --activation-checkpointing on "
+            f"(now {config.activation_checkpointing})",
+        ) from error
