@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aegis.errors import UsageError
 from aegis.soul import rotation as so
 
 SHAPES = [so.block_shape("so8", 64), so.block_shape("dense", 24)]
@@ -61,5 +62,5 @@ def test_apply_matches_the_written_out_matrix() -> None:
 
 
 def test_width_must_be_a_multiple_of_eight() -> None:
-    with pytest.raises(ValueError, match="divisible by 8"):
+    with pytest.raises(UsageError, match="divisible by 8"):
         so.block_shape("so8", 60)

@@ -170,7 +170,9 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
 
     try:
         # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["consolidated*"])
+        )
     except HFValidationError as error:
         raise UsageError(f"{name!r} is not the name of a Hub model", why=_first_line(error)) from None
     except GatedRepoError:

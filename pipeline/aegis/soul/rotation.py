@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aegis.errors import UsageError
+
 Kind = Literal["so8", "dense"]
 Map = Literal["exp", "cayley"]
 
@@ -23,12 +25,14 @@ def block_shape(kind: Kind, hidden_size: int) -> tuple[int, int]:
     """Return (blocks, n) for a hidden size.
 
     Raises:
-        ValueError: so8 and `hidden_size` is not a multiple of 8.
+        UsageError: so8 and `hidden_size` is not a multiple of 8.
     """
     if kind == "dense":
         return 1, hidden_size
     if hidden_size % BLOCK:
-        raise ValueError(f"so8 needs a hidden size divisible by {BLOCK}, not {hidden_size}")
+        raise UsageError(
+            f"so8 needs a hidden size divisible by {BLOCK}, this base has {hidden_size}", fix="say --rotation dense"
+        )
     return hidden_size // BLOCK, BLOCK
 
 

@@ -7,6 +7,7 @@ parameters and moments and nothing else, and a resumed run is the undisturbed ru
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ class Loop:
                 if due and self._save is not None:
                     self._save(done)
                     since = time.perf_counter()
-                if stopping.exit_code is not None and not last:
+                if stopping.exit_code is not None:
                     raise Interrupted(f"stopped after step {done} of {stop}; it is saved", exit_code=stopping.exit_code)
         return LoopOutcome(stop, loss, heldout, tokens / (time.perf_counter() - began))
 
@@ -158,7 +159,7 @@ class Loop:
             "phase": phase(alpha, self.config.alpha_target).name.lower(),
             "orthogonality_error": defect,
             "det": det,
-            "grad_norm": numbers.grad_norm,
+            "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
             "learning_rate": self.trainee.optimizer.param_groups[0]["lr"],
             "skipped": numbers.skipped,
             "tokens_per_second": round(tokens_per_second, 1),
