@@ -42,6 +42,8 @@ def options(
     """Settings that hold for every command."""
     from aegis.console import ConsoleReporter, JsonReporter
 
+    if quiet or json:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the Hub's own bars show downloads otherwise
     progress.install(JsonReporter() if json else ConsoleReporter(quiet=quiet))
 
 
@@ -235,9 +237,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # a cp932 console has no emoji; a question mark is better than a traceback
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    # the libraries' own bars and advice would run through ours
+    # the libraries' advice to programmers is not for those who run a command
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:

@@ -55,7 +55,9 @@ def load_base(
         IntegrityError: transformers cannot read the weights.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would run through ours
     dtype = dtype or compute_dtype(device)
     quantization = None
     if load_in == "4bit":
