@@ -159,24 +159,23 @@ def test_what_the_hub_says_becomes_what_to_do(
 def test_code_is_not_even_fetched(
     monkeypatch: pytest.MonkeyPatch, quick_base: Path, tmp_path: Path, reporter: Recorder
 ) -> None:
-    """No pattern asked of the Hub lets a .py or a pickle through; the revision is the commit it came from."""
-    from fnmatch import fnmatch
+    """What is asked of the Hub lets no .py, pickle or second copy through; the revision is the commit it came from."""
+    from huggingface_hub.utils import filter_repo_objects
 
-    asked: list[str] = []
+    asked: dict[str, list[str]] = {}
     commit = tmp_path / "0123abcd"
     shutil.copytree(quick_base, commit)
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.extend(allow_patterns)
+    def download(name: str, *, revision: str | None, **patterns: list[str]) -> str:
+        asked.update(patterns)
         return str(commit)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     base = find_base("a/b")
     assert base.revision == "0123abcd"
-    for name in ("modeling_phi3.py", "pytorch_model.bin", "model.pt", "x/evil.py", "run.sh"):
-        assert not any(fnmatch(name, pattern) for pattern in asked), name
-    for name in ("model-00001-of-00002.safetensors", "config.json", "tokenizer.model", "LICENSE", "merges.txt"):
-        assert any(fnmatch(name, pattern) for pattern in asked), name
+    unwanted = ["modeling_phi3.py", "pytorch_model.bin", "model.pt", "x/evil.py", "run.sh", "consolidated.safetensors"]
+    wanted = ["model-00001-of-00002.safetensors", "config.json", "tokenizer.model", "LICENSE", "merges.txt"]
+    assert list(filter_repo_objects([*unwanted, *wanted], **asked)) == wanted
     for weights in commit.glob("*.safetensors"):
         weights.unlink()
     with pytest.raises(UnsupportedModelError, match="no safetensors"):
