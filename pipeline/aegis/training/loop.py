@@ -111,7 +111,8 @@ class Loop:
                     self._save(done)
                     since = time.perf_counter()
                 if stopping.exit_code is not None:
-                    raise Interrupted(f"stopped after step {done} of {stop}; it is saved", exit_code=stopping.exit_code)
+                    saved = "; it is saved" if self._save is not None else ""
+                    raise Interrupted(f"stopped after step {done} of {stop}{saved}", exit_code=stopping.exit_code)
         return LoopOutcome(stop, loss, heldout, tokens / (time.perf_counter() - began))
 
     @torch.no_grad()
