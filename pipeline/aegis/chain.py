@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from aegis import progress, runs
+from aegis import disk, progress, runs
 from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError
@@ -121,4 +120,4 @@ def answers(gguf: Path, prompts: Sequence[str]) -> list[Answer]:
 def default_run(base_model: str) -> runs.Run:
     """Where a run goes that was given no --run: artifacts/<name of the base>."""
     name = DEMO if base_model == DEMO else Path(base_model).name
-    return runs.Run(Path("artifacts") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"))
+    return runs.Run(Path("artifacts") / disk.file_stem(name, otherwise="run"))

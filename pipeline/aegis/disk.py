@@ -16,6 +16,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
 """safetensors wraps the error in one of its own; 112 is Windows' number for a full disk, 122 Linux's for a quota."""
 
+_STEM_BYTES = 200  # a file name may have 255, and gets an ending
+
 
 def cache_directory() -> Path:
     """AEGIS_CACHE_DIR, or the user's cache folder for this program; made if need be.
@@ -32,6 +34,12 @@ def cache_directory() -> Path:
             f"{directory} cannot be used as the cache", why=str(error), fix="set AEGIS_CACHE_DIR to another folder"
         ) from None
     return directory.resolve()
+
+
+def file_stem(name: str, otherwise: str = "model") -> str:
+    """A file name made of `name`: letters, digits, dots and dashes of any script; never an option, hidden, too long."""
+    clean = re.sub(r"[^\w.-]+", "-", name).encode()[:_STEM_BYTES].decode(errors="ignore")
+    return clean.strip("-.") or otherwise
 
 
 def is_full(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from aegis import llama_cpp
 from aegis.config import ExportConfig
+from aegis.disk import file_stem
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import GgufFile, Runtime
 from aegis.manifest import read_manifest, verify_directory
@@ -18,7 +19,7 @@ from aegis.model.base import load_tokenizer
 from aegis.model.shards import ShardSet
 from aegis.proof.gguf import same_as_f16
 from aegis.stages import export
-from aegis.stages.export import export_gguf, file_stem, general_name
+from aegis.stages.export import export_gguf, general_name
 from tests.conftest import MakeRandom
 
 NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'

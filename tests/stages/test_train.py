@@ -135,7 +135,7 @@ class _Killed(BaseException):
     """Stands for a SIGKILL: nothing of ours handles it."""
 
 
-def killed_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def train_until_killed(monkeypatch: pytest.MonkeyPatch, step: int, config: TrainConfig, run: Run) -> None:
     take = step_module.Stepper.take
 
     def dying(self, number, batches):  # type: ignore[no-untyped-def]
@@ -143,7 +143,10 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise _Killed
         return take(self, number, batches)
 
-    monkeypatch.setattr(step_module.Stepper, "take", dying)
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Stepper, "take", dying)
+        with pytest.raises(_Killed):
+            train(config, run)
 
 
 @pytest.mark.parametrize("killed_at", [3, 7])
@@ -151,10 +154,7 @@ def test_resume_is_exact(tmp_path: Path, config: TrainConfig, monkeypatch: pytes
     """A run killed between checkpoints and started again ends in the same bytes and the same loss curve."""
     whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
     train(config, whole)
-    with monkeypatch.context() as patch:
-        killed_after(patch, killed_at)
-        with pytest.raises(_Killed):
-            train(config, broken)
+    train_until_killed(monkeypatch, killed_at, config, broken)
     assert not broken.adapter.exists()
     report = train(config, broken, resume=True)
     assert report.resumed_from == killed_at // 2 * 2
@@ -173,10 +173,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     """A flipped bit in the newest: the one before it is used; in all of them: exit 5, never a fresh start."""
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     train(config, whole)
-    with monkeypatch.context() as patch:
-        killed_after(patch, 5)
-        with pytest.raises(_Killed):
-            train(config, run)
+    train_until_killed(monkeypatch, 5, config, run)
     flip(run.checkpoints / "step_000004" / "resume.safetensors")
     report = train(config, run)
     assert report.resumed_from == 2
@@ -188,10 +185,7 @@ def test_only_damaged_checkpoints_are_an_error(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path / "run")
-    with monkeypatch.context() as patch:
-        killed_after(patch, 3)
-        with pytest.raises(_Killed):
-            train(config, run)
+    train_until_killed(monkeypatch, 3, config, run)
     flip(run.checkpoints / "step_000002" / "adapter_model.safetensors")
     with pytest.raises(IntegrityError, match="every checkpoint"):
         train(config, run)
@@ -207,10 +201,7 @@ def test_other_settings_are_refused_with_the_difference(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path / "run")
-    with monkeypatch.context() as patch:
-        killed_after(patch, 3)
-        with pytest.raises(_Killed):
-            train(config, run)
+    train_until_killed(monkeypatch, 3, config, run)
     with pytest.raises(UsageError, match=r"learning_rate: 0\.003 → 0\.1"):
         train(config.model_copy(update={"learning_rate": 0.1}), run)
     with Path(config.dataset).open("a", encoding="utf-8") as file:

@@ -192,27 +192,32 @@ def without_added_tokens(run: Run) -> None:
     reseal(run.gguf)
 
 
-def rope_factors_gone(run: Run) -> None:
-    f16 = next(run.gguf.glob("*-F16.gguf"))
-    with GgufFile(f16) as gguf:
-        info = gguf.tensors["rope_factors_long.weight"]
-    data = bytearray(f16.read_bytes())
-    count = info.size_bytes // 4
-    data[info.offset_bytes : info.offset_bytes + info.size_bytes] = struct.pack(f"<{count}f", *[1.0] * count)
-    f16.write_bytes(data)
+def overwrite(run: Run, pattern: str, tensor: str, content: Callable[[int], bytes]) -> None:
+    """Write `content` of a tensor's size over the beginning of that tensor, and reseal."""
+    path = next(run.gguf.glob(pattern))
+    with GgufFile(path) as gguf:
+        info = gguf.tensors[tensor]
+    new = content(info.size_bytes)
+    assert 0 < len(new) <= info.size_bytes
+    data = bytearray(path.read_bytes())
+    data[info.offset_bytes : info.offset_bytes + len(new)] = new
+    path.write_bytes(data)
     reseal(run.gguf)
+
+
+def rope_factors_gone(run: Run) -> None:
+    ones = struct.pack("<f", 1.0)
+    overwrite(run, "*-F16.gguf", "rope_factors_long.weight", lambda size: ones * (size // 4))
 
 
 def head_of_another_run(run: Run) -> None:
-    f16 = next(run.gguf.glob("*-F16.gguf"))
-    with GgufFile(f16) as gguf:
-        info = gguf.tensors["output.weight"]
-    data = bytearray(f16.read_bytes())
     head = base_tensors(run)["lm_head.weight"].half().numpy().tobytes()
-    assert len(head) == info.size_bytes
-    data[info.offset_bytes : info.offset_bytes + info.size_bytes] = head
-    f16.write_bytes(data)
-    reseal(run.gguf)
+
+    def whole(size: int) -> bytes:
+        assert len(head) == size
+        return head
+
+    overwrite(run, "*-F16.gguf", "output.weight", whole)
 
 
 def other_soul_in_adapter(run: Run) -> None:
@@ -223,13 +228,7 @@ def other_soul_in_adapter(run: Run) -> None:
 
 
 def quantized_file_spoiled(run: Run) -> None:
-    quantized = next(run.gguf.glob("*-Q4_K_M.gguf"))
-    with GgufFile(quantized) as gguf:
-        info = gguf.tensors["output.weight"]
-    data = bytearray(quantized.read_bytes())
-    data[info.offset_bytes : info.offset_bytes + info.size_bytes // 2] = bytes(info.size_bytes // 2)
-    quantized.write_bytes(data)
-    reseal(run.gguf)
+    overwrite(run, "*-Q4_K_M.gguf", "output.weight", lambda size: bytes(size // 2))
 
 
 @dataclass(frozen=True)

@@ -50,18 +50,10 @@ class Checks:
         else:
             self.done.append(Check(name, stage, True, "; ".join(details)))
 
-    @property
-    def first_failure(self) -> Check | None:
-        return next((check for check in self.done if not check.ok), None)
 
-
-def check_published(checks: Checks, run: Run) -> dict[str, Manifest]:
-    """Hash every published file, and follow the chain: each stage must have worked on what the one before published.
-
-    Returns:
-        The manifests by stage, of those directories that are whole.
-    """
-    manifests = {}
+def check_published(checks: Checks, run: Run) -> None:
+    """Hash every published file, and follow the chain: each stage must have worked on what the one before published."""
+    manifests: dict[str, Manifest] = {}
     for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf)):
         with checks.check(f"files of {directory.name}/", stage) as tell:
             manifests[stage] = verify_directory(directory)
@@ -79,7 +71,6 @@ def check_published(checks: Checks, run: Run) -> dict[str, Manifest]:
             known = {name: record.sha256 for name, record in manifests["merge"].files.items()}
             if manifests["convert"].inputs.get("model") != digest(known):
                 raise IntegrityError(f"{run.gguf} was made from another folder than {run.merged}")
-    return manifests
 
 
 def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from aegis.report.modelfile import modelfile, stop_texts
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
-_STEM_BYTES = 200
 """Room is left for the quantization's name in the 255 bytes that file systems allow."""
 _FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
 _BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
@@ -82,7 +80,7 @@ def export_gguf(
     )
     keep_f16 = config.keep_f16 or "F16" in quants
     quantized = [quant for quant in quants if quant != "F16"]
-    files = {quant: f"{file_stem(name)}-{quant}.gguf" for quant in (*quantized, "F16")}
+    files = {quant: f"{disk.file_stem(name)}-{quant}.gguf" for quant in (*quantized, "F16")}
     published = [files[quant] for quant in (*quantized, *(["F16"] if keep_f16 else []))]
     report = ExportReport(out, name, tuple(out / file for file in published), context_tokens)
     if reuse and finished(out, manifest) is not None:
@@ -116,12 +114,6 @@ def general_name(wanted: str | None, model: Path, model_type: str) -> str:
     if known is None or any(family in name.lower() for family in known):
         return name
     return f"{known[0].capitalize()}-{name}"
-
-
-def file_stem(name: str) -> str:
-    """A file name made of `name`: letters, digits, dots and dashes of any script; never an option, hidden, too long."""
-    clean = re.sub(r"[^\w.-]+", "-", name).encode()[:_STEM_BYTES].decode(errors="ignore")
-    return clean.strip("-.") or "model"
 
 
 def _base_name(model: Path) -> str:
