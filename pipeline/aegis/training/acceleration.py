@@ -48,12 +48,8 @@ class Acceleration:
         layers = len(model.get_decoder().layers)
         packed = supports_packed(model, device, dtype)
         quick = device.type == "cuda" and packed
-        compiled = config.compile == "on" or (
-            config.compile == "auto"
-            and quick
-            and config.max_steps >= _COMPILE_STEPS
-            and find_spec("triton") is not None
-        )
+        worthwhile = quick and config.max_steps >= _COMPILE_STEPS and find_spec("triton") is not None
+        compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
         captured = quick and config.cuda_graphs != "off" and config.alpha == "scheduled" and dtype == torch.bfloat16
         recompute, offload = _recomputation(config, model, device, layers)
         return cls(packed, compiled, captured, recompute, offload)
@@ -109,6 +105,9 @@ class _LayerRun:
         if self._keeper is None or not torch.is_grad_enabled():
             return run(hidden)
         return recomputed(run, hidden, self._keeper)
+
+
+PLAIN = Acceleration()
 
 
 def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:

@@ -30,7 +30,7 @@ from aegis.publish import publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
-from aegis.training.acceleration import Acceleration
+from aegis.training.acceleration import PLAIN, Acceleration
 
 _RESUME = "resume.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -50,7 +50,7 @@ class Trainee:
     adapters: Adapters
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    acceleration: Acceleration = Acceleration()
+    acceleration: Acceleration = PLAIN
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters under names that stay the same from run to run."""

@@ -65,8 +65,9 @@ class Update:
         self._trainee, self._config, self._parts = trainee, config, parts
         self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
         device = trainee.soul.skew.device
-        self.gradients = torch.zeros(sum(p.numel() for p in self._parameters), device=device)
-        for parameter, gradient in zip(self._parameters, self.gradients.split([p.numel() for p in self._parameters])):
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self.gradients = torch.zeros(sum(sizes), device=device)
+        for parameter, gradient in zip(self._parameters, self.gradients.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         self.task_loss = torch.zeros((), device=device)
         self.numbers = torch.zeros(len(NUMBERS), device=device)
