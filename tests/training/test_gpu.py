@@ -22,13 +22,18 @@ from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
 from aegis.training import step as step_module
-from aegis.training.acceleration import Acceleration
+from aegis.training.acceleration import PLAIN, Acceleration
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
 from aegis.training.update import make_optimizer
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # older torch's own
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 LENGTH, VOCABULARY, LAYERS = 256, 512, 3
 CONFIG = TrainConfig(lora_r=8, max_length=LENGTH, warmup_steps=0, annealing_steps=1, learning_rate=1e-3)
@@ -139,19 +144,15 @@ def test_every_way_is_the_plain_way(make: Make, way: str, cuts: tuple[int, ...])
     """To bfloat16's rounding, dropout and all; another dropout, and documents that see each other, miss."""
     if WAYS[way].compiled and find_spec("triton") is None:
         pytest.skip("needs triton")
-    plain_losses, plain = course(make(Acceleration()), cuts=cuts)
+    plain_losses, plain = course(make(PLAIN), cuts=cuts)
     losses, gradients = course(make(WAYS[way]), cuts=cuts)
+    print(way, cuts, gap(plain, gradients), max(abs(a - b) for a, b in zip(losses, plain_losses, strict=True)))
     assert losses == pytest.approx(plain_losses, rel=4e-3)
     assert gap(plain, gradients) < 0.05
-    other = course(make(WAYS[way], replace_seed(CONFIG)), replace_seed(CONFIG), cuts=cuts)
-    assert gap(plain, other[1]) > 0.2
+    reseeded = CONFIG.model_copy(update={"seed": 7})
+    assert gap(plain, course(make(PLAIN, reseeded), reseeded, cuts=cuts)[1]) > 0.2
     if cuts:
-        _, mixed = course(make(WAYS[way]), cuts=())
-        assert gap(plain, mixed) > 0.2
-
-
-def replace_seed(config: TrainConfig) -> TrainConfig:
-    return config.model_copy(update={"seed": 7})
+        assert gap(plain, course(make(PLAIN), cuts=())[1]) > 0.2
 
 
 @pytest.mark.parametrize("way", ["all", "all, offloaded", "packed", "recomputed"])

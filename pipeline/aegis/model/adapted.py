@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,6 +72,12 @@ class _Adapted:
         )
 
 
+@cache
+def _adapted(layer: type) -> type:
+    # one class for all layers of a kind: compiled code asks for it, and would be compiled anew for another
+    return type("Adapted" + layer.__name__, (_Adapted, layer), {})
+
+
 class Adapters:
     """All LoRA layers of a peft model, taken over for training.
 
@@ -91,7 +98,7 @@ class Adapters:
         self._masters: list[Tensor] = []
         self._low: list[Tensor] = []
         for number, layer in enumerate(self._layers):
-            layer.__class__ = type("Adapted" + type(layer).__name__, (_Adapted, type(layer)), {})
+            layer.__class__ = _adapted(type(layer))
             layer.aegis_a = self._in_dtype(layer.lora_A[_ADAPTER].weight, dtype)
             layer.aegis_b = self._in_dtype(layer.lora_B[_ADAPTER].weight, dtype)
             layer.aegis_seed = self.seeds[number]

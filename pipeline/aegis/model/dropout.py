@@ -47,7 +47,7 @@ def drop(values: Tensor, seed: Tensor, threshold: Tensor, amplify: Tensor) -> Te
         threshold, amplify: of a `DropoutRate`.
     """
     place = torch.arange(values.numel(), dtype=torch.int32, device=values.device).view(values.shape)
-    x = place * _GOLDEN + seed
+    x = (place ^ seed) * _GOLDEN  # xor first: the compiler would fold place · constant into an index beyond int32
     x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX_1
     x = (x ^ ((x >> 13) & 0x7FFFF)) * _MIX_2
     x = x ^ ((x >> 16) & 0xFFFF)
