@@ -199,7 +199,7 @@ def main() -> int:
         write_base(meta_model(base), base, arguments.device)
         write_long(work / "long.jsonl", 1_000_000)
         write_short(work / "short.jsonl")
-        common = {"base_model": str(base), "device": arguments.device, "compile": "on"}
+        common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
         assembly.load_base = pristine(TrainConfig(**common))
 
         def ours(rows: list[dict[str, Any]], steps: int) -> None:

@@ -72,7 +72,7 @@ def save_base(folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"t{number}": number for number in range(3, SHAPE["vocab_size"])}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",  # noqa: S106 (a token of text)

@@ -83,7 +83,7 @@ class TrainConfig(StageConfig):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
     )
-    cuda_graphs: Literal["auto", "off"] = Field("auto", description="replay the step as CUDA graphs where that works")
+    cuda_graphs: Literal["off", "on"] = Field("off", description="replay the step as CUDA graphs where that works")
     seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")

@@ -22,7 +22,7 @@ from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
 from aegis.training import step as step_module
-from aegis.training.acceleration import PLAIN, Acceleration
+from aegis.training.acceleration import PLAIN, Acceleration, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
@@ -113,14 +113,15 @@ def make(base: Path) -> Iterator[Make]:
         yield build
 
 
-def batch(seed: int, cuts: tuple[int, ...] = (40, 170)) -> MicroBatch:
+def batch(trainee: Trainee, seed: int, cuts: tuple[int, ...] = (40, 170)) -> MicroBatch:
     """One window of three documents, the middle one longer than the original context; every second label trained."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, VOCABULARY, (1, LENGTH))
     labels = np.where(np.arange(LENGTH) % 2 == 0, ids, IGNORED)
     positions = np.concatenate([np.arange(end - start) for start, end in zip((0, *cuts), (*cuts, LENGTH), strict=True)])
     shape = BatchShape(rows=140, documents=5, longest=LENGTH) if cuts else BatchShape(140, None, LENGTH)
-    return MicroBatch.make(Batch(ids, labels, positions[None], np.zeros_like(ids)), shape, pinned=True)
+    embed = host_embeddings(trainee.model)
+    return MicroBatch.make(Batch(ids, labels, positions[None], np.zeros_like(ids)), shape, pinned=True, embed=embed)
 
 
 def course(trainee: Trainee, config: TrainConfig = CONFIG, cuts: tuple[int, ...] = (40, 170), steps: int = 6) -> Any:
@@ -128,7 +129,8 @@ def course(trainee: Trainee, config: TrainConfig = CONFIG, cuts: tuple[int, ...]
     stepper = Stepper(trainee, config)
     with torch.cuda.stream(torch.cuda.Stream()):
         losses = [
-            stepper.take(step, [batch(2 * step, cuts), batch(2 * step + 1, cuts)]).task_loss for step in range(steps)
+            stepper.take(step, [batch(trainee, 2 * step, cuts), batch(trainee, 2 * step + 1, cuts)]).task_loss
+            for step in range(steps)
         ]
         torch.cuda.synchronize()
     return losses, stepper._update.gradients.clone()
@@ -162,8 +164,8 @@ def test_a_step_never_waits(make: Make, way: str) -> None:
     stepper = Stepper(trainee, CONFIG)
     with torch.cuda.stream(torch.cuda.Stream()):
         for step in range(4):
-            stepper.take(step, [batch(step)])
-        batches = [batch(step) for step in range(4)]
+            stepper.take(step, [batch(trainee, step)])
+        batches = [batch(trainee, step) for step in range(4)]
         torch.cuda.set_sync_debug_mode("error")
         try:
             launched = [stepper.launch(4 + step, [batches[step]]) for step in range(4)]
@@ -181,16 +183,16 @@ def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
     stepper = Stepper(trainee, CONFIG)
     with torch.cuda.stream(torch.cuda.Stream()):
         for step in range(4):
-            stepper.take(step, [batch(step)])
+            stepper.take(step, [batch(trainee, step)])
         before = {name: p.detach().clone() for name, p in trainee.parameters().items()}
         with torch.no_grad():
             norm = trainee.model.get_base_model().get_decoder().norm.weight
             kept = norm.clone()
             norm.fill_(torch.nan)
-        bad = stepper.launch(4, [batch(4)])
+        bad = stepper.launch(4, [batch(trainee, 4)])
         with torch.no_grad():
             norm.copy_(kept)
-        stepper.launch(5, [batch(5)])
+        stepper.launch(5, [batch(trainee, 5)])
         with pytest.raises(DivergedError, match="step 5"):
             bad.read()
         for name, parameter in trainee.parameters().items():

@@ -50,7 +50,7 @@ class Acceleration:
         quick = device.type == "cuda" and packed
         worthwhile = quick and config.max_steps >= _COMPILE_STEPS and find_spec("triton") is not None
         compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
-        captured = quick and config.cuda_graphs != "off" and config.alpha == "scheduled" and dtype == torch.bfloat16
+        captured = quick and config.cuda_graphs == "on" and config.alpha == "scheduled" and dtype == torch.bfloat16
         recompute, offload = _recomputation(config, model, device, layers)
         return cls(packed, compiled, captured, recompute, offload)
 
