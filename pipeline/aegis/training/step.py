@@ -155,7 +155,7 @@ class Stepper:
     def _record(self, like: MicroBatch) -> None:
         """Record the parts of a step; without them, if this base's forward pass cannot be recorded, all stays eager."""
         slot = self._slot = like.to(self._device)
-        # what has not run yet is run once before: a kernel that is compiled or loaded on its first use spoils a recording
+        # what has not run yet runs once before: a kernel that is compiled or loaded on its first use spoils a recording
         self._look_into(slot)
         recorder = Recorder()
         try:
