@@ -102,16 +102,23 @@ class MergePlan:
         )
         return sum(sizes)
 
-    def rows(self, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of tensor `name` as they leave, made of the base's own rows: updated, folded, cast once.
+    def slabs(self, name: str, entry: TensorEntry) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows [start, stop) of tensor `name` as they leave, made of `entry`, slab by slab.
 
         Raises:
             IntegrityError: a value is not finite, or does not fit the dtype.
         """
-        rows = entry.read(start, stop)
-        out = torch.empty_like(rows, dtype=self.out_dtype(entry))
-        self.change(name, start, stop, lambda first, last: rows[first - start : last - start], out, Slab())
-        return out
+        source: Source = entry.read
+        if self.round_trip is not None and name in self.round_trip.weights:
+            weight = self.round_trip.begin(entry)
+            for start, stop in entry.slabs(SLAB_BYTES):
+                weight.quantize(start, entry.read(start, stop))
+            weight.seal()
+            source = weight.rows
+        for start, stop in entry.slabs(SLAB_BYTES):
+            out = torch.empty(entry.shape_of(start, stop), dtype=self.out_dtype(entry))
+            self.change(name, start, stop, source, out, Slab())
+            yield start, stop, out
 
     def change(self, name: str, start: int, stop: int, source: Source, out: Tensor, slab: Slab) -> None:
         """Make rows [start, stop) of tensor `name` as they leave.
