@@ -27,6 +27,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from rehearse_full_size import copy_template, meta_model, write_adapter_and_soul, write_base
 
 from aegis import disk
 from aegis.manifest import versions
@@ -36,7 +37,6 @@ from aegis.model.shards import ShardSet
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul, save_soul
 from aegis.soul.rotation import random_rotation
-from tools.rehearse_full_size import copy_template, meta_model, write_adapter_and_soul, write_base
 
 _SAMPLE_S = 0.02
 COPY = "cp -r, sync"
