@@ -69,6 +69,13 @@ def test_everything_asked_for_is_there(exported: export.ExportReport) -> None:
     assert not (exported.out / "pwned").exists()
 
 
+def test_the_disk_that_is_said_is_enough_and_not_far_off(exported: export.ExportReport, quick_base: Path) -> None:
+    """All files stand at once at the end; a K-quant is counted as the largest of its kind."""
+    said = export.disk_needed(quick_base, ShardSet.open(quick_base), ["Q4_K_M", "Q8_0"])
+    stood = sum(file.stat().st_size for file in exported.files)
+    assert stood <= said < 2 * stood + (8 << 20)
+
+
 def test_it_speaks_in_llama_cpp(exported: export.ExportReport, quick_base: Path) -> None:
     """Stock llama.cpp loads the first file and cuts a chat into the ids the folder's tokenizer gives."""
     tokenizer = load_tokenizer(quick_base)

@@ -9,7 +9,7 @@ from aegis.proof.divergence import Divergence, Recording, best_temperature, perp
 from aegis.proof.structure import Check
 
 SCHEMA = "aegis-verify-report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGES = ("train", "merge", "convert", "quantize")
 
 
@@ -27,6 +27,22 @@ class Step:
     def ok(self) -> bool:
         kl_ok = self.most_kl is None or self.found.mean_kl <= self.most_kl
         return kl_ok and (self.least_top1 is None or self.found.top1 >= self.least_top1)
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """One of merge's choices of base weights, measured on the same tokens as everything else.
+
+    Attributes:
+        name: as merge's base_weights calls it.
+        merged: whether the run was merged so.
+        found: what lies between the model as trained and this one.
+    """
+
+    name: str
+    merged: bool
+    found: Divergence
+    perplexity: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class Verdict:
     steps: tuple[Step, ...]
     perplexity: dict[str, float]
     kept: Kept | None
+    bases: tuple[BaseChoice, ...] = ()
 
     @property
     def guilty(self) -> str | None:
@@ -98,4 +115,5 @@ class Verdict:
             "steps": [{**asdict(step), "ok": step.ok} for step in self.steps],
             "perplexity": self.perplexity,
             "kept": asdict(self.kept) if self.kept else None,
+            "bases": [asdict(choice) for choice in self.bases],
         }

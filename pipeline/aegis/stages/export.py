@@ -16,7 +16,7 @@ from aegis.config import ExportConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
-from aegis.model.base import load_tokenizer, read_config
+from aegis.model.base import TOKENIZER_FILES, load_tokenizer, read_config
 from aegis.model.families import check_family
 from aegis.model.shards import ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
@@ -29,7 +29,8 @@ _CONTEXT_TOKENS = 4096
 """Room is left for the quantization's name in the 255 bytes that file systems allow."""
 _FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
 _BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
-"""Bits a weight; every other type stays under 8.6, Q8_0's, with room for the f32 norms."""
+"""Bits a weight; every other type stays under 8.6, Q8_0's 8.5 and some."""
+_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def export_gguf(
     if reuse and finished(out, manifest) is not None:
         return report
 
-    disk.require_space(out, _disk_needed(shards, quantized), "the GGUF files")
+    needed = disk_needed(model, shards, quantized)
+    disk.require_space(out, needed, "the GGUF files")
+    progress.say(f"at most {disk.human(needed)} of disk while it works, the f16 file among them")
     with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
@@ -131,9 +134,14 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
     return {"model": digest({path.name: file_sha256(path) for path in shards.files})}
 
 
-def _disk_needed(shards: ShardSet, quantized: list[str]) -> int:
-    weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
-    return int(weights * sum(_BITS_AT_MOST.get(quant, 8.6) for quant in ["F16", *quantized]) / 8)
+def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
+    """The most that stands on the disk at a time: every file, each with vectors in float32 and a vocabulary."""
+    shapes = [entry.shape for entry in shards.entries.values()]
+    weights = sum(math.prod(shape) for shape in shapes)
+    vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
+    vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
+    bits = [_BITS_AT_MOST.get(quant, 8.6) for quant in ["F16", *quantized]]
+    return int(weights * sum(bits) / 8) + (vectors + vocabulary + _HEADER_BYTES) * len(bits)
 
 
 def _context_tokens(config: dict[str, Any]) -> int:

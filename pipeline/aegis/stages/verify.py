@@ -3,13 +3,14 @@
 The same token ids go through five models, and neighbours are compared:
 
     trained     the base as it was trained on (NF4), adapter, live soul
-    wide        the base in 16 bit, adapter, live soul
+    wide        the base in 16 bit, adapter, live soul; the base's own weights, or their NF4 round trip, as merged
     merged      the merged folder in stock transformers; no code of ours in its forward pass
     f16         its f16 GGUF in llama.cpp
     quantized   each quantized GGUF in llama.cpp
 
 wide → merged → f16 is rounding and has bounds; trained → wide and f16 → quantized are changes of precision, and are
-reported, with a bound if the user sets one.
+reported, with a bound if the user sets one. If asked, the merge that was not made is measured too: its weights are
+worked out in the place of the merged model's, one by one, and are never on disk.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from aegis import progress
 from aegis.config import TrainConfig, VerifyConfig
 from aegis.demo.corpus import documents
 from aegis.errors import IntegrityError
@@ -30,13 +32,14 @@ from aegis.manifest import Manifest, read_manifest
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
-from aegis.model.load import choose_device, load_base
+from aegis.model.load import Precision, choose_device, load_base
 from aegis.model.merging import DTYPES, MergePlan
+from aegis.model.round_trip import RoundTrip
 from aegis.proof import divergence, structure, text, tokens
 from aegis.proof.divergence import Logits, Recording
 from aegis.proof.models import llama_logits, torch_logits
 from aegis.proof.structure import Checks
-from aegis.proof.verdict import Kept, Step, Verdict
+from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
 from aegis.publish import publishing
 from aegis.report.pictures import draw_divergence
 from aegis.runs import Run
@@ -98,6 +101,8 @@ class _Examiner:
     work: Path
     f16: Path
     quantized: list[Path]
+    round_trip: RoundTrip | None
+    """What the two choices of base weights differ in, if they are to be compared."""
 
     @classmethod
     def begin(cls, run: Run, config: VerifyConfig, work: Path) -> _Examiner:
@@ -109,6 +114,7 @@ class _Examiner:
         }
         facts = manifests["train"].facts
         base = find_base(str(facts["base_model"]), facts["revision"])
+        round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
         files = [run.gguf / str(name) for name in manifests["convert"].facts["files"]]
         f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)
         if f16 is None:
@@ -116,7 +122,20 @@ class _Examiner:
             name = str(manifests["convert"].facts["name"])
             convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
         quantized = [path for path in files if path != f16]
-        return cls(run, config, base, load_tokenizer(base.folder), manifests, checks, work, f16, quantized)
+        tokenizer = load_tokenizer(base.folder)
+        return cls(run, config, base, tokenizer, manifests, checks, work, f16, quantized, round_trip)
+
+    @property
+    def base_weights(self) -> str:
+        """What was merged into."""
+        return str(self.manifests["merge"].config.get("base_weights", "original"))
+
+    def plan(self, round_trip: RoundTrip | None = None) -> MergePlan:
+        """The merge over again, into the base's own weights or their round trip."""
+        adapter, soul = load_adapter(self.run.adapter), load_soul(self.run.adapter / SOUL_FILE)
+        return MergePlan.make(
+            self.base, adapter, soul, DTYPES[str(self.manifests["merge"].config["dtype"])], round_trip
+        )
 
     def look_at_structure(self) -> None:
         """Everything that needs no forward pass."""
@@ -124,9 +143,8 @@ class _Examiner:
         with checks.check("R orthogonal, det +1", "train"):
             load_soul(run.adapter / SOUL_FILE)
         with checks.check("adapter and soul fit the base", "merge"):
-            dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
-            plan = MergePlan.make(self.base, load_adapter(run.adapter), load_soul(run.adapter / SOUL_FILE), dtype)
-            structure.check_head(checks, plan, run.merged)
+            # the head makes no round trip
+            structure.check_head(checks, self.plan(), run.merged)
         structure.check_finite(checks, run.merged)
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
         structure.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
@@ -166,7 +184,8 @@ class _Examiner:
 
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             recorded("trained", torch_logits(model, compared, "as trained"))
-        with live_model(self.base, self.run.adapter, "16bit", device, dtype) as model:
+        wide: Precision = "dequantized" if self.base_weights == "dequantized" else "16bit"
+        with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
             recorded("wide", torch_logits(model, compared, "16-bit base"))
         del model
         step("trained", "wide", "train", config.most_kl_precision)
@@ -174,6 +193,12 @@ class _Examiner:
         merged = load_base(self.run.merged, "16bit", device, dtype)
         recorded("merged", torch_logits(merged, compared, "merged"))
         result_kept = on_other_text("merged", merged)
+        bases: tuple[BaseChoice, ...] = ()
+        if self.round_trip is not None:
+            self._merge_the_other_way(merged, self.round_trip)
+            outputs = torch_logits(merged, compared, "merged the other way")
+            other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
+            bases = self._choices(models["trained"], models["merged"], other_way)
         del merged
         step("wide", "merged", "merge", ROUNDING_KL, ROUNDING_TOP1)
         for path in [self.f16, *self.quantized]:
@@ -190,6 +215,23 @@ class _Examiner:
             steps=tuple(steps),
             perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
             kept=Kept.measure(base_kept, result_kept),
+            bases=bases,
+        )
+
+    def _merge_the_other_way(self, model: Any, round_trip: RoundTrip) -> None:
+        """Put into the merged model what a merge with the other choice of base weights would have written."""
+        plan = self.plan(round_trip if self.base_weights == "original" else None)
+        with progress.task("merging the other way", len(round_trip.weights), "weight") as bar, torch.no_grad():
+            for name in sorted(round_trip.weights):
+                for start, stop, rows in plan.slabs(name, self.base.shards.entries[name]):
+                    model.get_parameter(name)[start:stop].copy_(rows)
+                bar.advance()
+
+    def _choices(self, trained: Recording, merged: Recording, other_way: Recording) -> tuple[BaseChoice, ...]:
+        both = {name: merged if name == self.base_weights else other_way for name in ("original", "dequantized")}
+        return tuple(
+            BaseChoice(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
+            for name, found in both.items()
         )
 
     def _sequences(self) -> tuple[list[list[int]], list[list[int]]]:

@@ -1,0 +1,148 @@
+"""Time `aegis export-gguf` against llama.cpp's converter and quantizer run by hand, and see that it keeps to its disk.
+
+    PYTHONPATH=pipeline:. python tools/bench_export.py --template FOLDER [--layers 2] [--runs 3] [--out results.json]
+
+FOLDER is the base without weights: config.json and tokenizer files. The weights are random numbers of the real shapes.
+By hand is the same converter and the same library's quantizer with all cores, one process each; ours adds the checks,
+the hashes and the Modelfile. At 3.8 B parameters this takes 20 GB of disk and some ten minutes a round on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from bench_merge import Run, measure
+from rehearse_full_size import copy_template, meta_model, write_base
+
+from aegis.llama_cpp import QUANT_TYPES
+from aegis.llama_cpp.tree import CONVERTER, find_tree
+from aegis.manifest import versions
+from aegis.model.shards import ShardSet
+from aegis.stages.export import disk_needed
+
+QUANTIZE = """
+import ctypes, sys, llama_cpp
+source, out, ftype = sys.argv[1:]
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype, parameters.nthread = int(ftype), 0
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(parameters)))
+"""
+OURS, BY_HAND = "aegis export-gguf", "by hand"
+
+
+def prepare(folder: Path, template: Path, layers: int | None) -> None:
+    """Write a folder as merge leaves one: no code named in its config."""
+    copy_template(template, folder, layers)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_base(meta_model(folder), folder)
+
+
+def commands(model: Path, out: Path, quants: list[str]) -> dict[str, list[str | Path]]:
+    """What is run, by name; each makes `out` with a file for every type, by hand with the f16 file too."""
+    f16 = out / "f16.gguf"
+    python = f'"{sys.executable}"'
+    script = [
+        f'mkdir "{out}"',
+        f'{python} "{find_tree() / CONVERTER}" "{model}" --outfile "{f16}" --outtype f16 --model-name "phi-3 x"',
+        *(f'{python} -c \'{QUANTIZE}\' "{f16}" "{out / quant}.gguf" {QUANT_TYPES[quant]}' for quant in quants),
+    ]
+    flags = [part for quant in quants for part in ("--quant", quant)]
+    return {
+        BY_HAND: ["sh", "-c", " && ".join(script)],
+        OURS: [sys.executable, "-m", "aegis", "--quiet", "export-gguf", "--model", model, "--out", out, *flags],
+    }
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[list[int]]:
+    """Sample what stands under `folder` besides what stood there before."""
+    before, seen, stop = _size(folder), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            seen.append(_size(folder) - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone or renamed since it was listed
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def main() -> int:
+    """Run both in turn, print the table, write the JSON; 1 if more disk was used than was said."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--template", type=Path, required=True, help="config.json and tokenizer files of a Phi-3.5-mini"
+    )
+    parser.add_argument("--layers", type=int, help="a smaller model, for a trial")
+    parser.add_argument("--runs", type=int, default=3, help="rounds")
+    parser.add_argument("--quant", action="append", default=[], help="Q4_K_M if not given; several from one f16 file")
+    parser.add_argument("--work", type=Path, help="where to write; a temporary directory if not given")
+    parser.add_argument("--out", type=Path, default=Path("bench_export.json"), help="JSON file for the results")
+    arguments = parser.parse_args()
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    if arguments.work:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="bench-export-", dir=arguments.work))
+    quants = arguments.quant or ["Q4_K_M"]
+    runs: list[Run] = []
+    peak = 0
+    try:
+        model, out = work / "model", work / "out"
+        prepare(model, arguments.template, arguments.layers)
+        said = disk_needed(model, ShardSet.open(model), quants)
+        for number in range(arguments.runs):
+            print(f"round {number + 1} of {arguments.runs}")
+            for name, command in commands(model, out, quants).items():
+                with watched(work) as seen:
+                    runs.append(measure(name, number, command, out))
+                peak = max(peak, *seen) if name == OURS else peak
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    by_hand = {run.round: run.seconds for run in runs if run.name == BY_HAND}
+    ratio = statistics.median(run.seconds / by_hand[run.round] for run in runs if run.name == OURS)
+    print(
+        f"\n{', '.join(quants)}: {ratio:.3f} times by hand; {peak / 1e9:.2f} GB of disk, {said / 1e9:.2f} GB were said"
+    )
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+        "quants": quants,
+        "times_by_hand": round(ratio, 3),
+        "disk_peak_bytes": peak,
+        "disk_said_bytes": said,
+        "runs": [asdict(run) for run in runs],
+    }
+    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return int(peak > said)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
