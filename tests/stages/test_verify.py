@@ -26,6 +26,8 @@ from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
+from tests.byte_level import Pre
+from tests.conftest import MakeRandom
 
 QUICK = VerifyConfig(tokens=256, threads=1, device="cpu")
 
@@ -95,6 +97,42 @@ def test_a_sound_run_is_proven(run: Run) -> None:
     report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
     assert (report["schema"], report["version"], report["ok"]) == ("aegis-verify-report", 1, True)
     assert (run.verify / "divergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "pre", "settings"),
+    [
+        ("qwen2", "qwen2", {"tie_word_embeddings": True}),
+        ("phi", "phi-2", {"num_key_value_heads": 4, "intermediate_size": 1024}),
+    ],
+    ids=["tied", "head with bias"],
+)
+def test_other_families_are_proven(
+    tmp_path: Path, make_random: MakeRandom, knowing_tree: Path, model_type: str, pre: Pre, settings: dict[str, Any]
+) -> None:
+    """Trained, merged, exported and verified whole: a tied head, and one with a bias, whose loss is found."""
+    run = Run(tmp_path / "run")
+    short = {"max_steps": 4, "warmup_steps": 1, "annealing_steps": 2, "batch_size": 2, "max_length": 64}
+    base = make_random(model_type, pre=pre, **settings)
+    train(TrainConfig(base_model=str(base), device="cpu", learning_rate=1e-2, **short), run)
+    make_merged(run)
+    export = ExportConfig(keep_f16=True, llama_cpp_dir=knowing_tree)
+    export_gguf(run.merged, run.gguf, export)
+    verdict = verify(run, QUICK)
+    assert verdict.failures == []
+    found = {step.name: step.found for step in verdict.steps}
+    assert found["wide → merged"].mean_kl < 1e-5
+    assert found["merged → f16"].mean_kl < 1e-5
+
+    if model_type == "phi":
+        tensors = load_file(run.merged / "model.safetensors")
+        tensors["lm_head.bias"].zero_()
+        save_file(tensors, run.merged / "model.safetensors", metadata={"format": "pt"})
+        reseal(run.merged)
+        export_gguf(run.merged, run.gguf, export, overwrite=True)
+        verdict = verify(run, QUICK)
+        assert verdict.guilty == "merge"
+        assert any("lm_head.bias" in failure for failure in verdict.failures)
 
 
 # -- one defect each, as a careless or broken stage would have made it: with a manifest that fits ----------------

@@ -29,6 +29,7 @@ from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEAD = "lm_head.weight"
+HEAD_BIAS = "lm_head.bias"
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,

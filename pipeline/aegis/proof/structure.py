@@ -17,7 +17,7 @@ from aegis.llama_cpp import GgufFile
 from aegis.manifest import Manifest, digest, file_sha256, verify_directory
 from aegis.model.adapter import WEIGHTS
 from aegis.model.merging import SLAB_BYTES, MergePlan
-from aegis.model.shards import HEAD, ShardSet
+from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
 from aegis.runs import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
@@ -87,6 +87,11 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
             if not torch.allclose(found, wanted, rtol=2 * step, atol=1e-7):
                 worst = ((found - wanted).norm() / wanted.norm()).item()
                 raise IntegrityError(f"{HEAD} of {merged} is not the folded head: off by {worst:.2g} of its norm")
+        bias, base_bias = (shards.entries.get(HEAD_BIAS) for shards in (ShardSet.open(merged), plan.base.shards))
+        if (bias is None) != (base_bias is None) or (
+            bias is not None and base_bias is not None and not torch.equal(bias.read(), base_bias.read().to(bias.dtype))
+        ):
+            raise IntegrityError(f"{HEAD_BIAS} of {merged} is not the base's")
         tell(f"g {plan.soul.gate:.4f}, {plan.soul.kind}")
     with checks.check("head untied, no code, no soul tensor", "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))

@@ -136,13 +136,14 @@ class _Examiner:
         for path in [self.f16, *self.quantized]:
             with checks.check(f"token ids of {path.name}", "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
-                    compared, wrong = tokens.disagreements(self.tokenizer, runtime)
-                    same_start = tokens.strips_full_width_space(self.tokenizer, runtime)
-                if wrong:
-                    raise IntegrityError(f"{len(wrong)} of {compared} texts get other ids", why="\n".join(wrong[:5]))
-                tell(f"{compared} texts, the same ids as in transformers")
-                if not same_start:
-                    tell("but not for a message that begins with a full-width space, which llama.cpp keeps")
+                    parity = tokens.compare_tokens(self.tokenizer, runtime)
+                if parity.wrong:
+                    raise IntegrityError(
+                        f"{len(parity.wrong)} of {parity.compared} texts get other ids",
+                        why="\n".join(parity.wrong[:5]),
+                    )
+                for told in (f"{parity.compared} texts, the same ids as in transformers", *parity.remarks):
+                    tell(told)
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other; only their logits, on disk, outlive them."""
