@@ -93,6 +93,8 @@ def merge(
     base = find_base(inputs.base_model, inputs.revision)
     plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype])
     _check_base_hash(base, inputs.adapter, soul_path, soul)
+    if soul.reflection:
+        progress.warn(f"the rotation in {soul_path} is a reflection (det −1); it is folded as it is")
 
     manifest = Manifest(
         stage="merge",
@@ -110,6 +112,7 @@ def merge(
             "gate": soul.gate,
             "soul_step": soul.step,
             "rotation": soul.kind,
+            "determinant": -1 if soul.reflection else 1,
             "folded": True,
         },
     )
