@@ -93,6 +93,11 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
         ):
             raise IntegrityError(f"{HEAD_BIAS} of {merged} is not the base's")
         tell(f"g {plan.soul.gate:.4f}, {plan.soul.kind}")
+    check_stock(checks, merged)
+
+
+def check_stock(checks: Checks, merged: Path) -> None:
+    """A folder that any program reads rightly: the head is its own, and nothing in it is ours or code."""
     with checks.check("head untied, no code, no soul tensor", "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         if config.get("tie_word_embeddings") is not False:

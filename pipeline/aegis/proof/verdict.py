@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from aegis.errors import IntegrityError
 from aegis.proof.divergence import Divergence, Recording, best_temperature, perplexity
 from aegis.proof.structure import Check
 
@@ -99,3 +102,25 @@ class Verdict:
             "perplexity": self.perplexity,
             "kept": asdict(self.kept) if self.kept else None,
         }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report.json.
+
+    Raises:
+        IntegrityError: it is damaged, or of another version.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = (report["schema"], report["version"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is no report of verify", why=f"{type(error).__name__}: {error}") from None
+    if found != (SCHEMA, SCHEMA_VERSION):
+        raise IntegrityError(
+            f"{path} is of another version",
+            why=f"it says {found[0]!r}, version {found[1]!r}; this program knows {SCHEMA!r}, version {SCHEMA_VERSION}",
+            fix="verify the run again",
+        )
+    if not isinstance(report.get("ok"), bool):
+        raise IntegrityError(f"{path} does not say what was found")
+    return dict(report)

@@ -122,7 +122,8 @@ class _Examiner:
         """Everything that needs no forward pass."""
         run, checks = self.run, self.checks
         with checks.check("R orthogonal, det +1", "train"):
-            load_soul(run.adapter / SOUL_FILE)
+            if load_soul(run.adapter / SOUL_FILE).reflection:
+                raise IntegrityError(f"{run.adapter / SOUL_FILE} says that it is a reflection: it was not trained here")
         with checks.check("adapter and soul fit the base", "merge"):
             dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
             plan = MergePlan.make(self.base, load_adapter(run.adapter), load_soul(run.adapter / SOUL_FILE), dtype)
