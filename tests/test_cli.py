@@ -153,7 +153,8 @@ def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
     told = aegis()
     assert (told.code, told.err) == (0, "")
     assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
-    assert all(command in told.out for command in ("train", "merge", "import-soul", "export-gguf", "verify", "run", "chat"))
+    commands = ("train", "merge", "import-soul", "export-gguf", "verify", "run", "chat")
+    assert all(command in told.out for command in commands)
 
 
 def test_the_originals_dry_run_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:

@@ -99,6 +99,10 @@ def verified(verdict: Verdict, folder: Path) -> str:
             f"  at the best temperature  base {kept.base_tempered:.3f} (T {kept.base_temperature:.2f}), "
             f"result {kept.result_tempered:.3f} (T {kept.result_temperature:.2f})",
         ]
+        if kept.lost > 0:
+            lines.append(
+                f"  lost {kept.lost:.3f} nats a token, {kept.lost - kept.lost_tempered:.3f} of it by temperature alone"
+            )
     lines += ["", f"report: {folder / 'report.json'}"]
     if verdict.guilty is None:
         lines.append(f"proven on {verdict.tokens} tokens: what was trained is what runs")

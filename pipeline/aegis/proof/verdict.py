@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ class Step:
         kl_ok = self.most_kl is None or self.found.mean_kl <= self.most_kl
         return kl_ok and (self.least_top1 is None or self.found.top1 >= self.least_top1)
 
+    @property
+    def reason(self) -> str:
+        """Why there is this bound, or none."""
+        if self.least_top1 is not None:
+            return "rounding to 16 bit, and nothing else, may lie between these two"
+        if self.most_kl is not None:
+            return "a change of precision, with the bound that was asked for"
+        return "a change of precision: reported, without a bound"
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -47,6 +57,16 @@ class Kept:
     result_tempered: float
     base_temperature: float
     result_temperature: float
+
+    @property
+    def lost(self) -> float:
+        """Nats a token by which the result predicts the text worse than the base; below 0 it is better."""
+        return math.log(self.result / self.base)
+
+    @property
+    def lost_tempered(self) -> float:
+        """What is left of that when each model has its best temperature."""
+        return math.log(self.result_tempered / self.base_tempered)
 
     @classmethod
     def measure(cls, base: Recording, result: Recording) -> Kept:
@@ -98,9 +118,11 @@ class Verdict:
             "guilty": self.guilty,
             "tokens": self.tokens,
             "checks": [asdict(check) for check in self.checks],
-            "steps": [{**asdict(step), "ok": step.ok} for step in self.steps],
+            "steps": [{**asdict(step), "ok": step.ok, "reason": step.reason} for step in self.steps],
             "perplexity": self.perplexity,
-            "kept": asdict(self.kept) if self.kept else None,
+            "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}
+            if self.kept
+            else None,
         }
 
 

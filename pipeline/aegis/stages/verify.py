@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ ROUNDING_TOP1 = 0.995
 """Share of positions whose likeliest token rounding leaves alone: only near-ties flip."""
 _SEQUENCE_TOKENS = 512
 _LEAST_TOKENS = 64
+_OWN_TEXTS = 64
+"""Of the user's texts, and as many rendered chats, that are tokenized on both sides."""
+_LOGITS = 1 << 25
+"""Of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
+_MAKERS = ("train", "train", "merge", "convert", "quantize")
+"""The stage that made the model after so many have run."""
 
 
 def verify(run: Run, config: VerifyConfig) -> Verdict:
@@ -65,16 +72,21 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
             raise IntegrityError(
                 f"{run.root} is not finished: there is no {directory.name}/", fix=f"run: aegis {stage} --run {run.root}"
             )
-    with divergence.scratch() as work:
-        examiner = _Examiner.begin(run, config, work)
-        examiner.look_at_structure()
-        # a part that is not what it should be has been named already, and may not even load
-        sound = all(check.ok for check in examiner.checks.done)
-        verdict = examiner.compare_models() if sound else Verdict(0, tuple(examiner.checks.done), (), {}, None)
+    checks = Checks()
+    structure.check_published(checks, run)
+    manifests: dict[str, Manifest] = {}
+    verdict = Verdict(0, tuple(checks.done), (), {}, None)
+    if checks.ok:  # else a part that is not what it should be has been named already, and may not even load
+        manifests = {
+            stage: read_manifest(directory)
+            for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
+        }
+        with divergence.scratch(run.root) as work:
+            verdict = _Examiner.begin(run, config, manifests, checks, work).examine()
     manifest = Manifest(
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
-        inputs={stage: found.identity for stage, found in examiner.manifests.items()},
+        inputs={stage: found.identity for stage, found in manifests.items()},
         facts={"ok": verdict.guilty is None},
     )
     with publishing(run.verify, manifest, overwrite=True) as staging:
@@ -99,14 +111,13 @@ class _Examiner:
     f16: Path
     quantized: list[Path]
 
+    models: dict[str, Recording] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
     @classmethod
-    def begin(cls, run: Run, config: VerifyConfig, work: Path) -> _Examiner:
-        checks = Checks()
-        structure.check_published(checks, run)
-        manifests = {
-            stage: read_manifest(directory)
-            for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
-        }
+    def begin(
+        cls, run: Run, config: VerifyConfig, manifests: dict[str, Manifest], checks: Checks, work: Path
+    ) -> _Examiner:
         facts = manifests["train"].facts
         base = find_base(str(facts["base_model"]), facts["revision"])
         files = [run.gguf / str(name) for name in manifests["convert"].facts["files"]]
@@ -114,13 +125,27 @@ class _Examiner:
         if f16 is None:
             f16 = work / "rebuilt-F16.gguf"
             name = str(manifests["convert"].facts["name"])
-            convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
+            with checks.check("f16 GGUF rebuilt", "convert"):
+                convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
         quantized = [path for path in files if path != f16]
         return cls(run, config, base, load_tokenizer(base.folder), manifests, checks, work, f16, quantized)
+
+    def examine(self) -> Verdict:
+        """Structure first, and the models only when it holds."""
+        if self.checks.ok:
+            self.look_at_structure()
+        if self.checks.ok:
+            try:
+                return self.compare_models()
+            except IntegrityError as error:
+                with self.checks.check("every model runs", _MAKERS[min(len(self.models), len(_MAKERS) - 1)]):
+                    raise error
+        return Verdict(0, tuple(self.checks.done), tuple(self.steps), {}, None)
 
     def look_at_structure(self) -> None:
         """Everything that needs no forward pass."""
         run, checks = self.run, self.checks
+        own_texts = self.own_texts  # outside of the checks: a text that is too short is no fault of the run
         with checks.check("R orthogonal, det +1", "train"):
             if load_soul(run.adapter / SOUL_FILE).reflection:
                 raise IntegrityError(f"{run.adapter / SOUL_FILE} says that it is a reflection: it was not trained here")
@@ -128,6 +153,7 @@ class _Examiner:
             dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
             plan = MergePlan.make(self.base, load_adapter(run.adapter), load_soul(run.adapter / SOUL_FILE), dtype)
             structure.check_head(checks, plan, run.merged)
+        structure.check_companions(checks, self.base, run.merged)
         structure.check_finite(checks, run.merged)
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
         structure.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
@@ -137,7 +163,7 @@ class _Examiner:
         for path in [self.f16, *self.quantized]:
             with checks.check(f"token ids of {path.name}", "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
-                    parity = tokens.compare_tokens(self.tokenizer, runtime)
+                    parity = tokens.compare_tokens(self.tokenizer, runtime, own_texts)
                 if parity.wrong:
                     raise IntegrityError(
                         f"{len(parity.wrong)} of {parity.compared} texts get other ids",
@@ -152,8 +178,7 @@ class _Examiner:
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         compared, other = self._sequences()
-        models: dict[str, Recording] = {}
-        steps: list[Step] = []
+        models, steps = self.models, self.steps
 
         def recorded(name: str, outputs: Iterable[Logits]) -> None:
             models[name] = divergence.record(self.work / f"{name}.npy", outputs, compared)
@@ -168,6 +193,7 @@ class _Examiner:
 
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             recorded("trained", torch_logits(model, compared, "as trained"))
+        del model  # one at a time in memory
         with live_model(self.base, self.run.adapter, "16bit", device, dtype) as model:
             recorded("wide", torch_logits(model, compared, "16-bit base"))
         del model
@@ -194,24 +220,37 @@ class _Examiner:
             kept=Kept.measure(base_kept, result_kept),
         )
 
+    @cached_property
+    def own_texts(self) -> list[str]:
+        """Some of the user's texts, plain and as the base's chat template renders them."""
+        if self.config.text is not None:
+            plain = text.read_text(self.config.text, self.tokenizer, _LEAST_TOKENS)[:_OWN_TEXTS]
+            return [*plain, *text.rendered(plain, self.tokenizer)]
+        rows = self.own_rows[:_OWN_TEXTS]
+        return [self.tokenizer.decode(row, skip_special_tokens=plain) for plain in (True, False) for row in rows]
+
+    @cached_property
+    def own_rows(self) -> list[list[int]]:
+        """Token ids of the chats that were held out of training; without any, the training's own."""
+        data = training_data(TrainConfig.model_validate(self.manifests["train"].config), self.tokenizer)
+        return text.pieces(data.heldout or data.train)
+
     def _sequences(self) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids to compare the models on, half of them chats, and other text for what was kept of the base."""
-        limit = min(_SEQUENCE_TOKENS, int(self.manifests["convert"].facts["context_tokens"]))
-        embedded = documents(0, 60, "held_out")
+        vocab_size = int(read_config(self.run.merged)["vocab_size"])
+        context = int(self.manifests["convert"].facts["context_tokens"])
+        limit = max(2, min(_SEQUENCE_TOKENS, context, _LOGITS // vocab_size))
         if self.config.text is not None:
-            given = text.read_text(self.config.text, self.tokenizer, _LEAST_TOKENS)
-            plain = text.plain_sequences(given, self.tokenizer, limit)
-            compared = text.take(plain, self.config.tokens)
-            other = given
+            other = contents = text.read_text(self.config.text, self.tokenizer, _LEAST_TOKENS)
+            rendered = text.rendered(contents, self.tokenizer)
+            chats = [self.tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
         else:
-            data = training_data(TrainConfig.model_validate(self.manifests["train"].config), self.tokenizer)
-            # without rows held out, the chats are the training's own: rounding does not care
-            chats = [piece[:limit] for piece in text.pieces(data.heldout or data.train)]
+            other = documents(0, 60, "held_out")
+            chats = [row[:limit] for row in self.own_rows]
             contents = [self.tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
-            half = text.take(chats, self.config.tokens // 2)
-            rest = self.config.tokens - sum(map(len, half))
-            compared = half + text.take(text.plain_sequences(contents, self.tokenizer, limit), rest)
-            other = embedded
+        half = text.take(chats, self.config.tokens // 2)
+        rest = self.config.tokens - sum(map(len, half))
+        compared = half + text.take(text.plain_sequences(contents, self.tokenizer, limit), rest)
         return compared, text.take(text.plain_sequences(other, self.tokenizer, limit), self.config.tokens)
 
 
