@@ -17,14 +17,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aegis.config import TrainConfig, VerifyConfig
-from aegis.demo.corpus import documents
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.manifest import Manifest, read_manifest
@@ -36,6 +34,7 @@ from aegis.model.merging import DTYPES, MergePlan
 from aegis.proof import divergence, structure, text, tokens
 from aegis.proof.divergence import Logits, Recording
 from aegis.proof.models import llama_logits, torch_logits
+from aegis.proof.sample import LEAST_TOKENS, Sample, sequence_limit
 from aegis.proof.structure import Checks
 from aegis.proof.verdict import Kept, Step, Verdict
 from aegis.publish import publishing
@@ -50,12 +49,6 @@ ROUNDING_KL = 1e-4
 """Mean KL in nats that 16-bit rounding stays under on real text."""
 ROUNDING_TOP1 = 0.995
 """Share of positions whose likeliest token rounding leaves alone: only near-ties flip."""
-_SEQUENCE_TOKENS = 512
-_LEAST_TOKENS = 64
-_OWN_TEXTS = 64
-"""Of the user's texts, and as many rendered chats, that are tokenized on both sides."""
-_LOGITS = 1 << 25
-"""Of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
 """The stage that made the model after so many have run."""
 
@@ -108,6 +101,7 @@ class _Examiner:
     manifests: dict[str, Manifest]
     checks: Checks
     work: Path
+    sample: Sample
     f16: Path
     quantized: list[Path]
 
@@ -118,17 +112,25 @@ class _Examiner:
     def begin(
         cls, run: Run, config: VerifyConfig, manifests: dict[str, Manifest], checks: Checks, work: Path
     ) -> _Examiner:
-        facts = manifests["train"].facts
+        facts, exported = manifests["train"].facts, manifests["convert"].facts
         base = find_base(str(facts["base_model"]), facts["revision"])
-        files = [run.gguf / str(name) for name in manifests["convert"].facts["files"]]
+        tokenizer = load_tokenizer(base.folder)
+        limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), int(exported["context_tokens"]))
+        if config.text is not None:
+            paragraphs = text.read_text(config.text, tokenizer, LEAST_TOKENS)
+            sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
+        else:
+            data = training_data(TrainConfig.model_validate(manifests["train"].config), tokenizer)
+            # without rows held out, the chats are the training's own: rounding does not care
+            sample = Sample.of_chats(text.pieces(data.heldout or data.train), tokenizer, config.tokens, limit)
+        files = [run.gguf / str(name) for name in exported["files"]]
         f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)
         if f16 is None:
             f16 = work / "rebuilt-F16.gguf"
-            name = str(manifests["convert"].facts["name"])
             with checks.check("f16 GGUF rebuilt", "convert"):
-                convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
+                convert(run.merged, f16, model_name=str(exported["name"]), tree=config.llama_cpp_dir)
         quantized = [path for path in files if path != f16]
-        return cls(run, config, base, load_tokenizer(base.folder), manifests, checks, work, f16, quantized)
+        return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized)
 
     def examine(self) -> Verdict:
         """Structure first, and the models only when it holds."""
@@ -145,7 +147,6 @@ class _Examiner:
     def look_at_structure(self) -> None:
         """Everything that needs no forward pass."""
         run, checks = self.run, self.checks
-        own_texts = self.own_texts  # outside of the checks: a text that is too short is no fault of the run
         with checks.check("R orthogonal, det +1", "train"):
             if load_soul(run.adapter / SOUL_FILE).reflection:
                 raise IntegrityError(f"{run.adapter / SOUL_FILE} says that it is a reflection: it was not trained here")
@@ -163,7 +164,7 @@ class _Examiner:
         for path in [self.f16, *self.quantized]:
             with checks.check(f"token ids of {path.name}", "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
-                    parity = tokens.compare_tokens(self.tokenizer, runtime, own_texts)
+                    parity = tokens.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
                 if parity.wrong:
                     raise IntegrityError(
                         f"{len(parity.wrong)} of {parity.compared} texts get other ids",
@@ -177,7 +178,7 @@ class _Examiner:
         config, device = self.config, choose_device(self.config.device)
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
-        compared, other = self._sequences()
+        compared, other = self.sample.compared, self.sample.other
         models, steps = self.models, self.steps
 
         def recorded(name: str, outputs: Iterable[Logits]) -> None:
@@ -206,7 +207,7 @@ class _Examiner:
         step("wide", "merged", "merge", ROUNDING_KL, ROUNDING_TOP1)
         for path in [self.f16, *self.quantized]:
             name = "f16" if path == self.f16 else _quant_of(path)
-            with Runtime(path, n_ctx=_SEQUENCE_TOKENS, threads=config.threads, logits=True) as runtime:
+            with Runtime(path, n_ctx=max(map(len, compared)), threads=config.threads, logits=True) as runtime:
                 recorded(name, llama_logits(runtime, compared, f"{name} in llama.cpp"))
             if name == "f16":
                 step("merged", "f16", "convert", ROUNDING_KL, ROUNDING_TOP1)
@@ -219,39 +220,6 @@ class _Examiner:
             perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
             kept=Kept.measure(base_kept, result_kept),
         )
-
-    @cached_property
-    def own_texts(self) -> list[str]:
-        """Some of the user's texts, plain and as the base's chat template renders them."""
-        if self.config.text is not None:
-            plain = text.read_text(self.config.text, self.tokenizer, _LEAST_TOKENS)[:_OWN_TEXTS]
-            return [*plain, *text.rendered(plain, self.tokenizer)]
-        rows = self.own_rows[:_OWN_TEXTS]
-        return [self.tokenizer.decode(row, skip_special_tokens=plain) for plain in (True, False) for row in rows]
-
-    @cached_property
-    def own_rows(self) -> list[list[int]]:
-        """Token ids of the chats that were held out of training; without any, the training's own."""
-        data = training_data(TrainConfig.model_validate(self.manifests["train"].config), self.tokenizer)
-        return text.pieces(data.heldout or data.train)
-
-    def _sequences(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids to compare the models on, half of them chats, and other text for what was kept of the base."""
-        vocab_size = int(read_config(self.run.merged)["vocab_size"])
-        context = int(self.manifests["convert"].facts["context_tokens"])
-        limit = max(2, min(_SEQUENCE_TOKENS, context, _LOGITS // vocab_size))
-        if self.config.text is not None:
-            other = contents = text.read_text(self.config.text, self.tokenizer, _LEAST_TOKENS)
-            rendered = text.rendered(contents, self.tokenizer)
-            chats = [self.tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
-        else:
-            other = documents(0, 60, "held_out")
-            chats = [row[:limit] for row in self.own_rows]
-            contents = [self.tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
-        half = text.take(chats, self.config.tokens // 2)
-        rest = self.config.tokens - sum(map(len, half))
-        compared = half + text.take(text.plain_sequences(contents, self.tokenizer, limit), rest)
-        return compared, text.take(text.plain_sequences(other, self.tokenizer, limit), self.config.tokens)
 
 
 def _quant_of(path: Path) -> str:
