@@ -104,7 +104,6 @@ class _Examiner:
     sample: Sample
     f16: Path
     quantized: list[Path]
-
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
