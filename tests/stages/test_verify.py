@@ -22,7 +22,7 @@ from aegis.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manif
 from aegis.model.base import load_tokenizer
 from aegis.proof import structure, text
 from aegis.proof.text import CONVERSATIONS, HARD_STRINGS
-from aegis.proof.verdict import Verdict, read_report
+from aegis.proof.verdict import SCHEMA, SCHEMA_VERSION, Verdict, read_report
 from aegis.runs import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul, save_soul
@@ -101,7 +101,7 @@ def test_a_sound_run_is_proven(run: Run) -> None:
     assert verdict.kept is not None
     assert verdict.kept.result_tempered <= verdict.kept.result
     report = read_report(run.verify / "report.json")
-    assert (report["schema"], report["version"], report["ok"]) == ("aegis-verify-report", 1, True)
+    assert (report["schema"], report["version"], report["ok"]) == (SCHEMA, SCHEMA_VERSION, True)
     assert [step["reason"].partition(" ")[0] for step in report["steps"]] == ["a", "rounding", "rounding", "a"]
     types = next(check["detail"] for check in report["checks"] if check["name"].startswith("tensor types"))
     assert "0 fallbacks" in types.splitlines()[0]
