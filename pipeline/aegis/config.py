@@ -103,6 +103,10 @@ class MergeConfig(StageConfig):
     """`aegis merge`"""
 
     dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="of the merged weights")
+    base_weights: Literal["original", "dequantized"] = Field(
+        "original",
+        description="merge into the base's own weights, or into what NF4 made of them in training",
+    )
 
 
 class ExportConfig(StageConfig):
@@ -120,6 +124,9 @@ class VerifyConfig(StageConfig):
 
     text: Path | None = Field(None, description="UTF-8 text to compare on, instead of the data's held-out rows")
     tokens: int = Field(2048, ge=64, description="tokens that go through every model")
+    compare_bases: bool = Field(
+        False, description="measure both choices of merge's --base-weights on this text, whichever was merged"
+    )
     most_kl_precision: float | None = Field(None, gt=0, description="bound on the mean KL of NF4 against 16 bit, nats")
     most_kl_quantized: float | None = Field(None, gt=0, description="bound on the mean KL of quantization, nats")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where transformers runs")

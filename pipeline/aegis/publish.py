@@ -74,11 +74,12 @@ def discard_leftovers(final: Path) -> None:
 
 
 class Staging:
-    """A directory being filled."""
+    """A directory being filled; `inputs` and `facts` that only show while it is go into its manifest too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.facts: dict[str, Any] = {}
+        self.inputs: dict[str, str] = {}
         self._hashed: dict[str, FileRecord] = {}
 
     def hashed(self, name: str, size_bytes: int, sha256: str) -> None:
@@ -97,7 +98,7 @@ class Staging:
             "version": VERSION,
             "stage": manifest.stage,
             "config": manifest.config,
-            "inputs": manifest.inputs,
+            "inputs": {**manifest.inputs, **self.inputs},
             "facts": {**manifest.facts, **self.facts},
             "versions": versions(),
             "files": {name: vars(record) for name, record in files.items()},

@@ -92,6 +92,17 @@ def verified(verdict: Verdict, folder: Path) -> str:
     if verdict.perplexity:
         values = "  ".join(f"{name} {value:.3f}" for name, value in verdict.perplexity.items())
         lines += ["", f"perplexity  {values}"]
+    if verdict.bases:
+        lines += [
+            "",
+            f"{'trained → merged into':<27}{'mean KL':>11}{'99 %':>11}{'max':>11}{'top-1':>9}{'perplexity':>12}",
+        ]
+    for choice in verdict.bases:
+        found, name = choice.found, f"{choice.name} weights{' (this run)' if choice.merged else ''}"
+        lines.append(
+            f"{name:<31}{found.mean_kl:>11.2e}{found.p99_kl:>11.2e}{found.max_kl:>11.2e}"
+            f"{found.top1:>9.2%}{choice.perplexity:>12.3f}"
+        )
     if verdict.kept is not None:
         kept = verdict.kept
         lines += [

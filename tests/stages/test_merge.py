@@ -13,8 +13,12 @@ from torch import Tensor
 
 from aegis.config import MergeConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.manifest import verify_directory
+from aegis.manifest import Manifest, read_manifest, verify_directory
+from aegis.model.adapter import load_adapter
+from aegis.model.base import find_base, hash_weights
+from aegis.model.load import load_base
 from aegis.model.shards import INDEX, ShardSet
+from aegis.publish import publishing
 from aegis.soul import rotation as so
 from aegis.soul.fold import fold_head
 from aegis.stages.merge import MergeInputs, merge
@@ -77,6 +81,90 @@ def test_tied_embeddings_are_unchanged(tmp_path: Path, bases: dict[str, Path], m
     assert torch.equal(after["model.embed_tokens.weight"], before.to(torch.float16))
     assert relative_error(after["lm_head.weight"].float(), before.float()) > 0.1
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+DEQUANTIZED = MergeConfig(dtype="float32", base_weights="dequantized")
+
+
+def sealed(trained: Trained, load_in: str = "4bit", dtype: str = "float32") -> Path:
+    """The adapter in a folder with a manifest, as training publishes it."""
+    facts = {"device": "cpu", "compute_dtype": dtype}
+    manifest = Manifest("train", {"load_in": load_in}, {"base": hash_weights(ShardSet.open(trained.base))}, facts)
+    folder = trained.adapter.with_name("sealed")
+    with publishing(folder, manifest) as staging:
+        shutil.copytree(trained.adapter, staging.path, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["phi3", "llama-tied", "llama-sharded"])
+def test_the_round_trip_is_what_bitsandbytes_holds(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, name: str, dtype: torch.dtype
+) -> None:
+    """Every weight that the really loaded NF4 model quantizes, to the bit in training's dtype; all others untouched."""
+    trained = make_trained(bases[name])
+    adapter = sealed(trained, dtype=str(dtype).removeprefix("torch."))
+    merge(MergeInputs(str(trained.base), adapter), tmp_path / "merged", DEQUANTIZED)
+    held = load_base(trained.base, "4bit", torch.device("cpu"), dtype).dequantize(dtype).state_dict()
+    original = {key: entry.read().float() for key, entry in ShardSet.open(trained.base).entries.items()}
+    updates = load_adapter(adapter).updates
+    quantized = 0
+    for key, merged in load_file(next((tmp_path / "merged").glob("*.safetensors"))).items():
+        if key == "lm_head.weight":
+            continue
+        expected = held[key].float()
+        if key in updates:
+            expected += updates[key].delta(0, len(expected))
+        assert torch.equal(merged, expected), key
+        quantized += not torch.equal(held[key].float(), original[key])
+    assert quantized > 1
+    manifest = read_manifest(tmp_path / "merged")
+    assert manifest.config["base_weights"] == "dequantized"
+    assert manifest.facts["nf4_dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_the_round_trip_is_the_model_that_was_trained(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained
+) -> None:
+    """The live NF4 model's logits to 1e-5; the merge into the original weights is farther off by far."""
+    from aegis.model.live import live_model
+
+    trained = make_trained(bases["phi3"])
+    adapter = sealed(trained)
+    inputs = MergeInputs(str(trained.base), adapter)
+    merge(inputs, tmp_path / "dequantized", DEQUANTIZED)
+    merge(inputs, tmp_path / "original", FLOAT32)
+    tokens = tokens_for(trained.model)
+    base = find_base(str(trained.base))
+    with torch.no_grad():
+        with live_model(base, adapter, "4bit", torch.device("cpu")) as model:
+            live = model(input_ids=tokens).logits
+        assert relative_error(stock(tmp_path / "dequantized")(input_ids=tokens).logits, live) < 1e-5
+        assert relative_error(stock(tmp_path / "original")(input_ids=tokens).logits, live) > 1e-2
+
+
+def test_16_bit_training_has_no_round_trip(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
+    trained = make_trained(bases["phi3"])
+    with pytest.raises(UsageError, match="no NF4 round trip"):
+        merge(MergeInputs(str(trained.base), sealed(trained, "16bit")), tmp_path / "merged", DEQUANTIZED)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_that_does_not_say_how_it_was_trained(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, reporter: Recorder
+) -> None:
+    """… is taken for one trained on NF4, with a warning."""
+    trained = make_trained(bases["phi3"])
+    merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / "merged", DEQUANTIZED)
+    assert any("does not say how its base was held" in text for text in reporter.warned)
+
+
+def test_rows_that_are_not_whole_blocks_are_refused(
+    tmp_path: Path, make_random: MakeRandom, make_trained: MakeTrained
+) -> None:
+    trained = make_trained(make_random("llama", intermediate_size=96))
+    with pytest.raises(UnsupportedModelError, match=r"down_proj is not supported: its rows are not multiples of 64"):
+        merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / "merged", DEQUANTIZED)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +268,18 @@ def test_another_base_is_refused(tmp_path: Path, bases: dict[str, Path], make_tr
     with pytest.raises(IntegrityError, match="was not trained on"):
         merge(MergeInputs(str(other), trained.adapter), tmp_path / "merged", FLOAT16)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "other"]
+
+
+def test_the_base_is_read_once_and_its_hash_is_that_of_what_was_merged(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """… untied heads, shards and round trips included: the hash taken on the way is the one of the files."""
+    monkeypatch.setattr("aegis.model.base.hash_weights", lambda _: pytest.fail("a pass over the base of its own"))
+    for name, config in (("llama-tied", FLOAT16), ("llama-sharded", FLOAT16), ("phi3", DEQUANTIZED)):
+        trained = make_trained(bases[name])
+        merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / name, config)
+        assert read_manifest(tmp_path / name).inputs["base"] == hash_weights(ShardSet.open(trained.base))
+        shutil.rmtree(trained.adapter)
 
 
 def test_shapes_of_another_base_are_named(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from aegis import screens
 from aegis.config import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import DataError, IntegrityError
 from aegis.llama_cpp import GgufFile
@@ -73,8 +74,8 @@ def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def make_merged(run: Run) -> None:
-    merge(inputs_of_run(run), run.merged, MergeConfig(), overwrite=True)
+def make_merged(run: Run, config: MergeConfig = MergeConfig()) -> None:  # noqa: B008 (frozen)
+    merge(inputs_of_run(run), run.merged, config, overwrite=True)
 
 
 def make_gguf(run: Run, name: str = "tiny phi-3") -> None:
@@ -145,6 +146,45 @@ def test_other_families_are_proven(
         verdict = verify(run, QUICK)
         assert verdict.guilty == "merge"
         assert any("lm_head.bias" in failure for failure in verdict.failures)
+
+
+COMPARED = QUICK.model_copy(update={"compare_bases": True})
+
+
+def test_both_choices_of_base_weights_are_measured(run: Run) -> None:
+    """Whichever was merged, the same two rows come out: what was trained is nearer the round trip it was trained on."""
+    into_original = verify(run, COMPARED)
+    assert into_original.guilty is None
+    make_merged(run, MergeConfig(base_weights="dequantized"))
+    make_gguf(run)
+    into_round_trip = verify(run, COMPARED)
+    assert into_round_trip.failures == []
+    for verdict, merged in ((into_original, "original"), (into_round_trip, "dequantized")):
+        choices = {choice.name: choice for choice in verdict.bases}
+        assert list(choices) == ["original", "dequantized"]
+        assert [name for name, choice in choices.items() if choice.merged] == [merged]
+        assert choices["dequantized"].found.mean_kl < 1e-5 < 1e-4 < choices["original"].found.mean_kl
+        assert choices[merged].perplexity == verdict.perplexity["merged"]
+    for one, other in zip(into_original.bases, into_round_trip.bases, strict=True):
+        assert one.found == other.found
+    steps = {step.name: step.found for step in into_round_trip.steps}
+    assert steps["trained → wide"].mean_kl < 1e-9
+    assert 0 < steps["wide → merged"].mean_kl < 1e-5
+    report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
+    assert [choice["name"] for choice in report["bases"]] == ["original", "dequantized"]
+    assert "dequantized weights (this run)" in screens.verified(into_round_trip, run.verify)
+
+
+def test_a_merge_into_other_weights_than_it_says_is_found(run: Run) -> None:
+    """Merged into the original weights under a manifest that says dequantized: wide → merged is no rounding."""
+    path = run.merged / MANIFEST
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["config"]["base_weights"] = "dequantized"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    make_gguf(run)
+    verdict = verify(run, QUICK)
+    assert verdict.guilty == "merge"
+    assert any("wide → merged" in failure for failure in verdict.failures)
 
 
 # -- one defect each, as a careless or broken stage would have made it: with a manifest that fits ----------------

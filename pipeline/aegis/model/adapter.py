@@ -45,9 +45,9 @@ class LowRank:
     b: Tensor
     scale: float
 
-    def delta(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of ΔW, float32."""
-        return (self.b[start:stop] @ self.a).mul_(self.scale)
+    def delta(self, start: int, stop: int, into: Tensor | None = None) -> Tensor:
+        """Rows [start, stop) of ΔW, float32, in memory of their own or `into` what is given."""
+        return torch.mm(self.b[start:stop], self.a, out=into).mul_(self.scale)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,9 +129,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def hash_weights(shards: ShardSet) -> str:
-    """Return the sha256 over the sha256 of each shard, in the order of their names."""
+    """Read every shard, and return the hash of the weights."""
     total = sum(path.stat().st_size for path in shards.files)
-    outer = hashlib.sha256()
+    digests = []
     with progress.task("hashing the base", total, "B") as bar:
         for path in shards.files:
             inner = hashlib.sha256()
@@ -138,8 +139,13 @@ def hash_weights(shards: ShardSet) -> str:
                 while block := file.read(_READ_BYTES):
                     inner.update(block)
                     bar.advance(len(block))
-            outer.update(inner.digest())
-    return outer.hexdigest()
+            digests.append(inner.digest())
+    return weights_hash_of(digests)
+
+
+def weights_hash_of(digests: Iterable[bytes]) -> str:
+    """The sha256 over the sha256 of each shard, in the order of their names."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -146,6 +146,9 @@ def _check_attention_scale(called: str, config: Mapping[str, Any]) -> None:
 
 
 def _has_native_class(model_type: str) -> bool:
+    if model_type in PROVEN:
+        return True
+    # a second to load, which a merge of a proven family need not spend
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from aegis.errors import IntegrityError
 from aegis.model.attach import attached
 from aegis.model.base import Base
-from aegis.model.load import load_base
+from aegis.model.load import Precision, load_base
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 from aegis.soul.module import Soul
@@ -23,7 +23,7 @@ from aegis.soul.module import Soul
 def live_model(
     base: Base,
     adapter: Path,
-    load_in: Literal["4bit", "16bit"],
+    load_in: Precision,
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Any]:

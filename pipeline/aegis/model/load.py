@@ -8,7 +8,11 @@ from typing import Any, Literal
 import torch
 
 from aegis import progress
-from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.model.nf4 import BLOCK
+
+Precision = Literal["4bit", "16bit", "dequantized"]
+"""How the base is held: in NF4, in 16 bit, or in 16 bit after a round trip through NF4."""
 
 
 def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
@@ -36,10 +40,10 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-def load_base(
-    folder: Path, load_in: Literal["4bit", "16bit"], device: torch.device, dtype: torch.dtype | None = None
-) -> Any:
+def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """Load the base for training: frozen, in eval dtype, NF4 with double quantization or whole.
+
+    "dequantized" is the NF4 of training's own dtype, read back by bitsandbytes and then cast to `dtype`.
 
     Nothing is cast to float32 behind the user's back: peft's prepare_model_for_kbit_training would do so to the
     embeddings, norms, head and with them the residual stream (+0.4 GB and activations × 1.6 at 3.8 B).
@@ -54,26 +58,20 @@ def load_base(
         EnvironmentFault: it does not fit the memory.
         IntegrityError: transformers cannot read the weights.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would run through ours
     dtype = dtype or compute_dtype(device)
-    quantization = None
-    if load_in == "4bit":
-        # the LM head is left out by transformers' own default list, which naming any module here would replace
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    if load_in == "dequantized":
+        model = load_base(folder, "4bit", device)
+        return model.dequantize(dtype).to(dtype).requires_grad_(False)
     try:
         with progress.task("loading the base"):
             model, outcome = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                quantization_config=quantization,
+                quantization_config=_nf4(dtype) if load_in == "4bit" else None,
                 device_map={"": device},
                 attn_implementation="sdpa",
                 trust_remote_code=False,
@@ -107,6 +105,41 @@ def load_base(
     if model.get_output_embeddings() is None:
         raise UsageError(f"{type(model).__name__} has no LM head to fold a soul into")
     return model
+
+
+def nf4_weights(folder: Path) -> frozenset[str]:
+    """Names of the weights that `load_base` holds in NF4, found out on headers alone.
+
+    Raises:
+        UnsupportedModelError: there are none, or one whose rows are not whole blocks.
+    """
+    from bitsandbytes.nn import Linear4bit
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.quantizers import AutoHfQuantizer
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config)
+    # the very choice that from_pretrained makes
+    AutoHfQuantizer.from_config(_nf4(torch.float32)).preprocess_model(model=model, device_map=None)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    if not found:
+        raise UnsupportedModelError(f"nothing of the base in {folder} is held in NF4")
+    if odd := [name for name, module in found.items() if module.in_features % BLOCK]:
+        raise UnsupportedModelError(
+            f"the NF4 round trip of {odd[0]} is not supported: its rows are not multiples of {BLOCK}",
+            fix="merge with --base-weights original",
+        )
+    return frozenset(f"{name}.weight" for name in found)
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    # the LM head is left out by transformers' own default list, which naming any module here would replace
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def footprint(model: torch.nn.Module) -> int:

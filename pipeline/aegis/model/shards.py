@@ -31,6 +31,8 @@ SINGLE = "model.safetensors"
 HEAD = "lm_head.weight"
 HEAD_BIAS = "lm_head.bias"
 
+_FLUSH_BYTES = 64 << 20
+
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -64,27 +66,31 @@ class TensorEntry:
     def rows(self) -> int:
         return self.shape[0] if self.shape else 1
 
-    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+    def shape_of(self, start: int, stop: int) -> tuple[int, ...]:
+        """The shape of rows [start, stop); a scalar is one row."""
+        return stop - start, *self.shape[1:]
+
+    def read(self, start: int = 0, stop: int | None = None, into: Tensor | None = None) -> Tensor:
         """Read rows [start, stop) of the first dimension into memory of our own.
+
+        Args:
+            into: contiguous, of the rows' number and dtype, to be filled and returned.
 
         Raises:
             IntegrityError: the file is shorter than its header says.
         """
         stop = self.rows if stop is None else stop
-        row_bytes = self.bytes // self.rows if self.rows else 0
-        buffer = bytearray((stop - start) * row_bytes)
+        if into is None:
+            into = torch.empty(self.shape_of(start, stop) if self.shape else (), dtype=self.dtype)
         with self.file.open("rb", buffering=0) as file:
-            file.seek(self.offset_bytes + start * row_bytes)
-            view = memoryview(buffer)
+            file.seek(self.offset_bytes + start * (self.bytes // self.rows if self.rows else 0))
+            view = raw_bytes(into)
             while view:
                 count = file.readinto(view)
                 if not count:
                     raise IntegrityError(f"{self.file} ends inside {self.name}")
                 view = view[count:]
-        shape = (stop - start, *self.shape[1:]) if self.shape else ()
-        if not buffer:
-            return torch.empty(shape, dtype=self.dtype)
-        return torch.frombuffer(buffer, dtype=self.dtype).reshape(shape)
+        return into
 
     def slabs(self, slab_bytes: int) -> Iterator[tuple[int, int]]:
         """Cut the first dimension into [start, stop) pieces of about `slab_bytes`."""
@@ -213,8 +219,16 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
     )
 
 
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor, to be read or filled."""
+    raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(raw)
+
+
 class ShardWriter:
     """Write one safetensors file front to back; its size and sha256 are known when it is closed.
+
+    `write` does all; `hash`, `store` and `flush` are its parts, for threads that each do one of them in order.
 
     Args:
         path: must not exist.
@@ -232,19 +246,35 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
         self._left = end
         self.path = path
-        self.bytes = 0
+        self.bytes = self._flushed = 0
         self._file = path.open("xb", buffering=0)
-        self._put(struct.pack("<Q", len(text)) + text)
+        start_of_file = memoryview(struct.pack("<Q", len(text)) + text)
+        self._sha256.update(start_of_file)
+        self._put(start_of_file)
 
     def write(self, rows: Tensor) -> None:
-        """Append a contiguous piece of the next tensor."""
-        raw: Any = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
-        self._left -= raw.nbytes
-        self._put(memoryview(raw))
+        """Append a piece of the next tensor."""
+        rows = rows.contiguous()
+        self.hash(rows)
+        self.store(rows)
 
-    def _put(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        self._sha256.update(view)
+    def hash(self, rows: Tensor) -> None:
+        """Take a contiguous piece into the file's hash."""
+        self._sha256.update(raw_bytes(rows))
+
+    def store(self, rows: Tensor) -> None:
+        """Write a contiguous piece."""
+        raw = raw_bytes(rows)
+        self._left -= raw.nbytes
+        self._put(raw)
+
+    def flush(self) -> None:
+        """Send what has gathered since the last time to the disk, if it is much: little is then left for the end."""
+        if self.bytes - self._flushed >= _FLUSH_BYTES:
+            self._flushed = self.bytes
+            os.fsync(self._file.fileno())
+
+    def _put(self, view: memoryview) -> None:
         self.bytes += view.nbytes
         while view:
             view = view[self._file.write(view) :]

@@ -89,9 +89,8 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
             raise IntegrityError(f"{merged} has no {HEAD} of shape {plan.head.shape}")
         # one more or less in the last place: a product may be summed in another order on another machine
         step = torch.finfo(stored.dtype).eps
-        for start, stop in plan.head.slabs(SLAB_BYTES):
-            wanted = plan.rows(HEAD, plan.head, start, stop).float()
-            found = stored.read(start, stop).float()
+        for start, stop, rows in plan.slabs(HEAD, plan.head):
+            wanted, found = rows.float(), stored.read(start, stop).float()
             if not torch.allclose(found, wanted, rtol=2 * step, atol=1e-7):
                 worst = ((found - wanted).norm() / wanted.norm()).item()
                 raise IntegrityError(f"{HEAD} of {merged} is not the folded head: off by {worst:.2g} of its norm")

@@ -13,7 +13,7 @@ from aegis.proof.divergence import Divergence, Recording, best_temperature, perp
 from aegis.proof.structure import Check
 
 SCHEMA = "aegis-verify-report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGES = ("train", "merge", "convert", "quantize")
 
 
@@ -40,6 +40,22 @@ class Step:
         if self.most_kl is not None:
             return "a change of precision, with the bound that was asked for"
         return "a change of precision: reported, without a bound"
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """One of merge's choices of base weights, measured on the same tokens as everything else.
+
+    Attributes:
+        name: as merge's base_weights calls it.
+        merged: whether the run was merged so.
+        found: what lies between the model as trained and this one.
+    """
+
+    name: str
+    merged: bool
+    found: Divergence
+    perplexity: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,7 @@ class Verdict:
     steps: tuple[Step, ...]
     perplexity: dict[str, float]
     kept: Kept | None
+    bases: tuple[BaseChoice, ...] = ()
 
     @property
     def guilty(self) -> str | None:
@@ -123,6 +140,7 @@ class Verdict:
             "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}
             if self.kept
             else None,
+            "bases": [asdict(choice) for choice in self.bases],
         }
 
 

@@ -1,15 +1,16 @@
 """merge: adapter into the base's 16-bit weights, soul into the LM head, in one pass over the shards.
 
 A slab of rows is read, widened to float32, updated, checked, cast once and written; the whole model is never in
-memory. What comes out is a stock model folder: the base's architecture, tokenizer files and config, an LM head of
-its own, no code, no trace of a soul.
+memory. The base is hashed on the way, and what was made of it is published only if it is the base that adapter and
+soul were trained on. What comes out is a stock model folder: the base's architecture, tokenizer files and config, an
+LM head of its own, no code, no trace of a soul.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.model.adapter import WEIGHTS, load_adapter
-from aegis.model.base import TOKENIZER_FILES, Base, find_base
-from aegis.model.merging import DTYPES, SLAB_BYTES, MergePlan
-from aegis.model.shards import INDEX, ShardWriter, write_index
+from aegis.model.base import TOKENIZER_FILES, Base, find_base, weights_hash_of
+from aegis.model.merging import DTYPES, MergePlan
+from aegis.model.rewriting import rewrite_shard
+from aegis.model.round_trip import RoundTrip
+from aegis.model.shards import INDEX, write_index
 from aegis.publish import Staging, publishing, refuse_existing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
@@ -91,19 +94,15 @@ def merge(
         )
     soul = load_soul(soul_path)
     base = find_base(inputs.base_model, inputs.revision)
-    plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype])
-    _check_base_hash(base, inputs.adapter, soul_path, soul)
+    round_trip = RoundTrip.of(base, inputs.adapter) if config.base_weights == "dequantized" else None
+    plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype], round_trip)
+    _refuse_folding_twice(base, soul_path, soul)
     if soul.reflection:
         progress.warn(f"the rotation in {soul_path} is a reflection (det −1); it is folded as it is")
-
     manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
-        inputs={
-            "base": base.weights_hash,
-            "adapter": file_sha256(inputs.adapter / WEIGHTS),
-            "soul": file_sha256(soul_path),
-        },
+        inputs={"adapter": file_sha256(inputs.adapter / WEIGHTS), "soul": file_sha256(soul_path)},
         facts={
             "base_model": base.name,
             "revision": base.revision,
@@ -114,55 +113,68 @@ def merge(
             "rotation": soul.kind,
             "determinant": -1 if soul.reflection else 1,
             "folded": True,
+            **_nf4_facts(plan),
         },
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
-    if reuse and finished(out, manifest) is not None:
-        return report
+    if reuse and (out / MANIFEST).is_file():
+        known = replace(manifest, inputs={**manifest.inputs, "base": base.weights_hash})
+        if finished(out, known) is not None:
+            return report
     disk.require_space(out, plan.out_bytes, "the merged model")
     with publishing(out, manifest, overwrite=overwrite) as staging:
-        _stream(plan, staging)
+        staging.inputs["base"] = _rewrite(plan, staging)
+        _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)
         _write_config(base, staging.path, config.dtype)
         _copy_companions(base, staging.path)
     return report
 
 
-def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecord) -> None:
+def _nf4_facts(plan: MergePlan) -> dict[str, str]:
+    if plan.round_trip is None:
+        return {}
+    return {
+        "nf4_dtype": str(plan.round_trip.dtype).removeprefix("torch."),
+        "nf4_device": plan.round_trip.device.type,
+    }
+
+
+def _refuse_folding_twice(base: Base, soul_path: Path, soul: SoulRecord) -> None:
+    if soul.base_hash:
+        return
+    if (base.folder / MANIFEST).is_file() and read_manifest(base.folder).facts.get("folded"):
+        raise IntegrityError(
+            f"{base.folder} already has a soul folded in, and {soul_path} does not say that it was trained on it",
+            fix="give the base the soul was trained on",
+        )
+    progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
+
+
+def _check_base_hash(base: Base, found: str, adapter: Path, soul_path: Path, soul: SoulRecord) -> None:
     claims = {str(soul_path): soul.base_hash}
     if (adapter / MANIFEST).is_file():
         claims[str(adapter)] = read_manifest(adapter).inputs.get("base", "")
     for source, claimed in claims.items():
-        if claimed and claimed != base.weights_hash:
+        if claimed and claimed != found:
             raise IntegrityError(
                 f"{source} was not trained on {base.name}",
-                why=f"it names a base with weights {claimed[:12]}…, these are {base.weights_hash[:12]}…",
+                why=f"it names a base with weights {claimed[:12]}…, these are {found[:12]}…",
                 fix="give the base it was trained on",
             )
-    if not soul.base_hash:
-        if (base.folder / MANIFEST).is_file() and read_manifest(base.folder).facts.get("folded"):
-            raise IntegrityError(
-                f"{base.folder} already has a soul folded in, and {soul_path} does not say that it was trained on it",
-                fix="give the base the soul was trained on",
-            )
-        progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
 
 
-def _stream(plan: MergePlan, staging: Staging) -> None:
-    weight_map = {}
+def _rewrite(plan: MergePlan, staging: Staging) -> str:
+    """Write every shard, and return the hash of the base's weights as they were read."""
+    digests = []
     with progress.task("merging", plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
-            outputs = list(plan.outputs(file))
-            specs = [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]
-            with ShardWriter(staging.path / file.name, specs) as writer:
-                for name, entry in outputs:
-                    for start, stop in entry.slabs(SLAB_BYTES):
-                        rows = plan.rows(name, entry, start, stop)
-                        writer.write(rows)
-                        bar.advance(rows.nbytes)
-                    weight_map[name] = file.name
-            staging.hashed(file.name, writer.bytes, writer.sha256)
+            written = rewrite_shard(plan, file, staging.path / file.name, bar.advance)
+            staging.hashed(file.name, written.bytes, written.sha256)
+            digests.append(written.source_sha256)
     if (plan.base.folder / INDEX).is_file():
+        weight_map = {name: file.name for file in plan.base.shards.files for name, _ in plan.outputs(file)}
         write_index(staging.path, weight_map, plan.out_bytes)
+    return weights_hash_of(digests)
 
 
 def _write_config(base: Base, folder: Path, dtype: str) -> None:

@@ -3,13 +3,14 @@
 The same token ids go through five models, and neighbours are compared:
 
     trained     the base as it was trained on (NF4), adapter, live soul
-    wide        the base in 16 bit, adapter, live soul
+    wide        the base in 16 bit, adapter, live soul; the base's own weights, or their NF4 round trip, as merged
     merged      the merged folder in stock transformers; no code of ours in its forward pass
     f16         its f16 GGUF in llama.cpp
     quantized   each quantized GGUF in llama.cpp
 
 wide → merged → f16 is rounding and has bounds; trained → wide and f16 → quantized are changes of precision, and are
-reported, with a bound if the user sets one.
+reported, with a bound if the user sets one. If asked, the merge that was not made is measured too: its weights are
+worked out in the place of the merged model's, one by one, and are never on disk.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from aegis import progress
 from aegis.config import TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
@@ -29,14 +31,15 @@ from aegis.manifest import Manifest, read_manifest
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
-from aegis.model.load import choose_device, load_base
+from aegis.model.load import Precision, choose_device, load_base
 from aegis.model.merging import DTYPES, MergePlan
+from aegis.model.round_trip import RoundTrip
 from aegis.proof import divergence, structure, text, tokens
 from aegis.proof.divergence import Logits, Recording
 from aegis.proof.models import llama_logits, torch_logits
 from aegis.proof.sample import LEAST_TOKENS, Sample, sequence_limit
 from aegis.proof.structure import Checks
-from aegis.proof.verdict import Kept, Step, Verdict
+from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
 from aegis.publish import publishing
 from aegis.report.pictures import draw_divergence
 from aegis.runs import Run
@@ -104,6 +107,8 @@ class _Examiner:
     sample: Sample
     f16: Path
     quantized: list[Path]
+    round_trip: RoundTrip | None
+    """What the two choices of base weights differ in, if they are to be compared."""
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -122,6 +127,7 @@ class _Examiner:
             data = training_data(TrainConfig.model_validate(manifests["train"].config), tokenizer)
             # without rows held out, the chats are the training's own: rounding does not care
             sample = Sample.of_chats(text.pieces(data.heldout or data.train), tokenizer, config.tokens, limit)
+        round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
         files = [run.gguf / str(name) for name in exported["files"]]
         f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)
         if f16 is None:
@@ -129,7 +135,7 @@ class _Examiner:
             with checks.check("f16 GGUF rebuilt", "convert"):
                 convert(run.merged, f16, model_name=str(exported["name"]), tree=config.llama_cpp_dir)
         quantized = [path for path in files if path != f16]
-        return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized)
+        return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized, round_trip)
 
     def examine(self) -> Verdict:
         """Structure first, and the models only when it holds."""
@@ -143,6 +149,18 @@ class _Examiner:
                     raise error
         return Verdict(0, tuple(self.checks.done), tuple(self.steps), {}, None)
 
+    @property
+    def base_weights(self) -> str:
+        """What was merged into."""
+        return str(self.manifests["merge"].config.get("base_weights", "original"))
+
+    def plan(self, round_trip: RoundTrip | None = None) -> MergePlan:
+        """The merge over again, into the base's own weights or their round trip."""
+        adapter, soul = load_adapter(self.run.adapter), load_soul(self.run.adapter / SOUL_FILE)
+        return MergePlan.make(
+            self.base, adapter, soul, DTYPES[str(self.manifests["merge"].config["dtype"])], round_trip
+        )
+
     def look_at_structure(self) -> None:
         """Everything that needs no forward pass."""
         run, checks = self.run, self.checks
@@ -150,9 +168,8 @@ class _Examiner:
             if load_soul(run.adapter / SOUL_FILE).reflection:
                 raise IntegrityError(f"{run.adapter / SOUL_FILE} says that it is a reflection: it was not trained here")
         with checks.check("adapter and soul fit the base", "merge"):
-            dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
-            plan = MergePlan.make(self.base, load_adapter(run.adapter), load_soul(run.adapter / SOUL_FILE), dtype)
-            structure.check_head(checks, plan, run.merged)
+            # the head makes no round trip
+            structure.check_head(checks, self.plan(), run.merged)
         structure.check_companions(checks, self.base, run.merged)
         structure.check_finite(checks, run.merged)
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
@@ -194,7 +211,8 @@ class _Examiner:
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             recorded("trained", torch_logits(model, compared, "as trained"))
         del model  # one at a time in memory
-        with live_model(self.base, self.run.adapter, "16bit", device, dtype) as model:
+        wide: Precision = "dequantized" if self.base_weights == "dequantized" else "16bit"
+        with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
             recorded("wide", torch_logits(model, compared, "16-bit base"))
         del model
         step("trained", "wide", "train", config.most_kl_precision)
@@ -202,6 +220,12 @@ class _Examiner:
         merged = load_base(self.run.merged, "16bit", device, dtype)
         recorded("merged", torch_logits(merged, compared, "merged"))
         result_kept = on_other_text("merged", merged)
+        bases: tuple[BaseChoice, ...] = ()
+        if self.round_trip is not None:
+            self._merge_the_other_way(merged, self.round_trip)
+            outputs = torch_logits(merged, compared, "merged the other way")
+            other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
+            bases = self._choices(models["trained"], models["merged"], other_way)
         del merged
         step("wide", "merged", "merge", ROUNDING_KL, ROUNDING_TOP1)
         for path in [self.f16, *self.quantized]:
@@ -218,6 +242,23 @@ class _Examiner:
             steps=tuple(steps),
             perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
             kept=Kept.measure(base_kept, result_kept),
+            bases=bases,
+        )
+
+    def _merge_the_other_way(self, model: Any, round_trip: RoundTrip) -> None:
+        """Put into the merged model what a merge with the other choice of base weights would have written."""
+        plan = self.plan(round_trip if self.base_weights == "original" else None)
+        with progress.task("merging the other way", len(round_trip.weights), "weight") as bar, torch.no_grad():
+            for name in sorted(round_trip.weights):
+                for start, stop, rows in plan.slabs(name, self.base.shards.entries[name]):
+                    model.get_parameter(name)[start:stop].copy_(rows)
+                bar.advance()
+
+    def _choices(self, trained: Recording, merged: Recording, other_way: Recording) -> tuple[BaseChoice, ...]:
+        both = {name: merged if name == self.base_weights else other_way for name in ("original", "dequantized")}
+        return tuple(
+            BaseChoice(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
+            for name, found in both.items()
         )
 
 

@@ -1,0 +1,75 @@
+"""The NF4 round trip in slabs is, to the bit, what bitsandbytes makes of the whole weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes import functional
+from torch import Tensor
+
+from aegis.model.nf4 import BLOCK, Nf4Weight
+
+CPU = torch.device("cpu")
+
+
+def by_bitsandbytes(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    codes, state = functional.quantize_4bit(weight.to(dtype), quant_type="nf4", compress_statistics=True)
+    return functional.dequantize_4bit(codes, state)
+
+
+def in_slabs(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    trip = Nf4Weight(tuple(weight.shape), dtype, CPU)
+    starts = range(0, len(weight), rows)
+    for start in reversed(starts):
+        trip.quantize(start, weight[start : start + rows])
+    trip.seal()
+    return torch.cat([trip.rows(start, min(start + rows, len(weight))) for start in starts])
+
+
+def bits(values: Tensor) -> Tensor:
+    return values.view(torch.int16 if values.dtype.itemsize == 2 else torch.int32)
+
+
+def random_weight(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(5)) * 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("shape", "rows"), [((512, 1024), 7), ((37, 192), 2), ((5, 64), 5)])
+def test_slabs_are_the_whole_to_the_bit(
+    shape: tuple[int, int], rows: int, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    """In any order of slabs, from any stored dtype, held in any; zeros, blocks of zeros and signed zeros among them."""
+    weight = random_weight(*shape).to(stored)
+    weight[1, :BLOCK] = 0
+    weight[2, :3] = torch.tensor([0.0, -0.0, 1e-30])
+    expected = by_bitsandbytes(weight, dtype)
+    assert torch.equal(bits(expected), bits(in_slabs(weight, dtype, rows)))
+    assert not torch.equal(expected, weight.to(dtype))
+
+
+def test_a_value_between_two_codes_goes_where_bitsandbytes_puts_it() -> None:
+    """On each of the 15 bounds, and one step of float32 to either side of it."""
+    code = functional.get_4bit_type("nf4", device="cpu")
+    bounds = (code[:-1] + code[1:]) / 2
+    around = torch.cat([bounds, torch.nextafter(bounds, code[1:]), torch.nextafter(bounds, code[:-1])])
+    weight = torch.ones(2, BLOCK)
+    weight[:, : len(around)] = torch.stack([around, around * 0.37])
+    weight[1, -1] = 0.37
+    assert torch.equal(bits(by_bitsandbytes(weight, torch.float32)), bits(in_slabs(weight, torch.float32, 1)))
+
+
+def test_slabs_on_their_own_are_not_the_whole() -> None:
+    """The control: with the second quantization done slab by slab the result differs."""
+    weight = random_weight(512, 1024)
+    apart = torch.cat([by_bitsandbytes(slab, torch.float32) for slab in weight.split(7)])
+    assert not torch.equal(apart, by_bitsandbytes(weight, torch.float32))
+
+
+def test_a_slab_that_fails_does_not_keep_the_others_waiting() -> None:
+    trip = Nf4Weight((4, 64), torch.float32, CPU)
+    with pytest.raises(RuntimeError):
+        trip.quantize(0, torch.empty(2, 64, device="meta"))
+    trip.quantize(2, torch.ones(2, 64))
+    trip.seal()
