@@ -14,7 +14,9 @@ import torch
 from aegis import progress
 from aegis.demo.base import ensure_demo_base
 from aegis.demo.settings import DemoSettings
+from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
+from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
 
 MakeRandom = Callable[..., Path]
 
@@ -53,10 +55,13 @@ def quick_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRandom:
-    """Write a tiny random model of any family with the quick base's tokenizer; returns its folder."""
+    """Write a tiny random model of any family; returns its folder.
+
+    Its tokenizer is the quick base's, or with `pre` a byte-level one that only `knowing_tree` can convert.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    def make(model_type: str, *, shards: int = 1, **settings: Any) -> Path:
+    def make(model_type: str, *, shards: int = 1, pre: Pre | None = None, **settings: Any) -> Path:
         folder = tmp_path_factory.mktemp(model_type) / model_type
         folder.mkdir()
         ids = json.loads((quick_base / "config.json").read_text(encoding="utf-8"))
@@ -72,6 +77,8 @@ def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> M
             "eos_token_id": ids["eos_token_id"],
             "pad_token_id": ids["pad_token_id"],
         }
+        if pre is not None:
+            shape |= {"vocab_size": PIECES + 64, "bos_token_id": None, "eos_token_id": PIECES, "pad_token_id": PIECES}
         with torch.random.fork_rng([]):
             torch.manual_seed(1618)
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | settings)))
@@ -79,11 +86,23 @@ def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> M
                 if parameter.ndim == 2:
                     # wide enough apart that a wrong head shows in the first logits
                     parameter.data.normal_(0, 0.06)
+                else:
+                    # a norm or a bias that is lost, or swapped for another, must show
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
         size = sum(p.nbytes for p in model.parameters()) // 2
         model.bfloat16().save_pretrained(folder, max_shard_size=size // shards + 1 if shards > 1 else "5GB")
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (quick_base / name).is_file():
                 shutil.copyfile(quick_base / name, folder / name)
+        if pre is not None:
+            (folder / "generation_config.json").unlink()
+            write_tokenizer(folder, pre)
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def knowing_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's converter, which knows the byte-level tokenizers that `make_random` writes."""
+    return tree_that_knows(find_tree(), tmp_path_factory.mktemp("tree") / "llama.cpp")

@@ -96,7 +96,9 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["merge"], ["export-gguf"], ["verify"], ["run"], ["chat"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["merge"], ["import-soul"], ["export-gguf"], ["verify"], ["run"], ["chat"]]
+)
 def test_help_loads_no_torch(command: list[str]) -> None:
     """It comes at once: torch, transformers and llama.cpp stay where they are."""
     code = (
@@ -151,7 +153,8 @@ def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
     told = aegis()
     assert (told.code, told.err) == (0, "")
     assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
-    assert all(command in told.out for command in ("train", "merge", "export-gguf", "verify", "run", "chat"))
+    commands = ("train", "merge", "import-soul", "export-gguf", "verify", "run", "chat")
+    assert all(command in told.out for command in commands)
 
 
 def test_the_originals_dry_run_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
@@ -320,6 +323,43 @@ def test_a_commands_exit_code_gets_out(aegis: Aegis, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(train_stage, "train", raising(typer.Exit(5)))
     assert aegis("train").code == 5
+
+
+def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+    """`verify PATH` says what it is and what is wrong, exits 0 or 5, and with --json says so in one line."""
+    told = aegis("verify", quick_base)
+    assert told.code == 0, told
+    assert told.out.endswith("sound, as far as one part alone can show\n")
+    copy = shutil.copytree(quick_base, tmp_path / "copy")
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"tie_word_embeddings": True}))
+    told = aegis("verify", copy)
+    assert told.code == 5
+    assert "FAIL  head untied" in told.out
+    assert "NOT sound" in told.out
+    told = aegis("verify", copy, "--json")
+    assert told.code == 5
+    report = json.loads(told.out.splitlines()[-1])["report"]
+    assert report["kind"] == "a model folder"
+    assert [check["name"] for check in report["checks"] if not check["ok"]]
+    assert aegis("verify", copy, "--tokens", 99).code == 2
+    assert aegis("verify", tmp_path / "absent").code == 2
+
+
+def test_an_imported_soul(aegis: Aegis, tmp_path: Path) -> None:
+    """The command says whether R is a rotation, what to type next, and refuses to write over a file."""
+    import torch
+
+    rotation = torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(32, 32, bias=False))
+    torch.save({"alpha": torch.tensor(1.0), "so8_rotation": rotation.state_dict(), "step": 7}, tmp_path / "soul.pt")
+    told = aegis("import-soul", "soul.pt", "--out", "soul.safetensors")
+    assert told.code == 0, told
+    assert "step 7" in told.out
+    assert "(det +1)" in told.out or "reflection (det −1)" in told.out
+    assert "--soul soul.safetensors" in told.out
+    assert aegis("import-soul", "soul.pt", "--out", "soul.safetensors").code == 2
+    (tmp_path / "soul.pt").write_bytes(b"no pickle")
+    assert aegis("import-soul", "soul.pt", "--out", "other.safetensors").code == 5
 
 
 def test_a_narrow_cp932_pipe(

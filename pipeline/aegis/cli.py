@@ -40,11 +40,14 @@ def options(
     json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, warnings on stderr")] = False,
 ) -> None:
     """Settings that hold for every command."""
-    from aegis.console import ConsoleReporter, JsonReporter
+    from aegis.console import ConsoleReporter
 
-    if quiet or json:
+    if json:
+        _speak_json()
+        return
+    if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the Hub's own bars show downloads otherwise
-    progress.install(JsonReporter() if json else ConsoleReporter(quiet=quiet))
+    progress.install(ConsoleReporter(quiet=quiet))
 
 
 @app.command()
@@ -114,6 +117,19 @@ def merge(
     progress.result(screens.merged(report, place.root if place else None), report)
 
 
+@app.command("import-soul")
+def import_soul(
+    soul: Annotated[Path, typer.Argument(help="soul.pt of one of the original's checkpoints")],
+    out: Annotated[Path, typer.Option(help="soul.safetensors to write")],
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn the original pipeline's soul.pt into a soul.safetensors that merge takes; nothing in it is run."""
+    from aegis.stages.import_soul import import_soul as stage
+
+    report = stage(soul, out, overwrite=overwrite)
+    progress.result(screens.imported(report), report)
+
+
 @app.command("export-gguf")
 @with_settings(ExportConfig)
 def export_gguf(
@@ -169,7 +185,7 @@ def run(
         place,
         overwrite=overwrite,
     )
-    progress.result(screens.verified(verdict, place.verify), verdict)
+    progress.result(screens.verified(verdict, place.verify), verdict.as_json())
     if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
         answers = chain.before_and_after(exported.files[0])
         progress.result(screens.before_and_after(answers), answers)
@@ -180,11 +196,27 @@ def run(
 @with_settings(VerifyConfig)
 def verify(
     flags: dict[str, Any],
+    path: Annotated[
+        Path | None, typer.Argument(help="a checkpoint, adapter, soul, merged folder or GGUF to be checked by itself")
+    ] = None,
     run: RunOption = None,
     preset: PresetOption = None,
     config: FileOption = None,
+    json: Annotated[bool, typer.Option("--json", help="the report as a JSON line on stdout")] = False,
 ) -> None:
     """Prove that what was trained is what runs; exit 5, and the guilty stage, if it is not."""
+    if json:
+        _speak_json()
+    if path is not None:
+        if run or preset or config or flags:
+            raise UsageError("one part or a whole run?", fix="give PATH alone, or --run and its settings")
+        from aegis.stages.examine import examine
+
+        found = examine(path)
+        progress.result(screens.examined(found), found)
+        if found.guilty:
+            raise typer.Exit(5)
+        return
     settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
     from aegis.runs import Run
     from aegis.stages.verify import verify as stage
@@ -192,7 +224,7 @@ def verify(
     place = Run(_existing_run(run))
     with place.lock():
         verdict = stage(place, settings)
-    progress.result(screens.verified(verdict, place.verify), verdict)
+    progress.result(screens.verified(verdict, place.verify), verdict.as_json())
     if verdict.guilty:
         raise typer.Exit(5)
 
@@ -276,6 +308,13 @@ def main() -> None:
             _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
             sys.exit(2)
         raise
+
+
+def _speak_json() -> None:
+    from aegis.console import JsonReporter
+
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    progress.install(JsonReporter())
 
 
 def _silence() -> None:

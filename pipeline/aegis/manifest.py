@@ -127,6 +127,20 @@ def verify_directory(directory: Path) -> Manifest:
     return manifest
 
 
+def verify_file(path: Path) -> bool:
+    """Check one file of a published directory against the manifest beside it; False if there is none that knows it.
+
+    Raises:
+        IntegrityError: the file, or the manifest, is not what it was.
+    """
+    if not (path.parent / MANIFEST).is_file():
+        return False
+    record = read_manifest(path.parent).files.get(path.name)
+    if record is not None and (why := _difference(path, record)) is not None:
+        raise IntegrityError(f"{path} is not what its manifest says", why=why)
+    return record is not None
+
+
 def _difference(path: Path, record: FileRecord) -> str | None:
     try:
         size = path.stat().st_size

@@ -11,7 +11,9 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.chain import Answer
     from aegis.config import TrainConfig
     from aegis.proof.verdict import Verdict
+    from aegis.stages.examine import Examination
     from aegis.stages.export import ExportReport
+    from aegis.stages.import_soul import ImportReport
     from aegis.stages.merge import MergeReport
     from aegis.stages.train import TrainReport
 
@@ -48,6 +50,16 @@ def merged(report: MergeReport, run: Path | None) -> str:
         f"{report.out}\n  {report.tensors} tensors, {report.adapted} of them adapted, "
         f"soul folded into the LM head with g {report.gate:.4f}{', head untied' if report.untied else ''}\n"
         f"next: aegis export-gguf {following}"
+    )
+
+
+def imported(report: ImportReport) -> str:
+    """After import-soul."""
+    kind = "a reflection (det −1), kept as it was trained" if report.reflection else "a rotation (det +1)"
+    return (
+        f"{report.out}\n  step {report.step}  α {report.alpha:.3f}  g {report.gate:.4f}  "
+        f"R {report.hidden_size} × {report.hidden_size}, {kind}\n"
+        f"next: aegis merge --base-model BASE --adapter FOLDER --soul {quoted(report.out)} --out FOLDER"
     )
 
 
@@ -98,6 +110,10 @@ def verified(verdict: Verdict, folder: Path) -> str:
             f"  at the best temperature  base {kept.base_tempered:.3f} (T {kept.base_temperature:.2f}), "
             f"result {kept.result_tempered:.3f} (T {kept.result_temperature:.2f})",
         ]
+        if kept.lost > 0:
+            lines.append(
+                f"  lost {kept.lost:.3f} nats a token, {kept.lost - kept.lost_tempered:.3f} of it by temperature alone"
+            )
     lines += ["", f"report: {folder / 'report.json'}"]
     if verdict.guilty is None:
         lines.append(f"proven on {verdict.tokens} tokens: what was trained is what runs")
@@ -106,6 +122,19 @@ def verified(verdict: Verdict, folder: Path) -> str:
             *(_first_line(failure) for failure in verdict.failures),
             f"NOT proven: the fault is in {verdict.guilty}",
         ]
+    return "\n".join(lines)
+
+
+def examined(found: Examination) -> str:
+    """After verify PATH: every check, one line of verdict."""
+    lines = [f"{quoted(found.path)}: {found.kind}"]
+    for check in found.checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}  {_first_line(check.detail)}")
+        lines += [] if check.ok else [f"        {line}" for line in check.detail.splitlines()[1:]]
+    if found.guilty is None:
+        lines.append("sound, as far as one part alone can show")
+    else:
+        lines.append(f"NOT sound: the fault is in what {found.guilty} makes")
     return "\n".join(lines)
 
 

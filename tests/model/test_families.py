@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aegis.errors import UnsupportedModelError
-from aegis.model.families import PROVEN, REFUSED, check_family
+from aegis.model.families import PROVEN, REFUSED, check_family, check_head_bias, families_table
 
 PHI = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 
@@ -60,6 +61,50 @@ def test_refused_by_name(config: dict[str, Any], told: str) -> None:
         check_family(config)
     assert told in str(caught.value)
     assert caught.value.exit_code == 5
+
+
+GEMMA = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},  # the defaults, of the 1B, 4B and 12B
+        {"head_dim": 256, "query_pre_attn_scalar": 256},
+        # the 27B, whose scale llama.cpp knows by its depth
+        {
+            "head_dim": 128,
+            "query_pre_attn_scalar": 168,
+            "num_hidden_layers": 62,
+            "hidden_size": 5376,
+            "num_attention_heads": 32,
+        },
+    ],
+)
+def test_gemma_3_as_it_is_published(shape: dict[str, Any]) -> None:
+    check_family(GEMMA | shape)
+
+
+def test_a_gemma_3_that_llama_cpp_would_scale_otherwise() -> None:
+    with pytest.raises(UnsupportedModelError, match="query_pre_attn_scalar is 256 and llama"):
+        check_family(GEMMA | {"head_dim": 64})
+
+
+def test_a_biased_head_only_where_llama_cpp_loads_it() -> None:
+    check_head_bias({"model_type": "phi"}, ["lm_head.weight", "lm_head.bias"])
+    check_head_bias(PHI, ["lm_head.weight", "model.layers.0.self_attn.q_proj.bias"])
+    with pytest.raises(UnsupportedModelError, match="an LM head that has a bias") as caught:
+        check_head_bias({"model_type": "gptj"}, ["lm_head.weight", "lm_head.bias"])
+    assert "output.bias" in caught.value.why
+
+
+def test_the_readme_has_the_table() -> None:
+    """Word for word, so that what it says is what tests/stages/test_live_against_gguf.py covers."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert families_table() in readme
+    refused = readme[readme.index("Refused before any work") :].partition("\n\n")[0]
+    for name in ("Gemma", "Gemma 2", "Cohere", "AWQ", "GPTQ", "bias"):
+        assert name in refused
 
 
 def test_an_empty_quantization_config_is_none() -> None:

@@ -65,6 +65,24 @@ def test_only_rotations_are_saved_or_loaded(tmp_path: Path, how: str, message: s
         load_soul(path)
 
 
+def test_a_reflection_must_be_said_to_be_one(tmp_path: Path) -> None:
+    """Said, it comes back as it is; a rotation under that flag, or a flag of another value, is refused."""
+    path = tmp_path / "soul.safetensors"
+    good = SoulRecord(so.random_rotation(1, 32, torch.Generator().manual_seed(4)), 1.5, 100, "")
+    mirrored = SoulRecord(spoiled(good.rotation, "reflected"), 1.5, 100, "", reflection=True)
+    save_soul(path, mirrored)
+    found = load_soul(path)
+    assert found.reflection
+    assert torch.equal(found.rotation, mirrored.rotation)
+    with pytest.raises(IntegrityError, match="said to be a reflection"):
+        save_soul(path, SoulRecord(good.rotation, 1.5, 100, "", reflection=True))
+    metadata = {"format": "aegis-soul", "version": "1", "kind": "dense", "hidden_size": "32", "step": "1"}
+    tensors = {"rotation": mirrored.rotation[0].contiguous(), "alpha": torch.tensor(1.0)}
+    save_file(tensors, path, metadata=metadata | {"determinant": "1"})
+    with pytest.raises(IntegrityError, match="is a reflection"):
+        load_soul(path)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no soul at"):
         load_soul(tmp_path / "absent.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable
@@ -18,15 +19,22 @@ from aegis import screens
 from aegis.config import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import DataError, IntegrityError
 from aegis.llama_cpp import GgufFile
-from aegis.manifest import MANIFEST, FileRecord, file_sha256, read_manifest
-from aegis.proof.verdict import Verdict
+from aegis.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manifest
+from aegis.model.base import load_tokenizer
+from aegis.proof import structure, text
+from aegis.proof.text import CONVERSATIONS, HARD_STRINGS
+from aegis.proof.verdict import SCHEMA, SCHEMA_VERSION, Verdict, read_report
 from aegis.runs import Run
+from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul, save_soul
 from aegis.soul.fold import fold_head
+from aegis.stages import verify as stage
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
+from tests.byte_level import Pre
+from tests.conftest import MakeRandom
 
 QUICK = VerifyConfig(tokens=256, threads=1, device="cpu")
 
@@ -93,9 +101,51 @@ def test_a_sound_run_is_proven(run: Run) -> None:
     assert found["f16 → Q4_K_M"].mean_kl > 1e-4
     assert verdict.kept is not None
     assert verdict.kept.result_tempered <= verdict.kept.result
-    report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
-    assert (report["schema"], report["version"], report["ok"]) == ("aegis-verify-report", 2, True)
+    report = read_report(run.verify / "report.json")
+    assert (report["schema"], report["version"], report["ok"]) == (SCHEMA, SCHEMA_VERSION, True)
+    assert [step["reason"].partition(" ")[0] for step in report["steps"]] == ["a", "rounding", "rounding", "a"]
+    types = next(check["detail"] for check in report["checks"] if check["name"].startswith("tensor types"))
+    assert "0 fallbacks" in types.splitlines()[0]
+    assert "output.weight: Q6_K" in types.splitlines()
+    assert report["kept"]["lost"] == pytest.approx(math.log(report["kept"]["result"] / report["kept"]["base"]))
+    assert not list(run.root.glob(".verify-*"))
     assert (run.verify / "divergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "pre", "settings"),
+    [
+        ("qwen2", "qwen2", {"tie_word_embeddings": True}),
+        ("phi", "phi-2", {"num_key_value_heads": 4, "intermediate_size": 1024}),
+    ],
+    ids=["tied", "head with bias"],
+)
+def test_other_families_are_proven(
+    tmp_path: Path, make_random: MakeRandom, knowing_tree: Path, model_type: str, pre: Pre, settings: dict[str, Any]
+) -> None:
+    """Trained, merged, exported and verified whole: a tied head, and one with a bias, whose loss is found."""
+    run = Run(tmp_path / "run")
+    short = {"max_steps": 4, "warmup_steps": 1, "annealing_steps": 2, "batch_size": 2, "max_length": 64}
+    base = make_random(model_type, pre=pre, **settings)
+    train(TrainConfig(base_model=str(base), device="cpu", learning_rate=1e-2, **short), run)
+    make_merged(run)
+    export = ExportConfig(keep_f16=True, llama_cpp_dir=knowing_tree)
+    export_gguf(run.merged, run.gguf, export)
+    verdict = verify(run, QUICK)
+    assert verdict.failures == []
+    found = {step.name: step.found for step in verdict.steps}
+    assert found["wide → merged"].mean_kl < 1e-5
+    assert found["merged → f16"].mean_kl < 1e-5
+
+    if model_type == "phi":
+        tensors = load_file(run.merged / "model.safetensors")
+        tensors["lm_head.bias"].zero_()
+        save_file(tensors, run.merged / "model.safetensors", metadata={"format": "pt"})
+        reseal(run.merged)
+        export_gguf(run.merged, run.gguf, export, overwrite=True)
+        verdict = verify(run, QUICK)
+        assert verdict.guilty == "merge"
+        assert any("lm_head.bias" in failure for failure in verdict.failures)
 
 
 COMPARED = QUICK.model_copy(update={"compare_bases": True})
@@ -153,6 +203,12 @@ def reseal(directory: Path, **inputs: str) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
+def reseal_merged(run: Run) -> None:
+    """The same for the merged folder, whose hashes the GGUF's manifest names."""
+    reseal(run.merged)
+    reseal(run.gguf, model=digest({name: file.sha256 for name, file in read_manifest(run.merged).files.items()}))
+
+
 def with_merged(change: Callable[[dict[str, torch.Tensor], Run], None]) -> Callable[[Run], None]:
     def defect(run: Run) -> None:
         path = run.merged / "model.safetensors"
@@ -174,17 +230,17 @@ def unfolded(tensors: dict[str, torch.Tensor], run: Run) -> None:
 
 
 def transposed(tensors: dict[str, torch.Tensor], run: Run) -> None:
-    soul = load_soul(run.adapter / "soul.safetensors")
+    soul = load_soul(run.adapter / SOUL_FILE)
     tensors["lm_head.weight"] = fold_head(base_tensors(run)["lm_head.weight"], soul.rotation.mT, soul.gate).half()
 
 
 def wrong_gate(tensors: dict[str, torch.Tensor], run: Run) -> None:
-    soul = load_soul(run.adapter / "soul.safetensors")
+    soul = load_soul(run.adapter / SOUL_FILE)
     tensors["lm_head.weight"] = fold_head(base_tensors(run)["lm_head.weight"], soul.rotation, 0.8).half()
 
 
 def soul_of_another_step(tensors: dict[str, torch.Tensor], run: Run) -> None:
-    soul = load_soul(run.checkpoints / "step_000012" / "soul.safetensors")
+    soul = load_soul(run.checkpoints / "step_000012" / SOUL_FILE)
     tensors["lm_head.weight"] = fold_head(base_tensors(run)["lm_head.weight"], soul.rotation, soul.gate).half()
 
 
@@ -199,11 +255,58 @@ def one_layer_lost(tensors: dict[str, torch.Tensor], run: Run) -> None:
     tensors[name] = base_tensors(run)[name].half()
 
 
+def half_the_scale(tensors: dict[str, torch.Tensor], run: Run) -> None:
+    """lora_alpha / r taken for half of what it is: every update is there, and too small."""
+    for name, tensor in base_tensors(run).items():
+        if "self_attn" in name:
+            tensors[name] = ((tensor.float() + tensors[name].float()) / 2).half()
+
+
+def embeddings_swapped(tensors: dict[str, torch.Tensor], run: Run) -> None:
+    rows = [4, 5, *range(100, 600)]
+    tensors["model.embed_tokens.weight"][rows] = tensors["model.embed_tokens.weight"][rows[::-1]]
+
+
+def other_gate_everywhere(run: Run) -> None:
+    """Somebody else's g in the soul, and every manifest made to fit."""
+    other_soul_in_adapter(run)
+    reseal(run.merged, soul=file_sha256(run.adapter / SOUL_FILE))
+    make_gguf(run)
+
+
+def reflected_soul(run: Run) -> None:
+    path = run.adapter / SOUL_FILE
+    soul = load_soul(path)
+    soul.rotation[0, :, 0] *= -1
+    save_soul(path, replace(soul, reflection=True))
+    reseal(run.adapter)
+    reseal(run.merged, soul=file_sha256(path))
+    make_gguf(run)
+
+
+def rope_scaling_lost(run: Run) -> None:
+    """As a config saved again by another program loses it; the GGUF is then made without factors too."""
+    path = run.merged / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"rope_scaling": None}), encoding="utf-8")
+    reseal(run.merged)
+    make_gguf(run)
+
+
+def tokenizer_stripped(run: Run) -> None:
+    (run.merged / "added_tokens.json").unlink()
+    path = run.merged / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "<|end|>"]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    reseal_merged(run)
+
+
 def tied_flag_left(run: Run) -> None:
     path = run.merged / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
-    reseal(run.merged)
+    reseal_merged(run)
 
 
 def flipped(path_of: Callable[[Run], Path]) -> Callable[[Run], None]:
@@ -260,8 +363,13 @@ def head_of_another_run(run: Run) -> None:
     overwrite(run, "*-F16.gguf", "output.weight", whole)
 
 
+def f16_layer_of_the_base(run: Run) -> None:
+    tensor = base_tensors(run)["model.layers.0.self_attn.o_proj.weight"]
+    overwrite(run, "*-F16.gguf", "blk.0.attn_output.weight", lambda _size: tensor.half().numpy().tobytes())
+
+
 def other_soul_in_adapter(run: Run) -> None:
-    path = run.adapter / "soul.safetensors"
+    path = run.adapter / SOUL_FILE
     soul = load_soul(path)
     save_soul(path, replace(soul, alpha=soul.alpha - 0.3))
     reseal(run.adapter)
@@ -273,51 +381,76 @@ def quantized_file_spoiled(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Defect:
-    """What is broken, how, which stage must be named, and a word the failure must hold."""
+    """What is broken, how, which stage must be named, and a word the failure must hold.
+
+    With `numbers`, the comparison of the models must name the same stage with every other check switched off.
+    """
 
     name: str
     make: Callable[[Run], None]
     stage: str
     says: str
+    numbers: bool = False
     config: VerifyConfig = QUICK
 
 
+def tensor_lost(run: Run) -> None:
+    path = next(run.gguf.glob("*-Q4_K_M.gguf"))
+    path.write_bytes(path.read_bytes().replace(b"blk.0.attn_norm.weight", b"blk.0.attn_norx.weight"))
+    reseal(run.gguf)
+
+
+NUMBERS = True
 DEFECTS = (
-    Defect("unfolded head", with_merged(unfolded), "merge", "not the folded head"),
-    Defect("transposed R", with_merged(transposed), "merge", "not the folded head"),
-    Defect("wrong g", with_merged(wrong_gate), "merge", "not the folded head"),
-    Defect("soul of another step", with_merged(soul_of_another_step), "merge", "not the folded head"),
-    Defect("adapter dropped", with_merged(adapter_dropped), "merge", "wide → merged"),
-    Defect("one LoRA layer lost", with_merged(one_layer_lost), "merge", "wide → merged"),
+    Defect("unfolded head", with_merged(unfolded), "merge", "not the folded head", NUMBERS),
+    Defect("transposed R", with_merged(transposed), "merge", "not the folded head", NUMBERS),
+    Defect("wrong g", with_merged(wrong_gate), "merge", "not the folded head", NUMBERS),
+    Defect("soul of another step", with_merged(soul_of_another_step), "merge", "not the folded head", NUMBERS),
+    Defect("wrong g in the soul, all hashes fit", other_gate_everywhere, "merge", "not the folded head", NUMBERS),
+    Defect("adapter dropped", with_merged(adapter_dropped), "merge", "wide → merged", NUMBERS),
+    Defect("one LoRA layer lost", with_merged(one_layer_lost), "merge", "wide → merged", NUMBERS),
+    Defect("adapter at half its scale", with_merged(half_the_scale), "merge", "wide → merged", NUMBERS),
+    Defect("two embeddings swapped", with_merged(embeddings_swapped), "merge", "wide → merged", NUMBERS),
     Defect("tied flag left", tied_flag_left, "merge", "leaves the head tied"),
+    Defect("rope scaling lost", rope_scaling_lost, "merge", "differs from the base's in rope_scaling"),
+    Defect("tokenizer without its added tokens", tokenizer_stripped, "merge", "is not the base's"),
     Defect("bit flipped in a shard", flipped(lambda run: run.merged / "model.safetensors"), "merge", "content changed"),
     Defect("soul swapped after the merge", other_soul_in_adapter, "merge", "another soul"),
-    Defect(
-        "bit flipped in the adapter", flipped(lambda run: run.adapter / "soul.safetensors"), "train", "content changed"
-    ),
+    Defect("bit flipped in the soul", flipped(lambda run: run.adapter / SOUL_FILE), "train", "content changed"),
+    Defect("soul that says it is a reflection", reflected_soul, "train", "not trained here"),
     Defect("bit flipped in the f16", flipped(lambda run: next(run.gguf.glob("*F16*"))), "convert", "content changed"),
+    Defect("bit flipped in Q4_K_M", flipped(lambda run: next(run.gguf.glob("*Q4*"))), "convert", "content changed"),
     Defect("general.name without phi-3", name_without_family, "convert", "other ids"),
     Defect("added tokens gone", without_added_tokens, "convert", "<|end|>"),
     Defect("rope factors gone", rope_factors_gone, "convert", "rope_factors_long"),
-    Defect("f16 head of another run", head_of_another_run, "convert", "output.weight is not"),
+    Defect("f16 head of another run", head_of_another_run, "convert", "output.weight is not", NUMBERS),
+    Defect("a layer of the f16 from the base", f16_layer_of_the_base, "convert", "merged → f16", NUMBERS),
+    Defect("a tensor of Q4_K_M lost", tensor_lost, "quantize", "every model runs: llama.cpp cannot load"),
     Defect(
         "quantized tensor spoiled",
         quantized_file_spoiled,
         "quantize",
         "f16 → Q4_K_M",
+        NUMBERS,
         QUICK.model_copy(update={"most_kl_quantized": 0.3}),
     ),
 )
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
-def test_defects_are_found_and_blamed(run: Run, defect: Defect) -> None:
+def test_defects_are_found_and_blamed(run: Run, defect: Defect, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table: defect → stage named."""
     defect.make(run)
     verdict: Verdict = verify(run, defect.config)
     assert verdict.guilty == defect.stage, verdict.failures
     assert any(defect.says in failure for failure in verdict.failures), verdict.failures
     assert json.loads((run.verify / "report.json").read_text(encoding="utf-8"))["guilty"] == defect.stage
+    if defect.numbers:
+        monkeypatch.setattr(stage._Examiner, "look_at_structure", lambda _examiner: None)
+        monkeypatch.setattr(structure, "check_published", lambda _checks, _run: None)
+        verdict = verify(run, defect.config)
+        assert verdict.guilty == defect.stage, verdict.steps
+        assert {check.ok for check in verdict.checks} <= {True}
 
 
 def test_an_unfinished_run_says_what_to_do(run: Run) -> None:
@@ -338,3 +471,13 @@ def test_own_text(run: Run, tmp_path: Path) -> None:
     verdict = verify(run, QUICK.model_copy(update={"text": path}))
     assert verdict.guilty is None
     assert verdict.tokens == 256
+    # every paragraph plain, up to 64 of them, and as many chats, beside the strings that are always compared
+    given = {check.name: check.detail for check in verdict.checks}
+    own = verify(run, QUICK)
+    usual = next(check.detail for check in own.checks if check.name.startswith("token ids of"))
+    told = next(detail for name, detail in given.items() if name.startswith("token ids of"))
+    assert int(told.split()[0]) == len(HARD_STRINGS) + len(CONVERSATIONS) + 1 + 2 * 40
+    assert int(usual.split()[0]) > len(HARD_STRINGS) + len(CONVERSATIONS) + 1
+    examiner_chats = text.rendered(["一つ。", "二つ。"], load_tokenizer(run.merged))
+    assert all("<|user|>" in chat for chat in examiner_chats)
+    assert len(examiner_chats) == 2

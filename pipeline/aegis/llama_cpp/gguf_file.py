@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -62,20 +65,43 @@ class GgufFile:
         Raises:
             IntegrityError: the file has no such tensor, or its type cannot be dequantized.
         """
+        return self._values(self._info(name), 0, None)
+
+    def slabs(self, name: str, slab_bytes: int) -> Iterator[NDArray[np.generic]]:
+        """One tensor's values as `tensor` gives them, some rows at a time: about `slab_bytes` of float32 each.
+
+        Raises:
+            IntegrityError: the file has no such tensor, or its type cannot be dequantized.
+        """
+        info = self._info(name)
+        rows = math.prod(info.shape[:-1])
+        step = max(1, slab_bytes // (4 * info.shape[-1]))
+        flat = replace(info, shape=(rows, info.shape[-1]))
+        for start in range(0, rows, step):
+            yield self._values(flat, start, min(start + step, rows))
+
+    def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
             raise IntegrityError(f"{self.path} has no tensor {name!r}")
+        return info
+
+    def _values(self, info: TensorInfo, start: int, stop: int | None) -> NDArray[np.generic]:
+        """Entries [start, stop) of the first dimension."""
         assert self._data is not None, "the file is open"
+        stop = info.shape[0] if stop is None else stop
+        shape = (stop - start, *info.shape[1:])
+        entry_bytes = info.size_bytes // info.shape[0]
+        offset, size = info.offset_bytes + start * entry_bytes, (stop - start) * entry_bytes
         plain = (_PLAIN | _INTEGERS).get(info.type)
         if plain is not None:
-            count = info.size_bytes // np.dtype(plain).itemsize
-            view: NDArray[np.generic] = np.frombuffer(self._data, plain, count, info.offset_bytes)
-            return view.reshape(info.shape)
-        raw = np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset_bytes)
+            view: NDArray[np.generic] = np.frombuffer(self._data, plain, size // np.dtype(plain).itemsize, offset)
+            return view.reshape(shape)
+        raw = np.frombuffer(self._data, np.uint8, size, offset)
         try:
-            values: NDArray[np.float32] = dequantize(raw.reshape(*info.shape[:-1], -1), GGMLQuantizationType[info.type])
+            values: NDArray[np.float32] = dequantize(raw.reshape(*shape[:-1], -1), GGMLQuantizationType[info.type])
         except NotImplementedError as error:
-            raise IntegrityError(f"{name} in {self.path} is {info.type}, which cannot be read") from error
+            raise IntegrityError(f"{info.name} in {self.path} is {info.type}, which cannot be read") from error
         return values
 
     def close(self) -> None:

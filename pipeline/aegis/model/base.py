@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.config import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
-from aegis.model.families import PROVEN, check_family
+from aegis.model.families import PROVEN, check_family, check_head_bias
 from aegis.model.shards import ShardSet
 
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
@@ -105,7 +105,7 @@ def find_base(name: str, revision: str | None = None) -> Base:
             f"the family {base.config['model_type']!r} has not been proven end to end; "
             "export checks the head and stops if it was lost"
         )
-    _ = base.shards
+    check_head_bias(base.config, base.shards.entries)
     return base
 
 

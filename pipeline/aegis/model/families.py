@@ -1,29 +1,72 @@
 """Which bases come through the pipeline unharmed, and which are refused before any work, with the reason.
 
-What llama.cpp's converter does to each was read in its tree (conversion/*.py at the pinned commit); what is called
-proven here has an end-to-end test, live soul against GGUF.
+What llama.cpp's converter does to each was read in its tree (conversion/*.py at the pinned commit), what its runtime
+loads in src/models/*.cpp. What is called proven here has an end-to-end test, live soul against GGUF, for every LM
+head and tokenizer it names; the README's table is made from this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from aegis.errors import UnsupportedModelError
+from aegis.model.shards import HEAD_BIAS
 
-PROVEN = frozenset({"phi3", "llama", "mistral"})
+HeadKind = Literal["own", "tied", "with bias"]
+Vocabulary = Literal["SentencePiece", "byte-level BPE"]
+
+_SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family that comes through whole.
+
+    Attributes:
+        name: as people call it.
+        heads: the LM heads it was proven with.
+        targets: its attention projections, which the adapter goes on.
+        vocabulary: the kind of tokenizer whose ids were compared in transformers and llama.cpp, if any were.
+        remark: what is special about it.
+    """
+
+    name: str
+    heads: tuple[HeadKind, ...]
+    vocabulary: Vocabulary | None = None
+    targets: tuple[str, ...] = _SPLIT
+    remark: str = ""
+
+
+PROVEN: Mapping[str, Family] = {
+    "phi3": Family(
+        "Phi-3, Phi-3.5", ("own",), "SentencePiece", ("qkv_proj", "o_proj"), remark="fused projections, LongRoPE"
+    ),
+    "llama": Family("Llama", ("own", "tied"), "byte-level BPE"),
+    "mistral": Family("Mistral", ("own",)),
+    "qwen2": Family("Qwen2, Qwen2.5", ("own", "tied"), "byte-level BPE", remark="bias on q, k and v"),
+    "qwen3": Family("Qwen3", ("own", "tied"), "byte-level BPE", remark="norms on q and k"),
+    "gemma3_text": Family("Gemma 3, text only", ("tied",), remark="refused if conversion cuts the embeddings"),
+    "smollm3": Family("SmolLM3", ("tied",), "byte-level BPE", remark="layers without RoPE"),
+    "phi": Family("Phi-1.5, Phi-2", ("with bias",), "byte-level BPE", ("q_proj", "k_proj", "v_proj", "dense")),
+}
 
 _HEAD_DROPPED = (
     "llama.cpp's converter drops its lm_head.weight and the runtime uses the embeddings instead, "
     "so the soul folded into the head would vanish without a word"
 )
+_NO_PLACE = "llama.cpp has no place for an LM head of its own in this architecture"
 REFUSED: Mapping[str, str] = {
     "gemma": _HEAD_DROPPED,
     "gemma2": _HEAD_DROPPED,
-    "gemma3n_text": _HEAD_DROPPED,
-    "cohere": "llama.cpp has no place for an LM head of its own in this architecture",
-    "cohere2": "llama.cpp has no place for an LM head of its own in this architecture",
+    "cohere": _NO_PLACE,
+    "cohere2": _NO_PLACE,
 }
+
+_BIASED_HEADS = frozenset({"phi", "phimoe"})
+"""Families whose output.bias llama.cpp loads (src/models/phi2.cpp, phimoe.cpp) and transformers trains."""
+_GEMMA_27B_LAYERS = 62
 
 
 def check_family(config: Mapping[str, Any]) -> None:
@@ -58,6 +101,47 @@ def check_family(config: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(
             f"{called}: the installed transformers has no class of its own for it",
             why="code that comes with a model is never run",
+        )
+    if model_type == "gemma3_text":
+        _check_attention_scale(called, config)
+
+
+def check_head_bias(config: Mapping[str, Any], tensors: Collection[str]) -> None:
+    """Refuse a base whose LM head has a bias that llama.cpp would not load.
+
+    Args:
+        config: config.json.
+        tensors: the names of the base's tensors.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    if HEAD_BIAS in tensors and config.get("model_type") not in _BIASED_HEADS:
+        raise UnsupportedModelError(
+            f"{config.get('model_type')} with an LM head that has a bias is not supported",
+            why="llama.cpp has no place for output.bias in this architecture",
+        )
+
+
+def families_table() -> str:
+    """What was proven, as the README has it: a Markdown table."""
+    rows = ["| family | `model_type` | LM head | adapter on | token ids | |", "| --- | --- | --- | --- | --- | --- |"]
+    for model_type, family in PROVEN.items():
+        targets = ", ".join(f"`{target}`" for target in family.targets)
+        cells = (family.name, f"`{model_type}`", ", ".join(family.heads), targets, family.vocabulary or "–")
+        rows.append(f"| {' | '.join((*cells, family.remark))} |")
+    return "\n".join(rows)
+
+
+def _check_attention_scale(called: str, config: Mapping[str, Any]) -> None:
+    """Gemma 3 configs may scale attention as they like; llama.cpp reads it off the shape (src/models/gemma3.cpp)."""
+    head_dim, scalar = config.get("head_dim", 256), config.get("query_pre_attn_scalar", 256)
+    if config.get("num_hidden_layers") == _GEMMA_27B_LAYERS:
+        head_dim = config.get("hidden_size", 0) // max(1, config.get("num_attention_heads", 1))
+    if scalar != head_dim:
+        raise UnsupportedModelError(
+            f"{called}: query_pre_attn_scalar is {scalar} and llama.cpp takes it to be {head_dim}",
+            why="it reads the scale of attention off the model's shape, so that another model would run",
         )
 
 

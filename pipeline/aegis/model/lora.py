@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from aegis.errors import UsageError
+from aegis.model.families import PROVEN
 
-_ATTENTION = (("qkv_proj", "o_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"))
+_ATTENTION = tuple(dict.fromkeys(family.targets for family in PROVEN.values()))
 
 
 @dataclass(frozen=True)

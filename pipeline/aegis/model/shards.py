@@ -29,6 +29,7 @@ from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEAD = "lm_head.weight"
+HEAD_BIAS = "lm_head.bias"
 
 _FLUSH_BYTES = 64 << 20
 

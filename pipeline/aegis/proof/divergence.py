@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from aegis.errors import IntegrityError
 
 Logits = NDArray[np.float32]
-_ROWS = 256
+_CHUNK = 1 << 23
+"""Logits looked at together: 67 MB in float64, of which a comparison holds half a dozen at a time."""
+_SCRATCH = ".verify-"
 _TEMPERATURES = (0.25, 8.0)
 
 
@@ -50,10 +53,15 @@ class Divergence:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A directory for recordings; 2,000 positions of a vocabulary of 32,064 take 257 MB each."""
-    with TemporaryDirectory(prefix="aegis-verify-", ignore_cleanup_errors=True) as directory:
-        yield Path(directory)
+def scratch(directory: Path) -> Iterator[Path]:
+    """A place for recordings inside `directory`: /tmp is memory on some machines.
+
+    2,048 positions take 263 MB of a vocabulary of 32,064, and 2.1 GB of one of 262,144.
+    """
+    for leftover in directory.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with TemporaryDirectory(prefix=_SCRATCH, dir=directory, ignore_cleanup_errors=True) as work:
+        yield Path(work)
 
 
 def record(path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[int]]) -> Recording:
@@ -86,7 +94,7 @@ def compare(reference: Recording, model: Recording) -> Divergence:
             f"the models have vocabularies of {reference.logits.shape[1]} and {model.logits.shape[1]} tokens"
         )
     kl, agreed, delta = [], 0, 0.0
-    for rows in _slices(len(reference.targets)):
+    for rows in _slices(reference):
         one, other = reference.logits[rows].astype(np.float64), model.logits[rows].astype(np.float64)
         delta = max(delta, float(np.abs(one - other).max()))
         agreed += int((one.argmax(-1) == other.argmax(-1)).sum())
@@ -102,7 +110,7 @@ def compare(reference: Recording, model: Recording) -> Divergence:
 def perplexity(model: Recording, temperature: float = 1.0) -> float:
     """exp of the mean cross-entropy of the tokens that followed, with the logits divided by `temperature`."""
     total = 0.0
-    for rows in _slices(len(model.targets)):
+    for rows in _slices(model):
         targets = model.targets[rows]
         scored = targets >= 0
         log_p = log_softmax(model.logits[rows][scored].astype(np.float64) / temperature)
@@ -138,6 +146,8 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return normed
 
 
-def _slices(count: int) -> Iterator[slice]:
-    for start in range(0, count, _ROWS):
-        yield slice(start, start + _ROWS)
+def _slices(recording: Recording) -> Iterator[slice]:
+    positions, vocab_size = recording.logits.shape
+    rows = max(1, _CHUNK // vocab_size)
+    for start in range(0, positions, rows):
+        yield slice(start, start + rows)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile, fallback_tensors
-from aegis.model.shards import HEAD, ShardSet, TensorEntry
+from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
 
 _SLAB_BYTES = 16 << 20
 
@@ -31,6 +31,10 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
             wrong.append("output.weight is missing: the converter dropped the LM head, and the soul with it")
         elif head is not None and not same_as_f16(gguf.tensor("output.weight"), head):
             wrong.append(f"output.weight is not {HEAD} of the folder")
+        wrong += _head_bias(gguf, shards)
+        rows, tokens = _rows(gguf, "token_embd.weight"), gguf.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, list) and rows != len(tokens):
+            wrong.append(f"token_embd.weight has {rows} rows for {len(tokens)} tokens: the converter cut it")
         wrong += [f"{name} holds NaN or Inf in float16" for name in _not_finite(gguf)]
         template = tokenizer.chat_template
         if isinstance(template, dict):  # several templates, by name
@@ -64,6 +68,21 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
             why="\n".join(wrong),
             fix="values beyond float16's range come from the base or a large adapter; anything else, please report",
         )
+
+
+def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[str]:
+    """What is wrong with the LM head's bias: the folder's and the GGUF's, which is float32, must be the same."""
+    bias, name = shards.entries.get(HEAD_BIAS), "output.bias"
+    if bias is None:
+        return [f"{name} is there, and the folder's LM head has no bias"] if name in gguf.tensors else []
+    if name not in gguf.tensors:
+        return [f"{name} is missing: the converter dropped the LM head's bias"]
+    same = np.array_equal(gguf.tensor(name).astype(np.float32), bias.read().float().numpy())
+    return [] if same else [f"{name} is not {HEAD_BIAS} of the folder"]
+
+
+def _rows(gguf: GgufFile, name: str) -> int:
+    return gguf.tensors[name].shape[0] if name in gguf.tensors else 0
 
 
 def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:

@@ -16,11 +16,15 @@ from aegis.errors import AegisError, IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.manifest import Manifest, digest, file_sha256, verify_directory
 from aegis.model.adapter import WEIGHTS
+from aegis.model.base import TOKENIZER_FILES, Base, read_config
 from aegis.model.merging import SLAB_BYTES, MergePlan
-from aegis.model.shards import HEAD, ShardSet
+from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
 from aegis.runs import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
+
+_EDITED = frozenset({"tie_word_embeddings", "auto_map", "quantization_config", "dtype", "torch_dtype"})
+"""The keys of config.json that merge changes or leaves out."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Checks:
 
     def __init__(self) -> None:
         self.done: list[Check] = []
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.done)
 
     @contextmanager
     def check(self, name: str, stage: str) -> Iterator[Callable[[str], None]]:
@@ -86,7 +94,17 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
             if not torch.allclose(found, wanted, rtol=2 * step, atol=1e-7):
                 worst = ((found - wanted).norm() / wanted.norm()).item()
                 raise IntegrityError(f"{HEAD} of {merged} is not the folded head: off by {worst:.2g} of its norm")
+        bias, base_bias = (shards.entries.get(HEAD_BIAS) for shards in (ShardSet.open(merged), plan.base.shards))
+        if (bias is None) != (base_bias is None) or (
+            bias is not None and base_bias is not None and not torch.equal(bias.read(), base_bias.read().to(bias.dtype))
+        ):
+            raise IntegrityError(f"{HEAD_BIAS} of {merged} is not the base's")
         tell(f"g {plan.soul.gate:.4f}, {plan.soul.kind}")
+    check_stock(checks, merged)
+
+
+def check_stock(checks: Checks, merged: Path) -> None:
+    """A folder that any program reads rightly: the head is its own, and nothing in it is ours or code."""
     with checks.check("head untied, no code, no soul tensor", "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         if config.get("tie_word_embeddings") is not False:
@@ -95,6 +113,34 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
             raise IntegrityError(f"{merged} names or holds code")
         if odd := [name for name in ShardSet.open(merged).entries if "soul" in name or "lora" in name]:
             raise IntegrityError(f"{merged} holds {odd[0]}, which no stock model has")
+
+
+def check_companions(checks: Checks, base: Base, merged: Path) -> None:
+    """The tokenizer's files are the base's, and so is the config but for what merging changes."""
+    with checks.check("tokenizer and config are the base's", "merge") as tell:
+        files = [name for name in TOKENIZER_FILES if (base.folder / name).is_file() or (merged / name).is_file()]
+        for name in files:
+            if _content(base.folder / name) != _content(merged / name):
+                raise IntegrityError(f"{merged / name} is not the base's")
+        before, after = (
+            {key: value for key, value in read_config(folder).items() if key not in _EDITED}
+            for folder in (base.folder, merged)
+        )
+        if odd := sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
+            raise IntegrityError(f"{merged}/config.json differs from the base's in {', '.join(odd)}")
+        tell(f"{len(files)} tokenizer files")
+
+
+def _content(path: Path) -> object:
+    """A file's bytes, or of tokenizer_config.json what it says but for code; None where there is no file."""
+    if not path.is_file():
+        return None
+    if path.name != "tokenizer_config.json":
+        return path.read_bytes()
+    try:
+        return {key: value for key, value in json.loads(path.read_bytes()).items() if key != "auto_map"}
+    except (ValueError, AttributeError) as error:
+        raise IntegrityError(f"{path} is no JSON object", why=str(error)) from None
 
 
 def check_finite(checks: Checks, merged: Path) -> None:
@@ -129,10 +175,11 @@ def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, A
 
 
 def check_types(checks: Checks, path: Path, quant: str, head_quant: str | None) -> None:
-    """The quantization type of every tensor, and those that fell back."""
+    """The quantization type of every tensor, one a line behind the first, and how many fell back."""
     with checks.check(f"tensor types of {path.name}", "quantize") as tell:
         fallbacks = check_quantized(path, quant, head_quant)
         with GgufFile(path) as gguf:
             types = Counter(info.type for info in gguf.tensors.values())
+            each = [f"{info.name}: {info.type}" for info in gguf.tensors.values()]
         counted = ", ".join(f"{count} {name}" for name, count in types.most_common())
-        tell(f"{counted}; {len(fallbacks)} fallbacks")
+        tell("\n".join([f"{counted}; {len(fallbacks)} fallbacks", *each]))

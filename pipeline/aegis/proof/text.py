@@ -98,6 +98,20 @@ def read_text(path: Path, tokenizer: Any, least_tokens: int) -> list[str]:
     return paragraphs
 
 
+def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
+    """Texts as questions and answers, through the tokenizer's template; none without one, or if it refuses them."""
+    if not tokenizer.chat_template:
+        return []
+    chats = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        for asked, answered in itertools.pairwise([*texts, *texts[:1]])
+    ]
+    try:
+        return [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    except Exception:  # a template may refuse a chat with any exception
+        return []
+
+
 def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
     """The chats this tokenizer's template accepts; none without a template."""
     if not tokenizer.chat_template:

@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from aegis.llama_cpp import Runtime
 from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, conversations_for
 
 
-def disagreements(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> tuple[int, list[str]]:
-    """Tokenize hard strings, `texts` and chats on both sides.
+@dataclass(frozen=True)
+class Parity:
+    """What came of tokenizing the same texts on both sides.
 
-    Returns:
-        How many were compared, and a line for each on which the ids differ.
+    Attributes:
+        compared: how many texts and chats.
+        wrong: a line for each on which the ids differ.
+        remarks: differences that are the two programs' own, and that no conversion can mend.
     """
-    compared, wrong = 0, []
-    for text in (*HARD_STRINGS, *texts):
-        compared += 1
+
+    compared: int
+    wrong: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> Parity:
+    """Tokenize hard strings, `texts` and chats in transformers and in llama.cpp."""
+    wrong, composed = [], False
+    plain = (*HARD_STRINGS, *texts)
+    for text in plain:
         ours, theirs = tokenizer(text).input_ids, runtime.tokenize(text, add_bos=True)
+        if ours == theirs:
+            continue
+        if _is_composed_first(tokenizer, text) and runtime.tokenize(_composed(text), add_bos=True) == ours:
+            composed = True
+            continue
+        wrong.append(f"{text[:30]!r}: {_first_difference(ours, theirs)}")
+    chats = conversations_for(tokenizer)
+    for messages in chats:
+        ours, theirs = chat_ids(tokenizer, list(messages)), runtime.chat_tokens(list(messages))
         if ours != theirs:
-            wrong.append(f"{text[:30]!r}: {ours[:8]} in transformers, {theirs[:8]} in llama.cpp")
-    for messages in conversations_for(tokenizer):
-        compared += 1
-        theirs = runtime.chat_tokens(list(messages))
-        ours = chat_ids(tokenizer, list(messages))
-        if ours != theirs:
-            where = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-            )
-            wrong.append(f"a chat of {len(messages)}: ids differ from token {where} on ({len(ours)} and {len(theirs)})")
-    return compared, wrong
+            wrong.append(f"a chat of {len(messages)}: {_first_difference(ours, theirs)}")
+    remarks = []
+    if composed:
+        remarks.append("text with combining marks gets other ids: transformers composes it (NFC), llama.cpp does not")
+    full_width = list(FULL_WIDTH_START)
+    if chats and chat_ids(tokenizer, full_width) != runtime.chat_tokens(full_width):
+        remarks.append("a message that begins with a full-width space gets other ids: llama.cpp keeps it after a tag")
+    return Parity(len(plain) + len(chats), tuple(wrong), tuple(remarks))
 
 
-def strips_full_width_space(tokenizer: Any, runtime: Runtime) -> bool:
-    """Whether both sides agree on a message that begins with U+3000 (see `FULL_WIDTH_START`)."""
-    if not conversations_for(tokenizer):
-        return True
-    messages = list(FULL_WIDTH_START)
-    return chat_ids(tokenizer, messages) == runtime.chat_tokens(messages)
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _is_composed_first(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer gives a text the ids of its composed form, as Qwen's does and llama.cpp never."""
+    composed = _composed(text)
+    return composed != text and bool(tokenizer(text).input_ids == tokenizer(composed).input_ids)
+
+
+def _first_difference(ours: list[int], theirs: list[int]) -> str:
+    where = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return (
+        f"from token {where} on {ours[where : where + 4]} in transformers, {theirs[where : where + 4]} in llama.cpp "
+        f"({len(ours)} and {len(theirs)} tokens)"
+    )
 
 
 def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from aegis.errors import IntegrityError
 from aegis.proof.divergence import Divergence, Recording, best_temperature, perplexity
 from aegis.proof.structure import Check
 
@@ -27,6 +31,15 @@ class Step:
     def ok(self) -> bool:
         kl_ok = self.most_kl is None or self.found.mean_kl <= self.most_kl
         return kl_ok and (self.least_top1 is None or self.found.top1 >= self.least_top1)
+
+    @property
+    def reason(self) -> str:
+        """Why there is this bound, or none."""
+        if self.least_top1 is not None:
+            return "rounding to 16 bit, and nothing else, may lie between these two"
+        if self.most_kl is not None:
+            return "a change of precision, with the bound that was asked for"
+        return "a change of precision: reported, without a bound"
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,16 @@ class Kept:
     result_tempered: float
     base_temperature: float
     result_temperature: float
+
+    @property
+    def lost(self) -> float:
+        """Nats a token by which the result predicts the text worse than the base; below 0 it is better."""
+        return math.log(self.result / self.base)
+
+    @property
+    def lost_tempered(self) -> float:
+        """What is left of that when each model has its best temperature."""
+        return math.log(self.result_tempered / self.base_tempered)
 
     @classmethod
     def measure(cls, base: Recording, result: Recording) -> Kept:
@@ -112,8 +135,32 @@ class Verdict:
             "guilty": self.guilty,
             "tokens": self.tokens,
             "checks": [asdict(check) for check in self.checks],
-            "steps": [{**asdict(step), "ok": step.ok} for step in self.steps],
+            "steps": [{**asdict(step), "ok": step.ok, "reason": step.reason} for step in self.steps],
             "perplexity": self.perplexity,
-            "kept": asdict(self.kept) if self.kept else None,
+            "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}
+            if self.kept
+            else None,
             "bases": [asdict(choice) for choice in self.bases],
         }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report.json.
+
+    Raises:
+        IntegrityError: it is damaged, or of another version.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = (report["schema"], report["version"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is no report of verify", why=f"{type(error).__name__}: {error}") from None
+    if found != (SCHEMA, SCHEMA_VERSION):
+        raise IntegrityError(
+            f"{path} is of another version",
+            why=f"it says {found[0]!r}, version {found[1]!r}; this program knows {SCHEMA!r}, version {SCHEMA_VERSION}",
+            fix="verify the run again",
+        )
+    if not isinstance(report.get("ok"), bool):
+        raise IntegrityError(f"{path} does not say what was found")
+    return dict(report)

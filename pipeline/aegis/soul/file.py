@@ -2,7 +2,7 @@
 
 Tensors: `rotation` float32, (hidden_size/8, 8, 8) for so8 or (hidden_size, hidden_size) for dense, with
 thought = F.linear(h, R); `alpha`, a float32 scalar. Metadata (strings): format, version, kind, hidden_size, step,
-base_hash.
+base_hash; determinant, "-1", where R is a reflection, as only a soul that was trained elsewhere can be.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from aegis.soul.gate import gate
 FORMAT = "aegis-soul"
 VERSION = 1
 FILE_NAME = "soul.safetensors"
+_DETERMINANT, _REFLECTED = "determinant", "-1"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class SoulRecord:
         alpha: α; the gate is its sigmoid.
         step: the optimizer step it was saved after.
         base_hash: sha256 that names the base's weights, or "" if unknown.
+        reflection: det R = −1; ours never are, and a record that does not say so is refused if it is one.
     """
 
     rotation: Tensor
     alpha: float
     step: int
     base_hash: str
+    reflection: bool = False
 
     @property
     def gate(self) -> float:
@@ -59,9 +62,9 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
     """Write `soul` to `path`, after the same checks that loading makes.
 
     Raises:
-        IntegrityError: R is not a finite rotation; nothing is written.
+        IntegrityError: R is not a finite rotation, or not the reflection it is said to be; nothing is written.
     """
-    _check_rotation(path, soul.rotation)
+    _check_rotation(path, soul.rotation, reflection=soul.reflection)
     rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation
     tensors = {"rotation": rotation.cpu().contiguous(), "alpha": torch.tensor(soul.alpha, dtype=torch.float32)}
     metadata = {
@@ -72,6 +75,8 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
         "step": str(soul.step),
         "base_hash": soul.base_hash,
     }
+    if soul.reflection:
+        metadata[_DETERMINANT] = _REFLECTED
     path.write_bytes(_with_sorted_header(save(tensors, metadata)))
 
 
@@ -106,14 +111,15 @@ def load_soul(path: Path) -> SoulRecord:
         or metadata.get("hidden_size") != str(rotation.shape[0] * rotation.shape[1])
     ):
         raise IntegrityError(f"{path}: rotation has shape {tuple(rotation.shape)}, which fits no hidden size it names")
-    _check_rotation(path, rotation)
+    reflection = metadata.get(_DETERMINANT) == _REFLECTED
+    _check_rotation(path, rotation, reflection=reflection)
     try:
         step = int(metadata.get("step", ""))
     except ValueError as error:
         raise IntegrityError(f"{path}: its step is {metadata.get('step')!r}") from error
     if not torch.isfinite(alpha).all():
         raise IntegrityError(f"{path}: alpha is {alpha.item()}")
-    return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""))
+    return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""), reflection)
 
 
 def _with_sorted_header(data: bytes) -> bytes:
@@ -125,7 +131,7 @@ def _with_sorted_header(data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
-def _check_rotation(path: Path, rotation: Tensor) -> None:
+def _check_rotation(path: Path, rotation: Tensor, *, reflection: bool) -> None:
     if not torch.isfinite(rotation).all():
         raise IntegrityError(f"{path}: the rotation holds NaN or Inf")
     defect = so.orthogonality_defect(rotation.double()).abs().max().item()
@@ -134,5 +140,8 @@ def _check_rotation(path: Path, rotation: Tensor) -> None:
             f"{path}: the rotation is not orthogonal",
             why=f"|RᵀR − I| reaches {defect:.2g}, rounding stays under {so.ORTHOGONALITY_BOUND:g}",
         )
-    if (so.determinant_sign(rotation) < 0).any():
+    signs = so.determinant_sign(rotation)
+    if reflection and (signs > 0).all():
+        raise IntegrityError(f"{path}: the rotation is said to be a reflection", why="its determinant is +1")
+    if not reflection and (signs < 0).any():
         raise IntegrityError(f"{path}: the rotation is a reflection", why="its determinant is −1")

@@ -97,6 +97,8 @@ def merge(
     round_trip = RoundTrip.of(base, inputs.adapter) if config.base_weights == "dequantized" else None
     plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype], round_trip)
     _refuse_folding_twice(base, soul_path, soul)
+    if soul.reflection:
+        progress.warn(f"the rotation in {soul_path} is a reflection (det −1); it is folded as it is")
     manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
@@ -109,6 +111,7 @@ def merge(
             "gate": soul.gate,
             "soul_step": soul.step,
             "rotation": soul.kind,
+            "determinant": -1 if soul.reflection else 1,
             "folded": True,
             **_nf4_facts(plan),
         },

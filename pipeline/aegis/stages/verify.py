@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ import torch
 
 from aegis import progress
 from aegis.config import TrainConfig, VerifyConfig
-from aegis.demo.corpus import documents
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.manifest import Manifest, read_manifest
@@ -38,6 +37,7 @@ from aegis.model.round_trip import RoundTrip
 from aegis.proof import divergence, structure, text, tokens
 from aegis.proof.divergence import Logits, Recording
 from aegis.proof.models import llama_logits, torch_logits
+from aegis.proof.sample import LEAST_TOKENS, Sample, sequence_limit
 from aegis.proof.structure import Checks
 from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
 from aegis.publish import publishing
@@ -52,8 +52,8 @@ ROUNDING_KL = 1e-4
 """Mean KL in nats that 16-bit rounding stays under on real text."""
 ROUNDING_TOP1 = 0.995
 """Share of positions whose likeliest token rounding leaves alone: only near-ties flip."""
-_SEQUENCE_TOKENS = 512
-_LEAST_TOKENS = 64
+_MAKERS = ("train", "train", "merge", "convert", "quantize")
+"""The stage that made the model after so many have run."""
 
 
 def verify(run: Run, config: VerifyConfig) -> Verdict:
@@ -68,16 +68,21 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
             raise IntegrityError(
                 f"{run.root} is not finished: there is no {directory.name}/", fix=f"run: aegis {stage} --run {run.root}"
             )
-    with divergence.scratch() as work:
-        examiner = _Examiner.begin(run, config, work)
-        examiner.look_at_structure()
-        # a part that is not what it should be has been named already, and may not even load
-        sound = all(check.ok for check in examiner.checks.done)
-        verdict = examiner.compare_models() if sound else Verdict(0, tuple(examiner.checks.done), (), {}, None)
+    checks = Checks()
+    structure.check_published(checks, run)
+    manifests: dict[str, Manifest] = {}
+    verdict = Verdict(0, tuple(checks.done), (), {}, None)
+    if checks.ok:  # else a part that is not what it should be has been named already, and may not even load
+        manifests = {
+            stage: read_manifest(directory)
+            for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
+        }
+        with divergence.scratch(run.root) as work:
+            verdict = _Examiner.begin(run, config, manifests, checks, work).examine()
     manifest = Manifest(
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
-        inputs={stage: found.identity for stage, found in examiner.manifests.items()},
+        inputs={stage: found.identity for stage, found in manifests.items()},
         facts={"ok": verdict.guilty is None},
     )
     with publishing(run.verify, manifest, overwrite=True) as staging:
@@ -99,31 +104,50 @@ class _Examiner:
     manifests: dict[str, Manifest]
     checks: Checks
     work: Path
+    sample: Sample
     f16: Path
     quantized: list[Path]
     round_trip: RoundTrip | None
     """What the two choices of base weights differ in, if they are to be compared."""
+    models: dict[str, Recording] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, run: Run, config: VerifyConfig, work: Path) -> _Examiner:
-        checks = Checks()
-        structure.check_published(checks, run)
-        manifests = {
-            stage: read_manifest(directory)
-            for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
-        }
-        facts = manifests["train"].facts
+    def begin(
+        cls, run: Run, config: VerifyConfig, manifests: dict[str, Manifest], checks: Checks, work: Path
+    ) -> _Examiner:
+        facts, exported = manifests["train"].facts, manifests["convert"].facts
         base = find_base(str(facts["base_model"]), facts["revision"])
+        tokenizer = load_tokenizer(base.folder)
+        limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), int(exported["context_tokens"]))
+        if config.text is not None:
+            paragraphs = text.read_text(config.text, tokenizer, LEAST_TOKENS)
+            sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
+        else:
+            data = training_data(TrainConfig.model_validate(manifests["train"].config), tokenizer)
+            # without rows held out, the chats are the training's own: rounding does not care
+            sample = Sample.of_chats(text.pieces(data.heldout or data.train), tokenizer, config.tokens, limit)
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
-        files = [run.gguf / str(name) for name in manifests["convert"].facts["files"]]
+        files = [run.gguf / str(name) for name in exported["files"]]
         f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)
         if f16 is None:
             f16 = work / "rebuilt-F16.gguf"
-            name = str(manifests["convert"].facts["name"])
-            convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
+            with checks.check("f16 GGUF rebuilt", "convert"):
+                convert(run.merged, f16, model_name=str(exported["name"]), tree=config.llama_cpp_dir)
         quantized = [path for path in files if path != f16]
-        tokenizer = load_tokenizer(base.folder)
-        return cls(run, config, base, tokenizer, manifests, checks, work, f16, quantized, round_trip)
+        return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized, round_trip)
+
+    def examine(self) -> Verdict:
+        """Structure first, and the models only when it holds."""
+        if self.checks.ok:
+            self.look_at_structure()
+        if self.checks.ok:
+            try:
+                return self.compare_models()
+            except IntegrityError as error:
+                with self.checks.check("every model runs", _MAKERS[min(len(self.models), len(_MAKERS) - 1)]):
+                    raise error
+        return Verdict(0, tuple(self.checks.done), tuple(self.steps), {}, None)
 
     @property
     def base_weights(self) -> str:
@@ -141,10 +165,12 @@ class _Examiner:
         """Everything that needs no forward pass."""
         run, checks = self.run, self.checks
         with checks.check("R orthogonal, det +1", "train"):
-            load_soul(run.adapter / SOUL_FILE)
+            if load_soul(run.adapter / SOUL_FILE).reflection:
+                raise IntegrityError(f"{run.adapter / SOUL_FILE} says that it is a reflection: it was not trained here")
         with checks.check("adapter and soul fit the base", "merge"):
             # the head makes no round trip
             structure.check_head(checks, self.plan(), run.merged)
+        structure.check_companions(checks, self.base, run.merged)
         structure.check_finite(checks, run.merged)
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
         structure.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
@@ -154,22 +180,22 @@ class _Examiner:
         for path in [self.f16, *self.quantized]:
             with checks.check(f"token ids of {path.name}", "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
-                    compared, wrong = tokens.disagreements(self.tokenizer, runtime)
-                    same_start = tokens.strips_full_width_space(self.tokenizer, runtime)
-                if wrong:
-                    raise IntegrityError(f"{len(wrong)} of {compared} texts get other ids", why="\n".join(wrong[:5]))
-                tell(f"{compared} texts, the same ids as in transformers")
-                if not same_start:
-                    tell("but not for a message that begins with a full-width space, which llama.cpp keeps")
+                    parity = tokens.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
+                if parity.wrong:
+                    raise IntegrityError(
+                        f"{len(parity.wrong)} of {parity.compared} texts get other ids",
+                        why="\n".join(parity.wrong[:5]),
+                    )
+                for told in (f"{parity.compared} texts, the same ids as in transformers", *parity.remarks):
+                    tell(told)
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other; only their logits, on disk, outlive them."""
         config, device = self.config, choose_device(self.config.device)
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
-        compared, other = self._sequences()
-        models: dict[str, Recording] = {}
-        steps: list[Step] = []
+        compared, other = self.sample.compared, self.sample.other
+        models, steps = self.models, self.steps
 
         def recorded(name: str, outputs: Iterable[Logits]) -> None:
             models[name] = divergence.record(self.work / f"{name}.npy", outputs, compared)
@@ -184,6 +210,7 @@ class _Examiner:
 
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             recorded("trained", torch_logits(model, compared, "as trained"))
+        del model  # one at a time in memory
         wide: Precision = "dequantized" if self.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
             recorded("wide", torch_logits(model, compared, "16-bit base"))
@@ -203,7 +230,7 @@ class _Examiner:
         step("wide", "merged", "merge", ROUNDING_KL, ROUNDING_TOP1)
         for path in [self.f16, *self.quantized]:
             name = "f16" if path == self.f16 else _quant_of(path)
-            with Runtime(path, n_ctx=_SEQUENCE_TOKENS, threads=config.threads, logits=True) as runtime:
+            with Runtime(path, n_ctx=max(map(len, compared)), threads=config.threads, logits=True) as runtime:
                 recorded(name, llama_logits(runtime, compared, f"{name} in llama.cpp"))
             if name == "f16":
                 step("merged", "f16", "convert", ROUNDING_KL, ROUNDING_TOP1)
@@ -233,26 +260,6 @@ class _Examiner:
             BaseChoice(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
             for name, found in both.items()
         )
-
-    def _sequences(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids to compare the models on, half of them chats, and other text for what was kept of the base."""
-        limit = min(_SEQUENCE_TOKENS, int(self.manifests["convert"].facts["context_tokens"]))
-        embedded = documents(0, 60, "held_out")
-        if self.config.text is not None:
-            given = text.read_text(self.config.text, self.tokenizer, _LEAST_TOKENS)
-            plain = text.plain_sequences(given, self.tokenizer, limit)
-            compared = text.take(plain, self.config.tokens)
-            other = given
-        else:
-            data = training_data(TrainConfig.model_validate(self.manifests["train"].config), self.tokenizer)
-            # without rows held out, the chats are the training's own: rounding does not care
-            chats = [piece[:limit] for piece in text.pieces(data.heldout or data.train)]
-            contents = [self.tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
-            half = text.take(chats, self.config.tokens // 2)
-            rest = self.config.tokens - sum(map(len, half))
-            compared = half + text.take(text.plain_sequences(contents, self.tokenizer, limit), rest)
-            other = embedded
-        return compared, text.take(text.plain_sequences(other, self.tokenizer, limit), self.config.tokens)
 
 
 def _quant_of(path: Path) -> str:

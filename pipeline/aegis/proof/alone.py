@@ -1,0 +1,218 @@
+"""What can be proved of one part by itself: a soul, an adapter, a model folder, a GGUF, an earlier report."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aegis import progress
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import GgufFile
+from aegis.manifest import MANIFEST, Manifest, verify_directory, verify_file
+from aegis.model.adapter import load_adapter
+from aegis.model.base import load_tokenizer, read_config
+from aegis.model.families import check_family, check_head_bias
+from aegis.model.shards import HEAD, ShardSet
+from aegis.proof.structure import Checks, check_finite, check_stock
+from aegis.proof.verdict import read_report
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import load_soul
+
+_SLAB_BYTES = 16 << 20
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+def check_hashes(checks: Checks, directory: Path, stage: str) -> Manifest | None:
+    """Every file of a published directory; None if it has no manifest, or a damaged one."""
+    manifest = None
+    with checks.check(f"files of {directory.name}/", stage) as tell:
+        if (directory / MANIFEST).is_file():
+            manifest = verify_directory(directory)
+            tell(f"{len(manifest.files)} files, sha256 as published by {manifest.stage}")
+        else:
+            tell(f"there is no {MANIFEST}: a changed bit cannot be told")
+    return manifest
+
+
+def check_hash(checks: Checks, path: Path, stage: str) -> None:
+    """One file, by the manifest beside it if there is one."""
+    with checks.check(f"file {path.name}", stage) as tell:
+        tell("sha256 as published" if verify_file(path) else f"no {MANIFEST} knows it: a changed bit cannot be told")
+
+
+def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
+    """R orthogonal, its determinant as it is said to be; a soul that we trained is never a reflection."""
+    with checks.check("R orthogonal", "train") as tell:
+        soul = load_soul(path)
+        if soul.reflection and ours:
+            raise IntegrityError(f"{path} says that it is a reflection: it was not trained here")
+        determinant = "det −1, a reflection that says so" if soul.reflection else "det +1"
+        tell(f"{determinant}, {soul.kind}, {soul.hidden_size} wide, step {soul.step}, g {soul.gate:.4f}")
+
+
+def check_adapter(checks: Checks, folder: Path) -> None:
+    """Finite, an A to every B, of the rank it says, and on the same modules in every layer."""
+    with checks.check("adapter finite and complete", "train") as tell:
+        adapter = load_adapter(folder)
+        _refuse_gaps(f"{folder}: the adapter", _LAYER, list(adapter.updates))
+        tell(f"{len(adapter.updates)} modules")
+
+
+def check_checkpoint(checks: Checks, folder: Path) -> None:
+    """An adapter's folder, with or without a soul."""
+    manifest = check_hashes(checks, folder, "train")
+    check_adapter(checks, folder)
+    if (folder / SOUL_FILE).is_file() or manifest is not None:
+        check_soul(checks, folder / SOUL_FILE, ours=manifest is not None)
+
+
+def check_model(checks: Checks, folder: Path) -> None:
+    """A merged folder, or any folder that claims a head of its own."""
+    check_hashes(checks, folder, "merge")
+    with checks.check("config, shards, LM head", "merge") as tell:
+        config, shards = read_config(folder), ShardSet.open(folder)
+        check_family(config)
+        check_head_bias(config, shards.entries)
+        head = shards.entries.get(HEAD)
+        if head is None:
+            raise IntegrityError(f"{folder} has no {HEAD}: no soul was folded into it")
+        if len(head.shape) != 2 or head.shape != (config.get("vocab_size"), config.get("hidden_size")):
+            raise IntegrityError(f"{HEAD} of {folder} is {head.shape}, which is not what config.json says")
+        tell(f"{config['model_type']}, {len(shards.entries)} tensors, head {head.shape[0]} × {head.shape[1]}")
+    if not checks.done[-1].ok:
+        return
+    check_stock(checks, folder)
+    check_finite(checks, folder)
+    with checks.check("tokenizer", "merge") as tell:
+        size = len(load_tokenizer(folder))
+        if size > head.shape[0]:
+            raise IntegrityError(f"the tokenizer of {folder} has {size} tokens, the LM head {head.shape[0]} rows")
+        tell(f"{size} tokens")
+
+
+def check_gguf(checks: Checks, path: Path) -> None:
+    """A GGUF by itself: whole, of one model, with a head, a vocabulary that fits, and finite values."""
+    with checks.check("readable GGUF of a model", "convert") as tell, GgufFile(path) as gguf:
+        tell(_one_model(gguf))
+    if not checks.done[-1].ok:
+        return
+    with GgufFile(path) as gguf:
+        with checks.check("vocabulary and special tokens", "convert") as tell:
+            tell(_vocabulary(gguf))
+        with checks.check("LM head and layers", "convert") as tell:
+            _tensors(gguf)
+            types = Counter(info.type for info in gguf.tensors.values())
+            tell(", ".join(f"{count} {name}" for name, count in types.most_common()))
+        with checks.check("finite tensors", "convert") as tell:
+            tell(_finite(gguf))
+
+
+def check_report(checks: Checks, path: Path) -> None:
+    """What an earlier verify found."""
+    with checks.check(f"report {path.name}", "verify"):
+        report = read_report(path)
+    if checks.done[-1].ok:
+        guilty = report.get("guilty")
+        with checks.check("what it says", "verify" if guilty is None else str(guilty)) as tell:
+            if report["ok"] is not True:
+                raise IntegrityError(f"NOT proven: the fault is in {guilty}")
+            tell(f"proven on {report.get('tokens')} tokens")
+
+
+def _one_model(gguf: GgufFile) -> str:
+    family, kind = (gguf.metadata.get(f"general.{key}") for key in ("architecture", "type"))
+    if not isinstance(family, str):
+        raise IntegrityError(f"{gguf.path} names no architecture")
+    if kind not in (None, "model"):
+        raise IntegrityError(f"{gguf.path} is no model but a GGUF of type {kind!r}")
+    parts = gguf.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise IntegrityError(
+            f"{gguf.path} is one of {parts} parts", fix="join them first: llama-gguf-split --merge FIRST OUT"
+        )
+    return f"{family}, {gguf.metadata.get('general.name')}, {len(gguf.tensors)} tensors"
+
+
+def _vocabulary(gguf: GgufFile) -> str:
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise IntegrityError(f"{gguf.path} has no vocabulary")
+    for name in ("token_type", "scores"):
+        beside = gguf.metadata.get(f"tokenizer.ggml.{name}")
+        if beside is not None and (not isinstance(beside, list) or len(beside) != len(tokens)):
+            raise IntegrityError(f"{gguf.path}: tokenizer.ggml.{name} is not one a token")
+    for name in ("bos", "eos", "unknown", "padding"):
+        token: Any = gguf.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if token is not None and (type(token) is not int or not 0 <= token < len(tokens)):
+            raise IntegrityError(f"{gguf.path}: {name} is token {token}, of {len(tokens)}")
+    if gguf.metadata.get("tokenizer.ggml.eos_token_id") is None:
+        raise IntegrityError(f"{gguf.path} names no token that ends a text")
+    template = "with" if gguf.metadata.get("tokenizer.chat_template") else "without"
+    return f"{len(tokens)} tokens, {template} a chat template"
+
+
+def _tensors(gguf: GgufFile) -> None:
+    """The head, the embeddings and the rope factors have the sizes the metadata says, and no layer lacks a tensor."""
+    family, tensors = gguf.metadata["general.architecture"], gguf.tensors
+    vocabulary = gguf.metadata.get("tokenizer.ggml.tokens")
+    width, layers, context, original, rotated = (
+        gguf.metadata.get(f"{family}.{key}")
+        for key in (
+            "embedding_length",
+            "block_count",
+            "context_length",
+            "rope.scaling.original_context_length",
+            "rope.dimension_count",
+        )
+    )
+    if "output.weight" not in tensors:
+        raise IntegrityError(
+            f"{gguf.path} has no output.weight",
+            why="the embeddings are its LM head: a soul that was folded into a head of its own is not in this file",
+        )
+    shape = (len(vocabulary) if isinstance(vocabulary, list) else None, width)
+    for name in ("output.weight", "token_embd.weight"):
+        if name not in tensors or tensors[name].shape != shape:
+            found = tensors[name].shape if name in tensors else "missing"
+            raise IntegrityError(f"{name} of {gguf.path} is {found}, and {shape} by the metadata")
+    if _refuse_gaps(str(gguf.path), _BLOCK, list(tensors)) != layers:
+        raise IntegrityError(f"{gguf.path} does not hold the {layers} layers its metadata says")
+    if family == "phi3" and isinstance(context, int) and isinstance(original, int) and original < context:
+        for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
+            factors = tensors[name].shape[-1] if name in tensors else 0
+            if not factors or (isinstance(rotated, int) and 2 * factors != rotated):
+                raise IntegrityError(f"{name} of {gguf.path} has {factors} factors for {rotated} rotated dimensions")
+
+
+def _refuse_gaps(what: str, pattern: re.Pattern[str], names: list[str]) -> int:
+    """Return how many layers there are; refuse a layer that is missing, or lacks what the others have."""
+    layers: dict[int, set[str]] = {}
+    for name in names:
+        if (match := pattern.fullmatch(name)) is not None:
+            layers.setdefault(int(match[1][:9]), set()).add(match[2])
+    if layers and max(layers) + 1 != len(layers):
+        raise IntegrityError(f"{what}: layers are missing between 0 and {max(layers)}")
+    every = set().union(*layers.values())
+    # some families have layers of several kinds: a part that most layers have is lost where it is not
+    common = {part for part in every if 2 * sum(part in have for have in layers.values()) > len(layers)}
+    for layer, have in sorted(layers.items()):
+        if lost := sorted(common - have):
+            raise IntegrityError(f"{what}: layer {layer} has no {lost[0]}")
+    return len(layers)
+
+
+def _finite(gguf: GgufFile) -> str:
+    total = sum(info.size_bytes for info in gguf.tensors.values())
+    # a damaged scale may be anything: what it makes of its block is looked at, not warned of
+    with progress.task("reading the tensors", total, "B") as bar, np.errstate(all="ignore"):
+        for name, info in gguf.tensors.items():
+            for values in gguf.slabs(name, _SLAB_BYTES):
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise IntegrityError(f"{name} of {gguf.path} holds NaN or Inf")
+            bar.advance(info.size_bytes)
+    return f"{len(gguf.tensors)} tensors"

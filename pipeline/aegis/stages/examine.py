@@ -1,0 +1,92 @@
+"""examine (`aegis verify PATH`): one part by itself, by what it is: soul, checkpoint, adapter, model folder, GGUF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegis.errors import UsageError
+from aegis.manifest import MANIFEST
+from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
+from aegis.proof import alone
+from aegis.proof.structure import Check, Checks
+
+_REPORT = "report.json"
+_PARTS = ("adapter", "merged", "gguf")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was looked at, as what, and everything that was checked."""
+
+    path: Path
+    kind: str
+    checks: tuple[Check, ...]
+
+    @property
+    def guilty(self) -> str | None:
+        """The stage that made the first thing that does not hold."""
+        return next((check.stage for check in self.checks if not check.ok), None)
+
+
+def examine(path: Path) -> Examination:
+    """Check what can be checked of one file or folder without the others of its run.
+
+    Raises:
+        UsageError: no such thing, nothing this program makes, or a whole run.
+    """
+    checks = Checks()
+    if path.is_file():
+        kind = _file(checks, path)
+    elif path.is_dir():
+        kind = _directory(checks, path)
+    else:
+        raise UsageError(f"there is nothing at {path}")
+    return Examination(path, kind, tuple(checks.done))
+
+
+def _file(checks: Checks, path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", why=str(error)) from None
+    if start == b"GGUF" or path.suffix.lower() == ".gguf":
+        alone.check_hash(checks, path, "convert")
+        alone.check_gguf(checks, path)
+        return "a GGUF"
+    if path.suffix == ".safetensors":
+        alone.check_hash(checks, path, "train")
+        alone.check_soul(checks, path, ours=(path.parent / MANIFEST).is_file())
+        return "a soul"
+    if path.name == _REPORT:
+        alone.check_report(checks, path)
+        return "a report"
+    raise UsageError(
+        f"{path} is nothing that can be checked",
+        why="it is neither a GGUF, nor a soul.safetensors, nor a report.json",
+    )
+
+
+def _directory(checks: Checks, path: Path) -> str:
+    if any((path / part).is_dir() for part in _PARTS):
+        raise UsageError(f"{path} is a whole run", fix=f"say: aegis verify --run {path}")
+    if (path / ADAPTER_CONFIG).is_file():
+        alone.check_checkpoint(checks, path)
+        return "an adapter"
+    if (path / "config.json").is_file():
+        alone.check_model(checks, path)
+        return "a model folder"
+    if ggufs := sorted(path.glob("*.gguf")):
+        alone.check_hashes(checks, path, "convert")
+        for gguf in ggufs:
+            alone.check_gguf(checks, gguf)
+        return "a folder of GGUF files"
+    if (path / _REPORT).is_file():
+        alone.check_hashes(checks, path, "verify")
+        alone.check_report(checks, path / _REPORT)
+        return "a report"
+    raise UsageError(
+        f"{path} is nothing that can be checked",
+        why="it holds no adapter_config.json, config.json, *.gguf or report.json",
+    )

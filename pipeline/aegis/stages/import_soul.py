@@ -1,0 +1,121 @@
+"""import-soul: a soul.pt of the original pipeline to a soul.safetensors that merge takes.
+
+The original saved, with torch.save, {"alpha": α, "so8_rotation": the state of parametrizations.orthogonal(nn.Linear(d,
+d, bias=False)), "step": …}. That state holds X ("original") and Q₀ ("base"), and R = Q₀ exp(A) with A = tril(X) −
+tril(X)ᵀ (torch/nn/utils/parametrizations.py, `_Orthogonal.forward`, use_trivialization=True).
+
+Q₀ comes from the QR of a random matrix: for about half of the seeds its determinant is −1, and R a reflection. Such a
+soul was trained as one; it is said to be one, and folded as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis import progress
+from aegis.errors import IntegrityError, UsageError
+from aegis.soul import rotation as so
+from aegis.soul.file import SoulRecord, save_soul
+
+_ORIGINAL, _BASE = "parametrizations.weight.original", "parametrizations.weight.0.base"
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was read and written."""
+
+    out: Path
+    hidden_size: int
+    step: int
+    alpha: float
+    gate: float
+    reflection: bool
+
+
+def import_soul(source: Path, out: Path, *, overwrite: bool = False) -> ImportReport:
+    """Read the original's soul.pt and write soul.safetensors, which appears only when it is whole.
+
+    Args:
+        source: what torch.save wrote. Only tensors and plain values are read from it; nothing in it is run.
+        out: the file to write.
+        overwrite: replace what stands at `out`.
+
+    Raises:
+        UsageError: no such file, or `out` exists.
+        IntegrityError: not a pickle of tensors alone, not a soul, or its R is not orthogonal.
+    """
+    if not source.is_file():
+        raise UsageError(f"no soul at {source}", fix="give the soul.pt of one of the original's checkpoints")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise UsageError(f"{out} exists", fix="choose another place, or say --overwrite to replace a file")
+    state = _read(source)
+    with progress.task("rebuilding the rotation"):
+        rotation = _rebuilt(source, state["so8_rotation"])
+        reflection = bool((so.determinant_sign(rotation) < 0).any())
+    soul = SoulRecord(rotation.float(), _alpha(source, state), _step(source, state), "", reflection)
+    part = out.with_name(f".{out.name}.part-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_soul(part, soul)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return ImportReport(out, soul.hidden_size, soul.step, soul.alpha, soul.gate, reflection)
+
+
+def _read(source: Path) -> Mapping[str, Any]:
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises whatever the file makes it raise
+        raise IntegrityError(
+            f"{source} cannot be read as tensors alone",
+            why=str(error).strip().partition("\n")[0] or type(error).__name__,
+            fix="nothing in it was run; do not load it with weights_only=False unless you trust whoever made it",
+        ) from None
+    if not isinstance(state, Mapping) or not {"alpha", "so8_rotation", "step"} <= state.keys():
+        raise IntegrityError(
+            f"{source} is not a soul of the original", why="it is no dict with alpha, so8_rotation and step"
+        )
+    return state
+
+
+def _rebuilt(source: Path, state: Any) -> Tensor:
+    """R, (1, d, d) float64. Half precision would break it, and torch's own forward keeps the dtype it is given."""
+    if not isinstance(state, Mapping) or set(state) != {_ORIGINAL, _BASE}:
+        raise IntegrityError(f"{source}: so8_rotation is not the state of an orthogonal Linear without bias")
+    original, base = state[_ORIGINAL], state[_BASE]
+    for name, tensor in ((_ORIGINAL, original), (_BASE, base)):
+        # a few bytes can claim any shape: with strides of zero, or without data
+        if not isinstance(tensor, Tensor) or tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
+            raise IntegrityError(f"{source}: {name} is not a square matrix")
+        if not tensor.is_floating_point() or tensor.is_meta or tensor.nbytes > source.stat().st_size:
+            raise IntegrityError(f"{source}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not its data")
+    if original.shape != base.shape or not original.numel():
+        raise IntegrityError(f"{source}: {_ORIGINAL} is {tuple(original.shape)} and {_BASE} {tuple(base.shape)}")
+    lower = original.double().tril()
+    rotation: Tensor = base.double() @ torch.linalg.matrix_exp(lower - lower.mT)
+    return rotation.unsqueeze(0)
+
+
+def _alpha(source: Path, state: Mapping[str, Any]) -> float:
+    alpha = state["alpha"]
+    if isinstance(alpha, Tensor) and alpha.numel() == 1:
+        alpha = alpha.item()
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise IntegrityError(f"{source}: alpha is {alpha!r}")
+    return float(alpha)
+
+
+def _step(source: Path, state: Mapping[str, Any]) -> int:
+    step = state["step"]
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise IntegrityError(f"{source}: step is {step!r}")
+    return step

@@ -1,0 +1,45 @@
+"""Token-id parity: what differs is told with its place, and what is the two programs' own is said and not counted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.llama_cpp import Runtime, convert
+from aegis.model.base import load_tokenizer
+from aegis.proof.tokens import compare_tokens
+from tests.conftest import MakeRandom
+
+DECOMPOSED = unicodedata.normalize("NFD", "がぎぐげご")
+
+
+@pytest.fixture(scope="module")
+def composing(
+    make_random: MakeRandom, knowing_tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, Runtime]]:
+    """A tokenizer that composes text before it cuts it, as Qwen's does, on both sides."""
+    folder, gguf = make_random("qwen2", pre="qwen2"), tmp_path_factory.mktemp("vocab") / "vocab.gguf"
+    convert(folder, gguf, model_name="tiny", tree=knowing_tree, vocab_only=True)
+    with Runtime(gguf, vocab_only=True) as runtime:
+        yield load_tokenizer(folder), runtime
+
+
+def test_text_that_one_side_composes_is_said_and_not_counted(composing: tuple[Any, Runtime]) -> None:
+    tokenizer, runtime = composing
+    assert tokenizer(DECOMPOSED).input_ids != runtime.tokenize(DECOMPOSED, add_bos=True)
+    parity = compare_tokens(tokenizer, runtime, [DECOMPOSED])
+    assert parity.wrong == ()
+    (remark,) = parity.remarks
+    assert "NFC" in remark
+
+
+def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:
+    """The control: another tokenizer's ids, with the token they part at; composing explains none of that."""
+    _, runtime = composing
+    parity = compare_tokens(load_tokenizer(quick_base), runtime, [DECOMPOSED])
+    assert len(parity.wrong) > parity.compared / 2
+    assert any("from token 0 on" in line and "in llama.cpp" in line for line in parity.wrong)
