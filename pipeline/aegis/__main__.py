@@ -1,5 +1,31 @@
-"""`python -m aegis` is `aegis`."""
+"""The `aegis` command, and `python -m aegis`: the door, or, in a set-up that is not whole, what it lacks."""
 
-from aegis.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Open the door; where a package it is made of is missing, say so instead of showing a traceback."""
+    try:
+        from aegis import cli
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("aegis", "vendor_llama_cpp"):
+            raise
+        sys.exit(_examined(error))
+    cli.main()
+
+
+def _examined(error: ImportError) -> int:
+    from aegis.doctor import examine
+    from aegis.screens import examined
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stderr.write(f"aegis: the installation is not whole: {error}\n")
+    sys.stderr.write(examined(list(examine())) + "\n")
+    return 3
+
+
+if __name__ == "__main__":
+    main()

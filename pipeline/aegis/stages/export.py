@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from aegis.proof.gguf import check_f16, check_quantized
 from aegis.publish import publishing, refuse_existing
 from aegis.report.dialogue import dialogue_of, special_texts
 from aegis.report.modelfile import modelfile, stop_texts
+from aegis.sizes import gguf_bytes
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
 """Room is left for the quantization's name in the 255 bytes that file systems allow."""
 _FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
-_BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
-"""Bits a weight; every other type stays under 8.6, Q8_0's, with room for the f32 norms."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,18 @@ class ExportReport:
     name: str
     files: tuple[Path, ...]
     context_tokens: int
+    disk_bytes: int | None = None
+    """What a dry run found is needed at most, the f16 file on the way included."""
 
 
 def export_gguf(
-    model: Path, out: Path, config: ExportConfig, *, overwrite: bool = False, reuse: bool = False
+    model: Path,
+    out: Path,
+    config: ExportConfig,
+    *,
+    overwrite: bool = False,
+    reuse: bool = False,
+    dry_run: bool = False,
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
 
@@ -52,6 +59,7 @@ def export_gguf(
         out: the directory to publish.
         overwrite: replace what stands at `out`, once the new directory is whole.
         reuse: with `overwrite`, keep what stands there if it was made like this from this folder.
+        dry_run: stop before the first byte is written; everything that would be refused is.
 
     Raises:
         UsageError: unknown quantization, or `out` exists.
@@ -86,7 +94,10 @@ def export_gguf(
     if reuse and finished(out, manifest) is not None:
         return report
 
-    disk.require_space(out, _disk_needed(shards, quantized), "the GGUF files")
+    needed = _disk_needed(shards, quantized)
+    disk.require_space(out, needed, "the GGUF files")
+    if dry_run:
+        return replace(report, disk_bytes=needed)
     with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
@@ -133,7 +144,7 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
 
 def _disk_needed(shards: ShardSet, quantized: list[str]) -> int:
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
-    return int(weights * sum(_BITS_AT_MOST.get(quant, 8.6) for quant in ["F16", *quantized]) / 8)
+    return gguf_bytes(weights, ["F16", *quantized])
 
 
 def _context_tokens(config: dict[str, Any]) -> int:
