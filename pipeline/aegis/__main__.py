@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 
@@ -17,13 +18,14 @@ def main() -> None:
 
 
 def _examined(error: ImportError) -> int:
-    from aegis.doctor import examine
+    from aegis.doctor import Finding, examine, set_up_again
     from aegis.screens import examined
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.stderr.write(f"aegis: the installation is not whole: {error}\n")
-    sys.stderr.write(examined(list(examine())) + "\n")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    door = Finding("command line", "fail", f"the installation is not whole: {error}", set_up_again())
+    sys.stderr.write(examined([door, *examine()]) + "\n")
     return 3
 
 

@@ -60,7 +60,7 @@ def _memory_table(report: PlanReport) -> list[str]:
 
     on_gpu = report.device != "CPU"
     return [
-        f"{'GPU memory' if on_gpu else 'memory'} in {unit} while training, by tokens a window:",
+        f"{'GPU memory' if on_gpu else 'memory'} in {unit} at the fullest moment of a step, by tokens a window:",
         row("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in shown]),
         row("activations", ["recompute" if variant.recompute else "keep" for variant in shown]),
         *(

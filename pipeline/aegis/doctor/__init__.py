@@ -5,6 +5,6 @@ set-ups that need a doctor most are those in which something does not import.
 """
 
 from aegis.doctor.examination import PROBES, examine, is_ready
-from aegis.doctor.finding import Finding
+from aegis.doctor.finding import Finding, set_up_again
 
-__all__ = ["PROBES", "Finding", "examine", "is_ready"]
+__all__ = ["PROBES", "Finding", "examine", "is_ready", "set_up_again"]

@@ -10,7 +10,6 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-import vendor_llama_cpp
 from aegis.doctor.finding import WINDOWS, Finding, pip_install
 
 _BINDING = "llama-cpp-python"
@@ -24,6 +23,8 @@ def converter() -> list[Finding]:
             return [Finding("converter", "ok", f"your own: LLAMA_CPP_DIR={own}")]
         detail = f"LLAMA_CPP_DIR={own} holds no convert_hf_to_gguf.py"
         return [Finding("converter", "fail", detail, "set LLAMA_CPP_DIR=" if WINDOWS else "unset LLAMA_CPP_DIR")]
+    import vendor_llama_cpp
+
     pin = vendor_llama_cpp.load_pin()
     tree = vendor_llama_cpp.kept_tree()
     if tree is None:
@@ -34,7 +35,9 @@ def converter() -> list[Finding]:
 
 def binding() -> list[Finding]:
     """llama-cpp-python: there, in the pinned version, its library unchanged since it was installed, and it loads."""
-    pin = vendor_llama_cpp.load_pin()
+    from vendor_llama_cpp import load_pin
+
+    pin = load_pin()
     again = pip_install("--force-reinstall", "--no-deps", f"{_BINDING}=={pin.version}")
     if find_spec("llama_cpp") is None:
         detail = "llama-cpp-python is missing: no quantizing, no verifying, no chat"

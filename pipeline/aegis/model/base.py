@@ -211,16 +211,15 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
         RevisionNotFoundError,
     )
 
-    commit = None
     try:
-        if "local_dir" in where:  # elsewhere the folder is called by its commit
-            commit = model_info(name, revision=revision).sha
         # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
         folder = Path(
             snapshot_download(
                 name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["consolidated*"], **where
             )
         )
+        # the cache calls a folder by its commit
+        commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
     except HFValidationError as error:
         raise UsageError(f"{name!r} is not the name of a Hub model", why=_first_line(error)) from None
     except GatedRepoError:
@@ -251,7 +250,7 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
         raise UnsupportedModelError(
             f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
         )
-    return folder, folder.name if commit is None else commit
+    return folder, commit
 
 
 def _http_error() -> type[Exception]:
