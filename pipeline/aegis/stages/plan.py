@@ -100,7 +100,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             bar.advance()
             worked_out = []
             for length, recompute in variants:
-                memory = blueprint.estimate(length, recompute=recompute, packed=train.packing)
+                memory = blueprint.estimate(length, recompute=recompute)
                 worked_out.append(Variant(length, recompute, (length, recompute) == variants[0], memory))
                 bar.advance()
         data, missing = _data(train, base)

@@ -109,12 +109,10 @@ class Blueprint:
             0 if device == "cpu" else _CUBLAS_BYTES["hopper" if capability and capability >= (9, 0) else "older"]
         )
 
-    def estimate(self, max_length: int, *, recompute: bool, packed: bool = True) -> Estimate:
-        """Estimate for windows of `max_length` tokens.
+    def estimate(self, max_length: int, *, recompute: bool) -> Estimate:
+        """Estimate for windows of `max_length` tokens, activations kept or recomputed in the backward pass.
 
-        Args:
-            recompute: recompute activations in the backward pass.
-            packed: several documents a window, which takes a mask of (tokens, tokens).
+        The windows are taken to hold several documents or padding, which takes a mask of (tokens, tokens).
         """
         _recompute(self.model, recompute)
         trained = [*self._adapter, *(p for p in self.soul.parameters() if p.requires_grad)]
@@ -123,7 +121,7 @@ class Blueprint:
         try:
             with attached(self.model, self.soul), ledger, as_on_gpu():
                 for _ in range(min(2, self._config.gradient_accumulation_steps)):
-                    self._loss(ledger, max_length, packed).backward()
+                    self._loss(ledger, max_length).backward()
                 self.soul.orthogonality_loss().backward()
         finally:
             for parameter in trained:
@@ -140,11 +138,11 @@ class Blueprint:
             workspace=self._workspace,
         )
 
-    def _loss(self, ledger: Ledger, max_length: int, packed: bool) -> Tensor:
+    def _loss(self, ledger: Ledger, max_length: int) -> Tensor:
         # as training.step.summed_loss, which looks at the values of the positions to find the documents
         windows = self._config.batch_size
         ids = torch.zeros(windows, max_length, dtype=torch.int64, device="meta")
-        mask = torch.zeros(windows, 1, max_length, max_length, dtype=torch.bool, device="meta") if packed else None
+        mask = torch.zeros(windows, 1, max_length, max_length, dtype=torch.bool, device="meta")
         hidden = decoder_of(self.model)(
             input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
