@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +62,8 @@ def doctor(
         for finding in examine():
             findings.append(finding)
             bar.advance()
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     ready = is_ready(findings)
-    progress.result(screens.examined(findings, columns), {"ready": ready, "findings": findings})
+    progress.result(screens.examined(findings, screens.terminal_columns()), {"ready": ready, "findings": findings})
     if not ready:
         raise typer.Exit(3)
 
@@ -88,7 +86,7 @@ def show_plan(chosen: Settings, run: Path | None) -> None:
 
     place = Run(run) if run else default_run(chosen.train.base_model)
     report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, place)
-    progress.result(screens_plan.planned(report, chosen.train), report)
+    progress.result(screens_plan.planned(report, chosen.train, screens.terminal_columns()), report)
 
 
 def init(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,11 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.export import ExportReport
     from aegis.stages.merge import MergeReport
     from aegis.stages.train import TrainReport
+
+
+def terminal_columns() -> int | None:
+    """How wide the terminal is that results go to; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def examined(findings: Sequence[Finding], columns: int | None = None) -> str:
@@ -33,10 +40,11 @@ def examined(findings: Sequence[Finding], columns: int | None = None) -> str:
         lines.append(("", f"not ready: {', '.join(failed)}; after each cure: aegis doctor"))
     else:
         lines.append(("", "ready" + (f"; {warned} of {len(findings)} lines worth a look" if warned else "")))
-    return "\n".join(_folded(start, text, columns) for start, text in lines)
+    return "\n".join(folded(start, text, columns) for start, text in lines)
 
 
-def _folded(start: str, text: str, columns: int | None) -> str:
+def folded(start: str, text: str, columns: int | None) -> str:
+    """A line that keeps its indent on a terminal of so many columns; as it is where there is none."""
     if columns is None:
         return start + text
     indent = " " * min(len(start), columns // 3)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aegis import disk
+from aegis.screens import folded
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config import TrainConfig
@@ -17,59 +18,72 @@ _BESIDES_BYTES = 1 << 30
 """What CUDA, or Python, takes beside what training asks for."""
 
 
-def planned(report: PlanReport, settings: TrainConfig) -> str:
+def planned(report: PlanReport, settings: TrainConfig, columns: int | None = None) -> str:
     """After plan: model, data, adapter, memory by part for this way and its neighbours, disk, time."""
     where = report.folder if report.here else "not on this machine yet"
+    revision = f"@{report.revision[:12]}" if report.revision else ""
     lines = [
-        f"base     {report.base}{'@' + report.revision[:12] if report.revision else ''}: {report.model_type}, "
-        f"{report.parameters:,} parameters ({where})"
+        ("base", f"{report.base}{revision}: {report.model_type}, {report.parameters:,} parameters ({where})"),
+        ("data", _data(report, settings)),
     ]
-    if report.data is None:
-        lines.append(f"data     {settings.dataset}: not looked at, {report.data_missing}")
-    else:
-        data = report.data
-        lines.append(
-            f"data     {data.source}: {data.rows:,} rows, {data.heldout_rows:,} of them held out; "
-            f"{data.tokens:,} tokens, {data.trained_tokens:,} of them learnt, "
-            f"in {data.windows:,} windows of {settings.max_length}"
-        )
     lines += [
-        f"adapter  {row.target}: {row.modules} modules of {row.in_features} → {row.out_features}, "
-        f"{row.parameters:,} parameters"
+        (
+            "adapter",
+            f"{row.target}: {row.modules} modules of {row.in_features} → {row.out_features}, "
+            f"{row.parameters:,} parameters",
+        )
         for row in report.targets
     ]
-    lines += [
-        f"trained  {report.adapter_parameters + report.soul_parameters:,} parameters: "
-        f"adapter {report.adapter_parameters:,}, soul {report.soul_parameters:,}",
-        "",
-        *_memory_table(report),
-        "",
-        *(_need(need) for need in report.needs),
-        _time(report, settings),
-        "nothing was written",
-    ]
-    return "\n".join(lines)
+    trained = report.adapter_parameters + report.soul_parameters
+    parts = f"adapter {report.adapter_parameters:,}, soul {report.soul_parameters:,}"
+    lines.append(("trained", f"{trained:,} parameters: {parts}"))
+    room = [(need.what, _need(need)) for need in report.needs]
+    return "\n".join(
+        [
+            *(folded(f"{name:<9}", text, columns) for name, text in lines),
+            "",
+            *_memory_table(report, columns),
+            "",
+            *(folded(f"{name:<24}", text, columns) for name, text in room),
+            folded(f"{'time':<24}", _time(report, settings), columns),
+            "nothing was written",
+        ]
+    )
 
 
-def _memory_table(report: PlanReport) -> list[str]:
-    shown = sorted(report.variants, key=lambda variant: (variant.max_length, not variant.recompute))
+def _data(report: PlanReport, settings: TrainConfig) -> str:
+    data = report.data
+    if data is None:
+        return f"{settings.dataset}: not looked at, {report.data_missing}"
+    return (
+        f"{data.source}: {data.rows:,} rows, {data.heldout_rows:,} of them held out; "
+        f"{data.tokens:,} tokens, {data.trained_tokens:,} of them learnt, "
+        f"in {data.windows:,} windows of {settings.max_length}"
+    )
+
+
+def _memory_table(report: PlanReport, columns: int | None) -> list[str]:
+    # the config's own way comes first, and stays where there is room for one column only
+    fitting = len(report.variants) if columns is None else max(1, (columns - 16) // 12)
+    shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, not variant.recompute))
     unit, bytes_ = ("GiB", 1 << 30) if max(v.memory.peak for v in shown) >= 1 << 30 else ("MiB", 1 << 20)
 
     def row(name: str, values: Sequence[str]) -> str:
-        return f"{name:<14}" + "".join(f"{value:>10}" for value in values)
+        return f"{name:<16}" + "".join(f"{value:>12}" for value in values)
 
     on_gpu = report.device != "CPU"
+    title = f"{'GPU memory' if on_gpu else 'memory'} in {unit} at the fullest moment of a step, by tokens a window:"
     return [
-        f"{'GPU memory' if on_gpu else 'memory'} in {unit} at the fullest moment of a step, by tokens a window:",
+        folded("", title, columns),
         row("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in shown]),
-        row("activations", ["recompute" if variant.recompute else "keep" for variant in shown]),
+        row("activations are", ["recomputed" if variant.recompute else "kept" for variant in shown]),
         *(
             row(f"  {part.replace('_', ' ')}", [f"{getattr(v.memory, part) / bytes_:.2f}" for v in shown])
             for part in vars(shown[0].memory)
         ),
         row("peak", [f"{variant.memory.peak / bytes_:.2f}" for variant in shown]),
         row("fits", [_fits(variant.memory.peak, report.free_bytes) for variant in shown]),
-        "* as configured. " + _room(report, on_gpu),
+        folded("* ", "as configured. " + _room(report, on_gpu), columns),
     ]
 
 
@@ -87,10 +101,9 @@ def _room(report: PlanReport, on_gpu: bool) -> str:
 
 
 def _need(need: Need) -> str:
-    name, _, what = need.what.partition(", ")
     free = "" if need.free_bytes is None else f", {disk.human(need.free_bytes)} free"
     short = "  TOO LITTLE" if need.free_bytes is not None and need.free_bytes < need.bytes else ""
-    return f"{name:<8} {what}: up to {disk.human(need.bytes)}{free}{f' ({need.where})' if need.where else ''}{short}"
+    return f"up to {disk.human(need.bytes)}{free}{f' ({need.where})' if need.where else ''}{short}"
 
 
 def _scaled(count: float) -> str:
@@ -105,10 +118,10 @@ def _time(report: PlanReport, settings: TrainConfig) -> str:
     work = f"{report.tokens:,} tokens × {_scaled(report.flops_per_token)}FLOP of matrix products"
     real = "`aegis train --dry-run` measures real steps"
     if report.flops_per_second is None:
-        return f"time     not known without the GPU: {settings.max_steps} steps, {work}; there, {real}"
+        return f"not known without the GPU: {settings.max_steps} steps, {work}; there, {real}"
     least = _duration(report.tokens * report.flops_per_token / report.flops_per_second)
     return (
-        f"time     at least {least} for {settings.max_steps} steps: {work} "
+        f"at least {least} for {settings.max_steps} steps: {work} "
         f"at {_scaled(report.flops_per_second)}FLOP/s, measured now on this {report.device}; {real}"
     )
 
@@ -140,8 +153,10 @@ def export_planned(report: ExportReport) -> str:
 
 def verify_planned(outlook: VerifyOutlook) -> str:
     """After verify --dry-run."""
-    return (
-        f"the run is whole: every file is what its manifest says\n"
-        f"{outlook.tokens:,} tokens would go through {', '.join(outlook.models)}\n"
-        f"{_need(outlook.scratch)}\n{_need(outlook.memory)}\nnothing was written"
-    )
+    lines = [
+        "the run is whole: every file is what its manifest says",
+        f"{outlook.tokens:,} tokens would go through {', '.join(outlook.models)}",
+        *(f"{need.what}: {_need(need)}" for need in (outlook.scratch, outlook.memory)),
+        "nothing was written",
+    ]
+    return "\n".join(lines)

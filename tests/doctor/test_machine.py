@@ -91,6 +91,17 @@ def test_names_outside_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("encoding", "state"), [("utf-8", "ok"), ("cp932", "warn"), ("ascii", "warn")])
 def test_the_consoles_letters(monkeypatch: pytest.MonkeyPatch, encoding: str, state: str) -> None:
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     found = only(machine.console())
     assert (found.state, encoding in found.detail, "PYTHONUTF8" in found.cure) == (state, True, state == "warn")
+
+
+def test_a_bar_on_the_terminal_is_not_taken_for_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich puts something of its own in the place of sys.stdout while it draws, and the doctor runs under a bar."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    with Progress(console=Console(file=io.StringIO(), force_terminal=True)):
+        assert sys.stdout is not sys.__stdout__
+        assert only(machine.console()).state == "ok"

@@ -105,10 +105,11 @@ def paths() -> list[Finding]:
 
 def console() -> list[Finding]:
     """Whether the console's encoding has the letters that are shown."""
-    encoding = sys.stdout.encoding or "ascii"
+    stream = sys.__stdout__  # sys.stdout is a bar's own while one is drawn
+    encoding = stream.encoding if stream else "ascii"
     try:
         _LETTERS.encode(encoding)
     except (UnicodeEncodeError, LookupError):
         cure = "chcp 65001 && set PYTHONUTF8=1" if WINDOWS else environment_command("PYTHONUTF8", "1")
         return [Finding("console", "warn", f"{encoding}: some letters will show as question marks", cure)]
-    return [Finding("console", "ok", f"{encoding}, {'a terminal' if sys.stdout.isatty() else 'not a terminal'}")]
+    return [Finding("console", "ok", f"{encoding}, {'a terminal' if stream and stream.isatty() else 'not a terminal'}")]
