@@ -117,3 +117,12 @@ def test_an_unfinished_set_up_is_finished_by_itself(wanted: Path) -> None:
     (wanted / "start").mkdir()
     (wanted / "aegissecond.py").unlink()
     assert only(installation.packages()).cure.endswith("start.py setup")
+
+
+def test_without_the_library_that_reads_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that was cut off before any package came: the names are told all the same."""
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    monkeypatch.setattr(installation.metadata, "distributions", lambda: iter(()))
+    found = only(installation.packages())
+    assert found.state == "fail"
+    assert all(name in found.detail for name in ("bitsandbytes", "llama-cpp-python", "packaging", "torch", "typer"))

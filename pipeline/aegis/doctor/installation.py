@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import re
 import struct
 import sys
 import tomllib
@@ -47,7 +48,10 @@ def set_up() -> list[Finding]:
 
 def packages() -> list[Finding]:
     """Every package that this one needs, directly or not: there, whole, and in a version that fits."""
-    missing, misfits, broken, count = _survey()
+    try:
+        missing, misfits, broken, count = _survey()
+    except ModuleNotFoundError:  # of the library that reads requirements; without it, names are all there is
+        missing, misfits, broken, count = _absent(), [], [], 0
     told = [
         f"{label} {', '.join(names)}"
         for label, names in (("missing:", missing), ("not whole:", broken), ("another version:", misfits))
@@ -67,6 +71,12 @@ def packages() -> list[Finding]:
 def _is_unfinished() -> bool:
     records = Path(sys.prefix) / "start"
     return records.is_dir() and not (records / "stamp.json").is_file()
+
+
+def _absent() -> list[str]:
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in ["packaging", *_requirements()]]
+    installed = {re.sub(r"[-_.]+", "-", found.name).lower() for found in metadata.distributions() if found.name}
+    return sorted(name for name in names if name.lower() not in installed)
 
 
 def _survey() -> tuple[list[str], list[str], list[str], int]:
