@@ -45,7 +45,7 @@ from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
 from aegis.soul.gate import GOLDEN_RATIO
 from aegis.soul.module import Soul
-from aegis.training.checkpoint import Trainee, write_trained
+from aegis.training.checkpoint import write_trained
 
 Chat = tuple[tuple[str, str], ...]
 
@@ -189,8 +189,8 @@ def meta_model(folder: Path) -> nn.Module:
     return model
 
 
-def write_base(model: nn.Module, folder: Path) -> None:
-    """Write random weights of the model's shapes, tensor by tensor: 65 % of the bytes in the first shard."""
+def write_base(model: nn.Module, folder: Path, device: str = "cpu") -> None:
+    """Write random weights of the model's shapes, drawn on `device`: 65 % of the bytes in the first shard."""
     tensors = list(model.state_dict().items())
     total = sum(tensor.nbytes for _, tensor in tensors)
     shards: list[list[tuple[str, Tensor]]] = [[], []]
@@ -198,15 +198,17 @@ def write_base(model: nn.Module, folder: Path) -> None:
     for name, tensor in tensors:
         written += tensor.nbytes
         shards[written > 0.65 * total].append((name, tensor))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
         with ShardWriter(path, [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in shard]) as writer:
             for name, tensor in shard:
                 for rows in tensor.split(4096):
-                    values = torch.ones(rows.shape) if rows.ndim == 1 else torch.randn(rows.shape, generator=generator)
-                    writer.write((values if rows.ndim == 1 else values * 0.02).bfloat16())
+                    values = torch.ones(rows.shape)
+                    if rows.ndim > 1:
+                        values = torch.randn(rows.shape, generator=generator, device=device) * 0.02
+                    writer.write(values.bfloat16().cpu())
                 weight_map[name] = path.name
     write_index(folder, weight_map, total)
 
@@ -222,10 +224,8 @@ def write_adapter_and_soul(model: nn.Module, targets: tuple[str, ...], folder: P
             # large enough that a base without it is no near miss: 40 % of the weights it is added to
             std = 0.1 if ".lora_A." in name else 0.01
             module.weight = nn.Parameter(torch.randn(module.weight.shape, generator=generator) * std)
-    soul = Soul(peft_model.config.hidden_size, alpha=GOLDEN_RATIO, seed=2)
-    optimizer = torch.optim.AdamW(soul.parameters())
     folder.mkdir()
-    write_trained(folder, Trainee(peft_model, soul, optimizer, torch.amp.GradScaler(enabled=False)), 500, base_hash)
+    write_trained(folder, peft_model, Soul(peft_model.config.hidden_size, alpha=GOLDEN_RATIO, seed=2), 500, base_hash)
     return sum(pair.a.numel() + pair.b.numel() for pair in load_adapter(folder).updates.values())
 
 

@@ -75,9 +75,15 @@ class TrainConfig(StageConfig):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="course of the learning rates")
     weight_decay: float = Field(0.0, ge=0, description="of the adapter; the soul has none")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    activation_checkpointing: Literal["auto", "on", "off"] = Field(
-        "auto", description="recompute activations to save memory; auto is on with a GPU"
+    activation_checkpointing: Literal["auto", "on", "off", "offload"] = Field(
+        "auto",
+        description="recompute activations to save memory, offload: and keep what remains in the host's; "
+        "auto recomputes as many layers as the GPU's memory asks for",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
+    )
+    cuda_graphs: Literal["auto", "off"] = Field("auto", description="replay the step as CUDA graphs where that works")
     seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")

@@ -136,15 +136,15 @@ class _Killed(BaseException):
 
 
 def train_until_killed(monkeypatch: pytest.MonkeyPatch, step: int, config: TrainConfig, run: Run) -> None:
-    take = step_module.Stepper.take
+    launch = step_module.Stepper.launch
 
-    def dying(self, number, batches):  # type: ignore[no-untyped-def]
+    def dying(self, number, *arguments):  # type: ignore[no-untyped-def]
         if number >= step:
             raise _Killed
-        return take(self, number, batches)
+        return launch(self, number, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module.Stepper, "take", dying)
+        patch.setattr(step_module.Stepper, "launch", dying)
         with pytest.raises(_Killed):
             train(config, run)
 
@@ -234,16 +234,16 @@ def test_a_signal_saves_and_ends(
     """The step is finished and saved, and going on ends in the same bytes."""
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     train(config, whole)
-    take = step_module.Stepper.take
+    launch = step_module.Stepper.launch
 
-    def signalled(self, step, batches):  # type: ignore[no-untyped-def]
-        numbers = take(self, step, batches)
+    def signalled(self, step, *arguments):  # type: ignore[no-untyped-def]
+        launched = launch(self, step, *arguments)
         if step == 2:
             os.kill(os.getpid(), number)
-        return numbers
+        return launched
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module.Stepper, "take", signalled)
+        patch.setattr(step_module.Stepper, "launch", signalled)
         with pytest.raises(Interrupted, match="stopped after step 3") as caught:
             train(config, run)
     assert caught.value.exit_code == code

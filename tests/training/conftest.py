@@ -12,11 +12,13 @@ import torch
 
 from aegis.config import TrainConfig
 from aegis.data.packing import IGNORED, Batch
+from aegis.model.adapted import Adapters
 from aegis.model.attach import attached
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
+from aegis.training.batch import MicroBatch
 from aegis.training.checkpoint import Trainee
-from aegis.training.step import DeviceBatch, make_optimizer
+from aegis.training.update import make_optimizer
 
 CPU = torch.device("cpu")
 WIDTH, VOCABULARY = 32, 64
@@ -57,15 +59,16 @@ def make_trainee() -> Iterator[MakeTrainee]:
             soul = Soul(WIDTH, seed=seed, alpha=config.alpha_start, alpha_is_learned=config.alpha != "scheduled")
             stack.enter_context(attached(model, soul))
             scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-            return Trainee(model.train(), soul, make_optimizer(model, soul, config), scaler)
+            adapters = Adapters(model, torch.float32, config.lora_dropout)
+            return Trainee(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler)
 
         yield make
 
 
-def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True) -> DeviceBatch:
+def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True) -> MicroBatch:
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, VOCABULARY, (windows, length))
     labels = ids.copy() if trained else np.full_like(ids, IGNORED)
     labels[:, :3] = IGNORED
     positions = np.tile(np.arange(length), (windows, 1))
-    return DeviceBatch.make(Batch(ids, labels, positions, np.zeros_like(ids)), CPU)
+    return MicroBatch.make(Batch(ids, labels, positions, np.zeros_like(ids)))

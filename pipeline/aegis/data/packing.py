@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -51,6 +52,12 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.first_piece) - 1
+
+    @cached_property
+    def trained_per_window(self) -> NDArray[np.int64]:
+        """How many labels of each window are not IGNORED."""
+        before = np.concatenate([[0], np.cumsum(self.trained)])
+        return np.diff(before[self.first_token[self.first_piece]])
 
     @property
     def trained_tokens(self) -> int:

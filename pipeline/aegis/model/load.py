@@ -109,6 +109,16 @@ def load_base(
     return model
 
 
+def silence_dropout(model: torch.nn.Module) -> None:
+    """Switch off dropout that a base brings along: it is frozen, and only the adapter's is trained against."""
+    module: Any
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def footprint(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers as they lie in memory, NF4 constants included."""
     total = 0

@@ -61,18 +61,48 @@ class Soul(nn.Module):
         self.skew = nn.Parameter(torch.zeros(blocks, n * (n - 1) // 2))
         self.alpha = nn.Parameter(torch.tensor(alpha), requires_grad=alpha_is_learned)
         self._kept: Tensor | None = None
+        self._held: tuple[Tensor, Tensor] | None = None
 
     def rotation(self) -> Tensor:
         """Return R, (blocks, n, n) float32, in the graph if there is one.
 
         A frozen soul builds it once. A trainable one builds it every time: whether its parameter has moved cannot
-        be told from the tensor's version, which fused optimizers on a GPU leave as it was.
+        be told from the tensor's version, which fused optimizers on a GPU leave as it was. Between `hold` and
+        `let_go` it gives the one rotation that is held.
         """
+        if self._held is not None:
+            return self._held[1]
         if self.skew.requires_grad:
             return self._build()
         if self._kept is None:
             self._kept = self._build()
         return self._kept
+
+    def hold(self) -> None:
+        """Build R once for several backward passes; their gradients gather on it until `let_go`."""
+        built = self._build()
+        self._held = built, built.detach().requires_grad_()
+
+    def drop_held(self) -> None:
+        """Stop holding R, and forget what gathered."""
+        self._held = None
+
+    def let_go(self, weight: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Stop holding R, and give the gradient that gathered on it to `skew`, with the orthogonality loss's.
+
+        Args:
+            weight: scalar, of the orthogonality loss ‖RᵀR − I‖²_F.
+
+        Returns:
+            ‖∂L/∂R‖ of what gathered, None if nothing did (no backward pass went through the soul), and the
+            orthogonality loss; scalars. The first is looked at by itself: the second's rounding passes for a gradient.
+        """
+        assert self._held is not None, "let_go without hold"
+        (built, held), self._held = self._held, None
+        loss = so.orthogonality_defect(built).square().sum()
+        gathered = torch.zeros_like(built) if held.grad is None else held.grad
+        torch.autograd.backward([built, loss], [gathered, weight.to(loss.dtype)])
+        return (None if held.grad is None else held.grad.norm()), loss.detach()
 
     def _build(self) -> Tensor:
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only

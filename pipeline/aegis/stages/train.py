@@ -103,7 +103,8 @@ def train(
                 raise
             report = prepared.report(run.adapter, trainee, outcome, start)
             with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
-                checkpoint.write_trained(staging.path, trainee, outcome.step, prepared.base.weights_hash)
+                weights = prepared.base.weights_hash
+                checkpoint.write_trained(staging.path, trainee.model, trainee.soul, outcome.step, weights)
                 staging.facts |= {name: getattr(report, name) for name in _KEPT}
             return report
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from aegis import progress
 from aegis.config import TrainConfig
 from aegis.errors import EnvironmentFault
+from aegis.model.adapted import Adapters
 from aegis.model.attach import attached
 from aegis.model.base import Base
-from aegis.model.load import compute_dtype, load_base
+from aegis.model.load import compute_dtype, load_base, silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
 from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
+from aegis.training.acceleration import Acceleration
 from aegis.training.checkpoint import Trainee
-from aegis.training.step import make_optimizer
+from aegis.training.update import make_optimizer
 
 
 @contextmanager
@@ -33,7 +34,11 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
     """
     memory.reset_peak(device)
     with _oom_explained(config):
+        dtype = compute_dtype(device)
         model = load_base(base.folder, config.load_in, device)
+        silence_dropout(model)
+        acceleration = Acceleration.choose(config, model, device, dtype)
+        progress.say(acceleration.explain(len(model.get_decoder().layers)))
         targets = resolve_targets(model, config.lora_targets)
         _say_coverage(coverage(model, targets, config.lora_r))
         with torch.random.fork_rng([]):
@@ -47,9 +52,8 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
                 base_name=base.name,
                 revision=base.revision,
             )
-        checkpointing = config.activation_checkpointing
-        if checkpointing == "on" or (checkpointing == "auto" and device.type == "cuda"):
-            _checkpoint_activations(model)
+        adapters = Adapters(model, dtype, config.lora_dropout)
+        acceleration.install(model, config.max_length)
         soul = Soul(
             model.config.get_text_config().hidden_size,
             kind=config.rotation,
@@ -61,8 +65,8 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
             alpha=config.alpha_start,
             alpha_is_learned=config.alpha != "scheduled",
         ).to(device)
-        scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
-        trainee = Trainee(model, soul, make_optimizer(model, soul, config), scaler)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        trainee = Trainee(model, soul, adapters, make_optimizer(model, soul, config), scaler, acceleration)
         if resume_from is not None:
             checkpoint.load(resume_from, trainee)
         with attached(model, soul):
@@ -78,14 +82,6 @@ def _say_coverage(rows: list[Coverage]) -> None:
     progress.say(f"adapter in all: {sum(row.parameters for row in rows):,} parameters")
 
 
-def _checkpoint_activations(model: Any) -> None:
-    kwargs = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(kwargs)
-    else:  # transformers before 5.20
-        model.gradient_checkpointing_enable(kwargs)
-
-
 @contextmanager
 def _oom_explained(config: TrainConfig) -> Iterator[None]:
     try:
@@ -95,6 +91,6 @@ def _oom_explained(config: TrainConfig) -> Iterator[None]:
             "the GPU's memory is full",
             why=str(error).splitlines()[0],
             fix=f"lower one of these: --max-length (now {config.max_length}), --batch-size (now {config.batch_size}; "
-            "--gradient-accumulation-steps makes up for it), or set --activation-checkpointing on "
+            "--gradient-accumulation-steps makes up for it), or set --activation-checkpointing offload "
             f"(now {config.activation_checkpointing})",
         ) from error

@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.manifest import Manifest, verify_directory
+from aegis.model.adapted import Adapters
 from aegis.publish import publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
+from aegis.training.acceleration import PLAIN, Acceleration
 
 _RESUME = "resume.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -36,12 +38,19 @@ _NAME = re.compile(r"step_(\d{6,})")
 
 @dataclass(frozen=True)
 class Trainee:
-    """Everything that changes while training: peft model, soul, optimizer, and the scaler float16 needs."""
+    """Everything that changes while training, and how its step is run.
+
+    Attributes:
+        model: peft model; its LoRA layers are taken over by `adapters`.
+        scaler: of the loss; only float16 needs it, elsewhere it is switched off.
+    """
 
     model: Any
     soul: Soul
+    adapters: Adapters
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    acceleration: Acceleration = PLAIN
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters under names that stay the same from run to run."""
@@ -49,21 +58,21 @@ class Trainee:
         return named | {f"soul.{name}": p for name, p in self.soul.named_parameters()}
 
 
-def write_trained(directory: Path, trainee: Trainee, step: int, base_hash: str) -> None:
+def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash: str) -> None:
     """Write adapter and soul, the two that later stages read, into an existing directory."""
     # save_embedding_layers="auto" would ask the Hub whether the vocabulary was resized; it never is here
-    trainee.model.save_pretrained(directory, save_embedding_layers=False)
+    model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     with torch.no_grad():
-        rotation = trainee.soul.rotation().detach().cpu().clone()
-    save_soul(directory / SOUL_FILE, SoulRecord(rotation, trainee.soul.alpha.item(), step, base_hash))
+        rotation = soul.rotation().detach().cpu().clone()
+    save_soul(directory / SOUL_FILE, SoulRecord(rotation, soul.alpha.item(), step, base_hash))
 
 
 def save(folder: Path, trainee: Trainee, step: int, manifest: Manifest, *, keep: int) -> Path:
     """Publish checkpoint `step` whole, then remove the oldest beyond `keep`."""
     final = folder / f"step_{step:06d}"
     with publishing(final, manifest, overwrite=True) as staging:
-        write_trained(staging.path, trainee, step, manifest.inputs["base"])
+        write_trained(staging.path, trainee.model, trainee.soul, step, manifest.inputs["base"])
         save_file(_resume_tensors(trainee), staging.path / _RESUME)
     for old in list_steps(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,17 @@ import torch
 from aegis import progress
 from aegis.config import TrainConfig
 from aegis.data.order import Order
-from aegis.data.packing import Windows
+from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
-from aegis.soul.gate import phase
+from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
+from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
 from aegis.training.signals import deferred_stop
-from aegis.training.step import DeviceBatch, StepNumbers, Stepper, summed_loss
+from aegis.training.step import Launched, StepNumbers, Stepper
+from aegis.training.together import ALONE, Together
+from aegis.training.update import rate_factor
 
 _EVALUATED_WINDOWS = 64
 """Held-out windows looked at: enough for two digits of the loss, little beside the steps between two looks."""
@@ -61,6 +64,7 @@ class Loop:
         *,
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
+        together: Together = ALONE,
     ) -> None:
         self.trainee = trainee
         self.config = config
@@ -69,8 +73,12 @@ class Loop:
         self.device = trainee.soul.skew.device
         self._save = save
         self._metrics = metrics
+        self._together = together
         self._order = Order(len(windows), config.seed)
-        self._stepper = Stepper(trainee, config)
+        self._shape = BatchShape.of(windows, config.batch_size)
+        if heldout is not None:
+            self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
+        self._stepper = Stepper(trainee, config, together)
 
     def run(self, start: int, stop: int) -> LoopOutcome:
         """Take steps [start, stop); none if a run was killed between its last step and its publication.
@@ -84,28 +92,35 @@ class Loop:
         if start >= stop:
             return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None)
         self.trainee.model.train()
-        loss = heldout = None
+        numbers, heldout, ahead = None, None, None
         tokens = tokens_since = 0
         began = since = time.perf_counter()
         with (
-            _generators_kept(),
+            _own_stream(self.device),
             deferred_stop() as stopping,
             progress.task("training", stop - start, "step") as bar,
         ):
             for step in range(start, stop):
-                numbers = self._take(step)
-                tokens += config.batch_size * config.gradient_accumulation_steps * config.max_length
-                loss = numbers.task_loss
+                launched = self._launch(step)
+                # while the device works on this step, the host looks at the one before
+                if ahead is not None:
+                    numbers = self._read(ahead)
+                ahead = launched
+                tokens += config.max_length * config.batch_size * config.gradient_accumulation_steps
                 done = step + 1
-                bar.note(f"loss {loss:.3f}  α {self.trainee.soul.alpha.item():+.3f}")
-                bar.advance()
                 last = done == stop
                 due = done % config.save_steps == 0 or last or stopping.exit_code is not None
+                logged = due or done % config.logging_steps == 0 or done == 1
+                if logged:
+                    numbers, ahead = self._read(ahead), None
+                if numbers is not None:
+                    bar.note(f"loss {numbers.task_loss:.3f}  α {numbers.alpha:+.3f}")
+                bar.advance()
                 if due and self.heldout is not None:
                     heldout = self.evaluate(self.heldout)
-                if due or done % config.logging_steps == 0 or done == 1:
+                if logged and numbers is not None:
                     now = time.perf_counter()
-                    self._log(done, numbers, heldout if due else None, (tokens - tokens_since) / (now - since))
+                    self._log(numbers, heldout if due else None, (tokens - tokens_since) / (now - since))
                     since, tokens_since = now, tokens
                 if due and self._save is not None:
                     self._save(done)
@@ -113,55 +128,71 @@ class Loop:
                 if stopping.exit_code is not None:
                     saved = "; it is saved" if self._save is not None else ""
                     raise Interrupted(f"stopped after step {done} of {stop}{saved}", exit_code=stopping.exit_code)
-        return LoopOutcome(stop, loss, heldout, tokens / (time.perf_counter() - began))
+        assert numbers is not None
+        return LoopOutcome(stop, numbers.task_loss, heldout, tokens / (time.perf_counter() - began))
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
         """Mean cross-entropy in nats a trained token, without dropout, over the first windows."""
-        self.trainee.model.eval()
-        total, count = 0.0, 0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        count, size = 0, self.config.batch_size
         evaluated = min(len(windows), _EVALUATED_WINDOWS)
-        for start in range(0, evaluated, self.config.batch_size):
-            indices = range(start, min(start + self.config.batch_size, evaluated))
-            batch = DeviceBatch.make(windows.batch(indices), self.device)
-            total += summed_loss(self.trainee, batch).item()
-            count += batch.targets.numel()
-        self.trainee.model.train()
-        return total / max(1, count)
+        with self.trainee.adapters.without_dropout():
+            for start in range(0, evaluated, size):
+                batch = self._batch(windows, range(start, min(start + size, evaluated)))
+                total += self._stepper.look(batch)
+                count += batch.trained
+        return total.item() / max(1, count)
 
-    def _take(self, step: int) -> StepNumbers:
+    def _launch(self, step: int) -> Launched:
         size = self.config.batch_size
-        chosen = self._order.indices(step, size * self.config.gradient_accumulation_steps)
-        batches = [
-            DeviceBatch.make(self.windows.batch(chosen[i : i + size]), self.device) for i in range(0, len(chosen), size)
-        ]
+        chosen = self._step_windows(step)
+        share = len(chosen) // self._together.parts
+        ours = chosen[share * self._together.rank :][:share]
+        batches = [self._batch(self.windows, ours[i : i + size]) for i in range(0, share, size)]
+        return self._stepper.launch(step, batches, int(self.windows.trained_per_window[chosen].sum()))
+
+    def _step_windows(self, step: int) -> list[int]:
+        config = self.config
+        count = config.batch_size * config.gradient_accumulation_steps * self._together.parts
+        return self._order.indices(step, count)
+
+    def _batch(self, windows: Windows, indices: Sequence[int]) -> MicroBatch:
+        # the last look at the held-out windows may be at fewer than a batch; its shape stays that of the others
+        full = [*indices, *[indices[-1]] * (self.config.batch_size - len(indices))]
+        batch = windows.batch(full)
+        batch.labels[len(indices) :] = IGNORED
+        return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda")
+
+    def _read(self, launched: Launched) -> StepNumbers:
         try:
-            return self._stepper.take(step, batches)
+            return launched.read()
         except DivergedError as error:
+            windows = self._step_windows(launched.step)
             raise DivergedError(
-                error.what, why=f"{error.why}\nwindows of this step: {chosen}", fix=error.fix
+                error.what, why=f"{error.why}\nwindows of this step: {windows}", fix=error.fix
             ) from error
 
-    def _log(self, done: int, numbers: StepNumbers, heldout: float | None, tokens_per_second: float) -> None:
-        soul = self.trainee.soul
+    def _log(self, numbers: StepNumbers, heldout: float | None, tokens_per_second: float) -> None:
+        soul, done = self.trainee.soul, numbers.step + 1
         with torch.no_grad():
             rotation = soul.rotation()
             # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
             defect = orthogonality_defect(rotation.double()).abs().max().item()
             det = determinant_sign(rotation).min().item()
-        alpha = soul.alpha.item()
+        alpha, factor = numbers.alpha, rate_factor(self.config)
         row: dict[str, Any] = {
             "step": done,
             "loss": numbers.task_loss + self.config.orthogonality_weight * numbers.orthogonality_loss,
             "task_loss": numbers.task_loss,
             "heldout_loss": heldout,
             "alpha": alpha,
-            "gate": torch.sigmoid(soul.alpha.detach()).item(),
+            "gate": gate(alpha),
             "phase": phase(alpha, self.config.alpha_target).name.lower(),
             "orthogonality_error": defect,
             "det": det,
             "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
-            "learning_rate": self.trainee.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
             "tokens_per_second": round(tokens_per_second, 1),
             "peak_bytes": memory.peak_bytes(self.device),
@@ -194,8 +225,13 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Give the caller's random generators back as they were: a notebook's own draws are none of our business."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """A CUDA graph cannot be recorded on the default stream; so all of the loop runs on another."""
+    if device.type != "cuda":
         yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)

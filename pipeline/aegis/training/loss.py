@@ -8,54 +8,75 @@ states is all that is needed, and it is formed in the forward pass while the chu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aegis.data.packing import IGNORED
+
 CHUNK_BYTES = 64 << 20
 """Float32 logits held at a time."""
 
 
+def _errors(logits: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of a chunk, and softmax(logits) − onehot(targets) in `dtype`; zero where IGNORED."""
+    wide = logits.float()
+    if bias is not None:
+        wide = wide + bias.float()
+    log_norm = wide.logsumexp(-1, keepdim=True)
+    trained = (targets != IGNORED).unsqueeze(-1)
+    wanted = targets.clamp(min=0).unsqueeze(-1)
+    loss = torch.where(trained, log_norm - wide.gather(-1, wanted), 0.0).sum()
+    places = torch.arange(wide.shape[-1], device=wide.device)
+    error = torch.where(trained, (wide - log_norm).exp() - (places == wanted).float(), 0.0)
+    return loss, error.to(dtype)
+
+
+@cache
+def _compiled_errors() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_errors, dynamic=False)
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool) -> Tensor:
+        errors = _compiled_errors() if compiled else _errors
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = max(1, CHUNK_BYTES // (4 * head.shape[0]))
-        for start in range(0, hidden.shape[0], rows):
-            piece = slice(start, start + rows)
-            logits = (hidden[piece] @ head.T).float()
-            if bias is not None:
-                logits += bias.float()
-            log_norm = logits.logsumexp(-1, keepdim=True)
-            wanted = targets[piece].unsqueeze(-1)
-            total += (log_norm - logits.gather(-1, wanted)).sum()
+        chunks = max(1, math.ceil(4 * hidden.shape[0] * head.shape[0] / CHUNK_BYTES))
+        height = math.ceil(hidden.shape[0] / chunks)
+        for start in range(0, hidden.shape[0], max(1, height)):
+            rows = slice(start, start + height)
+            loss, error = errors(hidden[rows] @ head.T, bias, targets[rows], head.dtype)
+            total += loss
             if gradient is not None:
-                error = logits.sub_(log_norm).exp_()
-                error.scatter_add_(-1, wanted, torch.full_like(wanted, -1, dtype=error.dtype))
-                gradient[piece] = error.to(head.dtype) @ head
+                torch.mm(error, head, out=gradient[rows])
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (None if gradient is None else gradient * outer[0].to(gradient.dtype)), None, None, None
+        return (None if gradient is None else gradient * outer[0].to(gradient.dtype)), None, None, None, None
 
 
-def head_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def head_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, *, compiled: bool = False) -> Tensor:
     """Sum of cross-entropies of `targets` under the logits hidden @ headᵀ + bias.
 
     Args:
         hidden: (n, hidden_size), the rows whose next token is trained, any float dtype.
         head: the frozen LM head, (vocab_size, hidden_size), dtype of `hidden`.
         bias: (vocab_size,) or None.
-        targets: (n,) int64 token ids.
+        targets: (n,) int64 token ids; rows with IGNORED count nothing.
+        compiled: let torch.compile make one kernel of the arithmetic between the two matrix products.
 
     Returns:
         Scalar float32 sum in nats; divide by the number of targets of the whole optimizer step. Its gradient
         reaches `hidden` only.
     """
-    loss: Tensor = _HeadLoss.apply(hidden, head, bias, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _HeadLoss.apply(hidden, head, bias, targets, compiled)  # type: ignore[no-untyped-call]
     return loss

@@ -1,4 +1,8 @@
-"""One optimizer step: the soul's gate is set, the loss is taken, and nothing is updated unless all of it is sound."""
+"""One optimizer step, from the host's side: what is set before it, what is launched, and what its numbers say.
+
+Nothing here waits for the device. A step is launched, and its numbers are read when the next one is under way; an
+update that must not happen has been held back on the device by then (`training.update`).
+"""
 
 from __future__ import annotations
 
@@ -7,50 +11,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from aegis import progress
 from aegis.config import TrainConfig
-from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError, IntegrityError
-from aegis.model.attach import decoder_of
 from aegis.soul.gate import AlphaSchedule
-from aegis.soul.module import Soul
+from aegis.training.batch import MicroBatch
+from aegis.training.capture import Recorder
 from aegis.training.checkpoint import Trainee
-from aegis.training.loss import head_loss
+from aegis.training.objective import summed_loss
+from aegis.training.together import ALONE, Together
+from aegis.training.update import NUMBERS, Update, rate_factor
 
 _MAX_SKIPPED = 20
 """Overflows in a row after which float16's loss scaling will not find a scale any more."""
-
-
-@dataclass(frozen=True)
-class DeviceBatch:
-    """Windows on the device, with the trained rows picked out before they went there.
-
-    Attributes:
-        input_ids, position_ids: (windows, max_length) int64.
-        rows: (n,) int64, positions in the flattened windows whose next token is trained.
-        targets: (n,) int64, those tokens.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    rows: Tensor
-    targets: Tensor
-
-    @classmethod
-    def make(cls, batch: Batch, device: torch.device) -> DeviceBatch:
-        labels = torch.from_numpy(batch.labels)
-        following = torch.full_like(labels, IGNORED)
-        following[:, :-1] = labels[:, 1:]
-        rows = (following.flatten() != IGNORED).nonzero().squeeze(-1)
-        parts = (
-            torch.from_numpy(batch.input_ids),
-            torch.from_numpy(batch.position_ids),
-            rows,
-            following.flatten()[rows],
-        )
-        return cls(*(part.to(device, non_blocking=True) for part in parts))
+_EAGER_STEPS = 2
+"""Steps taken one kernel at a time before the step is recorded: libraries choose and load their kernels in them."""
 
 
 @dataclass(frozen=True)
@@ -60,118 +39,168 @@ class StepNumbers:
     `skipped` is set when float16 overflowed and the update was left out.
     """
 
+    step: int
     task_loss: float
     orthogonality_loss: float
     grad_norm: float
+    alpha: float
     targets: int
     skipped: bool
 
 
-def summed_loss(trainee: Trainee, batch: DeviceBatch) -> Tensor:
-    """Sum of the cross-entropies of a batch's targets, in the graph if there is one."""
-    head = trainee.model.get_output_embeddings()
-    # no attention mask: transformers then keeps packed documents apart by their positions
-    hidden = decoder_of(trainee.model)(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    ).last_hidden_state
-    return head_loss(hidden.flatten(0, 1)[batch.rows], head.weight, getattr(head, "bias", None), batch.targets)
-
-
-def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group for the adapter, one for the rotation and one for a learned α.
-
-    Weight decay stays off the soul: it would turn R back towards its random start and α towards zero.
-    """
-    adapter = [p for p in model.parameters() if p.requires_grad]
-    rate = config.soul_learning_rate or config.learning_rate
-    groups = [
-        {"params": adapter, "lr": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": [soul.skew], "lr": rate, "weight_decay": 0.0},
-    ]
-    if soul.alpha.requires_grad:
-        groups.append({"params": [soul.alpha], "lr": rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, fused=soul.skew.device.type == "cuda")
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-    return optimizer
-
-
-def rate_factor(config: TrainConfig) -> Callable[[int], float]:
-    """The learning rates' factor as a function of the step."""
-    if config.lr_schedule == "constant":
-        return lambda step: 1.0
-    if config.lr_schedule == "linear":
-        return lambda step: 1 - step / config.max_steps
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-
-
 class Stepper:
-    """Takes optimizer steps; `take(step, batches)` is a pure function of the trainee's state, the step and the data."""
+    """Takes optimizer steps; a step is a pure function of the trainee's state, its number and the data.
 
-    def __init__(self, trainee: Trainee, config: TrainConfig) -> None:
+    Args:
+        together: the processes that share each step.
+
+    With `trainee.acceleration.captured` the step is replayed as CUDA graphs after the first ones; every batch must then
+    have the same shape.
+    """
+
+    def __init__(self, trainee: Trainee, config: TrainConfig, together: Together = ALONE) -> None:
         self.trainee = trainee
         self.config = config
         self.schedule = AlphaSchedule(
             config.warmup_steps, config.annealing_steps, config.alpha_start, config.alpha_target
         )
+        self._together = together
         self._factor = rate_factor(config)
-        self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
+        self._update = Update(trainee, config, together.parts)
+        self._device = trainee.soul.skew.device
+        self._share = torch.zeros((), device=self._device)
+        self._looked = torch.zeros((), device=self._device)
         self._skipped_in_a_row = 0
+        self._capture = trainee.acceleration.captured
+        self._taken = 0
+        self._slot: MicroBatch | None = None
+        self._replays: dict[str, Callable[[], None]] = {}
 
-    def take(self, step: int, batches: Sequence[DeviceBatch]) -> StepNumbers:
-        """Take step `step`, counted from 0, over the given micro-batches.
+    def take(self, step: int, batches: Sequence[MicroBatch]) -> StepNumbers:
+        """Take step `step`, counted from 0, over the given micro-batches, and wait for its numbers.
 
         Raises:
-            DivergedError: loss or gradients are NaN or Inf; parameters and optimizer are as they were before.
+            DivergedError, IntegrityError: as `launch` and `Launched.read`.
+        """
+        return self.launch(step, batches).read()
+
+    def launch(self, step: int, batches: Sequence[MicroBatch], targets: int | None = None) -> Launched:
+        """Start step `step`; the device has it to do when this returns.
+
+        Args:
+            targets: trained tokens of the step in all processes; those of `batches` if None.
+
+        Raises:
             IntegrityError: the soul got no gradient, so it is not in the graph.
         """
-        trainee, soul = self.trainee, self.trainee.soul
-        self._set_gate(step)
-        for group in trainee.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self._factor(step)
-        # dropout in step k depends on the seed and k alone: resuming needs no generator's state
-        torch.manual_seed(_seed_of_step(self.config.seed, step))
+        targets = sum(batch.trained for batch in batches) if targets is None else targets
+        learning = self._set(step, targets)
+        if self._capture and self._taken >= _EAGER_STEPS and not self._replays:
+            self._record(batches[0])
+        self._run("begin", self._update.begin)
+        for number, batch in enumerate(batches):
+            self.trainee.adapters.seed(self._seeds(step, number))
+            self._pass(batch)
+        self._run("gather", lambda: self._gather(step, targets))
+        self._together.add(self._update.gradients, self._update.task_loss)
+        self._run("settle", lambda: self._update.settle(resting=None if learning else self.trainee.soul.alpha))
+        self._taken += 1
+        return Launched(self, step, targets, self._update.numbers)
 
-        targets = sum(batch.targets.numel() for batch in batches)
-        task_loss = torch.zeros((), device=soul.skew.device)
-        for batch in batches:
-            mean_loss = summed_loss(trainee, batch) / max(1, targets)
-            trainee.scaler.scale(mean_loss).backward()
-            task_loss += mean_loss.detach()
-        # looked at before the orthogonality loss, whose rounding would pass for a gradient
-        if targets and soul.skew.grad is None:
-            raise _soul_left_out(step)
-        soul_norm = torch.zeros_like(task_loss) if soul.skew.grad is None else soul.skew.grad.norm()
-        orthogonality = soul.orthogonality_loss()
-        trainee.scaler.scale(self.config.orthogonality_weight * orthogonality).backward()
+    @torch.no_grad()
+    def look(self, batch: MicroBatch) -> Tensor:
+        """Sum of the cross-entropies of a batch without dropout: a scalar on the device, overwritten by the next."""
+        if self._taken == 0 or not self._replays:
+            self._looked.copy_(summed_loss(self.trainee, batch.to(self._device)))
+        else:
+            self._fill(batch)
+            self._run("look", lambda: None)
+        return self._looked
 
-        trainee.scaler.unscale_(trainee.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
-        loss, ortho, norm, moved = torch.stack([task_loss, orthogonality.detach(), grad_norm, soul_norm]).tolist()
-        skipped = self._judge(step, loss, ortho, norm)
-        if targets and not skipped and moved == 0:
-            raise _soul_left_out(step)
-        if soul.alpha.requires_grad and self.config.alpha == "then-learned" and step < self.schedule.last_step:
-            soul.alpha.grad = None
-        trainee.scaler.step(trainee.optimizer)
-        trainee.scaler.update()
-        trainee.optimizer.zero_grad(set_to_none=True)
-        return StepNumbers(loss, ortho, norm, targets, skipped)
-
-    def _set_gate(self, step: int) -> None:
-        mode = self.config.alpha
-        if mode == "scheduled" or (mode == "then-learned" and step <= self.schedule.last_step):
+    def _set(self, step: int, targets: int) -> bool:
+        """Set what depends on the step alone; returns whether α, if it can learn, learns in this step."""
+        scheduled = self.config.alpha == "scheduled" or (
+            self.config.alpha == "then-learned" and step <= self.schedule.last_step
+        )
+        if scheduled:
             with torch.no_grad():
                 self.trainee.soul.alpha.fill_(self.schedule(step))
+        for group in self.trainee.optimizer.param_groups:
+            group["lr"].fill_(group["base_lr"] * self._factor(step))
+        self._share.fill_(1 / max(1, targets))
+        return self.config.alpha != "then-learned" or step >= self.schedule.last_step
 
-    def _judge(self, step: int, loss: float, ortho: float, norm: float) -> bool:
+    def _seeds(self, step: int, number: int) -> list[int]:
+        """Dropout seeds of one forward pass, one a layer; every process and micro-batch has its own."""
+        text = f"{self.config.seed}/{step}/{self._together.rank}/{number}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        draw = np.random.Generator(np.random.Philox(key=seed))
+        low, high = -(2**31), 2**31
+        return [int(value) for value in draw.integers(low, high, len(self.trainee.adapters))]
+
+    def _pass(self, batch: MicroBatch) -> None:
+        if self._replays:
+            self._fill(batch)
+        self._run("pass", lambda: self._backward(batch.to(self._device)))
+
+    def _backward(self, batch: MicroBatch) -> None:
+        loss = summed_loss(self.trainee, batch) * self._share
+        self.trainee.scaler.scale(loss).backward()
+        self._update.task_loss.add_(loss.detach())
+
+    def _gather(self, step: int, targets: int) -> None:
+        if not self._update.gather() and targets:
+            raise _soul_left_out(step)
+
+    def _run(self, name: str, function: Callable[[], object]) -> None:
+        self._replays.get(name, function)()
+
+    def _fill(self, batch: MicroBatch) -> None:
+        assert self._slot is not None
+        batch.copy_into(self._slot)
+
+    def _record(self, like: MicroBatch) -> None:
+        """Record the parts of a step; without them, if this base's forward pass cannot be recorded, all stays eager."""
+        slot = self._slot = like.to(self._device)
+        recorder = Recorder()
+        try:
+            self._replays = {
+                "begin": recorder.record(self._update.begin),
+                "pass": recorder.record(lambda: self._backward(slot)),
+                "gather": recorder.record(self._update.gather),
+                "settle": recorder.record(self._update.settle),
+                "look": recorder.record(lambda: self._look_into(slot)),
+            }
+        except RuntimeError as error:
+            self._capture, self._replays = False, {}
+            self.trainee.soul.drop_held()
+            progress.warn(f"the step cannot be recorded as a CUDA graph and stays slower: {_first_line(error)}")
+
+    @torch.no_grad()
+    def _look_into(self, slot: MicroBatch) -> None:
+        self._looked.copy_(summed_loss(self.trainee, slot))
+
+    def judge(self, step: int, targets: int, values: Sequence[float]) -> StepNumbers:
+        """Make a step's numbers of what the device left.
+
+        Raises:
+            DivergedError: loss or gradients were NaN or Inf; nothing has been updated since.
+            IntegrityError: the soul's gradient was zero to the last entry.
+        """
+        found = dict(zip(NUMBERS, values, strict=True))
+        loss, ortho, norm = found["task_loss"], found["orthogonality_loss"], found["grad_norm"]
+        skipped = self._refuse_nonsense(step, loss, ortho, norm)
+        if targets and not skipped and found["soul_norm"] == 0:
+            raise _soul_left_out(step)
+        return StepNumbers(step, loss, ortho, norm, found["alpha"], targets, skipped)
+
+    def _refuse_nonsense(self, step: int, loss: float, ortho: float, norm: float) -> bool:
         if math.isfinite(loss) and math.isfinite(ortho) and math.isfinite(norm):
             self._skipped_in_a_row = 0
             return False
         self._skipped_in_a_row += 1
         if self.trainee.scaler.is_enabled() and math.isfinite(loss) and self._skipped_in_a_row <= _MAX_SKIPPED:
             return True  # float16 overflowed in the gradient: the scaler leaves the update out and lowers its scale
-        self.trainee.optimizer.zero_grad(set_to_none=True)
         raise DivergedError(
             f"training diverged at step {step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}",
             why="the update was not made; adapter, soul and the last checkpoint are untouched",
@@ -179,9 +208,34 @@ class Stepper:
         )
 
 
-def _seed_of_step(seed: int, step: int) -> int:
-    # hashed, since torch's generator on a CPU looks at the low 32 bits alone
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little")
+class Launched:
+    """A step under way."""
+
+    def __init__(self, stepper: Stepper, step: int, targets: int, numbers: Tensor) -> None:
+        self.step = step
+        self._stepper, self._targets = stepper, targets
+        self._done: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+        else:
+            self._numbers = numbers.clone()
+
+    def read(self) -> StepNumbers:
+        """Wait for the step and return its numbers.
+
+        Raises:
+            DivergedError, IntegrityError: as `Stepper.judge`.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        return self._stepper.judge(self.step, self._targets, self._numbers.tolist())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _soul_left_out(step: int) -> IntegrityError:

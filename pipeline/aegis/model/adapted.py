@@ -1,0 +1,138 @@
+"""The adapter's arithmetic while it is trained: in the base's dtype, from float32 masters.
+
+peft keeps a float32 adapter by casting every activation to float32 and its product back, which at 512 tokens costs
+more than the adapter's own matrix products. Here the small matrices are cast instead, once a step; masters, their
+gradients and the optimizer stay float32. What is saved for the backward pass is the input, which the base keeps
+anyway, and x·Aᵀ, r numbers a token; the dropout mask is worked out again (`model.dropout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis.model.dropout import DropoutRate, drop
+
+_ADAPTER = "default"
+
+
+class _LowRank(torch.autograd.Function):
+    """result + scale · drop(x) Aᵀ Bᵀ (Hu et al. 2021, arXiv:2106.09685)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        result: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        a_low: Tensor,
+        b_low: Tensor,
+        seed: Tensor,
+        threshold: Tensor,
+        amplify: Tensor,
+        scale: float,
+    ) -> Tensor:
+        inner = drop(x.flatten(0, -2), seed, threshold, amplify) @ a_low.mT
+        ctx.save_for_backward(x, inner, a_low, b_low, seed, threshold, amplify)
+        ctx.scale, ctx.master_dtype = scale, a.dtype
+        return torch.addmm(result.flatten(0, -2), inner, b_low.mT, alpha=scale).view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, a_low, b_low, seed, threshold, amplify = ctx.saved_tensors
+        rows = outer[0].flatten(0, -2)
+        d_inner = (rows @ b_low).mul(ctx.scale)
+        d_b = (rows.mT @ inner).to(ctx.master_dtype).mul(ctx.scale)
+        d_a = (d_inner.mT @ drop(x.flatten(0, -2), seed, threshold, amplify)).to(ctx.master_dtype)
+        d_x = drop(d_inner @ a_low, seed, threshold, amplify).view_as(x)
+        return outer[0], d_x, d_a, d_b, None, None, None, None, None, None
+
+
+class _Adapted:
+    """Mixed into a peft LoRA layer's class: the same parameters, another forward pass."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return _LowRank.apply(  # type: ignore[no-untyped-call]
+            self.base_layer(x),
+            x,
+            self.lora_A[_ADAPTER].weight,
+            self.lora_B[_ADAPTER].weight,
+            self.aegis_a,
+            self.aegis_b,
+            self.aegis_seed,
+            self.aegis_threshold,
+            self.aegis_amplify,
+            self.scaling[_ADAPTER],
+        )
+
+
+@cache
+def _adapted(layer: type) -> type:
+    # one class for all layers of a kind: compiled code asks for it, and would be compiled anew for another
+    return type("Adapted" + layer.__name__, (_Adapted, layer), {})
+
+
+class Adapters:
+    """All LoRA layers of a peft model, taken over for training.
+
+    Args:
+        model: from `model.lora.attach_lora`; its parameters stay peft's, under peft's names.
+        dtype: to compute in.
+        rate: of dropout before A.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, rate: float) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        device = self._layers[0].lora_A[_ADAPTER].weight.device
+        self.dropout = DropoutRate(rate, device)
+        self.seeds = torch.zeros(len(self._layers), dtype=torch.int32, device=device)
+        """One a layer, set before each forward pass with new dropout."""
+        self._masters: list[Tensor] = []
+        self._low: list[Tensor] = []
+        for number, layer in enumerate(self._layers):
+            layer.__class__ = _adapted(type(layer))
+            layer.aegis_a = self._in_dtype(layer.lora_A[_ADAPTER].weight, dtype)
+            layer.aegis_b = self._in_dtype(layer.lora_B[_ADAPTER].weight, dtype)
+            layer.aegis_seed = self.seeds[number]
+            layer.aegis_threshold, layer.aegis_amplify = self.dropout.threshold, self.dropout.amplify
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def _in_dtype(self, master: Tensor, dtype: torch.dtype) -> Tensor:
+        if master.dtype == dtype:
+            return master.detach()
+        low = master.detach().to(dtype)
+        self._masters.append(master.detach())
+        self._low.append(low)
+        return low
+
+    def refresh(self) -> None:
+        """Cast the masters again; due after every optimizer step."""
+        if self._low:
+            torch._foreach_copy_(self._low, self._masters)
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """The adapters as they are now, whole, while the block runs."""
+        self.refresh()
+        self.dropout.switch(on=False)
+        try:
+            yield
+        finally:
+            self.dropout.switch(on=True)
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Give each layer its dropout seed for the forward passes that follow."""
+        host = torch.tensor(seeds, dtype=torch.int32)
+        if self.seeds.is_cuda:
+            host = host.pin_memory()
+        self.seeds.copy_(host, non_blocking=True)

@@ -1,0 +1,142 @@
+"""Attention and rotary embedding for packed windows that never ask the GPU a question.
+
+transformers builds a mask for packed documents by looking at the positions from the host, and picks LongRoPE's factors
+in the same way; both make the GPU wait at every step and neither can be captured in a CUDA graph. Here the edges of the
+documents go to the kernel itself (FlashAttention's variable-length form, in torch), and cosines come from a table.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "aegis_packed"
+_TABLED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "proportional"})
+"""Rotary embeddings whose value depends on the position and, for longrope, on which side of one length it lies."""
+
+
+def supports_packed(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this module can serve `model`: FlashAttention's kernels (sm_80 on, 16 bit), a rotary embedding known."""
+    config = model.config.get_text_config()
+    kernels = (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device)[0] >= 8
+        and torch.backends.cuda.is_flash_attention_available()
+        and dtype in (torch.bfloat16, torch.float16)
+    )
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (
+        kernels
+        and width <= 256
+        and width % 8 == 0
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and can_table(model)
+    )
+
+
+def can_table(model: Any) -> bool:
+    """Whether the decoder has one rotary embedding, of a kind that a table can hold."""
+    kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", None)
+    return isinstance(kind, str) and kind in _TABLED
+
+
+def install_attention(model: Any) -> None:
+    """Make `model` attend within documents only, by the edges passed to its decoder.
+
+    The decoder then takes `cu_seq_lens_q` (int32, (documents + 1,), over the flattened windows) and `max_length_q` (the
+    longest document); without them every window is one document.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+    model.set_attn_implementation(NAME)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_more: Any,
+) -> tuple[Tensor, None]:
+    """query (batch, heads, length, width); key and value may have fewer heads. Gives (batch, length, heads, width)."""
+    batch, _, length, _ = query.shape
+    windowed = sliding_window is not None and sliding_window < (max_length_q or length)
+    if cu_seq_lens_q is None and not windowed:
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, key, value, scale=scaling, is_causal=True, enable_gqa=key.shape[1] != query.shape[1]
+        )
+        return mixed.transpose(1, 2), None
+    if cu_seq_lens_q is None:
+        cu_seq_lens_q = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=query.device)
+    longest = max_length_q or length
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    left = sliding_window - 1 if windowed and sliding_window is not None else -1
+    mixed = _by_documents(query, key, value, cu_seq_lens_q, longest, scaling, (left, 0))
+    return mixed.unflatten(0, (batch, length)), None
+
+
+def _by_documents(
+    query: Tensor, key: Tensor, value: Tensor, edges: Tensor, longest: int, scale: float | None, window: tuple[int, int]
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    more: dict[str, Any] = {}
+    if key.shape[1] != query.shape[1] and _VARLEN_ASKS_FOR_GQA:
+        more["enable_gqa"] = True
+    mixed = varlen_attn(query, key, value, edges, edges, longest, longest, scale=scale, window_size=window, **more)
+    assert isinstance(mixed, Tensor)
+    return mixed
+
+
+def _varlen_asks_for_gqa() -> bool:
+    # from torch 2.12 on grouped heads must be asked for; before, the kernel just took them
+    from torch.nn.attention import varlen
+
+    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+
+
+_VARLEN_ASKS_FOR_GQA = _varlen_asks_for_gqa()
+
+
+class RotaryTable(nn.Module):
+    """A rotary embedding looked up by position, with the same values as the module it was made from.
+
+    Args:
+        rotary: the decoder's own.
+        length: positions 0 to length − 1 are tabled.
+        like: a tensor of the hidden state's dtype, on its device.
+    """
+
+    def __init__(self, rotary: Any, length: int, like: Tensor) -> None:
+        super().__init__()
+        original = length
+        if rotary.rope_type == "longrope":
+            original = min(length, rotary.config.rope_parameters["original_max_position_embeddings"])
+        self.switch_at = original if original < length else None
+        positions = torch.arange(length, device=like.device).unsqueeze(0)
+        whole = rotary(like, positions)
+        self.long = [part[0].clone() for part in whole]
+        if self.switch_at is not None:
+            # below the original length the short factors hold for every token of a batch
+            short = rotary(like, positions[:, :original])
+            self.short = [torch.cat([s[0], far[original:]]) for s, far in zip(short, self.long, strict=True)]
+
+    def forward(self, _hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin), each position_ids.shape + (rotary width,)."""
+        cos, sin = (part[position_ids] for part in self.long)
+        if self.switch_at is not None:
+            beyond = position_ids.max() >= self.switch_at
+            cos, sin = (
+                torch.where(beyond, far, part[position_ids]) for far, part in zip((cos, sin), self.short, strict=True)
+            )
+        return cos, sin

@@ -1,0 +1,139 @@
+"""Which of the ways to a faster or smaller step are taken, chosen by what there is, and put in place.
+
+packed       FlashAttention within documents, cosines from a table: no mask, no question to the GPU
+compiled     each decoder layer's small kernels fused by torch.compile; one compilation serves all layers
+captured     the step replayed as CUDA graphs (`training.capture`)
+recomputed   decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
+offloaded    what those keep goes to the host's memory meanwhile
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis.config import TrainConfig
+from aegis.model.attach import decoder_of
+from aegis.model.packed import RotaryTable, install_attention, supports_packed
+from aegis.training.recompute import Keeper, recomputed
+
+_COMPILE_STEPS = 300
+"""Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
+_SPARE = 0.9
+"""Of the free memory that a plan may fill; the allocator needs the rest."""
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What is switched on; see the module. `recomputed` counts layers."""
+
+    packed: bool = False
+    compiled: bool = False
+    captured: bool = False
+    recomputed: int = 0
+    offloaded: bool = False
+
+    @classmethod
+    def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
+        """Choose by settings, GPU, memory and length of the run.
+
+        Args:
+            model: the base as loaded, before the adapter.
+        """
+        layers = len(model.get_decoder().layers)
+        packed = supports_packed(model, device, dtype)
+        quick = device.type == "cuda" and packed
+        worthwhile = quick and config.max_steps >= _COMPILE_STEPS and find_spec("triton") is not None
+        compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
+        captured = quick and config.cuda_graphs != "off" and config.alpha == "scheduled" and dtype == torch.bfloat16
+        recompute, offload = _recomputation(config, model, device, layers)
+        return cls(packed, compiled, captured, recompute, offload)
+
+    def explain(self, layers: int) -> str:
+        """One line for people."""
+        parts = [
+            "compiled layers" if self.compiled else "",
+            "CUDA graphs" if self.captured else "",
+            f"activations of {self.recomputed} of {layers} layers recomputed" if self.recomputed else "",
+            "kept inputs in the host's memory" if self.offloaded else "",
+        ]
+        return "step: " + (", ".join(part for part in parts if part) or "plain")
+
+    def install(self, model: Any, length: int) -> None:
+        """Put it in place on the base, or on the peft model round it.
+
+        Args:
+            length: tokens of the longest window.
+        """
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        decoder: Any = decoder_of(model)
+        if self.packed:
+            install_attention(base)
+            decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.embed_tokens.weight[:1])
+        if self.compiled or self.recomputed:
+            self._run_layers(decoder)
+
+    def _run_layers(self, decoder: Any) -> None:
+        keeper = Keeper(offload=self.offloaded)
+        functions: dict[type, Callable[..., Tensor]] = {}
+        for number, layer in enumerate(decoder.layers):
+            plain = type(layer).forward
+            if type(layer) not in functions:
+                functions[type(layer)] = torch.compile(plain, dynamic=False) if self.compiled else plain
+            layer.forward = _LayerRun(layer, functions[type(layer)], keeper if number < self.recomputed else None)
+
+
+class _LayerRun:
+    """A decoder layer's forward pass, compiled or recomputed or both."""
+
+    def __init__(self, layer: Any, function: Callable[..., Tensor], keeper: Keeper | None) -> None:
+        self._layer, self._function, self._keeper = layer, function, keeper
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_grad_enabled() and not hidden.requires_grad:
+            # the embeddings' output needs none; with one, the first layer is like the others, and is compiled with them
+            hidden = hidden.detach().requires_grad_()
+
+        def run(hidden: Tensor) -> Tensor:
+            return self._function(self._layer, hidden, *args, **kwargs)
+
+        if self._keeper is None or not torch.is_grad_enabled():
+            return run(hidden)
+        return recomputed(run, hidden, self._keeper)
+
+
+PLAIN = Acceleration()
+
+
+def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """What one decoder layer keeps for its backward pass, with every element-wise product worked out again.
+
+    A token leaves: the input of both norms and of both projections into the residual stream (4 · hidden_size), queries,
+    keys and values, and gate, up and their product (3 · intermediate_size).
+    """
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    values = 4 * config.hidden_size + width * (heads + 2 * kv_heads) + 3 * config.intermediate_size
+    return tokens * itemsize * values
+
+
+def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers: int) -> tuple[int, bool]:
+    wanted = config.activation_checkpointing
+    if wanted != "auto" or device.type != "cuda":
+        return (0 if wanted in ("off", "auto") else layers), wanted == "offload" and device.type == "cuda"
+    text = model.config.get_text_config()
+    tokens = config.batch_size * config.max_length
+    itemsize = model.dtype.itemsize
+    layer = activation_bytes(text, tokens, itemsize)
+    kept = tokens * text.hidden_size * itemsize
+    free, _ = torch.cuda.mem_get_info(device)
+    # one layer is always whole in the backward pass; its gradients and a dequantized matrix need as much again
+    room = free * _SPARE - 2 * layer - 2 * 2**30 // 4
+    stored = layers if room >= layers * layer else max(0, int((room - layers * kept) // max(1, layer - kept)))
+    return layers - min(layers, stored), stored == 0 and room < layers * kept

@@ -1,0 +1,125 @@
+"""What one forward pass gets: windows as tensors of a shape that stays the same from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aegis.data.packing import IGNORED, Batch, Windows
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The most that any batch of a data set needs, so that one captured graph serves all of them.
+
+    Attributes:
+        rows: trained tokens of a batch.
+        documents: documents of a batch, padding counted as one a window; None where every window holds one document.
+        longest: tokens of the longest document.
+    """
+
+    rows: int
+    documents: int | None
+    longest: int
+
+    @classmethod
+    def of(cls, windows: Windows, batch_size: int) -> BatchShape:
+        """Measure a whole data set, without touching its tokens."""
+        pieces = np.diff(windows.first_piece)
+        lengths = np.diff(windows.first_token)
+        used = np.diff(windows.first_token[windows.first_piece])
+        padding = int((windows.max_length - used).max(initial=0))
+        return cls(
+            rows=max(1, batch_size * int(windows.trained_per_window.max(initial=0))),
+            # a window's padding behind a single document needs no edge: no document looks forward
+            documents=None if pieces.max(initial=1) <= 1 else batch_size * (int(pieces.max()) + (padding > 0)),
+            longest=max(int(lengths.max(initial=1)), padding),
+        )
+
+    def and_of(self, other: BatchShape) -> BatchShape:
+        """The shape that serves both."""
+        documents = None
+        if self.documents is not None or other.documents is not None:
+            documents = max(self.documents or 0, other.documents or 0)
+        return BatchShape(max(self.rows, other.rows), documents, max(self.longest, other.longest))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Windows with the trained rows picked out.
+
+    Attributes:
+        input_ids, position_ids: (windows, max_length) int64.
+        rows: (n,) int64, positions in the flattened windows whose next token is trained; then zeros.
+        targets: (n,) int64, those tokens; then IGNORED.
+        edges: (documents + 1,) int32, where documents begin in the flattened windows; then their end, repeated. None
+            where every window is one document.
+        longest: tokens that no document is longer than.
+        trained: how many targets are not IGNORED.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    rows: Tensor
+    targets: Tensor
+    edges: Tensor | None
+    longest: int
+    trained: int
+
+    @classmethod
+    def make(cls, batch: Batch, shape: BatchShape | None = None, *, pinned: bool = False) -> MicroBatch:
+        """Make one on the CPU; without a shape, of the size it happens to have."""
+        following = np.full_like(batch.labels, IGNORED)
+        following[:, :-1] = batch.labels[:, 1:]
+        flat = following.ravel()
+        rows = np.flatnonzero(flat != IGNORED)
+        targets = flat[rows]
+        count = len(rows)
+        starts = np.flatnonzero(batch.position_ids.ravel() == 0)
+        single = shape.documents is None if shape is not None else len(starts) <= len(batch.input_ids)
+        edges = None
+        if shape is not None:
+            rows, targets = _filled(rows, shape.rows, 0), _filled(targets, shape.rows, IGNORED)
+        if not single:
+            documents = shape.documents if shape is not None and shape.documents is not None else len(starts)
+            edges = torch.from_numpy(_filled(starts, documents + 1, flat.size).astype(np.int32))
+        made = cls(
+            torch.from_numpy(batch.input_ids),
+            torch.from_numpy(batch.position_ids),
+            torch.from_numpy(rows),
+            torch.from_numpy(targets),
+            edges,
+            shape.longest if shape is not None else batch.input_ids.shape[1],
+            count,
+        )
+        return made._each(Tensor.pin_memory) if pinned else made
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`, without waiting for the copy."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def copy_into(self, slot: MicroBatch) -> None:
+        """Overwrite the tensors of a batch of the same shape, without waiting."""
+        for name in _TENSORS:
+            target, source = getattr(slot, name), getattr(self, name)
+            if source is not None:
+                target.copy_(source, non_blocking=True)
+
+    def _each(self, change: object) -> MicroBatch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in _TENSORS:
+            if values[name] is not None:
+                values[name] = change(values[name])  # type: ignore[operator]
+        return MicroBatch(**values)
+
+
+_TENSORS = ("input_ids", "position_ids", "rows", "targets", "edges")
+
+
+def _filled(values: np.ndarray, count: int, filler: int) -> np.ndarray:
+    filled = np.full(count, filler, dtype=np.int64)
+    filled[: len(values)] = values
+    return filled

@@ -1,0 +1,120 @@
+"""The device's half of an optimizer step: gradients gathered, judged, clipped and applied, and the host asked nothing.
+
+An update that must not happen (a loss or a gradient that is NaN or Inf) is held back on the device, by the flag that
+torch's fused AdamW takes for float16's overflows; the host reads the numbers when they arrive and may then give up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from aegis.config import TrainConfig
+from aegis.soul.module import Soul
+from aegis.training.checkpoint import Trainee
+
+NUMBERS = ("task_loss", "orthogonality_loss", "grad_norm", "soul_norm", "alpha")
+"""What `Update.settle` leaves in `Update.numbers`, in this order."""
+
+
+def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a group for the adapter, one for the rotation and one for a learned α; the rates are tensors.
+
+    Weight decay stays off the soul: it would turn R back towards its random start and α towards zero.
+    """
+    device = soul.skew.device
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    rate = config.soul_learning_rate or config.learning_rate
+    groups = [
+        {"params": adapter, "base_lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": [soul.skew], "base_lr": rate, "weight_decay": 0.0},
+    ]
+    if soul.alpha.requires_grad:
+        groups.append({"params": [soul.alpha], "base_lr": rate, "weight_decay": 0.0})
+    for group in groups:
+        group["lr"] = torch.tensor(group["base_lr"], device=device)
+    return torch.optim.AdamW(groups, fused=True, capturable=device.type == "cuda")
+
+
+def rate_factor(config: TrainConfig) -> Callable[[int], float]:
+    """The learning rates' factor as a function of the step."""
+    if config.lr_schedule == "constant":
+        return lambda step: 1.0
+    if config.lr_schedule == "linear":
+        return lambda step: 1 - step / config.max_steps
+    return lambda step: 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+
+
+class Update:
+    """Gradients in one buffer, and what becomes of them.
+
+    Args:
+        parts: processes that work on one step; each brings its share of the loss, and the orthogonality loss is
+            counted once.
+
+    Attributes:
+        gradients: every trainable parameter's, one after the other, float32; `.grad` of each is a view of it.
+        task_loss: scalar float32, this process's share.
+        numbers: (5,) float32, see NUMBERS.
+    """
+
+    def __init__(self, trainee: Trainee, config: TrainConfig, parts: int = 1) -> None:
+        self._trainee, self._config, self._parts = trainee, config, parts
+        self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
+        device = trainee.soul.skew.device
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self.gradients = torch.zeros(sum(sizes), device=device)
+        for parameter, gradient in zip(self._parameters, self.gradients.split(sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        self.task_loss = torch.zeros((), device=device)
+        self.numbers = torch.zeros(len(NUMBERS), device=device)
+        self._ortho = torch.zeros((), device=device)
+        self._soul_norm = torch.zeros((), device=device)
+        self._weight = torch.tensor(config.orthogonality_weight / parts, device=device)
+        self._halted = torch.zeros((), device=device)
+
+    def begin(self) -> None:
+        """Empty the buffers and build the rotation, once for all backward passes of the step."""
+        self.gradients.zero_()
+        self.task_loss.zero_()
+        self._trainee.adapters.refresh()
+        self._trainee.soul.hold()
+
+    def gather(self) -> bool:
+        """Bring the rotation's gradient home; False if no backward pass went through the soul."""
+        norm, ortho = self._trainee.soul.let_go(self._trainee.scaler.scale(self._weight))
+        self._ortho.copy_(ortho)
+        self._soul_norm.copy_(torch.zeros_like(ortho) if norm is None else norm)
+        return norm is not None
+
+    def settle(self, *, resting: nn.Parameter | None = None) -> None:
+        """Clip and apply, or hold back; leaves `numbers`.
+
+        Args:
+            resting: a parameter that has a gradient and must not move yet.
+        """
+        trainee, kept = self._trainee, None
+        if resting is not None:
+            # without a gradient the optimizer passes it by, and makes no moments for it
+            kept, resting.grad = resting.grad, None
+            assert kept is not None
+            kept.zero_()
+        trainee.scaler.unscale_(trainee.optimizer)
+        norm = self.gradients.norm()
+        self.gradients.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        alpha = trainee.soul.alpha.detach()
+        self.numbers.copy_(torch.stack([self.task_loss, self._ortho, norm, self._soul_norm, alpha]))
+        if trainee.scaler.is_enabled():
+            trainee.scaler.step(trainee.optimizer)
+            trainee.scaler.update()
+        else:
+            # once held back, always held back, until the host has looked: no later step may build on this one
+            self._halted.logical_or_(self.numbers.isfinite().all().logical_not())
+            trainee.optimizer.found_inf, trainee.optimizer.grad_scale = self._halted, None  # type: ignore[attr-defined]
+            trainee.optimizer.step()
+        self.numbers[-1].copy_(alpha)  # as the step leaves it
+        if resting is not None:
+            resting.grad = kept
