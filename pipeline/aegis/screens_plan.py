@@ -65,7 +65,7 @@ def _data(report: PlanReport, settings: TrainConfig) -> str:
 def _memory_table(report: PlanReport, columns: int | None) -> list[str]:
     # the config's own way comes first, and stays where there is room for one column only
     fitting = len(report.variants) if columns is None else max(1, (columns - 16) // 12)
-    shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, not variant.recompute))
+    shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.recomputed))
     unit, bytes_ = ("GiB", 1 << 30) if max(v.memory.peak for v in shown) >= 1 << 30 else ("MiB", 1 << 20)
 
     def row(name: str, values: Sequence[str]) -> str:
@@ -76,14 +76,15 @@ def _memory_table(report: PlanReport, columns: int | None) -> list[str]:
     return [
         folded("", title, columns),
         row("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in shown]),
-        row("activations are", ["recomputed" if variant.recompute else "kept" for variant in shown]),
+        row("recomputed", [f"{variant.recomputed}/{report.layers}" for variant in shown]),
         *(
             row(f"  {part.replace('_', ' ')}", [f"{getattr(v.memory, part) / bytes_:.2f}" for v in shown])
             for part in vars(shown[0].memory)
         ),
         row("peak", [f"{variant.memory.peak / bytes_:.2f}" for variant in shown]),
         row("fits", [_fits(variant.memory.peak, report.free_bytes) for variant in shown]),
-        folded("* ", "as configured. " + _room(report, on_gpu), columns),
+        folded("* ", "as configured; recomputed: layers whose activations are worked out again.", columns),
+        folded("", _room(report, on_gpu), columns),
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,18 +25,23 @@ from aegis.model.merging import DTYPES
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs import Run
 from aegis.sizes import checkpoints_bytes, gguf_bytes
+from aegis.training import acceleration
 from aegis.training.estimate import Blueprint, Estimate
 from aegis.training.material import training_data
+
+_SPARE = 0.9
+"""Of the free memory that training fills; the allocator needs the rest."""
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: this config's, or a neighbour of it."""
+    """One way to train: this config's, or a neighbour of it. `recomputed` counts layers."""
 
     max_length: int
-    recompute: bool
+    recomputed: int
+    offloaded: bool
     asked_for: bool
     memory: Estimate
 
@@ -77,6 +82,8 @@ class PlanReport:
     soul_parameters: int
     device: str
     free_bytes: int | None
+    layers: int
+    compiled: bool
     variants: tuple[Variant, ...]
     needs: tuple[Need, ...]
     tokens: int
@@ -94,14 +101,14 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     with glimpsed(train.base_model, train.revision) as base:
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
         capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
-        variants = _variants(train, kind)
-        with progress.task("working out the memory", len(variants) + 1, "way") as bar:
+        with progress.task("working out the memory", 5, "way") as bar:
             blueprint = Blueprint(base.folder, train, kind, capability)
             bar.advance()
-            worked_out = []
-            for length, recompute in variants:
-                memory = blueprint.estimate(length, recompute=recompute)
-                worked_out.append(Variant(length, recompute, (length, recompute) == variants[0], memory))
+            free = _free_memory(device) if device else None
+            ways = _Ways(blueprint, train, kind, free)
+            variants = []
+            for variant in ways.all():
+                variants.append(variant)
                 bar.advance()
         data, missing = _data(train, base)
         tokens = train.max_steps * train.batch_size * train.gradient_accumulation_steps * train.max_length
@@ -118,11 +125,13 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             adapter_parameters=blueprint.trained["adapter"],
             soul_parameters=blueprint.trained["soul"],
             device="CPU" if kind == "cpu" else torch.cuda.get_device_name(device) if device else "GPU",
-            free_bytes=_free_memory(device) if device else None,
-            variants=tuple(worked_out),
+            free_bytes=free,
+            layers=blueprint.layers,
+            compiled=ways.compiled,
+            variants=tuple(variants),
             needs=tuple(_needs(train, merge, export, verify, run, base, blueprint)),
             tokens=tokens,
-            flops_per_token=_flops_per_token(blueprint, recompute=variants[0][1]),
+            flops_per_token=_flops_per_token(blueprint, variants[0].recomputed),
             flops_per_second=_matrix_rate(device) if device else None,
         )
 
@@ -138,12 +147,41 @@ def _free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
-def _variants(config: TrainConfig, kind: str) -> list[tuple[int, bool]]:
-    """The config's own length and recomputation first; then half and twice the length, then the other recomputation."""
-    checkpointing = config.activation_checkpointing
-    own = checkpointing == "on" or (checkpointing == "auto" and kind == "cuda")
-    length = config.max_length
-    return [(length, own), (max(8, length // 2), own), (2 * length, own), (length, not own)]
+class _Ways:
+    """This config's way to train, and the next smaller and larger ones."""
+
+    def __init__(self, blueprint: Blueprint, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
+        self._blueprint, self._config, self._free = blueprint, config, free_bytes
+        self._on_gpu = kind == "cuda"
+        # as Acceleration.choose, which asks the GPU
+        worthwhile = self._on_gpu and config.max_steps >= acceleration._COMPILE_STEPS
+        self.compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
+        self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
+
+    def all(self) -> Iterator[Variant]:
+        """The config's own first; half and twice its length; then the other end of recomputation."""
+        length = self._config.max_length
+        own = self._own(length)
+        yield own
+        yield replace(self._own(max(8, length // 2)), asked_for=False)
+        yield replace(self._own(2 * length), asked_for=False)
+        yield self._variant(length, 0 if own.recomputed else self._blueprint.layers)
+
+    def _own(self, length: int) -> Variant:
+        wanted, layers = self._config.activation_checkpointing, self._blueprint.layers
+        if wanted != "auto":
+            return self._variant(length, 0 if wanted == "off" else layers, offloaded=self._offloaded, asked_for=True)
+        kept = self._variant(length, 0, asked_for=True)
+        if self._free is None or not self._on_gpu or kept.memory.peak <= _SPARE * self._free:
+            return kept
+        # "auto" recomputes as many layers as it takes; what one of them saves is the same for all
+        saved = (kept.memory.peak - self._variant(length, layers).memory.peak) / layers
+        needed = math.ceil((kept.memory.peak - _SPARE * self._free) / max(1.0, saved))
+        return self._variant(length, min(layers, needed), asked_for=True)
+
+    def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
+        memory = self._blueprint.estimate(length, recomputed=recomputed, compiled=self.compiled, offloaded=offloaded)
+        return Variant(length, recomputed, offloaded, asked_for, memory)
 
 
 def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
@@ -154,12 +192,12 @@ def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
     return training_data(config, load_tokenizer(base.folder), keep=False).report, ""
 
 
-def _flops_per_token(blueprint: Blueprint, *, recompute: bool) -> float:
-    """Matrix products alone: forward, the gradient of the input, and forward again where it is recomputed.
+def _flops_per_token(blueprint: Blueprint, recomputed: int) -> float:
+    """Matrix products alone: forward, the gradient of the input, and forward again in the layers that are recomputed.
 
     The base is frozen, so no product goes into its own gradient; attention and the adapter come on top.
     """
-    return 2.0 * blueprint.matrix_parameters * (3 if recompute else 2)
+    return 2.0 * blueprint.matrix_parameters * (2 + recomputed / blueprint.layers)
 
 
 def _matrix_rate(device: torch.device) -> float:

@@ -1,11 +1,11 @@
 """How much memory a training would take, worked out before it: no weights are read, nothing is allocated.
 
-    peak = weights + adapter + soul + optimizer + workspace      from shapes
-         + gradients + activations + head and loss               from a step on tensors without data (`ledger`)
+    peak = weights + adapter + soul + gradients + optimizer + workspace      from shapes
+         + activations + head and loss                                       from a step on tensors without data
 
-The step is the real one: transformers' own decoder, peft's own LoRA on bitsandbytes' own modules, the recomputation,
-the soul, the chunked loss. Only its kernels are stood in for. Against an NVIDIA H200 at Phi-3.5-mini's shape it was
-0.4 to 2.5 % low (tests/training/test_estimate.py has the numbers); compiled or captured steps would differ from it.
+The step is the real one: transformers' own decoder, the adapter's arithmetic on bitsandbytes' own modules, the
+recomputation, the soul, the chunked loss; only kernels are stood in for (`ledger`). Of compiled layers, whose products
+between two matrices are never whole in memory, what is kept comes from `acceleration.activation_bytes` instead.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from aegis.config import TrainConfig
+from aegis.model.adapted import Adapters
 from aegis.model.attach import attached, decoder_of
+from aegis.model.load import silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.packed import can_table
 from aegis.soul.module import Soul
+from aegis.training.acceleration import Acceleration, activation_bytes
 from aegis.training.ledger import FourBitProduct, Ledger, as_on_gpu
 from aegis.training.loss import head_loss
 
@@ -30,6 +34,10 @@ NF4_BLOCK, NESTED_BLOCK = 64, 256
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
 """Workspace torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); none on a CPU."""
+
+
+_IN_FLIGHT = 4
+"""Layer inputs that are on the GPU at once while the others are in the host's memory: two leaving, two coming."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,13 @@ class Blueprint:
 
     Args:
         folder: config.json is all that is read.
-        device: "cpu" computes in float32, "cuda" in 16 bit.
+        device: "cpu" computes in float32, "cuda" in bfloat16.
         capability: of the GPU; its cuBLAS workspace depends on it.
 
     Attributes:
         parameters: of the base.
         matrix_parameters: of its linear layers and its LM head, each once for every token.
+        layers: decoder layers.
         targets: what the adapter is on.
         trained: trained parameters by part.
     """
@@ -72,14 +81,15 @@ class Blueprint:
         device: Literal["cuda", "cpu"] = "cuda",
         capability: tuple[int, int] | None = None,
     ) -> None:
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        model = _meta_base(folder, config.load_in, dtype)
+        self._config, self._dtype = config, torch.float32 if device == "cpu" else torch.bfloat16
+        model = _meta_base(folder, config.load_in, self._dtype)
+        silence_dropout(model)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.matrix_parameters = sum(
             m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)
         )
-        self.layers = int(model.config.get_text_config().num_hidden_layers)
         self._weights = sum(_stored_bytes(tensor) for tensor in [*model.parameters(), *model.buffers()])
+        self._packs = device == "cuda" and can_table(model)
         targets = resolve_targets(model, config.lora_targets)
         self.targets: list[Coverage] = coverage(model, targets, config.lora_r)
         with torch.device("meta"):
@@ -92,64 +102,109 @@ class Blueprint:
                 base_name="",
                 revision=None,
             ).train()
-        learned = config.alpha != "scheduled"
-        rotation_map = config.rotation_map
-        if rotation_map == "auto":
-            rotation_map = "exp" if config.rotation == "so8" else "cayley"
-        width = self.model.config.get_text_config().hidden_size
-        self.soul = Soul(width, kind=config.rotation, init="identity", map_=rotation_map, alpha_is_learned=learned)
-        self.soul.to("meta")
+        Adapters(self.model, self._dtype, config.lora_dropout)
+        self._text = self.model.config.get_text_config()
+        self._decoder: Any = decoder_of(self.model)
+        self.layers = int(self._text.num_hidden_layers)
+        self.soul = _meta_soul(self._text.hidden_size, config)
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
+        self._trained = [*self._adapter, *(p for p in self.soul.parameters() if p.requires_grad)]
         self.trained = {
             "adapter": sum(p.numel() for p in self._adapter),
-            "soul": sum(p.numel() for p in self.soul.parameters() if p.requires_grad),
+            "soul": sum(p.numel() for p in self._trained) - sum(p.numel() for p in self._adapter),
         }
-        self._config = config
-        self._workspace = (
-            0 if device == "cpu" else _CUBLAS_BYTES["hopper" if capability and capability >= (9, 0) else "older"]
-        )
+        for parameter in self._trained:
+            parameter.grad = torch.empty_like(parameter)  # one buffer from the first step on
+        self._workspace = 0 if device == "cpu" else _CUBLAS_BYTES["hopper" if (capability or (0,)) >= (9,) else "older"]
 
-    def estimate(self, max_length: int, *, recompute: bool) -> Estimate:
-        """Estimate for windows of `max_length` tokens, activations kept or recomputed in the backward pass.
+    def estimate(
+        self, max_length: int, *, recomputed: int, compiled: bool = False, offloaded: bool = False
+    ) -> Estimate:
+        """Estimate for windows of `max_length` tokens.
 
-        The windows are taken to hold several documents or padding, which takes a mask of (tokens, tokens).
+        Args:
+            recomputed: layers whose activations are worked out again in the backward pass.
+            compiled: the layers are compiled.
+            offloaded: the inputs that recomputed layers keep are in the host's memory.
         """
-        _recompute(self.model, recompute)
-        trained = [*self._adapter, *(p for p in self.soul.parameters() if p.requires_grad)]
-        known = [*self.model.parameters(), *self.model.buffers(), *self.soul.parameters(), *self.soul.buffers()]
-        ledger = Ledger(known)
-        try:
-            with attached(self.model, self.soul), ledger, as_on_gpu():
-                for _ in range(min(2, self._config.gradient_accumulation_steps)):
-                    self._loss(ledger, max_length).backward()
-                self.soul.orthogonality_loss().backward()
-        finally:
-            for parameter in trained:
-                parameter.grad = None
-        gradients = sum(p.nbytes for p in trained)
+        tokens = self._config.batch_size * max_length
+        given = tokens * self._text.hidden_size * self._dtype.itemsize
+        kept = self.layers - recomputed
+        if kept and not compiled:
+            peak, head, one = self._peak(max_length, recompute=False, compiled=False)
+            peak -= recomputed * (one - given)
+        else:
+            peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
+            # of the layer that is worked on, the step has counted everything already
+            peak += max(0, kept - 1) * (activation_bytes(self._text, tokens, self._dtype.itemsize) - one)
+        if offloaded:
+            peak -= max(0, recomputed - _IN_FLIGHT) * given
+        gradients = sum(p.nbytes for p in self._trained)
+        low = 0 if self._dtype == torch.float32 else self.trained["adapter"] * self._dtype.itemsize
         return Estimate(
             weights=self._weights,
-            adapter=sum(p.nbytes for p in self._adapter),
+            adapter=sum(p.nbytes for p in self._adapter) + low,
             soul=sum(tensor.nbytes for tensor in [*self.soul.parameters(), *self.soul.buffers()]),
             gradients=gradients,
             optimizer=2 * gradients,
-            activations=max(0, ledger.peak - ledger.part_at_peak - gradients),
-            head_and_loss=ledger.part_at_peak,
+            activations=peak - head,
+            head_and_loss=head,
             workspace=self._workspace,
         )
 
+    def _peak(self, max_length: int, *, recompute: bool, compiled: bool) -> tuple[int, int, int]:
+        """The fullest moment of a step in bytes, what head and loss have of it, and what one more layer adds.
+
+        A straight line through two and three layers: decoder layers are alike, and every one keeps the same.
+        """
+        least = min(2, self.layers)
+        peak, head = self._run(max_length, least, recompute, compiled)
+        if self.layers == least:
+            return peak, head, 0
+        more, head = self._run(max_length, least + 1, recompute, compiled)
+        return more + (self.layers - least - 1) * (more - peak), head, more - peak
+
+    def _run(self, max_length: int, layers: int, recompute: bool, compiled: bool) -> tuple[int, int]:
+        """As `_peak`, of the decoder's first layers."""
+        decoder, whole, rotary = self._decoder, self._decoder.layers, self._decoder.rotary_emb
+        decoder.layers = whole[:layers]
+        Acceleration(packed=self._packs, recomputed=layers * recompute).install(self.model, max_length)
+        known = [*self.model.parameters(), *self.model.buffers(), *self.soul.parameters(), *self.soul.buffers()]
+        ledger = Ledger([*known, *(p.grad for p in self._trained if p.grad is not None)])
+        try:
+            with attached(self.model, self.soul), ledger, as_on_gpu(fused=compiled):
+                self.soul.hold()
+                self._loss(ledger, max_length).backward()
+                self.soul.let_go(torch.empty((), device="meta"))
+        finally:
+            for layer in decoder.layers:
+                layer.__dict__.pop("forward", None)  # as `install` left it
+            decoder.layers, decoder.rotary_emb = whole, rotary
+        return ledger.peak, ledger.part_at_peak
+
     def _loss(self, ledger: Ledger, max_length: int) -> Tensor:
-        # as training.step.summed_loss, which looks at the values of the positions to find the documents
+        # as training.objective.summed_loss, with the two forms of keeping documents apart said from here
         windows = self._config.batch_size
         ids = torch.zeros(windows, max_length, dtype=torch.int64, device="meta")
-        mask = torch.zeros(windows, 1, max_length, max_length, dtype=torch.bool, device="meta")
-        hidden = decoder_of(self.model)(
-            input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        apart: dict[str, Any]
+        if self._packs:
+            edges = torch.zeros(windows * 2 + 1, dtype=torch.int32, device="meta")
+            apart = {"cu_seq_lens_q": edges, "max_length_q": max_length}
+        else:
+            apart = {"attention_mask": torch.zeros(windows, 1, max_length, max_length, dtype=torch.bool, device="meta")}
+        hidden = self._decoder(input_ids=ids, position_ids=ids, use_cache=False, **apart).last_hidden_state
         head = self.model.get_output_embeddings()
         targets = ids.flatten()
         with ledger.part():
             return head_loss(hidden.flatten(0, 1)[targets], head.weight, getattr(head, "bias", None), targets)
+
+
+def _meta_soul(width: int, config: TrainConfig) -> Soul:
+    rotation_map = config.rotation_map
+    if rotation_map == "auto":
+        rotation_map = "exp" if config.rotation == "so8" else "cayley"
+    learned = config.alpha != "scheduled"
+    return Soul(width, kind=config.rotation, init="identity", map_=rotation_map, alpha_is_learned=learned).to("meta")
 
 
 def _meta_base(folder: Path, load_in: Literal["4bit", "16bit"], dtype: torch.dtype) -> Any:
@@ -179,14 +234,6 @@ def _meta_base(folder: Path, load_in: Literal["4bit", "16bit"], dtype: torch.dty
             # longrope and dynamic choose their factors by the positions' values; their sizes are those of the default
             module.rope_type = "default"
     return model.requires_grad_(False)
-
-
-def _recompute(model: Any, wanted: bool) -> None:
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before transformers 5.20
-    if wanted:
-        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
-    else:
-        getattr(model, f"{name}_checkpointing_disable")()
 
 
 def _four_bit_forward(module: Any, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from aegis.training import loss
+
 _BLOCK_BYTES = 512
 """CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
 
@@ -77,15 +79,30 @@ class Ledger(TorchDispatchMode):
 
 
 @contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """Let attention and dropout allocate as their CUDA kernels do; for the recomputation in a backward pass too."""
-    module: Any = functional
-    before = module.scaled_dot_product_attention, module.dropout
-    module.scaled_dot_product_attention, module.dropout = _attention, _dropout
+def as_on_gpu(*, fused: bool = False) -> Iterator[None]:
+    """Let attention and dropout allocate as their CUDA kernels do; for the recomputation in a backward pass too.
+
+    Args:
+        fused: the loss's arithmetic between its two matrix products is one compiled kernel.
+    """
+    stands_in: list[tuple[Any, str, Any]] = [
+        (functional, "scaled_dot_product_attention", _attention),
+        (functional, "dropout", _dropout),
+    ]
+    if fused:
+        stands_in.append((loss, "_errors", _fused_errors))
+    before = [(module, name, getattr(module, name)) for module, name, _ in stands_in]
+    for module, name, function in stands_in:
+        setattr(module, name, function)
     try:
         yield
     finally:
-        module.scaled_dot_product_attention, module.dropout = before
+        for module, name, function in before:
+            setattr(module, name, function)
+
+
+def _fused_errors(logits: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return logits.new_empty((), dtype=torch.float32), torch.empty_like(logits, dtype=dtype)
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
