@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,25 +25,11 @@ from aegis.model.merging import DTYPES
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs import Run
 from aegis.sizes import checkpoints_bytes, gguf_bytes
-from aegis.training import acceleration
-from aegis.training.estimate import Blueprint, Estimate
+from aegis.training.estimate import Blueprint
 from aegis.training.material import training_data
-
-_SPARE = 0.9
-"""Of the free memory that training fills; the allocator needs the rest."""
+from aegis.training.ways import Variant, Ways
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train: this config's, or a neighbour of it. `recomputed` counts layers."""
-
-    max_length: int
-    recomputed: int
-    offloaded: bool
-    asked_for: bool
-    memory: Estimate
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             blueprint = Blueprint(base.folder, train, kind, capability)
             bar.advance()
             free = _free_memory(device) if device else None
-            ways = _Ways(blueprint, train, kind, free)
+            ways = Ways(blueprint, train, kind, free)
             variants = []
             for variant in ways.all():
                 variants.append(variant)
@@ -145,43 +131,6 @@ def _device(config: TrainConfig | VerifyConfig) -> torch.device | None:
 
 def _free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
-
-
-class _Ways:
-    """This config's way to train, and the next smaller and larger ones."""
-
-    def __init__(self, blueprint: Blueprint, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
-        self._blueprint, self._config, self._free = blueprint, config, free_bytes
-        self._on_gpu = kind == "cuda"
-        # as Acceleration.choose, which asks the GPU
-        worthwhile = self._on_gpu and config.max_steps >= acceleration._COMPILE_STEPS
-        self.compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
-        self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
-
-    def all(self) -> Iterator[Variant]:
-        """The config's own first; half and twice its length; then the other end of recomputation."""
-        length = self._config.max_length
-        own = self._own(length)
-        yield own
-        yield replace(self._own(max(8, length // 2)), asked_for=False)
-        yield replace(self._own(2 * length), asked_for=False)
-        yield self._variant(length, 0 if own.recomputed else self._blueprint.layers)
-
-    def _own(self, length: int) -> Variant:
-        wanted, layers = self._config.activation_checkpointing, self._blueprint.layers
-        if wanted != "auto":
-            return self._variant(length, 0 if wanted == "off" else layers, offloaded=self._offloaded, asked_for=True)
-        kept = self._variant(length, 0, asked_for=True)
-        if self._free is None or not self._on_gpu or kept.memory.peak <= _SPARE * self._free:
-            return kept
-        # "auto" recomputes as many layers as it takes; what one of them saves is the same for all
-        saved = (kept.memory.peak - self._variant(length, layers).memory.peak) / layers
-        needed = math.ceil((kept.memory.peak - _SPARE * self._free) / max(1.0, saved))
-        return self._variant(length, min(layers, needed), asked_for=True)
-
-    def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
-        memory = self._blueprint.estimate(length, recomputed=recomputed, compiled=self.compiled, offloaded=offloaded)
-        return Variant(length, recomputed, offloaded, asked_for, memory)
 
 
 def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
