@@ -134,7 +134,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
-    if not (base.folder / "tokenizer_config.json").is_file():
+    if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
         return None, "the embedded base and its tokenizer are made by the first run"
     if config.dataset != DEMO and is_hub_dataset(config.dataset):
         return None, "a Hub data set is not fetched for a plan"

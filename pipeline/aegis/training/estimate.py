@@ -166,7 +166,8 @@ class Blueprint:
 
     def _run(self, max_length: int, layers: int, recompute: bool, compiled: bool) -> tuple[int, int]:
         """As `_peak`, of the decoder's first layers."""
-        decoder, whole, rotary = self._decoder, self._decoder.layers, self._decoder.rotary_emb
+        decoder = self._decoder
+        whole, rotary = decoder.layers, getattr(decoder, "rotary_emb", None)
         decoder.layers = whole[:layers]
         Acceleration(packed=self._packs, recomputed=layers * recompute).install(self.model, max_length)
         known = [*self.model.parameters(), *self.model.buffers(), *self.soul.parameters(), *self.soul.buffers()]
@@ -179,7 +180,9 @@ class Blueprint:
         finally:
             for layer in decoder.layers:
                 layer.__dict__.pop("forward", None)  # as `install` left it
-            decoder.layers, decoder.rotary_emb = whole, rotary
+            decoder.layers = whole
+            if rotary is not None:
+                decoder.rotary_emb = rotary
         return ledger.peak, ledger.part_at_peak
 
     def _loss(self, ledger: Ledger, max_length: int) -> Tensor:
