@@ -17,6 +17,7 @@ from aegis import disk, progress
 from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.dataset import DataReport
 from aegis.data.sources import is_hub_dataset
+from aegis.errors import IntegrityError
 from aegis.manifest import verify_directory
 from aegis.model.base import Base, glimpsed, load_tokenizer
 from aegis.model.load import choose_device
@@ -217,7 +218,14 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
     Raises:
         IntegrityError: the run is not finished, or a file is not what its manifest says.
     """
-    manifests = [verify_directory(directory) for directory in (run.adapter, run.merged, run.gguf)]
+    stages = ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf"))
+    for directory, stage in stages:
+        if not directory.is_dir():
+            raise IntegrityError(
+                f"{run.root} is not finished: there is no {directory.name}/",
+                fix=f"run: aegis {stage} --run {run.root}",
+            )
+    manifests = [verify_directory(directory) for directory, _ in stages]
     shards = ShardSet.open(run.merged)
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
     vocabulary = shards.entries[HEAD].shape[0]
