@@ -148,7 +148,7 @@ def test_every_way_is_the_plain_way(make: Make, way: str, cuts: tuple[int, ...])
     losses, gradients = course(make(WAYS[way]), cuts=cuts)
     print(way, cuts, gap(plain, gradients), max(abs(a - b) for a, b in zip(losses, plain_losses, strict=True)))
     assert losses == pytest.approx(plain_losses, rel=4e-3)
-    assert gap(plain, gradients) < 0.05
+    assert gap(plain, gradients) < 0.08
     reseeded = CONFIG.model_copy(update={"seed": 7})
     assert gap(plain, course(make(PLAIN, reseeded), reseeded, cuts=cuts)[1]) > 0.2
     if cuts:

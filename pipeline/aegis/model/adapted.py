@@ -98,7 +98,7 @@ class Adapters:
         self._masters: list[Tensor] = []
         self._low: list[Tensor] = []
         for number, layer in enumerate(self._layers):
-            layer.__class__ = _adapted(type(layer))
+            layer.__class__ = _adapted(type(layer))  # type: ignore[arg-type]
             layer.aegis_a = self._in_dtype(layer.lora_A[_ADAPTER].weight, dtype)
             layer.aegis_b = self._in_dtype(layer.lora_B[_ADAPTER].weight, dtype)
             layer.aegis_seed = self.seeds[number]

@@ -81,28 +81,30 @@ class Soul(nn.Module):
     def hold(self) -> None:
         """Build R once for several backward passes; their gradients gather on it until `let_go`."""
         built = self._build()
-        self._held = built, built.detach().requires_grad_()
+        held = built.detach().requires_grad_()
+        held.grad = torch.zeros_like(held)
+        self._held = built, held
 
     def drop_held(self) -> None:
         """Stop holding R, and forget what gathered."""
         self._held = None
 
-    def let_go(self, weight: Tensor) -> tuple[Tensor | None, Tensor]:
+    def let_go(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Stop holding R, and give the gradient that gathered on it to `skew`, with the orthogonality loss's.
 
         Args:
             weight: scalar, of the orthogonality loss ‖RᵀR − I‖²_F.
 
         Returns:
-            ‖∂L/∂R‖ of what gathered, None if nothing did (no backward pass went through the soul), and the
-            orthogonality loss; scalars. The first is looked at by itself: the second's rounding passes for a gradient.
+            ‖∂L/∂R‖ of what gathered, 0 if no backward pass went through the soul, and the orthogonality loss; scalars.
+            The first is looked at by itself: the second's rounding would pass for a gradient.
         """
         assert self._held is not None, "let_go without hold"
         (built, held), self._held = self._held, None
+        assert held.grad is not None
         loss = so.orthogonality_defect(built).square().sum()
-        gathered = torch.zeros_like(built) if held.grad is None else held.grad
-        torch.autograd.backward([built, loss], [gathered, weight.to(loss.dtype)])
-        return (None if held.grad is None else held.grad.norm()), loss.detach()
+        torch.autograd.backward([built, loss], [held.grad, weight.to(loss.dtype)])
+        return held.grad.norm(), loss.detach()
 
     def _build(self) -> Tensor:
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only

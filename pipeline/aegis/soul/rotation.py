@@ -6,7 +6,7 @@ dense kind one block of hidden_size × hidden_size. Both are then the same mathe
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,11 +54,29 @@ def rotate(skew: Tensor, kind: Map) -> Tensor:
     """
     if kind == "exp":
         return _exp_of_blocks(skew) if skew.shape[-1] == BLOCK else torch.linalg.matrix_exp(skew)
-    half = skew / 2
-    eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    # solve_ex: I − A/2 is never singular for a skew A, and `solve` would wait for the GPU to tell so
-    solution: Tensor = torch.linalg.solve_ex(eye - half, eye + half)[0]
-    return solution
+    rotation: Tensor = _Cayley.apply(skew)  # type: ignore[no-untyped-call]
+    return rotation
+
+
+class _Cayley(torch.autograd.Function):
+    """R = (I − A/2)⁻¹(I + A/2) = 2X − I with X = (I − A/2)⁻¹, so dR = X dA X and the gradient is Xᵀ G Xᵀ.
+
+    X is kept: two products give the gradient, where a solver's own would factorize again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, skew: Tensor) -> Tensor:
+        eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+        # inv_ex: I − A/2 is never singular for a skew A, and `inv` would wait for the GPU to tell so
+        inverse = torch.linalg.inv_ex(eye - skew / 2)[0]
+        ctx.save_for_backward(inverse)
+        return inverse.mul(2).sub_(eye)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        gradient: Tensor = inverse.mT @ outer[0] @ inverse.mT
+        return gradient
 
 
 def _exp_of_blocks(skew: Tensor) -> Tensor:

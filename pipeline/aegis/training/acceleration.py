@@ -4,7 +4,7 @@ packed       FlashAttention within documents, cosines from a table: no mask, no 
 compiled     each decoder layer's small kernels fused by torch.compile; one compilation serves all layers
 captured     the step replayed as CUDA graphs (`training.capture`)
 recomputed   decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
-offloaded    what those keep goes to the host's memory meanwhile
+offloaded    what those keep goes to the host's memory meanwhile, and the input embeddings stay there
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class Acceleration:
             decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.embed_tokens.weight[:1])
         if self.compiled or self.recomputed:
             self._run_layers(decoder)
+        if self.offloaded and base.get_output_embeddings().weight is not decoder.embed_tokens.weight:
+            # a step reads a few thousand rows of them, which the host can send
+            decoder.embed_tokens.to("cpu")
 
     def _run_layers(self, decoder: Any) -> None:
         keeper = Keeper(offload=self.offloaded)
@@ -86,6 +89,13 @@ class Acceleration:
             if type(layer) not in functions:
                 functions[type(layer)] = torch.compile(plain, dynamic=False) if self.compiled else plain
             layer.forward = _LayerRun(layer, functions[type(layer)], keeper if number < self.recomputed else None)
+
+
+def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """The input embeddings, if they are kept in the host's memory."""
+    decoder: Any = decoder_of(model)
+    embed = decoder.get_input_embeddings()
+    return embed if embed.weight.device.type == "cpu" else None
 
 
 class _LayerRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -53,10 +54,12 @@ class MicroBatch:
 
     Attributes:
         input_ids, position_ids: (windows, max_length) int64.
-        rows: (n,) int64, positions in the flattened windows whose next token is trained; then zeros.
+        rows: (n,) int64, positions in the flattened windows whose next token is trained; then the
+            last position.
         targets: (n,) int64, those tokens; then IGNORED.
         edges: (documents + 1,) int32, where documents begin in the flattened windows; then their end, repeated. None
             where every window is one document.
+        embedded: (windows, max_length, hidden_size), the embeddings of `input_ids` where the host looks them up.
         longest: tokens that no document is longer than.
         trained: how many targets are not IGNORED.
     """
@@ -66,12 +69,25 @@ class MicroBatch:
     rows: Tensor
     targets: Tensor
     edges: Tensor | None
+    embedded: Tensor | None
     longest: int
     trained: int
 
     @classmethod
-    def make(cls, batch: Batch, shape: BatchShape | None = None, *, pinned: bool = False) -> MicroBatch:
-        """Make one on the CPU; without a shape, of the size it happens to have."""
+    def make(
+        cls,
+        batch: Batch,
+        shape: BatchShape | None = None,
+        *,
+        pinned: bool = False,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> MicroBatch:
+        """Make one on the CPU; without a shape, of the size it happens to have.
+
+        Args:
+            pinned: in page-locked memory, from which copies need not be waited for.
+            embed: embeddings that stay with the host.
+        """
         following = np.full_like(batch.labels, IGNORED)
         following[:, :-1] = batch.labels[:, 1:]
         flat = following.ravel()
@@ -82,7 +98,8 @@ class MicroBatch:
         single = shape.documents is None if shape is not None else len(starts) <= len(batch.input_ids)
         edges = None
         if shape is not None:
-            rows, targets = _filled(rows, shape.rows, 0), _filled(targets, shape.rows, IGNORED)
+            # the last place of a window is never trained: it can take the gradient, zero, of as many rows as there are
+            rows, targets = _filled(rows, shape.rows, flat.size - 1), _filled(targets, shape.rows, IGNORED)
         if not single:
             documents = shape.documents if shape is not None and shape.documents is not None else len(starts)
             edges = torch.from_numpy(_filled(starts, documents + 1, flat.size).astype(np.int32))
@@ -92,6 +109,7 @@ class MicroBatch:
             torch.from_numpy(rows),
             torch.from_numpy(targets),
             edges,
+            None if embed is None else embed(torch.from_numpy(batch.input_ids)).detach(),
             shape.longest if shape is not None else batch.input_ids.shape[1],
             count,
         )
@@ -108,15 +126,15 @@ class MicroBatch:
             if source is not None:
                 target.copy_(source, non_blocking=True)
 
-    def _each(self, change: object) -> MicroBatch:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in _TENSORS:
             if values[name] is not None:
-                values[name] = change(values[name])  # type: ignore[operator]
+                values[name] = change(values[name])
         return MicroBatch(**values)
 
 
-_TENSORS = ("input_ids", "position_ids", "rows", "targets", "edges")
+_TENSORS = ("input_ids", "position_ids", "rows", "targets", "edges", "embedded")
 
 
 def _filled(values: np.ndarray, count: int, filler: int) -> np.ndarray:

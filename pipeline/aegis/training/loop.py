@@ -25,6 +25,7 @@ from aegis.errors import DivergedError, IntegrityError, Interrupted
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
+from aegis.training.acceleration import host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
 from aegis.training.signals import deferred_stop
@@ -78,6 +79,7 @@ class Loop:
         self._shape = BatchShape.of(windows, config.batch_size)
         if heldout is not None:
             self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
+        self._embed = host_embeddings(trainee.model) if self.device.type == "cuda" else None
         self._stepper = Stepper(trainee, config, together)
 
     def run(self, start: int, stop: int) -> LoopOutcome:
@@ -162,7 +164,7 @@ class Loop:
         full = [*indices, *[indices[-1]] * (self.config.batch_size - len(indices))]
         batch = windows.batch(full)
         batch.labels[len(indices) :] = IGNORED
-        return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda")
+        return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)
 
     def _read(self, launched: Launched) -> StepNumbers:
         try:

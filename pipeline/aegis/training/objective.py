@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from aegis.model.attach import decoder_of
@@ -10,16 +13,33 @@ from aegis.training.checkpoint import Trainee
 from aegis.training.loss import head_loss
 
 
+class _Chosen(torch.autograd.Function):
+    """hidden[rows], where a row that is chosen twice has no gradient: plain copies back, where indexing would sort."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.count = hidden.shape[0]
+        return hidden.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        gradient = outer[0].new_zeros(ctx.count, outer[0].shape[1])
+        return gradient.index_copy_(0, rows, outer[0]), None
+
+
 def summed_loss(trainee: Trainee, batch: MicroBatch) -> Tensor:
     """Sum of the cross-entropies of a batch's targets in nats, scalar float32, in the graph if there is one."""
     head = trainee.model.get_output_embeddings()
     # no attention mask: documents are kept apart by their edges, or by transformers from their positions
     edges = {} if batch.edges is None else {"cu_seq_lens_q": batch.edges, "max_length_q": batch.longest}
+    start = {"input_ids": batch.input_ids} if batch.embedded is None else {"inputs_embeds": batch.embedded}
     hidden = decoder_of(trainee.model)(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **edges
+        **start, position_ids=batch.position_ids, use_cache=False, **edges
     ).last_hidden_state
     return head_loss(
-        hidden.flatten(0, 1)[batch.rows],
+        _Chosen.apply(hidden.flatten(0, 1), batch.rows),  # type: ignore[no-untyped-call]
         head.weight,
         getattr(head, "bias", None),
         batch.targets,

@@ -89,9 +89,6 @@ class Stepper:
 
         Args:
             targets: trained tokens of the step in all processes; those of `batches` if None.
-
-        Raises:
-            IntegrityError: the soul got no gradient, so it is not in the graph.
         """
         targets = sum(batch.trained for batch in batches) if targets is None else targets
         learning = self._set(step, targets)
@@ -101,7 +98,7 @@ class Stepper:
         for number, batch in enumerate(batches):
             self.trainee.adapters.seed(self._seeds(step, number))
             self._pass(batch)
-        self._run("gather", lambda: self._gather(step, targets))
+        self._run("gather", self._update.gather)
         self._together.add(self._update.gradients, self._update.task_loss)
         self._run("settle", lambda: self._update.settle(resting=None if learning else self.trainee.soul.alpha))
         self._taken += 1
@@ -148,10 +145,6 @@ class Stepper:
         self.trainee.scaler.scale(loss).backward()
         self._update.task_loss.add_(loss.detach())
 
-    def _gather(self, step: int, targets: int) -> None:
-        if not self._update.gather() and targets:
-            raise _soul_left_out(step)
-
     def _run(self, name: str, function: Callable[[], object]) -> None:
         self._replays.get(name, function)()
 
@@ -185,7 +178,7 @@ class Stepper:
 
         Raises:
             DivergedError: loss or gradients were NaN or Inf; nothing has been updated since.
-            IntegrityError: the soul's gradient was zero to the last entry.
+            IntegrityError: the soul got no gradient, so it is not in the graph.
         """
         found = dict(zip(NUMBERS, values, strict=True))
         loss, ortho, norm = found["task_loss"], found["orthogonality_loss"], found["grad_norm"]

@@ -83,12 +83,11 @@ class Update:
         self._trainee.adapters.refresh()
         self._trainee.soul.hold()
 
-    def gather(self) -> bool:
-        """Bring the rotation's gradient home; False if no backward pass went through the soul."""
+    def gather(self) -> None:
+        """Bring the rotation's gradient home."""
         norm, ortho = self._trainee.soul.let_go(self._trainee.scaler.scale(self._weight))
+        self._soul_norm.copy_(norm)
         self._ortho.copy_(ortho)
-        self._soul_norm.copy_(torch.zeros_like(ortho) if norm is None else norm)
-        return norm is not None
 
     def settle(self, *, resting: nn.Parameter | None = None) -> None:
         """Clip and apply, or hold back; leaves `numbers`.
