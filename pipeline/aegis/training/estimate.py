@@ -125,7 +125,8 @@ class Blueprint:
         Args:
             recomputed: layers whose activations are worked out again in the backward pass.
             compiled: the layers are compiled.
-            offloaded: the inputs that recomputed layers keep are in the host's memory.
+            offloaded: the inputs that recomputed layers keep are in the host's memory, and so are input embeddings
+                that are not the head.
         """
         tokens = self._config.batch_size * max_length
         given = tokens * self._text.hidden_size * self._dtype.itemsize
@@ -137,12 +138,15 @@ class Blueprint:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
             # of the layer that is worked on, the step has counted everything already
             peak += max(0, kept - 1) * (activation_bytes(self._text, tokens, self._dtype.itemsize) - one)
+        weights = self._weights
         if offloaded:
             peak -= max(0, recomputed - _IN_FLIGHT) * given
+            embeddings = self._decoder.get_input_embeddings().weight
+            weights -= embeddings.nbytes * (embeddings is not self.model.get_output_embeddings().weight)
         gradients = sum(p.nbytes for p in self._trained)
         low = 0 if self._dtype == torch.float32 else self.trained["adapter"] * self._dtype.itemsize
         return Estimate(
-            weights=self._weights,
+            weights=weights,
             adapter=sum(p.nbytes for p in self._adapter) + low,
             soul=sum(tensor.nbytes for tensor in [*self.soul.parameters(), *self.soul.buffers()]),
             gradients=gradients,
@@ -199,7 +203,9 @@ class Blueprint:
         head = self.model.get_output_embeddings()
         targets = ids.flatten()
         with ledger.part():
-            return head_loss(hidden.flatten(0, 1)[targets], head.weight, getattr(head, "bias", None), targets)
+            return head_loss(
+                hidden.flatten(0, 1).index_select(0, targets), head.weight, getattr(head, "bias", None), targets
+            )
 
 
 def _meta_soul(width: int, config: TrainConfig) -> Soul:
