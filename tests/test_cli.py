@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aegis import cli, progress
 from aegis.config import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
+from aegis.errors import UsageError
 from aegis.manifest import read_manifest
 from aegis.runs import Run
 from aegis.stages import train as train_stage
@@ -44,6 +47,7 @@ def aegis(
     """Run `aegis …` in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path_factory.getbasetemp() / "logs"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(*arguments: object) -> Ended:
@@ -75,6 +79,7 @@ def spawn(
             | {
                 "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
                 "AEGIS_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cache"),
+                "AEGIS_LOG_DIR": str(tmp_path_factory.getbasetemp() / "logs"),
                 "HF_HUB_OFFLINE": "1",
                 **environment,
             },
@@ -97,7 +102,25 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["merge"], ["import-soul"], ["export-gguf"], ["verify"], ["run"], ["chat"]]
+    "command",
+    [
+        [],
+        *(
+            [name]
+            for name in (
+                "train",
+                "merge",
+                "import-soul",
+                "export-gguf",
+                "verify",
+                "run",
+                "chat",
+                "doctor",
+                "init",
+                "plan",
+            )
+        ),
+    ],
 )
 def test_help_loads_no_torch(command: list[str]) -> None:
     """It comes at once: torch, transformers and llama.cpp stay where they are."""
@@ -129,6 +152,7 @@ def test_help_loads_no_torch(command: list[str]) -> None:
         ("export-gguf", [ExportConfig]),
         ("verify", [VerifyConfig]),
         ("run", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig]),
+        ("plan", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig]),
     ],
 )
 def test_every_setting_has_a_flag(aegis: Aegis, command: str, models: list[type[StageConfig]]) -> None:
@@ -153,7 +177,7 @@ def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
     told = aegis()
     assert (told.code, told.err) == (0, "")
     assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
-    commands = ("train", "merge", "import-soul", "export-gguf", "verify", "run", "chat")
+    commands = ("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run", "chat")
     assert all(command in told.out for command in commands)
 
 
@@ -311,11 +335,98 @@ def test_what_the_system_says(
     assert (ended.code, told in ended.err) == (code, True), ended.err
 
 
-def test_our_own_bugs_keep_their_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_bugs_are_told_as_such(
+    aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Exit 1, one line, and where the traceback is; no traceback on the screen unless it is asked for."""
+    log = tmp_path_factory.getbasetemp() / "logs" / "aegis.log"
     monkeypatch.setattr(train_stage, "train", raising(ZeroDivisionError("ours")))
-    monkeypatch.setattr(sys, "argv", ["aegis", "train"])
-    with pytest.raises(ZeroDivisionError):
-        cli.main()
+    ended = aegis("train")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("aegis: this is a bug: ZeroDivisionError: ours\n")
+    assert str(log) in ended.err
+    assert log.read_text(encoding="utf-8").rstrip().endswith("ZeroDivisionError: ours")
+    assert "Traceback" in log.read_text(encoding="utf-8").rpartition("ended by")[2]
+
+
+def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("theirs"), 2)):
+        monkeypatch.setattr(train_stage, "train", raising(error))
+        monkeypatch.setattr(sys, "argv", ["aegis", "--debug", "train"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr().err
+        assert ended.value.code == code
+        assert "Traceback" in told
+        assert str(error) in told.rpartition("\naegis: ")[2]
+    assert "Traceback" not in aegis("train", "--max-steps", 0).err
+
+
+def test_dry_runs_write_nothing(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    """On every stage: what it would make and take, on stdout, and not a byte on the disk."""
+    assert aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL).code == 0
+
+    def there() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = there()
+    for command, told in (
+        (("merge", "--run", "r"), "would hold"),
+        (("run", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL), "peak"),
+        (("plan", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL), "peak"),
+        (("export-gguf", "--model", quick_base, "--out", "o"), "Q4_K_M.gguf"),
+    ):
+        ended = aegis(*command, *(() if command[0] == "plan" else ("--dry-run",)))
+        assert (ended.code, told in ended.out, "nothing was written" in ended.out) == (0, True, True), ended
+        assert there() == before, command
+    assert aegis("verify", "--run", "r", "--dry-run").code == 5  # it is not finished, and that is said
+    assert there() == before
+
+
+def test_dry_runs_refuse_what_the_stage_refuses(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    assert aegis("export-gguf", "--model", quick_base, "--out", "o", "--dry-run").code == 2
+    assert aegis("export-gguf", "--model", quick_base, "--out", "p", "--quant", "Q4_K_X", "--dry-run").code == 2
+    assert aegis("merge", "--run", "nowhere", "--dry-run").code == 2
+
+
+def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    told = aegis("init", "--base-model", quick_base, "--dataset", dataset, "--out", "my run.toml")
+    assert told.code == 0, told.err
+    assert 'next: aegis plan --config "my run.toml"' in told.out
+    told = aegis("train", "--config", "my run.toml", "--run", "r", *SMALL)
+    assert told.code == 0, told.err
+    config = read_manifest(tmp_path / "r" / "adapter").config
+    assert (config["base_model"], config["dataset"]) == (str(quick_base), str(dataset))
+    before = (tmp_path / "my run.toml").read_bytes()
+    assert aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml").code == 2
+    assert (tmp_path / "my run.toml").read_bytes() == before
+    told = aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml", "--overwrite")
+    assert (told.code, (tmp_path / "my run.toml").read_bytes() == before) == (0, False)
+
+
+def test_init_asks_where_somebody_can_answer(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And names the flag where nobody can."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    told = aegis("init")
+    assert (told.code, "--base-model VALUE" in told.err) == (2, True)
+    terminal = io.StringIO("demo\n\ndemo\n")
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    told = aegis("init")
+    assert told.code == 0, told.err
+    assert "Base model" in told.err
+    assert (tmp_path / "aegis.toml").is_file()
+
+
+def test_the_shell_completes(spawn: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+    """The script for the shell, and what it asks for at each tab."""
+    done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis ex", COMP_CWORD="1")
+    assert (done.returncode, done.stdout.split()) == (0, [b"export-gguf"]), done.stderr
+    done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis train --max-l", COMP_CWORD="2")
+    assert (done.returncode, done.stdout.split()) == (0, [b"--max-length"]), done.stderr
+    done = spawn(_AEGIS_COMPLETE="source_bash")
+    assert (done.returncode, b"complete -o default -F _aegis_completion aegis" in done.stdout) == (0, True)
 
 
 def test_a_commands_exit_code_gets_out(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vendor_llama_cpp.cache import ensure_tree
+from vendor_llama_cpp.cache import ensure_tree, find_tree
 from vendor_llama_cpp.errors import VendorError
 from vendor_llama_cpp.pin import load_pin
 
-__all__ = ["VendorError", "converter_tree"]
+__all__ = ["VendorError", "converter_tree", "kept_tree", "load_pin"]
 
 
 def converter_tree(progress: Callable[[str], None] | None = None) -> Path:
@@ -29,6 +29,11 @@ def converter_tree(progress: Callable[[str], None] | None = None) -> Path:
         VendorError: with `kind` "fetch", "hash", "archive" or "disk".
     """
     return ensure_tree(load_pin(), progress or _unheard)
+
+
+def kept_tree() -> Path | None:
+    """The pinned converter's directory if it is in the cache and whole; nothing is fetched."""
+    return find_tree(load_pin())
 
 
 def _unheard(text: str) -> None:

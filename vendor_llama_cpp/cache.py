@@ -43,8 +43,7 @@ def ensure_tree(pin: Pin, say: Say) -> Path:
         VendorError: it is not there and cannot be fetched, proven genuine, or written.
     """
     home = cache_dir() / "llama.cpp"
-    # The digest in the name keeps two releases of this project, with two pins, apart.
-    tree = home / f"{pin.upstream_commit[:12]}-{pin.tree_sha256[:12]}"
+    tree = _place(home, pin)
     if _is_whole(tree, pin):
         return tree
     try:
@@ -65,6 +64,17 @@ def ensure_tree(pin: Pin, say: Say) -> Path:
             kind="disk",
         ) from error
     return tree
+
+
+def find_tree(pin: Pin) -> Path | None:
+    """The verified tree of `pin` if it is in the cache; nothing is fetched."""
+    tree = _place(cache_dir() / "llama.cpp", pin)
+    return tree if _is_whole(tree, pin) else None
+
+
+def _place(home: Path, pin: Pin) -> Path:
+    # The digest in the name keeps two releases of this project, with two pins, apart.
+    return home / f"{pin.upstream_commit[:12]}-{pin.tree_sha256[:12]}"
 
 
 def _is_whole(tree: Path, pin: Pin) -> bool:

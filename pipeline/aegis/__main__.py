@@ -1,5 +1,33 @@
-"""`python -m aegis` is `aegis`."""
+"""The `aegis` command, and `python -m aegis`: the door, or, in a set-up that is not whole, what it lacks."""
 
-from aegis.cli import main
+from __future__ import annotations
 
-main()
+import logging
+import sys
+
+
+def main() -> None:
+    """Open the door; where a package it is made of is missing, say so instead of showing a traceback."""
+    try:
+        from aegis import cli
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("aegis", "vendor_llama_cpp"):
+            raise
+        sys.exit(_diagnosed(error))
+    cli.main()
+
+
+def _diagnosed(error: ImportError) -> int:
+    from aegis.doctor import Finding, examine, set_up_again
+    from aegis.screens import diagnosed
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    door = Finding("command line", "fail", f"the installation is not whole: {error}", set_up_again())
+    sys.stderr.write(diagnosed([door, *examine()]) + "\n")
+    return 3
+
+
+if __name__ == "__main__":
+    main()

@@ -7,15 +7,19 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aegis import __version__, disk, progress, screens
-from aegis.config import DEMO, Config, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
+from aegis import __version__, disk, logs, preparing, progress, screens, screens_plan
+from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
-from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption, with_settings
+from aegis.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, with_settings
+
+if TYPE_CHECKING:
+    from aegis.runs import Run
 
 app = typer.Typer(
     name="aegis",
@@ -23,6 +27,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF for llama.cpp.",
 )
+
+
+app.command()(preparing.doctor)
+app.command()(preparing.init)
+app.command()(with_settings(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)(preparing.plan))
+
+_debug = False
 
 
 def _show_version(wanted: bool) -> None:
@@ -38,9 +49,14 @@ def options(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only warnings and results")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, warnings on stderr")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of whatever ends the command")] = False,
 ) -> None:
     """Settings that hold for every command."""
     from aegis.console import ConsoleReporter
+
+    global _debug
+    _debug = debug
+    logs.begin(sys.argv[1:])
 
     if json:
         _speak_json()
@@ -64,7 +80,7 @@ def train(
     ] = False,
 ) -> None:
     """Train an adapter and a soul. Without arguments: the embedded default, on a CPU, in a minute or two."""
-    settings = _train_settings(preset, config, flags)
+    settings = preparing.train_settings(preset, config, flags)
     from aegis.chain import default_run
     from aegis.runs import Run
     from aegis.stages import train as stage
@@ -95,6 +111,7 @@ def merge(
     preset: PresetOption = None,
     config: FileOption = None,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Merge the adapter into the base's 16-bit weights and fold the soul into the LM head."""
     settings = resolve(MergeConfig, preset=preset, file=config, flags=flags)
@@ -107,13 +124,18 @@ def merge(
             raise UsageError(
                 "which model is to be merged?", fix="give --run alone, or all of --base-model, --adapter and --out"
             )
-        report = stage.merge(stage.MergeInputs(base_model, adapter, soul, revision), out, settings, overwrite=overwrite)
+        inputs = stage.MergeInputs(base_model, adapter, soul, revision)
+        report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         if soul or revision:
             raise UsageError("--soul and --revision go with --base-model and --adapter", fix="a run knows its own")
         place = Run(_existing_run(run))
-        with place.lock():
-            report = stage.merge(stage.inputs_of_run(place), out or place.merged, settings, overwrite=overwrite)
+        with _held(place, dry_run):
+            inputs = stage.inputs_of_run(place)
+            report = stage.merge(inputs, out or place.merged, settings, overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        progress.result(screens_plan.merge_planned(report), report)
+        return
     progress.result(screens.merged(report, place.root if place else None), report)
 
 
@@ -140,6 +162,7 @@ def export_gguf(
     preset: PresetOption = None,
     config: FileOption = None,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Convert the merged folder to GGUF and quantize it. --quant may be given several times."""
     settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
@@ -149,12 +172,12 @@ def export_gguf(
     if model:
         if run or not out:
             raise UsageError("which model is to be exported?", fix="give --run alone, or both --model and --out")
-        report = stage(model, out, settings, overwrite=overwrite)
+        report = stage(model, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         place = Run(_existing_run(run))
-        with place.lock():
-            report = stage(place.merged, out or place.gguf, settings, overwrite=overwrite)
-    progress.result(screens.exported(report), report)
+        with _held(place, dry_run):
+            report = stage(place.merged, out or place.gguf, settings, overwrite=overwrite, dry_run=dry_run)
+    progress.result(screens_plan.export_planned(report) if dry_run else screens.exported(report), report)
 
 
 @app.command()
@@ -165,28 +188,22 @@ def run(
     preset: PresetOption = None,
     config: FileOption = None,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """All stages in order, taking up where an earlier run stopped; ends with the proof."""
-    train_settings = _train_settings(preset, config, _only(flags, TrainConfig))
-    preset = _preset(preset, train_settings)
-
-    def settings(model: type[Config]) -> Config:
-        return resolve(model, preset=preset, file=config, flags=_only(flags, model))
-
+    chosen = preparing.all_settings(preset, config, flags)
+    if dry_run:
+        preparing.show_plan(chosen, run)
+        return
     from aegis import chain
     from aegis.runs import Run
 
-    place = Run(run) if run else chain.default_run(train_settings.base_model)
+    place = Run(run) if run else chain.default_run(chosen.train.base_model)
     exported, verdict = chain.run_all(
-        train_settings,
-        settings(MergeConfig),
-        settings(ExportConfig),
-        settings(VerifyConfig),
-        place,
-        overwrite=overwrite,
+        chosen.train, chosen.merge, chosen.export, chosen.verify, place, overwrite=overwrite
     )
     progress.result(screens.verified(verdict, place.verify), verdict.as_json())
-    if train_settings.base_model == DEMO and train_settings.dataset == DEMO:
+    if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
         answers = chain.before_and_after(exported.files[0])
         progress.result(screens.before_and_after(answers), answers)
     progress.result(screens.exported(exported), exported)
@@ -203,6 +220,7 @@ def verify(
     preset: PresetOption = None,
     config: FileOption = None,
     json: Annotated[bool, typer.Option("--json", help="the report as a JSON line on stdout")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Prove that what was trained is what runs; exit 5, and the guilty stage, if it is not."""
     if json:
@@ -219,9 +237,16 @@ def verify(
         return
     settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
     from aegis.runs import Run
-    from aegis.stages.verify import verify as stage
 
     place = Run(_existing_run(run))
+    if dry_run:
+        from aegis.stages.plan import plan_verify
+
+        outlook = plan_verify(place, settings)
+        progress.result(screens_plan.verify_planned(outlook), outlook)
+        return
+    from aegis.stages.verify import verify as stage
+
     with place.lock():
         verdict = stage(place, settings)
     progress.result(screens.verified(verdict, place.verify), verdict.as_json())
@@ -265,7 +290,7 @@ def chat(
 
 
 def main() -> None:
-    """Run a command; end with DESIGN's exit codes, a person's message, and a traceback only for our own bugs."""
+    """Run a command; end with DESIGN's exit codes and a person's message. Tracebacks go to the log file."""
     for stream in (sys.stdout, sys.stderr):
         # a cp932 console has no emoji; a question mark is better than a traceback
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -280,6 +305,7 @@ def main() -> None:
             _complain("interrupted")
         sys.exit(code)
     except AegisError as error:
+        _keep(error)
         _complain(error.what, error.why, error.fix)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -300,14 +326,30 @@ def main() -> None:
             _complain(fault.what, fault.why, fault.fix)
             sys.exit(fault.exit_code)
         if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            raise
+            sys.exit(_our_bug(error))
         _complain(f"{error.filename} cannot be used", error.strerror or "")
         sys.exit(2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
             _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
             sys.exit(2)
-        raise
+        sys.exit(_our_bug(error))
+
+
+def _our_bug(error: Exception) -> int:
+    _keep(error)
+    shown = "" if _debug else "; --debug shows it here"
+    _complain(
+        f"this is a bug: {type(error).__name__}: {error}",
+        fix=f"please report it with the traceback at the end of {logs.log_path()}{shown}",
+    )
+    return 1
+
+
+def _keep(error: Exception) -> None:
+    logs.ended_by(error)
+    if _debug:
+        logs.show(error)
 
 
 def _speak_json() -> None:
@@ -324,19 +366,8 @@ def _silence() -> None:
         os.dup2(nowhere, stream.fileno())
 
 
-def _train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
-    chosen = _preset(preset, settings)
-    return settings if chosen == preset else resolve(TrainConfig, preset=chosen, file=config, flags=flags)
-
-
-def _preset(preset: str | None, settings: TrainConfig) -> str | None:
-    # nothing said about the base: the embedded one, whose size has numbers of its own
-    return DEMO if preset is None and settings.base_model == DEMO else preset
-
-
-def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if name in model.model_fields}
+def _held(place: Run, dry_run: bool) -> AbstractContextManager[None]:
+    return nullcontext() if dry_run else place.lock()
 
 
 def _existing_run(run: Path | None) -> Path:

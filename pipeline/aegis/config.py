@@ -167,14 +167,14 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 Config = TypeVar("Config", bound=StageConfig)
 
-_SECTIONS: Mapping[str, type[StageConfig]] = {
+SECTIONS: Mapping[str, type[StageConfig]] = {
     "train": TrainConfig,
     "merge": MergeConfig,
     "export": ExportConfig,
     "verify": VerifyConfig,
 }
 
-_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LLAMA_SDIST")
+_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
 
 
 def resolve(
@@ -197,7 +197,7 @@ def resolve(
     Raises:
         UsageError: unknown preset, key or value, with the nearest name that exists.
     """
-    section = next(name for name, known in _SECTIONS.items() if known is model)
+    section = next(name for name, known in SECTIONS.items() if known is model)
     values: dict[str, Any] = {}
     if preset is not None:
         if preset not in PRESETS:
@@ -221,8 +221,8 @@ def resolve(
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    known = {f"AEGIS_{s}_{k}".upper(): (s, k) for s, model in _SECTIONS.items() for k in model.model_fields}
+    found: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    known = {f"AEGIS_{s}_{k}".upper(): (s, k) for s, model in SECTIONS.items() for k in model.model_fields}
     for name, text in environment.items():
         if name in known:
             section, key = known[name]
@@ -240,12 +240,12 @@ def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file} cannot be read as TOML", why=str(error)) from None
     for section, table in document.items():
-        if section not in _SECTIONS or not isinstance(table, dict):
+        if section not in SECTIONS or not isinstance(table, dict):
             raise UsageError(
                 f"{file}: [{section}] is not a table this program reads",
-                fix=_nearest(section, _SECTIONS) or f"known: {', '.join(f'[{name}]' for name in _SECTIONS)}",
+                fix=_nearest(section, SECTIONS) or f"known: {', '.join(f'[{name}]' for name in SECTIONS)}",
             )
-        known = _SECTIONS[section].model_fields
+        known = SECTIONS[section].model_fields
         for key in table:
             if key not in known:
                 raise UsageError(f"{file}: [{section}] has no key {key!r}", fix=_nearest(key, known))

@@ -19,14 +19,19 @@ _FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
 _STEM_BYTES = 200  # a file name may have 255, and gets an ending
 
 
+def cache_place() -> Path:
+    """AEGIS_CACHE_DIR, or the user's cache folder for this program; it may not be there yet."""
+    given = os.environ.get("AEGIS_CACHE_DIR")
+    return Path(given).expanduser() if given else Path(user_cache_dir("aegis-soul"))
+
+
 def cache_directory() -> Path:
-    """AEGIS_CACHE_DIR, or the user's cache folder for this program; made if need be.
+    """`cache_place`, made if need be.
 
     Raises:
         UsageError: it cannot be made.
     """
-    given = os.environ.get("AEGIS_CACHE_DIR")
-    directory = Path(given).expanduser() if given else Path(user_cache_dir("aegis-soul"))
+    directory = cache_place()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,6 +76,11 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
             f"not enough disk for {purpose}: {human(needed_bytes)} needed, {human(free)} free",
             fix=f"free some space on the disk of {_existing(path)}, or choose another one",
         )
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk that `path` is, or would be, on."""
+    return shutil.disk_usage(_existing(path.absolute())).free
 
 
 def human(count: float) -> str:

@@ -1,11 +1,12 @@
 """How a stage tells the outside what it is doing, without knowing of a console.
 
 A stage calls the module's functions; the CLI installs a `Reporter` that draws them. Without one, in a
-notebook or a test, nothing is printed.
+notebook or a test, nothing is printed. What is said goes to the `logging` of this program's name as well.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -62,6 +63,8 @@ class SilentReporter:
 
 
 _reporter: Reporter = SilentReporter()
+_log = logging.getLogger("aegis")
+_log.addHandler(logging.NullHandler())  # without it, Python prints warnings nobody has asked to see
 
 
 def install(reporter: Reporter) -> None:
@@ -72,11 +75,13 @@ def install(reporter: Reporter) -> None:
 
 def say(text: str) -> None:
     """A line of information for the person."""
+    _log.info(text)
     _reporter.say(text)
 
 
 def warn(text: str) -> None:
     """A line the person should not miss."""
+    _log.warning(text)
     _reporter.warn(text)
 
 
@@ -87,6 +92,7 @@ def metrics(row: dict[str, object]) -> None:
 
 def result(text: str, report: object) -> None:
     """What a command came to: the text for people, the report (dataclasses, lists, numbers) for programs."""
+    _log.info(text)
     _reporter.result(text, report)
 
 

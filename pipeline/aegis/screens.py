@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +13,46 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.chain import Answer
     from aegis.config import TrainConfig
+    from aegis.doctor import Finding
     from aegis.proof.verdict import Verdict
     from aegis.stages.examine import Examination
     from aegis.stages.export import ExportReport
     from aegis.stages.import_soul import ImportReport
     from aegis.stages.merge import MergeReport
     from aegis.stages.train import TrainReport
+
+
+def terminal_columns() -> int | None:
+    """How wide the terminal is that results go to; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
+    """After doctor: a line a finding, what to type under it, one line of verdict; folded to a terminal's width."""
+    narrow = columns is not None and columns < 60
+    width = 0 if narrow else max((len(finding.name) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        lines.append((f"{finding.state:<5} {finding.name:<{width}}  ", finding.detail))
+        if finding.cure:
+            lines.append((" " * 6 + "do: ", finding.cure))
+    failed = [finding.name for finding in findings if finding.state == "fail"]
+    warned = sum(finding.state == "warn" for finding in findings)
+    if failed:
+        lines.append(("", f"not ready: {', '.join(failed)}; after each cure: aegis doctor"))
+    else:
+        lines.append(("", "ready" + (f"; {warned} of {len(findings)} lines worth a look" if warned else "")))
+    return "\n".join(folded(start, text, columns) for start, text in lines)
+
+
+def folded(start: str, text: str, columns: int | None) -> str:
+    """A line that keeps its indent on a terminal of so many columns; as it is where there is none."""
+    if columns is None:
+        return start + text
+    indent = " " * min(len(start), columns // 3)
+    return textwrap.fill(
+        start + text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def trained(report: TrainReport, run: Path) -> str:

@@ -50,9 +50,19 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
                 fix=f"Give one of {', '.join(sorted(READERS))}.",
             )
         return FileSource(path, reader)
-    if path.suffix.lower() not in READERS and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+    if is_hub_dataset(str(source)):
         return _open_hub(str(source), split, revision)
     raise UsageError(f"There is no file {path}.", fix="Give a file that exists, or a Hub dataset's id as owner/name.")
+
+
+def is_hub_dataset(name: str) -> bool:
+    """Whether a name is `owner/name` on the Hub, and no file here."""
+    path = Path(name).expanduser()
+    return (
+        path.suffix.lower() not in READERS
+        and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+        and not path.exists()
+    )
 
 
 @dataclass

@@ -54,6 +54,16 @@ def ensure_demo_base(cache_dir: Path | None = None, settings: DemoSettings | Non
     return folder
 
 
+def describe_demo_base(scratch: Path) -> Path:
+    """The demo base's folder if it was built, else `scratch` with its config and nothing more."""
+    settings = DemoSettings()
+    folder = disk.cache_place() / f"phi-3-demo-{demo_base_hash(settings)}"
+    if folder.is_dir():
+        return folder
+    (scratch / "config.json").write_text(json.dumps(base_config(settings)), encoding="utf-8")
+    return scratch
+
+
 def demo_base_hash(settings: DemoSettings) -> str:
     """16 hex digits over all that determines the base: this package's source and the settings."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())

@@ -7,6 +7,7 @@ and `Runtime` loads the bindings when it opens a file.
 from aegis.llama_cpp.convert import convert, refuse_code
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo
+from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.quantize import QUANT_TYPES, parse_quant, parse_tensor_type, quantize
 from aegis.llama_cpp.runtime import Message, Runtime
 from aegis.llama_cpp.tree import find_tree
@@ -18,6 +19,7 @@ __all__ = [
     "Runtime",
     "TensorInfo",
     "convert",
+    "describe_library",
     "fallback_tensors",
     "find_tree",
     "parse_quant",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import progress
@@ -18,6 +20,7 @@ from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import PROVEN, check_family, check_head_bias
 from aegis.model.shards import ShardSet
 
+_DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
 _READ_BYTES = 1 << 24
 
@@ -86,10 +89,8 @@ def find_base(name: str, revision: str | None = None) -> Base:
         folder = ensure_demo_base()
     elif os.path.isdir(name):  # noqa: PTH112 (unlike Path's, it is False for a name too long)
         folder = Path(name).resolve()
-    elif os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/", "~")):  # noqa: PTH110
-        raise UsageError(
-            f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
-        )
+    elif not _is_hub_id(name):
+        raise _no_base(name)
     else:
         folder, commit = _download(name, revision)
     base = Base(name, folder, commit)
@@ -164,8 +165,49 @@ def load_tokenizer(folder: Path) -> Any:
         raise IntegrityError(f"the tokenizer in {folder} cannot be loaded", why=_first_line(error)) from error
 
 
-def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
+@contextmanager
+def glimpsed(name: str, revision: str | None = None) -> Iterator[Base]:
+    """A base's config and tokenizer, for looking at: its weights may not be here, and nothing is written or kept.
+
+    What is not on this machine is fetched into a folder that goes when the block ends; of the embedded default, only
+    the config can be had before it is made.
+
+    Raises:
+        UsageError, EnvironmentFault, UnsupportedModelError, IntegrityError: as `find_base` does.
+    """
+    with TemporaryDirectory(prefix="aegis-glimpse-") as scratch:
+        commit = None
+        if name == DEMO:
+            from aegis.demo.base import describe_demo_base
+
+            folder = describe_demo_base(Path(scratch))
+        elif _is_hub_id(name):
+            try:
+                folder, commit = _download(name, revision, local_files_only=True)
+            except EnvironmentFault:
+                folder, commit = _download(name, revision, _DESCRIPTION, local_dir=scratch)
+        else:
+            folder = Path(name).resolve()
+            if not folder.is_dir():
+                raise _no_base(name)
+        base = Base(name, folder, commit)
+        check_family(base.config)
+        yield base
+
+
+def _is_hub_id(name: str) -> bool:
+    # os.path's functions are False for a name too long, Path's are not
+    return not os.path.exists(name) and name.count("/") == 1 and not name.startswith((".", "/", "~"))  # noqa: PTH110
+
+
+def _no_base(name: str) -> UsageError:
+    return UsageError(
+        f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
+    )
+
+
+def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED, **where: Any) -> tuple[Path, str]:
+    from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -177,8 +219,12 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
         folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["consolidated*"])
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["consolidated*"], **where
+            )
         )
+        # the cache calls a folder by its commit
+        commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
     except HFValidationError as error:
         raise UsageError(f"{name!r} is not the name of a Hub model", why=_first_line(error)) from None
     except GatedRepoError:
@@ -205,11 +251,11 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
             why=_first_line(error),
             fix="start again; what has arrived is kept",
         ) from None
-    if not any(folder.glob("*.safetensors")):
+    if "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
         raise UnsupportedModelError(
             f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
         )
-    return folder, folder.name
+    return folder, commit
 
 
 def _http_error() -> type[Exception]:

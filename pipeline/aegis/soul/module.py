@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -107,12 +108,12 @@ class Soul(nn.Module):
 
     def _build(self) -> Tensor:
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
-        with torch.autocast(self.skew.device.type, enabled=False):
+        with _no_autocast(self.skew.device.type):
             return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return h + g·R h with the shape and dtype of `hidden` (…, hidden_size); computed in float32."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _no_autocast(hidden.device.type):
             wide = hidden.float()
             mixed = wide + torch.sigmoid(self.alpha) * so.apply_rotation(self.rotation(), wide)
         return mixed.to(hidden.dtype)
@@ -127,3 +128,8 @@ class Soul(nn.Module):
         self._kept = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    # the meta device, on which memory is estimated, has none to switch off
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

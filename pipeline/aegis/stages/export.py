@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from aegis.proof.gguf import check_f16, check_quantized
 from aegis.publish import publishing, refuse_existing
 from aegis.report.dialogue import dialogue_of, special_texts
 from aegis.report.modelfile import modelfile, stop_texts
+from aegis.sizes import gguf_bytes
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
 """Room is left for the quantization's name in the 255 bytes that file systems allow."""
 _FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
-_BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
-"""Bits a weight; every other type stays under 8.6, Q8_0's 8.5 and some."""
 _HEADER_BYTES = 1 << 20
 
 
@@ -41,10 +40,18 @@ class ExportReport:
     name: str
     files: tuple[Path, ...]
     context_tokens: int
+    disk_bytes: int | None = None
+    """What a dry run found is needed at most, the f16 file on the way included."""
 
 
 def export_gguf(
-    model: Path, out: Path, config: ExportConfig, *, overwrite: bool = False, reuse: bool = False
+    model: Path,
+    out: Path,
+    config: ExportConfig,
+    *,
+    overwrite: bool = False,
+    reuse: bool = False,
+    dry_run: bool = False,
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
 
@@ -53,6 +60,7 @@ def export_gguf(
         out: the directory to publish.
         overwrite: replace what stands at `out`, once the new directory is whole.
         reuse: with `overwrite`, keep what stands there if it was made like this from this folder.
+        dry_run: stop before the first byte is written; everything that would be refused is.
 
     Raises:
         UsageError: unknown quantization, or `out` exists.
@@ -89,6 +97,8 @@ def export_gguf(
 
     needed = disk_needed(model, shards, quantized)
     disk.require_space(out, needed, "the GGUF files")
+    if dry_run:
+        return replace(report, disk_bytes=needed)
     progress.say(f"at most {disk.human(needed)} of disk while it works, the f16 file among them")
     with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
@@ -140,8 +150,8 @@ def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
     weights = sum(math.prod(shape) for shape in shapes)
     vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
     vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
-    bits = [_BITS_AT_MOST.get(quant, 8.6) for quant in ["F16", *quantized]]
-    return int(weights * sum(bits) / 8) + (vectors + vocabulary + _HEADER_BYTES) * len(bits)
+    quants = ["F16", *quantized]
+    return gguf_bytes(weights, quants) + (vectors + vocabulary + _HEADER_BYTES) * len(quants)
 
 
 def _context_tokens(config: dict[str, Any]) -> int:

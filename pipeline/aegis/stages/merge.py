@@ -69,13 +69,20 @@ def inputs_of_run(run: runs.Run) -> MergeInputs:
 
 
 def merge(
-    inputs: MergeInputs, out: Path, config: MergeConfig, *, overwrite: bool = False, reuse: bool = False
+    inputs: MergeInputs,
+    out: Path,
+    config: MergeConfig,
+    *,
+    overwrite: bool = False,
+    reuse: bool = False,
+    dry_run: bool = False,
 ) -> MergeReport:
     """Merge and fold into a new folder `out`.
 
     Args:
         overwrite: replace what stands at `out`, once the new folder is whole.
         reuse: with `overwrite`, keep what stands there if it was made like this from these inputs.
+        dry_run: stop before the first byte is written; everything that would be refused is.
 
     Raises:
         UsageError: `out` exists, an input is not there, or the adapter has a feature that cannot be merged.
@@ -122,6 +129,8 @@ def merge(
         if finished(out, known) is not None:
             return report
     disk.require_space(out, plan.out_bytes, "the merged model")
+    if dry_run:
+        return report
     with publishing(out, manifest, overwrite=overwrite) as staging:
         staging.inputs["base"] = _rewrite(plan, staging)
         _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)

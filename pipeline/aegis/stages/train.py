@@ -17,6 +17,7 @@ from aegis.manifest import Manifest, finished, read_manifest
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
 from aegis.publish import publishing, refuse_existing
+from aegis.sizes import checkpoints_bytes
 from aegis.training import checkpoint, memory
 from aegis.training.assembly import assembled
 from aegis.training.checkpoint import Trainee
@@ -206,5 +207,4 @@ def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
 
 def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:
     trained = sum(p.nbytes for p in trainee.parameters().values())
-    # a checkpoint holds the adapter and its two moments; one more stands while the oldest is not yet gone
-    return (config.keep_checkpoints + 1) * 3 * trained + trained
+    return checkpoints_bytes(trained, config.keep_checkpoints)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import disk
@@ -9,29 +13,36 @@ from aegis.config import DEMO, TrainConfig
 from aegis.data.dataset import Prepared, prepare
 
 
-def training_data(config: TrainConfig, tokenizer: Any) -> Prepared:
+def training_data(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> Prepared:
     """Read, encode and pack the data set a config names.
+
+    Args:
+        keep: keep the outcome in the cache for the next time; without it, nothing is written.
 
     Raises:
         UsageError, DataError, EnvironmentFault: as `prepare` does.
     """
-    return prepare(
-        _source(config.dataset),
-        tokenizer,
-        max_length=config.max_length,
-        packing=config.packing,
-        seed=config.seed,
-        heldout_rows=config.heldout_rows,
-        skip_bad=config.skip_bad,
-        cache_dir=disk.cache_directory() / "data",
-    )
+    with _source(config.dataset, keep) as source:
+        return prepare(
+            source,
+            tokenizer,
+            max_length=config.max_length,
+            packing=config.packing,
+            seed=config.seed,
+            heldout_rows=config.heldout_rows,
+            skip_bad=config.skip_bad,
+            cache_dir=disk.cache_directory() / "data" if keep else None,
+        )
 
 
-def _source(name: str) -> str:
+@contextmanager
+def _source(name: str, keep: bool) -> Iterator[str]:
     if name != DEMO:
-        return name
+        yield name
+        return
     from aegis.demo.corpus import write_demo_dataset
 
-    path = disk.cache_directory() / "demo-dataset.jsonl"
-    write_demo_dataset(path)
-    return str(path)
+    with TemporaryDirectory(prefix="aegis-data-") as scratch:
+        path = (disk.cache_directory() if keep else Path(scratch)) / "demo-dataset.jsonl"
+        write_demo_dataset(path)
+        yield str(path)

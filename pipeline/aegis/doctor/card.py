@@ -1,0 +1,219 @@
+"""The NVIDIA card, seen by the driver's own library and not by torch: whether torch sees it too is the question."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from aegis.doctor.finding import WINDOWS, Finding, gigabytes, pip_install
+
+LEAST_FREE_BYTES = 4e9
+"""Room for the target base at the defaults: 2.6 GiB, and what CUDA itself takes."""
+
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+_DRIVERS = "https://www.nvidia.com/drivers"
+_WHEELS = "https://download.pytorch.org/whl/cu130"
+_WHEELS_CUDA = (13, 0)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU as the driver describes it. `holders`: process name and id, and bytes if the driver tells."""
+
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+    holders: tuple[tuple[str, int | None], ...]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver's version, the newest CUDA it runs, and the cards it drives."""
+
+    version: str
+    cuda: tuple[int, int]
+    cards: tuple[Card, ...]
+
+
+@cache
+def seen_by_driver() -> Driver | None:
+    """Ask NVML, which comes with every NVIDIA driver on Linux, WSL and Windows; None if there is no driver."""
+    import pynvml as nvml
+
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:  # no library, no driver loaded, or another one than the library
+        return None
+    try:
+        cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        return Driver(
+            str(nvml.nvmlSystemGetDriverVersion()),
+            (cuda // 1000, cuda % 1000 // 10),
+            tuple(map(_card, handles)),
+        )
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _card(handle: object) -> Card:
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    running = []
+    for list_processes in (
+        pynvml.nvmlDeviceGetComputeRunningProcesses,
+        pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+    ):
+        try:
+            running += list_processes(handle)
+        except pynvml.NVMLError:  # WSL has no such list
+            continue
+    taken = {process.pid: process.usedGpuMemory for process in running}
+    held = sorted(taken.items(), key=lambda item: -(item[1] or 0))
+    return Card(
+        str(pynvml.nvmlDeviceGetName(handle)),
+        tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        int(memory.total),
+        int(memory.free),
+        tuple((f"{_process_name(pid)} ({pid})", used) for pid, used in held),
+    )
+
+
+def _process_name(pid: int) -> str:
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return "a process"
+
+
+def _without_driver() -> bool:
+    """Whether the PCI bus has an NVIDIA card all the same (Linux tells; elsewhere nobody does)."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor == _NVIDIA and kind.startswith(_DISPLAY):
+            return True
+    return False
+
+
+def driver() -> list[Finding]:
+    """The driver, and whether a card lacks one."""
+    found = seen_by_driver()
+    if found is not None:
+        return [Finding("driver", "ok", f"NVIDIA {found.version}, for CUDA up to {_dotted(found.cuda)}")]
+    if _without_driver():
+        cure = "sudo ubuntu-drivers install" if Path("/usr/bin/ubuntu-drivers").exists() else f"install {_DRIVERS}"
+        return [Finding("driver", "fail", "there is an NVIDIA card, and no driver for it", cure)]
+    return [
+        Finding(
+            "driver",
+            "warn",
+            "no NVIDIA driver and no card seen: everything runs on the CPU, which is enough for the demo only",
+            "aegis run --preset demo",
+        )
+    ]
+
+
+def torch_build() -> list[Finding]:
+    """Which build torch is, and whether it is the one for the card."""
+    import torch
+
+    found, version, cuda = seen_by_driver(), str(torch.__version__), torch.version.cuda
+    build = f"{version}, built for CUDA {cuda}" if cuda else f"{version}, a CPU-only build"
+    if found is None or not found.cards:
+        return [Finding("torch", "ok", build)]
+    if cuda is None:
+        if found.cuda < _WHEELS_CUDA:
+            newer = f"update the driver first ({_DRIVERS})"
+            return [Finding("torch", "fail", f"{build}; the card needs a CUDA build, the driver is too old", newer)]
+        wanted = f"torch=={version.partition('+')[0]}+{_WHEELS.rpartition('/')[2]}"
+        return [
+            Finding(
+                "torch",
+                "fail",
+                f"{build}, on a machine with {found.cards[0].name}",
+                pip_install(wanted, "--index-url", _WHEELS),
+            )
+        ]
+    if torch.cuda.is_available():
+        return [Finding("torch", "ok", build)]
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        unset = "set CUDA_VISIBLE_DEVICES=" if WINDOWS else "unset CUDA_VISIBLE_DEVICES"
+        return [Finding("torch", "fail", f"{build}; CUDA_VISIBLE_DEVICES hides the card", unset)]
+    major, minor = (int(part) for part in cuda.split(".")[:2])
+    if found.cuda < (major, minor):
+        detail = f"{build}; the driver {found.version} runs CUDA up to {_dotted(found.cuda)}"
+        return [Finding("torch", "fail", detail, f"update the driver: {_DRIVERS}")]
+    return [Finding("torch", "fail", f"{build}, and it sees no card", "restart the machine; then `aegis doctor`")]
+
+
+def gpus() -> list[Finding]:
+    """Each card: capability, free memory, and who holds the rest."""
+    import torch
+
+    found = seen_by_driver()
+    findings = []
+    for card in found.cards if found else ():
+        detail = (
+            f"{card.name}, compute capability {_dotted(card.capability)}, "
+            f"{gigabytes(card.free_bytes)} of {gigabytes(card.total_bytes)} free"
+        )
+        if card.holders:
+            detail += "; held by " + ", ".join(
+                name + (f" {gigabytes(used)}" if used else "") for name, used in card.holders[:3]
+            )
+        built_for = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
+        if built_for and not _is_built_for(card.capability, built_for):
+            findings.append(
+                Finding("GPU", "fail", f"{detail}; this torch has no code for it", "aegis train --device cpu")
+            )
+        elif card.free_bytes < LEAST_FREE_BYTES:
+            findings.append(Finding("GPU", "warn", detail, "close the programs that hold it; aegis plan"))
+        elif card.capability < (8, 0):
+            findings.append(
+                Finding("GPU", "warn", f"{detail}; no bfloat16: float16 with a scaled loss", "aegis train --dry-run")
+            )
+        else:
+            findings.append(Finding("GPU", "ok", detail))
+    return findings
+
+
+def _is_built_for(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Whether sm_86 or an older sm_8x is in the list, or PTX of any older generation."""
+    for name in built_for:
+        kind, _, digits = name.partition("_")
+        digits = digits.rstrip("af")
+        if not digits.isdigit():
+            continue
+        major, minor = int(digits[:-1]), int(digits[-1])
+        if (kind == "sm" and major == capability[0] and minor <= capability[1]) or (
+            kind == "compute" and (major, minor) <= capability
+        ):
+            return True
+    return False
+
+
+def triton() -> list[Finding]:
+    """The compiler that torch and bitsandbytes use on a card."""
+    found = seen_by_driver()
+    if found is None or not found.cards:
+        return []
+    name = "triton-windows" if sys.platform == "win32" else "triton"
+    if find_spec("triton") is None:
+        return [Finding("triton", "warn", "missing: torch cannot compile for the card", pip_install(name))]
+    return [Finding("triton", "ok", metadata.version(name))]
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

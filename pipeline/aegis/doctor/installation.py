@@ -1,0 +1,144 @@
+"""The installation: Python, how far the set-up got, and every package that is needed, whole and in its version."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import re
+import struct
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from aegis.doctor.finding import CHECKOUT, WINDOWS, Finding, pip_install, set_up_again
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
+_DISTRIBUTION = "aegis-soul"
+
+
+def python() -> list[Finding]:
+    """Its version, and that it is a 64-bit one."""
+    detail = f"{platform.python_version()}, {8 * struct.calcsize('P')} bit, {sys.executable}"
+    again = r"py -3.13 tools\start.py setup" if WINDOWS else "python3.13 tools/start.py setup"
+    if sys.version_info < OLDEST_PYTHON or struct.calcsize("P") < 8:
+        return [Finding("Python", "fail", f"{detail}: 3.11 or newer in 64 bit is needed", again)]
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        return [Finding("Python", "warn", f"{detail}: newer than what was tried (3.11 to 3.13)", again)]
+    return [Finding("Python", "ok", detail)]
+
+
+def set_up() -> list[Finding]:
+    """How far tools/start.py got in the environment that runs this; its last act is to write stamp.json."""
+    records = Path(sys.prefix) / "start"
+    if not records.is_dir():
+        return [Finding("set-up", "ok", f"an environment of your own: {sys.prefix}")]
+    if (records / "stamp.json").is_file():
+        return [Finding("set-up", "ok", f"finished: {sys.prefix}")]
+    return [
+        Finding(
+            "set-up",
+            "fail",
+            f"not finished in {sys.prefix}: it was interrupted, or is still at work; log: {records / 'setup.log'}",
+            set_up_again(),
+        )
+    ]
+
+
+def packages() -> list[Finding]:
+    """Every package that this one needs, directly or not: there, whole, and in a version that fits."""
+    try:
+        missing, misfits, broken, count = _survey()
+    except ModuleNotFoundError:  # of the library that reads requirements; without it, names are all there is
+        missing, misfits, broken, count = _absent(), [], [], 0
+    told = [
+        f"{label} {', '.join(names)}"
+        for label, names in (("missing:", missing), ("not whole:", broken), ("another version:", misfits))
+        if names
+    ]
+    if not told:
+        return [Finding("packages", "ok", f"{count} needed, all there and whole")]
+    if _is_unfinished():
+        cure = set_up_again()
+    elif broken:  # pip takes a package without its files for installed
+        cure = pip_install("--ignore-installed", "--no-deps", *(name.partition(" ")[0] for name in broken))
+    else:
+        cure = pip_install(*missing, *(name.partition(" ")[0] for name in misfits))
+    return [Finding("packages", "fail", "; ".join(told), cure)]
+
+
+def _is_unfinished() -> bool:
+    records = Path(sys.prefix) / "start"
+    return records.is_dir() and not (records / "stamp.json").is_file()
+
+
+def _absent() -> list[str]:
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in ["packaging", *_requirements()]]
+    installed = {re.sub(r"[-_.]+", "-", found.name).lower() for found in metadata.distributions() if found.name}
+    return sorted(name for name in names if name.lower() not in installed)
+
+
+def _survey() -> tuple[list[str], list[str], list[str], int]:
+    """Names that are missing, of another version, and not whole; and how many were looked at."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    missing: list[str] = []
+    misfits: list[str] = []
+    broken: list[str] = []
+    seen: dict[str, set[str]] = {}
+    todo = [Requirement(text) for text in _requirements()]
+    while todo:
+        wanted = todo.pop()
+        name = canonicalize_name(wanted.name)
+        first = name not in seen
+        known = seen.setdefault(name, set())
+        if not first and wanted.extras <= known:
+            continue
+        known |= wanted.extras
+        try:
+            found = metadata.distribution(wanted.name)
+            version = found.version
+        except (metadata.PackageNotFoundError, KeyError):
+            missing.append(name)
+            continue
+        if first and not _is_whole(found):
+            broken.append(name)
+        if first and not wanted.specifier.contains(version, prereleases=True):
+            misfits.append(f"{name} {version} (wanted {wanted.specifier})")
+        for text in found.requires or []:
+            needed = Requirement(text)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *known)):
+                todo.append(needed)
+    return sorted(missing), sorted(misfits), sorted(broken), len(seen)
+
+
+def _requirements() -> list[str]:
+    """What the checkout asks for, or, where there is none, what the installed package does."""
+    project = CHECKOUT / "pyproject.toml"
+    if project.is_file():
+        return [str(text) for text in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]]
+    return [text for text in metadata.requires(_DISTRIBUTION) or [] if "extra ==" not in text]
+
+
+def _is_whole(found: metadata.Distribution) -> bool:
+    """Whether every module, library and data file that the installer recorded is there in its size.
+
+    A killed pip leaves packages that have their metadata and not their files.
+    """
+    record = found.read_text("RECORD")
+    if record is None:
+        return found.read_text("INSTALLER") is not None  # conda and distributions keep no RECORD
+    root = str(found.locate_file(""))
+    for row in csv.reader(record.splitlines()):
+        # bytecode and scripts are made on this machine; what has no size there is not vouched for
+        if len(row) != 3 or not row[2] or "__pycache__" in row[0] or row[0].startswith(".."):
+            continue
+        try:
+            size = os.stat(os.path.join(root, row[0])).st_size  # noqa: PTH116, PTH118 (25,000 files)
+        except OSError:
+            return False
+        if size != int(row[2]):
+            return False
+    return True

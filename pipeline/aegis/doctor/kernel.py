@@ -1,0 +1,74 @@
+"""Four bits for real: a small matrix through bitsandbytes on the device that training would use, and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from aegis.doctor.finding import Finding, pip_install
+
+_ROWS, _COLUMNS = 128, 256
+_BLOCK = 64
+_NF4_ERROR = (0.05, 0.15)
+"""Relative error of NF4 on normally distributed numbers: 0.09, give or take."""
+
+
+def smoke() -> list[Finding]:
+    """Quantize, multiply forwards and backwards as training does, and compare with the numbers worked out plainly."""
+    if find_spec("bitsandbytes") is None:
+        cure = pip_install("bitsandbytes")
+        return [Finding("4-bit kernel", "fail", "bitsandbytes is missing, so no base can be held in 4 bit", cure)]
+    import torch
+
+    with _compiler_left_alone(torch):
+        import bitsandbytes
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = f"bitsandbytes {bitsandbytes.__version__} on {device.type}"
+    reinstall = pip_install("--force-reinstall", "--no-deps", "bitsandbytes")
+    try:
+        quantization, product, gradient = _errors(torch, bitsandbytes.functional, bitsandbytes.matmul_4bit, device)
+    except Exception as error:  # a library for another CUDA raises what it likes
+        return [Finding("4-bit kernel", "fail", f"{where}: {type(error).__name__}: {error}", reinstall)]
+    detail = f"{where}: NF4 off by {quantization:.1%}, product {product:.1e}, gradient {gradient:.1e}"
+    bound = 1e-2 if device.type == "cuda" else 1e-4
+    right = _NF4_ERROR[0] < quantization < _NF4_ERROR[1] and product < bound and gradient < bound
+    return [Finding("4-bit kernel", "ok", detail) if right else Finding("4-bit kernel", "fail", detail, reinstall)]
+
+
+def _errors(torch: Any, functional: Any, matmul_4bit: Any, device: Any) -> tuple[float, float, float]:
+    """Relative errors: of the matrix after quantization, of x Wᵀ and of its gradient against the dequantized W."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    weight = torch.randn(_ROWS, _COLUMNS, generator=generator).to(device, dtype)
+    x = torch.randn(4, _COLUMNS, generator=generator).to(device, dtype).requires_grad_()
+    packed, state = functional.quantize_4bit(weight, quant_type="nf4", blocksize=_BLOCK, compress_statistics=True)
+    back = functional.dequantize_4bit(packed, state)
+    product = matmul_4bit(x, packed.t(), quant_state=state)
+    product.sum().backward()
+
+    def off(found: Any, wanted: Any) -> float:
+        return float(((found - wanted).float().norm() / wanted.float().norm()).item())
+
+    return (
+        off(back, weight),
+        off(product, x.detach().float() @ back.float().T),
+        off(x.grad, back.float().sum(0).expand_as(x)),
+    )
+
+
+@contextmanager
+def _compiler_left_alone(torch: Any) -> Iterator[None]:
+    """Let bitsandbytes be imported without torch's compiler, which its 8-bit optimizers ask for and costs seconds."""
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    compile_ = torch.compile
+    torch.compile = lambda function=None, **_: function if function is not None else lambda decorated: decorated
+    try:
+        yield
+    finally:
+        torch.compile = compile_

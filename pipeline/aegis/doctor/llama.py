@@ -1,0 +1,68 @@
+"""llama.cpp: the converter against its pinned digest, the binding against its pinned version and its own hashes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from aegis.doctor.finding import WINDOWS, Finding, pip_install
+
+_BINDING = "llama-cpp-python"
+
+
+def converter() -> list[Finding]:
+    """The tree that conversions run from: one of the user's own, or the pinned one, every byte compared."""
+    own = os.environ.get("LLAMA_CPP_DIR")
+    if own:
+        if (Path(own).expanduser() / "convert_hf_to_gguf.py").is_file():
+            return [Finding("converter", "ok", f"your own: LLAMA_CPP_DIR={own}")]
+        detail = f"LLAMA_CPP_DIR={own} holds no convert_hf_to_gguf.py"
+        return [Finding("converter", "fail", detail, "set LLAMA_CPP_DIR=" if WINDOWS else "unset LLAMA_CPP_DIR")]
+    import vendor_llama_cpp
+
+    pin = vendor_llama_cpp.load_pin()
+    tree = vendor_llama_cpp.kept_tree()
+    if tree is None:
+        detail = f"llama.cpp {pin.upstream_commit[:9]}: not in the cache, or not as pinned"
+        return [Finding("converter", "fail", detail, f"{sys.executable} -m vendor_llama_cpp")]
+    return [Finding("converter", "ok", f"llama.cpp {pin.upstream_commit[:9]}, sha256 as pinned, {tree}")]
+
+
+def binding() -> list[Finding]:
+    """llama-cpp-python: there, in the pinned version, its library unchanged since it was installed, and it loads."""
+    from vendor_llama_cpp import load_pin
+
+    pin = load_pin()
+    again = pip_install("--force-reinstall", "--no-deps", f"{_BINDING}=={pin.version}")
+    if find_spec("llama_cpp") is None:
+        detail = "llama-cpp-python is missing: no quantizing, no verifying, no chat"
+        return [Finding("llama.cpp", "fail", detail, pip_install(f"{_BINDING}=={pin.version}"))]
+    found = metadata.distribution(_BINDING)
+    detail = f"{_BINDING} {found.version}"
+    if found.version != pin.version:
+        return [Finding("llama.cpp", "fail", f"{detail}, pinned is {pin.version}", again)]
+    changed = [str(file) for file in found.files or [] if "/lib/" in f"/{file}" and _is_changed(file)]
+    if changed:
+        return [Finding("llama.cpp", "fail", f"{detail}: changed since it was installed: {', '.join(changed)}", again)]
+    try:
+        from aegis.llama_cpp import describe_library
+
+        return [Finding("llama.cpp", "ok", f"{detail} as pinned, {describe_library()}")]
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return [Finding("llama.cpp", "fail", f"{detail} does not load: {error}", again)]
+
+
+def _is_changed(file: metadata.PackagePath) -> bool:
+    if file.hash is None:
+        return False
+    path = Path(str(file.locate()))
+    if not path.is_file():
+        return True
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, file.hash.mode).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value

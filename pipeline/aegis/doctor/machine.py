@@ -1,0 +1,115 @@
+"""The machine: memory and WSL's share of it, the disks that are written to, names of folders, the console."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from aegis.doctor.finding import WINDOWS, Finding, environment_command, gigabytes
+
+LEAST_RAM_BYTES = 4e9
+"""Merge and export take under 1 GB; loading a base, the tokenizer and torch take the rest."""
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_LETTERS = "α 🔵🟡🟢 日本語"
+
+
+def memory() -> list[Finding]:
+    """RAM as this process may use it: WSL gets half of the machine by default, a container what it was given."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    total, available = int(found.total), int(found.available)
+    limit = _container_limit()
+    if limit is not None and limit < total:
+        total, available = limit, min(available, limit)
+    detail = f"{gigabytes(available)} of {gigabytes(total)} free"
+    wsl = is_wsl()
+    if wsl:
+        detail += ", which is what WSL was given (half of the machine if nothing else is said)"
+    elif limit is not None and limit == total:
+        detail += ", the limit of this container"
+    if available >= LEAST_RAM_BYTES:
+        return [Finding("memory", "ok", detail)]
+    cure = "close other programs"
+    if wsl:
+        cure = r"write [wsl2] and memory=12GB into %UserProfile%\.wslconfig, then: wsl --shutdown"
+    return [Finding("memory", "warn", detail, cure)]
+
+
+def is_wsl() -> bool:
+    """Whether this Linux runs inside Windows."""
+    return "microsoft" in platform.uname().release.lower()
+
+
+def _container_limit() -> int | None:
+    for name in _CGROUP_LIMITS:
+        try:
+            text = Path(name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for "no limit"
+            return int(text)
+    return None
+
+
+def disks() -> list[Finding]:
+    """Room where AEGIS writes. A 3.8 B base: 7.6 GB to download, 18 GB for merge and export, 7.6 GB to verify."""
+    from huggingface_hub import constants
+
+    from aegis import disk
+
+    temporary = Path(tempfile.gettempdir())
+    return [
+        _disk("disk: base models", Path(constants.HF_HUB_CACHE), 8e9, environment_command("HF_HOME", "FOLDER")),
+        _disk("disk: cache", disk.cache_place(), 1e9, environment_command("AEGIS_CACHE_DIR", "FOLDER")),
+        _disk("disk: runs", Path("artifacts").absolute(), 18e9, "aegis run --run FOLDER (on another disk)"),
+        _disk("disk: temporary", temporary, 8e9, environment_command("TEMP" if WINDOWS else "TMPDIR", "FOLDER")),
+    ]
+
+
+def _disk(name: str, place: Path, wanted_bytes: float, cure: str) -> Finding:
+    standing = place
+    while not standing.exists():
+        standing = standing.parent
+    free = shutil.disk_usage(standing).free
+    detail = f"{gigabytes(free)} free, {place}"
+    try:
+        # asked of the file system itself: permission bits say little on Windows and on network drives
+        with tempfile.TemporaryFile(dir=standing):
+            pass
+    except OSError as error:
+        return Finding(name, "fail", f"{detail}: nothing can be written ({error.strerror})", cure)
+    if free < wanted_bytes:
+        return Finding(name, "warn", f"{detail}; a 3.8 B base wants {gigabytes(wanted_bytes)}", cure)
+    return Finding(name, "ok", detail)
+
+
+def paths() -> list[Finding]:
+    """Folders with names outside ASCII, which some Windows programs cannot open, and names this system cannot hold."""
+    from aegis import disk
+
+    places = [Path.cwd(), disk.cache_place(), Path(tempfile.gettempdir()), Path(sys.prefix)]
+    odd = sorted({str(place) for place in places if not str(place).isascii()})
+    if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
+        detail = f"file names are read as {sys.getfilesystemencoding()}: Japanese ones will not do"
+        return [Finding("paths", "warn", detail, environment_command("PYTHONUTF8", "1"))]
+    if odd and WINDOWS:
+        detail = f"not ASCII, which not every Windows program can open: {', '.join(odd)}"
+        return [Finding("paths", "warn", detail, environment_command("AEGIS_CACHE_DIR", r"C:\aegis"))]
+    return [Finding("paths", "ok", f"not ASCII, and fine here: {', '.join(odd)}" if odd else "plain names")]
+
+
+def console() -> list[Finding]:
+    """Whether the console's encoding has the letters that are shown."""
+    stream = sys.__stdout__  # sys.stdout is a bar's own while one is drawn
+    encoding = stream.encoding if stream else "ascii"
+    try:
+        _LETTERS.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        cure = "chcp 65001 && set PYTHONUTF8=1" if WINDOWS else environment_command("PYTHONUTF8", "1")
+        return [Finding("console", "warn", f"{encoding}: some letters will show as question marks", cure)]
+    return [Finding("console", "ok", f"{encoding}, {'a terminal' if stream and stream.isatty() else 'not a terminal'}")]

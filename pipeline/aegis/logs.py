@@ -1,0 +1,81 @@
+"""The log file: every command, what it said, and the traceback of whatever ended it. Bounded, and without secrets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from aegis import __version__
+
+VARIABLE = "AEGIS_LOG_DIR"
+_FILE_BYTES, _OLD_FILES = 1_000_000, 3
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SECRETS = (
+    (re.compile(r"hf_[A-Za-z0-9]{6,}"), "hf_…"),
+    (re.compile(r"(Bearer|Basic)\s+[^\s\"']+"), r"\1 …"),
+    (re.compile(r"://[^/\s@]+@"), "://…@"),
+)
+
+_log = logging.getLogger("aegis")
+
+
+def log_path() -> Path:
+    """aegis.log in AEGIS_LOG_DIR, or in the place this system keeps a user's logs."""
+    from platformdirs import user_log_dir
+
+    given = os.environ.get(VARIABLE)
+    return (Path(given).expanduser() if given else Path(user_log_dir("aegis-soul"))) / "aegis.log"
+
+
+def begin(arguments: Sequence[str]) -> None:
+    """Send what is logged to the file, warnings of libraries too; a log that cannot be written stops nobody."""
+    logging.raiseExceptions = False
+    path = log_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _File)]:
+        root.removeHandler(handler)
+        handler.close()
+    root.addHandler(_File(path))
+    _log.setLevel(logging.INFO)
+    _log.info("aegis %s: %s", __version__, " ".join(arguments))
+
+
+def ended_by(error: BaseException) -> None:
+    """Keep the traceback of what ended the command."""
+    _log.error("ended by %s", type(error).__name__, exc_info=error)
+
+
+def show(error: BaseException) -> None:
+    """Print the traceback, for --debug."""
+    traceback.print_exception(error, file=sys.stderr)
+
+
+class _File(RotatingFileHandler):
+    """One file and three older ones, a megabyte each; opened when the first line comes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=_FILE_BYTES, backupCount=_OLD_FILES, encoding="utf-8", delay=True)
+        self.setFormatter(_WithoutSecrets("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Takes out tokens wherever they stand, in an address or in a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for name in _TOKEN_VARIABLES:
+            if value := os.environ.get(name):
+                text = text.replace(value, "…")
+        for pattern, shown in _SECRETS:
+            text = pattern.sub(shown, text)
+        return text

@@ -1,0 +1,254 @@
+"""plan: what a whole run would take, from shapes, the data and this machine; nothing is written."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from aegis import disk, progress
+from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.data.dataset import DataReport
+from aegis.data.sources import is_hub_dataset
+from aegis.errors import IntegrityError
+from aegis.manifest import verify_directory
+from aegis.model.base import Base, glimpsed, load_tokenizer
+from aegis.model.load import choose_device
+from aegis.model.lora import Coverage
+from aegis.model.merging import DTYPES
+from aegis.model.shards import HEAD, ShardSet
+from aegis.runs import Run
+from aegis.sizes import checkpoints_bytes, gguf_bytes
+from aegis.training.estimate import Blueprint
+from aegis.training.material import training_data
+from aegis.training.ways import Variant, Ways
+
+_PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that needs room: bytes at most, and what there is of it, None for a GPU that is not here."""
+
+    what: str
+    bytes: int
+    free_bytes: int | None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """All that can be said before a run.
+
+    Attributes:
+        data: None, with the reason in `data_missing`, where the rows could not be looked at.
+        variants: memory while training on `device`, the config's own way among them.
+        free_bytes: of that device's memory; None if it is not here.
+        needs: disks and memory, at their fullest.
+        flops_per_second: of one big matrix product, measured now; None if the device is not here. Tokens times FLOP a
+            token by this is the least time, if steps were nothing but matrix products.
+    """
+
+    base: str
+    revision: str | None
+    folder: str
+    here: bool
+    model_type: str
+    parameters: int
+    data: DataReport | None
+    data_missing: str
+    targets: tuple[Coverage, ...]
+    adapter_parameters: int
+    soul_parameters: int
+    device: str
+    free_bytes: int | None
+    layers: int
+    compiled: bool
+    variants: tuple[Variant, ...]
+    needs: tuple[Need, ...]
+    tokens: int
+    flops_per_token: float
+    flops_per_second: float | None
+
+
+def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: VerifyConfig, run: Run) -> PlanReport:
+    """Look at base, data and machine, and work out what train, merge, export-gguf and verify would take.
+
+    Raises:
+        UsageError, EnvironmentFault, UnsupportedModelError, DataError: as the stages would.
+    """
+    device = _device(train)
+    with glimpsed(train.base_model, train.revision) as base:
+        kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
+        capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
+        with progress.task("working out the memory", 5, "way") as bar:
+            blueprint = Blueprint(base.folder, train, kind, capability)
+            bar.advance()
+            free = _free_memory(device) if device else None
+            ways = Ways(blueprint, train, kind, free)
+            variants = []
+            for variant in ways.all():
+                variants.append(variant)
+                bar.advance()
+        data, missing = _data(train, base)
+        tokens = train.max_steps * train.batch_size * train.gradient_accumulation_steps * train.max_length
+        return PlanReport(
+            base=base.name,
+            revision=base.revision,
+            folder=str(base.folder),
+            here=any(base.folder.glob("*.safetensors")),
+            model_type=str(base.config["model_type"]),
+            parameters=blueprint.parameters,
+            data=data,
+            data_missing=missing,
+            targets=tuple(blueprint.targets),
+            adapter_parameters=blueprint.trained["adapter"],
+            soul_parameters=blueprint.trained["soul"],
+            device="CPU" if kind == "cpu" else torch.cuda.get_device_name(device) if device else "GPU",
+            free_bytes=free,
+            layers=blueprint.layers,
+            compiled=ways.compiled,
+            variants=tuple(variants),
+            needs=tuple(_needs(train, merge, export, verify, run, base, blueprint)),
+            tokens=tokens,
+            flops_per_token=_flops_per_token(blueprint, variants[0].recomputed),
+            flops_per_second=_matrix_rate(device) if device else None,
+        )
+
+
+def _device(config: TrainConfig | VerifyConfig) -> torch.device | None:
+    """Where the work would be done; None for a GPU that was asked for and is not in this machine."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        return None
+    return choose_device(config.device)
+
+
+def _free_memory(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
+    if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
+        return None, "the embedded base and its tokenizer are made by the first run"
+    if config.dataset != DEMO and is_hub_dataset(config.dataset):
+        return None, "a Hub data set is not fetched for a plan"
+    return training_data(config, load_tokenizer(base.folder), keep=False).report, ""
+
+
+def _flops_per_token(blueprint: Blueprint, recomputed: int) -> float:
+    """Matrix products alone: forward, the gradient of the input, and forward again in the layers that are recomputed.
+
+    The base is frozen, so no product goes into its own gradient; attention and the adapter come on top.
+    """
+    return 2.0 * blueprint.matrix_parameters * (2 + recomputed / blueprint.layers)
+
+
+def _matrix_rate(device: torch.device) -> float:
+    """Multiply-adds a second, times two, of one big product in the dtype that training computes in, tried now."""
+    size = _PROBE_SIZE[device.type]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    matrix @ matrix
+    wait()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < _PROBE_SECONDS:
+        matrix @ matrix
+        wait()
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - began)
+
+
+def _needs(
+    train: TrainConfig,
+    merge: MergeConfig,
+    export: ExportConfig,
+    verify: VerifyConfig,
+    run: Run,
+    base: Base,
+    blueprint: Blueprint,
+) -> Sequence[Need]:
+    from huggingface_hub import constants
+
+    weights = blueprint.parameters
+    trained = 4 * sum(blueprint.trained.values())
+    in_run = (
+        checkpoints_bytes(trained, train.keep_checkpoints)
+        + weights * DTYPES[merge.dtype].itemsize
+        + gguf_bytes(weights, {"F16", *export.quant})
+    )
+    keeps_f16 = export.keep_f16 or "F16" in export.quant
+    needs = [
+        Need("disk, the run", in_run, disk.free_bytes(run.root), str(run.root)),
+        _verify_scratch(
+            verify, 4 + len(export.quant), int(base.config.get("vocab_size", 0)), 0 if keeps_f16 else weights
+        ),
+        _verify_memory(verify, weights),
+    ]
+    if base.revision is not None and not any(base.folder.glob("*.safetensors")):
+        hub = Path(constants.HF_HUB_CACHE)
+        needs.append(Need("disk, the download", 2 * weights, disk.free_bytes(hub), str(hub)))
+    return needs
+
+
+@dataclass(frozen=True)
+class VerifyOutlook:
+    """What verify would do in a finished run: models one after the other, tokens through each, room it needs."""
+
+    models: tuple[str, ...]
+    tokens: int
+    scratch: Need
+    memory: Need
+
+
+def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
+    """Check that a run is whole, file by file, and say what verify would take; nothing is written.
+
+    Raises:
+        IntegrityError: the run is not finished, or a file is not what its manifest says.
+    """
+    stages = ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf"))
+    for directory, stage in stages:
+        if not directory.is_dir():
+            raise IntegrityError(
+                f"{run.root} is not finished: there is no {directory.name}/",
+                fix=f"run: aegis {stage} --run {run.root}",
+            )
+    manifests = [verify_directory(directory) for directory, _ in stages]
+    shards = ShardSet.open(run.merged)
+    weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
+    vocabulary = shards.entries[HEAD].shape[0]
+    files = [str(name) for name in manifests[-1].facts["files"]]
+    quants = [Path(name).stem.rpartition("-")[2] for name in files if not name.endswith("-F16.gguf")]
+    has_f16 = len(quants) < len(files)
+    models = ("trained", "wide", "merged", "f16", *quants)
+    return VerifyOutlook(
+        models, config.tokens, _verify_scratch(config, len(models), vocabulary, 0 if has_f16 else weights),
+        _verify_memory(config, weights),
+    )  # fmt: skip
+
+
+def _verify_scratch(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int) -> Need:
+    """Every model's float32 logits, two of them on other text too, and the f16 file where it was not kept."""
+    place = tempfile.gettempdir()
+    needed = (models + 2) * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
+    return Need("disk, verify's scratch", needed, disk.free_bytes(Path(place)), place)
+
+
+def _verify_memory(config: VerifyConfig, weights: int) -> Need:
+    """A whole model: float16 on a GPU, float32 on a CPU; llama.cpp maps its files, which can leave memory again."""
+    device = _device(config)
+    on_gpu = device is None or device.type == "cuda"
+    name, width = ("GPU memory, verify", 2) if on_gpu else ("RAM, verify", 4)
+    return Need(name, width * weights, _free_memory(device) if device else None)

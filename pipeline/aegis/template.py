@@ -1,0 +1,111 @@
+"""aegis.toml for a person to fill in: every setting with its description, the defaults commented out."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from aegis.config import DEMO, SECTIONS
+from aegis.data.files import READERS
+from aegis.data.sources import is_hub_dataset
+from aegis.errors import UsageError
+
+_HEADER = """\
+# Settings for `aegis run --config {name}` (and train, merge, export-gguf, verify, plan).
+# A line that begins with "#" holds a default; take the "#" away to change it. A flag on the command line wins over
+# this file, and so does an environment variable such as AEGIS_TRAIN_MAX_STEPS.
+"""
+_WIDTH = 118
+
+
+def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
+    """The file's text; `resolve` reads back base and data, and the default of everything else."""
+    chosen = {"train": {"base_model": base_model, "dataset": dataset}}
+    parts = [_HEADER.format(name=name)]
+    for section, model in SECTIONS.items():
+        parts.append(f"[{section}]  # {model.__doc__.strip() if model.__doc__ else ''}\n")
+        for key, field in model.model_fields.items():
+            parts.append(_setting(key, field, chosen.get(section, {}).get(key)))
+    return "\n".join(parts)
+
+
+def _setting(key: str, field: FieldInfo, chosen: str | None) -> str:
+    words = field.description or ""
+    if choices := _choices(field.annotation):
+        words += f" ({', '.join(choices)})"
+    comment = textwrap.fill(words, _WIDTH, initial_indent="# ", subsequent_indent="# ")
+    if chosen is not None:
+        return f"{comment}\n{key} = {_toml(chosen)}\n"
+    default = field.default
+    if default in (None, ()):
+        return f"{comment}\n# {key} =\n"
+    return f"{comment}\n# {key} = {_toml(default)}\n"
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    return tuple(map(str, get_args(annotation))) if str(get_origin(annotation)) == "typing.Literal" else ()
+
+
+def _toml(value: object) -> str:
+    """A value as TOML writes it; strings with what TOML has to have escaped."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | os.PathLike):
+        escaped = "".join(
+            f"\\u{ord(c):04X}" if ord(c) < 32 or ord(c) == 127 else "\\" + c if c in '"\\' else c for c in str(value)
+        )
+        return f'"{escaped}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def check(base_model: str, dataset: str) -> list[str]:
+    """Look, without network, whether base and data are there.
+
+    Returns:
+        What could not be looked at, for the person to know.
+
+    Raises:
+        UsageError: a folder or file is named that is not there or is of no use.
+    """
+    remarks = []
+    folder = Path(base_model).expanduser()
+    if base_model != DEMO:
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise UsageError(f"{folder} is not a model folder: it has no config.json")
+        elif base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):
+            remarks.append(f"{base_model} is no folder here, so it is taken for a Hub id; the Hub was not asked")
+        else:
+            raise UsageError(
+                f"no base model at {base_model!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
+            )
+    file = Path(dataset).expanduser()
+    if dataset != DEMO:
+        if is_hub_dataset(dataset):
+            remarks.append(f"{dataset} is no file here, so it is taken for a Hub data set; the Hub was not asked")
+        elif not file.is_file():
+            raise UsageError(f"there is no file {file}", fix="give a file that exists, or a Hub data set as owner/name")
+        elif file.suffix.lower() not in READERS:
+            raise UsageError(f"files that end in {file.suffix!r} are not read", fix=f"give one of {', '.join(READERS)}")
+    return remarks
+
+
+def write(out: Path, base_model: str, dataset: str) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    part = out.with_name(out.name + ".part")
+    try:
+        part.write_text(render(base_model, dataset, out.name), encoding="utf-8", newline="\n")
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"{out} cannot be written", why=str(error)) from None

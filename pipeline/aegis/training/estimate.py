@@ -1,0 +1,262 @@
+"""How much memory a training would take, worked out before it: no weights are read, nothing is allocated.
+
+    peak = weights + adapter + soul + gradients + optimizer + workspace      from shapes
+         + activations + head and loss                                       from a step on tensors without data
+
+The step is the real one: transformers' own decoder, the adapter's arithmetic on bitsandbytes' own modules, the
+recomputation, the soul, the chunked loss; only kernels are stood in for (`ledger`). Of compiled layers, whose products
+between two matrices are never whole in memory, what is kept comes from `acceleration.activation_bytes` instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aegis.config import TrainConfig
+from aegis.model.adapted import Adapters
+from aegis.model.attach import attached, decoder_of
+from aegis.model.load import silence_dropout
+from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.packed import can_table
+from aegis.soul.module import Soul
+from aegis.training.acceleration import Acceleration, activation_bytes
+from aegis.training.ledger import FourBitProduct, Ledger, as_on_gpu
+from aegis.training.loss import head_loss
+
+NF4_BLOCK, NESTED_BLOCK = 64, 256
+"""Weights that share an 8-bit scale, and scales that share a float32 one (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+_CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
+"""Workspace torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); none on a CPU."""
+
+
+_IN_FLIGHT = 4
+"""Layer inputs that are on the GPU at once while the others are in the host's memory: two leaving, two coming."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by part at the fullest moment of a step."""
+
+    weights: int
+    adapter: int
+    soul: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head_and_loss: int
+    workspace: int
+
+    @property
+    def peak(self) -> int:
+        return sum(vars(self).values())
+
+
+class Blueprint:
+    """A base with an adapter and a soul as a config wants them, in shapes only.
+
+    Args:
+        folder: config.json is all that is read.
+        device: "cpu" computes in float32, "cuda" in bfloat16.
+        capability: of the GPU; its cuBLAS workspace depends on it.
+
+    Attributes:
+        parameters: of the base.
+        matrix_parameters: of its linear layers and its LM head, each once for every token.
+        layers: decoder layers.
+        targets: what the adapter is on.
+        trained: trained parameters by part.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        device: Literal["cuda", "cpu"] = "cuda",
+        capability: tuple[int, int] | None = None,
+    ) -> None:
+        self._config, self._dtype = config, torch.float32 if device == "cpu" else torch.bfloat16
+        model = _meta_base(folder, config.load_in, self._dtype)
+        silence_dropout(model)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.matrix_parameters = sum(
+            m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)
+        )
+        self._weights = sum(_stored_bytes(tensor) for tensor in [*model.parameters(), *model.buffers()])
+        self._packs = device == "cuda" and can_table(model)
+        targets = resolve_targets(model, config.lora_targets)
+        self.targets: list[Coverage] = coverage(model, targets, config.lora_r)
+        with torch.device("meta"):
+            self.model = attach_lora(
+                model,
+                targets,
+                rank=config.lora_r,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                base_name="",
+                revision=None,
+            ).train()
+        Adapters(self.model, self._dtype, config.lora_dropout)
+        self._text = self.model.config.get_text_config()
+        self._decoder: Any = decoder_of(self.model)
+        self.layers = int(self._text.num_hidden_layers)
+        self.soul = _meta_soul(self._text.hidden_size, config)
+        self._adapter = [p for p in self.model.parameters() if p.requires_grad]
+        self._trained = [*self._adapter, *(p for p in self.soul.parameters() if p.requires_grad)]
+        self.trained = {
+            "adapter": sum(p.numel() for p in self._adapter),
+            "soul": sum(p.numel() for p in self._trained) - sum(p.numel() for p in self._adapter),
+        }
+        for parameter in self._trained:
+            parameter.grad = torch.empty_like(parameter)  # one buffer from the first step on
+        self._workspace = 0 if device == "cpu" else _CUBLAS_BYTES["hopper" if (capability or (0,)) >= (9,) else "older"]
+
+    def estimate(
+        self, max_length: int, *, recomputed: int, compiled: bool = False, offloaded: bool = False
+    ) -> Estimate:
+        """Estimate for windows of `max_length` tokens.
+
+        Args:
+            recomputed: layers whose activations are worked out again in the backward pass.
+            compiled: the layers are compiled.
+            offloaded: the inputs that recomputed layers keep are in the host's memory, and so are input embeddings
+                that are not the head.
+        """
+        tokens = self._config.batch_size * max_length
+        given = tokens * self._text.hidden_size * self._dtype.itemsize
+        kept = self.layers - recomputed
+        if kept and not compiled:
+            peak, head, one = self._peak(max_length, recompute=False, compiled=False)
+            peak -= recomputed * (one - given)
+        else:
+            peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
+            # of the layer that is worked on, the step has counted everything already
+            peak += max(0, kept - 1) * (activation_bytes(self._text, tokens, self._dtype.itemsize) - one)
+        weights = self._weights
+        if offloaded:
+            peak -= max(0, recomputed - _IN_FLIGHT) * given
+            embeddings = self._decoder.get_input_embeddings().weight
+            weights -= embeddings.nbytes * (embeddings is not self.model.get_output_embeddings().weight)
+        gradients = sum(p.nbytes for p in self._trained)
+        low = 0 if self._dtype == torch.float32 else self.trained["adapter"] * self._dtype.itemsize
+        return Estimate(
+            weights=weights,
+            adapter=sum(p.nbytes for p in self._adapter) + low,
+            soul=sum(tensor.nbytes for tensor in [*self.soul.parameters(), *self.soul.buffers()]),
+            gradients=gradients,
+            optimizer=2 * gradients,
+            activations=peak - head,
+            head_and_loss=head,
+            workspace=self._workspace,
+        )
+
+    def _peak(self, max_length: int, *, recompute: bool, compiled: bool) -> tuple[int, int, int]:
+        """The fullest moment of a step in bytes, what head and loss have of it, and what one more layer adds.
+
+        A straight line through two and three layers: decoder layers are alike, and every one keeps the same.
+        """
+        least = min(2, self.layers)
+        peak, head = self._run(max_length, least, recompute, compiled)
+        if self.layers == least:
+            return peak, head, 0
+        more, head = self._run(max_length, least + 1, recompute, compiled)
+        return more + (self.layers - least - 1) * (more - peak), head, more - peak
+
+    def _run(self, max_length: int, layers: int, recompute: bool, compiled: bool) -> tuple[int, int]:
+        """As `_peak`, of the decoder's first layers."""
+        decoder = self._decoder
+        whole, rotary = decoder.layers, getattr(decoder, "rotary_emb", None)
+        decoder.layers = whole[:layers]
+        Acceleration(packed=self._packs, recomputed=layers * recompute).install(self.model, max_length)
+        known = [*self.model.parameters(), *self.model.buffers(), *self.soul.parameters(), *self.soul.buffers()]
+        ledger = Ledger([*known, *(p.grad for p in self._trained if p.grad is not None)])
+        try:
+            with attached(self.model, self.soul), ledger, as_on_gpu(fused=compiled):
+                self.soul.hold()
+                self._loss(ledger, max_length).backward()
+                self.soul.let_go(torch.empty((), device="meta"))
+        finally:
+            for layer in decoder.layers:
+                layer.__dict__.pop("forward", None)  # as `install` left it
+            decoder.layers = whole
+            if rotary is not None:
+                decoder.rotary_emb = rotary
+        return ledger.peak, ledger.part_at_peak
+
+    def _loss(self, ledger: Ledger, max_length: int) -> Tensor:
+        # as training.objective.summed_loss, with the two forms of keeping documents apart said from here
+        windows = self._config.batch_size
+        ids = torch.zeros(windows, max_length, dtype=torch.int64, device="meta")
+        apart: dict[str, Any]
+        if self._packs:
+            edges = torch.zeros(windows * 2 + 1, dtype=torch.int32, device="meta")
+            apart = {"cu_seq_lens_q": edges, "max_length_q": max_length}
+        else:
+            apart = {"attention_mask": torch.zeros(windows, 1, max_length, max_length, dtype=torch.bool, device="meta")}
+        hidden = self._decoder(input_ids=ids, position_ids=ids, use_cache=False, **apart).last_hidden_state
+        head = self.model.get_output_embeddings()
+        targets = ids.flatten()
+        with ledger.part():
+            return head_loss(
+                hidden.flatten(0, 1).index_select(0, targets), head.weight, getattr(head, "bias", None), targets
+            )
+
+
+def _meta_soul(width: int, config: TrainConfig) -> Soul:
+    rotation_map = config.rotation_map
+    if rotation_map == "auto":
+        rotation_map = "exp" if config.rotation == "so8" else "cayley"
+    learned = config.alpha != "scheduled"
+    return Soul(width, kind=config.rotation, init="identity", map_=rotation_map, alpha_is_learned=learned).to("meta")
+
+
+def _meta_base(folder: Path, load_in: Literal["4bit", "16bit"], dtype: torch.dtype) -> Any:
+    """The base as `model.load.load_base` makes it, on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.quantizers import AutoHfQuantizer
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        if load_in == "4bit":
+            quantizer = AutoHfQuantizer.from_config(
+                BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=dtype,
+                )
+            )
+            quantizer.pre_quantized = False
+            quantizer.preprocess_model(model=model, dtype=dtype, device_map=None)
+            model.is_loaded_in_4bit = True
+    for module in model.modules():
+        if _is_four_bit(module):
+            module.forward = partial(_four_bit_forward, module)
+        if isinstance(getattr(module, "rope_type", None), str):
+            # longrope and dynamic choose their factors by the positions' values; their sizes are those of the default
+            module.rope_type = "default"
+    return model.requires_grad_(False)
+
+
+def _four_bit_forward(module: Any, x: Tensor) -> Tensor:
+    product: Tensor = FourBitProduct.apply(x, module.weight, module.out_features, module.in_features)  # type: ignore[no-untyped-call]
+    return product if module.bias is None else product + module.bias
+
+
+def _is_four_bit(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """As `model.load.footprint` counts: for NF4 half a byte a weight, a byte a block, four bytes a block of blocks."""
+    if not hasattr(tensor, "quant_state"):
+        return tensor.nbytes
+    blocks = -(-tensor.numel() // NF4_BLOCK)
+    return -(-tensor.numel() // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK)

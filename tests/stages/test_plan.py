@@ -1,0 +1,214 @@
+"""plan says what a run would take, for real bases and data, and leaves no trace of having looked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from aegis import screens_plan
+from aegis.config import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.manifest import Manifest
+from aegis.model.shards import HEAD, ShardSet
+from aegis.publish import publishing
+from aegis.runs import Run
+from aegis.stages.plan import PlanReport, plan, plan_verify
+from tests.conftest import MakeRandom
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = (
+        {"messages": [{"role": "user", "content": f"{n}番の花は?"}, {"role": "assistant", "content": "桜でござる。"}]}
+        for n in range(40)
+    )
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a plan could write."""
+
+    cache: Path
+    temporary: Path
+    run: Run
+
+    def untouched(self) -> bool:
+        return not self.cache.exists() and not list(self.temporary.iterdir()) and not self.run.root.exists()
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return Places(tmp_path / "cache", temporary, Run(tmp_path / "run"))
+
+
+def planned(run: Run, **settings: Any) -> PlanReport:
+    config = TrainConfig(device="cpu", lora_r=4, max_length=32, heldout_rows=4, **settings)
+    return plan(config, MergeConfig(), ExportConfig(), VerifyConfig(), run)
+
+
+def test_a_base_and_data_on_this_machine(quick_base: Path, dataset: Path, places: Places) -> None:
+    report = planned(places.run, base_model=str(quick_base), dataset=str(dataset), max_steps=7)
+    assert (report.model_type, report.here, report.revision) == ("phi3", True, None)
+    assert report.data is not None
+    assert (report.data.rows, report.data.heldout_rows, report.data_missing) == (40, 4, "")
+    assert [row.target for row in report.targets] == ["qkv_proj", "o_proj"]
+    assert report.adapter_parameters == sum(row.parameters for row in report.targets)
+    assert [variant.max_length for variant in report.variants] == [32, 16, 64, 32]
+    assert [variant.asked_for for variant in report.variants] == [True, False, False, False]
+    assert [variant.recomputed for variant in report.variants] == [0, 0, 0, report.layers]
+    assert report.variants[1].memory.peak < report.variants[0].memory.peak < report.variants[2].memory.peak
+    assert report.tokens == 7 * 32
+    assert report.flops_per_second is not None
+    assert report.flops_per_second > 0
+    assert places.untouched()
+
+
+def test_the_disk_is_what_the_files_take(quick_base: Path, dataset: Path, places: Places) -> None:
+    """The folded 16-bit model and its GGUFs: no less than their weights, no more than a tenth above."""
+    report = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
+    weights, trained = report.parameters, 4 * (report.adapter_parameters + report.soul_parameters)
+    needs = {need.what: need for need in report.needs}
+    files = weights * 2 + weights * 2 + weights * 8.6 / 8 + (4 * 3 + 1) * trained
+    assert needs["disk, the run"].bytes == pytest.approx(files, rel=1e-3)
+    assert needs["RAM, verify"].bytes == 4 * weights
+    assert "disk, the download" not in needs
+
+
+def test_the_embedded_default_before_it_is_made(places: Places) -> None:
+    """Its base is pretrained by the first run; its shape is known before."""
+    report = planned(places.run)
+    assert report.here is False
+    assert report.data is None
+    assert "made by the first run" in report.data_missing
+    assert report.parameters > 10**6
+    assert places.untouched()
+
+
+def test_a_gpu_that_is_not_here(
+    quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory can be said; whether it fits, and how fast it is, cannot."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cuda", max_length=32)
+    report = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
+    assert (report.device, report.free_bytes, report.flops_per_second) == ("GPU", None, None)
+    assert [variant.recomputed for variant in report.variants] == [0, 0, 0, report.layers]
+    assert report.compiled
+    text = screens_plan.planned(report, config)
+    assert "No GPU is here to say whether it fits" in text
+    assert "not known without the GPU" in text
+
+
+@pytest.fixture
+def hub(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A Hub that has owner/name, not in the cache; told are the calls it got."""
+    source, calls = make_random("llama"), []
+
+    def download(name: str, **given: Any) -> str:
+        calls.append(given)
+        if given.get("local_files_only"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+        for path in source.iterdir():
+            if any(path.match(pattern) for pattern in given["allow_patterns"]):
+                (Path(given["local_dir"]) / path.name).write_bytes(path.read_bytes())
+        return str(given["local_dir"])
+
+    def info(name: str, *, revision: str | None = None) -> Any:
+        return huggingface_hub.hf_api.ModelInfo(id=name, sha="c0ffee" + "0" * 34)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "model_info", info)
+    return calls
+
+
+def test_a_base_on_the_hub_is_looked_at_and_not_fetched(
+    hub: list[dict[str, Any]], dataset: Path, places: Places
+) -> None:
+    """Its config and tokenizer come into a folder that goes; no weights, and nothing in a cache."""
+    report = planned(places.run, base_model="owner/name", dataset=str(dataset))
+    assert (report.here, report.revision) == (False, "c0ffee" + "0" * 34)
+    assert report.data is not None
+    assert not any("safetensors" in pattern for pattern in hub[-1]["allow_patterns"])
+    needs = {need.what: need.bytes for need in report.needs}
+    assert needs["disk, the download"] == 2 * report.parameters
+    assert places.untouched()
+
+
+def test_a_hub_data_set_is_not_fetched(quick_base: Path, places: Places) -> None:
+    report = planned(places.run, base_model=str(quick_base), dataset="owner/data")
+    assert (report.data, report.data_missing) == (None, "a Hub data set is not fetched for a plan")
+
+
+@pytest.mark.parametrize(
+    ("base", "error"), [("./nowhere", UsageError), ("owner/name", EnvironmentFault), ("gemma", UnsupportedModelError)]
+)
+def test_what_a_run_would_refuse_is_refused(
+    base: str, error: type[Exception], places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    if base == "gemma":
+        folder = tmp_path / base
+        folder.mkdir()
+        config = {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        base = str(folder)
+    with pytest.raises(error):
+        planned(places.run, base_model=base)
+    assert places.untouched()
+
+
+def test_the_screen(quick_base: Path, dataset: Path, places: Places) -> None:
+    settings = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cpu", max_length=32)
+    report = plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), places.run)
+    text = screens_plan.planned(report, settings)
+    assert "32*" in text
+    assert "16" in text
+    assert "40 rows" in text
+    assert "measured now on this CPU" in text
+    assert text.endswith("nothing was written")
+    assert all(word in text for word in ("weights", "adapter", "optimizer", "activations", "head and loss", "peak"))
+
+
+@pytest.fixture
+def finished(quick_base: Path, tmp_path: Path) -> Run:
+    """A run whose three directories are published; of the GGUF nothing but its name and hash is looked at."""
+    run = Run(tmp_path / "finished")
+    for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
+        facts = {"files": ["m-Q4_K_M.gguf"]} if directory == run.gguf else {}
+        with publishing(directory, Manifest(stage, {}, {}, facts)) as staging:
+            if directory == run.merged:
+                shutil.copytree(quick_base, staging.path, dirs_exist_ok=True)
+            (staging.path / "m-Q4_K_M.gguf").write_bytes(b"GGUF")
+    return run
+
+
+def test_verify_is_planned_for_a_whole_run_only(finished: Run, places: Places, tmp_path: Path) -> None:
+    """The models one after the other and the room they take; a changed file ends it at once."""
+    outlook = plan_verify(finished, VerifyConfig(tokens=100, device="cpu"))
+    assert outlook.models == ("trained", "wide", "merged", "f16", "Q4_K_M")
+    vocabulary = ShardSet.open(finished.merged).entries[HEAD].shape[0]
+    weights = outlook.memory.bytes // 4
+    # float32 logits of five models and of two on other text, and the f16 file, which was not kept
+    assert outlook.scratch.bytes == (5 + 2) * 100 * vocabulary * 4 + 2 * weights
+    text = screens_plan.verify_planned(outlook)
+    assert "every file is what its manifest says" in text
+    assert places.untouched()
+    (finished.gguf / "m-Q4_K_M.gguf").write_bytes(b"GGUX")
+    for run in (finished, Run(tmp_path / "absent")):
+        with pytest.raises(IntegrityError):
+            plan_verify(run, VerifyConfig())

@@ -1,0 +1,36 @@
+"""The comparison reads a benchmark's rows, and says so when an estimate is off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from check_estimate import main
+
+from aegis.config import TrainConfig
+from aegis.training.estimate import Blueprint
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.05, 0), (1.3, 1), (0.7, 1)])
+def test_a_tenth_is_the_bound(
+    quick_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
+) -> None:
+    config = TrainConfig(max_length=128, rotation="dense")
+    peak = Blueprint(quick_base, config, "cuda", (9, 0)).estimate(128, recomputed=1, compiled=True).peak
+    way = {"recomputed": 1, "compiled": True, "offloaded": False}
+    name = "max_length=128 activation_checkpointing=on rotation=dense dataset=short"
+    rows = [
+        {"name": name, "peak_gib": factor * peak / 2**30, "acceleration": way},
+        {"name": "max_length=8192", "error": "out of memory"},
+    ]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    assert main(["--template", str(quick_base), "--measured", str(file)]) == code
+    assert f"{1 / factor - 1:+.1%}" in capsys.readouterr().out
+
+
+def test_nothing_measured_is_no_success(quick_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text('{"rows": [{"name": "x", "error": "out of memory"}]}', encoding="utf-8")
+    assert main(["--template", str(quick_base), "--measured", str(file)]) == 1
