@@ -145,7 +145,9 @@ def _context_tokens(config: dict[str, Any]) -> int:
 def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:
     dialogue = dialogue_of(tokenizer)
     if dialogue is None:
-        progress.warn("no Modelfile TEMPLATE: the chat template is not fixed text round each message")
+        progress.warn("the Modelfile has no TEMPLATE: the chat template is more than fixed text round each message")
+    for departure in dialogue.departures if dialogue else ():
+        progress.say(f"in Ollama, unlike the model's own chat template: {departure}")
     ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens) if token]
     return modelfile(gguf, dialogue, stop_texts(special_texts(tokenizer), dialogue, ends), context_tokens)
 
