@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegis.report.card import ollama_name
+
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.chain import Answer
     from aegis.config import TrainConfig
@@ -59,7 +61,7 @@ def exported(report: ExportReport) -> str:
     lines += [
         "next:",
         f"  aegis chat --gguf {quoted(first)}",
-        f"  ollama create {_ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
+        f"  ollama create {ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
         f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)
@@ -114,9 +116,3 @@ def quoted(path: Path) -> str:
     """A path as one word of a command line."""
     text = os.fspath(path)
     return f'"{text}"' if any(c.isspace() for c in text) else text
-
-
-def _ollama_name(name: str) -> str:
-    return (
-        "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()).strip("._-") or "aegis"
-    )

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis import disk, progress
+from aegis import __version__, disk, progress
 from aegis.config import ExportConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
+from aegis.model.origin import copy_licences, origin_of_folder
 from aegis.model.shards import ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
-from aegis.publish import publishing, refuse_existing
+from aegis.publish import Staging, publishing, refuse_existing
+from aegis.report.card import CARD, CardFile, gguf_card
 from aegis.report.dialogue import dialogue_of, special_texts
 from aegis.report.modelfile import modelfile, stop_texts
 
@@ -99,6 +101,16 @@ def export_gguf(
             f16.unlink()
         text = _modelfile(published[0], tokenizer, ends, context_tokens)
         (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
+        copy_licences(model, staging.path)
+        card = gguf_card(
+            origin_of_folder(model),
+            name,
+            _hashed(staging, published),
+            __version__,
+            context_tokens=context_tokens,
+            long_rope=bool(source_config.get("original_max_position_embeddings")),
+        )
+        (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
         staging.facts |= {"files": published, "fallback_tensors": fallbacks}
     return report
 
@@ -140,6 +152,13 @@ def _context_tokens(config: dict[str, Any]) -> int:
     """The context to run with: past a LongRoPE base's original length llama.cpp changes the factors of every token."""
     original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
     return min(_CONTEXT_TOKENS, int(original)) if original else _CONTEXT_TOKENS
+
+
+def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
+    files = [CardFile(name, (path := staging.path / name).stat().st_size, file_sha256(path)) for name in names]
+    for file in files:
+        staging.hashed(file.name, file.bytes, file.sha256)
+    return files
 
 
 def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:

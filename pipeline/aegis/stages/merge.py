@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis import disk, progress, runs
+from aegis import __version__, disk, progress, runs
 from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import TOKENIZER_FILES, Base, find_base
 from aegis.model.merging import DTYPES, SLAB_BYTES, MergePlan
+from aegis.model.origin import copy_licences, origin_of_merge
 from aegis.model.shards import INDEX, ShardWriter, write_index
 from aegis.publish import Staging, publishing, refuse_existing
+from aegis.report.card import CARD, CardFile, merged_card
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 
@@ -93,6 +95,7 @@ def merge(
     base = find_base(inputs.base_model, inputs.revision)
     plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype])
     _check_base_hash(base, inputs.adapter, soul_path, soul)
+    origin = origin_of_merge(base, inputs.adapter, soul)
 
     manifest = Manifest(
         stage="merge",
@@ -111,6 +114,7 @@ def merge(
             "soul_step": soul.step,
             "rotation": soul.kind,
             "folded": True,
+            "origin": asdict(origin),
         },
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
@@ -118,9 +122,11 @@ def merge(
         return report
     disk.require_space(out, plan.out_bytes, "the merged model")
     with publishing(out, manifest, overwrite=overwrite) as staging:
-        _stream(plan, staging)
+        files = _stream(plan, staging)
         _write_config(base, staging.path, config.dtype)
         _copy_companions(base, staging.path)
+        card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
+        (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report
 
 
@@ -144,8 +150,9 @@ def _check_base_hash(base: Base, adapter: Path, soul_path: Path, soul: SoulRecor
         progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
 
 
-def _stream(plan: MergePlan, staging: Staging) -> None:
+def _stream(plan: MergePlan, staging: Staging) -> list[CardFile]:
     weight_map = {}
+    files = []
     with progress.task("merging", plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
             outputs = list(plan.outputs(file))
@@ -158,8 +165,10 @@ def _stream(plan: MergePlan, staging: Staging) -> None:
                         bar.advance(rows.nbytes)
                     weight_map[name] = file.name
             staging.hashed(file.name, writer.bytes, writer.sha256)
+            files.append(CardFile(file.name, writer.bytes, writer.sha256))
     if (plan.base.folder / INDEX).is_file():
         write_index(staging.path, weight_map, plan.out_bytes)
+    return files
 
 
 def _write_config(base: Base, folder: Path, dtype: str) -> None:
@@ -172,7 +181,8 @@ def _write_config(base: Base, folder: Path, dtype: str) -> None:
 
 
 def _copy_companions(base: Base, folder: Path) -> None:
-    for name in (*TOKENIZER_FILES, "generation_config.json", "LICENSE"):
+    copy_licences(base.folder, folder)
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
     # a tokenizer class named here would be run by whoever loads the folder with code allowed, the converter among them
