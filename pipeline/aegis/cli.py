@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -195,6 +195,37 @@ def verify(
     progress.result(screens.verified(verdict, place.verify), verdict)
     if verdict.guilty:
         raise typer.Exit(5)
+
+
+PartOption = Annotated[Literal["gguf", "merged"], typer.Option("--part", help="the GGUF files or the merged folder")]
+
+
+@app.command()
+def card(run: RunOption = None, part: PartOption = "gguf") -> None:
+    """Print a model card, with what verify found in it."""
+    from aegis.runs import Run
+    from aegis.stages.push import card as stage
+
+    text = stage(Run(_existing_run(run)), part)
+    progress.result(text.rstrip(), {"card": text})
+
+
+@app.command()
+def push(
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if it is not there")],
+    run: RunOption = None,
+    part: PartOption = "gguf",
+    public: Annotated[bool, typer.Option("--public", help="for all to see; private if not given")] = False,
+    unverified: Annotated[bool, typer.Option("--unverified", help="even if verify has not passed")] = False,
+) -> None:
+    """Upload the GGUF files or the merged folder to the Hub, with its model card. Asks nothing."""
+    from aegis.runs import Run
+    from aegis.stages.push import push as stage
+
+    place = Run(_existing_run(run))
+    with place.lock():
+        report = stage(place, repo, part, public=public, unverified=unverified)
+    progress.result(screens.pushed(report), report)
 
 
 @app.command()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.proof.verdict import Verdict
     from aegis.stages.export import ExportReport
     from aegis.stages.merge import MergeReport
+    from aegis.stages.push import PushReport
     from aegis.stages.train import TrainReport
 
 
@@ -65,6 +66,14 @@ def exported(report: ExportReport) -> str:
         f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)
+
+
+def pushed(report: PushReport) -> str:
+    """After push."""
+    lines = [f"  {name}" for name in report.files]
+    if not report.verified:
+        lines.append("not verified, and the card says so")
+    return "\n".join([report.url, *lines])
 
 
 def verified(verdict: Verdict, folder: Path) -> str:

@@ -83,9 +83,9 @@ def test_the_context_is_advice_only_where_it_matters() -> None:
 @pytest.mark.parametrize("report", [REPORT, {**REPORT, "kept": None}])
 def test_the_verdict_takes_its_place(report: dict[str, Any]) -> None:
     """Before, it says that nothing was verified; after, the table; twice is once."""
-    assert "has not been run" in card()
+    assert "before `aegis verify`" in card()
     text = with_verdict(card(), report)
-    assert "has not been run" not in text
+    assert "before `aegis verify`" not in text
     assert "| wide → merged | 1.10e-07 | 9.00e-07 | 2.00e-06 | 99.95% | 0.0082 | 1e-04 |" in text
     assert "proven on 2048 tokens" in text
     assert ("base 1.914, this model 3.572" in text) == (report["kept"] is not None)

@@ -11,6 +11,10 @@ from typing import Any
 
 CARD = "README.md"
 _VERIFIED = "\n## Verified\n"
+_NOT_YET = """
+Not in this file, which was sealed before `aegis verify` could run: `aegis card` prints it with what was found, and
+`aegis push` uploads it so.
+"""
 _HUB = "https://huggingface.co"
 
 
@@ -138,7 +142,7 @@ def _card(origin: Origin, name: str, files: Sequence[CardFile], version: str, ru
         "## Run it",
         run,
     ]
-    body = "\n\n".join(sections) + "\n" + _VERIFIED + "\nNot yet: `aegis verify` has not been run.\n"
+    body = "\n\n".join(sections) + "\n" + _VERIFIED + _NOT_YET
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
