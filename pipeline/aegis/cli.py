@@ -232,35 +232,39 @@ def push(
 def chat(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="the model as it was trained (base, adapter, soul) instead of the GGUF")
+    ] = False,
+    compare: Annotated[
+        Literal["base"] | None, typer.Option("--compare", help="ask the base the same, and show both answers")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask once and stop")] = None,
     system: Annotated[str | None, typer.Option(help="a system message")] = None,
-    max_tokens: Annotated[int, typer.Option(help="the longest answer")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="the longest answer")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed, the same answers")] = 0,
     context: Annotated[
-        int | None, typer.Option(help="tokens of context; what the model is good for if not given")
+        int | None, typer.Option(min=8, help="tokens of context; what the model is good for if not given")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="as aegis --json: JSON lines on stdout")] = False,
 ) -> None:
-    """Talk to the GGUF in llama.cpp through its own chat template."""
-    from aegis.chain import gguf_of_run
-    from aegis.llama_cpp import Runtime, trained_context
+    """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. An empty line ends it."""
+    from aegis import talk
+    from aegis.console import JsonReporter
     from aegis.runs import Run
 
-    path = gguf if gguf else gguf_of_run(Run(_existing_run(run)))
-    history: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    with Runtime(path, n_ctx=context or trained_context(path)) as runtime:
-        while True:
-            text = prompt if prompt is not None else _ask()
-            if text is None:
-                return
-            history.append({"role": "user", "content": text})
-            answer = ""
-            for piece in runtime.chat(history, max_tokens, temperature):
-                typer.echo(piece, nl=False)
-                answer += piece
-            typer.echo()
+    if json:
+        progress.install(JsonReporter())
+    place = None if gguf and not run else Run(_existing_run(run))
+    told = [{"role": "system", "content": system}] if system else []
+    manner = talk.Manner(max_tokens, temperature, seed)
+    with talk.speakers(place, gguf, live=live, compare=compare == "base", context=context) as speakers:
+        conversations = [talk.Conversation(speaker, manner, list(told)) for speaker in speakers]
+        while text := prompt if prompt is not None else _ask():
+            for conversation in conversations:
+                progress.stream(conversation.speaker.name, conversation.ask(text), alone=len(conversations) == 1)
             if prompt is not None:
                 return
-            history.append({"role": "assistant", "content": answer})
 
 
 def main() -> None:
@@ -340,7 +344,8 @@ def _existing_run(run: Path | None) -> Path:
 
 def _ask() -> str | None:
     try:
-        return input("> ").strip() or None
+        # what is not typed by a person needs no sign that it is awaited, and stdout may be read by a program
+        return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "").strip() or None
     except EOFError:
         return None
 
