@@ -267,6 +267,32 @@ def chat(
                 return
 
 
+@app.command()
+def serve(
+    run: RunOption = None,
+    gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of 127.0.0.1; 0 takes a free one")] = 8080,
+    context: Annotated[
+        int | None, typer.Option(min=8, help="tokens of context; what the model is good for if not given")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads; the physical cores if not given")] = None,
+) -> None:
+    """Serve the GGUF over OpenAI's protocol, on this machine only, until Ctrl-C."""
+    from aegis.llama_cpp import serve as run_server
+    from aegis.llama_cpp import trained_context
+    from aegis.runs import Run, gguf_of_run
+
+    path = gguf or gguf_of_run(Run(_existing_run(run)))
+    length = context or trained_context(path)
+    run_server(
+        path,
+        port=port,
+        context=length,
+        threads=threads,
+        ready=lambda url: progress.result(screens.serving(url, path, length), {"url": url, "model": path.stem}),
+    )
+
+
 def main() -> None:
     """Run a command; end with DESIGN's exit codes, a person's message, and a traceback only for our own bugs."""
     for stream in (sys.stdout, sys.stderr):

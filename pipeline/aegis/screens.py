@@ -76,6 +76,11 @@ def pushed(report: PushReport) -> str:
     return "\n".join([report.url, *lines])
 
 
+def serving(url: str, gguf: Path, context_tokens: int) -> str:
+    """When serve takes requests."""
+    return f"{url}\n  model {gguf.stem}, context {context_tokens} tokens; Ctrl-C ends it"
+
+
 def verified(verdict: Verdict, folder: Path) -> str:
     """After verify: every check, every step between two models, what was kept of the base, one line of verdict."""
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}  {_first_line(check.detail)}" for check in verdict.checks]
