@@ -50,7 +50,7 @@ def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 class Echo:
-    """A speaker of one token a letter, which says how many messages it saw."""
+    """A speaker of one token a letter, which says how many messages it saw, after a space."""
 
     name = "echo"
 
@@ -63,7 +63,7 @@ class Echo:
 
     def say(self, messages: Sequence[Message], manner: Manner) -> Iterator[str]:
         self.heard.append([dict(message) for message in messages])
-        yield from str(len(messages))
+        yield from f" {len(messages)}"
 
 
 def test_every_turn_goes_on_from_the_last() -> None:

@@ -73,8 +73,11 @@ class Conversation:
         self._make_room()
         answer = ""
         for piece in self.speaker.say(self.history, self.manner):
-            answer += piece
-            yield piece
+            # a SentencePiece word brings its space along; said again in the history, it would be one too many
+            text = piece if answer else piece.lstrip()
+            answer += text
+            if text:
+                yield text
         self.history.append({"role": "assistant", "content": answer})
 
     def _make_room(self) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def serve(
         raise EnvironmentFault(
             "llama.cpp's server needs packages that are not installed",
             why=f"missing: {', '.join(missing)}",
-            fix=f"{sys.executable} -m pip install {wanted}",
+            fix=f'"{sys.executable}" -m pip install {wanted}',
         )
     with GgufFile(path) as file:
         if not file.metadata.get("tokenizer.chat_template"):
@@ -61,7 +62,8 @@ def serve(
 
         listener.listen()
         ready(f"http://{HOST}:{listener.getsockname()[1]}/v1")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        with redirect_stdout(sys.stderr):  # where the server prints who went away; stdout is for results
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def _bound(port: int) -> socket.socket:
@@ -91,7 +93,8 @@ def _app(path: Path, context: int, threads: int) -> Any:
 
     @register_chat_completion_handler(_FORMAT)  # type: ignore[untyped-decorator]
     def answer(*, llama: Any, **request: Any) -> Any:
-        return chat_formatter_to_chat_completion_handler(ChatTemplate(llama))(llama=llama, **request)
+        named = {**request, "model": request.get("model") or path.stem}  # it would give the path on this disk
+        return chat_formatter_to_chat_completion_handler(ChatTemplate(llama))(llama=llama, **named)
 
     os.environ.pop("CONFIG_FILE", None)
     nobodys = {"_env_prefix": "AEGIS_SERVER_READS_NO_ENVIRONMENT_"}
