@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 from aegis import cli, progress
 from aegis.config import ExportConfig, MergeConfig, TrainConfig
+from aegis.errors import UsageError
 from aegis.llama_cpp import Message
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.live import live_model
@@ -141,6 +143,12 @@ def test_a_failure_in_the_middle_is_raised(quick_base: Path) -> None:
     speaker = TorchSpeaker("live", Broken(), load_tokenizer(quick_base), 64)
     with pytest.raises(ZeroDivisionError):
         list(speaker.say([USER], GREEDY))
+
+
+def test_no_room_for_an_answer(quick_base: Path) -> None:
+    speaker = TorchSpeaker("live", SimpleNamespace(device=torch.device("cpu")), load_tokenizer(quick_base), 4)
+    with pytest.raises(UsageError, match="context of 4"):
+        next(speaker.say([USER], GREEDY))
 
 
 def test_an_answer_nobody_waits_for_ends(quick_base: Path) -> None:

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aegis.errors import UsageError
 from aegis.proof.tokens import chat_ids
+
+if TYPE_CHECKING:  # it loads this module when a model is to speak, and not before
+    from aegis.talk import Manner
 
 # llama.cpp's defaults, so that the same temperature means the same on both sides
 _TOP_K, _TOP_P, _MIN_P = 40, 0.95, 0.05
-
-
-class Manner(Protocol):
-    """How an answer is given."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    @property
-    def temperature(self) -> float: ...
-
-    @property
-    def seed(self) -> int: ...
 
 
 class TorchSpeaker:
@@ -40,10 +31,20 @@ class TorchSpeaker:
         return len(self._ids(messages))
 
     def say(self, messages: Sequence[Mapping[str, str]], manner: Manner) -> Iterator[str]:
-        """Answer, from a thread whose failure is raised here; an answer nobody waits for any more is given up."""
+        """Answer, from a thread whose failure is raised here; an answer nobody waits for any more is given up.
+
+        Raises:
+            UsageError: the conversation leaves no room for an answer.
+        """
         from transformers import TextIteratorStreamer
 
         ids = torch.tensor([self._ids(messages)], device=self._model.device)
+        room = self.context - ids.shape[1]
+        if room < 1:
+            raise UsageError(
+                f"{ids.shape[1]} tokens leave no room for an answer in a context of {self.context}",
+                fix="ask for less at once, or give a larger --context",
+            )
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         abandoned = threading.Event()
         failures: list[BaseException] = []
@@ -55,7 +56,7 @@ class TorchSpeaker:
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     streamer=streamer,
-                    max_new_tokens=max(1, min(manner.max_tokens, self.context - ids.shape[1])),
+                    max_new_tokens=min(manner.max_tokens, room),
                     use_cache=True,
                     stopping_criteria=[lambda seen, _: torch.full((len(seen),), abandoned.is_set(), device=ids.device)],
                     **_sampling(manner.temperature),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from aegis.manifest import Manifest, read_manifest
 from aegis.publish import publishing
 from aegis.report.card import CardFile, Origin, gguf_card, merged_card
 from aegis.runs import Run
+from aegis.stages.push import card
 from tests.report.test_card import REPORT
 from tests.stages.hub import Hub, hub_running
 
@@ -104,9 +106,9 @@ def test_the_gguf_goes_up_with_its_card(push: Push, hub: Hub, run: Run) -> None:
     assert set(files) == {"tiny-Q4_K_M.gguf", "Modelfile", "LICENSE", "README.md"}
     for name in set(files) - {"README.md"}:
         assert files[name] == (run.gguf / name).read_bytes()
-    card = files["README.md"].decode()
-    assert "proven on 2048 tokens" in card
-    assert "| f16 → Q4_K_M |" in card
+    text = files["README.md"].decode()
+    assert "proven on 2048 tokens" in text
+    assert "| f16 → Q4_K_M |" in text
     assert (run.gguf / "README.md").read_text(encoding="utf-8") == CARDS["gguf"]
     assert hub.url + "/me/tiny" in done.stdout
     assert push("me/tiny").returncode == 0
@@ -118,6 +120,14 @@ def test_the_merged_folder_in_public(push: Push, hub: Hub) -> None:
     assert done.returncode == 0, done.stderr
     assert hub.repos == {"me/tiny": False}
     assert set(hub.files["me/tiny"]) == {"model.safetensors", "config.json", "README.md"}
+
+
+@pytest.mark.parametrize("part", ["gguf", "merged"])
+def test_the_card_that_is_printed(run: Run, part: Any) -> None:
+    """With verify's table if it is about this run; otherwise as it was sealed."""
+    assert "proven on 2048 tokens" in card(run, part)
+    make(run.adapter, "train", {}, base="another")
+    assert card(run, part) == CARDS[part]
 
 
 def test_only_what_verify_has_passed(push: Push, hub: Hub, run: Run) -> None:
