@@ -8,7 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from aegis.report.dialogue import DATED
+from aegis.report.probing import DATED
 
 Conversation = list[dict[str, str]]
 

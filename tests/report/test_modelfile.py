@@ -11,8 +11,9 @@ import pytest
 
 from aegis.llama_cpp import Runtime, convert
 from aegis.model.base import load_tokenizer
-from aegis.report.dialogue import Dialogue, Folded, dialogue_of
+from aegis.report.dialogue import Dialogue, Folded
 from aegis.report.modelfile import go_template, modelfile, stop_texts
+from aegis.report.probing import dialogue_of
 from tests.report.chats import FAMILIES, QUOTING, Conversation, conversation, conversations, rendered, tokenizer_for
 from tests.report.conftest import Ollama
 

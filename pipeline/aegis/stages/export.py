@@ -23,8 +23,8 @@ from aegis.model.shards import ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
 from aegis.publish import Staging, publishing, refuse_existing
 from aegis.report.card import CARD, CardFile, gguf_card
-from aegis.report.dialogue import dialogue_of, special_texts
 from aegis.report.modelfile import modelfile, stop_texts
+from aegis.report.probing import dialogue_of, special_texts
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096

@@ -10,7 +10,8 @@ import jinja2.sandbox
 import pytest
 
 from aegis.model.base import load_tokenizer
-from aegis.report.dialogue import Dialogue, Folded, Message, dialogue_of, special_texts, take_apart
+from aegis.report.dialogue import Dialogue, Folded, Message
+from aegis.report.probing import dialogue_of, special_texts, take_apart
 from tests.report.chats import FAMILIES, MISTRAL_V7, conversation, conversations, rendered, tokenizer_for
 
 NUMBERED = (
