@@ -101,27 +101,13 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        *(
-            [name]
-            for name in (
-                "train",
-                "merge",
-                "import-soul",
-                "export-gguf",
-                "verify",
-                "run",
-                "chat",
-                "doctor",
-                "init",
-                "plan",
-            )
-        ),
-    ],
+COMMANDS = (
+    *("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run"),
+    *("card", "push", "chat", "serve"),
 )
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
 def test_help_loads_no_torch(command: list[str]) -> None:
     """It comes at once: torch, transformers and llama.cpp stay where they are."""
     code = (
@@ -177,8 +163,7 @@ def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
     told = aegis()
     assert (told.code, told.err) == (0, "")
     assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
-    commands = ("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run", "chat")
-    assert all(command in told.out for command in commands)
+    assert all(command in told.out for command in COMMANDS)
 
 
 def test_the_originals_dry_run_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
@@ -266,6 +251,13 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["export-gguf", "--model", ".", "--out", "o"], 2, "no config.json"),
         (["chat", "--gguf", "absent.gguf", "-p", "x"], 2, "absent.gguf"),
         (["chat", "--run", "."], 5, "manifest.json"),
+        (["chat", "--live", "--run", "."], 5, "manifest.json"),
+        (["serve", "--gguf", "absent.gguf"], 2, "absent.gguf"),
+        (["serve", "--gguf", "absent.gguf", "--host", "0.0.0.0"], 2, "--host"),
+        (["serve", "--run", "nowhere"], 2, "there is no run at nowhere"),
+        (["card", "--run", "."], 2, "has no gguf/"),
+        (["push", "owner/name", "--run", ".", "--part", "weights"], 2, "--part"),
+        (["push", "--run", "."], 2, "repo"),
     ],
 )
 def test_failures_have_a_code_and_a_message(

@@ -13,6 +13,7 @@ from rich.console import Console
 from aegis import console, progress, screens
 from aegis.console import ConsoleReporter, JsonReporter
 from aegis.errors import AegisError, EnvironmentFault
+from aegis.report.card import ollama_name
 
 ROW = {
     "step": 10,
@@ -166,4 +167,4 @@ def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
     assert f'llama-server -m "{folder / "m.gguf"}" -c 4096' in text
     assert "1.5 MB" in text
     assert screens.quoted(Path("plain")) == "plain"
-    assert screens._ollama_name("日本") == "aegis"
+    assert ollama_name("日本") == "aegis"

@@ -14,7 +14,6 @@ from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyCon
 from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, trained_context
-from aegis.manifest import read_manifest
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import load_base
 from aegis.proof.verdict import Verdict
@@ -70,18 +69,6 @@ def run_all(
             fix=f"the files are kept in {failed}, the report in {run.verify}",
         )
     return exported, verdict
-
-
-def gguf_of_run(run: runs.Run) -> Path:
-    """The first quantized file a run exported.
-
-    Raises:
-        IntegrityError: the run has none.
-    """
-    files = read_manifest(run.gguf).facts.get("files") or []
-    if not files or not (run.gguf / files[0]).is_file():
-        raise IntegrityError(f"{run.gguf} holds no GGUF", fix=f"make one with: aegis export-gguf --run {run.root}")
-    return run.gguf / str(files[0])
 
 
 def before_and_after(gguf: Path) -> list[tuple[Answer, Answer]]:

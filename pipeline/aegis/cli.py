@@ -9,7 +9,7 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -254,39 +254,100 @@ def verify(
         raise typer.Exit(5)
 
 
+PartOption = Annotated[Literal["gguf", "merged"], typer.Option("--part", help="the GGUF files or the merged folder")]
+
+
+@app.command()
+def card(run: RunOption = None, part: PartOption = "gguf") -> None:
+    """Print a model card, with what verify found in it."""
+    from aegis.runs import Run
+    from aegis.stages.push import card as stage
+
+    text = stage(Run(_existing_run(run)), part)
+    progress.result(text.rstrip(), {"card": text})
+
+
+@app.command()
+def push(
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if it is not there")],
+    run: RunOption = None,
+    part: PartOption = "gguf",
+    public: Annotated[bool, typer.Option("--public", help="for all to see; private if not given")] = False,
+    unverified: Annotated[bool, typer.Option("--unverified", help="even if verify has not passed")] = False,
+) -> None:
+    """Upload the GGUF files or the merged folder to the Hub, with its model card. Asks nothing."""
+    from aegis.runs import Run
+    from aegis.stages.push import push as stage
+
+    place = Run(_existing_run(run))
+    with place.lock():
+        report = stage(place, repo, part, public=public, unverified=unverified)
+    progress.result(screens.pushed(report), report)
+
+
 @app.command()
 def chat(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="the model as it was trained (base, adapter, soul) instead of the GGUF")
+    ] = False,
+    compare: Annotated[
+        Literal["base"] | None, typer.Option("--compare", help="ask the base the same, and show both answers")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask once and stop")] = None,
     system: Annotated[str | None, typer.Option(help="a system message")] = None,
-    max_tokens: Annotated[int, typer.Option(help="the longest answer")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="the longest answer")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed, the same answers")] = 0,
     context: Annotated[
-        int | None, typer.Option(help="tokens of context; what the model is good for if not given")
+        int | None, typer.Option(min=8, help="tokens of context; what the model is good for if not given")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="as aegis --json: JSON lines on stdout")] = False,
 ) -> None:
-    """Talk to the GGUF in llama.cpp through its own chat template."""
-    from aegis.chain import gguf_of_run
-    from aegis.llama_cpp import Runtime, trained_context
+    """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. An empty line ends it."""
+    from aegis import talk
+    from aegis.console import JsonReporter
     from aegis.runs import Run
 
-    path = gguf if gguf else gguf_of_run(Run(_existing_run(run)))
-    history: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    with Runtime(path, n_ctx=context or trained_context(path)) as runtime:
-        while True:
-            text = prompt if prompt is not None else _ask()
-            if text is None:
-                return
-            history.append({"role": "user", "content": text})
-            answer = ""
-            for piece in runtime.chat(history, max_tokens, temperature):
-                typer.echo(piece, nl=False)
-                answer += piece
-            typer.echo()
+    if json:
+        progress.install(JsonReporter())
+    place = None if gguf and not run else Run(_existing_run(run))
+    told = [{"role": "system", "content": system}] if system else []
+    manner = talk.Manner(max_tokens, temperature, seed)
+    with talk.speakers(place, gguf, live=live, compare=compare == "base", context=context) as speakers:
+        conversations = [talk.Conversation(speaker, manner, list(told)) for speaker in speakers]
+        while text := prompt if prompt is not None else _ask():
+            for conversation in conversations:
+                progress.stream(conversation.speaker.name, conversation.ask(text), alone=len(conversations) == 1)
             if prompt is not None:
                 return
-            history.append({"role": "assistant", "content": answer})
+
+
+@app.command()
+def serve(
+    run: RunOption = None,
+    gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of 127.0.0.1; 0 takes a free one")] = 8080,
+    context: Annotated[
+        int | None, typer.Option(min=8, help="tokens of context; what the model is good for if not given")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads; the physical cores if not given")] = None,
+) -> None:
+    """Serve the GGUF over OpenAI's protocol, on this machine only, until Ctrl-C."""
+    from aegis.llama_cpp import serve as run_server
+    from aegis.llama_cpp import trained_context
+    from aegis.runs import Run, gguf_of_run
+
+    path = gguf or gguf_of_run(Run(_existing_run(run)))
+    length = context or trained_context(path)
+    run_server(
+        path,
+        port=port,
+        context=length,
+        threads=threads,
+        ready=lambda url: progress.result(screens.serving(url, path, length), {"url": url, "model": path.stem}),
+    )
 
 
 def main() -> None:
@@ -379,7 +440,8 @@ def _existing_run(run: Path | None) -> Path:
 
 def _ask() -> str | None:
     try:
-        return input("> ").strip() or None
+        # what is not typed by a person needs no sign that it is awaited, and stdout may be read by a program
+        return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "").strip() or None
     except EOFError:
         return None
 

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 
@@ -57,6 +57,17 @@ class ConsoleReporter:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
+    def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
+        sys.stdout.write("" if alone else f"{speaker}: ")
+        whole = ""
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            whole += piece
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        return whole
+
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
         if self._quiet:
@@ -88,6 +99,14 @@ class JsonReporter:
 
     def result(self, text: str, report: object) -> None:
         _emit({"event": "result", "report": report})
+
+    def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
+        whole = ""
+        for piece in pieces:
+            _emit({"event": "piece", "speaker": speaker, "text": piece})
+            whole += piece
+        _emit({"event": "answer", "speaker": speaker, "text": whole})
+        return whole
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:

@@ -7,7 +7,7 @@ notebook or a test, nothing is printed. What is said goes to the `logging` of th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -30,6 +30,8 @@ class Reporter(Protocol):
     def metrics(self, row: dict[str, object]) -> None: ...
 
     def result(self, text: str, report: object) -> None: ...
+
+    def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str: ...
 
     def task(self, title: str, total: float | None, unit: str) -> AbstractContextManager[Task]: ...
 
@@ -56,6 +58,9 @@ class SilentReporter:
 
     def result(self, text: str, report: object) -> None:
         pass
+
+    def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
+        return "".join(pieces)
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
@@ -94,6 +99,11 @@ def result(text: str, report: object) -> None:
     """What a command came to: the text for people, the report (dataclasses, lists, numbers) for programs."""
     _log.info(text)
     _reporter.result(text, report)
+
+
+def stream(speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
+    """A text shown as it comes, and returned when it is whole; `speaker` need not be named if they are `alone`."""
+    return _reporter.stream(speaker, pieces, alone=alone)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import filelock
 
-from aegis.errors import LockedError, UsageError
+from aegis.errors import IntegrityError, LockedError, UsageError
+from aegis.manifest import read_manifest
 
 _LOCK = "run.lock"
 
@@ -93,6 +94,18 @@ class Run:
                     if os.name == "nt":
                         (self.root / _LOCK).unlink(missing_ok=True)
                     self.root.rmdir()
+
+
+def gguf_of_run(run: Run) -> Path:
+    """The first quantized file a run exported.
+
+    Raises:
+        IntegrityError: the run has none.
+    """
+    files = read_manifest(run.gguf).facts.get("files") or []
+    if not files or not (run.gguf / files[0]).is_file():
+        raise IntegrityError(f"{run.gguf} holds no GGUF", fix=f"make one with: aegis export-gguf --run {run.root}")
+    return run.gguf / str(files[0])
 
 
 def _holder(root: Path) -> str:

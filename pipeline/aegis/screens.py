@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegis.report.card import ollama_name
+
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.chain import Answer
     from aegis.config import TrainConfig
@@ -19,6 +21,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.export import ExportReport
     from aegis.stages.import_soul import ImportReport
     from aegis.stages.merge import MergeReport
+    from aegis.stages.push import PushReport
     from aegis.stages.train import TrainReport
 
 
@@ -108,10 +111,23 @@ def exported(report: ExportReport) -> str:
     lines += [
         "next:",
         f"  aegis chat --gguf {quoted(first)}",
-        f"  ollama create {_ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
+        f"  ollama create {ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
         f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)
+
+
+def pushed(report: PushReport) -> str:
+    """After push."""
+    lines = [f"  {name}" for name in report.files]
+    if not report.verified:
+        lines.append("not verified, and the card says so")
+    return "\n".join([report.url, *lines])
+
+
+def serving(url: str, gguf: Path, context_tokens: int) -> str:
+    """When serve takes requests."""
+    return f"{url}\n  model {gguf.stem}, context {context_tokens} tokens; Ctrl-C ends it"
 
 
 def verified(verdict: Verdict, folder: Path) -> str:
@@ -191,9 +207,3 @@ def quoted(path: Path) -> str:
     """A path as one word of a command line."""
     text = os.fspath(path)
     return f'"{text}"' if any(c.isspace() for c in text) else text
-
-
-def _ollama_name(name: str) -> str:
-    return (
-        "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()).strip("._-") or "aegis"
-    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aegis.report.dialogue import Dialogue
+from aegis.llama_cpp import Runtime, convert
+from aegis.model.base import load_tokenizer
+from aegis.report.dialogue import Dialogue, Folded
 from aegis.report.modelfile import go_template, modelfile, stop_texts
-from tests.report.test_dialogue import HAS_SYSTEM, TEMPLATES, conversation, derived
+from aegis.report.probing import dialogue_of
+from tests.report.chats import FAMILIES, QUOTING, Conversation, conversation, conversations, rendered, tokenizer_for
+from tests.report.conftest import Ollama
 
 NASTY = Dialogue(
     opening='"""{{ .Secret }}"""',
@@ -41,83 +46,93 @@ def parse(text: str) -> list[tuple[str, str]]:
     return commands
 
 
-def execute(template: str, messages: list[dict[str, str]]) -> str:
-    """Go's text/template, as much of it as is written here: range, if, else if, end, constants, fields, trimming."""
-    tokens: list[Any] = []
-    position = 0
-    for match in re.finditer(r'\{\{(-?)\s*((?:"(?:\\.|[^"\\])*"|[^"}])*?)\s*\}\}', template):
-        literal = template[position : match.start()]
-        tokens += [("text", literal.rstrip() if match[1] else literal), ("do", match[2])]
-        position = match.end()
-    tokens.append(("text", template[position:]))
-
-    def test(condition: str, dot: Any) -> bool:
-        function, subject, constant = re.fullmatch(r"(eq|ne) (.+) (\".*\")", condition).groups()  # type: ignore[union-attr]
-        found = messages[0]["role"] if subject == "(index .Messages 0).Role" else dot["role"]
-        assert subject in (".Role", "(index .Messages 0).Role")
-        return (found == json.loads(constant)) == (function == "eq")
-
-    def block(at: int, dot: Any, live: bool) -> tuple[str, int]:
-        """Run until the end or else that closes this block; (text, index of the closer)."""
-        out = ""
-        while at < len(tokens):
-            kind, text = tokens[at]
-            if kind == "text":
-                out += text if live else ""
-            elif text == "end" or text.startswith("else"):
-                return out, at
-            elif text.startswith("if "):
-                done = False
-                while True:
-                    condition = text.removeprefix("else ").removeprefix("if ")
-                    chosen = live and not done and (text == "else" or test(condition, dot))
-                    inner, at = block(at + 1, dot, chosen)
-                    out += inner
-                    done = done or chosen
-                    text = tokens[at][1]
-                    if text == "end":
-                        break
-            elif text == "range .Messages":
-                begin = at + 1
-                _, at = block(begin, None, False)
-                out += "".join(block(begin, message, live)[0] for message in messages)
-            elif live:
-                out += dot["content"] if text == ".Content" else constant(text)
-            at += 1
-        return out, at
-
-    return block(0, None, True)[0]
+def template_of(dialogue: Dialogue | None) -> str:
+    """The TEMPLATE of its Modelfile, as Ollama reads it."""
+    return dict(parse(modelfile("m.gguf", dialogue, [], 4096)))["TEMPLATE"]
 
 
-def constant(text: str) -> str:
-    assert text.startswith('"'), f"not a constant: {text}"
-    return json.loads(re.sub(r"\\U([0-9a-f]{8})", lambda match: chr(int(match[1], 16)), text))
+def derived(name: str) -> Dialogue:
+    dialogue = dialogue_of(tokenizer_for(FAMILIES[name]))
+    assert dialogue is not None
+    return dialogue
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_ollama_renders_what_the_template_renders(name: str) -> None:
-    """Through the Modelfile's quoting and the Go template back to text: the model's own, for every conversation."""
-    dialogue, render = derived(name)
-    (_, template), *_rest = [pair for pair in parse(modelfile("m.gguf", dialogue, [], 4096)) if pair[0] == "TEMPLATE"]
-    bos = TEMPLATES[name][1] or ""
-    for turns in range(3):
-        for system in {False, name in HAS_SYSTEM}:
-            messages = conversation(turns, system=system)
-            assert bos + execute(template, messages) == render(messages, True)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ollama_renders_what_the_template_renders(name: str, ollama: Ollama) -> None:
+    """Jinja and Go, byte for byte: every conversation, with and without a system message, an empty one too."""
+    family = FAMILIES[name]
+    told = conversations(system=family.system)
+    if family.system:
+        told.append([{"role": "system", "content": ""}, *conversation(1, system=False)])
+    assert len(told) >= 30
+    texts = ollama(template_of(derived(name)), told)
+    assert texts == [rendered(family, messages) for messages in told]
 
 
-def test_no_literal_leaks() -> None:
+def test_a_wrong_template_shows(ollama: Ollama) -> None:
+    """The control: one newline less, and every conversation differs."""
+    family, dialogue = FAMILIES["phi3"], derived("phi3")
+    told = conversations(system=True)
+    wrong = ollama(template_of(replace(dialogue, user=("<|user|>", "<|end|>\n"))), told)
+    assert not any(text == rendered(family, messages) for text, messages in zip(wrong, told, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.departures])
+def test_what_ollama_does_otherwise_stands_in_the_file(name: str, ollama: Ollama) -> None:
+    """A comment for each departure; white space round the words is the one that shows in every such family."""
+    dialogue = derived(name)
+    comments = [line for line in modelfile("m.gguf", dialogue, [], 4096).splitlines() if line.startswith("#")]
+    assert len(comments) == len(FAMILIES[name].departures)
+    spaced = [{"role": "user", "content": " x "}, {"role": "assistant", "content": " y "}, *conversation(0, system=0)]
+    same = ollama(template_of(dialogue), [spaced])[0] == rendered(FAMILIES[name], spaced)
+    assert same == (not any("white space" in comment for comment in comments))
+
+
+@pytest.mark.parametrize("system", [NASTY.system, Folded('"""', "{{ end }}", in_last=True), Folded("\\", "", False)])
+@pytest.mark.parametrize("skips", [False, True])
+def test_no_literal_leaks(system: Any, skips: bool, ollama: Ollama) -> None:
     """Quotes, braces, backslashes, newlines, what does not print: each comes out as it went in."""
-    (_, template), *_rest = [pair for pair in parse(modelfile("m.gguf", NASTY, [], 4096)) if pair[0] == "TEMPLATE"]
-    assert template == go_template(NASTY)
-    for system in (False, True):
-        messages = conversation(2, system=system)
-        assert execute(template, messages) == NASTY.render(messages)
+    dialogue = replace(NASTY, system=system, skips_empty_system=skips)
+    assert template_of(dialogue) == go_template(dialogue)
+    told = [*conversations(system=True), [{"role": "system", "content": ""}, *conversation(1, system=False)]]
+    assert ollama(go_template(dialogue), told) == [dialogue.render(messages) for messages in told]
+
+
+def test_a_default_system_prompt_full_of_quotes(ollama: Ollama) -> None:
+    """Three of them, which end a TEMPLATE, braces and a backslash, from the tokenizer to Ollama's text."""
+    family = replace(FAMILIES["qwen2.5"], template=QUOTING)
+    told: list[Conversation] = [conversation(1, system=False), conversation(1, system=True)]
+    texts = ollama(template_of(dialogue_of(tokenizer_for(family))), told)
+    assert texts == [rendered(family, messages) for messages in told]
+    assert 'Say """{{ .Secret }}""" \\n `x` "<|im_end|>' in texts[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_llama_cpps_template_engine_agrees(name: str, ollama: Ollama) -> None:
+    """The bindings' rendering of the template, as it would stand in the GGUF, is Ollama's."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    family = FAMILIES[name]
+    template = family.template.replace("strftime_now is defined", "false")
+    engine = Jinja2ChatFormatter(template, eos_token=family.eos, bos_token=family.bos or "")
+    told = conversations(system=family.system)
+    theirs = [engine(messages=messages).prompt.removeprefix(family.bos or "") for messages in told]
+    assert ollama(template_of(derived(name)), told) == theirs
+
+
+def test_the_same_token_ids_in_llama_cpp(quick_base: Path, tmp_path: Path, ollama: Ollama) -> None:
+    """A real GGUF: its own chat template in llama.cpp, and Ollama's text tokenized there, are the same ids."""
+    gguf = tmp_path / "phi-3.gguf"
+    convert(quick_base, gguf, model_name="Phi-3 quick", vocab_only=True)
+    told = conversations(system=True)
+    texts = ollama(template_of(dialogue_of(load_tokenizer(quick_base))), told)
+    with Runtime(gguf, vocab_only=True) as runtime:
+        for text, messages in zip(texts, told, strict=True):
+            assert runtime.tokenize(text, add_bos=True) == runtime.chat_tokens(messages)
 
 
 def test_the_whole_file() -> None:
-    dialogue, _ = derived("phi3")
-    text = modelfile("AEGIS-日本-Q4_K_M.gguf", dialogue, ["<|end|>", "終わり。", 'a"b\\n'], 4096)
+    text = modelfile("AEGIS-日本-Q4_K_M.gguf", derived("phi3"), ["<|end|>", "終わり。", 'a"b\\n'], 4096)
     commands = parse(text)
     assert commands[0] == ("FROM", "./AEGIS-日本-Q4_K_M.gguf")
     assert commands[1][0] == "TEMPLATE"
@@ -138,7 +153,7 @@ def test_without_a_dialogue_it_says_so() -> None:
 
 
 def test_stops_are_the_ends_and_the_tags_that_open_a_turn() -> None:
-    dialogue, _ = derived("phi3")
+    dialogue = derived("phi3")
     specials = ["<unk>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<|user|>", "<|system|>"]
     assert stop_texts(specials, dialogue, ["<|end|>", "<|endoftext|>", "<|end|>"]) == [
         "<|end|>",

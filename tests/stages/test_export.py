@@ -54,7 +54,7 @@ def test_everything_asked_for_is_there(exported: export.ExportReport) -> None:
     stem = file_stem(exported.name)
     assert [file.name for file in exported.files] == [f"{stem}-{t}.gguf" for t in ("Q4_K_M", "Q8_0", "F16")]
     manifest = verify_directory(exported.out)
-    assert set(manifest.files) == {*(file.name for file in exported.files), "Modelfile"}
+    assert set(manifest.files) == {*(file.name for file in exported.files), "Modelfile", "README.md"}
     assert manifest.facts["files"] == [file.name for file in exported.files]
     assert manifest.facts["fallback_tensors"] == {"Q4_K_M": [], "Q8_0": []}
     assert manifest.config["quant"] == ["Q4_K_M", "Q8_0"]
@@ -103,9 +103,9 @@ def test_the_modelfile_stands_beside_it(exported: export.ExportReport) -> None:
 
 def test_the_f16_file_goes_unless_it_was_asked_for(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
     report = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
-    assert names(tmp_path / "out") == sorted(["Modelfile", report.files[0].name, "manifest.json"])
+    assert names(tmp_path / "out") == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
     report = export_gguf(quick_base, tmp_path / "f16", ExportConfig(quant=("F16",)))
-    assert names(tmp_path / "f16") == sorted(["Modelfile", report.files[0].name, "manifest.json"])
+    assert names(tmp_path / "f16") == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
     assert report.files[0].name.endswith("-F16.gguf")
 
 
@@ -137,7 +137,7 @@ def test_existing_output_is_kept_until_the_new_is_whole(
     assert names(tmp_path) == ["out", "worker.py"]
 
     report = export_gguf(quick_base, out, ExportConfig(), overwrite=True)
-    assert names(out) == sorted(["Modelfile", report.files[0].name, "manifest.json"])
+    assert names(out) == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
 
 
 def test_what_is_done_is_kept(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:

@@ -25,6 +25,15 @@ from aegis.demo.tokenizer import special_token_ids, train_tokenizer, write_token
 _MAX_POSITIONS = 131072
 _ORIGINAL_POSITIONS = 4096
 _HELD_OUT_SEED = 1
+_CARD = """---
+license: mit
+language: ja
+---
+
+# The demo base of AEGIS
+
+A tiny Phi-3, pretrained in a minute on a corpus of plain Japanese that AEGIS generates. It can do nothing else.
+"""
 
 
 def ensure_demo_base(cache_dir: Path | None = None, settings: DemoSettings | None = None) -> Path:
@@ -137,6 +146,8 @@ def _build(folder: Path, settings: DemoSettings) -> None:
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         text = json.dumps(content, indent=2) + "\n"
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+    (folder / "README.md").write_text(_CARD, encoding="utf-8", newline="\n")
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pad_id = ids["<|endoftext|>"]

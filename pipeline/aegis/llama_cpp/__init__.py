@@ -10,6 +10,7 @@ from aegis.llama_cpp.gguf_header import TensorInfo
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.quantize import QUANT_TYPES, parse_quant, parse_tensor_type, quantize
 from aegis.llama_cpp.runtime import Message, Runtime
+from aegis.llama_cpp.server import serve
 from aegis.llama_cpp.tree import find_tree
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "parse_tensor_type",
     "quantize",
     "refuse_code",
+    "serve",
     "trained_context",
 ]

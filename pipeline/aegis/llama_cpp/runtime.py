@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from aegis.errors import DataError, EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp._log import captured_log
+from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.streaming import joined, until_stop
 
@@ -54,7 +55,6 @@ class Runtime:
             EnvironmentFault: not enough memory for the context.
         """
         import llama_cpp
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and take us along
         self.path = path
@@ -87,13 +87,7 @@ class Runtime:
             raise IntegrityError(f"{path} has a broken chat template", why=str(error)) from error
         self._binding: Any = llama_cpp
         self._vocab = self._llama._model.vocab
-        bos, eos = (
-            self._llama._model.token_get_text(token) if token >= 0 else ""
-            for token in (self._llama.token_bos(), self._llama.token_eos())
-        )
-        self._bos_text = bos
-        template = self._llama.metadata.get("tokenizer.chat_template")
-        self._render: Any = template and Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)
+        self._template = ChatTemplate(self._llama)
 
     def tokenize(self, text: str, *, add_bos: bool, special: bool = True) -> list[int]:
         """The token ids of a text.
@@ -179,15 +173,13 @@ class Runtime:
             IntegrityError: the file has no chat template.
             DataError: the template refuses the conversation.
         """
-        if not self._render:
+        if not self._template:
             raise IntegrityError(f"{self.path} has no chat template", fix="Export it from a chat model.")
         try:
-            text: str = self._render(messages=[dict(message) for message in messages]).prompt
+            rendered = self._template(messages=[dict(message) for message in messages])
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise DataError("The chat template refuses this conversation", why=str(error)) from error
-        # as llama-server does: the file's flag adds a BOS, unless the template wrote one
-        wrote_bos = bool(self._bos_text) and text.startswith(self._bos_text)
-        return self.tokenize(text, add_bos=not wrote_bos)
+        return self.tokenize(rendered.prompt, add_bos=not rendered.added_special)
 
     def close(self) -> None:
         """Free the model and its context."""

@@ -16,6 +16,7 @@ from typing import Any
 from aegis import progress
 from aegis.config import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.hub import first_line, http_error
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import PROVEN, check_family, check_head_bias
 from aegis.model.shards import ShardSet
@@ -162,7 +163,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers raise
-        raise IntegrityError(f"the tokenizer in {folder} cannot be loaded", why=_first_line(error)) from error
+        raise IntegrityError(f"the tokenizer in {folder} cannot be loaded", why=first_line(error)) from error
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
         # the cache calls a folder by its commit
         commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
     except HFValidationError as error:
-        raise UsageError(f"{name!r} is not the name of a Hub model", why=_first_line(error)) from None
+        raise UsageError(f"{name!r} is not the name of a Hub model", why=first_line(error)) from None
     except GatedRepoError:
         raise EnvironmentFault(
             f"{name} is gated: the Hub wants to know who you are",
@@ -242,13 +243,13 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
     except LocalEntryNotFoundError as error:
         raise EnvironmentFault(
             f"{name} is not in the local cache and the Hub cannot be reached",
-            why=_first_line(error),
+            why=first_line(error),
             fix="connect once and start again (HF_HUB_OFFLINE must not be set), or give a local folder",
         ) from None
-    except (_http_error(), OSError) as error:
+    except (http_error(), OSError) as error:
         raise EnvironmentFault(
             f"{name} could not be downloaded",
-            why=_first_line(error),
+            why=first_line(error),
             fix="start again; what has arrived is kept",
         ) from None
     if "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
@@ -256,15 +257,3 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
             f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
         )
     return folder, commit
-
-
-def _http_error() -> type[Exception]:
-    """The HTTP library's own root of errors: which library that is changes with huggingface-hub's version."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__mro__[1]
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aegis.report.dialogue import Dialogue
+from aegis.report.dialogue import Dialogue, Folded
+
+_SYSTEM_FIRST = '(eq (index $.Messages 0).Role "system")'
 
 
 def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int) -> str:
     """Return the text of a Modelfile that stands beside `gguf_name`.
 
-    Without a `dialogue` no TEMPLATE is written, and a comment says so: Ollama then renders the template that is in
-    the GGUF, as far as it can.
+    Without a `dialogue` no TEMPLATE is written, and a comment says so: Ollama then looks for a likeness in its own
+    list, and passes the bare prompt on if it finds none.
     """
     lines = [f"FROM ./{gguf_name}"]
     if dialogue is None:
-        lines.append("# The chat template of this model could not be put into Ollama's template language.")
+        lines += [
+            "# The chat template of this model could not be put into Ollama's template language, so there is no",
+            "# TEMPLATE here. llama-server --jinja and aegis chat use the one that is in the GGUF.",
+        ]
     else:
+        lines += [f"# Unlike the model's own chat template: {departure}." for departure in dialogue.departures]
         lines.append(f'TEMPLATE """{go_template(dialogue)}"""')
     # between its quotes Ollama takes every letter as it stands; it knows no escapes
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
@@ -30,22 +36,43 @@ def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], c
 
 def go_template(dialogue: Dialogue) -> str:
     """Return the dialogue as a text/template over .Messages; every literal is a quoted constant, so none can leak."""
-    branches: list[str] = []
-    for role, around in (
-        ("system", dialogue.system),
-        ("user", dialogue.user),
-        ("assistant", dialogue.assistant),
-    ):
-        if around is not None:
-            word = "else if" if branches else "if"
-            branches.append(
-                f'{{{{- {word} eq .Role "{role}" }}}}{_text(around[0])}{{{{ .Content }}}}{_text(around[1])}'
-            )
+    branches = []
+    if isinstance(dialogue.system, tuple):
+        condition = 'eq .Role "system"'
+        if dialogue.skips_empty_system:
+            condition = f"and ({condition}) .Content"
+        branches.append((condition, _around(dialogue.system, "")))
+    folded = _folded(dialogue.system, dialogue.skips_empty_system) if isinstance(dialogue.system, Folded) else ""
+    branches += [
+        ('eq .Role "user"', _around(dialogue.user, folded)),
+        ('eq .Role "assistant"', _around(dialogue.assistant, "")),
+    ]
+    body = "\n{{- else ".join(f"if {condition} }}}}{text}" for condition, text in branches)
     opening = ""
     if dialogue.opening:
-        opening = f'{{{{- if ne (index .Messages 0).Role "system" }}}}{_text(dialogue.opening)}{{{{ end }}}}\n'
-    body = "\n".join(branches)
-    return f"{opening}{{{{- range .Messages }}}}\n{body}\n{{{{- end }}}}\n{{{{- end }}}}{_text(dialogue.cue)}"
+        own = isinstance(dialogue.system, tuple)
+        unless = f"{{{{- if not {_system_told(dialogue.skips_empty_system)} }}}}" if own else ""
+        opening = f"{unless}{_text(dialogue.opening)}{'{{ end }}' if own else ''}\n"
+    return (
+        f"{opening}{{{{- range $i, $_ := .Messages }}}}\n{{{{- {body}\n{{{{- end }}}}\n{{{{- end }}}}"
+        f"{_text(dialogue.cue)}"
+    )
+
+
+def _around(literals: tuple[str, str], inside: str) -> str:
+    return f"{_text(literals[0])}{inside}{{{{ .Content }}}}{_text(literals[1])}"
+
+
+def _folded(system: Folded, skips_empty: bool) -> str:
+    """The system message where it stands inside a user message: the one after it, or the last."""
+    place = "(eq (len (slice $.Messages $i)) 1)" if system.in_last else "(eq $i 1)"
+    told = _system_told(skips_empty)
+    text = f"{_text(system.lead)}{{{{ (index $.Messages 0).Content }}}}{_text(system.between)}"
+    return f"{{{{ if and {told} {place} }}}}{text}{{{{ end }}}}"
+
+
+def _system_told(skips_empty: bool) -> str:
+    return f"(and {_SYSTEM_FIRST} (index $.Messages 0).Content)" if skips_empty else _SYSTEM_FIRST
 
 
 def stop_texts(special_tokens: Sequence[str], dialogue: Dialogue | None, end_tokens: Sequence[str]) -> list[str]:

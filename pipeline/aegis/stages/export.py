@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aegis import disk, progress
+from aegis import __version__, disk, progress
 from aegis.config import ExportConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
 from aegis.model.base import TOKENIZER_FILES, load_tokenizer, read_config
 from aegis.model.families import check_family
+from aegis.model.origin import copy_licences, origin_of_folder
 from aegis.model.shards import ShardSet
 from aegis.proof.gguf import check_f16, check_quantized
-from aegis.publish import publishing, refuse_existing
-from aegis.report.dialogue import dialogue_of, special_texts
+from aegis.publish import Staging, publishing, refuse_existing
+from aegis.report.card import CARD, CardFile, gguf_card
 from aegis.report.modelfile import modelfile, stop_texts
+from aegis.report.probing import dialogue_of, special_texts
 from aegis.sizes import gguf_bytes
 
 MODELFILE = "Modelfile"
@@ -112,6 +114,16 @@ def export_gguf(
             f16.unlink()
         text = _modelfile(published[0], tokenizer, ends, context_tokens)
         (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
+        copy_licences(model, staging.path)
+        card = gguf_card(
+            origin_of_folder(model),
+            name,
+            _hashed(staging, published),
+            __version__,
+            context_tokens=context_tokens,
+            long_rope=bool(source_config.get("original_max_position_embeddings")),
+        )
+        (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
         staging.facts |= {"files": published, "fallback_tensors": fallbacks}
     return report
 
@@ -160,10 +172,19 @@ def _context_tokens(config: dict[str, Any]) -> int:
     return min(_CONTEXT_TOKENS, int(original)) if original else _CONTEXT_TOKENS
 
 
+def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
+    files = [CardFile(name, (path := staging.path / name).stat().st_size, file_sha256(path)) for name in names]
+    for file in files:
+        staging.hashed(file.name, file.bytes, file.sha256)
+    return files
+
+
 def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:
     dialogue = dialogue_of(tokenizer)
     if dialogue is None:
-        progress.warn("no Modelfile TEMPLATE: the chat template is not fixed text round each message")
+        progress.warn("the Modelfile has no TEMPLATE: the chat template is more than fixed text round each message")
+    for departure in dialogue.departures if dialogue else ():
+        progress.say(f"in Ollama, unlike the model's own chat template: {departure}")
     ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens) if token]
     return modelfile(gguf, dialogue, stop_texts(special_texts(tokenizer), dialogue, ends), context_tokens)
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aegis import disk, progress, runs
+from aegis import __version__, disk, progress, runs
 from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import TOKENIZER_FILES, Base, find_base, weights_hash_of
 from aegis.model.merging import DTYPES, MergePlan
+from aegis.model.origin import copy_licences, origin_of_merge
 from aegis.model.rewriting import rewrite_shard
 from aegis.model.round_trip import RoundTrip
 from aegis.model.shards import INDEX, write_index
 from aegis.publish import Staging, publishing, refuse_existing
+from aegis.report.card import CARD, CardFile, merged_card
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 
@@ -106,6 +108,8 @@ def merge(
     _refuse_folding_twice(base, soul_path, soul)
     if soul.reflection:
         progress.warn(f"the rotation in {soul_path} is a reflection (det −1); it is folded as it is")
+    origin = origin_of_merge(base, inputs.adapter, soul)
+
     manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
@@ -121,6 +125,7 @@ def merge(
             "determinant": -1 if soul.reflection else 1,
             "folded": True,
             **_nf4_facts(plan),
+            "origin": asdict(origin),
         },
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
@@ -132,10 +137,12 @@ def merge(
     if dry_run:
         return report
     with publishing(out, manifest, overwrite=overwrite) as staging:
-        staging.inputs["base"] = _rewrite(plan, staging)
+        staging.inputs["base"], files = _rewrite(plan, staging)
         _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)
         _write_config(base, staging.path, config.dtype)
         _copy_companions(base, staging.path)
+        card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
+        (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report
 
 
@@ -172,18 +179,19 @@ def _check_base_hash(base: Base, found: str, adapter: Path, soul_path: Path, sou
             )
 
 
-def _rewrite(plan: MergePlan, staging: Staging) -> str:
-    """Write every shard, and return the hash of the base's weights as they were read."""
-    digests = []
+def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
+    """Write every shard; returns the hash of the base's weights as they were read, and what was written."""
+    digests, files = [], []
     with progress.task("merging", plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
             written = rewrite_shard(plan, file, staging.path / file.name, bar.advance)
             staging.hashed(file.name, written.bytes, written.sha256)
             digests.append(written.source_sha256)
+            files.append(CardFile(file.name, written.bytes, written.sha256))
     if (plan.base.folder / INDEX).is_file():
         weight_map = {name: file.name for file in plan.base.shards.files for name, _ in plan.outputs(file)}
         write_index(staging.path, weight_map, plan.out_bytes)
-    return weights_hash_of(digests)
+    return weights_hash_of(digests), files
 
 
 def _write_config(base: Base, folder: Path, dtype: str) -> None:
@@ -196,7 +204,8 @@ def _write_config(base: Base, folder: Path, dtype: str) -> None:
 
 
 def _copy_companions(base: Base, folder: Path) -> None:
-    for name in (*TOKENIZER_FILES, "generation_config.json", "LICENSE"):
+    copy_licences(base.folder, folder)
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
     # a tokenizer class named here would be run by whoever loads the folder with code allowed, the converter among them

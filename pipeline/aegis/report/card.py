@@ -1,0 +1,190 @@
+"""The model card: what a model is made of, under whose licence, what its files are, how it is run, what verify said.
+
+A card is a pure function of what it is told: no date, no machine, no path, so that the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CARD = "README.md"
+_VERIFIED = "\n## Verified\n"
+_NOT_YET = """
+Not in this file, which was sealed before `aegis verify` could run: `aegis card` prints it with what was found, and
+`aegis push` uploads it so.
+"""
+_HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, in values that a manifest can keep.
+
+    Attributes:
+        base: Hub id, or the name of a folder.
+        on_hub: whether `base` is a Hub id.
+        revision: its commit.
+        metadata: what the base's own card says of licence and language.
+        data, settings: of the training; empty if they are not known.
+        soul: α, g and the kind of rotation that was folded; empty if none was.
+    """
+
+    base: str
+    on_hub: bool = False
+    revision: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    soul: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A file as a card lists it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def merged_card(origin: Origin, name: str, files: Sequence[CardFile], version: str) -> str:
+    """The card of a merged folder."""
+    run = (
+        "It is an ordinary transformers folder:\n\n```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```'
+    )
+    return _card(origin, name, files, version, run, library="transformers")
+
+
+def gguf_card(
+    origin: Origin, name: str, files: Sequence[CardFile], version: str, *, context_tokens: int, long_rope: bool
+) -> str:
+    """The card that stands beside GGUF files, the first of which is the one to run.
+
+    Args:
+        long_rope: the model has rope factors for long contexts, so that `context_tokens` is not to be exceeded.
+    """
+    first = files[0].name
+    run = (
+        f"```\nollama create {ollama_name(name)} -f Modelfile\n"
+        f'llama-server -m "{first}" -c {context_tokens} --jinja\n'
+        f'aegis chat --gguf "{first}"\n```'
+    )
+    if long_rope:
+        run += (
+            f"\n\nRun it with a context of {context_tokens} (`-c {context_tokens}`; the Modelfile says so): above it "
+            "llama.cpp uses\nthe long rope factors for every token, short prompts included, and the answers change."
+        )
+    return _card(origin, name, files, version, run, library="gguf")
+
+
+def with_verdict(card: str, report: Mapping[str, Any]) -> str:
+    """The card with what verify found (its report.json) in place of its last section."""
+    lines = [
+        "| models | mean KL | 99 % | max | top-1 | max abs Δ | bound |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for step in report["steps"]:
+        found, bound = step["found"], "-" if step["most_kl"] is None else f"{step['most_kl']:.0e}"
+        lines.append(
+            f"| {step['name']} | {found['mean_kl']:.2e} | {found['p99_kl']:.2e} | {found['max_kl']:.2e} "
+            f"| {found['top1']:.2%} | {found['max_delta']:.4f} | {bound} |"
+        )
+    verdict = (
+        f"What was trained is what runs: proven on {report['tokens']} tokens. KL in nats a token."
+        if report["ok"]
+        else f"NOT proven: the fault is in {report['guilty']}."
+    )
+    values = ", ".join(f"{model} {value:.3f}" for model, value in report["perplexity"].items())
+    parts = [verdict, "\n".join(lines), f"Perplexity: {values}."]
+    if kept := report["kept"]:
+        parts.append(
+            f"On text nobody trained on: base {kept['base']:.3f}, this model {kept['result']:.3f}; each at its best "
+            f"temperature: {kept['base_tempered']:.3f}, {kept['result_tempered']:.3f}."
+        )
+    return card.partition(_VERIFIED)[0] + _VERIFIED + "\n" + "\n\n".join(parts) + "\n"
+
+
+def ollama_name(name: str) -> str:
+    """A name as Ollama takes it."""
+    return (
+        "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()).strip("._-") or "aegis"
+    )
+
+
+def _card(origin: Origin, name: str, files: Sequence[CardFile], version: str, run: str, library: str) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(
+        **origin.metadata,
+        base_model=origin.base if origin.on_hub else None,
+        base_model_relation="finetune" if origin.on_hub else None,
+        datasets=[origin.data["dataset"]] if origin.data.get("on_hub") else None,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["aegis", "lora", *(["gguf"] if library == "gguf" else [])],
+    )
+    sections = [
+        f"# {name}",
+        _what(origin, version),
+        "## Licence and attribution",
+        _attribution(origin),
+        *_training(origin),
+        "## Files",
+        "\n".join(
+            ["| file | bytes | sha256 |", "| --- | --- | --- |"]
+            + [f"| {file.name} | {file.bytes} | `{file.sha256}` |" for file in files]
+        ),
+        "## Run it",
+        run,
+    ]
+    body = "\n\n".join(sections) + "\n" + _VERIFIED + _NOT_YET
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _what(origin: Origin, version: str) -> str:
+    made = f"{_base(origin)} with a LoRA adapter merged into its weights"
+    if origin.soul:
+        made += (
+            " and a soul folded into its LM head: a rotation R and a gate g on\nthe final hidden state h, which "
+            "becomes h + g·R h, so that W' = W(I + gR); "
+            f"α = {origin.soul['alpha']:.3f}, g = {origin.soul['gate']:.4f}, R is {origin.soul['rotation']}"
+        )
+    elif not origin.settings:
+        made = f"{_base(origin)}, converted"
+    return f"{made}.\nMade with AEGIS {version}. It is a stock model: nothing of AEGIS is needed to run it."
+
+
+def _base(origin: Origin) -> str:
+    if not origin.on_hub:
+        return f"`{origin.base}`"
+    at = f" at `{origin.revision}`" if origin.revision else ""
+    return f"[{origin.base}]({_HUB}/{origin.base}){at}"
+
+
+def _attribution(origin: Origin) -> str:
+    licence = origin.metadata.get("license_name") or origin.metadata.get("license")
+    by = f", by {origin.base.partition('/')[0]}" if origin.on_hub else ""
+    if not licence:
+        return f"The base is {_base(origin)}{by}. It names no licence: ask its author before you pass this model on."
+    return (
+        f"The base is {_base(origin)}{by}, under the licence `{licence}`, which holds for this model too. Licence and "
+        "notice files\nof the base stand beside this card where it has any."
+    )
+
+
+def _training(origin: Origin) -> list[str]:
+    if not origin.settings:
+        return []
+    data = origin.data
+    settings = "\n".join(f"{name} = {value}" for name, value in sorted(origin.settings.items()))
+    return [
+        "## Training",
+        f"Data: `{data['dataset']}`, {data['train_rows']} rows to train on and {data['heldout_rows']} held out, "
+        f"sha256 `{data['content_sha256']}`.",
+        f"```\n{settings}\n```",
+    ]

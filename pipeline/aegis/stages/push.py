@@ -1,0 +1,142 @@
+"""push: a run's GGUF files or merged folder to a repository on the Hub, with a card that says what verify found.
+
+What is uploaded is what the manifest names, checked against it first. The manifest itself stays: it knows paths on
+this disk. The card is written anew, with verify's table; the sealed one, which verify could not be in, stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aegis import __version__, progress
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+from aegis.hub import first_line, http_error
+from aegis.manifest import MANIFEST, read_manifest, verify_directory
+from aegis.report.card import CARD, with_verdict
+from aegis.runs import Run
+
+Part = Literal["gguf", "merged"]
+_REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What was uploaded and where to."""
+
+    repo: str
+    url: str
+    part: Part
+    files: tuple[str, ...]
+    verified: bool
+
+
+def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: bool = False) -> PushReport:
+    """Upload one part of a run in one commit. Asks nothing; nothing is deleted on the other side.
+
+    Args:
+        repo: owner/name; made if it is not there, private unless `public`. One that is there stays as visible as it
+            is.
+        unverified: upload what verify has not passed too; the card then says so.
+
+    Raises:
+        IntegrityError: verify has not passed this run, or a file is not what the manifest says.
+        UsageError: no such part, or `repo` is not the name of a repository.
+        EnvironmentFault: the Hub cannot be reached, or does not let us in.
+    """
+    directory = _directory(run, part)
+    with progress.task("checking the files"):
+        manifest = verify_directory(directory)
+    found, why_not = _verdict(run)
+    if why_not and not unverified:
+        raise IntegrityError(
+            f"verify has not passed {run.root}",
+            why=why_not,
+            fix=f"run: aegis verify --run {run.root}   (or say --unverified; the card then tells)",
+        )
+    names = sorted({*manifest.files} - {CARD})
+    with _hub(repo) as api:
+        from huggingface_hub import CommitOperationAdd
+
+        visible = "public" if public else "private"
+        progress.say(f"to {repo}, made {visible} if it is not there")
+        made = api.create_repo(repo, private=not public, exist_ok=True)
+        operations = [CommitOperationAdd(name, str(directory / name)) for name in names]
+        operations.append(CommitOperationAdd(CARD, _card(directory, found).encode()))
+        api.create_commit(made.repo_id, operations, commit_message=f"Upload {part} with AEGIS {__version__}")
+    return PushReport(made.repo_id, str(made), part, (*names, CARD), not why_not)
+
+
+def card(run: Run, part: Part) -> str:
+    """The card of one part of a run, with what verify found of it if it has been run.
+
+    Raises:
+        UsageError: no such part.
+        IntegrityError: it has no card, or a manifest is damaged.
+    """
+    return _card(_directory(run, part), _verdict(run)[0])
+
+
+def _directory(run: Run, part: Part) -> Path:
+    directory = run.gguf if part == "gguf" else run.merged
+    if not directory.is_dir():
+        stage = "export-gguf" if part == "gguf" else "merge"
+        raise UsageError(f"{run.root} has no {part}/", fix=f"run: aegis {stage} --run {run.root}")
+    return directory
+
+
+def _card(directory: Path, found: dict[str, Any] | None) -> str:
+    path = directory / CARD
+    if not path.is_file():
+        raise IntegrityError(f"{directory} has no {CARD}", why="it was made by an older version", fix="make it again")
+    text = path.read_text(encoding="utf-8")
+    return with_verdict(text, found) if found else text
+
+
+def _verdict(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """verify's report, if it is about what now stands in the run, and why it is no pass ("" if it is)."""
+    if not (run.verify / MANIFEST).is_file():
+        return None, "it has not been run"
+    manifest = verify_directory(run.verify)
+    parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
+    for stage, directory in parts.items():
+        if read_manifest(directory).identity != manifest.inputs.get(stage):
+            return None, f"{directory.name}/ was made anew since it ran"
+    report = json.loads((run.verify / _REPORT).read_text(encoding="utf-8"))
+    return report, "" if report["ok"] else f"it found a fault in {report['guilty']}"
+
+
+@contextmanager
+def _hub(repo: str) -> Iterator[Any]:
+    """The Hub's client, whose failures are told as ours; a token is in none of the texts."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    token = get_token()
+    if token is None:
+        raise EnvironmentFault("there is no Hub token", fix="log in with `hf auth login`, or set HF_TOKEN")
+
+    def told(error: BaseException) -> str:
+        return first_line(error).replace(token, "…")
+
+    try:
+        yield HfApi(token=token, library_name="aegis", library_version=__version__)
+    except HFValidationError as error:
+        raise UsageError(f"{repo!r} is not the name of a repository", why=told(error), fix="say owner/name") from None
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise EnvironmentFault(
+                f"the Hub does not let you write to {repo}",
+                why=told(error),
+                fix="log in with a token that may write: `hf auth login`, or HF_TOKEN",
+            ) from None
+        raise EnvironmentFault(f"the Hub did not take the upload to {repo}", why=told(error), fix=_AGAIN) from None
+    except (http_error(), OSError, RuntimeError) as error:
+        raise EnvironmentFault(f"{repo} could not be uploaded to", why=told(error), fix=_AGAIN) from None
+
+
+_AGAIN = "start again: large files that have arrived are not sent twice"

@@ -1,0 +1,229 @@
+"""The server: OpenAI's protocol as its own client speaks it, the file's own template, and nobody but this machine."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+from aegis.llama_cpp import Runtime, convert, serve
+from tests.llama_cpp.conftest import MakeModel
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = 256  # llama.cpp rounds up to a multiple of it
+MESSAGES = [{"role": "system", "content": "短く。"}, {"role": "user", "content": "先生は何をする人ですか。"}]
+AS_LLAMA_CPP: dict[str, Any] = {"repeat_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    port: int
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _has_its_packages() -> None:
+    if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "sse_starlette", "openai")):
+        assert os.environ.get("CI") != "true", "CI installs the dev extra"
+        pytest.skip("needs the dev extra: fastapi, uvicorn, openai and their like")
+
+
+@pytest.fixture(scope="module")
+def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that speaks in words: whole characters, whoever decodes them."""
+    path = tmp_path_factory.mktemp("served") / "Phi-3-quick-F16.gguf"
+    convert(quick_base, path, model_name="Phi-3 quick")
+    return path
+
+
+@contextmanager
+def serving(gguf: Path, *flags: object, **environment: str) -> Iterator[Server]:
+    """`aegis serve` in a process of its own, on a free port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aegis", "--json", "serve", "--gguf", str(gguf), "--port", "0", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT), *filter(None, sys.path)]),
+            "PYTHONUTF8": "1",
+            **environment,
+        },
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        url = json.loads(line)["report"]["url"]
+        yield Server(url, int(url.split(":")[2].partition("/")[0]), process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(gguf: Path) -> Iterator[Server]:
+    # what the server of the bindings would read out of the environment if it were let
+    misleading = {"API_KEY": "x", "MODEL": "other.gguf", "HOST": "0.0.0.0", "CONFIG_FILE": "x.yaml", "CHAT_FORMAT": "x"}
+    with serving(gguf, "--context", CONTEXT, "--threads", 1, **misleading) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Any]:
+    import openai
+
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def answer(gguf: Path) -> str:
+    """What llama.cpp itself says, through the template in the file."""
+    with Runtime(gguf, n_ctx=CONTEXT, threads=1) as runtime:
+        return "".join(runtime.chat(MESSAGES, 12, temperature=0))
+
+
+def ask(client: Any, **settings: Any) -> Any:
+    return client.chat.completions.create(
+        model="any", messages=MESSAGES, max_tokens=12, temperature=0, extra_body=AS_LLAMA_CPP, **settings
+    )
+
+
+def test_a_chat(client: Any, answer: str, gguf: Path) -> None:
+    """The same words as without a server, so the same template and the same begin token; counted alike."""
+    reply = ask(client)
+    assert reply.choices[0].message.content == answer != ""
+    with Runtime(gguf, vocab_only=True) as runtime:
+        assert reply.usage.prompt_tokens == len(runtime.chat_tokens(MESSAGES))
+
+
+def test_a_chat_piece_by_piece(client: Any, answer: str) -> None:
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, stream=True)]
+    assert "".join(pieces) == answer
+    assert sum(map(bool, pieces)) > 1
+
+
+def test_a_completion(client: Any, gguf: Path) -> None:
+    settings: Any = {"model": "any", "prompt": "いぬは", "max_tokens": 8, "temperature": 0}
+    with Runtime(gguf, n_ctx=CONTEXT, threads=1) as runtime:
+        wanted = "".join(runtime.complete("いぬは", 8, temperature=0))
+    whole = client.completions.create(**settings, extra_body=AS_LLAMA_CPP)
+    assert whole.choices[0].text == wanted != ""
+    pieces = client.completions.create(**settings, extra_body=AS_LLAMA_CPP, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in pieces) == wanted
+
+
+def test_the_model_has_a_name_and_no_path(client: Any, gguf: Path) -> None:
+    assert [model.id for model in client.models.list()] == [gguf.stem]
+
+
+def test_the_context_is_the_one_asked_for(client: Any) -> None:
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match=str(CONTEXT)):
+        client.completions.create(model="any", prompt="桃 " * 300, max_tokens=1)
+
+
+def request(server: Server, **headers: str) -> tuple[int, str | None]:
+    """The status, and which origin the answer may be read by."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    with closing(connection):
+        connection.request("GET", "/v1/models", headers=headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status, response.headers.get("access-control-allow-origin")
+
+
+def other_addresses() -> list[str]:
+    """Addresses of this machine that are not 127.0.0.1."""
+    found = {"127.0.0.2"}
+    with suppress(OSError):
+        found |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    return sorted(found - {"127.0.0.1"})
+
+
+def test_other_machines_are_refused(server: Server) -> None:
+    """Nobody listens at any other address of this machine; at 127.0.0.1 somebody does."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5):
+        pass
+    for address in other_addresses():
+        with pytest.raises((ConnectionError, TimeoutError)):
+            socket.create_connection((address, server.port), timeout=5)
+
+
+@pytest.mark.parametrize("name", ["evil.example", "evil.example:8080", "0.0.0.0", "[::1]"])
+def test_other_host_names_are_refused(server: Server, name: str) -> None:
+    """A name that somebody made to point at 127.0.0.1 (DNS rebinding)."""
+    assert request(server, Host=name)[0] == 400
+    assert request(server, Host=f"localhost:{server.port}")[0] == 200
+
+
+def test_pages_from_elsewhere_may_not_read(server: Server) -> None:
+    assert request(server, Origin="https://evil.example")[1] is None
+    assert request(server, Origin="http://localhost.evil.example")[1] is None
+    assert request(server, Origin="http://localhost:3000")[1] == "http://localhost:3000"
+
+
+def test_a_begin_token_the_template_does_not_write(tmp_path: Path, make_model: MakeModel) -> None:
+    """The file's flag adds one, as in llama-server: a prompt of one token more."""
+    import openai
+
+    folder = make_model(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "add_bos_token": True}), encoding="utf-8")
+    convert(folder, tmp_path / "bos.gguf", model_name="tiny phi-3")
+    with Runtime(tmp_path / "bos.gguf", vocab_only=True) as runtime:
+        tokens = runtime.chat_tokens(MESSAGES)
+        assert tokens[0] == runtime.tokenize("", add_bos=True)[0]
+    with (
+        serving(tmp_path / "bos.gguf", "--threads", 1) as server,
+        openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        assert ask(client).usage.prompt_tokens == len(tokens)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
+def test_ctrl_c_ends_it(gguf: Path) -> None:
+    with serving(gguf, "--threads", 1) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 130
+        assert server.process.stderr is not None
+        assert "Traceback" not in server.process.stderr.read()
+
+
+def test_a_port_that_is_taken(gguf: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EnvironmentFault, match=str(port)):
+            serve(gguf, port=port, context=CONTEXT)
+
+
+def test_a_file_without_a_chat_template(tmp_path: Path, make_model: MakeModel) -> None:
+    folder = make_model(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["chat_template"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    convert(folder, tmp_path / "plain.gguf", model_name="tiny phi-3", vocab_only=True)
+    with pytest.raises(IntegrityError, match="no chat template"):
+        serve(tmp_path / "plain.gguf", port=0, context=CONTEXT)
+    with pytest.raises(UsageError):
+        serve(tmp_path / "absent.gguf", port=0, context=CONTEXT)

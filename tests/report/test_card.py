@@ -1,0 +1,112 @@
+"""The model card: valid metadata, what the model is made of, and verify's word when there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from aegis.report.card import CardFile, Origin, gguf_card, merged_card, with_verdict
+
+ORIGIN = Origin(
+    base="owner/Base-Jp",
+    on_hub=True,
+    revision="0123abc",
+    metadata={"license": "mit", "language": ["ja", "no"]},
+    data={"dataset": "mine.jsonl", "on_hub": False, "train_rows": 90, "heldout_rows": 10, "content_sha256": "d" * 64},
+    settings={"max_steps": 500, "lora_r": 16},
+    soul={"alpha": 1.618, "gate": 0.8345, "rotation": "so8"},
+)
+FILES = [CardFile("Base-Q4_K_M.gguf", 123, "a" * 64), CardFile("Base-Q8_0.gguf", 456, "b" * 64)]
+REPORT: dict[str, Any] = {
+    "ok": True,
+    "guilty": None,
+    "tokens": 2048,
+    "steps": [
+        {
+            "name": "wide → merged",
+            "most_kl": 1e-4,
+            "found": {"mean_kl": 1.1e-7, "p99_kl": 9e-7, "max_kl": 2e-6, "top1": 0.9995, "max_delta": 0.0082},
+        },
+        {
+            "name": "f16 → Q4_K_M",
+            "most_kl": None,
+            "found": {"mean_kl": 0.016, "p99_kl": 0.17, "max_kl": 0.73, "top1": 0.9634, "max_delta": 3.6},
+        },
+    ],
+    "perplexity": {"trained": 5.073, "Q4_K_M": 5.112},
+    "kept": {"base": 1.914, "result": 3.572, "base_tempered": 1.914, "result_tempered": 3.361},
+}
+
+
+def card(**changed: Any) -> str:
+    return gguf_card(
+        dataclasses.replace(ORIGIN, **changed), "Base-AEGIS", FILES, "0.1.0", context_tokens=4096, long_rope=True
+    )
+
+
+def test_its_metadata_is_valid() -> None:
+    """Read back by the Hub's own library; "no" stays Norwegian, and nothing is empty."""
+    data = ModelCard(card()).data.to_dict()
+    assert data == {
+        "base_model": "owner/Base-Jp",
+        "base_model_relation": "finetune",
+        "language": ["ja", "no"],
+        "library_name": "gguf",
+        "license": "mit",
+        "pipeline_tag": "text-generation",
+        "tags": ["aegis", "lora", "gguf"],
+    }
+    text = merged_card(ORIGIN, "Base-AEGIS", FILES, "0.1.0")
+    assert ModelCard(text).data.library_name == "transformers"
+
+
+def test_it_says_what_the_model_is() -> None:
+    text = card()
+    for told in (
+        *("[owner/Base-Jp](https://huggingface.co/owner/Base-Jp)", "`0123abc`", "by owner", "`mit`"),
+        *("α = 1.618", "g = 0.8345", "mine.jsonl", "90 rows", "d" * 64, "lora_r = 16", "max_steps = 500"),
+        *("a" * 64, "b" * 64, "-c 4096", "ollama create base-aegis -f Modelfile", "aegis chat --gguf"),
+    ):
+        assert told in text, told
+
+
+def test_the_context_is_advice_only_where_it_matters() -> None:
+    short = gguf_card(ORIGIN, "Base", FILES, "0.1.0", context_tokens=2048, long_rope=False)
+    assert "long rope" in card()
+    assert "long rope" not in short
+    assert "-c 2048" in short
+
+
+@pytest.mark.parametrize("report", [REPORT, {**REPORT, "kept": None}])
+def test_the_verdict_takes_its_place(report: dict[str, Any]) -> None:
+    """Before, it says that nothing was verified; after, the table; twice is once."""
+    assert "before `aegis verify`" in card()
+    text = with_verdict(card(), report)
+    assert "before `aegis verify`" not in text
+    assert "| wide → merged | 1.10e-07 | 9.00e-07 | 2.00e-06 | 99.95% | 0.0082 | 1e-04 |" in text
+    assert "proven on 2048 tokens" in text
+    assert ("base 1.914, this model 3.572" in text) == (report["kept"] is not None)
+    assert with_verdict(text, report) == text
+    assert ModelCard(text).data.to_dict() == ModelCard(card()).data.to_dict()
+
+
+def test_a_failed_verification_is_not_hidden() -> None:
+    text = with_verdict(card(), {**REPORT, "ok": False, "guilty": "merge"})
+    assert "NOT proven: the fault is in merge" in text
+
+
+def test_little_is_known() -> None:
+    """A folder of one's own, no licence, no training: said, and still valid."""
+    text = merged_card(Origin("mine"), "mine-AEGIS", FILES, "0.1.0")
+    data = ModelCard(text).data.to_dict()
+    assert not {"base_model", "license", "datasets"} & set(data)
+    assert "names no licence" in text
+    assert "## Training" not in text
+
+
+def test_a_hub_data_set_is_named() -> None:
+    data = {**ORIGIN.data, "dataset": "owner/rows", "on_hub": True}
+    assert ModelCard(card(data=data)).data.datasets == ["owner/rows"]

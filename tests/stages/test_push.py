@@ -1,0 +1,187 @@
+"""push: what is uploaded is what was verified, to whom it may concern, and the token stays secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.manifest import Manifest, read_manifest
+from aegis.publish import publishing
+from aegis.report.card import CardFile, Origin, gguf_card, merged_card
+from aegis.runs import Run
+from aegis.stages.push import card
+from tests.report.test_card import REPORT
+from tests.stages.hub import Hub, hub_running
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "hf_stand1nStand1nStand1nStand1nStand1n"
+FILES = [CardFile("tiny-Q4_K_M.gguf", 9, "a" * 64)]
+CARDS = {
+    "gguf": gguf_card(Origin("tiny"), "tiny", FILES, "0", context_tokens=4096, long_rope=True),
+    "merged": merged_card(Origin("tiny"), "tiny", FILES, "0"),
+}
+
+Push = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hub_running(TOKEN) as hub:
+        yield hub
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with every part, as the stages publish them; small files stand for the weights."""
+    run = Run(tmp_path / "run")
+    make(run.adapter, "train", {"adapter_model.safetensors": b"adapter"})
+    make(run.merged, "merge", {"model.safetensors": b"weights", "config.json": b"{}", "README.md": CARDS["merged"]})
+    make(
+        run.gguf,
+        "export-gguf",
+        {"tiny-Q4_K_M.gguf": b"GGUF" * 9, "Modelfile": b"FROM", "LICENSE": b"MIT", "README.md": CARDS["gguf"]},
+    )
+    make_verdict(run)
+    return run
+
+
+def make(directory: Path, stage: str, files: dict[str, bytes | str], **inputs: str) -> None:
+    with publishing(directory, Manifest(stage, {}, inputs, {}), overwrite=True) as staging:
+        for name, content in files.items():
+            (staging.path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def make_verdict(run: Run, **changed: object) -> None:
+    parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
+    inputs = {stage: read_manifest(directory).identity for stage, directory in parts.items()}
+    make(run.verify, "verify", {"report.json": json.dumps({**REPORT, **changed})}, **inputs)
+
+
+@pytest.fixture
+def push(run: Run, hub: Hub, tmp_path: Path) -> Push:
+    """Run `aegis push …` in a process of its own, whose Hub is the stand-in."""
+
+    def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AEGIS_"))}
+        done = subprocess.run(
+            [sys.executable, "-m", "aegis", "push", *map(str, arguments), "--run", str(run.root)],
+            env=inherited
+            | {
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
+                "PYTHONUTF8": "1",
+                "HF_ENDPOINT": hub.url,
+                "HF_TOKEN": TOKEN,
+                "HF_HOME": str(tmp_path / "hf"),
+                "HF_HUB_DISABLE_XET": "1",
+                "NO_PROXY": "127.0.0.1",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+        assert TOKEN not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call
+
+
+def test_the_gguf_goes_up_with_its_card(push: Push, hub: Hub, run: Run) -> None:
+    """Private; every file but the manifest, byte for byte; the card with verify's table; again changes nothing."""
+    done = push("me/tiny")
+    assert done.returncode == 0, done.stderr
+    assert hub.repos == {"me/tiny": True}
+    assert "private" in done.stderr
+    files = hub.files["me/tiny"]
+    assert set(files) == {"tiny-Q4_K_M.gguf", "Modelfile", "LICENSE", "README.md"}
+    for name in set(files) - {"README.md"}:
+        assert files[name] == (run.gguf / name).read_bytes()
+    text = files["README.md"].decode()
+    assert "proven on 2048 tokens" in text
+    assert "| f16 → Q4_K_M |" in text
+    assert (run.gguf / "README.md").read_text(encoding="utf-8") == CARDS["gguf"]
+    assert hub.url + "/me/tiny" in done.stdout
+    assert push("me/tiny").returncode == 0
+    assert len(hub.large) == 1
+
+
+def test_the_merged_folder_in_public(push: Push, hub: Hub) -> None:
+    done = push("tiny", "--part", "merged", "--public")
+    assert done.returncode == 0, done.stderr
+    assert hub.repos == {"me/tiny": False}
+    assert set(hub.files["me/tiny"]) == {"model.safetensors", "config.json", "README.md"}
+
+
+@pytest.mark.parametrize("part", ["gguf", "merged"])
+def test_the_card_that_is_printed(run: Run, part: Any) -> None:
+    """With verify's table if it is about this run; otherwise as it was sealed."""
+    assert "proven on 2048 tokens" in card(run, part)
+    make(run.adapter, "train", {}, base="another")
+    assert card(run, part) == CARDS[part]
+
+
+def test_only_what_verify_has_passed(push: Push, hub: Hub, run: Run) -> None:
+    """A failed verdict, one about other files, none at all: the reason; --unverified tells on the card."""
+    make_verdict(run, ok=False, guilty="merge")
+    done = push("me/tiny")
+    assert (done.returncode, "it found a fault in merge" in done.stderr) == (5, True)
+    make_verdict(run)
+    make(run.merged, "merge", {"README.md": CARDS["merged"]}, base="another")
+    done = push("me/tiny")
+    assert (done.returncode, "merged/ was made anew" in done.stderr) == (5, True)
+    (run.verify / "manifest.json").unlink()
+    done = push("me/tiny")
+    assert (done.returncode, "has not been run" in done.stderr) == (5, True)
+    assert (hub.seen, hub.files) == ([], {})
+    done = push("me/tiny", "--unverified")
+    assert (done.returncode, "not verified" in done.stdout) == (0, True), done.stderr
+    assert "before `aegis verify`" in hub.files["me/tiny"]["README.md"].decode()
+
+
+def test_a_changed_file_is_not_uploaded(push: Push, hub: Hub, run: Run) -> None:
+    (run.gguf / "tiny-Q4_K_M.gguf").write_bytes(b"FUGG" * 9)
+    done = push("me/tiny", "--unverified")
+    assert (done.returncode, "its content changed" in done.stderr) == (5, True)
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize(
+    ("refused", "status", "environment", "code", "told"),
+    [
+        ("/api/repos/create", 403, {}, 3, "does not let you write"),
+        ("", 404, {"HF_TOKEN": "hf_other"}, 3, "did not take the upload"),
+        ("/api/models/me/tiny/commit", 400, {}, 3, "did not take the upload"),
+        ("/api/nothing", 0, {"HF_TOKEN": ""}, 3, "no Hub token"),
+        ("/api/nothing", 0, {"HF_HUB_OFFLINE": "1"}, 3, "could not be uploaded"),
+        ("/api/nothing", 0, {"HF_ENDPOINT": "http://127.0.0.1:9"}, 3, "could not be uploaded"),
+    ],
+)
+def test_the_hub_says_no(
+    push: Push, hub: Hub, refused: str, status: int, environment: dict[str, str], code: int, told: str
+) -> None:
+    """Exit code, reason, what to do; a token that the server repeats in its answer is not shown."""
+    hub.refuses = {refused: status}
+    done = push("me/tiny", **environment)
+    assert (done.returncode, told in done.stderr, "do:" in done.stderr) == (code, True, True), done.stderr
+
+
+@pytest.mark.parametrize(("name", "told"), [("a/b/c", "not the name"), ("me/ti ny", "not the name")])
+def test_no_name_of_a_repository(push: Push, name: str, told: str) -> None:
+    done = push(name)
+    assert (done.returncode, told in done.stderr) == (2, True)
+
+
+def test_no_such_part(push: Push, run: Run) -> None:
+    run.gguf.rename(run.root / "away")
+    done = push("me/tiny")
+    assert (done.returncode, "aegis export-gguf" in done.stderr) == (2, True)
