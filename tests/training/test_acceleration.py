@@ -1,0 +1,111 @@
+"""Which ways are chosen, and that they give the plain way's steps where a CPU can take them (the rest: test_gpu.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from aegis.config import TrainConfig
+from aegis.training import acceleration
+from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
+from aegis.training.checkpoint import Trainee
+from aegis.training.step import Stepper
+from tests.training.conftest import MakeTrainee, noise
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=0, annealing_steps=2, lora_dropout=0.3)
+GIB = 2**30
+
+
+def losses(trainee: Trainee) -> list[float]:
+    stepper = Stepper(trainee, CONFIG)
+    return [stepper.take(step, [noise(step), noise(step + 9)]).task_loss for step in range(3)]
+
+
+def test_recomputed_layers_take_the_same_steps(make_trainee: MakeTrainee) -> None:
+    """Dropout and all, to the bit; another seed's do not."""
+    plain, ours = make_trainee(CONFIG), make_trainee(CONFIG)
+    way = Acceleration(recomputed=1)
+    way.install(ours.model, 12)
+    assert losses(replace(ours, acceleration=way)) == losses(plain)
+    assert losses(make_trainee(CONFIG, seed=1)) != losses(make_trainee(CONFIG))
+    for name, parameter in ours.parameters().items():
+        assert torch.equal(parameter, plain.parameters()[name]), name
+
+
+def test_a_cpu_is_left_plain(make_trainee: MakeTrainee) -> None:
+    base = make_trainee(CONFIG).model.get_base_model()
+    assert Acceleration.choose(CONFIG, base, CPU, torch.float32) == PLAIN
+    told = CONFIG.model_copy(update={"activation_checkpointing": "on", "cuda_graphs": "on"})
+    assert Acceleration.choose(told, base, CPU, torch.float32) == Acceleration(recomputed=1)
+    assert PLAIN.explain(1) == "step: plain"
+    assert "activations of 1 of 1 layers recomputed" in Acceleration(recomputed=1).explain(1)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that is not here: its free memory, and the kernels it would have."""
+    monkeypatch.setattr(acceleration, "supports_packed", lambda *_: True)
+    monkeypatch.setattr(acceleration, "find_spec", lambda _: object())
+
+    def free(gib: float) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gib * GIB), 12 * GIB))
+
+    return free
+
+
+def phi35() -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("phi3", num_key_value_heads=32, pad_token_id=0, **shape), dtype=torch.bfloat16
+        )
+
+
+def test_auto_recomputes_as_many_layers_as_the_memory_asks_for(card: Any) -> None:
+    """2048 tokens fit beside the base on a 12 GB card, more fit in part, and at last the host keeps the inputs."""
+    model = phi35()
+    found = []
+    for length, gib in ((2048, 9.5), (3072, 9.5), (8192, 9.5), (60_000, 9.5)):
+        card(gib)
+        config = TrainConfig(max_length=length)
+        found.append(Acceleration.choose(config, model, CUDA, torch.bfloat16))
+    assert found[0].recomputed == 0
+    assert 0 < found[1].recomputed < found[2].recomputed <= 32
+    assert [way.offloaded for way in found] == [False, False, False, True]
+
+
+def test_what_is_said_is_done(card: Any) -> None:
+    card(9.5)
+    model = phi35()
+
+    def chosen(**settings: Any) -> Acceleration:
+        return Acceleration.choose(TrainConfig(**settings), model, CUDA, torch.bfloat16)
+
+    assert chosen(activation_checkpointing="off", max_length=8192).recomputed == 0
+    assert chosen(activation_checkpointing="on").recomputed == 32
+    assert chosen(activation_checkpointing="offload").offloaded
+    assert chosen(compile="off").compiled is False
+    assert chosen(compile="auto", max_steps=500).compiled is True
+    assert chosen(compile="auto", max_steps=20).compiled is False
+    assert chosen(compile="on", max_steps=20).compiled is True
+    assert chosen().captured is False
+    assert chosen(cuda_graphs="on").captured is True
+    assert chosen(cuda_graphs="on", alpha="learned").captured is False
+
+
+def test_activations_of_a_layer_are_counted() -> None:
+    """Phi-3.5-mini: 92 KB a token in 16 bit (4 · 3072 + 9216 + 3 · 8192 numbers); grouped heads keep less."""
+    config = phi35().config
+    assert activation_bytes(config, 1, 2) == 2 * (4 * 3072 + 9216 + 3 * 8192) == 92_160
+    config.num_key_value_heads = 8
+    assert activation_bytes(config, 10, 2) == 20 * (4 * 3072 + 3072 + 2 * 768 + 3 * 8192)
+
+
+def test_embeddings_stay_with_the_host_only_where_offloaded(make_trainee: MakeTrainee) -> None:
+    assert host_embeddings(make_trainee(CONFIG).model) is not None  # on a CPU the host is all there is
