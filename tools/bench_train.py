@@ -6,14 +6,13 @@ FOLDER is the base without weights (config.json, tokenizer files); the weights a
 since neither step time nor memory depends on their values. Ours is `aegis train`'s own loop with its data, dropout and
 logging, so the rows are what a user gets; a row's time is the median over its logging intervals once the step has been
 recorded. Windows are full and hold one document, attention at its most expensive, unless a row says "short".
-Peers (tools/peers_train.py) run in processes of their own, where they are installed.
+Each row runs in a process of its own, and so do the peers (tools/peers_train.py), where they are installed; a peer
+whose packages disturb others' is found through --peer-path.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import gc
 import json
 import logging
 import os
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,8 @@ from aegis.config import TrainConfig
 from aegis.demo.corpus import documents
 from aegis.manifest import versions
 from aegis.model.base import find_base, load_tokenizer
-from aegis.model.load import choose_device, load_base
-from aegis.training import assembly
+from aegis.model.load import choose_device
+from aegis.training.assembly import assembled
 from aegis.training.loop import Loop
 from aegis.training.material import training_data
 
@@ -93,28 +91,16 @@ class Listener(progress.SilentReporter):
         print(f"  warning: {text}", flush=True)
 
 
-def pristine(config: TrainConfig) -> Callable[..., Any]:
-    """Load the base once; every row then gets a copy of its own."""
-    kept = load_base(find_base(config.base_model).folder, config.load_in, choose_device(config.device))
-    return lambda *_: copy.deepcopy(kept)
-
-
 def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[str, Any]:
-    """Train `steps` steps with aegis's own loop and return speed and memory, the pristine copy not counted."""
-    torch._dynamo.reset()
-    gc.collect()
+    """Train `steps` steps with aegis's own loop and return speed and memory."""
     listener = Listener()
     progress.install(listener)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
-    before = 0
-    if on_gpu:
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
     base = find_base(config.base_model)
     data = training_data(config, load_tokenizer(base.folder))
-    with assembly.assembled(config, base, device, None) as trainee:
+    with assembled(config, base, device, None) as trainee:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
@@ -131,7 +117,7 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
         return {
             "ms": round(statistics.median(times), 2) if times else None,
             "ms_all": [round(value, 2) for value in times],
-            "peak_gib": round((rows[-1]["peak_bytes"] - before) / 2**30, 3),
+            "peak_gib": round(rows[-1]["peak_bytes"] / 2**30, 3),
             "first_ten_steps_s": round(warm, 1),
             "loss": rows[-1]["task_loss"],
             "acceleration": vars(trainee.acceleration),
@@ -147,39 +133,50 @@ def _profile(loop: Loop, path: Path) -> None:
     path.write_text(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45), encoding="utf-8")
 
 
-def run_peer(peer: str, lengths: str, steps: int, timeout: float) -> list[dict[str, Any]]:
-    """A peer's rows; an error is one."""
-    script = Path(__file__).with_name("peers_train.py")
+def run_child(arguments: list[str], timeout: float, path: str = "") -> list[dict[str, Any]]:
+    """Run a script of ours; every line of its output that is a JSON object is a row, and an error is one."""
+    environment = dict(os.environ)
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join([environment.get("PYTHONPATH", ""), path])
     try:
         finished = subprocess.run(
-            [sys.executable, str(script), peer, lengths, str(steps)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=timeout, env=environment
         )
         text, error = finished.stdout, finished.stderr
     except subprocess.TimeoutExpired as late:
         text, error = (late.stdout or b"").decode(), "it took too long"
-    rows = [json.loads(line) for line in text.splitlines() if line.startswith('{"peer"')]
-    return rows or [{"peer": peer, "error": (error.strip().splitlines() or ["no output"])[-1][:300]}]
+    for line in text.splitlines():
+        if line.startswith("  "):
+            print(line, flush=True)
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return rows or [{"error": (error.strip().splitlines() or ["no output"])[-1][:300]}]
 
 
 def main() -> int:
     """Run every row that the time allows and print a table last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--template", type=Path, required=True, help="folder with config.json and tokenizer files")
+    parser.add_argument("--template", type=Path, help="folder with config.json and tokenizer files")
     parser.add_argument("--layers", type=int, help="fewer layers, for a trial")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rows", help="JSON list of settings of aegis train, instead of the usual ones")
     parser.add_argument("--peers", default="", help="hf, unsloth")
+    parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--profile", type=Path, help="folder for a profile of each row")
     parser.add_argument("--minutes", type=float, default=60, help="rows that would begin later are left out")
     parser.add_argument("--out", type=Path, help="results as JSON")
     arguments = parser.parse_args()
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if arguments.row:
+        row = json.loads(arguments.row)
+        profile, cap = row.pop("profile", None), row.pop("cap_gib", None)
+        if cap is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(cap * 2**30 / total)
+        print(json.dumps(measure(row, arguments.steps, Path(profile) if profile else None)))
+        return 0
     deadline = time.perf_counter() + 60 * arguments.minutes
     results: dict[str, Any] = {"versions": versions(), "device": arguments.device, "rows": [], "peers": []}
     if arguments.device == "cuda":
@@ -200,37 +197,35 @@ def main() -> int:
         write_long(work / "long.jsonl", 1_000_000)
         write_short(work / "short.jsonl")
         common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
-        assembly.load_base = pristine(TrainConfig(**common))
 
-        def ours(rows: list[dict[str, Any]], steps: int) -> None:
+        def ours(rows: list[dict[str, Any]], steps: int, cap_gib: float | None = None) -> None:
             for settings in rows:
-                if time.perf_counter() > deadline:
+                left = deadline - time.perf_counter()
+                if left < 0:
                     return
                 name = " ".join(f"{key}={value}" for key, value in settings.items())
-                data = work / f"{settings.get('dataset', 'long')}.jsonl"
-                profile = (
-                    arguments.profile / f"{name.replace(' ', '-').replace('=', '-')}.txt" if arguments.profile else None
-                )
-                try:
-                    row = measure({**common, **settings, "dataset": str(data)}, steps, profile)
-                except Exception as error:  # a row that fails is told, and the others run
-                    row = {"error": f"{type(error).__name__}: {error}"[:400]}
-                keep("rows", {"name": name, **row})
+                row: dict[str, Any] = {
+                    **common,
+                    **settings,
+                    "dataset": str(work / f"{settings.get('dataset', 'long')}.jsonl"),
+                }
+                if cap_gib is not None:
+                    row["cap_gib"] = cap_gib
+                if arguments.profile:
+                    row["profile"] = str(arguments.profile / f"{name.replace(' ', '-').replace('=', '-')}.txt")
+                child = [__file__, "--row", json.dumps(row), "--steps", str(steps)]
+                keep("rows", {"name": name, **run_child(child, max(60.0, left))[-1]})
 
-        if arguments.rows:
-            ours(json.loads(arguments.rows), arguments.steps)
-        else:
-            ours(CORE, arguments.steps)
+        ours(json.loads(arguments.rows) if arguments.rows else CORE, arguments.steps)
         for peer in filter(None, arguments.peers.split(",")):
-            for row in run_peer(peer, "512,2048,4096", 8, max(1.0, deadline - time.perf_counter())):
-                keep("peers", row)
+            script = str(Path(__file__).with_name("peers_train.py"))
+            path = arguments.peer_path if peer == "unsloth" else ""
+            for row in run_child([script, peer, "512,2048,4096", "8"], max(60.0, deadline - time.perf_counter()), path):
+                keep("peers", {"peer": peer, **row})
         if not arguments.rows:
             ours(MORE, arguments.steps)
             if arguments.device == "cuda":
-                total = torch.cuda.get_device_properties(0).total_memory
-                held = torch.cuda.memory_allocated()
-                torch.cuda.set_per_process_memory_fraction((12 * 2**30 + held) / total)
-                ours(LONG, 3)
+                ours(LONG, 3, cap_gib=12)
     print(f"\n{results['device']}")
     for row in results["rows"]:
         print(
