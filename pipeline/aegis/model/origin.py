@@ -9,6 +9,7 @@ from typing import Any
 
 from aegis import progress
 from aegis.data.files import READERS
+from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, read_manifest
 from aegis.model.base import Base
 from aegis.report.card import CARD, Origin
@@ -20,14 +21,14 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
-    """The origin of what `merge` makes; without a manifest beside the adapter, its training is unknown."""
+    """The origin of what `merge` makes; what the adapter's manifest does not say of its training stays unknown."""
     training = read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    if training is not None:
+    if training is not None and "dataset" in training.config and isinstance(training.facts.get("data"), dict):
         named = str(training.config["dataset"])
         on_hub = bool(_HUB_ID.fullmatch(named)) and Path(named).suffix.lower() not in READERS
-        data = {name: training.facts["data"][name] for name in ("train_rows", "heldout_rows", "content_sha256")}
+        data = {name: training.facts["data"].get(name) for name in ("train_rows", "heldout_rows", "content_sha256")}
         # a path on somebody's disk is nobody else's business
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
         settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
@@ -45,7 +46,10 @@ def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
 def origin_of_folder(folder: Path) -> Origin:
     """The origin of a model folder: what merge wrote down, or what can be seen of any other folder."""
     if (folder / MANIFEST).is_file() and (kept := read_manifest(folder).facts.get("origin")):
-        return Origin(**kept)
+        try:
+            return Origin(**kept)
+        except TypeError as error:
+            raise IntegrityError(f"{folder / MANIFEST} is damaged", why=f"origin: {error}") from None
     return Origin(base=folder.resolve().name, metadata=card_metadata(folder, None))
 
 
