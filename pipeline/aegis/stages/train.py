@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from aegis.errors import Interrupted, UsageError
 from aegis.manifest import Manifest, finished, read_manifest
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
-from aegis.publish import publishing, refuse_existing
+from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
 from aegis.training import checkpoint, memory
 from aegis.training.assembly import assembled
 from aegis.training.checkpoint import Trainee
@@ -70,13 +69,15 @@ def train(
         manifest = prepared.manifest()
         if overwrite:
             # only now, when base and data are known to be good
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            discard(run.checkpoints)
             run.metrics.unlink(missing_ok=True)
         if reuse and run.adapter.is_dir():
             done = finished(run.adapter, manifest)
             if done is not None:
                 return _report_of(run.adapter, done)
             _refuse_changed(read_manifest(run.adapter), manifest, run)
+        discard_leftovers(run.checkpoints)
+        sweep(run.checkpoints)
         found = checkpoint.newest_whole(run.checkpoints)
         if found is not None:
             _refuse_changed(found[1], manifest, run)
@@ -100,6 +101,8 @@ def train(
             except Interrupted as error:
                 error.fix = f"go on with: aegis train --resume --run {run.root}"
                 raise
+            # a run killed between its last save and the removal of the oldest has one too many
+            checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
             report = prepared.report(run.adapter, trainee, outcome, start)
             with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
                 checkpoint.write_trained(staging.path, trainee, outcome.step, prepared.base.weights_hash)

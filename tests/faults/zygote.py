@@ -1,0 +1,168 @@
+"""A process that has loaded everything and forks one child for each command to run: a start costs no five seconds.
+
+Reads one JSON object a line from its standard input, {"state", "folder", "arguments", "said", "kill_after_s"}, runs
+`aegis ARGUMENTS` in a forked child with the crash point of `state` armed, kills it after that time unless it is null,
+waits until the child and everything it started have ended, and answers with one JSON line, {"code", "lingered_s"}.
+
+The converter and the quantizer are forked as well, their own scripts run from the first line on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+_PR_SET_CHILD_SUBREAPER = 36
+_LINGERING_S = 20.0
+
+
+class ForkedTool:
+    """As much of `subprocess.Popen` as `aegis.llama_cpp.process` uses, without a new interpreter."""
+
+    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> None:
+        to_read, to_write = os.pipe()
+        out_read, out_write = os.pipe()
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(to_read, 0)
+            os.dup2(out_write, 1)
+            os.dup2(out_write, 2)
+            os.closerange(3, 64)
+            os._exit(_run_tool(command, cwd, env))
+        os.close(to_read)
+        os.close(out_write)
+        self.stdin = os.fdopen(to_write, "wb")
+        self.stdout = os.fdopen(out_read, "rb")
+
+    def poll(self) -> int | None:
+        return self._reap(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        import subprocess
+
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._reap(os.WNOHANG if end else 0) is None:
+            if end and time.monotonic() > end:
+                raise subprocess.TimeoutExpired("tool", timeout or 0)
+            time.sleep(0.005)
+        assert self._code is not None
+        return self._code
+
+    def _reap(self, flags: int) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, flags)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+
+def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
+    from aegis.llama_cpp import _child
+
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
+    # the converter's tree brings a gguf of its own
+    for name in [name for name in sys.modules if name == "gguf" or name.startswith("gguf.")]:
+        del sys.modules[name]
+    try:
+        _child.main(*command[command.index(str(_child.__file__)) + 1 :])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run_command(folder: str, arguments: list[str], said: str) -> int:
+    from aegis import cli
+    from aegis.llama_cpp import process
+
+    class Popen:
+        """Stands for the `subprocess` that the seam imports."""
+
+        PIPE, STDOUT = -1, -2
+        Popen = ForkedTool
+
+        from subprocess import TimeoutExpired
+
+    process.subprocess = Popen  # type: ignore[assignment]
+    os.chdir(folder)
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["aegis", *arguments]
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _wait_for_all(leader: int) -> tuple[int, float]:
+    """The leader's exit code, and for how long something it had started went on after it."""
+    _, status = os.waitpid(leader, 0)
+    ended = time.monotonic()
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return os.waitstatus_to_exitcode(status), time.monotonic() - ended
+        if not pid:
+            if time.monotonic() - ended > _LINGERING_S:
+                return os.waitstatus_to_exitcode(status), _LINGERING_S
+            time.sleep(0.005)
+
+
+def main() -> None:
+    """Load, then serve."""
+    shim = ctypes.CDLL(None)
+    shim.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    import bitsandbytes  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    import transformers.models.phi3.modeling_phi3  # noqa: F401
+
+    import aegis.chain  # noqa: F401
+    from aegis import cli  # noqa: F401
+
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ["CRASHPOINT_STATE"] = asked["state"]
+            os.environ["AEGIS_CACHE_DIR"] = asked["folder"] + "/cache"
+            shim.crashpoint_use(asked["state"].encode())
+            os._exit(_run_command(asked["folder"], asked["arguments"], asked["said"]))
+        if asked["kill_after_s"] is not None:
+            time.sleep(asked["kill_after_s"])
+            os.kill(child, signal.SIGKILL)
+        code, lingered = _wait_for_all(child)
+        print(json.dumps({"code": code, "lingered_s": round(lingered, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
