@@ -2,7 +2,9 @@
 
     PYTHONPATH=pipeline:. python tools/sweep_crashes.py [--jobs train,merge] [--workers 2] [--out results.json]
 
-The method is tests/faults/harness.py's. Exit code 0 if every point was recovered from, else 1.
+The same for a disk that is full from some operation on: is it said, does nothing half-written stay, and does the
+same command end in the same bytes once there is room? The method is tests/faults/harness.py's. Exit code 0 if every
+point was recovered from, else 1.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ def sweep(laboratory: Laboratory, jobs: list[str], share: int, shares: int) -> l
     """Try every `shares`-th point of each job, from number `share` on."""
     outcomes = []
     for job in jobs:
-        for point in laboratory.points(job)[share::shares]:
-            outcomes.append(laboratory.attempt(point))
+        for point in [*laboratory.points(job), *laboratory.full_points(job)][share::shares]:
+            try_ = laboratory.attempt_full if point.mode == "full" else laboratory.attempt
+            outcomes.append(try_(point))
             if not outcomes[-1].recovered:
                 print(f"{point}\n    {outcomes[-1].fault}", flush=True)
         print(f"worker {share + 1}: {job} done", file=sys.stderr, flush=True)
@@ -53,23 +56,25 @@ def main() -> int:
             outcomes = [outcome for share in shares for outcome in share.result()]
         counts = {}
         for job in jobs:
-            of_job = [outcome for outcome in outcomes if outcome.point.job == job]
-            operations = len(laboratories[0].operations(job))
+            killed = [o for o in outcomes if o.point.job == job and o.point.mode != "full"]
+            full = [o for o in outcomes if o.point.job == job and o.point.mode == "full"]
             counts[job] = {
-                "operations": operations,
-                "kill_points": len(of_job),
-                "recovered": sum(outcome.recovered for outcome in of_job),
+                "operations": len(laboratories[0].operations(job)),
+                "kill points": len(killed),
+                "recovered": sum(outcome.recovered for outcome in killed),
+                "disk full": len(full),
+                "said and recovered": sum(outcome.recovered for outcome in full),
             }
         for laboratory in laboratories:
             laboratory.close()
     counts["all"] = {key: sum(count[key] for count in counts.values()) for key in counts[jobs[0]]}
-    print(f"{'':<8}{'operations':>12}{'kill points':>13}{'recovered':>11}")
+    print(" " * 8 + "".join(f"{name:>{len(name) + 3}}" for name in counts["all"]))
     for job, count in counts.items():
-        print(f"{job:<8}{count['operations']:>12}{count['kill_points']:>13}{count['recovered']:>11}")
+        print(f"{job:<8}" + "".join(f"{number:>{len(name) + 3}}" for name, number in count.items()))
     print(f"{time.monotonic() - began:.0f} s")
     if given.out:
         given.out.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    return 0 if counts["all"]["recovered"] == counts["all"]["kill_points"] else 1
+    return 0 if all(outcome.recovered for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

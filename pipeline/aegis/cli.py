@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -241,6 +244,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
         code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
@@ -276,6 +281,12 @@ def main() -> None:
             _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
             sys.exit(2)
         raise
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
+    _complain("terminated")
+    sys.exit(143)
 
 
 def _silence() -> None:

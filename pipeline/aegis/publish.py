@@ -140,8 +140,10 @@ def _replace_directory(source: Path, final: Path) -> None:
         if trash.exists():
             _rename(trash, final)
         raise
-    _fsync(final.parent)
-    shutil.rmtree(trash, ignore_errors=True)
+    try:
+        _fsync(final.parent)
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -8,10 +8,12 @@
  *     TORN      the first half of a write has
  *     AFTER     all of it has
  *
- * and then `leader` and the process itself get SIGKILL.
+ * and then `leader` and the process itself get SIGKILL. With the mode FULL nobody is killed: from that operation on
+ * the disk is full, and whatever would need room on it fails with ENOSPC.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
@@ -26,7 +28,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { BEFORE, TORN, AFTER };
+enum { BEFORE, TORN, AFTER, FULL };
 
 struct state {
     long count;
@@ -87,8 +89,8 @@ static int below(const char *full) {
     return length && !strncmp(full, state->root, length) && full[length] == '/';
 }
 
-/* Count an operation on `full`. Returns how it is to be done: 0 as asked, 1 half, 2 whole; the blow follows. */
-static int operation(const char *kind, const char *full, long size) {
+/* Count an operation on `full`. Returns how it is to be done: 0 as asked; TORN or AFTER, the blow follows; FULL, not. */
+static int operation(const char *kind, const char *full, long size, int grows) {
     long number = __sync_add_and_fetch(&state->count, 1);
     if (state->log[0]) {
         char line[PATH_MAX + 64];
@@ -98,6 +100,7 @@ static int operation(const char *kind, const char *full, long size) {
         syscall(SYS_write, fd, line, length);
         syscall(SYS_close, fd);
     }
+    if (state->target && state->mode == FULL) return grows && number >= state->target ? FULL : 0;
     if (number != state->target) return 0;
     if (state->mode == BEFORE) blow();
     return (int)state->mode;
@@ -109,7 +112,7 @@ static int on_path(const char *kind, int dirfd, const char *path) {
     /* to make what is there, or to remove what is not, is no operation */
     int there = !faccessat(AT_FDCWD, full, F_OK, AT_SYMLINK_NOFOLLOW);
     if ((there && !strcmp(kind, "mkdir")) || (!there && (!strcmp(kind, "unlink") || !strcmp(kind, "rmdir")))) return 0;
-    return operation(kind, full, 0);
+    return operation(kind, full, 0, !there && (!strcmp(kind, "open") || !strcmp(kind, "mkdir")));
 }
 
 static int on_fd(const char *kind, int fd, long size) {
@@ -120,7 +123,7 @@ static int on_fd(const char *kind, int fd, long size) {
     if (length < 0) return 0;
     full[length] = 0;
     if (!below(full)) return 0;
-    return operation(kind, full, size);
+    return operation(kind, full, size, 1);
 }
 
 #define REAL(type, name, ...) \
@@ -128,6 +131,11 @@ static int on_fd(const char *kind, int fd, long size) {
     if (!real) real = (type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
 #define THEN(how) \
     if (how) blow()
+#define UNLESS_FULL(how, failure) \
+    if (how == FULL) { \
+        errno = ENOSPC; \
+        return failure; \
+    }
 
 /* ---- open for write ------------------------------------------------------------------------------------------ */
 
@@ -143,6 +151,7 @@ static int writes(int flags) { return (flags & O_ACCMODE) != O_RDONLY || (flags 
             va_end(rest); \
         } \
         int how = writes(flags) ? on_path("open", dirfd, path) : 0; \
+        UNLESS_FULL(how, -1) \
         int fd = called; \
         THEN(how); \
         return fd; \
@@ -159,6 +168,7 @@ OPENING(openat64, (int dirfd, const char *path, int flags, ...),
     FILE *name(const char *path, const char *mode) { \
         REAL(FILE *, name, const char *, const char *); \
         int how = strpbrk(mode, "wa+") ? on_path("open", AT_FDCWD, path) : 0; \
+        UNLESS_FULL(how, NULL) \
         FILE *file = real(path, mode); \
         THEN(how); \
         return file; \
@@ -171,6 +181,7 @@ OPENING_STREAM(fopen64)
 
 ssize_t write(int fd, const void *data, size_t size) {
     int how = on_fd("write", fd, (long)size);
+    UNLESS_FULL(how, -1)
     ssize_t done = syscall(SYS_write, fd, data, how == TORN ? size / 2 : size);
     THEN(how);
     return done;
@@ -179,6 +190,7 @@ ssize_t write(int fd, const void *data, size_t size) {
 #define WRITING_AT(name) \
     ssize_t name(int fd, const void *data, size_t size, off_t at) { \
         int how = on_fd("write", fd, (long)size); \
+        UNLESS_FULL(how, -1) \
         ssize_t done = syscall(SYS_pwrite64, fd, data, how == TORN ? size / 2 : size, at); \
         THEN(how); \
         return done; \
@@ -191,6 +203,7 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
     long size = 0;
     for (int i = 0; i < count; i++) size += (long)parts[i].iov_len;
     int how = on_fd("write", fd, size);
+    UNLESS_FULL(how, -1)
     ssize_t done = how == TORN ? syscall(SYS_write, fd, parts[0].iov_base, (parts[0].iov_len + 1) / 2)
                                : syscall(SYS_writev, fd, parts, count);
     THEN(how);
@@ -200,6 +213,7 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
 size_t fwrite(const void *data, size_t size, size_t count, FILE *file) {
     REAL(size_t, fwrite, const void *, size_t, size_t, FILE *);
     int how = on_fd("write", fileno(file), (long)(size * count));
+    UNLESS_FULL(how, 0)
     if (how) {
         size_t done = real(data, 1, how == TORN ? size * count / 2 : size * count, file);
         fflush(file);
@@ -218,6 +232,7 @@ static long left_in(int fd, const off_t *at) {
     ssize_t name(int to, int from, off_t *at, size_t size) { \
         long left = left_in(from, at); \
         int how = left > 0 ? on_fd("write", to, left) : 0; \
+        UNLESS_FULL(how, -1) \
         ssize_t done = syscall(SYS_sendfile, to, from, at, how == TORN ? (size_t)left / 2 : size); \
         THEN(how); \
         return done; \
@@ -229,6 +244,7 @@ SENDING(sendfile64)
 #define TRUNCATING(name) \
     int name(int fd, off_t size) { \
         int how = on_fd("truncate", fd, (long)size); \
+        UNLESS_FULL(how, -1) \
         int done = (int)syscall(SYS_ftruncate, fd, size); \
         THEN(how); \
         return done; \
@@ -243,6 +259,7 @@ TRUNCATING(ftruncate64)
     int name(int fd) { \
         REAL(int, name, int); \
         int how = on_fd(kind, fd, 0); \
+        UNLESS_FULL(how, -1) \
         int done = real(fd); \
         THEN(how); \
         return done; \
@@ -255,6 +272,7 @@ ON_FD(fdatasync, "fsync")
     int name declared { \
         REAL(int, name, types); \
         int how = on_path(kind, dirfd, path); \
+        UNLESS_FULL(how, -1) \
         int done = real arguments; \
         THEN(how); \
         return done; \

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 import shutil
+import signal
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ from aegis.errors import IntegrityError
 from aegis.manifest import verify_directory
 from aegis.runs import Run
 from aegis.training.checkpoint import list_steps
+from tests.faults.forked import Ended, Forked, strike
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-MODES = ("before", "torn", "after")
+MODES = ("before", "torn", "after", "full")
 JOBS = ("train", "merge", "export", "verify", "run")
 PUBLISHED = ("adapter", "merged", "gguf", "verify")
 
@@ -89,17 +89,13 @@ class Laboratory:
         self.data = self.folder / "data.jsonl"
         rows = [{"text": f"{n}番目の本でござる。春の花は桜です。"} for n in range(24)]
         self.data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        self._zygote = _start_zygote(build_shim(self.folder))
+        self.forked = Forked({"LD_PRELOAD": str(build_shim(self.folder)), "HF_HUB_OFFLINE": "1"})
         self._starts: dict[str, Path] = {}
         self._golden: dict[str, dict[str, str]] = {}
         self._operations: dict[str, list[Operation]] = {}
 
     def close(self) -> None:
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
-        self._zygote.stdin.close()
-        self._zygote.wait(30)
-        self._zygote.stdout.close()
+        self.forked.close()
 
     def operations(self, job: str) -> list[Operation]:
         """Run a job undisturbed; its operations in order. Keeps what it made, to compare with."""
@@ -107,8 +103,8 @@ class Laboratory:
             place = self._fresh(job, "golden")
             log = place / "operations.tsv"
             state = write_state(place, log=log)
-            code, said = self._aegis(place, state, job)
-            assert code == 0, f"{job} undisturbed: {code}\n{said}"
+            ended = self._aegis(place, state, job)
+            assert ended.code == 0, f"{job} undisturbed: {ended.code}\n{ended.said}"
             lines = log.read_text(encoding="utf-8").splitlines()
             found = [line.split("\t", 3) for line in lines]
             self._operations[job] = [Operation(int(n), kind, int(size), path) for n, kind, size, path in found]
@@ -120,18 +116,42 @@ class Laboratory:
         return [
             KillPoint(job, operation, mode)
             for operation in self.operations(job)
-            for mode in MODES
+            for mode in ("before", "torn", "after")
             if mode != "torn" or (operation.kind == "write" and operation.size > 1)
         ]
+
+    def full_points(self, job: str) -> list[KillPoint]:
+        """Operations that need room: the disk is full from there on."""
+        growing = ("open", "write", "truncate", "mkdir", "fsync")
+        return [KillPoint(job, operation, "full") for operation in self.operations(job) if operation.kind in growing]
+
+    def attempt_full(self, point: KillPoint) -> Outcome:
+        """Let the disk be full from there on, look at what is said and left; make room, start again, compare."""
+        place = self._fresh(point.job, "full")
+        try:
+            before = set(_fingerprint(place))
+            state = write_state(place, target=point.operation.number, mode=MODES.index("full"))
+            ended = self._aegis(place, state, point.job)
+            told = ended.code == 3 and re.search("disk is full|No space left", ended.said)
+            # the quantizer does not notice that its last bytes were lost; the disk here only plays full
+            found_out = ended.code == 7 and "reported success but wrote a damaged file" in ended.said
+            if not (told or found_out) or re.search("^Traceback", ended.said, re.MULTILINE):
+                return Outcome(point, f"it ended with {ended.code}\n{ended.said}")
+            litter = [name for name in set(_fingerprint(place)) - before if re.search(r"/\.[^/]", name)]
+            if litter:
+                return Outcome(point, "litter: " + ", ".join(litter))
+            return Outcome(point, self._recovery(place, point.job))
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
     def attempt(self, point: KillPoint) -> Outcome:
         """Kill a run there, look at what it left, start it again, compare."""
         place = self._fresh(point.job, "killed")
         try:
             state = write_state(place, target=point.operation.number, mode=MODES.index(point.mode))
-            code, said = self._aegis(place, state, point.job)
-            if code != -9:
-                return Outcome(point, f"it was not killed: it ended with {code}\n{said}")
+            ended = self._aegis(place, state, point.job)
+            if ended.code != -9:
+                return Outcome(point, f"it was not killed: it ended with {ended.code}\n{ended.said}")
             return Outcome(point, self._recovery(place, point.job))
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -141,8 +161,8 @@ class Laboratory:
         self.operations(job)
         place = self._fresh(job, "killed")
         try:
-            code, _ = self._aegis(place, write_state(place), job, kill_after_s=seconds)
-            return code == -9, self._recovery(place, job)
+            ended = self._aegis(place, write_state(place), job, [strike(signal.SIGKILL, after_s=seconds)])
+            return ended.code == -9, self._recovery(place, job)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -150,7 +170,8 @@ class Laboratory:
         """Start a killed job again; what is wrong then, or nothing."""
         if torn := _torn(place):
             return f"torn under its final name: {torn}"
-        code, said = self._aegis(place, write_state(place), job)
+        ended = self._aegis(place, write_state(place), job)
+        code, said = ended.code, ended.said
         # asked again for what is there, train says so
         stands = job == "train" and code == 2 and "exists" in said
         if code != 0 and not stands:
@@ -164,10 +185,10 @@ class Laboratory:
         if job in ("train", "run"):
             (place / "cache").mkdir(parents=True)
         else:
-            shutil.copytree(self._start(job), place)
+            shutil.copytree(self.start(job), place)
         return place
 
-    def _start(self, job: str) -> Path:
+    def start(self, job: str) -> Path:
         """A run with everything before `job` done, and an older result of it that is to be replaced."""
         if job not in self._starts:
             place = self.folder / f"start-{job}"
@@ -175,32 +196,30 @@ class Laboratory:
             older = {"merge": ["--dtype", "bfloat16"], "export": ["--name", "older"], "verify": ["--tokens", "96"]}
             for step in JOBS[: JOBS.index(job) + 1]:
                 changed = older[job] if step == job else []
-                code, said = self._ask(place, write_state(place), [*_arguments(step, self), *changed])
-                assert code == 0, said
+                ended = self.forked.aegis(place, *self.arguments(step), *changed)
+                assert ended.code == 0, ended.said
             self._starts[job] = place
         return self._starts[job]
 
-    def _aegis(self, place: Path, state: Path, job: str, kill_after_s: float | None = None) -> tuple[int, str]:
-        return self._ask(place, state, _arguments(job, self), kill_after_s)
+    def _aegis(self, place: Path, state: Path, job: str, blows: Sequence[dict[str, Any]] = ()) -> Ended:
+        return self.forked.aegis(place, *self.arguments(job), state=state, blows=blows)
 
-    def _ask(
-        self, place: Path, state: Path, arguments: Sequence[str], kill_after_s: float | None = None
-    ) -> tuple[int, str]:
-        said = self.folder / "said.txt"
-        asked = {
-            "state": str(state),
-            "folder": str(place),
-            "arguments": list(arguments),
-            "said": str(said),
-            "kill_after_s": kill_after_s,
-        }
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
-        self._zygote.stdin.write(json.dumps(asked) + "\n")
-        self._zygote.stdin.flush()
-        answer = json.loads(self._zygote.stdout.readline())
-        assert answer["lingered_s"] < 10, f"a child went on for {answer['lingered_s']} s after its parent was killed"
-        return int(answer["code"]), said.read_text(encoding="utf-8", errors="replace")
+    def arguments(self, job: str) -> list[str]:
+        """The command line of a job."""
+        training = (
+            f"--base-model {self.base} --dataset {self.data} --device cpu --max-steps 2 --save-steps 1 "
+            "--keep-checkpoints 1 --warmup-steps 1 --annealing-steps 1 --max-length 16 --learning-rate 1e-2 "
+            "--logging-steps 1 --heldout-rows 2 --lora-r 2"
+        ).split()
+        exporting = ["--quant", "Q8_0", "--keep-f16"]
+        verifying = ["--tokens", "64", "--threads", "1"]
+        return {
+            "train": ["train", "--run", "run", *training],
+            "merge": ["merge", "--run", "run", "--overwrite"],
+            "export": ["export-gguf", "--run", "run", *exporting, "--overwrite"],
+            "verify": ["verify", "--run", "run", "--device", "cpu", *verifying],
+            "run": ["run", "--run", "run", *training, *exporting, *verifying],
+        }[job]
 
 
 def build_shim(folder: Path) -> Path:
@@ -213,50 +232,6 @@ def build_shim(folder: Path) -> Path:
         check=True,
     )
     return shim
-
-
-def _start_zygote(shim: Path) -> subprocess.Popen[str]:
-    from vendor_llama_cpp import converter_tree
-
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AEGIS_", "HF_"))}
-    environment |= {
-        "LD_PRELOAD": str(shim),
-        "LLAMA_CPP_DIR": str(converter_tree()),
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUTF8": "1",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    zygote = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.zygote"],
-        env=environment,
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert zygote.stdout is not None
-    assert zygote.stdout.readline() == "ready\n", "the process to fork from did not start"
-    return zygote
-
-
-def _arguments(job: str, laboratory: Laboratory) -> list[str]:
-    training = (
-        f"--base-model {laboratory.base} --dataset {laboratory.data} --device cpu --max-steps 2 --save-steps 1 "
-        "--keep-checkpoints 1 --warmup-steps 1 --annealing-steps 1 --max-length 16 --learning-rate 1e-2 "
-        "--logging-steps 1 --heldout-rows 2 --lora-r 2"
-    ).split()
-    exporting = ["--quant", "Q8_0", "--keep-f16"]
-    verifying = ["--tokens", "64", "--threads", "1"]
-    return {
-        "train": ["train", "--run", "run", *training],
-        "merge": ["merge", "--run", "run", "--overwrite"],
-        "export": ["export-gguf", "--run", "run", *exporting, "--overwrite"],
-        "verify": ["verify", "--run", "run", "--device", "cpu", *verifying],
-        "run": ["run", "--run", "run", *training, *exporting, *verifying],
-    }[job]
 
 
 def write_state(

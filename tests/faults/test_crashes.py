@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 SAMPLE = {"train": 12, "merge": 10, "export": 8, "verify": 3, "run": 6}
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    made = Laboratory(tmp_path_factory.mktemp("crashes"))
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -1,8 +1,17 @@
 """A process that has loaded everything and forks one child for each command to run: a start costs no five seconds.
 
-Reads one JSON object a line from its standard input, {"state", "folder", "arguments", "said", "kill_after_s"}, runs
-`aegis ARGUMENTS` in a forked child with the crash point of `state` armed, kills it after that time unless it is null,
-waits until the child and everything it started have ended, and answers with one JSON line, {"code", "lingered_s"}.
+Reads one JSON object a line from its standard input and runs `aegis ARGUMENTS` in a forked child:
+
+    folder      its working directory, which gets a cache of its own
+    arguments   of the command line
+    environment variables to set for it
+    said        the file that gets what it prints
+    state       a state file for crashpoint.c, or null
+    blows       signals to send: {"signal": 2, "after_s": 0.1}, or {"signal": 2, "rows": 3} once the run's
+                metrics.jsonl has so many rows
+
+It waits until the child and everything it started have ended, and answers with one JSON line,
+{"code", "lingered_s", "peak_bytes"}.
 
 The converter and the quantizer are forked as well, their own scripts run from the first line on.
 """
@@ -118,19 +127,33 @@ def _run_command(folder: str, arguments: list[str], said: str) -> int:
     return code
 
 
-def _wait_for_all(leader: int) -> tuple[int, float]:
-    """The leader's exit code, and for how long something it had started went on after it."""
-    _, status = os.waitpid(leader, 0)
+def _strike(child: int, folder: Path, blows: list[dict[str, Any]]) -> None:
+    metrics = folder / "run" / "metrics.jsonl"
+    for blow in blows:
+        if "rows" in blow:
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < blow["rows"]:
+                if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    return
+                time.sleep(0.002)
+        else:
+            time.sleep(blow["after_s"])
+        os.kill(child, blow["signal"])
+
+
+def _wait_for_all(leader: int) -> dict[str, float]:
+    """The leader's exit code and peak memory, and for how long something it had started went on after it."""
+    _, status, usage = os.wait4(leader, 0)
     ended = time.monotonic()
-    while True:
+    answer = {"code": os.waitstatus_to_exitcode(status), "lingered_s": 0.0, "peak_bytes": usage.ru_maxrss * 1024}
+    while answer["lingered_s"] < _LINGERING_S:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return os.waitstatus_to_exitcode(status), time.monotonic() - ended
+            break
         if not pid:
-            if time.monotonic() - ended > _LINGERING_S:
-                return os.waitstatus_to_exitcode(status), _LINGERING_S
             time.sleep(0.005)
+        answer["lingered_s"] = time.monotonic() - ended
+    return answer
 
 
 def main() -> None:
@@ -153,15 +176,14 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ["CRASHPOINT_STATE"] = asked["state"]
             os.environ["AEGIS_CACHE_DIR"] = asked["folder"] + "/cache"
-            shim.crashpoint_use(asked["state"].encode())
+            os.environ.update(asked["environment"])
+            if asked["state"]:
+                os.environ["CRASHPOINT_STATE"] = asked["state"]
+                shim.crashpoint_use(asked["state"].encode())
             os._exit(_run_command(asked["folder"], asked["arguments"], asked["said"]))
-        if asked["kill_after_s"] is not None:
-            time.sleep(asked["kill_after_s"])
-            os.kill(child, signal.SIGKILL)
-        code, lingered = _wait_for_all(child)
-        print(json.dumps({"code": code, "lingered_s": round(lingered, 3)}), flush=True)
+        _strike(child, Path(asked["folder"]), asked["blows"])
+        print(json.dumps(_wait_for_all(child)), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from aegis.model.shards import ShardSet
 
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
 _READ_BYTES = 1 << 24
+_WAITS_S = (1, 3, 9)
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -128,7 +131,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def hash_weights(shards: ShardSet) -> str:
-    """Return the sha256 over the sha256 of each shard, in the order of their names."""
+    """Return the sha256 over the sha256 of each shard, in the order of their names.
+
+    Raises:
+        IntegrityError: a shard in the Hub's cache is not what the Hub said it is; it is removed.
+    """
     total = sum(path.stat().st_size for path in shards.files)
     outer = hashlib.sha256()
     with progress.task("hashing the base", total, "B") as bar:
@@ -138,8 +145,22 @@ def hash_weights(shards: ShardSet) -> str:
                 while block := file.read(_READ_BYTES):
                     inner.update(block)
                     bar.advance(len(block))
+            _refuse_spoiled(path, inner.hexdigest())
             outer.update(inner.digest())
     return outer.hexdigest()
+
+
+def _refuse_spoiled(path: Path, sha256: str) -> None:
+    # the Hub's cache names a large file by its sha256, and the Hub's library looks at its size alone
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
+        path.unlink()
+        blob.unlink()
+        raise IntegrityError(
+            f"{path.name} is not what the Hub has",
+            why=f"its sha256 is {sha256[:12]}…, should be {blob.name[:12]}…; it has been removed",
+            fix="start again: it will be fetched again",
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -159,7 +180,6 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -169,10 +189,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     )
 
     try:
-        # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["consolidated*"])
-        )
+        folder = _fetch(name, revision)
     except HFValidationError as error:
         raise UsageError(f"{name!r} is not the name of a Hub model", why=_first_line(error)) from None
     except GatedRepoError:
@@ -199,11 +216,38 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
             why=_first_line(error),
             fix="start again; what has arrived is kept",
         ) from None
+    except ValueError as error:
+        raise EnvironmentFault(
+            f"{name} could not be downloaded: the answers are not the Hub's",
+            why=_first_line(error),
+            fix="a network that asks for a login, or a proxy, may answer in its place",
+        ) from None
     if not any(folder.glob("*.safetensors")):
         raise UnsupportedModelError(
             f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
         )
     return folder, folder.name
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """Download what is missing. The Hub's library resumes and retries, but gives up at once on a server's error."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for wait_s in (*_WAITS_S, None):
+        try:
+            # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
+            return Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["consolidated*"]
+                )
+            )
+        except HfHubHTTPError as error:
+            if wait_s is None or error.response.status_code < 500:
+                raise
+            progress.warn(f"{_first_line(error)}; trying again in {wait_s} s")
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")
 
 
 def _http_error() -> type[Exception]:

@@ -65,7 +65,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
             raise IntegrityError(
                 f"{run.root} is not finished: there is no {directory.name}/", fix=f"run: aegis {stage} --run {run.root}"
             )
-    with divergence.scratch() as work:
+    with divergence.scratch(run.verify) as work:
         examiner = _Examiner.begin(run, config, work)
         examiner.look_at_structure()
         # a part that is not what it should be has been named already, and may not even load
