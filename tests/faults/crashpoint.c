@@ -9,7 +9,7 @@
  *     AFTER     all of it has
  *
  * and then `leader` and the process itself get SIGKILL. With the mode FULL nobody is killed: from that operation on
- * the disk is full, and whatever would need room on it fails with ENOSPC.
+ * the disk is full, and whatever would need room on it fails with ENOSPC. Sockets are counted beside.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -36,6 +37,7 @@ struct state {
     long mode;
     long leader; /* the process that used this file first */
     long done; /* 1 once the blow has fallen */
+    long sockets; /* how many were opened, of any kind */
     char root[PATH_MAX];
     char log[PATH_MAX];
 };
@@ -292,3 +294,10 @@ ON_PATH(rmdir, "rmdir", (const char *path), TYPES(const char *), (path), AT_FDCW
 ON_PATH(mkdir, "mkdir", (const char *path, mode_t mode), TYPES(const char *, mode_t), (path, mode), AT_FDCWD, path)
 ON_PATH(mkdirat, "mkdir", (int dirfd, const char *path, mode_t mode), TYPES(int, const char *, mode_t),
         (dirfd, path, mode), dirfd, path)
+
+/* ---- sockets: only counted ---------------------------------------------------------------------------------- */
+
+int socket(int domain, int type, int protocol) {
+    if (state) __sync_add_and_fetch(&state->sockets, 1);
+    return (int)syscall(SYS_socket, domain, type, protocol);
+}

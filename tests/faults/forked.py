@@ -68,6 +68,7 @@ class Forked:
         folder: Path,
         *arguments: object,
         environment: Mapping[str, str] | None = None,
+        powerless: bool = False,
         state: Path | None = None,
         blows: Sequence[dict[str, Any]] = (),
     ) -> Ended:
@@ -79,6 +80,7 @@ class Forked:
             "arguments": [str(argument) for argument in arguments],
             "environment": dict(environment or {}),
             "said": str(said),
+            "powerless": powerless,
             "state": str(state or ""),
             "blows": list(blows),
         }

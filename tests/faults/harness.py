@@ -44,7 +44,7 @@ _TINY = DemoSettings(
     steps=4,
     warmup_steps=2,
 )
-_STATE = struct.Struct("5l4096s4096s")
+_STATE = struct.Struct("6l4096s4096s")
 _TIMES = ("tokens_per_second", "peak_bytes")
 
 
@@ -243,8 +243,13 @@ def write_state(
     """
     path = place / "crashpoint.state"
     root = str(below or place) if target or log else ""
-    path.write_bytes(_STATE.pack(0, target, mode, 0, 0, root.encode(), str(log or "").encode()))
+    path.write_bytes(_STATE.pack(0, target, mode, 0, 0, 0, root.encode(), str(log or "").encode()))
     return path
+
+
+def sockets_opened(state: Path) -> int:
+    """How many sockets the processes that used a state file opened."""
+    return int(_STATE.unpack(state.read_bytes())[5])
 
 
 def _published(place: Path) -> Iterator[Path]:

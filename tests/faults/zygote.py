@@ -6,6 +6,7 @@ Reads one JSON object a line from its standard input and runs `aegis ARGUMENTS` 
     arguments   of the command line
     environment variables to set for it
     said        the file that gets what it prints
+    powerless   whether it gives up root's power to write where no permission allows it
     state       a state file for crashpoint.c, or null
     blows       signals to send: {"signal": 2, "after_s": 0.1}, or {"signal": 2, "rows": 3} once the run's
                 metrics.jsonl has so many rows
@@ -22,6 +23,7 @@ import ctypes
 import json
 import os
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -127,6 +129,12 @@ def _run_command(folder: str, arguments: list[str], said: str) -> int:
     return code
 
 
+def _give_up_power(libc: Any) -> None:
+    """Drop every capability: permissions then hold for root as for anybody."""
+    header = struct.pack("<Ii", 0x20080522, 0)
+    assert libc.capset(header, bytes(24)) == 0
+
+
 def _strike(child: int, folder: Path, blows: list[dict[str, Any]]) -> None:
     metrics = folder / "run" / "metrics.jsonl"
     for blow in blows:
@@ -181,6 +189,8 @@ def main() -> None:
             if asked["state"]:
                 os.environ["CRASHPOINT_STATE"] = asked["state"]
                 shim.crashpoint_use(asked["state"].encode())
+            if asked["powerless"]:
+                _give_up_power(shim)
             os._exit(_run_command(asked["folder"], asked["arguments"], asked["said"]))
         _strike(child, Path(asked["folder"]), asked["blows"])
         print(json.dumps(_wait_for_all(child)), flush=True)

@@ -66,10 +66,19 @@ class Base:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the LM head is the embedding matrix."""
+        """Whether the LM head is the embedding matrix.
+
+        Raises:
+            IntegrityError: transformers cannot make sense of config.json.
+        """
         from transformers import AutoConfig
 
-        return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
+        try:
+            return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
+        except Exception as error:  # transformers checks some fields, and raises whatever the others lead to
+            raise IntegrityError(
+                f"transformers cannot read {self.folder / 'config.json'}", why=_first_line(error)
+            ) from error
 
 
 def find_base(name: str, revision: str | None = None) -> Base:
