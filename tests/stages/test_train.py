@@ -13,7 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from aegis.config import TrainConfig
-from aegis.errors import DataError, DivergedError, IntegrityError, Interrupted, LockedError, UsageError
+from aegis.errors import (
+    DataError,
+    DivergedError,
+    EnvironmentFault,
+    IntegrityError,
+    Interrupted,
+    LockedError,
+    UsageError,
+)
 from aegis.manifest import read_manifest, verify_directory
 from aegis.model import attach
 from aegis.runs import Run
@@ -379,3 +387,19 @@ def test_what_is_not_in_the_hash_is_kept_too(
     kept = config.model_copy(update={"keep_checkpoints": 7})
     train_until_killed(monkeypatch, 3, kept, run)
     assert config_of(run) == kept
+
+
+def test_a_full_gpu_names_the_settings_to_lower(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator's error, at the first step: exit 3, three settings, no half checkpoint."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(loop.Loop, "run", full)
+    with pytest.raises(EnvironmentFault, match="the GPU's memory is full") as caught:
+        train(config, Run(tmp_path / "run"))
+    for setting in ("--max-length", "--batch-size", "--activation-checkpointing"):
+        assert setting in caught.value.fix
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -81,5 +81,6 @@ def load(path: Path) -> tuple[dict[str, Windows], dict[str, Any]] | None:
 def _digest(body: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
     digest = hashlib.sha256(body.encode())
     for name in sorted(arrays):
-        digest.update(name.encode() + arrays[name].tobytes())
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
