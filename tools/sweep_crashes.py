@@ -29,7 +29,9 @@ def sweep(laboratory: Laboratory, jobs: list[str], share: int, shares: int) -> l
             outcomes.append(try_(point))
             if not outcomes[-1].recovered:
                 print(f"{point}\n    {outcomes[-1].fault}", flush=True)
-        print(f"worker {share + 1}: {job} done", file=sys.stderr, flush=True)
+        of_job = [outcome for outcome in outcomes if outcome.point.job == job]
+        recovered = sum(outcome.recovered for outcome in of_job)
+        print(f"worker {share + 1}: {job}, {recovered} of {len(of_job)} recovered", file=sys.stderr, flush=True)
     return outcomes
 
 

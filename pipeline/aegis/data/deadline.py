@@ -32,6 +32,9 @@ def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = 
 
     def run() -> None:
         try:
+            # in here, and not around: a thread that finds no memory to begin with leaves its starter waiting for ever
+            if memory_bytes is not None:
+                _bound_memory(memory_bytes)
             outcome.append(work())
         except _Stop:
             pass
@@ -39,7 +42,7 @@ def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = 
             failure.append(error)
 
     thread = threading.Thread(target=run, name="deadline", daemon=True)
-    with _memory_bounded(memory_bytes):
+    with _memory_limit_kept():
         thread.start()
         thread.join(seconds)
     if thread.is_alive():
@@ -51,20 +54,26 @@ def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = 
     return outcome[0]
 
 
+def _bound_memory(more_bytes: int) -> None:
+    if sys.platform.startswith("linux"):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = pages * resource.getpagesize() + more_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+
+
 @contextmanager
-def _memory_bounded(more_bytes: int | None) -> Iterator[None]:
-    if more_bytes is None or not sys.platform.startswith("linux"):
+def _memory_limit_kept() -> Iterator[None]:
+    """Put the process's limit back as it was."""
+    if not sys.platform.startswith("linux"):
         yield
         return
     import resource
 
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + more_bytes
-    if soft != resource.RLIM_INFINITY:
-        limit = min(limit, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    before = resource.getrlimit(resource.RLIMIT_AS)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_AS, before)
