@@ -128,7 +128,7 @@ def shard(laboratory: Laboratory, place: Path, count: int) -> str:
 def steps(laboratory: Laboratory, place: Path, count: int) -> str:
     """So many steps, each logged, with a checkpoint every hundredth: the speed of the last tenth and of the first."""
     arguments = [*laboratory.arguments("train"), "--max-steps", count, "--save-steps", "100", "--keep-checkpoints", "2"]
-    ended = laboratory.forked.aegis(place, *arguments, "--quiet")
+    ended = laboratory.forked.aegis(place, "--quiet", *arguments)
     assert ended.code == 0, ended.said
     run = Run(place / "run")
     logged = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]

@@ -247,6 +247,7 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
+        _refuse_undecodable(sys.argv[1:])
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
         code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
         if code == 130:
@@ -281,6 +282,15 @@ def main() -> None:
             _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
             sys.exit(2)
         raise
+
+
+def _refuse_undecodable(arguments: list[str]) -> None:
+    # the libraries that read and write weights take no such path, nor does a manifest
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument!r} is not UTF-8", fix="give the file or folder another name") from None
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

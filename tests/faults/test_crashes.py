@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD"),
     pytest.mark.timeout(600),
 ]
-SAMPLE = {"train": 12, "merge": 10, "export": 8, "verify": 3, "run": 6}
+SAMPLE = {"train": 12, "merge": 10, "export": 8, "verify": 2, "run": 5}
 
 
 @pytest.mark.parametrize("job", JOBS)

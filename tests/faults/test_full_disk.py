@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD"),
     pytest.mark.timeout(600),
 ]
-SAMPLE = {"train": 10, "merge": 8, "export": 8, "verify": 2, "run": 3}
+SAMPLE = {"train": 8, "merge": 6, "export": 6, "verify": 2, "run": 2}
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -26,7 +26,7 @@ NAMES = {
     "braces and percent": "{ftype} %s {0} ${HOME}",
     "a pattern": "[abc]*?",
     "upwards": "..hidden..",
-    "surrogate": "bad\udcff",
+    "not UTF-8": "bad\udcff",
     "right to left": "\u202egpj.model",
     "emoji": "🟢" * 20,
 }
