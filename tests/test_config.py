@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from aegis.config import PRESETS, ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
+from aegis.config import PRESETS, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import UsageError
 
 
@@ -75,6 +75,13 @@ def test_borea_preset_is_the_original(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig])
 def test_presets_are_valid(preset: str, model: type) -> None:
     resolve(model, preset=preset, environment={})
+
+
+@pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig])
+def test_a_config_read_back_is_the_same_text(model: type[StageConfig]) -> None:
+    """A manifest's identity is a hash of this text: 32 and 32.0 would be two."""
+    text = model().model_dump_json()
+    assert model.model_validate_json(text).model_dump_json() == text
 
 
 def test_configs_are_frozen() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, verify_directory
-from aegis.publish import publishing
+from aegis.publish import discard, publishing, sweep
 
 ASKED = Manifest("merge", {}, {}, {})
 
@@ -124,7 +125,7 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
         import time
         from pathlib import Path
         from aegis.manifest import Manifest
-        from aegis.publish import publishing
+        from aegis.publish import discard, publishing, sweep
         with publishing(Path({str(tmp_path / "out")!r}), Manifest("merge", {{}}, {{}}, {{}})) as staging:
             (staging.path / "file").write_text("half")
             print("filling", flush=True)
@@ -236,3 +237,18 @@ def test_a_busy_directory_is_tried_again_on_windows(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "os", type("Windows", (), {"name": "nt"}))
     module._rename(source, tmp_path / "target")
     assert (tmp_path / "target").is_dir()
+
+
+def test_what_is_discarded_leaves_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while its files go: nothing stands under the name, and the next sweep takes the rest."""
+    publish(tmp_path / "old", "x")
+    publish(tmp_path / "kept", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_args, **_kwargs: None)
+        discard(tmp_path / "old")
+    assert names(tmp_path) == [f".old.staging-{os.getpid()}", "kept"]
+    sweep(tmp_path)
+    assert names(tmp_path) == ["kept"]
+    discard(tmp_path / "kept")
+    discard(tmp_path / "kept")
+    assert names(tmp_path) == []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -359,7 +362,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
+        _refuse_undecodable(sys.argv[1:])
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
         code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
         if code == 130:
@@ -418,6 +424,21 @@ def _speak_json() -> None:
 
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     progress.install(JsonReporter())
+
+
+def _refuse_undecodable(arguments: list[str]) -> None:
+    # the libraries that read and write weights take no such path, nor does a manifest
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument!r} is not UTF-8", fix="give the file or folder another name") from None
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
+    _complain("terminated")
+    sys.exit(143)
 
 
 def _silence() -> None:

@@ -73,6 +73,27 @@ def discard_leftovers(final: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def discard(directory: Path) -> None:
+    """Remove a published directory. It leaves its name by one rename, so that no part of it ever stands there.
+
+    A process killed after the rename leaves it as `discard_leftovers` and `sweep` know it.
+    """
+    if directory.exists():
+        aside = directory.with_name(f".{directory.name}.staging-{os.getpid()}")
+        shutil.rmtree(aside, ignore_errors=True)
+        _rename(directory, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half made, or half removed, in a folder of published directories.
+
+    Only for a folder that nobody else writes to: the staging directory of a living process looks the same.
+    """
+    for leftover in folder.glob(".*.staging-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 class Staging:
     """A directory being filled; `inputs` and `facts` that only show while it is go into its manifest too."""
 
@@ -120,8 +141,10 @@ def _replace_directory(source: Path, final: Path) -> None:
         if trash.exists():
             _rename(trash, final)
         raise
-    _fsync(final.parent)
-    shutil.rmtree(trash, ignore_errors=True)
+    try:
+        _fsync(final.parent)
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import filelock
 
+from aegis import disk
 from aegis.errors import IntegrityError, LockedError, UsageError
 from aegis.manifest import read_manifest
 
@@ -65,6 +66,7 @@ class Run:
         Raises:
             LockedError: another process works here.
             UsageError: the directory cannot be made or written.
+            EnvironmentFault: the disk is full.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -76,6 +78,8 @@ class Run:
                 fix="wait for it to end, or choose another --run",
             ) from None
         except OSError as error:
+            if disk.is_full(error):
+                raise disk.full(self.root, error) from error
             raise UsageError(f"{self.root} cannot be used as a run directory", why=str(error)) from None
         pid_file = self.root / "run.pid"
         try:

@@ -119,7 +119,7 @@ def test_the_cache_gives_back_what_was_prepared(phi: Any, write_rows: WriteRows,
     path = write_rows(*(row(i) for i in range(40)), "{")
     settings: dict[str, Any] = {"heldout_rows": 2, "skip_bad": 1, "cache_dir": tmp_path / "cache"}
     fresh = prepare(path, phi, **settings)
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = (tmp_path / "cache").glob("*.safetensors")
     stamp = kept.stat().st_mtime_ns
     again = prepare(path, phi, **settings)
     assert arrays(again) == arrays(fresh)
@@ -132,7 +132,7 @@ def test_the_cache_knows_what_the_outcome_depends_on(
 ) -> None:
     def entries(tokenizer: Any, path: Path, **settings: Any) -> int:
         prepare(path, tokenizer, cache_dir=tmp_path / "cache", **settings)
-        return len(list((tmp_path / "cache").iterdir()))
+        return len(list((tmp_path / "cache").glob("*.safetensors")))
 
     path = write_rows(*(row(i) for i in range(20)))
     assert entries(phi, path) == 1
@@ -150,7 +150,7 @@ def test_the_cache_knows_what_the_outcome_depends_on(
 def test_a_damaged_cache_is_made_again(phi: Any, write_rows: WriteRows, tmp_path: Path, damage: str) -> None:
     path = write_rows(*(row(i) for i in range(20)))
     fresh = prepare(path, phi, cache_dir=tmp_path / "cache")
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = (tmp_path / "cache").glob("*.safetensors")
     content = bytearray(kept.read_bytes())
     content[-9] ^= 1
     kept.write_bytes({"flip": bytes(content), "cut": bytes(content[:-5]), "empty": b""}[damage])

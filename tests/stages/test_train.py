@@ -13,7 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from aegis.config import TrainConfig
-from aegis.errors import DataError, DivergedError, IntegrityError, Interrupted, LockedError, UsageError
+from aegis.errors import (
+    DataError,
+    DivergedError,
+    EnvironmentFault,
+    IntegrityError,
+    Interrupted,
+    LockedError,
+    UsageError,
+)
 from aegis.manifest import read_manifest, verify_directory
 from aegis.model import attach
 from aegis.runs import Run
@@ -355,3 +363,43 @@ def test_alpha_modes(tmp_path: Path, config: TrainConfig) -> None:
     assert alphas["then-learned"][7] != pytest.approx(1.618, abs=1e-3)
     assert alphas["learned"][0] != -5.0
     assert abs(alphas["learned"][-1] + 5) < 1
+
+
+def test_going_on_under_other_versions_is_said(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+) -> None:
+    run = Run(tmp_path / "run")
+    train_until_killed(monkeypatch, 3, config, run)
+    path = run.checkpoints / "step_000002" / "manifest.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    train(config, run)
+    assert any("torch 1.0 → " in text and "to the bit" in text for text in reporter.warned)
+    assert read_manifest(run.adapter).versions["torch"] != "1.0"
+
+
+def test_what_is_not_in_the_hash_is_kept_too(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--resume alone goes on with the same logging and the same number of checkpoints to keep."""
+    run = Run(tmp_path / "run")
+    kept = config.model_copy(update={"keep_checkpoints": 7})
+    train_until_killed(monkeypatch, 3, kept, run)
+    assert config_of(run) == kept
+
+
+def test_a_full_gpu_names_the_settings_to_lower(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator's error, at the first step: exit 3, three settings, no half checkpoint."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(loop.Loop, "run", full)
+    with pytest.raises(EnvironmentFault, match="the GPU's memory is full") as caught:
+        train(config, Run(tmp_path / "run"))
+    for setting in ("--max-length", "--batch-size", "--activation-checkpointing"):
+        assert setting in caught.value.fix
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -201,3 +201,12 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == ""
     truncate_metrics(tmp_path / "absent", 2)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_damaged_later_one_pushes_out_nothing(tmp_path: Path) -> None:
+    """Passed over and not removed: with one to keep, the one just saved stays beside it."""
+    for step in (1, 2, 9):
+        (tmp_path / f"step_{step:06d}").mkdir()
+    checkpoint.prune(tmp_path, 2, keep=1)
+    assert [checkpoint.step_of(path) for path in checkpoint.list_steps(tmp_path)] == [9, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000009"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -36,16 +36,19 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
     shape = {name: [part.max_length, part.pad_token_id] for name, part in windows.items()}
     body = json.dumps({"windows": shape, "report": report})
     metadata = {"format": FORMAT, "body": body, "sha256": _digest(body, arrays)}
-    part_path = ""
+    building = path.parent / ".building"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part_path = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        os.close(handle)
-        save_file(arrays, part_path, metadata=metadata)
-        Path(part_path).replace(path)
+        # one writer at a time, so that whatever stands in the one place for unfinished files is a killed one's
+        with filelock.FileLock(path.parent / ".lock"):
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            try:
+                save_file(arrays, building / path.name, metadata=metadata)
+                (building / path.name).replace(path)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        if part_path:
-            Path(part_path).unlink(missing_ok=True)
         raise EnvironmentFault(
             f"The prepared data could not be kept in {path.parent}.",
             why=str(error),
@@ -78,5 +81,6 @@ def load(path: Path) -> tuple[dict[str, Windows], dict[str, Any]] | None:
 def _digest(body: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
     digest = hashlib.sha256(body.encode())
     for name in sorted(arrays):
-        digest.update(name.encode() + arrays[name].tobytes())
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()

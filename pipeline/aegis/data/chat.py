@@ -24,6 +24,10 @@ from aegis.errors import DataError, UnsupportedModelError
 RENDER_SECONDS = 60.0
 """Time for one call of `Encoder.encode` to render its chats; an honest template takes microseconds for each."""
 
+RENDER_BYTES = 200 << 20
+"""Memory for it, beside a few copies of the text itself."""
+_COPIES = 8
+
 
 class Example(NamedTuple):
     """`ids` int32 (n,), `trained` bool (n,). A document may be cut into several windows, a chat may not."""
@@ -88,8 +92,9 @@ class Encoder:
         Raises:
             DataError: the tokenizer's chat template cannot be used at all, or is missing and needed.
         """
+        memory_bytes = RENDER_BYTES + _COPIES * sum(_size(record) for record in records)
         try:
-            jobs = within(self._render_seconds, lambda: self._jobs(records, rejects))
+            jobs = within(self._render_seconds, lambda: self._jobs(records, rejects), memory_bytes=memory_bytes)
         except TimeoutError as error:
             raise DataError(
                 "The tokenizer's chat template does not finish.",
@@ -203,6 +208,12 @@ class Encoder:
             inside[enders[0] + 1 :] = False
             trained |= inside
         return trained
+
+
+def _size(record: Record) -> int:
+    """Bytes of a record's text, four a character at most."""
+    texts = [record.text] if isinstance(record, Plain) else [message["content"] for message in record.messages]
+    return 4 * sum(map(len, texts))
 
 
 def _end_of(content: str, text: str, start: int, limit: int) -> int:

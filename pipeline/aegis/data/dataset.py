@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aegis import progress
 from aegis.data import cache
 from aegis.data.chat import Encoder, Example
 from aegis.data.formats import Record, records
-from aegis.data.packing import Windows, cut, pack
+from aegis.data.packing import Pieces, Windows, cut, pack
 from aegis.data.rejects import Rejects, warn_skipped
 from aegis.data.sources import Source, open_source
 from aegis.errors import DataError
@@ -114,26 +118,29 @@ def prepare(
 
 def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options) -> Prepared:
     rejects = Rejects(source.name, options.skip_bad)
-    kept: list[tuple[bytes, list[Example]]] = []
+    pieces = Pieces()
+    keys, first_piece = array("Q"), array("q", [0])  # a row's key, and the number of its first piece
     truncated = dropped = 0
     for example in _examples(source, Encoder(tokenizer), rejects, options.limit):
-        pieces, was_truncated = cut(example, options.max_length)
+        of_row, was_truncated = cut(example, options.max_length)
         truncated += was_truncated
-        dropped += not pieces
-        if pieces:
-            kept.append((_key(pieces, options.seed), pieces))
+        dropped += not of_row
+        if of_row:
+            keys.append(_key(of_row, options.seed))
+            for piece in of_row:
+                pieces.append(piece)
+            first_piece.append(len(pieces))
     rejects.check()
-    if not kept:
+    if not keys:
         raise _nothing_to_learn(source.name, dropped)
 
-    heldout_keys = _choose_heldout({key for key, _ in kept}, options.heldout_rows)
-    train = [pieces for key, pieces in kept if key not in heldout_keys]
-    heldout = list({key: pieces for key, pieces in kept if key in heldout_keys}.values())
+    train, heldout = _split(np.frombuffer(keys, np.uint64), options.heldout_rows)
     pad_token_id = _padding(tokenizer)
 
-    def packed(rows: list[list[Example]]) -> Windows:
+    def packed(rows: list[int]) -> Windows:
         return pack(
-            [piece for pieces in rows for piece in pieces],
+            pieces,
+            chosen=[number for row in rows for number in range(first_piece[row], first_piece[row + 1])],
             max_length=options.max_length,
             packing=options.packing,
             seed=options.seed,
@@ -144,10 +151,10 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options) -> 
     report = DataReport(
         source=source.name,
         content_sha256=digest,
-        rows=len(kept),
+        rows=len(keys),
         train_rows=len(train),
         heldout_rows=len(heldout),
-        duplicates_of_heldout=len(kept) - len(train) - len(heldout),
+        duplicates_of_heldout=len(keys) - len(train) - len(heldout),
         truncated=truncated,
         dropped=dropped,
         tokens=len(windows.tokens),
@@ -171,17 +178,23 @@ def _examples(source: Source, encoder: Encoder, rejects: Rejects, limit: int | N
             done = source.position
 
 
-def _key(pieces: list[Example], seed: int) -> bytes:
-    """What the model would see of a row, hashed: rows alike to it are alike here."""
+def _key(pieces: list[Example], seed: int) -> int:
+    """What the model would see of a row, hashed to 64 bits: rows alike to it are alike here."""
     digest = hashlib.blake2b(digest_size=8, key=str(seed).encode())
     for piece in pieces:
         digest.update(piece.ids.tobytes() + piece.trained.tobytes())
-    return digest.digest()
+    return int.from_bytes(digest.digest(), "big")
 
 
-def _choose_heldout(keys: set[bytes], rows: int) -> set[bytes]:
-    """The rows with the lowest keys. By content, not by place, so a row and its duplicates go together."""
-    return set(sorted(keys)[: min(rows, len(keys) // 10)])
+def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[list[int], list[int]]:
+    """Training and held-out rows by number: those with the lowest keys are held out, each once.
+
+    By content, not by place, so a row and its duplicates go together.
+    """
+    distinct, first_row = np.unique(keys, return_index=True)
+    count = min(heldout_rows, len(distinct) // 10)
+    train = np.flatnonzero(~np.isin(keys, distinct[:count]))
+    return train.tolist(), np.sort(first_row[:count]).tolist()
 
 
 def _nothing_to_learn(name: str, dropped: int) -> DataError:

@@ -1,10 +1,13 @@
-"""Run code that may never end, such as a stranger's chat template, and stop it when its time is up."""
+"""Run code that may never end or take all memory, such as a stranger's chat template, and stop it in time."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,8 +17,11 @@ class _Stop(BaseException):
     """Raised inside the overdue thread; not an Exception, so the code cannot mean to catch it."""
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
+def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = None) -> T:
     """Return `work()`, or raise TimeoutError after `seconds`.
+
+    On Linux an allocation that would take the process `memory_bytes` beyond what it has now fails with MemoryError,
+    before the memory is touched: a template may multiply a string by a billion in one instruction.
 
     The work runs in a thread of its own and, when overdue, gets an exception raised in it at its next Python
     instruction. A single call into C that never returns cannot be stopped so; the thread is then left behind,
@@ -26,6 +32,9 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
+            # in here, and not around: a thread that finds no memory to begin with leaves its starter waiting for ever
+            if memory_bytes is not None:
+                _bound_memory(memory_bytes)
             outcome.append(work())
         except _Stop:
             pass
@@ -33,8 +42,9 @@ def within(seconds: float, work: Callable[[], T]) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=run, name="deadline", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    with _memory_limit_kept():
+        thread.start()
+        thread.join(seconds)
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop))
         thread.join(1.0)
@@ -42,3 +52,28 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def _bound_memory(more_bytes: int) -> None:
+    if sys.platform.startswith("linux"):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = pages * resource.getpagesize() + more_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+
+
+@contextmanager
+def _memory_limit_kept() -> Iterator[None]:
+    """Put the process's limit back as it was."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -6,12 +6,13 @@ gets no attention mask and no cache), and no label asks one document's last toke
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,37 @@ class Windows:
         return Batch(input_ids, labels, position_ids, document_ids)
 
 
+class Pieces(Sequence[Example]):
+    """Examples kept flat: five bytes a token and eight a piece, where an object for each would take hundreds."""
+
+    def __init__(self) -> None:
+        self._tokens = array("i")
+        self._trained = bytearray()
+        self._ends = array("q", [0])
+
+    def append(self, piece: Example) -> None:
+        self._tokens.frombytes(piece.ids.tobytes())
+        self._trained += piece.trained.tobytes()
+        self._ends.append(len(self._tokens))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Example]: ...
+
+    def __getitem__(self, number: int | slice) -> Example | list[Example]:
+        """Views, which hold the whole: take them once everything is appended. That it was a document is forgotten."""
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        start, count = self._ends[number], self._ends[number + 1] - self._ends[number]
+        ids = np.frombuffer(self._tokens, np.int32, count, 4 * start)
+        return Example(ids, np.frombuffer(self._trained, np.bool_, count, start), False)
+
+
 class Cut(NamedTuple):
     """An example brought to the window's length: no piece is left when nothing in reach was to be learnt."""
 
@@ -107,25 +139,38 @@ def cut(example: Example, max_length: int) -> Cut:
     return Cut(pieces, truncated=not is_document and len(ids) > max_length)
 
 
-def pack(pieces: Sequence[Example], *, max_length: int, packing: bool, seed: int, pad_token_id: int) -> Windows:
-    """Put pieces of at most `max_length` tokens into windows; without `packing`, one in each."""
-    groups: Iterable[list[int]] = [[number] for number in range(len(pieces))]
+def pack(
+    pieces: Sequence[Example],
+    *,
+    max_length: int,
+    packing: bool,
+    seed: int,
+    pad_token_id: int,
+    chosen: Sequence[int] | None = None,
+) -> Windows:
+    """Put pieces of at most `max_length` tokens into windows; without `packing`, one in each.
+
+    Args:
+        chosen: the numbers of the pieces to take; all if None.
+    """
+    numbers = range(len(pieces)) if chosen is None else chosen
+    lengths = [len(pieces[number].ids) for number in numbers]
+    groups: Iterable[list[int]] = [[place] for place in range(len(numbers))]
     if packing:
-        groups = _best_fit([len(piece.ids) for piece in pieces], max_length, seed)
+        groups = _best_fit(lengths, max_length, seed)
     order: list[int] = []
     first_piece = [0]
     for group in groups:
         order += group
         first_piece.append(len(order))
-    placed = [pieces[number] for number in order]
-    return Windows(
-        max_length,
-        pad_token_id,
-        tokens=np.concatenate([np.zeros(0, np.int32), *(piece.ids for piece in placed)]),
-        trained=np.concatenate([np.zeros(0, np.bool_), *(piece.trained for piece in placed)]),
-        first_token=np.cumsum([0, *(len(piece.ids) for piece in placed)], dtype=np.int64),
-        first_piece=np.array(first_piece, dtype=np.int64),
-    )
+    first_token = np.cumsum([0, *(lengths[place] for place in order)], dtype=np.int64)
+    tokens = np.empty(first_token[-1], dtype=np.int32)
+    trained = np.empty(first_token[-1], dtype=np.bool_)
+    for place, start in zip(order, first_token.tolist(), strict=False):
+        ids, learnt, _ = pieces[numbers[place]]
+        tokens[start : start + len(ids)] = ids
+        trained[start : start + len(ids)] = learnt
+    return Windows(max_length, pad_token_id, tokens, trained, first_token, np.array(first_piece, dtype=np.int64))
 
 
 def _best_fit(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:

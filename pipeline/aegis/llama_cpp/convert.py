@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+from aegis import disk
 from aegis.errors import IntegrityError, ToolError, UsageError
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
@@ -13,6 +15,7 @@ from aegis.llama_cpp.tree import CONVERTER, find_tree
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
+_NO_ROOM_BYTES = 1 << 20
 _WRITING = re.compile(r"Writing:\s+(\d+)%")
 _ENVIRONMENT: dict[str, str | None] = {
     # Everything it needs is in the folder; it must neither ask the network nor find something newer there.
@@ -106,10 +109,14 @@ def refuse_damaged(part: Path, tool: str) -> None:
 
     Raises:
         ToolError: it does not.
+        EnvironmentFault: it does not, and the disk is full: the quantizer does not look whether its last bytes,
+            the header among them, reach the disk.
     """
     try:
         GgufFile(part).close()
     except IntegrityError as error:
+        if shutil.disk_usage(part.parent).free < _NO_ROOM_BYTES:
+            raise disk.full(part, error) from error
         raise ToolError(
             f"llama.cpp's {tool} reported success but wrote a damaged file", why=error.why, fix=error.fix
         ) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from aegis.model.shards import ShardSet
 _DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
 _READ_BYTES = 1 << 24
+_WAITS_S = (1, 3, 9)
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -68,10 +71,19 @@ class Base:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the LM head is the embedding matrix."""
+        """Whether the LM head is the embedding matrix.
+
+        Raises:
+            IntegrityError: transformers cannot make sense of config.json.
+        """
         from transformers import AutoConfig
 
-        return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
+        try:
+            return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
+        except Exception as error:  # transformers checks some fields, and raises whatever the others lead to
+            raise IntegrityError(
+                f"transformers cannot read {self.folder / 'config.json'}", why=first_line(error)
+            ) from error
 
 
 def find_base(name: str, revision: str | None = None) -> Base:
@@ -131,7 +143,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def hash_weights(shards: ShardSet) -> str:
-    """Read every shard, and return the hash of the weights."""
+    """Read every shard, and return the hash of the weights.
+
+    Raises:
+        IntegrityError: a shard in the Hub's cache is not what the Hub said it is; it is removed.
+    """
     total = sum(path.stat().st_size for path in shards.files)
     digests = []
     with progress.task("hashing the base", total, "B") as bar:
@@ -141,6 +157,7 @@ def hash_weights(shards: ShardSet) -> str:
                 while block := file.read(_READ_BYTES):
                     inner.update(block)
                     bar.advance(len(block))
+            _refuse_spoiled(path, inner.hexdigest())
             digests.append(inner.digest())
     return weights_hash_of(digests)
 
@@ -148,6 +165,19 @@ def hash_weights(shards: ShardSet) -> str:
 def weights_hash_of(digests: Iterable[bytes]) -> str:
     """The sha256 over the sha256 of each shard, in the order of their names."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _refuse_spoiled(path: Path, sha256: str) -> None:
+    # the Hub's cache names a large file by its sha256, and the Hub's library looks at its size alone
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
+        path.unlink()
+        blob.unlink()
+        raise IntegrityError(
+            f"{path.name} is not what the Hub has",
+            why=f"its sha256 is {sha256[:12]}…, should be {blob.name[:12]}…; it has been removed",
+            fix="start again: it will be fetched again",
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -208,7 +238,7 @@ def _no_base(name: str) -> UsageError:
 
 
 def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED, **where: Any) -> tuple[Path, str]:
-    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub import model_info
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -218,12 +248,7 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
     )
 
     try:
-        # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["consolidated*"], **where
-            )
-        )
+        folder = _fetch(name, revision, patterns, **where)
         # the cache calls a folder by its commit
         commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
     except HFValidationError as error:
@@ -252,8 +277,35 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
             why=first_line(error),
             fix="start again; what has arrived is kept",
         ) from None
+    except ValueError as error:
+        raise EnvironmentFault(
+            f"{name} could not be downloaded: the answers are not the Hub's",
+            why=first_line(error),
+            fix="a network that asks for a login, or a proxy, may answer in its place",
+        ) from None
     if "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
         raise UnsupportedModelError(
             f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
         )
     return folder, commit
+
+
+def _fetch(name: str, revision: str | None, patterns: Sequence[str], **where: Any) -> Path:
+    """Download what is missing. The Hub's library resumes and retries, but gives up at once on a server's error."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for wait_s in (*_WAITS_S, None):
+        try:
+            # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
+            return Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["consolidated*"], **where
+                )
+            )
+        except HfHubHTTPError as error:
+            if wait_s is None or error.response.status_code < 500:
+                raise
+            progress.warn(f"{first_line(error)}; trying again in {wait_s} s")
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,34 +51,32 @@ class Divergence:
 
 
 @contextmanager
-def scratch(directory: Path) -> Iterator[Path]:
-    """A place for recordings inside `directory`: /tmp is memory on some machines.
+def scratch(beside: Path) -> Iterator[Path]:
+    """A directory for recordings: 2,048 positions take 263 MB of a vocabulary of 32,064, 2.1 GB of one of 262,144.
 
-    2,048 positions take 263 MB of a vocabulary of 32,064, and 2.1 GB of one of 262,144.
+    It stands where `beside` will be published, under a name that publishing sweeps if this process is killed: a
+    system's own folder for temporary files may be in memory.
     """
-    for leftover in directory.glob(f"{_SCRATCH}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with TemporaryDirectory(prefix=_SCRATCH, dir=directory, ignore_cleanup_errors=True) as work:
-        yield Path(work)
+    with TemporaryDirectory(prefix=f".{beside.name}.staging-", dir=beside.parent, ignore_cleanup_errors=True) as found:
+        yield Path(found)
 
 
 def record(path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[int]]) -> Recording:
-    """Write a model's logits, one array a sequence, to `path`.
+    """Write a model's logits, one array a sequence, to `path`, plain rows of float32.
 
     Raises:
         IntegrityError: a model gave NaN or Inf, or another number of positions.
     """
     targets = np.concatenate([np.asarray([*sequence[1:], -1], np.int64) for sequence in sequences])
-    store: Any = None
-    row = 0
-    for sequence, logits in zip(sequences, outputs, strict=True):
-        if len(logits) != len(sequence) or not np.isfinite(logits).all():
-            raise IntegrityError("a model's logits are not finite, or not one a token")
-        if store is None:
-            store = np.lib.format.open_memmap(path, "w+", np.float32, (len(targets), logits.shape[1]))
-        store[row : row + len(logits)] = logits
-        row += len(logits)
-    return Recording(store, targets)
+    width = 0
+    # written, not mapped: on a full disk a write fails and a store into a mapped page ends the process
+    with path.open("wb") as file:
+        for sequence, logits in zip(sequences, outputs, strict=True):
+            if len(logits) != len(sequence) or not np.isfinite(logits).all():
+                raise IntegrityError("a model's logits are not finite, or not one a token")
+            width = logits.shape[1]
+            file.write(np.ascontiguousarray(logits, np.float32).data)
+    return Recording(np.memmap(path, np.float32, "r", shape=(len(targets), width)), targets)
 
 
 def compare(reference: Recording, model: Recording) -> Divergence:

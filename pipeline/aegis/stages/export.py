@@ -13,6 +13,8 @@ from typing import Any
 
 from aegis import __version__, disk, progress
 from aegis.config import ExportConfig
+from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
+from aegis.data.deadline import within
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
@@ -180,7 +182,10 @@ def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
 
 
 def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:
-    dialogue = dialogue_of(tokenizer)
+    try:
+        dialogue = within(RENDER_SECONDS, lambda: dialogue_of(tokenizer), memory_bytes=RENDER_BYTES)
+    except TimeoutError as error:
+        raise IntegrityError("the model's chat template does not finish", why=str(error)) from None
     if dialogue is None:
         progress.warn("the Modelfile has no TEMPLATE: the chat template is more than fixed text round each message")
     for departure in dialogue.departures if dialogue else ():

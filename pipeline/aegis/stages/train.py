@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from aegis import disk, progress, runs
 from aegis.config import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.errors import Interrupted, UsageError
-from aegis.manifest import Manifest, finished, read_manifest
+from aegis.manifest import Manifest, finished, read_manifest, versions
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
-from aegis.publish import publishing, refuse_existing
+from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
 from aegis.sizes import checkpoints_bytes
 from aegis.training import checkpoint, memory
 from aegis.training.assembly import assembled
@@ -71,16 +70,19 @@ def train(
         manifest = prepared.manifest()
         if overwrite:
             # only now, when base and data are known to be good
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            discard(run.checkpoints)
             run.metrics.unlink(missing_ok=True)
         if reuse and run.adapter.is_dir():
             done = finished(run.adapter, manifest)
             if done is not None:
                 return _report_of(run.adapter, done)
             _refuse_changed(read_manifest(run.adapter), manifest, run)
+        discard_leftovers(run.checkpoints)
+        sweep(run.checkpoints)
         found = checkpoint.newest_whole(run.checkpoints)
         if found is not None:
             _refuse_changed(found[1], manifest, run)
+            _warn_of_other_versions(found[1], manifest)
         elif resume:
             raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
         with assembled(config, prepared.base, prepared.device, found[0] if found else None) as trainee:
@@ -101,6 +103,8 @@ def train(
             except Interrupted as error:
                 error.fix = f"go on with: aegis train --resume --run {run.root}"
                 raise
+            # a run killed between its last save and the removal of the oldest has one too many
+            checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
             report = prepared.report(run.adapter, trainee, outcome, start)
             with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
                 weights = prepared.base.weights_hash
@@ -118,7 +122,8 @@ def config_of(run: runs.Run) -> TrainConfig:
     found = checkpoint.newest_whole(run.checkpoints)
     if found is None:
         raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
-    return TrainConfig.model_validate(dict(found[1].config))
+    manifest = found[1]
+    return TrainConfig.model_validate({**manifest.facts.get("housekeeping", {}), **manifest.config})
 
 
 def dry_run(config: TrainConfig) -> TrainReport:
@@ -160,6 +165,7 @@ class _Prepared:
                 "device": self.device.type,
                 "compute_dtype": str(compute_dtype(self.device)).removeprefix("torch."),
                 "data": asdict(self.data.report),
+                "housekeeping": self.config.model_dump(mode="json", include=_HOUSEKEEPING),
             },
         )
 
@@ -203,6 +209,15 @@ def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
             why="\n".join(changed),
             fix="go on with the old ones, choose another --run, or start afresh with --overwrite",
         )
+
+
+def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
+    """Say it when a run goes on where it would not come to the same bytes. Both are in the manifests it leaves."""
+    before = {**old.versions, **{name: old.facts.get(name) for name in ("device", "compute_dtype")}}
+    now = {**versions(), **{name: new.facts.get(name) for name in ("device", "compute_dtype")}}
+    changed = [f"{name} {before[name]} → {now.get(name)}" for name in before if before[name] != now.get(name)]
+    if changed:
+        progress.warn(f"going on under {', '.join(changed)}: the result need not be the same to the bit")
 
 
 def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:

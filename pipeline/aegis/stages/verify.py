@@ -77,7 +77,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
             stage: read_manifest(directory)
             for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
         }
-        with divergence.scratch(run.root) as work:
+        with divergence.scratch(run.verify) as work:
             verdict = _Examiner.begin(run, config, manifests, checks, work).examine()
     manifest = Manifest(
         stage="verify",

@@ -12,7 +12,6 @@ There is no state of random generators or of the data order: both are pure funct
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.manifest import Manifest, verify_directory
 from aegis.model.adapted import Adapters
-from aegis.publish import publishing
+from aegis.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
@@ -74,9 +73,20 @@ def save(folder: Path, trainee: Trainee, step: int, manifest: Manifest, *, keep:
     with publishing(final, manifest, overwrite=True) as staging:
         write_trained(staging.path, trainee.model, trainee.soul, step, manifest.inputs["base"])
         save_file(_resume_tensors(trainee), staging.path / _RESUME)
-    for old in list_steps(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(folder, step, keep)
     return final
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove the oldest checkpoints beyond `keep`, counted from `step` down.
+
+    One with a later step is a damaged one that was passed over: it must not push out the one that was just saved.
+    """
+    for old in [found for found in list_steps(folder) if step_of(found) <= step][keep:]:
+        try:
+            discard(old)
+        except OSError as error:  # held open by another program, on Windows: no reason to stop training
+            progress.warn(f"an old checkpoint could not be removed: {error}")
 
 
 def list_steps(folder: Path) -> list[Path]:

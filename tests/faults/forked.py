@@ -1,0 +1,94 @@
+"""`aegis` as a command, forked from a process that has loaded everything (zygote.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (negative: the signal), what it printed, and its peak resident memory."""
+
+    code: int
+    said: str
+    peak_bytes: int
+
+
+def strike(number: signal.Signals, *, rows: int | None = None, after_s: float = 0.0) -> dict[str, Any]:
+    """A signal to send once so many steps are logged, or after a time."""
+    return {"signal": int(number), "after_s": after_s} if rows is None else {"signal": int(number), "rows": rows}
+
+
+class Forked:
+    """Runs commands one after the other; close it when done."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        from vendor_llama_cpp import converter_tree
+
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AEGIS_", "HF_"))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.zygote"],
+            env={
+                **inherited,
+                "LLAMA_CPP_DIR": str(converter_tree()),
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONUTF8": "1",
+                "OMP_NUM_THREADS": "1",
+                **(environment or {"HF_HUB_OFFLINE": "1"}),
+            },
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n", "the process to fork from did not start"
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+    def aegis(
+        self,
+        folder: Path,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        powerless: bool = False,
+        state: Path | None = None,
+        blows: Sequence[dict[str, Any]] = (),
+    ) -> Ended:
+        """Run `aegis ARGUMENTS` in `folder`; nothing it started may outlive it."""
+        # beside the folder: what is printed is not to fail when its disk plays full
+        said = folder.with_name(f"{folder.name}.said.txt")
+        asked = {
+            "folder": str(folder),
+            "arguments": [str(argument) for argument in arguments],
+            "environment": dict(environment or {}),
+            "said": str(said),
+            "powerless": powerless,
+            "state": str(state or ""),
+            "blows": list(blows),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        assert answer["lingered_s"] < 10, f"a child went on for {answer['lingered_s']} s after its parent had ended"
+        text = said.read_text(encoding="utf-8", errors="replace")
+        return Ended(int(answer["code"]), text, int(answer["peak_bytes"]))

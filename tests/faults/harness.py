@@ -1,0 +1,293 @@
+"""Kill a stage at every durable operation, start it again, and compare with a run that nobody disturbed.
+
+In the manner of SQLite's crash tests: first the stage runs once and its operations are numbered (open for write,
+write, truncate, fsync, rename, unlink, rmdir, mkdir; crashpoint.c sees them at libc's door, in every process and
+language). Then, for each number, it runs again in a fresh folder and is killed with SIGKILL before the operation,
+half way through it if it is a write, or after it. What stands under a published name must be whole at that moment.
+The same command, started again, must end with the same bytes as the undisturbed run, and leave no litter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis.demo.base import ensure_demo_base
+from aegis.demo.settings import DemoSettings
+from aegis.errors import IntegrityError
+from aegis.manifest import verify_directory
+from aegis.runs import Run
+from aegis.training.checkpoint import list_steps
+from tests.faults.forked import Ended, Forked, strike
+
+HERE = Path(__file__).parent
+MODES = ("before", "torn", "after", "full")
+JOBS = ("train", "merge", "export", "verify", "run")
+PUBLISHED = ("adapter", "merged", "gguf", "verify")
+
+_TINY = DemoSettings(
+    document_count=120,
+    conversation_count=200,
+    piece_count=900,
+    vocab_size=1024,
+    intermediate_size=256,
+    layer_count=1,
+    steps=4,
+    warmup_steps=2,
+)
+_STATE = struct.Struct("6l4096s4096s")
+_TIMES = ("tokens_per_second", "peak_bytes")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One durable operation of an undisturbed run: its number, kind, bytes (of a write) and path."""
+
+    number: int
+    kind: str
+    size: int
+    path: str
+
+
+@dataclass(frozen=True)
+class KillPoint:
+    job: str
+    operation: Operation
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.job} {self.mode} {self.operation.number}: {self.operation.kind} {self.operation.path}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a kill point; `fault` is empty if the run was killed there and came back to the same bytes."""
+
+    point: KillPoint
+    fault: str
+
+    @property
+    def recovered(self) -> bool:
+        return not self.fault
+
+
+class Laboratory:
+    """A tiny base, a process to fork from, and an undisturbed run of every job to compare with."""
+
+    def __init__(self, folder: Path, base: Path | None = None) -> None:
+        self.folder = folder.resolve()
+        self.base = base or ensure_demo_base(self.folder / "base", _TINY)
+        self.data = self.folder / "data.jsonl"
+        rows = [{"text": f"{n}番目の本でござる。春の花は桜です。"} for n in range(24)]
+        self.data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        self.forked = Forked({"LD_PRELOAD": str(build_shim(self.folder)), "HF_HUB_OFFLINE": "1"})
+        self._starts: dict[str, Path] = {}
+        self._golden: dict[str, dict[str, str]] = {}
+        self._operations: dict[str, list[Operation]] = {}
+
+    def close(self) -> None:
+        self.forked.close()
+
+    def operations(self, job: str) -> list[Operation]:
+        """Run a job undisturbed; its operations in order. Keeps what it made, to compare with."""
+        if job not in self._operations:
+            place = self._fresh(job, "golden")
+            log = place / "operations.tsv"
+            state = write_state(place, log=log)
+            ended = self._aegis(place, state, job)
+            assert ended.code == 0, f"{job} undisturbed: {ended.code}\n{ended.said}"
+            lines = log.read_text(encoding="utf-8").splitlines()
+            found = [line.split("\t", 3) for line in lines]
+            self._operations[job] = [Operation(int(n), kind, int(size), path) for n, kind, size, path in found]
+            self._golden[job] = _fingerprint(place)
+        return self._operations[job]
+
+    def points(self, job: str) -> list[KillPoint]:
+        """Before and after every operation, and inside every write of two bytes or more."""
+        return [
+            KillPoint(job, operation, mode)
+            for operation in self.operations(job)
+            for mode in ("before", "torn", "after")
+            if mode != "torn" or (operation.kind == "write" and operation.size > 1)
+        ]
+
+    def full_points(self, job: str) -> list[KillPoint]:
+        """Operations that need room: the disk is full from there on."""
+        growing = ("open", "write", "truncate", "mkdir", "fsync")
+        return [KillPoint(job, operation, "full") for operation in self.operations(job) if operation.kind in growing]
+
+    def attempt_full(self, point: KillPoint) -> Outcome:
+        """Let the disk be full from there on, look at what is said and left; make room, start again, compare."""
+        place = self._fresh(point.job, "full")
+        try:
+            before = set(_fingerprint(place))
+            state = write_state(place, target=point.operation.number, mode=MODES.index("full"))
+            ended = self._aegis(place, state, point.job)
+            told = ended.code == 3 and re.search("disk is full|No space left", ended.said)
+            # the quantizer does not notice that its last bytes were lost; the disk here only plays full
+            found_out = ended.code == 7 and "reported success but wrote a damaged file" in ended.said
+            if not (told or found_out) or re.search("^Traceback", ended.said, re.MULTILINE):
+                return Outcome(point, f"it ended with {ended.code}\n{ended.said}")
+            litter = [name for name in set(_fingerprint(place)) - before if re.search(r"/\.[^/]", name)]
+            if litter:
+                return Outcome(point, "litter: " + ", ".join(litter))
+            return Outcome(point, self._recovery(place, point.job))
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def attempt(self, point: KillPoint) -> Outcome:
+        """Kill a run there, look at what it left, start it again, compare."""
+        place = self._fresh(point.job, "killed")
+        try:
+            state = write_state(place, target=point.operation.number, mode=MODES.index(point.mode))
+            ended = self._aegis(place, state, point.job)
+            if ended.code != -9:
+                return Outcome(point, f"it was not killed: it ended with {ended.code}\n{ended.said}")
+            return Outcome(point, self._recovery(place, point.job))
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def attempt_after(self, job: str, seconds: float) -> tuple[bool, str]:
+        """Kill a run at a moment instead of an operation: whether it was still alive, and what is wrong after all."""
+        self.operations(job)
+        place = self._fresh(job, "killed")
+        try:
+            ended = self._aegis(place, write_state(place), job, [strike(signal.SIGKILL, after_s=seconds)])
+            return ended.code == -9, self._recovery(place, job)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _recovery(self, place: Path, job: str) -> str:
+        """Start a killed job again; what is wrong then, or nothing."""
+        if torn := _torn(place):
+            return f"torn under its final name: {torn}"
+        ended = self._aegis(place, write_state(place), job)
+        code, said = ended.code, ended.said
+        # asked again for what is there, train says so
+        stands = job == "train" and code == 2 and "exists" in said
+        if code != 0 and not stands:
+            return f"started again it ended with {code}\n{said}"
+        return differences(self._golden[job], _fingerprint(place))
+
+    def _fresh(self, job: str, kind: str) -> Path:
+        """A folder in the state in which the job begins."""
+        place = self.folder / f"{kind}-{job}"
+        shutil.rmtree(place, ignore_errors=True)
+        if job in ("train", "run"):
+            (place / "cache").mkdir(parents=True)
+        else:
+            shutil.copytree(self.start(job), place)
+        return place
+
+    def start(self, job: str) -> Path:
+        """A run with everything before `job` done, and an older result of it that is to be replaced."""
+        if job not in self._starts:
+            place = self.folder / f"start-{job}"
+            (place / "cache").mkdir(parents=True)
+            older = {"merge": ["--dtype", "bfloat16"], "export": ["--name", "older"], "verify": ["--tokens", "96"]}
+            for step in JOBS[: JOBS.index(job) + 1]:
+                changed = older[job] if step == job else []
+                ended = self.forked.aegis(place, *self.arguments(step), *changed)
+                assert ended.code == 0, ended.said
+            self._starts[job] = place
+        return self._starts[job]
+
+    def _aegis(self, place: Path, state: Path, job: str, blows: Sequence[dict[str, Any]] = ()) -> Ended:
+        return self.forked.aegis(place, *self.arguments(job), state=state, blows=blows)
+
+    def arguments(self, job: str) -> list[str]:
+        """The command line of a job."""
+        training = (
+            f"--base-model {self.base} --dataset {self.data} --device cpu --max-steps 2 --save-steps 1 "
+            "--keep-checkpoints 1 --warmup-steps 1 --annealing-steps 1 --max-length 16 --learning-rate 1e-2 "
+            "--logging-steps 1 --heldout-rows 2 --lora-r 2"
+        ).split()
+        exporting = ["--quant", "Q8_0", "--keep-f16"]
+        verifying = ["--tokens", "64", "--threads", "1"]
+        return {
+            "train": ["train", "--run", "run", *training],
+            "merge": ["merge", "--run", "run", "--overwrite"],
+            "export": ["export-gguf", "--run", "run", *exporting, "--overwrite"],
+            "verify": ["verify", "--run", "run", "--device", "cpu", *verifying],
+            "run": ["run", "--run", "run", *training, *exporting, *verifying],
+        }[job]
+
+
+def build_shim(folder: Path) -> Path:
+    """Compile crashpoint.c."""
+    shim = folder / "crashpoint.so"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "a C compiler is needed"
+    subprocess.run(
+        [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(shim), str(HERE / "crashpoint.c"), "-ldl"],
+        check=True,
+    )
+    return shim
+
+
+def write_state(
+    place: Path, *, below: Path | None = None, target: int = 0, mode: int = 0, log: Path | None = None
+) -> Path:
+    """A state file for crashpoint.c, in `place`. Operations below `below` count, `place` itself if not given.
+
+    Who uses the file first is killed together with whoever comes to the target; without target and log none count.
+    """
+    path = place / "crashpoint.state"
+    root = str(below or place) if target or log else ""
+    path.write_bytes(_STATE.pack(0, target, mode, 0, 0, 0, root.encode(), str(log or "").encode()))
+    return path
+
+
+def sockets_opened(state: Path) -> int:
+    """How many sockets the processes that used a state file opened."""
+    return int(_STATE.unpack(state.read_bytes())[5])
+
+
+def _published(place: Path) -> Iterator[Path]:
+    run = Run(place / "run")
+    yield from (path for name in PUBLISHED if (path := run.root / name).exists())
+    yield from list_steps(run.checkpoints)
+
+
+def _torn(place: Path) -> str:
+    for directory in _published(place):
+        try:
+            verify_directory(directory)
+        except IntegrityError as error:
+            return str(error)
+    return ""
+
+
+def _fingerprint(place: Path) -> dict[str, str]:
+    """Path → sha256 of everything in run and cache that is to be the same; times and locks left out."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        name = path.relative_to(place).as_posix()
+        if not path.is_file() or path.parent == place or path.name in ("run.lock", "run.pid", ".lock"):
+            continue
+        content = path.read_bytes()
+        if path.name == "metrics.jsonl":
+            content = "".join(map(_without_times, content.decode().splitlines())).encode()
+        found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _without_times(line: str) -> str:
+    row: dict[str, Any] = json.loads(line)
+    return json.dumps({key: value for key, value in row.items() if key not in _TIMES}) + "\n"
+
+
+def differences(golden: dict[str, str], found: dict[str, str]) -> str:
+    told = [f"missing: {name}" for name in golden.keys() - found.keys()]
+    told += [f"litter: {name}" for name in found.keys() - golden.keys()]
+    told += [f"other bytes: {name}" for name in golden.keys() & found.keys() if golden[name] != found[name]]
+    return "\n".join(sorted(told))

@@ -1,0 +1,106 @@
+"""Downloads through a Hub that cuts off, is busy, lies: it is said and bounded, and nothing wrong is trained on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aegis.manifest import read_manifest
+from aegis.runs import Run
+from tests.faults.forked import Ended, Forked
+from tests.faults.harness import Laboratory
+from tests.faults.hub import COMMIT, WEIGHTS, Hub, serving
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
+TOKEN = "hf_" + "Secret" * 6
+
+
+@pytest.fixture(scope="module")
+def hub(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """What the Hub has: the tiny base, and beside it what must never be fetched."""
+    folder = tmp_path_factory.mktemp("hub")
+    for path in laboratory.base.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "modeling_phi3.py").write_text("raise SystemExit('code of a stranger')", encoding="utf-8")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with serving(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def online(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    home = tmp_path_factory.mktemp("home")
+    forked = Forked({"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+    yield forked
+    forked.close()
+
+
+@pytest.fixture
+def train(online: Forked, laboratory: Laboratory, tmp_path: Path) -> object:
+    def command(fault: str, **environment: str) -> Ended:
+        arguments = [*laboratory.arguments("train"), "--base-model", f"org/{fault}", "--max-steps", "1"]
+        ended = online.aegis(tmp_path, *arguments, "--run", fault, environment={"HF_TOKEN": TOKEN, **environment})
+        assert "Traceback (most recent call last)" not in ended.said
+        # the token goes to the Hub and nowhere else
+        assert TOKEN not in ended.said
+        for path in (tmp_path / fault).rglob("*"):
+            assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+        return ended
+
+    return command
+
+
+def test_whole_then_offline(train, hub: Hub, tmp_path: Path, online: Forked) -> None:  # type: ignore[no-untyped-def]
+    """The revision becomes a commit in the manifest; no code, no pickle is asked for; later nothing is asked at all."""
+    assert train("whole").code == 0
+    assert read_manifest(Run(tmp_path / "whole").adapter).facts["revision"] == COMMIT
+    fetched = {name for repository, name in hub.asked if repository == "whole"}
+    assert WEIGHTS in fetched
+    assert not {"modeling_phi3.py", "pytorch_model.bin"} & fetched
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+
+
+def test_cut_off_half_way(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
+    """It goes on from the bytes that came."""
+    assert train("cut").code == 0
+    assert hub.asked["cut", WEIGHTS] == 2
+
+
+def test_a_busy_server_is_asked_again(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
+    ended = train("busy")
+    assert ended.code == 0
+    assert "503" in ended.said
+    assert hub.asked["busy", WEIGHTS] == 3
+
+
+def test_a_file_that_never_comes_whole(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
+    """More bytes are announced than ever come: a bounded number of tries."""
+    ended = train("longer")
+    assert (ended.code, "could not be downloaded" in ended.said) == (3, True)
+    assert hub.asked["longer", WEIGHTS] < 10
+
+
+def test_right_size_and_wrong_bytes(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Not trained on; removed, so that the next start fetches it again."""
+    ended = train("spoiled")
+    assert (ended.code, f"{WEIGHTS} is not what the Hub has" in ended.said) == (5, True)
+    assert not (tmp_path / "spoiled").exists()
+    assert train("spoiled").code == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        ("gated", 3, "org/gated is gated"),
+        ("private", 2, "no model 'org/private' on the Hub, or it is private"),
+        ("down", 3, "not in the local cache and the Hub cannot be reached"),
+        ("portal", 3, "the answers are not the Hub's"),
+    ],
+)
+def test_each_refusal_has_a_message_of_its_own(train, tmp_path: Path, fault: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
+    ended = train(fault)
+    assert (ended.code, told in ended.said) == (code, True), ended.said
+    assert not (tmp_path / fault).exists()

@@ -1,0 +1,66 @@
+"""The disk is full from some operation on: it is said, nothing half-written stays, and with room again all is well."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aegis.errors import EnvironmentFault
+from aegis.llama_cpp.convert import refuse_damaged
+from tests.faults.harness import JOBS, Laboratory
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD"),
+    pytest.mark.timeout(600),
+]
+SAMPLE = {"train": 8, "merge": 6, "export": 6, "verify": 2, "run": 2}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_full_from_any_operation_on(laboratory: Laboratory, job: str) -> None:
+    chosen = random.Random(5).sample(laboratory.full_points(job), SAMPLE[job])
+    outcomes = [laboratory.attempt_full(point) for point in chosen]
+    assert [f"{outcome.point}: {outcome.fault}" for outcome in outcomes if not outcome.recovered] == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("no tmpfs may be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_disk(laboratory: Laboratory, small_disk: Path) -> None:
+    """Not played: the first checkpoint does not fit, and no torn directory is left of it."""
+    ended = laboratory.forked.aegis(
+        small_disk.parent, *laboratory.arguments("train"), "--run", small_disk / "run", "--lora-r", "4"
+    )
+    assert ended.code == 3, ended.said
+    assert "disk" in ended.said
+    assert "Traceback" not in ended.said
+    assert [path for path in (small_disk / "run").rglob("*") if path.name not in ("run.lock", "metrics.jsonl")] in (
+        [],
+        [small_disk / "run" / "checkpoints"],
+    )
+
+
+def test_a_damaged_file_on_a_full_disk_is_the_disks_fault(small_disk: Path) -> None:
+    """The quantizer ends well when its last write does not."""
+    part = small_disk / "part.gguf"
+    with pytest.raises(OSError, match="No space left"):
+        part.write_bytes(bytes(1 << 20))
+    with pytest.raises(EnvironmentFault, match="disk is full"):
+        refuse_damaged(part, "quantizer")

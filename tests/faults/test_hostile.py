@@ -1,0 +1,76 @@
+"""A few hundred hostile inputs, the same ones every time; `python tools/sweep_hostile.py` takes thousands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.faults import hostile
+from tests.faults.harness import Laboratory
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+    pytest.mark.filterwarnings("ignore"),  # libraries warn of what they read; here it is meant to be odd
+]
+CASES = {"chat templates": 25, "data rows": 25, "model configs": 25}
+_NAMES = (
+    "safetensors headers",
+    "safetensors indexes",
+    "soul files",
+    "adapters",
+    "run manifests",
+    "TOML",
+    "environment",
+    "data rows",
+    "chat templates",
+    "model configs",
+    "GGUF headers",
+    "archives",
+)
+
+
+@pytest.fixture(scope="module")
+def targets(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> dict[str, hostile.Target]:
+    run = laboratory.start("verify") / "run"
+    (gguf,) = (run / "gguf").glob("*Q8_0.gguf")
+    made = hostile.targets(laboratory.base, gguf, tmp_path_factory.mktemp("honest"))
+    return {target.name: target for target in made}
+
+
+def test_every_target_is_here(targets: dict[str, hostile.Target]) -> None:
+    assert tuple(targets) == _NAMES
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_hostile_input_is_refused_or_harmless(targets: dict[str, hostile.Target], name: str, tmp_path: Path) -> None:
+    target = targets[name]
+
+    @settings(
+        max_examples=CASES.get(name, 50), derandomize=True, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(target.cases)
+    def feed(case: object) -> None:
+        assert hostile.watch(target, case, tmp_path).fault == ""
+
+    feed()
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_the_watch_sees_every_kind_of_fault(tmp_path: Path) -> None:
+    """The control: a bug of ours, a slow parser, a greedy one and one that writes elsewhere are all found."""
+
+    def greedy(_case: object, _place: Path) -> None:
+        assert len(bytearray(b"x") * (400 << 20)) == 400 << 20
+
+    def fault(feed: object) -> str:
+        return hostile.watch(hostile.Target("x", st.none(), feed), None, tmp_path).fault  # type: ignore[arg-type]
+
+    assert fault(lambda _case, _place: [][0]).startswith("IndexError")
+    assert "wrote ['elsewhere']" in fault(lambda _case, place: (place.parent / "elsewhere").touch())
+    assert fault(lambda _case, place: (place / "inside").touch()) == ""
+    assert "MB more" in fault(greedy)

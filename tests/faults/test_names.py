@@ -1,0 +1,63 @@
+"""Awkward names for a run, a data set and a base: they work, or exit 2; none of them is ever run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from aegis.runs import Run
+from tests.faults.harness import Laboratory
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows has no place for")
+
+NAMES = {
+    "spaces": "a b  c",
+    "quotes": "\"double\" 'single' `back`",
+    "an option": "-x",
+    "another option": "--overwrite",
+    "a command": "$(touch pwned);touch pwned|touch pwned&&touch pwned",
+    "lines": "one\ntwo\r\nthree",
+    "Japanese": "日本語のモデル",
+    "a full-width space": "前\u3000後",
+    "255 bytes": "n" * 255,
+    "braces and percent": "{ftype} %s {0} ${HOME}",
+    "a pattern": "[abc]*?",
+    "upwards": "..hidden..",
+    "not UTF-8": "bad\udcff",
+    "right to left": "\u202egpj.model",
+    "emoji": "🟢" * 20,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+def test_the_whole_pipeline_under_an_awkward_name(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    base, data, run = home / "bases" / name, home / "data" / f"{name[:240]}.jsonl", home / "runs" / name
+    base.parent.mkdir()
+    data.parent.mkdir()
+    shutil.copytree(laboratory.base, base)
+    shutil.copyfile(laboratory.data, data)
+    arguments = [*laboratory.arguments("run"), "--base-model", base, "--dataset", data, "--run", run]
+    ended = laboratory.forked.aegis(home, *arguments)
+    assert "Traceback" not in ended.said, ended.said
+    assert ended.code in (0, 2), ended.said
+    assert not list(tmp_path.rglob("pwned"))
+    assert {path.name for path in home.iterdir()} <= {"bases", "data", "runs", "cache"}
+    if ended.code == 0:
+        assert list(Run(run).gguf.glob("*-Q8_0.gguf"))
+
+
+@pytest.mark.parametrize("name", ["-x", "$(touch pwned)"])
+def test_a_relative_name_and_a_name_for_the_gguf(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
+    """As typed in the folder itself: --run=NAME --name NAME."""
+    (tmp_path / "home").mkdir()
+    ended = laboratory.forked.aegis(
+        tmp_path / "home", *laboratory.arguments("run"), f"--run={name}", f"--name={name}", "--quiet"
+    )
+    assert ended.code in (0, 2), ended.said
+    assert "Traceback" not in ended.said
+    assert not list(tmp_path.rglob("pwned"))

@@ -1,0 +1,87 @@
+"""Places that may not be written or read, for a process without root's power: exit 2, the path, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import Laboratory
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities")
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> object:
+    """Close a folder or file for writing, or altogether; it is opened again in the end."""
+    modes: dict[Path, int] = {}
+
+    def close(path: Path, mode: int) -> Path:
+        modes[path] = path.stat().st_mode
+        path.chmod(mode)
+        return path
+
+    yield close
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+def train(laboratory: Laboratory, folder: Path, *more: object, **environment: str) -> tuple[int, str]:
+    ended = laboratory.forked.aegis(
+        folder, *laboratory.arguments("train"), *more, environment=environment, powerless=True
+    )
+    assert "Traceback" not in ended.said, ended.said
+    return ended.code, ended.said
+
+
+@pytest.mark.parametrize("where", [".", "run", "run/checkpoints"])
+def test_a_folder_that_may_not_be_written(laboratory: Laboratory, tmp_path: Path, closed, where: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "cache").mkdir()
+    (tmp_path / where).mkdir(parents=True, exist_ok=True)
+    closed(tmp_path / where, 0o500)
+    code, said = train(laboratory, tmp_path)
+    assert code == 2, said
+    assert (where.rpartition("/")[2] if where != "." else "run") in said
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_cache_that_may_not_be_written(laboratory: Laboratory, tmp_path: Path, closed) -> None:  # type: ignore[no-untyped-def]
+    closed(tmp_path, 0o700)
+    (tmp_path / "locked").mkdir()
+    closed(tmp_path / "locked", 0o500)
+    code, said = train(laboratory, tmp_path, AEGIS_CACHE_DIR=str(tmp_path / "locked"))
+    assert code in (2, 3), said
+    assert "locked" in said
+
+
+@pytest.mark.parametrize("what", ["dataset", "base"])
+def test_input_that_may_not_be_read(laboratory: Laboratory, tmp_path: Path, closed, what: str) -> None:  # type: ignore[no-untyped-def]
+    data, base = tmp_path / "data.jsonl", tmp_path / "base"
+    data.write_bytes(laboratory.data.read_bytes())
+    base.mkdir()
+    for path in laboratory.base.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    closed({"dataset": data, "base": base / "model.safetensors"}[what], 0)
+    code, said = train(laboratory, tmp_path, "--dataset", data, "--base-model", base)
+    assert code in (2, 5), said
+    assert {"dataset": "data.jsonl", "base": "model.safetensors"}[what] in said
+
+
+def test_a_base_is_never_written(laboratory: Laboratory, tmp_path: Path, closed) -> None:  # type: ignore[no-untyped-def]
+    """The whole pipeline on a base that nobody may write."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in laboratory.base.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+        closed(base / path.name, 0o400)
+    closed(base, 0o500)
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base, powerless=True)
+    assert ended.code == 0, ended.said
+
+
+def test_a_run_that_is_a_file(laboratory: Laboratory, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine", encoding="utf-8")
+    code, said = train(laboratory, tmp_path)
+    assert (code, "run" in said) == (2, True)
+    assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"

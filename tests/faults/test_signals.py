@@ -1,0 +1,83 @@
+"""SIGINT and SIGTERM at the command itself: the step is finished and saved, and the command it prints goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.manifest import verify_directory
+from aegis.runs import Run
+from aegis.training.checkpoint import list_steps
+from tests.faults.forked import Ended, strike
+from tests.faults.harness import Laboratory
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+LONG = ("--max-steps", "60", "--save-steps", "1000", "--annealing-steps", "20", "--max-length", "32")
+
+
+def train(laboratory: Laboratory, folder: Path, *more: str, blows: Sequence[dict[str, Any]] = ()) -> Ended:
+    return laboratory.forked.aegis(folder, *laboratory.arguments("train"), *LONG, *more, blows=blows)
+
+
+def trained(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Run(folder / "run").adapter.iterdir()}
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, Run(folder / "run").metrics.read_text(encoding="utf-8").splitlines())
+    return [(row["step"], row["task_loss"]) for row in rows]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_once_saves_and_the_command_it_prints_goes_on(
+    laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    assert train(laboratory, whole).code == 0
+    ended = train(laboratory, stopped, blows=[strike(number, rows=5)])
+    assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
+    (saved,) = list_steps(Run(stopped / "run").checkpoints)
+    verify_directory(saved)
+    printed = re.search(r"go on with: aegis (.+)", ended.said)
+    assert printed, ended.said
+    again = laboratory.forked.aegis(stopped, *printed[1].split())
+    assert again.code == 0, again.said
+    assert trained(stopped) == trained(whole)
+    assert losses(stopped) == losses(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_twice_stops_at_once_and_spoils_nothing(laboratory: Laboratory, tmp_path: Path, number: signal.Signals) -> None:
+    """Two blows in a row, several times: whatever checkpoint stands is whole, and the same command goes on."""
+    for rows in (2, 3, 4):
+        ended = train(laboratory, tmp_path, "--save-steps", "1", blows=[strike(number, rows=rows), strike(number)])
+        assert ended.code in (130, 143), ended.said
+        assert "Traceback" not in ended.said
+        for saved in list_steps(Run(tmp_path / "run").checkpoints):
+            verify_directory(saved)
+    assert train(laboratory, tmp_path, "--save-steps", "1").code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_other_stages_clean_up(laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """While converting: nothing is left at the output, and the converter, in a session of its own, ends as well."""
+    laboratory.operations("export")
+    shutil.copytree(laboratory.start("export"), tmp_path / "place")
+    run = Run(tmp_path / "place" / "run")
+    before = {path.name for path in run.gguf.iterdir()}
+    ended = laboratory.forked.aegis(
+        tmp_path / "place", *laboratory.arguments("export"), blows=[strike(number, after_s=0.25)]
+    )
+    assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
+    assert {path.name for path in run.gguf.iterdir()} == before
+    assert [path.name for path in run.root.iterdir() if path.name.startswith(".")] == []

@@ -1,0 +1,153 @@
+"""A base from a stranger: code and pickles in every place where some program would run them. None of it runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.runs import Run
+from aegis.training.checkpoint import list_steps
+from tests.faults.harness import Laboratory
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
+PICKLES = (
+    "pytorch_model.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "training_args.bin",
+    "adapter_model.bin",
+)
+AUTO_MAP = {
+    "AutoConfig": "modeling_evil.EvilConfig",
+    "AutoModelForCausalLM": "modeling_evil.EvilForCausalLM",
+    "AutoTokenizer": ["modeling_evil.EvilTokenizer", "modeling_evil.EvilTokenizer"],
+}
+
+
+class Payload:
+    """Unpickled, it leaves its sentinel."""
+
+    def __init__(self, sentinel: Path) -> None:
+        self.sentinel = sentinel
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.sentinel,)
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[Path]:
+    """The file that a payload makes; it may not be there in the end."""
+    path = tmp_path / "sentinel"
+    yield path
+    assert not path.exists(), "a stranger's code was run"
+
+
+@pytest.fixture
+def base(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> Path:
+    """The tiny base with code and pickles beside it, and a config that asks for them."""
+    folder = tmp_path / "base"
+    shutil.copytree(laboratory.base, folder)
+    code = f"from pathlib import Path\nPath({str(sentinel)!r}).touch()\n"
+    for name in ("modeling_evil.py", "configuration_phi3.py", "sitecustomize.py", "conftest.py", "gguf.py"):
+        (folder / name).write_text(code, encoding="utf-8")
+    plant_pickles(folder, sentinel)
+    edit(folder / "config.json", auto_map=AUTO_MAP, trust_remote_code=True)
+    edit(folder / "tokenizer_config.json", auto_map=AUTO_MAP, trust_remote_code=True)
+    return folder
+
+
+def plant_pickles(folder: Path, sentinel: Path) -> None:
+    for name in PICKLES:
+        (folder / name).write_bytes(pickle.dumps(Payload(sentinel)))
+
+
+def edit(path: Path, **changes: object) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+def test_the_payload_works(tmp_path: Path) -> None:
+    """The control: whoever unpickles it, runs it."""
+    plant_pickles(tmp_path, tmp_path / "made")
+    pickle.loads((tmp_path / PICKLES[0]).read_bytes())
+    assert (tmp_path / "made").exists()
+
+
+def test_the_whole_pipeline_runs_none_of_it(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
+    """Phi-3.5 and Borea ship auto_map and *.py: such a base is used through the native class, and nothing is copied."""
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base)
+    assert ended.code == 0, ended.said
+    run = Run(tmp_path / "run")
+    for folder in (run.adapter, run.merged, run.gguf):
+        assert [path.name for path in folder.rglob("*") if path.suffix in (".py", ".bin", ".pt", ".pth")] == []
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((run.merged / name).read_text(encoding="utf-8"))
+
+
+def test_pickles_among_our_own_files(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> None:
+    """In the checkpoint that training goes on from, in adapter, merged and gguf."""
+    from tests.faults.forked import strike
+
+    long = ("--max-steps", "40", "--save-steps", "1")
+    stopped = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), *long, blows=[strike(9, rows=2)])
+    assert stopped.code == -9
+    run = Run(tmp_path / "run")
+    for folder in list_steps(run.checkpoints):
+        plant_pickles(folder, sentinel)
+    for job, folder in (("train", run.adapter), ("merge", run.merged), ("export", run.gguf), ("verify", run.verify)):
+        ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments(job), *(long if job == "train" else ()))
+        assert ended.code == 0, ended.said
+        plant_pickles(folder, sentinel)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
+        ({"model_type": "evil", "architectures": ["EvilForCausalLM"]}, "no class of its own"),
+        ({"model_type": "phi3", "architectures": ["EvilModel"]}, "not a decoder language model"),
+    ],
+)
+def test_refused_before_anything_is_loaded(
+    laboratory: Laboratory, base: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    edit(base / "config.json", **changes)
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
+    assert (ended.code, told in ended.said, "Traceback" in ended.said) == (5, True, False), ended.said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_class_that_only_its_code_knows(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
+    """tokenizer.json is used if transformers can do without the class, else the base is refused."""
+    edit(base / "tokenizer_config.json", tokenizer_class="EvilTokenizer")
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base)
+    assert ended.code in (0, 5), ended.said
+    assert "Traceback" not in ended.said
+
+
+def test_weights_that_are_pickles_only(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
+    (base / "model.safetensors").unlink()
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
+    assert (ended.code, "a pickle can run code" in ended.said) == (5, True), ended.said
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_a_link_out_of_the_base_is_no_way_to_write(
+    laboratory: Laboratory, base: Path, tmp_path: Path, link: str
+) -> None:
+    """merge copies the companions' contents into files of its own, and follows nothing when it writes."""
+    precious = tmp_path / "precious"
+    precious.write_text('{"precious": true}', encoding="utf-8")
+    (base / "added_tokens.json").unlink()
+    (base / "added_tokens.json").symlink_to(precious if link == "file" else tmp_path)
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
+    assert "Traceback" not in ended.said
+    assert precious.read_text(encoding="utf-8") == '{"precious": true}'

@@ -1,0 +1,200 @@
+"""A process that has loaded everything and forks one child for each command to run: a start costs no five seconds.
+
+Reads one JSON object a line from its standard input and runs `aegis ARGUMENTS` in a forked child:
+
+    folder      its working directory, which gets a cache of its own
+    arguments   of the command line
+    environment variables to set for it
+    said        the file that gets what it prints
+    powerless   whether it gives up root's power to write where no permission allows it
+    state       a state file for crashpoint.c, or null
+    blows       signals to send: {"signal": 2, "after_s": 0.1}, or {"signal": 2, "rows": 3} once the run's
+                metrics.jsonl has so many rows
+
+It waits until the child and everything it started have ended, and answers with one JSON line,
+{"code", "lingered_s", "peak_bytes"}.
+
+The converter and the quantizer are forked as well, their own scripts run from the first line on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+_PR_SET_CHILD_SUBREAPER = 36
+_LINGERING_S = 20.0
+
+
+class ForkedTool:
+    """As much of `subprocess.Popen` as `aegis.llama_cpp.process` uses, without a new interpreter."""
+
+    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> None:
+        to_read, to_write = os.pipe()
+        out_read, out_write = os.pipe()
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(to_read, 0)
+            os.dup2(out_write, 1)
+            os.dup2(out_write, 2)
+            os.closerange(3, 64)
+            os._exit(_run_tool(command, cwd, env))
+        os.close(to_read)
+        os.close(out_write)
+        self.stdin = os.fdopen(to_write, "wb")
+        self.stdout = os.fdopen(out_read, "rb")
+
+    def poll(self) -> int | None:
+        return self._reap(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        import subprocess
+
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._reap(os.WNOHANG if end else 0) is None:
+            if end and time.monotonic() > end:
+                raise subprocess.TimeoutExpired("tool", timeout or 0)
+            time.sleep(0.005)
+        assert self._code is not None
+        return self._code
+
+    def _reap(self, flags: int) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, flags)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+
+def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
+    from aegis.llama_cpp import _child
+
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
+    # the converter's tree brings a gguf of its own
+    for name in [name for name in sys.modules if name == "gguf" or name.startswith("gguf.")]:
+        del sys.modules[name]
+    try:
+        _child.main(*command[command.index(str(_child.__file__)) + 1 :])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run_command(folder: str, arguments: list[str], said: str) -> int:
+    from aegis import cli
+    from aegis.llama_cpp import process
+
+    class Popen:
+        """Stands for the `subprocess` that the seam imports."""
+
+        PIPE, STDOUT = -1, -2
+        Popen = ForkedTool
+
+        from subprocess import TimeoutExpired
+
+    process.subprocess = Popen  # type: ignore[assignment]
+    os.chdir(folder)
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["aegis", *arguments]
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _give_up_power(libc: Any) -> None:
+    """Drop every capability: permissions then hold for root as for anybody."""
+    header = struct.pack("<Ii", 0x20080522, 0)
+    assert libc.capset(header, bytes(24)) == 0
+
+
+def _strike(child: int, folder: Path, blows: list[dict[str, Any]]) -> None:
+    metrics = folder / "run" / "metrics.jsonl"
+    for blow in blows:
+        if "rows" in blow:
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < blow["rows"]:
+                if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    return
+                time.sleep(0.002)
+        else:
+            time.sleep(blow["after_s"])
+        os.kill(child, blow["signal"])
+
+
+def _wait_for_all(leader: int) -> dict[str, float]:
+    """The leader's exit code and peak memory, and for how long something it had started went on after it."""
+    _, status, usage = os.wait4(leader, 0)
+    ended = time.monotonic()
+    answer = {"code": os.waitstatus_to_exitcode(status), "lingered_s": 0.0, "peak_bytes": usage.ru_maxrss * 1024}
+    while answer["lingered_s"] < _LINGERING_S:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if not pid:
+            time.sleep(0.005)
+        answer["lingered_s"] = time.monotonic() - ended
+    return answer
+
+
+def main() -> None:
+    """Load, then serve."""
+    shim = ctypes.CDLL(None)
+    shim.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    import bitsandbytes  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    import transformers.models.phi3.modeling_phi3  # noqa: F401
+
+    import aegis.chain  # noqa: F401
+    from aegis import cli  # noqa: F401
+
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ["AEGIS_CACHE_DIR"] = asked["folder"] + "/cache"
+            os.environ.update(asked["environment"])
+            if asked["state"]:
+                os.environ["CRASHPOINT_STATE"] = asked["state"]
+                shim.crashpoint_use(asked["state"].encode())
+            if asked["powerless"]:
+                _give_up_power(shim)
+            os._exit(_run_command(asked["folder"], asked["arguments"], asked["said"]))
+        _strike(child, Path(asked["folder"]), asked["blows"])
+        print(json.dumps(_wait_for_all(child)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

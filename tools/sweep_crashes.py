@@ -1,0 +1,83 @@
+"""Every kill point of every stage: where SIGKILL strikes, does the same command end in the same bytes afterwards?
+
+    PYTHONPATH=pipeline:. python tools/sweep_crashes.py [--jobs train,merge] [--workers 2] [--out results.json]
+
+The same for a disk that is full from some operation on: is it said, does nothing half-written stay, and does the
+same command end in the same bytes once there is room? The method is tests/faults/harness.py's. Exit code 0 if every
+point was recovered from, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.faults.harness import JOBS, Laboratory, Outcome
+
+
+def sweep(laboratory: Laboratory, jobs: list[str], share: int, shares: int) -> list[Outcome]:
+    """Try every `shares`-th point of each job, from number `share` on."""
+    outcomes = []
+    for job in jobs:
+        for point in [*laboratory.points(job), *laboratory.full_points(job)][share::shares]:
+            try_ = laboratory.attempt_full if point.mode == "full" else laboratory.attempt
+            outcomes.append(try_(point))
+            if not outcomes[-1].recovered:
+                print(f"{point}\n    {outcomes[-1].fault}", flush=True)
+        of_job = [outcome for outcome in outcomes if outcome.point.job == job]
+        recovered = sum(outcome.recovered for outcome in of_job)
+        print(f"worker {share + 1}: {job}, {recovered} of {len(of_job)} recovered", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def main() -> int:
+    """Sweep, print a table, and say whether all was recovered."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", default=",".join(JOBS), help="some of " + ", ".join(JOBS))
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    parser.add_argument("--out", type=Path, help="write the counts here as JSON")
+    given = parser.parse_args()
+    jobs = given.jobs.split(",")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="aegis-crashes-") as folder:
+        laboratories: list[Laboratory] = []
+        for number in range(given.workers):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            laboratories.append(Laboratory(place, laboratories[0].base if laboratories else None))
+        with ThreadPoolExecutor(given.workers) as pool:
+            shares = [
+                pool.submit(sweep, laboratory, jobs, number, given.workers)
+                for number, laboratory in enumerate(laboratories)
+            ]
+            outcomes = [outcome for share in shares for outcome in share.result()]
+        counts = {}
+        for job in jobs:
+            killed = [o for o in outcomes if o.point.job == job and o.point.mode != "full"]
+            full = [o for o in outcomes if o.point.job == job and o.point.mode == "full"]
+            counts[job] = {
+                "operations": len(laboratories[0].operations(job)),
+                "kill points": len(killed),
+                "recovered": sum(outcome.recovered for outcome in killed),
+                "disk full": len(full),
+                "said and recovered": sum(outcome.recovered for outcome in full),
+            }
+        for laboratory in laboratories:
+            laboratory.close()
+    counts["all"] = {key: sum(count[key] for count in counts.values()) for key in counts[jobs[0]]}
+    print(" " * 8 + "".join(f"{name:>{len(name) + 3}}" for name in counts["all"]))
+    for job, count in counts.items():
+        print(f"{job:<8}" + "".join(f"{number:>{len(name) + 3}}" for name, number in count.items()))
+    print(f"{time.monotonic() - began:.0f} s")
+    if given.out:
+        given.out.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(outcome.recovered for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
