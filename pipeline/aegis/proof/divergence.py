@@ -17,7 +17,6 @@ from aegis.errors import IntegrityError
 Logits = NDArray[np.float32]
 _CHUNK = 1 << 23
 """Logits looked at together: 67 MB in float64, of which a comparison holds half a dozen at a time."""
-_SCRATCH = ".verify-"
 _TEMPERATURES = (0.25, 8.0)
 
 
