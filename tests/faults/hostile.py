@@ -35,7 +35,7 @@ from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.shards import INDEX, SINGLE, ShardSet
 from aegis.publish import publishing
-from aegis.report.dialogue import dialogue_of
+from aegis.report.probing import dialogue_of
 from aegis.soul.file import SoulRecord, load_soul, save_soul
 from aegis.soul.rotation import random_rotation
 from vendor_llama_cpp import VendorError
