@@ -1,22 +1,19 @@
-"""Train at the full Phi-3.5-mini shape on a GPU: memory and speed by length, resume, and a base that stayed as it was.
+"""Kill a training at the full Phi-3.5-mini shape on a GPU and go on: is it the undisturbed one, to the bit?
 
-    PYTHONPATH=pipeline:. python tools/rehearse_gpu.py --template FOLDER [--layers 2] [--out results.json]
+    PYTHONPATH=pipeline:.:tools python tools/rehearse_gpu.py --template FOLDER [--layers 2] [--out FILE]
 
-FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes,
-since neither step time nor memory depends on their values. The steps are `aegis train`'s own, with its data, dropout
-and logging; each row is a dry run of ten steps (the first counted in: it warms the GPU up).
+FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes.
+Speed and memory are `bench_train.py`'s, and the faster ways against the plain one tests/training/test_gpu.py's.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import logging
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +23,10 @@ from safetensors.torch import load_file
 
 from aegis.config import TrainConfig
 from aegis.demo.corpus import documents
-from aegis.errors import AegisError
 from aegis.manifest import versions
 from aegis.runs import Run
-from aegis.stages.train import dry_run, train
+from aegis.stages.train import train
 from aegis.training.step import Stepper
-
-LENGTHS = (512, 2048, 4096)
-COLUMNS = {"ms": 9, "peak": 9, "base": 9, "activations": 13}  # milliseconds a step, then GiB
 
 
 class _Killed(BaseException):
@@ -46,49 +39,24 @@ def write_data(path: Path) -> None:
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def measure(config: TrainConfig) -> dict[str, Any]:
-    """One dry run: memory by part in GiB, milliseconds a step over the steps after the first."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    times: list[float] = []
-    take = Stepper.take
-
-    def timed(self: Stepper, step: int, batches: Any) -> Any:
-        begin = time.perf_counter()
-        numbers = take(self, step, batches)
-        times.append(time.perf_counter() - begin)
-        return numbers
-
-    Stepper.take = timed  # type: ignore[method-assign]
-    try:
-        report = dry_run(config)
-    finally:
-        Stepper.take = take  # type: ignore[method-assign]
-    assert report.memory is not None
-    steady = sorted(times[1:])
-    row: dict[str, Any] = {name: round(count / 2**30, 3) for name, count in vars(report.memory).items()}
-    return row | {"ms": round(1e3 * steady[len(steady) // 2], 1), "loss": report.loss}
-
-
 def rehearse_resume(config: TrainConfig, work: Path) -> dict[str, Any]:
     """A run killed after step 7 and resumed from step 6, beside an undisturbed one: are their losses the same?"""
     whole, broken = Run(work / "whole"), Run(work / "broken")
     train(config, whole)
-    take = Stepper.take
+    launch = Stepper.launch
 
-    def dying(self: Stepper, step: int, batches: Any) -> Any:
+    def dying(self: Stepper, step: int, *arguments: Any) -> Any:
         if step >= 7:
             raise _Killed
-        return take(self, step, batches)
+        return launch(self, step, *arguments)
 
-    Stepper.take = dying  # type: ignore[method-assign]
+    Stepper.launch = dying  # type: ignore[method-assign]
     try:
         train(config, broken)
     except _Killed:
         pass
     finally:
-        Stepper.take = take  # type: ignore[method-assign]
+        Stepper.launch = launch  # type: ignore[method-assign]
     report = train(config, broken, resume=True)
     losses = [
         [json.loads(line)["task_loss"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
@@ -110,17 +78,19 @@ def rehearse_resume(config: TrainConfig, work: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run it and print a table last."""
+    """Run it; 0 if nothing differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, required=True, help="folder with config.json and tokenizer files")
     parser.add_argument("--layers", type=int, help="fewer layers, for a trial")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--compile", default="off", choices=["off", "on"])
+    parser.add_argument("--cuda-graphs", default="off", choices=["off", "on"])
     parser.add_argument("--out", type=Path, help="results as JSON")
     arguments = parser.parse_args()
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    results: dict[str, Any] = {"versions": versions(), "rows": {}}
+    results: dict[str, Any] = {"versions": versions(), "device": arguments.device}
     if arguments.device == "cuda":
         results["device"] = torch.cuda.get_device_name()
     with tempfile.TemporaryDirectory(prefix="aegis-gpu-") as directory:
@@ -128,34 +98,27 @@ def main() -> int:
         os.environ["AEGIS_CACHE_DIR"] = str(work / "cache")
         base, data = work / "phi-3.5-mini", work / "data.jsonl"
         copy_template(arguments.template, base, arguments.layers)
-        write_base(meta_model(base), base)
+        write_base(meta_model(base), base, arguments.device)
         write_data(data)
-        common: dict[str, Any] = {"base_model": str(base), "dataset": str(data), "device": arguments.device}
-        cases: list[tuple[str, dict[str, Any]]] = [("defaults, 512", {})]
-        for length in map(int, arguments.lengths.split(",")):
-            for checkpointing in ("on", "off"):
-                settings = {"max_length": length, "activation_checkpointing": checkpointing}
-                cases.append((f"{length}, checkpointing {checkpointing}", settings))
-        cases.append(("512, dense soul", {"rotation": "dense"}))
-        for name, settings in cases:
-            try:
-                results["rows"][name] = measure(TrainConfig(**common, **settings))
-            except (AegisError, torch.OutOfMemoryError) as error:
-                results["rows"][name] = {"error": str(error)}
-            print(name, results["rows"][name], flush=True)
-        short = TrainConfig(
-            **common, max_steps=12, warmup_steps=2, annealing_steps=6, save_steps=6, logging_steps=1, learning_rate=1e-3
+        config = TrainConfig(
+            base_model=str(base),
+            dataset=str(data),
+            device=arguments.device,
+            max_length=arguments.max_length,
+            compile=arguments.compile,
+            cuda_graphs=arguments.cuda_graphs,
+            max_steps=12,
+            warmup_steps=2,
+            annealing_steps=6,
+            save_steps=6,
+            logging_steps=1,
+            learning_rate=1e-3,
         )
-        results["resume"] = rehearse_resume(short, work)
+        results |= rehearse_resume(config, work)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: results[key] for key in ("versions", "resume")}))
-    print(f"\n{results.get('device', 'CPU')}")
-    print(f"{'settings':<26}" + "".join(f"{key:>{width}}" for key, width in COLUMNS.items()))
-    for name, row in results["rows"].items():
-        numbers = "".join(f"{row.get(key, '-'):>{width}}" for key, width in COLUMNS.items())
-        print(f"{name:<26}{numbers}  {row.get('error', '').splitlines()[:1] or ''}".rstrip())
-    return 0
+    print(json.dumps(results, indent=2))
+    return int(results["tensors_that_differ"] > 0)
 
 
 if __name__ == "__main__":
