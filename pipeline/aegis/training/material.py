@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from aegis import disk
@@ -33,5 +34,8 @@ def _source(name: str) -> str:
     from aegis.demo.corpus import write_demo_dataset
 
     path = disk.cache_directory() / "demo-dataset.jsonl"
-    write_demo_dataset(path)
+    # several processes may do so at once
+    part = path.with_suffix(f".{os.getpid()}")
+    write_demo_dataset(part)
+    part.replace(path)
     return str(path)
