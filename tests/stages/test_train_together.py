@@ -217,11 +217,11 @@ def test_a_signal_to_one_ends_both_after_the_same_step(place: Place, tmp_path: P
     run = Run(tmp_path / "run")
     ended = place.launched(run, event="os.kill(os.getpid(), signal.SIGTERM)")
     assert ended.code != 0
-    assert ended.err.count("aegis: stopped after step 7 of 8; it is saved") == 1, ended.err
+    assert ended.err.count("aegis: stopped after step 6 of 8; it is saved") == 1, ended.err
     assert "another process" not in ended.err
     found = checkpoint.newest_whole(run.checkpoints)
     assert found is not None
-    assert checkpoint.step_of(found[0]) == 7
+    assert checkpoint.step_of(found[0]) == 6
 
 
 def test_what_one_process_cannot_go_on_from_ends_both(place: Place, tmp_path: Path) -> None:

@@ -111,13 +111,17 @@ class Loop:
                 if ahead is not None:
                     numbers = self._read(ahead, stopping)
                 ahead = launched
+                if self._together.parts > 1:
+                    # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind
+                    # it: from then on this thread would be stuck in a launch, where no signal reaches it
+                    numbers, ahead = self._read(ahead, stopping), None
                 tokens += config.max_length * self._step_size
                 done = step + 1
                 last = done == stop
                 leaving = self._leaving(stopping, numbers)
                 due = done % config.save_steps == 0 or last or leaving
                 logged = due or done % config.logging_steps == 0 or done == 1
-                if logged:
+                if logged and ahead is not None:
                     numbers, ahead = self._read(ahead, stopping), None
                 if numbers is not None:
                     bar.note(f"loss {numbers.task_loss:.3f}  α {numbers.alpha:+.3f}")

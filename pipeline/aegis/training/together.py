@@ -26,7 +26,8 @@ from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupte
 T = TypeVar("T")
 
 TIME_OUT = timedelta(minutes=10)
-"""How long a step waits for the others; they may still be loading the base, and process 0 may be saving."""
+"""How long a step waits for the others; they may still be loading the base, and process 0 may be saving. After that
+they count as dead."""
 _PATIENCE = timedelta(days=2)
 """How long they wait for process 0 before training: it may be downloading the base, or hashing a large data set."""
 _GRACE_S = 20.0
