@@ -201,7 +201,7 @@ def test_one_process_goes_on_where_two_stopped(place: Place, whole: Run, bereft:
 
 
 def test_two_processes_go_on_where_one_stopped(place: Place, alone: Run, tmp_path: Path) -> None:
-    """With the settings the checkpoint knows, its forward passes shared between them."""
+    """The forward passes of a step are then shared between them."""
     run = Run(tmp_path / "run")
     shutil.copytree(alone.root, run.root)
     for step in (6, 8):
