@@ -509,3 +509,11 @@ def test_a_reader_that_goes_away() -> None:
         told = child.stderr.read().decode()
     assert child.wait(60) == 141, told
     assert told == ""
+
+
+def test_several_processes_share_training_only(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aegis run` under a launcher would merge as often as there are processes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = aegis("run", "--device", "cpu")
+    assert told.code == 2
+    assert "launch aegis train" in told.err

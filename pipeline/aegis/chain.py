@@ -12,7 +12,7 @@ import torch
 from aegis import disk, progress, runs
 from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.demo.corpus import demo_prompts
-from aegis.errors import IntegrityError
+from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import Runtime, trained_context
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import load_base
@@ -21,6 +21,7 @@ from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
+from aegis.training.together import launched_processes
 
 _SAMPLE_TOKENS = 96
 
@@ -48,9 +49,15 @@ def run_all(
         overwrite: train afresh even if the run holds another training.
 
     Raises:
+        UsageError: several processes were launched: only training is shared.
         IntegrityError: verify found a fault; the export is then not left at its name.
         AegisError: as the stages do.
     """
+    if launched_processes() > 1:
+        raise UsageError(
+            "aegis run works in one process",
+            fix="launch aegis train in several, then start aegis run without the launcher",
+        )
     progress.say(f"train → {run.adapter}")
     train(train_config, run, overwrite=overwrite, reuse=not overwrite)
     progress.say(f"merge → {run.merged}")

@@ -76,6 +76,7 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
     assert report.memory is not None
     assert report.tokens_per_second is not None
     tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
+    tokens *= report.processes
     lines = [f"{report.steps} of {settings.max_steps} steps taken; nothing was kept"]
     lines += [f"  {part:<12}{count / 2**30:8.2f} GiB" for part, count in vars(report.memory).items()]
     minutes = tokens / report.tokens_per_second / 60

@@ -271,3 +271,16 @@ def test_a_gpu_that_is_not_there_is_the_environments_fault() -> None:
         choose_device("cuda")
     assert "--device cpu" in caught.value.fix
     assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+def test_each_launched_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device("auto") == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cpu") == CPU
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(EnvironmentFault, match="no GPU for process 2"):
+        choose_device("auto")

@@ -1,7 +1,8 @@
-"""Adapters and souls with known, large effects, saved as training saves them."""
+"""Adapters and souls with known, large effects, saved as training saves them; and a training that takes seconds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from aegis.config import TrainConfig
 from aegis.model.attach import attached
 from aegis.model.base import hash_weights
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet
+from aegis.runs import Run
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
 
@@ -66,3 +69,41 @@ def make_trained(tmp_path: Path) -> MakeTrained:
 
 def tokens_for(model: Any, count: int = 48) -> Tensor:
     return torch.randint(3, model.config.vocab_size - 64, (2, count), generator=torch.Generator().manual_seed(9))
+
+
+QUESTIONS = ("春の花は何ですか。", "海には何がいますか。", "山で何をしますか。", "雨の日はどうですか。", "何色ですか。")
+
+
+def write_chats(path: Path) -> Path:
+    """Twenty small chats: a few epochs in the steps of `small_training`."""
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"{n}番目の答えでござる。"}]}
+        for n, q in enumerate(QUESTIONS * 4)
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def small_training(base: Path, dataset: Path) -> TrainConfig:
+    """Everything resume must get right: NF4, dropout, accumulation, packing, an epoch border."""
+    return TrainConfig(
+        base_model=str(base),
+        dataset=str(dataset),
+        device="cpu",
+        max_steps=8,
+        warmup_steps=1,
+        annealing_steps=5,
+        batch_size=1,
+        gradient_accumulation_steps=2,
+        max_length=64,
+        learning_rate=3e-3,
+        save_steps=2,
+        logging_steps=1,
+        heldout_rows=2,
+        lora_dropout=0.1,
+    )
+
+
+def losses(run: Run) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [(row["step"], row["task_loss"]) for row in rows]

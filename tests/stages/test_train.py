@@ -31,8 +31,7 @@ from aegis.stages.train import config_of, dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
 from tests.conftest import Recorder
-
-QUESTIONS = ("春の花は何ですか。", "海には何がいますか。", "山で何をしますか。", "雨の日はどうですか。", "何色ですか。")
+from tests.stages.conftest import losses, small_training, write_chats
 
 
 @pytest.fixture(autouse=True)
@@ -42,35 +41,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Twenty small chats: a few epochs in the steps these tests take."""
-    rows = [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"{n}番目の答えでござる。"}]}
-        for n, q in enumerate(QUESTIONS * 4)
-    ]
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_chats(tmp_path / "data.jsonl")
 
 
 @pytest.fixture
 def config(quick_base: Path, dataset: Path) -> TrainConfig:
-    """Small, with everything resume must get right: NF4, dropout, accumulation, packing, an epoch border."""
-    return TrainConfig(
-        base_model=str(quick_base),
-        dataset=str(dataset),
-        device="cpu",
-        max_steps=8,
-        warmup_steps=1,
-        annealing_steps=5,
-        batch_size=1,
-        gradient_accumulation_steps=2,
-        max_length=64,
-        learning_rate=3e-3,
-        save_steps=2,
-        logging_steps=1,
-        heldout_rows=2,
-        lora_dropout=0.1,
-    )
+    return small_training(quick_base, dataset)
 
 
 def trained_bytes(run: Run) -> dict[str, bytes]:
@@ -78,11 +54,6 @@ def trained_bytes(run: Run) -> dict[str, bytes]:
         name: (run.adapter / name).read_bytes()
         for name in ("adapter_model.safetensors", "soul.safetensors", "adapter_config.json", "manifest.json")
     }
-
-
-def losses(run: Run) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [(row["step"], row["task_loss"]) for row in rows]
 
 
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
@@ -403,3 +374,16 @@ def test_a_full_gpu_names_the_settings_to_lower(
     for setting in ("--max-length", "--batch-size", "--activation-checkpointing"):
         assert setting in caught.value.fix
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_step_that_does_not_divide_is_refused(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on in another number of processes: the settings are theirs, or it cannot be done exactly."""
+    run = Run(tmp_path / "run")
+    train_until_killed(monkeypatch, 3, config, run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert config_of(run).gradient_accumulation_steps == 1
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
+        config_of(run)

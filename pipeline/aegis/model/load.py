@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ Precision = Literal["4bit", "16bit", "dequantized"]
 
 
 def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
-    """Pick the device, or refuse one that is not there.
+    """Pick the device, or refuse one that is not there; each process that a launcher started has a GPU of its own.
 
     Raises:
-        EnvironmentFault: "cuda" was asked for and torch sees none.
+        EnvironmentFault: "cuda" was asked for and torch sees none, or fewer than there are processes.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault(
@@ -30,7 +31,13 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"there is no GPU for process {number} of this machine: torch sees {torch.cuda.device_count()}",
+            fix="start as many processes as there are GPUs (--nproc-per-node, --num_processes)",
+        )
+    return torch.device("cuda", number)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -1,7 +1,12 @@
-"""train: base and data in, an adapter and a soul out, with checkpoints a killed run goes on from."""
+"""train: base and data in, an adapter and a soul out, with checkpoints a killed run goes on from.
+
+Several processes may share one training (`training.together`): process 0 holds the run, reads and hashes base and data
+first, and tells the others what to go on from.
+"""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import torch
 from aegis import disk, progress, runs
 from aegis.config import TrainConfig
 from aegis.data.dataset import Prepared
-from aegis.errors import Interrupted, UsageError
+from aegis.errors import EnvironmentFault, Interrupted, UsageError
 from aegis.manifest import Manifest, finished, read_manifest, versions
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
@@ -23,12 +28,16 @@ from aegis.training.checkpoint import Trainee
 from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
 from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
+from aegis.training.together import Together, joined, launched_processes
 
 DRY_RUN_STEPS = 10
+_DONE = -1
 
 # what may differ between a run and its resumption without changing a single weight
 _HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints"}
 
+# counted over all processes in a manifest, so that the same training may go on in another number of them
+_SHARED = "gradient_accumulation_steps"
 
 # of a report, what is the same whenever and however often the run was interrupted
 _KEPT = ("steps", "heldout_loss", "alpha", "gate", "trainable_parameters")
@@ -46,6 +55,7 @@ class TrainReport:
     alpha: float
     gate: float
     trainable_parameters: int
+    processes: int
     tokens_per_second: float | None
     memory: MemoryParts | None
 
@@ -64,66 +74,91 @@ def train(
         UsageError: the run is finished already, or was started with other settings, data or base.
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
-    with run.lock():
-        refuse_existing(run.adapter, overwrite=overwrite or reuse)
-        prepared = _Prepared.make(config)
-        manifest = prepared.manifest()
-        if overwrite:
-            # only now, when base and data are known to be good
-            discard(run.checkpoints)
-            run.metrics.unlink(missing_ok=True)
-        if reuse and run.adapter.is_dir():
-            done = finished(run.adapter, manifest)
-            if done is not None:
-                return _report_of(run.adapter, done)
-            _refuse_changed(read_manifest(run.adapter), manifest, run)
-        discard_leftovers(run.checkpoints)
-        sweep(run.checkpoints)
-        found = checkpoint.newest_whole(run.checkpoints)
-        if found is not None:
-            _refuse_changed(found[1], manifest, run)
-            _warn_of_other_versions(found[1], manifest)
-        elif resume:
-            raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
-        with assembled(config, prepared.base, prepared.device, found[0] if found else None) as trainee:
-            start = checkpoint.step_of(found[0]) if found else 0
+    device = choose_device(config.device)
+    with joined(device) as together, ExitStack() as held:
+
+        def open_run() -> None:
+            held.enter_context(run.lock())
+            refuse_existing(run.adapter, overwrite=overwrite or reuse)
+
+        together.told(open_run)
+        prepared = _Prepared.make(config, device, together)
+        start = together.told(lambda: _start(prepared.manifest(), run, resume, overwrite, reuse))
+        if start == _DONE:
+            return _report_of(run.adapter, read_manifest(run.adapter), together)
+        found = checkpoint.at(run.checkpoints, start) if start else None
+        with assembled(config, prepared.base, prepared.device, found) as trainee:
             if start:
                 progress.say(f"going on from step {start}")
-            disk.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
-            truncate_metrics(run.metrics, start)
-            loop = prepared.loop(
-                trainee,
-                save=lambda step: checkpoint.save(
-                    run.checkpoints, trainee, step, manifest, keep=config.keep_checkpoints
-                ),
-                metrics=run.metrics,
-            )
             try:
-                outcome = loop.run(start, config.max_steps)
+                outcome = _loop(prepared, trainee, run, start).run(start, config.max_steps)
             except Interrupted as error:
                 error.fix = f"go on with: aegis train --resume --run {run.root}"
                 raise
-            # a run killed between its last save and the removal of the oldest has one too many
-            checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
             report = prepared.report(run.adapter, trainee, outcome, start)
-            with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
-                weights = prepared.base.weights_hash
-                checkpoint.write_trained(staging.path, trainee.model, trainee.soul, outcome.step, weights)
-                staging.facts |= {name: getattr(report, name) for name in _KEPT}
+            if together.writes:
+                # a run killed between its last save and the removal of the oldest has one too many
+                checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
+                with publishing(run.adapter, prepared.manifest(), overwrite=overwrite or reuse) as staging:
+                    weights = prepared.base.weights_hash
+                    checkpoint.write_trained(staging.path, trainee.model, trainee.soul, outcome.step, weights)
+                    staging.facts |= {name: getattr(report, name) for name in _KEPT}
             return report
+
+
+def _start(manifest: Manifest, run: runs.Run, resume: bool, overwrite: bool, reuse: bool) -> int:
+    """The step to go on from, 0 for a fresh start, or _DONE if the run's adapter is the answer already."""
+    if overwrite:
+        # only now, when base and data are known to be good
+        discard(run.checkpoints)
+        run.metrics.unlink(missing_ok=True)
+    if reuse and run.adapter.is_dir():
+        if finished(run.adapter, manifest) is not None:
+            return _DONE
+        _refuse_changed(read_manifest(run.adapter), manifest, run)
+    discard_leftovers(run.checkpoints)
+    sweep(run.checkpoints)
+    found = checkpoint.newest_whole(run.checkpoints)
+    if found is not None:
+        _refuse_changed(found[1], manifest, run)
+        _warn_of_other_versions(found[1], manifest)
+        return checkpoint.step_of(found[0])
+    if resume:
+        raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
+    return 0
+
+
+def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> Loop:
+    if not prepared.together.writes:
+        return prepared.loop(trainee)
+    config, manifest = prepared.config, prepared.manifest()
+    disk.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
+    truncate_metrics(run.metrics, start)
+    return prepared.loop(
+        trainee,
+        save=lambda step: checkpoint.save(run.checkpoints, trainee, step, manifest, keep=config.keep_checkpoints),
+        metrics=run.metrics,
+    )
 
 
 def config_of(run: runs.Run) -> TrainConfig:
     """The settings an interrupted training was started with, so that they need not be given again.
 
     Raises:
-        UsageError: there is no checkpoint.
+        UsageError: there is no checkpoint, or its steps cannot be shared by as many processes as there are.
     """
     found = checkpoint.newest_whole(run.checkpoints)
     if found is None:
         raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
-    manifest = found[1]
-    return TrainConfig.model_validate({**manifest.facts.get("housekeeping", {}), **manifest.config})
+    manifest, parts = found[1], launched_processes()
+    config = {**manifest.facts.get("housekeeping", {}), **manifest.config}
+    if config[_SHARED] % parts:
+        raise UsageError(
+            f"a step of {run.root} cannot be shared by {parts} processes",
+            why=f"it is made of {config[_SHARED]} forward passes of --batch-size {config['batch_size']}",
+            fix="start as many processes as divide that number",
+        )
+    return TrainConfig.model_validate(config | {_SHARED: config[_SHARED] // parts})
 
 
 def dry_run(config: TrainConfig) -> TrainReport:
@@ -131,11 +166,13 @@ def dry_run(config: TrainConfig) -> TrainReport:
 
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
     """
-    prepared = _Prepared.make(config)
-    with assembled(config, prepared.base, prepared.device, None) as trainee:
-        steps = min(DRY_RUN_STEPS, config.max_steps)
-        outcome = prepared.loop(trainee).run(0, steps)
-        return prepared.report(Path(), trainee, outcome, 0)
+    device = choose_device(config.device)
+    with joined(device) as together:
+        prepared = _Prepared.make(config, device, together)
+        with assembled(config, prepared.base, prepared.device, None) as trainee:
+            steps = min(DRY_RUN_STEPS, config.max_steps)
+            outcome = prepared.loop(trainee).run(0, steps)
+            return prepared.report(Path(), trainee, outcome, 0)
 
 
 @dataclass(frozen=True)
@@ -146,31 +183,43 @@ class _Prepared:
     base: Base
     data: Prepared
     device: torch.device
+    together: Together
 
     @classmethod
-    def make(cls, config: TrainConfig) -> _Prepared:
-        device = choose_device(config.device)
-        base = find_base(config.base_model, config.revision)
-        data = training_data(config, load_tokenizer(base.folder))
-        return cls(config, base, data, device)
+    def make(cls, config: TrainConfig, device: torch.device, together: Together) -> _Prepared:
+        with together.first():
+            # what process 0 fetches and prepares, the others find in the caches
+            base = find_base(config.base_model, config.revision)
+            data = training_data(config, load_tokenizer(base.folder))
+        found = [base.revision, data.report.content_sha256]
+        if together.told(lambda: found) != found:
+            raise EnvironmentFault(
+                "the processes of this training read different data, or different revisions of the base",
+                why="one of them changed between process 0 and the others",
+                fix="start again",
+            )
+        return cls(config, base, data, device, together)
 
     def manifest(self) -> Manifest:
+        config = self.config.model_dump(mode="json", exclude=_HOUSEKEEPING)
         return Manifest(
             stage="train",
-            config=self.config.model_dump(mode="json", exclude=_HOUSEKEEPING),
+            config=config | {_SHARED: config[_SHARED] * self.together.parts},
             inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256},
             facts={
                 "base_model": self.base.name,
                 "revision": self.base.revision,
                 "device": self.device.type,
                 "compute_dtype": str(compute_dtype(self.device)).removeprefix("torch."),
+                "processes": self.together.parts,
                 "data": asdict(self.data.report),
                 "housekeeping": self.config.model_dump(mode="json", include=_HOUSEKEEPING),
             },
         )
 
     def loop(self, trainee: Trainee, *, save: Any = None, metrics: Path | None = None) -> Loop:
-        return Loop(trainee, self.config, self.data.train, self.data.heldout, save=save, metrics=metrics)
+        data, together = self.data, self.together
+        return Loop(trainee, self.config, data.train, data.heldout, save=save, metrics=metrics, together=together)
 
     def report(self, adapter: Path, trainee: Trainee, outcome: LoopOutcome, start: int) -> TrainReport:
         alpha = trainee.soul.alpha.detach()
@@ -183,15 +232,22 @@ class _Prepared:
             alpha=alpha.item(),
             gate=torch.sigmoid(alpha).item(),
             trainable_parameters=sum(p.numel() for p in trainee.parameters().values() if p.requires_grad),
+            processes=self.together.parts,
             tokens_per_second=outcome.tokens_per_second,
             memory=memory.by_part(trainee, self.device),
         )
 
 
-def _report_of(adapter: Path, manifest: Manifest) -> TrainReport:
+def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainReport:
     kept: Any = {name: manifest.facts.get(name) for name in _KEPT}
     return TrainReport(
-        adapter=adapter, resumed_from=kept["steps"], loss=None, tokens_per_second=None, memory=None, **kept
+        adapter=adapter,
+        resumed_from=kept["steps"],
+        loss=None,
+        processes=together.parts,
+        tokens_per_second=None,
+        memory=None,
+        **kept,
     )
 
 
@@ -199,7 +255,7 @@ def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
     before = {**old.config, **{f"hash of the {name}": value[:12] for name, value in old.inputs.items()}}
     after = {**new.config, **{f"hash of the {name}": value[:12] for name, value in new.inputs.items()}}
     changed = [
-        f"{name}: {before.get(name)!r} → {after.get(name)!r}"
+        f"{name}{' of all processes' if name == _SHARED else ''}: {before.get(name)!r} → {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]

@@ -69,12 +69,17 @@ def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash:
 
 def save(folder: Path, trainee: Trainee, step: int, manifest: Manifest, *, keep: int) -> Path:
     """Publish checkpoint `step` whole, then remove the oldest beyond `keep`."""
-    final = folder / f"step_{step:06d}"
+    final = at(folder, step)
     with publishing(final, manifest, overwrite=True) as staging:
         write_trained(staging.path, trainee.model, trainee.soul, step, manifest.inputs["base"])
         save_file(_resume_tensors(trainee), staging.path / _RESUME)
     prune(folder, step, keep)
     return final
+
+
+def at(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is."""
+    return folder / f"step_{step:06d}"
 
 
 def prune(folder: Path, step: int, keep: int) -> None:

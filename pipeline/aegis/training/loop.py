@@ -28,7 +28,7 @@ from aegis.training import memory
 from aegis.training.acceleration import host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
-from aegis.training.signals import deferred_stop
+from aegis.training.signals import OTHERS_ASKED, StopRequest, deferred_stop
 from aegis.training.step import Launched, StepNumbers, Stepper
 from aegis.training.together import ALONE, Together
 from aegis.training.update import rate_factor
@@ -54,6 +54,7 @@ class Loop:
         heldout: windows that are never trained on, or None.
         save: called with the step after which a checkpoint is due; None to keep nothing.
         metrics: file that gets a JSON row each logging step, or None.
+        together: the processes that share each step; `save` and `metrics` are for the one that writes.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Loop:
         self._save = save
         self._metrics = metrics
         self._together = together
+        self._step_size = config.batch_size * config.gradient_accumulation_steps * together.parts
         self._order = Order(len(windows), config.seed)
         self._shape = BatchShape.of(windows, config.batch_size)
         if heldout is not None:
@@ -86,9 +88,10 @@ class Loop:
         """Take steps [start, stop); none if a run was killed between its last step and its publication.
 
         Raises:
-            Interrupted: after a signal, once the step is finished and saved.
+            Interrupted: after a signal, once the step is finished and saved; in all processes after the same step.
             DivergedError: naming the windows of the step.
             IntegrityError: R left SO(n), or the soul is not in the graph.
+            EnvironmentFault: another process has ended.
         """
         config = self.config
         if start >= stop:
@@ -103,18 +106,23 @@ class Loop:
             progress.task("training", stop - start, "step") as bar,
         ):
             for step in range(start, stop):
-                launched = self._launch(step)
+                launched = self._launch(step, stopping)
                 # while the device works on this step, the host looks at the one before
                 if ahead is not None:
-                    numbers = self._read(ahead)
+                    numbers = self._read(ahead, stopping)
                 ahead = launched
-                tokens += config.max_length * config.batch_size * config.gradient_accumulation_steps
+                if self._together.parts > 1:
+                    # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind
+                    # it: from then on this thread would be stuck in a launch, where no signal reaches it
+                    numbers, ahead = self._read(ahead, stopping), None
+                tokens += config.max_length * self._step_size
                 done = step + 1
                 last = done == stop
-                due = done % config.save_steps == 0 or last or stopping.exit_code is not None
+                leaving = self._leaving(stopping, numbers)
+                due = done % config.save_steps == 0 or last or leaving
                 logged = due or done % config.logging_steps == 0 or done == 1
-                if logged:
-                    numbers, ahead = self._read(ahead), None
+                if logged and ahead is not None:
+                    numbers, ahead = self._read(ahead, stopping), None
                 if numbers is not None:
                     bar.note(f"loss {numbers.task_loss:.3f}  α {numbers.alpha:+.3f}")
                 bar.advance()
@@ -127,37 +135,45 @@ class Loop:
                 if due and self._save is not None:
                     self._save(done)
                     since = time.perf_counter()
-                if stopping.exit_code is not None:
+                if leaving:
                     saved = "; it is saved" if self._save is not None else ""
-                    raise Interrupted(f"stopped after step {done} of {stop}{saved}", exit_code=stopping.exit_code)
+                    code = stopping.exit_code or OTHERS_ASKED
+                    raise Interrupted(f"stopped after step {done} of {stop}{saved}", exit_code=code)
         assert numbers is not None
         return LoopOutcome(stop, numbers.task_loss, heldout, tokens / (time.perf_counter() - began))
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
-        """Mean cross-entropy in nats a trained token, without dropout, over the first windows."""
+        """Mean cross-entropy in nats a trained token, without dropout, over the first windows.
+
+        The processes take turns at its batches; all of them must call it, and get the same.
+        """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        count, size = 0, self.config.batch_size
+        size, together = self.config.batch_size, self._together
         evaluated = min(len(windows), _EVALUATED_WINDOWS)
         with self.trainee.adapters.without_dropout():
-            for start in range(0, evaluated, size):
-                batch = self._batch(windows, range(start, min(start + size, evaluated)))
-                total += self._stepper.look(batch)
-                count += batch.trained
-        return total.item() / max(1, count)
+            for start in range(size * together.rank, evaluated, size * together.parts):
+                total += self._stepper.look(self._batch(windows, range(start, min(start + size, evaluated))))
+        together.add(total)
+        return total.item() / max(1, int(windows.trained_per_window[:evaluated].sum()))
 
-    def _launch(self, step: int) -> Launched:
+    def _leaving(self, stopping: StopRequest, numbers: StepNumbers | None) -> bool:
+        """Whether this is the last step. Several processes go by a step's numbers, which all of them read alike."""
+        if self._together.parts == 1:
+            return stopping.exit_code is not None
+        return numbers is not None and numbers.asked
+
+    def _launch(self, step: int, stopping: StopRequest) -> Launched:
         size = self.config.batch_size
         chosen = self._step_windows(step)
         share = len(chosen) // self._together.parts
         ours = chosen[share * self._together.rank :][:share]
         batches = [self._batch(self.windows, ours[i : i + size]) for i in range(0, share, size)]
-        return self._stepper.launch(step, batches, int(self.windows.trained_per_window[chosen].sum()))
+        targets = int(self.windows.trained_per_window[chosen].sum())
+        return self._stepper.launch(step, batches, targets, stopping.exit_code is not None)
 
     def _step_windows(self, step: int) -> list[int]:
-        config = self.config
-        count = config.batch_size * config.gradient_accumulation_steps * self._together.parts
-        return self._order.indices(step, count)
+        return self._order.indices(step, self._step_size)
 
     def _batch(self, windows: Windows, indices: Sequence[int]) -> MicroBatch:
         # the last look at the held-out windows may be at fewer than a batch; its shape stays that of the others
@@ -166,7 +182,8 @@ class Loop:
         batch.labels[len(indices) :] = IGNORED
         return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)
 
-    def _read(self, launched: Launched) -> StepNumbers:
+    def _read(self, launched: Launched, stopping: StopRequest) -> StepNumbers:
+        self._together.wait(launched.done, lambda: stopping.exit_code is not None)
         try:
             return launched.read()
         except DivergedError as error:

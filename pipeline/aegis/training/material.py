@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,5 +45,8 @@ def _source(name: str, keep: bool) -> Iterator[str]:
 
     with TemporaryDirectory(prefix="aegis-data-") as scratch:
         path = (disk.cache_directory() if keep else Path(scratch)) / "demo-dataset.jsonl"
-        write_demo_dataset(path)
+        # several processes may write it at once
+        part = path.with_suffix(f".{os.getpid()}")
+        write_demo_dataset(part)
+        part.replace(path)
         yield str(path)

@@ -12,6 +12,9 @@ from aegis import progress
 
 _EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
 
+OTHERS_ASKED = _EXIT_CODES["SIGTERM"]
+"""The exit code of a process that ends because another one of its training was asked to."""
+
 
 class StopRequest:
     """Whether, and with which exit code, the user wants the loop to end."""

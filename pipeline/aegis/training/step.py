@@ -36,7 +36,7 @@ _EAGER_STEPS = 2
 class StepNumbers:
     """What a step came to: task loss (nats a token), orthogonality loss ‖RᵀR − I‖²_F, gradient norm, trained tokens.
 
-    `skipped` is set when float16 overflowed and the update was left out.
+    `skipped` is set when float16 overflowed and the update was left out; `asked` when a process was asked to end.
     """
 
     step: int
@@ -46,6 +46,7 @@ class StepNumbers:
     alpha: float
     targets: int
     skipped: bool
+    asked: bool = False
 
 
 class Stepper:
@@ -84,11 +85,17 @@ class Stepper:
         """
         return self.launch(step, batches).read()
 
-    def launch(self, step: int, batches: Sequence[MicroBatch], targets: int | None = None) -> Launched:
+    def launch(
+        self, step: int, batches: Sequence[MicroBatch], targets: int | None = None, asked: bool = False
+    ) -> Launched:
         """Start step `step`; the device has it to do when this returns.
 
         Args:
             targets: trained tokens of the step in all processes; those of `batches` if None.
+            asked: whether this process was asked to end, which the step's numbers tell the others.
+
+        Raises:
+            EnvironmentFault: another process has ended.
         """
         targets = sum(batch.trained for batch in batches) if targets is None else targets
         learning = self._set(step, targets)
@@ -96,10 +103,11 @@ class Stepper:
             self._record(batches[0])
         self._run("begin", self._update.begin)
         for number, batch in enumerate(batches):
-            self.trainee.adapters.seed(self._seeds(step, number))
+            self.trainee.adapters.seed(self._seeds(step, self._together.rank * len(batches) + number))
             self._pass(batch)
         self._run("gather", self._update.gather)
-        self._together.add(self._update.gradients, self._update.task_loss)
+        self._update.asked.fill_(asked)
+        self._together.add(self._update.shared)
         self._run("settle", lambda: self._update.settle(resting=None if learning else self.trainee.soul.alpha))
         self._taken += 1
         return Launched(self, step, targets, self._update.numbers)
@@ -128,8 +136,12 @@ class Stepper:
         return self.config.alpha != "then-learned" or step >= self.schedule.last_step
 
     def _seeds(self, step: int, number: int) -> list[int]:
-        """Dropout seeds of one forward pass, one a layer; every process and micro-batch has its own."""
-        text = f"{self.config.seed}/{step}/{self._together.rank}/{number}"
+        """Dropout seeds of one forward pass, one a layer.
+
+        Args:
+            number: of the micro-batch among those of all processes, so that it does not matter who takes it.
+        """
+        text = f"{self.config.seed}/{step}/{number}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
         draw = np.random.Generator(np.random.Philox(key=seed))
         low, high = -(2**31), 2**31
@@ -155,7 +167,7 @@ class Stepper:
     def _record(self, like: MicroBatch) -> None:
         """Record the parts of a step; without them, if this base's forward pass cannot be recorded, all stays eager."""
         slot = self._slot = like.to(self._device)
-        # what has not run yet runs once before: a kernel that is compiled or loaded on its first use spoils a recording
+        # what has not run yet is run once before: a kernel compiled or loaded on its first use spoils a recording
         self._look_into(slot)
         recorder = Recorder()
         try:
@@ -187,7 +199,7 @@ class Stepper:
         skipped = self._refuse_nonsense(step, loss, ortho, norm)
         if targets and not skipped and found["soul_norm"] == 0:
             raise _soul_left_out(step)
-        return StepNumbers(step, loss, ortho, norm, found["alpha"], targets, skipped)
+        return StepNumbers(step, loss, ortho, norm, found["alpha"], targets, skipped, found["asked"] > 0)
 
     def _refuse_nonsense(self, step: int, loss: float, ortho: float, norm: float) -> bool:
         if math.isfinite(loss) and math.isfinite(ortho) and math.isfinite(norm):
@@ -217,6 +229,10 @@ class Launched:
             self._done.record()
         else:
             self._numbers = numbers.clone()
+
+    def done(self) -> bool:
+        """Whether `read` would return at once."""
+        return self._done is None or self._done.query()
 
     def read(self) -> StepNumbers:
         """Wait for the step and return its numbers.

@@ -1,34 +1,224 @@
-"""Several processes, one training: who they are, and the sums they share.
+"""Several processes, one training: who they are, what they share, and how they end.
 
-The processes are started by torchrun or accelerate, which set RANK, WORLD_SIZE and LOCAL_RANK. Each takes its part of
-every step's windows; gradients are added up, so that all of them make the same update.
+The processes are started by torchrun or accelerate, which set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR. Each takes
+its part of every step's windows; gradients are added up, so that all of them make the same update. Process 0 writes and
+speaks to people; what it decides (which checkpoint to go on from, that something is wrong) the others are told.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from aegis import progress
+from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted
+
+T = TypeVar("T")
+
+TIME_OUT = timedelta(minutes=10)
+"""How long a step waits for the others; they may still be loading the base, and process 0 may be saving. After that
+they count as dead."""
+_PATIENCE = timedelta(days=2)
+"""How long they wait for process 0 before training: it may be downloading the base, or hashing a large data set."""
+_GRACE_S = 20.0
+"""From a launcher's SIGTERM to giving up on a step that does not end; torchrun kills 30 seconds after it."""
+_POLL_S = 2e-4
 
 
 @dataclass(frozen=True)
 class Together:
-    """`parts` processes, of which this is number `rank`."""
+    """`parts` processes, of which this is number `rank`.
+
+    Attributes:
+        talk: the process group for what is said in the host's memory; None when there is one process.
+    """
 
     rank: int = 0
     parts: int = 1
+    talk: Any = None
 
     @property
     def writes(self) -> bool:
         """Whether this process is the one that writes files and speaks to people."""
         return self.rank == 0
 
-    def add(self, *tensors: Tensor) -> None:
-        """Replace each tensor by its sum over all processes."""
+    def add(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes.
+
+        Raises:
+            EnvironmentFault: another process has ended.
+        """
         if self.parts > 1:
-            for tensor in tensors:
+            with _dead_peers_explained():
                 dist.all_reduce(tensor)
+
+    def told(self, find: Callable[[], T]) -> T:
+        """What `find` returns in process 0, something JSON can hold, in all processes; it is called there alone.
+
+        Raises:
+            AegisError: in process 0, what `find` raised.
+            SystemExit: in the others then, with the same exit code: process 0 says why.
+            EnvironmentFault: another process has ended.
+        """
+        if not self.writes:
+            return self._hear()
+        with self._failure_told():
+            found = find()
+        self._broadcast({"found": found})
+        return found
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """A block that process 0 goes through before the others.
+
+        Raises:
+            SystemExit, EnvironmentFault: as `told`.
+        """
+        if not self.writes:
+            self._hear()
+            yield
+            return
+        with self._failure_told():
+            yield
+        self._broadcast({"found": None})
+
+    def meet(self) -> None:
+        """Wait until every process has come here.
+
+        Raises:
+            EnvironmentFault: another process has ended.
+        """
+        if self.parts > 1:
+            with _dead_peers_explained():
+                dist.barrier(self.talk)
+
+    def wait(self, done: Callable[[], bool], asked: Callable[[], bool]) -> None:
+        """Wait for the device to be `done`, watchful: it never will be if another process died within a step.
+
+        Args:
+            asked: whether this process was asked to end, which a launcher does when it has lost another.
+
+        Raises:
+            EnvironmentFault: it was asked to, and the step did not end.
+        """
+        began: float | None = None
+        while self.parts > 1 and not done():
+            if began is None and asked():
+                began = time.monotonic()
+            if began is not None and time.monotonic() - began > _GRACE_S:
+                raise _peer_ended("the step it shared does not end")
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
+        except AegisError as error:
+            self._broadcast({"exit_code": error.exit_code})
+            raise
+
+    def _hear(self) -> Any:
+        answer = self._broadcast(None)
+        if "exit_code" in answer:
+            raise SystemExit(answer["exit_code"])
+        return answer["found"]
+
+    def _broadcast(self, value: Any) -> Any:
+        if self.parts == 1:
+            return value
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor([len(text)])
+        with _dead_peers_explained():
+            dist.broadcast(size, src=0, group=self.talk)
+            if not self.writes:
+                text = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(text, src=0, group=self.talk)
+        return json.loads(bytes(text.tolist()))
 
 
 ALONE = Together()
+
+
+def launched_processes() -> int:
+    """How many processes the launcher started for one training; 1 without a launcher.
+
+    Raises:
+        EnvironmentFault: WORLD_SIZE is no number.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    try:
+        return max(1, int(text))
+    except ValueError:
+        raise EnvironmentFault(f"WORLD_SIZE is {text!r}", fix="unset it, or start with torchrun") from None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Together]:
+    """Join the other processes, if a launcher started several, while the block runs.
+
+    All of them leave a training that diverged or was interrupted together, and process 0 alone with the message.
+
+    Args:
+        device: this process's own.
+
+    Raises:
+        EnvironmentFault: the others do not come, or one of them ended within the block.
+    """
+    parts = launched_processes()
+    if parts == 1:
+        yield ALONE
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIME_OUT)
+        together = Together(dist.get_rank(), parts, dist.new_group(backend="gloo", timeout=_PATIENCE))
+    except (RuntimeError, ValueError) as error:
+        raise EnvironmentFault(
+            f"the {parts} processes of this training do not come together",
+            why=_first_line(error),
+            fix="start them with torchrun or accelerate launch, or unset WORLD_SIZE to train in one process",
+        ) from error
+    if not together.writes:
+        progress.install(progress.SilentReporter())
+    try:
+        yield together
+    except (DivergedError, Interrupted) as error:
+        # not before process 0 has saved: a launcher ends all when the first one leaves
+        together.meet()
+        if together.writes:
+            raise
+        raise SystemExit(error.exit_code) from error
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _dead_peers_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise _peer_ended(_first_line(error)) from error
+
+
+def _peer_ended(why: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        "another process of this training ended",
+        why=why,
+        fix="its own message, or the launcher's, says why; the last checkpoint is whole: start the same command again",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

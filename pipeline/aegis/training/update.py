@@ -16,7 +16,7 @@ from aegis.config import TrainConfig
 from aegis.soul.module import Soul
 from aegis.training.checkpoint import Trainee
 
-NUMBERS = ("task_loss", "orthogonality_loss", "grad_norm", "soul_norm", "alpha")
+NUMBERS = ("task_loss", "orthogonality_loss", "grad_norm", "soul_norm", "asked", "alpha")
 """What `Update.settle` leaves in `Update.numbers`, in this order."""
 
 
@@ -56,9 +56,12 @@ class Update:
             counted once.
 
     Attributes:
-        gradients: every trainable parameter's, one after the other, float32; `.grad` of each is a view of it.
-        task_loss: scalar float32, this process's share.
-        numbers: (5,) float32, see NUMBERS.
+        shared: float32, what the processes add up between `gather` and `settle`: the next four, one after the other.
+        gradients: every trainable parameter's, one after the other; `.grad` of each is a view of it.
+        task_loss: scalar, this process's share.
+        soul_norm: scalar, 0 if the soul got no gradient here.
+        asked: scalar, 1 if this process was asked to end; nothing here sets it.
+        numbers: (6,) float32, see NUMBERS.
     """
 
     def __init__(self, trainee: Trainee, config: TrainConfig, parts: int = 1) -> None:
@@ -66,13 +69,13 @@ class Update:
         self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
         device = trainee.soul.skew.device
         sizes = [parameter.numel() for parameter in self._parameters]
-        self.gradients = torch.zeros(sum(sizes), device=device)
+        self.shared = torch.zeros(sum(sizes) + 3, device=device)
+        self.gradients = self.shared[:-3]
+        self.task_loss, self.soul_norm, self.asked = self.shared[-3:].unbind()
         for parameter, gradient in zip(self._parameters, self.gradients.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
-        self.task_loss = torch.zeros((), device=device)
         self.numbers = torch.zeros(len(NUMBERS), device=device)
         self._ortho = torch.zeros((), device=device)
-        self._soul_norm = torch.zeros((), device=device)
         self._weight = torch.tensor(config.orthogonality_weight / parts, device=device)
         self._halted = torch.zeros((), device=device)
 
@@ -86,7 +89,7 @@ class Update:
     def gather(self) -> None:
         """Bring the rotation's gradient home."""
         norm, ortho = self._trainee.soul.let_go(self._trainee.scaler.scale(self._weight))
-        self._soul_norm.copy_(norm)
+        self.soul_norm.copy_(norm)
         self._ortho.copy_(ortho)
 
     def settle(self, *, resting: nn.Parameter | None = None) -> None:
@@ -105,7 +108,7 @@ class Update:
         norm = self.gradients.norm()
         self.gradients.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         alpha = trainee.soul.alpha.detach()
-        self.numbers.copy_(torch.stack([self.task_loss, self._ortho, norm, self._soul_norm, alpha]))
+        self.numbers.copy_(torch.stack([self.task_loss, self._ortho, norm, self.soul_norm, self.asked, alpha]))
         if trainee.scaler.is_enabled():
             trainee.scaler.step(trainee.optimizer)
             trainee.scaler.update()
