@@ -256,4 +256,4 @@ def test_closing_frees_the_memory(f16: Path) -> None:
         with Runtime(f16, n_ctx=16384, threads=1):
             held_bytes = resident() - before
     assert held_bytes > 20e6
-    assert resident() - before < 60e6
+    assert resident() - before < 150e6  # the allocator may keep a context or two for the next one; ten are 330 MB
