@@ -61,7 +61,8 @@ def test_twice_stops_at_once_and_spoils_nothing(laboratory: Laboratory, tmp_path
     """Two blows in a row, several times: whatever checkpoint stands is whole, and the same command goes on."""
     for rows in (2, 3, 4):
         ended = train(laboratory, tmp_path, "--save-steps", "1", blows=[strike(number, rows=rows), strike(number)])
-        assert ended.code in (130, 143), ended.said
+        # the second may find an interpreter that has put its handlers away already: to a shell that is 143 as well
+        assert ended.code in (128 + number, -number), ended.said
         assert "Traceback" not in ended.said
         for saved in list_steps(Run(tmp_path / "run").checkpoints):
             verify_directory(saved)

@@ -14,6 +14,7 @@ from aegis.errors import IntegrityError
 from aegis.proof import divergence
 from aegis.proof.divergence import Recording, best_temperature, compare, perplexity, record
 from aegis.proof.verdict import Kept
+from aegis.publish import discard_leftovers
 
 SEQUENCES = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3]]
 VOCABULARY = 16
@@ -89,10 +90,14 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 def test_the_place_for_recordings_is_left_clean(tmp_path: Path) -> None:
-    """What a killed verification left goes too."""
-    (tmp_path / ".verify-killed").mkdir()
-    with divergence.scratch(tmp_path) as work:
+    """It stands where publishing sweeps: what a killed verification left goes with the next publication."""
+    place = tmp_path / "verify"
+    with divergence.scratch(place) as work:
         assert work.parent == tmp_path
         recorded(work, logits(1))
         assert [path.name for path in tmp_path.iterdir()] == [work.name]
     assert list(tmp_path.iterdir()) == []
+    killed = work
+    killed.mkdir()
+    discard_leftovers(place)
+    assert not killed.exists()
