@@ -62,7 +62,7 @@ def test_twice_stops_at_once_and_spoils_nothing(laboratory: Laboratory, tmp_path
     for rows in (2, 3, 4):
         ended = train(laboratory, tmp_path, "--save-steps", "1", blows=[strike(number, rows=rows), strike(number)])
         # the second may find an interpreter that has put its handlers away already: to a shell that is 143 as well
-        assert ended.code in (128 + number, -number), ended.said
+        assert ended.code in (130, 143, -number), ended.said
         assert "Traceback" not in ended.said
         for saved in list_steps(Run(tmp_path / "run").checkpoints):
             verify_directory(saved)
