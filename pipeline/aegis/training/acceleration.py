@@ -22,9 +22,9 @@ from aegis.model.attach import decoder_of
 from aegis.model.packed import RotaryTable, install_attention, supports_packed
 from aegis.training.recompute import Keeper, recomputed
 
-_COMPILE_STEPS = 300
+COMPILE_STEPS = 300
 """Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
-_SPARE = 0.9
+SPARE = 0.9
 """Of the free memory that a plan may fill; the allocator needs the rest."""
 
 
@@ -48,7 +48,7 @@ class Acceleration:
         layers = len(model.get_decoder().layers)
         packed = supports_packed(model, device, dtype)
         quick = device.type == "cuda" and packed
-        worthwhile = quick and config.max_steps >= _COMPILE_STEPS and find_spec("triton") is not None
+        worthwhile = quick and config.max_steps >= COMPILE_STEPS and find_spec("triton") is not None
         compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
         captured = quick and config.cuda_graphs == "on" and config.alpha == "scheduled" and dtype == torch.bfloat16
         recompute, offload = _recomputation(config, model, device, layers)
@@ -144,6 +144,6 @@ def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers
     kept = tokens * text.hidden_size * itemsize
     free, _ = torch.cuda.mem_get_info(device)
     # one layer is always whole in the backward pass; its gradients and a dequantized matrix need as much again
-    room = free * _SPARE - 2 * layer - 2 * 2**30 // 4
+    room = free * SPARE - 2 * layer - 2**29
     stored = layers if room >= layers * layer else max(0, int((room - layers * kept) // max(1, layer - kept)))
     return layers - min(layers, stored), stored == 0 and room < layers * kept

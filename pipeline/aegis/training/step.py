@@ -115,11 +115,11 @@ class Stepper:
     @torch.no_grad()
     def look(self, batch: MicroBatch) -> Tensor:
         """Sum of the cross-entropies of a batch without dropout: a scalar on the device, overwritten by the next."""
-        if self._taken == 0 or not self._replays:
-            self._looked.copy_(summed_loss(self.trainee, batch.to(self._device)))
-        else:
+        if self._replays:
             self._fill(batch)
-            self._run("look", lambda: None)
+            self._replays["look"]()
+        else:
+            self._look_into(batch.to(self._device))
         return self._looked
 
     def _set(self, step: int, targets: int) -> bool:

@@ -65,7 +65,7 @@ class Update:
     """
 
     def __init__(self, trainee: Trainee, config: TrainConfig, parts: int = 1) -> None:
-        self._trainee, self._config, self._parts = trainee, config, parts
+        self._trainee, self._config = trainee, config
         self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
         device = trainee.soul.skew.device
         sizes = [parameter.numel() for parameter in self._parameters]

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from aegis.config import TrainConfig
-from aegis.training import acceleration
+from aegis.training.acceleration import COMPILE_STEPS, SPARE
 from aegis.training.estimate import Blueprint, Estimate
-
-_SPARE = 0.9
-"""Of the free memory that training fills; the allocator needs the rest."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Ways:
         self._blueprint, self._config, self._free = blueprint, config, free_bytes
         self._on_gpu = kind == "cuda"
         # as Acceleration.choose, which asks the GPU
-        worthwhile = self._on_gpu and config.max_steps >= acceleration._COMPILE_STEPS
+        worthwhile = self._on_gpu and config.max_steps >= COMPILE_STEPS
         self.compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
         self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
 
@@ -55,11 +52,11 @@ class Ways:
         if wanted != "auto":
             return self._variant(length, 0 if wanted == "off" else layers, offloaded=self._offloaded, asked_for=True)
         kept = self._variant(length, 0, asked_for=True)
-        if self._free is None or not self._on_gpu or kept.memory.peak <= _SPARE * self._free:
+        if self._free is None or not self._on_gpu or kept.memory.peak <= SPARE * self._free:
             return kept
         # "auto" recomputes as many layers as it takes; what one of them saves is the same for all
         saved = (kept.memory.peak - self._variant(length, layers).memory.peak) / layers
-        needed = math.ceil((kept.memory.peak - _SPARE * self._free) / max(1.0, saved))
+        needed = math.ceil((kept.memory.peak - SPARE * self._free) / max(1.0, saved))
         return self._variant(length, min(layers, needed), asked_for=True)
 
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
