@@ -124,14 +124,12 @@ def merge(
     place = None
     if adapter or base_model:
         if run or not (adapter and base_model and out):
-            raise UsageError(
-                "which model is to be merged?", fix="give --run alone, or all of --base-model, --adapter and --out"
-            )
+            raise UsageError("cli.which_to_merge")
         inputs = stage.MergeInputs(base_model, adapter, soul, revision)
         report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         if soul or revision:
-            raise UsageError("--soul and --revision go with --base-model and --adapter", fix="a run knows its own")
+            raise UsageError("cli.soul_without_base")
         place = Run(_existing_run(run))
         with _held(place, dry_run):
             inputs = stage.inputs_of_run(place)
@@ -174,7 +172,7 @@ def export_gguf(
 
     if model:
         if run or not out:
-            raise UsageError("which model is to be exported?", fix="give --run alone, or both --model and --out")
+            raise UsageError("cli.which_to_export")
         report = stage(model, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         place = Run(_existing_run(run))
@@ -230,7 +228,7 @@ def verify(
         _speak_json()
     if path is not None:
         if run or preset or config or flags:
-            raise UsageError("one part or a whole run?", fix="give PATH alone, or --run and its settings")
+            raise UsageError("cli.part_or_run")
         from aegis.stages.examine import examine
 
         found = examine(path)
@@ -432,7 +430,7 @@ def _refuse_undecodable(arguments: list[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{argument!r} is not UTF-8", fix="give the file or folder another name") from None
+            raise UsageError("cli.not_utf8", argument=argument) from None
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -455,7 +453,7 @@ def _held(place: Run, dry_run: bool) -> AbstractContextManager[None]:
 def _existing_run(run: Path | None) -> Path:
     path = run or Path("artifacts") / DEMO
     if not path.is_dir():
-        raise UsageError(f"there is no run at {path}", fix="give --run DIR, the directory `aegis train` wrote to")
+        raise UsageError("cli.no_run", path=path)
     return path
 
 

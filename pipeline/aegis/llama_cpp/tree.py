@@ -39,9 +39,5 @@ def find_tree(override: Path | None = None) -> Path:
 def _checked(directory: Path, source: str) -> Path:
     tree = directory.expanduser().absolute()
     if not (tree / CONVERTER).is_file():
-        raise UsageError(
-            f"{tree} is no llama.cpp checkout",
-            why=f"{source} names it, but it holds no {CONVERTER}.",
-            fix="Name the root of a llama.cpp checkout, or leave it out to use the pinned release.",
-        )
+        raise UsageError("tree.no_checkout", tree=tree, source=source, converter=CONVERTER)
     return tree

@@ -159,7 +159,7 @@ def launched_processes() -> int:
     try:
         return max(1, int(text))
     except ValueError:
-        raise EnvironmentFault(f"WORLD_SIZE is {text!r}", fix="unset it, or start with torchrun") from None
+        raise EnvironmentFault("together.world_size", text=text) from None
 
 
 @contextmanager
@@ -185,11 +185,7 @@ def joined(device: torch.device) -> Iterator[Together]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIME_OUT)
         together = Together(dist.get_rank(), parts, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except (RuntimeError, ValueError) as error:
-        raise EnvironmentFault(
-            f"the {parts} processes of this training do not come together",
-            why=_first_line(error),
-            fix="start them with torchrun or accelerate launch, or unset WORLD_SIZE to train in one process",
-        ) from error
+        raise EnvironmentFault("together.not_met", parts=parts, error=_first_line(error)) from error
     if not together.writes:
         progress.install(progress.SilentReporter())
     try:
@@ -213,11 +209,7 @@ def _dead_peers_explained() -> Iterator[None]:
 
 
 def _peer_ended(why: str) -> EnvironmentFault:
-    return EnvironmentFault(
-        "another process of this training ended",
-        why=why,
-        fix="its own message, or the launcher's, says why; the last checkpoint is whole: start the same command again",
-    )
+    return EnvironmentFault("together.peer_ended", why=why)
 
 
 def _first_line(error: BaseException) -> str:
