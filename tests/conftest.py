@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from aegis.demo.settings import DemoSettings
 from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
+
+os.environ["AEGIS_LANG"] = (
+    "en"  # what is asserted of messages is English; here, so that programs started by tests have it
+)
 
 MakeRandom = Callable[..., Path]
 

@@ -19,6 +19,7 @@ import typer
 from aegis import __version__, disk, logs, preparing, progress, screens, screens_plan
 from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
+from aegis.messages import phrase
 from aegis.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, with_settings
 
 if TYPE_CHECKING:
@@ -367,14 +368,14 @@ def main() -> None:
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
         code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
         if code == 130:
-            _complain("interrupted")
+            _complain(phrase("cli.interrupted"))
         sys.exit(code)
     except AegisError as error:
         _keep(error)
         _complain(error.what, error.why, error.fix)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
+        _complain(phrase("cli.interrupted"))
         sys.exit(130)
     except SystemExit as leaving:
         # typer and rich end the process with 1 when whoever read our output has gone
@@ -392,22 +393,20 @@ def main() -> None:
             sys.exit(fault.exit_code)
         if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
             sys.exit(_our_bug(error))
-        _complain(f"{error.filename} cannot be used", error.strerror or "")
+        _complain(phrase("cli.unusable", path=error.filename), error.strerror or "")
         sys.exit(2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
-            _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
+            _complain(error.format_message(), fix=phrase("cli.help"))
             sys.exit(2)
         sys.exit(_our_bug(error))
 
 
 def _our_bug(error: Exception) -> int:
     _keep(error)
-    shown = "" if _debug else "; --debug shows it here"
-    _complain(
-        f"this is a bug: {type(error).__name__}: {error}",
-        fix=f"please report it with the traceback at the end of {logs.log_path()}{shown}",
-    )
+    trouble = phrase("cli.bug", kind=type(error).__name__, error=error)
+    report = "cli.report" if _debug else "cli.report_or_debug"
+    _complain(trouble, fix=phrase(report, log=logs.log_path()))
     return 1
 
 
@@ -435,7 +434,7 @@ def _refuse_undecodable(arguments: list[str]) -> None:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
-    _complain("terminated")
+    _complain(phrase("cli.terminated"))
     sys.exit(143)
 
 
@@ -466,11 +465,13 @@ def _ask() -> str | None:
 
 
 def _complain(what: str, why: str = "", fix: str = "") -> None:
+    from rich.cells import cell_len
+
     lines = [f"aegis: {what}"]
-    for label, text in (("why", why), ("do", fix)):
+    for label, text in ((phrase("cli.why"), why), (phrase("cli.do"), fix)):
         for line in text.splitlines():
             lines.append(f"  {label}: {line}")
-            label = " " * len(label)
+            label = " " * cell_len(label)
     try:
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()

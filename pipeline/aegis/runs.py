@@ -25,6 +25,7 @@ import filelock
 from aegis import disk
 from aegis.errors import IntegrityError, LockedError, UsageError
 from aegis.manifest import read_manifest
+from aegis.messages import phrase
 
 _LOCK = "run.lock"
 
@@ -111,6 +112,6 @@ def gguf_of_run(run: Run) -> Path:
 
 def _holder(root: Path) -> str:
     try:
-        return f" (process {(root / 'run.pid').read_text(encoding='ascii')})"
+        return phrase("runs.holder", process=(root / "run.pid").read_text(encoding="ascii"))
     except OSError:
         return ""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from aegis.data.lines import MAX_LINE_BYTES, decode_all, read_lines
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError, UsageError
+from aegis.messages import phrase
 
 MAX_ARRAY_BYTES = 1 << 30
 """A JSON array has to be parsed whole; JSON Lines may be of any size."""
@@ -67,13 +68,13 @@ def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         except json.JSONDecodeError as error:
             rejects.add(line.where, _broken(error))
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-            rejects.add(line.where, f"JSON that cannot be read: {error}")
+            rejects.add(line.where, phrase("files.unreadable_json", error=error))
         else:
             yield Row(line.where, value)
 
 
 def _broken(error: json.JSONDecodeError) -> str:
-    return f"broken JSON at column {error.colno}: {error.msg.removesuffix(' at')}"
+    return phrase("files.broken", column=error.colno, error=error.msg.removesuffix(" at"))
 
 
 def _starts_array(path: Path) -> bool:

@@ -51,7 +51,14 @@ _SHAREGPT_ROLES = {
     "chatgpt": "assistant",
     "assistant": "assistant",
 }
-_KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+_KINDS = {
+    dict: "formats.kind_object",
+    list: "formats.kind_list",
+    bool: "formats.kind_boolean",
+    int: "formats.kind_number",
+    float: "formats.kind_number",
+    str: "formats.kind_string",
+}
 
 
 def records(source: Source, rejects: Rejects) -> Iterator[Record]:
@@ -133,7 +140,7 @@ def _conversation(value: object, role_key: str, content_key: str, role_of: Calla
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
             raise RowError(phrase("formats.message_not_an_object", number=number, item=_kind(item)))
-        label = f"message {number}: "
+        label = phrase("formats.label", number=number)
         role = role_of(_text(item, role_key, label))
         # `"system": ""` is how many datasets say that there is none
         if role == "system" and item.get(content_key) in (None, ""):
@@ -162,13 +169,16 @@ def _text(row: _Object, key: str, label: str = "") -> str:
     if not value.strip():
         raise RowError(phrase("formats.empty", label=label, key=key))
     if match := _UNENCODABLE.search(value):
-        what = "a NUL character" if match.group() == "\0" else "half of a surrogate pair"
-        raise RowError(phrase("formats.bad_character", label=label, key=key, what=what, match=match.start() + 1))
+        what = phrase("formats.nul" if match.group() == "\0" else "formats.surrogate")
+        raise RowError(phrase("formats.bad_character", label=label, key=key, what=what, position=match.start() + 1))
     return value
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+    if value is None:
+        return "null"
+    kind = _KINDS.get(type(value))
+    return phrase(kind) if kind else type(value).__name__
 
 
 def _names(keys: object) -> str:

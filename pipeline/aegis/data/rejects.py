@@ -38,8 +38,8 @@ class Rejects:
             return
         lines = [f"  {where}: {reason}" for where, reason in self.listed[:SHOWN]]
         if self.count > SHOWN:
-            lines.append(f"  ... and {self.count - SHOWN} more")
-        rows = "1 row" if self.count == 1 else f"{self.count} rows"
+            lines.append(phrase("rejects.more", count=self.count - SHOWN))
+        rows = phrase("rejects.row" if self.count == 1 else "rejects.rows", count=self.count)
         raise DataError("rejects.too_many", rows=rows, name=self.name, lines="\n".join(lines), count=self.count)
 
 

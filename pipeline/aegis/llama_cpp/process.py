@@ -125,12 +125,12 @@ def run_tool(
             if pipe is not None and not (pipe is child.stdout and reader.is_alive()):
                 pipe.close()
     if code is None:
-        raise _failure(tool, f"it printed nothing for {silence_limit_s:.0f} s and was ended", listener, part)
+        raise _failure(tool, phrase("process.silent", seconds=silence_limit_s), listener, part)
     if code != 0:
         reason = f"signal {-code}" if code < 0 else f"code {code}"
-        raise _failure(tool, f"it ended with {reason}", listener, part)
+        raise _failure(tool, phrase("process.ended", reason=reason), listener, part)
     if not part.is_file():
-        raise _failure(tool, "it reported success but wrote no file", listener, part)
+        raise _failure(tool, phrase("process.no_file"), listener, part)
 
 
 def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limit_s: float) -> int | None:

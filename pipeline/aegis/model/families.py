@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aegis.errors import UnsupportedModelError
+from aegis.messages import phrase
 from aegis.model.shards import HEAD_BIAS
 
 HeadKind = Literal["own", "tied", "with bias"]
@@ -52,16 +53,11 @@ PROVEN: Mapping[str, Family] = {
     "phi": Family("Phi-1.5, Phi-2", ("with bias",), "byte-level BPE", ("q_proj", "k_proj", "v_proj", "dense")),
 }
 
-_HEAD_DROPPED = (
-    "llama.cpp's converter drops its lm_head.weight and the runtime uses the embeddings instead, "
-    "so the soul folded into the head would vanish without a word"
-)
-_NO_PLACE = "llama.cpp has no place for an LM head of its own in this architecture"
 REFUSED: Mapping[str, str] = {
-    "gemma": _HEAD_DROPPED,
-    "gemma2": _HEAD_DROPPED,
-    "cohere": _NO_PLACE,
-    "cohere2": _NO_PLACE,
+    "gemma": "families.head_dropped",
+    "gemma2": "families.head_dropped",
+    "cohere": "families.no_place",
+    "cohere2": "families.no_place",
 }
 
 _BIASED_HEADS = frozenset({"phi", "phimoe"})
@@ -80,7 +76,7 @@ def check_family(config: Mapping[str, Any]) -> None:
     architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     called = f"{model_type or 'this model'} ({', '.join(architectures) or 'no architecture named'})"
     if model_type in REFUSED:
-        raise UnsupportedModelError("families.refused", called=called, refused=REFUSED[model_type])
+        raise UnsupportedModelError("families.refused", called=called, reason=phrase(REFUSED[model_type]))
     if "_attn_implementation_internal" in config:
         raise UnsupportedModelError("families.internal_attention", called=called)
     quantization = config.get("quantization_config")

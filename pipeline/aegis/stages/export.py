@@ -101,7 +101,7 @@ def export_gguf(
         return report
 
     needed = disk_needed(model, shards, quantized)
-    disk.require_space(out, needed, "the GGUF files")
+    disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.human(needed)))

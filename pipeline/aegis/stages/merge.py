@@ -130,7 +130,7 @@ def merge(
         known = replace(manifest, inputs={**manifest.inputs, "base": base.weights_hash})
         if finished(out, known) is not None:
             return report
-    disk.require_space(out, plan.out_bytes, "the merged model")
+    disk.require_space(out, plan.out_bytes, phrase("disk.merged_model"))
     if dry_run:
         return report
     with publishing(out, manifest, overwrite=overwrite) as staging:

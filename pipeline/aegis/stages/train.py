@@ -133,7 +133,7 @@ def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> L
     if not prepared.together.writes:
         return prepared.loop(trainee)
     config, manifest = prepared.config, prepared.manifest()
-    disk.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
+    disk.require_space(run.root, _disk_needed(trainee, config), phrase("disk.checkpoints"))
     truncate_metrics(run.metrics, start)
     return prepared.loop(
         trainee,
@@ -251,10 +251,10 @@ def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainRe
 
 
 def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
-    before = {**old.config, **{f"hash of the {name}": value[:12] for name, value in old.inputs.items()}}
-    after = {**new.config, **{f"hash of the {name}": value[:12] for name, value in new.inputs.items()}}
+    before = {**old.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in old.inputs.items()}}
+    after = {**new.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in new.inputs.items()}}
     changed = [
-        f"{name}{' of all processes' if name == _SHARED else ''}: {before.get(name)!r} → {after.get(name)!r}"
+        f"{name}{phrase('train.of_all') if name == _SHARED else ''}: {before.get(name)!r} → {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]

@@ -137,9 +137,9 @@ class Loop:
                     self._save(done)
                     since = time.perf_counter()
                 if leaving:
-                    saved = "; it is saved" if self._save is not None else ""
                     code = stopping.exit_code or OTHERS_ASKED
-                    raise Interrupted("train.stopped", exit_code=code, done=done, stop=stop, saved=saved)
+                    name = "train.stopped" if self._save is None else "train.stopped_and_saved"
+                    raise Interrupted(name, exit_code=code, done=done, stop=stop)
         assert numbers is not None
         return LoopOutcome(stop, numbers.task_loss, heldout, tokens / (time.perf_counter() - began))
 
