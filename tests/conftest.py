@@ -19,9 +19,7 @@ from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
 
-os.environ["AEGIS_LANG"] = (
-    "en"  # what is asserted of messages is English; here, so that programs started by tests have it
-)
+os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 
 MakeRandom = Callable[..., Path]
 
