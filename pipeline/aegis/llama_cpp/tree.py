@@ -33,7 +33,7 @@ def find_tree(override: Path | None = None) -> Path:
         return vendor_llama_cpp.converter_tree(progress.say)
     except vendor_llama_cpp.VendorError as error:
         fault = IntegrityError if error.kind in ("hash", "archive") else EnvironmentFault
-        raise fault(error.what, why=error.why, fix=error.fix) from error
+        raise fault("tree.not_had", what=error.what, why=error.why, fix=error.fix) from error
 
 
 def _checked(directory: Path, source: str) -> Path:

@@ -22,6 +22,7 @@ from torch import distributed as dist
 
 from aegis import progress
 from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted
+from aegis.messages import phrase
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ class Together:
             if began is None and asked():
                 began = time.monotonic()
             if began is not None and time.monotonic() - began > _GRACE_S:
-                raise _peer_ended("the step it shared does not end")
+                raise _peer_ended(phrase("together.hangs"))
             time.sleep(_POLL_S)
 
     @contextmanager
