@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from aegis.demo.settings import DemoSettings
 from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
+
+os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 
 MakeRandom = Callable[..., Path]
 

@@ -342,7 +342,7 @@ def test_our_own_bugs_are_told_as_such(
 
 
 def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("theirs"), 2)):
+    for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("cli.no_run", path="theirs"), 2)):
         monkeypatch.setattr(train_stage, "train", raising(error))
         monkeypatch.setattr(sys, "argv", ["aegis", "--debug", "train"])
         with pytest.raises(SystemExit) as ended:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from aegis import console, progress, screens
 from aegis.console import ConsoleReporter, JsonReporter
-from aegis.errors import AegisError, EnvironmentFault
+from aegis.errors import AegisError, EnvironmentFault, UsageError
 from aegis.report.card import ollama_name
 
 ROW = {
@@ -48,8 +48,10 @@ def test_every_failure_has_the_code_of_the_table() -> None:
         "LockedError": 8,
         "Interrupted": 1,  # its own argument: 130 or 143
     }
-    error = EnvironmentFault("what", why="why", fix="fix")
-    assert (str(error), str(EnvironmentFault("what"))) == ("what\nwhy\nfix", "what")
+    error = EnvironmentFault("disk.no_cache", directory="here", error="it is a file")
+    assert str(error) == f"{error.what}\n{error.why}\n{error.fix}"
+    assert (error.what, error.why) == ("here cannot be used as the cache", "it is a file")
+    assert str(UsageError("config.no_config_file", file="x.toml")) == "no config file at x.toml"
 
 
 def test_people_read_plain_lines_without_a_terminal(

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from aegis import disk
-from aegis.errors import AegisError, ToolError
+from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile, Runtime, convert, fallback_tensors
 from aegis.model.adapter import load_adapter
 from aegis.model.base import TOKENIZER_FILES, hash_weights, load_tokenizer, read_config
@@ -262,7 +262,7 @@ def run_stage(record: Record, name: str, *arguments: str | Path) -> None:
     finally:
         child.kill()
     if code:
-        raise ToolError(f"aegis {arguments[0]} ended with code {code}", why="what it said is above")
+        raise RuntimeError(f"aegis {arguments[0]} ended with code {code}; what it said is above")
 
 
 def check_weights(record: Record, base: Path, trained: Path, merged: Path, gguf: GgufFile) -> None:
@@ -391,7 +391,7 @@ def main() -> int:
     print(f"{'step':<20}{'process':<11}{'seconds':>9}{'peak GB':>9}{'its own':>9}{'disk GB':>9}")
     try:
         rehearse(record, arguments.template, arguments.layers)
-    except AegisError as error:
+    except (AegisError, RuntimeError) as error:
         record.failed.append(str(error))
         print(f"stopped: {error}", file=sys.stderr)
     finally:

@@ -14,6 +14,7 @@ from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyCon
 from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import Runtime, trained_context
+from aegis.messages import phrase
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import load_base
 from aegis.proof.verdict import Verdict
@@ -54,26 +55,25 @@ def run_all(
         AegisError: as the stages do.
     """
     if launched_processes() > 1:
-        raise UsageError(
-            "aegis run works in one process",
-            fix="launch aegis train in several, then start aegis run without the launcher",
-        )
-    progress.say(f"train → {run.adapter}")
+        raise UsageError("run.one_process")
+    progress.say(phrase("run.train", adapter=run.adapter))
     train(train_config, run, overwrite=overwrite, reuse=not overwrite)
-    progress.say(f"merge → {run.merged}")
+    progress.say(phrase("run.merge", merged=run.merged))
     merge(inputs_of_run(run), run.merged, merge_config, overwrite=True, reuse=True)
-    progress.say(f"export → {run.gguf}")
+    progress.say(phrase("run.export", gguf=run.gguf))
     exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
-    progress.say(f"verify → {run.verify}")
+    progress.say(phrase("run.verify", verify=run.verify))
     verdict = verify(run, verify_config)
     if verdict.guilty is not None:
         failed = run.gguf.with_name(run.gguf.name + ".failed")
         shutil.rmtree(failed, ignore_errors=True)
         run.gguf.rename(failed)
         raise IntegrityError(
-            f"the export is not what was trained: the fault is in {verdict.guilty}",
-            why="\n".join(verdict.failures),
-            fix=f"the files are kept in {failed}, the report in {run.verify}",
+            "run.export_unproven",
+            guilty=verdict.guilty,
+            failures="\n".join(verdict.failures),
+            failed=failed,
+            verify=run.verify,
         )
     return exported, verdict
 

@@ -19,6 +19,7 @@ import typer
 from aegis import __version__, disk, logs, preparing, progress, screens, screens_plan
 from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
+from aegis.messages import phrase
 from aegis.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, with_settings
 
 if TYPE_CHECKING:
@@ -124,14 +125,12 @@ def merge(
     place = None
     if adapter or base_model:
         if run or not (adapter and base_model and out):
-            raise UsageError(
-                "which model is to be merged?", fix="give --run alone, or all of --base-model, --adapter and --out"
-            )
+            raise UsageError("cli.which_to_merge")
         inputs = stage.MergeInputs(base_model, adapter, soul, revision)
         report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         if soul or revision:
-            raise UsageError("--soul and --revision go with --base-model and --adapter", fix="a run knows its own")
+            raise UsageError("cli.soul_without_base")
         place = Run(_existing_run(run))
         with _held(place, dry_run):
             inputs = stage.inputs_of_run(place)
@@ -174,7 +173,7 @@ def export_gguf(
 
     if model:
         if run or not out:
-            raise UsageError("which model is to be exported?", fix="give --run alone, or both --model and --out")
+            raise UsageError("cli.which_to_export")
         report = stage(model, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         place = Run(_existing_run(run))
@@ -230,7 +229,7 @@ def verify(
         _speak_json()
     if path is not None:
         if run or preset or config or flags:
-            raise UsageError("one part or a whole run?", fix="give PATH alone, or --run and its settings")
+            raise UsageError("cli.part_or_run")
         from aegis.stages.examine import examine
 
         found = examine(path)
@@ -369,14 +368,14 @@ def main() -> None:
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
         code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
         if code == 130:
-            _complain("interrupted")
+            _complain(phrase("cli.interrupted"))
         sys.exit(code)
     except AegisError as error:
         _keep(error)
         _complain(error.what, error.why, error.fix)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
+        _complain(phrase("cli.interrupted"))
         sys.exit(130)
     except SystemExit as leaving:
         # typer and rich end the process with 1 when whoever read our output has gone
@@ -394,22 +393,20 @@ def main() -> None:
             sys.exit(fault.exit_code)
         if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
             sys.exit(_our_bug(error))
-        _complain(f"{error.filename} cannot be used", error.strerror or "")
+        _complain(phrase("cli.unusable", path=error.filename), error.strerror or "")
         sys.exit(2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
-            _complain(error.format_message(), fix="aegis --help lists the commands, aegis COMMAND --help the options")
+            _complain(error.format_message(), fix=phrase("cli.help"))
             sys.exit(2)
         sys.exit(_our_bug(error))
 
 
 def _our_bug(error: Exception) -> int:
     _keep(error)
-    shown = "" if _debug else "; --debug shows it here"
-    _complain(
-        f"this is a bug: {type(error).__name__}: {error}",
-        fix=f"please report it with the traceback at the end of {logs.log_path()}{shown}",
-    )
+    trouble = phrase("cli.bug", kind=type(error).__name__, error=error)
+    report = "cli.report" if _debug else "cli.report_or_debug"
+    _complain(trouble, fix=phrase(report, log=logs.log_path()))
     return 1
 
 
@@ -432,12 +429,12 @@ def _refuse_undecodable(arguments: list[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{argument!r} is not UTF-8", fix="give the file or folder another name") from None
+            raise UsageError("cli.not_utf8", argument=argument) from None
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
-    _complain("terminated")
+    _complain(phrase("cli.terminated"))
     sys.exit(143)
 
 
@@ -455,7 +452,7 @@ def _held(place: Run, dry_run: bool) -> AbstractContextManager[None]:
 def _existing_run(run: Path | None) -> Path:
     path = run or Path("artifacts") / DEMO
     if not path.is_dir():
-        raise UsageError(f"there is no run at {path}", fix="give --run DIR, the directory `aegis train` wrote to")
+        raise UsageError("cli.no_run", path=path)
     return path
 
 
@@ -468,11 +465,13 @@ def _ask() -> str | None:
 
 
 def _complain(what: str, why: str = "", fix: str = "") -> None:
+    from rich.cells import cell_len
+
     lines = [f"aegis: {what}"]
-    for label, text in (("why", why), ("do", fix)):
+    for label, text in ((phrase("cli.why"), why), (phrase("cli.do"), fix)):
         for line in text.splitlines():
             lines.append(f"  {label}: {line}")
-            label = " " * len(label)
+            label = " " * cell_len(label)
     try:
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from aegis.errors import UsageError
+from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
 
 DEMO = "demo"
@@ -177,7 +178,7 @@ SECTIONS: Mapping[str, type[StageConfig]] = {
     "verify": VerifyConfig,
 }
 
-_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
+_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
 
 
 def resolve(
@@ -205,7 +206,9 @@ def resolve(
     if preset is not None:
         if preset not in PRESETS:
             raise UsageError(
-                f"no preset named {preset!r}", fix=_nearest(preset, PRESETS) or f"known: {', '.join(PRESETS)}"
+                "config.no_preset",
+                preset=preset,
+                hint=_nearest(preset, PRESETS) or phrase("config.known", names=", ".join(PRESETS)),
             )
         values |= PRESETS[preset].get(section, {})
     if file is not None:
@@ -220,7 +223,7 @@ def resolve(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UsageError(*_explain(model, section, error)) from None
+        raise UsageError("config.invalid", problems=_explain(model, section, error)) from None
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -231,7 +234,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any
             section, key = known[name]
             found[section][key] = text
         elif name.startswith("AEGIS_") and name not in _OTHER_VARIABLES:
-            raise UsageError(f"{name} is no variable this program reads", fix=_nearest(name, known))
+            raise UsageError("config.unknown_variable", name=name, nearest=_nearest(name, known))
     return found
 
 
@@ -239,36 +242,42 @@ def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UsageError(f"no config file at {file}") from None
+        raise UsageError("config.no_config_file", file=file) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as TOML", why=str(error)) from None
+        raise UsageError("config.cannot_read_toml", file=file, error=str(error)) from None
     for section, table in document.items():
         if section not in SECTIONS or not isinstance(table, dict):
             raise UsageError(
-                f"{file}: [{section}] is not a table this program reads",
-                fix=_nearest(section, SECTIONS) or f"known: {', '.join(f'[{name}]' for name in SECTIONS)}",
+                "config.unknown_table",
+                file=file,
+                section=section,
+                hint=_nearest(section, SECTIONS)
+                or phrase("config.known", names=", ".join(f"[{name}]" for name in SECTIONS)),
             )
         known = SECTIONS[section].model_fields
         for key in table:
             if key not in known:
-                raise UsageError(f"{file}: [{section}] has no key {key!r}", fix=_nearest(key, known))
+                raise UsageError(
+                    "config.unknown_key", file=file, section=section, key=key, nearest=_nearest(key, known)
+                )
     return document
 
 
-def _explain(model: type[StageConfig], section: str, error: ValidationError) -> tuple[str]:
+def _explain(model: type[StageConfig], section: str, error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or section
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{section} has no setting {key!r}. {_nearest(key, model.model_fields)}".rstrip())
+            nearest = _nearest(key, model.model_fields)
+            lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(
                 f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
             )
-    return ("\n".join(lines),)
+    return "\n".join(lines)
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else ""
+    return phrase("config.nearest", name=close[0]) if close else ""

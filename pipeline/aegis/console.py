@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from aegis.messages import phrase
 from aegis.progress import Task
 from aegis.soul.gate import Phase
 
@@ -41,7 +42,7 @@ class ConsoleReporter:
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(phrase("console.warning", text=text), style="yellow", markup=False)
 
     def metrics(self, row: dict[str, object]) -> None:
         if self._quiet:

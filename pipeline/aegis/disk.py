@@ -35,9 +35,7 @@ def cache_directory() -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"{directory} cannot be used as the cache", why=str(error), fix="set AEGIS_CACHE_DIR to another folder"
-        ) from None
+        raise UsageError("disk.no_cache", directory=directory, error=str(error)) from None
     return directory.resolve()
 
 
@@ -57,11 +55,7 @@ def is_full(error: BaseException) -> bool:
 def full(path: Path, error: BaseException) -> EnvironmentFault:
     """The error to raise when writing `path` met a full disk."""
     free = shutil.disk_usage(_existing(path)).free
-    return EnvironmentFault(
-        f"the disk is full: {path} could not be written",
-        why=f"{human(free)} are free ({error})",
-        fix="free some space and start again; nothing half-written was left",
-    )
+    return EnvironmentFault("disk.full", path=path, free=human(free), error=error)
 
 
 def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
@@ -73,8 +67,11 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
     free = shutil.disk_usage(_existing(path)).free
     if free < needed_bytes:
         raise EnvironmentFault(
-            f"not enough disk for {purpose}: {human(needed_bytes)} needed, {human(free)} free",
-            fix=f"free some space on the disk of {_existing(path)}, or choose another one",
+            "disk.too_small",
+            purpose=purpose,
+            needed_bytes=human(needed_bytes),
+            free=human(free),
+            existing=_existing(path),
         )
 
 

@@ -16,20 +16,37 @@ Anything else that reaches the top is our bug: it keeps its traceback and exits 
 
 from __future__ import annotations
 
+from typing import Any
+
+from aegis.messages import trouble
+
 
 class AegisError(Exception):
-    """A failure told as three short texts: what happened, why, and what to do now."""
+    """A failure told as three short texts: what happened, why, and what to do now.
+
+    Args:
+        key: of its message, "module.name".
+        values: what fills the message's places.
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.why = why
-        self.fix = fix
+    def __init__(self, key: str, /, **values: object) -> None:
+        super().__init__(key)
+        self.what, self.why, self.fix = trouble(key, **values)
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.what, self.why, self.fix) if part)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the texts are all that another process needs; the values may not go through a pipe
+        return _told, (type(self), self.__dict__)
+
+
+def _told(kind: type[AegisError], state: dict[str, Any]) -> AegisError:
+    error = kind.__new__(kind, *())
+    error.__dict__ |= state
+    return error
 
 
 class UsageError(AegisError):
@@ -65,8 +82,8 @@ class LockedError(AegisError):
 
 
 class Interrupted(AegisError):
-    """A signal ended the work after it was saved."""
+    """A signal ended the work after it was saved; `exit_code` is the signal's."""
 
-    def __init__(self, what: str, *, exit_code: int, fix: str = "") -> None:
-        super().__init__(what, fix=fix)
+    def __init__(self, key: str, /, *, exit_code: int, **values: object) -> None:
+        super().__init__(key, **values)
         self.exit_code = exit_code

@@ -16,6 +16,7 @@ from typing import Any
 
 from aegis import __version__, progress
 from aegis.errors import IntegrityError
+from aegis.messages import phrase
 
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
@@ -101,11 +102,9 @@ def read_manifest(directory: Path) -> Manifest:
             versions=dict(document["versions"]),
         )
     except FileNotFoundError:
-        raise IntegrityError(
-            f"{directory} has no {MANIFEST}", why="it was not published whole by this program"
-        ) from None
+        raise IntegrityError("manifest.none", directory=directory, manifest=MANIFEST) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
+        raise IntegrityError("manifest.damaged", path=path, name=type(error).__name__, error=error) from None
 
 
 def verify_directory(directory: Path) -> Manifest:
@@ -123,7 +122,7 @@ def verify_directory(directory: Path) -> Manifest:
         elif (why := _difference(path, record)) is not None:
             wrong.append(f"{name}: {why}")
     if wrong:
-        raise IntegrityError(f"{directory} is not what its manifest says", why="\n".join(wrong))
+        raise IntegrityError("manifest.folder_differs", directory=directory, wrong="\n".join(wrong))
     return manifest
 
 
@@ -137,7 +136,7 @@ def verify_file(path: Path) -> bool:
         return False
     record = read_manifest(path.parent).files.get(path.name)
     if record is not None and (why := _difference(path, record)) is not None:
-        raise IntegrityError(f"{path} is not what its manifest says", why=why)
+        raise IntegrityError("manifest.file_differs", path=path, why=why)
     return record is not None
 
 
@@ -158,6 +157,6 @@ def finished(final: Path, manifest: Manifest) -> Manifest | None:
     try:
         found = verify_directory(final)
     except IntegrityError as error:
-        progress.warn(f"making {final.name} again: {error.what}")
+        progress.warn(phrase("manifest.making_again", final_name=final.name, error_what=error.what))
         return None
     return found if found.identity == manifest.identity else None

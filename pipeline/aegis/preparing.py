@@ -12,6 +12,7 @@ import typer
 from aegis import progress, screens, screens_plan
 from aegis.config import DEMO, Config, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import UsageError
+from aegis.messages import phrase
 from aegis.options import FileOption, OverwriteOption, PresetOption, RunOption
 
 
@@ -58,7 +59,7 @@ def doctor(
     if as_json:
         progress.install(JsonReporter())
     findings: list[Finding] = []
-    with progress.task("looking at this machine", len(PROBES), "look") as bar:
+    with progress.task(phrase("doctor.looking"), len(PROBES), "look") as bar:
         for finding in examine():
             findings.append(finding)
             bar.advance()
@@ -99,7 +100,7 @@ def init(
     from aegis import template
 
     if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists", fix="name another file with --out, or say --overwrite to replace it")
+        raise UsageError("preparing.exists", out=out)
     base_model = base_model or _asked("Base model (a folder, or a Hub id such as owner/name)", "--base-model")
     dataset = dataset or _asked("Your data (.jsonl, .json, .csv, .parquet, .txt, or a Hub id)", "--dataset")
     remarks = template.check(base_model, dataset)
@@ -115,7 +116,7 @@ def init(
 
 def _asked(question: str, flag: str) -> str:
     if not (sys.stdin and sys.stdin.isatty()):
-        raise UsageError(f"{flag} is missing", why="there is no terminal to ask at", fix=f"say {flag} VALUE")
+        raise UsageError("preparing.missing", flag=flag)
     while True:
         answer = str(typer.prompt(question, err=True)).strip()
         if answer:

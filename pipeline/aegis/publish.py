@@ -37,7 +37,7 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
     except OSError as error:
         if disk.is_full(error):
             raise disk.full(final, error) from error
-        raise UsageError(f"nothing can be written at {final}", why=str(error), fix="choose another place") from None
+        raise UsageError("publish.not_writable", final=final, error=str(error)) from None
     staging = Staging(directory)
     try:
         yield staging
@@ -56,11 +56,11 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
     try:
         stands = final.exists()
     except OSError as error:  # a name too long, a parent that may not be entered
-        raise UsageError(f"nothing can be written at {final}", why=str(error), fix="choose another place") from None
+        raise UsageError("publish.not_writable", final=final, error=str(error)) from None
     if stands and not final.is_dir():
-        raise UsageError(f"{final} is not a directory", fix="choose another place")
+        raise UsageError("publish.not_a_directory", final=final)
     if stands and not overwrite:
-        raise UsageError(f"{final} exists", fix="choose another place, or say --overwrite to replace it")
+        raise UsageError("publish.exists", final=final)
 
 
 def discard_leftovers(final: Path) -> None:

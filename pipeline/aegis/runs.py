@@ -25,6 +25,7 @@ import filelock
 from aegis import disk
 from aegis.errors import IntegrityError, LockedError, UsageError
 from aegis.manifest import read_manifest
+from aegis.messages import phrase
 
 _LOCK = "run.lock"
 
@@ -73,14 +74,11 @@ class Run:
             lock = filelock.FileLock(self.root / _LOCK)
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise LockedError(
-                f"another aegis works in {self.root}{_holder(self.root)}",
-                fix="wait for it to end, or choose another --run",
-            ) from None
+            raise LockedError("runs.locked", root=self.root, holder=_holder(self.root)) from None
         except OSError as error:
             if disk.is_full(error):
                 raise disk.full(self.root, error) from error
-            raise UsageError(f"{self.root} cannot be used as a run directory", why=str(error)) from None
+            raise UsageError("runs.unusable", root=self.root, error=str(error)) from None
         pid_file = self.root / "run.pid"
         try:
             pid_file.write_text(str(os.getpid()), encoding="ascii")
@@ -108,12 +106,12 @@ def gguf_of_run(run: Run) -> Path:
     """
     files = read_manifest(run.gguf).facts.get("files") or []
     if not files or not (run.gguf / files[0]).is_file():
-        raise IntegrityError(f"{run.gguf} holds no GGUF", fix=f"make one with: aegis export-gguf --run {run.root}")
+        raise IntegrityError("runs.no_gguf", gguf=run.gguf, run_root=run.root)
     return run.gguf / str(files[0])
 
 
 def _holder(root: Path) -> str:
     try:
-        return f" (process {(root / 'run.pid').read_text(encoding='ascii')})"
+        return phrase("runs.holder", process=(root / "run.pid").read_text(encoding="ascii"))
     except OSError:
         return ""

@@ -41,10 +41,7 @@ class TorchSpeaker:
         ids = torch.tensor([self._ids(messages)], device=self._model.device)
         room = self.context - ids.shape[1]
         if room < 1:
-            raise UsageError(
-                f"{ids.shape[1]} tokens leave no room for an answer in a context of {self.context}",
-                fix="ask for less at once, or give a larger --context",
-            )
+            raise UsageError("speaking.context_full", ids_shape=ids.shape[1], context=self.context)
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         abandoned = threading.Event()
         failures: list[BaseException] = []

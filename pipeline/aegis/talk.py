@@ -15,6 +15,7 @@ from aegis import progress
 from aegis.errors import UsageError
 from aegis.llama_cpp import Message, Runtime, trained_context
 from aegis.manifest import read_manifest
+from aegis.messages import phrase
 from aegis.runs import Run, gguf_of_run
 
 
@@ -90,8 +91,12 @@ class Conversation:
             forgotten += 1
         if forgotten:
             progress.say(
-                f"{self.speaker.name}: the context of {self.speaker.context} tokens is full; "
-                f"the oldest {forgotten} of the questions are forgotten"
+                phrase(
+                    "talk.forgotten",
+                    name=self.speaker.name,
+                    context=self.speaker.context,
+                    forgotten=forgotten,
+                )
             )
 
 
@@ -115,7 +120,7 @@ def speakers(
         found: list[Speaker] = []
         if live or compare:
             if run is None:
-                raise UsageError("a GGUF file alone does not say which base it comes from", fix="give --run")
+                raise UsageError("talk.no_base")
             found += open_models.enter_context(_in_transformers(run, live=live, compare=compare, context=context))
         if not live:
             path = gguf or gguf_of_run(_known(run))
@@ -126,7 +131,7 @@ def speakers(
 
 def _known(run: Run | None) -> Run:
     if run is None:
-        raise UsageError("which model is to speak?", fix="give --run or --gguf")
+        raise UsageError("talk.which")
     return run
 
 

@@ -78,21 +78,19 @@ def check(base_model: str, dataset: str) -> list[str]:
     if base_model != DEMO:
         if folder.is_dir():
             if not (folder / "config.json").is_file():
-                raise UsageError(f"{folder} is not a model folder: it has no config.json")
+                raise UsageError("template.no_config", folder=folder)
         elif base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):
             remarks.append(f"{base_model} is no folder here, so it is taken for a Hub id; the Hub was not asked")
         else:
-            raise UsageError(
-                f"no base model at {base_model!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
-            )
+            raise UsageError("template.no_base_model", base_model=base_model)
     file = Path(dataset).expanduser()
     if dataset != DEMO:
         if is_hub_dataset(dataset):
             remarks.append(f"{dataset} is no file here, so it is taken for a Hub data set; the Hub was not asked")
         elif not file.is_file():
-            raise UsageError(f"there is no file {file}", fix="give a file that exists, or a Hub data set as owner/name")
+            raise UsageError("template.no_file", file=file)
         elif file.suffix.lower() not in READERS:
-            raise UsageError(f"files that end in {file.suffix!r} are not read", fix=f"give one of {', '.join(READERS)}")
+            raise UsageError("template.unknown_suffix", suffix=file.suffix, readers=", ".join(READERS))
     return remarks
 
 
@@ -108,4 +106,4 @@ def write(out: Path, base_model: str, dataset: str) -> None:
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UsageError(f"{out} cannot be written", why=str(error)) from None
+        raise UsageError("template.not_written", out=out, error=str(error)) from None

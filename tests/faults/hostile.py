@@ -265,7 +265,7 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
             Encoder(tokenizer, render_seconds=0.3).encode([chat], rejects)
             within(0.3, lambda: dialogue_of(tokenizer), memory_bytes=RENDER_BYTES)
         except TimeoutError as error:
-            raise IntegrityError("as export says it") from error
+            raise IntegrityError("export.template_hangs", error=error) from error
         finally:
             tokenizer.chat_template = template_of_base
         rejects.check()

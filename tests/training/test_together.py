@@ -41,7 +41,7 @@ def test_alone_nothing_is_shared() -> None:
     assert numbers.tolist() == [1.0, 2.0]
     assert ALONE.told(lambda: [1, "a"]) == [1, "a"]
     with pytest.raises(DataError, match="x"), ALONE.first():
-        raise DataError("x")
+        raise DataError("dataset.empty", name="x")
 
 
 def test_a_step_that_does_not_end_is_given_up_only_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,11 +49,7 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise EnvironmentFault(
-            f"The prepared data could not be kept in {path.parent}.",
-            why=str(error),
-            fix="Make room there, or name another cache folder.",
-        ) from error
+        raise EnvironmentFault("data_cache.not_kept", parent=path.parent, error=str(error)) from error
 
 
 def load(path: Path) -> tuple[dict[str, Windows], dict[str, Any]] | None:

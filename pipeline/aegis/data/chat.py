@@ -20,6 +20,7 @@ from aegis.data.deadline import within
 from aegis.data.formats import Chat, Message, Plain, Record
 from aegis.data.rejects import Rejects, RowError
 from aegis.errors import DataError, UnsupportedModelError
+from aegis.messages import phrase
 
 RENDER_SECONDS = 60.0
 """Time for one call of `Encoder.encode` to render its chats; an honest template takes microseconds for each."""
@@ -64,11 +65,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, *, render_seconds: float = RENDER_SECONDS) -> None:
         if not tokenizer.is_fast:
-            raise UnsupportedModelError(
-                "The base's tokenizer has no fast version.",
-                why="The places of its tokens in the text, which tell who said what, are not known.",
-                fix="Use a base whose folder holds tokenizer.json.",
-            )
+            raise UnsupportedModelError("chat.slow_tokenizer")
         self._tokenizer = tokenizer
         self._render_seconds = render_seconds
         self._backend = tokenizer.backend_tokenizer
@@ -97,9 +94,7 @@ class Encoder:
             jobs = within(self._render_seconds, lambda: self._jobs(records, rejects), memory_bytes=memory_bytes)
         except TimeoutError as error:
             raise DataError(
-                "The tokenizer's chat template does not finish.",
-                why=f"It was stopped after {self._render_seconds:g} s on {len(records)} rows.",
-                fix="Use a base whose chat_template you trust.",
+                "chat.template_hangs", render_seconds=self._render_seconds, records_count=len(records)
             ) from error
         examples = []
         encodings = self._backend.encode_batch([job.text for job in jobs], add_special_tokens=False)
@@ -129,35 +124,26 @@ class Encoder:
         if record.pair:
             prompt, completion = (message["content"] for message in record.messages)
             return _Job(record.where, prompt + completion, None, len(prompt), is_document=False)
-        raise DataError(
-            "The base's tokenizer has no chat template, and the data are chats.",
-            why=f"The first is {record.where}.",
-            fix="Use an instruct model as the base, or give rows of `prompt` and `completion`, or of `text`.",
-        )
+        raise DataError("chat.no_template", where=record.where)
 
     def _refuse_reserved(self, content: str) -> None:
         """A row with `<|end|>` in its text would end the turn there and let the row write the next one."""
         if match := self._reserved.search(content):
-            raise RowError(f"its text holds {match.group()!r}, which the tokenizer reads as a control token")
+            raise RowError(phrase("chat.control_token", match=match.group()))
 
     def _rendered(self, chat: Chat) -> _Job:
         messages = chat.messages
         text = self._render(messages, prompt=False)
         for message in messages:
             if message["content"].strip() not in text:
-                raise RowError(f"the chat template leaves out or rewrites the {message['role']}'s message")
+                raise RowError(phrase("chat.message_left_out", message=message["role"]))
         starts: list[int] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             before = self._render(messages[:number], prompt=True)
             if not text.startswith(before):
-                raise DataError(
-                    "The tokenizer's chat template cannot be trained on.",
-                    why=f"In {chat.where} the prompt for message {number + 1} is no beginning of the whole chat: "
-                    "the model would be asked with another text than it was trained with.",
-                    fix="Use a base whose chat template renders a chat as a continuation of its prompt.",
-                )
+                raise DataError("chat.template_not_a_continuation", where=chat.where, number=number + 1)
             starts.append(len(before))
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         turns = [
@@ -170,13 +156,9 @@ class Encoder:
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except (jinja2.exceptions.SecurityError, jinja2.TemplateSyntaxError) as error:
-            raise DataError(
-                "The tokenizer's chat template cannot be used.",
-                why=f"{type(error).__name__}: {error}",
-                fix="Use a base whose chat_template you trust.",
-            ) from error
+            raise DataError("chat.template_unusable", name=type(error).__name__, error=error) from error
         except Exception as error:  # a template is a program: it can raise anything
-            raise RowError(f"the chat template refuses it: {type(error).__name__}: {error}") from error
+            raise RowError(phrase("chat.template_refuses", name=type(error).__name__, error=error)) from error
         return str(text)
 
     def _example(self, job: _Job, ids: NDArray[np.int32], spans: NDArray[np.int64]) -> Example:
@@ -200,11 +182,7 @@ class Encoder:
             inside = (starts >= turn.start) & (starts < turn.limit)
             enders = np.flatnonzero(inside & (ends > turn.content_end) & self._enders[ids])
             if not len(enders):
-                raise DataError(
-                    "The tokenizer's chat template writes no token that ends the assistant's turn.",
-                    why="A model trained on it would never learn to stop.",
-                    fix="Use a base whose chat template ends a turn with one of the tokenizer's special tokens.",
-                )
+                raise DataError("chat.template_without_end")
             inside[enders[0] + 1 :] = False
             trained |= inside
         return trained
@@ -222,7 +200,7 @@ def _end_of(content: str, text: str, start: int, limit: int) -> int:
         found = text.find(written, start, limit)
         if found >= 0:
             return found + len(written)
-    raise RowError("the chat template leaves out or rewrites the assistant's message")
+    raise RowError(phrase("chat.answer_left_out"))
 
 
 def _leading_bos(tokenizer: Any) -> list[int]:

@@ -22,6 +22,7 @@ from aegis.data.packing import Pieces, Windows, cut, pack
 from aegis.data.rejects import Rejects, warn_skipped
 from aegis.data.sources import Source, open_source
 from aegis.errors import DataError
+from aegis.messages import phrase
 
 _BATCH_ROWS = 256
 
@@ -171,7 +172,7 @@ def _examples(source: Source, encoder: Encoder, rejects: Rejects, limit: int | N
     """Encode in batches, which is what makes a fast tokenizer fast, and keep the bar moving."""
     rows: Iterator[Record] = islice(records(source, rejects), limit)
     done = 0.0
-    with progress.task("Reading data", total=source.total, unit=source.unit) as bar:
+    with progress.task(phrase("dataset.reading"), total=source.total, unit=source.unit) as bar:
         while batch := list(islice(rows, _BATCH_ROWS)):
             yield from encoder.encode(batch, rejects)
             bar.advance(source.position - done)
@@ -199,12 +200,8 @@ def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[list[int], list
 
 def _nothing_to_learn(name: str, dropped: int) -> DataError:
     if dropped:
-        return DataError(
-            f"No token of {name} is left to learn.",
-            why=f"In all {dropped} rows the answer begins behind the end of the window.",
-            fix="Raise --max-length.",
-        )
-    return DataError(f"{name} holds no rows.", fix="Give a dataset with at least one row.")
+        return DataError("dataset.nothing_to_learn", name=name, dropped=dropped)
+    return DataError("dataset.empty", name=name)
 
 
 def _padding(tokenizer: Any) -> int:

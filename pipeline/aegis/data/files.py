@@ -13,6 +13,7 @@ from typing import NamedTuple
 from aegis.data.lines import MAX_LINE_BYTES, decode_all, read_lines
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError, UsageError
+from aegis.messages import phrase
 
 MAX_ARRAY_BYTES = 1 << 30
 """A JSON array has to be parsed whole; JSON Lines may be of any size."""
@@ -42,7 +43,7 @@ class FileSource:
             self.total = self.path.stat().st_size
             self.path.open("rb").close()
         except OSError as error:
-            raise UsageError(f"{self.path} cannot be read.", why=str(error)) from error
+            raise UsageError("files.unreadable", path=self.path, error=str(error)) from error
 
     def sha256(self) -> str:
         with self.path.open("rb") as file:
@@ -67,13 +68,13 @@ def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         except json.JSONDecodeError as error:
             rejects.add(line.where, _broken(error))
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-            rejects.add(line.where, f"JSON that cannot be read: {error}")
+            rejects.add(line.where, phrase("files.unreadable_json", error=error))
         else:
             yield Row(line.where, value)
 
 
 def _broken(error: json.JSONDecodeError) -> str:
-    return f"broken JSON at column {error.colno}: {error.msg.removesuffix(' at')}"
+    return phrase("files.broken", column=error.colno, error=error.msg.removesuffix(" at"))
 
 
 def _starts_array(path: Path) -> bool:
@@ -83,22 +84,16 @@ def _starts_array(path: Path) -> bool:
 
 def _array_rows(source: FileSource) -> Iterator[Row]:
     if source.total > MAX_ARRAY_BYTES:
-        raise DataError(
-            f"{source.path.name} is one JSON array of {source.total / 1e9:.1f} GB.",
-            why="An array has to be held in memory whole.",
-            fix="Write it as JSON Lines: one object a line, the file called .jsonl.",
-        )
+        raise DataError("files.huge_array", name=source.path.name, source_total=source.total / 1000000000.0)
     text = decode_all(source.path)
     try:
         items = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{source.name}:{error.lineno}: {_broken(error)}.",
-            why="The file begins with '[', so it was read as one JSON array.",
-            fix="Correct it there. For one object a line, call the file .jsonl.",
+            "files.broken_array", source_name=source.name, lineno=error.lineno, broken=_broken(error)
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{source.name}: JSON that cannot be read: {error}.") from error
+        raise DataError("files.broken_json", source_name=source.name, error=error) from error
     for number, item in enumerate(items, 1):
         source.position = source.total * number / len(items)
         yield Row(f"{source.name}:item {number}", item)
@@ -146,7 +141,7 @@ def _csv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
                 continue
             yield Row(where, values)
     except csv.Error as error:
-        raise DataError(f"{source.name}:{reader.line_num}: not CSV: {error}.") from error
+        raise DataError("files.broken_csv", source_name=source.name, line_num=reader.line_num, error=error) from error
 
 
 def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
@@ -162,7 +157,7 @@ def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
                     source.position = source.total * number / file.metadata.num_rows
                     yield Row(f"{source.name}:row {number}", row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{source.name} is not a readable Parquet file.", why=str(error)) from error
+        raise DataError("files.broken_parquet", source_name=source.name, error=str(error)) from error
 
 
 READERS: dict[str, Callable[[FileSource, Rejects], Iterator[Row]]] = {

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from aegis.data.rejects import Rejects, RowError
 from aegis.data.sources import Source
+from aegis.messages import phrase
 
 
 class Message(TypedDict):
@@ -50,7 +51,14 @@ _SHAREGPT_ROLES = {
     "chatgpt": "assistant",
     "assistant": "assistant",
 }
-_KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+_KINDS = {
+    dict: "formats.kind_object",
+    list: "formats.kind_list",
+    bool: "formats.kind_boolean",
+    int: "formats.kind_number",
+    float: "formats.kind_number",
+    str: "formats.kind_string",
+}
 
 
 def records(source: Source, rejects: Rejects) -> Iterator[Record]:
@@ -63,17 +71,17 @@ def records(source: Source, rejects: Rejects) -> Iterator[Record]:
     for where, value in source.rows(rejects):
         try:
             if not isinstance(value, dict):
-                raise RowError(f"a row must be an object, found {_kind(value)}")
+                raise RowError(phrase("formats.row_not_an_object", value=_kind(value)))
             shape = shape or _shape_of(value)
             if shape is None:
-                raise RowError(f"keys {_names(value)} make none of the known shapes: {_known()}")
+                raise RowError(phrase("formats.unknown_shape", value=_names(value), known=_known()))
             keys, convert = _SHAPES[shape]
             missing = [key for key in keys if key not in value]
             other = _shape_of(value) if missing else None
             if other:
-                raise RowError(f"the rows before have the shape {shape}, this one has {other}")
+                raise RowError(phrase("formats.other_shape", shape=shape, other=other))
             if missing:
-                raise RowError(f"missing key {_names(missing)}")
+                raise RowError(phrase("formats.missing_keys", missing=_names(missing)))
             record = convert(value, where)
         except RowError as error:
             rejects.add(where, str(error))
@@ -127,12 +135,12 @@ def _exchange(user: str, assistant: str) -> list[Message]:
 
 def _conversation(value: object, role_key: str, content_key: str, role_of: Callable[[str], str]) -> list[Message]:
     if not isinstance(value, list):
-        raise RowError(f"the conversation must be a list of messages, found {_kind(value)}")
+        raise RowError(phrase("formats.conversation_not_a_list", value=_kind(value)))
     messages: list[Message] = []
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
-            raise RowError(f"message {number} must be an object, found {_kind(item)}")
-        label = f"message {number}: "
+            raise RowError(phrase("formats.message_not_an_object", number=number, item=_kind(item)))
+        label = phrase("formats.label", number=number)
         role = role_of(_text(item, role_key, label))
         # `"system": ""` is how many datasets say that there is none
         if role == "system" and item.get(content_key) in (None, ""):
@@ -147,27 +155,30 @@ def _check_order(roles: list[str]) -> None:
     for number, role in enumerate(turns, 1 + len(roles) - len(turns)):
         expected = ("assistant", "user")[(number - (len(roles) - len(turns))) % 2]
         if role != expected:
-            raise RowError(f"wrong role order: message {number} must be the {expected}'s, found {role!r}")
+            raise RowError(phrase("formats.role_order", number=number, expected=expected, role=role))
     if not turns or turns[-1] != "assistant":
-        raise RowError("the conversation must end with the assistant")
+        raise RowError(phrase("formats.no_last_answer"))
 
 
 def _text(row: _Object, key: str, label: str = "") -> str:
     if key not in row:
-        raise RowError(f"{label}missing key {key!r}")
+        raise RowError(phrase("formats.missing_key", label=label, key=key))
     value = row[key]
     if not isinstance(value, str):
-        raise RowError(f"{label}{key!r} must be a string, found {_kind(value)}")
+        raise RowError(phrase("formats.not_a_string", label=label, key=key, value=_kind(value)))
     if not value.strip():
-        raise RowError(f"{label}{key!r} is empty")
+        raise RowError(phrase("formats.empty", label=label, key=key))
     if match := _UNENCODABLE.search(value):
-        what = "a NUL character" if match.group() == "\0" else "half of a surrogate pair"
-        raise RowError(f"{label}{key!r} holds {what} at character {match.start() + 1}")
+        what = phrase("formats.nul" if match.group() == "\0" else "formats.surrogate")
+        raise RowError(phrase("formats.bad_character", label=label, key=key, what=what, position=match.start() + 1))
     return value
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+    if value is None:
+        return "null"
+    kind = _KINDS.get(type(value))
+    return phrase(kind) if kind else type(value).__name__
 
 
 def _names(keys: object) -> str:

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError
+from aegis.messages import phrase
 
 MAX_LINE_BYTES = 8 << 20
 """Longer lines are refused, not read: a row of this size is a broken file far more often than a row."""
@@ -71,7 +72,7 @@ def decode_all(path: Path) -> str:
             number = raw.count(b"\n", 0, error.start) + 1
             where = f"{path}:{number}"
             _refuse_other_encoding(path, where, raw[error.start :], file)
-            raise DataError(f"{where}: not UTF-8.", fix="Write the file as UTF-8.") from error
+            raise DataError("lines.not_utf8", where=where) from error
 
 
 def _skip_mark(path: Path, file: BinaryIO) -> None:
@@ -110,7 +111,11 @@ def _other_encoding(path: Path, encoding: str, where: str = "") -> DataError:
         f"open(o, 'w', encoding='utf-8', newline='').write(open(i, encoding='{encoding}', newline='').read())"
     )
     return DataError(
-        f"{path.name} is not UTF-8: it looks like {label}.",
-        why=f"The first line that is not UTF-8 is {where}." if where else "",
-        fix=f'Convert it, then use the new file:\n  python -c "{program}" "{path}" "{target}"',
+        "lines.other_encoding",
+        path_name=path.name,
+        label=label,
+        first=phrase("lines.first", where=where) if where else "",
+        program=program,
+        path=path,
+        target=target,
     )

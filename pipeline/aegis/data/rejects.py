@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from aegis import progress
 from aegis.errors import DataError
+from aegis.messages import phrase
 
 SHOWN = 5
 
@@ -37,18 +38,14 @@ class Rejects:
             return
         lines = [f"  {where}: {reason}" for where, reason in self.listed[:SHOWN]]
         if self.count > SHOWN:
-            lines.append(f"  ... and {self.count - SHOWN} more")
-        rows = "1 row" if self.count == 1 else f"{self.count} rows"
-        raise DataError(
-            f"{rows} of {self.name} cannot be used.",
-            why="\n".join(lines),
-            fix=f"Correct them, or leave them out with --skip-bad {self.count}.",
-        )
+            lines.append(phrase("rejects.more", count=self.count - SHOWN))
+        rows = phrase("rejects.row" if self.count == 1 else "rejects.rows", count=self.count)
+        raise DataError("rejects.too_many", rows=rows, name=self.name, lines="\n".join(lines), count=self.count)
 
 
 def warn_skipped(name: str, skipped: list[tuple[str, str]]) -> None:
     """Name every row that was left out under `skip_bad`."""
     if skipped:
-        progress.warn(f"{len(skipped)} bad rows of {name} left out:")
+        progress.warn(phrase("rejects.left_out", skipped_count=len(skipped), name=name))
     for where, reason in skipped:
-        progress.warn(f"  {where}: {reason}")
+        progress.warn(phrase("rejects.left_out_row", where=where, reason=reason))

@@ -41,18 +41,17 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        raise UsageError(f"{path} is a directory, not a dataset.", fix="Name one file in it.")
+        raise UsageError("sources.directory", path=path)
     if path.is_file():
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             raise UsageError(
-                f"{path.name}: files that end in {path.suffix!r} are not read.",
-                fix=f"Give one of {', '.join(sorted(READERS))}.",
+                "sources.unknown_suffix", path_name=path.name, suffix=path.suffix, readers=", ".join(sorted(READERS))
             )
         return FileSource(path, reader)
     if is_hub_dataset(str(source)):
         return _open_hub(str(source), split, revision)
-    raise UsageError(f"There is no file {path}.", fix="Give a file that exists, or a Hub dataset's id as owner/name.")
+    raise UsageError("sources.no_file", path=path)
 
 
 def is_hub_dataset(name: str) -> bool:
@@ -97,15 +96,7 @@ def _open_hub(dataset: str, split: str, revision: str | None) -> HubSource:
     try:
         data = datasets.load_dataset(dataset, split=split, revision=revision)
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise UsageError(
-            f"{dataset} is neither a file here nor a dataset that can be read from the Hub.",
-            why=str(error),
-            fix="Check the name and the split. A gated or private dataset needs `hf auth login`.",
-        ) from error
+        raise UsageError("sources.not_found", dataset=dataset, error=str(error)) from error
     except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
-        raise EnvironmentFault(
-            f"{dataset} could not be fetched from the Hub.",
-            why=str(error),
-            fix="Check the network and try again, or give a local file.",
-        ) from error
+        raise EnvironmentFault("sources.not_fetched", dataset=dataset, error=str(error)) from error
     return HubSource(f"{dataset}[{split}]", data)

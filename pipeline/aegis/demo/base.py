@@ -19,6 +19,7 @@ from aegis import disk, progress
 from aegis.demo.corpus import conversations, documents, style_rows
 from aegis.demo.settings import DemoSettings
 from aegis.demo.tokenizer import special_token_ids, train_tokenizer, write_tokenizer
+from aegis.messages import phrase
 
 # As in Phi-3.5, so that what holds for the demo holds for the real base: the same attention factor, and
 # llama.cpp's switch to the long factors above 4096 tokens of context. The demo's texts are far shorter.
@@ -168,7 +169,7 @@ def _build(folder: Path, settings: DemoSettings) -> None:
     held_out = encode(documents(_HELD_OUT_SEED, 150, "held_out"), conversations(_HELD_OUT_SEED, 300, split="held_out"))
     loss = mean_loss(model, held_out, pad_id, settings.batch_tokens)
     unigram = unigram_loss(rows, held_out, settings.vocab_size)
-    progress.say(f"Demo base: held-out loss {loss:.2f} nats a token (by token frequency alone: {unigram:.2f}).")
+    progress.say(phrase("demo.heldout_loss", loss=loss, unigram=unigram))
 
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -15,6 +15,7 @@ from aegis import progress
 from aegis.demo.muon import Muon
 from aegis.demo.settings import DemoSettings
 from aegis.errors import DivergedError
+from aegis.messages import phrase
 
 IGNORED = -100
 
@@ -29,12 +30,12 @@ def pretrain(model: nn.Module, rows: list[list[int]], pad_id: int, settings: Dem
     schedules = [LambdaLR(optimizer, lambda step: _learning_rate_share(step, settings)) for optimizer in optimizers]
     model.train()
     smoothed = 0.0
-    with progress.task("Pretraining the demo base", settings.steps, "step") as bar:
+    with progress.task(phrase("demo.pretraining"), settings.steps, "step") as bar:
         batches = _endless_batches(rows, pad_id, settings)
         for step in range(settings.steps):
             loss = _loss(model, *next(batches))
             if not math.isfinite(loss.item()):
-                raise DivergedError(f"pretraining the demo base: the loss is {loss.item()} at step {step}")
+                raise DivergedError("demo.diverged", loss=loss.item(), step=step)
             model.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

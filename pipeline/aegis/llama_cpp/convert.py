@@ -53,13 +53,10 @@ def convert(
         EnvironmentFault: no converter, no space, no permission.
     """
     if outtype not in OUTTYPES:
-        raise UsageError(
-            f"The converter has no output type {outtype!r}",
-            fix=f"Use one of {', '.join(OUTTYPES)}; quantize the f16 file for anything else.",
-        )
+        raise UsageError("convert.unknown_outtype", outtype=outtype, outtypes=", ".join(OUTTYPES))
     model_dir, out = model_dir.absolute(), out.absolute()
     if not (model_dir / "config.json").is_file():
-        raise UsageError(f"{model_dir} is no model folder", why="It holds no config.json.")
+        raise UsageError("convert.no_model_folder", model_dir=model_dir)
     refuse_code(model_dir)
     tree = find_tree(tree)
     with published(out) as part:
@@ -95,13 +92,9 @@ def refuse_code(model_dir: Path) -> None:
             if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
                 found.append(f"auto_map in {name}")
         except ValueError as error:
-            raise IntegrityError(f"{path} is not JSON", why=str(error)) from error
+            raise IntegrityError("convert.not_json", path=path, error=str(error)) from error
     if found:
-        raise IntegrityError(
-            f"{model_dir} brings code of its own",
-            why=f"The converter would run it. Found: {', '.join(found)}.",
-            fix="Convert a merged folder, which holds weights, config and tokenizer only.",
-        )
+        raise IntegrityError("convert.foreign_code", model_dir=model_dir, found=", ".join(found))
 
 
 def refuse_damaged(part: Path, tool: str) -> None:
@@ -117,9 +110,7 @@ def refuse_damaged(part: Path, tool: str) -> None:
     except IntegrityError as error:
         if shutil.disk_usage(part.parent).free < _NO_ROOM_BYTES:
             raise disk.full(part, error) from error
-        raise ToolError(
-            f"llama.cpp's {tool} reported success but wrote a damaged file", why=error.why, fix=error.fix
-        ) from error
+        raise ToolError("convert.damaged_output", tool=tool, why=error.why, fix=error.fix) from error
 
 
 def _fraction(line: str) -> float | None:

@@ -45,7 +45,7 @@ class GgufFile:
                 empty = path.stat().st_size == 0
                 data = None if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise UsageError(f"Cannot read {path}", why=str(error)) from error
+            raise UsageError("gguf_file.unreadable", path=path, error=str(error)) from error
         if data is None:
             raise self._damaged("it is empty")
         try:
@@ -83,7 +83,7 @@ class GgufFile:
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
-            raise IntegrityError(f"{self.path} has no tensor {name!r}")
+            raise IntegrityError("gguf_file.no_tensor", path=self.path, name=name)
         return info
 
     def _values(self, info: TensorInfo, start: int, stop: int | None) -> NDArray[np.generic]:
@@ -101,7 +101,9 @@ class GgufFile:
         try:
             values: NDArray[np.float32] = dequantize(raw.reshape(*shape[:-1], -1), GGMLQuantizationType[info.type])
         except NotImplementedError as error:
-            raise IntegrityError(f"{info.name} in {self.path} is {info.type}, which cannot be read") from error
+            raise IntegrityError(
+                "gguf_file.unreadable_type", info_name=info.name, path=self.path, info_type=info.type
+            ) from error
         return values
 
     def close(self) -> None:
@@ -121,11 +123,7 @@ class GgufFile:
         self.close()
 
     def _damaged(self, what: str) -> IntegrityError:
-        return IntegrityError(
-            f"{self.path} is not a whole GGUF file",
-            why=f"{what[0].upper()}{what[1:]}.",
-            fix="Make or fetch it again.",
-        )
+        return IntegrityError("gguf_file.not_whole", path=self.path, what=what[0].upper() + what[1:])
 
 
 def trained_context(path: Path) -> int:
@@ -143,7 +141,7 @@ def trained_context(path: Path) -> int:
             length = file.metadata.get(key)
             if isinstance(length, int) and length > 0:
                 return min(length, _MAX_CONTEXT)
-    raise IntegrityError(f"{path} does not say how long a context the model was trained for")
+    raise IntegrityError("gguf_file.no_context_length", path=path)
 
 
 def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | None = None) -> list[TensorInfo]:

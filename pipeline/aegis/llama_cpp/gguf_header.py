@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from aegis.messages import phrase
+
 Scalar = str | int | float | bool
 Value = Scalar | list[Scalar]
 
@@ -55,36 +57,38 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
     """
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
-        raise DamagedGguf("it does not start with the GGUF magic")
+        raise DamagedGguf(phrase("gguf_header.no_magic"))
     version = cursor.number("I")
     if version not in _VERSIONS:
-        raise DamagedGguf(f"its version is {version}; {' and '.join(map(str, _VERSIONS))} are known")
+        raise DamagedGguf(phrase("gguf_header.unknown_version", version=version, known=", ".join(map(str, _VERSIONS))))
     n_tensors, n_values = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Value] = {}
     for _ in cursor.counted(n_values):
         key = cursor.string()
         if key in metadata:
-            raise DamagedGguf(f"the key {key!r} is there twice")
+            raise DamagedGguf(phrase("gguf_header.key_twice", key=key))
         metadata[key] = cursor.value(cursor.number("I"))
     declared = [_declaration(cursor) for _ in cursor.counted(n_tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise DamagedGguf(f"its alignment is {alignment!r}")
+        raise DamagedGguf(phrase("gguf_header.alignment", alignment=alignment))
     start = _aligned(cursor.position, alignment)
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for name, shape, kind, offset in declared:
         if name in tensors:
-            raise DamagedGguf(f"the tensor {name!r} is there twice")
+            raise DamagedGguf(phrase("gguf_header.tensor_twice", name=name))
         if offset != expected:
-            raise DamagedGguf(f"{name!r} lies at {offset}, not right after the tensor before it ({expected})")
+            raise DamagedGguf(phrase("gguf_header.offset", name=name, offset=offset, expected=expected))
         size = _size_bytes(name, shape, kind)
         if start + offset + size > len(data):
-            raise DamagedGguf(f"it ends at byte {len(data)}, inside {name!r}, which needs {start + offset + size}")
+            raise DamagedGguf(
+                phrase("gguf_header.cut_off", data_count=len(data), name=name, start=start + offset + size)
+            )
         tensors[name] = TensorInfo(name, shape, kind.name, start + offset, size)
         expected = _aligned(offset + size, alignment)
     if len(data) > start + expected:
-        raise DamagedGguf(f"it goes on for {len(data) - start - expected} bytes after its last tensor")
+        raise DamagedGguf(phrase("gguf_header.trailing_bytes", data_count=len(data) - start - expected))
     return metadata, tensors
 
 
@@ -97,20 +101,20 @@ def _declaration(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizatio
     name = cursor.string()
     n_dimensions = cursor.number("I")
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
-        raise DamagedGguf(f"{name!r} has {n_dimensions} dimensions")
+        raise DamagedGguf(phrase("gguf_header.dimensions", name=name, n_dimensions=n_dimensions))
     shape = tuple(cursor.number("Q") for _ in range(n_dimensions))[::-1]
     type_id = cursor.number("I")
     try:
         kind = GGMLQuantizationType(type_id)
     except ValueError:
-        raise DamagedGguf(f"{name!r} has the unknown type {type_id}") from None
+        raise DamagedGguf(phrase("gguf_header.unknown_type", name=name, type_id=type_id)) from None
     return name, shape, kind, cursor.number("Q")
 
 
 def _size_bytes(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     weights, block_bytes = GGML_QUANT_SIZES[kind]
     if not all(shape) or shape[-1] % weights:
-        raise DamagedGguf(f"{name!r} cannot be {kind.name} with the shape {shape}")
+        raise DamagedGguf(phrase("gguf_header.shape_of_type", name=name, kind_name=kind.name, shape=shape))
     return math.prod(shape) // int(weights) * int(block_bytes)
 
 
@@ -129,13 +133,13 @@ class _Cursor:
     def take(self, size: int) -> bytes:
         start, self.position = self.position, self.position + size
         if self.position > self._end:
-            raise DamagedGguf(f"its header runs past byte {self._end}")
+            raise DamagedGguf(phrase("gguf_header.header_cut_off", end=self._end))
         return self._data[start : self.position]
 
     def counted(self, count: int) -> Iterator[int]:
         """`range(count)`, unless not even one byte for each item is left."""
         if count > self._end - self.position:
-            raise DamagedGguf(f"it announces {count} items and has {self._end - self.position} bytes left")
+            raise DamagedGguf(phrase("gguf_header.too_many_items", count=count, end=self._end - self.position))
         return iter(range(count))
 
     def number(self, code: str) -> int:
@@ -150,7 +154,7 @@ class _Cursor:
             return self._scalars(type_id, 1)[0]
         item_type, count = self.number("I"), self.number("Q")
         if count > MAX_ARRAY_ITEMS:
-            raise DamagedGguf(f"it announces an array of {count} items")
+            raise DamagedGguf(phrase("gguf_header.huge_array", count=count))
         return self._scalars(item_type, count)
 
     def _scalars(self, type_id: int, count: int) -> list[Scalar]:
@@ -158,5 +162,5 @@ class _Cursor:
             return [self.string() for _ in self.counted(count)]
         code = _NUMBERS.get(type_id)
         if code is None:
-            raise DamagedGguf(f"a value has the unknown type {type_id}")
+            raise DamagedGguf(phrase("gguf_header.unknown_value_type", type_id=type_id))
         return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))

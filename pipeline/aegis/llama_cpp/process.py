@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, ToolError
+from aegis.messages import phrase
 
 KEPT_LINES = 20
 SILENCE_LIMIT_S = 1800.0
@@ -64,11 +65,7 @@ def published(out: Path) -> Iterator[Path]:
             os.close(descriptor)
         part.replace(out)
     except OSError as error:
-        raise EnvironmentFault(
-            f"Cannot write {out}",
-            why=str(error),
-            fix="Check that the directory exists, is writable and has room.",
-        ) from error
+        raise EnvironmentFault("process.cannot_write", out=out, error=str(error)) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -128,12 +125,12 @@ def run_tool(
             if pipe is not None and not (pipe is child.stdout and reader.is_alive()):
                 pipe.close()
     if code is None:
-        raise _failure(tool, f"it printed nothing for {silence_limit_s:.0f} s and was ended", listener, part)
+        raise _failure(tool, phrase("process.silent", seconds=silence_limit_s), listener, part)
     if code != 0:
         reason = f"signal {-code}" if code < 0 else f"code {code}"
-        raise _failure(tool, f"it ended with {reason}", listener, part)
+        raise _failure(tool, phrase("process.ended", reason=reason), listener, part)
     if not part.is_file():
-        raise _failure(tool, "it reported success but wrote no file", listener, part)
+        raise _failure(tool, phrase("process.no_file"), listener, part)
 
 
 def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limit_s: float) -> int | None:
@@ -211,13 +208,16 @@ def _failure(tool: str, why: str, listener: _Listener, part: Path) -> AegisError
         written = part.stat().st_size if part.is_file() else 0
         free = shutil.disk_usage(part.parent).free
         return EnvironmentFault(
-            f"The disk is full: {tool} could not write its output",
-            why=f"It had written {written / 1e6:.0f} MB; {free / 1e6:.0f} MB are free in {part.parent}.\n{output}",
-            fix="Free some space, or choose a directory on another disk. An f16 file is as large as the "
-            "merged model; a Q4_K_M file takes about a third of that.",
+            "process.disk_full",
+            tool=tool,
+            written=written / 1000000.0,
+            free=free / 1000000.0,
+            parent=part.parent,
+            output=output,
         )
     return ToolError(
-        f"llama.cpp's {tool} failed",
-        why=f"{why[0].upper()}{why[1:]}." + (f" Its last lines:\n{output}" if output else ""),
-        fix="The lines above say what it could not do. Nothing was left at the output path.",
+        "process.failed",
+        tool=tool,
+        why=why[0].upper() + why[1:],
+        output=phrase("process.last_lines", output=output) if output else "",
     )

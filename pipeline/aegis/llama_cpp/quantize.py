@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from aegis.errors import UsageError
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.process import published, run_tool
+from aegis.messages import phrase
 
 QUANT_TYPES: Mapping[str, int] = MappingProxyType(
     {
@@ -55,9 +56,10 @@ def parse_quant(name: str) -> str:
         return canonical
     nearest = get_close_matches(canonical, QUANT_TYPES, n=1, cutoff=0.5)
     raise UsageError(
-        f"Unknown quantization {name!r}",
-        why=f"Known: {', '.join(QUANT_TYPES)}.",
-        fix=f"Did you mean {nearest[0]}?" if nearest else "Q4_K_M is the usual choice.",
+        "quantize.unknown_type",
+        name=name,
+        known=", ".join(QUANT_TYPES),
+        hint=phrase("quantize.nearest", name=nearest[0]) if nearest else phrase("quantize.usual"),
     )
 
 
@@ -89,9 +91,9 @@ def quantize(
     output_type = "" if output_tensor_type is None else str(parse_tensor_type(output_tensor_type))
     source, out = source.absolute(), out.absolute()
     if not source.is_file():
-        raise UsageError(f"There is no GGUF to quantize at {source}")
+        raise UsageError("quantize.no_source", source=source)
     if source.resolve() == out.resolve():
-        raise UsageError(f"{out} would be quantized onto itself", fix="Choose another output path.")
+        raise UsageError("quantize.onto_itself", out=out)
     with published(out) as part:
         run_tool(
             "quantizer",
@@ -113,7 +115,7 @@ def parse_tensor_type(name: str) -> int:
     try:
         return int(GGMLQuantizationType[name.upper()])
     except KeyError:
-        raise UsageError(f"Unknown tensor type {name!r}", fix="Use one of f16, q8_0, q6_k, q5_k, q4_k.") from None
+        raise UsageError("quantize.unknown_tensor_type", name=name) from None
 
 
 def _fraction(line: str) -> float | None:

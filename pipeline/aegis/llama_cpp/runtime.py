@@ -77,14 +77,10 @@ class Runtime:
         except ValueError as error:
             text = "\n".join((str(error), *list(log)[-10:]))
             if "llama_context" in str(error):
-                raise EnvironmentFault(
-                    f"llama.cpp cannot make a context of {n_ctx} tokens",
-                    why=text,
-                    fix="Free some memory, or ask for a smaller context.",
-                ) from error
-            raise IntegrityError(f"llama.cpp cannot load {path}", why=text, fix="Make or fetch it again.") from error
+                raise EnvironmentFault("runtime.no_context", n_ctx=n_ctx, text=text) from error
+            raise IntegrityError("runtime.cannot_load", path=path, text=text) from error
         except jinja2.TemplateError as error:
-            raise IntegrityError(f"{path} has a broken chat template", why=str(error)) from error
+            raise IntegrityError("runtime.broken_chat_template", path=path, error=str(error)) from error
         self._binding: Any = llama_cpp
         self._vocab = self._llama._model.vocab
         self._template = ChatTemplate(self._llama)
@@ -149,7 +145,7 @@ class Runtime:
         tokens = self.tokenize(prompt, add_bos=True) if isinstance(prompt, str) else self._known(prompt)
         self._refuse_overlong(len(tokens) + 1)
         if not tokens:
-            raise UsageError("There is nothing to continue", why="The prompt has no tokens.")
+            raise UsageError("runtime.nothing_continue")
         return until_stop(joined(self._pieces(tokens, max_tokens, temperature, seed)), stop)
 
     def chat(
@@ -174,11 +170,11 @@ class Runtime:
             DataError: the template refuses the conversation.
         """
         if not self._template:
-            raise IntegrityError(f"{self.path} has no chat template", fix="Export it from a chat model.")
+            raise IntegrityError("runtime.no_chat_template", path=self.path)
         try:
             rendered = self._template(messages=[dict(message) for message in messages])
         except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise DataError("The chat template refuses this conversation", why=str(error)) from error
+            raise DataError("runtime.template_refuses", error=str(error)) from error
         return self.tokenize(rendered.prompt, add_bos=not rendered.added_special)
 
     def close(self) -> None:
@@ -216,16 +212,13 @@ class Runtime:
         known = [int(token) for token in tokens]
         size = self._llama.n_vocab()
         if unknown := [token for token in known if not 0 <= token < size]:
-            raise UsageError(f"Token {unknown[0]} is outside of the vocabulary of {size}")
+            raise UsageError("runtime.unknown_token", unknown=unknown[0], size=size)
         return known
 
     def _refuse_overlong(self, n_tokens: int) -> None:
         assert self._has_weights, "the runtime was opened with its weights"
         if n_tokens > self.n_ctx:
-            raise UsageError(
-                f"{n_tokens} tokens do not fit a context of {self.n_ctx}",
-                fix="Shorten the text, or open the model with a larger context.",
-            )
+            raise UsageError("runtime.context_full", n_tokens=n_tokens, n_ctx=self.n_ctx)
 
 
 def _filled(fill: Callable[[Any, int], int]) -> bytes:

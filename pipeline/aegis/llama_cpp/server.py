@@ -49,13 +49,11 @@ def serve(
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         wanted = f'"llama-cpp-python[server]=={metadata.version("llama-cpp-python")}"'
         raise EnvironmentFault(
-            "llama.cpp's server needs packages that are not installed",
-            why=f"missing: {', '.join(missing)}",
-            fix=f'"{sys.executable}" -m pip install {wanted}',
+            "server.no_packages", missing=", ".join(missing), executable=sys.executable, wanted=wanted
         )
     with GgufFile(path) as file:
         if not file.metadata.get("tokenizer.chat_template"):
-            raise IntegrityError(f"{path} has no chat template", fix="export it from a chat model")
+            raise IntegrityError("server.no_chat_template", path=path)
     with _bound(port) as listener:
         app = _app(path, context, threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
         import uvicorn
@@ -74,9 +72,7 @@ def _bound(port: int) -> socket.socket:
         listener.bind((HOST, port))
     except OSError as error:
         listener.close()
-        raise EnvironmentFault(
-            f"port {port} of {HOST} cannot be had", why=str(error), fix="choose another with --port, or --port 0"
-        ) from None
+        raise EnvironmentFault("server.port_taken", port=port, host=HOST, error=str(error)) from None
     return listener
 
 
@@ -114,11 +110,7 @@ def _app(path: Path, context: int, threads: int) -> Any:
         app = create_app(server_settings=ServerSettings(**nobodys), model_settings=[model])
     except ValueError as error:
         text = "\n".join((str(error), *list(captured_log())[-10:]))
-        raise EnvironmentFault(
-            f"llama.cpp cannot run {path.name} with a context of {context} tokens",
-            why=text,
-            fix="free some memory, or ask for a smaller context",
-        ) from error
+        raise EnvironmentFault("server.cannot_run", path_name=path.name, context=context, text=text) from error
     app.user_middleware = [
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
         Middleware(CORSMiddleware, allow_origin_regex=_HERE, allow_methods=["*"], allow_headers=["*"]),

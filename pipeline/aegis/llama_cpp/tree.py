@@ -33,15 +33,11 @@ def find_tree(override: Path | None = None) -> Path:
         return vendor_llama_cpp.converter_tree(progress.say)
     except vendor_llama_cpp.VendorError as error:
         fault = IntegrityError if error.kind in ("hash", "archive") else EnvironmentFault
-        raise fault(error.what, why=error.why, fix=error.fix) from error
+        raise fault("tree.not_had", what=error.what, why=error.why, fix=error.fix) from error
 
 
 def _checked(directory: Path, source: str) -> Path:
     tree = directory.expanduser().absolute()
     if not (tree / CONVERTER).is_file():
-        raise UsageError(
-            f"{tree} is no llama.cpp checkout",
-            why=f"{source} names it, but it holds no {CONVERTER}.",
-            fix="Name the root of a llama.cpp checkout, or leave it out to use the pinned release.",
-        )
+        raise UsageError("tree.no_checkout", tree=tree, source=source, converter=CONVERTER)
     return tree

@@ -67,62 +67,55 @@ def load_adapter(folder: Path) -> Adapter:
         IntegrityError: damaged, non-finite, or an A without its B.
     """
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
-        raise UsageError(f"{folder} is not an adapter folder", why=f"it has no {missing[0]}")
+        raise UsageError("adapter.no_folder", folder=folder, missing=missing[0])
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
-        raise IntegrityError(f"the adapter in {folder} cannot be read", why=str(error)) from None
+        raise IntegrityError("adapter.unreadable", folder=folder, error=str(error)) from None
     if not isinstance(config, dict):
-        raise IntegrityError(f"{folder / CONFIG} is not a JSON object")
+        raise IntegrityError("adapter.not_an_object", path=folder / CONFIG)
     _refuse_unsupported(folder, config)
 
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
         if match is None:
-            raise UsageError(f"{folder}: {key} is not a LoRA matrix", why="only lora_A and lora_B can be merged")
+            raise UsageError("adapter.not_a_lora_matrix", folder=folder, key=key)
         wide = tensor.float()
         if wide.ndim != 2 or not wide.numel():
-            raise IntegrityError(f"{folder}: {key} has shape {tuple(wide.shape)}, which is no matrix")
+            raise IntegrityError("adapter.not_a_matrix", folder=folder, key=key, wide_shape=tuple(wide.shape))
         if not torch.isfinite(wide).all():
-            raise IntegrityError(f"{folder}: {key} holds NaN or Inf")
+            raise IntegrityError("adapter.holds_nan_inf", folder=folder, key=key)
         halves.setdefault(match[1], {})[match[2]] = wide
     updates = {}
     for module, pair in halves.items():
         if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
-            raise IntegrityError(f"{folder}: {module} lacks one of lora_A and lora_B, or their ranks differ")
+            raise IntegrityError("adapter.half_a_pair", folder=folder, module=module)
         updates[f"{module}.weight"] = LowRank(pair["A"], pair["B"], _scale(config, module, pair["A"].shape[0]))
     if not updates:
-        raise IntegrityError(f"{folder} holds no LoRA matrices")
+        raise IntegrityError("adapter.no_matrices", folder=folder)
     return Adapter(folder, config, updates)
 
 
 def _refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise UsageError(f"{folder} is a {config.get('peft_type')} adapter", why="only LoRA can be merged")
+        raise UsageError("adapter.other_kind", folder=folder, peft_type=config.get("peft_type"))
     for setting, value in config.items():
         if setting not in _UNDERSTOOD and value not in _SWITCHED_OFF:
-            raise UsageError(
-                f"{folder}: an adapter with {setting} = {value!r} cannot be merged",
-                why="its matrices alone do not give the model that was trained",
-            )
+            raise UsageError("adapter.cannot_be_merged", folder=folder, setting=setting, value=value)
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
-        raise UsageError(
-            f"{folder}: initialised with {init!r}, which changes the base weights",
-            why="the adapter only fits that changed base",
-            fix="convert it with peft's save_pretrained(path_initial_model_for_weight_conversion=…) first",
-        )
+        raise UsageError("adapter.changed_base", folder=folder, init=init)
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     configured = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
     if configured != rank:
-        raise IntegrityError(f"{module}: lora_A has rank {rank}, {CONFIG} says {configured}")
+        raise IntegrityError("adapter.rank", module=module, rank=rank, config=CONFIG, configured=configured)
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise IntegrityError(f"{CONFIG}: lora_alpha is {alpha!r}")
+        raise IntegrityError("adapter.lora_alpha", config=CONFIG, alpha=alpha)
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -133,7 +126,7 @@ def _by_pattern(patterns: object, module: str, default: object) -> object:
             try:
                 matches = re.match(rf"(.*\.)?({pattern})$", module)
             except re.error as error:
-                raise IntegrityError(f"{CONFIG}: {pattern!r} is no pattern", why=str(error)) from None
+                raise IntegrityError("adapter.no_pattern", config=CONFIG, pattern=pattern, error=str(error)) from None
             if matches:
                 return value
     return default

@@ -20,7 +20,7 @@ def decoder_of(model: Any) -> nn.Module:
     """The stack that ends with the final norm and gives last_hidden_state; `model` may be wrapped by peft."""
     decoder = model.get_base_model().get_decoder() if hasattr(model, "get_base_model") else model.get_decoder()
     if not isinstance(decoder, nn.Module):
-        raise UsageError(f"{type(model).__name__} has no decoder to hang a soul on")
+        raise UsageError("attach.no_decoder", name=type(model).__name__)
     return decoder
 
 
@@ -33,7 +33,7 @@ def attached(model: Any, soul: Soul) -> Iterator[None]:
     """
     width = model.config.get_text_config().hidden_size
     if width != soul.hidden_size:
-        raise UsageError(f"the soul is {soul.hidden_size} wide and the base's hidden state {width}")
+        raise UsageError("attach.other_width", hidden_size=soul.hidden_size, width=width)
 
     def mix(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         output.last_hidden_state = soul(output.last_hidden_state)

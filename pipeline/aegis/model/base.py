@@ -19,6 +19,7 @@ from aegis import progress
 from aegis.config import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.hub import first_line, http_error
+from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import PROVEN, check_family, check_head_bias
 from aegis.model.shards import ShardSet
@@ -82,7 +83,7 @@ class Base:
             return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
         except Exception as error:  # transformers checks some fields, and raises whatever the others lead to
             raise IntegrityError(
-                f"transformers cannot read {self.folder / 'config.json'}", why=first_line(error)
+                "base.unreadable_config", path=self.folder / "config.json", error=first_line(error)
             ) from error
 
 
@@ -109,16 +110,9 @@ def find_base(name: str, revision: str | None = None) -> Base:
     base = Base(name, folder, commit)
     check_family(base.config)
     if (folder / ADAPTER_CONFIG).is_file():
-        raise IntegrityError(
-            f"{folder} holds an adapter beside the model",
-            why="transformers would put it on the base, and merge would not know of it",
-            fix=f"merge that adapter first, or move {ADAPTER_CONFIG} and its weights away",
-        )
+        raise IntegrityError("base.adapter_beside", folder=folder, adapter_config=ADAPTER_CONFIG)
     if base.config["model_type"] not in PROVEN:
-        progress.warn(
-            f"the family {base.config['model_type']!r} has not been proven end to end; "
-            "export checks the head and stops if it was lost"
-        )
+        progress.warn(phrase("base.unproven_family", config=base.config["model_type"]))
     check_head_bias(base.config, base.shards.entries)
     return base
 
@@ -134,11 +128,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{folder} is not a model folder: it has no config.json") from None
+        raise UsageError("base.no_config", folder=folder) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read", why=str(error)) from None
+        raise IntegrityError("base.unreadable", path=path, error=str(error)) from None
     if not isinstance(config, dict):
-        raise IntegrityError(f"{path} is not a JSON object")
+        raise IntegrityError("base.not_an_object", path=path)
     return config
 
 
@@ -150,7 +144,7 @@ def hash_weights(shards: ShardSet) -> str:
     """
     total = sum(path.stat().st_size for path in shards.files)
     digests = []
-    with progress.task("hashing the base", total, "B") as bar:
+    with progress.task(phrase("base.hashing"), total, "B") as bar:
         for path in shards.files:
             inner = hashlib.sha256()
             with path.open("rb") as file:
@@ -173,11 +167,7 @@ def _refuse_spoiled(path: Path, sha256: str) -> None:
     if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
         path.unlink()
         blob.unlink()
-        raise IntegrityError(
-            f"{path.name} is not what the Hub has",
-            why=f"its sha256 is {sha256[:12]}…, should be {blob.name[:12]}…; it has been removed",
-            fix="start again: it will be fetched again",
-        )
+        raise IntegrityError("base.spoiled_download", path_name=path.name, sha256=sha256[:12], blob_name=blob.name[:12])
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -193,7 +183,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers raise
-        raise IntegrityError(f"the tokenizer in {folder} cannot be loaded", why=first_line(error)) from error
+        raise IntegrityError("base.no_tokenizer", folder=folder, error=first_line(error)) from error
 
 
 @contextmanager
@@ -232,9 +222,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _no_base(name: str) -> UsageError:
-    return UsageError(
-        f"no base model at {name!r}", fix="give a folder with config.json, or a Hub id such as owner/name"
-    )
+    return UsageError("base.none", name=name)
 
 
 def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED, **where: Any) -> tuple[Path, str]:
@@ -252,41 +240,21 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED
         # the cache calls a folder by its commit
         commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
     except HFValidationError as error:
-        raise UsageError(f"{name!r} is not the name of a Hub model", why=first_line(error)) from None
+        raise UsageError("base.not_a_hub_name", name=name, error=first_line(error)) from None
     except GatedRepoError:
-        raise EnvironmentFault(
-            f"{name} is gated: the Hub wants to know who you are",
-            fix=f"accept its terms on its Hub page, then `hf auth login` (or set HF_TOKEN) and start again: {name}",
-        ) from None
+        raise EnvironmentFault("base.gated", name=name) from None
     except RevisionNotFoundError:
-        raise UsageError(f"{name} has no revision {revision!r} on the Hub") from None
+        raise UsageError("base.no_revision", name=name, revision=revision) from None
     except RepositoryNotFoundError:
-        raise UsageError(
-            f"no model {name!r} on the Hub, or it is private",
-            fix="check the spelling; `hf auth login` for private ones",
-        ) from None
+        raise UsageError("base.not_on_hub", name=name) from None
     except LocalEntryNotFoundError as error:
-        raise EnvironmentFault(
-            f"{name} is not in the local cache and the Hub cannot be reached",
-            why=first_line(error),
-            fix="connect once and start again (HF_HUB_OFFLINE must not be set), or give a local folder",
-        ) from None
+        raise EnvironmentFault("base.offline", name=name, error=first_line(error)) from None
     except (http_error(), OSError) as error:
-        raise EnvironmentFault(
-            f"{name} could not be downloaded",
-            why=first_line(error),
-            fix="start again; what has arrived is kept",
-        ) from None
+        raise EnvironmentFault("base.not_downloaded", name=name, error=first_line(error)) from None
     except ValueError as error:
-        raise EnvironmentFault(
-            f"{name} could not be downloaded: the answers are not the Hub's",
-            why=first_line(error),
-            fix="a network that asks for a login, or a proxy, may answer in its place",
-        ) from None
+        raise EnvironmentFault("base.other_answers", name=name, error=first_line(error)) from None
     if "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
-        raise UnsupportedModelError(
-            f"{name} has no safetensors weights", why="pickled weights can run code and are never loaded"
-        )
+        raise UnsupportedModelError("base.no_weights", name=name)
     return folder, commit
 
 
@@ -306,6 +274,6 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str], **where: An
         except HfHubHTTPError as error:
             if wait_s is None or error.response.status_code < 500:
                 raise
-            progress.warn(f"{first_line(error)}; trying again in {wait_s} s")
+            progress.warn(phrase("base.trying_again", error=first_line(error), wait_s=wait_s))
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aegis.errors import UnsupportedModelError
+from aegis.messages import phrase
 from aegis.model.shards import HEAD_BIAS
 
 HeadKind = Literal["own", "tied", "with bias"]
@@ -52,16 +53,11 @@ PROVEN: Mapping[str, Family] = {
     "phi": Family("Phi-1.5, Phi-2", ("with bias",), "byte-level BPE", ("q_proj", "k_proj", "v_proj", "dense")),
 }
 
-_HEAD_DROPPED = (
-    "llama.cpp's converter drops its lm_head.weight and the runtime uses the embeddings instead, "
-    "so the soul folded into the head would vanish without a word"
-)
-_NO_PLACE = "llama.cpp has no place for an LM head of its own in this architecture"
 REFUSED: Mapping[str, str] = {
-    "gemma": _HEAD_DROPPED,
-    "gemma2": _HEAD_DROPPED,
-    "cohere": _NO_PLACE,
-    "cohere2": _NO_PLACE,
+    "gemma": "families.head_dropped",
+    "gemma2": "families.head_dropped",
+    "cohere": "families.no_place",
+    "cohere2": "families.no_place",
 }
 
 _BIASED_HEADS = frozenset({"phi", "phimoe"})
@@ -80,28 +76,17 @@ def check_family(config: Mapping[str, Any]) -> None:
     architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     called = f"{model_type or 'this model'} ({', '.join(architectures) or 'no architecture named'})"
     if model_type in REFUSED:
-        raise UnsupportedModelError(f"{called} is not supported", why=REFUSED[model_type])
+        raise UnsupportedModelError("families.refused", called=called, reason=phrase(REFUSED[model_type]))
     if "_attn_implementation_internal" in config:
-        raise UnsupportedModelError(
-            f"{called}: config.json sets _attn_implementation_internal",
-            why="that key can make transformers fetch and run code (CVE-2026-4372)",
-            fix="remove the key from config.json if you trust the rest of the folder",
-        )
+        raise UnsupportedModelError("families.internal_attention", called=called)
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else "unknown"
-        raise UnsupportedModelError(
-            f"{called} is already quantized ({method})",
-            why="the adapter is merged into 16-bit weights, and these are gone from it",
-            fix="give the 16-bit original of this model",
-        )
+        raise UnsupportedModelError("families.already_quantized", called=called, method=method)
     if not any(name.endswith("ForCausalLM") for name in architectures):
-        raise UnsupportedModelError(f"{called} is not a decoder language model", why="no architecture …ForCausalLM")
+        raise UnsupportedModelError("families.not_a_decoder", called=called)
     if not _has_native_class(model_type):
-        raise UnsupportedModelError(
-            f"{called}: the installed transformers has no class of its own for it",
-            why="code that comes with a model is never run",
-        )
+        raise UnsupportedModelError("families.no_class", called=called)
     if model_type == "gemma3_text":
         _check_attention_scale(called, config)
 
@@ -117,10 +102,7 @@ def check_head_bias(config: Mapping[str, Any], tensors: Collection[str]) -> None
         UnsupportedModelError: with the reason.
     """
     if HEAD_BIAS in tensors and config.get("model_type") not in _BIASED_HEADS:
-        raise UnsupportedModelError(
-            f"{config.get('model_type')} with an LM head that has a bias is not supported",
-            why="llama.cpp has no place for output.bias in this architecture",
-        )
+        raise UnsupportedModelError("families.head_bias", model_type=config.get("model_type"))
 
 
 def families_table() -> str:
@@ -139,10 +121,7 @@ def _check_attention_scale(called: str, config: Mapping[str, Any]) -> None:
     if config.get("num_hidden_layers") == _GEMMA_27B_LAYERS:
         head_dim = config.get("hidden_size", 0) // max(1, config.get("num_attention_heads", 1))
     if scalar != head_dim:
-        raise UnsupportedModelError(
-            f"{called}: query_pre_attn_scalar is {scalar} and llama.cpp takes it to be {head_dim}",
-            why="it reads the scale of attention off the model's shape, so that another model would run",
-        )
+        raise UnsupportedModelError("families.attention_scale", called=called, scalar=scalar, head_dim=head_dim)
 
 
 def _has_native_class(model_type: str) -> bool:

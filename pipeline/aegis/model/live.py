@@ -46,7 +46,7 @@ def live_model(
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             model = PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
-        raise IntegrityError(f"the adapter in {adapter} does not fit {base.name}", why=str(error)) from error
+        raise IntegrityError("live.other_adapter", adapter=adapter, base_name=base.name, error=str(error)) from error
     with attached(model, soul_module(load_soul(adapter / SOUL_FILE)).to(device)):
         yield model.eval()
 

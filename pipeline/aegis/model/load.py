@@ -10,6 +10,7 @@ import torch
 
 from aegis import progress
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.messages import phrase
 from aegis.model.nf4 import BLOCK
 
 Precision = Literal["4bit", "16bit", "dequantized"]
@@ -24,19 +25,13 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault(
-            "torch sees no CUDA device",
-            why=f"torch {torch.__version__} "
-            + ("is a CPU-only build" if torch.version.cuda is None else "finds no driver"),
-            fix="install the CUDA build of torch and an NVIDIA driver, or say --device cpu",
+            "load.cpu_only_torch" if torch.version.cuda is None else "load.no_driver", version=torch.__version__
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():
-        raise EnvironmentFault(
-            f"there is no GPU for process {number} of this machine: torch sees {torch.cuda.device_count()}",
-            fix="start as many processes as there are GPUs (--nproc-per-node, --num_processes)",
-        )
+        raise EnvironmentFault("load.too_few_gpus", number=number, device_count=torch.cuda.device_count())
     return torch.device("cuda", number)
 
 
@@ -74,7 +69,7 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
         model = load_base(folder, "4bit", device)
         return model.dequantize(dtype).to(dtype).requires_grad_(False)
     try:
-        with progress.task("loading the base"):
+        with progress.task(phrase("load.loading")):
             model, outcome = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -87,19 +82,13 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
                 output_loading_info=True,
             )
     except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(
-            "the base does not fit this GPU's memory",
-            why=str(error).partition("\n")[0],
-            fix="close other programs, or use --load-in 4bit",
-        ) from error
+        raise EnvironmentFault("load.out_of_memory", error=str(error).partition("\n")[0]) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise IntegrityError(
-            f"transformers cannot load the base in {folder}", why=str(error).partition("\n")[0]
-        ) from error
+        raise IntegrityError("load.not_loaded", folder=folder, error=str(error).partition("\n")[0]) from error
     if missing := sorted(outcome["missing_keys"]):
         # transformers fills these with random numbers and logs it
         raise IntegrityError(
-            f"the base in {folder} lacks {len(missing)} tensors", why=f"missing: {', '.join(missing[:5])}"
+            "load.missing_tensors", folder=folder, missing_count=len(missing), missing=", ".join(missing[:5])
         )
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -110,7 +99,7 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if model.get_output_embeddings() is None:
-        raise UsageError(f"{type(model).__name__} has no LM head to fold a soul into")
+        raise UsageError("load.no_head", name=type(model).__name__)
     return model
 
 
@@ -141,12 +130,9 @@ def nf4_weights(folder: Path) -> frozenset[str]:
     AutoHfQuantizer.from_config(_nf4(torch.float32)).preprocess_model(model=model, device_map=None)
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     if not found:
-        raise UnsupportedModelError(f"nothing of the base in {folder} is held in NF4")
+        raise UnsupportedModelError("load.nothing_in_nf4", folder=folder)
     if odd := [name for name, module in found.items() if module.in_features % BLOCK]:
-        raise UnsupportedModelError(
-            f"the NF4 round trip of {odd[0]} is not supported: its rows are not multiples of {BLOCK}",
-            fix="merge with --base-weights original",
-        )
+        raise UnsupportedModelError("load.odd_rows", odd=odd[0], block=BLOCK)
     return frozenset(f"{name}.weight" for name in found)
 
 

@@ -42,20 +42,12 @@ def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[s
     if configured:
         missing = [target for target in configured if target not in names]
         if missing:
-            raise UsageError(
-                f"no linear module is called {', '.join(missing)}",
-                why=f"this model has {', '.join(sorted(names))}",
-                fix="correct --lora-targets, or leave it out for the attention projections",
-            )
+            raise UsageError("lora.no_module", missing=", ".join(missing), names=", ".join(sorted(names)))
         return tuple(configured)
     for fitting in _ATTENTION:
         if all(target in names for target in fitting):
             return fitting
-    raise UsageError(
-        "the attention projections of this model are not known by name",
-        why=f"its linear modules are {', '.join(sorted(names))}",
-        fix="name the ones to adapt with --lora-targets",
-    )
+    raise UsageError("lora.unknown_projections", names=", ".join(sorted(names)))
 
 
 def coverage(model: nn.Module, targets: Sequence[str], rank: int) -> list[Coverage]:

@@ -56,16 +56,13 @@ class MergePlan:
         untied = head is None
         if head is None:
             if not base.tied:
-                raise IntegrityError(f"{base.folder} has no {HEAD}, and its config does not tie it to the embeddings")
+                raise IntegrityError("merging.no_head", base_folder=base.folder, head=HEAD)
             embeddings = [entry for name, entry in entries.items() if name.endswith("embed_tokens.weight")]
             if len(embeddings) != 1:
-                raise IntegrityError(f"{base.folder}: the embeddings its LM head is tied to cannot be found")
+                raise IntegrityError("merging.no_embeddings", base_folder=base.folder)
             head = embeddings[0]
         if head.shape[-1] != soul.hidden_size:
-            raise IntegrityError(
-                f"the soul is {soul.hidden_size} wide and the base's LM head {head.shape[-1]}",
-                why="it is another base's soul",
-            )
+            raise IntegrityError("merging.other_width", hidden_size=soul.hidden_size, head_shape=head.shape[-1])
         misfits = []
         for name, update in adapter.updates.items():
             target = head if name == HEAD else entries.get(name)
@@ -76,7 +73,7 @@ class MergePlan:
                 misfits.append(f"{name}: adapter {shape}, base {target.shape}")
         if misfits:
             more = f"\n… and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-            raise IntegrityError("the adapter does not fit the base", why="\n".join(misfits[:5]) + more)
+            raise IntegrityError("merging.other_adapter", misfits="\n".join(misfits[:5]) + more)
         return cls(base, adapter, soul, dtype, head, untied, round_trip)
 
     def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
@@ -147,11 +144,8 @@ class MergePlan:
             return
         largest = float(self._wide(name, start, source(start, stop), slab).abs().max())
         if math.isfinite(largest):
-            raise IntegrityError(
-                f"{name} does not fit {self.dtype}: its largest value is {largest:.4g}",
-                fix="merge with --dtype bfloat16, which has float32's range",
-            )
-        raise IntegrityError(f"{name} holds NaN or Inf", why="in the base itself, or after the adapter was added")
+            raise IntegrityError("merging.out_of_range", name=name, dtype=self.dtype, largest=largest)
+        raise IntegrityError("merging.holds_nan_inf", name=name)
 
     def _wide(self, name: str, start: int, rows: Tensor, slab: Slab) -> Tensor:
         """The rows in float32, updated and folded."""

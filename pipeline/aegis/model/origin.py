@@ -11,6 +11,7 @@ from aegis import progress
 from aegis.data.files import READERS
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, read_manifest
+from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.report.card import CARD, Origin
 from aegis.soul.file import SoulRecord
@@ -49,7 +50,7 @@ def origin_of_folder(folder: Path) -> Origin:
         try:
             return Origin(**kept)
         except TypeError as error:
-            raise IntegrityError(f"{folder / MANIFEST} is damaged", why=f"origin: {error}") from None
+            raise IntegrityError("origin.damaged", path=folder / MANIFEST, error=error) from None
     return Origin(base=folder.resolve().name, metadata=card_metadata(folder, None))
 
 
@@ -63,7 +64,7 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
         try:
             found = metadata_load(path) or {}
         except Exception as error:  # a stranger's YAML may break anywhere
-            progress.warn(f"the model card {path} cannot be read: {type(error).__name__}")
+            progress.warn(phrase("origin.unreadable_card", path=path, name=type(error).__name__))
     kept = {name: found[name] for name in _TEXTS if isinstance(found.get(name), str)}
     languages = found.get("language")
     if isinstance(languages, str) or (isinstance(languages, list) and all(isinstance(x, str) for x in languages)):

@@ -10,6 +10,7 @@ import torch
 from aegis import progress
 from aegis.errors import UnsupportedModelError, UsageError
 from aegis.manifest import MANIFEST, read_manifest
+from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.load import choose_device, compute_dtype, nf4_weights
 from aegis.model.nf4 import Nf4Weight
@@ -43,26 +44,17 @@ class RoundTrip:
         if (adapter / MANIFEST).is_file():
             manifest = read_manifest(adapter)
             if manifest.config.get("load_in") != "4bit":
-                raise UsageError(
-                    f"{adapter} was trained on 16-bit weights: there is no NF4 round trip to merge it into",
-                    fix="merge with --base-weights original",
-                )
+                raise UsageError("round_trip.none", adapter=adapter)
             dtype = getattr(torch, str(manifest.facts["compute_dtype"]))
             if manifest.facts["device"] != device.type:
                 if device.type == "cpu":
-                    progress.warn(
-                        f"{adapter} was trained on a GPU, and there is none here: bitsandbytes' NF4 on a CPU can "
-                        "differ from a GPU's where a value lies between two codes"
-                    )
+                    progress.warn(phrase("round_trip.trained_on_gpu", adapter=adapter))
                 device = torch.device("cpu")
         else:
-            progress.warn(f"{adapter} does not say how its base was held; taken for NF4 and {dtype}")
+            progress.warn(phrase("round_trip.unknown", adapter=adapter, dtype=dtype))
         weights = nf4_weights(base.folder)
         if lost := sorted(weights - base.shards.entries.keys()):
-            raise UnsupportedModelError(
-                f"{lost[0]} is held in NF4 under another name than in the shards of {base.name}",
-                fix="merge with --base-weights original",
-            )
+            raise UnsupportedModelError("round_trip.other_name", lost=lost[0], base_name=base.name)
         return cls(weights, dtype, device)
 
     def begin(self, entry: TensorEntry) -> Nf4Weight:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
+from aegis.messages import phrase
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -88,7 +89,7 @@ class TensorEntry:
             while view:
                 count = file.readinto(view)
                 if not count:
-                    raise IntegrityError(f"{self.file} ends inside {self.name}")
+                    raise IntegrityError("shards.ends_inside", file=self.file, name=self.name)
                 view = view[count:]
         return into
 
@@ -125,14 +126,15 @@ class ShardSet:
             for entry in read_header(file):
                 if entry.name in entries:
                     raise IntegrityError(
-                        f"{entry.name} is in two files: {entries[entry.name].file.name} and {file.name}"
+                        "shards.two_files",
+                        entry_name=entry.name,
+                        name=entries[entry.name].file.name,
+                        file_name=file.name,
                     )
                 entries[entry.name] = entry
         lost = [name for name, file in weight_map.items() if name not in entries or entries[name].file.name != file]
         if lost:
-            raise IntegrityError(
-                f"{folder}: the index names {len(lost)} tensors that are not where it says", why=", ".join(lost[:5])
-            )
+            raise IntegrityError("shards.wrong_index", folder=folder, lost_count=len(lost), lost=", ".join(lost[:5]))
         return cls(folder, files, entries)
 
     def in_file(self, file: Path) -> list[TensorEntry]:
@@ -158,17 +160,15 @@ def read_header(file: Path) -> list[TensorEntry]:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(length))
     except FileNotFoundError:
-        raise UsageError(f"no file {file}") from None
+        raise UsageError("shards.no_file", file=file) from None
     except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
-        raise IntegrityError(f"{file} is not a whole safetensors file", why=str(error)) from None
+        raise IntegrityError("shards.not_whole", file=file, error=str(error)) from None
     entries = []
     for name, record in header.items():
         if name == "__metadata__":
             continue
         if record["dtype"] not in DTYPES:
-            raise UnsupportedModelError(
-                f"{file}: {name} has dtype {record['dtype']}, which this program does not merge"
-            )
+            raise UnsupportedModelError("shards.unknown_dtype", file=file, name=name, record=record["dtype"])
         entries.append(
             TensorEntry(
                 name,
@@ -190,12 +190,12 @@ def _read_index(folder: Path) -> dict[str, str]:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         weight_map = {str(tensor): str(name) for tensor, name in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{index} is damaged", why=f"{type(error).__name__}: {error}") from None
+        raise IntegrityError("shards.damaged", index=index, name=type(error).__name__, error=error) from None
     if not weight_map:
-        raise IntegrityError(f"{index} names no tensors")
+        raise IntegrityError("shards.names_no_tensors", index=index)
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise IntegrityError(f"{index} names {name!r}, which is not a shard of this folder")
+            raise IntegrityError("shards.foreign_name", index=index, name=name)
     return weight_map
 
 
@@ -204,18 +204,18 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
     names = sorted(set(weight_map.values()))
     if single and names and names != [SINGLE]:
         # transformers would train on the one and this program merge the others
-        raise IntegrityError(f"{folder} holds {SINGLE} and shards", fix="move away the ones that do not belong")
+        raise IntegrityError("shards.both_kinds", folder=folder, single=SINGLE)
     if names:
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise IntegrityError(f"{folder} is not whole", why=f"missing: {', '.join(missing)}")
+            raise IntegrityError("shards.missing", folder=folder, missing=", ".join(missing))
         return tuple(folder / name for name in names)
     if single:
         return (folder / SINGLE,)
     pickles = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
     raise UnsupportedModelError(
-        f"{folder} has no safetensors weights",
-        why=f"there is {', '.join(sorted(pickles)[:3])}; a pickle can run code and is never loaded" if pickles else "",
-        fix="give a base saved as model.safetensors, or as shards with an index",
+        "shards.none",
+        folder=folder,
+        pickles=phrase("shards.pickles", names=", ".join(sorted(pickles)[:3])) if pickles else "",
     )
 
 

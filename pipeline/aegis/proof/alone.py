@@ -13,6 +13,7 @@ from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.manifest import MANIFEST, Manifest, verify_directory, verify_file
+from aegis.messages import phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family, check_head_bias
@@ -50,7 +51,7 @@ def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
     with checks.check("R orthogonal", "train") as tell:
         soul = load_soul(path)
         if soul.reflection and ours:
-            raise IntegrityError(f"{path} says that it is a reflection: it was not trained here")
+            raise IntegrityError("alone.reflection", path=path)
         determinant = "det −1, a reflection that says so" if soul.reflection else "det +1"
         tell(f"{determinant}, {soul.kind}, {soul.hidden_size} wide, step {soul.step}, g {soul.gate:.4f}")
 
@@ -80,9 +81,9 @@ def check_model(checks: Checks, folder: Path) -> None:
         check_head_bias(config, shards.entries)
         head = shards.entries.get(HEAD)
         if head is None:
-            raise IntegrityError(f"{folder} has no {HEAD}: no soul was folded into it")
+            raise IntegrityError("alone.no_head", folder=folder, head=HEAD)
         if len(head.shape) != 2 or head.shape != (config.get("vocab_size"), config.get("hidden_size")):
-            raise IntegrityError(f"{HEAD} of {folder} is {head.shape}, which is not what config.json says")
+            raise IntegrityError("alone.head_shape", head=HEAD, folder=folder, head_shape=head.shape)
         tell(f"{config['model_type']}, {len(shards.entries)} tensors, head {head.shape[0]} × {head.shape[1]}")
     if not checks.done[-1].ok:
         return
@@ -91,7 +92,7 @@ def check_model(checks: Checks, folder: Path) -> None:
     with checks.check("tokenizer", "merge") as tell:
         size = len(load_tokenizer(folder))
         if size > head.shape[0]:
-            raise IntegrityError(f"the tokenizer of {folder} has {size} tokens, the LM head {head.shape[0]} rows")
+            raise IntegrityError("alone.too_many_tokens", folder=folder, size=size, head_shape=head.shape[0])
         tell(f"{size} tokens")
 
 
@@ -120,38 +121,38 @@ def check_report(checks: Checks, path: Path) -> None:
         guilty = report.get("guilty")
         with checks.check("what it says", "verify" if guilty is None else str(guilty)) as tell:
             if report["ok"] is not True:
-                raise IntegrityError(f"NOT proven: the fault is in {guilty}")
+                raise IntegrityError("verdict.not_proven", guilty=guilty)
             tell(f"proven on {report.get('tokens')} tokens")
 
 
 def _one_model(gguf: GgufFile) -> str:
     family, kind = (gguf.metadata.get(f"general.{key}") for key in ("architecture", "type"))
     if not isinstance(family, str):
-        raise IntegrityError(f"{gguf.path} names no architecture")
+        raise IntegrityError("alone.names_no_architecture", gguf_path=gguf.path)
     if kind not in (None, "model"):
-        raise IntegrityError(f"{gguf.path} is no model but a GGUF of type {kind!r}")
+        raise IntegrityError("alone.other_type", gguf_path=gguf.path, kind=kind)
     parts = gguf.metadata.get("split.count", 1)
     if parts not in (0, 1):
-        raise IntegrityError(
-            f"{gguf.path} is one of {parts} parts", fix="join them first: llama-gguf-split --merge FIRST OUT"
-        )
+        raise IntegrityError("alone.split", gguf_path=gguf.path, parts=parts)
     return f"{family}, {gguf.metadata.get('general.name')}, {len(gguf.tensors)} tensors"
 
 
 def _vocabulary(gguf: GgufFile) -> str:
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise IntegrityError(f"{gguf.path} has no vocabulary")
+        raise IntegrityError("alone.no_vocabulary", gguf_path=gguf.path)
     for name in ("token_type", "scores"):
         beside = gguf.metadata.get(f"tokenizer.ggml.{name}")
         if beside is not None and (not isinstance(beside, list) or len(beside) != len(tokens)):
-            raise IntegrityError(f"{gguf.path}: tokenizer.ggml.{name} is not one a token")
+            raise IntegrityError("alone.token_list", gguf_path=gguf.path, name=name)
     for name in ("bos", "eos", "unknown", "padding"):
         token: Any = gguf.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if token is not None and (type(token) is not int or not 0 <= token < len(tokens)):
-            raise IntegrityError(f"{gguf.path}: {name} is token {token}, of {len(tokens)}")
+            raise IntegrityError(
+                "alone.token_out_of_range", gguf_path=gguf.path, name=name, token=token, tokens_count=len(tokens)
+            )
     if gguf.metadata.get("tokenizer.ggml.eos_token_id") is None:
-        raise IntegrityError(f"{gguf.path} names no token that ends a text")
+        raise IntegrityError("alone.no_end_token", gguf_path=gguf.path)
     template = "with" if gguf.metadata.get("tokenizer.chat_template") else "without"
     return f"{len(tokens)} tokens, {template} a chat template"
 
@@ -171,22 +172,21 @@ def _tensors(gguf: GgufFile) -> None:
         )
     )
     if "output.weight" not in tensors:
-        raise IntegrityError(
-            f"{gguf.path} has no output.weight",
-            why="the embeddings are its LM head: a soul that was folded into a head of its own is not in this file",
-        )
+        raise IntegrityError("alone.no_output_weight", gguf_path=gguf.path)
     shape = (len(vocabulary) if isinstance(vocabulary, list) else None, width)
     for name in ("output.weight", "token_embd.weight"):
         if name not in tensors or tensors[name].shape != shape:
             found = tensors[name].shape if name in tensors else "missing"
-            raise IntegrityError(f"{name} of {gguf.path} is {found}, and {shape} by the metadata")
+            raise IntegrityError("alone.shape", name=name, gguf_path=gguf.path, found=found, shape=shape)
     if _refuse_gaps(str(gguf.path), _BLOCK, list(tensors)) != layers:
-        raise IntegrityError(f"{gguf.path} does not hold the {layers} layers its metadata says")
+        raise IntegrityError("alone.lost_layers", gguf_path=gguf.path, layers=layers)
     if family == "phi3" and isinstance(context, int) and isinstance(original, int) and original < context:
         for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
             factors = tensors[name].shape[-1] if name in tensors else 0
             if not factors or (isinstance(rotated, int) and 2 * factors != rotated):
-                raise IntegrityError(f"{name} of {gguf.path} has {factors} factors for {rotated} rotated dimensions")
+                raise IntegrityError(
+                    "alone.rope_factors", name=name, gguf_path=gguf.path, factors=factors, rotated=rotated
+                )
 
 
 def _refuse_gaps(what: str, pattern: re.Pattern[str], names: list[str]) -> int:
@@ -196,23 +196,23 @@ def _refuse_gaps(what: str, pattern: re.Pattern[str], names: list[str]) -> int:
         if (match := pattern.fullmatch(name)) is not None:
             layers.setdefault(int(match[1][:9]), set()).add(match[2])
     if layers and max(layers) + 1 != len(layers):
-        raise IntegrityError(f"{what}: layers are missing between 0 and {max(layers)}")
+        raise IntegrityError("alone.missing_layers", what=what, layers=max(layers))
     every = set().union(*layers.values())
     # some families have layers of several kinds: a part that most layers have is lost where it is not
     common = {part for part in every if 2 * sum(part in have for have in layers.values()) > len(layers)}
     for layer, have in sorted(layers.items()):
         if lost := sorted(common - have):
-            raise IntegrityError(f"{what}: layer {layer} has no {lost[0]}")
+            raise IntegrityError("alone.incomplete_layer", what=what, layer=layer, lost=lost[0])
     return len(layers)
 
 
 def _finite(gguf: GgufFile) -> str:
     total = sum(info.size_bytes for info in gguf.tensors.values())
     # a damaged scale may be anything: what it makes of its block is looked at, not warned of
-    with progress.task("reading the tensors", total, "B") as bar, np.errstate(all="ignore"):
+    with progress.task(phrase("alone.reading_tensors"), total, "B") as bar, np.errstate(all="ignore"):
         for name, info in gguf.tensors.items():
             for values in gguf.slabs(name, _SLAB_BYTES):
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    raise IntegrityError(f"{name} of {gguf.path} holds NaN or Inf")
+                    raise IntegrityError("alone.holds_nan_inf", name=name, gguf_path=gguf.path)
             bar.advance(info.size_bytes)
     return f"{len(gguf.tensors)} tensors"

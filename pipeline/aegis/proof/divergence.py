@@ -72,7 +72,7 @@ def record(path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[i
     with path.open("wb") as file:
         for sequence, logits in zip(sequences, outputs, strict=True):
             if len(logits) != len(sequence) or not np.isfinite(logits).all():
-                raise IntegrityError("a model's logits are not finite, or not one a token")
+                raise IntegrityError("divergence.not_finite")
             width = logits.shape[1]
             file.write(np.ascontiguousarray(logits, np.float32).data)
     return Recording(np.memmap(path, np.float32, "r", shape=(len(targets), width)), targets)
@@ -85,9 +85,7 @@ def compare(reference: Recording, model: Recording) -> Divergence:
         IntegrityError: their vocabularies differ.
     """
     if reference.logits.shape != model.logits.shape:
-        raise IntegrityError(
-            f"the models have vocabularies of {reference.logits.shape[1]} and {model.logits.shape[1]} tokens"
-        )
+        raise IntegrityError("divergence.vocabularies", shape=reference.logits.shape[1], shape_2=model.logits.shape[1])
     kl, agreed, delta = [], 0, 0.0
     for rows in _slices(reference):
         one, other = reference.logits[rows].astype(np.float64), model.logits[rows].astype(np.float64)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile, fallback_tensors
+from aegis.messages import phrase
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
 
 _SLAB_BYTES = 16 << 20
@@ -63,11 +64,7 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
             ):
                 wrong.append(f"rope.scaling.attn_factor is {factor}, the config makes it {expected:.6f}")
     if wrong:
-        raise IntegrityError(
-            "the GGUF is not the model it was made from",
-            why="\n".join(wrong),
-            fix="values beyond float16's range come from the base or a large adapter; anything else, please report",
-        )
+        raise IntegrityError("gguf.differs", wrong="\n".join(wrong))
 
 
 def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[str]:
@@ -120,13 +117,20 @@ def check_quantized(path: Path, quant: str, head_quant: str | None) -> list[str]
     with GgufFile(path) as gguf:
         fallbacks = fallback_tensors(gguf, quant, output_tensor_type=head_quant)
         if "output.weight" not in gguf.tensors and "token_embd.weight" not in gguf.tensors:
-            raise IntegrityError(f"{path.name} has no LM head")
+            raise IntegrityError("gguf.no_lm_head", path_name=path.name)
     for info in fallbacks:
         if info.shape[-1] % 256 == 0:
-            raise IntegrityError(f"{path.name}: {info.name} is {info.type}, though its rows fit {quant}")
+            raise IntegrityError(
+                "gguf.odd_type", path_name=path.name, info_name=info.name, info_type=info.type, quant=quant
+            )
     if fallbacks:
         progress.warn(
-            f"{quant}: {len(fallbacks)} tensors have rows not divisible by 256 and got a larger type, "
-            f"for example {fallbacks[0].name} ({fallbacks[0].type})"
+            phrase(
+                "gguf.fallbacks",
+                quant=quant,
+                fallbacks_count=len(fallbacks),
+                name=fallbacks[0].name,
+                type=fallbacks[0].type,
+            )
         )
     return [f"{info.name}: {info.type}" for info in fallbacks]

@@ -71,14 +71,14 @@ def check_published(checks: Checks, run: Run) -> None:
             inputs = manifests["merge"].inputs
             for name, path in (("adapter", run.adapter / WEIGHTS), ("soul", run.adapter / SOUL_FILE)):
                 if inputs.get(name) != file_sha256(path):
-                    raise IntegrityError(f"{run.merged} was made from another {name} than {path}")
+                    raise IntegrityError("structure.other_input", merged=run.merged, name=name, path=path)
             if inputs.get("base") != manifests["train"].inputs.get("base"):
-                raise IntegrityError(f"{run.merged} was made from another base than the adapter was trained on")
+                raise IntegrityError("structure.other_base", merged=run.merged)
     if "convert" in manifests and "merge" in manifests:
         with checks.check("converted from this merged model", "convert"):
             known = {name: record.sha256 for name, record in manifests["merge"].files.items()}
             if manifests["convert"].inputs.get("model") != digest(known):
-                raise IntegrityError(f"{run.gguf} was made from another folder than {run.merged}")
+                raise IntegrityError("structure.other_folder", gguf=run.gguf, merged=run.merged)
 
 
 def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
@@ -86,19 +86,19 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
     with checks.check("LM head = W(I + gR)", "merge") as tell:
         stored = ShardSet.open(merged).entries.get(HEAD)
         if stored is None or stored.shape != plan.head.shape:
-            raise IntegrityError(f"{merged} has no {HEAD} of shape {plan.head.shape}")
+            raise IntegrityError("structure.no_head", merged=merged, head=HEAD, shape=plan.head.shape)
         # one more or less in the last place: a product may be summed in another order on another machine
         step = torch.finfo(stored.dtype).eps
         for start, stop, rows in plan.slabs(HEAD, plan.head):
             wanted, found = rows.float(), stored.read(start, stop).float()
             if not torch.allclose(found, wanted, rtol=2 * step, atol=1e-7):
                 worst = ((found - wanted).norm() / wanted.norm()).item()
-                raise IntegrityError(f"{HEAD} of {merged} is not the folded head: off by {worst:.2g} of its norm")
+                raise IntegrityError("structure.head_off", head=HEAD, merged=merged, worst=worst)
         bias, base_bias = (shards.entries.get(HEAD_BIAS) for shards in (ShardSet.open(merged), plan.base.shards))
         if (bias is None) != (base_bias is None) or (
             bias is not None and base_bias is not None and not torch.equal(bias.read(), base_bias.read().to(bias.dtype))
         ):
-            raise IntegrityError(f"{HEAD_BIAS} of {merged} is not the base's")
+            raise IntegrityError("structure.other_bias", head_bias=HEAD_BIAS, merged=merged)
         tell(f"g {plan.soul.gate:.4f}, {plan.soul.kind}")
     check_stock(checks, merged)
 
@@ -108,11 +108,11 @@ def check_stock(checks: Checks, merged: Path) -> None:
     with checks.check("head untied, no code, no soul tensor", "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         if config.get("tie_word_embeddings") is not False:
-            raise IntegrityError(f"{merged}/config.json leaves the head tied: the embeddings would replace it")
+            raise IntegrityError("structure.tied", merged=merged)
         if "auto_map" in config or list(merged.glob("*.py")):
-            raise IntegrityError(f"{merged} names or holds code")
+            raise IntegrityError("structure.code", merged=merged)
         if odd := [name for name in ShardSet.open(merged).entries if "soul" in name or "lora" in name]:
-            raise IntegrityError(f"{merged} holds {odd[0]}, which no stock model has")
+            raise IntegrityError("structure.foreign_tensors", merged=merged, odd=odd[0])
 
 
 def check_companions(checks: Checks, base: Base, merged: Path) -> None:
@@ -121,13 +121,13 @@ def check_companions(checks: Checks, base: Base, merged: Path) -> None:
         files = [name for name in TOKENIZER_FILES if (base.folder / name).is_file() or (merged / name).is_file()]
         for name in files:
             if _content(base.folder / name) != _content(merged / name):
-                raise IntegrityError(f"{merged / name} is not the base's")
+                raise IntegrityError("structure.not_the_bases", path=merged / name)
         before, after = (
             {key: value for key, value in read_config(folder).items() if key not in _EDITED}
             for folder in (base.folder, merged)
         )
         if odd := sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
-            raise IntegrityError(f"{merged}/config.json differs from the base's in {', '.join(odd)}")
+            raise IntegrityError("structure.other_config", merged=merged, odd=", ".join(odd))
         tell(f"{len(files)} tokenizer files")
 
 
@@ -140,7 +140,7 @@ def _content(path: Path) -> object:
     try:
         return {key: value for key, value in json.loads(path.read_bytes()).items() if key != "auto_map"}
     except (ValueError, AttributeError) as error:
-        raise IntegrityError(f"{path} is no JSON object", why=str(error)) from None
+        raise IntegrityError("structure.not_an_object", path=path, error=str(error)) from None
 
 
 def check_finite(checks: Checks, merged: Path) -> None:
@@ -151,7 +151,7 @@ def check_finite(checks: Checks, merged: Path) -> None:
             for start, stop in entry.slabs(SLAB_BYTES):
                 rows = entry.read(start, stop)
                 if rows.is_floating_point() and not torch.isfinite(rows).all():
-                    raise IntegrityError(f"{entry.name} holds NaN or Inf")
+                    raise IntegrityError("structure.holds_nan_inf", entry_name=entry.name)
         tell(f"{len(entries)} tensors")
 
 
@@ -162,15 +162,17 @@ def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, A
     with checks.check("vocabulary and special tokens", "convert") as tell, GgufFile(f16) as gguf:
         tokens = gguf.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, list):
-            raise IntegrityError(f"{f16.name} has no vocabulary")
+            raise IntegrityError("structure.no_vocabulary", f16_name=f16.name)
         for text, token in sorted(tokenizer.get_added_vocab().items(), key=lambda pair: pair[1]):
             if token >= len(tokens) or tokens[token] != text:
                 found = tokens[token] if token < len(tokens) else "nothing"
-                raise IntegrityError(f"token {token} is {found!r} in {f16.name} and {text!r} in the tokenizer")
+                raise IntegrityError("structure.other_piece", token=token, found=found, f16_name=f16.name, text=text)
         for key, wanted in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
             found_id = gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")
             if wanted is not None and found_id != wanted:
-                raise IntegrityError(f"{key} is token {found_id} in {f16.name} and {wanted} in the tokenizer")
+                raise IntegrityError(
+                    "structure.other_special_token", key=key, found_id=found_id, f16_name=f16.name, wanted=wanted
+                )
         tell(f"{len(tokens)} tokens")
 
 

@@ -86,15 +86,13 @@ def read_text(path: Path, tokenizer: Any, least_tokens: int) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"no text at {path}", why=str(error)) from None
+        raise UsageError("text.none", path=path, error=str(error)) from None
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8", fix="save it as UTF-8 and start again") from None
+        raise DataError("text.not_utf8", path=path) from None
     paragraphs = [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
     count = sum(len(tokenizer(paragraph).input_ids) for paragraph in paragraphs)
     if count < least_tokens:
-        raise DataError(
-            f"{path} is too short to compare models on", why=f"it has {count} tokens, {least_tokens} are the least"
-        )
+        raise DataError("text.too_short", path=path, count=count, least_tokens=least_tokens)
     return paragraphs
 
 

@@ -154,13 +154,16 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         found = (report["schema"], report["version"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is no report of verify", why=f"{type(error).__name__}: {error}") from None
+        raise IntegrityError("verdict.no_report", path=path, name=type(error).__name__, error=error) from None
     if found != (SCHEMA, SCHEMA_VERSION):
         raise IntegrityError(
-            f"{path} is of another version",
-            why=f"it says {found[0]!r}, version {found[1]!r}; this program knows {SCHEMA!r}, version {SCHEMA_VERSION}",
-            fix="verify the run again",
+            "verdict.other_version",
+            path=path,
+            found=found[0],
+            found_2=found[1],
+            schema=SCHEMA,
+            schema_version=SCHEMA_VERSION,
         )
     if not isinstance(report.get("ok"), bool):
-        raise IntegrityError(f"{path} does not say what was found")
+        raise IntegrityError("verdict.incomplete", path=path)
     return dict(report)

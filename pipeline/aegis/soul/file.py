@@ -88,21 +88,24 @@ def load_soul(path: Path) -> SoulRecord:
         IntegrityError: it is damaged, of another format or version, or its R is not a finite rotation.
     """
     if not path.is_file():
-        raise UsageError(f"no soul at {path}", fix="give the folder or file that `aegis train` wrote")
+        raise UsageError("soul.none", path=path)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file", why=str(error)) from error
+        raise IntegrityError("soul.unreadable", path=path, error=str(error)) from error
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         raise IntegrityError(
-            f"{path} is not a soul of version {VERSION}",
-            why=f"its metadata says {metadata.get('format')!r}, version {metadata.get('version')!r}",
+            "soul.other_version",
+            path=path,
+            version=VERSION,
+            format=metadata.get("format"),
+            version_2=metadata.get("version"),
         )
     rotation, alpha = tensors.get("rotation"), tensors.get("alpha")
     if rotation is None or alpha is None or rotation.dtype != torch.float32 or alpha.numel() != 1:
-        raise IntegrityError(f"{path} lacks a float32 `rotation` or a scalar `alpha`")
+        raise IntegrityError("soul.incomplete", path=path)
     if rotation.ndim == 2:
         rotation = rotation.unsqueeze(0)
     if (
@@ -110,15 +113,15 @@ def load_soul(path: Path) -> SoulRecord:
         or rotation.shape[1] != rotation.shape[2]
         or metadata.get("hidden_size") != str(rotation.shape[0] * rotation.shape[1])
     ):
-        raise IntegrityError(f"{path}: rotation has shape {tuple(rotation.shape)}, which fits no hidden size it names")
+        raise IntegrityError("soul.shape", path=path, rotation_shape=tuple(rotation.shape))
     reflection = metadata.get(_DETERMINANT) == _REFLECTED
     _check_rotation(path, rotation, reflection=reflection)
     try:
         step = int(metadata.get("step", ""))
     except ValueError as error:
-        raise IntegrityError(f"{path}: its step is {metadata.get('step')!r}") from error
+        raise IntegrityError("soul.step", path=path, step=metadata.get("step")) from error
     if not torch.isfinite(alpha).all():
-        raise IntegrityError(f"{path}: alpha is {alpha.item()}")
+        raise IntegrityError("soul.alpha", path=path, alpha=alpha.item())
     return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""), reflection)
 
 
@@ -133,15 +136,14 @@ def _with_sorted_header(data: bytes) -> bytes:
 
 def _check_rotation(path: Path, rotation: Tensor, *, reflection: bool) -> None:
     if not torch.isfinite(rotation).all():
-        raise IntegrityError(f"{path}: the rotation holds NaN or Inf")
+        raise IntegrityError("soul.not_finite", path=path)
     defect = so.orthogonality_defect(rotation.double()).abs().max().item()
     if defect > so.ORTHOGONALITY_BOUND:
         raise IntegrityError(
-            f"{path}: the rotation is not orthogonal",
-            why=f"|RᵀR − I| reaches {defect:.2g}, rounding stays under {so.ORTHOGONALITY_BOUND:g}",
+            "soul.not_orthogonal", path=path, defect=defect, orthogonality_bound=so.ORTHOGONALITY_BOUND
         )
     signs = so.determinant_sign(rotation)
     if reflection and (signs > 0).all():
-        raise IntegrityError(f"{path}: the rotation is said to be a reflection", why="its determinant is +1")
+        raise IntegrityError("soul.no_reflection", path=path)
     if not reflection and (signs < 0).any():
-        raise IntegrityError(f"{path}: the rotation is a reflection", why="its determinant is −1")
+        raise IntegrityError("soul.reflection", path=path)

@@ -28,10 +28,7 @@ def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
     """
     blocks, n, _ = rotation.shape
     if head.shape[-1] != blocks * n:
-        raise IntegrityError(
-            f"the soul is {blocks * n} wide and the LM head {head.shape[-1]}",
-            why="a soul only fits the base it was trained on",
-        )
+        raise IntegrityError("soul.other_width", blocks=blocks * n, head_shape=head.shape[-1])
     wide = head.to(rotation.dtype)
     if blocks == 1:
         return torch.addmm(wide, wide, rotation[0], alpha=gate)

@@ -32,9 +32,7 @@ def block_shape(kind: Kind, hidden_size: int) -> tuple[int, int]:
     if kind == "dense":
         return 1, hidden_size
     if hidden_size % BLOCK:
-        raise UsageError(
-            f"so8 needs a hidden size divisible by {BLOCK}, this base has {hidden_size}", fix="say --rotation dense"
-        )
+        raise UsageError("soul.not_divisible", block=BLOCK, hidden_size=hidden_size)
     return hidden_size // BLOCK, BLOCK
 
 

@@ -41,7 +41,7 @@ def examine(path: Path) -> Examination:
     elif path.is_dir():
         kind = _directory(checks, path)
     else:
-        raise UsageError(f"there is nothing at {path}")
+        raise UsageError("examine.nothing", path=path)
     return Examination(path, kind, tuple(checks.done))
 
 
@@ -50,7 +50,7 @@ def _file(checks: Checks, path: Path) -> str:
         with path.open("rb") as stream:
             start = stream.read(4)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read", why=str(error)) from None
+        raise UsageError("examine.unreadable", path=path, error=str(error)) from None
     if start == b"GGUF" or path.suffix.lower() == ".gguf":
         alone.check_hash(checks, path, "convert")
         alone.check_gguf(checks, path)
@@ -62,15 +62,12 @@ def _file(checks: Checks, path: Path) -> str:
     if path.name == _REPORT:
         alone.check_report(checks, path)
         return "a report"
-    raise UsageError(
-        f"{path} is nothing that can be checked",
-        why="it is neither a GGUF, nor a soul.safetensors, nor a report.json",
-    )
+    raise UsageError("examine.unknown_file", path=path)
 
 
 def _directory(checks: Checks, path: Path) -> str:
     if any((path / part).is_dir() for part in _PARTS):
-        raise UsageError(f"{path} is a whole run", fix=f"say: aegis verify --run {path}")
+        raise UsageError("examine.whole_run", path=path)
     if (path / ADAPTER_CONFIG).is_file():
         alone.check_checkpoint(checks, path)
         return "an adapter"
@@ -86,7 +83,4 @@ def _directory(checks: Checks, path: Path) -> str:
         alone.check_hashes(checks, path, "verify")
         alone.check_report(checks, path / _REPORT)
         return "a report"
-    raise UsageError(
-        f"{path} is nothing that can be checked",
-        why="it holds no adapter_config.json, config.json, *.gguf or report.json",
-    )
+    raise UsageError("examine.unknown_folder", path=path)

@@ -18,6 +18,7 @@ from aegis.data.deadline import within
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
+from aegis.messages import phrase
 from aegis.model.base import TOKENIZER_FILES, load_tokenizer, read_config
 from aegis.model.families import check_family
 from aegis.model.origin import copy_licences, origin_of_folder
@@ -100,10 +101,10 @@ def export_gguf(
         return report
 
     needed = disk_needed(model, shards, quantized)
-    disk.require_space(out, needed, "the GGUF files")
+    disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
-    progress.say(f"at most {disk.human(needed)} of disk while it works, the f16 file among them")
+    progress.say(phrase("export.disk_peak", needed=disk.human(needed)))
     with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
@@ -185,11 +186,11 @@ def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens:
     try:
         dialogue = within(RENDER_SECONDS, lambda: dialogue_of(tokenizer), memory_bytes=RENDER_BYTES)
     except TimeoutError as error:
-        raise IntegrityError("the model's chat template does not finish", why=str(error)) from None
+        raise IntegrityError("export.template_hangs", error=str(error)) from None
     if dialogue is None:
-        progress.warn("the Modelfile has no TEMPLATE: the chat template is more than fixed text round each message")
+        progress.warn(phrase("export.no_template"))
     for departure in dialogue.departures if dialogue else ():
-        progress.say(f"in Ollama, unlike the model's own chat template: {departure}")
+        progress.say(phrase("export.departure", departure=departure))
     ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens) if token]
     return modelfile(gguf, dialogue, stop_texts(special_texts(tokenizer), dialogue, ends), context_tokens)
 
@@ -202,8 +203,8 @@ def _end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
         try:
             ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", ends)
         except (ValueError, AttributeError, RecursionError) as error:
-            raise IntegrityError(f"{path} is not a JSON object", why=str(error)) from None
+            raise IntegrityError("export.not_an_object", path=path, error=str(error)) from None
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(isinstance(token, int) for token in ends):
-        raise IntegrityError(f"{model}: eos_token_id is {ends!r}, which are no token ids")
+        raise IntegrityError("export.end_tokens", model=model, ends=ends)
     return ends

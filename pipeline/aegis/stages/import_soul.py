@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aegis import progress
 from aegis.errors import IntegrityError, UsageError
+from aegis.messages import phrase
 from aegis.soul import rotation as so
 from aegis.soul.file import SoulRecord, save_soul
 
@@ -53,11 +54,11 @@ def import_soul(source: Path, out: Path, *, overwrite: bool = False) -> ImportRe
         IntegrityError: not a pickle of tensors alone, not a soul, or its R is not orthogonal.
     """
     if not source.is_file():
-        raise UsageError(f"no soul at {source}", fix="give the soul.pt of one of the original's checkpoints")
+        raise UsageError("import_soul.no_soul", source=source)
     if out.is_dir() or (out.exists() and not overwrite):
-        raise UsageError(f"{out} exists", fix="choose another place, or say --overwrite to replace a file")
+        raise UsageError("import_soul.exists", out=out)
     state = _read(source)
-    with progress.task("rebuilding the rotation"):
+    with progress.task(phrase("import_soul.rebuilding")):
         rotation = _rebuilt(source, state["so8_rotation"])
         reflection = bool((so.determinant_sign(rotation) < 0).any())
     soul = SoulRecord(rotation.float(), _alpha(source, state), _step(source, state), "", reflection)
@@ -76,30 +77,37 @@ def _read(source: Path) -> Mapping[str, Any]:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises whatever the file makes it raise
         raise IntegrityError(
-            f"{source} cannot be read as tensors alone",
-            why=str(error).strip().partition("\n")[0] or type(error).__name__,
-            fix="nothing in it was run; do not load it with weights_only=False unless you trust whoever made it",
+            "import_soul.unreadable",
+            source=source,
+            hint=str(error).strip().partition("\n")[0] or type(error).__name__,
         ) from None
     if not isinstance(state, Mapping) or not {"alpha", "so8_rotation", "step"} <= state.keys():
-        raise IntegrityError(
-            f"{source} is not a soul of the original", why="it is no dict with alpha, so8_rotation and step"
-        )
+        raise IntegrityError("import_soul.not_a_soul", source=source)
     return state
 
 
 def _rebuilt(source: Path, state: Any) -> Tensor:
     """R, (1, d, d) float64. Half precision would break it, and torch's own forward keeps the dtype it is given."""
     if not isinstance(state, Mapping) or set(state) != {_ORIGINAL, _BASE}:
-        raise IntegrityError(f"{source}: so8_rotation is not the state of an orthogonal Linear without bias")
+        raise IntegrityError("import_soul.no_rotation", source=source)
     original, base = state[_ORIGINAL], state[_BASE]
     for name, tensor in ((_ORIGINAL, original), (_BASE, base)):
         # a few bytes can claim any shape: with strides of zero, or without data
         if not isinstance(tensor, Tensor) or tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
-            raise IntegrityError(f"{source}: {name} is not a square matrix")
+            raise IntegrityError("import_soul.not_square", source=source, name=name)
         if not tensor.is_floating_point() or tensor.is_meta or tensor.nbytes > source.stat().st_size:
-            raise IntegrityError(f"{source}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not its data")
+            raise IntegrityError(
+                "import_soul.dtype", source=source, name=name, dtype=tensor.dtype, tensor_shape=tuple(tensor.shape)
+            )
     if original.shape != base.shape or not original.numel():
-        raise IntegrityError(f"{source}: {_ORIGINAL} is {tuple(original.shape)} and {_BASE} {tuple(base.shape)}")
+        raise IntegrityError(
+            "import_soul.shapes",
+            source=source,
+            original=_ORIGINAL,
+            original_shape=tuple(original.shape),
+            base=_BASE,
+            base_shape=tuple(base.shape),
+        )
     lower = original.double().tril()
     rotation: Tensor = base.double() @ torch.linalg.matrix_exp(lower - lower.mT)
     return rotation.unsqueeze(0)
@@ -110,12 +118,12 @@ def _alpha(source: Path, state: Mapping[str, Any]) -> float:
     if isinstance(alpha, Tensor) and alpha.numel() == 1:
         alpha = alpha.item()
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise IntegrityError(f"{source}: alpha is {alpha!r}")
+        raise IntegrityError("import_soul.alpha", source=source, alpha=alpha)
     return float(alpha)
 
 
 def _step(source: Path, state: Mapping[str, Any]) -> int:
     step = state["step"]
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise IntegrityError(f"{source}: step is {step!r}")
+        raise IntegrityError("import_soul.step", source=source, step=step)
     return step

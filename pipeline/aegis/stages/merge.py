@@ -18,6 +18,7 @@ from aegis import __version__, disk, progress, runs
 from aegis.config import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
+from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import TOKENIZER_FILES, Base, find_base, weights_hash_of
 from aegis.model.merging import DTYPES, MergePlan
@@ -96,18 +97,14 @@ def merge(
     adapter = load_adapter(inputs.adapter)
     soul_path = inputs.soul or inputs.adapter / SOUL_FILE
     if inputs.soul is None and not soul_path.is_file():
-        raise IntegrityError(
-            f"{inputs.adapter} holds an adapter and no soul",
-            why=f"there is no {SOUL_FILE} in it",
-            fix="name the soul with --soul, or merge a plain LoRA with peft's own merge_and_unload",
-        )
+        raise IntegrityError("merge.no_soul", adapter=inputs.adapter, soul_file=SOUL_FILE)
     soul = load_soul(soul_path)
     base = find_base(inputs.base_model, inputs.revision)
     round_trip = RoundTrip.of(base, inputs.adapter) if config.base_weights == "dequantized" else None
     plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype], round_trip)
     _refuse_folding_twice(base, soul_path, soul)
     if soul.reflection:
-        progress.warn(f"the rotation in {soul_path} is a reflection (det −1); it is folded as it is")
+        progress.warn(phrase("merge.reflection", soul_path=soul_path))
     origin = origin_of_merge(base, inputs.adapter, soul)
 
     manifest = Manifest(
@@ -133,7 +130,7 @@ def merge(
         known = replace(manifest, inputs={**manifest.inputs, "base": base.weights_hash})
         if finished(out, known) is not None:
             return report
-    disk.require_space(out, plan.out_bytes, "the merged model")
+    disk.require_space(out, plan.out_bytes, phrase("disk.merged_model"))
     if dry_run:
         return report
     with publishing(out, manifest, overwrite=overwrite) as staging:
@@ -159,11 +156,8 @@ def _refuse_folding_twice(base: Base, soul_path: Path, soul: SoulRecord) -> None
     if soul.base_hash:
         return
     if (base.folder / MANIFEST).is_file() and read_manifest(base.folder).facts.get("folded"):
-        raise IntegrityError(
-            f"{base.folder} already has a soul folded in, and {soul_path} does not say that it was trained on it",
-            fix="give the base the soul was trained on",
-        )
-    progress.warn(f"{soul_path} does not say which base it was trained on; its shapes fit {base.name}")
+        raise IntegrityError("merge.folded_twice", base_folder=base.folder, soul_path=soul_path)
+    progress.warn(phrase("merge.unknown_base", soul_path=soul_path, base_name=base.name))
 
 
 def _check_base_hash(base: Base, found: str, adapter: Path, soul_path: Path, soul: SoulRecord) -> None:
@@ -173,16 +167,14 @@ def _check_base_hash(base: Base, found: str, adapter: Path, soul_path: Path, sou
     for source, claimed in claims.items():
         if claimed and claimed != found:
             raise IntegrityError(
-                f"{source} was not trained on {base.name}",
-                why=f"it names a base with weights {claimed[:12]}…, these are {found[:12]}…",
-                fix="give the base it was trained on",
+                "merge.other_base", source=source, base_name=base.name, claimed=claimed[:12], found=found[:12]
             )
 
 
 def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
     """Write every shard; returns the hash of the base's weights as they were read, and what was written."""
     digests, files = [], []
-    with progress.task("merging", plan.out_bytes, "B") as bar:
+    with progress.task(phrase("merge.merging"), plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
             written = rewrite_shard(plan, file, staging.path / file.name, bar.advance)
             staging.hashed(file.name, written.bytes, written.sha256)
@@ -214,7 +206,7 @@ def _copy_companions(base: Base, folder: Path) -> None:
         try:
             tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise IntegrityError(f"{base.folder / path.name} is not JSON", why=str(error)) from None
+            raise IntegrityError("merge.not_json", path=base.folder / path.name, error=str(error)) from None
         if isinstance(tokenizer_config, dict) and tokenizer_config.pop("auto_map", None) is not None:
             _write_json(path, tokenizer_config)
 

@@ -19,6 +19,7 @@ from aegis.data.dataset import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.errors import IntegrityError
 from aegis.manifest import verify_directory
+from aegis.messages import phrase
 from aegis.model.base import Base, glimpsed, load_tokenizer
 from aegis.model.load import choose_device
 from aegis.model.lora import Coverage
@@ -88,7 +89,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     with glimpsed(train.base_model, train.revision) as base:
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
         capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
-        with progress.task("working out the memory", 5, "way") as bar:
+        with progress.task(phrase("plan.memory"), 5, "way") as bar:
             blueprint = Blueprint(base.folder, train, kind, capability)
             bar.advance()
             free = _free_memory(device) if device else None
@@ -221,10 +222,7 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
     stages = ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf"))
     for directory, stage in stages:
         if not directory.is_dir():
-            raise IntegrityError(
-                f"{run.root} is not finished: there is no {directory.name}/",
-                fix=f"run: aegis {stage} --run {run.root}",
-            )
+            raise IntegrityError("plan.unfinished", run_root=run.root, directory_name=directory.name, stage=stage)
     manifests = [verify_directory(directory) for directory, _ in stages]
     shards = ShardSet.open(run.merged)
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())

@@ -17,6 +17,7 @@ from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.hub import first_line, http_error
 from aegis.manifest import MANIFEST, read_manifest, verify_directory
+from aegis.messages import phrase
 from aegis.report.card import CARD, with_verdict
 from aegis.runs import Run
 
@@ -49,21 +50,17 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
         EnvironmentFault: the Hub cannot be reached, or does not let us in.
     """
     directory = _directory(run, part)
-    with progress.task("checking the files"):
+    with progress.task(phrase("push.checking")):
         manifest = verify_directory(directory)
     found, why_not = _verdict(run)
     if why_not and not unverified:
-        raise IntegrityError(
-            f"verify has not passed {run.root}",
-            why=why_not,
-            fix=f"run: aegis verify --run {run.root}   (or say --unverified; the card then tells)",
-        )
+        raise IntegrityError("push.unverified", run_root=run.root, why_not=why_not)
     names = sorted({*manifest.files} - {CARD})
     with _hub(repo) as api:
         from huggingface_hub import CommitOperationAdd
 
         visible = "public" if public else "private"
-        progress.say(f"to {repo}, made {visible} if it is not there")
+        progress.say(phrase("push.target", repo=repo, visible=visible))
         made = api.create_repo(repo, private=not public, exist_ok=True)
         operations = [CommitOperationAdd(name, str(directory / name)) for name in names]
         operations.append(CommitOperationAdd(CARD, _card(directory, found).encode()))
@@ -85,14 +82,14 @@ def _directory(run: Run, part: Part) -> Path:
     directory = run.gguf if part == "gguf" else run.merged
     if not directory.is_dir():
         stage = "export-gguf" if part == "gguf" else "merge"
-        raise UsageError(f"{run.root} has no {part}/", fix=f"run: aegis {stage} --run {run.root}")
+        raise UsageError("push.no_part", run_root=run.root, part=part, stage=stage)
     return directory
 
 
 def _card(directory: Path, found: dict[str, Any] | None) -> str:
     path = directory / CARD
     if not path.is_file():
-        raise IntegrityError(f"{directory} has no {CARD}", why="it was made by an older version", fix="make it again")
+        raise IntegrityError("push.no_card", directory=directory, card=CARD)
     text = path.read_text(encoding="utf-8")
     return with_verdict(text, found) if found else text
 
@@ -118,7 +115,7 @@ def _hub(repo: str) -> Iterator[Any]:
 
     token = get_token()
     if token is None:
-        raise EnvironmentFault("there is no Hub token", fix="log in with `hf auth login`, or set HF_TOKEN")
+        raise EnvironmentFault("push.no_token")
 
     def told(error: BaseException) -> str:
         return first_line(error).replace(token, "…")
@@ -126,17 +123,10 @@ def _hub(repo: str) -> Iterator[Any]:
     try:
         yield HfApi(token=token, library_name="aegis", library_version=__version__)
     except HFValidationError as error:
-        raise UsageError(f"{repo!r} is not the name of a repository", why=told(error), fix="say owner/name") from None
+        raise UsageError("push.not_a_name", repo=repo, told=told(error)) from None
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise EnvironmentFault(
-                f"the Hub does not let you write to {repo}",
-                why=told(error),
-                fix="log in with a token that may write: `hf auth login`, or HF_TOKEN",
-            ) from None
-        raise EnvironmentFault(f"the Hub did not take the upload to {repo}", why=told(error), fix=_AGAIN) from None
+            raise EnvironmentFault("push.not_allowed", repo=repo, told=told(error)) from None
+        raise EnvironmentFault("push.not_taken", repo=repo, told=told(error)) from None
     except (http_error(), OSError, RuntimeError) as error:
-        raise EnvironmentFault(f"{repo} could not be uploaded to", why=told(error), fix=_AGAIN) from None
-
-
-_AGAIN = "start again: large files that have arrived are not sent twice"
+        raise EnvironmentFault("push.not_uploaded", repo=repo, told=told(error)) from None

@@ -18,6 +18,7 @@ from aegis.config import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
 from aegis.manifest import Manifest, finished, read_manifest, versions
+from aegis.messages import phrase
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
 from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
@@ -89,7 +90,7 @@ def train(
         found = checkpoint.at(run.checkpoints, start) if start else None
         with assembled(config, prepared.base, prepared.device, found) as trainee:
             if start:
-                progress.say(f"going on from step {start}")
+                progress.say(phrase("train.resuming", start=start))
             try:
                 outcome = _loop(prepared, trainee, run, start).run(start, config.max_steps)
             except Interrupted as error:
@@ -124,7 +125,7 @@ def _start(manifest: Manifest, run: runs.Run, resume: bool, overwrite: bool, reu
         _warn_of_other_versions(found[1], manifest)
         return checkpoint.step_of(found[0])
     if resume:
-        raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
+        raise UsageError("train.no_checkpoint", run_root=run.root)
     return 0
 
 
@@ -132,7 +133,7 @@ def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> L
     if not prepared.together.writes:
         return prepared.loop(trainee)
     config, manifest = prepared.config, prepared.manifest()
-    disk.require_space(run.root, _disk_needed(trainee, config), "the checkpoints")
+    disk.require_space(run.root, _disk_needed(trainee, config), phrase("disk.checkpoints"))
     truncate_metrics(run.metrics, start)
     return prepared.loop(
         trainee,
@@ -149,14 +150,16 @@ def config_of(run: runs.Run) -> TrainConfig:
     """
     found = checkpoint.newest_whole(run.checkpoints)
     if found is None:
-        raise UsageError(f"{run.root} has no checkpoint to resume from", fix="start without --resume")
+        raise UsageError("train.no_checkpoint", run_root=run.root)
     manifest, parts = found[1], launched_processes()
     config = {**manifest.facts.get("housekeeping", {}), **manifest.config}
     if config[_SHARED] % parts:
         raise UsageError(
-            f"a step of {run.root} cannot be shared by {parts} processes",
-            why=f"it is made of {config[_SHARED]} forward passes of --batch-size {config['batch_size']}",
-            fix="start as many processes as divide that number",
+            "train.not_divisible",
+            run_root=run.root,
+            parts=parts,
+            config=config[_SHARED],
+            config_2=config["batch_size"],
         )
     return TrainConfig.model_validate(config | {_SHARED: config[_SHARED] // parts})
 
@@ -193,11 +196,7 @@ class _Prepared:
             data = training_data(config, load_tokenizer(base.folder))
         found = [base.revision, data.report.content_sha256]
         if together.told(lambda: found) != found:
-            raise EnvironmentFault(
-                "the processes of this training read different data, or different revisions of the base",
-                why="one of them changed between process 0 and the others",
-                fix="start again",
-            )
+            raise EnvironmentFault("train.different_inputs")
         return cls(config, base, data, device, together)
 
     def manifest(self) -> Manifest:
@@ -252,19 +251,15 @@ def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainRe
 
 
 def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
-    before = {**old.config, **{f"hash of the {name}": value[:12] for name, value in old.inputs.items()}}
-    after = {**new.config, **{f"hash of the {name}": value[:12] for name, value in new.inputs.items()}}
+    before = {**old.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in old.inputs.items()}}
+    after = {**new.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in new.inputs.items()}}
     changed = [
-        f"{name}{' of all processes' if name == _SHARED else ''}: {before.get(name)!r} → {after.get(name)!r}"
+        f"{name}{phrase('train.of_all') if name == _SHARED else ''}: {before.get(name)!r} → {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
     if changed:
-        raise UsageError(
-            f"{run.root} was started with other settings",
-            why="\n".join(changed),
-            fix="go on with the old ones, choose another --run, or start afresh with --overwrite",
-        )
+        raise UsageError("train.other_settings", run_root=run.root, changed="\n".join(changed))
 
 
 def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
@@ -273,7 +268,7 @@ def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
     now = {**versions(), **{name: new.facts.get(name) for name in ("device", "compute_dtype")}}
     changed = [f"{name} {before[name]} → {now.get(name)}" for name in before if before[name] != now.get(name)]
     if changed:
-        progress.warn(f"going on under {', '.join(changed)}: the result need not be the same to the bit")
+        progress.warn(phrase("train.other_versions", changed=", ".join(changed)))
 
 
 def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:

@@ -28,6 +28,7 @@ from aegis.config import TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.manifest import Manifest, read_manifest
+from aegis.messages import phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
@@ -65,9 +66,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
     """
     for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
         if not directory.is_dir():
-            raise IntegrityError(
-                f"{run.root} is not finished: there is no {directory.name}/", fix=f"run: aegis {stage} --run {run.root}"
-            )
+            raise IntegrityError("verify.unfinished", run_root=run.root, directory_name=directory.name, stage=stage)
     checks = Checks()
     structure.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
@@ -166,7 +165,7 @@ class _Examiner:
         run, checks = self.run, self.checks
         with checks.check("R orthogonal, det +1", "train"):
             if load_soul(run.adapter / SOUL_FILE).reflection:
-                raise IntegrityError(f"{run.adapter / SOUL_FILE} says that it is a reflection: it was not trained here")
+                raise IntegrityError("verify.reflection", path=run.adapter / SOUL_FILE)
         with checks.check("adapter and soul fit the base", "merge"):
             # the head makes no round trip
             structure.check_head(checks, self.plan(), run.merged)
@@ -183,8 +182,10 @@ class _Examiner:
                     parity = tokens.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
                 if parity.wrong:
                     raise IntegrityError(
-                        f"{len(parity.wrong)} of {parity.compared} texts get other ids",
-                        why="\n".join(parity.wrong[:5]),
+                        "verify.other_ids",
+                        wrong_count=len(parity.wrong),
+                        compared=parity.compared,
+                        wrong="\n".join(parity.wrong[:5]),
                     )
                 for told in (f"{parity.compared} texts, the same ids as in transformers", *parity.remarks):
                     tell(told)
@@ -248,7 +249,7 @@ class _Examiner:
     def _merge_the_other_way(self, model: Any, round_trip: RoundTrip) -> None:
         """Put into the merged model what a merge with the other choice of base weights would have written."""
         plan = self.plan(round_trip if self.base_weights == "original" else None)
-        with progress.task("merging the other way", len(round_trip.weights), "weight") as bar, torch.no_grad():
+        with progress.task(phrase("verify.other_merge"), len(round_trip.weights), "weight") as bar, torch.no_grad():
             for name in sorted(round_trip.weights):
                 for start, stop, rows in plan.slabs(name, self.base.shards.entries[name]):
                     model.get_parameter(name)[start:stop].copy_(rows)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aegis.config import TrainConfig
+from aegis.messages import phrase
 from aegis.model.attach import decoder_of
 from aegis.model.packed import RotaryTable, install_attention, supports_packed
 from aegis.training.recompute import Keeper, recomputed
@@ -57,12 +58,12 @@ class Acceleration:
     def explain(self, layers: int) -> str:
         """One line for people."""
         parts = [
-            "compiled layers" if self.compiled else "",
-            "CUDA graphs" if self.captured else "",
-            f"activations of {self.recomputed} of {layers} layers recomputed" if self.recomputed else "",
-            "kept inputs in the host's memory" if self.offloaded else "",
+            phrase("train.compiled") if self.compiled else "",
+            phrase("train.captured") if self.captured else "",
+            phrase("train.recomputed", recomputed=self.recomputed, layers=layers) if self.recomputed else "",
+            phrase("train.offloaded") if self.offloaded else "",
         ]
-        return "step: " + (", ".join(part for part in parts if part) or "plain")
+        return phrase("train.step", parts=", ".join(part for part in parts if part) or phrase("train.plain"))
 
     def install(self, model: Any, length: int) -> None:
         """Put it in place on the base, or on the peft model round it.

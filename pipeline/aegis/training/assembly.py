@@ -11,6 +11,7 @@ import torch
 from aegis import progress
 from aegis.config import TrainConfig
 from aegis.errors import EnvironmentFault
+from aegis.messages import phrase
 from aegis.model.adapted import Adapters
 from aegis.model.attach import attached
 from aegis.model.base import Base
@@ -76,10 +77,16 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
 def _say_coverage(rows: list[Coverage]) -> None:
     for row in rows:
         progress.say(
-            f"adapter on {row.target}: {row.modules} modules of {row.in_features} → {row.out_features}, "
-            f"{row.parameters:,} parameters"
+            phrase(
+                "train.adapter_target",
+                target=row.target,
+                modules=row.modules,
+                in_features=row.in_features,
+                out_features=row.out_features,
+                parameters=row.parameters,
+            )
         )
-    progress.say(f"adapter in all: {sum(row.parameters for row in rows):,} parameters")
+    progress.say(phrase("train.adapter_total", parameters=sum(row.parameters for row in rows)))
 
 
 @contextmanager
@@ -88,9 +95,9 @@ def _oom_explained(config: TrainConfig) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
-            "the GPU's memory is full",
-            why=str(error).splitlines()[0],
-            fix=f"lower one of these: --max-length (now {config.max_length}), --batch-size (now {config.batch_size}; "
-            "--gradient-accumulation-steps makes up for it), or set --activation-checkpointing offload "
-            f"(now {config.activation_checkpointing})",
+            "train.out_of_memory",
+            error=str(error).splitlines()[0],
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            activation_checkpointing=config.activation_checkpointing,
         ) from error

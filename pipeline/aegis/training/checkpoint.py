@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.manifest import Manifest, verify_directory
+from aegis.messages import phrase
 from aegis.model.adapted import Adapters
 from aegis.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
@@ -91,7 +92,7 @@ def prune(folder: Path, step: int, keep: int) -> None:
         try:
             discard(old)
         except OSError as error:  # held open by another program, on Windows: no reason to stop training
-            progress.warn(f"an old checkpoint could not be removed: {error}")
+            progress.warn(phrase("checkpoint.not_removed", error=error))
 
 
 def list_steps(folder: Path) -> list[Path]:
@@ -119,12 +120,9 @@ def newest_whole(folder: Path) -> tuple[Path, Manifest] | None:
         try:
             return checkpoint, verify_directory(checkpoint)
         except IntegrityError as error:
-            progress.warn(f"passing over a damaged checkpoint: {error}")
+            progress.warn(phrase("checkpoint.passed_over", error=error))
     if checkpoints:
-        raise IntegrityError(
-            f"every checkpoint in {folder} is damaged",
-            fix="start over with --overwrite, or restore one from a backup",
-        )
+        raise IntegrityError("checkpoint.all_damaged", folder=folder)
     return None
 
 
@@ -140,7 +138,7 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
         adapter = load_file(checkpoint / "adapter_model.safetensors")
         state = load_file(checkpoint / _RESUME)
     except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{checkpoint} cannot be read", why=str(error)) from None
+        raise IntegrityError("checkpoint.unreadable", checkpoint=checkpoint, error=str(error)) from None
     _refuse_differences(checkpoint, get_peft_model_state_dict(trainee.model, save_embedding_layers=False), adapter)
     _refuse_differences(checkpoint, _expected(trainee, state), state)
     set_peft_model_state_dict(trainee.model, adapter)
@@ -183,7 +181,7 @@ def _refuse_differences(checkpoint: Path, wanted: dict[str, Tensor], found: dict
     odd = {(n, t.shape) for n, t in wanted.items()} ^ {(n, t.shape) for n, t in found.items()}
     if odd:
         names = sorted({name for name, _ in odd})
-        raise IntegrityError(f"{checkpoint} is of another training set-up", why=f"it differs in {', '.join(names[:5])}")
+        raise IntegrityError("checkpoint.other_set_up", checkpoint=checkpoint, names=", ".join(names[:5]))
 
 
 def _soul_tensors(soul: Soul) -> dict[str, Tensor]:

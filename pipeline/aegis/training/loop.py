@@ -22,6 +22,7 @@ from aegis.config import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
+from aegis.messages import phrase
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
@@ -103,7 +104,7 @@ class Loop:
         with (
             _own_stream(self.device),
             deferred_stop() as stopping,
-            progress.task("training", stop - start, "step") as bar,
+            progress.task(phrase("train.training"), stop - start, "step") as bar,
         ):
             for step in range(start, stop):
                 launched = self._launch(step, stopping)
@@ -136,9 +137,9 @@ class Loop:
                     self._save(done)
                     since = time.perf_counter()
                 if leaving:
-                    saved = "; it is saved" if self._save is not None else ""
                     code = stopping.exit_code or OTHERS_ASKED
-                    raise Interrupted(f"stopped after step {done} of {stop}{saved}", exit_code=code)
+                    name = "train.stopped" if self._save is None else "train.stopped_and_saved"
+                    raise Interrupted(name, exit_code=code, done=done, stop=stop)
         assert numbers is not None
         return LoopOutcome(stop, numbers.task_loss, heldout, tokens / (time.perf_counter() - began))
 
@@ -189,7 +190,7 @@ class Loop:
         except DivergedError as error:
             windows = self._step_windows(launched.step)
             raise DivergedError(
-                error.what, why=f"{error.why}\nwindows of this step: {windows}", fix=error.fix
+                "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error
 
     def _log(self, numbers: StepNumbers, heldout: float | None, tokens_per_second: float) -> None:
@@ -221,10 +222,7 @@ class Loop:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if not defect <= ORTHOGONALITY_BOUND or det != 1:
-            raise IntegrityError(
-                f"the soul's R left SO(n) at step {done}: |RᵀR − I| {defect:.2g}, det {det:+.0f}",
-                why="its parametrization cannot do that in float32; something changed its dtype or its tensors",
-            )
+            raise IntegrityError("train.left_so", done=done, defect=defect, det=det)
 
 
 def truncate_metrics(path: Path, step: int) -> None:

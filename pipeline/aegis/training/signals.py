@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from aegis import progress
+from aegis.messages import phrase
 
 _EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
 
@@ -34,7 +35,7 @@ def deferred_stop() -> Iterator[StopRequest]:
         if request.exit_code is not None:
             raise KeyboardInterrupt
         request.exit_code = _EXIT_CODES[signal.Signals(number).name]
-        progress.warn("stopping after this step; once more stops at once")
+        progress.warn(phrase("train.stopping"))
 
     numbers = [getattr(signal, name) for name in _EXIT_CODES if hasattr(signal, name)]
     before = {number: signal.signal(number, handle) for number in numbers}

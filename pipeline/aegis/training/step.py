@@ -18,6 +18,7 @@ from torch import Tensor
 from aegis import progress
 from aegis.config import TrainConfig
 from aegis.errors import DivergedError, IntegrityError
+from aegis.messages import phrase
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
 from aegis.training.capture import Recorder
@@ -181,7 +182,7 @@ class Stepper:
         except RuntimeError as error:
             self._capture, self._replays = False, {}
             self.trainee.soul.drop_held()
-            progress.warn(f"the step cannot be recorded as a CUDA graph and stays slower: {_first_line(error)}")
+            progress.warn(phrase("train.not_recorded", error=_first_line(error)))
 
     @torch.no_grad()
     def _look_into(self, slot: MicroBatch) -> None:
@@ -208,11 +209,7 @@ class Stepper:
         self._skipped_in_a_row += 1
         if self.trainee.scaler.is_enabled() and math.isfinite(loss) and self._skipped_in_a_row <= _MAX_SKIPPED:
             return True  # float16 overflowed in the gradient: the scaler leaves the update out and lowers its scale
-        raise DivergedError(
-            f"training diverged at step {step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}",
-            why="the update was not made; adapter, soul and the last checkpoint are untouched",
-            fix="look at the rows named below; a lower --learning-rate or --max-grad-norm is the usual cure",
-        )
+        raise DivergedError("train.diverged", step=step + 1, loss=loss, norm=norm)
 
 
 class Launched:
@@ -250,8 +247,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _soul_left_out(step: int) -> IntegrityError:
-    return IntegrityError(
-        f"the soul got no gradient at step {step + 1}",
-        why="the base's forward pass does not go through it, so training would leave it as it started",
-        fix="please report this base model: it cannot be trained as it is",
-    )
+    return IntegrityError("train.no_gradient", step=step + 1)

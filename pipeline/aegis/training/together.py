@@ -22,6 +22,7 @@ from torch import distributed as dist
 
 from aegis import progress
 from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted
+from aegis.messages import phrase
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ class Together:
             if began is None and asked():
                 began = time.monotonic()
             if began is not None and time.monotonic() - began > _GRACE_S:
-                raise _peer_ended("the step it shared does not end")
+                raise _peer_ended(phrase("together.hangs"))
             time.sleep(_POLL_S)
 
     @contextmanager
@@ -159,7 +160,7 @@ def launched_processes() -> int:
     try:
         return max(1, int(text))
     except ValueError:
-        raise EnvironmentFault(f"WORLD_SIZE is {text!r}", fix="unset it, or start with torchrun") from None
+        raise EnvironmentFault("together.world_size", text=text) from None
 
 
 @contextmanager
@@ -185,11 +186,7 @@ def joined(device: torch.device) -> Iterator[Together]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIME_OUT)
         together = Together(dist.get_rank(), parts, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except (RuntimeError, ValueError) as error:
-        raise EnvironmentFault(
-            f"the {parts} processes of this training do not come together",
-            why=_first_line(error),
-            fix="start them with torchrun or accelerate launch, or unset WORLD_SIZE to train in one process",
-        ) from error
+        raise EnvironmentFault("together.not_met", parts=parts, error=_first_line(error)) from error
     if not together.writes:
         progress.install(progress.SilentReporter())
     try:
@@ -213,11 +210,7 @@ def _dead_peers_explained() -> Iterator[None]:
 
 
 def _peer_ended(why: str) -> EnvironmentFault:
-    return EnvironmentFault(
-        "another process of this training ended",
-        why=why,
-        fix="its own message, or the launcher's, says why; the last checkpoint is whole: start the same command again",
-    )
+    return EnvironmentFault("together.peer_ended", why=why)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,137 @@
+"""The catalogues of messages: the same in every language, and all that the code asks for."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aegis
+from aegis import errors, messages
+from aegis.errors import AegisError, Interrupted, UsageError
+from aegis.messages import LANGUAGES, catalogue, language, phrase
+
+SOURCES = sorted(Path(aegis.__file__).parent.rglob("*.py"))
+ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, AegisError)}
+JAPANESE = re.compile("[぀-ヿ一-鿿]")
+
+
+def entries(spoken: str) -> dict[str, str | dict[str, str]]:
+    return {f"{group}.{name}": entry for group, table in catalogue(spoken).items() for name, entry in table.items()}
+
+
+def places(entry: str | dict[str, str]) -> set[str]:
+    """The names to fill in one message, with how they are written."""
+    texts = [entry] if isinstance(entry, str) else entry.values()
+    return {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def calls() -> Iterator[tuple[Path, ast.Call, str]]:
+    """Every place where a message is asked for by a key that is written there."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in {"phrase", *ERRORS}
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                yield path, node, str(node.args[0].value)
+
+
+def test_every_language_has_the_same_messages_with_the_same_places() -> None:
+    english = entries("en")
+    for spoken in LANGUAGES:
+        other = entries(spoken)
+        assert other.keys() == english.keys()
+        for key, entry in english.items():
+            theirs = other[key]
+            assert type(theirs) is type(entry), key
+            assert places(theirs) == places(entry), key
+            if isinstance(entry, dict) and isinstance(theirs, dict):
+                assert theirs.keys() == entry.keys(), key
+                assert all(places(theirs[part]) == places(entry[part]) for part in entry), key
+
+
+def test_japanese_is_japanese() -> None:
+    """Wherever the English has words of its own beside the places."""
+    for key, entry in entries("ja").items():
+        english = entries("en")[key]
+        pairs = zip(entry.values(), english.values(), strict=True) if isinstance(entry, dict) else [(entry, english)]
+        for theirs, ours in pairs:
+            words = re.sub(r"\{[^}]*\}|`[^`]*`", "", str(ours))
+            assert JAPANESE.search(str(theirs)) or len(re.findall("[a-z]{3,}", words)) < 3, (key, theirs)
+
+
+def test_every_call_fills_what_its_message_has() -> None:
+    english = entries("en")
+    found = list(calls())
+    assert len(found) > 300
+    for path, call, key in found:
+        where = f"{path.name}:{call.lineno} {key}"
+        assert key in english, where
+        given = {keyword.arg for keyword in call.keywords} - {"exit_code"}
+        assert given == places(english[key]), where
+        assert isinstance(english[key], str) == (getattr(call.func, "id", "") == "phrase"), where
+
+
+def test_no_message_is_dead() -> None:
+    written = {
+        node.value
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert entries("en").keys() <= written
+
+
+@pytest.mark.parametrize(
+    ("variables", "spoken"),
+    [
+        ({"AEGIS_LANG": "ja", "LANG": "en_US.UTF-8"}, "ja"),
+        ({"AEGIS_LANG": "", "LANG": "ja_JP.UTF-8"}, "ja"),
+        ({"LC_ALL": "en_GB.UTF-8", "LANG": "ja_JP.UTF-8"}, "en"),
+        ({"LC_MESSAGES": "ja_JP", "LANG": "C"}, "ja"),
+        ({"LANG": "fr_FR.UTF-8"}, "en"),
+        ({"AEGIS_LANG": "JA-jp"}, "ja"),
+    ],
+)
+def test_the_language_is_the_users(variables: dict[str, str], spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AEGIS_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert language() == spoken
+
+
+def test_windows_names_its_language_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AEGIS_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(messages.locale, "getlocale", lambda: ("Japanese_Japan", "932"))
+    assert language() == "ja"
+
+
+def test_an_error_goes_through_a_pipe_with_its_texts() -> None:
+    """Values need not: they can be anything."""
+    unpicklable: Any = lambda: None  # noqa: E731
+    error = UsageError("config.unknown_key", file=unpicklable, section="train", key="lr", nearest="?")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is UsageError
+    assert (again.what, again.why, again.fix) == (error.what, error.why, error.fix)
+    assert str(again) == str(error)
+    left = pickle.loads(pickle.dumps(Interrupted("train.stopped", exit_code=143, done=3, stop=9)))
+    assert left.exit_code == 143
+
+
+def test_an_error_is_no_phrase_and_a_phrase_no_error() -> None:
+    with pytest.raises(TypeError):
+        phrase("config.unknown_key")
+    with pytest.raises(TypeError):
+        UsageError("config.nearest", name="x")
