@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.quantize_study import StudyReport
 
 _HEAD = (
-    f"  {'type':<8} {'variant':<18}{'size':>9}{'mean KL':>11}{'99 %':>11}{'top-1':>9}{'perplexity':>12}"
+    f"  {'type':<8} {'variant':<18}{'MB':>9}{'mean KL':>11}{'99 %':>11}{'top-1':>9}{'perplexity':>12}"
     f"{'reads':>8}{'writes':>8}"
 )
 
@@ -34,7 +34,7 @@ def studied(report: StudyReport, study: Study, run: Path) -> str:
     reference = study.reference
     lines = [
         _HEAD,
-        f"  {'F16':<8} {'reference':<18}{disk.human(reference.bytes):>9}{'':>31}{reference.perplexity:>12.3f}"
+        f"  {'F16':<8} {'reference':<18}{reference.bytes / 1e6:>9.2f}{'':>31}{reference.perplexity:>12.3f}"
         f"{reference.speed.reading:>8.0f}{reference.speed.writing:>8.1f}",
     ]
     for row in study.measured:
@@ -60,7 +60,7 @@ def studied(report: StudyReport, study: Study, run: Path) -> str:
 def _row(row: Measured) -> str:
     found = row.found
     text = (
-        f"{row.quant:<8} {row.variant:<18}{disk.human(row.bytes):>9}{found.mean_kl:>11.2e}{found.p99_kl:>11.2e}"
+        f"{row.quant:<8} {row.variant:<18}{row.bytes / 1e6:>9.2f}{found.mean_kl:>11.2e}{found.p99_kl:>11.2e}"
         f"{found.top1:>9.2%}{row.perplexity:>12.3f}{row.speed.reading:>8.0f}{row.speed.writing:>8.1f}"
     )
     return f"{text}  same file as {row.same_as}" if row.same_as else text

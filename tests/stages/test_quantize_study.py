@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import vendor_llama_cpp
-from aegis import screens_study
+from aegis import cli, progress, screens_study
 from aegis.config import ExportConfig, MergeConfig, StudyConfig, TrainConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
@@ -327,6 +327,29 @@ def test_an_earlier_study_stands_until_the_new_one_is_whole(
     quantize_study(run, QUICK, overwrite=True)
     assert {path.name for path in run.study.iterdir()} == {"manifest.json", "report.json", "study.png"}
     assert not [path for path in run.root.iterdir() if path.name.startswith(".")]
+
+
+def test_the_command_prints_a_table_or_json(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Lists with commas, a setting from the environment, the next command; with --json the report for programs."""
+
+    def aegis(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["aegis", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        progress.install(progress.SilentReporter())
+        told = capsys.readouterr()
+        assert ended.value.code == 0, told.err
+        return str(told.out)
+
+    monkeypatch.setenv("AEGIS_STUDY_TOKENS", "64")
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(run.root.parent / "logs"))
+    asked = ("quantize-study", "--run", run.root, "--quant", "q8_0,q4_0", "--variants", "plain", "--threads", 1)
+    assert "measurements of 2 files" in aegis(*asked, "--dry-run")
+    assert "next: aegis export-gguf --run" in aegis(*asked)
+    rows = [json.loads(line) for line in aegis("--json", *asked, "--overwrite").splitlines()]
+    (report,) = [row["report"] for row in rows if row["event"] == "result"]
+    assert [row["quant"] for row in report["measured"]] == ["Q8_0", "Q4_0"]
+    assert (report["tokens"], report["rule"][:8]) == (64, "the smal")
 
 
 def test_the_table_shows_every_row(whole: StudyReport, finished: Run) -> None:

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second in llama.cpp on this machine: a text that is read as a whole, and one token after the other."""
+    """Tokens a second in llama.cpp on this machine, medians: texts read as a whole, and one token after the other."""
 
     reading: float
     writing: float

@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from statistics import median
 from typing import Any
 
 from aegis import disk, progress
@@ -250,16 +250,16 @@ class _Surveyor:
         sequences = self.material.measured
         longest = max(sequences, key=len)
         with Runtime(file, n_ctx=max(2, len(longest)), threads=self.config.threads, logits=True) as runtime:
-            runtime.logits(
-                longest[:_WRITTEN_TOKENS]
-            )  # the weights come off the disk with the first one, which is not to be timed
+            # the weights come off the disk with the first one, which is not to be timed
+            runtime.logits(longest[:_WRITTEN_TOKENS])
             path = self.work / ("f16.npy" if file == self.f16 else "quantized.npy")
             path.unlink(missing_ok=True)  # it may still be mapped: written over, it would change under the reader
-            began = perf_counter()
-            recording = divergence.record(path, llama_logits(runtime, sequences, title), sequences)
-            reading = sum(map(len, sequences)) / (perf_counter() - began)
+            rates: list[float] = []
+            recording = divergence.record(path, llama_logits(runtime, sequences, title, rates), sequences)
             writing = 1 / runtime.seconds_a_token(longest[: _WRITTEN_TOKENS + 1])
-        return recording, Speed(reading, writing)
+        # short sequences are slower a token
+        long = [rate for rate, sequence in zip(rates, sequences, strict=True) if 2 * len(sequence) >= len(longest)]
+        return recording, Speed(median(long), writing)
 
 
 def _draw(study: Study, path: Path) -> None:
