@@ -163,7 +163,9 @@ class StudyConfig(StageConfig):
         "the run's training rows and held-out rows if not given",
     )
     tokens: int = Field(2048, ge=64, description="tokens that go through every file")
-    calibration_tokens: int = Field(16384, ge=64, description="tokens that the importance matrix is made from, at most")
+    calibration_tokens: int = Field(
+        16384, ge=256, description="tokens that the importance matrix is made from, at most"
+    )
     tolerance: float = Field(
         0.02, gt=0, description="mean KL in nats by which the recommended file may be worse than the best one"
     )

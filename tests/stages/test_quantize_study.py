@@ -304,9 +304,10 @@ def test_a_text_of_the_users_own(run: Run, tmp_path: Path) -> None:
     path.write_text("".join(paragraphs).replace("\n", ""), encoding="utf-8")
     with pytest.raises(DataError, match="in one piece"):
         quantize_study(run, config, overwrite=True)
-    path.write_text("短い。\n\n" * 5, encoding="utf-8")
-    with pytest.raises(DataError, match="too short"):
-        quantize_study(run, config, overwrite=True)
+    for short in ("短い。\n\n" * 5, "\n\n".join([*["一つ。"] * 3, "とても長い文です。" * 80])):
+        path.write_text(short, encoding="utf-8")
+        with pytest.raises(DataError, match="too short"):
+            quantize_study(run, config, overwrite=True)
     verify_directory(report.out)
 
 

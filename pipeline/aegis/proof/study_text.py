@@ -12,6 +12,7 @@ from aegis.errors import DataError
 from aegis.proof import text
 from aegis.proof.sample import LEAST_TOKENS, Sample
 
+_LEAST_CALIBRATION_TOKENS = 256
 _PARTS = 4
 """One part in so many is measured on, the others make the importance matrix."""
 
@@ -50,6 +51,7 @@ class StudyText:
                 fix="put empty lines between its paragraphs",
             )
         kept, apart = _apart(parts)
+        _refuse_short(str(path), *([tokenizer(part).input_ids for part in side] for side in (kept, apart)))
         calibration = Sample.of_text(kept, tokenizer, calibration_tokens, limit).compared
         return cls._make(calibration, Sample.of_text(apart, tokenizer, tokens, limit).compared, tokenizer)
 
@@ -60,18 +62,13 @@ class StudyText:
         """Of the rows a run was trained on; measured on those that it held out, or on every fourth if it held none.
 
         Raises:
-            DataError: there are too few.
+            DataError: there is too little of them.
         """
         if heldout is not None:
             kept, apart = text.first_pieces(train, calibration_tokens), text.pieces(heldout)
         else:
             kept, apart = _apart(text.first_pieces(train, calibration_tokens + _PARTS * tokens))
-        if min(sum(map(len, kept)), sum(map(len, apart))) < LEAST_TOKENS:
-            raise DataError(
-                "the run's data is too short for a study",
-                why=f"{LEAST_TOKENS} tokens are the least for each of its two parts",
-                fix="give a text of yours with --text FILE",
-            )
+        _refuse_short("the run's data", kept, apart)
         calibration = Sample.of_chats(kept, tokenizer, calibration_tokens, limit).compared
         return cls._make(calibration, Sample.of_chats(apart, tokenizer, tokens, limit).compared, tokenizer)
 
@@ -79,6 +76,17 @@ class StudyText:
     def _make(cls, calibration: list[list[int]], measured: list[list[int]], tokenizer: Any) -> StudyText:
         documents = [tokenizer.decode(sequence) for sequence in calibration]
         return cls("\n".join(documents) + "\n", sum(map(len, calibration)), measured)
+
+
+def _refuse_short(what: str, kept: list[list[int]], apart: list[list[int]]) -> None:
+    found = [sum(map(len, side)) for side in (kept, apart)]
+    if found[0] < _LEAST_CALIBRATION_TOKENS or found[1] < LEAST_TOKENS:
+        raise DataError(
+            f"{what} is too short for a study",
+            why=f"it has {found[0]} tokens for the importance matrix, {_LEAST_CALIBRATION_TOKENS} are the least, "
+            f"and {found[1]} to measure on, {LEAST_TOKENS} are the least",
+            fix="give a longer text with --text FILE",
+        )
 
 
 def _apart(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
