@@ -17,7 +17,7 @@ import vendor_llama_cpp
 from aegis import disk
 from aegis.errors import AegisError, EnvironmentFault, ToolError
 from aegis.llama_cpp import building
-from aegis.llama_cpp.building import imatrix_tool
+from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from tests.conftest import Recorder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
@@ -147,3 +147,17 @@ def test_a_binding_without_the_libraries_is_refused(home: Path, monkeypatch: pyt
     monkeypatch.setattr(building, "_SUFFIX", ".none")
     assert "common library" in refused(EnvironmentFault).what
     assert not os.path.lexists(home)
+
+
+def test_a_compiler_is_asked_for_without_writing(
+    compiled: Path, home: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there is nothing compiled yet: the control is the cache that holds the tool."""
+    compiler("exit 1")
+    refuse_without_compiler()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EnvironmentFault, match="no-such-compiler"):
+        refuse_without_compiler()
+    assert not os.path.lexists(home)
+    monkeypatch.delenv("AEGIS_CACHE_DIR")
+    refuse_without_compiler()

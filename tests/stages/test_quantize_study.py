@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 import vendor_llama_cpp
-from aegis import cli, progress, screens_study
+from aegis import cli, disk, progress, screens_study
 from aegis.config import ExportConfig, MergeConfig, StudyConfig, TrainConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
 from aegis.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
+from aegis.proof import divergence, survey
 from aegis.proof.study import read_study
 from aegis.runs import Run
-from aegis.stages import quantize_study as stage
 from aegis.stages.examine import examine
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
@@ -177,6 +177,10 @@ def test_a_matrix_of_another_model_is_refused_by_export(whole: StudyReport, run:
         return caught.value.what
 
     assert "there is no importance matrix" in refused()
+    (tmp_path / "study").mkdir()
+    shutil.copyfile(next(run.gguf.glob("*.gguf")), config.imatrix)  # type: ignore[arg-type]
+    assert "is no importance matrix" in refused()
+    shutil.rmtree(tmp_path / "study")
     shutil.copytree(whole.out, tmp_path / "study")
     manifest = json.loads((tmp_path / "study" / MANIFEST).read_text(encoding="utf-8"))
     other = {**manifest, "inputs": {**manifest["inputs"], "model": "0" * 64}}
@@ -234,13 +238,13 @@ def test_the_disk_that_is_said_is_enough_and_not_far_off(
         stood.append(_standing(run) - before)
         return real(*arguments)
 
-    real = stage.divergence.compare
-    monkeypatch.setattr(stage, "quantize", watched)
-    monkeypatch.setattr(stage.divergence, "compare", compared)
+    real = divergence.compare
+    monkeypatch.setattr(survey, "quantize", watched)
+    monkeypatch.setattr(divergence, "compare", compared)
     config = QUICK.model_copy(update={"quant": ("Q8_0", "Q4_K_M"), "variants": ("plain", "imatrix"), "keep": keep})
     report = quantize_study(run, config)
     assert max(stood) <= report.disk_bytes < 2 * max(stood) + (8 << 20)
-    assert reporter.said[0].startswith("4 files, one after the other: at most")
+    assert any(line.startswith("4 files, one after the other: at most") for line in reporter.said)
 
 
 def _standing(run: Run) -> int:
@@ -249,7 +253,9 @@ def _standing(run: Run) -> int:
 
 def test_a_dry_run_writes_nothing_and_too_little_disk_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _standing(run)
+    shutil.rmtree(disk.cache_directory() / "data")
     report = quantize_study(run, WHOLE, dry_run=True)
+    assert not (disk.cache_directory() / "data").exists()
     assert (report.study, report.made) == (None, 10)
     assert "measurements of 10 files" in screens_study.planned(report)
     usage = shutil.disk_usage(run.root)
@@ -287,6 +293,21 @@ def test_a_run_that_is_not_sound_is_refused(run: Run) -> None:
     shutil.rmtree(run.gguf)
     with pytest.raises(IntegrityError, match="there is no gguf/"):
         quantize_study(run, QUICK)
+
+
+def test_without_a_compiler_it_is_said_before_any_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a dry run; without the matrix none is needed."""
+    config = QUICK.model_copy(update={"variants": ("plain", "imatrix")})
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    before = _standing(run)
+    for dry_run in (True, False):
+        with pytest.raises(EnvironmentFault, match="no C\\+\\+ compiler"):
+            quantize_study(run, config, dry_run=dry_run)
+    assert _standing(run) == before
+    assert quantize_study(run, QUICK, dry_run=True).made == 1
 
 
 def test_a_text_of_the_users_own(run: Run, tmp_path: Path) -> None:

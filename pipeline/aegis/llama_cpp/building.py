@@ -74,6 +74,16 @@ class _Installed:
         return {name: file_sha256(self.libraries / f"lib{name}{_SUFFIX}") for name in _LIBRARIES}
 
 
+def refuse_without_compiler() -> None:
+    """Find out, without writing anything, whether `imatrix_tool` has what it needs.
+
+    Raises:
+        EnvironmentFault: no compiler, no libraries to link against, Windows.
+    """
+    if not _place(_installed()).is_file():
+        _compiler()
+
+
 def imatrix_tool() -> Path:
     """The compiled tool, for `WORKER` to load; compiled now if the cache does not hold one for these libraries.
 
@@ -81,21 +91,13 @@ def imatrix_tool() -> Path:
         EnvironmentFault: no compiler, no libraries to link against, Windows, no source to be had.
         ToolError: it did not compile, or does not start; names the log.
     """
-    if sys.platform == "win32":
-        raise EnvironmentFault(
-            "llama.cpp's imatrix cannot be compiled on Windows yet",
-            why="this program knows the compilers of Linux and macOS",
-            fix=f"run it in WSL, {_WITHOUT}",
-        )
-    installed = _Installed.find()
-    # the folder too: it is written into the tool as the place to load the libraries from
-    made_of = {"tree": vendor_llama_cpp.load_pin().tree_sha256, "folder": str(installed.libraries), **installed.hashes}
-    home = disk.cache_directory() / "llama.cpp-tools"
-    tool = home / f"imatrix-{digest(made_of)[:24]}{_SUFFIX}"
+    installed = _installed()
+    tool = _place(installed)
     if tool.is_file():
         return tool
-    home.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(home / "build.lock")
+    disk.cache_directory()
+    tool.parent.mkdir(exist_ok=True)
+    lock = filelock.FileLock(tool.parent / "build.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -107,6 +109,23 @@ def imatrix_tool() -> Path:
     finally:
         lock.release()
     return tool
+
+
+def _installed() -> _Installed:
+    if sys.platform == "win32":
+        raise EnvironmentFault(
+            "llama.cpp's imatrix cannot be compiled on Windows yet",
+            why="this program knows the compilers of Linux and macOS",
+            fix=f"run it in WSL, {_WITHOUT}",
+        )
+    return _Installed.find()
+
+
+def _place(installed: _Installed) -> Path:
+    """Where the tool for these libraries is kept."""
+    # the folder too: it is written into the tool as the place to load the libraries from
+    made_of = {"tree": vendor_llama_cpp.load_pin().tree_sha256, "folder": str(installed.libraries), **installed.hashes}
+    return disk.cache_place().absolute() / "llama.cpp-tools" / f"imatrix-{digest(made_of)[:24]}{_SUFFIX}"
 
 
 def _build(tool: Path, installed: _Installed, tree: Path) -> None:
@@ -175,7 +194,7 @@ def _compiler() -> list[str]:
         else "sudo apt install g++    (or: sudo dnf install gcc-c++)"
     )
     raise EnvironmentFault(
-        f"there is no C++ compiler {given[0] if given else ''}".rstrip(),
+        f"there is no C++ compiler {given[0]}, which CXX names" if given else "there is no C++ compiler in PATH",
         why="llama.cpp's imatrix is compiled on this machine, once, in less than a minute",
         fix=f"{cures}\n{_WITHOUT}",
     )

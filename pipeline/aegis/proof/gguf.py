@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aegis import progress
 from aegis.errors import IntegrityError, UsageError
-from aegis.llama_cpp import GgufFile, fallback_tensors
+from aegis.llama_cpp import GgufFile, fallback_tensors, read_importance
 from aegis.manifest import MANIFEST, file_sha256, read_manifest, verify_file
 from aegis.model.base import TOKENIZER_FILES
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
@@ -41,10 +41,11 @@ def importance_sha256(path: Path, model_digest: str) -> str:
 
     Raises:
         UsageError: no such file.
-        IntegrityError: it changed since it was published, or is of another model.
+        IntegrityError: it is none, changed since it was published, or is of another model.
     """
     if not path.is_file():
         raise UsageError(f"there is no importance matrix at {path}")
+    read_importance(path)
     if not verify_file(path):
         progress.warn(f"no {MANIFEST} beside {path} says which model it is of: only names and sizes are compared")
     elif read_manifest(path.parent).inputs.get("model") != model_digest:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from aegis import disk, progress
@@ -19,33 +18,28 @@ from aegis.config import StudyConfig, TrainConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import (
     IMATRIX_TYPES,
-    LEAST_CHUNK_TOKENS,
-    Runtime,
     convert,
-    measure_importance,
+    imatrix_tool,
     parse_quant,
-    quantize,
+    refuse_without_compiler,
 )
-from aegis.manifest import Manifest, digest, file_sha256, read_manifest
+from aegis.manifest import Manifest, digest, read_manifest
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.shards import ShardSet
-from aegis.proof import divergence, structure
-from aegis.proof.divergence import Recording
-from aegis.proof.gguf import check_f16, check_quantized, files_bytes
-from aegis.proof.models import llama_logits
+from aegis.proof import structure
+from aegis.proof.gguf import check_f16, files_bytes
 from aegis.proof.sample import sequence_limit
 from aegis.proof.structure import Checks
-from aegis.proof.study import Importance, Left, Measured, Reference, Speed, Study
+from aegis.proof.study import Left, Study
 from aegis.proof.study_text import StudyText
+from aegis.proof.survey import Surveyor
 from aegis.publish import publishing, refuse_existing
 from aegis.report.study_picture import StudyPoint, draw_study
 from aegis.runs import Run
 from aegis.training.material import training_data
 
-REPORT, PICTURE, IMATRIX, CALIBRATION = "report.json", "study.png", "imatrix.gguf", "calibration.txt"
+REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")
-_CHUNK_TOKENS = 512
-_WRITTEN_TOKENS = 32
 _IMATRIX_BYTES = 1 << 20
 """Beside its values, which are counted: names and header."""
 
@@ -89,14 +83,19 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     tokenizer, shards = load_tokenizer(run.merged), ShardSet.open(run.merged)
     vocab_size = int(read_config(run.merged)["vocab_size"])
     limit = sequence_limit(vocab_size, int(exported.facts["context_tokens"]))
-    material = _material(run, config, tokenizer, limit)
+    material = _material(run, config, tokenizer, limit, keep=not dry_run)
     name = str(exported.facts["name"])
     f16 = next((run.gguf / str(file) for file in exported.facts["files"] if str(file).endswith("-F16.gguf")), None)
 
     needed = _disk_needed(run, config, shards, made, material, vocab_size, rebuild=f16 is None)
     disk.require_space(run.study, needed, "the study")
+    with_matrix = any("imatrix" in variant for _, variant in made)
+    if with_matrix:
+        refuse_without_compiler()
     if dry_run:
         return StudyReport(run.study, name, len(made), needed)
+    if with_matrix:
+        imatrix_tool()  # the conversion may take minutes: what cannot be compiled is said before
     progress.say(f"{len(made)} files, one after the other: at most {disk.human(needed)} of disk while it works")
     model = digest({file: record.sha256 for file, record in merged.files.items()})
     manifest = Manifest(
@@ -112,7 +111,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
             f16 = work / "F16.gguf"
             convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
             check_f16(f16, shards, read_config(run.merged), tokenizer)
-        surveyor = _Surveyor(config, material, f16, staging.path, work)
+        surveyor = Surveyor(config, material, f16, staging.path, work)
         study = surveyor.survey(made, left)
         shutil.rmtree(work)
         report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
@@ -158,10 +157,10 @@ def _check_run(run: Run) -> None:
         raise IntegrityError(f"{run.root} is not what its manifests say", why="\n".join(failed))
 
 
-def _material(run: Run, config: StudyConfig, tokenizer: Any, limit: int) -> StudyText:
+def _material(run: Run, config: StudyConfig, tokenizer: Any, limit: int, *, keep: bool) -> StudyText:
     if config.text is not None:
         return StudyText.of_file(config.text, tokenizer, config.tokens, config.calibration_tokens, limit)
-    data = training_data(TrainConfig.model_validate(read_manifest(run.adapter).config), tokenizer)
+    data = training_data(TrainConfig.model_validate(read_manifest(run.adapter).config), tokenizer, keep=keep)
     return StudyText.of_rows(data.train, data.heldout, tokenizer, config.tokens, config.calibration_tokens, limit)
 
 
@@ -182,84 +181,6 @@ def _disk_needed(
     matrix = columns + _IMATRIX_BYTES + len(material.calibration.encode())
     f16 = files_bytes(run.merged, shards, ["F16"]) if rebuild else 0
     return f16 + (sum(sizes) if config.keep else max(sizes)) + logits + matrix
-
-
-@dataclass
-class _Surveyor:
-    """One study under way: makes files in `out`, scratch in `work`."""
-
-    config: StudyConfig
-    material: StudyText
-    f16: Path
-    out: Path
-    work: Path
-    measured: list[Measured] = field(default_factory=list)
-
-    def survey(self, made: list[tuple[str, str]], left: list[Left]) -> Study:
-        """Everything, f16 first."""
-        importance = self._importance() if any("imatrix" in variant for _, variant in made) else None
-        reference, speed = self._run(self.f16, "f16")
-        for number, (quant, variant) in enumerate(made, 1):
-            progress.say(f"{number} of {len(made)}: {quant}, {variant}")
-            self.measured.append(self._measure(quant, variant, reference))
-        return Study(
-            tokens=sum(map(len, self.material.measured)),
-            tolerance=self.config.tolerance,
-            reference=Reference(
-                self.f16.stat().st_size, file_sha256(self.f16), divergence.perplexity(reference), speed
-            ),
-            measured=tuple(self.measured),
-            left=tuple(left),
-            importance=importance,
-        )
-
-    def _importance(self) -> Importance:
-        text, tokens = self.out / CALIBRATION, self.material.calibration_tokens
-        text.write_text(self.material.calibration, encoding="utf-8", newline="\n")
-        # two chunks are the least; llama.cpp may count a few tokens less than the tokenizer did
-        chunk_tokens = max(LEAST_CHUNK_TOKENS, min(_CHUNK_TOKENS, tokens // 3))
-        measure_importance(self.f16, text, self.out / IMATRIX, chunk_tokens=chunk_tokens, threads=self.config.threads)
-        return Importance(file_sha256(self.f16), file_sha256(text), tokens, chunk_tokens)
-
-    def _measure(self, quant: str, variant: str, reference: Recording) -> Measured:
-        head = "q8_0" if "head-q8_0" in variant else None
-        file = self.out / f"{quant}-{variant}.gguf"
-        quantize(
-            self.f16,
-            file,
-            quant,
-            threads=self.config.threads,
-            output_tensor_type=head,
-            imatrix=self.out / IMATRIX if "imatrix" in variant else None,
-        )
-        check_quantized(file, quant, head)
-        size, sha256 = file.stat().st_size, file_sha256(file)
-        twin = next((row for row in self.measured if row.sha256 == sha256), None)
-        if twin is not None:
-            found, perplexity, speed = twin.found, twin.perplexity, twin.speed
-        else:
-            recording, speed = self._run(file, f"{quant}, {variant}")
-            found, perplexity = divergence.compare(reference, recording), divergence.perplexity(recording)
-        if not self.config.keep:
-            file.unlink()
-        same_as = f"{twin.quant}, {twin.variant}" if twin else None
-        return Measured(quant, variant, size, sha256, found, perplexity, speed, same_as)
-
-    def _run(self, file: Path, title: str) -> tuple[Recording, Speed]:
-        """Its logits, over those of the file before unless that is f16, and how fast it is."""
-        sequences = self.material.measured
-        longest = max(sequences, key=len)
-        with Runtime(file, n_ctx=max(2, len(longest)), threads=self.config.threads, logits=True) as runtime:
-            # the weights come off the disk with the first one, which is not to be timed
-            runtime.logits(longest[:_WRITTEN_TOKENS])
-            path = self.work / ("f16.npy" if file == self.f16 else "quantized.npy")
-            path.unlink(missing_ok=True)  # it may still be mapped: written over, it would change under the reader
-            rates: list[float] = []
-            recording = divergence.record(path, llama_logits(runtime, sequences, title, rates), sequences)
-            writing = 1 / runtime.seconds_a_token(longest[: _WRITTEN_TOKENS + 1])
-        # short sequences are slower a token
-        long = [rate for rate, sequence in zip(rates, sequences, strict=True) if 2 * len(sequence) >= len(longest)]
-        return recording, Speed(median(long), writing)
 
 
 def _draw(study: Study, path: Path) -> None:
