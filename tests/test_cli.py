@@ -102,7 +102,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 COMMANDS = (
-    *("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run"),
+    *("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run", "quantize-study"),
     *("card", "push", "chat", "serve"),
 )
 
@@ -380,6 +380,9 @@ def test_dry_runs_refuse_what_the_stage_refuses(aegis: Aegis, quick_base: Path, 
     assert aegis("export-gguf", "--model", quick_base, "--out", "o", "--dry-run").code == 2
     assert aegis("export-gguf", "--model", quick_base, "--out", "p", "--quant", "Q4_K_X", "--dry-run").code == 2
     assert aegis("merge", "--run", "nowhere", "--dry-run").code == 2
+    assert aegis("quantize-study", "--run", "nowhere", "--dry-run").code == 2
+    assert aegis("quantize-study", "--run", "o", "--dry-run").code == 5
+    assert "imatrix+head-q8_0" in aegis("quantize-study", "--run", "o", "--variants", "plain,imatirx", "--dry-run").err
 
 
 def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:

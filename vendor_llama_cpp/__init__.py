@@ -1,4 +1,4 @@
-"""llama.cpp's converter, vendored by reference: pin.toml names it, this package fetches and verifies it.
+"""llama.cpp's converter and imatrix's source, by reference: pin.toml names them, this package fetches and verifies.
 
 Stands alone: the standard library and platformdirs, nothing of aegis. `python -m vendor_llama_cpp` makes sure
 that the converter is there and prints its directory.
@@ -17,7 +17,7 @@ __all__ = ["VendorError", "converter_tree", "kept_tree", "load_pin"]
 
 
 def converter_tree(progress: Callable[[str], None] | None = None) -> Path:
-    """The directory that holds the pinned convert_hf_to_gguf.py, its `conversion` package and its gguf-py.
+    """The directory that holds the pinned convert_hf_to_gguf.py with its packages, and the source of llama-imatrix.
 
     Made on first use from the pinned sdist, which pip downloads or AEGIS_LLAMA_SDIST names; kept in the
     user's cache directory, or in AEGIS_CACHE_DIR. From then on no network is needed.

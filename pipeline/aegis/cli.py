@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aegis import __version__, disk, logs, preparing, progress, screens, screens_plan
-from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
+from aegis import __version__, disk, logs, preparing, progress, screens, screens_plan, screens_study
+from aegis.config import DEMO, ExportConfig, MergeConfig, StudyConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import AegisError, UsageError
 from aegis.messages import phrase
 from aegis.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, with_settings
@@ -254,6 +254,30 @@ def verify(
     progress.result(screens.verified(verdict, place.verify), verdict.as_json())
     if verdict.guilty:
         raise typer.Exit(5)
+
+
+@app.command("quantize-study")
+@with_settings(StudyConfig)
+def quantize_study(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Measure what each quantization costs on your own text, and recommend one. --quant takes a list."""
+    settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
+    from aegis.runs import Run
+    from aegis.stages.quantize_study import quantize_study as stage
+
+    place = Run(_existing_run(run))
+    with _held(place, dry_run):
+        report = stage(place, settings, overwrite=overwrite, dry_run=dry_run)
+    if report.study is None:
+        progress.result(screens_study.planned(report), report)
+        return
+    progress.result(screens_study.studied(report, report.study, place.root), report.study.as_json())
 
 
 PartOption = Annotated[Literal["gguf", "merged"], typer.Option("--part", help="the GGUF files or the merged folder")]

@@ -126,6 +126,7 @@ class ExportConfig(StageConfig):
     keep_f16: bool = Field(False, description="keep the f16 GGUF the others are made from")
     name: str | None = Field(None, description="general.name of the GGUF and stem of its file name")
     head_quant: str | None = Field(None, description="type of the LM head instead of the quantization's own, e.g. q8_0")
+    imatrix: Path | None = Field(None, description="importance matrix of this model, as quantize-study makes one")
     llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
 
 
@@ -142,6 +143,44 @@ class VerifyConfig(StageConfig):
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where transformers runs")
     threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
     llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+
+VARIANTS = ("plain", "imatrix", "head-q8_0", "imatrix+head-q8_0")
+"""How a quantization can be made: as it is, with an importance matrix, with the LM head kept at 8 bits, both."""
+
+
+class StudyConfig(StageConfig):
+    """`aegis quantize-study`"""
+
+    quant: tuple[str, ...] = Field(
+        ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), min_length=1, description="quantization types to compare"
+    )
+    variants: tuple[str, ...] = Field(
+        VARIANTS[:3], min_length=1, description=f"ways to make each of them: {', '.join(VARIANTS)}"
+    )
+    text: Path | None = Field(
+        None,
+        description="UTF-8 text of yours: three quarters of it make the importance matrix, the rest is measured on; "
+        "the run's training rows and held-out rows if not given",
+    )
+    tokens: int = Field(2048, ge=64, description="tokens that go through every file")
+    calibration_tokens: int = Field(
+        16384, ge=256, description="tokens that the importance matrix is made from, at most"
+    )
+    tolerance: float = Field(
+        0.02, gt=0, description="mean KL in nats by which the recommended file may be worse than the best one"
+    )
+    keep: bool = Field(False, description="keep every GGUF that was measured")
+    threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
+    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+    @field_validator("variants")
+    @classmethod
+    def _known(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
+        for variant in variants:
+            if variant not in VARIANTS:
+                raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
+        return tuple(dict.fromkeys(variants))
 
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -176,6 +215,7 @@ SECTIONS: Mapping[str, type[StageConfig]] = {
     "merge": MergeConfig,
     "export": ExportConfig,
     "verify": VerifyConfig,
+    "study": StudyConfig,
 }
 
 _OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
@@ -194,7 +234,7 @@ def resolve(
     Args:
         model: one of this module's stage configs.
         preset: a name in `PRESETS`.
-        file: TOML with the tables [train], [merge], [export] and [verify].
+        file: TOML with the tables [train], [merge], [export], [verify] and [study].
         environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.
         flags: what the command line said; None values were not given.
 
@@ -215,7 +255,7 @@ def resolve(
         values |= _read_toml(file).get(section, {})
     values |= _read_environment(os.environ if environment is None else environment).get(section, {})
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
-    for key in ("quant", "lora_targets"):
+    for key in ("quant", "variants", "lora_targets"):
         # a b, or a,b: the environment knows no lists, and people write either on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):

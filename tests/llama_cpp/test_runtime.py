@@ -208,6 +208,23 @@ def test_what_does_not_fit_is_refused(runtime: Runtime) -> None:
     assert runtime.logits([5] * 256).shape == (256, VOCABULARY)
 
 
+def test_the_time_a_token_takes_is_measured_one_by_one(f16: Path, runtime: Runtime) -> None:
+    """Each token is evaluated by itself after the first, which has none before it; what was kept before is gone."""
+    with Runtime(f16, n_ctx=64, threads=1, logits=True) as opened:
+        calls: list[int] = []
+        real = opened._llama.eval
+
+        def counted(tokens: list[int]) -> None:
+            calls.append(len(tokens))
+            real(tokens)
+
+        opened._llama.eval = counted
+        assert opened.seconds_a_token(range(3, 20)) > 0
+        assert calls == [1] * 17
+        with pytest.raises(UsageError, match="do not fit"):
+            opened.seconds_a_token([5] * 65)
+
+
 def test_a_non_ascii_path_loads(f16: Path, tmp_path: Path) -> None:
     path = tmp_path / "魂　{x}" / "模型.gguf"
     path.parent.mkdir()

@@ -132,8 +132,9 @@ def test_the_real_tree_holds_the_converter_and_no_pickle() -> None:
     pin = load_pin()
     assert (tree / "convert_hf_to_gguf.py").is_file()
     assert (tree / "LICENSE").is_file()
+    assert (tree / "tools" / "imatrix" / "imatrix.cpp").is_file()
     assert b"LazyChunkedTensor" in b"".join(path.read_bytes() for path in tree.rglob("*.py"))
-    assert {".py", ""} == {path.suffix for path in tree.rglob("*") if path.is_file()}
+    assert {".py", ".cpp", ".h", ""} == {path.suffix for path in tree.rglob("*") if path.is_file()}
     assert pin.upstream_commit[:12] in tree.name
 
 

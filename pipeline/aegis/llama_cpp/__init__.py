@@ -4,16 +4,27 @@ Importing it loads neither torch nor the bindings: the converter and the quantiz
 and `Runtime` loads the bindings when it opens a file.
 """
 
+from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.convert import convert, refuse_code
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo
+from aegis.llama_cpp.imatrix import LEAST_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.library import describe_library
-from aegis.llama_cpp.quantize import QUANT_TYPES, parse_quant, parse_tensor_type, quantize
+from aegis.llama_cpp.quantize import (
+    IMATRIX_TYPES,
+    QUANT_TYPES,
+    parse_quant,
+    parse_tensor_type,
+    quantize,
+    refuse_without_imatrix,
+)
 from aegis.llama_cpp.runtime import Message, Runtime
 from aegis.llama_cpp.server import serve
 from aegis.llama_cpp.tree import find_tree
 
 __all__ = [
+    "IMATRIX_TYPES",
+    "LEAST_CHUNK_TOKENS",
     "QUANT_TYPES",
     "GgufFile",
     "Message",
@@ -23,10 +34,16 @@ __all__ = [
     "describe_library",
     "fallback_tensors",
     "find_tree",
+    "imatrix_tool",
+    "measure_importance",
     "parse_quant",
     "parse_tensor_type",
     "quantize",
+    "read_importance",
     "refuse_code",
+    "refuse_foreign",
+    "refuse_without_compiler",
+    "refuse_without_imatrix",
     "serve",
     "trained_context",
 ]

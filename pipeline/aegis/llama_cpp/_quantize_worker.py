@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 import llama_cpp
 
 
-def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: str) -> int:
+def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: str, imatrix: str) -> int:
     """Quantize `source` into `out`; 0 or llama.cpp's error code.
 
     Args:
@@ -19,6 +20,7 @@ def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: st
         ftype: the llama_ftype number.
         output_tensor_type: the ggml_type number for output.weight, or "" for llama.cpp's own choice.
         threads: how many; 0 for one each core.
+        imatrix: an importance matrix, or "" for none.
     """
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -31,8 +33,24 @@ def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: st
     parameters.nthread = int(threads)
     if output_tensor_type:
         parameters.output_tensor_type = int(output_tensor_type)
+    if imatrix:
+        # kept until the quantizer, which holds bare pointers, is done
+        entries = _entries(Path(imatrix))
+        parameters.imatrix = entries
     code = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(parameters))
     return int(code)
+
+
+def _entries(path: Path) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
+    """The matrix as llama.cpp takes it: an array that ends with an entry without a name."""
+    from aegis.llama_cpp.imatrix import read_importance
+
+    importance = read_importance(path)
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        buffer = (ctypes.c_float * len(values)).from_buffer_copy(values.tobytes())
+        entry.name, entry.data, entry.size = name.encode(), buffer, len(values)
+    return entries
 
 
 if __name__ == "__main__":

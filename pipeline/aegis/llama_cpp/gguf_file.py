@@ -144,6 +144,14 @@ def trained_context(path: Path) -> int:
     raise IntegrityError("gguf_file.no_context_length", path=path)
 
 
+def _block_size_of(quant: str) -> int:
+    """How many weights a block of this quantization holds; mixtures are named after their type and a size."""
+    for name in (quant, quant.rpartition("_")[0]):
+        if name in GGMLQuantizationType.__members__:
+            return block_size(name)
+    return block_size("Q8_K")  # IQ2_M and its like mix types that all have the blocks of K-quants
+
+
 def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | None = None) -> list[TensorInfo]:
     """The weights of a quantized file that fell back to a type with smaller blocks than `quant`'s.
 
@@ -155,7 +163,7 @@ def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | No
         quant: what it was asked for, as `parse_quant` returns it.
         output_tensor_type: as given to `quantize`; `output.weight` may then have that type.
     """
-    wanted = block_size(quant.removesuffix("_M").removesuffix("_S").removesuffix("_L"))
+    wanted = _block_size_of(quant)
     chosen = output_tensor_type.upper() if output_tensor_type else None
     return [
         info

@@ -29,6 +29,7 @@ KEPT_LINES = 20
 SILENCE_LIMIT_S = 1800.0
 """A tool that says nothing for so long has hung: its slowest step, one big tensor, takes minutes."""
 
+LINE_END = rb"[\r\n]+"
 _MAX_LINE_BYTES = 4096
 _MAX_SHOWN_CHARS = 400
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -81,6 +82,7 @@ def run_tool(
     fraction: Fraction,
     import_from: Path | None = None,
     environment: Mapping[str, str | None] | None = None,
+    line_end: bytes = LINE_END,
     silence_limit_s: float = SILENCE_LIMIT_S,
 ) -> None:
     """Run a Python script to its end, in `part`'s directory, with a progress bar.
@@ -94,13 +96,14 @@ def run_tool(
         fraction: reads the progress off a printed line.
         import_from: goes first on its sys.path.
         environment: changes to this process's environment; None removes a variable.
+        line_end: a pattern of what ends a line; some tools print their progress without one.
         silence_limit_s: how long it may print nothing.
 
     Raises:
         ToolError: it failed or hung; carries its last lines.
         EnvironmentFault: it failed for want of disk space.
     """
-    listener = _Listener(fraction)
+    listener = _Listener(fraction, line_end)
     command = [sys.executable, "-P", "-B", str(_RUNNER), str(part), str(import_from or ""), str(script)]
     child = subprocess.Popen(
         [*command, *arguments],
@@ -154,17 +157,18 @@ def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limi
 class _Listener:
     """Reads a stream to its end in bounded memory."""
 
-    def __init__(self, fraction: Fraction) -> None:
+    def __init__(self, fraction: Fraction, line_end: bytes) -> None:
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.done = 0.0
         self.heard_at = time.monotonic()
         self._fraction = fraction
+        self._line_end = line_end
 
     def listen(self, stream: IO[bytes]) -> None:
         rest = b""
         while chunk := os.read(stream.fileno(), 1 << 16):
             self.heard_at = time.monotonic()
-            *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+            *lines, rest = re.split(self._line_end, rest + chunk)
             rest = rest[-_MAX_LINE_BYTES:]
             for line in lines:
                 self._take(line)

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 
 from aegis.errors import UsageError
 from aegis.llama_cpp.convert import refuse_damaged
+from aegis.llama_cpp.imatrix import refuse_foreign
 from aegis.llama_cpp.process import published, run_tool
 from aegis.messages import phrase
 
@@ -40,6 +41,22 @@ QUANT_TYPES: Mapping[str, int] = MappingProxyType(
 )
 """llama.cpp's name for a file type, and its llama_ftype; those that need an importance matrix left out."""
 
+IMATRIX_TYPES: Mapping[str, int] = MappingProxyType(
+    {
+        "IQ3_XS": 22,
+        "IQ3_XXS": 23,
+        "Q2_K_S": 21,
+        "IQ2_M": 29,
+        "IQ2_S": 28,
+        "IQ2_XS": 20,
+        "IQ2_XXS": 19,
+        "IQ1_M": 31,
+        "IQ1_S": 24,
+    }
+)
+"""Those that llama.cpp refuses to make without an importance matrix: what came out would be of no use."""
+_ALL = {**QUANT_TYPES, **IMATRIX_TYPES}
+
 # Whole lines only: an error is printed on the rest of the line of the tensor it is about.
 _TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\] .* MiB")
 _WORKER = Path(__file__).with_name("_quantize_worker.py")
@@ -52,15 +69,25 @@ def parse_quant(name: str) -> str:
         UsageError: unknown; names the nearest one.
     """
     canonical = name.strip().upper().replace("-", "_")
-    if canonical in QUANT_TYPES:
+    if canonical in _ALL:
         return canonical
-    nearest = get_close_matches(canonical, QUANT_TYPES, n=1, cutoff=0.5)
+    nearest = get_close_matches(canonical, _ALL, n=1, cutoff=0.5)
     raise UsageError(
         "quantize.unknown_type",
         name=name,
-        known=", ".join(QUANT_TYPES),
+        known=", ".join(_ALL),
         hint=phrase("quantize.nearest", name=nearest[0]) if nearest else phrase("quantize.usual"),
     )
+
+
+def refuse_without_imatrix(quant: str, imatrix: Path | None) -> None:
+    """Refuse a quantization that cannot do without an importance matrix.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if quant in IMATRIX_TYPES and imatrix is None:
+        raise UsageError("quantize.needs_imatrix", quant=quant)
 
 
 def quantize(
@@ -70,6 +97,7 @@ def quantize(
     *,
     threads: int | None = None,
     output_tensor_type: str | None = None,
+    imatrix: Path | None = None,
 ) -> None:
     """Write `source` as `quant` at `out`, which appears only when whole.
 
@@ -78,29 +106,35 @@ def quantize(
     Args:
         source: an f32, f16 or bf16 GGUF.
         out: the file to write; one that is there is replaced at the end.
-        quant: a name in QUANT_TYPES, in any case.
+        quant: a name in QUANT_TYPES or IMATRIX_TYPES, in any case.
         threads: how many to use; all cores if None.
         output_tensor_type: another ggml type for `output.weight`, "q8_0" say.
+        imatrix: an importance matrix of `source`. It leaves `output.weight` out.
 
     Raises:
-        UsageError: an unknown type, or a source that is not there.
+        UsageError: an unknown type, one that needs an importance matrix, or a file that is not there.
+        IntegrityError: the importance matrix is damaged, or another model's.
         ToolError: the quantizer failed; its last lines are in the error.
         EnvironmentFault: no space, no permission.
     """
-    ftype = QUANT_TYPES[parse_quant(quant)]
+    quant = parse_quant(quant)
+    refuse_without_imatrix(quant, imatrix)
     output_type = "" if output_tensor_type is None else str(parse_tensor_type(output_tensor_type))
     source, out = source.absolute(), out.absolute()
     if not source.is_file():
         raise UsageError("quantize.no_source", source=source)
     if source.resolve() == out.resolve():
         raise UsageError("quantize.onto_itself", out=out)
+    if imatrix is not None:
+        refuse_foreign(imatrix, source)
+    matrix = str(imatrix.absolute()) if imatrix else ""
     with published(out) as part:
         run_tool(
             "quantizer",
             _WORKER,
-            [str(source), part.name, str(ftype), output_type, str(threads or 0)],
+            [str(source), part.name, str(_ALL[quant]), output_type, str(threads or 0), matrix],
             part=part,
-            title=f"Quantizing to {parse_quant(quant)}",
+            title=f"Quantizing to {quant}",
             fraction=_fraction,
         )
         refuse_damaged(part, "quantizer")

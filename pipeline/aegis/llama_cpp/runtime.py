@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +123,23 @@ class Runtime:
         self._llama.eval(tokens)
         kept: NDArray[np.float32] = self._llama.scores[: len(tokens)].copy()
         return kept
+
+    def seconds_a_token(self, tokens: Sequence[int]) -> float:
+        """How long one token takes when they come one by one, as when a text is written: the median over `tokens`.
+
+        Raises:
+            UsageError: more tokens than the context holds.
+        """
+        tokens = self._known(tokens)
+        self._refuse_overlong(len(tokens))
+        self._llama.reset()
+        self._llama.eval(tokens[:1])
+        taken = []
+        for token in tokens[1:]:
+            began = time.perf_counter()
+            self._llama.eval([token])
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
 
     def complete(
         self,

@@ -29,6 +29,15 @@ def find_tree(override: Path | None = None) -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         return _checked(Path(named), VARIABLE)
+    return pinned_tree()
+
+
+def pinned_tree() -> Path:
+    """The pinned release's directory, whatever else is named: what is linked against the installed libraries fits them.
+
+    Raises:
+        EnvironmentFault, IntegrityError: as `find_tree` does.
+    """
     try:
         return vendor_llama_cpp.converter_tree(progress.say)
     except vendor_llama_cpp.VendorError as error:

@@ -19,6 +19,7 @@ from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family, check_head_bias
 from aegis.model.shards import HEAD, ShardSet
 from aegis.proof.structure import Checks, check_finite, check_stock
+from aegis.proof.study import read_study
 from aegis.proof.verdict import read_report
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
@@ -123,6 +124,13 @@ def check_report(checks: Checks, path: Path) -> None:
             if report["ok"] is not True:
                 raise IntegrityError("verdict.not_proven", guilty=guilty)
             tell(f"proven on {report.get('tokens')} tokens")
+
+
+def check_study(checks: Checks, path: Path) -> None:
+    """What an earlier quantize-study recommends."""
+    with checks.check(f"report {path.name}", "quantize") as tell:
+        report = read_study(path)
+        tell(f"{len(report.get('measured') or ())} files measured on {report.get('tokens')} tokens")
 
 
 def _one_model(gguf: GgufFile) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,46 @@ import torch
 from numpy.typing import NDArray
 
 from aegis import progress
-from aegis.errors import IntegrityError
-from aegis.llama_cpp import GgufFile, fallback_tensors
+from aegis.errors import IntegrityError, UsageError
+from aegis.llama_cpp import GgufFile, fallback_tensors, read_importance
+from aegis.manifest import MANIFEST, file_sha256, read_manifest, verify_file
 from aegis.messages import phrase
+from aegis.model.base import TOKENIZER_FILES
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
+from aegis.sizes import gguf_bytes
 
 _SLAB_BYTES = 16 << 20
+_HEADER_BYTES = 1 << 20
+
+
+def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
+    """Of a GGUF of each type, at most, made from a folder: each has vectors in float32 and a vocabulary."""
+    shapes = [entry.shape for entry in shards.entries.values()]
+    weights = sum(math.prod(shape) for shape in shapes)
+    vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
+    vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
+    return gguf_bytes(weights, quants) + (vectors + vocabulary + _HEADER_BYTES) * len(quants)
+
+
+def importance_sha256(path: Path, model_digest: str) -> str:
+    """The sha256 of an importance matrix, once it is sure that it is this model's, as far as can be told.
+
+    Args:
+        path: the matrix. One that quantize-study published has a manifest beside it, which names the model.
+        model_digest: of the files of the merged folder, as a manifest's inputs have it.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: it is none, changed since it was published, or is of another model.
+    """
+    if not path.is_file():
+        raise UsageError("gguf.no_imatrix", path=path)
+    read_importance(path)
+    if not verify_file(path):
+        progress.warn(phrase("gguf.unnamed_imatrix", manifest=MANIFEST, path=path))
+    elif read_manifest(path.parent).inputs.get("model") != model_digest:
+        raise IntegrityError("gguf.other_imatrix", path=path, manifest=MANIFEST)
+    return file_sha256(path)
 
 
 def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: Any) -> None:

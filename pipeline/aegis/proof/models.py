@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,19 @@ def torch_logits(model: Any, sequences: Sequence[Sequence[int]], title: str) -> 
             bar.advance()
 
 
-def llama_logits(runtime: Runtime, sequences: Sequence[Sequence[int]], title: str) -> Iterator[Logits]:
-    """Run each sequence by itself through llama.cpp; yields (tokens, vocab_size) float32."""
+def llama_logits(
+    runtime: Runtime, sequences: Sequence[Sequence[int]], title: str, rates: list[float] | None = None
+) -> Iterator[Logits]:
+    """Run each sequence by itself through llama.cpp; yields (tokens, vocab_size) float32.
+
+    Args:
+        rates: gets each sequence's tokens a second, the logits of every token included.
+    """
     with progress.task(title, len(sequences), "sequence") as bar:
         for sequence in sequences:
-            yield np.ascontiguousarray(runtime.logits(list(sequence)))
+            began = perf_counter()
+            logits = np.ascontiguousarray(runtime.logits(list(sequence)))
+            if rates is not None:
+                rates.append(len(sequence) / (perf_counter() - began))
+            yield logits
             bar.advance()

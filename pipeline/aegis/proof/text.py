@@ -55,6 +55,12 @@ def pieces(windows: Windows) -> list[list[int]]:
     return [windows.tokens[start:end].tolist() for start, end in itertools.pairwise(edges)]
 
 
+def first_pieces(windows: Windows, tokens: int) -> list[list[int]]:
+    """The first documents of the windows, `tokens` in all; the others are not looked at."""
+    edges = itertools.pairwise(windows.first_token.tolist())
+    return take((windows.tokens[start:end].tolist() for start, end in edges), tokens)
+
+
 def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:
     """The first sequences of two tokens and more, until `tokens` are had; the last is cut to fit."""
     taken: list[list[int]] = []

@@ -74,13 +74,16 @@ def _directory(checks: Checks, path: Path) -> str:
     if (path / "config.json").is_file():
         alone.check_model(checks, path)
         return "a model folder"
-    if ggufs := sorted(path.glob("*.gguf")):
-        alone.check_hashes(checks, path, "convert")
+    ggufs = sorted(path.glob("*.gguf"))
+    if ggufs or (path / _REPORT).is_file():
+        manifest = alone.check_hashes(checks, path, "convert" if ggufs else "verify")
+        if manifest is not None and manifest.stage == "quantize-study":
+            alone.check_study(checks, path / _REPORT)
+            return "a quantization study"
         for gguf in ggufs:
             alone.check_gguf(checks, gguf)
-        return "a folder of GGUF files"
-    if (path / _REPORT).is_file():
-        alone.check_hashes(checks, path, "verify")
+        if ggufs:
+            return "a folder of GGUF files"
         alone.check_report(checks, path / _REPORT)
         return "a report"
     raise UsageError("examine.unknown_folder", path=path)

@@ -6,7 +6,6 @@ The converter and the quantizer are llama.cpp's own; what they report is not tak
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,23 @@ from aegis.config import ExportConfig
 from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
 from aegis.data.deadline import within
 from aegis.errors import IntegrityError
-from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize
+from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
 from aegis.messages import phrase
-from aegis.model.base import TOKENIZER_FILES, load_tokenizer, read_config
+from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
 from aegis.model.origin import copy_licences, origin_of_folder
 from aegis.model.shards import ShardSet
-from aegis.proof.gguf import check_f16, check_quantized
+from aegis.proof.gguf import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.publish import Staging, publishing, refuse_existing
 from aegis.report.card import CARD, CardFile, gguf_card
 from aegis.report.modelfile import modelfile, stop_texts
 from aegis.report.probing import dialogue_of, special_texts
-from aegis.sizes import gguf_bytes
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
 """Room is left for the quantization's name in the 255 bytes that file systems allow."""
 _FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
-_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,16 @@ def export_gguf(
         dry_run: stop before the first byte is written; everything that would be refused is.
 
     Raises:
-        UsageError: unknown quantization, or `out` exists.
+        UsageError: unknown quantization, one that needs an importance matrix, or `out` exists.
         UnsupportedModelError: the architecture would lose its LM head.
-        IntegrityError: the GGUF does not hold what the folder holds.
+        IntegrityError: the GGUF does not hold what the folder holds, or the importance matrix is another model's.
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
     refuse_existing(out, overwrite=overwrite)
     quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
+    for quant in quants:
+        refuse_without_imatrix(quant, config.imatrix)
     if config.head_quant is not None:
         parse_tensor_type(config.head_quant)
     source_config = read_config(model)
@@ -86,10 +85,17 @@ def export_gguf(
     tokenizer = load_tokenizer(model)
     ends = _end_tokens(model, source_config)
 
+    inputs = _inputs(model, shards)
+    if config.imatrix is not None:
+        inputs["imatrix"] = importance_sha256(config.imatrix, inputs["model"])
     manifest = Manifest(
         stage="export-gguf",
-        config={**config.model_dump(mode="json", exclude={"llama_cpp_dir"}), "name": name, "quant": list(quants)},
-        inputs=_inputs(model, shards),
+        config={
+            **config.model_dump(mode="json", exclude={"llama_cpp_dir", "imatrix"}),
+            "name": name,
+            "quant": list(quants),
+        },
+        inputs=inputs,
         facts={"name": name, "context_tokens": context_tokens},
     )
     keep_f16 = config.keep_f16 or "F16" in quants
@@ -111,7 +117,9 @@ def export_gguf(
         check_f16(f16, shards, source_config, tokenizer)
         fallbacks = {}
         for quant in quantized:
-            quantize(f16, staging.path / files[quant], quant, output_tensor_type=config.head_quant)
+            quantize(
+                f16, staging.path / files[quant], quant, output_tensor_type=config.head_quant, imatrix=config.imatrix
+            )
             fallbacks[quant] = check_quantized(staging.path / files[quant], quant, config.head_quant)
         if not keep_f16:
             f16.unlink()
@@ -160,13 +168,8 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
 
 
 def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
-    """The most that stands on the disk at a time: every file, each with vectors in float32 and a vocabulary."""
-    shapes = [entry.shape for entry in shards.entries.values()]
-    weights = sum(math.prod(shape) for shape in shapes)
-    vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
-    vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
-    quants = ["F16", *quantized]
-    return gguf_bytes(weights, quants) + (vectors + vocabulary + _HEADER_BYTES) * len(quants)
+    """The most that stands on the disk at a time: every file."""
+    return files_bytes(model, shards, ["F16", *quantized])
 
 
 def _context_tokens(config: dict[str, Any]) -> int:

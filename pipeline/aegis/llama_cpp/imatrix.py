@@ -1,0 +1,142 @@
+"""The importance matrix: how large the inputs of each weight's columns are on a text, by llama.cpp's own imatrix.
+
+A quantizer that is given it rounds the columns that matter more carefully. The file is a GGUF of its own kind: for each
+weight the sums of squares, `<name>.in_sum2`, and of how many rows, `<name>.counts`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from aegis.errors import IntegrityError
+from aegis.llama_cpp.building import WORKER, imatrix_tool
+from aegis.llama_cpp.convert import refuse_damaged
+from aegis.llama_cpp.gguf_file import GgufFile
+from aegis.llama_cpp.process import published, run_tool
+
+LEAST_CHUNK_TOKENS = 32
+"""The tool looks at no fewer than 16 tokens at a time, and wants two chunks."""
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_CHUNKS = re.compile(r"computing over (\d+) chunks")
+_CHUNK = re.compile(r"\[(\d+)\]\d+\.\d{4}")
+# the tool prints "[1]7.1234,[2]6.5678," without a line's end
+_LINE_END = rb"[\r\n]+|(?<=\.\d{4}),"
+
+
+def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, threads: int | None = None) -> None:
+    """Run `text` through `gguf` and write the importance matrix at `out`, which appears only when whole.
+
+    Args:
+        gguf: an f16 GGUF. It runs on the CPU.
+        text: UTF-8, at least two chunks long, in the folder of `out`: its name becomes part of the file, and a whole
+            path would tell where it lay. "<|end|>" and its like are read as the tokens they name.
+        out: the file to write; one that is there is replaced at the end.
+        chunk_tokens: how long the pieces are that the text is cut into.
+        threads: the physical cores if None.
+
+    Raises:
+        ToolError: it did not compile, failed, or wrote no matrix.
+        EnvironmentFault: no compiler, no space, no permission.
+    """
+    tool = imatrix_tool()
+    gguf, out = gguf.absolute(), out.absolute()
+    assert text.absolute().parent == out.parent, "the text lies beside the matrix"
+    with published(out) as part:
+        # fmt: off
+        arguments = [
+            str(tool), "-m", str(gguf), "-f", text.name, "-o", part.name, "--output-format", "gguf",
+            "-c", str(chunk_tokens), "-b", str(chunk_tokens), "-ub", str(chunk_tokens),
+            "-t", str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1),
+            "-ngl", "0", "-fit", "off", "--parse-special",
+        ]
+        # fmt: on
+        run_tool(
+            "imatrix",
+            WORKER,
+            arguments,
+            part=part,
+            title="importance matrix",
+            fraction=_Progress(),
+            # it would take settings, a model among them, from LLAMA_ARG_*
+            environment={name: None for name in os.environ if name.startswith("LLAMA_")},
+            line_end=_LINE_END,
+        )
+        refuse_damaged(part, "imatrix")
+        read_importance(part)
+
+
+class _Progress:
+    """Reads how many chunks there are, and which is done."""
+
+    def __init__(self) -> None:
+        self._chunks = 0
+
+    def __call__(self, line: str) -> float | None:
+        if match := _CHUNKS.search(line):
+            self._chunks = int(match[1])
+            return 0.0
+        match = _CHUNK.fullmatch(line)
+        return int(match[1]) / self._chunks if match and self._chunks else None
+
+
+def read_importance(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Mean squares of the inputs of each weight's columns, (experts · columns,) float32, by the weight's name.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: damaged, or no importance matrix.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    with GgufFile(path) as file:
+        if file.metadata.get("general.type") != "imatrix":
+            raise IntegrityError("imatrix.other_type", path=path, general_type=file.metadata.get("general.type"))
+        for name in file.tensors:
+            if not name.endswith(_SUMS):
+                continue
+            weight = name.removesuffix(_SUMS)
+            # without experts, a dimension of 1 is not written
+            sums, counts = (np.asarray(file.tensor(weight + part), np.float32).ravel() for part in (_SUMS, _COUNTS))
+            if sums.size % counts.size or not np.isfinite(sums).all() or (sums < 0).any():
+                raise IntegrityError("imatrix.no_sums", path=path, name=name)
+            rows = np.repeat(counts, sums.size // counts.size)
+            # an expert that no token went through says nothing, and llama-quantize takes 1 for it
+            means = np.where(rows > 0, sums / np.maximum(rows, 1), 1)
+            found[weight] = means.astype(np.float32)
+    if not found:
+        raise IntegrityError("imatrix.empty", path=path)
+    return found
+
+
+def refuse_foreign(path: Path, gguf: Path) -> None:
+    """Refuse an importance matrix that is of another model than `gguf`, as far as names and sizes tell.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: damaged, no importance matrix, or of weights that `gguf` has not, or has in another size.
+    """
+    importance = read_importance(path)
+    wrong = []
+    with GgufFile(gguf) as file:
+        for name, values in importance.items():
+            info = file.tensors.get(name)
+            if info is None:
+                wrong.append(f"{name}: not in the model")
+                continue
+            columns = info.shape[-1] * (info.shape[0] if len(info.shape) == 3 else 1)
+            if len(values) != columns:
+                wrong.append(f"{name}: {len(values)} columns, the model's has {columns}")
+    if wrong:
+        raise IntegrityError(
+            "imatrix.other_model",
+            path=path,
+            wrong_count=len(wrong),
+            weights=len(importance),
+            wrong="\n".join(wrong[:5]),
+        )

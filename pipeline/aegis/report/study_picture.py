@@ -1,0 +1,78 @@
+"""The picture of a quantization study: size against KL, the files that no other beats, and the recommended one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_FLOOR = 1e-9
+"""A logarithmic axis has no place for a KL of 0."""
+_MARKERS = {"plain": "o", "imatrix": "^", "head-q8_0": "s", "imatrix+head-q8_0": "D"}
+
+
+@dataclass(frozen=True)
+class StudyPoint:
+    """One file: its size, its mean KL in nats, and whether no other beats it in both."""
+
+    quant: str
+    variant: str
+    bytes: int
+    kl: float
+    front: bool
+    recommended: bool
+
+
+def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
+    """Draw every file by size and KL, the front as a line, the limit of the rule, and the one that it chose.
+
+    A colour is a type and a shape is a variant: names beside the points would lie on one another.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(8, 4.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    scale, unit = (1e9, "GB") if max(point.bytes for point in points) >= 1e9 else (1e6, "MB")
+    quants = list(dict.fromkeys(point.quant for point in sorted(points, key=lambda point: point.bytes)))
+    colours = {quant: colormaps["tab10" if len(quants) <= 10 else "tab20"](place) for place, quant in enumerate(quants)}
+
+    def at(point: StudyPoint) -> tuple[float, float]:
+        return point.bytes / scale, max(_FLOOR, point.kl)
+
+    front = sorted(at(point) for point in points if point.front)
+    axes.plot(*zip(*front, strict=True), color="#57606a", linewidth=1, zorder=1)
+    for point in points:
+        axes.scatter(*at(point), marker=_MARKERS[point.variant], color=colours[point.quant], s=42, zorder=2)
+    axes.axhline(limit, color="#cf222e", linestyle=":", linewidth=1, zorder=1)
+    chosen = next(point for point in points if point.recommended)
+    axes.scatter(*at(chosen), s=240, facecolors="none", edgecolors="#cf222e", linewidths=2, zorder=3)
+
+    variants = [variant for variant in _MARKERS if any(point.variant == variant for point in points)]
+    axes.legend(
+        handles=[
+            *(Line2D([], [], color=colours[quant], linewidth=5, label=quant) for quant in quants),
+            *(
+                Line2D([], [], color="#57606a", marker=_MARKERS[variant], linewidth=0, label=variant)
+                for variant in variants
+            ),
+            Line2D([], [], color="#57606a", linewidth=1, label="no file beats these"),
+            Line2D([], [], color="#cf222e", linewidth=1, linestyle=":", label=f"limit {limit:.3g}"),
+            Line2D(
+                [], [], marker="o", markerfacecolor="none", markeredgecolor="#cf222e", markeredgewidth=2, markersize=10,
+                linewidth=0, label=f"recommended:\n{chosen.quant}, {chosen.variant}",
+            ),
+        ],
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        frameon=False,
+    )  # fmt: skip
+    axes.set_yscale("log")
+    axes.margins(x=0.06, y=0.1)
+    axes.set_xlabel(f"size of the file, {unit}")
+    axes.set_ylabel("mean KL from f16, nats per token")
+    axes.set_title("Quantizations on your own text: lower and further left is better", fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,189 @@
+"""quantize-study: what each quantization of a run's model costs on the user's own text, and which one to take.
+
+Every type asked for is made plainly, with an importance matrix of the user's own text, and with the LM head, which
+carries the soul, at 8 bits. Each file is compared with the f16 GGUF on text that the matrix was not made from, and
+goes before the next one is made. The conversion is proven by verify; here only quantization differs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis import disk, progress
+from aegis.config import StudyConfig, TrainConfig
+from aegis.errors import IntegrityError, UsageError
+from aegis.llama_cpp import (
+    IMATRIX_TYPES,
+    convert,
+    imatrix_tool,
+    parse_quant,
+    refuse_without_compiler,
+)
+from aegis.manifest import Manifest, digest, read_manifest
+from aegis.messages import phrase
+from aegis.model.base import load_tokenizer, read_config
+from aegis.model.shards import ShardSet
+from aegis.proof import structure
+from aegis.proof.gguf import check_f16, files_bytes
+from aegis.proof.sample import sequence_limit
+from aegis.proof.structure import Checks
+from aegis.proof.study import Left, Study
+from aegis.proof.study_text import StudyText
+from aegis.proof.survey import Surveyor
+from aegis.publish import publishing, refuse_existing
+from aegis.report.study_picture import StudyPoint, draw_study
+from aegis.runs import Run
+from aegis.training.material import training_data
+
+REPORT, PICTURE = "report.json", "study.png"
+_NOT_QUANTIZED = ("F32", "F16", "BF16")
+_IMATRIX_BYTES = 1 << 20
+"""Beside its values, which are counted: names and header."""
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What came of it; `study` is None after a dry run.
+
+    Attributes:
+        name: general.name of the files, which makes the recommended one again to the byte.
+        made: combinations that are made and measured.
+        disk_bytes: the most that stands on the disk at a time.
+    """
+
+    out: Path
+    name: str
+    made: int
+    disk_bytes: int
+    study: Study | None = None
+
+
+def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dry_run: bool = False) -> StudyReport:
+    """Make, measure and remove every combination, and publish the report, the picture and the importance matrix.
+
+    Args:
+        run: with a merged model and its export.
+        overwrite: replace an earlier study.
+        dry_run: stop before the first byte is written; everything that would be refused is.
+
+    Raises:
+        UsageError: an unknown type, nothing that can be made, or a study is there.
+        IntegrityError: the run is not finished, or not what its manifests say.
+        DataError: too little text.
+        EnvironmentFault: the disk is too small, or no compiler for the importance matrix.
+        ToolError: a tool of llama.cpp failed.
+    """
+    refuse_existing(run.study, overwrite=overwrite)
+    made, left = _combinations(config)
+    _check_run(run)
+    merged, exported = read_manifest(run.merged), read_manifest(run.gguf)
+    tokenizer, shards = load_tokenizer(run.merged), ShardSet.open(run.merged)
+    vocab_size = int(read_config(run.merged)["vocab_size"])
+    limit = sequence_limit(vocab_size, int(exported.facts["context_tokens"]))
+    material = _material(run, config, tokenizer, limit, keep=not dry_run)
+    name = str(exported.facts["name"])
+    f16 = next((run.gguf / str(file) for file in exported.facts["files"] if str(file).endswith("-F16.gguf")), None)
+
+    needed = _disk_needed(run, config, shards, made, material, vocab_size, rebuild=f16 is None)
+    disk.require_space(run.study, needed, "the study")
+    with_matrix = any("imatrix" in variant for _, variant in made)
+    if with_matrix:
+        refuse_without_compiler()
+    if dry_run:
+        return StudyReport(run.study, name, len(made), needed)
+    if with_matrix:
+        imatrix_tool()  # the conversion may take minutes: what cannot be compiled is said before
+    progress.say(phrase("quantize_study.disk_peak", made_count=len(made), needed=disk.human(needed)))
+    model = digest({file: record.sha256 for file, record in merged.files.items()})
+    manifest = Manifest(
+        stage="quantize-study",
+        config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
+        inputs={"model": model, "convert": exported.identity},
+        facts={"name": name},
+    )
+    with publishing(run.study, manifest, overwrite=overwrite) as staging:
+        work = staging.path / "work"
+        work.mkdir()
+        if f16 is None:
+            f16 = work / "F16.gguf"
+            convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
+            check_f16(f16, shards, read_config(run.merged), tokenizer)
+        surveyor = Surveyor(config, material, f16, staging.path, work)
+        study = surveyor.survey(made, left)
+        shutil.rmtree(work)
+        report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
+        (staging.path / REPORT).write_text(report, encoding="utf-8")
+        _draw(study, staging.path / PICTURE)
+        staging.facts["recommended"] = {"quant": study.recommended.quant, "variant": study.recommended.variant}
+    return StudyReport(run.study, name, len(made), needed, study)
+
+
+def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[Left]]:
+    """Types and variants that can be made, and those that cannot."""
+    quants = list(dict.fromkeys(parse_quant(name) for name in config.quant))
+    if unquantized := [quant for quant in quants if quant in _NOT_QUANTIZED]:
+        raise UsageError("quantize_study.not_a_quantization", unquantized=unquantized[0])
+    made, left = [], []
+    for quant in quants:
+        for variant in config.variants:
+            if quant in IMATRIX_TYPES and "imatrix" not in variant:
+                left.append(Left(quant, variant, "needs an importance matrix"))
+            else:
+                made.append((quant, variant))
+    if not made:
+        raise UsageError("quantize_study.needs_imatrix", quant=left[0].quant)
+    return made, left
+
+
+def _check_run(run: Run) -> None:
+    for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
+        if not directory.is_dir():
+            raise IntegrityError(
+                "quantize_study.unfinished", run_root=run.root, directory_name=directory.name, stage=stage
+            )
+    checks = Checks()
+    structure.check_published(checks, run)
+    if not checks.ok:
+        failed = [f"{check.name}: {check.detail}" for check in checks.done if not check.ok]
+        raise IntegrityError("quantize_study.damaged", run_root=run.root, failed="\n".join(failed))
+
+
+def _material(run: Run, config: StudyConfig, tokenizer: Any, limit: int, *, keep: bool) -> StudyText:
+    if config.text is not None:
+        return StudyText.of_file(config.text, tokenizer, config.tokens, config.calibration_tokens, limit)
+    data = training_data(TrainConfig.model_validate(read_manifest(run.adapter).config), tokenizer, keep=keep)
+    return StudyText.of_rows(data.train, data.heldout, tokenizer, config.tokens, config.calibration_tokens, limit)
+
+
+def _disk_needed(
+    run: Run,
+    config: StudyConfig,
+    shards: ShardSet,
+    made: list[tuple[str, str]],
+    material: StudyText,
+    vocab_size: int,
+    *,
+    rebuild: bool,
+) -> int:
+    """The f16 file if it was not kept, one quantized file or all, the logits of f16 and of one file, the matrix."""
+    sizes = [files_bytes(run.merged, shards, [quant]) for quant, _ in made]
+    logits = 2 * sum(map(len, material.measured)) * vocab_size * 4
+    columns = sum(4 * entry.shape[-1] for entry in shards.entries.values() if len(entry.shape) > 1)
+    matrix = columns + _IMATRIX_BYTES + len(material.calibration.encode())
+    f16 = files_bytes(run.merged, shards, ["F16"]) if rebuild else 0
+    return f16 + (sum(sizes) if config.keep else max(sizes)) + logits + matrix
+
+
+def _draw(study: Study, path: Path) -> None:
+    front, chosen = study.front, study.recommended
+    points = [
+        StudyPoint(row.quant, row.variant, row.bytes, row.found.mean_kl, row in front, row == chosen)
+        for row in study.measured
+        if row.same_as is None
+    ]
+    limit = min(row.found.mean_kl for row in study.measured) + study.tolerance
+    draw_study(points, limit, path)

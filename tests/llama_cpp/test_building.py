@@ -1,0 +1,163 @@
+"""The compiled imatrix: made once for the libraries that are there, whole or not at all, with the reason if not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import vendor_llama_cpp
+from aegis import disk
+from aegis.errors import AegisError, EnvironmentFault, ToolError
+from aegis.llama_cpp import building
+from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
+from tests.conftest import Recorder
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
+
+Compiler = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Path:
+    """By the real compiler, in the user's cache."""
+    return imatrix_tool()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds the pinned source and nothing compiled."""
+    tree = vendor_llama_cpp.converter_tree()
+    shutil.copytree(tree, tmp_path / "cache" / "llama.cpp" / tree.name)
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "llama.cpp-tools"
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """A stand-in, given as CXX: a shell script that finds where the tool is wanted in $out."""
+
+    def make(script: str) -> Path:
+        path = tmp_path / "c++ of mine"
+        find = 'while [ "$1" != -o ]; do shift; done\nout="$2"\n'
+        path.write_text(f"#!/bin/sh\n{find}{script}\n", encoding="utf-8")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("CXX", f'"{path}" -DOPTION')
+        return path
+
+    return make
+
+
+def refused(error: type[AegisError]) -> AegisError:
+    with pytest.raises(error) as caught:
+        imatrix_tool()
+    return caught.value
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"build.lock"}
+
+
+def test_it_is_compiled_once_and_kept(compiled: Path, compiler: Compiler) -> None:
+    """The second time no compiler is asked, here one that would fail."""
+    before = compiled.stat().st_mtime_ns
+    compiler("exit 1")
+    assert imatrix_tool() == compiled
+    assert compiled.stat().st_mtime_ns == before
+    assert compiled.parent == disk.cache_directory() / "llama.cpp-tools"
+
+
+def test_without_a_compiler_the_command_that_installs_one_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(home))
+    error = refused(EnvironmentFault)
+    assert error.exit_code == 3
+    assert "C++ compiler" in error.what
+    assert "install" in error.fix
+    assert "--variants plain" in error.fix
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    assert "no-such-compiler" in refused(EnvironmentFault).what
+    assert names(home) == set()
+
+
+def test_a_failed_build_names_its_log_and_leaves_no_tool(home: Path, compiler: Compiler) -> None:
+    compiler("echo 'imatrix.cpp:1: error: no such thing'; echo torn > \"$out\"; exit 1")
+    error = refused(ToolError)
+    assert error.exit_code == 7
+    assert "error: no such thing" in error.why
+    (log,) = home.glob("*.log")
+    assert str(log) in error.fix
+    assert "imatrix.cpp" in log.read_text(encoding="utf-8").splitlines()[0]
+    assert names(home) == {log.name}
+
+
+def test_a_tool_that_does_not_start_is_not_kept(home: Path, compiler: Compiler) -> None:
+    """A compiler's word is not taken for it. The control is the next test, whose tool starts."""
+    compiler('echo "no library" > "$out"')
+    assert "does not start" in refused(ToolError).what
+    assert {path.suffix for path in home.iterdir()} == {".log", ".lock"}
+
+
+def test_many_at_once_compile_it_once(compiled: Path, home: Path, compiler: Compiler, reporter: Recorder) -> None:
+    compiler(f'echo >> "{home}/count"; sleep 0.3; cp "{compiled}" "$out"')
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(imatrix_tool())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert (home / "count").read_text(encoding="utf-8") == "\n"
+    assert names(home) == {found[0].name, "count"}
+    assert any("waiting" in line for line in reporter.said)
+
+
+def test_what_a_killed_build_left_goes(compiled: Path, home: Path, compiler: Compiler) -> None:
+    (home / ".building-dead").mkdir(parents=True)
+    (home / ".building-dead" / "half").touch()
+    compiler(f'cp "{compiled}" "$out"')
+    tool = imatrix_tool()
+    assert names(home) == {tool.name}
+
+
+def test_other_libraries_have_a_tool_of_their_own(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool is never run on libraries it was not linked against."""
+    monkeypatch.setattr(building._Installed, "hashes", {"llama": "other"})
+    monkeypatch.setattr(building, "_build", lambda tool, *_: None)
+    assert imatrix_tool() != compiled
+
+
+def test_libraries_of_another_version_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = replace(vendor_llama_cpp.load_pin(), version="9.9.9")
+    monkeypatch.setattr(vendor_llama_cpp, "load_pin", lambda: pin)
+    error = refused(EnvironmentFault)
+    assert "of 9.9.9" in error.what
+    assert "llama-cpp-python==9.9.9" in error.fix
+
+
+def test_a_binding_without_the_libraries_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "_SUFFIX", ".none")
+    assert "common library" in refused(EnvironmentFault).what
+    assert not os.path.lexists(home)
+
+
+def test_a_compiler_is_asked_for_without_writing(
+    compiled: Path, home: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there is nothing compiled yet: the control is the cache that holds the tool."""
+    compiler("exit 1")
+    refuse_without_compiler()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EnvironmentFault, match="no-such-compiler"):
+        refuse_without_compiler()
+    assert not os.path.lexists(home)
+    monkeypatch.delenv("AEGIS_CACHE_DIR")
+    refuse_without_compiler()
