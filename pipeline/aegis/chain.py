@@ -59,7 +59,8 @@ def run_all(
             fix="launch aegis train in several, then start aegis run without the launcher",
         )
     progress.say(f"train → {run.adapter}")
-    train(train_config, run, overwrite=overwrite, reuse=not overwrite)
+    own_llama_cpp = export_config.llama_cpp_dir
+    train(train_config, run, overwrite=overwrite, reuse=not overwrite, llama_cpp_dir=own_llama_cpp)
     progress.say(f"merge → {run.merged}")
     merge(inputs_of_run(run), run.merged, merge_config, overwrite=True, reuse=True)
     progress.say(f"export → {run.gguf}")

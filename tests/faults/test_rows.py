@@ -148,7 +148,10 @@ ROWS: dict[str, tuple[str, ...]] = {
         "stages/test_export.py::test_everything_asked_for_is_there",
     ),
     "non-ASCII paths into llama.cpp": ("llama_cpp/test_quantize.py::test_non_ascii_paths_work",),  # on Linux
-    "unknown pre-tokenizer, before training": (),  # export notices it; nothing looks before training yet
+    "unknown pre-tokenizer, before training": (
+        "proof/test_vocabulary.py::test_an_unknown_pre_tokenizer",
+        "proof/test_vocabulary.py::test_train_and_plan_refuse_before_any_work",
+    ),
     "hostile archive": (
         "vendor/test_unpack.py::test_a_hostile_member_anywhere_is_refused",
         "vendor/test_unpack.py::test_a_bomb_among_the_wanted_files_is_refused",

@@ -11,7 +11,7 @@ from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.quantize import QUANT_TYPES, parse_quant, parse_tensor_type, quantize
 from aegis.llama_cpp.runtime import Message, Runtime
 from aegis.llama_cpp.server import serve
-from aegis.llama_cpp.tree import find_tree
+from aegis.llama_cpp.tree import find_tree, tree_at_hand
 
 __all__ = [
     "QUANT_TYPES",
@@ -29,4 +29,5 @@ __all__ = [
     "refuse_code",
     "serve",
     "trained_context",
+    "tree_at_hand",
 ]
