@@ -174,7 +174,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "report/test_modelfile.py::test_a_default_system_prompt_full_of_quotes",
         "report/test_modelfile.py::test_no_literal_leaks",
     ),
-    "GGUF that does not speak": (  # by its logits, token by token; verify draws no 32 tokens of its own
+    "GGUF that does not speak": (
         "stages/test_export.py::test_it_speaks_in_llama_cpp",
         "stages/test_verify.py::test_defects_are_found_and_blamed",
     ),
