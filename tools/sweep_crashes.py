@@ -1,7 +1,9 @@
 """Every kill point of every stage: where SIGKILL strikes, does the same command end in the same bytes afterwards?
 
     PYTHONPATH=pipeline:. python tools/sweep_crashes.py [--jobs train,merge] [--workers 2] [--out results.json]
+                                                        [--minutes 60] [--seed 0]
 
+With --minutes it stops there; the order is shuffled by --seed, so that what was tried is a sample of all.
 The same for a disk that is full from some operation on: is it said, does nothing half-written stay, and does the
 same command end in the same bytes once there is room? The method is tests/faults/harness.py's. Exit code 0 if every
 point was recovered from, else 1.
@@ -11,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import random
 import sys
 import tempfile
 import time
@@ -20,11 +24,17 @@ from pathlib import Path
 from tests.faults.harness import JOBS, Laboratory, Outcome
 
 
-def sweep(laboratory: Laboratory, jobs: list[str], share: int, shares: int) -> list[Outcome]:
-    """Try every `shares`-th point of each job, from number `share` on."""
+def sweep(
+    laboratory: Laboratory, jobs: list[str], share: int, shares: int, seed: int, end: float = math.inf
+) -> list[Outcome]:
+    """Try every `shares`-th point of each job, from number `share` on, in an order of the seed's, until `end`."""
     outcomes = []
     for job in jobs:
-        for point in [*laboratory.points(job), *laboratory.full_points(job)][share::shares]:
+        points = [*laboratory.points(job), *laboratory.full_points(job)]
+        random.Random(seed).shuffle(points)
+        for point in points[share::shares]:
+            if time.monotonic() > end:
+                break
             try_ = laboratory.attempt_full if point.mode == "full" else laboratory.attempt
             outcomes.append(try_(point))
             if not outcomes[-1].recovered:
@@ -40,6 +50,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", default=",".join(JOBS), help="some of " + ", ".join(JOBS))
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then")
+    parser.add_argument("--seed", type=int, default=0, help="of the order")
     parser.add_argument("--out", type=Path, help="write the counts here as JSON")
     given = parser.parse_args()
     jobs = given.jobs.split(",")
@@ -52,7 +64,7 @@ def main() -> int:
             laboratories.append(Laboratory(place, laboratories[0].base if laboratories else None))
         with ThreadPoolExecutor(given.workers) as pool:
             shares = [
-                pool.submit(sweep, laboratory, jobs, number, given.workers)
+                pool.submit(sweep, laboratory, jobs, number, given.workers, given.seed, began + 60 * given.minutes)
                 for number, laboratory in enumerate(laboratories)
             ]
             outcomes = [outcome for share in shares for outcome in share.result()]
@@ -62,9 +74,11 @@ def main() -> int:
             full = [o for o in outcomes if o.point.job == job and o.point.mode == "full"]
             counts[job] = {
                 "operations": len(laboratories[0].operations(job)),
-                "kill points": len(killed),
+                "kill points": len(laboratories[0].points(job)),
+                "killed at": len(killed),
                 "recovered": sum(outcome.recovered for outcome in killed),
-                "disk full": len(full),
+                "full disks": len(laboratories[0].full_points(job)),
+                "filled at": len(full),
                 "said and recovered": sum(outcome.recovered for outcome in full),
             }
         for laboratory in laboratories:

@@ -1,19 +1,23 @@
 """Hostile and broken input by the thousand, and damaged files: what is accepted that should not be?
 
     PYTHONPATH=pipeline:. python tools/sweep_hostile.py [--cases 250] [--damages 1000] [--seed 0] [--out results.json]
+                                                        [--guided 20000]
 
 First every parser of tests/faults/hostile.py gets `--cases` generated inputs; none may end in a traceback, take more
-than 5 s or 300 MB, or write outside its folder. Then a finished run is damaged `--damages` times (a bit, a byte, a
-hole of zeros, an end cut off, something appended, a file gone), and its manifests must notice each time. Exit code 0
-if nothing slipped through, else 1.
+than 5 s or 300 MB, or write outside its folder. With --guided, the parsers of bytes then get so many inputs each from
+the coverage-guided fuzzer (tests/faults/guided.py; it needs atheris), held to the same. Then a finished run is damaged
+`--damages` times (a bit, a byte, a hole of zeros, an end cut off, something appended, a file gone), and its manifests
+must notice each time. Exit code 0 if nothing slipped through, else 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,6 +54,30 @@ def feed(target: Target, cases: int, number: int, folder: Path) -> list[Watched]
 
     one()
     return seen
+
+
+def fuzz(base: Path, gguf: Path, runs: int, number: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Run the coverage-guided fuzzer on every parser of bytes."""
+    given = ["--base", base, "--gguf", gguf, "--work", folder, "--runs", runs, "--seed", number]
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.faults.guided", *map(str, given)],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    counts = {}
+    for row in (json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")):
+        for fault, content in row["faults"].items():
+            print(f"guided, {row['target']}: {fault}\n    {content[:300]}", flush=True)
+        counts[f"guided, {row['target']}"] = {
+            "cases": row["cases"],
+            "refused": row["refused"],
+            "faults": len(row["faults"]),
+            "slowest s": round(row["slowest s"], 2),
+            "most MB": round(row["most bytes"] / 1e6, 1),
+        }
+    return counts
 
 
 @dataclass(frozen=True)
@@ -125,6 +153,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=250, help="for each parser")
     parser.add_argument("--damages", type=int, default=1000, help="of a finished run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guided", type=int, default=0, help="inputs of the guided fuzzer for each parser of bytes")
     parser.add_argument("--out", type=Path, help="write the counts here as JSON")
     given_arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -149,6 +178,8 @@ def main() -> int:
                 "most MB": round(max(one.more_bytes for one in seen) / 1e6, 1),
             }
             print(f"{target.name}: {counts[target.name]}", file=sys.stderr, flush=True)
+        if given_arguments.guided:
+            counts |= fuzz(laboratory.base, gguf, given_arguments.guided, given_arguments.seed, place / "guided")
         damaged, accepted = damage(run, given_arguments.damages, given_arguments.seed)
     width = max(map(len, counts))
     print(" " * width + "".join(f"{name:>{len(name) + 3}}" for name in next(iter(counts.values()))))

@@ -126,7 +126,10 @@ def shard(laboratory: Laboratory, place: Path, count: int) -> str:
 
 
 def steps(laboratory: Laboratory, place: Path, count: int) -> str:
-    """So many steps, each logged, with a checkpoint every hundredth: the speed of the last tenth and of the first."""
+    """So many steps, each logged, with a checkpoint every hundredth: the speed tenth by tenth, memory and disk.
+
+    All ten, since a machine with other work is slower now and then: a run that slows down does so all the way.
+    """
     arguments = [*laboratory.arguments("train"), "--max-steps", count, "--save-steps", "100", "--keep-checkpoints", "2"]
     ended = laboratory.forked.aegis(place, "--quiet", *arguments)
     assert ended.code == 0, ended.said
@@ -135,14 +138,14 @@ def steps(laboratory: Laboratory, place: Path, count: int) -> str:
     assert [row["step"] for row in logged] == list(range(1, count + 1))
     speeds = [row["tokens_per_second"] for row in logged]
     tenth = count // 10
-    first, last = sorted(speeds[:tenth])[tenth // 2], sorted(speeds[-tenth:])[tenth // 2]
+    medians = [sorted(speeds[start : start + tenth])[tenth // 2] for start in range(0, 10 * tenth, tenth)]
     early, late = logged[tenth - 1]["peak_bytes"], logged[-1]["peak_bytes"]
     size = sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
     kept = len(list(run.checkpoints.iterdir()))
     return (
-        f"{count} steps: median of the first tenth {first:.0f} tokens/s, of the last {last:.0f}; "
+        f"{count} steps: median tokens/s by tenth {' '.join(f'{median:.0f}' for median in medians)}; "
         f"memory {early / 1e6:.0f} MB after a tenth, {late / 1e6:.0f} MB in the end; "
-        f"{kept} checkpoints, run {size / 1e6:.1f} MB"
+        f"{kept} checkpoints, run {size / 1e6:.1f} MB, {run.metrics.stat().st_size / 1e6:.1f} of it metrics.jsonl"
     )
 
 

@@ -57,7 +57,8 @@ def run_all(
     if launched_processes() > 1:
         raise UsageError("run.one_process")
     progress.say(phrase("run.train", adapter=run.adapter))
-    train(train_config, run, overwrite=overwrite, reuse=not overwrite)
+    own_llama_cpp = export_config.llama_cpp_dir
+    train(train_config, run, overwrite=overwrite, reuse=not overwrite, llama_cpp_dir=own_llama_cpp)
     progress.say(phrase("run.merge", merged=run.merged))
     merge(inputs_of_run(run), run.merged, merge_config, overwrite=True, reuse=True)
     progress.say(phrase("run.export", gguf=run.gguf))

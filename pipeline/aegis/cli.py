@@ -386,7 +386,9 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        for name in ("SIGTERM", "SIGBREAK"):  # the latter is Windows' Ctrl-Break
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _terminate)
     try:
         _refuse_undecodable(sys.argv[1:])
         # a command's typer.Exit comes back as its number, and so does Ctrl-C

@@ -7,6 +7,7 @@ in another exception, a wait of more than five seconds, 300 MB more memory, or a
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -67,11 +68,18 @@ JSON = st.recursive(
 
 @dataclass(frozen=True)
 class Target:
-    """A parser: cases to feed, and how."""
+    """A parser: cases to feed, and how.
+
+    Attributes:
+        seeds: honest content, from which guided.py starts; none for what is not bytes.
+        case: what is fed for bytes of guided.py's.
+    """
 
     name: str
     cases: st.SearchStrategy[Any]
     feed: Callable[[Any, Path], object]
+    seeds: tuple[bytes, ...] = ()
+    case: Callable[[bytes], Any] = bytes
 
 
 @dataclass(frozen=True)
@@ -288,39 +296,70 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
     def feed_archive(data: bytes, place: Path) -> None:
         read_tree(io.BytesIO(data), replace(load_pin(), root="llama/vendor/llama.cpp/"))
 
+    index = _index(tensors)
+    soul = soul_path.read_bytes()
     return [
-        Target("safetensors headers", spoiled_bytes(weights, near=260), feed_shards),
-        Target("safetensors indexes", spoiled_text(_index(tensors)), feed_index),
-        Target("soul files", spoiled_bytes(soul_path.read_bytes(), near=400), feed_soul),
+        Target("safetensors headers", spoiled_bytes(weights, near=260), feed_shards, (weights,)),
+        Target("safetensors indexes", spoiled_text(index), feed_index, (_text_of(index),)),
+        Target("soul files", spoiled_bytes(soul, near=400), feed_soul, (soul,)),
         Target(
             "adapters",
             st.tuples(spoiled_text(adapter), st.one_of(st.just(matrices), spoiled_bytes(matrices))),
             feed_adapter,
+            (_text_of(adapter),),
+            lambda data: (data, matrices),
         ),
-        Target("run manifests", spoiled_text(manifest), feed_manifest),
-        Target("TOML", _toml(), feed_toml),
+        Target("run manifests", spoiled_text(manifest), feed_manifest, (_text_of(manifest),)),
+        Target("TOML", _toml(), feed_toml, (_HONEST_TOML,)),
         Target("environment", _environment(), feed_environment),
-        Target("data rows", _rows(), feed_rows),
+        # the first byte says which kind of file it is
+        Target("data rows", _rows(), feed_rows, _honest_rows(), lambda data: (_KINDS[sum(data[:1]) % 4], data[1:])),
         Target("chat templates", _templates(template_of_base), feed_template),
-        Target("model configs", spoiled_text(config), feed_config),
-        Target("GGUF headers", spoiled_bytes(header, near=30_000), feed_gguf),
-        Target("archives", _archives(honest_archive), feed_archive),
+        Target("model configs", spoiled_text(config), feed_config, (_text_of(config),)),
+        Target("GGUF headers", spoiled_bytes(header, near=30_000), feed_gguf, (_small_gguf(),)),
+        # guided, it is the archive inside gzip that is changed: a checksum would stop all else
+        Target("archives", _archives(honest_archive), feed_archive, (gzip.decompress(honest_archive),),
+            lambda data: gzip.compress(data, 1)),
+    ]  # fmt: skip
+
+
+def _text_of(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _small_gguf() -> bytes:
+    """A GGUF of version 3 with a value of some types and one tensor of float32."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    values = [
+        text("general.architecture") + struct.pack("<I", 8) + text("phi3"),
+        text("phi3.context_length") + struct.pack("<II", 4, 4096),
+        text("general.alignment") + struct.pack("<II", 4, 32),
+        text("tokenizer.ggml.add_bos_token") + struct.pack("<I?", 7, True),
+        text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
     ]
+    tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, 4, 0, 0)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(values)) + b"".join(values) + tensor
+    return header + bytes(-len(header) % 32) + bytes(8 * 4 * 4)
 
 
 def _index(tensors: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": {"total_size": 160}, "weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
 
 
+_HONEST_TOML = (
+    b'[train]\nmax_steps = 3\nlora_targets = ["o_proj"]\npacking = true\n[export]\nquant = ["Q4_K_M"]\nname = "x"\n'
+)
+
+
 def _toml() -> st.SearchStrategy[bytes]:
-    honest = (
-        b'[train]\nmax_steps = 3\nlora_targets = ["o_proj"]\npacking = true\n[export]\nquant = ["Q4_K_M"]\nname = "x"\n'
-    )
     keys = st.sampled_from(sorted(TrainConfig.model_fields))
     values = JSON.map(lambda value: json.dumps(value, ensure_ascii=True))
     lines = st.lists(st.tuples(keys, values).map(" = ".join), max_size=4)
     return st.one_of(
-        spoiled_bytes(honest),
+        spoiled_bytes(_HONEST_TOML),
         lines.map(lambda given: ("[train]\n" + "\n".join(given)).encode()),
         st.binary(max_size=40),
     )
@@ -330,6 +369,14 @@ def _environment() -> st.SearchStrategy[dict[str, str]]:
     known = st.sampled_from([f"AEGIS_TRAIN_{key.upper()}" for key in TrainConfig.model_fields])
     names = st.one_of(known, st.sampled_from(["AEGIS_", "AEGIS_TRAIN_", "AEGIS_EXPORT_QUANT", "AEGIS_MERGE_DTYPE"]))
     return st.dictionaries(names, st.one_of(_TEXT, JSON.map(str)), max_size=4)
+
+
+_KINDS = (".jsonl", ".json", ".txt", ".csv", ".parquet")
+
+
+def _honest_rows() -> tuple[bytes, ...]:
+    rows = ('{"text": "a"}\n{"prompt": "b", "completion": "c"}\n', '[{"text": "a"}]', "a\n\nb\n", "text\na\nb\n")
+    return tuple(bytes([number]) + kind.encode() for number, kind in enumerate(rows))
 
 
 def _rows() -> st.SearchStrategy[tuple[str, bytes]]:
@@ -343,7 +390,7 @@ def _rows() -> st.SearchStrategy[tuple[str, bytes]]:
     honest = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for _ in range(3)).encode()
     row = st.one_of(*(spoiled_text(shape) for shape in shapes))
     lines = st.lists(row, min_size=1, max_size=4).map(lambda rows: b"\n".join([honest.strip(), *rows]))
-    kinds = st.sampled_from([".jsonl", ".json", ".txt", ".csv", ".parquet"])
+    kinds = st.sampled_from(_KINDS)
     encoded = st.sampled_from(["cp932", "utf-16", "utf-8-sig", "euc_jp", "utf-32"]).map(
         lambda name: honest.decode().encode(name)
     )

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.model.base import load_tokenizer
-from aegis.proof.tokens import compare_tokens
+from aegis.proof import text
+from aegis.proof.tokens import chat_ids, compare_tokens
 from tests.conftest import MakeRandom
 
 DECOMPOSED = unicodedata.normalize("NFD", "がぎぐげご")
@@ -43,3 +45,24 @@ def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path)
     parity = compare_tokens(load_tokenizer(quick_base), runtime, [DECOMPOSED])
     assert len(parity.wrong) > parity.compared / 2
     assert any("from token 0 on" in line and "in llama.cpp" in line for line in parity.wrong)
+
+
+def test_a_template_that_does_not_end_is_stopped(
+    composing: tuple[Any, Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training; the one in the file is bounded as well as the tokenizer's."""
+    tokenizer, runtime = composing
+    monkeypatch.setattr(text, "RENDER_SECONDS", 0.3)
+    honest = tokenizer.chat_template
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    for template, told in ((endless, "does not finish"), (honest + "{{ no_such_thing.x }}", "fails")):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        with pytest.raises(IntegrityError, match=told):
+            chat_ids(tokenizer, [{"role": "user", "content": "x"}])
+    monkeypatch.setattr(tokenizer, "chat_template", endless)
+    with pytest.raises(IntegrityError, match="does not finish"):
+        compare_tokens(tokenizer, runtime)
+    monkeypatch.setattr(tokenizer, "chat_template", honest)
+    monkeypatch.setattr(Runtime, "chat_tokens", lambda *_: [0 for _ in iter(int, 1)])
+    with pytest.raises(IntegrityError, match="does not finish"):
+        compare_tokens(tokenizer, runtime)

@@ -360,20 +360,34 @@ def test_what_is_not_in_the_hash_is_kept_too(
     assert config_of(run) == kept
 
 
+@pytest.mark.parametrize(("step", "saved"), [(0, []), (3, ["step_000002"])])
 def test_a_full_gpu_names_the_settings_to_lower(
-    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, step: int, saved: list[str]
 ) -> None:
-    """The allocator's error, at the first step: exit 3, three settings, no half checkpoint."""
+    """The allocator's error in a step: exit 3, three settings, no half checkpoint, and with room it goes on.
 
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    The first step is as large as any: every window is padded to one length, so no longer batch comes later.
+    """
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    launch = step_module.Stepper.launch
 
-    monkeypatch.setattr(loop.Loop, "run", full)
-    with pytest.raises(EnvironmentFault, match="the GPU's memory is full") as caught:
-        train(config, Run(tmp_path / "run"))
+    def full(self, number, *arguments):  # type: ignore[no-untyped-def]
+        if number >= step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return launch(self, number, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Stepper, "launch", full)
+        with pytest.raises(EnvironmentFault, match="the GPU's memory is full") as caught:
+            train(config, run)
     for setting in ("--max-length", "--batch-size", "--activation-checkpointing"):
         assert setting in caught.value.fix
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    found = [path.name for path in run.checkpoints.iterdir()] if run.checkpoints.exists() else []
+    assert found == saved
+    if saved:
+        train(config, whole)
+        train(config, run)
+        assert trained_bytes(run) == trained_bytes(whole)
 
 
 def test_a_step_that_does_not_divide_is_refused(

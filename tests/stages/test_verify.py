@@ -379,6 +379,10 @@ def quantized_file_spoiled(run: Run) -> None:
     overwrite(run, "*-Q4_K_M.gguf", "output.weight", lambda size: bytes(size // 2))
 
 
+def quantized_head_gone(run: Run) -> None:
+    overwrite(run, "*-Q4_K_M.gguf", "output.weight", bytes)
+
+
 @dataclass(frozen=True)
 class Defect:
     """What is broken, how, which stage must be named, and a word the failure must hold.
@@ -426,6 +430,7 @@ DEFECTS = (
     Defect("f16 head of another run", head_of_another_run, "convert", "output.weight is not", NUMBERS),
     Defect("a layer of the f16 from the base", f16_layer_of_the_base, "convert", "merged → f16", NUMBERS),
     Defect("a tensor of Q4_K_M lost", tensor_lost, "quantize", "every model runs: llama.cpp cannot load"),
+    Defect("a Q4_K_M that repeats itself", quantized_head_gone, "quantize", "says one token 32 times"),
     Defect(
         "quantized tensor spoiled",
         quantized_file_spoiled,

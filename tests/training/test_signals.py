@@ -27,6 +27,23 @@ def test_the_first_asks_and_the_second_stops(number: signal.Signals, code: int, 
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_is_the_earlier_handlers(number: signal.Signals) -> None:
+    """The command's own handler says with which code it ends: 143, not Ctrl-C's 130, after SIGTERM."""
+
+    def leave(_number: int, _frame: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(number, leave)
+    try:
+        with deferred_stop():
+            os.kill(os.getpid(), number)
+            with pytest.raises(SystemExit, match="143"):
+                os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+
+
 def test_each_block_begins_anew() -> None:
     with deferred_stop():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -138,17 +138,19 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options) -> 
     train, heldout = _split(np.frombuffer(keys, np.uint64), options.heldout_rows)
     pad_token_id = _padding(tokenizer)
 
-    def packed(rows: list[int]) -> Windows:
+    edges = np.frombuffer(first_piece, np.int64)
+
+    def packed(rows: NDArray[np.int64]) -> Windows:
         return pack(
             pieces,
-            chosen=[number for row in rows for number in range(first_piece[row], first_piece[row + 1])],
+            chosen=_ranges(edges[rows], edges[rows + 1]),
             max_length=options.max_length,
             packing=options.packing,
             seed=options.seed,
             pad_token_id=pad_token_id,
         )
 
-    windows, heldout_windows = packed(train), packed(heldout) if heldout else None
+    windows, heldout_windows = packed(train), packed(heldout) if len(heldout) else None
     report = DataReport(
         source=source.name,
         content_sha256=digest,
@@ -187,7 +189,14 @@ def _key(pieces: list[Example], seed: int) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[list[int], list[int]]:
+def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of range(start, stop), one range after the other."""
+    counts = stops - starts
+    before = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) + np.repeat(starts - before, counts)
+
+
+def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training and held-out rows by number: those with the lowest keys are held out, each once.
 
     By content, not by place, so a row and its duplicates go together.
@@ -195,7 +204,7 @@ def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[list[int], list
     distinct, first_row = np.unique(keys, return_index=True)
     count = min(heldout_rows, len(distinct) // 10)
     train = np.flatnonzero(~np.isin(keys, distinct[:count]))
-    return train.tolist(), np.sort(first_row[:count]).tolist()
+    return train, np.sort(first_row[:count])
 
 
 def _nothing_to_learn(name: str, dropped: int) -> DataError:

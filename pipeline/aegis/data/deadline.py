@@ -12,6 +12,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_BLOWS = 3
+
 
 class _Stop(BaseException):
     """Raised inside the overdue thread; not an Exception, so the code cannot mean to catch it."""
@@ -46,8 +48,11 @@ def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = 
         thread.start()
         thread.join(seconds)
     if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop))
-        thread.join(1.0)
+        # Python drops an exception that is raised while it clears a weak reference: then once more
+        for _ in range(_BLOWS):
+            if thread.is_alive():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop))
+                thread.join(1.0)
         raise TimeoutError(f"not done after {seconds:g} s")
     if failure:
         raise failure[0]

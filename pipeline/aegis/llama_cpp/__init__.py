@@ -20,7 +20,7 @@ from aegis.llama_cpp.quantize import (
 )
 from aegis.llama_cpp.runtime import Message, Runtime
 from aegis.llama_cpp.server import serve
-from aegis.llama_cpp.tree import find_tree
+from aegis.llama_cpp.tree import find_tree, tree_at_hand
 
 __all__ = [
     "IMATRIX_TYPES",
@@ -46,4 +46,5 @@ __all__ = [
     "refuse_without_imatrix",
     "serve",
     "trained_context",
+    "tree_at_hand",
 ]

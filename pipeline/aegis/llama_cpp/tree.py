@@ -24,11 +24,8 @@ def find_tree(override: Path | None = None) -> Path:
         EnvironmentFault: the pinned tree is not in the cache and cannot be fetched or written.
         IntegrityError: what was fetched is not the pinned release.
     """
-    if override is not None:
-        return _checked(override, "the command line or the configuration")
-    named = os.environ.get(VARIABLE)
-    if named:
-        return _checked(Path(named), VARIABLE)
+    if (named := _named(override)) is not None:
+        return named
     return pinned_tree()
 
 
@@ -43,6 +40,22 @@ def pinned_tree() -> Path:
     except vendor_llama_cpp.VendorError as error:
         fault = IntegrityError if error.kind in ("hash", "archive") else EnvironmentFault
         raise fault("tree.not_had", what=error.what, why=error.why, fix=error.fix) from error
+
+
+def tree_at_hand(override: Path | None = None) -> Path | None:
+    """`find_tree` without fetching anything: None if the pinned tree would have to be.
+
+    Raises:
+        UsageError: the directory that was named holds no converter.
+    """
+    return _named(override) or vendor_llama_cpp.kept_tree()
+
+
+def _named(override: Path | None) -> Path | None:
+    if override is not None:
+        return _checked(override, "the command line or the configuration")
+    named = os.environ.get(VARIABLE)
+    return _checked(Path(named), VARIABLE) if named else None
 
 
 def _checked(directory: Path, source: str) -> Path:

@@ -41,3 +41,21 @@ def llama_logits(
                 rates.append(len(sequence) / (perf_counter() - began))
             yield logits
             bar.advance()
+
+
+def stutters(runtime: Runtime, prompt: Sequence[int], end_token: int | None, tokens: int = 32) -> bool:
+    """Whether a GGUF, always taking its likeliest token after `prompt`, says one and the same `tokens` times.
+
+    Args:
+        runtime: opened with logits=True and room for prompt and answer.
+        end_token: where the model may stop.
+    """
+    ids = list(prompt)
+    while len(ids) < len(prompt) + tokens:
+        token = int(runtime.logits(ids)[-1].argmax())
+        if token == end_token:
+            return False
+        ids.append(token)
+        if token != ids[len(prompt)]:
+            return False
+    return True

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
+from aegis.data.deadline import within
 from aegis.data.packing import Windows
-from aegis.errors import DataError, UsageError
+from aegis.errors import AegisError, DataError, IntegrityError, UsageError
+
+T = TypeVar("T")
 
 Message = dict[str, str]
 
@@ -110,21 +114,42 @@ def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
         [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         for asked, answered in itertools.pairwise([*texts, *texts[:1]])
     ]
-    try:
-        return [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-    except Exception:  # a template may refuse a chat with any exception
-        return []
+
+    def render() -> list[str]:
+        try:
+            return [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+        except Exception:  # a template may refuse a chat with any exception
+            return []
+
+    return in_time(render)
 
 
 def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
     """The chats this tokenizer's template accepts; none without a template."""
-    if not tokenizer.chat_template:
-        return []
-    accepted = []
-    for messages in (*CONVERSATIONS, WITH_SYSTEM):
+
+    def accepts(messages: tuple[Message, ...]) -> bool:
         try:
             tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception:  # noqa: S112 (a template may refuse a role with any exception)
-            continue
-        accepted.append(messages)
-    return accepted
+        except Exception:  # a template may refuse a role with any exception
+            return False
+        return True
+
+    if not tokenizer.chat_template:
+        return []
+    return in_time(lambda: [messages for messages in (*CONVERSATIONS, WITH_SYSTEM) if accepts(messages)])
+
+
+def in_time(work: Callable[[], T]) -> T:
+    """Return `work()`, which renders a stranger's chat template, in the time and memory that training gives it.
+
+    Raises:
+        IntegrityError: it does not finish, or the template raises.
+    """
+    try:
+        return within(RENDER_SECONDS, work, memory_bytes=RENDER_BYTES)
+    except AegisError:
+        raise
+    except TimeoutError as error:
+        raise IntegrityError("export.template_hangs", error=str(error)) from None
+    except Exception as error:  # a template is a program: it can raise anything
+        raise IntegrityError("text.template_fails", name=type(error).__name__, error=error) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aegis.llama_cpp import Runtime
-from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, conversations_for
+from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, Message, conversations_for, in_time
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,11 @@ class Parity:
 
 
 def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> Parity:
-    """Tokenize hard strings, `texts` and chats in transformers and in llama.cpp."""
+    """Tokenize hard strings, `texts` and chats in transformers and in llama.cpp.
+
+    Raises:
+        IntegrityError: a chat template, the tokenizer's or the file's, does not finish or fails.
+    """
     wrong, composed = [], False
     plain = (*HARD_STRINGS, *texts)
     for text in plain:
@@ -40,16 +44,19 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
         wrong.append(f"{text[:30]!r}: {_first_difference(ours, theirs)}")
     chats = conversations_for(tokenizer)
     for messages in chats:
-        ours, theirs = chat_ids(tokenizer, list(messages)), runtime.chat_tokens(list(messages))
+        ours, theirs = chat_ids(tokenizer, list(messages)), _their_ids(runtime, messages)
         if ours != theirs:
             wrong.append(f"a chat of {len(messages)}: {_first_difference(ours, theirs)}")
     remarks = []
     if composed:
         remarks.append("text with combining marks gets other ids: transformers composes it (NFC), llama.cpp does not")
-    full_width = list(FULL_WIDTH_START)
-    if chats and chat_ids(tokenizer, full_width) != runtime.chat_tokens(full_width):
+    if chats and chat_ids(tokenizer, list(FULL_WIDTH_START)) != _their_ids(runtime, FULL_WIDTH_START):
         remarks.append("a message that begins with a full-width space gets other ids: llama.cpp keeps it after a tag")
     return Parity(len(plain) + len(chats), tuple(wrong), tuple(remarks))
+
+
+def _their_ids(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
+    return in_time(lambda: runtime.chat_tokens(list(messages)))
 
 
 def _composed(text: str) -> str:
@@ -75,8 +82,11 @@ def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
     The template's text is tokenized as it stands; a begin-of-text token comes first if the tokenizer adds one by
     itself and the template has not written it.
+
+    Raises:
+        IntegrityError: the template does not finish or fails.
     """
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = in_time(lambda: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id, *ids] if adds_bos and ids[:1] != [tokenizer.bos_token_id] else ids

@@ -12,8 +12,6 @@ from typing import Any
 
 from aegis import __version__, disk, progress
 from aegis.config import ExportConfig
-from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
-from aegis.data.deadline import within
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
 from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
@@ -23,6 +21,7 @@ from aegis.model.families import check_family
 from aegis.model.origin import copy_licences, origin_of_folder
 from aegis.model.shards import ShardSet
 from aegis.proof.gguf import check_f16, check_quantized, files_bytes, importance_sha256
+from aegis.proof.text import in_time
 from aegis.publish import Staging, publishing, refuse_existing
 from aegis.report.card import CARD, CardFile, gguf_card
 from aegis.report.modelfile import modelfile, stop_texts
@@ -186,10 +185,7 @@ def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
 
 
 def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:
-    try:
-        dialogue = within(RENDER_SECONDS, lambda: dialogue_of(tokenizer), memory_bytes=RENDER_BYTES)
-    except TimeoutError as error:
-        raise IntegrityError("export.template_hangs", error=str(error)) from None
+    dialogue = in_time(lambda: dialogue_of(tokenizer))
     if dialogue is None:
         progress.warn(phrase("export.no_template"))
     for departure in dialogue.departures if dialogue else ():

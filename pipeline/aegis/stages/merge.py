@@ -8,11 +8,8 @@ LM head of its own, no code, no trace of a soul.
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from aegis import __version__, disk, progress, runs
 from aegis.config import MergeConfig
@@ -20,7 +17,8 @@ from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
-from aegis.model.base import TOKENIZER_FILES, Base, find_base, weights_hash_of
+from aegis.model.base import Base, find_base, weights_hash_of
+from aegis.model.companions import copy_tokenizer, write_config
 from aegis.model.merging import DTYPES, MergePlan
 from aegis.model.origin import copy_licences, origin_of_merge
 from aegis.model.rewriting import rewrite_shard
@@ -136,8 +134,10 @@ def merge(
     with publishing(out, manifest, overwrite=overwrite) as staging:
         staging.inputs["base"], files = _rewrite(plan, staging)
         _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)
-        _write_config(base, staging.path, config.dtype)
-        _copy_companions(base, staging.path)
+        dtype_key = "dtype" if "dtype" in base.config else "torch_dtype"
+        write_config(base, staging.path, tie_word_embeddings=False, **{dtype_key: config.dtype})
+        copy_licences(base.folder, staging.path)
+        copy_tokenizer(base, staging.path)
         card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
         (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report
@@ -184,32 +184,3 @@ def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
         weight_map = {name: file.name for file in plan.base.shards.files for name, _ in plan.outputs(file)}
         write_index(staging.path, weight_map, plan.out_bytes)
     return weights_hash_of(digests), files
-
-
-def _write_config(base: Base, folder: Path, dtype: str) -> None:
-    # the base's own file, edited: one saved by transformers 5 renames rope_scaling, and other readers lose LongRoPE
-    config: dict[str, Any] = {**base.config, "tie_word_embeddings": False}
-    for key in ("auto_map", "quantization_config"):
-        config.pop(key, None)
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    _write_json(folder / "config.json", config)
-
-
-def _copy_companions(base: Base, folder: Path) -> None:
-    copy_licences(base.folder, folder)
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (base.folder / name).is_file():
-            shutil.copyfile(base.folder / name, folder / name)
-    # a tokenizer class named here would be run by whoever loads the folder with code allowed, the converter among them
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        try:
-            tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise IntegrityError("merge.not_json", path=base.folder / path.name, error=str(error)) from None
-        if isinstance(tokenizer_config, dict) and tokenizer_config.pop("auto_map", None) is not None:
-            _write_json(path, tokenizer_config)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

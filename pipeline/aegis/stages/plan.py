@@ -25,6 +25,7 @@ from aegis.model.load import choose_device
 from aegis.model.lora import Coverage
 from aegis.model.merging import DTYPES
 from aegis.model.shards import HEAD, ShardSet
+from aegis.proof.vocabulary import check_vocabulary
 from aegis.runs import Run
 from aegis.sizes import checkpoints_bytes, gguf_bytes
 from aegis.training.estimate import Blueprint
@@ -99,6 +100,8 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
                 variants.append(variant)
                 bar.advance()
         data, missing = _data(train, base)
+        if (base.folder / "tokenizer_config.json").is_file():
+            check_vocabulary(base, export.llama_cpp_dir, keep=False)
         tokens = train.max_steps * train.batch_size * train.gradient_accumulation_steps * train.max_length
         return PlanReport(
             base=base.name,

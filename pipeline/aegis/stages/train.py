@@ -21,6 +21,7 @@ from aegis.manifest import Manifest, finished, read_manifest, versions
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
+from aegis.proof.vocabulary import check_vocabulary
 from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
 from aegis.sizes import checkpoints_bytes
 from aegis.training import checkpoint, memory
@@ -62,7 +63,13 @@ class TrainReport:
 
 
 def train(
-    config: TrainConfig, run: runs.Run, *, resume: bool = False, overwrite: bool = False, reuse: bool = False
+    config: TrainConfig,
+    run: runs.Run,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reuse: bool = False,
+    llama_cpp_dir: Path | None = None,
 ) -> TrainReport:
     """Train, or go on where an interrupted training of the same settings, data and base stopped.
 
@@ -70,9 +77,11 @@ def train(
         resume: refuse to start afresh: there must be a checkpoint to go on from.
         overwrite: throw away what the run already holds of training, and start afresh.
         reuse: take a finished adapter of the same settings, data and base for an answer.
+        llama_cpp_dir: the llama.cpp checkout that will convert the result, if it is not the usual one.
 
     Raises:
         UsageError: the run is finished already, or was started with other settings, data or base.
+        UnsupportedModelError: the base could not be converted in the end.
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
     device = choose_device(config.device)
@@ -83,7 +92,7 @@ def train(
             refuse_existing(run.adapter, overwrite=overwrite or reuse)
 
         together.told(open_run)
-        prepared = _Prepared.make(config, device, together)
+        prepared = _Prepared.make(config, device, together, llama_cpp_dir)
         start = together.told(lambda: _start(prepared.manifest(), run, resume, overwrite, reuse))
         if start == _DONE:
             return _report_of(run.adapter, read_manifest(run.adapter), together)
@@ -189,10 +198,13 @@ class _Prepared:
     together: Together
 
     @classmethod
-    def make(cls, config: TrainConfig, device: torch.device, together: Together) -> _Prepared:
+    def make(
+        cls, config: TrainConfig, device: torch.device, together: Together, llama_cpp_dir: Path | None = None
+    ) -> _Prepared:
         with together.first():
             # what process 0 fetches and prepares, the others find in the caches
             base = find_base(config.base_model, config.revision)
+            check_vocabulary(base, llama_cpp_dir)
             data = training_data(config, load_tokenizer(base.folder))
         found = [base.revision, data.report.content_sha256]
         if together.told(lambda: found) != found:

@@ -37,7 +37,7 @@ from aegis.model.merging import DTYPES, MergePlan
 from aegis.model.round_trip import RoundTrip
 from aegis.proof import divergence, structure, text, tokens
 from aegis.proof.divergence import Logits, Recording
-from aegis.proof.models import llama_logits, torch_logits
+from aegis.proof.models import llama_logits, stutters, torch_logits
 from aegis.proof.sample import LEAST_TOKENS, Sample, sequence_limit
 from aegis.proof.structure import Checks
 from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
@@ -53,6 +53,7 @@ ROUNDING_KL = 1e-4
 """Mean KL in nats that 16-bit rounding stays under on real text."""
 ROUNDING_TOP1 = 0.995
 """Share of positions whose likeliest token rounding leaves alone: only near-ties flip."""
+_PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
 """The stage that made the model after so many have run."""
 
@@ -229,10 +230,17 @@ class _Examiner:
             bases = self._choices(models["trained"], models["merged"], other_way)
         del merged
         step("wide", "merged", "merge", ROUNDING_KL, ROUNDING_TOP1)
+        prompt = compared[0][:_PROMPT_TOKENS]
+        room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
+        stuttering: list[str] = []
         for path in [self.f16, *self.quantized]:
             name = "f16" if path == self.f16 else _quant_of(path)
-            with Runtime(path, n_ctx=max(map(len, compared)), threads=config.threads, logits=True) as runtime:
+            with Runtime(path, n_ctx=room, threads=config.threads, logits=True) as runtime:
                 recorded(name, llama_logits(runtime, compared, f"{name} in llama.cpp"))
+                if stutters(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
+                    stuttering.append(name)
+            if name in stuttering and "f16" not in stuttering:
+                raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
             if name == "f16":
                 step("merged", "f16", "convert", ROUNDING_KL, ROUNDING_TOP1)
             else:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from aegis import progress
 from aegis.messages import phrase
@@ -25,20 +26,28 @@ class StopRequest:
 
 @contextmanager
 def deferred_stop() -> Iterator[StopRequest]:
-    """Turn the first signal into a request; outside the main thread, where Python forbids it, change nothing."""
+    """Turn the first signal into a request, and leave the second to the handler that stood before.
+
+    Outside the main thread, where Python forbids handlers, nothing changes.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if request.exit_code is not None:
-            raise KeyboardInterrupt
-        request.exit_code = _EXIT_CODES[signal.Signals(number).name]
-        progress.warn(phrase("train.stopping"))
+    before: dict[int, Any] = {}
 
-    numbers = [getattr(signal, name) for name in _EXIT_CODES if hasattr(signal, name)]
-    before = {number: signal.signal(number, handle) for number in numbers}
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.exit_code is None:
+            request.exit_code = _EXIT_CODES[signal.Signals(number).name]
+            progress.warn(phrase("train.stopping"))
+            return
+        if callable(standing := before.get(number)):
+            standing(number, frame)
+        raise KeyboardInterrupt
+
+    for number in (getattr(signal, name) for name in _EXIT_CODES if hasattr(signal, name)):
+        before[number] = signal.signal(number, handle)
     try:
         yield request
     finally:
