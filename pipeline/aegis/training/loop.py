@@ -103,7 +103,7 @@ class Loop:
         with (
             _own_stream(self.device),
             deferred_stop() as stopping,
-            progress.task("training", stop - start, "step") as bar,
+            progress.training(start, stop) as watch,
         ):
             for step in range(start, stop):
                 launched = self._launch(step, stopping)
@@ -124,8 +124,7 @@ class Loop:
                 if logged and ahead is not None:
                     numbers, ahead = self._read(ahead, stopping), None
                 if numbers is not None:
-                    bar.note(f"loss {numbers.task_loss:.3f}  α {numbers.alpha:+.3f}")
-                bar.advance()
+                    watch.step(done, numbers.step + 1, numbers.task_loss, numbers.alpha)
                 if due and self.heldout is not None:
                     heldout = self.evaluate(self.heldout)
                 if logged and numbers is not None:
@@ -134,6 +133,7 @@ class Loop:
                     since, tokens_since = now, tokens
                 if due and self._save is not None:
                     self._save(done)
+                    watch.saved(done)
                     since = time.perf_counter()
                 if leaving:
                     saved = "; it is saved" if self._save is not None else ""
