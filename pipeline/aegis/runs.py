@@ -3,6 +3,7 @@
     <run>/run.lock                     held while a stage works here
     <run>/checkpoints/step_000100/     what training can go on from
     <run>/metrics.jsonl                one row a logging step
+    <run>/pictures/                    what the training looked like
     <run>/adapter/                     train's result: LoRA adapter and soul
     <run>/merged/                      merge's result: a stock model folder
     <run>/gguf/                        export's result: GGUF files and Modelfile
@@ -42,6 +43,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / "pictures"
 
     @property
     def adapter(self) -> Path:

@@ -32,7 +32,7 @@ from tests.faults.forked import Ended, Forked, strike
 HERE = Path(__file__).parent
 MODES = ("before", "torn", "after", "full")
 JOBS = ("train", "merge", "export", "verify", "run")
-PUBLISHED = ("adapter", "merged", "gguf", "verify")
+PUBLISHED = ("pictures", "adapter", "merged", "gguf", "verify")
 
 _TINY = DemoSettings(
     document_count=120,

@@ -21,13 +21,16 @@ from aegis.manifest import Manifest, finished, read_manifest, versions
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
 from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
+from aegis.report.training_pictures import draw_all
 from aegis.sizes import checkpoints_bytes
+from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
 from aegis.training.assembly import assembled
 from aegis.training.checkpoint import Trainee
-from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
+from aegis.training.loop import Loop, LoopOutcome
 from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
+from aegis.training.metrics import read_metrics, truncate_metrics
 from aegis.training.together import Together, joined, launched_processes
 
 DRY_RUN_STEPS = 10
@@ -99,6 +102,8 @@ def train(
             if together.writes:
                 # a run killed between its last save and the removal of the oldest has one too many
                 checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
+                # before the adapter, which is what tells that there is nothing left to do
+                _draw(trainee, run, prepared.manifest())
                 with publishing(run.adapter, prepared.manifest(), overwrite=overwrite or reuse) as staging:
                     weights = prepared.base.weights_hash
                     checkpoint.write_trained(staging.path, trainee.model, trainee.soul, outcome.step, weights)
@@ -236,6 +241,13 @@ class _Prepared:
             tokens_per_second=outcome.tokens_per_second,
             memory=memory.by_part(trainee, self.device),
         )
+
+
+def _draw(trainee: Trainee, run: runs.Run, manifest: Manifest) -> None:
+    soul = trainee.soul
+    start, end = (rotation_angles(rotation).numpy() for rotation in (soul.start, soul.rotation()))
+    with publishing(run.pictures, manifest, overwrite=True) as staging:
+        draw_all(read_metrics(run.metrics), start, end, torch.sigmoid(soul.alpha.detach()).item(), staging.path)
 
 
 def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainReport:

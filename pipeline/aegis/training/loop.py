@@ -22,6 +22,7 @@ from aegis.config import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
+from aegis.soul.angles import quantiles_in_degrees, turned_angles
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
@@ -129,7 +130,7 @@ class Loop:
                     heldout = self.evaluate(self.heldout)
                 if logged and numbers is not None:
                     now = time.perf_counter()
-                    self._log(numbers, heldout if due else None, (tokens - tokens_since) / (now - since))
+                    self._log(numbers, due, heldout if due else None, (tokens - tokens_since) / (now - since))
                     since, tokens_since = now, tokens
                 if due and self._save is not None:
                     self._save(done)
@@ -192,7 +193,11 @@ class Loop:
                 error.what, why=f"{error.why}\nwindows of this step: {windows}", fix=error.fix
             ) from error
 
-    def _log(self, numbers: StepNumbers, heldout: float | None, tokens_per_second: float) -> None:
+    def _turned_degrees(self) -> list[float]:
+        soul = self.trainee.soul
+        return quantiles_in_degrees(turned_angles(soul.skew, soul.start.shape[-1], soul.map))
+
+    def _log(self, numbers: StepNumbers, due: bool, heldout: float | None, tokens_per_second: float) -> None:
         soul, done = self.trainee.soul, numbers.step + 1
         with torch.no_grad():
             rotation = soul.rotation()
@@ -210,6 +215,8 @@ class Loop:
             "phase": phase(alpha, self.config.alpha_target).name.lower(),
             "orthogonality_error": defect,
             "det": det,
+            # a dense rotation's take seconds, so they are worked out where a checkpoint is due
+            "turned_degrees": self._turned_degrees() if due or soul.kind == "so8" else None,
             "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
             "learning_rate": self.config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
@@ -225,22 +232,6 @@ class Loop:
                 f"the soul's R left SO(n) at step {done}: |RᵀR − I| {defect:.2g}, det {det:+.0f}",
                 why="its parametrization cannot do that in float32; something changed its dtype or its tensors",
             )
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run will write again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # a row torn by a crash
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
 
 
 @contextmanager
