@@ -8,6 +8,7 @@
     <run>/merged/                      merge's result: a stock model folder
     <run>/gguf/                        export's result: GGUF files and Modelfile
     <run>/verify/                      verify's report and picture
+    <run>/report/                      all of it on one page
 
 Every published directory carries manifest.json: who made it from what, and each file's size and sha256. A directory
 appears under its final name by one rename, when it is whole, or not at all.
@@ -63,6 +64,10 @@ class Run:
     @property
     def verify(self) -> Path:
         return self.root / "verify"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
