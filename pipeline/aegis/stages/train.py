@@ -6,7 +6,7 @@ first, and tells the others what to go on from.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,13 @@ from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
 from aegis.training.metrics import read_metrics, truncate_metrics
 from aegis.training.together import Together, joined, launched_processes
+from aegis.training.tracking import Report, check_tracker, tracked
 
 DRY_RUN_STEPS = 10
 _DONE = -1
 
 # what may differ between a run and its resumption without changing a single weight
-_HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints"}
+_HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
 
 # counted over all processes in a manifest, so that the same training may go on in another number of them
 _SHARED = "gradient_accumulation_steps"
@@ -77,6 +78,7 @@ def train(
         UsageError: the run is finished already, or was started with other settings, data or base.
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
+    check_tracker(config.report_to)
     device = choose_device(config.device)
     with joined(device) as together, ExitStack() as held:
 
@@ -94,7 +96,8 @@ def train(
             if start:
                 progress.say(f"going on from step {start}")
             try:
-                outcome = _loop(prepared, trainee, run, start).run(start, config.max_steps)
+                with _reporting(prepared, run, start) as tell:
+                    outcome = _loop(prepared, trainee, run, start, tell).run(start, config.max_steps)
             except Interrupted as error:
                 error.fix = f"go on with: aegis train --resume --run {run.root}"
                 raise
@@ -133,7 +136,13 @@ def _start(manifest: Manifest, run: runs.Run, resume: bool, overwrite: bool, reu
     return 0
 
 
-def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> Loop:
+def _reporting(prepared: _Prepared, run: runs.Run, start: int) -> AbstractContextManager[Report]:
+    config = prepared.config
+    kind = config.report_to if prepared.together.writes and start < config.max_steps else "none"
+    return tracked(kind, run.root, start, config.model_dump(mode="json"))
+
+
+def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int, report: Report) -> Loop:
     if not prepared.together.writes:
         return prepared.loop(trainee)
     config, manifest = prepared.config, prepared.manifest()
@@ -143,6 +152,7 @@ def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> L
         trainee,
         save=lambda step: checkpoint.save(run.checkpoints, trainee, step, manifest, keep=config.keep_checkpoints),
         metrics=run.metrics,
+        report=report,
     )
 
 
@@ -222,9 +232,8 @@ class _Prepared:
             },
         )
 
-    def loop(self, trainee: Trainee, *, save: Any = None, metrics: Path | None = None) -> Loop:
-        data, together = self.data, self.together
-        return Loop(trainee, self.config, data.train, data.heldout, save=save, metrics=metrics, together=together)
+    def loop(self, trainee: Trainee, **sinks: Any) -> Loop:
+        return Loop(trainee, self.config, self.data.train, self.data.heldout, together=self.together, **sinks)
 
     def report(self, adapter: Path, trainee: Trainee, outcome: LoopOutcome, start: int) -> TrainReport:
         alpha = trainee.soul.alpha.detach()

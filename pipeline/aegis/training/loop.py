@@ -32,6 +32,7 @@ from aegis.training.checkpoint import Trainee
 from aegis.training.signals import OTHERS_ASKED, StopRequest, deferred_stop
 from aegis.training.step import Launched, StepNumbers, Stepper
 from aegis.training.together import ALONE, Together
+from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
 
 _EVALUATED_WINDOWS = 64
@@ -55,6 +56,7 @@ class Loop:
         heldout: windows that are never trained on, or None.
         save: called with the step after which a checkpoint is due; None to keep nothing.
         metrics: file that gets a JSON row each logging step, or None.
+        report: gets that row as well, or None.
         together: the processes that share each step; `save` and `metrics` are for the one that writes.
     """
 
@@ -67,6 +69,7 @@ class Loop:
         *,
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
+        report: Report | None = None,
         together: Together = ALONE,
     ) -> None:
         self.trainee = trainee
@@ -76,6 +79,7 @@ class Loop:
         self.device = trainee.soul.skew.device
         self._save = save
         self._metrics = metrics
+        self._report = report
         self._together = together
         self._step_size = config.batch_size * config.gradient_accumulation_steps * together.parts
         self._order = Order(len(windows), config.seed)
@@ -227,6 +231,8 @@ class Loop:
         if self._metrics is not None:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        if self._report is not None:
+            self._report(row)
         if not defect <= ORTHOGONALITY_BOUND or det != 1:
             raise IntegrityError(
                 f"the soul's R left SO(n) at step {done}: |RᵀR − I| {defect:.2g}, det {det:+.0f}",
