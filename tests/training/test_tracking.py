@@ -63,3 +63,26 @@ def test_tensorboard_reads_what_the_metrics_say(
         assert [step for step, _ in found] == [1, 2, 3, 4]
         assert [value for _, value in found] == pytest.approx([row[name] for row in rows])
     assert len(events.Scalars("heldout_loss")) == 2
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="needs trackio")
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_keeps_it_on_this_machine_and_off_stdout(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read back out of its own data base; no socket is opened; nothing is printed where results go."""
+
+    def refused(*_: object) -> None:
+        pytest.fail("a socket was opened")
+
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setattr("socket.socket.connect", refused)
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run = Run(tmp_path / "my-run")
+    train(config.model_copy(update={"report_to": "trackio"}), run)
+    assert capsys.readouterr().out == ""
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    found = [row for row in SQLiteStorage.get_logs("my-run", "train") if "task_loss" in row]
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    assert [row["task_loss"] for row in found] == pytest.approx([row["task_loss"] for row in rows])

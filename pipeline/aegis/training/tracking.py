@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -45,18 +45,22 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
     from accelerate.tracking import TensorBoardTracker, TrackioTracker
 
     PartialState()  # accelerate's trackers will not speak without it
-    if report_to == "tensorboard":
-        tracker: Any = TensorBoardTracker("tensorboard", run, purge_step=start + 1)
-    else:
-        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        tracker = TrackioTracker(run.resolve().name)
-    tracker.start()
-    if report_to == "trackio":
-        tracker.store_init_configuration(dict(config))
+    # stdout is for results, and trackio greets and takes leave on it
+    with redirect_stdout(sys.stderr):
+        if report_to == "tensorboard":
+            tracker: Any = TensorBoardTracker("tensorboard", run, purge_step=start + 1)
+        else:
+            tracker = TrackioTracker(run.resolve().name, name="train", resume="allow", config=dict(config))
+        tracker.start()
     try:
         yield lambda row: tracker.log(numbers_of(row), step=int(row["step"]))
     finally:
-        tracker.finish()
+        with redirect_stdout(sys.stderr):
+            tracker.finish()
+            if report_to == "trackio":
+                import trackio
+
+                trackio.finish()  # else it takes leave again when the process ends
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
