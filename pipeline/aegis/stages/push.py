@@ -48,8 +48,7 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
         EnvironmentFault: the Hub cannot be reached, or does not let us in.
     """
     directory = _directory(run, part)
-    with progress.task("checking the files"):
-        manifest = verify_directory(directory)
+    manifest = verify_directory(directory)
     found, why_not = verdict_of_run(run)
     if why_not and not unverified:
         raise IntegrityError(
