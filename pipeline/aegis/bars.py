@@ -68,6 +68,9 @@ class BarTask:
     def advance(self, amount: float = 1) -> None:
         self._bars.advance(self._id, amount)
 
+    def grow(self, amount: float) -> None:
+        self._bars.update(self._id, total=(self._bars.tasks[0].total or 0) + amount)
+
     def note(self, text: str) -> None:
         self._bars.update(self._id, note=text)
 
@@ -78,22 +81,25 @@ class _Countdown:
     def __init__(self, total: float | None, every_s: float) -> None:
         self.done = 0.0
         self.began = self._spoke = time.monotonic()
-        self._total = total
+        self.total = total
         self._every_s = every_s
 
     def advance(self, amount: float) -> bool:
         """Whether it is time for a word."""
         self.done += amount
         now = time.monotonic()
-        due = bool(self._total) and now - self._spoke >= self._every_s
+        due = bool(self.total) and now - self._spoke >= self._every_s
         if due:
             self._spoke = now
         return due
 
+    def grow(self, amount: float) -> None:
+        self.total = (self.total or 0) + amount
+
     def left_s(self) -> float:
         """Seconds until the end, if it goes on as so far."""
         passed = time.monotonic() - self.began
-        return passed * ((self._total or 0.0) / self.done - 1) if self.done else 0.0
+        return passed * ((self.total or 0.0) / self.done - 1) if self.done else 0.0
 
 
 class PlainTask:
@@ -102,14 +108,16 @@ class PlainTask:
     def __init__(self, console: Console, title: str, total: float | None) -> None:
         self._console = console
         self._title = title
-        self._total = total
         self._note = ""
         self._countdown = _Countdown(total, _PLAIN_SECONDS)
 
     def advance(self, amount: float = 1) -> None:
-        if self._countdown.advance(amount) and self._total:
-            share, left_s = self._countdown.done / self._total, self._countdown.left_s()
+        if self._countdown.advance(amount) and self._countdown.total:
+            share, left_s = self._countdown.done / self._countdown.total, self._countdown.left_s()
             self._line(f"{100 * share:.0f} %, about {left_s:.0f} s left  {self._note}")
+
+    def grow(self, amount: float) -> None:
+        self._countdown.grow(amount)
 
     def note(self, text: str) -> None:
         self._note = text
@@ -126,15 +134,17 @@ class JsonTask:
 
     def __init__(self, title: str, total: float | None) -> None:
         self._title = title
-        self._total = total
         self._note = ""
         self._countdown = _Countdown(total, _JSON_SECONDS)
 
     def advance(self, amount: float = 1) -> None:
         if self._countdown.advance(amount):
-            done, left_s = self._countdown.done, round(self._countdown.left_s(), 1)
-            row = {"task": self._title, "done": done, "total": self._total, "seconds_left": left_s, "note": self._note}
+            done, total, left_s = self._countdown.done, self._countdown.total, round(self._countdown.left_s(), 1)
+            row = {"task": self._title, "done": done, "total": total, "seconds_left": left_s, "note": self._note}
             emit({"event": "progress", **row})
+
+    def grow(self, amount: float) -> None:
+        self._countdown.grow(amount)
 
     def note(self, text: str) -> None:
         self._note = text

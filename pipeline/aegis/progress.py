@@ -13,9 +13,13 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One bar. `advance` and `note` may be called from the thread that opened it."""
+    """One bar."""
 
     def advance(self, amount: float = 1) -> None: ...
+
+    def grow(self, amount: float) -> None:
+        """There is so much more to do than was known."""
+        ...
 
     def note(self, text: str) -> None: ...
 
@@ -52,6 +56,9 @@ class SilentTask:
     """Shows nothing."""
 
     def advance(self, amount: float = 1) -> None:
+        pass
+
+    def grow(self, amount: float) -> None:
         pass
 
     def note(self, text: str) -> None:
