@@ -74,6 +74,8 @@ def _voice(
                     break
                 answers.append(_answer(speaker, question, limits.max_tokens, until))
                 bar.advance()
+    except BrokenPipeError:  # whoever read our progress has gone
+        raise
     except (AegisError, OSError, RuntimeError) as error:  # torch tells of a full GPU with a RuntimeError
         return Voice(who, "", tuple(answers), str(error).partition("\n")[0])
     return Voice(who, name, tuple(answers))

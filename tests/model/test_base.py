@@ -7,14 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors as hub
 
+from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.model.base import find_base, hash_weights, load_tokenizer, read_config
+from aegis.model.load import load_base
 from aegis.model.shards import ShardSet
 from tests.conftest import MakeRandom, Recorder
 
@@ -188,3 +193,15 @@ def test_a_broken_tokenizer_is_named(copy: Path) -> None:
         (copy / name).write_bytes(b"\x00broken")
     with pytest.raises(IntegrityError, match="tokenizer in"):
         load_tokenizer(copy)
+
+
+def test_a_reader_who_has_gone_is_not_the_bases_fault(quick_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(Recorder):
+        @contextmanager
+        def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
+            yield progress.SilentTask()
+            raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "_reporter", Gone())
+    with pytest.raises(BrokenPipeError):
+        load_base(quick_base, "16bit", torch.device("cpu"))
