@@ -103,7 +103,7 @@ def dataset(tmp_path: Path) -> Path:
 
 COMMANDS = (
     *("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run", "quantize-study"),
-    *("card", "push", "chat", "serve"),
+    *("report", "card", "push", "chat", "serve"),
 )
 
 
@@ -255,6 +255,8 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["serve", "--gguf", "absent.gguf"], 2, "absent.gguf"),
         (["serve", "--gguf", "absent.gguf", "--host", "0.0.0.0"], 2, "--host"),
         (["serve", "--run", "nowhere"], 2, "there is no run at nowhere"),
+        (["report", "--run", "."], 2, "holds no finished training"),
+        (["report", "--run", "nowhere"], 2, "there is no run at nowhere"),
         (["card", "--run", "."], 2, "has no gguf/"),
         (["push", "owner/name", "--run", ".", "--part", "weights"], 2, "--part"),
         (["push", "--run", "."], 2, "repo"),

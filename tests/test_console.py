@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aegis import console, progress, screens
+from aegis import bars, progress, screens
 from aegis.console import ConsoleReporter, JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, UsageError
 from aegis.report.card import ollama_name
@@ -58,7 +58,7 @@ def test_people_read_plain_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything but the result goes to stderr, without colours; brackets are text, not markup."""
-    monkeypatch.setattr(console, "_PLAIN_SECONDS", 0)
+    monkeypatch.setattr(bars, "_PLAIN_SECONDS", 0)
     reporter = ConsoleReporter()
     reporter.say("[bold]said[/bold]")
     reporter.warn("careful [red]")

@@ -88,6 +88,10 @@ def test_one_command_gives_a_gguf_and_the_next_commands(
     assert "TEMPLATE" in (gguf / "Modelfile").read_text(encoding="utf-8")
     for following in ("aegis chat --gguf", "ollama create", "llama-server -m"):
         assert following in first.stdout
+    assert str(Path("artifacts/demo/report/report.html")) in first.stdout
+    page = (newcomer.home / "artifacts" / "demo" / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert page.count('<div class="sample">') == 4
 
 
 def test_what_was_trained_is_what_runs(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:

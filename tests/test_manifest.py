@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from aegis import manifest, progress
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, digest, finished, read_manifest, verify_directory, versions
 from aegis.publish import publishing
@@ -140,3 +144,35 @@ def test_finished_means_whole_and_as_asked(published: Path, reporter: Recorder) 
     (published / "weights.bin").write_bytes(b"")
     assert finished(published, ASKED) is None
     assert any("making out again" in text for text in reporter.warned)
+
+
+def test_large_hashing_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealing and checking tell how far they are, to the byte; what is hashed in a moment opens no bar."""
+    opened: list[tuple[str, float, list[float]]] = []
+
+    class Counting(progress.SilentReporter):
+        @contextmanager
+        def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
+            bar = progress.SilentTask()
+            done: list[float] = []
+            bar.advance = done.append  # type: ignore[method-assign,assignment]
+            opened.append((f"{title} {unit}", total or 0, done))
+            yield bar
+
+    monkeypatch.setattr(progress, "_reporter", Counting())
+
+    def made() -> None:
+        with publishing(tmp_path / "part", Manifest("x", {}, {}, {}), overwrite=True) as staging:
+            (staging.path / "a.bin").write_bytes(bytes(1000))
+            (staging.path / "known.bin").write_bytes(bytes(10))
+            staging.hashed("known.bin", 10, hashlib.sha256(bytes(10)).hexdigest())
+
+    made()
+    before = verify_directory(tmp_path / "part")
+    assert opened == []
+    monkeypatch.setattr(manifest, "_WORTH_A_BAR_BYTES", 100)
+    monkeypatch.setattr(manifest, "_READ_BYTES", 300)
+    made()
+    assert opened.pop() == ("hashing part B", 1000, [300, 300, 300, 100])
+    assert verify_directory(tmp_path / "part") == before
+    assert opened.pop() == ("hashing part B", 1010, [300, 300, 300, 100, 10])

@@ -15,14 +15,14 @@ import pytest
 import aegis
 from aegis import errors, messages
 from aegis.errors import AegisError, Interrupted, UsageError
-from aegis.messages import LANGUAGES, catalogue, language, phrase
+from aegis.messages import LANGUAGES, Language, catalogue, language, phrase
 
 SOURCES = sorted(Path(aegis.__file__).parent.rglob("*.py"))
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, AegisError)}
 JAPANESE = re.compile("[぀-ヿ一-鿿]")
 
 
-def entries(spoken: str) -> dict[str, str | dict[str, str]]:
+def entries(spoken: Language) -> dict[str, str | dict[str, str]]:
     return {f"{group}.{name}": entry for group, table in catalogue(spoken).items() for name, entry in table.items()}
 
 
@@ -89,7 +89,8 @@ def test_no_message_is_dead() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    assert entries("en").keys() <= written
+    # the report's page asks for its whole group
+    assert {key for key in entries("en") if not key.startswith("page.")} <= written
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,9 @@ def run(
     if dry_run:
         preparing.show_plan(chosen, run)
         return
-    from aegis import chain
+    from aegis import chain, reporting
     from aegis.runs import Run
+    from aegis.sampling import Limits
 
     place = Run(run) if run else chain.default_run(chosen.train.base_model)
     exported, verdict = chain.run_all(
@@ -208,6 +209,9 @@ def run(
     if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
         answers = chain.before_and_after(exported.files[0])
         progress.result(screens.before_and_after(answers), answers)
+    with place.lock():
+        page = reporting.report(place, Limits(), reuse=not overwrite)
+    progress.result(f"{page}\n", {"report": page})
     progress.result(screens.exported(exported), exported)
 
 
@@ -278,6 +282,27 @@ def quantize_study(
         progress.result(screens_study.planned(report), report)
         return
     progress.result(screens_study.studied(report, report.study, place.root), report.study.as_json())
+
+
+@app.command()
+def report(
+    run: RunOption = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="ask this; may be given several times")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="questions of held-out chats to ask; 0 asks nothing")] = 4,
+    seconds: Annotated[float, typer.Option(min=0, help="for one model's answers; what runs over is cut")] = 60.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="the longest answer")] = 96,
+) -> None:
+    """Write one HTML page with everything known of a run: tables, pictures, answers before and after."""
+    from aegis import reporting
+    from aegis.runs import Run
+    from aegis.sampling import Limits
+
+    place = Run(_existing_run(run))
+    with place.lock():
+        page = reporting.report(place, Limits(samples, max_tokens, seconds), prompt or ())
+    progress.result(str(page), {"report": page})
 
 
 PartOption = Annotated[Literal["gguf", "merged"], typer.Option("--part", help="the GGUF files or the merged folder")]

@@ -93,6 +93,9 @@ class TrainConfig(StageConfig):
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
     save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that stay on disk")
+    report_to: Literal["none", "tensorboard", "trackio"] = Field(
+        "none", description="show the rows of metrics.jsonl there too; the package of that name must be installed"
+    )
     heldout_rows: int = Field(64, ge=0, description="rows kept out for the held-out loss, at most a tenth of all")
     skip_bad: int = Field(0, ge=0, description="broken data rows to leave out before giving up")
 

@@ -1,6 +1,13 @@
-"""What the Hub's client raises, for those who tell people about it."""
+"""What the Hub's client raises, and how far its downloads are, for those who tell people about it."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from aegis import progress
 
 
 def http_error() -> type[Exception]:
@@ -14,3 +21,51 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its name if it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def download_bars(title: str) -> Iterator[Any]:
+    """A tqdm class for the Hub's client: its bytes move one bar of ours, which opens when there is something to fetch.
+
+    The client makes a bar each for what comes over the network and for what is written, and one that counts files; the
+    last one in bytes is what is written. Their totals grow as files begin.
+    """
+    from tqdm.auto import tqdm
+
+    lock = threading.Lock()
+    followed: list[Any] = []
+    opened: list[progress.Task] = []
+    known = [0.0]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **{**settings, "disable": True})
+            if settings.get("unit") == "B":
+                followed[:] = [self]
+
+        def update(self, n: float | None = 1) -> None:
+            if self in followed and n:
+                self._look()
+                for task in opened:
+                    task.advance(n)
+
+        def refresh(self, *_: Any, **__: Any) -> None:
+            if self in followed:
+                self._look()
+
+        def _look(self) -> None:
+            with lock:
+                grown = (self.total or 0) - known[0]
+                if grown > 0 and not opened:
+                    opened.append(held.enter_context(progress.task(title, grown, "B")))
+                elif grown > 0:
+                    opened[0].grow(grown)
+                known[0] += max(0.0, grown)
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+        __hash__ = tqdm.__hash__
+
+    with ExitStack() as held:
+        yield Bar

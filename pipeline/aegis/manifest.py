@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,9 @@ from aegis.messages import phrase
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
 VERSION = 1
+_READ_BYTES = 1 << 24
+_WORTH_A_BAR_BYTES = 1 << 28
+"""About a quarter of a second."""
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "gguf", "llama-cpp-python")
 
 
@@ -73,10 +77,26 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content."""
+def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
+    """sha256 of a file's content; `read` is told of each block's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if read is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            read(len(block))
+        return digest.hexdigest()
+
+
+@contextmanager
+def hashing(name: str, total_bytes: int) -> Iterator[Callable[[int], object] | None]:
+    """A bar for the hashing of so many bytes, or None where they are too few to wait for."""
+    if total_bytes < _WORTH_A_BAR_BYTES:
+        yield None
+        return
+    with progress.task(phrase("manifest.hashing", name=name), total_bytes, "B") as bar:
+        yield bar.advance
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -115,12 +135,13 @@ def verify_directory(directory: Path) -> Manifest:
     """
     manifest = read_manifest(directory)
     wrong = []
-    for name, record in manifest.files.items():
-        path = directory / name
-        if not path.is_file():
-            wrong.append(f"{name}: missing")
-        elif (why := _difference(path, record)) is not None:
-            wrong.append(f"{name}: {why}")
+    with hashing(directory.name, sum(record.bytes for record in manifest.files.values())) as read:
+        for name, record in manifest.files.items():
+            path = directory / name
+            if not path.is_file():
+                wrong.append(f"{name}: missing")
+            elif (why := _difference(path, record, read)) is not None:
+                wrong.append(f"{name}: {why}")
     if wrong:
         raise IntegrityError("manifest.folder_differs", directory=directory, wrong="\n".join(wrong))
     return manifest
@@ -140,12 +161,12 @@ def verify_file(path: Path) -> bool:
     return record is not None
 
 
-def _difference(path: Path, record: FileRecord) -> str | None:
+def _difference(path: Path, record: FileRecord, read: Callable[[int], object] | None = None) -> str | None:
     try:
         size = path.stat().st_size
         if size != record.bytes:
             return f"{size} bytes, should be {record.bytes}"
-        return None if file_sha256(path) == record.sha256 else "its content changed"
+        return None if file_sha256(path, read) == record.sha256 else "its content changed"
     except OSError as error:
         return str(error)
 

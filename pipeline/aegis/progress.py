@@ -13,11 +13,25 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One bar. `advance` and `note` may be called from the thread that opened it."""
+    """One bar."""
 
     def advance(self, amount: float = 1) -> None: ...
 
+    def grow(self, amount: float) -> None:
+        """There is so much more to do than was known."""
+        ...
+
     def note(self, text: str) -> None: ...
+
+
+class Watch(Protocol):
+    """A training that is being watched, between two logging steps, whose rows go to `metrics`."""
+
+    def step(self, done: int, read: int, loss: float, alpha: float) -> None:
+        """`done` steps are under way or over; loss and alpha are those of step `read`, which may be an earlier one."""
+        ...
+
+    def saved(self, step: int) -> None: ...
 
 
 class Reporter(Protocol):
@@ -35,12 +49,29 @@ class Reporter(Protocol):
 
     def task(self, title: str, total: float | None, unit: str) -> AbstractContextManager[Task]: ...
 
+    def training(self, start: int, stop: int) -> AbstractContextManager[Watch]: ...
 
-class _SilentTask:
+
+class SilentTask:
+    """Shows nothing."""
+
     def advance(self, amount: float = 1) -> None:
         pass
 
+    def grow(self, amount: float) -> None:
+        pass
+
     def note(self, text: str) -> None:
+        pass
+
+
+class SilentWatch:
+    """Watches nothing."""
+
+    def step(self, done: int, read: int, loss: float, alpha: float) -> None:
+        pass
+
+    def saved(self, step: int) -> None:
         pass
 
 
@@ -64,7 +95,11 @@ class SilentReporter:
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
-        yield _SilentTask()
+        yield SilentTask()
+
+    @contextmanager
+    def training(self, start: int, stop: int) -> Iterator[Watch]:
+        yield SilentWatch()
 
 
 _reporter: Reporter = SilentReporter()
@@ -111,3 +146,10 @@ def task(title: str, total: float | None = None, unit: str = "it") -> Iterator[T
     """A bar over `total` units ('B' for bytes); `None` when the length is not known."""
     with _reporter.task(title, total, unit) as bar:
         yield bar
+
+
+@contextmanager
+def training(start: int, stop: int) -> Iterator[Watch]:
+    """A training from step `start` to step `stop`; its logging steps' numbers go to `metrics` meanwhile."""
+    with _reporter.training(start, stop) as watch:
+        yield watch

@@ -14,7 +14,7 @@ from typing import Any
 
 from aegis import disk
 from aegis.errors import UsageError
-from aegis.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, versions
+from aegis.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
 
 
 @contextmanager
@@ -110,10 +110,12 @@ class Staging:
     def seal(self, manifest: Manifest) -> None:
         """Flush every file to disk and write the manifest, last."""
         files = {}
-        for path in sorted(p for p in self.path.rglob("*") if p.is_file()):
-            name = path.relative_to(self.path).as_posix()
-            _fsync(path)
-            files[name] = self._hashed.get(name) or FileRecord(path.stat().st_size, file_sha256(path))
+        paths = {p.relative_to(self.path).as_posix(): p for p in sorted(self.path.rglob("*")) if p.is_file()}
+        unread = sum(path.stat().st_size for name, path in paths.items() if name not in self._hashed)
+        with hashing(self.path.name.split(".staging")[0].lstrip("."), unread) as read:
+            for name, path in paths.items():
+                _fsync(path)
+                files[name] = self._hashed.get(name) or FileRecord(path.stat().st_size, file_sha256(path, read))
         document = {
             "format": FORMAT,
             "version": VERSION,

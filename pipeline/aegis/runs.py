@@ -3,11 +3,13 @@
     <run>/run.lock                     held while a stage works here
     <run>/checkpoints/step_000100/     what training can go on from
     <run>/metrics.jsonl                one row a logging step
+    <run>/pictures/                    what the training looked like
     <run>/adapter/                     train's result: LoRA adapter and soul
     <run>/merged/                      merge's result: a stock model folder
     <run>/gguf/                        export's result: GGUF files and Modelfile
     <run>/verify/                      verify's report and picture
     <run>/study/                       quantize-study's report, picture and importance matrix
+    <run>/report/                      all of it on one page
 
 Every published directory carries manifest.json: who made it from what, and each file's size and sha256. A directory
 appears under its final name by one rename, when it is whole, or not at all.
@@ -46,6 +48,10 @@ class Run:
         return self.root / "metrics.jsonl"
 
     @property
+    def pictures(self) -> Path:
+        return self.root / "pictures"
+
+    @property
     def adapter(self) -> Path:
         return self.root / "adapter"
 
@@ -64,6 +70,10 @@ class Run:
     @property
     def study(self) -> Path:
         return self.root / "study"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -121,7 +121,7 @@ def speakers(
         if live or compare:
             if run is None:
                 raise UsageError("talk.no_base")
-            found += open_models.enter_context(_in_transformers(run, live=live, compare=compare, context=context))
+            found += open_models.enter_context(in_transformers(run, live=live, compare=compare, context=context))
         if not live:
             path = gguf or gguf_of_run(_known(run))
             runtime = Runtime(path, n_ctx=context or trained_context(path))
@@ -136,7 +136,12 @@ def _known(run: Run | None) -> Run:
 
 
 @contextmanager
-def _in_transformers(run: Run, *, live: bool, compare: bool, context: int | None) -> Iterator[list[Speaker]]:
+def in_transformers(run: Run, *, live: bool, compare: bool, context: int | None) -> Iterator[list[Speaker]]:
+    """Load the base as it was trained on, the live model, or both, in this order.
+
+    Raises:
+        IntegrityError, EnvironmentFault: as loading does.
+    """
     from aegis.model.base import find_base, load_tokenizer
     from aegis.model.live import live_model
     from aegis.model.load import choose_device, load_base

@@ -55,7 +55,9 @@ def train(online: Forked, laboratory: Laboratory, tmp_path: Path) -> object:
 
 def test_whole_then_offline(train, hub: Hub, tmp_path: Path, online: Forked) -> None:  # type: ignore[no-untyped-def]
     """The revision becomes a commit in the manifest; no code, no pickle is asked for; later nothing is asked at all."""
-    assert train("whole").code == 0
+    ended = train("whole")
+    assert ended.code == 0
+    assert "downloading org/whole: done" in ended.said
     assert read_manifest(Run(tmp_path / "whole").adapter).facts["revision"] == COMMIT
     fetched = {name for repository, name in hub.asked if repository == "whole"}
     assert WEIGHTS in fetched

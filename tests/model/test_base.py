@@ -7,14 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors as hub
 
+from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.model.base import find_base, hash_weights, load_tokenizer, read_config
+from aegis.model.load import load_base
 from aegis.model.shards import ShardSet
 from tests.conftest import MakeRandom, Recorder
 
@@ -175,6 +180,7 @@ def test_code_is_not_even_fetched(
     assert base.revision == "0123abcd"
     unwanted = ["modeling_phi3.py", "pytorch_model.bin", "model.pt", "x/evil.py", "run.sh", "consolidated.safetensors"]
     wanted = ["model-00001-of-00002.safetensors", "config.json", "tokenizer.model", "LICENSE", "merges.txt"]
+    asked.pop("tqdm_class")
     assert list(filter_repo_objects([*unwanted, *wanted], **asked)) == wanted
     for weights in commit.glob("*.safetensors"):
         weights.unlink()
@@ -187,3 +193,15 @@ def test_a_broken_tokenizer_is_named(copy: Path) -> None:
         (copy / name).write_bytes(b"\x00broken")
     with pytest.raises(IntegrityError, match="tokenizer in"):
         load_tokenizer(copy)
+
+
+def test_a_reader_who_has_gone_is_not_the_bases_fault(quick_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(Recorder):
+        @contextmanager
+        def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
+            yield progress.SilentTask()
+            raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "_reporter", Gone())
+    with pytest.raises(BrokenPipeError):
+        load_base(quick_base, "16bit", torch.device("cpu"))

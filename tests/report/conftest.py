@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.report.browser import Browser, started
 from tests.report.chats import Conversation
 
 Ollama = Callable[[str, Sequence[Conversation]], list[str]]
@@ -40,3 +41,13 @@ def ollama(tmp_path_factory: pytest.TempPathFactory) -> Ollama:
         return texts
 
     return render
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser; CI has one."""
+    with started(tmp_path_factory.mktemp("chromium")) as found:
+        if found is None:
+            assert os.environ.get("CI") != "true", "CI installs Chromium (.ci/run)"
+            pytest.skip("needs Chromium on the PATH (Debian: chromium)")
+        yield found

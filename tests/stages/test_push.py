@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aegis.manifest import Manifest, read_manifest
+from aegis.proof.verdict import SCHEMA, SCHEMA_VERSION
 from aegis.publish import publishing
 from aegis.report.card import CardFile, Origin, gguf_card, merged_card
 from aegis.runs import Run
@@ -61,7 +62,8 @@ def make(directory: Path, stage: str, files: dict[str, bytes | str], **inputs: s
 def make_verdict(run: Run, **changed: object) -> None:
     parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
     inputs = {stage: read_manifest(directory).identity for stage, directory in parts.items()}
-    make(run.verify, "verify", {"report.json": json.dumps({**REPORT, **changed})}, **inputs)
+    report = {"schema": SCHEMA, "version": SCHEMA_VERSION, **REPORT, **changed}
+    make(run.verify, "verify", {"report.json": json.dumps(report)}, **inputs)
 
 
 @pytest.fixture

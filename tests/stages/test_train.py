@@ -24,7 +24,9 @@ from aegis.errors import (
 )
 from aegis.manifest import read_manifest, verify_directory
 from aegis.model import attach
+from aegis.report.training_pictures import PICTURES
 from aegis.runs import Run
+from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect
 from aegis.stages.train import config_of, dry_run, train
@@ -97,6 +99,22 @@ def test_metrics_follow_the_schedule(tmp_path: Path, config: TrainConfig) -> Non
     assert rows[2]["heldout_loss"] is None
 
 
+@pytest.mark.parametrize("rotation", ["so8", "dense"])
+def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
+    """In the last row, the angles between R's start and its end; a dense R's only where a checkpoint is due."""
+    run = Run(tmp_path / "run")
+    train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
+    rows = [json.loads(line)["turned_degrees"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [row is None for row in rows] == ([False] * 8 if rotation == "so8" else [True, False] * 3 + [True, False])
+    start = load_file(run.checkpoints / "step_000002" / "resume.safetensors")["soul.start"]
+    end = load_soul(run.adapter / "soul.safetensors").rotation
+    wanted = quantiles_in_degrees(rotation_angles(start.mT @ end))
+    assert rows[-1] == pytest.approx(wanted, abs=0.1)
+    assert rows[-1][-1] > 1
+    assert rows[-1] != pytest.approx(quantiles_in_degrees(rotation_angles(end)), abs=1)  # the control
+    assert {path.name for path in run.pictures.iterdir()} == {*PICTURES, "manifest.json"}
+
+
 def test_looking_at_the_heldout_loss_changes_nothing(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,11 +157,13 @@ def test_resume_is_exact(tmp_path: Path, config: TrainConfig, monkeypatch: pytes
     assert report.resumed_from == killed_at // 2 * 2
     assert trained_bytes(broken) == trained_bytes(whole)
     assert losses(broken) == losses(whole)
+    assert all((broken.pictures / name).read_bytes() == (whole.pictures / name).read_bytes() for name in PICTURES)
 
     # the control: another seed ends elsewhere
     other = Run(tmp_path / "other")
     train(config.model_copy(update={"seed": 7}), other)
     assert trained_bytes(other) != trained_bytes(whole)
+    assert (other.pictures / "training.png").read_bytes() != (whole.pictures / "training.png").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_passed_over(

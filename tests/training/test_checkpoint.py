@@ -17,7 +17,7 @@ from aegis.manifest import Manifest
 from aegis.soul.file import load_soul
 from aegis.training import checkpoint
 from aegis.training.checkpoint import Trainee
-from aegis.training.loop import truncate_metrics
+from aegis.training.metrics import truncate_metrics
 from aegis.training.step import Stepper
 from tests.conftest import Recorder
 from tests.training.conftest import MakeTrainee, noise

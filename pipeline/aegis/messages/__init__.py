@@ -11,9 +11,10 @@ import os
 import tomllib
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-LANGUAGES = ("en", "ja")
+Language = Literal["en", "ja"]
+LANGUAGES: tuple[Language, ...] = ("en", "ja")
 VARIABLE = "AEGIS_LANG"
 
 
@@ -25,14 +26,14 @@ class Trouble(NamedTuple):
     fix: str
 
 
-def language() -> str:
+def language() -> Language:
     """The language to speak."""
     names = (VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG")
     asked = next((text for name in names if (text := os.environ.get(name))), None) or locale.getlocale()[0] or ""
     found = asked.replace("-", "_").partition("_")[0].lower()
     # Windows sets none of the variables, and calls the language by its English name
     found = {"japanese": "ja"}.get(found, found)
-    return found if found in LANGUAGES else "en"
+    return "ja" if found == "ja" else "en"
 
 
 def phrase(key: str, /, **values: object) -> str:
@@ -51,8 +52,13 @@ def trouble(key: str, /, **values: object) -> Trouble:
     return Trouble(*(str(parts.get(name, "")).format(**values) for name in Trouble._fields))
 
 
+def words(group: str, spoken: Language) -> dict[str, str]:
+    """All texts of one group by name, as they stand: for a page that is filled with them elsewhere."""
+    return {name: text for name, text in catalogue(spoken)[group].items() if isinstance(text, str)}
+
+
 @cache
-def catalogue(spoken: str) -> dict[str, Any]:
+def catalogue(spoken: Language) -> dict[str, Any]:
     """All of one language's messages by group, as its file has them."""
     return tomllib.loads((files(__name__) / f"{spoken}.toml").read_text(encoding="utf-8"))
 

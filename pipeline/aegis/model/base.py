@@ -18,7 +18,7 @@ from typing import Any
 from aegis import progress
 from aegis.config import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.hub import first_line, http_error
+from aegis.hub import download_bars, first_line, http_error
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import PROVEN, check_family, check_head_bias
@@ -266,11 +266,17 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str], **where: An
     for wait_s in (*_WAITS_S, None):
         try:
             # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
-            return Path(
-                snapshot_download(
-                    name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["consolidated*"], **where
+            with download_bars(f"downloading {name}") as bars:
+                return Path(
+                    snapshot_download(
+                        name,
+                        revision=revision,
+                        allow_patterns=list(patterns),
+                        ignore_patterns=["consolidated*"],
+                        tqdm_class=bars,
+                        **where,
+                    )
                 )
-            )
         except HfHubHTTPError as error:
             if wait_s is None or error.response.status_code < 500:
                 raise

@@ -81,6 +81,8 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
                 use_safetensors=True,
                 output_loading_info=True,
             )
+    except BrokenPipeError:  # whoever read our progress has gone: nothing is wrong with the base
+        raise
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault("load.out_of_memory", error=str(error).partition("\n")[0]) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:

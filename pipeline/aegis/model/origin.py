@@ -28,7 +28,7 @@ def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
     settings: dict[str, Any] = {}
     if training is not None and "dataset" in training.config and isinstance(training.facts.get("data"), dict):
         named = str(training.config["dataset"])
-        on_hub = bool(_HUB_ID.fullmatch(named)) and Path(named).suffix.lower() not in READERS
+        on_hub = is_hub_id(named)
         data = {name: training.facts["data"].get(name) for name in ("train_rows", "heldout_rows", "content_sha256")}
         # a path on somebody's disk is nobody else's business
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
@@ -42,6 +42,11 @@ def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
         settings=settings,
         soul={"alpha": soul.alpha, "gate": soul.gate, "rotation": soul.kind},
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name looks like `owner/name` on the Hub, and not like a file of data."""
+    return bool(_HUB_ID.fullmatch(name)) and Path(name).suffix.lower() not in READERS
 
 
 def origin_of_folder(folder: Path) -> Origin:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
+from aegis.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.proof.divergence import Divergence, Recording, best_temperature, perplexity
 from aegis.proof.structure import Check
+from aegis.runs import Run
 
+REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
 SCHEMA_VERSION = 2
 STAGES = ("train", "merge", "convert", "quantize")
@@ -167,3 +170,20 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report.get("ok"), bool):
         raise IntegrityError("verdict.incomplete", path=path)
     return dict(report)
+
+
+def verdict_of_run(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """verify's report, if it is about what now stands in the run, and why it is no pass ("" if it is).
+
+    Raises:
+        IntegrityError: a manifest or the report is damaged.
+    """
+    if not (run.verify / MANIFEST).is_file():
+        return None, "it has not been run"
+    manifest = verify_directory(run.verify)
+    parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
+    for stage, directory in parts.items():
+        if read_manifest(directory).identity != manifest.inputs.get(stage):
+            return None, f"{directory.name}/ was made anew since it ran"
+    report = read_report(run.verify / REPORT)
+    return report, "" if report["ok"] else f"it found a fault in {report['guilty']}"

@@ -6,7 +6,6 @@ this disk. The card is written anew, with verify's table; the sealed one, which 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import Any, Literal
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.hub import first_line, http_error
-from aegis.manifest import MANIFEST, read_manifest, verify_directory
+from aegis.manifest import verify_directory
 from aegis.messages import phrase
+from aegis.proof.verdict import verdict_of_run
 from aegis.report.card import CARD, with_verdict
 from aegis.runs import Run
 
 Part = Literal["gguf", "merged"]
-_REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
         EnvironmentFault: the Hub cannot be reached, or does not let us in.
     """
     directory = _directory(run, part)
-    with progress.task(phrase("push.checking")):
-        manifest = verify_directory(directory)
-    found, why_not = _verdict(run)
+    manifest = verify_directory(directory)
+    found, why_not = verdict_of_run(run)
     if why_not and not unverified:
         raise IntegrityError("push.unverified", run_root=run.root, why_not=why_not)
     names = sorted({*manifest.files} - {CARD})
@@ -75,7 +73,7 @@ def card(run: Run, part: Part) -> str:
         UsageError: no such part.
         IntegrityError: it has no card, or a manifest is damaged.
     """
-    return _card(_directory(run, part), _verdict(run)[0])
+    return _card(_directory(run, part), verdict_of_run(run)[0])
 
 
 def _directory(run: Run, part: Part) -> Path:
@@ -92,19 +90,6 @@ def _card(directory: Path, found: dict[str, Any] | None) -> str:
         raise IntegrityError("push.no_card", directory=directory, card=CARD)
     text = path.read_text(encoding="utf-8")
     return with_verdict(text, found) if found else text
-
-
-def _verdict(run: Run) -> tuple[dict[str, Any] | None, str]:
-    """verify's report, if it is about what now stands in the run, and why it is no pass ("" if it is)."""
-    if not (run.verify / MANIFEST).is_file():
-        return None, "it has not been run"
-    manifest = verify_directory(run.verify)
-    parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
-    for stage, directory in parts.items():
-        if read_manifest(directory).identity != manifest.inputs.get(stage):
-            return None, f"{directory.name}/ was made anew since it ran"
-    report = json.loads((run.verify / _REPORT).read_text(encoding="utf-8"))
-    return report, "" if report["ok"] else f"it found a fault in {report['guilty']}"
 
 
 @contextmanager

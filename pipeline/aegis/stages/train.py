@@ -6,7 +6,7 @@ first, and tells the others what to go on from.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,24 @@ from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
 from aegis.proof.vocabulary import check_vocabulary
 from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
+from aegis.report.training_pictures import draw_all
 from aegis.sizes import checkpoints_bytes
+from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
 from aegis.training.assembly import assembled
 from aegis.training.checkpoint import Trainee
-from aegis.training.loop import Loop, LoopOutcome, truncate_metrics
+from aegis.training.loop import Loop, LoopOutcome
 from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
+from aegis.training.metrics import read_metrics, truncate_metrics
 from aegis.training.together import Together, joined, launched_processes
+from aegis.training.tracking import Report, check_tracker, tracked
 
 DRY_RUN_STEPS = 10
 _DONE = -1
 
 # what may differ between a run and its resumption without changing a single weight
-_HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints"}
+_HOUSEKEEPING = {"device", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
 
 # counted over all processes in a manifest, so that the same training may go on in another number of them
 _SHARED = "gradient_accumulation_steps"
@@ -84,6 +88,7 @@ def train(
         UnsupportedModelError: the base could not be converted in the end.
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
+    check_tracker(config.report_to)
     device = choose_device(config.device)
     with joined(device) as together, ExitStack() as held:
 
@@ -101,7 +106,8 @@ def train(
             if start:
                 progress.say(phrase("train.resuming", start=start))
             try:
-                outcome = _loop(prepared, trainee, run, start).run(start, config.max_steps)
+                with _reporting(prepared, run, start) as tell:
+                    outcome = _loop(prepared, trainee, run, start, tell).run(start, config.max_steps)
             except Interrupted as error:
                 error.fix = f"go on with: aegis train --resume --run {run.root}"
                 raise
@@ -109,6 +115,8 @@ def train(
             if together.writes:
                 # a run killed between its last save and the removal of the oldest has one too many
                 checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
+                # before the adapter, which is what tells that there is nothing left to do
+                _draw(trainee, run, prepared.manifest())
                 with publishing(run.adapter, prepared.manifest(), overwrite=overwrite or reuse) as staging:
                     weights = prepared.base.weights_hash
                     checkpoint.write_trained(staging.path, trainee.model, trainee.soul, outcome.step, weights)
@@ -138,7 +146,13 @@ def _start(manifest: Manifest, run: runs.Run, resume: bool, overwrite: bool, reu
     return 0
 
 
-def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> Loop:
+def _reporting(prepared: _Prepared, run: runs.Run, start: int) -> AbstractContextManager[Report]:
+    config = prepared.config
+    kind = config.report_to if prepared.together.writes and start < config.max_steps else "none"
+    return tracked(kind, run.root, start, config.model_dump(mode="json"))
+
+
+def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int, report: Report) -> Loop:
     if not prepared.together.writes:
         return prepared.loop(trainee)
     config, manifest = prepared.config, prepared.manifest()
@@ -148,6 +162,7 @@ def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int) -> L
         trainee,
         save=lambda step: checkpoint.save(run.checkpoints, trainee, step, manifest, keep=config.keep_checkpoints),
         metrics=run.metrics,
+        report=report,
     )
 
 
@@ -228,9 +243,8 @@ class _Prepared:
             },
         )
 
-    def loop(self, trainee: Trainee, *, save: Any = None, metrics: Path | None = None) -> Loop:
-        data, together = self.data, self.together
-        return Loop(trainee, self.config, data.train, data.heldout, save=save, metrics=metrics, together=together)
+    def loop(self, trainee: Trainee, **sinks: Any) -> Loop:
+        return Loop(trainee, self.config, self.data.train, self.data.heldout, together=self.together, **sinks)
 
     def report(self, adapter: Path, trainee: Trainee, outcome: LoopOutcome, start: int) -> TrainReport:
         alpha = trainee.soul.alpha.detach()
@@ -247,6 +261,13 @@ class _Prepared:
             tokens_per_second=outcome.tokens_per_second,
             memory=memory.by_part(trainee, self.device),
         )
+
+
+def _draw(trainee: Trainee, run: runs.Run, manifest: Manifest) -> None:
+    soul = trainee.soul
+    start, end = (rotation_angles(rotation).numpy() for rotation in (soul.start, soul.rotation()))
+    with publishing(run.pictures, manifest, overwrite=True) as staging:
+        draw_all(read_metrics(run.metrics), start, end, torch.sigmoid(soul.alpha.detach()).item(), staging.path)
 
 
 def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainReport:

@@ -40,7 +40,7 @@ from aegis.proof.divergence import Logits, Recording
 from aegis.proof.models import llama_logits, stutters, torch_logits
 from aegis.proof.sample import LEAST_TOKENS, Sample, sequence_limit
 from aegis.proof.structure import Checks
-from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
+from aegis.proof.verdict import REPORT, BaseChoice, Kept, Step, Verdict
 from aegis.publish import publishing
 from aegis.report.pictures import draw_divergence
 from aegis.runs import Run
@@ -48,7 +48,6 @@ from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
 from aegis.training.material import training_data
 
-REPORT = "report.json"
 ROUNDING_KL = 1e-4
 """Mean KL in nats that 16-bit rounding stays under on real text."""
 ROUNDING_TOP1 = 0.995

@@ -22,7 +22,7 @@ from aegis.config import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
-from aegis.messages import phrase
+from aegis.soul.angles import quantiles_in_degrees, turned_angles
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
@@ -32,6 +32,7 @@ from aegis.training.checkpoint import Trainee
 from aegis.training.signals import OTHERS_ASKED, StopRequest, deferred_stop
 from aegis.training.step import Launched, StepNumbers, Stepper
 from aegis.training.together import ALONE, Together
+from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
 
 _EVALUATED_WINDOWS = 64
@@ -55,6 +56,7 @@ class Loop:
         heldout: windows that are never trained on, or None.
         save: called with the step after which a checkpoint is due; None to keep nothing.
         metrics: file that gets a JSON row each logging step, or None.
+        report: gets that row as well, or None.
         together: the processes that share each step; `save` and `metrics` are for the one that writes.
     """
 
@@ -67,6 +69,7 @@ class Loop:
         *,
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
+        report: Report | None = None,
         together: Together = ALONE,
     ) -> None:
         self.trainee = trainee
@@ -76,6 +79,7 @@ class Loop:
         self.device = trainee.soul.skew.device
         self._save = save
         self._metrics = metrics
+        self._report = report
         self._together = together
         self._step_size = config.batch_size * config.gradient_accumulation_steps * together.parts
         self._order = Order(len(windows), config.seed)
@@ -104,7 +108,7 @@ class Loop:
         with (
             _own_stream(self.device),
             deferred_stop() as stopping,
-            progress.task(phrase("train.training"), stop - start, "step") as bar,
+            progress.training(start, stop) as watch,
         ):
             for step in range(start, stop):
                 launched = self._launch(step, stopping)
@@ -125,16 +129,16 @@ class Loop:
                 if logged and ahead is not None:
                     numbers, ahead = self._read(ahead, stopping), None
                 if numbers is not None:
-                    bar.note(f"loss {numbers.task_loss:.3f}  α {numbers.alpha:+.3f}")
-                bar.advance()
+                    watch.step(done, numbers.step + 1, numbers.task_loss, numbers.alpha)
                 if due and self.heldout is not None:
                     heldout = self.evaluate(self.heldout)
                 if logged and numbers is not None:
                     now = time.perf_counter()
-                    self._log(numbers, heldout if due else None, (tokens - tokens_since) / (now - since))
+                    self._log(numbers, due, heldout if due else None, (tokens - tokens_since) / (now - since))
                     since, tokens_since = now, tokens
                 if due and self._save is not None:
                     self._save(done)
+                    watch.saved(done)
                     since = time.perf_counter()
                 if leaving:
                     code = stopping.exit_code or OTHERS_ASKED
@@ -193,7 +197,11 @@ class Loop:
                 "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error
 
-    def _log(self, numbers: StepNumbers, heldout: float | None, tokens_per_second: float) -> None:
+    def _turned_degrees(self) -> list[float]:
+        soul = self.trainee.soul
+        return quantiles_in_degrees(turned_angles(soul.skew, soul.start.shape[-1], soul.map))
+
+    def _log(self, numbers: StepNumbers, due: bool, heldout: float | None, tokens_per_second: float) -> None:
         soul, done = self.trainee.soul, numbers.step + 1
         with torch.no_grad():
             rotation = soul.rotation()
@@ -211,6 +219,8 @@ class Loop:
             "phase": phase(alpha, self.config.alpha_target).name.lower(),
             "orthogonality_error": defect,
             "det": det,
+            # a dense rotation's take seconds, so they are worked out where a checkpoint is due
+            "turned_degrees": self._turned_degrees() if due or soul.kind == "so8" else None,
             "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
             "learning_rate": self.config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
@@ -221,24 +231,10 @@ class Loop:
         if self._metrics is not None:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        if self._report is not None:
+            self._report(row)
         if not defect <= ORTHOGONALITY_BOUND or det != 1:
             raise IntegrityError("train.left_so", done=done, defect=defect, det=det)
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run will write again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # a row torn by a crash
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
 
 
 @contextmanager

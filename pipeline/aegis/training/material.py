@@ -1,4 +1,4 @@
-"""The windows a config trains on: the same call, from the same cache, wherever they are wanted."""
+"""What a config trains on, and what it holds out: the same call, from the same cache, wherever it is wanted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Any
 
 from aegis import disk
 from aegis.config import DEMO, TrainConfig
+from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
+from aegis.data.questions import heldout_questions
+from aegis.data.sources import open_source
+from aegis.errors import DataError
 
 
 def training_data(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> Prepared:
@@ -34,6 +38,25 @@ def training_data(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> 
             skip_bad=config.skip_bad,
             cache_dir=disk.cache_directory() / "data" if keep else None,
         )
+
+
+def questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int) -> list[str]:
+    """Questions out of the chats that a config's training held out; none if it held none out, or has no chats.
+
+    Args:
+        data_sha256: of the data that was trained on.
+
+    Raises:
+        DataError: the data has changed since.
+        UsageError, EnvironmentFault: as `training_data`.
+    """
+    prepared = training_data(config, tokenizer)
+    if prepared.report.content_sha256 != data_sha256:
+        raise DataError("material.changed")
+    if prepared.heldout is None:
+        return []
+    with _source(config.dataset, keep=True) as name:
+        return heldout_questions(open_source(name), Encoder(tokenizer), prepared.heldout, count)
 
 
 @contextmanager

@@ -1,0 +1,173 @@
+"""How one piece of work is shown: a bar that lives, a line now and then, or a JSON object now and then."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from aegis.progress import Task
+
+_PLAIN_SECONDS = 15
+_JSON_SECONDS = 1
+
+
+def emit(row: dict[str, object]) -> None:
+    """Write one JSON line to stdout, strict and in ASCII."""
+    sys.stdout.write(json.dumps(_plain(row), ensure_ascii=True, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: object) -> object:
+    """A value as JSON has it, which knows no NaN."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def columns_for(total: float | None, unit: str, encoding: str) -> list[ProgressColumn]:
+    """What a bar shows beside its title; without a total, that it lives."""
+    title = TextColumn("{task.description}", markup=False)
+    note = TextColumn("{task.fields[note]}", markup=False)
+    if total is None:
+        # the usual spinner is made of Braille, which cp932 does not have
+        return [SpinnerColumn("dots" if encoding.startswith("utf") else "line"), title, TimeElapsedColumn(), note]
+    count: ProgressColumn = DownloadColumn() if unit == "B" else MofNCompleteColumn()
+    return [title, BarColumn(), count, TimeRemainingColumn(), note]
+
+
+class BarTask:
+    """A bar on a terminal."""
+
+    def __init__(self, bars: Progress, title: str, total: float | None) -> None:
+        self._bars = bars
+        self._id = bars.add_task(title, total=total, note="")
+
+    def advance(self, amount: float = 1) -> None:
+        self._bars.advance(self._id, amount)
+
+    def grow(self, amount: float) -> None:
+        self._bars.update(self._id, total=(self._bars.tasks[0].total or 0) + amount)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._id, note=text)
+
+
+class _Countdown:
+    """How far something is, and when to say so again."""
+
+    def __init__(self, total: float | None, every_s: float) -> None:
+        self.done = 0.0
+        self.began = self._spoke = time.monotonic()
+        self.total = total
+        self._every_s = every_s
+
+    def advance(self, amount: float) -> bool:
+        """Whether it is time for a word."""
+        self.done += amount
+        now = time.monotonic()
+        due = bool(self.total) and now - self._spoke >= self._every_s
+        if due:
+            self._spoke = now
+        return due
+
+    def grow(self, amount: float) -> None:
+        self.total = (self.total or 0) + amount
+
+    def left_s(self) -> float:
+        """Seconds until the end, if it goes on as so far."""
+        passed = time.monotonic() - self.began
+        return passed * ((self.total or 0.0) / self.done - 1) if self.done else 0.0
+
+
+class PlainTask:
+    """A line now and then, so that a log shows life and stays short."""
+
+    def __init__(self, console: Console, title: str, total: float | None) -> None:
+        self._console = console
+        self._title = title
+        self._note = ""
+        self._countdown = _Countdown(total, _PLAIN_SECONDS)
+
+    def advance(self, amount: float = 1) -> None:
+        if self._countdown.advance(amount) and self._countdown.total:
+            share, left_s = self._countdown.done / self._countdown.total, self._countdown.left_s()
+            self._line(f"{100 * share:.0f} %, about {left_s:.0f} s left  {self._note}")
+
+    def grow(self, amount: float) -> None:
+        self._countdown.grow(amount)
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def end(self) -> None:
+        self._line(f"done in {time.monotonic() - self._countdown.began:.1f} s")
+
+    def _line(self, text: str) -> None:
+        self._console.print(f"{self._title}: {text}".rstrip(), markup=False)
+
+
+class JsonTask:
+    """An object now and then."""
+
+    def __init__(self, title: str, total: float | None) -> None:
+        self._title = title
+        self._note = ""
+        self._countdown = _Countdown(total, _JSON_SECONDS)
+
+    def advance(self, amount: float = 1) -> None:
+        if self._countdown.advance(amount):
+            done, total, left_s = self._countdown.done, self._countdown.total, round(self._countdown.left_s(), 1)
+            row = {"task": self._title, "done": done, "total": total, "seconds_left": left_s, "note": self._note}
+            emit({"event": "progress", **row})
+
+    def grow(self, amount: float) -> None:
+        self._countdown.grow(amount)
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+
+class TaskWatch:
+    """A training as a task like any other: its rows and its checkpoints are told by themselves."""
+
+    def __init__(self, task: Task, start: int) -> None:
+        self._task = task
+        self._done = start
+
+    def step(self, done: int, read: int, loss: float, alpha: float) -> None:
+        self._task.note(f"loss {loss:.3f}  α {alpha:+.3f}")
+        self._task.advance(done - self._done)
+        self._done = done
+
+    def saved(self, step: int) -> None:
+        pass
+
+
+class JsonWatch(TaskWatch):
+    """A training as JSON objects."""
+
+    def saved(self, step: int) -> None:
+        emit({"event": "checkpoint", "step": step})

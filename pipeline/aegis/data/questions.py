@@ -1,0 +1,52 @@
+"""The questions of held-out chats: what a model can be asked that its training did not show it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from aegis.data.chat import Encoder, Example
+from aegis.data.formats import Chat, Record, records
+from aegis.data.packing import Windows, cut
+from aegis.data.rejects import Rejects
+from aegis.data.sources import Source
+
+_BATCH_ROWS = 256
+_MOST_ROWS = 100_000
+"""Rows looked at: the held-out ones are spread evenly, and a few are wanted."""
+
+
+def heldout_questions(source: Source, encoder: Encoder, heldout: Windows, count: int) -> list[str]:
+    """The first user turns of the first held-out chats, each question once.
+
+    What was held out is known by its tokens, so the rows are encoded again until enough have been recognised.
+
+    Args:
+        heldout: windows of the same source, encoder and length.
+        count: how many at most.
+    """
+    edges = heldout.first_token.tolist()
+    known = {heldout.tokens[start:end].tobytes() for start, end in itertools.pairwise(edges)}
+    found: dict[str, None] = {}
+    for record, example in _encoded(source, encoder):
+        if len(found) == count:
+            break
+        pieces, _ = cut(example, heldout.max_length)
+        if isinstance(record, Chat) and pieces and pieces[0].ids.tobytes() in known:
+            asked = next((message["content"] for message in record.messages if message["role"] == "user"), "")
+            if asked.strip():
+                found[asked] = None
+    return list(found)
+
+
+def _encoded(source: Source, encoder: Encoder) -> Iterator[tuple[Record, Example]]:
+    """Each row with its tokens; those that cannot be used were told of when the data was prepared."""
+    silent = Rejects(source.name)
+    rows = itertools.islice(records(source, silent), _MOST_ROWS)
+    while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+        examples = encoder.encode(batch, silent)
+        if len(examples) == len(batch):
+            yield from zip(batch, examples, strict=True)
+            continue
+        for record in batch:
+            yield from ((record, example) for example in encoder.encode([record], silent))

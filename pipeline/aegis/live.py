@@ -1,0 +1,140 @@
+"""The training as a person watches it on a terminal: one panel that is drawn anew in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from aegis.soul.gate import Phase, gate, phase
+
+_SMOOTHING = 0.95
+_WIDE = 72
+"""From so many columns on, two facts stand beside each other."""
+_COLOURS = {Phase.STABLE: "blue", Phase.TRANSITIONING: "yellow", Phase.GOLDEN: "green"}
+
+
+def phase_text(name: Phase, encoding: str) -> str:
+    """A phase as a console of this encoding can show it; cp932 knows the words and not the coloured circle."""
+    try:
+        name.value.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return name.value.partition(" ")[2]
+    return name.value
+
+
+class TrainingPanel:
+    """What is known of a training, and how it looks."""
+
+    def __init__(self, console: Console, start: int, stop: int) -> None:
+        self._console = console
+        self._start = start
+        self._stop = stop
+        self._loss: float | None = None
+        self._sum = self._weight = 0.0
+        self._read = start
+        self._alpha: float | None = None
+        self._row: dict[str, object] = {}
+        self._peak_bytes = 0.0
+        self._heldout: tuple[int, float] | None = None
+        self._saved: tuple[int, float] | None = None
+        self._bars = Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            # long enough that the look at the held-out windows and the saving are in the estimate
+            speed_estimate_period=600,
+        )
+        self._bar = self._bars.add_task("", total=stop, completed=start)
+
+    @contextmanager
+    def shown(self) -> Iterator[TrainingPanel]:
+        """Draw it until the block ends; then it is gone, and only the lines above it stay."""
+        with Live(console=self._console, get_renderable=self.draw, refresh_per_second=4, transient=True):
+            yield self
+
+    def step(self, done: int, read: int, loss: float, alpha: float) -> None:
+        """Take a step's numbers; those of a step that was read before count once."""
+        self._bars.update(self._bar, completed=done)
+        if read > self._read:
+            self._read, self._loss, self._alpha = read, loss, alpha
+            self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * loss
+            self._weight = _SMOOTHING * self._weight + 1 - _SMOOTHING
+
+    def saved(self, step: int) -> None:
+        """A checkpoint stands."""
+        self._saved = step, time.monotonic()
+
+    def metrics(self, row: dict[str, object]) -> None:
+        """Take a logging step's row."""
+        self._row = row
+        # on a CPU a row has what is in use now
+        self._peak_bytes = max(self._peak_bytes, _number(row, "peak_bytes"))
+        if isinstance(row.get("heldout_loss"), float):
+            self._heldout = int(str(row["step"])), float(str(row["heldout_loss"]))
+
+    def draw(self) -> RenderableType:
+        """The panel as things stand, for the width the console has now."""
+        wide = self._console.width >= _WIDE
+        facts = self._facts()
+        table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        for _ in range(2 if wide else 1):
+            table.add_column(no_wrap=True, style="dim")
+            table.add_column(no_wrap=True, ratio=1)
+        pairs = zip(facts[::2], facts[1::2], strict=True) if wide else ((fact,) for fact in facts)
+        for pair in pairs:
+            table.add_row(*(cell for fact in pair for cell in fact))
+        title = Text(f"train: step {self._bars.tasks[0].completed:.0f} of {self._stop}")
+        return Panel(Group(table, self._bars.get_renderable()), title=title, title_align="left")
+
+    def _facts(self) -> list[tuple[str, Text]]:
+        """An even number of them: label and value."""
+        waiting = Text("-", style="dim")
+        smoothed = Text(f"{self._sum / self._weight:.4f}") if self._weight else waiting
+        heldout = Text(f"{self._heldout[1]:.4f} (step {self._heldout[0]})") if self._heldout else waiting
+        return [
+            ("loss", waiting if self._loss is None else Text(f"{self._loss:.4f}")),
+            ("smoothed", smoothed),
+            ("held-out", heldout),
+            ("checkpoint", self._checkpoint()),
+            ("α", waiting if self._alpha is None else Text(f"{self._alpha:+.3f}")),
+            ("phase", waiting if self._alpha is None else self._phase(self._alpha)),
+            ("g", waiting if self._alpha is None else Text(f"{gate(self._alpha):.4f}")),
+            ("rate", Text(f"{_number(self._row, 'learning_rate'):.2e}") if self._row else waiting),
+            ("speed", Text(f"{_number(self._row, 'tokens_per_second'):,.0f} tokens/s") if self._row else waiting),
+            ("memory", Text(f"{self._peak_bytes / 2**30:.2f} GiB at most") if self._row else waiting),
+        ]
+
+    def _checkpoint(self) -> Text:
+        if self._saved is None:
+            return Text(f"step {self._start}, before this start" if self._start else "none yet", style="dim")
+        step, moment = self._saved
+        return Text(f"step {step}, {_age(time.monotonic() - moment)} ago")
+
+    def _phase(self, alpha: float) -> Text:
+        # the row knows the target, which α alone does not tell
+        named = self._row.get("phase")
+        name = Phase[str(named).upper()] if named else phase(alpha)
+        return Text(phase_text(name, self._console.encoding), style=_COLOURS[name])
+
+
+def _number(row: dict[str, object], name: str) -> float:
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _age(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,201 @@
+"""What a training looked like, as pictures readable at the size of a README.
+
+They are drawn from the rows of metrics.jsonl and from R at both ends: the same training gives the same bytes. A row
+of an older version, which lacks a number, is left out where that number is drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis.soul.angles import QUANTILES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+Angles = NDArray[np.float64]
+
+_BLUE, _RED, _GREY = "#0969da", "#cf222e", "#6e7781"
+_PHASES = {
+    "stable": ("Stable", "#ddf4ff"),
+    "transitioning": ("Transitioning", "#fff8c5"),
+    "golden": ("Golden Ratio Reached", "#dafbe1"),
+}
+_SMOOTHING = 0.6
+_MOST = 1e300
+
+
+PICTURES = ("training.png", "phase.png", "rotation.png", "spectrum.png")
+
+
+def draw_all(rows: Rows, start: Angles, end: Angles, gate: float, folder: Path) -> None:
+    """Draw PICTURES into a folder.
+
+    Args:
+        rows: of metrics.jsonl.
+        start, end: the angles of R before and after training, in radians.
+        gate: g after it.
+    """
+    training, phase, rotation, spectrum = (folder / name for name in PICTURES)
+    draw_training(rows, training)
+    draw_phase(rows, phase)
+    draw_rotation(rows, start, end, rotation)
+    draw_spectrum(end, gate, spectrum)
+
+
+def draw_training(rows: Rows, path: Path) -> None:
+    """training.png: the loss of each logging step, the same smoothed, and the held-out loss where it was looked at."""
+    figure, axes = _figure()
+    steps, losses = _column(rows, "task_loss")
+    axes.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1, label="loss")
+    axes.plot(steps, _smoothed(losses), color=_BLUE, linewidth=2, label="loss, smoothed")
+    steps, heldout = _column(rows, "heldout_loss")
+    if len(steps):
+        axes.plot(steps, heldout, color=_RED, marker="o", linewidth=2, label="held-out loss")
+        axes.annotate(f"{heldout[-1]:.3f}", (steps[-1], heldout[-1]), xytext=(0, 8), **_NOTE, color=_RED)
+    axes.set_ylabel("cross-entropy, nats per token")
+    axes.set_title("Training")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_phase(rows: Rows, path: Path) -> None:
+    """phase.png: α and g over the steps, on the colours of the three phases."""
+    figure, axes = _figure()
+    steps, alphas = _column(rows, "alpha")
+    named = [(row["step"], row["phase"]) for row in rows if str(row.get("phase")) in _PHASES]
+    edges = [0, *(after for (_, old), (after, new) in itertools.pairwise(named) if old != new)]
+    changes = [name for number, (_, name) in enumerate(named) if number == 0 or named[number - 1][1] != name]
+    seen = set[str]()
+    for start, stop, name in zip(edges, [*edges[1:], named[-1][0] if named else 0], changes, strict=False):
+        text, colour = _PHASES[name]
+        axes.axvspan(start, stop, color=colour, linewidth=0, label=None if name in seen else text)
+        seen.add(name)
+    axes.plot(steps, alphas, color=_BLUE, linewidth=2, label="α (left)")
+    axes.set_ylabel("α", color=_BLUE)
+    right = axes.twinx()
+    steps, gates = _column(rows, "gate")
+    right.plot(steps, gates, color=_RED, linewidth=2, linestyle="--", label="g = sigmoid(α) (right)")
+    right.set_ylabel("g", color=_RED)
+    right.set_ylim(0, 1)
+    right.spines["top"].set_visible(False)
+    axes.set_title("Phases of the gate")
+    handles, labels = (
+        a + b for a, b in zip(axes.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True)
+    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_rotation(rows: Rows, start: Angles, end: Angles, path: Path) -> None:
+    """rotation.png: by how much R turned away from its start, over the steps; and all of R's angles then and now.
+
+    Args:
+        start, end: the angles of R, in radians.
+    """
+    figure, (left, right) = _figure(2)
+    known = [(row["step"], row["turned_degrees"]) for row in rows if _are_quantiles(row.get("turned_degrees"))]
+    steps = [step for step, _ in known]
+    bands = np.array([values for _, values in known], dtype=np.float64).reshape(-1, len(QUANTILES))
+    for low, high, alpha, text in ((0, 6, 0.15, "least to most"), (1, 5, 0.25, "80 %"), (2, 4, 0.4, "half of them")):
+        left.fill_between(steps, bands[:, low], bands[:, high], color=_BLUE, alpha=alpha, linewidth=0, label=text)
+    left.plot(steps, bands[:, 3], color=_BLUE, linewidth=2, label="median")
+    left.set_ylim(bottom=0)
+    left.set_xlabel("step")
+    left.set_ylabel("degrees turned from the start")
+    left.set_title("What the soul learned")
+    left.legend(frameon=False, fontsize=9, loc="upper left")
+    edges = np.linspace(0, 180, 37)
+    right.hist(np.degrees(start), edges, color=_GREY, alpha=0.5, label="before training")
+    right.hist(np.degrees(end), edges, color=_BLUE, histtype="step", linewidth=2, label="after")
+    right.set_xlabel("rotation angle of R, degrees")
+    right.set_ylabel("planes")
+    right.set_title("All angles of R")
+    right.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_spectrum(angles: Angles, gate: float, path: Path) -> None:
+    """spectrum.png: the eigenvalues 1 + g·e^{iθ} of I + gR, and its singular values, which are their sizes.
+
+    Args:
+        angles: of R, in radians.
+        gate: g.
+    """
+    figure, (left, right) = _figure(2)
+    values = 1 + gate * np.exp(1j * angles)
+    circle = 1 + gate * np.exp(1j * np.linspace(0, math.tau, 400))
+    left.plot(circle.real, circle.imag, color=_GREY, linewidth=1)
+    for sign in (1, -1):
+        left.plot(values.real, sign * values.imag, ".", color=_BLUE, markersize=4, alpha=0.5)
+    left.plot(1, 0, "+", color="black", markersize=9)
+    left.axhline(0, color=_GREY, linewidth=0.5)
+    left.axvline(0, color=_GREY, linewidth=0.5)
+    left.set_aspect("equal", adjustable="datalim")
+    left.set_xlabel("real part")
+    left.set_ylabel("imaginary part")
+    left.set_title(f"Eigenvalues of I + gR, g = {gate:.3f}")
+    right.hist(np.abs(values), np.linspace(1 - gate, 1 + gate, 31), color=_BLUE, alpha=0.8)
+    right.axvline(1, color="black", linewidth=1.5, linestyle=":", label="1: length kept")
+    right.set_xlabel("singular value of I + gR")
+    right.set_ylabel("planes")
+    right.set_title(f"Singular values, {1 - gate:.3f} to {1 + gate:.3f}")
+    right.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+_NOTE: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+
+
+def _figure(columns: int = 1) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots(1, columns)
+    for one in np.ravel(axes):
+        _plain(one)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step")
+
+
+def _column(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+    known = [(row["step"], float(row[name])) for row in rows if _is_number(row.get(name))]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and -_MOST < value < _MOST
+
+
+def _are_quantiles(value: object) -> bool:
+    return isinstance(value, list) and len(value) == len(QUANTILES) and all(map(_is_number, value))
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential moving average, each mean over what has been seen so far."""
+    told, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = _SMOOTHING * total + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + 1 - _SMOOTHING
+        told.append(total / weight)
+    return told
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # without the version of the drawing program in it, the same numbers give the same bytes
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,57 @@
+"""Questions of held-out chats: exactly those, though nothing but their tokens is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aegis.config import TrainConfig
+from aegis.errors import DataError
+from aegis.model.base import load_tokenizer
+from aegis.training.material import questions, training_data
+
+
+@pytest.fixture
+def config(quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{n:03}番は?"},
+                {"role": "assistant", "content": "はい。" * (n % 5 + 1)},
+            ]
+        }
+        for n in range(300)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines[7] = '{"messages": ['
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return TrainConfig(base_model=str(quick_base), dataset=str(path), max_length=32, heldout_rows=9, skip_bad=1)
+
+
+def test_the_held_out_ones_and_no_others(config: TrainConfig, quick_base: Path) -> None:
+    """Each has its tokens among the held-out windows and not among those trained on; a broken row is no obstacle."""
+    tokenizer = load_tokenizer(quick_base)
+    prepared = training_data(config, tokenizer)
+    sha256 = prepared.report.content_sha256
+    found = questions(config, tokenizer, sha256, 99)
+    assert len(found) == 9
+    assert prepared.heldout is not None
+    kept_out, trained_on = (tokenizer.decode(w.tokens.tolist()) for w in (prepared.heldout, prepared.train))
+    wrong = [question for question in found if question not in kept_out or question in trained_on]
+    assert wrong == [], kept_out
+    assert questions(config, tokenizer, sha256, 2) == found[:2]
+    assert questions(config.model_copy(update={"heldout_rows": 0}), tokenizer, sha256, 2) == []
+    with pytest.raises(DataError, match="changed since"):
+        questions(config, tokenizer, "0" * 64, 2)
+
+
+def test_text_without_roles_has_none(config: TrainConfig, quick_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text("".join(f'{{"text": "{n}番目の文です。"}}\n' for n in range(40)), encoding="utf-8")
+    plain = config.model_copy(update={"dataset": str(path)})
+    tokenizer = load_tokenizer(quick_base)
+    assert questions(plain, tokenizer, training_data(plain, tokenizer).report.content_sha256, 3) == []

@@ -1,0 +1,136 @@
+"""A real headless Chromium, driven over a pipe in its DevTools protocol: what it loads, says and shows of a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_PATIENCE_S = 60.0
+
+
+@dataclass
+class Seen:
+    """What came of opening a page.
+
+    Attributes:
+        requests: every address that was asked for, the page's own first.
+        complaints: everything in the console, and every exception.
+        found: what the given expressions came to.
+    """
+
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+class Browser:
+    """One process for several pages."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        commands_read, self._commands = os.pipe()
+        self._answers, answers_write = os.pipe()
+        arguments = [
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"),
+            *("--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}"),
+        ]
+        # Chromium reads its commands from descriptor 3 and answers on 4
+        self._process = subprocess.Popen(
+            ["bash", "-c", f'exec "$@" 3<&{commands_read} 4>&{answers_write}', "bash", program, *arguments],
+            pass_fds=(commands_read, answers_write),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands_read)
+        os.close(answers_write)
+        self._rest = b""
+        self._number = 0
+        self._events: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._call("Browser.close", {}, None)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._commands)
+        os.close(self._answers)
+
+    def open(self, url: str, width: int = 1000, **expressions: str) -> Seen:
+        """Load a page and evaluate expressions in it, under their names."""
+        target = self._call("Target.createTarget", {"url": "about:blank"}, None)
+        attached = self._call("Target.attachToTarget", {"targetId": target["targetId"], "flatten": True}, None)
+        session = str(attached["sessionId"])
+        for domain in ("Page", "Network", "Log", "Runtime"):
+            self._call(f"{domain}.enable", {}, session)
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", metrics, session)
+        self._events.clear()
+        self._call("Page.navigate", {"url": url}, session)
+        until = time.monotonic() + _PATIENCE_S
+        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+            self._events.append(self._next(until))
+        seen = Seen()
+        for name, expression in expressions.items():
+            answer = self._call("Runtime.evaluate", {"expression": expression, "returnByValue": True}, session)
+            assert "exceptionDetails" not in answer, answer
+            seen.found[name] = answer["result"].get("value")
+        for event in self._events:
+            if event["method"] == "Network.requestWillBeSent":
+                seen.requests.append(event["params"]["request"]["url"])
+            elif event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+                seen.complaints.append(json.dumps(event["params"])[:500])
+        self._call("Target.closeTarget", {"targetId": target["targetId"]}, None)
+        return seen
+
+    def _call(self, method: str, params: dict[str, Any], session: str | None) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            answer = self._next(until)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+            if "method" in answer:
+                self._events.append(answer)
+
+    def _next(self, until: float) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._answers], [], [], max(0.0, until - time.monotonic()))
+            assert ready, "Chromium does not answer"
+            chunk = os.read(self._answers, 1 << 16)
+            assert chunk, "Chromium has ended"
+            self._rest += chunk
+        message, _, self._rest = self._rest.partition(b"\0")
+        found: dict[str, Any] = json.loads(message)
+        return found
+
+
+@contextmanager
+def started(profile: Path) -> Iterator[Browser | None]:
+    """A browser, or None where there is none."""
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        yield None
+        return
+    browser = Browser(program, profile)
+    try:
+        yield browser
+    finally:
+        browser.close()

@@ -1,0 +1,176 @@
+"""The report of a run: whole after the whole pipeline, and told what is missing where something is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aegis import reporting, sampling, talk
+from aegis.chain import run_all
+from aegis.config import ExportConfig, MergeConfig, VerifyConfig
+from aegis.errors import EnvironmentFault, UsageError
+from aegis.manifest import read_manifest, verify_directory
+from aegis.runs import Run
+from aegis.sampling import Limits
+from tests.stages.conftest import QUESTIONS, small_training, write_chats
+
+SHORT = Limits(count=2, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run, of which tests take copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = small_training(quick_base, write_chats(folder / "data.jsonl")).model_copy(update={"max_steps": 4})
+    run = Run(folder / "run")
+    run_all(config, MergeConfig(), ExportConfig(), VerifyConfig(tokens=128, threads=1, device="cpu"), run)
+    return run
+
+
+@pytest.fixture
+def run(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("AEGIS_LANG", "en")
+    return Run(shutil.copytree(finished.root, tmp_path / "run"))
+
+
+def words(page: Path) -> str:
+    return re.sub(r"data:image/png;base64,\S+", "", page.read_text(encoding="utf-8"))
+
+
+def test_a_whole_run(run: Run, finished: Run) -> None:
+    """Everything is on the page: five pictures, both tables, three models' answers to held-out questions, hashes."""
+    page = reporting.report(run, SHORT)
+    text = words(page)
+    verify_directory(run.report)
+    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 5
+    assert "proven: what was trained is what runs" in text
+    assert text.count('<div class="sample">') == 2
+    assert sum(question in text for question in QUESTIONS) == 2
+    for voice in ("<dt>base</dt>", "<dt>trained</dt>", "<dt>GGUF Q4_K_M</dt>"):
+        assert text.count(voice) == 2
+    assert "not asked" not in text
+    for directory in (run.adapter, run.merged, run.gguf, run.verify):
+        for name, record in read_manifest(directory).files.items():
+            assert f"{directory.name}/{name}" in text
+            assert record.sha256 in text
+    assert "ollama create" in text
+    assert "wide → merged" in text
+    # where on a disk it was made is nobody's business
+    assert str(run.root.parent) not in text
+    assert str(finished.root.parent) not in text
+
+
+def test_what_is_kept_and_what_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `reuse`, nobody is asked twice of the same run; a changed part, or another question, asks again."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(sampling, "ask", lambda _run, questions, _limits: asked.append(list(questions)) or [])
+    first = reporting.report(run, SHORT, reuse=True).read_bytes()
+    assert reporting.report(run, SHORT, reuse=True).read_bytes() == first
+    assert len(asked) == 1
+    reporting.report(run, SHORT, ["別の質問?"], reuse=True)
+    assert asked[1] == ["別の質問?"]
+    shutil.rmtree(run.verify)
+    reporting.report(run, SHORT, ["別の質問?"], reuse=True)
+    assert len(asked) == 3
+    monkeypatch.setenv("AEGIS_LANG", "ja")
+    assert "動かし方" in words(reporting.report(run, SHORT, ["別の質問?"], reuse=True))
+
+
+def test_a_training_alone(run: Run) -> None:
+    """No merged model, no GGUF, no verdict, no pictures, no metrics: each is said to be missing."""
+    for directory in (run.merged, run.gguf, run.verify, run.pictures):
+        shutil.rmtree(directory)
+    run.metrics.unlink()
+    text = words(reporting.report(run, Limits(count=1, max_tokens=4)))
+    assert "not verified: it has not been run" in text
+    for folder in ("merged/", "gguf/", "verify/"):
+        assert f"Not there: {folder}" in text
+    assert "<img" not in text
+    assert text.count("<dt>trained</dt>") == 1
+    assert "gguf has no manifest.json" in text
+    shutil.rmtree(run.adapter)
+    with pytest.raises(UsageError, match="no finished training"):
+        reporting.report(run, SHORT)
+
+
+@pytest.mark.parametrize("part", ["merged", "gguf", "verify"])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": "aegis-manifest", "version": 1}', "[]"])
+def test_a_damaged_part(run: Run, part: str, damage: str) -> None:
+    (run.root / part / "manifest.json").write_text(damage, encoding="utf-8")
+    text = words(reporting.report(run, Limits(count=0)))
+    assert "Not there: " in text
+    assert "proven: what" not in text
+
+
+def test_nonsense_in_a_manifest(run: Run) -> None:
+    """A manifest that parses and says other things than ours do."""
+    for part in ("merged", "gguf", "adapter"):
+        path = run.root / part / "manifest.json"
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["facts"] = {name: ["<b>"] for name in document["facts"]}
+        document["config"] = {name: {"x": "<b>"} for name in document["config"]}
+        path.write_text(json.dumps(document), encoding="utf-8")
+    text = words(reporting.report(run, Limits(count=0)))
+    assert "not verified" in text
+    assert "<b>" not in text
+
+
+def test_data_that_is_gone_or_changed(run: Run, finished: Run) -> None:
+    """Its held-out questions cannot be known: that is said, and given ones are asked all the same."""
+    data = finished.root.parent / "data.jsonl"
+    kept = data.read_bytes()
+    try:
+        data.write_bytes(kept + kept.splitlines(keepends=True)[0])
+        assert "the data has changed since the training" in words(reporting.report(run, SHORT))
+        data.unlink()
+        assert "data.jsonl" in words(reporting.report(run, SHORT))
+        given = words(reporting.report(run, SHORT, ["<i>質問</i>"]))
+        assert "&lt;i&gt;質問&lt;/i&gt;" in given
+        assert "training never saw" not in given
+    finally:
+        data.write_bytes(kept)
+
+
+class Slow:
+    """A speaker that takes a second of a clock that tests turn for each piece."""
+
+    name = "tiny-Q4_K_M"
+    context = 99
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+
+    def count(self, _messages: object) -> int:
+        return 1
+
+    def say(self, _messages: object, manner: talk.Manner) -> Iterator[str]:
+        for _ in range(manner.max_tokens):
+            self._clock[0] += 1
+            yield "あ"
+
+
+def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is too slow is cut and not asked on; one that cannot be loaded says why; the others are asked."""
+    from contextlib import contextmanager
+
+    clock = [0.0]
+    monkeypatch.setattr(sampling.time, "monotonic", lambda: clock[0])
+
+    @contextmanager
+    def speaking(*_: object, **settings: object) -> Iterator[list[object]]:
+        if settings["compare"]:
+            raise EnvironmentFault("no memory for it")
+        yield [Slow(clock)]
+
+    monkeypatch.setattr(talk, "in_transformers", speaking)
+    monkeypatch.setattr(talk, "speakers", speaking)
+    base, trained, gguf = sampling.ask(run, ["一", "二", "三"], Limits(max_tokens=4, seconds=5.5))
+    assert (base.answers, base.missing) == ((), "no memory for it")
+    assert [(answer.text, answer.cut) for answer in trained.answers] == [("ああああ", False), ("ああ", True)]
+    assert gguf.name == "Q4_K_M"
+    assert gguf.answers == trained.answers

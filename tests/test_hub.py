@@ -1,0 +1,61 @@
+"""A download as the Hub's client tells of it, on one bar of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from aegis import hub, progress
+
+
+class Told(progress.SilentReporter):
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float]] = []
+
+    @contextmanager
+    def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
+        bar = progress.SilentTask()
+        bar.advance = lambda amount=1: self.told.append(("advance", amount))  # type: ignore[method-assign]
+        bar.grow = lambda amount: self.told.append(("grow", amount))  # type: ignore[method-assign]
+        self.told.append((f"{title} {unit}", total or 0))
+        yield bar
+        self.told.append(("end", 0))
+
+
+def test_bytes_that_are_written_move_one_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those of the network, nor the count of files; totals grow as files begin; nothing is printed by the class."""
+    reporter = Told()
+    monkeypatch.setattr(progress, "_reporter", reporter)
+    with hub.download_bars("downloading x") as bar:
+        network = bar(desc="Downloading bytes", total=0, initial=0, unit="B", unit_scale=True)
+        written = bar(desc="Reconstructing", total=0, initial=0, unit="B", unit_scale=True)
+        with bar(desc="Fetching 2 files", total=2) as files:
+            for size in (100, 50):
+                for one in (network, written):
+                    one.total = (one.total or 0) + size
+                    one.refresh()
+                network.update(size)
+                written.update(size)
+                files.update()
+        written.set_description("done")
+    assert reporter.told == [
+        ("downloading x B", 100),
+        ("advance", 100),
+        ("grow", 50),
+        ("advance", 50),
+        ("end", 0),
+    ]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_to_fetch_opens_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter = Told()
+    monkeypatch.setattr(progress, "_reporter", reporter)
+    with hub.download_bars("downloading x") as bar:
+        bar(total=0, unit="B").close()
+        assert list(bar([1, 2])) == [1, 2]
+    assert reporter.told == []
