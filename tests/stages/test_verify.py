@@ -127,7 +127,8 @@ def test_other_families_are_proven(
     run = Run(tmp_path / "run")
     short = {"max_steps": 4, "warmup_steps": 1, "annealing_steps": 2, "batch_size": 2, "max_length": 64}
     base = make_random(model_type, pre=pre, **settings)
-    train(TrainConfig(base_model=str(base), device="cpu", learning_rate=1e-2, **short), run)
+    config = TrainConfig(base_model=str(base), device="cpu", learning_rate=1e-2, **short)
+    train(config, run, llama_cpp_dir=knowing_tree)
     make_merged(run)
     export = ExportConfig(keep_f16=True, llama_cpp_dir=knowing_tree)
     export_gguf(run.merged, run.gguf, export)
