@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--blind", action="store_true", help="without instrumentation, for comparison")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    # a child of fork has none of its parent's threads, and would wait for them
+    os.environ["OMP_NUM_THREADS"] = "1"
     with nullcontext() if given.blind else atheris.instrument_imports(include=INSTRUMENTED):
         from tests.faults import hostile, planted
 
