@@ -13,7 +13,9 @@ from aegis.config import PRESETS, StageConfig
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="the run's directory; artifacts/<base> if not given")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help=f"a set of settings: {', '.join(PRESETS)}")]
-FileOption = Annotated[Path | None, typer.Option("--config", help="TOML with [train], [merge] and [export]")]
+FileOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML with [train], [merge], [export], [verify] and [study]")
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="check everything and say what it would take; write nothing")
 ]

@@ -15,7 +15,7 @@ from aegis.data.sources import is_hub_dataset
 from aegis.errors import UsageError
 
 _HEADER = """\
-# Settings for `aegis run --config {name}` (and train, merge, export-gguf, verify, plan).
+# Settings for `aegis run --config {name}` (and train, merge, export-gguf, verify, plan, quantize-study).
 # A line that begins with "#" holds a default; take the "#" away to change it. A flag on the command line wins over
 # this file, and so does an environment variable such as AEGIS_TRAIN_MAX_STEPS.
 """
