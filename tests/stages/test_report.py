@@ -164,13 +164,13 @@ def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
     @contextmanager
     def speaking(*_: object, **settings: object) -> Iterator[list[object]]:
         if settings["compare"]:
-            raise EnvironmentFault("no memory for it")
+            raise EnvironmentFault("disk.no_cache", directory="x", error="no memory for it")
         yield [Slow(clock)]
 
     monkeypatch.setattr(talk, "in_transformers", speaking)
     monkeypatch.setattr(talk, "speakers", speaking)
     base, trained, gguf = sampling.ask(run, ["一", "二", "三"], Limits(max_tokens=4, seconds=5.5))
-    assert (base.answers, base.missing) == ((), "no memory for it")
+    assert (base.answers, base.missing) == ((), "x cannot be used as the cache")
     assert [(answer.text, answer.cut) for answer in trained.answers] == [("ああああ", False), ("ああ", True)]
     assert gguf.name == "Q4_K_M"
     assert gguf.answers == trained.answers
