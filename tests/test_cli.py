@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -60,8 +61,10 @@ def aegis(
         assert isinstance(code, int)
         return Ended(code, told.out, told.err)
 
+    standing = signal.getsignal(signal.SIGTERM)
     yield run
     progress.install(progress.SilentReporter())
+    signal.signal(signal.SIGTERM, standing)
 
 
 @pytest.fixture
@@ -80,6 +83,7 @@ def spawn(
                 "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
                 "AEGIS_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cache"),
                 "AEGIS_LOG_DIR": str(tmp_path_factory.getbasetemp() / "logs"),
+                "AEGIS_LANG": "en",
                 "HF_HUB_OFFLINE": "1",
                 **environment,
             },
@@ -352,7 +356,7 @@ def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch
         told = capsys.readouterr().err
         assert ended.value.code == code
         assert "Traceback" in told
-        assert str(error) in told.rpartition("\naegis: ")[2]
+        assert getattr(error, "what", str(error)) in told.rpartition("\naegis: ")[2]
     assert "Traceback" not in aegis("train", "--max-steps", 0).err
 
 
