@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmark import measured_on, quiet_and_offline
+
 from aegis.demo.corpus import conversations
-from aegis.manifest import versions
 
 _DIFFERENT = 5000
 CHILD = """
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--rows", default="1000,10000,100000", help="how many, each a line of the table")
     parser.add_argument("--out", type=Path, default=Path("bench_data.json"), help="JSON file for the results")
     arguments = parser.parse_args()
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    quiet_and_offline()
     table = []
     print(f"{'rows':>9}{'MB':>8}{'tokens':>12}{'seconds':>9}{'again':>7}{'peak GB':>9}   load before")
     for count in (int(text) for text in arguments.rows.split(",")):
@@ -86,9 +86,7 @@ def main() -> int:
             flush=True,
         )
     document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
+        **measured_on(),
         "table": table,
     }
     arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -9,27 +9,21 @@ the hashes and the Modelfile. At 3.8 B parameters this takes 20 GB of disk and s
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from bench_merge import Run, measure
+from benchmark import measured_on, parser, quiet_and_offline, scratch
 from rehearse_full_size import copy_template, meta_model, write_base
 
 from aegis.llama_cpp import QUANT_TYPES
 from aegis.llama_cpp.tree import CONVERTER, find_tree
-from aegis.manifest import versions
 from aegis.model.shards import ShardSet
 from aegis.stages.export import disk_needed
 
@@ -96,24 +90,14 @@ def _size(folder: Path) -> int:
 
 def main() -> int:
     """Run both in turn, print the table, write the JSON; 1 if more disk was used than was said."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--template", type=Path, required=True, help="config.json and tokenizer files of a Phi-3.5-mini"
-    )
-    parser.add_argument("--layers", type=int, help="a smaller model, for a trial")
-    parser.add_argument("--runs", type=int, default=3, help="rounds")
-    parser.add_argument("--quant", action="append", default=[], help="Q4_K_M if not given; several from one f16 file")
-    parser.add_argument("--work", type=Path, help="where to write; a temporary directory if not given")
-    parser.add_argument("--out", type=Path, default=Path("bench_export.json"), help="JSON file for the results")
-    arguments = parser.parse_args()
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    if arguments.work:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="bench-export-", dir=arguments.work))
+    options = parser(__doc__, "bench_export.json")
+    options.add_argument("--quant", action="append", default=[], help="Q4_K_M if not given; several from one f16 file")
+    arguments = options.parse_args()
+    quiet_and_offline()
     quants = arguments.quant or ["Q4_K_M"]
     runs: list[Run] = []
     peak = 0
-    try:
+    with scratch("bench-export-", arguments.work) as work:
         model, out = work / "model", work / "out"
         prepare(model, arguments.template, arguments.layers)
         said = disk_needed(model, ShardSet.open(model), quants)
@@ -123,17 +107,13 @@ def main() -> int:
                 with watched(work) as seen:
                     runs.append(measure(name, number, command, out))
                 peak = max(peak, *seen) if name == OURS else peak
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     by_hand = {run.round: run.seconds for run in runs if run.name == BY_HAND}
     ratio = statistics.median(run.seconds / by_hand[run.round] for run in runs if run.name == OURS)
     print(
         f"\n{', '.join(quants)}: {ratio:.3f} times by hand; {peak / 1e9:.2f} GB of disk, {said / 1e9:.2f} GB were said"
     )
     document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
+        **measured_on(),
         "quants": quants,
         "times_by_hand": round(ratio, 3),
         "disk_peak_bytes": peak,

@@ -10,10 +10,8 @@ At 3.8 B parameters this takes 16 GB of disk, and 16 GB of memory for peft, whic
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,10 +25,10 @@ from pathlib import Path
 
 import psutil
 import torch
+from benchmark import measured_on, parser, quiet_and_offline, scratch
 from rehearse_full_size import copy_template, meta_model, write_adapter_and_soul, write_base
 
 from aegis import disk
-from aegis.manifest import versions
 from aegis.model.base import hash_weights
 from aegis.model.lora import resolve_targets
 from aegis.model.shards import ShardSet
@@ -147,29 +145,17 @@ def table(runs: Sequence[Run]) -> list[dict[str, object]]:
 
 def main() -> int:
     """Run all, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--template", type=Path, required=True, help="config.json and tokenizer files of a Phi-3.5-mini"
-    )
-    parser.add_argument("--layers", type=int, help="a smaller model, for a trial")
-    parser.add_argument("--runs", type=int, default=3, help="rounds")
-    parser.add_argument("--only", action="append", default=[], help="a contender beside the copy; all if not given")
-    parser.add_argument("--work", type=Path, help="where to write; a temporary directory if not given")
-    parser.add_argument("--out", type=Path, default=Path("bench_merge.json"), help="JSON file for the results")
-    arguments = parser.parse_args()
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    if arguments.work:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="bench-merge-", dir=arguments.work))
+    options = parser(__doc__, "bench_merge.json")
+    options.add_argument("--only", action="append", default=[], help="a contender beside the copy; all if not given")
+    arguments = options.parse_args()
+    quiet_and_offline()
     runs: list[Run] = []
-    try:
+    with scratch("bench-merge-", arguments.work) as work:
         base_bytes = prepare(work, arguments.template, arguments.layers)
         commands = contenders(work, base_bytes, arguments.only)
         for number in range(arguments.runs):
             print(f"round {number + 1} of {arguments.runs}")
             runs += [measure(name, number, command, work / "out") for name, command in commands.items()]
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     rows = table(runs)
     print(f"\n{'':<20}{'seconds':>9}{'× copy':>8}{'CPU s':>8}{'peak GiB':>10}")
     for row in rows:
@@ -178,9 +164,7 @@ def main() -> int:
             f"{row['cpu_seconds']:>8.1f}{row['peak_gib']:>10.2f}"
         )
     document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
+        **measured_on(),
         "base_bytes": base_bytes,
         "table": rows,
         "runs": [asdict(run) for run in runs],

@@ -128,7 +128,7 @@ def test_a_cpu_wheel_beside_a_card_is_the_trap(nvml: Nvml, torch_sees: Callable[
     assert "CPU-only build, on a machine with NVIDIA GeForce RTX 3060" in found.detail
     assert sys.executable in found.cure
     assert f"torch=={torch.__version__.partition('+')[0]}+cu130" in found.cure
-    assert found.cure.endswith("--index-url https://download.pytorch.org/whl/cu130")
+    assert found.cure.endswith("as for CUDA 13.0 on https://pytorch.org/get-started/locally")
     nvml(cuda=12040)
     assert only(card.torch_build()).cure.startswith("update the driver first")
 

@@ -10,15 +10,15 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis.doctor.finding import WINDOWS, Finding, gigabytes, pip_install
+from aegis.doctor.finding import WINDOWS, Finding, gigabytes, pip, pip_install
 
 LEAST_FREE_BYTES = 4e9
 """Room for the target base at the defaults: 2.6 GiB, and what CUDA itself takes."""
 
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 _DRIVERS = "https://www.nvidia.com/drivers"
-_WHEELS = "https://download.pytorch.org/whl/cu130"
-_WHEELS_CUDA = (13, 0)
+_BUILDS = "https://pytorch.org/get-started/locally"
+_BUILDS_CUDA = (13, 0)
 
 
 @dataclass(frozen=True)
@@ -134,18 +134,13 @@ def torch_build() -> list[Finding]:
     if found is None or not found.cards:
         return [Finding("torch", "ok", build)]
     if cuda is None:
-        if found.cuda < _WHEELS_CUDA:
+        if found.cuda < _BUILDS_CUDA:
             newer = f"update the driver first ({_DRIVERS})"
             return [Finding("torch", "fail", f"{build}; the card needs a CUDA build, the driver is too old", newer)]
-        wanted = f"torch=={version.partition('+')[0]}+{_WHEELS.rpartition('/')[2]}"
-        return [
-            Finding(
-                "torch",
-                "fail",
-                f"{build}, on a machine with {found.cards[0].name}",
-                pip_install(wanted, "--index-url", _WHEELS),
-            )
-        ]
+        wanted = f"torch=={version.partition('+')[0]}+cu{''.join(map(str, _BUILDS_CUDA))}"
+        shown = f"as for CUDA {_dotted(_BUILDS_CUDA)} on {_BUILDS}"
+        cure = f"{pip('uninstall', '-y', 'torch')}; then install {wanted}, {shown}"
+        return [Finding("torch", "fail", f"{build}, on a machine with {found.cards[0].name}", cure)]
     if torch.cuda.is_available():
         return [Finding("torch", "ok", build)]
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):

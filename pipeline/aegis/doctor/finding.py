@@ -36,13 +36,18 @@ def set_up_again() -> str:
     return r"py tools\start.py setup" if WINDOWS else "python3 tools/start.py setup"
 
 
+def pip(*words: str) -> str:
+    """A pip command for the Python that runs this."""
+    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    return " ".join([python, "-m", "pip", *words])
+
+
 def pip_install(*arguments: str) -> str:
     """A pip command for the Python that runs this, held to the versions of the checkout."""
-    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
     constraints = CHECKOUT / "tools" / "constraints.txt"
     held = ["-c", str(constraints)] if constraints.is_file() else []
     words = [f'"{word}"' if any(c in word for c in ' <>"') else word for word in (*held, *arguments)]
-    return " ".join([python, "-m", "pip", "install", *words])
+    return pip("install", *words)
 
 
 def environment_command(name: str, value: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis.errors import IntegrityError
 from aegis.proof.divergence import Divergence
+from aegis.proof.reports import read_versioned
 
 SCHEMA = "aegis-quantize-study"
 SCHEMA_VERSION = 1
@@ -144,18 +143,4 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: it is damaged, or of another version.
     """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        found = (report["schema"], report["version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError("study.no_report", path=path, name=type(error).__name__, error=error) from None
-    if found != (SCHEMA, SCHEMA_VERSION):
-        raise IntegrityError(
-            "study.other_version",
-            path=path,
-            found=found[0],
-            found_2=found[1],
-            schema=SCHEMA,
-            schema_version=SCHEMA_VERSION,
-        )
-    return dict(report)
+    return read_versioned(path, SCHEMA, SCHEMA_VERSION, damaged="study.no_report", other="study.other_version")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.proof.divergence import Divergence, Recording, best_temperature, perplexity
+from aegis.proof.reports import read_versioned
 from aegis.proof.structure import Check
 from aegis.runs import Run
 
@@ -153,23 +153,10 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: it is damaged, or of another version.
     """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        found = (report["schema"], report["version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError("verdict.no_report", path=path, name=type(error).__name__, error=error) from None
-    if found != (SCHEMA, SCHEMA_VERSION):
-        raise IntegrityError(
-            "verdict.other_version",
-            path=path,
-            found=found[0],
-            found_2=found[1],
-            schema=SCHEMA,
-            schema_version=SCHEMA_VERSION,
-        )
+    report = read_versioned(path, SCHEMA, SCHEMA_VERSION, damaged="verdict.no_report", other="verdict.other_version")
     if not isinstance(report.get("ok"), bool):
         raise IntegrityError("verdict.incomplete", path=path)
-    return dict(report)
+    return report
 
 
 def verdict_of_run(run: Run) -> tuple[dict[str, Any] | None, str]:
