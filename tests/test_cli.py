@@ -61,10 +61,8 @@ def aegis(
         assert isinstance(code, int)
         return Ended(code, told.out, told.err)
 
-    standing = signal.getsignal(signal.SIGTERM)
     yield run
     progress.install(progress.SilentReporter())
-    signal.signal(signal.SIGTERM, standing)
 
 
 @pytest.fixture
