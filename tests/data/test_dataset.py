@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,13 @@ def documents(tokenizer: Any, windows: Windows | None) -> list[str]:
     """The text of every document in the windows."""
     if windows is None:
         return []
-    edges = windows.first_token.tolist()
-    return [tokenizer.decode(windows.tokens[a:b]) for a, b in pairwise(edges)]
+    return [tokenizer.decode(piece) for piece in windows.pieces()]
 
 
 def arrays(prepared: Prepared) -> list[bytes]:
     parts = [prepared.train, *([prepared.heldout] if prepared.heldout else [])]
-    return [getattr(part, field.name).tobytes() for part in parts for field in dataclasses.fields(part)[2:]]
+    kept = [getattr(part, field.name) for part in parts for field in dataclasses.fields(part)[3:]]
+    return [array.tobytes() for array in [*kept, *(part.tokens.read(0, len(part.tokens)) for part in parts)]]
 
 
 def test_the_report_adds_up(phi: Any, write_rows: WriteRows, reporter: Recorder) -> None:
@@ -119,7 +118,7 @@ def test_the_cache_gives_back_what_was_prepared(phi: Any, write_rows: WriteRows,
     path = write_rows(*(row(i) for i in range(40)), "{")
     settings: dict[str, Any] = {"heldout_rows": 2, "skip_bad": 1, "cache_dir": tmp_path / "cache"}
     fresh = prepare(path, phi, **settings)
-    (kept,) = (tmp_path / "cache").glob("*.safetensors")
+    (kept,) = (tmp_path / "cache").glob("*.windows")
     stamp = kept.stat().st_mtime_ns
     again = prepare(path, phi, **settings)
     assert arrays(again) == arrays(fresh)
@@ -132,7 +131,7 @@ def test_the_cache_knows_what_the_outcome_depends_on(
 ) -> None:
     def entries(tokenizer: Any, path: Path, **settings: Any) -> int:
         prepare(path, tokenizer, cache_dir=tmp_path / "cache", **settings)
-        return len(list((tmp_path / "cache").glob("*.safetensors")))
+        return len(list((tmp_path / "cache").glob("*.windows")))
 
     path = write_rows(*(row(i) for i in range(20)))
     assert entries(phi, path) == 1
@@ -150,7 +149,7 @@ def test_the_cache_knows_what_the_outcome_depends_on(
 def test_a_damaged_cache_is_made_again(phi: Any, write_rows: WriteRows, tmp_path: Path, damage: str) -> None:
     path = write_rows(*(row(i) for i in range(20)))
     fresh = prepare(path, phi, cache_dir=tmp_path / "cache")
-    (kept,) = (tmp_path / "cache").glob("*.safetensors")
+    (kept,) = (tmp_path / "cache").glob("*.windows")
     content = bytearray(kept.read_bytes())
     content[-9] ^= 1
     kept.write_bytes({"flip": bytes(content), "cut": bytes(content[:-5]), "empty": b""}[damage])

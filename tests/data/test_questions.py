@@ -40,7 +40,8 @@ def test_the_held_out_ones_and_no_others(config: TrainConfig, quick_base: Path) 
     found = questions(config, tokenizer, sha256, 99)
     assert len(found) == 9
     assert prepared.heldout is not None
-    kept_out, trained_on = (tokenizer.decode(w.tokens.tolist()) for w in (prepared.heldout, prepared.train))
+    parts = (prepared.heldout, prepared.train)
+    kept_out, trained_on = ("".join(tokenizer.decode(piece) for piece in windows.pieces()) for windows in parts)
     wrong = [question for question in found if question not in kept_out or question in trained_on]
     assert wrong == [], kept_out
     assert questions(config, tokenizer, sha256, 2) == found[:2]

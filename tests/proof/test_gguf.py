@@ -93,7 +93,7 @@ def test_a_value_beyond_float16_is_named(gguf: Path, quick_base: Path) -> None:
     with GgufFile(gguf) as file:
         info = file.tensors["blk.0.ffn_down.weight"]
     data = bytearray(gguf.read_bytes())
-    for bits, wrong in ((0x7BFF, False), (0x7C00, True), (0xFC00, True), (0x7E00, True)):
+    for bits, wrong in ((0x7BFF, False), (0xFBFF, False), (0x7C00, True), (0xFC00, True), (0x7E00, True)):
         data[info.offset_bytes + 6 : info.offset_bytes + 8] = np.uint16(bits).tobytes()
         gguf.write_bytes(data)
         if wrong:

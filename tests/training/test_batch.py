@@ -8,7 +8,7 @@ import torch
 
 from aegis.config import TrainConfig
 from aegis.data.chat import Example
-from aegis.data.packing import IGNORED, Windows, pack
+from aegis.data.packing import IGNORED, Pieces, Windows, pack
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.objective import summed_loss
 from aegis.training.step import Stepper
@@ -24,7 +24,7 @@ def windows(lengths: list[int], *, packing: bool = True, max_length: int = 16) -
         trained = np.ones(length, dtype=bool)
         trained[: max(1, length // 3)] = False
         pieces.append(Example(rng.integers(1, 60, length).astype(np.int32), trained, False))
-    return pack(pieces, max_length=max_length, packing=packing, seed=0, pad_token_id=0)
+    return pack(Pieces(pieces), max_length=max_length, packing=packing, seed=0, pad_token_id=0)
 
 
 def test_a_shape_serves_every_batch() -> None:

@@ -1,4 +1,7 @@
-"""Windows on disk: one safetensors file, written whole or not at all, checked when it is read."""
+"""Windows on disk: one file, written whole or not at all, checked when it is read, its tokens left where they are.
+
+A line of JSON; the arrays of each part, as `numpy.save` writes them; the tokens of each part; the SHA-256 of all that.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,34 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from aegis.data.packing import Windows
+from aegis.data.tokens import CODE, TokenFile
 from aegis.errors import EnvironmentFault
 
-FORMAT = "aegis-data 1"
+FORMAT = "aegis-data 2"
 
-_ARRAYS = ("tokens", "trained", "first_token", "first_piece")
+_ARRAYS = ("first_token", "first_piece", "trained_per_window")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_BLOCK_TOKENS = 1 << 18
+
+
+class _Hashing:
+    """A file to write to, with the hash of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
 
 
 def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) -> None:
@@ -28,14 +45,6 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    arrays = {
-        f"{name}.{array}": np.ascontiguousarray(getattr(part, array))
-        for name, part in windows.items()
-        for array in _ARRAYS
-    }
-    shape = {name: [part.max_length, part.pad_token_id] for name, part in windows.items()}
-    body = json.dumps({"windows": shape, "report": report})
-    metadata = {"format": FORMAT, "body": body, "sha256": _digest(body, arrays)}
     building = path.parent / ".building"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,39 +53,59 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             try:
-                save_file(arrays, building / path.name, metadata=metadata)
+                with (building / path.name).open("xb") as file:
+                    _write(file, windows, report)
                 (building / path.name).replace(path)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise EnvironmentFault("data_cache.not_kept", parent=path.parent, error=str(error)) from error
+
+
+def _write(file: IO[bytes], windows: Mapping[str, Windows], report: dict[str, Any]) -> None:
+    shapes = {name: [part.max_length, part.pad_token_id, len(part.tokens)] for name, part in windows.items()}
+    hashing = _Hashing(file)
+    hashing.write(json.dumps({"format": FORMAT, "windows": shapes, "report": report}).encode() + b"\n")
+    for part in windows.values():
+        for array in _ARRAYS:
+            np.save(hashing, getattr(part, array), allow_pickle=False)
+    for part in windows.values():
+        for start in range(0, len(part.tokens), _BLOCK_TOKENS):
+            hashing.write(part.tokens.read(start, min(start + _BLOCK_TOKENS, len(part.tokens))).data)
+    file.write(hashing.sha256.digest())
 
 
 def load(path: Path) -> tuple[dict[str, Windows], dict[str, Any]] | None:
     """Read what `store` wrote; None when the file is absent, and when it is damaged, which removes it."""
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        body = metadata["body"]
-        if metadata["format"] != FORMAT or metadata["sha256"] != _digest(body, arrays):
-            raise ValueError("not what was written")
-    except (SafetensorError, OSError, KeyError, ValueError):
-        path.unlink(missing_ok=True)
-        return None
-    content = json.loads(body)
-    windows = {
-        name: Windows(max_length, pad_token_id, *(arrays[f"{name}.{array}"] for array in _ARRAYS))
-        for name, (max_length, pad_token_id) in content["windows"].items()
-    }
+    with suppress(OSError, KeyError, ValueError), path.open("rb") as file:
+        if _is_whole(file):
+            return _read(path, file)
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _is_whole(file: IO[bytes]) -> bool:
+    """Does it end in the hash of what comes before? Leaves the file at its beginning."""
+    digest, last = hashlib.sha256(), b""
+    while block := file.read(_BLOCK_TOKENS * CODE.itemsize):
+        digest.update(last[:-_DIGEST_BYTES])
+        last = last[-_DIGEST_BYTES:] + block
+    digest.update(last[:-_DIGEST_BYTES])
+    file.seek(0)
+    return digest.digest() == last[-_DIGEST_BYTES:]
+
+
+def _read(path: Path, file: IO[bytes]) -> tuple[dict[str, Windows], dict[str, Any]]:
+    content = json.loads(file.readline())
+    if content["format"] != FORMAT:
+        raise ValueError(content["format"])
+    arrays = {name: [np.load(file, allow_pickle=False) for _ in _ARRAYS] for name in content["windows"]}
+    offset = file.tell()
+    windows = {}
+    for name, (max_length, pad_token_id, count) in content["windows"].items():
+        tokens = TokenFile(path.open("rb", buffering=0), path.parent, offset, count)
+        windows[name] = Windows(max_length, pad_token_id, tokens, *arrays[name])
+        offset += count * CODE.itemsize
     return windows, content["report"]
-
-
-def _digest(body: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    digest = hashlib.sha256(body.encode())
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()

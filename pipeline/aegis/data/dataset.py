@@ -107,19 +107,19 @@ def prepare(
     options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit)
     opened = open_source(source, split=split, revision=revision)
     digest = opened.sha256()
-    path = cache_dir / f"{_cache_key(digest, tokenizer, options)}.safetensors" if cache_dir else None
+    path = cache_dir / f"{_cache_key(digest, tokenizer, options)}.windows" if cache_dir else None
     prepared = _cached(path, opened.name) if path else None
     if prepared is None:
-        prepared = _prepare(opened, digest, tokenizer, options)
+        prepared = _prepare(opened, digest, tokenizer, options, cache_dir)
         if path:
             cache.store(path, _named(prepared), asdict(prepared.report))
     warn_skipped(opened.name, prepared.report.skipped)
     return prepared
 
 
-def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options) -> Prepared:
+def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, folder: Path | None) -> Prepared:
     rejects = Rejects(source.name, options.skip_bad)
-    pieces = Pieces()
+    pieces = Pieces(folder=folder)
     keys, first_piece = array("Q"), array("q", [0])  # a row's key, and the number of its first piece
     truncated = dropped = 0
     for example in _examples(source, Encoder(tokenizer), rejects, options.limit):
@@ -148,6 +148,7 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options) -> 
             packing=options.packing,
             seed=options.seed,
             pad_token_id=pad_token_id,
+            folder=folder,
         )
 
     windows, heldout_windows = packed(train), packed(heldout) if len(heldout) else None
@@ -203,7 +204,7 @@ def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[NDArray[np.int6
     """
     distinct, first_row = np.unique(keys, return_index=True)
     count = min(heldout_rows, len(distinct) // 10)
-    train = np.flatnonzero(~np.isin(keys, distinct[:count]))
+    train = np.flatnonzero(keys > distinct[count - 1]) if count else np.arange(len(keys))
     return train, np.sort(first_row[:count])
 
 

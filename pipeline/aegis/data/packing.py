@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, overload
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aegis.data.chat import Example
 from aegis.data.order import permutation
+from aegis.data.tokens import Codes, TokenFile, encoded, ids_of
 
 IGNORED = -100
 """The label of a token that is not learnt: what `torch.nn.functional.cross_entropy` leaves out by default."""
@@ -41,28 +42,29 @@ class Windows:
     """Windows of `max_length` tokens, kept as the tokens of their pieces without padding.
 
     Window w holds the pieces first_piece[w] to first_piece[w + 1], one after the other; piece p holds the tokens
-    first_token[p] to first_token[p + 1].
+    first_token[p] to first_token[p + 1]. All arrays are int64.
     """
 
     max_length: int
     pad_token_id: int
-    tokens: NDArray[np.int32]
-    trained: NDArray[np.bool_]
+    tokens: TokenFile
     first_token: NDArray[np.int64]
     first_piece: NDArray[np.int64]
+    trained_per_window: NDArray[np.int64]
+    """How many labels of each window are not IGNORED."""
 
     def __len__(self) -> int:
         return len(self.first_piece) - 1
 
-    @cached_property
-    def trained_per_window(self) -> NDArray[np.int64]:
-        """How many labels of each window are not IGNORED."""
-        return np.add.reduceat(self.trained, self.first_token[self.first_piece[:-1]], dtype=np.int64)
-
     @property
     def trained_tokens(self) -> int:
         """How many labels are not IGNORED."""
-        return int(self.trained.sum())
+        return int(self.trained_per_window.sum())
+
+    def pieces(self) -> Iterator[NDArray[np.int32]]:
+        """The token ids of each piece."""
+        for start, stop in pairwise(self.first_token):
+            yield ids_of(self.tokens.read(int(start), int(stop)))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The windows of these numbers, one a row. Padding is one more document, nothing of it learnt."""
@@ -73,10 +75,9 @@ class Windows:
         document_ids = np.empty(shape, dtype=np.int64)
         for row, window in enumerate(indices):
             pieces = self.first_token[self.first_piece[window] : self.first_piece[window + 1] + 1]
-            length = int(pieces[-1] - pieces[0])
-            tokens = self.tokens[pieces[0] : pieces[-1]]
-            input_ids[row, :length] = tokens
-            labels[row, :length] = np.where(self.trained[pieces[0] : pieces[-1]], tokens, IGNORED)
+            codes = self.tokens.read(int(pieces[0]), int(pieces[-1]))
+            input_ids[row, : len(codes)] = ids_of(codes)
+            labels[row, : len(codes)] = np.where(codes >= 0, codes, IGNORED)
             edges = [*(pieces - pieces[0]).tolist(), self.max_length]
             for document, (start, end) in enumerate(pairwise(edges)):
                 position_ids[row, start:end] = np.arange(end - start)
@@ -84,17 +85,26 @@ class Windows:
         return Batch(input_ids, labels, position_ids, document_ids)
 
 
-class Pieces(Sequence[Example]):
-    """Examples kept flat: five bytes a token and eight a piece, where an object for each would take hundreds."""
+class Pieces:
+    """Examples as they come: their tokens on disk, eight bytes for each in memory.
 
-    def __init__(self) -> None:
-        self._tokens = array("i")
-        self._trained = bytearray()
+    Args:
+        examples: the first ones.
+        folder: on the disk that is to hold the tokens; the system's temporary folder if None.
+
+    Raises:
+        EnvironmentFault: the disk is full, here and in `append`.
+    """
+
+    def __init__(self, examples: Iterable[Example] = (), folder: Path | None = None) -> None:
+        self._tokens = TokenFile.unnamed(folder)
         self._ends = array("q", [0])
+        for example in examples:
+            self.append(example)
 
     def append(self, piece: Example) -> None:
-        self._tokens.frombytes(piece.ids.tobytes())
-        self._trained += piece.trained.tobytes()
+        """Add one; that it was a document is forgotten."""
+        self._tokens.append(encoded(piece.ids, piece.trained))
         self._ends.append(len(self._tokens))
 
     def __len__(self) -> int:
@@ -105,19 +115,9 @@ class Pieces(Sequence[Example]):
         ends = np.frombuffer(self._ends, np.int64)
         return ends[1:] - ends[:-1]
 
-    @overload
-    def __getitem__(self, number: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Example]: ...
-
-    def __getitem__(self, number: int | slice) -> Example | list[Example]:
-        """Views, which hold the whole: take them once everything is appended. That it was a document is forgotten."""
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        start, count = self._ends[number], self._ends[number + 1] - self._ends[number]
-        ids = np.frombuffer(self._tokens, np.int32, count, 4 * start)
-        return Example(ids, np.frombuffer(self._trained, np.bool_, count, start), False)
+    def codes(self, number: int) -> Codes:
+        """The tokens of one piece."""
+        return self._tokens.read(self._ends[number], self._ends[number + 1])
 
 
 class Cut(NamedTuple):
@@ -144,39 +144,40 @@ def cut(example: Example, max_length: int) -> Cut:
 
 
 def pack(
-    pieces: Sequence[Example],
+    pieces: Pieces,
     *,
     max_length: int,
     packing: bool,
     seed: int,
     pad_token_id: int,
-    chosen: Sequence[int] | NDArray[np.int64] | None = None,
+    chosen: NDArray[np.int64] | None = None,
+    folder: Path | None = None,
 ) -> Windows:
     """Put pieces of at most `max_length` tokens into windows; without `packing`, one in each.
 
     Args:
         chosen: the numbers of the pieces to take; all if None.
+        folder: on the disk that is to hold the tokens; the system's temporary folder if None.
+
+    Raises:
+        EnvironmentFault: the disk is full.
     """
-    numbers = np.arange(len(pieces)) if chosen is None else np.asarray(chosen, dtype=np.int64)
-    lengths = _lengths(pieces)[numbers]
-    order, first_piece = np.arange(len(numbers)), np.arange(len(numbers) + 1)
+    lengths = pieces.lengths()
+    order = np.arange(len(lengths)) if chosen is None else chosen
+    first_piece = np.arange(len(order) + 1)
     if packing:
-        order, first_piece = _best_fit(lengths, max_length, seed)
-    first_token = np.zeros(len(numbers) + 1, dtype=np.int64)
+        places, first_piece = _best_fit(lengths[order], max_length, seed)
+        order = order[places]
+    first_token = np.zeros(len(order) + 1, dtype=np.int64)
     np.cumsum(lengths[order], out=first_token[1:])
-    tokens = np.empty(first_token[-1], dtype=np.int32)
-    trained = np.empty(first_token[-1], dtype=np.bool_)
-    for place, start in zip(order, first_token[:-1], strict=True):
-        ids, learnt, _ = pieces[int(numbers[place])]
-        tokens[start : start + len(ids)] = ids
-        trained[start : start + len(ids)] = learnt
-    return Windows(max_length, pad_token_id, tokens, trained, first_token, first_piece)
-
-
-def _lengths(pieces: Sequence[Example]) -> NDArray[np.int64]:
-    if isinstance(pieces, Pieces):
-        return pieces.lengths()
-    return np.array([len(piece.ids) for piece in pieces], dtype=np.int64)
+    tokens = TokenFile.unnamed(folder)
+    trained = np.empty(len(order), dtype=np.int64)
+    for place, number in enumerate(order):
+        codes = pieces.codes(int(number))
+        tokens.append(codes)
+        trained[place] = np.count_nonzero(codes >= 0)
+    trained_per_window = np.add.reduceat(trained, first_piece[:-1]) if len(order) else trained
+    return Windows(max_length, pad_token_id, tokens, first_token, first_piece, trained_per_window)
 
 
 def _best_fit(lengths: NDArray[np.int64], max_length: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -25,8 +25,7 @@ def heldout_questions(source: Source, encoder: Encoder, heldout: Windows, count:
         heldout: windows of the same source, encoder and length.
         count: how many at most.
     """
-    edges = heldout.first_token.tolist()
-    known = {heldout.tokens[start:end].tobytes() for start, end in itertools.pairwise(edges)}
+    known = {piece.tobytes() for piece in heldout.pieces()}
     found: dict[str, None] = {}
     for record, example in _encoded(source, encoder):
         if len(found) == count:

@@ -52,18 +52,14 @@ Fraction = Callable[[str], float | None]
 def published(out: Path) -> Iterator[Path]:
     """A temporary path beside `out` that becomes `out` by one rename when the block ends well.
 
-    On any failure, Ctrl-C included, it is removed and whatever was at `out` is left as it was. The name is
-    plain ASCII: llama.cpp opens its output with the system's code page on Windows, and the converter takes
-    braces in a name for a template.
+    On any failure, Ctrl-C included, it is removed and whatever was at `out` is left as it was. Flushing it to the
+    disk is left to who publishes it: an f16 file that is only quantized need never get there. The name is plain
+    ASCII: llama.cpp opens its output with the system's code page on Windows, and the converter takes braces in a
+    name for a template.
     """
     part = out.parent / f".part-{uuid4().hex}.gguf"
     try:
         yield part
-        descriptor = os.open(part, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         part.replace(out)
     except OSError as error:
         raise EnvironmentFault("process.cannot_write", out=out, error=str(error)) from error

@@ -22,6 +22,8 @@ from aegis.sizes import gguf_bytes
 
 _SLAB_BYTES = 16 << 20
 _HEADER_BYTES = 1 << 20
+_CACHED = 1 << 20
+"""Float16 numbers looked at twice: as many as a processor's cache keeps."""
 
 
 def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
@@ -133,10 +135,14 @@ def _not_finite(gguf: GgufFile) -> list[str]:
     for name, info in gguf.tensors.items():
         if info.type == "F16":
             bits = gguf.tensor(name).reshape(-1).view(np.uint16)
-            step = _SLAB_BYTES // 2
-            if any((bits[at : at + step] & 0x7C00 == 0x7C00).any() for at in range(0, len(bits), step)):
+            if any(_beyond_float16(bits[at : at + _CACHED]) for at in range(0, len(bits), _CACHED)):
                 found.append(name)
     return found
+
+
+def _beyond_float16(bits: NDArray[np.uint16]) -> bool:
+    # of the positive ones the largest is told by the signed order, of the negative ones by the unsigned
+    return bool(bits.view(np.int16).max() >= 0x7C00 or bits.max() >= 0xFC00)
 
 
 def _longrope_attention_factor(config: dict[str, Any], scaling: dict[str, Any]) -> float:

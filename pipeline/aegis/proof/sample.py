@@ -40,7 +40,11 @@ class Sample:
 
     @classmethod
     def of_chats(cls, rows: Sequence[list[int]], tokenizer: Any, tokens: int, limit: int) -> Sample:
-        """Of chats as they were trained on or held out; the other text is the embedded corpus's."""
+        """Of chats as they were trained on or held out; the other text is the embedded corpus's.
+
+        Args:
+            rows: token ids, twice `tokens` in all if there are as many: half of what is compared is their plain text.
+        """
         chats = [row[:limit] for row in rows]
         plain = [tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
         own_texts = [*plain[:_OWN_TEXTS], *(tokenizer.decode(row) for row in rows[:_OWN_TEXTS])]

@@ -61,7 +61,7 @@ class StudyText:
             DataError: there is too little of them.
         """
         if heldout is not None:
-            kept, apart = text.first_pieces(train, calibration_tokens), text.pieces(heldout)
+            kept, apart = text.first_pieces(train, calibration_tokens), text.first_pieces(heldout, 2 * tokens)
         else:
             kept, apart = _apart(text.first_pieces(train, calibration_tokens + _PARTS * tokens))
         _refuse_short("the run's data", kept, apart)

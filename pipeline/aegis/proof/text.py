@@ -53,16 +53,9 @@ WITH_SYSTEM: tuple[Message, ...] = (
 )
 
 
-def pieces(windows: Windows) -> list[list[int]]:
-    """Every document of the windows by itself."""
-    edges = windows.first_token.tolist()
-    return [windows.tokens[start:end].tolist() for start, end in itertools.pairwise(edges)]
-
-
 def first_pieces(windows: Windows, tokens: int) -> list[list[int]]:
     """The first documents of the windows, `tokens` in all; the others are not looked at."""
-    edges = itertools.pairwise(windows.first_token.tolist())
-    return take((windows.tokens[start:end].tolist() for start, end in edges), tokens)
+    return take((piece.tolist() for piece in windows.pieces()), tokens)
 
 
 def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:

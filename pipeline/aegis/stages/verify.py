@@ -125,7 +125,9 @@ class _Examiner:
         else:
             data = training_data(TrainConfig.model_validate(manifests["train"].config), tokenizer)
             # without rows held out, the chats are the training's own: rounding does not care
-            sample = Sample.of_chats(text.pieces(data.heldout or data.train), tokenizer, config.tokens, limit)
+            sample = Sample.of_chats(
+                text.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
+            )
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
         files = [run.gguf / str(name) for name in exported["files"]]
         f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)

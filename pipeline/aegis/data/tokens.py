@@ -1,0 +1,123 @@
+"""Token ids on disk, each with whether it is learnt: a data set's size is then no matter of memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import threading
+import weakref
+from io import RawIOBase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis.errors import EnvironmentFault
+
+Codes = NDArray[np.int32]
+"""Token ids, those that are not learnt as their complement: ~id, which is negative."""
+
+CODE = np.dtype("<i4")
+
+_PENDING_BYTES = 1 << 20
+
+
+def encoded(ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> Codes:
+    """Ids and their mask in one array."""
+    return np.where(learnt, ids, ~ids)
+
+
+def ids_of(codes: Codes) -> NDArray[np.int32]:
+    """The ids, learnt or not."""
+    return np.where(codes < 0, ~codes, codes)
+
+
+class TokenFile:
+    """Codes in a file, four bytes each, appended to its end and read a piece at a time; threads may read at once.
+
+    The file is closed with the last reference.
+
+    Args:
+        file: open for reading, unbuffered, and for writing if anything is to be appended.
+        folder: that it lies in, for messages.
+        offset: bytes before the first code.
+        count: codes that are there.
+    """
+
+    def __init__(self, file: RawIOBase, folder: Path, offset: int = 0, count: int = 0) -> None:
+        self._file = file
+        self._folder = folder
+        self._offset = offset
+        self._count = count
+        self._pending = bytearray()
+        self._lock = threading.Lock()
+        weakref.finalize(self, file.close)
+
+    @classmethod
+    def unnamed(cls, folder: Path | None = None) -> TokenFile:
+        """A new file that nobody else sees and that goes when it is closed or its process is killed.
+
+        Args:
+            folder: on the disk that is to hold it; the system's temporary folder if None.
+
+        Raises:
+            EnvironmentFault: none can be made there.
+        """
+        folder = folder or Path(tempfile.gettempdir())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(tempfile.TemporaryFile(dir=folder, buffering=0), folder)
+        except OSError as error:
+            raise _trouble(folder, error) from error
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, codes: Codes) -> None:
+        """Write codes behind the last.
+
+        Raises:
+            EnvironmentFault: the disk is full.
+        """
+        self._pending += codes.astype(CODE, copy=False).tobytes()
+        self._count += len(codes)
+        if len(self._pending) >= _PENDING_BYTES:
+            self._flush()
+
+    def read(self, start: int, stop: int) -> Codes:
+        """Codes `start` to `stop`.
+
+        Raises:
+            EnvironmentFault: the disk is full, of what had still to be written; or the file has become shorter.
+        """
+        read = bytearray((stop - start) * CODE.itemsize)
+        view = memoryview(read)
+        with self._lock:
+            self._flush()
+            try:
+                self._file.seek(self._offset + start * CODE.itemsize)
+                while view:
+                    view = view[self._file.readinto(view) or _ended() :]
+            except OSError as error:
+                raise _trouble(self._folder, error) from error
+        return np.frombuffer(read, CODE)
+
+    def _flush(self) -> None:
+        rest = memoryview(self._pending)
+        try:
+            if rest:
+                self._file.seek(0, os.SEEK_END)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _trouble(self._folder, error) from error
+        self._pending = bytearray()
+
+
+def _ended() -> int:
+    raise OSError(errno.EIO, "the file ends too soon")
+
+
+def _trouble(folder: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault("tokens.disk", folder=folder, error=str(error))
