@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aegis import __version__, disk, logs, preparing, progress, screens, screens_plan, screens_study
+from aegis import __version__, ending, logs, preparing, progress, screens, screens_plan, screens_study, streams
 from aegis.config import DEMO, ExportConfig, MergeConfig, StudyConfig, TrainConfig, VerifyConfig, resolve
-from aegis.errors import AegisError, UsageError
-from aegis.messages import phrase
+from aegis.errors import UsageError
 from aegis.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, with_settings
 
 if TYPE_CHECKING:
@@ -36,8 +31,6 @@ app = typer.Typer(
 app.command()(preparing.doctor)
 app.command()(preparing.init)
 app.command()(with_settings(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)(preparing.plan))
-
-_debug = False
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,8 +51,7 @@ def options(
     """Settings that hold for every command."""
     from aegis.console import ConsoleReporter
 
-    global _debug
-    _debug = debug
+    ending.show_tracebacks(debug)
     logs.begin(sys.argv[1:])
 
     if json:
@@ -402,69 +394,19 @@ def serve(
 
 
 def main() -> None:
-    """Run a command; end with DESIGN's exit codes and a person's message. Tracebacks go to the log file."""
-    for stream in (sys.stdout, sys.stderr):
-        # a cp932 console has no emoji; a question mark is better than a traceback
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    """Run a command."""
+    streams.prepare()
     # the libraries' advice to programmers is not for those who run a command
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGBREAK"):  # the latter is Windows' Ctrl-Break
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _terminate)
-    try:
-        _refuse_undecodable(sys.argv[1:])
-        # a command's typer.Exit comes back as its number, and so does Ctrl-C
-        code = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False) or 0
-        if code == 130:
-            _complain(phrase("cli.interrupted"))
-        sys.exit(code)
-    except AegisError as error:
-        _keep(error)
-        _complain(error.what, error.why, error.fix)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _complain(phrase("cli.interrupted"))
-        sys.exit(130)
-    except SystemExit as leaving:
-        # typer and rich end the process with 1 when whoever read our output has gone
-        if not isinstance(leaving.__context__, BrokenPipeError):
-            raise
-        _silence()
-        sys.exit(141)
-    except BrokenPipeError:
-        _silence()
-        sys.exit(141)
-    except OSError as error:
-        if disk.is_full(error):
-            fault = disk.full(Path(error.filename or "."), error)
-            _complain(fault.what, fault.why, fault.fix)
-            sys.exit(fault.exit_code)
-        if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            sys.exit(_our_bug(error))
-        _complain(phrase("cli.unusable", path=error.filename), error.strerror or "")
-        sys.exit(2)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
-            _complain(error.format_message(), fix=phrase("cli.help"))
-            sys.exit(2)
-        sys.exit(_our_bug(error))
+    ending.to_its_end(_command)
 
 
-def _our_bug(error: Exception) -> int:
-    _keep(error)
-    trouble = phrase("cli.bug", kind=type(error).__name__, error=error)
-    report = "cli.report" if _debug else "cli.report_or_debug"
-    _complain(trouble, fix=phrase(report, log=logs.log_path()))
-    return 1
-
-
-def _keep(error: Exception) -> None:
-    logs.ended_by(error)
-    if _debug:
-        logs.show(error)
+def _command() -> int | None:
+    _refuse_undecodable(sys.argv[1:])
+    code: int | None = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False)
+    return code
 
 
 def _speak_json() -> None:
@@ -481,19 +423,6 @@ def _refuse_undecodable(arguments: list[str]) -> None:
             argument.encode()
         except UnicodeEncodeError:
             raise UsageError("cli.not_utf8", argument=argument) from None
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
-    _complain(phrase("cli.terminated"))
-    sys.exit(143)
-
-
-def _silence() -> None:
-    """Nothing more may be written, not even at interpreter exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
 
 
 def _held(place: Run, dry_run: bool) -> AbstractContextManager[None]:
@@ -513,18 +442,3 @@ def _ask() -> str | None:
         return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "").strip() or None
     except EOFError:
         return None
-
-
-def _complain(what: str, why: str = "", fix: str = "") -> None:
-    from rich.cells import cell_len
-
-    lines = [f"aegis: {what}"]
-    for label, text in ((phrase("cli.why"), why), (phrase("cli.do"), fix)):
-        for line in text.splitlines():
-            lines.append(f"  {label}: {line}")
-            label = " " * cell_len(label)
-    try:
-        sys.stderr.write("\n".join(lines) + "\n")
-        sys.stderr.flush()
-    except BrokenPipeError:
-        _silence()

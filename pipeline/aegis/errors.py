@@ -9,7 +9,7 @@ AegisError                     exit code
 ├── DivergedError              6    loss or gradient is NaN or Inf
 ├── ToolError                  7    llama.cpp's converter or quantizer failed
 ├── LockedError                8    another run holds the directory
-└── Interrupted                130 / 143    SIGINT, SIGTERM
+└── Interrupted                129 / 130 / 143    SIGHUP, SIGINT, SIGTERM
 
 Anything else that reaches the top is our bug: it keeps its traceback and exits 1.
 """

@@ -1,12 +1,15 @@
-"""SIGINT and SIGTERM at the command itself: the step is finished and saved, and the command it prints goes on."""
+"""Signals at the command itself: the step is finished and saved, and the command it prints goes on."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,3 +90,46 @@ def test_other_stages_clean_up(laboratory: Laboratory, tmp_path: Path, number: s
     assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
     assert {path.name for path in run.gguf.iterdir()} == before
     assert [path.name for path in run.root.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("nohup", "code"), [(False, 129), (True, 0)])
+def test_a_terminal_that_is_closed(laboratory: Laboratory, tmp_path: Path, nohup: bool, code: int) -> None:
+    """The step is saved; under nohup training goes on to its end, though nobody hears what it says."""
+    place = tmp_path / "place"
+    place.mkdir()
+    run = Run(place / "run")
+    ended = in_a_terminal_closed_at_step(5, place, nohup, *laboratory.arguments("train"), *LONG)
+    log = (place / "logs" / "aegis.log").read_text(encoding="utf-8")
+    assert ended == code, log
+    assert re.findall("ended by (\\w+)", log) == ([] if nohup else ["Interrupted"])
+    if not nohup:
+        (saved,) = list_steps(run.checkpoints)
+        verify_directory(saved)
+        assert not run.adapter.exists()
+        return
+    verify_directory(run.adapter)
+    assert run.metrics.read_bytes().count(b"\n") == 60
+
+
+def in_a_terminal_closed_at_step(step: int, folder: Path, nohup: bool, *arguments: str) -> int:
+    """Run aegis as a shell on a terminal would, close the terminal once so many steps are logged; its exit code."""
+    import pty
+
+    metrics = Run(folder / "run").metrics
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.environ |= {
+            "AEGIS_CACHE_DIR": str(folder / "cache"),
+            "AEGIS_LOG_DIR": str(folder / "logs"),
+            "OMP_NUM_THREADS": "1",
+        }
+        os.execv(sys.executable, [sys.executable, "-m", "aegis", *arguments])
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= step) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

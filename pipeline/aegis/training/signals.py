@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM while training: the step is finished and saved first; asked twice, it stops at once."""
+"""Signals while training: the step is finished and saved first; asked twice, it stops at once.
+
+A terminal that is closed asks too (SIGHUP): who trains over a line that breaks keeps the step.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from typing import Any
 from aegis import progress
 from aegis.messages import phrase
 
-_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
+_EXIT_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
+
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 OTHERS_ASKED = _EXIT_CODES["SIGTERM"]
 """The exit code of a process that ends because another one of its training was asked to."""
@@ -47,6 +52,8 @@ def deferred_stop() -> Iterator[StopRequest]:
         raise KeyboardInterrupt
 
     for number in (getattr(signal, name) for name in _EXIT_CODES if hasattr(signal, name)):
+        if number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup's wish
         before[number] = signal.signal(number, handle)
     try:
         yield request
