@@ -59,6 +59,11 @@ def test_a_pinned_tree_that_cannot_be_had_has_its_exit_code(
     with pytest.raises(fault, match=r"llama\.tar\.gz") as caught:
         find_tree()
     assert caught.value.fix
+    english = caught.value.what
+    monkeypatch.setenv("AEGIS_LANG", "ja")
+    with pytest.raises(fault, match=r"llama\.cpp の変換器") as caught:
+        find_tree()
+    assert english in caught.value.what
 
 
 def test_importing_the_seam_loads_neither_torch_nor_the_bindings() -> None:

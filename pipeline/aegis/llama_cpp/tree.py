@@ -7,10 +7,18 @@ from pathlib import Path
 
 import vendor_llama_cpp
 from aegis import progress
-from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
+from aegis.messages import phrase
 
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP_DIR"
+
+_FAULTS: dict[str, tuple[type[AegisError], str]] = {
+    "fetch": (EnvironmentFault, "tree.fetch"),
+    "disk": (EnvironmentFault, "tree.disk"),
+    "hash": (IntegrityError, "tree.hash"),
+    "archive": (IntegrityError, "tree.archive"),
+}
 
 
 def find_tree(override: Path | None = None) -> Path:
@@ -36,10 +44,11 @@ def pinned_tree() -> Path:
         EnvironmentFault, IntegrityError: as `find_tree` does.
     """
     try:
-        return vendor_llama_cpp.converter_tree(progress.say)
+        return vendor_llama_cpp.converter_tree(lambda text: progress.say(phrase("tree.fetching", text=text)))
     except vendor_llama_cpp.VendorError as error:
-        fault = IntegrityError if error.kind in ("hash", "archive") else EnvironmentFault
-        raise fault("tree.not_had", what=error.what, why=error.why, fix=error.fix) from error
+        # that package stands alone and speaks English; a Japanese reader gets its words under ours
+        fault, key = _FAULTS[error.kind]
+        raise fault(key, what=error.what, why=error.why, fix=error.fix) from error
 
 
 def tree_at_hand(override: Path | None = None) -> Path | None:
