@@ -88,6 +88,9 @@ class TrainConfig(StageConfig):
         "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
     )
     cuda_graphs: Literal["off", "on"] = Field("off", description="replay the step as CUDA graphs where that works")
+    split_base: bool = Field(
+        False, description="with several processes: each keeps a part of every layer of the base, for bases too large"
+    )
     seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
@@ -109,6 +112,12 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 "alpha would jump at the first step: give annealing_steps or equal alpha_start, alpha_target"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _split_layers_are_recomputed(self) -> TrainConfig:
+        if self.split_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
+            raise ValueError("a base that is split recomputes its layers, and neither compiles nor records them")
         return self
 
 

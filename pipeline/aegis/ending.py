@@ -6,10 +6,11 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -31,58 +32,77 @@ def show_tracebacks(wanted: bool) -> None:
 
 def to_its_end(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process with DESIGN's exit codes."""
-    _heed_signals()
+    known = [number for name in _TERMINATED if (number := getattr(signal, name, None)) is not None]
+    heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's wish
+    # a launcher that has lost one process ends the others; what happened to them is told all the same
+    with _answered(heeded, signal.SIG_IGN):
+        sys.exit(_code_of(command, heeded))
+
+
+def _code_of(command: Callable[[], int | None], heeded: Sequence[int]) -> int:
     try:
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
-        code = command() or 0
+        with _answered(heeded, _terminate):
+            code = command() or 0
         if code == 130:
             complain(phrase("ending.interrupted"))
-        sys.exit(code)
+        return code
     except AegisError as error:
-        _keep(error)
-        complain(error.what, error.why, error.fix)
-        sys.exit(error.exit_code)
+        return _told(error)
     except (KeyboardInterrupt, typer.Abort):
         complain(phrase("ending.interrupted"))
-        sys.exit(130)
+        return 130
     except SystemExit as leaving:
+        overtaken = leaving.__context__ if leaving.__cause__ is None else None
+        if isinstance(overtaken, AegisError):  # a signal came while it was on its way out
+            return _told(overtaken)
         # typer and rich end the process with 1 when whoever read our output has gone
-        if not isinstance(leaving.__context__, BrokenPipeError):
+        if not isinstance(overtaken, BrokenPipeError):
             raise
         streams.silence()
-        sys.exit(141)
+        return 141
     except BrokenPipeError:
         streams.silence()
-        sys.exit(141)
+        return 141
     except OSError as error:
         if disk.is_full(error):
             fault = disk.full(Path(error.filename or "."), error)
             complain(fault.what, fault.why, fault.fix)
-            sys.exit(fault.exit_code)
+            return fault.exit_code
         if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            sys.exit(_our_bug(error))
+            return _our_bug(error)
         complain(phrase("ending.unusable", path=error.filename), error.strerror or "")
-        sys.exit(2)
+        return 2
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
             complain(error.format_message(), fix=phrase("ending.help"))
-            sys.exit(2)
-        sys.exit(_our_bug(error))
+            return 2
+        return _our_bug(error)
 
 
-def _heed_signals() -> None:
+@contextmanager
+def _answered(numbers: Sequence[int], answer: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for name in _TERMINATED:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
-            signal.signal(number, _terminate)
+    before = [(number, signal.signal(number, answer)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
     """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
     complain(phrase("ending.terminated"))
     sys.exit(_TERMINATED[signal.Signals(number).name])
+
+
+def _told(error: AegisError) -> int:
+    _keep(error)
+    complain(error.what, error.why, error.fix)
+    return error.exit_code
 
 
 def _our_bug(error: Exception) -> int:

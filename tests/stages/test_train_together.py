@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from aegis.config import TrainConfig
+from aegis.errors import UsageError
 from aegis.manifest import read_manifest
 from aegis.runs import Run
 from aegis.stages.train import train
 from aegis.training import checkpoint
+from tests.conftest import MakeRandom
 from tests.stages.conftest import losses, small_training, write_chats
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and torchrun are other things on Windows")
@@ -241,3 +243,28 @@ def test_what_process_0_refuses_is_told_once(place: Place, whole: Run) -> None:
     assert ended.code != 0
     assert ended.err.count(f"aegis: {whole.adapter} exists") == 1, ended.err
     assert "another process" not in ended.err
+
+
+def test_a_base_that_is_split_trains_as_a_whole_one_does(place: Place, make_random: MakeRandom) -> None:
+    """Five layers, so that each of the two places for a layer that is put together is used again and again."""
+    base = str(make_random("phi3", num_hidden_layers=5, num_key_value_heads=4))
+    split, whole = place.run("split"), place.run("not-split")
+    for run, more in ((split, ["--split-base"]), (whole, [])):
+        ended = place.launched(run, "--base-model", base, *more)
+        assert ended.code == 0, ended.err
+    assert "activations of 5 of 5 layers recomputed" not in ended.err
+    assert same_bytes(split, whole)
+
+
+def test_a_process_of_a_split_base_that_dies_ends_the_run(place: Place) -> None:
+    ended = place.launched(place.run("split-bereft"), "--split-base", event="os.kill(os.getpid(), signal.SIGKILL)")
+    assert ended.code != 0
+    assert ended.err.count("aegis: another process of this training ended") == 1, ended.err
+    assert "Traceback" not in ended.err.partition("aegis: another process")[0]
+
+
+def test_a_base_is_not_split_over_one_process(place: Place) -> None:
+    with pytest.raises(UsageError, match="several processes"):
+        train(place.config.model_copy(update={"split_base": True}), place.run("split-alone"))
+    with pytest.raises(ValueError, match="recomputes its layers"):
+        TrainConfig(split_base=True, compile="on")

@@ -102,7 +102,7 @@ def train(
         if start == _DONE:
             return _report_of(run.adapter, read_manifest(run.adapter), together)
         found = checkpoint.at(run.checkpoints, start) if start else None
-        with assembled(config, prepared.base, prepared.device, found) as trainee:
+        with assembled(config, prepared.base, prepared.device, found, together) as trainee:
             if start:
                 progress.say(phrase("train.resuming", start=start))
             try:
@@ -196,7 +196,7 @@ def dry_run(config: TrainConfig) -> TrainReport:
     device = choose_device(config.device)
     with joined(device) as together:
         prepared = _Prepared.make(config, device, together)
-        with assembled(config, prepared.base, prepared.device, None) as trainee:
+        with assembled(config, prepared.base, prepared.device, None, together) as trainee:
             steps = min(DRY_RUN_STEPS, config.max_steps)
             outcome = prepared.loop(trainee).run(0, steps)
             return prepared.report(Path(), trainee, outcome, 0)
@@ -216,6 +216,8 @@ class _Prepared:
     def make(
         cls, config: TrainConfig, device: torch.device, together: Together, llama_cpp_dir: Path | None = None
     ) -> _Prepared:
+        if config.split_base and together.parts == 1:
+            raise UsageError("train.split_alone")
         with together.first():
             # what process 0 fetches and prepares, the others find in the caches
             base = find_base(config.base_model, config.revision)

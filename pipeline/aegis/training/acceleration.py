@@ -22,6 +22,7 @@ from aegis.messages import phrase
 from aegis.model.attach import decoder_of
 from aegis.model.packed import RotaryTable, install_attention, supports_packed
 from aegis.training.recompute import Keeper, recomputed
+from aegis.training.split_base import SplitBase
 
 COMPILE_STEPS = 300
 """Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
@@ -50,6 +51,8 @@ class Acceleration:
         packed = supports_packed(model, device, dtype)
         quick = device.type == "cuda" and packed
         worthwhile = quick and config.max_steps >= COMPILE_STEPS and find_spec("triton") is not None
+        # a compiled layer would have its weights' addresses in it, and a base that is split has no lasting ones
+        worthwhile = worthwhile and not config.split_base
         compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
         captured = quick and config.cuda_graphs == "on" and config.alpha == "scheduled" and dtype == torch.bfloat16
         recompute, offload = _recomputation(config, model, device, layers)
@@ -65,11 +68,12 @@ class Acceleration:
         ]
         return phrase("train.step", parts=", ".join(part for part in parts if part) or phrase("train.plain"))
 
-    def install(self, model: Any, length: int) -> None:
+    def install(self, model: Any, length: int, split: SplitBase | None = None) -> None:
         """Put it in place on the base, or on the peft model round it.
 
         Args:
             length: tokens of the longest window.
+            split: puts each layer together before it is run; all layers must be recomputed.
         """
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         decoder: Any = decoder_of(model)
@@ -77,19 +81,30 @@ class Acceleration:
             install_attention(base)
             decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.embed_tokens.weight[:1])
         if self.compiled or self.recomputed:
-            self._run_layers(decoder)
+            self._run_layers(decoder, split)
         if self.offloaded and base.get_output_embeddings().weight is not decoder.embed_tokens.weight:
             # a step reads a few thousand rows of them, which the host can send
             decoder.embed_tokens.to("cpu")
 
-    def _run_layers(self, decoder: Any) -> None:
+    def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
         keeper = Keeper(offload=self.offloaded)
         functions: dict[type, Callable[..., Tensor]] = {}
         for number, layer in enumerate(decoder.layers):
             plain = type(layer).forward
             if type(layer) not in functions:
                 functions[type(layer)] = torch.compile(plain, dynamic=False) if self.compiled else plain
-            layer.forward = _LayerRun(layer, functions[type(layer)], keeper if number < self.recomputed else None)
+            run = functions[type(layer)]
+            if split is not None:
+                run = _put_together_first(run, split, number)
+            layer.forward = _LayerRun(layer, run, keeper if number < self.recomputed else None)
+
+
+def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: int) -> Callable[..., Tensor]:
+    def whole(*args: Any, **kwargs: Any) -> Tensor:
+        split.put_together(number)
+        return run(*args, **kwargs)
+
+    return whole
 
 
 def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
@@ -136,8 +151,9 @@ def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
 
 def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers: int) -> tuple[int, bool]:
     wanted = config.activation_checkpointing
-    if wanted != "auto" or device.type != "cuda":
-        return (0 if wanted in ("off", "auto") else layers), wanted == "offload" and device.type == "cuda"
+    if config.split_base or wanted != "auto" or device.type != "cuda":
+        kept = wanted in ("off", "auto") and not config.split_base
+        return (0 if kept else layers), wanted == "offload" and device.type == "cuda"
     text = model.config.get_text_config()
     tokens = config.batch_size * config.max_length
     itemsize = model.dtype.itemsize

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from aegis import progress
 from aegis.config import TrainConfig
 from aegis.errors import EnvironmentFault
 from aegis.messages import phrase
 from aegis.model.adapted import Adapters
-from aegis.model.attach import attached
+from aegis.model.attach import attached, decoder_of
 from aegis.model.base import Base
 from aegis.model.load import compute_dtype, load_base, silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
@@ -21,12 +23,19 @@ from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
 from aegis.training.acceleration import Acceleration
 from aegis.training.checkpoint import Trainee
+from aegis.training.split_base import SplitBase
+from aegis.training.together import ALONE, Together
 from aegis.training.update import make_optimizer
 
 
 @contextmanager
-def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None) -> Iterator[Trainee]:
+def assembled(
+    config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None, together: Together = ALONE
+) -> Iterator[Trainee]:
     """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs.
+
+    Args:
+        together: the processes that hold the base together, if the config wants it split.
 
     Raises:
         EnvironmentFault: the GPU's memory is full, now or inside the block; with the settings to lower.
@@ -36,7 +45,7 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
     memory.reset_peak(device)
     with _oom_explained(config):
         dtype = compute_dtype(device)
-        model = load_base(base.folder, config.load_in, device)
+        model, split = _load(config, base, device, dtype, together)
         silence_dropout(model)
         acceleration = Acceleration.choose(config, model, device, dtype)
         progress.say(acceleration.explain(len(model.get_decoder().layers)))
@@ -54,7 +63,7 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
                 revision=base.revision,
             )
         adapters = Adapters(model, dtype, config.lora_dropout)
-        acceleration.install(model, config.max_length)
+        acceleration.install(model, config.max_length, split)
         soul = Soul(
             model.config.get_text_config().hidden_size,
             kind=config.rotation,
@@ -72,6 +81,18 @@ def assembled(config: TrainConfig, base: Base, device: torch.device, resume_from
             checkpoint.load(resume_from, trainee)
         with attached(model, soul):
             yield trainee
+
+
+def _load(
+    config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype, together: Together
+) -> tuple[Any, SplitBase | None]:
+    if not config.split_base:
+        return load_base(base.folder, config.load_in, device), None
+    # by way of the host's memory, since it is too large for the card
+    model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
+    decoder: Any = decoder_of(model)
+    split = SplitBase(decoder.layers, together.rank, together.parts, device)
+    return nn.Module.to(model, device), split
 
 
 def _say_coverage(rows: list[Coverage]) -> None:

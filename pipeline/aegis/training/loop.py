@@ -156,8 +156,10 @@ class Loop:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         size, together = self.config.batch_size, self._together
         evaluated = min(len(windows), _EVALUATED_WINDOWS)
+        turns = -(-evaluated // (size * together.parts))
         with self.trainee.adapters.without_dropout():
-            for start in range(size * together.rank, evaluated, size * together.parts):
+            # all take as many, the last of them perhaps at nothing: a base that is split needs them all
+            for start in range(size * together.rank, turns * size * together.parts, size * together.parts):
                 total += self._stepper.look(self._batch(windows, range(start, min(start + size, evaluated))))
         together.add(total)
         return total.item() / max(1, int(windows.trained_per_window[:evaluated].sum()))
@@ -181,8 +183,8 @@ class Loop:
         return self._order.indices(step, self._step_size)
 
     def _batch(self, windows: Windows, indices: Sequence[int]) -> MicroBatch:
-        # the last look at the held-out windows may be at fewer than a batch; its shape stays that of the others
-        full = [*indices, *[indices[-1]] * (self.config.batch_size - len(indices))]
+        # the last look at the held-out windows may be at fewer than a batch, or at none; its shape stays the others'
+        full = [*indices, *[0] * (self.config.batch_size - len(indices))]
         batch = windows.batch(full)
         batch.labels[len(indices) :] = IGNORED
         return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)

@@ -60,7 +60,7 @@ class Together:
             EnvironmentFault: another process has ended.
         """
         if self.parts > 1:
-            with _dead_peers_explained():
+            with dead_peers_explained():
                 dist.all_reduce(tensor)
 
     def told(self, find: Callable[[], T]) -> T:
@@ -100,7 +100,7 @@ class Together:
             EnvironmentFault: another process has ended.
         """
         if self.parts > 1:
-            with _dead_peers_explained():
+            with dead_peers_explained():
                 dist.barrier(self.talk)
 
     def wait(self, done: Callable[[], bool], asked: Callable[[], bool]) -> None:
@@ -139,7 +139,7 @@ class Together:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         size = torch.tensor([len(text)])
-        with _dead_peers_explained():
+        with dead_peers_explained():
             dist.broadcast(size, src=0, group=self.talk)
             if not self.writes:
                 text = torch.empty(int(size), dtype=torch.uint8)
@@ -202,7 +202,12 @@ def joined(device: torch.device) -> Iterator[Together]:
 
 
 @contextmanager
-def _dead_peers_explained() -> Iterator[None]:
+def dead_peers_explained() -> Iterator[None]:
+    """Say of a collective call that fails what that means.
+
+    Raises:
+        EnvironmentFault: another process has ended.
+    """
     try:
         yield
     except RuntimeError as error:
