@@ -149,7 +149,7 @@ def verified(verdict: Verdict, folder: Path) -> str:
     if verdict.bases:
         lines += [
             "",
-            f"{'trained → merged into':<27}{'mean KL':>11}{'99 %':>11}{'max':>11}{'top-1':>9}{'perplexity':>12}",
+            f"{'trained → merged into':<31}{'mean KL':>11}{'99 %':>11}{'max':>11}{'top-1':>9}{'perplexity':>12}",
         ]
     for choice in verdict.bases:
         found, name = choice.found, f"{choice.name} weights{' (this run)' if choice.merged else ''}"
