@@ -1,7 +1,8 @@
-"""Every text that a command ends with, from reports as they come out of real runs."""
+"""Every text that a command ends with, from reports such as real runs leave, and what of a text is English."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,13 @@ from aegis.training.ways import Variant
 RUN = Path("artifacts/mine")
 SETTINGS = TrainConfig(base_model="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp", dataset="mine.jsonl", device="cpu")
 _GIB = 1 << 30
+_COMMANDS = re.compile(r"`[^`]*`|\b(aegis|ollama|llama-server|pip|sudo|unset|export|python[\d.]*) [^。）]*|\S*/\S*")
+_SENTENCE = re.compile(r"(?<![\w-])[A-Za-z][a-z']+;? [a-z']{2,}")
+
+
+def english_in(text: str) -> list[str]:
+    """Two English words in a row, commands and paths left out: in Japanese, nothing but a forgotten sentence."""
+    return [found.group() for line in text.splitlines() for found in _SENTENCE.finditer(_COMMANDS.sub("", line))]
 
 
 def finding_lines() -> list[Finding]:
@@ -46,7 +54,7 @@ def verdict() -> Verdict:
     far = Divergence(1.48e-02, 1.75e-01, 5.19e-01, 0.9614, 4.0666)
     return Verdict(
         tokens=2048,
-        checks=(Check("files", "train", True, "12"), Check("soul", "train", True, "")),
+        checks=(Check("files", "train", True, "12"), Check("rotation", "train", True, "")),
         steps=(
             Step("trained → wide", "merge", far, None, None),
             Step("wide → merged", "merge", near, 1e-4, 0.995),
