@@ -149,6 +149,7 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         "doctor": screens.diagnosed(finding_lines(), columns),
         "doctor, warned": screens.diagnosed(finding_lines()[:2], columns),
         "doctor, ready": screens.diagnosed(finding_lines()[:1], columns),
+        "init": screens.initialised(Path("aegis.toml")),
         "train": screens.trained(trained, RUN),
         "train, nothing measured": screens.trained(replace(trained, loss=None, heldout_loss=None), RUN),
         "train --dry-run": screens.dry_run(trained, SETTINGS),
