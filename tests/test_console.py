@@ -13,6 +13,7 @@ from rich.console import Console
 from aegis import bars, progress, screens
 from aegis.console import ConsoleReporter, JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, UsageError
+from aegis.messages import VARIABLE
 from aegis.report.card import ollama_name
 
 ROW = {
@@ -76,6 +77,25 @@ def test_people_read_plain_lines_without_a_terminal(
     assert lines[3].startswith("hashing: 25 %")
     assert lines[4].startswith("hashing: done in")
     assert "\x1b" not in told.err
+
+
+def test_people_read_plain_lines_in_their_language(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is the test before: the same lines in English."""
+    monkeypatch.setattr(bars, "_PLAIN_SECONDS", 0)
+    monkeypatch.setenv(VARIABLE, "ja")
+    reporter = ConsoleReporter()
+    reporter.metrics(ROW)
+    with reporter.training(0, 4) as watch:
+        watch.step(1, 1, 3.25, 1.618)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "ステップ     10  損失 3.2000  検証用 3.5000  α +1.618  g 0.8345  🟢 黄金比に到達  812 トークン/秒"
+    )
+    assert lines[1].startswith("学習中: 25 %、残り約")
+    assert lines[1].endswith("秒  損失 3.250  α +1.618")
+    assert lines[2].endswith("秒で完了")
 
 
 def test_quiet_leaves_warnings_and_results(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
+from aegis.cells import cells
 from aegis.console import ConsoleReporter, JsonReporter
 from aegis.live import TrainingPanel, phase_text
+from aegis.messages import VARIABLE
 from aegis.soul.gate import Phase
+from tests.shown import english_in
 from tests.test_console import ROW
 
 LABELS = ("loss", "smoothed", "held-out", "checkpoint", "α", "phase", "g ", "rate", "speed", "memory")
@@ -62,6 +65,23 @@ def test_it_fits_and_says_all(width: int, encoding: str) -> None:
     assert "step 410, 0 s ago" in text
     assert ("🟢" in text) == (encoding == "utf-8")
     assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("known", [True, False])
+def test_in_japanese_its_frame_stands(width: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as the terminal in cells, whole, and without a word of the English panel."""
+    english = "\n".join(drawn(width, "utf-8", known=known))
+    monkeypatch.setenv(VARIABLE, "ja")
+    lines = drawn(width, "cp932" if known else "utf-8", known=known)
+    text = "\n".join(lines)
+    assert {cells(line) for line in lines} == {width}
+    assert "…" not in text
+    for word in ("train", "step", "loss", "held-out", "checkpoint", "phase", "rate", "speed", "memory", "left"):
+        assert word in english
+        assert word not in text
+    assert english_in(text) == []
+    assert ("黄金比に到達" in text) == known
 
 
 def test_before_anything_is_known() -> None:

@@ -19,12 +19,13 @@ def main() -> None:
 
 def _diagnosed(error: ImportError) -> int:
     from aegis.doctor import Finding, examine, set_up_again
+    from aegis.messages import phrase
     from aegis.screens import diagnosed
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    door = Finding("command line", "fail", f"the installation is not whole: {error}", set_up_again())
+    door = Finding("command line", "fail", phrase("doctor.not_installed_whole", error=error), set_up_again())
     sys.stderr.write(diagnosed([door, *examine()]) + "\n")
     return 3
 

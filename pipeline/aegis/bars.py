@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from aegis.messages import phrase
 from aegis.progress import Task
 
 _PLAIN_SECONDS = 15
@@ -114,7 +115,7 @@ class PlainTask:
     def advance(self, amount: float = 1) -> None:
         if self._countdown.advance(amount) and self._countdown.total:
             share, left_s = self._countdown.done / self._countdown.total, self._countdown.left_s()
-            self._line(f"{100 * share:.0f} %, about {left_s:.0f} s left  {self._note}")
+            self._line(f"{phrase('bars.left', percent=100 * share, seconds=left_s)}  {self._note}")
 
     def grow(self, amount: float) -> None:
         self._countdown.grow(amount)
@@ -123,7 +124,7 @@ class PlainTask:
         self._note = text
 
     def end(self) -> None:
-        self._line(f"done in {time.monotonic() - self._countdown.began:.1f} s")
+        self._line(phrase("bars.done", seconds=time.monotonic() - self._countdown.began))
 
     def _line(self, text: str) -> None:
         self._console.print(f"{self._title}: {text}".rstrip(), markup=False)
@@ -158,7 +159,7 @@ class TaskWatch:
         self._done = start
 
     def step(self, done: int, read: int, loss: float, alpha: float) -> None:
-        self._task.note(f"loss {loss:.3f}  α {alpha:+.3f}")
+        self._task.note(phrase("bars.training", loss=loss, alpha=alpha))
         self._task.advance(done - self._done)
         self._done = done
 

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aegis import __version__, ending, logs, preparing, progress, screens, screens_plan, screens_study, streams
+from aegis import (
+    __version__,
+    ending,
+    logs,
+    preparing,
+    progress,
+    screens,
+    screens_plan,
+    screens_study,
+    screens_verify,
+    streams,
+)
 from aegis.config import DEMO, ExportConfig, MergeConfig, StudyConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import UsageError
 from aegis.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, with_settings
@@ -197,7 +208,7 @@ def run(
     exported, verdict = chain.run_all(
         chosen.train, chosen.merge, chosen.export, chosen.verify, place, overwrite=overwrite
     )
-    progress.result(screens.verified(verdict, place.verify), verdict.as_json())
+    progress.result(screens_verify.verified(verdict, place.verify), verdict.as_json())
     if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
         answers = chain.before_and_after(exported.files[0])
         progress.result(screens.before_and_after(answers), answers)
@@ -229,7 +240,7 @@ def verify(
         from aegis.stages.examine import examine
 
         found = examine(path)
-        progress.result(screens.examined(found), found)
+        progress.result(screens_verify.examined(found), found)
         if found.guilty:
             raise typer.Exit(5)
         return
@@ -247,7 +258,7 @@ def verify(
 
     with place.lock():
         verdict = stage(place, settings)
-    progress.result(screens.verified(verdict, place.verify), verdict.as_json())
+    progress.result(screens_verify.verified(verdict, place.verify), verdict.as_json())
     if verdict.guilty:
         raise typer.Exit(5)
 

@@ -33,17 +33,17 @@ class ConsoleReporter:
         self.console.print(phrase("console.warning", text=text), style="yellow", markup=False)
 
     def metrics(self, row: dict[str, object]) -> None:
-        known = f"step {row['step']:>6}  loss {row['task_loss']:.4f}"
+        known = phrase("console.step", step=row["step"], loss=row["task_loss"])
         if row["heldout_loss"] is not None:
-            known += f"  held-out {row['heldout_loss']:.4f}"
+            known += f"  {phrase('console.heldout', loss=row['heldout_loss'])}"
         known += f"  α {row['alpha']:+.3f}  g {row['gate']:.4f}"
         if self._panel is not None:
             self._panel.metrics(row)
             if row["heldout_loss"] is not None:  # what is worth keeping when the panel has gone
                 self.say(known)
             return
-        named = phase_text(Phase[str(row["phase"]).upper()], self.console.encoding)
-        self.say(f"{known}  {named}  {row['tokens_per_second']:.0f} tokens/s")
+        named = phase_text(Phase(row["phase"]), self.console.encoding)
+        self.say(f"{known}  {named}  {phrase('console.speed', speed=row['tokens_per_second'])}")
 
     def result(self, text: str, report: object) -> None:
         sys.stdout.write(f"{text}\n")

@@ -13,21 +13,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from aegis.messages import phrase
 from aegis.soul.gate import Phase, gate, phase
 
 _SMOOTHING = 0.95
 _WIDE = 72
 """From so many columns on, two facts stand beside each other."""
+_PHASES = {
+    Phase.STABLE: "live.stable",
+    Phase.TRANSITIONING: "live.transitioning",
+    Phase.GOLDEN: "live.golden",
+}
 _COLOURS = {Phase.STABLE: "blue", Phase.TRANSITIONING: "yellow", Phase.GOLDEN: "green"}
 
 
 def phase_text(name: Phase, encoding: str) -> str:
     """A phase as a console of this encoding can show it; cp932 knows the words and not the coloured circle."""
+    text = phrase(_PHASES[name])
     try:
-        name.value.encode(encoding)
+        text.encode(encoding)
     except (UnicodeEncodeError, LookupError):
-        return name.value.partition(" ")[2]
-    return name.value
+        return text.partition(" ")[2]
+    return text
 
 
 class TrainingPanel:
@@ -49,7 +56,7 @@ class TrainingPanel:
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn(phrase("live.left")),
             TimeRemainingColumn(),
             console=console,
             expand=True,
@@ -95,37 +102,43 @@ class TrainingPanel:
         pairs = zip(facts[::2], facts[1::2], strict=True) if wide else ((fact,) for fact in facts)
         for pair in pairs:
             table.add_row(*(cell for fact in pair for cell in fact))
-        title = Text(f"train: step {self._bars.tasks[0].completed:.0f} of {self._stop}")
+        title = Text(phrase("live.title", done=self._bars.tasks[0].completed, stop=self._stop))
         return Panel(Group(table, self._bars.get_renderable()), title=title, title_align="left")
 
     def _facts(self) -> list[tuple[str, Text]]:
         """An even number of them: label and value."""
         waiting = Text("-", style="dim")
         smoothed = Text(f"{self._sum / self._weight:.4f}") if self._weight else waiting
-        heldout = Text(f"{self._heldout[1]:.4f} (step {self._heldout[0]})") if self._heldout else waiting
+        heldout, speed, memory = waiting, waiting, waiting
+        if self._heldout:
+            heldout = Text(phrase("live.loss_at", loss=self._heldout[1], step=self._heldout[0]))
+        if self._row:
+            speed = Text(phrase("live.tokens_per_second", speed=_number(self._row, "tokens_per_second")))
+            memory = Text(phrase("live.at_most", gib=self._peak_bytes / 2**30))
         return [
-            ("loss", waiting if self._loss is None else Text(f"{self._loss:.4f}")),
-            ("smoothed", smoothed),
-            ("held-out", heldout),
-            ("checkpoint", self._checkpoint()),
+            (phrase("live.loss"), waiting if self._loss is None else Text(f"{self._loss:.4f}")),
+            (phrase("live.smoothed"), smoothed),
+            (phrase("live.heldout"), heldout),
+            (phrase("live.checkpoint"), self._checkpoint()),
             ("α", waiting if self._alpha is None else Text(f"{self._alpha:+.3f}")),
-            ("phase", waiting if self._alpha is None else self._phase(self._alpha)),
+            (phrase("live.phase"), waiting if self._alpha is None else self._phase(self._alpha)),
             ("g", waiting if self._alpha is None else Text(f"{gate(self._alpha):.4f}")),
-            ("rate", Text(f"{_number(self._row, 'learning_rate'):.2e}") if self._row else waiting),
-            ("speed", Text(f"{_number(self._row, 'tokens_per_second'):,.0f} tokens/s") if self._row else waiting),
-            ("memory", Text(f"{self._peak_bytes / 2**30:.2f} GiB at most") if self._row else waiting),
+            (phrase("live.rate"), Text(f"{_number(self._row, 'learning_rate'):.2e}") if self._row else waiting),
+            (phrase("live.speed"), speed),
+            (phrase("live.memory"), memory),
         ]
 
     def _checkpoint(self) -> Text:
         if self._saved is None:
-            return Text(f"step {self._start}, before this start" if self._start else "none yet", style="dim")
+            older = phrase("live.before_start", step=self._start) if self._start else phrase("live.none_yet")
+            return Text(older, style="dim")
         step, moment = self._saved
-        return Text(f"step {step}, {_age(time.monotonic() - moment)} ago")
+        return Text(phrase("live.saved", step=step, age=_age(time.monotonic() - moment)))
 
     def _phase(self, alpha: float) -> Text:
         # the row knows the target, which α alone does not tell
         named = self._row.get("phase")
-        name = Phase[str(named).upper()] if named else phase(alpha)
+        name = Phase(named) if named else phase(alpha)
         return Text(phase_text(name, self._console.encoding), style=_COLOURS[name])
 
 
@@ -137,4 +150,6 @@ def _number(row: dict[str, object], name: str) -> float:
 def _age(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if hours:
+        return phrase("live.hours", hours=hours, minutes=minutes)
+    return phrase("live.minutes", minutes=minutes, seconds=rest) if minutes else phrase("live.seconds", seconds=rest)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aegis import progress, screens, screens_plan
+from aegis import cells, progress, screens, screens_plan
 from aegis.config import DEMO, Config, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import UsageError
 from aegis.messages import phrase
@@ -64,7 +64,7 @@ def doctor(
             findings.append(finding)
             bar.advance()
     ready = is_ready(findings)
-    progress.result(screens.diagnosed(findings, screens.terminal_columns()), {"ready": ready, "findings": findings})
+    progress.result(screens.diagnosed(findings, cells.terminal_columns()), {"ready": ready, "findings": findings})
     if not ready:
         raise typer.Exit(3)
 
@@ -87,7 +87,7 @@ def show_plan(chosen: Settings, run: Path | None) -> None:
 
     place = Run(run) if run else default_run(chosen.train.base_model)
     report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, place)
-    progress.result(screens_plan.planned(report, chosen.train, screens.terminal_columns()), report)
+    progress.result(screens_plan.planned(report, chosen.train, cells.terminal_columns()), report)
 
 
 def init(
@@ -101,16 +101,14 @@ def init(
 
     if out.exists() and not overwrite:
         raise UsageError("preparing.exists", out=out)
-    base_model = base_model or _asked("Base model (a folder, or a Hub id such as owner/name)", "--base-model")
-    dataset = dataset or _asked("Your data (.jsonl, .json, .csv, .parquet, .txt, or a Hub id)", "--dataset")
+    base_model = base_model or _asked(phrase("preparing.which_base"), "--base-model")
+    dataset = dataset or _asked(phrase("preparing.which_data"), "--dataset")
     remarks = template.check(base_model, dataset)
     template.write(out, base_model, dataset)
     for remark in remarks:
         progress.warn(remark)
-    name = screens.quoted(out)
     progress.result(
-        f"{out}\nnext: aegis plan --config {name}\n      aegis run --config {name}",
-        {"file": out, "base_model": base_model, "dataset": dataset, "remarks": remarks},
+        screens.initialised(out), {"file": out, "base_model": base_model, "dataset": dataset, "remarks": remarks}
     )
 
 

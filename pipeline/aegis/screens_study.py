@@ -6,7 +6,9 @@ import shlex
 from typing import TYPE_CHECKING
 
 from aegis import disk
-from aegis.screens import quoted
+from aegis.cells import row, widths
+from aegis.messages import phrase
+from aegis.screens import following, quoted
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from pathlib import Path
@@ -14,56 +16,86 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.proof.study import Measured, Study
     from aegis.stages.quantize_study import StudyReport
 
-_HEAD = (
-    f"  {'type':<8} {'variant':<18}{'MB':>9}{'mean KL':>11}{'99 %':>11}{'top-1':>9}{'perplexity':>12}"
-    f"{'reads':>8}{'writes':>8}"
-)
+_LEAST = (9, 18, 9, 11, 11, 9, 12, 8, 8)
+
+REASONS = {"needs an importance matrix": "screens_study.needs_imatrix"}
+"""Why quantize-study leaves something out."""
 
 
 def planned(report: StudyReport) -> str:
     """After quantize-study --dry-run."""
-    return (
-        f"{report.out} would hold the measurements of {report.made} files\n"
-        f"at most {disk.human(report.disk_bytes)} of disk on the way; nothing was written"
+    return "\n".join(
+        [
+            phrase("screens_study.would_hold", out=report.out, made=report.made),
+            phrase("screens_plan.disk_on_the_way", needed=disk.human(report.disk_bytes)),
+        ]
     )
 
 
 def studied(report: StudyReport, study: Study, run: Path) -> str:
     """After quantize-study."""
-    front, chosen = study.front, study.recommended
-    reference = study.reference
-    lines = [
-        _HEAD,
-        f"  {'F16':<8} {'reference':<18}{reference.bytes / 1e6:>9.2f}{'':>31}{reference.perplexity:>12.3f}"
-        f"{reference.speed.reading:>8.0f}{reference.speed.writing:>8.1f}",
-    ]
-    for row in study.measured:
-        mark = "→" if row == chosen else "·" if row in front else " "
-        lines.append(f"{mark} {_row(row)}")
-    lines += [f"  {row.quant:<8} {row.variant:<18}not made: {row.reason}" for row in study.left]
-    lines += [
-        "",
-        f"measured on {study.tokens:,} tokens against f16; KL in nats a token; tokens/s on this machine",
-        "· no other file is both smaller and nearer to f16",
-        f"→ recommended: {study.rule}",
-    ]
-    if study.importance is not None:
-        lines.append(f"importance matrix from {study.importance.tokens:,} other tokens of the same text")
-    lines += [
-        "",
-        f"report: {quoted(report.out / 'report.json')}, picture: {quoted(report.out / 'study.png')}",
-        f"next: {command(report, study, run)}",
-    ]
-    return "\n".join(lines)
-
-
-def _row(row: Measured) -> str:
-    found = row.found
-    text = (
-        f"{row.quant:<8} {row.variant:<18}{row.bytes / 1e6:>9.2f}{found.mean_kl:>11.2e}{found.p99_kl:>11.2e}"
-        f"{found.top1:>9.2%}{row.perplexity:>12.3f}{row.speed.reading:>8.0f}{row.speed.writing:>8.1f}"
+    return "\n".join(
+        [
+            *_table(study),
+            "",
+            phrase("screens_study.measured", tokens=study.tokens),
+            f"· {phrase('screens_study.front')}",
+            f"→ {phrase('screens_study.rule', tolerance=study.tolerance, percent=100 * study.tolerance)}",
+            *(
+                [phrase("screens_study.importance", tokens=study.importance.tokens)]
+                if study.importance is not None
+                else []
+            ),
+            "",
+            phrase(
+                "screens_study.report",
+                report=quoted(report.out / "report.json"),
+                picture=quoted(report.out / "study.png"),
+            ),
+            following(command(report, study, run)),
+        ]
     )
-    return f"{text}  same file as {row.same_as}" if row.same_as else text
+
+
+def _table(study: Study) -> list[str]:
+    heads = [
+        phrase("screens_study.type"),
+        phrase("screens_study.variant"),
+        "MB",
+        phrase("screens_verify.mean_kl"),
+        "99 %",
+        "top-1",
+        phrase("screens_verify.perplexity"),
+        phrase("screens_study.reads"),
+        phrase("screens_study.writes"),
+    ]
+    columns = widths(heads, _LEAST)
+    reference, front, chosen = study.reference, study.front, study.recommended
+    numbers = [
+        *(f"{reference.bytes / 1e6:.2f}", "", "", "", f"{reference.perplexity:.3f}"),
+        *(f"{reference.speed.reading:.0f}", f"{reference.speed.writing:.1f}"),
+    ]
+    lines = [
+        f"  {row(heads, columns, names=2)}",
+        f"  {row(['F16', phrase('screens_study.reference'), *numbers], columns, names=2)}",
+    ]
+    for found in study.measured:
+        mark = "→" if found == chosen else "·" if found in front else " "
+        same = phrase("screens_study.same_file", variant=found.same_as) if found.same_as else ""
+        lines.append(f"{mark} {row(_texts(found), columns, names=2)}{same and f'  {same}'}")
+    for left in study.left:
+        start = row([left.quant, left.variant], columns, names=2)
+        lines.append(f"  {start}{phrase('screens_study.not_made', reason=phrase(REASONS[left.reason]))}")
+    return lines
+
+
+def _texts(measured: Measured) -> list[str]:
+    found = measured.found
+    return [
+        *(measured.quant, measured.variant, f"{measured.bytes / 1e6:.2f}"),
+        *(f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.top1:.2%}", f"{measured.perplexity:.3f}"),
+        *(f"{measured.speed.reading:.0f}", f"{measured.speed.writing:.1f}"),
+    ]
 
 
 def command(report: StudyReport, study: Study, run: Path) -> str:

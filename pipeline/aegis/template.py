@@ -13,6 +13,7 @@ from aegis.config import DEMO, SECTIONS
 from aegis.data.files import READERS
 from aegis.data.sources import is_hub_dataset
 from aegis.errors import UsageError
+from aegis.messages import phrase
 
 _HEADER = """\
 # Settings for `aegis run --config {name}` (and train, merge, export-gguf, verify, plan, quantize-study).
@@ -80,13 +81,13 @@ def check(base_model: str, dataset: str) -> list[str]:
             if not (folder / "config.json").is_file():
                 raise UsageError("template.no_config", folder=folder)
         elif base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):
-            remarks.append(f"{base_model} is no folder here, so it is taken for a Hub id; the Hub was not asked")
+            remarks.append(phrase("template.hub_base", base_model=base_model))
         else:
             raise UsageError("template.no_base_model", base_model=base_model)
     file = Path(dataset).expanduser()
     if dataset != DEMO:
         if is_hub_dataset(dataset):
-            remarks.append(f"{dataset} is no file here, so it is taken for a Hub data set; the Hub was not asked")
+            remarks.append(phrase("template.hub_data", dataset=dataset))
         elif not file.is_file():
             raise UsageError("template.no_file", file=file)
         elif file.suffix.lower() not in READERS:

@@ -13,6 +13,8 @@ import pytest
 
 from aegis import doctor, screens
 from aegis.doctor import Finding, examination, examine, is_ready
+from aegis.messages import VARIABLE, words
+from tests.shown import english_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +62,22 @@ def test_the_screen() -> None:
     text = screens.diagnosed([*FINDINGS, Finding("torch", "fail", "a CPU-only build", "pip install torch")])
     assert text.splitlines()[-1] == "not ready: torch; after each cure: aegis doctor"
     assert screens.diagnosed(FINDINGS[:1]).splitlines()[-1] == "ready"
+
+
+def test_it_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine in Japanese: what was looked at and how it is keep their names, nothing else is English.
+
+    The controls: what is looked for is in the English texts.
+    """
+    english = examine()
+    assert english_in(next(finding.detail for finding in english if finding.name == "packages"))
+    assert sum(bool(english_in(text)) for text in words("doctor", "en").values()) > 50
+    assert [text for text in words("doctor", "ja").values() if english_in(text)] == []
+    monkeypatch.setenv(VARIABLE, "ja")
+    findings = list(examine())
+    assert [finding for finding in findings if english_in(f"{finding.detail}\n{finding.cure}")] == []
+    assert {finding.name for finding in findings} >= {"Python", "set-up", "packages", "torch", "memory", "disk: runs"}
+    assert {finding.state for finding in findings} <= {"ok", "warn", "fail"}
 
 
 def test_a_narrow_terminal_folds_and_breaks_no_address() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aegis import screens
+from aegis import screens_verify
 from aegis.config import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import DataError, IntegrityError
 from aegis.llama_cpp import GgufFile
@@ -173,7 +173,7 @@ def test_both_choices_of_base_weights_are_measured(run: Run) -> None:
     assert 0 < steps["wide → merged"].mean_kl < 1e-5
     report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
     assert [choice["name"] for choice in report["bases"]] == ["original", "dequantized"]
-    assert "dequantized weights (this run)" in screens.verified(into_round_trip, run.verify)
+    assert "dequantized weights (this run)" in screens_verify.verified(into_round_trip, run.verify)
 
 
 def test_a_merge_into_other_weights_than_it_says_is_found(run: Run) -> None:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from aegis.doctor.finding import WINDOWS, Finding, gigabytes, pip, pip_install
+from aegis.messages import phrase
 
 LEAST_FREE_BYTES = 4e9
 """Room for the target base at the defaults: 2.6 GiB, and what CUDA itself takes."""
@@ -92,7 +93,7 @@ def _process_name(pid: int) -> str:
     try:
         return str(psutil.Process(pid).name())
     except psutil.Error:
-        return "a process"
+        return phrase("doctor.a_process")
 
 
 def _without_driver() -> bool:
@@ -111,18 +112,13 @@ def driver() -> list[Finding]:
     """The driver, and whether a card lacks one."""
     found = seen_by_driver()
     if found is not None:
-        return [Finding("driver", "ok", f"NVIDIA {found.version}, for CUDA up to {_dotted(found.cuda)}")]
+        detail = phrase("doctor.driver", version=found.version, cuda=_dotted(found.cuda))
+        return [Finding("driver", "ok", detail)]
     if _without_driver():
-        cure = "sudo ubuntu-drivers install" if Path("/usr/bin/ubuntu-drivers").exists() else f"install {_DRIVERS}"
-        return [Finding("driver", "fail", "there is an NVIDIA card, and no driver for it", cure)]
-    return [
-        Finding(
-            "driver",
-            "warn",
-            "no NVIDIA driver and no card seen: everything runs on the CPU, which is enough for the demo only",
-            "aegis run --preset demo",
-        )
-    ]
+        by_ubuntu = Path("/usr/bin/ubuntu-drivers").exists()
+        cure = "sudo ubuntu-drivers install" if by_ubuntu else phrase("doctor.install", what=_DRIVERS)
+        return [Finding("driver", "fail", phrase("doctor.card_without_driver"), cure)]
+    return [Finding("driver", "warn", phrase("doctor.no_card"), "aegis run --preset demo")]
 
 
 def torch_build() -> list[Finding]:
@@ -130,27 +126,35 @@ def torch_build() -> list[Finding]:
     import torch
 
     found, version, cuda = seen_by_driver(), str(torch.__version__), torch.version.cuda
-    build = f"{version}, built for CUDA {cuda}" if cuda else f"{version}, a CPU-only build"
+    if cuda:
+        build = phrase("doctor.cuda_build", version=version, cuda=cuda)
+    else:
+        build = phrase("doctor.cpu_build", version=version)
     if found is None or not found.cards:
         return [Finding("torch", "ok", build)]
     if cuda is None:
         if found.cuda < _BUILDS_CUDA:
-            newer = f"update the driver first ({_DRIVERS})"
-            return [Finding("torch", "fail", f"{build}; the card needs a CUDA build, the driver is too old", newer)]
+            newer = phrase("doctor.update_driver_first", drivers=_DRIVERS)
+            return [Finding("torch", "fail", phrase("doctor.driver_too_old", build=build), newer)]
         wanted = f"torch=={version.partition('+')[0]}+cu{''.join(map(str, _BUILDS_CUDA))}"
-        shown = f"as for CUDA {_dotted(_BUILDS_CUDA)} on {_BUILDS}"
-        cure = f"{pip('uninstall', '-y', 'torch')}; then install {wanted}, {shown}"
-        return [Finding("torch", "fail", f"{build}, on a machine with {found.cards[0].name}", cure)]
+        cure = phrase(
+            "doctor.cuda_build_instead",
+            uninstall=pip("uninstall", "-y", "torch"),
+            wanted=wanted,
+            cuda=_dotted(_BUILDS_CUDA),
+            page=_BUILDS,
+        )
+        return [Finding("torch", "fail", phrase("doctor.beside_card", build=build, card=found.cards[0].name), cure)]
     if torch.cuda.is_available():
         return [Finding("torch", "ok", build)]
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         unset = "set CUDA_VISIBLE_DEVICES=" if WINDOWS else "unset CUDA_VISIBLE_DEVICES"
-        return [Finding("torch", "fail", f"{build}; CUDA_VISIBLE_DEVICES hides the card", unset)]
+        return [Finding("torch", "fail", phrase("doctor.card_hidden", build=build), unset)]
     major, minor = (int(part) for part in cuda.split(".")[:2])
     if found.cuda < (major, minor):
-        detail = f"{build}; the driver {found.version} runs CUDA up to {_dotted(found.cuda)}"
-        return [Finding("torch", "fail", detail, f"update the driver: {_DRIVERS}")]
-    return [Finding("torch", "fail", f"{build}, and it sees no card", "restart the machine; then `aegis doctor`")]
+        detail = phrase("doctor.driver_runs", build=build, version=found.version, cuda=_dotted(found.cuda))
+        return [Finding("torch", "fail", detail, phrase("doctor.update_driver", drivers=_DRIVERS))]
+    return [Finding("torch", "fail", phrase("doctor.sees_no_card", build=build), phrase("doctor.restart"))]
 
 
 def gpus() -> list[Finding]:
@@ -160,25 +164,24 @@ def gpus() -> list[Finding]:
     found = seen_by_driver()
     findings = []
     for card in found.cards if found else ():
-        detail = (
-            f"{card.name}, compute capability {_dotted(card.capability)}, "
-            f"{gigabytes(card.free_bytes)} of {gigabytes(card.total_bytes)} free"
+        holders = ", ".join(name + (f" {gigabytes(used)}" if used else "") for name, used in card.holders[:3])
+        detail = phrase(
+            "doctor.card",
+            name=card.name,
+            capability=_dotted(card.capability),
+            free=gigabytes(card.free_bytes),
+            total=gigabytes(card.total_bytes),
+            held=phrase("doctor.held_by", holders=holders) if holders else "",
         )
-        if card.holders:
-            detail += "; held by " + ", ".join(
-                name + (f" {gigabytes(used)}" if used else "") for name, used in card.holders[:3]
-            )
         built_for = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
         if built_for and not _is_built_for(card.capability, built_for):
-            findings.append(
-                Finding("GPU", "fail", f"{detail}; this torch has no code for it", "aegis train --device cpu")
-            )
+            unknown = phrase("doctor.no_code", card=detail)
+            findings.append(Finding("GPU", "fail", unknown, "aegis train --device cpu"))
         elif card.free_bytes < LEAST_FREE_BYTES:
-            findings.append(Finding("GPU", "warn", detail, "close the programs that hold it; aegis plan"))
+            findings.append(Finding("GPU", "warn", detail, phrase("doctor.free_card")))
         elif card.capability < (8, 0):
-            findings.append(
-                Finding("GPU", "warn", f"{detail}; no bfloat16: float16 with a scaled loss", "aegis train --dry-run")
-            )
+            older = phrase("doctor.no_bfloat16", card=detail)
+            findings.append(Finding("GPU", "warn", older, "aegis train --dry-run"))
         else:
             findings.append(Finding("GPU", "ok", detail))
     return findings
@@ -206,7 +209,7 @@ def triton() -> list[Finding]:
         return []
     name = "triton-windows" if sys.platform == "win32" else "triton"
     if find_spec("triton") is None:
-        return [Finding("triton", "warn", "missing: torch cannot compile for the card", pip_install(name))]
+        return [Finding("triton", "warn", phrase("doctor.no_triton"), pip_install(name))]
     return [Finding("triton", "ok", metadata.version(name))]
 
 

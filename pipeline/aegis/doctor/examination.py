@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from aegis.doctor import card, installation, kernel, llama, machine, outside
 from aegis.doctor.finding import Finding, set_up_again
+from aegis.messages import phrase
 
 Probe = Callable[[], list[Finding]]
 
@@ -35,9 +36,10 @@ def examine() -> Iterator[Finding]:
         try:
             yield from probe()
         except ImportError as error:
-            yield Finding(name, "fail", f"not looked at: {error}", set_up_again())
+            yield Finding(name, "fail", phrase("doctor.not_looked_at", why=error), set_up_again())
         except Exception as error:  # a half-installed library raises whatever it likes
-            yield Finding(name, "fail", f"not looked at: {type(error).__name__}: {error}", set_up_again())
+            why = f"{type(error).__name__}: {error}"
+            yield Finding(name, "fail", phrase("doctor.not_looked_at", why=why), set_up_again())
 
 
 def is_ready(findings: list[Finding]) -> bool:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from aegis.doctor.finding import CHECKOUT, WINDOWS, Finding, pip_install, set_up_again
+from aegis.messages import phrase
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 _DISTRIBUTION = "aegis-soul"
@@ -20,12 +21,13 @@ _DISTRIBUTION = "aegis-soul"
 
 def python() -> list[Finding]:
     """Its version, and that it is a 64-bit one."""
-    detail = f"{platform.python_version()}, {8 * struct.calcsize('P')} bit, {sys.executable}"
+    bits = 8 * struct.calcsize("P")
+    detail = phrase("doctor.python", version=platform.python_version(), bits=bits, executable=sys.executable)
     again = r"py -3.13 tools\start.py setup" if WINDOWS else "python3.13 tools/start.py setup"
     if sys.version_info < OLDEST_PYTHON or struct.calcsize("P") < 8:
-        return [Finding("Python", "fail", f"{detail}: 3.11 or newer in 64 bit is needed", again)]
+        return [Finding("Python", "fail", phrase("doctor.python_too_old", found=detail), again)]
     if sys.version_info[:2] > NEWEST_PYTHON:
-        return [Finding("Python", "warn", f"{detail}: newer than what was tried (3.11 to 3.13)", again)]
+        return [Finding("Python", "warn", phrase("doctor.python_too_new", found=detail), again)]
     return [Finding("Python", "ok", detail)]
 
 
@@ -33,17 +35,11 @@ def set_up() -> list[Finding]:
     """How far tools/start.py got in the environment that runs this; its last act is to write stamp.json."""
     records = Path(sys.prefix) / "start"
     if not records.is_dir():
-        return [Finding("set-up", "ok", f"an environment of your own: {sys.prefix}")]
+        return [Finding("set-up", "ok", phrase("doctor.own_environment", prefix=sys.prefix))]
     if (records / "stamp.json").is_file():
-        return [Finding("set-up", "ok", f"finished: {sys.prefix}")]
-    return [
-        Finding(
-            "set-up",
-            "fail",
-            f"not finished in {sys.prefix}: it was interrupted, or is still at work; log: {records / 'setup.log'}",
-            set_up_again(),
-        )
-    ]
+        return [Finding("set-up", "ok", phrase("doctor.set_up_finished", prefix=sys.prefix))]
+    unfinished = phrase("doctor.set_up_unfinished", prefix=sys.prefix, log=records / "setup.log")
+    return [Finding("set-up", "fail", unfinished, set_up_again())]
 
 
 def packages() -> list[Finding]:
@@ -51,20 +47,24 @@ def packages() -> list[Finding]:
     try:
         missing, misfits, broken, count = _survey()
     except ModuleNotFoundError:  # of the library that reads requirements; without it, names are all there is
-        missing, misfits, broken, count = _absent(), [], [], 0
+        missing, misfits, broken, count = _absent(), {}, [], 0
     told = [
-        f"{label} {', '.join(names)}"
-        for label, names in (("missing:", missing), ("not whole:", broken), ("another version:", misfits))
+        phrase(key, names=", ".join(names))
+        for key, names in (
+            ("doctor.missing", missing),
+            ("doctor.not_whole", broken),
+            ("doctor.other_version", misfits.values()),
+        )
         if names
     ]
     if not told:
-        return [Finding("packages", "ok", f"{count} needed, all there and whole")]
+        return [Finding("packages", "ok", phrase("doctor.packages", count=count))]
     if _is_unfinished():
         cure = set_up_again()
     elif broken:  # pip takes a package without its files for installed
-        cure = pip_install("--ignore-installed", "--no-deps", *(name.partition(" ")[0] for name in broken))
+        cure = pip_install("--ignore-installed", "--no-deps", *broken)
     else:
-        cure = pip_install(*missing, *(name.partition(" ")[0] for name in misfits))
+        cure = pip_install(*missing, *misfits)
     return [Finding("packages", "fail", "; ".join(told), cure)]
 
 
@@ -79,13 +79,13 @@ def _absent() -> list[str]:
     return sorted(name for name in names if name.lower() not in installed)
 
 
-def _survey() -> tuple[list[str], list[str], list[str], int]:
-    """Names that are missing, of another version, and not whole; and how many were looked at."""
+def _survey() -> tuple[list[str], dict[str, str], list[str], int]:
+    """Names that are missing, of another version (with what to say of it), not whole; and how many were looked at."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     missing: list[str] = []
-    misfits: list[str] = []
+    misfits: dict[str, str] = {}
     broken: list[str] = []
     seen: dict[str, set[str]] = {}
     todo = [Requirement(text) for text in _requirements()]
@@ -106,12 +106,12 @@ def _survey() -> tuple[list[str], list[str], list[str], int]:
         if first and not _is_whole(found):
             broken.append(name)
         if first and not wanted.specifier.contains(version, prereleases=True):
-            misfits.append(f"{name} {version} (wanted {wanted.specifier})")
+            misfits[name] = phrase("doctor.misfit", name=name, version=version, wanted=wanted.specifier)
         for text in found.requires or []:
             needed = Requirement(text)
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *known)):
                 todo.append(needed)
-    return sorted(missing), sorted(misfits), sorted(broken), len(seen)
+    return sorted(missing), dict(sorted(misfits.items())), sorted(broken), len(seen)
 
 
 def _requirements() -> list[str]:

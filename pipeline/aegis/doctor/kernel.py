@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from aegis.doctor.finding import Finding, pip_install
+from aegis.messages import phrase
 
 _ROWS, _COLUMNS = 128, 256
 _BLOCK = 64
@@ -19,21 +20,20 @@ _NF4_ERROR = (0.05, 0.15)
 def smoke() -> list[Finding]:
     """Quantize, multiply forwards and backwards as training does, and compare with the numbers worked out plainly."""
     if find_spec("bitsandbytes") is None:
-        cure = pip_install("bitsandbytes")
-        return [Finding("4-bit kernel", "fail", "bitsandbytes is missing, so no base can be held in 4 bit", cure)]
+        return [Finding("4-bit kernel", "fail", phrase("doctor.no_bitsandbytes"), pip_install("bitsandbytes"))]
     import torch
 
     with _compiler_left_alone(torch):
         import bitsandbytes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = f"bitsandbytes {bitsandbytes.__version__} on {device.type}"
+    where = phrase("doctor.bitsandbytes", version=bitsandbytes.__version__, device=device.type)
     reinstall = pip_install("--force-reinstall", "--no-deps", "bitsandbytes")
     try:
         quantization, product, gradient = _errors(torch, bitsandbytes.functional, bitsandbytes.matmul_4bit, device)
     except Exception as error:  # a library for another CUDA raises what it likes
         return [Finding("4-bit kernel", "fail", f"{where}: {type(error).__name__}: {error}", reinstall)]
-    detail = f"{where}: NF4 off by {quantization:.1%}, product {product:.1e}, gradient {gradient:.1e}"
+    detail = phrase("doctor.nf4", where=where, quantization=quantization, product=product, gradient=gradient)
     bound = 1e-2 if device.type == "cuda" else 1e-4
     right = _NF4_ERROR[0] < quantization < _NF4_ERROR[1] and product < bound and gradient < bound
     return [Finding("4-bit kernel", "ok", detail) if right else Finding("4-bit kernel", "fail", detail, reinstall)]

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from aegis.doctor.finding import WINDOWS, Finding, pip_install
+from aegis.messages import phrase
 
 _BINDING = "llama-cpp-python"
 
@@ -20,17 +21,17 @@ def converter() -> list[Finding]:
     own = os.environ.get("LLAMA_CPP_DIR")
     if own:
         if (Path(own).expanduser() / "convert_hf_to_gguf.py").is_file():
-            return [Finding("converter", "ok", f"your own: LLAMA_CPP_DIR={own}")]
-        detail = f"LLAMA_CPP_DIR={own} holds no convert_hf_to_gguf.py"
+            return [Finding("converter", "ok", phrase("doctor.own_converter", folder=own))]
+        detail = phrase("doctor.no_converter", folder=own)
         return [Finding("converter", "fail", detail, "set LLAMA_CPP_DIR=" if WINDOWS else "unset LLAMA_CPP_DIR")]
     import vendor_llama_cpp
 
     pin = vendor_llama_cpp.load_pin()
     tree = vendor_llama_cpp.kept_tree()
     if tree is None:
-        detail = f"llama.cpp {pin.upstream_commit[:9]}: not in the cache, or not as pinned"
+        detail = phrase("doctor.converter_not_pinned", commit=pin.upstream_commit[:9])
         return [Finding("converter", "fail", detail, f"{sys.executable} -m vendor_llama_cpp")]
-    return [Finding("converter", "ok", f"llama.cpp {pin.upstream_commit[:9]}, sha256 as pinned, {tree}")]
+    return [Finding("converter", "ok", phrase("doctor.converter", commit=pin.upstream_commit[:9], tree=tree))]
 
 
 def binding() -> list[Finding]:
@@ -40,21 +41,21 @@ def binding() -> list[Finding]:
     pin = load_pin()
     again = pip_install("--force-reinstall", "--no-deps", f"{_BINDING}=={pin.version}")
     if find_spec("llama_cpp") is None:
-        detail = "llama-cpp-python is missing: no quantizing, no verifying, no chat"
-        return [Finding("llama.cpp", "fail", detail, pip_install(f"{_BINDING}=={pin.version}"))]
+        return [Finding("llama.cpp", "fail", phrase("doctor.no_binding"), pip_install(f"{_BINDING}=={pin.version}"))]
     found = metadata.distribution(_BINDING)
     detail = f"{_BINDING} {found.version}"
     if found.version != pin.version:
-        return [Finding("llama.cpp", "fail", f"{detail}, pinned is {pin.version}", again)]
+        return [Finding("llama.cpp", "fail", phrase("doctor.binding_other", found=detail, pinned=pin.version), again)]
     changed = [str(file) for file in found.files or [] if "/lib/" in f"/{file}" and _is_changed(file)]
     if changed:
-        return [Finding("llama.cpp", "fail", f"{detail}: changed since it was installed: {', '.join(changed)}", again)]
+        spoilt = phrase("doctor.binding_changed", found=detail, files=", ".join(changed))
+        return [Finding("llama.cpp", "fail", spoilt, again)]
     try:
         from aegis.llama_cpp import describe_library
 
-        return [Finding("llama.cpp", "ok", f"{detail} as pinned, {describe_library()}")]
+        return [Finding("llama.cpp", "ok", phrase("doctor.binding", found=detail, library=describe_library()))]
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return [Finding("llama.cpp", "fail", f"{detail} does not load: {error}", again)]
+        return [Finding("llama.cpp", "fail", phrase("doctor.binding_broken", found=detail, error=error), again)]
 
 
 def _is_changed(file: metadata.PackagePath) -> bool:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from aegis.doctor.finding import WINDOWS, Finding, environment_command, gigabytes
+from aegis.messages import phrase
 
 LEAST_RAM_BYTES = 4e9
 """Merge and export take under 1 GB; loading a base, the tokenizer and torch take the rest."""
@@ -26,18 +27,17 @@ def memory() -> list[Finding]:
     limit = _container_limit()
     if limit is not None and limit < total:
         total, available = limit, min(available, limit)
-    detail = f"{gigabytes(available)} of {gigabytes(total)} free"
     wsl = is_wsl()
     if wsl:
-        detail += ", which is what WSL was given (half of the machine if nothing else is said)"
+        key = "doctor.memory_wsl"
     elif limit is not None and limit == total:
-        detail += ", the limit of this container"
+        key = "doctor.memory_container"
+    else:
+        key = "doctor.memory"
+    detail = phrase(key, free=gigabytes(available), total=gigabytes(total))
     if available >= LEAST_RAM_BYTES:
         return [Finding("memory", "ok", detail)]
-    cure = "close other programs"
-    if wsl:
-        cure = r"write [wsl2] and memory=12GB into %UserProfile%\.wslconfig, then: wsl --shutdown"
-    return [Finding("memory", "warn", detail, cure)]
+    return [Finding("memory", "warn", detail, phrase("doctor.raise_wsl") if wsl else phrase("doctor.close_programs"))]
 
 
 def is_wsl() -> bool:
@@ -66,7 +66,7 @@ def disks() -> list[Finding]:
     return [
         _disk("disk: base models", Path(constants.HF_HUB_CACHE), 8e9, environment_command("HF_HOME", "FOLDER")),
         _disk("disk: cache", disk.cache_place(), 1e9, environment_command("AEGIS_CACHE_DIR", "FOLDER")),
-        _disk("disk: runs", Path("artifacts").absolute(), 18e9, "aegis run --run FOLDER (on another disk)"),
+        _disk("disk: runs", Path("artifacts").absolute(), 18e9, phrase("doctor.run_elsewhere")),
         _disk("disk: temporary", temporary, 8e9, environment_command("TEMP" if WINDOWS else "TMPDIR", "FOLDER")),
     ]
 
@@ -76,15 +76,15 @@ def _disk(name: str, place: Path, wanted_bytes: float, cure: str) -> Finding:
     while not standing.exists():
         standing = standing.parent
     free = shutil.disk_usage(standing).free
-    detail = f"{gigabytes(free)} free, {place}"
+    detail = phrase("doctor.disk", free=gigabytes(free), place=place)
     try:
         # asked of the file system itself: permission bits say little on Windows and on network drives
         with tempfile.TemporaryFile(dir=standing):
             pass
     except OSError as error:
-        return Finding(name, "fail", f"{detail}: nothing can be written ({error.strerror})", cure)
+        return Finding(name, "fail", phrase("doctor.not_writable", found=detail, error=error.strerror), cure)
     if free < wanted_bytes:
-        return Finding(name, "warn", f"{detail}; a 3.8 B base wants {gigabytes(wanted_bytes)}", cure)
+        return Finding(name, "warn", phrase("doctor.disk_short", found=detail, wanted=gigabytes(wanted_bytes)), cure)
     return Finding(name, "ok", detail)
 
 
@@ -95,12 +95,13 @@ def paths() -> list[Finding]:
     places = [Path.cwd(), disk.cache_place(), Path(tempfile.gettempdir()), Path(sys.prefix)]
     odd = sorted({str(place) for place in places if not str(place).isascii()})
     if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
-        detail = f"file names are read as {sys.getfilesystemencoding()}: Japanese ones will not do"
+        detail = phrase("doctor.file_names", encoding=sys.getfilesystemencoding())
         return [Finding("paths", "warn", detail, environment_command("PYTHONUTF8", "1"))]
     if odd and WINDOWS:
-        detail = f"not ASCII, which not every Windows program can open: {', '.join(odd)}"
+        detail = phrase("doctor.not_ascii_on_windows", names=", ".join(odd))
         return [Finding("paths", "warn", detail, environment_command("AEGIS_CACHE_DIR", r"C:\aegis"))]
-    return [Finding("paths", "ok", f"not ASCII, and fine here: {', '.join(odd)}" if odd else "plain names")]
+    detail = phrase("doctor.not_ascii", names=", ".join(odd)) if odd else phrase("doctor.plain_names")
+    return [Finding("paths", "ok", detail)]
 
 
 def console() -> list[Finding]:
@@ -111,5 +112,6 @@ def console() -> list[Finding]:
         _LETTERS.encode(encoding)
     except (UnicodeEncodeError, LookupError):
         cure = "chcp 65001 && set PYTHONUTF8=1" if WINDOWS else environment_command("PYTHONUTF8", "1")
-        return [Finding("console", "warn", f"{encoding}: some letters will show as question marks", cure)]
-    return [Finding("console", "ok", f"{encoding}, {'a terminal' if stream and stream.isatty() else 'not a terminal'}")]
+        return [Finding("console", "warn", phrase("doctor.missing_letters", encoding=encoding), cure)]
+    key = "doctor.terminal" if stream and stream.isatty() else "doctor.no_terminal"
+    return [Finding("console", "ok", phrase(key, encoding=encoding))]

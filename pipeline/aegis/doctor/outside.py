@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 from aegis.doctor.finding import WINDOWS, Finding
+from aegis.messages import phrase
 
 _OLLAMA = "http://127.0.0.1:11434"
 _TIMEOUT_S = 1.0
@@ -19,10 +20,10 @@ def hub() -> list[Finding]:
     """Whether there is a token, never which one, and whether the network may be used."""
     from huggingface_hub import constants, get_token
 
-    token = "a token is there" if get_token() else "no token (public models need none; `hf auth login` for gated ones)"
+    token = phrase("doctor.token") if get_token() else phrase("doctor.no_token")
     if constants.HF_HUB_OFFLINE:
         unset = "set HF_HUB_OFFLINE=" if WINDOWS else "unset HF_HUB_OFFLINE"
-        detail = f"{token}; offline mode is on: only what is in {constants.HF_HUB_CACHE} can be used"
+        detail = phrase("doctor.offline", token=token, cache=constants.HF_HUB_CACHE)
         return [Finding("Hub", "warn", detail, unset)]
     return [Finding("Hub", "ok", token)]
 
@@ -32,10 +33,10 @@ def ollama() -> list[Finding]:
     address = _ollama_address()
     version = _ollama_version(address)
     if version is not None:
-        return [Finding("Ollama", "ok", f"{version} answers at {address}")]
+        return [Finding("Ollama", "ok", phrase("doctor.ollama", version=version, address=address))]
     if shutil.which("ollama") is None:
-        return [Finding("Ollama", "ok", "not installed; `aegis chat` and llama.cpp run the GGUF without it")]
-    return [Finding("Ollama", "warn", f"installed, and nobody answers at {address}", "ollama serve")]
+        return [Finding("Ollama", "ok", phrase("doctor.no_ollama"))]
+    return [Finding("Ollama", "warn", phrase("doctor.ollama_silent", address=address), "ollama serve")]
 
 
 def _ollama_address() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aegis.llama_cpp._log import captured_log
+from aegis.messages import phrase
 
 
 def describe_library() -> str:
@@ -14,4 +15,4 @@ def describe_library() -> str:
     import llama_cpp
 
     captured_log()
-    return "built with GPU support" if llama_cpp.llama_supports_gpu_offload() else "built for the CPU"
+    return phrase("library.gpu") if llama_cpp.llama_supports_gpu_offload() else phrase("library.cpu")

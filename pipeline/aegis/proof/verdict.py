@@ -9,6 +9,7 @@ from typing import Any
 
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, read_manifest, verify_directory
+from aegis.messages import phrase
 from aegis.proof.divergence import Divergence, Recording, best_temperature, perplexity
 from aegis.proof.reports import read_versioned
 from aegis.proof.structure import Check
@@ -166,11 +167,11 @@ def verdict_of_run(run: Run) -> tuple[dict[str, Any] | None, str]:
         IntegrityError: a manifest or the report is damaged.
     """
     if not (run.verify / MANIFEST).is_file():
-        return None, "it has not been run"
+        return None, phrase("verdict.not_run")
     manifest = verify_directory(run.verify)
     parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
     for stage, directory in parts.items():
         if read_manifest(directory).identity != manifest.inputs.get(stage):
-            return None, f"{directory.name}/ was made anew since it ran"
+            return None, phrase("verdict.made_anew", folder=directory.name)
     report = read_report(run.verify / REPORT)
-    return report, "" if report["ok"] else f"it found a fault in {report['guilty']}"
+    return report, "" if report["ok"] else phrase("verdict.found_fault", guilty=report["guilty"])

@@ -13,9 +13,9 @@ _GOLDEN_WITHIN = 1e-3
 
 
 class Phase(Enum):
-    STABLE = "🔵 Stable"
-    TRANSITIONING = "🟡 Transitioning"
-    GOLDEN = "🟢 Golden Ratio Reached"
+    STABLE = "stable"
+    TRANSITIONING = "transitioning"
+    GOLDEN = "golden"
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,9 @@ def _free_memory(device: torch.device) -> int:
 
 def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
     if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
-        return None, "the embedded base and its tokenizer are made by the first run"
+        return None, phrase("plan.no_demo_base_yet")
     if config.dataset != DEMO and is_hub_dataset(config.dataset):
-        return None, "a Hub data set is not fetched for a plan"
+        return None, phrase("plan.hub_data")
     return training_data(config, load_tokenizer(base.folder), keep=False).report, ""
 
 

@@ -89,7 +89,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     f16 = next((run.gguf / str(file) for file in exported.facts["files"] if str(file).endswith("-F16.gguf")), None)
 
     needed = _disk_needed(run, config, shards, made, material, vocab_size, rebuild=f16 is None)
-    disk.require_space(run.study, needed, "the study")
+    disk.require_space(run.study, needed, phrase("disk.study"))
     with_matrix = any("imatrix" in variant for _, variant in made)
     if with_matrix:
         refuse_without_compiler()

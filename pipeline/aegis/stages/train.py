@@ -109,7 +109,7 @@ def train(
                 with _reporting(prepared, run, start) as tell:
                     outcome = _loop(prepared, trainee, run, start, tell).run(start, config.max_steps)
             except Interrupted as error:
-                error.fix = f"go on with: aegis train --resume --run {run.root}"
+                error.fix = phrase("train.go_on", run_root=run.root)
                 raise
             report = prepared.report(run.adapter, trainee, outcome, start)
             if together.writes:

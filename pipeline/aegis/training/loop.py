@@ -218,7 +218,7 @@ class Loop:
             "heldout_loss": heldout,
             "alpha": alpha,
             "gate": gate(alpha),
-            "phase": phase(alpha, self.config.alpha_target).name.lower(),
+            "phase": phase(alpha, self.config.alpha_target).value,
             "orthogonality_error": defect,
             "det": det,
             # a dense rotation's take seconds, so they are worked out where a checkpoint is due

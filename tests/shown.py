@@ -1,0 +1,191 @@
+"""Every text that a command ends with, from reports such as real runs leave, and what of a text is English."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from aegis import screens, screens_plan, screens_study, screens_verify
+from aegis.chain import Answer
+from aegis.config import TrainConfig
+from aegis.data.dataset import DataReport
+from aegis.doctor import Finding
+from aegis.model.lora import Coverage
+from aegis.proof.divergence import Divergence
+from aegis.proof.structure import Check
+from aegis.proof.study import Importance, Left, Measured, Reference, Speed, Study
+from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
+from aegis.stages.examine import Examination
+from aegis.stages.export import ExportReport
+from aegis.stages.import_soul import ImportReport
+from aegis.stages.merge import MergeReport
+from aegis.stages.plan import Need, PlanReport, VerifyOutlook
+from aegis.stages.push import PushReport
+from aegis.stages.quantize_study import StudyReport
+from aegis.stages.train import TrainReport
+from aegis.training.estimate import Estimate
+from aegis.training.memory import MemoryParts
+from aegis.training.ways import Variant
+
+RUN = Path("artifacts/mine")
+SETTINGS = TrainConfig(base_model="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp", dataset="mine.jsonl", device="cpu")
+_GIB = 1 << 30
+_COMMANDS = re.compile(r"`[^`]*`|\b(aegis|ollama|llama-server|pip|sudo|unset|export|python[\d.]*) [^。）]*|\S*/\S*")
+_SENTENCE = re.compile(r"(?<![\w-])[A-Za-z][a-z']+;? [a-z']{2,}")
+
+
+def english_in(text: str) -> list[str]:
+    """Two English words in a row, commands and paths left out: in Japanese, nothing but a forgotten sentence."""
+    return [found.group() for line in text.splitlines() for found in _SENTENCE.finditer(_COMMANDS.sub("", line))]
+
+
+def finding_lines() -> list[Finding]:
+    return [
+        Finding("Python", "ok", "3.11.7"),
+        Finding("4-bit kernel", "warn", "http://127.0.0.1:11434", "ollama serve"),
+        Finding("torch", "fail", "2.11.0", "pip install torch"),
+    ]
+
+
+def verdict() -> Verdict:
+    """One that has everything in it that a verdict can have."""
+    near = Divergence(1.21e-07, 1.13e-06, 4.70e-06, 1.0, 0.0126)
+    far = Divergence(1.48e-02, 1.75e-01, 5.19e-01, 0.9614, 4.0666)
+    return Verdict(
+        tokens=2048,
+        checks=(Check("files", "train", True, "12"), Check("rotation", "train", True, "")),
+        steps=(
+            Step("trained → wide", "merge", far, None, None),
+            Step("wide → merged", "merge", near, 1e-4, 0.995),
+            Step("f16 → Q4_K_M", "quantize", far, None, None),
+        ),
+        perplexity={"trained": 4.95, "wide": 4.91, "Q4_K_M": 4.975},
+        kept=Kept(2048, 1.914, 3.474, 1.914, 3.27, 1.0, 1.27),
+        bases=(BaseChoice("original", True, far, 4.91), BaseChoice("dequantized", False, near, 4.95)),
+    )
+
+
+def failed_verdict() -> Verdict:
+    wrong = Step("wide → merged", "merge", Divergence(0.3, 0.4, 0.5, 0.6, 7.0), 1e-4, 0.995)
+    spoilt = Check("hash", "train", False, "adapter.safetensors")
+    return replace(verdict(), checks=(spoilt,), steps=(wrong,), kept=None, bases=())
+
+
+def study_report() -> StudyReport:
+    found = Divergence(1.48e-02, 1.75e-01, 5.19e-01, 0.9614, 4.0666)
+    small = Measured("Q4_K_M", "plain", 2_390_000_000, "a", found, 4.975, Speed(212, 11.3))
+    same = replace(small, variant="imatrix+head-q8_0", bytes=2_490_000_000, same_as="imatrix")
+    study = Study(
+        tokens=2048,
+        tolerance=0.02,
+        reference=Reference(7_640_000_000, "b", 4.91, Speed(120, 5.2)),
+        measured=(small, same),
+        left=(Left("IQ2_M", "plain", "needs an importance matrix"),),
+        importance=Importance("c", "d", 65536, 512),
+    )
+    return StudyReport(RUN / "study", "mine", 2, 9_600_000_000, study)
+
+
+def plan_report() -> PlanReport:
+    estimate = Estimate(
+        weights=2_600_000_000,
+        adapter=38_000_000,
+        soul=54_000,
+        gradients=38_000_000,
+        optimizer=76_000_000,
+        activations=1_900_000_000,
+        head_and_loss=410_000_000,
+        workspace=33_000_000,
+    )
+    return PlanReport(
+        base="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp",
+        revision="c0ffee" + "0" * 34,
+        folder="/models/borea",
+        here=False,
+        model_type="phi3",
+        parameters=3_821_079_552,
+        data=DataReport("mine.jsonl", "e", 40, 36, 4, 0, 0, 0, 12_345, 6_789, 25, 2, 0),
+        data_missing="",
+        targets=(Coverage("qkv_proj", 32, 3072, 9216, 6_291_456), Coverage("o_proj", 32, 3072, 3072, 3_145_728)),
+        adapter_parameters=9_437_184,
+        soul_parameters=10_752,
+        device="NVIDIA GeForce RTX 3060",
+        free_bytes=11 * _GIB,
+        layers=32,
+        compiled=True,
+        variants=(
+            Variant(512, 0, False, True, estimate),
+            Variant(256, 0, False, False, estimate),
+            Variant(1024, 0, False, False, replace(estimate, activations=9 * _GIB)),
+            Variant(512, 32, False, False, estimate),
+        ),
+        needs=(
+            Need("disk, the run", 18_000_000_000, 9_000_000_000, str(RUN)),
+            Need("disk, verify's scratch", 3_100_000_000, 90_000_000_000, "/tmp"),
+            Need("GPU memory, verify", 7_600_000_000, None),
+            Need("RAM, verify", 15_200_000_000, 16_000_000_000),
+            Need("disk, the download", 7_600_000_000, 90_000_000_000, "/hub"),
+        ),
+        tokens=256_000,
+        flops_per_token=1.5e10,
+        flops_per_second=4.2e13,
+    )
+
+
+def every_screen(columns: int | None = None) -> dict[str, str]:
+    """All texts by name; those that are folded, for a terminal of so many columns."""
+    memory = MemoryParts(2 * _GIB, 38 << 20, 1 << 20, 38 << 20, 76 << 20, _GIB, 4 * _GIB)
+    trained = TrainReport(RUN / "adapter", 500, 0, 1.2, 1.3, 1.618, 0.8345, 9_447_936, 1, 812.5, memory)
+    merged = MergeReport(RUN / "merged", 195, 7_640_000_000, 64, 0.8345, True)
+    exported = ExportReport(RUN / "gguf", "mine", (Path(__file__),), 4096, 9_600_000_000)
+    soul = ImportReport(Path("soul.safetensors"), 3072, 500, 1.618, 0.8345, True)
+    need = Need("disk, verify's scratch", 3_100_000_000, 90_000_000_000, "/scratch")
+    outlook = VerifyOutlook(("trained", "wide", "Q4_K_M"), 2048, need, Need("RAM, verify", 15_200_000_000, None))
+    unsound = (Check("hash", "train", True, ""), Check("lm_head", "merge", False, "model.safetensors\nlm_head.weight"))
+    plan, study = plan_report(), study_report()
+    assert study.study is not None
+    return {
+        "doctor": screens.diagnosed(finding_lines(), columns),
+        "doctor, warned": screens.diagnosed(finding_lines()[:2], columns),
+        "doctor, ready": screens.diagnosed(finding_lines()[:1], columns),
+        "init": screens.initialised(Path("aegis.toml")),
+        "train": screens.trained(trained, RUN),
+        "train, nothing measured": screens.trained(replace(trained, loss=None, heldout_loss=None), RUN),
+        "train --dry-run": screens.dry_run(trained, SETTINGS),
+        "merge": screens.merged(merged, RUN),
+        "merge, tied": screens.merged(replace(merged, untied=False), None),
+        "merge --dry-run": screens_plan.merge_planned(merged),
+        "import-soul": screens.imported(soul),
+        "import-soul, rotation": screens.imported(replace(soul, reflection=False)),
+        "export": screens.exported(exported),
+        "export --dry-run": screens_plan.export_planned(exported),
+        "push": screens.pushed(PushReport("o/n", "https://huggingface.co/o/n", "gguf", ("m.gguf",), False)),
+        "serve": screens.serving("http://127.0.0.1:8080", Path("m.gguf"), 4096),
+        "run": screens.before_and_after([(Answer("春の花は?", "桜です。"), Answer("春の花は?", "桜でござる。"))]),
+        "verify": screens_verify.verified(verdict(), RUN / "verify"),
+        "verify, failed": screens_verify.verified(failed_verdict(), RUN / "verify"),
+        "verify PATH": screens_verify.examined(Examination(Path("merged"), "a model folder", unsound)),
+        "verify PATH, sound": screens_verify.examined(Examination(Path("m.gguf"), "a GGUF", unsound[:1])),
+        "verify --dry-run": screens_plan.verify_planned(outlook),
+        "plan": screens_plan.planned(plan, SETTINGS, columns),
+        "plan, no GPU": screens_plan.planned(
+            replace(
+                plan,
+                device="GPU",
+                here=True,
+                free_bytes=None,
+                flops_per_second=None,
+                data=None,
+                data_missing="owner/data",
+            ),
+            SETTINGS,
+            columns,
+        ),
+        "plan, CPU": screens_plan.planned(
+            replace(plan, device="CPU", revision=None, flops_per_second=4.2e10), SETTINGS, columns
+        ),
+        "plan, quick": screens_plan.planned(replace(plan, tokens=2560, flops_per_second=4.2e13), SETTINGS, columns),
+        "quantize-study --dry-run": screens_study.planned(study),
+        "quantize-study": screens_study.studied(study, study.study, RUN),
+    }
