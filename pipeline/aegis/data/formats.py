@@ -140,12 +140,11 @@ def _conversation(value: object, role_key: str, content_key: str, role_of: Calla
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
             raise RowError(phrase("formats.message_not_an_object", number=number, item=_kind(item)))
-        label = phrase("formats.label", number=number)
-        role = role_of(_text(item, role_key, label))
+        role = role_of(_text(item, role_key, number))
         # `"system": ""` is how many datasets say that there is none
         if role == "system" and item.get(content_key) in (None, ""):
             continue
-        messages.append({"role": role, "content": _text(item, content_key, label)})
+        messages.append({"role": role, "content": _text(item, content_key, number)})
     _check_order([message["role"] for message in messages])
     return messages
 
@@ -160,18 +159,25 @@ def _check_order(roles: list[str]) -> None:
         raise RowError(phrase("formats.no_last_answer"))
 
 
-def _text(row: _Object, key: str, label: str = "") -> str:
+def _text(row: _Object, key: str, number: int | None = None) -> str:
+    """A row's text, or that of its message of this number."""
     if key not in row:
-        raise RowError(phrase("formats.missing_key", label=label, key=key))
+        raise RowError(phrase("formats.missing_key", label=_label(number), key=key))
     value = row[key]
     if not isinstance(value, str):
-        raise RowError(phrase("formats.not_a_string", label=label, key=key, value=_kind(value)))
+        raise RowError(phrase("formats.not_a_string", label=_label(number), key=key, value=_kind(value)))
     if not value.strip():
-        raise RowError(phrase("formats.empty", label=label, key=key))
+        raise RowError(phrase("formats.empty", label=_label(number), key=key))
     if match := _UNENCODABLE.search(value):
         what = phrase("formats.nul" if match.group() == "\0" else "formats.surrogate")
-        raise RowError(phrase("formats.bad_character", label=label, key=key, what=what, position=match.start() + 1))
+        raise RowError(
+            phrase("formats.bad_character", label=_label(number), key=key, what=what, position=match.start() + 1)
+        )
     return value
+
+
+def _label(number: int | None) -> str:
+    return "" if number is None else phrase("formats.label", number=number)
 
 
 def _kind(value: object) -> str:
