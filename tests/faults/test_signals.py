@@ -119,8 +119,7 @@ def in_a_terminal_closed_at_step(step: int, folder: Path, nohup: bool, *argument
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(folder)
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # whatever pytest was started with
         os.environ |= {
             "AEGIS_CACHE_DIR": str(folder / "cache"),
             "AEGIS_LOG_DIR": str(folder / "logs"),

@@ -92,6 +92,7 @@ def _load(
     model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
     decoder: Any = decoder_of(model)
     split = SplitBase(decoder.layers, together.rank, together.parts, device)
+    progress.say(phrase("train.split_over", parts=together.parts))
     return nn.Module.to(model, device), split
 
 
