@@ -54,16 +54,26 @@ def curves(documents: list[dict[str, Any]]) -> dict[str, Curves]:
 
 
 def draw(found: dict[str, Curves], path: Path) -> None:
-    """One panel beside the other, both axes logarithmic."""
+    """One panel beside the other, both axes logarithmic; a step's time, which hardly grows at first, from zero on."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(4.6 * len(found), 3.6), layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     for axis, (panel, lines) in zip(axes, found.items(), strict=True):
         title, x, y = PANELS[panel]
         for name, points in lines.items():
-            axis.loglog(*zip(*points, strict=True), marker="o", label=name)
-        axis.set(title=title, xlabel=x, ylabel=y)
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(title=title, xlabel=x, ylabel=y, xscale="log")
+        measured = sorted({x for points in lines.values() for x, _ in points})
+        axis.set_xticks(measured, [f"{x:,.3g}" if x < 100 else f"{x:,.0f}" for x in measured])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        if panel == "train":
+            axis.set_ylim(bottom=0)
+        else:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(visible=True, which="both", alpha=0.25)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
