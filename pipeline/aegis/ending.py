@@ -5,21 +5,17 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
 from aegis import disk, logs, streams
 from aegis.errors import AegisError
 from aegis.messages import phrase
-
-_TERMINATED = {"SIGHUP": 129, "SIGTERM": 143, "SIGBREAK": 143}
-"""Exit codes by signal. SIGBREAK is Windows' Ctrl-Break."""
+from aegis.signals import answered, heeded
 
 _tracebacks = False
 
@@ -32,18 +28,26 @@ def show_tracebacks(wanted: bool) -> None:
 
 def to_its_end(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process with DESIGN's exit codes."""
-    known = [number for name in _TERMINATED if (number := getattr(signal, name, None)) is not None]
-    heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's wish
+    codes = {number: code for number, code in heeded().items() if number != signal.SIGINT}  # Python answers that one
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
+        complain(phrase("ending.terminated"))
+        sys.exit(codes[number])
+
+    def heedful() -> int | None:
+        with answered(codes, terminate):
+            return command()
+
     # a launcher that has lost one process ends the others; what happened to them is told all the same
-    with _answered(heeded, signal.SIG_IGN):
-        sys.exit(_code_of(command, heeded))
+    with answered(codes, signal.SIG_IGN):
+        sys.exit(_code_of(heedful))
 
 
-def _code_of(command: Callable[[], int | None], heeded: Sequence[int]) -> int:
+def _code_of(command: Callable[[], int | None]) -> int:
     try:
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
-        with _answered(heeded, _terminate):
-            code = command() or 0
+        code = command() or 0
         if code == 130:
             complain(phrase("ending.interrupted"))
         return code
@@ -78,25 +82,6 @@ def _code_of(command: Callable[[], int | None], heeded: Sequence[int]) -> int:
             complain(error.format_message(), fix=phrase("ending.help"))
             return 2
         return _our_bug(error)
-
-
-@contextmanager
-def _answered(numbers: Sequence[int], answer: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [(number, signal.signal(number, answer)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
-    complain(phrase("ending.terminated"))
-    sys.exit(_TERMINATED[signal.Signals(number).name])
 
 
 def _told(error: AegisError) -> int:

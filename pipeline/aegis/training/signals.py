@@ -6,20 +6,15 @@ A terminal that is closed asks too (SIGHUP): who trains over a line that breaks 
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from aegis import progress
 from aegis.messages import phrase
+from aegis.signals import EXIT_CODES, answered, heeded
 
-_EXIT_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
-
-_HANGUP = getattr(signal, "SIGHUP", None)
-
-OTHERS_ASKED = _EXIT_CODES["SIGTERM"]
+OTHERS_ASKED = EXIT_CODES["SIGTERM"]
 """The exit code of a process that ends because another one of its training was asked to."""
 
 
@@ -33,30 +28,20 @@ class StopRequest:
 def deferred_stop() -> Iterator[StopRequest]:
     """Turn the first signal into a request, and leave the second to the handler that stood before.
 
-    Outside the main thread, where Python forbids handlers, nothing changes.
+    Outside the main thread nothing changes.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    before: dict[int, Any] = {}
+    codes = heeded()
+    before = {number: signal.getsignal(number) for number in codes}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request.exit_code is None:
-            request.exit_code = _EXIT_CODES[signal.Signals(number).name]
+            request.exit_code = codes[number]
             progress.warn(phrase("train.stopping"))
             return
-        if callable(standing := before.get(number)):
+        if callable(standing := before[number]):
             standing(number, frame)
         raise KeyboardInterrupt
 
-    for number in (getattr(signal, name) for name in _EXIT_CODES if hasattr(signal, name)):
-        if number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup's wish
-        before[number] = signal.signal(number, handle)
-    try:
+    with answered(codes, handle):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""Signals that ask a process to end: with which exit code it then does, and who answers them meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+EXIT_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
+"""By name. SIGBREAK is Windows' Ctrl-Break."""
+
+
+def heeded() -> dict[int, int]:
+    """Exit codes by number, of those that this system has; without SIGHUP where nohup wished it away."""
+    found = {number: code for name, code in EXIT_CODES.items() if (number := getattr(signal, name, None)) is not None}
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:
+        del found[hangup]
+    return found
+
+
+@contextmanager
+def answered(numbers: Iterable[int], answer: Any) -> Iterator[None]:
+    """Let `answer` handle these signals while the block runs.
+
+    Outside the main thread, where Python forbids handlers, nothing changes.
+    """
+    before: list[tuple[int, Any]] = []
+    if threading.current_thread() is threading.main_thread():
+        before = [(number, signal.signal(number, answer)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
