@@ -30,20 +30,7 @@ def planned(report: PlanReport, settings: TrainConfig, columns: int | None = Non
     lines = [
         (phrase("screens_plan.base"), _base(report)),
         (phrase("screens_plan.data"), _data(report, settings)),
-    ]
-    lines += [
-        (
-            phrase("screens_plan.adapter"),
-            phrase(
-                "screens_plan.target",
-                target=row.target,
-                modules=row.modules,
-                in_features=row.in_features,
-                out_features=row.out_features,
-                parameters=row.parameters,
-            ),
-        )
-        for row in report.targets
+        *((phrase("screens_plan.adapter"), row.explain()) for row in report.targets),
     ]
     trained = phrase(
         "screens_plan.parameters",

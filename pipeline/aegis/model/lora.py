@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from aegis.errors import UsageError
+from aegis.messages import phrase
 from aegis.model.families import PROVEN
 
 _ATTENTION = tuple(dict.fromkeys(family.targets for family in PROVEN.values()))
@@ -27,6 +28,17 @@ class Coverage:
     in_features: int
     out_features: int
     parameters: int
+
+    def explain(self) -> str:
+        """One line for people."""
+        return phrase(
+            "lora.coverage",
+            target=self.target,
+            modules=self.modules,
+            in_features=self.in_features,
+            out_features=self.out_features,
+            parameters=self.parameters,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -98,16 +98,7 @@ def _load(
 
 def _say_coverage(rows: list[Coverage]) -> None:
     for row in rows:
-        progress.say(
-            phrase(
-                "train.adapter_target",
-                target=row.target,
-                modules=row.modules,
-                in_features=row.in_features,
-                out_features=row.out_features,
-                parameters=row.parameters,
-            )
-        )
+        progress.say(phrase("train.adapter_target", found=row.explain()))
     progress.say(phrase("train.adapter_total", parameters=sum(row.parameters for row in rows)))
 
 
