@@ -18,12 +18,12 @@ def main() -> None:
 
 
 def _diagnosed(error: ImportError) -> int:
+    from aegis import streams
     from aegis.doctor import Finding, examine, set_up_again
     from aegis.messages import phrase
     from aegis.screens import diagnosed
 
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    streams.prepare()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     door = Finding("command line", "fail", phrase("doctor.not_installed_whole", error=error), set_up_again())
     sys.stderr.write(diagnosed([door, *examine()]) + "\n")

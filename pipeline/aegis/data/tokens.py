@@ -104,10 +104,11 @@ class TokenFile:
         return np.frombuffer(read, CODE)
 
     def _flush(self) -> None:
+        if not self._pending:
+            return
         rest = memoryview(self._pending)
         try:
-            if rest:
-                self._file.seek(0, os.SEEK_END)
+            self._file.seek(0, os.SEEK_END)
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
