@@ -149,6 +149,8 @@ def run_child(arguments: list[str], timeout: float, path: str = "") -> list[dict
         if line.startswith("  "):
             print(line, flush=True)
     rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    if not rows:
+        print(error[-4000:], file=sys.stderr, flush=True)
     return rows or [{"error": (error.strip().splitlines() or ["no output"])[-1][:300]}]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -223,3 +225,10 @@ def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, monkeypatch: pyt
     losses, gradients = course(make(WAYS["all"]))
     assert losses == plain[0]
     assert torch.equal(gradients, plain[1])
+    torch.rand(1, device="cuda")  # the generator does not believe that the recording still goes on
+
+
+def test_the_peak_is_the_first_thing_that_may_be_asked_of_a_gpu() -> None:
+    asked = "import torch; from aegis.training import memory; memory.reset_peak(torch.device('cuda', 0))"
+    finished = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

@@ -20,11 +20,26 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Record what `function` launches, without running it; returns the replay."""
+        """Record what `function` launches, without running it; returns the replay.
+
+        Raises:
+            RuntimeError: it cannot be recorded, since it waits for the GPU, say. What runs afterwards is not disturbed.
+        """
         graph = torch.cuda.CUDAGraph()
-        # other threads may use CUDA meanwhile (pinning memory, say) without spoiling the recording
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-        ):
-            function()
+        try:
+            # other threads may use CUDA meanwhile (pinning memory, say) without spoiling the recording
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
+                function()
+        except RuntimeError:
+            _renew_generator()
+            raise
         return graph.replay
+
+
+def _renew_generator() -> None:
+    """Give the GPU's random generator a new state: the old one believes for good that it is being recorded."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    renewed = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    generator.graphsafe_set_state(renewed.graphsafe_get_state())

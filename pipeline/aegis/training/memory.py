@@ -27,6 +27,7 @@ class MemoryParts:
 def reset_peak(device: torch.device) -> None:
     """Start a new peak on a GPU; a CPU's cannot be reset."""
     if device.type == "cuda":
+        torch.cuda.init()  # its statistics are refused before anything else has used the GPU
         torch.cuda.reset_peak_memory_stats(device)
 
 
