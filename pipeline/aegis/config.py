@@ -87,7 +87,9 @@ class TrainConfig(StageConfig):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
     )
-    cuda_graphs: Literal["off", "on"] = Field("off", description="replay the step as CUDA graphs where that works")
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "auto", description="record the step as CUDA graphs and replay it; auto does wherever that works"
+    )
     split_base: bool = Field(
         False, description="with several processes: each keeps a part of every layer of the base, for bases too large"
     )

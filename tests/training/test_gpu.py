@@ -23,8 +23,9 @@ from aegis.model.attach import attached
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
+from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, rotate, skew_matrix
 from aegis.training import step as step_module
-from aegis.training.acceleration import PLAIN, Acceleration, host_embeddings
+from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
@@ -39,17 +40,22 @@ pytestmark = [
 
 LENGTH, VOCABULARY, LAYERS = 256, 512, 3
 CONFIG = TrainConfig(lora_r=8, max_length=LENGTH, warmup_steps=0, annealing_steps=1, learning_rate=1e-3)
+_FAST = Acceleration(packed=True, dequantized=True)
 WAYS = {
     "packed": Acceleration(packed=True),
-    "recomputed": Acceleration(packed=True, recomputed=LAYERS),
-    "some recomputed": Acceleration(packed=True, recomputed=2),
-    "offloaded": Acceleration(packed=True, recomputed=LAYERS, offloaded=True),
-    "captured": Acceleration(packed=True, captured=True),
-    "captured, offloaded": Acceleration(packed=True, captured=True, recomputed=LAYERS, offloaded=True),
-    "compiled": Acceleration(packed=True, compiled=True),
-    "all": Acceleration(packed=True, compiled=True, captured=True),
-    "all, recomputed": Acceleration(packed=True, compiled=True, captured=True, recomputed=LAYERS),
-    "all, offloaded": Acceleration(packed=True, compiled=True, captured=True, recomputed=LAYERS, offloaded=True),
+    "dequantized": _FAST,
+    "recomputed": replace(_FAST, recomputed=LAYERS),
+    "some recomputed": replace(_FAST, recomputed=2),
+    "offloaded": replace(_FAST, recomputed=LAYERS, offloaded=True),
+    "captured": replace(_FAST, captured=True),
+    "captured, offloaded": replace(_FAST, captured=True, recomputed=LAYERS, offloaded=True),
+    "compiled": replace(_FAST, compiled=True),
+    "compiled, some recomputed": replace(_FAST, compiled=True, recomputed=2),
+    "compiled, offloaded": replace(_FAST, compiled=True, recomputed=LAYERS, offloaded=True),
+    "all": replace(_FAST, compiled=True, captured=True),
+    "all, recomputed": replace(_FAST, compiled=True, captured=True, recomputed=LAYERS),
+    "all, some offloaded": replace(_FAST, compiled=True, captured=True, recomputed=2, offloaded=True),
+    "all, offloaded": replace(_FAST, compiled=True, captured=True, recomputed=LAYERS, offloaded=True),
 }
 
 Make = Callable[..., Trainee]
@@ -157,6 +163,66 @@ def test_every_way_is_the_plain_way(make: Make, way: str, cuts: tuple[int, ...])
     assert gap(plain, course(make(PLAIN, reseeded), reseeded, cuts=cuts)[1]) > 0.2
     if cuts:
         assert gap(plain, course(make(PLAIN), cuts=())[1]) > 0.2
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(9216, 3072), (96, 64), (1000, 320)], ids=str)
+def test_our_kernel_reads_nf4_as_bitsandbytes_does(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """To the bit, whole blocks of zeros and outliers among them; another offset misses."""
+    from bitsandbytes import functional
+
+    from aegis.model.nf4_kernel import dequantize
+
+    weight = torch.randn(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(1)) * 0.02
+    weight[1, :64] = 0
+    weight[2, 3] = 40.0
+    codes, state = functional.quantize_4bit(weight.to(dtype), quant_type="nf4", compress_statistics=True)
+    second = state.state2
+    rows, columns = shape
+
+    def ours(offset: torch.Tensor) -> torch.Tensor:
+        scales = state.absmax, second.code, second.absmax, offset
+        return dequantize(codes.view(-1), *scales, state.code, rows=rows, columns=columns, dtype=dtype)
+
+    theirs = functional.dequantize_4bit(codes, state)
+    assert torch.equal(ours(state.offset), theirs)
+    assert not torch.equal(ours(state.offset * 1.01), theirs)
+
+
+def test_a_compiled_layer_keeps_what_is_counted(make: Make) -> None:
+    """Within 5 % of `activation_bytes`, which plans go by; a layer that is not compiled keeps more."""
+    assert one_layer_keeps(make(WAYS["compiled"])) == pytest.approx(counted := layer_bytes(make), rel=0.05)
+    assert one_layer_keeps(make(WAYS["packed"])) > 1.3 * counted
+
+
+def layer_bytes(make: Make) -> int:
+    return activation_bytes(make(PLAIN).model.config, LENGTH, 2)
+
+
+def one_layer_keeps(trainee: Trainee) -> int:
+    """What the third layer adds to what the first two keep."""
+    decoder = trainee.model.get_base_model().get_decoder()
+    window = batch(trainee, 0, ()).to(torch.device("cuda"))
+    step_module.summed_loss(trainee, window).backward()  # compiles
+    whole, kept = decoder.layers, []
+    for layers in (2, 3):
+        decoder.layers = whole[:layers]
+        before = torch.cuda.memory_allocated()
+        hidden = decoder(input_ids=window.input_ids, position_ids=window.position_ids, use_cache=False)
+        kept.append(torch.cuda.memory_allocated() - before)
+        del hidden
+    return kept[1] - kept[0]
+
+
+def test_a_dense_rotation_stays_one() -> None:
+    """At Phi-3.5's width, after a step that moves every entry by the same amount, and far from the start."""
+    n = 3072
+    generator = torch.Generator("cuda").manual_seed(0)
+    for size in (2e-4, 2e-2):
+        entries = torch.randn(1, n * (n - 1) // 2, device="cuda", generator=generator).sign() * size
+        rotation = rotate(skew_matrix(entries, n), "cayley")
+        assert orthogonality_defect(rotation.double()).abs().max().item() < ORTHOGONALITY_BOUND
 
 
 @pytest.mark.parametrize("way", ["all", "all, offloaded", "packed", "recomputed"])

@@ -70,6 +70,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """query (batch, heads, length, width); key and value may have fewer heads. Gives (batch, length, heads, width)."""
     batch, _, length, _ = query.shape
+    # where queries, keys and values come from one product, its view would keep all three for the backward pass
+    value = value.transpose(1, 2).contiguous().transpose(1, 2)
     windowed = sliding_window is not None and sliding_window < (max_length_q or length)
     if cu_seq_lens_q is None and not windowed:
         mixed = nn.functional.scaled_dot_product_attention(

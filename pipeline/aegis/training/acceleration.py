@@ -1,7 +1,8 @@
 """Which of the ways to a faster or smaller step are taken, chosen by what there is, and put in place.
 
 packed       FlashAttention within documents, cosines from a table: no mask, no question to the GPU
-compiled     each decoder layer's small kernels fused by torch.compile; one compilation serves all layers
+dequantized  NF4 weights read by a kernel of our own (`model.frozen`)
+compiled     each decoder layer's small kernels fused by torch.compile (`training.compiling`)
 captured     the step replayed as CUDA graphs (`training.capture`)
 recomputed   decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
 offloaded    what those keep goes to the host's memory meanwhile, and the input embeddings stay there
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,8 +22,10 @@ from torch import Tensor
 from aegis.config import TrainConfig
 from aegis.messages import phrase
 from aegis.model.attach import decoder_of
+from aegis.model.frozen import install_frozen, supports_frozen
 from aegis.model.packed import RotaryTable, install_attention, supports_packed
-from aegis.training.recompute import Keeper, recomputed
+from aegis.training.compiling import compile_layer
+from aegis.training.recompute import Keeper, Recomputation, kept_elsewhere, recomputed
 from aegis.training.split_base import SplitBase
 
 COMPILE_STEPS = 300
@@ -35,6 +39,7 @@ class Acceleration:
     """What is switched on; see the module. `recomputed` counts layers."""
 
     packed: bool = False
+    dequantized: bool = False
     compiled: bool = False
     captured: bool = False
     recomputed: int = 0
@@ -54,9 +59,17 @@ class Acceleration:
         # a compiled layer would have its weights' addresses in it, and a base that is split has no lasting ones
         worthwhile = worthwhile and not config.split_base
         compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
-        captured = quick and config.cuda_graphs == "on" and config.alpha == "scheduled" and dtype == torch.bfloat16
+        # what is recorded is one shape of step: nothing that starts or rests, no loss scaling, no addresses that change
+        recordable = quick and config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.split_base
         recompute, offload = _recomputation(config, model, device, layers)
-        return cls(packed, compiled, captured, recompute, offload)
+        return cls(
+            packed=packed,
+            dequantized=quick and supports_frozen(device) and not config.split_base,
+            compiled=compiled,
+            captured=recordable and config.cuda_graphs != "off",
+            recomputed=recompute,
+            offloaded=offload,
+        )
 
     def explain(self, layers: int) -> str:
         """One line for people."""
@@ -80,6 +93,8 @@ class Acceleration:
         if self.packed:
             install_attention(base)
             decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.embed_tokens.weight[:1])
+        if self.dequantized:
+            install_frozen(base)
         if self.compiled or self.recomputed:
             self._run_layers(decoder, split)
         if self.offloaded and base.get_output_embeddings().weight is not decoder.embed_tokens.weight:
@@ -88,15 +103,20 @@ class Acceleration:
 
     def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
         keeper = Keeper(offload=self.offloaded)
-        functions: dict[type, Callable[..., Tensor]] = {}
         for number, layer in enumerate(decoder.layers):
-            plain = type(layer).forward
-            if type(layer) not in functions:
-                functions[type(layer)] = torch.compile(plain, dynamic=False) if self.compiled else plain
-            run = functions[type(layer)]
+            recomputed = number < self.recomputed
+            run: Callable[..., Tensor] = type(layer).forward
+            if self.compiled:
+                run = compile_layer(run, recomputed=recomputed)
             if split is not None:
                 run = _put_together_first(run, split, number)
-            layer.forward = _LayerRun(layer, run, keeper if number < self.recomputed else None)
+            layer.forward = _LayerRun(layer, run, self._recomputation(keeper) if recomputed else None)
+
+    def _recomputation(self, keeper: Keeper) -> Recomputation | None:
+        if not self.compiled:
+            return partial(recomputed, keeper=keeper)
+        # compiled to keep its input alone: nothing is left to do but to see where that goes
+        return partial(kept_elsewhere, keeper=keeper) if self.offloaded else None
 
 
 def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: int) -> Callable[..., Tensor]:
@@ -117,8 +137,8 @@ def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
 class _LayerRun:
     """A decoder layer's forward pass, compiled or recomputed or both."""
 
-    def __init__(self, layer: Any, function: Callable[..., Tensor], keeper: Keeper | None) -> None:
-        self._layer, self._function, self._keeper = layer, function, keeper
+    def __init__(self, layer: Any, function: Callable[..., Tensor], recomputation: Recomputation | None) -> None:
+        self._layer, self._function, self._recomputation = layer, function, recomputation
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.is_grad_enabled() and not hidden.requires_grad:
@@ -128,24 +148,24 @@ class _LayerRun:
         def run(hidden: Tensor) -> Tensor:
             return self._function(self._layer, hidden, *args, **kwargs)
 
-        if self._keeper is None or not torch.is_grad_enabled():
+        if self._recomputation is None or not torch.is_grad_enabled():
             return run(hidden)
-        return recomputed(run, hidden, self._keeper)
+        return self._recomputation(run, hidden)
 
 
 PLAIN = Acceleration()
 
 
 def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
-    """What one decoder layer keeps for its backward pass, with every element-wise product worked out again.
+    """What one compiled decoder layer keeps for its backward pass; the rest is worked out again.
 
-    A token leaves: the input of both norms and of both projections into the residual stream (4 · hidden_size), queries,
-    keys and values, and gate, up and their product (3 · intermediate_size).
+    A token leaves: the input of both norms (2 · hidden_size), queries and what attention makes of them, keys and
+    values, and gate and up (2 · intermediate_size).
     """
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    values = 4 * config.hidden_size + width * (heads + 2 * kv_heads) + 3 * config.intermediate_size
+    values = 2 * config.hidden_size + width * (2 * heads + 2 * kv_heads) + 2 * config.intermediate_size
     return tokens * itemsize * values
 
 

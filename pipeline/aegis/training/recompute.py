@@ -9,13 +9,15 @@ ahead of their use.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Layer = Callable[[Tensor], Tensor]
+Recomputation = Callable[[Layer, Tensor], Tensor]
 
 
 class Keeper:
@@ -28,6 +30,8 @@ class Keeper:
     def __init__(self, *, offload: bool) -> None:
         self._kept: list[Tensor] = []
         self._offload = _Offload() if offload else None
+        self._expected: Tensor | None = None
+        self._hooks = self._pack, self._unpack  # always the same two, or compiled layers would be compiled anew
 
     def keep(self, hidden: Tensor) -> int:
         """Keep one more input; returns its place."""
@@ -42,6 +46,25 @@ class Keeper:
             return self._offload.fetch(place)
         assert place == len(self._kept) - 1, "inputs are taken back in reverse"
         return self._kept.pop()
+
+    @contextmanager
+    def keeping(self, hidden: Tensor) -> Iterator[None]:
+        """Keep `hidden`, and nothing else, for whichever function in the block saves it for its backward pass."""
+        self._expected = hidden
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
+                yield
+        finally:
+            self._expected = None
+
+    def _pack(self, saved: Tensor) -> Tensor | int:
+        expected = self._expected
+        if expected is None or saved.data_ptr() != expected.data_ptr() or saved.shape != expected.shape:
+            return saved
+        return self.keep(saved)
+
+    def _unpack(self, packed: Tensor | int) -> Tensor:
+        return self.take(packed) if isinstance(packed, int) else packed
 
 
 class _Offload:
@@ -121,3 +144,9 @@ def recomputed(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
         hidden = hidden.detach().requires_grad_()
     output: Tensor = _Recomputed.apply(hidden, layer, keeper)  # type: ignore[no-untyped-call]
     return output
+
+
+def kept_elsewhere(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
+    """Return layer(hidden) of a layer that recomputes by itself, whose kept input goes to the keeper."""
+    with keeper.keeping(hidden):
+        return layer(hidden)

@@ -170,6 +170,9 @@ class Stepper:
         slot = self._slot = like.to(self._device)
         # what has not run yet is run once before: a kernel compiled or loaded on its first use spoils a recording
         self._look_into(slot)
+        # the graphs have memory of their own; what the steps so far have left would stand beside it unused
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         recorder = Recorder()
         try:
             self._replays = {

@@ -1,0 +1,63 @@
+"""NF4 with doubly quantized scales to 16 bit, in one kernel that writes at the memory's speed.
+
+A block of 64 values is 32 bytes of codes, the first value in a byte's upper half, and an 8-bit code for its absmax; 256
+of those share a scale, and all of them an offset (Dettmers et al. 2023, arXiv:2305.14314, section 3). Products and sums
+are rounded one by one, as bitsandbytes' own kernels round them: the values are the same to the bit.
+
+Only imported where there is Triton.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+_BLOCKS = 32
+"""Of 64 values, done by one program."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(codes, absmax, absmax_code, absmax_scale, offset, nf4, out, blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    there = block < blocks
+    scale = tl.load(absmax_code + tl.load(absmax + block, mask=there, other=0).to(tl.int32))
+    # a product and a sum that the compiler may not contract
+    scale = libdevice.mul_rn(scale, tl.load(absmax_scale + block // 256, mask=there, other=0.0))
+    scale = libdevice.add_rn(scale, tl.load(offset))[:, None]
+    there = there[:, None]
+    pairs = tl.load(codes + block[:, None] * 32 + tl.arange(0, 32)[None, :], mask=there, other=0).to(tl.int32)
+    values = tl.interleave(tl.load(nf4 + (pairs >> 4)) * scale, tl.load(nf4 + (pairs & 15)) * scale)
+    places = block[:, None] * 64 + tl.arange(0, 64)[None, :]
+    tl.store(out + places, values.to(out.dtype.element_ty), mask=there)
+
+
+def dequantize(
+    codes: Tensor,
+    absmax: Tensor,
+    absmax_code: Tensor,
+    absmax_scale: Tensor,
+    offset: Tensor,
+    nf4: Tensor,
+    *,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the weight (rows, columns) in `dtype`, rows · columns a multiple of 64.
+
+    Args:
+        codes: uint8, two values a byte.
+        absmax: uint8, one a block.
+        absmax_code: (256,) float32, what absmax' codes stand for.
+        absmax_scale: float32, one for 256 blocks.
+        offset: scalar float32.
+        nf4: (16,) float32, what the codes stand for.
+    """
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    blocks = out.numel() // 64
+    grid = (triton.cdiv(blocks, _BLOCKS),)
+    _kernel[grid](codes, absmax, absmax_code, absmax_scale, offset, nf4, out, blocks, BLOCKS=_BLOCKS)
+    return out

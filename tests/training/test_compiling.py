@@ -1,0 +1,109 @@
+"""What a compiled decoder layer keeps for its backward pass: torch's own partitioner, without its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aegis.config import TrainConfig
+from aegis.model.attach import decoder_of
+from aegis.model.packed import install_attention
+from aegis.training import compiling
+from aegis.training.compiling import compile_layer
+from aegis.training.recompute import Keeper, kept_elsewhere
+from tests.training.conftest import MakeTrainee
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+
+CONFIG = TrainConfig(lora_r=2, lora_dropout=0.3)
+LENGTH = 24
+
+
+@pytest.fixture
+def partitioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for code generation, which takes a compiler half a minute: the parted graphs are run as they are."""
+    from torch._dynamo.backends.debugging import aot_eager_decomp_partition
+
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", aot_eager_decomp_partition)
+
+
+def layer_and_arguments(make_trainee: MakeTrainee) -> tuple[Any, Tensor, dict[str, Any]]:
+    model = make_trainee(CONFIG).model
+    install_attention(model.get_base_model())
+    decoder: Any = decoder_of(model)
+    hidden = torch.randn(1, LENGTH, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(LENGTH)[None]
+    arguments = {"position_ids": positions, "position_embeddings": decoder.rotary_emb(hidden, positions)}
+    return decoder.layers[0], hidden, {**arguments, "attention_mask": None, "use_cache": False}
+
+
+def through(layer: Any, run: Any, hidden: Tensor, arguments: dict[str, Any]) -> tuple[int, Tensor, list[Tensor]]:
+    """Values kept that have a token's place in them, and the gradients."""
+    hidden = hidden.clone().requires_grad_()
+    kept: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        if LENGTH in tensor.shape[:-1] and tensor.dtype.is_floating_point:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.itemsize
+        return tensor
+
+    layer.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        output = run(layer, hidden, **arguments)
+    output.square().sum().backward()
+    assert hidden.grad is not None
+    return sum(kept.values()), hidden.grad, [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+
+
+@pytest.mark.usefixtures("partitioned")
+def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
+    make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, hidden, arguments = layer_and_arguments(make_trainee)
+    plain = type(layer).forward
+    _, gradient, gradients = through(layer, plain, hidden, arguments)
+    found = {}
+    for recomputed in (False, True):
+        run = compile_layer(plain, recomputed=recomputed)
+        found[recomputed], ours, all_ours = through(layer, run, hidden, arguments)
+        torch.testing.assert_close(ours, gradient)
+        torch.testing.assert_close(all_ours, gradients)
+    tables = sum(table.numel() for table in arguments["position_embeddings"])
+    text = layer.self_attn.config
+    # on a CPU attention's result is kept in its own order as well as in the next product's
+    counted = LENGTH * (7 * text.hidden_size + 2 * text.intermediate_size)
+    assert found[False] == pytest.approx(counted + tables, rel=0.05)
+    monkeypatch.setattr(compiling, "_KEEP_LESS", {})
+    torch._dynamo.reset()
+    by_default, *_ = through(layer, compile_layer(plain, recomputed=False), hidden, arguments)
+    assert by_default > 1.1 * found[False]
+    assert found[True] == hidden.numel() + tables
+
+
+@pytest.mark.usefixtures("partitioned")
+def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee) -> None:
+    """Its input, once a pass, and no parameter; the gradients are the plain ones, the layer is compiled once."""
+    layer, hidden, arguments = layer_and_arguments(make_trainee)
+    _, gradient, _ = through(layer, type(layer).forward, hidden, arguments)
+    compiled = compile_layer(type(layer).forward, recomputed=True)
+    torch._dynamo.utils.counters.clear()
+
+    class Seen(Keeper):
+        def keep(self, hidden: Tensor) -> int:
+            kept.append(hidden.shape)
+            return super().keep(hidden)
+
+    kept: list[Any] = []
+    keeper = Seen(offload=False)
+    for _ in range(2):
+        given = hidden.clone().requires_grad_()
+        output = kept_elsewhere(lambda inner: compiled(layer, inner, **arguments), given, keeper)
+        output.square().sum().backward()
+        assert given.grad is not None
+        torch.testing.assert_close(given.grad, gradient)
+    assert kept == [hidden.shape] * 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
