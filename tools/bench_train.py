@@ -1,6 +1,6 @@
 """The training step at the full Phi-3.5-mini shape on a GPU, beside transformers + peft and Unsloth in the same call.
 
-    PYTHONPATH=pipeline:.:tools python tools/bench_train.py --template FOLDER [--peers unsloth,hf] [--out results.json]
+    PYTHONPATH=pipeline:.:tools python tools/bench_train.py --template FOLDER [--parts core,unsloth] [--out FILE.json]
 
 FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes,
 since neither step time nor memory depends on their values. Ours is `aegis train`'s own loop with its data, dropout and
@@ -54,10 +54,13 @@ MORE = [
     {"max_length": 512, "activation_checkpointing": "off", "compile": "off", "cuda_graphs": "off"},
 ]
 LONG = [
-    {"max_length": 30000, "activation_checkpointing": "on", "compile": "off", "cuda_graphs": "off"},
-    {"max_length": 60000, "activation_checkpointing": "offload", "compile": "off", "cuda_graphs": "off"},
+    {"max_length": 30000, "activation_checkpointing": "on", "cuda_graphs": "off", "cap_gib": 12},
+    {"max_length": 60000, "activation_checkpointing": "offload", "cuda_graphs": "off", "cap_gib": 12},
 ]
-"""Trained for three steps with the allocator capped at 12 GiB."""
+LONG_STEPS = 3
+PARTS = {"core": CORE, "more": MORE, "long": LONG}
+PEERS = ("unsloth", "hf")
+PEER_STEPS = 8
 
 
 def write_long(path: Path, characters: int) -> None:
@@ -161,7 +164,11 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="fewer layers, for a trial")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rows", help="JSON list of settings of aegis train, instead of the usual ones")
-    parser.add_argument("--peers", default="", help="hf, unsloth")
+    parser.add_argument(
+        "--parts",
+        default="core,more,long",
+        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with the allocator capped at 12 GiB",
+    )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -179,6 +186,9 @@ def main() -> int:
             torch.cuda.set_per_process_memory_fraction(cap * 2**30 / total)
         print(json.dumps(measure(row, arguments.steps, Path(profile) if profile else None)))
         return 0
+    parts = arguments.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS and part not in PEERS]:
+        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join([*PARTS, *PEERS])}")
     deadline = time.perf_counter() + 60 * arguments.minutes
     results: dict[str, Any] = {"versions": versions(), "device": arguments.device, "rows": [], "peers": []}
     if arguments.device == "cuda":
@@ -200,7 +210,7 @@ def main() -> int:
         write_short(work / "short.jsonl")
         common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
 
-        def ours(rows: list[dict[str, Any]], steps: int, cap_gib: float | None = None) -> None:
+        def ours(rows: list[dict[str, Any]], steps: int) -> None:
             for settings in rows:
                 left = deadline - time.perf_counter()
                 if left < 0:
@@ -211,23 +221,25 @@ def main() -> int:
                     **settings,
                     "dataset": str(work / f"{settings.get('dataset', 'long')}.jsonl"),
                 }
-                if cap_gib is not None:
-                    row["cap_gib"] = cap_gib
                 if arguments.profile:
                     row["profile"] = str(arguments.profile / f"{name.replace(' ', '-').replace('=', '-')}.txt")
                 child = [__file__, "--row", json.dumps(row), "--steps", str(steps)]
                 keep("rows", {"name": name, **run_child(child, max(60.0, left))[-1]})
 
-        ours(json.loads(arguments.rows) if arguments.rows else CORE, arguments.steps)
-        for peer in filter(None, arguments.peers.split(",")):
+        def theirs(peer: str) -> None:
             script = str(Path(__file__).with_name("peers_train.py"))
             path = arguments.peer_path if peer == "unsloth" else ""
-            for row in run_child([script, peer, "512,2048,4096", "8"], max(60.0, deadline - time.perf_counter()), path):
+            left = max(60.0, deadline - time.perf_counter())
+            for row in run_child([script, peer, "512,2048,4096", str(PEER_STEPS)], left, path):
                 keep("peers", {"peer": peer, **row})
-        if not arguments.rows:
-            ours(MORE, arguments.steps)
-            if arguments.device == "cuda":
-                ours(LONG, 3, cap_gib=12)
+
+        if arguments.rows:
+            ours(json.loads(arguments.rows), arguments.steps)
+        for part in [] if arguments.rows else parts:
+            if part in PEERS:
+                theirs(part)
+            else:
+                ours(PARTS[part], LONG_STEPS if part == "long" else arguments.steps)
     print(f"\n{results['device']}")
     for row in results["rows"]:
         print(

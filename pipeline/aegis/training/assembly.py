@@ -42,6 +42,7 @@ def assembled(
         UsageError: a configured target matches no module.
         IntegrityError: the checkpoint is of another set-up.
     """
+    memory.let_segments_grow(device)
     memory.reset_peak(device)
     with _oom_explained(config):
         dtype = compute_dtype(device)
