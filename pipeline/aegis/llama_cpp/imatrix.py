@@ -15,6 +15,7 @@ import psutil
 from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError
+from aegis.llama_cpp.amx import has_amx
 from aegis.llama_cpp.building import WORKER, imatrix_tool
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.gguf_file import GgufFile
@@ -54,7 +55,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
             str(tool), "-m", str(gguf), "-f", text.name, "-o", part.name, "--output-format", "gguf",
             "-c", str(chunk_tokens), "-b", str(chunk_tokens), "-ub", str(chunk_tokens),
             "-t", str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1),
-            "-ngl", "0", "-fit", "off", "--parse-special",
+            "-ngl", "0", "-fit", "off", "--parse-special", *(["--no-repack"] if has_amx() else []),
         ]
         # fmt: on
         run_tool(

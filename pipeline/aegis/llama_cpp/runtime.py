@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from aegis.errors import DataError, EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp._log import captured_log
+from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.streaming import joined, until_stop
@@ -65,6 +66,7 @@ class Runtime:
         self._has_weights = not vocab_only
         log = captured_log()
         log.clear()
+        keep_from_amx()
         threads = threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
         try:
             self._llama: Any = llama_cpp.Llama(

@@ -21,6 +21,7 @@ import psutil
 
 from aegis.errors import EnvironmentFault, IntegrityError
 from aegis.llama_cpp._log import captured_log
+from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
 
@@ -106,6 +107,7 @@ def _app(path: Path, context: int, threads: int) -> Any:
         **nobodys,
     )
     captured_log().clear()
+    keep_from_amx()
     try:
         app = create_app(server_settings=ServerSettings(**nobodys), model_settings=[model])
     except ValueError as error:
