@@ -154,6 +154,16 @@ def test_plain_text_is_learnt_whole_with_its_end(byte_level: MakeTokenizer, adds
     assert example.is_document
 
 
+def test_a_text_is_encoded_alike_alone_and_beside_a_chat(phi_like: Any, byte_level: MakeTokenizer) -> None:
+    """Alone, its tokens' places are not asked for."""
+    text = Plain("今日は  Hello\n\n😀 e\u0301 ﬁ <|nonsense|>\u3000\n", "x:1")
+    for tokenizer in (phi_like, byte_level(CHATML, ["<|im_start|>", "<|im_end|>"], adds_bos=True)):
+        encoder, rejects = Encoder(tokenizer), Rejects("x")
+        (alone,), (beside, _) = (encoder.encode(rows, rejects) for rows in ([text], [text, chat("Hi", "Hello")]))
+        assert (alone.ids.tolist(), alone.trained.tolist()) == (beside.ids.tolist(), beside.trained.tolist())
+        assert rejects.count == 0
+
+
 def test_prompt_and_completion_without_a_template(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer:", " Hello").messages, "x:1", pair=True)

@@ -48,6 +48,10 @@ class _Job(NamedTuple):
     learnt_from: int
     is_document: bool
 
+    @property
+    def is_learnt_whole(self) -> bool:
+        return self.turns is None and self.learnt_from == 0
+
 
 class Encoder:
     """Turns records into examples for one tokenizer.
@@ -95,7 +99,10 @@ class Encoder:
             raise DataError(
                 "chat.template_hangs", render_seconds=self._render_seconds, records_count=len(records)
             ) from error
-        encodings = self._backend.encode_batch([job.text for job in jobs], add_special_tokens=False)
+        # keeping the tokens' places takes longer than finding the tokens
+        placed = any(not job.is_learnt_whole for job in jobs)
+        encode = self._backend.encode_batch if placed else self._backend.encode_batch_fast
+        encodings = encode([job.text for job in jobs], add_special_tokens=False)
         return [self._example(job, encoding) for job, encoding in zip(jobs, encodings, strict=True)]
 
     def _jobs(self, records: Sequence[Record], rejects: Rejects) -> list[_Job]:
@@ -168,7 +175,9 @@ class Encoder:
         tail = self._eos if job.turns is None else []
         ids = np.array([*head, *found, *tail], np.int32)
         trained = np.zeros(len(ids), np.bool_)
-        if job.turns is None:
+        if job.is_learnt_whole:
+            trained[len(head) :] = True
+        elif job.turns is None:
             trained[len(head) + first_reaching(encoding, job.learnt_from) :] = True
         else:
             of_text = trained[len(head) :]
