@@ -20,6 +20,10 @@ from aegis.errors import DataError, UnsupportedModelError
 from tests.data.conftest import CHATML, GEMMA, LLAMA3
 
 MakeTokenizer = Callable[..., Any]
+EVERYTHING = (
+    "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}{{ tools is none }}{{ documents is none }}"
+    "{{ raise_exception is callable }}" + CHATML.replace("{% endfor %}", "{{ m | tojson }}{% endfor %}")
+)
 PHI35 = Path(__file__).parents[3] / "shared" / "data" / "phi35"
 
 
@@ -107,6 +111,14 @@ def test_ids_are_those_of_the_tokenizer(phi_like: Any) -> None:
     assert encode(phi_like, record).ids.tolist() == expected
 
 
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, EVERYTHING], ids=["chatml", "llama3", "everything"])
+def test_a_template_sees_what_transformers_gives_it(byte_level: MakeTokenizer, template: str) -> None:
+    specials = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = byte_level(template, specials)
+    record = chat("こんにちは  X", " Hello\n", "😀", "二行\n目", system="丁寧に。")
+    assert encode(tokenizer, record).ids.tolist() == tokenizer.apply_chat_template(record.messages, return_dict=False)
+
+
 def test_an_end_that_is_added_but_not_special_is_learnt(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(CHATML, ["<|im_start|>"])
     tokenizer.add_tokens(["<|im_end|>"])
@@ -142,6 +154,16 @@ def test_plain_text_is_learnt_whole_with_its_end(byte_level: MakeTokenizer, adds
     assert example.is_document
 
 
+def test_a_text_is_encoded_alike_alone_and_beside_a_chat(phi_like: Any, byte_level: MakeTokenizer) -> None:
+    """Alone, its tokens' places are not asked for."""
+    text = Plain("今日は  Hello\n\n😀 e\u0301 ﬁ <|nonsense|>\u3000\n", "x:1")
+    for tokenizer in (phi_like, byte_level(CHATML, ["<|im_start|>", "<|im_end|>"], adds_bos=True)):
+        encoder, rejects = Encoder(tokenizer), Rejects("x")
+        (alone,), (beside, _) = (encoder.encode(rows, rejects) for rows in ([text], [text, chat("Hi", "Hello")]))
+        assert (alone.ids.tolist(), alone.trained.tolist()) == (beside.ids.tolist(), beside.trained.tolist())
+        assert rejects.count == 0
+
+
 def test_prompt_and_completion_without_a_template(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer:", " Hello").messages, "x:1", pair=True)
@@ -174,6 +196,8 @@ def test_control_tokens_in_a_text_are_refused(phi_like: Any, role: int) -> None:
     [
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{% for m in messages %}{{ m.__init__.__globals__ }}{% endfor %}", "SecurityError"),
+        ("{% for m in messages %}{% set _ = m.update(content='x') %}{% endfor %}", "SecurityError"),
+        ("{% set _ = messages.pop() %}", "SecurityError"),
         ("{% if %}", "TemplateSyntaxError"),
         ("{% for i in range(1000000000) %}x{% endfor %}", "Range too big"),
         ("{{ raise_exception('no such role') }}", "refuses it: TemplateError: no such role"),

@@ -69,6 +69,18 @@ def test_heldout_rows_and_their_duplicates_are_not_trained_on(phi: Any, write_ro
     assert prepared.report.duplicates_of_heldout == 6
 
 
+def test_the_pieces_of_a_document_stay_together(phi: Any, write_rows: WriteRows) -> None:
+    """Documents of one window to four: each is held out whole or trained on whole."""
+    names = [str(number) for number in range(10, 40)]
+    rows = [{"text": " ".join([name] * 10 * (1 + number % 4))} for number, name in enumerate(names)]
+    prepared = prepare(write_rows(*rows), phi, max_length=16, heldout_rows=3)
+    pieces = [documents(phi, windows) for windows in (prepared.train, prepared.heldout)]
+    train, heldout = ({name for name in names if any(name in piece for piece in part)} for part in pieces)
+    assert len(heldout) == 3
+    assert train == set(names) - heldout
+    assert len(pieces[0]) + len(pieces[1]) > len(rows)
+
+
 @pytest.mark.parametrize(("count", "heldout"), [(1, 0), (9, 0), (10, 1), (25, 2), (100, 5)])
 def test_at_most_a_tenth_is_held_out(phi: Any, write_rows: WriteRows, count: int, heldout: int) -> None:
     report = prepare(write_rows(*(row(i) for i in range(count))), phi, heldout_rows=5).report

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from aegis.data.deadline import within
 from aegis.data.formats import Chat, Message, Plain, Record
 from aegis.data.rejects import Rejects, RowError
+from aegis.data.turns import Turn, first_reaching, tokens_of
 from aegis.errors import DataError, UnsupportedModelError
 from aegis.messages import phrase
 
@@ -38,22 +39,18 @@ class Example(NamedTuple):
     is_document: bool
 
 
-class _Turn(NamedTuple):
-    """One assistant's turn in a rendered chat, in characters: the turn ends between `content_end` and `limit`."""
-
-    start: int
-    content_end: int
-    limit: int
-
-
 class _Job(NamedTuple):
     """A text to tokenize. `turns` is None for text learnt from character `learnt_from` on."""
 
     where: str
     text: str
-    turns: list[_Turn] | None
+    turns: list[Turn] | None
     learnt_from: int
     is_document: bool
+
+    @property
+    def is_learnt_whole(self) -> bool:
+        return self.turns is None and self.learnt_from == 0
 
 
 class Encoder:
@@ -66,7 +63,13 @@ class Encoder:
     def __init__(self, tokenizer: Any, *, render_seconds: float = RENDER_SECONDS) -> None:
         if not tokenizer.is_fast:
             raise UnsupportedModelError("chat.slow_tokenizer")
+        # `apply_chat_template` renders with this too, but copies the messages first, in case they hold more than text.
+        # The copy takes longer than the rendering, and a chat is rendered once for each of its answers.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        self._compiled = _compile_jinja_template
         self._tokenizer = tokenizer
+        self._special_tokens = tokenizer.special_tokens_map
         self._render_seconds = render_seconds
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -96,13 +99,11 @@ class Encoder:
             raise DataError(
                 "chat.template_hangs", render_seconds=self._render_seconds, records_count=len(records)
             ) from error
-        examples = []
-        encodings = self._backend.encode_batch([job.text for job in jobs], add_special_tokens=False)
-        for job, encoding in zip(jobs, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            examples.append(self._example(job, ids, spans))
-        return examples
+        # keeping the tokens' places takes longer than finding the tokens
+        placed = any(not job.is_learnt_whole for job in jobs)
+        encode = self._backend.encode_batch if placed else self._backend.encode_batch_fast
+        encodings = encode([job.text for job in jobs], add_special_tokens=False)
+        return [self._example(job, encoding) for job, encoding in zip(jobs, encodings, strict=True)]
 
     def _jobs(self, records: Sequence[Record], rejects: Rejects) -> list[_Job]:
         jobs = []
@@ -147,45 +148,43 @@ class Encoder:
             starts.append(len(before))
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         turns = [
-            _Turn(start, _end_of(answer, text, start, limit), limit)
+            Turn(start, _end_of(answer, text, start, limit), limit)
             for start, limit, answer in zip(starts, [*starts[1:], len(text)], answers, strict=True)
         ]
         return _Job(chat.where, text, turns, 0, is_document=False)
 
     def _render(self, messages: list[Message], *, prompt: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            template = self._compiled(self._tokenizer.get_chat_template())
+            text = template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special_tokens,
+            )
         except (jinja2.exceptions.SecurityError, jinja2.TemplateSyntaxError) as error:
             raise DataError("chat.template_unusable", name=type(error).__name__, error=error) from error
         except Exception as error:  # a template is a program: it can raise anything
             raise RowError(phrase("chat.template_refuses", name=type(error).__name__, error=error)) from error
         return str(text)
 
-    def _example(self, job: _Job, ids: NDArray[np.int32], spans: NDArray[np.int64]) -> Example:
-        if job.turns is None:
-            # a token that holds the prompt's last space and the completion's first word is learnt
-            trained = (spans[:, 0] >= job.learnt_from) | (spans[:, 1] > job.learnt_from)
-            tail = self._eos
+    def _example(self, job: _Job, encoding: Any) -> Example:
+        found: list[int] = encoding.ids
+        head = self._bos if found[:1] != self._bos else []
+        tail = self._eos if job.turns is None else []
+        ids = np.array([*head, *found, *tail], np.int32)
+        trained = np.zeros(len(ids), np.bool_)
+        if job.is_learnt_whole:
+            trained[len(head) :] = True
+        elif job.turns is None:
+            trained[len(head) + first_reaching(encoding, job.learnt_from) :] = True
         else:
-            trained = self._turns_mask(job.turns, ids, spans)
-            tail = []
-        head = self._bos if ids[:1].tolist() != self._bos else []
-        ids = np.concatenate([np.array(head, np.int32), ids, np.array(tail, np.int32)])
-        trained = np.concatenate([np.zeros(len(head), np.bool_), trained, np.ones(len(tail), np.bool_)])
+            of_text = trained[len(head) :]
+            enders = np.flatnonzero(self._enders[ids[len(head) :]]).tolist()
+            for tokens in tokens_of(job.turns, encoding, enders):
+                of_text[tokens] = True
         return Example(ids, trained, job.is_document)
-
-    def _turns_mask(self, turns: list[_Turn], ids: NDArray[np.int32], spans: NDArray[np.int64]) -> NDArray[np.bool_]:
-        trained = np.zeros(len(ids), dtype=np.bool_)
-        starts, ends = spans[:, 0], spans[:, 1]
-        for turn in turns:
-            # A token that begins before the turn belongs to the prompt: `<|assistant|>` swallows spaces after it
-            inside = (starts >= turn.start) & (starts < turn.limit)
-            enders = np.flatnonzero(inside & (ends > turn.content_end) & self._enders[ids])
-            if not len(enders):
-                raise DataError("chat.template_without_end")
-            inside[enders[0] + 1 :] = False
-            trained |= inside
-        return trained
 
 
 def _size(record: Record) -> int:

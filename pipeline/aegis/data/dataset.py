@@ -138,12 +138,10 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
     train, heldout = _split(np.frombuffer(keys, np.uint64), options.heldout_rows)
     pad_token_id = _padding(tokenizer)
 
-    edges = np.frombuffer(first_piece, np.int64)
-
     def packed(rows: NDArray[np.int64]) -> Windows:
         return pack(
             pieces,
-            chosen=_ranges(edges[rows], edges[rows + 1]),
+            chosen=_pieces_of(rows, np.frombuffer(first_piece, np.int64)),
             max_length=options.max_length,
             packing=options.packing,
             seed=options.seed,
@@ -190,11 +188,11 @@ def _key(pieces: list[Example], seed: int) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers of range(start, stop), one range after the other."""
-    counts = stops - starts
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts - before, counts)
+def _pieces_of(rows: NDArray[np.int64], first_piece: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of these rows' pieces; the rows are in ascending order."""
+    chosen = np.zeros(len(first_piece) - 1, np.bool_)
+    chosen[rows] = True
+    return np.flatnonzero(np.repeat(chosen, np.diff(first_piece)))
 
 
 def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -164,10 +164,12 @@ def pack(
     """
     lengths = pieces.lengths()
     order = np.arange(len(lengths)) if chosen is None else chosen
-    first_piece = np.arange(len(order) + 1)
     if packing:
         places, first_piece = _best_fit(lengths[order], max_length, seed)
         order = order[places]
+        del places  # eight bytes a piece
+    else:
+        first_piece = np.arange(len(order) + 1)
     first_token = np.zeros(len(order) + 1, dtype=np.int64)
     np.cumsum(lengths[order], out=first_token[1:])
     tokens = TokenFile.unnamed(folder)
@@ -208,4 +210,4 @@ def _best_fit(lengths: NDArray[np.int64], max_length: int, seed: int) -> tuple[N
         for one in windows:
             order.extend(one)
             first_piece.append(len(order))
-    return np.array(order, np.int64), np.array(first_piece, np.int64)
+    return np.frombuffer(order, np.int64), np.frombuffer(first_piece, np.int64)
