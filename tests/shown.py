@@ -105,6 +105,7 @@ def plan_report() -> PlanReport:
         here=False,
         model_type="phi3",
         parameters=3_821_079_552,
+        base_bytes=2_600_000_000,
         data=DataReport("mine.jsonl", "e", 40, 36, 4, 0, 0, 0, 12_345, 6_789, 25, 2, 0),
         data_missing="",
         targets=(Coverage("qkv_proj", 32, 3072, 9216, 6_291_456), Coverage("o_proj", 32, 3072, 3072, 3_145_728)),

@@ -14,7 +14,7 @@ from aegis import screens_memory, screens_plan, screens_study, screens_verify
 from aegis.cells import cells
 from aegis.messages import LANGUAGES, VARIABLE, Language, phrase, words
 from aegis.stages import examine, plan, quantize_study
-from aegis.training.estimate import Estimate
+from aegis.training.estimate import Estimate, Held
 from aegis.training.memory import MemoryParts
 from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
 
@@ -134,6 +134,7 @@ def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
     """Reports keep English words, which programs read; each has its text."""
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
     assert screens_memory._PARTS.keys() == parts
+    assert screens_memory._HELD.keys() == {field.name for field in fields(Held)}
     assert screens_verify.KINDS.keys() == constants(examine, "an? [A-Za-z ]+")
     assert screens_plan.NEEDS.keys() == constants(plan, "(disk|GPU memory|RAM), .+")
     assert screens_study.REASONS.keys() == constants(quantize_study, "needs .+")

@@ -91,7 +91,9 @@ class TrainConfig(StageConfig):
         "auto", description="record the step as CUDA graphs and replay it; auto does wherever that works"
     )
     split_base: bool = Field(
-        False, description="with several processes: each keeps a part of every layer of the base, for bases too large"
+        False,
+        description="with several processes: each keeps a part of every layer of the base, for bases too large; "
+        "where it is not given, accelerate's own config can ask for it (FSDP)",
     )
     seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
 

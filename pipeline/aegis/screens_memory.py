@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from aegis.cells import cells, folded, left, right
@@ -11,6 +11,7 @@ from aegis.messages import phrase
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.plan import PlanReport
     from aegis.training.memory import MemoryParts
+    from aegis.training.ways import Variant
 
 _PARTS = {
     "base": "memory.base",
@@ -26,6 +27,9 @@ _PARTS = {
 }
 """What the fields of MemoryParts and Estimate are called."""
 
+_HELD = {"part": "memory.held_part", "layers": "memory.held_layers", "whole": "memory.held_whole"}
+"""What the fields of Held are called."""
+
 _BESIDES_BYTES = 1 << 30
 """What CUDA, or Python, takes beside what training asks for."""
 
@@ -39,43 +43,55 @@ def measured(memory: MemoryParts) -> list[str]:
 
 def worked_out(report: PlanReport, columns: int | None) -> list[str]:
     """What plan works out for every way to train, at the fullest moment of a step, as lines of a table."""
-    parts = list(vars(report.variants[0].memory))
-    names = [f"  {phrase(_PARTS[part])}" for part in parts]
-    recomputed, peak, fits = (
-        phrase("screens_plan.recomputed"),
-        phrase("memory.peak"),
-        phrase("screens_plan.fits"),
-    )
-    width = max(map(cells, [*names, recomputed, peak, fits])) + 1
+    names = [name for name, _ in _rows(report, report.variants)]
+    width = max(map(cells, names)) + 1
     # the config's own way comes first, and stays where there is room for one column only
     fitting = len(report.variants) if columns is None else max(1, (columns - width) // 12)
     shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.recomputed))
-    unit, bytes_ = ("GiB", 1 << 30) if max(v.memory.peak for v in shown) >= 1 << 30 else ("MiB", 1 << 20)
-
-    def row(name: str, values: Sequence[str]) -> str:
-        return left(name, width) + "".join(right(value, 12) for value in values)
-
-    on_gpu = report.device != "CPU"
-    title = phrase("screens_plan.gpu_memory" if on_gpu else "screens_plan.memory", unit=unit)
+    on_gpu, is_split = report.device != "CPU", shown[0].held is not None
+    title = phrase("screens_plan.gpu_memory" if on_gpu else "screens_plan.memory", unit=_unit(shown)[0])
+    split = phrase("screens_plan.split", loaded=report.base_bytes / 2**30) if is_split else ""
     return [
         folded("", title, columns),
-        row("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in shown]),
-        row(recomputed, [f"{variant.recomputed}/{report.layers}" for variant in shown]),
-        *(
-            row(name, [f"{getattr(variant.memory, part) / bytes_:.2f}" for variant in shown])
-            for name, part in zip(names, parts, strict=True)
-        ),
-        row(peak, [f"{variant.memory.peak / bytes_:.2f}" for variant in shown]),
-        row(fits, [_fits(variant.memory.peak, report.free_bytes) for variant in shown]),
+        *(left(name, width) + "".join(right(value, 12) for value in values) for name, values in _rows(report, shown)),
         folded("* ", phrase("screens_plan.legend"), columns),
+        *([folded("", split, columns)] if split else []),
         folded("", _room(report, on_gpu), columns),
     ]
 
 
-def _fits(peak_bytes: int, free_bytes: int | None) -> str:
-    if free_bytes is None:
+def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, list[str]]]:
+    """The table: of every row its name, and a text for each variant."""
+    _, unit_bytes = _unit(variants)
+    held = [variant.held for variant in variants if variant.held is not None]
+
+    def amounts(counts: Iterable[int]) -> list[str]:
+        return [f"{count / unit_bytes:.2f}" for count in counts]
+
+    rows = [("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in variants])]
+    if held:
+        rows.append((phrase("screens_plan.processes"), [str(variant.processes) for variant in variants]))
+    rows.append((phrase("screens_plan.recomputed"), [f"{variant.recomputed}/{report.layers}" for variant in variants]))
+    for part in vars(variants[0].memory):
+        rows.append((f"  {phrase(_PARTS[part])}", amounts(getattr(variant.memory, part) for variant in variants)))
+        if part == "weights" and held:
+            rows += [(f"    {phrase(key)}", amounts(getattr(of, name) for of in held)) for name, key in _HELD.items()]
+    rows.append((phrase("memory.peak"), amounts(variant.memory.peak for variant in variants)))
+    rows.append((phrase("screens_plan.fits"), [_fits(report, variant) for variant in variants]))
+    return rows
+
+
+def _unit(variants: Sequence[Variant]) -> tuple[str, int]:
+    return ("GiB", 1 << 30) if max(variant.memory.peak for variant in variants) >= 1 << 30 else ("MiB", 1 << 20)
+
+
+def _fits(report: PlanReport, variant: Variant) -> str:
+    if report.free_bytes is None:
         return "?"
-    return phrase("screens_plan.yes") if peak_bytes + _BESIDES_BYTES <= free_bytes else phrase("screens_plan.no")
+    # processes have a GPU each, and the host's memory together
+    sharing = variant.processes if report.device == "CPU" else 1
+    fits = sharing * (variant.memory.peak + _BESIDES_BYTES) <= report.free_bytes
+    return phrase("screens_plan.yes") if fits else phrase("screens_plan.no")
 
 
 def _room(report: PlanReport, on_gpu: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,20 @@ def test_the_screen(quick_base: Path, dataset: Path, places: Places) -> None:
     assert "measured now on this CPU" in text
     assert text.endswith("nothing was written")
     assert all(word in text for word in ("weights", "adapter", "optimizer", "activations", "head and loss", "peak"))
+
+
+def test_the_screen_of_a_base_that_is_split(quick_base: Path, dataset: Path, places: Places) -> None:
+    """A column for each number of processes; on a CPU they share the memory."""
+    settings = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cpu", split_base=True)
+    report = plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), places.run)
+    lines = screens_plan.planned(report, settings).splitlines()
+    assert ["processes", "2", "3", "4", "8"] in [line.split() for line in lines]
+    assert sum(line.startswith(("    its part", "    two layers", "    what all")) for line in lines) == 3
+    assert any("each loads the whole base" in line for line in lines)
+    peak = report.variants[0].memory.peak
+    room = replace(report, free_bytes=3 * (peak + (1 << 30)))
+    (fits,) = [line.split() for line in screens_plan.planned(room, settings).splitlines() if line.startswith("fits")]
+    assert fits == ["fits", "yes", "yes", "NO", "NO"]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from aegis.manifest import read_manifest
 from aegis.runs import Run
 from aegis.stages.train import train
 from aegis.training import checkpoint
+from aegis.training.estimate import Blueprint
 from tests.conftest import MakeRandom
 from tests.stages.conftest import losses, small_training, write_chats
 
@@ -45,6 +46,23 @@ def befallen(self, number, batches, *arguments):
 step.Stepper.launch = befallen
 cli.main()
 """
+# as `accelerate config` writes it, with two settings that are not done
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_reshard_after_forward: true
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_cpu_ram_efficient_loading: true
+  fsdp_offload_params: true
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+main_process_port: 0
+mixed_precision: bf16
+num_machines: 1
+num_processes: 2
+use_cpu: true
+"""
 NAN = "self._update.task_loss.zero_ = lambda: self._update.task_loss.fill_(float('nan'))"
 
 
@@ -66,19 +84,29 @@ class Place:
         return Run(self.folder / name)
 
     def launched(self, run: Run, *arguments: str, event: str | None = None) -> Ended:
-        """The config in two processes, each with half the forward passes."""
+        """The config in two processes that torchrun starts, each with half the forward passes."""
         program = ["-m", "--", "aegis"]
         if event is not None:
             script = self.folder / "befallen.py"
             script.write_text(BEFALLEN.format(event=event), encoding="utf-8")
             program = [str(script), "--"]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return self._started([*launcher, *program, "train"], run, *arguments)
+
+    def accelerated(self, run: Run, config: str, *arguments: str) -> Ended:
+        """As `launched`, by accelerate with this YAML for its config; results come as JSON."""
+        file = self.folder / "accelerate.yaml"
+        file.write_text(config, encoding="utf-8")
+        launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
+        return self._started([*launcher, "-m", "aegis", "--json", "train"], run, *arguments)
+
+    def _started(self, module: list[str], run: Run, *arguments: str) -> Ended:
         settings = self.folder / "run.toml"
-        halved = self.config.model_dump(exclude_none=True) | {"gradient_accumulation_steps": 1, "lora_targets": []}
+        halved = self.config.model_dump(exclude_unset=True) | {"gradient_accumulation_steps": 1}
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in halved.items())
         settings.write_text("[train]\n" + lines, encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program]
         done = subprocess.run(
-            [*command, "train", "--config", str(settings), "--run", str(run.root), *arguments],
+            [sys.executable, "-m", *module, "--config", str(settings), "--run", str(run.root), *arguments],
             env=os.environ
             | {
                 "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
@@ -245,18 +273,26 @@ def test_what_process_0_refuses_is_told_once(place: Place, whole: Run) -> None:
     assert "another process" not in ended.err
 
 
-def test_a_base_that_is_split_trains_as_a_whole_one_does(place: Place, make_random: MakeRandom) -> None:
-    """Five layers, so that each of the two places for a layer that is put together is used again and again."""
-    base = str(make_random("phi3", num_hidden_layers=5, num_key_value_heads=4))
-    split, whole, other = (place.run(name) for name in ("split", "not-split", "not-split-either"))
-    ended = place.launched(split, "--base-model", base, "--split-base")
+def test_accelerates_fsdp_splits_the_base_and_changes_no_byte(place: Place, make_random: MakeRandom) -> None:
+    """Five layers, so that each of the two places for a layer that is put together is used again and again.
+
+    A process holds of the base what plan says it would.
+    """
+    base = make_random("phi3", num_hidden_layers=5, num_key_value_heads=4)
+    split, whole = place.run("split"), place.run("not-split")
+    ended = place.accelerated(split, FSDP, "--base-model", str(base))
     assert ended.code == 0, ended.err
-    assert "each of 2 processes keeps a part of the base's layers" in ended.err
-    config = place.config.model_copy(update={"base_model": base})
-    train(config, whole)
-    assert apart(split, whole) < CLOSE
-    train(config.model_copy(update={"seed": 7}), other)
-    assert apart(split, other) > 10 * CLOSE
+    assert "each of 2 processes keeps a part of the base's layers" in ended.out
+    assert ended.err.count("not done: mixed_precision bf16 (this device computes in float32); fsdp_offload_params") == 1
+    report = json.loads(ended.out.splitlines()[-1])["report"]
+    blueprint = Blueprint(base, place.config, "cpu")
+    assert report["memory"]["base"] == sum(vars(blueprint.held(2)).values()) < blueprint.base_bytes
+
+    ended = place.launched(whole, "--base-model", str(base))
+    assert ended.code == 0, ended.err
+    assert same_bytes(split, whole)
+    # which resuming compares
+    assert [read_manifest(run.adapter).config["split_base"] for run in (split, whole)] == [True, False]
 
 
 def test_a_process_of_a_split_base_that_dies_ends_the_run(place: Place) -> None:

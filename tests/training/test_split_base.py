@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
+from aegis.config import TrainConfig
 from aegis.model.load import footprint, load_base
+from aegis.training.estimate import Blueprint
 from aegis.training.split_base import SplitBase
 from tests.conftest import MakeRandom
 
@@ -23,8 +25,11 @@ def test_the_parts_are_the_whole(make_random: MakeRandom, monkeypatch: pytest.Mo
     splits = [SplitBase(model.model.layers, rank, parts, CPU) for rank, model in enumerate(models)]
     matrices = sum(p.nbytes for p in whole.model.layers.parameters() if p.ndim > 1)
     rounding = 2 * 256 * 7 * 3
-    for model in models:
+    held = Blueprint(base, TrainConfig(base_model=str(base)), "cpu").held(parts)
+    for model, split in zip(models, splits, strict=True):
         assert abs(footprint(whole) - footprint(model) - matrices * (parts - 1) / parts) < rounding
+        assert footprint(model) == held.part + held.whole
+        assert sum(room.memory.nbytes for room in split._rooms) == held.layers
 
     def gathered(into: torch.Tensor, part: torch.Tensor, async_op: bool) -> None:
         assert async_op
@@ -42,3 +47,6 @@ def test_the_parts_are_the_whole(make_random: MakeRandom, monkeypatch: pytest.Mo
             for (name, found), (_, wanted) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
                 assert found.dtype == wanted.dtype
                 assert torch.equal(found.data, wanted.data), (number, name)
+        # a layer whose place another one took is no layer, rather than the other one
+        places = [layer.self_attn.o_proj.weight.numel() > 0 for layer in models[0].model.layers]
+        assert sum(places) == 2, places

@@ -26,3 +26,27 @@ def test_a_gpus_memory_decides_what_is_recomputed(make_random: MakeRandom) -> No
     between = own("auto", int((kept + least) / 2 / 0.9))
     assert between.recomputed in (4, 5)
     assert least < between.memory.peak <= (kept + least) / 2
+
+
+def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRandom) -> None:
+    """All layers recomputed and none compiled, as it is trained; what each process holds falls with their number."""
+    folder = make_random("phi3", num_hidden_layers=8)
+
+    def ways(**settings: Any) -> Ways:
+        config = TrainConfig(base_model=str(folder), max_length=512, **settings)
+        return Ways(Blueprint(folder, config), config, "cuda", 10**12)
+
+    split, whole = ways(split_base=True), next(ways(activation_checkpointing="on", compile="off").all())
+    variants = list(split.all())
+    assert not split.compiled
+    assert [(way.processes, way.recomputed, way.asked_for) for way in variants] == [(n, 8, True) for n in (2, 3, 4, 8)]
+    for way in variants:
+        assert way.held is not None
+        assert way.memory.weights == way.held.part + way.held.layers + way.held.whole
+        # nothing else is shared between them
+        assert way.memory.peak - way.memory.weights == whole.memory.peak - whole.memory.weights
+    parts = [way.held.part for way in variants if way.held is not None]
+    assert parts == sorted(parts, reverse=True)
+    assert whole.memory.weights - variants[0].memory.weights == parts[0] - variants[0].held.layers
+    lighter = next(ways(split_base=True, activation_checkpointing="offload").all())
+    assert lighter.memory.weights == sum(vars(lighter.held).values()) < variants[0].memory.weights

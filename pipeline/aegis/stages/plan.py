@@ -50,6 +50,7 @@ class PlanReport:
     """All that can be said before a run.
 
     Attributes:
+        base_bytes: of the whole base as training holds it.
         data: None, with the reason in `data_missing`, where the rows could not be looked at.
         variants: memory while training on `device`, the config's own way among them.
         free_bytes: of that device's memory; None if it is not here.
@@ -64,6 +65,7 @@ class PlanReport:
     here: bool
     model_type: str
     parameters: int
+    base_bytes: int
     data: DataReport | None
     data_missing: str
     targets: tuple[Coverage, ...]
@@ -110,6 +112,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             here=any(base.folder.glob("*.safetensors")),
             model_type=str(base.config["model_type"]),
             parameters=blueprint.parameters,
+            base_bytes=blueprint.base_bytes,
             data=data,
             data_missing=missing,
             targets=tuple(blueprint.targets),

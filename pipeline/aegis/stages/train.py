@@ -29,6 +29,7 @@ from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
 from aegis.training.assembly import assembled
 from aegis.training.checkpoint import Trainee
+from aegis.training.launched import as_launched
 from aegis.training.loop import Loop, LoopOutcome
 from aegis.training.material import training_data
 from aegis.training.memory import MemoryParts
@@ -90,7 +91,11 @@ def train(
     """
     check_tracker(config.report_to)
     device = choose_device(config.device)
-    with joined(device) as together, ExitStack() as held:
+    with (
+        joined(device) as together,
+        as_launched(config, together, compute_dtype(device)) as config,
+        ExitStack() as held,
+    ):
 
         def open_run() -> None:
             held.enter_context(run.lock())
@@ -194,7 +199,7 @@ def dry_run(config: TrainConfig) -> TrainReport:
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
     """
     device = choose_device(config.device)
-    with joined(device) as together:
+    with joined(device) as together, as_launched(config, together, compute_dtype(device)) as config:
         prepared = _Prepared.make(config, device, together)
         with assembled(config, prepared.base, prepared.device, None, together) as trainee:
             steps = min(DRY_RUN_STEPS, config.max_steps)

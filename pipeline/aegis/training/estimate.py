@@ -6,6 +6,8 @@
 The step is the real one: transformers' own decoder, the adapter's arithmetic on bitsandbytes' own modules, the
 recomputation, the soul, the chunked loss; only kernels are stood in for (`ledger`). Of compiled layers, whose products
 between two matrices are never whole in memory, what is kept comes from `acceleration.activation_bytes` instead.
+
+Of a base that is split (`split_base`), the weights are what one process holds; the rest is the same in each of them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from aegis.soul.module import Soul
 from aegis.training.acceleration import Acceleration, activation_bytes
 from aegis.training.ledger import FourBitProduct, Ledger, as_on_gpu
 from aegis.training.loss import head_loss
+from aegis.training.split_base import ROOMS, laid_out
 
 NF4_BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share an 8-bit scale, and scales that share a float32 one (Dettmers et al. 2023, arXiv:2305.14314)."""
@@ -58,6 +61,21 @@ class Estimate:
         return sum(vars(self).values())
 
 
+@dataclass(frozen=True)
+class Held:
+    """Bytes of the base that one of several processes holds of it; together they are the estimate's weights.
+
+    Attributes:
+        part: its part of every decoder layer's matrices.
+        layers: the layers that are whole at a time.
+        whole: embeddings, norms, biases, LM head, and the scales of NF4, which every process has.
+    """
+
+    part: int
+    layers: int
+    whole: int
+
+
 class Blueprint:
     """A base with an adapter and a soul as a config wants them, in shapes only.
 
@@ -68,6 +86,7 @@ class Blueprint:
 
     Attributes:
         parameters: of the base.
+        base_bytes: of all its parameters and buffers, as training holds them.
         matrix_parameters: of its linear layers and its LM head, each once for every token.
         layers: decoder layers.
         targets: what the adapter is on.
@@ -88,7 +107,9 @@ class Blueprint:
         self.matrix_parameters = sum(
             m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)
         )
-        self._weights = sum(_stored_bytes(tensor) for tensor in [*model.parameters(), *model.buffers()])
+        self.base_bytes = sum(_stored_bytes(tensor) for tensor in [*model.parameters(), *model.buffers()])
+        decoder: Any = decoder_of(model)
+        self._rows = [[_matrix_bytes(p) for p in layer.parameters() if p.ndim > 1] for layer in decoder.layers]
         self._packs = device == "cuda" and can_table(model)
         targets = resolve_targets(model, config.lora_targets)
         self.targets: list[Coverage] = coverage(model, targets, config.lora_r)
@@ -118,7 +139,7 @@ class Blueprint:
         self._workspace = 0 if device == "cpu" else _CUBLAS_BYTES["hopper" if (capability or (0,)) >= (9,) else "older"]
 
     def estimate(
-        self, max_length: int, *, recomputed: int, compiled: bool = False, offloaded: bool = False
+        self, max_length: int, *, recomputed: int, compiled: bool = False, offloaded: bool = False, parts: int = 1
     ) -> Estimate:
         """Estimate for windows of `max_length` tokens.
 
@@ -127,6 +148,7 @@ class Blueprint:
             compiled: the layers are compiled.
             offloaded: the inputs that recomputed layers keep are in the host's memory, and so are input embeddings
                 that are not the head.
+            parts: processes that the base is split over.
         """
         tokens = self._config.batch_size * max_length
         given = tokens * self._text.hidden_size * self._dtype.itemsize
@@ -138,11 +160,11 @@ class Blueprint:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
             # of the layer that is worked on, the step has counted everything already
             peak += max(0, kept - 1) * (activation_bytes(self._text, tokens, self._dtype.itemsize) - one)
-        weights = self._weights
         if offloaded:
             peak -= max(0, recomputed - _IN_FLIGHT) * given
-            embeddings = self._decoder.get_input_embeddings().weight
-            weights -= embeddings.nbytes * (embeddings is not self.model.get_output_embeddings().weight)
+        weights = self.base_bytes - self._offloaded_bytes() * offloaded
+        if parts > 1:
+            weights = sum(vars(self.held(parts, offloaded=offloaded)).values())
         gradients = sum(p.nbytes for p in self._trained)
         low = 0 if self._dtype == torch.float32 else self.trained["adapter"] * self._dtype.itemsize
         return Estimate(
@@ -155,6 +177,19 @@ class Blueprint:
             head_and_loss=head,
             workspace=self._workspace,
         )
+
+    def held(self, parts: int, *, offloaded: bool = False) -> Held:
+        """What one of so many processes holds of the base while a step is worked on; `offloaded` as in `estimate`."""
+        layers = [laid_out(rows, parts)[1] for rows in self._rows]
+        return Held(
+            part=sum(layers) // parts,
+            layers=max(layers) * min(ROOMS, len(layers)),
+            whole=self.base_bytes - sum(map(sum, self._rows)) - self._offloaded_bytes() * offloaded,
+        )
+
+    def _offloaded_bytes(self) -> int:
+        embeddings = self._decoder.get_input_embeddings().weight
+        return int(embeddings.nbytes * (embeddings is not self.model.get_output_embeddings().weight))
 
     def _peak(self, max_length: int, *, recompute: bool, compiled: bool) -> tuple[int, int, int]:
         """The fullest moment of a step in bytes, what head and loss have of it, and what one more layer adds.
@@ -259,4 +294,9 @@ def _stored_bytes(tensor: Tensor) -> int:
     if not hasattr(tensor, "quant_state"):
         return tensor.nbytes
     blocks = -(-tensor.numel() // NF4_BLOCK)
-    return -(-tensor.numel() // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK)
+    return _matrix_bytes(tensor) + blocks + 4 * -(-blocks // NESTED_BLOCK)
+
+
+def _matrix_bytes(tensor: Tensor) -> int:
+    """Without the scales of NF4."""
+    return -(-tensor.numel() // 2) if hasattr(tensor, "quant_state") else tensor.nbytes

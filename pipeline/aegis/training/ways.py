@@ -8,18 +8,27 @@ from dataclasses import dataclass, replace
 
 from aegis.config import TrainConfig
 from aegis.training.acceleration import COMPILE_STEPS, SPARE
-from aegis.training.estimate import Blueprint, Estimate
+from aegis.training.estimate import Blueprint, Estimate, Held
+
+PROCESSES = (2, 3, 4, 8)
+"""How many a base may be split over; the launcher knows, and a plan is made before it."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: this config's, or a neighbour of it. `recomputed` counts layers."""
+    """One way to train: this config's, or a neighbour of it. `recomputed` counts layers.
+
+    Attributes:
+        held: what each of `processes` has of a base that is split over them.
+    """
 
     max_length: int
     recomputed: int
     offloaded: bool
     asked_for: bool
     memory: Estimate
+    processes: int = 1
+    held: Held | None = None
 
 
 class Ways:
@@ -34,13 +43,19 @@ class Ways:
         self._blueprint, self._config, self._free = blueprint, config, free_bytes
         self._on_gpu = kind == "cuda"
         # as Acceleration.choose, which asks the GPU
-        worthwhile = self._on_gpu and config.max_steps >= COMPILE_STEPS
+        worthwhile = self._on_gpu and config.max_steps >= COMPILE_STEPS and not config.split_base
         self.compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
         self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
 
     def all(self) -> Iterator[Variant]:
-        """The config's own first; half and twice its length; then the other end of recomputation."""
+        """The config's own first; half and twice its length; then the other end of recomputation.
+
+        Of a base that is split: the config's own, in as many processes as there may be.
+        """
         length = self._config.max_length
+        if self._config.split_base:
+            yield from (self._split(length, parts) for parts in PROCESSES)
+            return
         own = self._own(length)
         yield own
         yield replace(self._own(max(8, length // 2)), asked_for=False)
@@ -62,3 +77,9 @@ class Ways:
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
         memory = self._blueprint.estimate(length, recomputed=recomputed, compiled=self.compiled, offloaded=offloaded)
         return Variant(length, recomputed, offloaded, asked_for, memory)
+
+    def _split(self, length: int, parts: int) -> Variant:
+        layers, offloaded = self._blueprint.layers, self._offloaded
+        memory = self._blueprint.estimate(length, recomputed=layers, offloaded=offloaded, parts=parts)
+        held = self._blueprint.held(parts, offloaded=offloaded)
+        return Variant(length, layers, offloaded, True, memory, parts, held)
