@@ -30,6 +30,32 @@ def test_each_step_sees_every_item_in_order() -> None:
     assert done == first == second == list(range(200))
 
 
+def test_an_item_keeps_its_thread() -> None:
+    """… and with it the core whose cache it lies in."""
+    threads: dict[int, set[int]] = {item: set() for item in range(200)}
+
+    def note(item: int, _slab: Slab) -> None:
+        threads[item].add(threading.get_ident())
+
+    assert len(list(stream(range(200), note, note, note))) == 200
+    assert {len(seen) for seen in threads.values()} == {1}
+    assert len(set.union(*threads.values())) > 1
+
+
+def test_nothing_passes_an_item_that_failed() -> None:
+    """… in a step that has an order, though what comes after it met with no error of its own."""
+    written: list[int] = []
+
+    def fail_at_50(item: int, _slab: Slab) -> None:
+        if item == 50:
+            time.sleep(0.02)
+            raise ValueError("item 50")
+
+    with pytest.raises(ValueError, match="item 50"):
+        list(stream(range(100), fail_at_50, lambda item, _: written.append(item)))
+    assert written == list(range(50))
+
+
 def test_memory_is_lent_again() -> None:
     """A thousand items live in a few slabs, and no slab is lent to two at once."""
     slabs: set[int] = set()

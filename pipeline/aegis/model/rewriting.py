@@ -1,7 +1,7 @@
 """One shard of a base made into one shard of the merged model, in one pass over the disk.
 
-A piece of rows is read and changed in one of several threads; in threads of their own, in the order of the bytes, the
-base's hash, the new file's hash, the writing and the flushing follow it. Nothing is read twice, and a weight that goes
+A piece of rows is read and changed in one of several threads, which then, when it is the piece's turn, hashes what was
+read, hashes what leaves and writes it; flushing goes on beside them. Nothing is read twice, and a weight that goes
 through NF4 is held only as codes in between.
 """
 
@@ -96,13 +96,11 @@ def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[
             if piece.name:
                 writer.store(leaving(piece, slab))
 
-        def flush(_piece: _Piece, _slab: Slab) -> None:
-            writer.flush()
-
-        with closing(stream(_pieces(plan, outputs), work, hash_source, hash_target, store, flush)) as done:
+        with closing(stream(_pieces(plan, outputs), work, hash_source, hash_target, store)) as done:
             for piece in done:
                 if piece.name:
                     advance((piece.stop - piece.start) * _row_bytes(plan, piece.entry))
+                    writer.flush()
     return Rewritten(source_hash.digest(), writer.bytes, writer.sha256)
 
 

@@ -1,15 +1,17 @@
-"""Pieces on their way from disk to disk: many computed at once, each then passed from thread to thread in order.
+"""Pieces on their way from disk to disk: several at once, each in one thread all the way, taking turns in their order.
 
 Reading, arithmetic, hashing and writing all let go of the interpreter's lock, so they run side by side on two cores.
-Memory is bounded by the number of slabs, which are used again and again.
+A piece keeps its thread because what one core has written another hashes a third slower, line by line out of the
+first one's cache. Memory is bounded by the number of threads.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
@@ -19,11 +21,12 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 MOST_WORKERS = 8
-_WAITING_SLABS = 8
+_LINED_UP = 32
+"""Items that threads can go on with while the caller is busy with one that has gone all the way."""
 
 
 class Slab:
-    """Memory for one item, lent to each in turn: new memory costs more page faults than casting a weight takes time."""
+    """A thread's memory for the item in hand: new memory costs more page faults than casting a weight takes time."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -42,7 +45,7 @@ def stream(
     work: Callable[[Item, Slab], None],
     *then: Callable[[Item, Slab], None],
 ) -> Generator[Item, None, None]:
-    """Do `work` on several items at once, then each of `then` in a thread of its own, in the order of the items.
+    """Do `work` on several items at once, then each of `then` on one at a time, in the order of the items.
 
     Close the iterator (contextlib.closing) to stop early: threads end with what they have in hand.
 
@@ -52,38 +55,47 @@ def stream(
     Raises:
         Whatever an item met with first.
     """
-    workers = min(os.cpu_count() or 1, MOST_WORKERS)
-    free = [Slab() for _ in range(workers + _WAITING_SLABS)]
-    under_way: deque[tuple[Item, Slab, Future[None]]] = deque()
+    own = threading.local()
+
+    def begin() -> None:
+        # a worker's own tensors are small: torch's helpers would spend their time waiting for each other and for a core
+        torch.set_num_threads(1)
+        own.slab = Slab()
+
+    def go(item: Item, before: Sequence[Future[None]], passed: Sequence[Future[None]]) -> None:
+        try:
+            work(item, own.slab)
+            for step, turn, done in zip(then, before, passed, strict=True):
+                turn.result()
+                step(item, own.slab)
+                done.set_result(None)
+        except BaseException as error:
+            # nothing that comes after it may pass where this one did not
+            for done in passed:
+                if not done.done():
+                    done.set_exception(error)
+            raise
+
+    under_way: deque[tuple[Item, Future[None]]] = deque()
     with ExitStack() as stack:
         stack.callback(_restore_threads)
-        pools = [ThreadPoolExecutor(workers, "work", _one_thread), *(ThreadPoolExecutor(1, "lane") for _ in then)]
-        for pool in pools:
-            stack.callback(pool.shutdown, cancel_futures=True)
+        # two at least: one reads while the other computes
+        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MOST_WORKERS), "work", begin)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        before: list[Future[None]] = [Future() for _ in then]
+        for turn in before:
+            turn.set_result(None)
         for item in items:
-            if not free:
-                done, slab, last = under_way.popleft()
+            if len(under_way) == _LINED_UP:
+                done, last = under_way.popleft()
                 last.result()
-                free.append(slab)
                 yield done
-            slab = free.pop()
-            last = pools[0].submit(work, item, slab)
-            for pool, step in zip(pools[1:], then, strict=True):
-                last = pool.submit(_after, last, step, item, slab)
-            under_way.append((item, slab, last))
-        for done, _, last in under_way:
+            passed: list[Future[None]] = [Future() for _ in then]
+            under_way.append((item, pool.submit(go, item, before, passed)))
+            before = passed
+        for done, last in under_way:
             last.result()
             yield done
-
-
-def _after(previous: Future[None], step: Callable[[Item, Slab], None], item: Item, slab: Slab) -> None:
-    previous.result()
-    step(item, slab)
-
-
-def _one_thread() -> None:
-    # a worker's own tensors are small: torch's helpers would spend their time waiting for each other and for a core
-    torch.set_num_threads(1)
 
 
 def _restore_threads() -> None:
