@@ -11,13 +11,16 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from aegis.errors import UsageError
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 DEMO = "demo"
 """The name of the embedded default, as base model and as data set."""
@@ -34,7 +37,7 @@ class StageConfig(BaseModel):
     def _switches_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
         # pydantic takes true for 1
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false are for switches")
+            raise ValueError(phrase("config.switch"))
         return value
 
 
@@ -111,15 +114,13 @@ class TrainConfig(StageConfig):
             and self.alpha_start != self.alpha_target
             and not (self.warmup_steps + self.annealing_steps)
         ):
-            raise ValueError(
-                "alpha would jump at the first step: give annealing_steps or equal alpha_start, alpha_target"
-            )
+            raise ValueError(phrase("config.alpha_jumps"))
         return self
 
     @model_validator(mode="after")
     def _split_layers_are_recomputed(self) -> TrainConfig:
         if self.split_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
-            raise ValueError("a base that is split recomputes its layers, and neither compiles nor records them")
+            raise ValueError(phrase("config.split_recomputes"))
         return self
 
 
@@ -193,7 +194,7 @@ class StudyConfig(StageConfig):
     def _known(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
         for variant in variants:
             if variant not in VARIANTS:
-                raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
+                raise ValueError(phrase("config.unknown_variant", variant=variant, known=", ".join(VARIANTS)))
         return tuple(dict.fromkeys(variants))
 
 
@@ -231,6 +232,26 @@ SECTIONS: Mapping[str, type[StageConfig]] = {
     "verify": VerifyConfig,
     "study": StudyConfig,
 }
+
+_PROBLEMS = {
+    "bool_parsing": "config.bool_parsing",
+    "bool_type": "config.bool_type",
+    "finite_number": "config.finite_number",
+    "float_parsing": "config.float_parsing",
+    "float_type": "config.float_type",
+    "greater_than": "config.greater_than",
+    "greater_than_equal": "config.greater_than_equal",
+    "int_from_float": "config.int_from_float",
+    "int_parsing": "config.int_parsing",
+    "int_type": "config.int_type",
+    "less_than": "config.less_than",
+    "less_than_equal": "config.less_than_equal",
+    "path_type": "config.path_type",
+    "string_type": "config.string_type",
+    "too_short": "config.too_few",
+    "tuple_type": "config.tuple_type",
+}
+"""What pydantic calls the ways in which a value can be wrong."""
 
 _OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
 
@@ -325,11 +346,22 @@ def _explain(model: type[StageConfig], section: str, error: ValidationError) -> 
             nearest = _nearest(key, model.model_fields)
             lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            message = _told(problem)
             lines.append(
                 f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
             )
     return "\n".join(lines)
+
+
+def _told(problem: ErrorDetails) -> str:
+    """What pydantic says of a value, in the reader's language where there are words for it."""
+    kind, given = problem["type"], problem.get("ctx", {})
+    if kind == "literal_error":
+        first, _, last = str(given["expected"]).rpartition(" or ")
+        return phrase("config.one_of", first=first, last=last) if first else problem["msg"]
+    if kind in _PROBLEMS:
+        return phrase(_PROBLEMS[kind], **given)
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def tree_at_hand(override: Path | None = None) -> Path | None:
 
 def _named(override: Path | None) -> Path | None:
     if override is not None:
-        return _checked(override, "the command line or the configuration")
+        return _checked(override, phrase("tree.named_by_us"))
     named = os.environ.get(VARIABLE)
     return _checked(Path(named), VARIABLE) if named else None
 

@@ -61,7 +61,7 @@ def check_adapter(checks: Checks, folder: Path) -> None:
     """Finite, an A to every B, of the rank it says, and on the same modules in every layer."""
     with checks.check("adapter finite and complete", "train") as tell:
         adapter = load_adapter(folder)
-        _refuse_gaps(f"{folder}: the adapter", _LAYER, list(adapter.updates))
+        _refuse_gaps(phrase("alone.the_adapter", folder=folder), _LAYER, list(adapter.updates))
         tell(f"{len(adapter.updates)} modules")
 
 
@@ -184,7 +184,7 @@ def _tensors(gguf: GgufFile) -> None:
     shape = (len(vocabulary) if isinstance(vocabulary, list) else None, width)
     for name in ("output.weight", "token_embd.weight"):
         if name not in tensors or tensors[name].shape != shape:
-            found = tensors[name].shape if name in tensors else "missing"
+            found = tensors[name].shape if name in tensors else phrase("alone.nothing")
             raise IntegrityError("alone.shape", name=name, gguf_path=gguf.path, found=found, shape=shape)
     if _refuse_gaps(str(gguf.path), _BLOCK, list(tensors)) != layers:
         raise IntegrityError("alone.lost_layers", gguf_path=gguf.path, layers=layers)

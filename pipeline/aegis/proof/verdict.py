@@ -124,7 +124,7 @@ class Verdict:
         """A line for everything that does not hold, in the pipeline's order."""
         lines = [(check.stage, f"{check.name}: {check.detail}") for check in self.checks if not check.ok]
         lines += [
-            (step.stage, f"{step.name}: mean KL {step.found.mean_kl:.3g}, top-1 {step.found.top1:.4f}")
+            (step.stage, phrase("verdict.step", name=step.name, mean_kl=step.found.mean_kl, top1=step.found.top1))
             for step in self.steps
             if not step.ok
         ]

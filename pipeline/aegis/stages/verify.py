@@ -208,25 +208,25 @@ class _Examiner:
             steps.append(Step(f"{before} → {after}", stage, found, most_kl, least_top1))
 
         def on_other_text(name: str, model: Any) -> Recording:
-            outputs = torch_logits(model, other, f"{name}, other text")
+            outputs = torch_logits(model, other, phrase("verify.on_other_text", name=name))
             return divergence.record(self.work / f"{name}-other.npy", outputs, other)
 
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
-            recorded("trained", torch_logits(model, compared, "as trained"))
+            recorded("trained", torch_logits(model, compared, phrase("verify.as_trained")))
         del model  # one at a time in memory
         wide: Precision = "dequantized" if self.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
-            recorded("wide", torch_logits(model, compared, "16-bit base"))
+            recorded("wide", torch_logits(model, compared, phrase("verify.wide")))
         del model
         step("trained", "wide", "train", config.most_kl_precision)
         base_kept = on_other_text("base", load_base(self.base.folder, "16bit", device, dtype))
         merged = load_base(self.run.merged, "16bit", device, dtype)
-        recorded("merged", torch_logits(merged, compared, "merged"))
+        recorded("merged", torch_logits(merged, compared, phrase("verify.merged")))
         result_kept = on_other_text("merged", merged)
         bases: tuple[BaseChoice, ...] = ()
         if self.round_trip is not None:
             self._merge_the_other_way(merged, self.round_trip)
-            outputs = torch_logits(merged, compared, "merged the other way")
+            outputs = torch_logits(merged, compared, phrase("verify.other_way"))
             other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
             bases = self._choices(models["trained"], models["merged"], other_way)
         del merged
@@ -237,7 +237,7 @@ class _Examiner:
         for path in [self.f16, *self.quantized]:
             name = "f16" if path == self.f16 else _quant_of(path)
             with Runtime(path, n_ctx=room, threads=config.threads, logits=True) as runtime:
-                recorded(name, llama_logits(runtime, compared, f"{name} in llama.cpp"))
+                recorded(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
                 if stutters(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
                     stuttering.append(name)
             if name in stuttering and "f16" not in stuttering:
