@@ -11,16 +11,14 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from aegis import problems
 from aegis.errors import UsageError
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 DEMO = "demo"
 """The name of the embedded default, as base model and as data set."""
@@ -233,26 +231,6 @@ SECTIONS: Mapping[str, type[StageConfig]] = {
     "study": StudyConfig,
 }
 
-_PROBLEMS = {
-    "bool_parsing": "config.bool_parsing",
-    "bool_type": "config.bool_type",
-    "finite_number": "config.finite_number",
-    "float_parsing": "config.float_parsing",
-    "float_type": "config.float_type",
-    "greater_than": "config.greater_than",
-    "greater_than_equal": "config.greater_than_equal",
-    "int_from_float": "config.int_from_float",
-    "int_parsing": "config.int_parsing",
-    "int_type": "config.int_type",
-    "less_than": "config.less_than",
-    "less_than_equal": "config.less_than_equal",
-    "path_type": "config.path_type",
-    "string_type": "config.string_type",
-    "too_short": "config.too_few",
-    "tuple_type": "config.tuple_type",
-}
-"""What pydantic calls the ways in which a value can be wrong."""
-
 _OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
 
 
@@ -346,22 +324,11 @@ def _explain(model: type[StageConfig], section: str, error: ValidationError) -> 
             nearest = _nearest(key, model.model_fields)
             lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
         else:
-            message = _told(problem)
+            message = problems.told(problem)
             lines.append(
                 f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
             )
     return "\n".join(lines)
-
-
-def _told(problem: ErrorDetails) -> str:
-    """What pydantic says of a value, in the reader's language where there are words for it."""
-    kind, given = problem["type"], problem.get("ctx", {})
-    if kind == "literal_error":
-        first, _, last = str(given["expected"]).rpartition(" or ")
-        return phrase("config.one_of", first=first, last=last) if first else problem["msg"]
-    if kind in _PROBLEMS:
-        return phrase(_PROBLEMS[kind], **given)
-    return problem["msg"].removeprefix("Value error, ")
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
