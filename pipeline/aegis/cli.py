@@ -242,7 +242,7 @@ def verify(
         from aegis.stages.examine import examine
 
         found = examine(path)
-        progress.result(screens_verify.examined(found), found)
+        progress.result(screens_verify.examined(found), found.as_json())
         if found.guilty:
             raise typer.Exit(5)
         return

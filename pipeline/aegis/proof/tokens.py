@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aegis.llama_cpp import Runtime
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual, phrase
 from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, Message, conversations_for, in_time
 
 
@@ -24,7 +24,7 @@ class Parity:
 
     compared: int
     wrong: tuple[str, ...]
-    remarks: tuple[str, ...]
+    remarks: tuple[Bilingual, ...]
 
 
 def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> Parity:
@@ -51,9 +51,9 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
             wrong.append(phrase("parity.chat", messages=len(messages), difference=difference))
     remarks = []
     if composed:
-        remarks.append("text with combining marks gets other ids: transformers composes it (NFC), llama.cpp does not")
+        remarks.append(bilingual("parity.composed"))
     if chats and chat_ids(tokenizer, list(FULL_WIDTH_START)) != _their_ids(runtime, FULL_WIDTH_START):
-        remarks.append("a message that begins with a full-width space gets other ids: llama.cpp keeps it after a tag")
+        remarks.append(bilingual("parity.full_width"))
     return Parity(len(plain) + len(chats), tuple(wrong), tuple(remarks))
 
 
