@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from aegis import llama_cpp
+import aegis
+from aegis import errors, llama_cpp
 from aegis.config import StudyConfig, TrainConfig, resolve
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
@@ -21,6 +24,8 @@ from aegis.messages import LANGUAGES, VARIABLE
 from aegis.model.families import check_family
 from aegis.proof.study_text import StudyText
 from aegis.publish import publishing
+from aegis.screens_plan import NEEDS
+from aegis.screens_study import REASONS
 from tests.shown import english_in
 
 Make = Callable[[Path], object]
@@ -130,3 +135,32 @@ def test_what_pydantic_says_is_said_in_english_as_it_says_it() -> None:
         with pytest.raises(AegisError) as ours:
             resolve(TrainConfig, flags={key: value})
         assert str(ours.value) == f"train: {key} = {value!r}: {theirs.value.errors()[0]['msg']}"
+
+
+ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, AegisError)}
+SPEAKING = {"phrase", "bilingual", "RowError", "DamagedGguf", "add", "append", "tell", "check"}
+"""What takes a reason, beside the errors."""
+
+
+def sentences_given(source: str) -> list[str]:
+    """Literals of two English words that are handed to what speaks to people."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        name = getattr(call.func, "id", getattr(call.func, "attr", "")) if isinstance(call, ast.Call) else ""
+        if isinstance(call, ast.Call) and (name in SPEAKING or name in ERRORS):
+            given = (node for part in [*call.args, *call.keywords] for node in ast.walk(part))
+            literals = (str(node.value) for node in given if isinstance(node, ast.Constant))
+            found += [text for text in literals if re.search("[a-z]{2,} [a-z]{2,}", text)]
+    return found
+
+
+def test_no_reason_is_written_where_it_is_given() -> None:
+    assert sentences_given('rejects.add(where, f"a line of {size} bytes is long")') == ["a line of ", " bytes is long"]
+    apart = {"report", "doctor", "demo"}  # English cards, commands to type, and a corpus
+    left = {
+        path.name: found
+        for path in Path(aegis.__file__).parent.rglob("*.py")
+        if not apart & set(path.parts) and (found := sentences_given(path.read_text(encoding="utf-8")))
+    }
+    told_by_key = NEEDS.keys() | REASONS.keys()  # a report's words, which the screens put into the reader's
+    assert {name: set(found) - told_by_key for name, found in left.items() if set(found) - told_by_key} == {}
