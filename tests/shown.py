@@ -11,6 +11,7 @@ from aegis.chain import Answer
 from aegis.config import TrainConfig
 from aegis.data.dataset import DataReport
 from aegis.doctor import Finding
+from aegis.messages import Bilingual, bilingual
 from aegis.model.lora import Coverage
 from aegis.proof.divergence import Divergence
 from aegis.proof.structure import Check
@@ -54,7 +55,12 @@ def verdict() -> Verdict:
     far = Divergence(1.48e-02, 1.75e-01, 5.19e-01, 0.9614, 4.0666)
     return Verdict(
         tokens=2048,
-        checks=(Check("files", "train", True, "12"), Check("rotation", "train", True, "")),
+        checks=(
+            Check(
+                bilingual("structure.files", folder="adapter"), "train", True, bilingual("structure.tensors", count=3)
+            ),
+            Check(bilingual("verify.orthogonal"), "train", True, Bilingual("", "")),
+        ),
         steps=(
             Step("trained → wide", "merge", far, None, None),
             Step("wide → merged", "merge", near, 1e-4, 0.995),
@@ -68,7 +74,7 @@ def verdict() -> Verdict:
 
 def failed_verdict() -> Verdict:
     wrong = Step("wide → merged", "merge", Divergence(0.3, 0.4, 0.5, 0.6, 7.0), 1e-4, 0.995)
-    spoilt = Check("hash", "train", False, "adapter.safetensors")
+    spoilt = Check(bilingual("alone.file", name="a"), "train", False, Bilingual.same("adapter.safetensors"))
     return replace(verdict(), checks=(spoilt,), steps=(wrong,), kept=None, bases=())
 
 
@@ -143,7 +149,10 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
     soul = ImportReport(Path("soul.safetensors"), 3072, 500, 1.618, 0.8345, True)
     need = Need("disk, verify's scratch", 3_100_000_000, 90_000_000_000, "/scratch")
     outlook = VerifyOutlook(("trained", "wide", "Q4_K_M"), 2048, need, Need("RAM, verify", 15_200_000_000, None))
-    unsound = (Check("hash", "train", True, ""), Check("lm_head", "merge", False, "model.safetensors\nlm_head.weight"))
+    unsound = (
+        Check(bilingual("alone.file", name="a"), "train", True, bilingual("alone.hash_as_published")),
+        Check(bilingual("structure.head"), "merge", False, Bilingual.same("model.safetensors\nlm_head.weight")),
+    )
     plan, study = plan_report(), study_report()
     assert study.study is not None
     return {

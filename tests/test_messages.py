@@ -39,7 +39,7 @@ def calls() -> Iterator[tuple[Path, ast.Call, str]]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
-                and node.func.id in {"phrase", *ERRORS}
+                and node.func.id in {"phrase", "bilingual", *ERRORS}
                 and node.args
                 and isinstance(node.args[0], ast.Constant)
             ):
@@ -79,7 +79,7 @@ def test_every_call_fills_what_its_message_has() -> None:
         assert key in english, where
         given = {keyword.arg for keyword in call.keywords} - {"exit_code"}
         assert given == places(english[key]), where
-        assert isinstance(english[key], str) == (getattr(call.func, "id", "") == "phrase"), where
+        assert isinstance(english[key], str) == (getattr(call.func, "id", "") in {"phrase", "bilingual"}), where
 
 
 def test_no_message_is_dead() -> None:

@@ -87,8 +87,8 @@ def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> No
 
 
 ENGLISH = """\
-ok    files  12
-ok    rotation  \
+ok    files of adapter/  3 tensors
+ok    R orthogonal, det +1  \
 
 
 models                  mean KL       99 %        max    top-1   max |Δ|    bound

@@ -6,35 +6,31 @@ that the converter is there and prints its directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from vendor_llama_cpp.cache import ensure_tree, find_tree
 from vendor_llama_cpp.errors import VendorError
+from vendor_llama_cpp.listener import Listener, Silent, Step
 from vendor_llama_cpp.pin import load_pin
 
-__all__ = ["VendorError", "converter_tree", "kept_tree", "load_pin"]
+__all__ = ["Listener", "Step", "VendorError", "converter_tree", "kept_tree", "load_pin"]
 
 
-def converter_tree(progress: Callable[[str], None] | None = None) -> Path:
+def converter_tree(listener: Listener | None = None) -> Path:
     """The directory that holds the pinned convert_hf_to_gguf.py with its packages, and the source of llama-imatrix.
 
     Made on first use from the pinned sdist, which pip downloads or AEGIS_LLAMA_SDIST names; kept in the
     user's cache directory, or in AEGIS_CACHE_DIR. From then on no network is needed.
 
     Args:
-        progress: told each step that takes time, as a line of text.
+        listener: told each step that takes time, and how far the download is.
 
     Raises:
         VendorError: with `kind` "fetch", "hash", "archive" or "disk".
     """
-    return ensure_tree(load_pin(), progress or _unheard)
+    return ensure_tree(load_pin(), listener or Silent())
 
 
 def kept_tree() -> Path | None:
     """The pinned converter's directory if it is in the cache and whole; nothing is fetched."""
     return find_tree(load_pin())
-
-
-def _unheard(text: str) -> None:
-    del text

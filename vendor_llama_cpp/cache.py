@@ -19,7 +19,8 @@ from pathlib import Path
 import platformdirs
 
 from vendor_llama_cpp.errors import VendorError
-from vendor_llama_cpp.fetch import Say, verified_sdist
+from vendor_llama_cpp.fetch import verified_sdist
+from vendor_llama_cpp.listener import Listener
 from vendor_llama_cpp.pin import Pin, digest
 from vendor_llama_cpp.unpack import read_tree, write_tree
 
@@ -36,7 +37,7 @@ def cache_dir() -> Path:
     return directory.absolute()
 
 
-def ensure_tree(pin: Pin, say: Say) -> Path:
+def ensure_tree(pin: Pin, listener: Listener) -> Path:
     """The verified tree of `pin`, made now if it is not there. Needs no network when it is.
 
     Raises:
@@ -49,12 +50,14 @@ def ensure_tree(pin: Pin, say: Say) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         _sweep(home)
-        with _directory(home) as workspace, verified_sdist(pin, workspace, say) as sdist:
-            say("Unpacking llama.cpp's converter")
+        with _directory(home) as workspace, verified_sdist(pin, workspace, listener) as sdist:
+            listener.step("unpack", "Unpacking llama.cpp's converter")
             contents = read_tree(sdist, pin)
         with _directory(home) as staging:
             write_tree(contents, staging / "tree")
             _publish(staging / "tree", tree, pin)
+    except BrokenPipeError:  # whoever read what the listener says has gone: nothing is wrong with the cache
+        raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         raise VendorError(

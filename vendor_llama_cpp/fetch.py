@@ -11,33 +11,34 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from vendor_llama_cpp.errors import VendorError
+from vendor_llama_cpp.listener import Listener
 from vendor_llama_cpp.pin import Pin
 
 SDIST_VARIABLE = "AEGIS_LLAMA_SDIST"
-
-Say = Callable[[str], None]
+_LOOK_SECONDS = 0.2
 
 
 @contextmanager
-def verified_sdist(pin: Pin, workspace: Path, say: Say) -> Iterator[BinaryIO]:
+def verified_sdist(pin: Pin, workspace: Path, listener: Listener) -> Iterator[BinaryIO]:
     """Open the sdist, positioned at its start, after its sha256 was found to be the pinned one.
 
     Args:
         pin: what to fetch.
         workspace: an empty directory for the download; the caller removes it.
-        say: told each step, in words for a person.
+        listener: told each step, and how much of the file has come.
 
     Raises:
         VendorError: "fetch" if it cannot be had, "hash" if it is something else.
     """
     given = os.environ.get(SDIST_VARIABLE)
-    path = Path(given).expanduser() if given else _download(pin, workspace, say)
+    path = Path(given).expanduser() if given else _download(pin, workspace, listener)
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -48,7 +49,7 @@ def verified_sdist(pin: Pin, workspace: Path, say: Say) -> Iterator[BinaryIO]:
             kind="fetch",
         ) from error
     with stream:
-        say(f"Checking {path.name}")
+        listener.step("check", f"Checking {path.name}")
         found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != pin.sha256:
             raise VendorError(
@@ -63,8 +64,8 @@ def verified_sdist(pin: Pin, workspace: Path, say: Say) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _download(pin: Pin, workspace: Path, say: Say) -> Path:
-    say(f"Downloading {pin.sdist} with pip ({pin.size_bytes / 1e6:.0f} MB)")
+def _download(pin: Pin, workspace: Path, listener: Listener) -> Path:
+    listener.step("download", f"Downloading {pin.sdist} with pip ({pin.size_bytes / 1e6:.0f} MB)")
     requirements = workspace / "requirements.txt"
     requirement = f"{pin.distribution}=={pin.version} --hash=sha256:{pin.sha256}\n"
     requirements.write_text(requirement, encoding="utf-8")
@@ -76,20 +77,12 @@ def _download(pin: Pin, workspace: Path, say: Say) -> Path:
         "--requirement", str(requirements), "--dest", str(workspace),
     ]
     # fmt: on
-    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command,
-        cwd=workspace,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    path = workspace / pin.sdist
-    if done.returncode == 0 and path.is_file():
+    log, path = workspace / "pip.log", workspace / pin.sdist
+    with log.open("wb") as output_file:
+        code = _watched(command, workspace, output_file, pin, listener)
+    if code == 0 and path.is_file():
         return path
-    output = done.stdout.decode("utf-8", errors="replace").strip()
+    output = log.read_text(encoding="utf-8", errors="replace").strip()
     last_lines = "\n".join(output.splitlines()[-10:])
     if "DO NOT MATCH THE HASHES" in output:
         raise VendorError(
@@ -100,8 +93,48 @@ def _download(pin: Pin, workspace: Path, say: Say) -> Path:
         )
     raise VendorError(
         f"pip could not download {pin.sdist}",
-        why=last_lines or f"pip ended with code {done.returncode} and said nothing.",
+        why=last_lines or f"pip ended with code {code} and said nothing.",
         fix=f"Check the network and pip's settings, then try again; or copy {pin.sdist} here from another "
         f"machine and point {SDIST_VARIABLE} at it.",
         kind="fetch",
     )
+
+
+def _watched(command: list[str], workspace: Path, output: BinaryIO, pin: Pin, listener: Listener) -> int:
+    """Run pip to its end and return its exit code, telling how the file that it writes grows.
+
+    Its own words about that would do, but that pips before 24.1 have none for programs.
+    """
+    # Windows' own folder has the shorter path; elsewhere, what a killed pip leaves goes with the workspace
+    scratch = Path(tempfile.gettempdir()) if os.name == "nt" else workspace
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", "TMPDIR": str(scratch)}
+    strangers = set(_arriving(scratch, pin))
+    told = 0
+    with subprocess.Popen(
+        command, cwd=workspace, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+    ) as pip:
+        try:
+            while True:
+                try:
+                    code: int | None = pip.wait(_LOOK_SECONDS)
+                except subprocess.TimeoutExpired:
+                    code = None
+                ours = [size for path, size in _arriving(scratch, pin).items() if path not in strangers]
+                come = pin.size_bytes if code == 0 else min(max(ours, default=0), pin.size_bytes)
+                if come > told:
+                    listener.fetched(come - told)
+                    told = come
+                if code is not None:
+                    return code
+        except BaseException:
+            pip.kill()
+            raise
+
+
+def _arriving(scratch: Path, pin: Pin) -> dict[Path, int]:
+    """Where pip is downloading the file to, and how much there is of it."""
+    found = {}
+    for path in scratch.glob(f"pip-unpack-*/{pin.sdist}"):
+        with suppress(OSError):  # it has just been moved to where it belongs
+            found[path] = path.stat().st_size
+    return found

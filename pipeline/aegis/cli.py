@@ -23,6 +23,7 @@ from aegis import (
     screens_study,
     screens_verify,
     streams,
+    usage,
 )
 from aegis.config import DEMO, ExportConfig, MergeConfig, StudyConfig, TrainConfig, VerifyConfig, resolve
 from aegis.errors import UsageError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="aegis",
+    cls=usage.Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF for llama.cpp.",
@@ -240,7 +242,7 @@ def verify(
         from aegis.stages.examine import examine
 
         found = examine(path)
-        progress.result(screens_verify.examined(found), found)
+        progress.result(screens_verify.examined(found), found.as_json())
         if found.guilty:
             raise typer.Exit(5)
         return

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from aegis import problems
 from aegis.errors import UsageError
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
@@ -34,7 +35,7 @@ class StageConfig(BaseModel):
     def _switches_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
         # pydantic takes true for 1
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false are for switches")
+            raise ValueError(phrase("config.switch"))
         return value
 
 
@@ -113,15 +114,13 @@ class TrainConfig(StageConfig):
             and self.alpha_start != self.alpha_target
             and not (self.warmup_steps + self.annealing_steps)
         ):
-            raise ValueError(
-                "alpha would jump at the first step: give annealing_steps or equal alpha_start, alpha_target"
-            )
+            raise ValueError(phrase("config.alpha_jumps"))
         return self
 
     @model_validator(mode="after")
     def _split_layers_are_recomputed(self) -> TrainConfig:
         if self.split_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
-            raise ValueError("a base that is split recomputes its layers, and neither compiles nor records them")
+            raise ValueError(phrase("config.split_recomputes"))
         return self
 
 
@@ -195,7 +194,7 @@ class StudyConfig(StageConfig):
     def _known(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
         for variant in variants:
             if variant not in VARIANTS:
-                raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
+                raise ValueError(phrase("config.unknown_variant", variant=variant, known=", ".join(VARIANTS)))
         return tuple(dict.fromkeys(variants))
 
 
@@ -327,7 +326,7 @@ def _explain(model: type[StageConfig], section: str, error: ValidationError) -> 
             nearest = _nearest(key, model.model_fields)
             lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            message = problems.told(problem)
             lines.append(
                 f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
             )

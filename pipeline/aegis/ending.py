@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from aegis import disk, logs, streams
+from aegis import disk, logs, streams, usage
 from aegis.errors import AegisError
 from aegis.messages import phrase
 from aegis.signals import answered, heeded
@@ -79,7 +79,7 @@ def _code_of(command: Callable[[], int | None]) -> int:
         return 2
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
-            complain(error.format_message(), fix=phrase("ending.help"))
+            complain(usage.told(error), fix=phrase("ending.help"))
             return 2
         return _our_bug(error)
 

@@ -109,7 +109,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] != FORMAT or document["version"] != VERSION:
-            raise ValueError(f"format {document['format']!r}, version {document['version']!r}")
+            raise ValueError(phrase("manifest.version", format=document["format"], version=document["version"]))
         return Manifest(
             stage=str(document["stage"]),
             config=dict(document["config"]),
@@ -139,7 +139,7 @@ def verify_directory(directory: Path) -> Manifest:
         for name, record in manifest.files.items():
             path = directory / name
             if not path.is_file():
-                wrong.append(f"{name}: missing")
+                wrong.append(phrase("manifest.missing", name=name))
             elif (why := _difference(path, record, read)) is not None:
                 wrong.append(f"{name}: {why}")
     if wrong:
@@ -165,8 +165,8 @@ def _difference(path: Path, record: FileRecord, read: Callable[[int], object] | 
     try:
         size = path.stat().st_size
         if size != record.bytes:
-            return f"{size} bytes, should be {record.bytes}"
-        return None if file_sha256(path, read) == record.sha256 else "its content changed"
+            return phrase("manifest.size", found=size, wanted=record.bytes)
+        return None if file_sha256(path, read) == record.sha256 else phrase("manifest.changed")
     except OSError as error:
         return str(error)
 

@@ -51,7 +51,7 @@ def verified(verdict: Verdict, folder: Path) -> str:
 
 
 def _checked(check: Check) -> str:
-    return f"{'ok  ' if check.ok else 'FAIL'}  {check.name}  {_first_line(check.detail)}"
+    return f"{'ok  ' if check.ok else 'FAIL'}  {check.name.shown}  {_first_line(check.detail.shown)}"
 
 
 def _steps(verdict: Verdict) -> list[str]:
@@ -115,7 +115,7 @@ def examined(found: Examination) -> str:
     lines = [f"{quoted(found.path)}: {phrase(KINDS[found.kind])}"]
     for check in found.checks:
         lines.append(_checked(check))
-        lines += [] if check.ok else [f"        {line}" for line in check.detail.splitlines()[1:]]
+        lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]
     if found.guilty is None:
         lines.append(phrase("screens_verify.sound"))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 
 import aegis.llama_cpp
 import vendor_llama_cpp
+from aegis import bars, progress
+from aegis.console import JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp import find_tree
+from tests.shown import english_in
 
 
 @pytest.fixture
@@ -64,6 +68,35 @@ def test_a_pinned_tree_that_cannot_be_had_has_its_exit_code(
     with pytest.raises(fault, match=r"llama\.cpp の変換器") as caught:
         find_tree()
     assert english in caught.value.what
+
+
+@pytest.mark.parametrize(("spoken", "title"), [("en", "downloading llama.cpp's converter"), ("ja", "ダウンロード中")])
+def test_the_download_has_a_bar(
+    spoken: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json, objects with how much has come and the seconds left; the steps are in the reader's language."""
+    pin = vendor_llama_cpp.load_pin()
+
+    def fetch(listener: vendor_llama_cpp.Listener) -> Path:
+        listener.step("download", "in English")
+        for _ in range(4):
+            listener.fetched(pin.size_bytes // 4)
+        listener.step("check", "in English")
+        listener.step("unpack", "in English")
+        return tmp_path
+
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    monkeypatch.setenv("AEGIS_LANG", spoken)
+    monkeypatch.setattr(vendor_llama_cpp, "converter_tree", fetch)
+    monkeypatch.setattr(bars, "_JSON_SECONDS", 0)
+    monkeypatch.setattr(progress, "_reporter", JsonReporter())
+    assert find_tree() == tmp_path
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["event"] for row in told] == ["message", "begin", *["progress"] * 4, "end", "message", "message"]
+    assert (title in told[1]["task"], told[1]["total"], told[1]["unit"]) == (True, pin.size_bytes, "B")
+    assert told[2]["seconds_left"] >= 0
+    assert not any("in English" in str(row) for row in told)
+    assert (english_in(told[0]["text"] + told[-1]["text"]) == []) == (spoken == "ja")
 
 
 def test_importing_the_seam_loads_neither_torch_nor_the_bindings() -> None:

@@ -36,7 +36,7 @@ def test_text_that_one_side_composes_is_said_and_not_counted(composing: tuple[An
     parity = compare_tokens(tokenizer, runtime, [DECOMPOSED])
     assert parity.wrong == ()
     (remark,) = parity.remarks
-    assert "NFC" in remark
+    assert "NFC" in remark.recorded
 
 
 def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:

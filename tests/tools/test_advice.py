@@ -40,6 +40,12 @@ def test_cause(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in advice.cause(written(tmp_path, text))
 
 
+def test_the_last_line_is_a_sign_of_life(tmp_path: Path) -> None:
+    log = written(tmp_path, "Downloading it with pip (77 MB)\n12 of 77 MB, about 9 s left\n")
+    assert advice.last_line(log) == "12 of 77 MB, about 9 s left"
+    assert advice.last_line(written(tmp_path, "")) == ""
+
+
 def test_the_tail_is_short(tmp_path: Path) -> None:
     log = written(tmp_path, "".join(f"line {number}\n" for number in range(1000)))
     assert advice.tail(log).splitlines() == [f"line {number}" for number in range(980, 1000)]

@@ -15,13 +15,10 @@ import pytest
 import vendor_llama_cpp.cache
 from vendor_llama_cpp import VendorError, converter_tree
 from vendor_llama_cpp.cache import ensure_tree
+from vendor_llama_cpp.listener import Silent
 from vendor_llama_cpp.pin import load_pin
 
 from .conftest import FILES, PinnedArchive, honest
-
-
-def silent(text: str) -> None:
-    pass
 
 
 def contents(tree: Path) -> dict[str, bytes]:
@@ -30,15 +27,15 @@ def contents(tree: Path) -> dict[str, bytes]:
 
 def test_a_cached_tree_needs_no_sdist(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
-    tree = ensure_tree(pin, silent)
+    tree = ensure_tree(pin, Silent())
     sdist.unlink()
-    assert tree == ensure_tree(pin, silent)
+    assert tree == ensure_tree(pin, Silent())
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "gone", "added", "linked", "file"])
 def test_a_damaged_tree_is_found_and_made_anew(damage: str, cache: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
-    tree = ensure_tree(pin, silent)
+    tree = ensure_tree(pin, Silent())
     victim = tree / "conversion" / "base.py"
     if damage == "changed":
         victim.write_bytes(b"evil\n")
@@ -54,18 +51,18 @@ def test_a_damaged_tree_is_found_and_made_anew(damage: str, cache: Path, pinned:
     else:
         tree.rename(tree.parent / "aside")
         tree.write_bytes(b"in the way")
-    assert tree == ensure_tree(pin, silent)
+    assert tree == ensure_tree(pin, Silent())
     assert contents(tree) == FILES
 
 
 def test_byte_code_beside_the_modules_goes_without_a_download(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
     """Someone ran the converter by hand: that must not cost a machine without network its converter."""
     pin = pinned(honest())
-    tree = ensure_tree(pin, silent)
+    tree = ensure_tree(pin, Silent())
     sdist.unlink()
     (tree / "conversion" / "__pycache__").mkdir()
     (tree / "conversion" / "__pycache__" / "base.cpython-311.pyc").write_bytes(b"forged")
-    assert tree == ensure_tree(pin, silent)
+    assert tree == ensure_tree(pin, Silent())
     assert contents(tree) == FILES
 
 
@@ -84,7 +81,7 @@ def test_an_interrupted_unpack_leaves_nothing(
 
     monkeypatch.setattr(vendor_llama_cpp.cache, "write_tree", cut_short)
     with pytest.raises((VendorError, KeyboardInterrupt)) as caught:
-        ensure_tree(pin, silent)
+        ensure_tree(pin, Silent())
     assert len(written) == 2
     assert list(cache.iterdir()) == []
     if isinstance(caught.value, VendorError):
@@ -98,14 +95,14 @@ def test_what_a_killed_process_left_is_ignored_and_later_swept(cache: Path, pinn
         (leftover / "tree" / "LICENSE").write_bytes(b"half")
     two_days_ago = time.time() - 2 * 24 * 3600
     os.utime(stale, (two_days_ago, two_days_ago))
-    tree = ensure_tree(pinned(honest()), silent)
+    tree = ensure_tree(pinned(honest()), Silent())
     assert {tree, fresh} == set(cache.iterdir())
 
 
 def test_many_at_once_get_the_same_whole_tree(cache: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
     trees: list[Path] = []
-    threads = [threading.Thread(target=lambda: trees.append(ensure_tree(pin, silent))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: trees.append(ensure_tree(pin, Silent()))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,7 +119,7 @@ def test_a_cache_that_cannot_be_written_says_so(
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(VendorError) as caught:
-        ensure_tree(pinned(honest()), silent)
+        ensure_tree(pinned(honest()), Silent())
     assert caught.value.kind == "disk"
     assert "AEGIS_CACHE_DIR" in caught.value.fix
 

@@ -11,6 +11,7 @@ import pytest
 import vendor_llama_cpp.unpack
 from vendor_llama_cpp import VendorError
 from vendor_llama_cpp.cache import ensure_tree
+from vendor_llama_cpp.listener import Silent
 from vendor_llama_cpp.pin import Pin
 
 from .conftest import FILES, ROOT, Members, PinnedArchive, honest, member, pin_for
@@ -37,7 +38,7 @@ HOSTILE = {
 def refuse(pin: Pin, tmp_path: Path) -> VendorError:
     before = set(tmp_path.rglob("*"))
     with pytest.raises(VendorError) as caught:
-        ensure_tree(pin, lambda text: None)
+        ensure_tree(pin, Silent())
     left = set(tmp_path.rglob("*")) - before
     assert {tmp_path / "cache", tmp_path / "cache" / "llama.cpp"} == left
     assert not (tmp_path.parent / "escaped").exists()
@@ -56,7 +57,7 @@ def test_a_hostile_member_anywhere_is_refused(
 
 def test_an_honest_archive_gives_the_wanted_files_and_no_others(cache: Path, pinned: PinnedArchive) -> None:
     """The control of every test here: the same members without the hostile one unpack."""
-    tree = ensure_tree(pinned(honest()), lambda text: None)
+    tree = ensure_tree(pinned(honest()), Silent())
     assert {p.relative_to(tree).as_posix(): p.read_bytes() for p in tree.rglob("*") if p.is_file()} == FILES
     assert [tree] == list(cache.iterdir())
 
@@ -109,5 +110,5 @@ def test_what_is_not_an_archive_is_refused(cache: Path, sdist: Path, tmp_path: P
     for data in (b"plain text", gzip.compress(b"a" * 4096)):
         sdist.write_bytes(data)
         with pytest.raises(VendorError):
-            ensure_tree(pin_for(sdist), lambda text: None)
+            ensure_tree(pin_for(sdist), Silent())
     assert list(cache.iterdir()) == []

@@ -75,6 +75,11 @@ def tail(log: Path) -> str:
     return "\n".join(_read_end(log, TAIL_BYTES).splitlines()[-TAIL_LINES:])
 
 
+def last_line(log: Path) -> str:
+    """What the log says last."""
+    return next(iter(tail(log).splitlines()[-1:]), "").strip()
+
+
 def cause(log: Path) -> str:
     """What to do about the failure the log ends with, or a general way on."""
     text = _read_end(log, TAIL_BYTES)

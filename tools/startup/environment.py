@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from startup import advice, records
@@ -106,11 +106,17 @@ class Environment:
         step = Step(3, STEPS, "install the packages")
         # -v because only then does pip let the compiler's progress through
         install = ["-m", "pip", "install", "-v", "--no-input", "-c", str(self.constraints), "-e", ".[dev]"]
-        self._logged(step, install, hold, what="pip could not install the packages", watch_pip=True)
+        self._logged(step, install, hold, what="pip could not install the packages", where=advice.where_pip_is)
         step.done()
 
         step = Step(4, STEPS, "get llama.cpp's converter")
-        self._logged(step, ["-m", "vendor_llama_cpp"], hold, what="llama.cpp's converter could not be fetched")
+        self._logged(
+            step,
+            ["-m", "vendor_llama_cpp"],
+            hold,
+            what="llama.cpp's converter could not be fetched",
+            where=advice.last_line,
+        )
         converter = self._converter()
         step.done(str(converter))
 
@@ -198,7 +204,15 @@ class Environment:
                     "Close programs that use .venv (editors, terminals) or delete it, and start again.",
                 ) from error
 
-    def _logged(self, step: Step, arguments: Sequence[str], hold: int, what: str, watch_pip: bool = False) -> None:
+    def _logged(
+        self,
+        step: Step,
+        arguments: Sequence[str],
+        hold: int,
+        what: str,
+        where: Callable[[Path], str] = lambda log: "",
+    ) -> None:
+        """Run our Python with its output in the log, from which `where` reads how far it is."""
         extra = {"PYTHONUNBUFFERED": "1"}
         if not os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL"):
             extra["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count() or 1)
@@ -209,7 +223,7 @@ class Environment:
             log=self.log,
             cwd=self.root,
             environment=child_environment(**extra),
-            tick=lambda: step.tick(advice.where_pip_is(self.log) if watch_pip else ""),
+            tick=lambda: step.tick(where(self.log)),
             hold=hold,
         )
         if code != 0:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from aegis.messages import phrase
+
 T = TypeVar("T")
 
 _BLOWS = 3
@@ -53,7 +55,7 @@ def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = 
             if thread.is_alive():
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop))
                 thread.join(1.0)
-        raise TimeoutError(f"not done after {seconds:g} s")
+        raise TimeoutError(phrase("deadline.overdue", seconds=seconds))
     if failure:
         raise failure[0]
     return outcome[0]

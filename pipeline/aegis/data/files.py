@@ -94,9 +94,10 @@ def _array_rows(source: FileSource) -> Iterator[Row]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError("files.broken_json", source_name=source.name, error=error) from error
+    word = phrase("files.item")
     for number, item in enumerate(items, 1):
         source.position = source.total * number / len(items)
-        yield Row(f"{source.name}:item {number}", item)
+        yield Row(f"{source.name}:{word} {number}", item)
 
 
 def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
@@ -116,7 +117,7 @@ def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         document.append(line.text.rstrip("\r\n"))
         size += len(document[-1])
         if size > MAX_LINE_BYTES:
-            rejects.add(where, f"a document of more than {MAX_LINE_BYTES:,} characters without a blank line")
+            rejects.add(where, phrase("files.long_document", characters=MAX_LINE_BYTES))
             usable, document = False, []
     if document and usable:
         yield Row(where, {"text": "\n".join(document)})
@@ -137,7 +138,7 @@ def _csv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         for values in reader:
             where = f"{source.name}:{reader.line_num}"
             if None in values:
-                rejects.add(where, "more fields than the header names")
+                rejects.add(where, phrase("files.too_many_fields"))
                 continue
             yield Row(where, values)
     except csv.Error as error:
@@ -150,12 +151,12 @@ def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
-            number = 0
+            word, number = phrase("files.row"), 0
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
                     source.position = source.total * number / file.metadata.num_rows
-                    yield Row(f"{source.name}:row {number}", row)
+                    yield Row(f"{source.name}:{word} {number}", row)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError("files.broken_parquet", source_name=source.name, error=str(error)) from error
 

@@ -45,7 +45,7 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
             if len(raw) > MAX_LINE_BYTES:
                 while raw and not raw.endswith(b"\n"):
                     raw = file.readline(_SAMPLE_BYTES)
-                rejects.add(where, f"a line longer than {MAX_LINE_BYTES:,} bytes")
+                rejects.add(where, phrase("lines.too_long", bytes=MAX_LINE_BYTES))
             else:
                 try:
                     text = raw.decode("utf-8")
@@ -53,7 +53,7 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
                 except UnicodeDecodeError as error:
                     if not known_utf8:
                         _refuse_other_encoding(path, where, raw, file)
-                    rejects.add(where, f"not UTF-8 at byte {error.start + 1} of the line")
+                    rejects.add(where, phrase("lines.row_not_utf8", byte=error.start + 1))
             yield Line(where, text, file.tell())
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from aegis.data.files import READERS, FileSource, Row
 from aegis.data.rejects import Rejects
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.messages import phrase
 
 
 class Source(Protocol):
@@ -83,9 +84,10 @@ class HubSource:
         return digest.hexdigest()
 
     def rows(self, rejects: Rejects) -> Iterator[Row]:
+        word = phrase("files.row")
         for number, row in enumerate(self.data, 1):
             self.position = number
-            yield Row(f"{self.name}:row {number}", row)
+            yield Row(f"{self.name}:{word} {number}", row)
 
 
 def _open_hub(dataset: str, split: str, revision: str | None) -> HubSource:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis.errors import EnvironmentFault
+from aegis.messages import phrase
 
 Codes = NDArray[np.int32]
 """Token ids, those that are not learnt as their complement: ~id, which is negative."""
@@ -117,7 +118,7 @@ class TokenFile:
 
 
 def _ended() -> int:
-    raise OSError(errno.EIO, "the file ends too soon")
+    raise OSError(errno.EIO, phrase("tokens.ends_too_soon"))
 
 
 def _trouble(folder: Path, error: OSError) -> EnvironmentFault:

@@ -131,8 +131,10 @@ def _build(tool: Path, installed: _Installed, tree: Path) -> None:
     progress.say(phrase("building.compiling", name=Path(compiler[0]).name))
     with TemporaryDirectory(prefix=_BUILDING, dir=tool.parent) as folder:
         part = Path(folder, tool.name)
-        _logged(_command(compiler, part, installed, tree), log, "did not compile")
-        _logged([sys.executable, "-P", "-B", str(WORKER), str(part), "--version"], log, "compiled, but does not start")
+        _logged(_command(compiler, part, installed, tree), log, phrase("building.did_not_compile"))
+        _logged(
+            [sys.executable, "-P", "-B", str(WORKER), str(part), "--version"], log, phrase("building.does_not_start")
+        )
         part.replace(tool)
     log.unlink(missing_ok=True)
 
@@ -156,7 +158,7 @@ def _logged(command: list[str], log: Path, what: str) -> None:
         with log.open("wb") as output:
             output.write((shlex.join(command) + "\n").encode())
             output.flush()
-            code: int | str = subprocess.run(
+            code: int | None = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -165,14 +167,18 @@ def _logged(command: list[str], log: Path, what: str) -> None:
                 timeout=_SECONDS,
             ).returncode
     except subprocess.TimeoutExpired:
-        code = f"none: it was ended after {_SECONDS} s"
+        code = None
     if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         errors = [line for line in lines if "error" in line] or lines
+        if code is None:
+            ended = phrase("building.overdue", seconds=_SECONDS)
+        else:
+            ended = phrase("building.exit_code", code=code)
         raise ToolError(
             "building.failed",
             what=what,
-            errors="\n".join([phrase("building.exit_code", code=code), *errors[:_SHOWN_LINES]]),
+            errors="\n".join([ended, *errors[:_SHOWN_LINES]]),
             log=log,
         )
 

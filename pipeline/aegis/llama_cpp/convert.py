@@ -12,6 +12,7 @@ from aegis.errors import IntegrityError, ToolError, UsageError
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
 from aegis.llama_cpp.tree import CONVERTER, find_tree
+from aegis.messages import phrase
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
@@ -67,16 +68,16 @@ def convert(
             f"--model-name={model_name}",
         ]
         run_tool(
-            "converter",
+            phrase("process.converter"),
             tree / CONVERTER,
             [*arguments, "--vocab-only"] if vocab_only else arguments,
             part=part,
-            title="Converting to GGUF",
+            title=phrase("process.converting"),
             fraction=_fraction,
             import_from=tree,
             environment=_ENVIRONMENT,
         )
-        refuse_damaged(part, "converter")
+        refuse_damaged(part, phrase("process.converter"))
 
 
 def refuse_code(model_dir: Path) -> None:
@@ -90,7 +91,7 @@ def refuse_code(model_dir: Path) -> None:
         path = model_dir / name
         try:
             if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-                found.append(f"auto_map in {name}")
+                found.append(phrase("convert.auto_map", name=name))
         except ValueError as error:
             raise IntegrityError("convert.not_json", path=path, error=str(error)) from error
     if found:

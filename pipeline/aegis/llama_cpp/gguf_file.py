@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp.gguf_header import DamagedGguf, TensorInfo, Value, block_size, read_header
+from aegis.messages import phrase
 
 _PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 _INTEGERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
@@ -47,7 +48,7 @@ class GgufFile:
         except OSError as error:
             raise UsageError("gguf_file.unreadable", path=path, error=str(error)) from error
         if data is None:
-            raise self._damaged("it is empty")
+            raise self._damaged(phrase("gguf_file.empty"))
         try:
             self.metadata, self.tensors = read_header(data)
         except DamagedGguf as error:

@@ -20,6 +20,7 @@ from aegis.llama_cpp.building import WORKER, imatrix_tool
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
+from aegis.messages import phrase
 
 LEAST_CHUNK_TOKENS = 32
 """The tool looks at no fewer than 16 tokens at a time, and wants two chunks."""
@@ -59,17 +60,17 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
         ]
         # fmt: on
         run_tool(
-            "imatrix",
+            phrase("process.imatrix"),
             WORKER,
             arguments,
             part=part,
-            title="importance matrix",
+            title=phrase("process.measuring"),
             fraction=_Progress(),
             # it would take settings, a model among them, from LLAMA_ARG_*
             environment={name: None for name in os.environ if name.startswith("LLAMA_")},
             line_end=_LINE_END,
         )
-        refuse_damaged(part, "imatrix")
+        refuse_damaged(part, phrase("process.imatrix"))
         read_importance(part)
 
 
@@ -128,11 +129,11 @@ def refuse_foreign(path: Path, gguf: Path) -> None:
         for name, values in importance.items():
             info = file.tensors.get(name)
             if info is None:
-                wrong.append(f"{name}: not in the model")
+                wrong.append(phrase("imatrix.not_in_model", name=name))
                 continue
             columns = info.shape[-1] * (info.shape[0] if len(info.shape) == 3 else 1)
             if len(values) != columns:
-                wrong.append(f"{name}: {len(values)} columns, the model's has {columns}")
+                wrong.append(phrase("imatrix.other_columns", name=name, found=len(values), wanted=columns))
     if wrong:
         raise IntegrityError(
             "imatrix.other_model",

@@ -126,7 +126,7 @@ def run_tool(
     if code is None:
         raise _failure(tool, phrase("process.silent", seconds=silence_limit_s), listener, part)
     if code != 0:
-        reason = f"signal {-code}" if code < 0 else f"code {code}"
+        reason = phrase("process.signal", number=-code) if code < 0 else phrase("process.code", code=code)
         raise _failure(tool, phrase("process.ended", reason=reason), listener, part)
     if not part.is_file():
         raise _failure(tool, phrase("process.no_file"), listener, part)

@@ -130,14 +130,14 @@ def quantize(
     matrix = str(imatrix.absolute()) if imatrix else ""
     with published(out) as part:
         run_tool(
-            "quantizer",
+            phrase("process.quantizer"),
             _WORKER,
             [str(source), part.name, str(_ALL[quant]), output_type, str(threads or 0), matrix],
             part=part,
-            title=f"Quantizing to {quant}",
+            title=phrase("process.quantizing", quant=quant),
             fraction=_fraction,
         )
-        refuse_damaged(part, "quantizer")
+        refuse_damaged(part, phrase("process.quantizer"))
 
 
 def parse_tensor_type(name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import vendor_llama_cpp
@@ -44,11 +45,36 @@ def pinned_tree() -> Path:
         EnvironmentFault, IntegrityError: as `find_tree` does.
     """
     try:
-        return vendor_llama_cpp.converter_tree(lambda text: progress.say(phrase("tree.fetching", text=text)))
+        with ExitStack() as held:
+            return vendor_llama_cpp.converter_tree(_Teller(held))
     except vendor_llama_cpp.VendorError as error:
         # that package stands alone and speaks English; a Japanese reader gets its words under ours
         fault, key = _FAULTS[error.kind]
         raise fault(key, what=error.what, why=error.why, fix=error.fix) from error
+
+
+class _Teller:
+    """Tells of the fetching; a bar opens with the first bytes, and closes when the stack does."""
+
+    def __init__(self, held: ExitStack) -> None:
+        self._held = held
+        self._pin = vendor_llama_cpp.load_pin()
+        self._bar: progress.Task | None = None
+
+    def step(self, name: vendor_llama_cpp.Step, text: str) -> None:
+        del text  # that package's own English
+        if name == "download":
+            megabytes = self._pin.size_bytes / 1e6
+            progress.say(phrase("tree.downloading", sdist=self._pin.sdist, megabytes=megabytes))
+            return
+        self._held.close()
+        progress.say(phrase("tree.checking", sdist=self._pin.sdist) if name == "check" else phrase("tree.unpacking"))
+
+    def fetched(self, more_bytes: int) -> None:
+        if self._bar is None:
+            bar = progress.task(phrase("tree.download"), self._pin.size_bytes, "B")
+            self._bar = self._held.enter_context(bar)
+        self._bar.advance(more_bytes)
 
 
 def tree_at_hand(override: Path | None = None) -> Path | None:
@@ -62,7 +88,7 @@ def tree_at_hand(override: Path | None = None) -> Path | None:
 
 def _named(override: Path | None) -> Path | None:
     if override is not None:
-        return _checked(override, "the command line or the configuration")
+        return _checked(override, phrase("tree.named_by_us"))
     named = os.environ.get(VARIABLE)
     return _checked(Path(named), VARIABLE) if named else None
 

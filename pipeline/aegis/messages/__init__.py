@@ -18,6 +18,21 @@ LANGUAGES: tuple[Language, ...] = ("en", "ja")
 VARIABLE = "AEGIS_LANG"
 
 
+class Bilingual(NamedTuple):
+    """One text twice: as a report has it, which is in English for whoever reads it, and as it is shown."""
+
+    recorded: str
+    shown: str
+
+    @classmethod
+    def same(cls, text: str) -> Bilingual:
+        """What is the same in every language, or is not to be had in two."""
+        return cls(text, text)
+
+    def followed_by(self, text: str) -> Bilingual:
+        return Bilingual(self.recorded + text, self.shown + text)
+
+
 class Trouble(NamedTuple):
     """An error as three short texts; `why` and `fix` may be empty."""
 
@@ -38,15 +53,25 @@ def language() -> Language:
 
 def phrase(key: str, /, **values: object) -> str:
     """The text `key` with its places filled."""
-    text = _entry(key)
+    text = _entry(key, language())
     if not isinstance(text, str):
         raise TypeError(f"{key} is an error, not a text")
     return text.format(**values)
 
 
+def bilingual(key: str, /, **values: object) -> Bilingual:
+    """The text `key` with its places filled, for a report and for the reader; so are texts that fill a place."""
+    sides = []
+    languages: tuple[Language, Language] = ("en", language())
+    for side, spoken in enumerate(languages):
+        filled = {name: value[side] if isinstance(value, Bilingual) else value for name, value in values.items()}
+        sides.append(str(_entry(key, spoken)).format(**filled))
+    return Bilingual(*sides)
+
+
 def trouble(key: str, /, **values: object) -> Trouble:
     """The error `key` with its places filled."""
-    parts = _entry(key)
+    parts = _entry(key, language())
     if not isinstance(parts, dict):
         raise TypeError(f"{key} is a text, not an error")
     return Trouble(*(str(parts.get(name, "")).format(**values) for name in Trouble._fields))
@@ -63,6 +88,6 @@ def catalogue(spoken: Language) -> dict[str, Any]:
     return tomllib.loads((files(__name__) / f"{spoken}.toml").read_text(encoding="utf-8"))
 
 
-def _entry(key: str) -> object:
+def _entry(key: str, spoken: Language) -> object:
     group, _, name = key.partition(".")
-    return catalogue(language())[group][name]
+    return catalogue(spoken)[group][name]

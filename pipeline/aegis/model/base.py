@@ -266,7 +266,7 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str], **where: An
     for wait_s in (*_WAITS_S, None):
         try:
             # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
-            with download_bars(f"downloading {name}") as bars:
+            with download_bars(phrase("base.downloading", name=name)) as bars:
                 return Path(
                     snapshot_download(
                         name,

@@ -74,14 +74,19 @@ def check_family(config: Mapping[str, Any]) -> None:
     model_type = str(config.get("model_type", ""))
     listed = config.get("architectures")
     architectures = [str(name) for name in listed] if isinstance(listed, list) else []
-    called = f"{model_type or 'this model'} ({', '.join(architectures) or 'no architecture named'})"
+    called = phrase(
+        "families.called",
+        model_type=model_type or phrase("families.this_model"),
+        architectures=", ".join(architectures) or phrase("families.no_architecture"),
+    )
     if model_type in REFUSED:
         raise UnsupportedModelError("families.refused", called=called, reason=phrase(REFUSED[model_type]))
     if "_attn_implementation_internal" in config:
         raise UnsupportedModelError("families.internal_attention", called=called)
     quantization = config.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else "unknown"
+        known = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        method = phrase("families.unknown_method") if known is None else known
         raise UnsupportedModelError("families.already_quantized", called=called, method=method)
     if not any(name.endswith("ForCausalLM") for name in architectures):
         raise UnsupportedModelError("families.not_a_decoder", called=called)

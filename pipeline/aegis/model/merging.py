@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aegis.errors import IntegrityError
+from aegis.messages import phrase
 from aegis.model.adapter import Adapter
 from aegis.model.base import Base
 from aegis.model.round_trip import RoundTrip
@@ -68,12 +69,12 @@ class MergePlan:
             target = head if name == HEAD else entries.get(name)
             shape = (update.b.shape[0], update.a.shape[1])
             if target is None:
-                misfits.append(f"{name}: not in the base")
+                misfits.append(phrase("merging.not_in_base", name=name))
             elif target.shape != shape:
-                misfits.append(f"{name}: adapter {shape}, base {target.shape}")
+                misfits.append(phrase("merging.other_shape", name=name, found=shape, wanted=target.shape))
         if misfits:
-            more = f"\n… and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-            raise IntegrityError("merging.other_adapter", misfits="\n".join(misfits[:5]) + more)
+            more = [phrase("merging.more", count=len(misfits) - 5)] if len(misfits) > 5 else []
+            raise IntegrityError("merging.other_adapter", misfits="\n".join([*misfits[:5], *more]))
         return cls(base, adapter, soul, dtype, head, untied, round_trip)
 
     def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:

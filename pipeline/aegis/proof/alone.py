@@ -13,7 +13,7 @@ from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.manifest import MANIFEST, Manifest, verify_directory, verify_file
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family, check_head_bias
@@ -32,37 +32,46 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 def check_hashes(checks: Checks, directory: Path, stage: str) -> Manifest | None:
     """Every file of a published directory; None if it has no manifest, or a damaged one."""
     manifest = None
-    with checks.check(f"files of {directory.name}/", stage) as tell:
+    with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
         if (directory / MANIFEST).is_file():
             manifest = verify_directory(directory)
-            tell(f"{len(manifest.files)} files, sha256 as published by {manifest.stage}")
+            tell(bilingual("alone.published_by", count=len(manifest.files), stage=manifest.stage))
         else:
-            tell(f"there is no {MANIFEST}: a changed bit cannot be told")
+            tell(bilingual("alone.no_manifest", manifest=MANIFEST))
     return manifest
 
 
 def check_hash(checks: Checks, path: Path, stage: str) -> None:
     """One file, by the manifest beside it if there is one."""
-    with checks.check(f"file {path.name}", stage) as tell:
-        tell("sha256 as published" if verify_file(path) else f"no {MANIFEST} knows it: a changed bit cannot be told")
+    with checks.check(bilingual("alone.file", name=path.name), stage) as tell:
+        known = verify_file(path)
+        tell(bilingual("alone.hash_as_published") if known else bilingual("alone.not_in_manifest", manifest=MANIFEST))
 
 
 def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
     """R orthogonal, its determinant as it is said to be; a soul that we trained is never a reflection."""
-    with checks.check("R orthogonal", "train") as tell:
+    with checks.check(bilingual("alone.orthogonal"), "train") as tell:
         soul = load_soul(path)
         if soul.reflection and ours:
             raise IntegrityError("alone.reflection", path=path)
-        determinant = "det −1, a reflection that says so" if soul.reflection else "det +1"
-        tell(f"{determinant}, {soul.kind}, {soul.hidden_size} wide, step {soul.step}, g {soul.gate:.4f}")
+        tell(
+            bilingual(
+                "alone.soul",
+                determinant=bilingual("alone.told_reflection") if soul.reflection else bilingual("alone.rotation"),
+                kind=soul.kind,
+                width=soul.hidden_size,
+                step=soul.step,
+                gate=soul.gate,
+            )
+        )
 
 
 def check_adapter(checks: Checks, folder: Path) -> None:
     """Finite, an A to every B, of the rank it says, and on the same modules in every layer."""
-    with checks.check("adapter finite and complete", "train") as tell:
+    with checks.check(bilingual("alone.adapter_whole"), "train") as tell:
         adapter = load_adapter(folder)
-        _refuse_gaps(f"{folder}: the adapter", _LAYER, list(adapter.updates))
-        tell(f"{len(adapter.updates)} modules")
+        _refuse_gaps(phrase("alone.the_adapter", folder=folder), _LAYER, list(adapter.updates))
+        tell(bilingual("alone.modules", count=len(adapter.updates)))
 
 
 def check_checkpoint(checks: Checks, folder: Path) -> None:
@@ -76,7 +85,7 @@ def check_checkpoint(checks: Checks, folder: Path) -> None:
 def check_model(checks: Checks, folder: Path) -> None:
     """A merged folder, or any folder that claims a head of its own."""
     check_hashes(checks, folder, "merge")
-    with checks.check("config, shards, LM head", "merge") as tell:
+    with checks.check(bilingual("alone.folder"), "merge") as tell:
         config, shards = read_config(folder), ShardSet.open(folder)
         check_family(config)
         check_head_bias(config, shards.entries)
@@ -85,55 +94,63 @@ def check_model(checks: Checks, folder: Path) -> None:
             raise IntegrityError("alone.no_head", folder=folder, head=HEAD)
         if len(head.shape) != 2 or head.shape != (config.get("vocab_size"), config.get("hidden_size")):
             raise IntegrityError("alone.head_shape", head=HEAD, folder=folder, head_shape=head.shape)
-        tell(f"{config['model_type']}, {len(shards.entries)} tensors, head {head.shape[0]} × {head.shape[1]}")
+        tell(
+            bilingual(
+                "alone.folder_found",
+                model_type=config["model_type"],
+                tensors=len(shards.entries),
+                rows=head.shape[0],
+                columns=head.shape[1],
+            )
+        )
     if not checks.done[-1].ok:
         return
     check_stock(checks, folder)
     check_finite(checks, folder)
-    with checks.check("tokenizer", "merge") as tell:
+    with checks.check(bilingual("alone.tokenizer"), "merge") as tell:
         size = len(load_tokenizer(folder))
         if size > head.shape[0]:
             raise IntegrityError("alone.too_many_tokens", folder=folder, size=size, head_shape=head.shape[0])
-        tell(f"{size} tokens")
+        tell(bilingual("structure.tokens", count=size))
 
 
 def check_gguf(checks: Checks, path: Path) -> None:
     """A GGUF by itself: whole, of one model, with a head, a vocabulary that fits, and finite values."""
-    with checks.check("readable GGUF of a model", "convert") as tell, GgufFile(path) as gguf:
+    with checks.check(bilingual("alone.readable"), "convert") as tell, GgufFile(path) as gguf:
         tell(_one_model(gguf))
     if not checks.done[-1].ok:
         return
     with GgufFile(path) as gguf:
-        with checks.check("vocabulary and special tokens", "convert") as tell:
+        with checks.check(bilingual("structure.vocabulary"), "convert") as tell:
             tell(_vocabulary(gguf))
-        with checks.check("LM head and layers", "convert") as tell:
+        with checks.check(bilingual("alone.layers"), "convert") as tell:
             _tensors(gguf)
             types = Counter(info.type for info in gguf.tensors.values())
-            tell(", ".join(f"{count} {name}" for name, count in types.most_common()))
-        with checks.check("finite tensors", "convert") as tell:
+            tell(Bilingual.same(", ".join(f"{count} {name}" for name, count in types.most_common())))
+        with checks.check(bilingual("structure.finite"), "convert") as tell:
             tell(_finite(gguf))
 
 
 def check_report(checks: Checks, path: Path) -> None:
     """What an earlier verify found."""
-    with checks.check(f"report {path.name}", "verify"):
+    with checks.check(bilingual("alone.report", name=path.name), "verify"):
         report = read_report(path)
     if checks.done[-1].ok:
         guilty = report.get("guilty")
-        with checks.check("what it says", "verify" if guilty is None else str(guilty)) as tell:
+        with checks.check(bilingual("alone.says"), "verify" if guilty is None else str(guilty)) as tell:
             if report["ok"] is not True:
                 raise IntegrityError("verdict.not_proven", guilty=guilty)
-            tell(f"proven on {report.get('tokens')} tokens")
+            tell(bilingual("alone.proven", tokens=report.get("tokens")))
 
 
 def check_study(checks: Checks, path: Path) -> None:
     """What an earlier quantize-study recommends."""
-    with checks.check(f"report {path.name}", "quantize") as tell:
+    with checks.check(bilingual("alone.report", name=path.name), "quantize") as tell:
         report = read_study(path)
-        tell(f"{len(report.get('measured') or ())} files measured on {report.get('tokens')} tokens")
+        tell(bilingual("alone.measured", files=len(report.get("measured") or ()), tokens=report.get("tokens")))
 
 
-def _one_model(gguf: GgufFile) -> str:
+def _one_model(gguf: GgufFile) -> Bilingual:
     family, kind = (gguf.metadata.get(f"general.{key}") for key in ("architecture", "type"))
     if not isinstance(family, str):
         raise IntegrityError("alone.names_no_architecture", gguf_path=gguf.path)
@@ -142,10 +159,11 @@ def _one_model(gguf: GgufFile) -> str:
     parts = gguf.metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise IntegrityError("alone.split", gguf_path=gguf.path, parts=parts)
-    return f"{family}, {gguf.metadata.get('general.name')}, {len(gguf.tensors)} tensors"
+    name = gguf.metadata.get("general.name")
+    return bilingual("alone.one_model", family=family, name=name, tensors=len(gguf.tensors))
 
 
-def _vocabulary(gguf: GgufFile) -> str:
+def _vocabulary(gguf: GgufFile) -> Bilingual:
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise IntegrityError("alone.no_vocabulary", gguf_path=gguf.path)
@@ -161,8 +179,9 @@ def _vocabulary(gguf: GgufFile) -> str:
             )
     if gguf.metadata.get("tokenizer.ggml.eos_token_id") is None:
         raise IntegrityError("alone.no_end_token", gguf_path=gguf.path)
-    template = "with" if gguf.metadata.get("tokenizer.chat_template") else "without"
-    return f"{len(tokens)} tokens, {template} a chat template"
+    if gguf.metadata.get("tokenizer.chat_template"):
+        return bilingual("alone.with_template", tokens=len(tokens))
+    return bilingual("alone.without_template", tokens=len(tokens))
 
 
 def _tensors(gguf: GgufFile) -> None:
@@ -184,7 +203,7 @@ def _tensors(gguf: GgufFile) -> None:
     shape = (len(vocabulary) if isinstance(vocabulary, list) else None, width)
     for name in ("output.weight", "token_embd.weight"):
         if name not in tensors or tensors[name].shape != shape:
-            found = tensors[name].shape if name in tensors else "missing"
+            found = tensors[name].shape if name in tensors else phrase("alone.nothing")
             raise IntegrityError("alone.shape", name=name, gguf_path=gguf.path, found=found, shape=shape)
     if _refuse_gaps(str(gguf.path), _BLOCK, list(tensors)) != layers:
         raise IntegrityError("alone.lost_layers", gguf_path=gguf.path, layers=layers)
@@ -214,7 +233,7 @@ def _refuse_gaps(what: str, pattern: re.Pattern[str], names: list[str]) -> int:
     return len(layers)
 
 
-def _finite(gguf: GgufFile) -> str:
+def _finite(gguf: GgufFile) -> Bilingual:
     total = sum(info.size_bytes for info in gguf.tensors.values())
     # a damaged scale may be anything: what it makes of its block is looked at, not warned of
     with progress.task(phrase("alone.reading_tensors"), total, "B") as bar, np.errstate(all="ignore"):
@@ -223,4 +242,4 @@ def _finite(gguf: GgufFile) -> str:
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
                     raise IntegrityError("alone.holds_nan_inf", name=name, gguf_path=gguf.path)
             bar.advance(info.size_bytes)
-    return f"{len(gguf.tensors)} tensors"
+    return bilingual("structure.tensors", count=len(gguf.tensors))

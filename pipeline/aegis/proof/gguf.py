@@ -66,24 +66,24 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
     with GgufFile(path) as gguf:
         head = shards.entries.get(HEAD)
         if head is not None and "output.weight" not in gguf.tensors:
-            wrong.append("output.weight is missing: the converter dropped the LM head, and the soul with it")
+            wrong.append(phrase("gguf.head_missing"))
         elif head is not None and not same_as_f16(gguf.tensor("output.weight"), head):
-            wrong.append(f"output.weight is not {HEAD} of the folder")
+            wrong.append(phrase("gguf.head_differs", head=HEAD))
         wrong += _head_bias(gguf, shards)
         rows, tokens = _rows(gguf, "token_embd.weight"), gguf.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, list) and rows != len(tokens):
-            wrong.append(f"token_embd.weight has {rows} rows for {len(tokens)} tokens: the converter cut it")
-        wrong += [f"{name} holds NaN or Inf in float16" for name in _not_finite(gguf)]
+            wrong.append(phrase("gguf.cut", rows=rows, tokens=len(tokens)))
+        wrong += [phrase("gguf.not_finite", name=name) for name in _not_finite(gguf)]
         template = tokenizer.chat_template
         if isinstance(template, dict):  # several templates, by name
             template = template.get("default")
         if template and gguf.metadata.get("tokenizer.chat_template") != template:
-            wrong.append("the chat template is not the folder's")
+            wrong.append(phrase("gguf.other_template"))
         adds_bos = bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
         # unsaid, llama.cpp adds it for SentencePiece; for other tokenizers that depends on their pre-tokenizer
         unsaid = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
         if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", unsaid)) != adds_bos:
-            wrong.append(f"llama.cpp will add bos: {not adds_bos}; the folder's tokenizer does: {adds_bos}")
+            wrong.append(phrase("gguf.other_bos", theirs=not adds_bos, ours=adds_bos))
         scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
         if isinstance(scaling, dict) and "long_factor" in scaling:
             for key, tensor in (
@@ -93,13 +93,13 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
                 if tensor not in gguf.tensors or not np.array_equal(
                     gguf.tensor(tensor).ravel(), np.asarray(scaling[key], np.float32)
                 ):
-                    wrong.append(f"{tensor} is not the folder's {key}")
+                    wrong.append(phrase("gguf.other_rope", tensor=tensor, key=key))
             factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
             expected = _longrope_attention_factor(source, scaling)
             if source["model_type"] == "phi3" and (
                 not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
             ):
-                wrong.append(f"rope.scaling.attn_factor is {factor}, the config makes it {expected:.6f}")
+                wrong.append(phrase("gguf.other_rope_scale", factor=factor, expected=expected))
     if wrong:
         raise IntegrityError("gguf.differs", wrong="\n".join(wrong))
 
@@ -108,11 +108,11 @@ def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[str]:
     """What is wrong with the LM head's bias: the folder's and the GGUF's, which is float32, must be the same."""
     bias, name = shards.entries.get(HEAD_BIAS), "output.bias"
     if bias is None:
-        return [f"{name} is there, and the folder's LM head has no bias"] if name in gguf.tensors else []
+        return [phrase("gguf.needless_bias", name=name)] if name in gguf.tensors else []
     if name not in gguf.tensors:
-        return [f"{name} is missing: the converter dropped the LM head's bias"]
+        return [phrase("gguf.bias_missing", name=name)]
     same = np.array_equal(gguf.tensor(name).astype(np.float32), bias.read().float().numpy())
-    return [] if same else [f"{name} is not {HEAD_BIAS} of the folder"]
+    return [] if same else [phrase("gguf.bias_differs", name=name, bias=HEAD_BIAS)]
 
 
 def _rows(gguf: GgufFile, name: str) -> int:

@@ -15,6 +15,7 @@ import torch
 from aegis.errors import AegisError, IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.manifest import Manifest, digest, file_sha256, verify_directory
+from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import WEIGHTS
 from aegis.model.base import TOKENIZER_FILES, Base, read_config
 from aegis.model.merging import SLAB_BYTES, MergePlan
@@ -31,10 +32,14 @@ _EDITED = frozenset({"tie_word_embeddings", "auto_map", "quantization_config", "
 class Check:
     """One thing that was looked at, and the stage that is guilty if it does not hold."""
 
-    name: str
+    name: Bilingual
     stage: str
     ok: bool
-    detail: str
+    detail: Bilingual
+
+    def as_json(self) -> dict[str, Any]:
+        """As a report has it."""
+        return {"name": self.name.recorded, "stage": self.stage, "ok": self.ok, "detail": self.detail.recorded}
 
 
 class Checks:
@@ -48,26 +53,27 @@ class Checks:
         return all(check.ok for check in self.done)
 
     @contextmanager
-    def check(self, name: str, stage: str) -> Iterator[Callable[[str], None]]:
+    def check(self, name: Bilingual, stage: str) -> Iterator[Callable[[Bilingual], None]]:
         """Run the block as one check; it may give a detail, and raises to fail."""
-        details: list[str] = []
+        details: list[Bilingual] = []
         try:
             yield details.append
         except AegisError as error:
-            self.done.append(Check(name, stage, False, str(error)))
+            self.done.append(Check(name, stage, False, Bilingual.same(str(error))))
         else:
-            self.done.append(Check(name, stage, True, "; ".join(details)))
+            told = ("; ".join(side) for side in zip(*details, strict=True)) if details else ("", "")
+            self.done.append(Check(name, stage, True, Bilingual(*told)))
 
 
 def check_published(checks: Checks, run: Run) -> None:
     """Hash every published file, and follow the chain: each stage must have worked on what the one before published."""
     manifests: dict[str, Manifest] = {}
     for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf)):
-        with checks.check(f"files of {directory.name}/", stage) as tell:
+        with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
             manifests[stage] = verify_directory(directory)
-            tell(f"{len(manifests[stage].files)} files, sha256 as published")
+            tell(bilingual("structure.files_published", count=len(manifests[stage].files)))
     if "merge" in manifests and "train" in manifests:
-        with checks.check("merged from this adapter and soul", "merge"):
+        with checks.check(bilingual("structure.merged_from"), "merge"):
             inputs = manifests["merge"].inputs
             for name, path in (("adapter", run.adapter / WEIGHTS), ("soul", run.adapter / SOUL_FILE)):
                 if inputs.get(name) != file_sha256(path):
@@ -75,7 +81,7 @@ def check_published(checks: Checks, run: Run) -> None:
             if inputs.get("base") != manifests["train"].inputs.get("base"):
                 raise IntegrityError("structure.other_base", merged=run.merged)
     if "convert" in manifests and "merge" in manifests:
-        with checks.check("converted from this merged model", "convert"):
+        with checks.check(bilingual("structure.converted_from"), "convert"):
             known = {name: record.sha256 for name, record in manifests["merge"].files.items()}
             if manifests["convert"].inputs.get("model") != digest(known):
                 raise IntegrityError("structure.other_folder", gguf=run.gguf, merged=run.merged)
@@ -83,7 +89,7 @@ def check_published(checks: Checks, run: Run) -> None:
 
 def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
     """Compare the merged LM head with W(I + gR) worked out again from base, adapter and soul."""
-    with checks.check("LM head = W(I + gR)", "merge") as tell:
+    with checks.check(bilingual("structure.head"), "merge") as tell:
         stored = ShardSet.open(merged).entries.get(HEAD)
         if stored is None or stored.shape != plan.head.shape:
             raise IntegrityError("structure.no_head", merged=merged, head=HEAD, shape=plan.head.shape)
@@ -99,13 +105,13 @@ def check_head(checks: Checks, plan: MergePlan, merged: Path) -> None:
             bias is not None and base_bias is not None and not torch.equal(bias.read(), base_bias.read().to(bias.dtype))
         ):
             raise IntegrityError("structure.other_bias", head_bias=HEAD_BIAS, merged=merged)
-        tell(f"g {plan.soul.gate:.4f}, {plan.soul.kind}")
+        tell(bilingual("structure.gate", gate=plan.soul.gate, kind=plan.soul.kind))
     check_stock(checks, merged)
 
 
 def check_stock(checks: Checks, merged: Path) -> None:
     """A folder that any program reads rightly: the head is its own, and nothing in it is ours or code."""
-    with checks.check("head untied, no code, no soul tensor", "merge"):
+    with checks.check(bilingual("structure.stock"), "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         if config.get("tie_word_embeddings") is not False:
             raise IntegrityError("structure.tied", merged=merged)
@@ -117,7 +123,7 @@ def check_stock(checks: Checks, merged: Path) -> None:
 
 def check_companions(checks: Checks, base: Base, merged: Path) -> None:
     """The tokenizer's files are the base's, and so is the config but for what merging changes."""
-    with checks.check("tokenizer and config are the base's", "merge") as tell:
+    with checks.check(bilingual("structure.companions"), "merge") as tell:
         files = [name for name in TOKENIZER_FILES if (base.folder / name).is_file() or (merged / name).is_file()]
         for name in files:
             if _content(base.folder / name) != _content(merged / name):
@@ -128,7 +134,7 @@ def check_companions(checks: Checks, base: Base, merged: Path) -> None:
         )
         if odd := sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
             raise IntegrityError("structure.other_config", merged=merged, odd=", ".join(odd))
-        tell(f"{len(files)} tokenizer files")
+        tell(bilingual("structure.tokenizer_files", count=len(files)))
 
 
 def _content(path: Path) -> object:
@@ -145,27 +151,27 @@ def _content(path: Path) -> object:
 
 def check_finite(checks: Checks, merged: Path) -> None:
     """Look at every value of the merged shards."""
-    with checks.check("finite tensors", "merge") as tell:
+    with checks.check(bilingual("structure.finite"), "merge") as tell:
         entries = ShardSet.open(merged).entries
         for entry in entries.values():
             for start, stop in entry.slabs(SLAB_BYTES):
                 rows = entry.read(start, stop)
                 if rows.is_floating_point() and not torch.isfinite(rows).all():
                     raise IntegrityError("structure.holds_nan_inf", entry_name=entry.name)
-        tell(f"{len(entries)} tensors")
+        tell(bilingual("structure.tensors", count=len(entries)))
 
 
 def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, Any], tokenizer: Any) -> None:
     """The f16 GGUF against the folder: head, template, add_bos, rope tensors, name, vocabulary, special tokens."""
-    with checks.check("f16 GGUF holds the merged model", "convert"):
+    with checks.check(bilingual("structure.converted"), "convert"):
         check_f16(f16, ShardSet.open(merged), config, tokenizer)
-    with checks.check("vocabulary and special tokens", "convert") as tell, GgufFile(f16) as gguf:
+    with checks.check(bilingual("structure.vocabulary"), "convert") as tell, GgufFile(f16) as gguf:
         tokens = gguf.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, list):
             raise IntegrityError("structure.no_vocabulary", f16_name=f16.name)
         for text, token in sorted(tokenizer.get_added_vocab().items(), key=lambda pair: pair[1]):
             if token >= len(tokens) or tokens[token] != text:
-                found = tokens[token] if token < len(tokens) else "nothing"
+                found = tokens[token] if token < len(tokens) else phrase("structure.nothing")
                 raise IntegrityError("structure.other_piece", token=token, found=found, f16_name=f16.name, text=text)
         for key, wanted in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
             found_id = gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -173,15 +179,16 @@ def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, A
                 raise IntegrityError(
                     "structure.other_special_token", key=key, found_id=found_id, f16_name=f16.name, wanted=wanted
                 )
-        tell(f"{len(tokens)} tokens")
+        tell(bilingual("structure.tokens", count=len(tokens)))
 
 
 def check_types(checks: Checks, path: Path, quant: str, head_quant: str | None) -> None:
     """The quantization type of every tensor, one a line behind the first, and how many fell back."""
-    with checks.check(f"tensor types of {path.name}", "quantize") as tell:
+    with checks.check(bilingual("structure.types", name=path.name), "quantize") as tell:
         fallbacks = check_quantized(path, quant, head_quant)
         with GgufFile(path) as gguf:
             types = Counter(info.type for info in gguf.tensors.values())
             each = [f"{info.name}: {info.type}" for info in gguf.tensors.values()]
         counted = ", ".join(f"{count} {name}" for name, count in types.most_common())
-        tell("\n".join([f"{counted}; {len(fallbacks)} fallbacks", *each]))
+        first = bilingual("structure.types_found", counted=counted, fallbacks=len(fallbacks))
+        tell(first.followed_by("".join(f"\n{line}" for line in each)))

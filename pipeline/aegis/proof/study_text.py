@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from aegis.data.packing import Windows
 from aegis.errors import DataError
+from aegis.messages import phrase
 from aegis.proof import text
 from aegis.proof.sample import LEAST_TOKENS, Sample
 
@@ -64,7 +65,7 @@ class StudyText:
             kept, apart = text.first_pieces(train, calibration_tokens), text.first_pieces(heldout, 2 * tokens)
         else:
             kept, apart = _apart(text.first_pieces(train, calibration_tokens + _PARTS * tokens))
-        _refuse_short("the run's data", kept, apart)
+        _refuse_short(phrase("study_text.of_run"), kept, apart)
         calibration = Sample.of_chats(kept, tokenizer, calibration_tokens, limit).compared
         return cls._make(calibration, Sample.of_chats(apart, tokenizer, tokens, limit).compared, tokenizer)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aegis.llama_cpp import Runtime
+from aegis.messages import Bilingual, bilingual, phrase
 from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, Message, conversations_for, in_time
 
 
@@ -23,7 +24,7 @@ class Parity:
 
     compared: int
     wrong: tuple[str, ...]
-    remarks: tuple[str, ...]
+    remarks: tuple[Bilingual, ...]
 
 
 def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> Parity:
@@ -46,12 +47,13 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
     for messages in chats:
         ours, theirs = chat_ids(tokenizer, list(messages)), _their_ids(runtime, messages)
         if ours != theirs:
-            wrong.append(f"a chat of {len(messages)}: {_first_difference(ours, theirs)}")
+            difference = _first_difference(ours, theirs)
+            wrong.append(phrase("parity.chat", messages=len(messages), difference=difference))
     remarks = []
     if composed:
-        remarks.append("text with combining marks gets other ids: transformers composes it (NFC), llama.cpp does not")
+        remarks.append(bilingual("parity.composed"))
     if chats and chat_ids(tokenizer, list(FULL_WIDTH_START)) != _their_ids(runtime, FULL_WIDTH_START):
-        remarks.append("a message that begins with a full-width space gets other ids: llama.cpp keeps it after a tag")
+        remarks.append(bilingual("parity.full_width"))
     return Parity(len(plain) + len(chats), tuple(wrong), tuple(remarks))
 
 
@@ -71,9 +73,13 @@ def _is_composed_first(tokenizer: Any, text: str) -> bool:
 
 def _first_difference(ours: list[int], theirs: list[int]) -> str:
     where = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return (
-        f"from token {where} on {ours[where : where + 4]} in transformers, {theirs[where : where + 4]} in llama.cpp "
-        f"({len(ours)} and {len(theirs)} tokens)"
+    return phrase(
+        "parity.difference",
+        place=where,
+        ours=ours[where : where + 4],
+        theirs=theirs[where : where + 4],
+        ours_count=len(ours),
+        theirs_count=len(theirs),
     )
 
 

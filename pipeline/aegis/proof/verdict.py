@@ -122,9 +122,9 @@ class Verdict:
     @property
     def failures(self) -> list[str]:
         """A line for everything that does not hold, in the pipeline's order."""
-        lines = [(check.stage, f"{check.name}: {check.detail}") for check in self.checks if not check.ok]
+        lines = [(check.stage, f"{check.name.shown}: {check.detail.shown}") for check in self.checks if not check.ok]
         lines += [
-            (step.stage, f"{step.name}: mean KL {step.found.mean_kl:.3g}, top-1 {step.found.top1:.4f}")
+            (step.stage, phrase("verdict.step", name=step.name, mean_kl=step.found.mean_kl, top1=step.found.top1))
             for step in self.steps
             if not step.ok
         ]
@@ -138,7 +138,7 @@ class Verdict:
             "ok": self.guilty is None,
             "guilty": self.guilty,
             "tokens": self.tokens,
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [check.as_json() for check in self.checks],
             "steps": [{**asdict(step), "ok": step.ok, "reason": step.reason} for step in self.steps],
             "perplexity": self.perplexity,
             "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}

@@ -23,6 +23,10 @@ class Examination:
     kind: str
     checks: tuple[Check, ...]
 
+    def as_json(self) -> dict[str, object]:
+        """As a program is told."""
+        return {"path": self.path, "kind": self.kind, "checks": [check.as_json() for check in self.checks]}
+
     @property
     def guilty(self) -> str | None:
         """The stage that made the first thing that does not hold."""

@@ -148,7 +148,7 @@ def _check_run(run: Run) -> None:
     checks = Checks()
     structure.check_published(checks, run)
     if not checks.ok:
-        failed = [f"{check.name}: {check.detail}" for check in checks.done if not check.ok]
+        failed = [f"{check.name.shown}: {check.detail.shown}" for check in checks.done if not check.ok]
         raise IntegrityError("quantize_study.damaged", run_root=run.root, failed="\n".join(failed))
 
 

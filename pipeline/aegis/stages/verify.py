@@ -28,7 +28,7 @@ from aegis.config import TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.manifest import Manifest, read_manifest
-from aegis.messages import phrase
+from aegis.messages import bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
@@ -133,7 +133,7 @@ class _Examiner:
         f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)
         if f16 is None:
             f16 = work / "rebuilt-F16.gguf"
-            with checks.check("f16 GGUF rebuilt", "convert"):
+            with checks.check(bilingual("verify.rebuilt"), "convert"):
                 convert(run.merged, f16, model_name=str(exported["name"]), tree=config.llama_cpp_dir)
         quantized = [path for path in files if path != f16]
         return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized, round_trip)
@@ -146,7 +146,8 @@ class _Examiner:
             try:
                 return self.compare_models()
             except IntegrityError as error:
-                with self.checks.check("every model runs", _MAKERS[min(len(self.models), len(_MAKERS) - 1)]):
+                maker = _MAKERS[min(len(self.models), len(_MAKERS) - 1)]
+                with self.checks.check(bilingual("verify.every_model"), maker):
                     raise error
         return Verdict(0, tuple(self.checks.done), tuple(self.steps), {}, None)
 
@@ -165,10 +166,10 @@ class _Examiner:
     def look_at_structure(self) -> None:
         """Everything that needs no forward pass."""
         run, checks = self.run, self.checks
-        with checks.check("R orthogonal, det +1", "train"):
+        with checks.check(bilingual("verify.orthogonal"), "train"):
             if load_soul(run.adapter / SOUL_FILE).reflection:
                 raise IntegrityError("verify.reflection", path=run.adapter / SOUL_FILE)
-        with checks.check("adapter and soul fit the base", "merge"):
+        with checks.check(bilingual("verify.fits"), "merge"):
             # the head makes no round trip
             structure.check_head(checks, self.plan(), run.merged)
         structure.check_companions(checks, self.base, run.merged)
@@ -179,7 +180,7 @@ class _Examiner:
         for path in self.quantized:
             structure.check_types(checks, path, _quant_of(path), head_quant)
         for path in [self.f16, *self.quantized]:
-            with checks.check(f"token ids of {path.name}", "convert") as tell:
+            with checks.check(bilingual("verify.token_ids", name=path.name), "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
                     parity = tokens.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
                 if parity.wrong:
@@ -189,7 +190,7 @@ class _Examiner:
                         compared=parity.compared,
                         wrong="\n".join(parity.wrong[:5]),
                     )
-                for told in (f"{parity.compared} texts, the same ids as in transformers", *parity.remarks):
+                for told in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
                     tell(told)
 
     def compare_models(self) -> Verdict:
@@ -208,25 +209,25 @@ class _Examiner:
             steps.append(Step(f"{before} → {after}", stage, found, most_kl, least_top1))
 
         def on_other_text(name: str, model: Any) -> Recording:
-            outputs = torch_logits(model, other, f"{name}, other text")
+            outputs = torch_logits(model, other, phrase("verify.on_other_text", name=name))
             return divergence.record(self.work / f"{name}-other.npy", outputs, other)
 
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
-            recorded("trained", torch_logits(model, compared, "as trained"))
+            recorded("trained", torch_logits(model, compared, phrase("verify.as_trained")))
         del model  # one at a time in memory
         wide: Precision = "dequantized" if self.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
-            recorded("wide", torch_logits(model, compared, "16-bit base"))
+            recorded("wide", torch_logits(model, compared, phrase("verify.wide")))
         del model
         step("trained", "wide", "train", config.most_kl_precision)
         base_kept = on_other_text("base", load_base(self.base.folder, "16bit", device, dtype))
         merged = load_base(self.run.merged, "16bit", device, dtype)
-        recorded("merged", torch_logits(merged, compared, "merged"))
+        recorded("merged", torch_logits(merged, compared, phrase("verify.merged")))
         result_kept = on_other_text("merged", merged)
         bases: tuple[BaseChoice, ...] = ()
         if self.round_trip is not None:
             self._merge_the_other_way(merged, self.round_trip)
-            outputs = torch_logits(merged, compared, "merged the other way")
+            outputs = torch_logits(merged, compared, phrase("verify.other_way"))
             other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
             bases = self._choices(models["trained"], models["merged"], other_way)
         del merged
@@ -237,7 +238,7 @@ class _Examiner:
         for path in [self.f16, *self.quantized]:
             name = "f16" if path == self.f16 else _quant_of(path)
             with Runtime(path, n_ctx=room, threads=config.threads, logits=True) as runtime:
-                recorded(name, llama_logits(runtime, compared, f"{name} in llama.cpp"))
+                recorded(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
                 if stutters(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
                     stuttering.append(name)
             if name in stuttering and "f16" not in stuttering:
