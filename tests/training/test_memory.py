@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
 from aegis.config import TrainConfig
 from aegis.model.load import footprint
+from aegis.training import memory
 from aegis.training.memory import by_part
 from aegis.training.step import Stepper
 from tests.training.conftest import CPU, MakeTrainee, noise
@@ -34,3 +38,20 @@ def test_parts_are_what_the_tensors_take(make_trainee: MakeTrainee) -> None:
         (after.base, after.adapter, after.soul, after.gradients, after.optimizer)
     )
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("device", "said", "asked"), [("cuda", {}, 1), ("cpu", {}, 0), ("cuda", {"PYTORCH_ALLOC_CONF": ""}, 0)]
+)
+def test_the_gpus_memory_grows_in_place_unless_the_user_says_how(
+    device: str, said: dict[str, str], asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", calls.append)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    memory.let_segments_grow(torch.device(device))
+    assert calls == ["expandable_segments:True"] * asked

@@ -1,0 +1,66 @@
+"""The base's NF4 products as training takes them over. Their kernel needs a GPU (tests/training/test_gpu.py): here
+bitsandbytes' own dequantization stands in for it, and what is tested is what is round it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes import functional
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor, nn
+
+from aegis.model.frozen import install_frozen, supports_frozen
+
+ROWS, COLUMNS = 96, 128
+
+
+def weight(state: tuple[Tensor, ...], rows: int, columns: int) -> Tensor:
+    codes, absmax, absmax_code, absmax_scale, offset, nf4 = state
+    second = functional.QuantState(absmax_scale, blocksize=256, code=absmax_code, dtype=torch.float32)
+    shape = torch.Size((rows, columns))
+    whole = functional.QuantState(absmax, shape, nf4, 64, "nf4", torch.float32, offset=offset, state2=second)
+    return functional.dequantize_4bit(codes.view(-1, 1), whole)
+
+
+@torch.library.impl("aegis::nf4_linear", "cpu")
+def linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return nn.functional.linear(x, weight(rest[:-1], rest[-1], x.shape[-1]), bias)
+
+
+@torch.library.impl("aegis::nf4_linear_backward", "cpu")
+def linear_backward(outer: Tensor, *rest: Any) -> Tensor:
+    return outer @ weight(rest[:-1], outer.shape[-1], rest[-1])
+
+
+def make(bias: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    layer = Linear4bit(
+        COLUMNS, ROWS, bias=bias, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
+    )
+    return nn.Sequential(layer, nn.Linear(ROWS, 8)).requires_grad_(False).to("cpu")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_product_and_gradient_are_bitsandbytes_own(bias: bool) -> None:
+    plain, ours = make(bias), make(bias)
+    install_frozen(ours)
+    assert type(ours[0]).__name__ == "FrozenLinear4bit"
+    assert isinstance(ours[0], Linear4bit)
+    assert type(ours[1]) is nn.Linear
+    found = []
+    for model in (plain, ours):
+        x = torch.randn(2, 5, COLUMNS, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = model[0](x)
+        output.square().sum().backward()
+        found.append((output.detach(), x.grad))
+    torch.testing.assert_close(found[0], found[1])
+    another = make(bias)
+    another[0].weight.data ^= 1  # every second value another
+    install_frozen(another)
+    assert not torch.allclose(another[0](torch.ones(1, COLUMNS)), ours[0](torch.ones(1, COLUMNS)))
+
+
+def test_only_a_gpu_has_the_kernel() -> None:
+    assert not supports_frozen(torch.device("cpu"))
