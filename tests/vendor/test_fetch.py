@@ -71,7 +71,7 @@ def slow_index(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path.startswith("/simple/"):
+            if self.path.startswith("/index/"):
                 links = (f'<a href="/files/{path.name}">{path.name}</a>' for path in index.iterdir())
                 parts = [f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode()]
             else:
@@ -94,7 +94,7 @@ def slow_index(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     thread.start()
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/index")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield index

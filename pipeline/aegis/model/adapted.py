@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aegis.model.dropout import DropoutRate, drop
+from aegis.model.taken_over import taken_over
 
 _ADAPTER = "default"
 
@@ -72,12 +72,6 @@ class _Adapted:
         )
 
 
-@cache
-def _adapted(layer: type) -> type:
-    # one class for all layers of a kind: compiled code asks for it, and would be compiled anew for another
-    return type("Adapted" + layer.__name__, (_Adapted, layer), {})
-
-
 class Adapters:
     """All LoRA layers of a peft model, taken over for training.
 
@@ -98,7 +92,7 @@ class Adapters:
         self._masters: list[Tensor] = []
         self._low: list[Tensor] = []
         for number, layer in enumerate(self._layers):
-            layer.__class__ = _adapted(type(layer))  # type: ignore[arg-type]
+            layer.__class__ = taken_over(type(layer), _Adapted)  # type: ignore[arg-type]
             layer.aegis_a = self._in_dtype(layer.lora_A[_ADAPTER].weight, dtype)
             layer.aegis_b = self._in_dtype(layer.lora_B[_ADAPTER].weight, dtype)
             layer.aegis_seed = self.seeds[number]

@@ -11,12 +11,14 @@ second.
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from aegis.model.nf4 import BLOCK, SECOND_BLOCK
+from aegis.model.taken_over import taken_over
 
 _STATE = "Tensor codes, Tensor absmax, Tensor absmax_code, Tensor absmax_scale, Tensor offset, Tensor nf4"
 torch.library.define("aegis::nf4_linear", f"(Tensor x, Tensor? bias, {_STATE}, int rows) -> Tensor")
@@ -72,12 +74,6 @@ class _Frozen:
         return _Nf4Linear.apply(x, self.bias, self.out_features, *self.aegis_state)  # type: ignore[no-untyped-call]
 
 
-@cache
-def _frozen(layer: type) -> type:
-    # one class for all layers of a kind: compiled code asks for it, and would be compiled anew for another
-    return type("Frozen" + layer.__name__, (_Frozen, layer), {})
-
-
 def supports_frozen(device: torch.device) -> bool:
     """Whether the kernel can run: it is written in Triton, which torch brings along on Linux."""
     return device.type == "cuda" and find_spec("triton") is not None
@@ -100,8 +96,9 @@ def install_frozen(model: Any) -> None:
             state.offset,
             state.code,
         )
-        layer.__class__ = _frozen(type(layer))  # type: ignore[arg-type]
+        layer.__class__ = taken_over(type(layer), _Frozen)  # type: ignore[arg-type]
 
 
 def _is_ours(state: Any) -> bool:
-    return bool(state.quant_type == "nf4" and state.blocksize == 64 and state.nested and state.state2.blocksize == 256)
+    nested = state.nested and state.state2.blocksize == SECOND_BLOCK
+    return bool(state.quant_type == "nf4" and state.blocksize == BLOCK and nested)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 64
-_SECOND_BLOCK = 256
+BLOCK, SECOND_BLOCK = 64, 256
+"""Weights that share an 8-bit absmax, and absmax that share a float32 scale."""
 _PIECE = 1 << 18
 """Values worked on at a time, so that they stay in the processor's cache."""
 
@@ -62,7 +62,7 @@ class Nf4Weight:
         with self._all_there:
             self._all_there.wait_for(lambda: self._rows_left == 0)
         offset = self._absmax.mean()
-        codes, state = functional.quantize_blockwise(self._absmax - offset, blocksize=_SECOND_BLOCK)
+        codes, state = functional.quantize_blockwise(self._absmax - offset, blocksize=SECOND_BLOCK)
         self._absmax = functional.dequantize_blockwise(codes, state).add_(offset)
 
     def rows(self, start: int, stop: int) -> Tensor:

@@ -104,15 +104,15 @@ class Acceleration:
     def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
         keeper = Keeper(offload=self.offloaded)
         for number, layer in enumerate(decoder.layers):
-            recomputed = number < self.recomputed
+            again = number < self.recomputed
             run: Callable[..., Tensor] = type(layer).forward
             if self.compiled:
-                run = compile_layer(run, recomputed=recomputed)
+                run = compile_layer(run, recomputed=again)
             if split is not None:
                 run = _put_together_first(run, split, number)
-            layer.forward = _LayerRun(layer, run, self._recomputation(keeper) if recomputed else None)
+            layer.forward = _LayerRun(layer, run, self._way_of_keeping(keeper) if again else None)
 
-    def _recomputation(self, keeper: Keeper) -> Recomputation | None:
+    def _way_of_keeping(self, keeper: Keeper) -> Recomputation | None:
         if not self.compiled:
             return partial(recomputed, keeper=keeper)
         # compiled to keep its input alone: nothing is left to do but to see where that goes

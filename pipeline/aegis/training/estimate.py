@@ -25,15 +25,13 @@ from aegis.model.adapted import Adapters
 from aegis.model.attach import attached, decoder_of
 from aegis.model.load import silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.nf4 import BLOCK, SECOND_BLOCK
 from aegis.model.packed import can_table
 from aegis.soul.module import Soul
 from aegis.training.acceleration import Acceleration, activation_bytes
 from aegis.training.ledger import FourBitProduct, Ledger, as_on_gpu
 from aegis.training.loss import head_loss
 from aegis.training.split_base import ROOMS, laid_out
-
-NF4_BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share an 8-bit scale, and scales that share a float32 one (Dettmers et al. 2023, arXiv:2305.14314)."""
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
 """Workspace torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); none on a CPU."""
@@ -293,8 +291,8 @@ def _stored_bytes(tensor: Tensor) -> int:
     """As `model.load.footprint` counts: for NF4 half a byte a weight, a byte a block, four bytes a block of blocks."""
     if not hasattr(tensor, "quant_state"):
         return tensor.nbytes
-    blocks = -(-tensor.numel() // NF4_BLOCK)
-    return _matrix_bytes(tensor) + blocks + 4 * -(-blocks // NESTED_BLOCK)
+    blocks = -(-tensor.numel() // BLOCK)
+    return _matrix_bytes(tensor) + blocks + 4 * -(-blocks // SECOND_BLOCK)
 
 
 def _matrix_bytes(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from pydantic import ValidationError
 
-from aegis import progress
+from aegis import problems, progress
 from aegis.config import TrainConfig
 from aegis.errors import UsageError
 from aegis.messages import phrase
@@ -114,7 +114,7 @@ def _split(config: TrainConfig) -> TrainConfig:
     try:
         return TrainConfig.model_validate(config.model_dump(exclude_unset=True) | {"split_base": True})
     except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        reason = problems.told(error.errors(include_url=False)[0])
         raise UsageError("launched.contradiction", reason=reason) from None
 
 
