@@ -41,7 +41,10 @@ class ForkedTool:
         to_read, to_write = os.pipe()
         out_read, out_write = os.pipe()
         self._code: int | None = None
+        # Popen runs none of Python's hooks round a fork, in which the exception that a signal raises would be lost
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         self.pid = os.fork()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self.pid == 0:
             os.setsid()
             os.dup2(to_read, 0)
