@@ -31,7 +31,11 @@ def compare(row: dict[str, Any], template: Path, capability: tuple[int, int]) ->
     config = TrainConfig.model_validate(settings_of(row["name"]))
     way = row["acceleration"]
     found = Blueprint(template, config, "cuda", capability).estimate(
-        config.max_length, recomputed=way["recomputed"], compiled=way["compiled"], offloaded=way["offloaded"]
+        config.max_length,
+        recomputed=way["recomputed"],
+        compiled=way["compiled"],
+        offloaded=way["offloaded"],
+        attention_spared=way["attention_spared"],
     )
     estimated = found.peak / 2**30
     off = estimated / row["peak_gib"] - 1

@@ -29,6 +29,12 @@ def linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     return nn.functional.linear(x, weight(rest[:-1], rest[-1], x.shape[-1]), bias)
 
 
+@torch.library.impl("aegis::nf4_linear_onto", "cpu")
+def linear_onto(inner: Tensor, b: Tensor, scale: float, x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    product = nn.functional.linear(x, weight(rest[:-1], rest[-1], x.shape[-1]), bias)
+    return product + (scale * inner @ b.mT).view_as(product)
+
+
 @torch.library.impl("aegis::nf4_linear_backward", "cpu")
 def linear_backward(outer: Tensor, *rest: Any) -> Tensor:
     return outer @ weight(rest[:-1], outer.shape[-1], rest[-1])
@@ -60,6 +66,30 @@ def test_product_and_gradient_are_bitsandbytes_own(bias: bool) -> None:
     another[0].weight.data ^= 1  # every second value another
     install_frozen(another)
     assert not torch.allclose(another[0](torch.ones(1, COLUMNS)), ours[0](torch.ones(1, COLUMNS)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_adapter_on_it_is_the_sum_of_both_products(bias: bool) -> None:
+    """Values and every gradient, the masters' too; another scale misses."""
+
+    def through(ours: bool, scale: float) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        shapes = (2, 5, COLUMNS), (10, 4), (ROWS, 4)
+        x, inner, b = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+        layer = make(bias)[:1]
+        if ours:
+            install_frozen(layer)
+            output = layer[0].with_low_rank(x, inner, b, b.detach(), scale)
+        else:
+            output = layer[0](x) + (scale * inner @ b.mT).view(2, 5, ROWS)
+        output.square().sum().backward()
+        return [output.detach(), *(tensor.grad for tensor in (x, inner, b) if tensor.grad is not None)]
+
+    plain, fused, missed = through(False, 2.0), through(True, 2.0), through(True, 2.2)
+    assert len(plain) == len(fused) == 4
+    for wanted, found, other in zip(plain, fused, missed, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(other, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_only_a_gpu_has_the_kernel() -> None:

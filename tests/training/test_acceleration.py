@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,12 +48,14 @@ def test_a_cpu_is_left_plain(make_trainee: MakeTrainee) -> None:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A GPU that is not here: its free memory, and the kernels it would have."""
+    """A GPU that is not here: its free memory and its host's, and the kernels it would have."""
     monkeypatch.setattr(acceleration, "supports_packed", lambda *_: True)
     monkeypatch.setattr(acceleration, "find_spec", lambda _: object())
 
-    def free(gib: float) -> None:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gib * GIB), 12 * GIB))
+    def free(gib: float, host_gib: float = 24) -> None:
+        monkeypatch.setattr(acceleration, "free_bytes", lambda _: int(gib * GIB))
+        host = SimpleNamespace(available=int(host_gib * GIB))
+        monkeypatch.setattr(acceleration.psutil, "virtual_memory", lambda: host)
 
     return free
 
@@ -99,6 +102,33 @@ def test_what_is_said_is_done(card: Any) -> None:
     assert chosen(cuda_graphs="on", alpha="learned").captured is False
     assert chosen(split_base=True).captured is False
     assert chosen(split_base=True).dequantized is False
+
+
+def test_attention_is_spared_where_both_memories_have_room(card: Any) -> None:
+    """32 layers of 4,096 tokens take 2 GiB of the host's memory; nothing is spared of what is not compiled."""
+    model = phi35()
+
+    def spared(length: int, **settings: Any) -> bool:
+        config = TrainConfig(max_length=length, **{"activation_checkpointing": "offload", "compile": "on", **settings})
+        return Acceleration.choose(config, model, CUDA, torch.bfloat16).attention_spared
+
+    card(9.5, host_gib=4.1)
+    assert spared(4096)
+    assert not spared(4096, compile="off")
+    assert not spared(4096, activation_checkpointing="on")
+    card(9.5, host_gib=3.9)
+    assert not spared(4096)
+    card(9.5, host_gib=200)
+    assert spared(30_000)
+    assert not spared(60_000)
+
+
+def test_a_cap_on_the_process_is_minded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 * GIB, 120 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
+    for fraction, free in ((1.0, 100), (0.1, 10)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, f=fraction: f)
+        assert acceleration.free_bytes(CUDA) == pytest.approx(free * GIB)
 
 
 def test_activations_of_a_layer_are_counted() -> None:

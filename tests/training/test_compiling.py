@@ -12,8 +12,8 @@ from aegis.config import TrainConfig
 from aegis.model.attach import decoder_of
 from aegis.model.packed import install_attention
 from aegis.training import compiling
-from aegis.training.compiling import compile_layer
-from aegis.training.recompute import Keeper, kept_elsewhere
+from aegis.training.compiling import compile_layer, compile_recomputed_layer
+from aegis.training.recompute import Keeper, Place, kept_elsewhere
 from tests.training.conftest import MakeTrainee
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
@@ -67,43 +67,51 @@ def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
     plain = type(layer).forward
     _, gradient, gradients = through(layer, plain, hidden, arguments)
     found = {}
-    for recomputed in (False, True):
-        run = compile_layer(plain, recomputed=recomputed)
-        found[recomputed], ours, all_ours = through(layer, run, hidden, arguments)
+    for name, run in (
+        ("kept", compile_layer(plain)),
+        ("recomputed", compile_recomputed_layer(plain)),
+        ("attention spared", compile_recomputed_layer(plain, keep_attention=True)),
+    ):
+        found[name], ours, all_ours = through(layer, run, hidden, arguments)
         torch.testing.assert_close(ours, gradient)
         torch.testing.assert_close(all_ours, gradients)
     tables = sum(table.numel() for table in arguments["position_embeddings"])
     text = layer.self_attn.config
     # on a CPU attention's result is kept in its own order as well as in the next product's
     counted = LENGTH * (7 * text.hidden_size + 2 * text.intermediate_size)
-    assert found[False] == pytest.approx(counted + tables, rel=0.05)
+    assert found["kept"] == pytest.approx(counted + tables, rel=0.05)
     monkeypatch.setattr(compiling, "_KEEP_LESS", {})
     torch._dynamo.reset()
-    by_default, *_ = through(layer, compile_layer(plain, recomputed=False), hidden, arguments)
-    assert by_default > 1.1 * found[False]
-    assert found[True] == hidden.numel() + tables
+    by_default, *_ = through(layer, compile_layer(plain), hidden, arguments)
+    assert by_default > 1.1 * found["kept"]
+    assert found["recomputed"] == hidden.numel() + tables
+    assert found["attention spared"] == 2 * hidden.numel() + tables
 
 
 @pytest.mark.usefixtures("partitioned")
-def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee) -> None:
-    """Its input, once a pass, and no parameter; the gradients are the plain ones, the layer is compiled once."""
+@pytest.mark.parametrize("keep_attention", [False, True])
+def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee, keep_attention: bool) -> None:
+    """What it has of every token, once a pass, and nothing that all layers share; the layer is compiled once."""
     layer, hidden, arguments = layer_and_arguments(make_trainee)
     _, gradient, _ = through(layer, type(layer).forward, hidden, arguments)
-    compiled = compile_layer(type(layer).forward, recomputed=True)
+    compiled = compile_recomputed_layer(type(layer).forward, keep_attention=keep_attention)
     torch._dynamo.utils.counters.clear()
 
     class Seen(Keeper):
-        def keep(self, hidden: Tensor) -> int:
-            kept.append(hidden.shape)
-            return super().keep(hidden)
+        def keep(self, tensor: Tensor) -> Place:
+            kept.append(tensor.numel())
+            return super().keep(tensor)
 
-    kept: list[Any] = []
-    keeper = Seen(offload=False)
+    kept: list[int] = []
+    keeper = Seen()
     for _ in range(2):
         given = hidden.clone().requires_grad_()
-        output = kept_elsewhere(lambda inner: compiled(layer, inner, **arguments), given, keeper)
+        output = kept_elsewhere(
+            lambda inner: compiled(layer, inner, **arguments), given, keeper, arguments["position_embeddings"]
+        )
         output.square().sum().backward()
         assert given.grad is not None
         torch.testing.assert_close(given.grad, gradient)
-    assert kept == [hidden.shape] * 2
+    sums = LENGTH * layer.self_attn.config.num_attention_heads  # of attention's weights, a number a token and head
+    assert sorted(kept) == sorted(2 * ([hidden.numel()] * (1 + keep_attention) + [sums] * keep_attention))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -41,6 +41,7 @@ pytestmark = [
 LENGTH, VOCABULARY, LAYERS = 256, 512, 3
 CONFIG = TrainConfig(lora_r=8, max_length=LENGTH, warmup_steps=0, annealing_steps=1, learning_rate=1e-3)
 _FAST = Acceleration(packed=True, dequantized=True)
+_SPARED = replace(_FAST, recomputed=LAYERS, offloaded=True, attention_spared=True)
 WAYS = {
     "packed": Acceleration(packed=True),
     "dequantized": _FAST,
@@ -52,10 +53,12 @@ WAYS = {
     "compiled": replace(_FAST, compiled=True),
     "compiled, some recomputed": replace(_FAST, compiled=True, recomputed=2),
     "compiled, offloaded": replace(_FAST, compiled=True, recomputed=LAYERS, offloaded=True),
+    "compiled, attention spared": replace(_SPARED, compiled=True),
     "all": replace(_FAST, compiled=True, captured=True),
     "all, recomputed": replace(_FAST, compiled=True, captured=True, recomputed=LAYERS),
     "all, some offloaded": replace(_FAST, compiled=True, captured=True, recomputed=2, offloaded=True),
     "all, offloaded": replace(_FAST, compiled=True, captured=True, recomputed=LAYERS, offloaded=True),
+    "all, attention spared": replace(_SPARED, compiled=True, captured=True),
 }
 
 Make = Callable[..., Trainee]
@@ -268,7 +271,7 @@ def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
                 assert torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.parametrize("way", ["all", "all, offloaded"])
+@pytest.mark.parametrize("way", ["all", "all, offloaded", "all, attention spared"])
 def test_a_replayed_step_is_the_eager_step_to_the_bit(make: Make, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resuming starts with eager steps where the undisturbed run replayed: their numbers must be the same."""
     losses, gradients = course(make(WAYS[way]))

@@ -29,7 +29,7 @@ def test_gradients_are_the_plain_ones(many: int) -> None:
     hidden = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     plain, ours, other = layers(), layers(), layers()
     through(plain, hidden, None).square().sum().backward()
-    keeper = Keeper(offload=False)
+    keeper = Keeper()
     for _ in range(2):  # the same keeper serves every pass
         for parameter in (p for layer in ours for p in layer.parameters()):
             parameter.grad = None
@@ -44,7 +44,7 @@ def test_gradients_are_the_plain_ones(many: int) -> None:
 def test_an_input_without_gradient_does_not_stop_it() -> None:
     """The embeddings' output needs none; the first layer's parameters get theirs all the same."""
     (layer,) = layers()[:1]
-    recomputed(layer, torch.randn(2, 8), Keeper(offload=False)).sum().backward()
+    recomputed(layer, torch.randn(2, 8), Keeper()).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
@@ -57,7 +57,7 @@ def test_only_the_input_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = through(layers(), hidden, Keeper(offload=False))
+        output = through(layers(), hidden, Keeper())
     assert saved == []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         through(layers(), hidden, None)
@@ -66,10 +66,15 @@ def test_only_the_input_is_kept() -> None:
     assert hidden.grad is not None
 
 
-def test_inputs_come_back_in_reverse_or_not_at_all() -> None:
-    keeper = Keeper(offload=False)
-    first, second = keeper.keep(torch.zeros(1)), keeper.keep(torch.ones(1))
+def test_layers_come_back_in_reverse_or_not_at_all() -> None:
+    keeper = Keeper()
+    places = []
+    for number in range(2):
+        keeper.begin()
+        places.append([keeper.keep(torch.full((1,), 10.0 * number + own)) for own in range(2)])
     with pytest.raises(AssertionError, match="in reverse"):
-        keeper.take(first)
-    assert keeper.take(second).item() == 1
-    assert keeper.take(first).item() == 0
+        keeper.take(places[0][0])
+    assert [keeper.take(place).item() for place in reversed(places[1])] == [11, 10]
+    assert keeper.take(places[0][0]).item() == 0
+    with pytest.raises(AssertionError, match="once"):
+        keeper.take(places[0][0])

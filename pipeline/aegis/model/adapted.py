@@ -2,8 +2,7 @@
 
 peft keeps a float32 adapter by casting every activation to float32 and its product back, which at 512 tokens costs
 more than the adapter's own matrix products. Here the small matrices are cast instead, once a step; masters, their
-gradients and the optimizer stay float32. What is saved for the backward pass is the input, which the base keeps
-anyway, and x·Aᵀ, r numbers a token; the dropout mask is worked out again (`model.dropout`).
+gradients and the optimizer stay float32.
 """
 
 from __future__ import annotations
@@ -15,61 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis.model.dropout import DropoutRate, drop
+from aegis.model.dropout import DropoutRate
+from aegis.model.frozen import Frozen
+from aegis.model.low_rank import Down, Up
 from aegis.model.taken_over import taken_over
 
 _ADAPTER = "default"
-
-
-class _LowRank(torch.autograd.Function):
-    """result + scale · drop(x) Aᵀ Bᵀ (Hu et al. 2021, arXiv:2106.09685)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        result: Tensor,
-        x: Tensor,
-        a: Tensor,
-        b: Tensor,
-        a_low: Tensor,
-        b_low: Tensor,
-        seed: Tensor,
-        threshold: Tensor,
-        amplify: Tensor,
-        scale: float,
-    ) -> Tensor:
-        inner = drop(x.flatten(0, -2), seed, threshold, amplify) @ a_low.mT
-        ctx.save_for_backward(x, inner, a_low, b_low, seed, threshold, amplify)
-        ctx.scale, ctx.master_dtype = scale, a.dtype
-        return torch.addmm(result.flatten(0, -2), inner, b_low.mT, alpha=scale).view_as(result)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, a_low, b_low, seed, threshold, amplify = ctx.saved_tensors
-        rows = outer[0].flatten(0, -2)
-        d_inner = (rows @ b_low).mul(ctx.scale)
-        d_b = (rows.mT @ inner).to(ctx.master_dtype).mul(ctx.scale)
-        d_a = (d_inner.mT @ drop(x.flatten(0, -2), seed, threshold, amplify)).to(ctx.master_dtype)
-        d_x = drop(d_inner @ a_low, seed, threshold, amplify).view_as(x)
-        return outer[0], d_x, d_a, d_b, None, None, None, None, None, None
 
 
 class _Adapted:
     """Mixed into a peft LoRA layer's class: the same parameters, another forward pass."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return _LowRank.apply(  # type: ignore[no-untyped-call]
-            self.base_layer(x),
-            x,
-            self.lora_A[_ADAPTER].weight,
-            self.lora_B[_ADAPTER].weight,
-            self.aegis_a,
-            self.aegis_b,
-            self.aegis_seed,
-            self.aegis_threshold,
-            self.aegis_amplify,
-            self.scaling[_ADAPTER],
-        )
+        a, b = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
+        inner = Down.apply(x, a, self.aegis_a, self.aegis_seed, self.aegis_threshold, self.aegis_amplify)  # type: ignore[no-untyped-call]
+        up = b, self.aegis_b, self.scaling[_ADAPTER]
+        if isinstance(self.base_layer, Frozen):
+            return self.base_layer.with_low_rank(x, inner, *up)
+        return Up.apply(self.base_layer(x), inner, *up)  # type: ignore[no-untyped-call]
 
 
 class Adapters:

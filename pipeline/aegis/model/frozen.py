@@ -6,7 +6,8 @@ makes W from its codes and both levels of its scales (`model.nf4_kernel`), to th
 tokens was dequantization.
 
 Both directions are operators that the compiler does not look into: it would find W in either and keep the first for the
-second.
+second. Where an adapter sits on the layer, its product is made first and W's is added to it in place: a sum of its own
+would read and write the result twice more.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aegis.model.low_rank import up_gradients
 from aegis.model.nf4 import BLOCK, SECOND_BLOCK
 from aegis.model.taken_over import taken_over
 
 _STATE = "Tensor codes, Tensor absmax, Tensor absmax_code, Tensor absmax_scale, Tensor offset, Tensor nf4"
 torch.library.define("aegis::nf4_linear", f"(Tensor x, Tensor? bias, {_STATE}, int rows) -> Tensor")
+torch.library.define(
+    "aegis::nf4_linear_onto",
+    f"(Tensor inner, Tensor b, float scale, Tensor x, Tensor? bias, {_STATE}, int rows) -> Tensor",
+)
 torch.library.define("aegis::nf4_linear_backward", f"(Tensor outer, {_STATE}, int columns) -> Tensor")
 
 
@@ -37,6 +43,17 @@ def _linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     return torch.nn.functional.linear(x, _weight(tuple(state), rows, x.shape[-1], x.dtype), bias)
 
 
+@torch.library.impl("aegis::nf4_linear_onto", "cuda")
+def _linear_onto(inner: Tensor, b: Tensor, scale: float, x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    *state, rows = rest
+    result = x.new_empty(inner.shape[0], rows)
+    torch.addmm(result, inner, b.mT, beta=0, alpha=scale, out=result)
+    torch.addmm(result, x.flatten(0, -2), _weight(tuple(state), rows, x.shape[-1], x.dtype).mT, out=result)
+    if bias is not None:
+        result += bias
+    return result.view(*x.shape[:-1], rows)
+
+
 @torch.library.impl("aegis::nf4_linear_backward", "cuda")
 def _linear_backward(outer: Tensor, *rest: Any) -> Tensor:
     *state, columns = rest
@@ -45,6 +62,11 @@ def _linear_backward(outer: Tensor, *rest: Any) -> Tensor:
 
 @torch.library.register_fake("aegis::nf4_linear")  # type: ignore[untyped-decorator]
 def _linear_shape(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rest[-1])
+
+
+@torch.library.register_fake("aegis::nf4_linear_onto")  # type: ignore[untyped-decorator]
+def _linear_onto_shape(inner: Tensor, b: Tensor, scale: float, x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], rest[-1])
 
 
@@ -67,11 +89,45 @@ class _Nf4Linear(torch.autograd.Function):
         return gradient, None, None, *[None] * len(ctx.saved_tensors)
 
 
-class _Frozen:
+class _Nf4LinearOnto(torch.autograd.Function):
+    """x Wᵀ + bias + scale · inner Bᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        inner: Tensor,
+        b: Tensor,
+        b_low: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        rows: int,
+        *state: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(inner, b_low, *state)
+        ctx.columns, ctx.scale, ctx.master_dtype = x.shape[-1], scale, b.dtype
+        product: Tensor = torch.ops.aegis.nf4_linear_onto(inner, b_low, scale, x, bias, *state, rows)
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        inner, b_low, *state = ctx.saved_tensors
+        gradient: Tensor = torch.ops.aegis.nf4_linear_backward(outer[0], *state, ctx.columns)
+        d_inner, d_b = up_gradients(outer[0], inner, b_low, ctx.scale, ctx.master_dtype)
+        return gradient, d_inner, d_b, None, None, None, None, *[None] * len(state)
+
+
+class Frozen:
     """Mixed into a bitsandbytes layer's class: the same weight, another product."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         return _Nf4Linear.apply(x, self.bias, self.out_features, *self.aegis_state)  # type: ignore[no-untyped-call]
+
+    def with_low_rank(self: Any, x: Tensor, inner: Tensor, b: Tensor, b_low: Tensor, scale: float) -> Tensor:
+        """The layer's product and `low_rank.Up` in one."""
+        return _Nf4LinearOnto.apply(  # type: ignore[no-untyped-call]
+            x, inner, b, b_low, scale, self.bias, self.out_features, *self.aegis_state
+        )
 
 
 def supports_frozen(device: torch.device) -> bool:
@@ -96,7 +152,7 @@ def install_frozen(model: Any) -> None:
             state.offset,
             state.code,
         )
-        layer.__class__ = taken_over(type(layer), _Frozen)  # type: ignore[arg-type]
+        layer.__class__ = taken_over(type(layer), Frozen)  # type: ignore[arg-type]
 
 
 def _is_ours(state: Any) -> bool:

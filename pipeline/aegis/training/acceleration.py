@@ -6,32 +6,38 @@ compiled     each decoder layer's small kernels fused by torch.compile (`trainin
 captured     the step replayed as CUDA graphs (`training.capture`)
 recomputed   decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
 offloaded    what those keep goes to the host's memory meanwhile, and the input embeddings stay there
+spared       attention is not worked out again: its results go to the host as well
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from aegis.config import TrainConfig
 from aegis.messages import phrase
 from aegis.model.attach import decoder_of
 from aegis.model.frozen import install_frozen, supports_frozen
 from aegis.model.packed import RotaryTable, install_attention, supports_packed
-from aegis.training.compiling import compile_layer
-from aegis.training.recompute import Keeper, Recomputation, kept_elsewhere, recomputed
+from aegis.training.compiling import compile_layer, compile_recomputed_layer
+from aegis.training.recompute import HostKeeper, Keeper, kept_elsewhere, recomputed
 from aegis.training.split_base import SplitBase
 
 COMPILE_STEPS = 300
 """Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
 SPARE = 0.9
 """Of the free memory that a plan may fill; the allocator needs the rest."""
+IN_FLIGHT = 4
+"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: two leaving, two coming."""
+_APART = 2**29
+"""Bytes for what is not a layer's: gradients, a dequantized matrix, head and loss."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Acceleration:
     captured: bool = False
     recomputed: int = 0
     offloaded: bool = False
+    attention_spared: bool = False
 
     @classmethod
     def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
@@ -53,6 +60,7 @@ class Acceleration:
             model: the base as loaded, before the adapter.
         """
         layers = len(model.get_decoder().layers)
+        text, itemsize = model.config.get_text_config(), model.dtype.itemsize
         packed = supports_packed(model, device, dtype)
         quick = device.type == "cuda" and packed
         worthwhile = quick and config.max_steps >= COMPILE_STEPS and find_spec("triton") is not None
@@ -69,6 +77,7 @@ class Acceleration:
             captured=recordable and config.cuda_graphs != "off",
             recomputed=recompute,
             offloaded=offload,
+            attention_spared=offload and compiled and spares_attention(config, text, itemsize, free_bytes(device)),
         )
 
     def explain(self, layers: int) -> str:
@@ -77,7 +86,7 @@ class Acceleration:
             phrase("train.compiled") if self.compiled else "",
             phrase("train.captured") if self.captured else "",
             phrase("train.recomputed", recomputed=self.recomputed, layers=layers) if self.recomputed else "",
-            phrase("train.offloaded") if self.offloaded else "",
+            phrase("train.attention_spared" if self.attention_spared else "train.offloaded") if self.offloaded else "",
         ]
         return phrase("train.step", parts=", ".join(part for part in parts if part) or phrase("train.plain"))
 
@@ -102,21 +111,24 @@ class Acceleration:
             decoder.embed_tokens.to("cpu")
 
     def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
-        keeper = Keeper(offload=self.offloaded)
+        keeper = HostKeeper() if self.offloaded else Keeper()
+        compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
         for number, layer in enumerate(decoder.layers):
             again = number < self.recomputed
             run: Callable[..., Tensor] = type(layer).forward
             if self.compiled:
-                run = compile_layer(run, recomputed=again)
+                kind = type(layer), again
+                run = compiled[kind] = compiled.get(kind) or self._compile(run, again)
             if split is not None:
                 run = _put_together_first(run, split, number)
-            layer.forward = _LayerRun(layer, run, self._way_of_keeping(keeper) if again else None)
+            # a layer compiled to keep little needs a keeper only where that goes elsewhere
+            needs_keeper = again and (self.offloaded or not self.compiled)
+            layer.forward = _LayerRun(layer, run, keeper if needs_keeper else None, compiled=self.compiled)
 
-    def _way_of_keeping(self, keeper: Keeper) -> Recomputation | None:
-        if not self.compiled:
-            return partial(recomputed, keeper=keeper)
-        # compiled to keep its input alone: nothing is left to do but to see where that goes
-        return partial(kept_elsewhere, keeper=keeper) if self.offloaded else None
+    def _compile(self, forward: Callable[..., Tensor], recomputed: bool) -> Callable[..., Tensor]:
+        if recomputed:
+            return compile_recomputed_layer(forward, keep_attention=self.attention_spared)
+        return compile_layer(forward)
 
 
 def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: int) -> Callable[..., Tensor]:
@@ -137,8 +149,8 @@ def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
 class _LayerRun:
     """A decoder layer's forward pass, compiled or recomputed or both."""
 
-    def __init__(self, layer: Any, function: Callable[..., Tensor], recomputation: Recomputation | None) -> None:
-        self._layer, self._function, self._recomputation = layer, function, recomputation
+    def __init__(self, layer: Any, function: Callable[..., Tensor], keeper: Keeper | None, *, compiled: bool) -> None:
+        self._layer, self._function, self._keeper, self._compiled = layer, function, keeper, compiled
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.is_grad_enabled() and not hidden.requires_grad:
@@ -148,9 +160,12 @@ class _LayerRun:
         def run(hidden: Tensor) -> Tensor:
             return self._function(self._layer, hidden, *args, **kwargs)
 
-        if self._recomputation is None or not torch.is_grad_enabled():
+        if self._keeper is None or not torch.is_grad_enabled():
             return run(hidden)
-        return self._recomputation(run, hidden)
+        if self._compiled:
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            return kept_elsewhere(run, hidden, self._keeper, given)
+        return recomputed(run, hidden, self._keeper)
 
 
 PLAIN = Acceleration()
@@ -162,11 +177,26 @@ def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
     A token leaves: the input of both norms (2 · hidden_size), queries and what attention makes of them, keys and
     values, and gate and up (2 · intermediate_size).
     """
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, width = config.num_attention_heads, _head_width(config)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     values = 2 * config.hidden_size + width * (2 * heads + 2 * kv_heads) + 2 * config.intermediate_size
     return tokens * itemsize * values
+
+
+def attention_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """What attention makes in one decoder layer."""
+    return int(tokens * itemsize * config.num_attention_heads * _head_width(config))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the GPU's memory, what this process may still take."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, allowed - torch.cuda.memory_reserved(device))
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers: int) -> tuple[int, bool]:
@@ -179,8 +209,26 @@ def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers
     itemsize = model.dtype.itemsize
     layer = activation_bytes(text, tokens, itemsize)
     kept = tokens * text.hidden_size * itemsize
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_bytes(device)
     # one layer is always whole in the backward pass; its gradients and a dequantized matrix need as much again
-    room = free * SPARE - 2 * layer - 2**29
+    room = free * SPARE - 2 * layer - _APART
     stored = layers if room >= layers * layer else max(0, int((room - layers * kept) // max(1, layer - kept)))
     return layers - min(layers, stored), stored == 0 and room < layers * kept
+
+
+def spares_attention(config: TrainConfig, text: Any, itemsize: int, free: int) -> bool:
+    """Whether what attention makes in all layers fits into half of the host's free memory, beside the layers' inputs.
+
+    On the GPU two layers' are on their way out or back at any time, which `free`, its bytes, must allow.
+
+    Args:
+        text: the config of the base's decoder.
+        itemsize: bytes of a number of the hidden state.
+    """
+    tokens = config.batch_size * config.max_length
+    inputs = tokens * text.hidden_size * itemsize
+    results = attention_bytes(text, tokens, itemsize)
+    # pinned memory comes in powers of two
+    host = text.num_hidden_layers * sum(1 << (size - 1).bit_length() for size in (inputs, results))
+    worked_on = 2 * activation_bytes(text, tokens, itemsize) + IN_FLIGHT * (inputs + results)
+    return host <= psutil.virtual_memory().available / 2 and worked_on <= free * SPARE - _APART

@@ -2,17 +2,21 @@
 
 Left to itself the compiler keeps what the forward pass has made anyway, normed inputs and dropout masks among it, which
 are cheap to work out again from the rest: at Phi-3.5-mini's shape 102 KB a token and layer for 70. A recomputed layer
-keeps its input alone, and its backward pass works out again only what it needs: not the last matrix product, which a
-plain second forward pass would do in vain.
+keeps its input, and attention's result if it is told to: of all that a layer makes, that costs most to make again for
+its size, the more so the longer the window. Its backward pass works out again only what it needs: not the last matrix
+product, which a plain second forward pass would do in vain.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 _KEEP_LESS = dict.fromkeys(
     (
@@ -25,28 +29,55 @@ _KEEP_LESS = dict.fromkeys(
 )
 """The partitioner's objections to working things out again; its cut through the graph stays the cheapest in bytes."""
 
-
-def compile_layer(forward: Callable[..., Tensor], *, recomputed: bool) -> Callable[..., Tensor]:
-    """Compile a decoder layer's class's forward; one compilation serves all its layers of fixed shape.
-
-    Args:
-        recomputed: keep the layer's inputs only.
-    """
-    # two constant functions, since the compiler tells backends apart by identity
-    return torch.compile(forward, dynamic=False, backend=_recomputing if recomputed else _keeping)
-
-
-def _keeping(graph: Any, inputs: Any) -> Any:
-    return _compile(graph, inputs, _KEEP_LESS)
+_ATTENTION = (
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "torch_attn::_varlen_attn",
+)
+"""What `model.packed` comes down to, by device and by whether a window holds several documents."""
 
 
-def _recomputing(graph: Any, inputs: Any) -> Any:
-    return _compile(graph, inputs, {"activation_memory_budget": 0.0})
+def compile_layer(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a decoder layer's class's forward; one compilation serves all its layers of fixed shape."""
+    return torch.compile(forward, dynamic=False, backend=_keeping_less)
 
 
-def _compile(graph: Any, inputs: Any, settings: dict[str, Any]) -> Any:
+def compile_recomputed_layer(forward: Callable[..., Tensor], *, keep_attention: bool = False) -> Callable[..., Tensor]:
+    """As `compile_layer`, of layers that keep their input alone, or attention's result besides."""
+    kept = _attention_operators() if keep_attention else []
+    # its advice about operations in place, which a decoder layer has none of
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+
+    def again(layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = checkpoint(
+            forward,
+            layer,
+            hidden,
+            *args,
+            use_reentrant=False,
+            # dropout repeats by itself (`model.dropout`)
+            preserve_rng_state=False,
+            context_fn=partial(create_selective_checkpoint_contexts, kept),
+            **kwargs,
+        )
+        return output
+
+    return torch.compile(again, dynamic=False)
+
+
+def _keeping_less(graph: Any, inputs: Any) -> Any:
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
-    with config.patch(settings):
+    with config.patch(_KEEP_LESS):
         return compile_fx(graph, inputs)
+
+
+def _attention_operators() -> list[Any]:
+    from torch.nn.attention import varlen  # noqa: F401  registers its operator
+
+    known = set(torch._C._dispatch_get_all_op_names())
+    packets = (name.split("::") for name in _ATTENTION if name in known)
+    return [getattr(getattr(torch.ops, space), name).default for space, name in packets]

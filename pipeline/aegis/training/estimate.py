@@ -28,17 +28,13 @@ from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
 from aegis.model.nf4 import BLOCK, SECOND_BLOCK
 from aegis.model.packed import can_table
 from aegis.soul.module import Soul
-from aegis.training.acceleration import Acceleration, activation_bytes
+from aegis.training.acceleration import IN_FLIGHT, Acceleration, activation_bytes, attention_bytes
 from aegis.training.ledger import FourBitProduct, Ledger, as_on_gpu
 from aegis.training.loss import head_loss
 from aegis.training.split_base import ROOMS, laid_out
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
 """Workspace torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); none on a CPU."""
-
-
-_IN_FLIGHT = 4
-"""Layer inputs that are on the GPU at once while the others are in the host's memory: two leaving, two coming."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,8 @@ class Blueprint:
         base_bytes: of all its parameters and buffers, as training holds them.
         matrix_parameters: of its linear layers and its LM head, each once for every token.
         layers: decoder layers.
+        text: the config of the decoder.
+        dtype: of the hidden state.
         targets: what the adapter is on.
         trained: trained parameters by part.
     """
@@ -98,8 +96,8 @@ class Blueprint:
         device: Literal["cuda", "cpu"] = "cuda",
         capability: tuple[int, int] | None = None,
     ) -> None:
-        self._config, self._dtype = config, torch.float32 if device == "cpu" else torch.bfloat16
-        model = _meta_base(folder, config.load_in, self._dtype)
+        self._config, self.dtype = config, torch.float32 if device == "cpu" else torch.bfloat16
+        model = _meta_base(folder, config.load_in, self.dtype)
         silence_dropout(model)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.matrix_parameters = sum(
@@ -121,11 +119,11 @@ class Blueprint:
                 base_name="",
                 revision=None,
             ).train()
-        Adapters(self.model, self._dtype, config.lora_dropout)
-        self._text = self.model.config.get_text_config()
+        Adapters(self.model, self.dtype, config.lora_dropout)
+        self.text = self.model.config.get_text_config()
         self._decoder: Any = decoder_of(self.model)
-        self.layers = int(self._text.num_hidden_layers)
-        self.soul = _meta_soul(self._text.hidden_size, config)
+        self.layers = int(self.text.num_hidden_layers)
+        self.soul = _meta_soul(self.text.hidden_size, config)
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
         self._trained = [*self._adapter, *(p for p in self.soul.parameters() if p.requires_grad)]
         self.trained = {
@@ -137,7 +135,14 @@ class Blueprint:
         self._workspace = 0 if device == "cpu" else _CUBLAS_BYTES["hopper" if (capability or (0,)) >= (9,) else "older"]
 
     def estimate(
-        self, max_length: int, *, recomputed: int, compiled: bool = False, offloaded: bool = False, parts: int = 1
+        self,
+        max_length: int,
+        *,
+        recomputed: int,
+        compiled: bool = False,
+        offloaded: bool = False,
+        attention_spared: bool = False,
+        parts: int = 1,
     ) -> Estimate:
         """Estimate for windows of `max_length` tokens.
 
@@ -146,10 +151,11 @@ class Blueprint:
             compiled: the layers are compiled.
             offloaded: the inputs that recomputed layers keep are in the host's memory, and so are input embeddings
                 that are not the head.
+            attention_spared: and so is what attention makes.
             parts: processes that the base is split over.
         """
         tokens = self._config.batch_size * max_length
-        given = tokens * self._text.hidden_size * self._dtype.itemsize
+        given = tokens * self.text.hidden_size * self.dtype.itemsize
         kept = self.layers - recomputed
         if kept and not compiled:
             peak, head, one = self._peak(max_length, recompute=False, compiled=False)
@@ -157,14 +163,16 @@ class Blueprint:
         else:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
             # of the layer that is worked on, the step has counted everything already
-            peak += max(0, kept - 1) * (activation_bytes(self._text, tokens, self._dtype.itemsize) - one)
+            peak += max(0, kept - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
         if offloaded:
-            peak -= max(0, recomputed - _IN_FLIGHT) * given
+            peak -= max(0, recomputed - IN_FLIGHT) * given
+        if attention_spared:
+            peak += min(recomputed, IN_FLIGHT) * attention_bytes(self.text, tokens, self.dtype.itemsize)
         weights = self.base_bytes - self._offloaded_bytes() * offloaded
         if parts > 1:
             weights = sum(vars(self.held(parts, offloaded=offloaded)).values())
         gradients = sum(p.nbytes for p in self._trained)
-        low = 0 if self._dtype == torch.float32 else self.trained["adapter"] * self._dtype.itemsize
+        low = 0 if self.dtype == torch.float32 else self.trained["adapter"] * self.dtype.itemsize
         return Estimate(
             weights=weights,
             adapter=sum(p.nbytes for p in self._adapter) + low,

@@ -9,9 +9,9 @@ ahead of their use.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,106 +19,147 @@ from torch import Tensor
 Layer = Callable[[Tensor], Tensor]
 Recomputation = Callable[[Layer, Tensor], Tensor]
 
+_MATRIX_NDIM = 2
+"""Dimensions of weights and of their codes, at most; what belongs to tokens has one more, for the windows."""
+
+
+class Place(NamedTuple):
+    """Where a tensor is kept: the layer's number in the pass, and its own in the layer."""
+
+    layer: int
+    number: int
+
 
 class Keeper:
-    """Keeps layer inputs in the order of the forward pass, and gives them back in reverse.
+    """Keeps what layers need for their backward passes in the order of the forward pass, and gives it back in reverse.
 
-    Args:
-        offload: keep them in pinned host memory; the buffers are reused by every pass.
-    """
-
-    def __init__(self, *, offload: bool) -> None:
-        self._kept: list[Tensor] = []
-        self._offload = _Offload() if offload else None
-        self._expected: Tensor | None = None
-        self._hooks = self._pack, self._unpack  # always the same two, or compiled layers would be compiled anew
-
-    def keep(self, hidden: Tensor) -> int:
-        """Keep one more input; returns its place."""
-        if self._offload is not None:
-            return self._offload.send(hidden)
-        self._kept.append(hidden)
-        return len(self._kept) - 1
-
-    def take(self, place: int) -> Tensor:
-        """Give back what was kept last."""
-        if self._offload is not None:
-            return self._offload.fetch(place)
-        assert place == len(self._kept) - 1, "inputs are taken back in reverse"
-        return self._kept.pop()
-
-    @contextmanager
-    def keeping(self, hidden: Tensor) -> Iterator[None]:
-        """Keep `hidden`, and nothing else, for whichever function in the block saves it for its backward pass."""
-        self._expected = hidden
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
-                yield
-        finally:
-            self._expected = None
-
-    def _pack(self, saved: Tensor) -> Tensor | int:
-        expected = self._expected
-        if expected is None or saved.data_ptr() != expected.data_ptr() or saved.shape != expected.shape:
-            return saved
-        return self.keep(saved)
-
-    def _unpack(self, packed: Tensor | int) -> Tensor:
-        return self.take(packed) if isinstance(packed, int) else packed
-
-
-class _Offload:
-    """The way to the host and back.
-
-    Memory belongs to the computing stream, which waits for a copy before it lets a buffer go. `record_stream` would
-    say the same to the allocator, but in a graph capture it keeps every buffer until the capture ends.
+    On the device it came on; `HostKeeper` sends it away.
     """
 
     def __init__(self) -> None:
+        self._kept: list[list[Tensor | None]] = []
+        self._shared: frozenset[int] = frozenset()
+        self._tokens: frozenset[int] = frozenset()
+        # always the same two, or compiled layers would be compiled anew
+        self._hooks = self._pack, self.take
+
+    def begin(self) -> None:
+        """What is kept from now on is another layer's."""
+        self._kept.append([])
+
+    def keep(self, tensor: Tensor) -> Place:
+        """Keep one more tensor of the layer; returns its place."""
+        self._kept[-1].append(tensor)
+        return Place(len(self._kept) - 1, len(self._kept[-1]) - 1)
+
+    def take(self, place: Place | Tensor) -> Tensor:
+        """Give back what was kept, and let go of it; a tensor that was not kept is given back as it is."""
+        if isinstance(place, Tensor):
+            return place
+        assert not any(map(_any_left, self._kept[place.layer + 1 :])), "layers are taken back in reverse"
+        del self._kept[place.layer + 1 :]
+        tensor, self._kept[-1][place.number] = self._kept[-1][place.number], None
+        assert tensor is not None, "what is kept is taken back once"
+        return tensor
+
+    @contextmanager
+    def keeping(self, hidden: Tensor, shared: Iterable[Tensor]) -> Iterator[None]:
+        """Keep whatever a layer that runs in the block saves of each token for its backward pass.
+
+        Args:
+            hidden: (batch, length, hidden_size), the layer's input.
+            shared: what every layer is given, cosines and sines, say; it stays where it is.
+        """
+        self._shared = frozenset(tensor.data_ptr() for tensor in shared)
+        # by windows, or flattened
+        self._tokens = frozenset((hidden.shape[1], hidden.shape[0] * hidden.shape[1]))
+        self.begin()
+        with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
+            yield
+
+    def _pack(self, saved: Tensor) -> Tensor | Place:
+        if saved.ndim <= _MATRIX_NDIM or self._tokens.isdisjoint(saved.shape) or saved.data_ptr() in self._shared:
+            return saved
+        return self.keep(saved)
+
+
+class HostKeeper(Keeper):
+    """Keeps in pinned host memory; the buffers are reused by every pass.
+
+    Memory on the device belongs to the computing stream, which waits for a copy before it lets a buffer go.
+    `record_stream` would say the same to the allocator, but in a graph capture it keeps every buffer until the capture
+    ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self._stream = torch.cuda.Stream()
-        self._host: list[Tensor] = []
-        self._sent = 0
-        self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
-        self._coming: dict[int, tuple[torch.cuda.Event, Tensor]] = {}
+        self._host: list[list[Tensor]] = []
+        self._layer = self._number = -1
+        self._leaving: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
+        self._coming: dict[int, tuple[torch.cuda.Event, list[Tensor | None]]] = {}
 
-    def send(self, hidden: Tensor) -> int:
-        place, self._sent = self._sent, self._sent + 1
-        if place == len(self._host):
-            self._host.append(torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True))
-        while len(self._leaving) > 1:
+    def begin(self) -> None:
+        self._layer, self._number = self._layer + 1, -1
+        if self._layer == len(self._host):
+            self._host.append([])
+        while self._leaving and self._leaving[0][0] < self._layer - 1:
             self._see_off()
-        self._leaving.append((self._copy(self._host[place], hidden), hidden))
-        return place
 
-    def fetch(self, place: int) -> Tensor:
+    def keep(self, tensor: Tensor) -> Place:
+        self._number += 1
+        buffers = self._host[self._layer]
+        if self._number == len(buffers):
+            # as it lies in memory: the compiled backward pass was promised its strides
+            buffers.append(torch.empty_like(tensor, device="cpu", pin_memory=True))
+        self._leaving.append((self._layer, self._copy([(buffers[self._number], tensor)]), tensor))
+        return Place(self._layer, self._number)
+
+    def take(self, place: Place | Tensor) -> Tensor:
+        if isinstance(place, Tensor):
+            return place
         while self._leaving:
             self._see_off()
-        self._sent = place
-        for wanted in (place, place - 1):
+        self._layer = place.layer - 1
+        for wanted in (place.layer, place.layer - 1):
             if wanted >= 0 and wanted not in self._coming:
-                found = torch.empty_like(self._host[wanted], device=torch.device("cuda", torch.cuda.current_device()))
-                self._coming[wanted] = self._copy(found, self._host[wanted]), found
-        event, found = self._coming.pop(place)
+                self._fetch(wanted)
+        event, tensors = self._coming[place.layer]
         torch.cuda.current_stream().wait_event(event)
-        return found
+        tensor, tensors[place.number] = tensors[place.number], None
+        assert tensor is not None, "what is kept is taken back once"
+        if not _any_left(tensors):
+            del self._coming[place.layer]
+        return tensor
 
-    def _copy(self, target: Tensor, source: Tensor) -> torch.cuda.Event:
+    def _fetch(self, layer: int) -> None:
+        device = torch.device("cuda", torch.cuda.current_device())
+        found = [torch.empty_like(buffer, device=device) for buffer in self._host[layer]]
+        self._coming[layer] = self._copy(list(zip(found, self._host[layer], strict=True))), [*found]
+
+    def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> torch.cuda.Event:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         return event
 
     def _see_off(self) -> None:
-        event, _ = self._leaving.popleft()
+        _, event, _ = self._leaving.popleft()
         torch.cuda.current_stream().wait_event(event)
+
+
+def _any_left(tensors: Sequence[Tensor | None]) -> bool:
+    return any(tensor is not None for tensor in tensors)
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layer: Layer, keeper: Keeper) -> Tensor:
         ctx.layer, ctx.keeper = layer, keeper
+        keeper.begin()
         ctx.place = keeper.keep(hidden)
         with torch.no_grad():
             return layer(hidden)
@@ -146,7 +187,11 @@ def recomputed(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
     return output
 
 
-def kept_elsewhere(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
-    """Return layer(hidden) of a layer that recomputes by itself, whose kept input goes to the keeper."""
-    with keeper.keeping(hidden):
+def kept_elsewhere(layer: Layer, hidden: Tensor, keeper: Keeper, shared: Iterable[Tensor]) -> Tensor:
+    """Return layer(hidden) of a layer that recomputes by itself; what it keeps of each token goes to the keeper.
+
+    Args:
+        shared: as `Keeper.keeping`.
+    """
+    with keeper.keeping(hidden, shared):
         return layer(hidden)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import COMPILE_STEPS, SPARE
+from aegis.training.acceleration import COMPILE_STEPS, SPARE, spares_attention
 from aegis.training.estimate import Blueprint, Estimate, Held
 
 PROCESSES = (2, 3, 4, 8)
@@ -75,8 +76,20 @@ class Ways:
         return self._variant(length, min(layers, needed), asked_for=True)
 
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
-        memory = self._blueprint.estimate(length, recomputed=recomputed, compiled=self.compiled, offloaded=offloaded)
+        memory = self._blueprint.estimate(
+            length,
+            recomputed=recomputed,
+            compiled=self.compiled,
+            offloaded=offloaded,
+            attention_spared=offloaded and self._spares_attention(length),
+        )
         return Variant(length, recomputed, offloaded, asked_for, memory)
+
+    def _spares_attention(self, length: int) -> bool:
+        config = self._config.model_copy(update={"max_length": length})
+        itemsize = self._blueprint.dtype.itemsize
+        free = sys.maxsize if self._free is None else self._free - self._blueprint.base_bytes
+        return self.compiled and spares_attention(config, self._blueprint.text, itemsize, free)
 
     def _split(self, length: int, parts: int) -> Variant:
         layers, offloaded = self._blueprint.layers, self._offloaded
