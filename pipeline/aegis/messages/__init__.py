@@ -1,6 +1,8 @@
 """What AEGIS says to people, by key, in the language they read.
 
 One file a language, en.toml and ja.toml, with the same keys and the same places to fill. A key is "module.name".
+Commands and settings are described where they are, in English; help_ja.toml has the other language by the English text,
+so that one that was changed is missed, and not taken for the old one.
 The language is AEGIS_LANG ("en" or "ja"), else the locale's if there is a file for it, else English.
 """
 
@@ -103,6 +105,18 @@ def _of_side(side: int, values: Mapping[str, object]) -> dict[str, object]:
 def words(group: str, spoken: Language) -> dict[str, str]:
     """All texts of one group by name, as they stand: for a page that is filled with them elsewhere."""
     return {name: text for name, text in catalogue(spoken)[group].items() if isinstance(text, str)}
+
+
+def described(text: str) -> str:
+    """A description that stands in the source in English, a setting's or a command's, in the reader's language."""
+    spoken = language()
+    return text if spoken == "en" else descriptions(spoken).get(text, text)
+
+
+@cache
+def descriptions(spoken: Language) -> dict[str, str]:
+    """What `described` knows, by the English text."""
+    return tomllib.loads((files(__name__) / f"help_{spoken}.toml").read_text(encoding="utf-8"))
 
 
 @cache
