@@ -110,6 +110,21 @@ def test_defaults_and_ranges_are_told_in_japanese_too(monkeypatch: pytest.Monkey
     assert line("train", "--config").endswith("のある TOML ファイル")  # its brackets are no default
 
 
+def test_a_shell_is_offered_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands by their first sentence, options with their defaults; in English as typer has them."""
+
+    def offered(command: str, start: str) -> dict[str, str]:
+        context = CONTEXTS[command]
+        return {item.value: item.help for item in context.command.shell_complete(context, start)}
+
+    assert offered("train", "--max-l") == {"--max-length": "tokens a window [512]"}
+    assert offered("aegis", "tra") == {"train": "Train an adapter and a soul."}
+    monkeypatch.setenv(VARIABLE, "ja")
+    assert offered("train", "--max-l") == {"--max-length": "1 ウィンドウのトークン数 [512]"}
+    assert offered("aegis", "tra") == {"train": "アダプターと魂を学習します"}
+    assert offered("aegis", "--q") == {"--quiet": "警告と結果だけを表示"}
+
+
 def test_a_text_that_nobody_translated_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
     assert described("something new") == "something new"

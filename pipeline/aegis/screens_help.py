@@ -46,20 +46,33 @@ def in_short(command: Any) -> str:
     return described(command.help).partition(_SENTENCE)[0]
 
 
+def completed(items: list[Any]) -> list[Any]:
+    """What a shell is offered, each with its description."""
+    for item in items:
+        item.help = item.help and "".join(_with_default(item.help))
+    return items
+
+
 def _record(parameter: Any, ctx: Any) -> _Row | None:
     """How a parameter is written, and what it says; None for one that is not shown."""
     record = parameter.get_help_record(ctx)
     if record is None:
         return None
     names, text = record
-    own, default = str(parameter.help), ""
-    if described(own) == own and own.endswith("]"):  # a setting's default is behind its description
-        own, bracket, default = own.rpartition(" [")
-        default = bracket + default
+    own, default = _with_default(parameter.help)
     typers = text.removeprefix(parameter.help)
     for word in _TYPERS_WORDS:
         typers = typers.replace(word, described(word))
-    return _Row(names, described(own), default + typers)
+    return _Row(names, own, default + typers)
+
+
+def _with_default(text: str) -> tuple[str, str]:
+    """An option's description, and the default that a setting's has behind it."""
+    default = ""
+    if described(text) == text and text.endswith("]"):
+        text, bracket, default = text.rpartition(" [")
+        default = bracket + default
+    return described(text), default
 
 
 def _listed(title: str, rows: Sequence[_Row], width: int) -> list[str]:

@@ -25,12 +25,18 @@ class Command(TyperCommand):
     def get_short_help_str(self, limit: int = 45) -> str:
         return super().get_short_help_str(limit) if language() == "en" else screens_help.in_short(self)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return screens_help.completed(super().shell_complete(ctx, incomplete))
+
 
 class Commands(TyperGroup):
     """The commands. The parser's error would not say which one was asked for, but in its text."""
 
     def get_help(self, ctx: Any) -> str:
         return super().get_help(ctx) if language() == "en" else screens_help.helped(self, ctx)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return screens_help.completed(super().shell_complete(ctx, incomplete))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
