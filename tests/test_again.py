@@ -8,9 +8,11 @@ import pytest
 
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile
+from aegis.llama_cpp.convert import refuse_damaged
 from aegis.manifest import Manifest, verify_directory
 from aegis.messages import VARIABLE, Bilingual, bilingual
 from aegis.messages.again import again
+from aegis.model.shards import ShardSet
 from aegis.proof.structure import Check, Checks
 from aegis.publish import publishing
 from tests.shown import english_in
@@ -70,7 +72,17 @@ def no_head(folder: Path) -> None:
     raise IntegrityError("gguf.differs", wrong=bilingual("gguf.head_missing"))
 
 
-@pytest.mark.parametrize("work", [damaged, no_gguf, no_head])
+def no_converter(folder: Path) -> None:
+    (folder / "part").write_bytes(b"GGUF\x09\0\0\0")
+    refuse_damaged(folder / "part", bilingual("process.converter"))
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "pytorch_model.bin").touch()
+    ShardSet.open(folder)
+
+
+@pytest.mark.parametrize("work", [damaged, no_gguf, no_head, no_converter, no_weights])
 def test_a_check_that_failed_is_recorded_in_english_whoever_reads(
     work: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +92,7 @@ def test_a_check_that_failed_is_recorded_in_english_whoever_reads(
         monkeypatch.setenv(VARIABLE, spoken)
         (folder := tmp_path / spoken).mkdir()
         detail = failed(work, folder).detail
-        found[spoken] = Bilingual(*(side.replace(str(folder), "") for side in detail))
+        found[spoken] = Bilingual(*(side.replace(str(folder), "FOLDER") for side in detail))
     assert found["ja"].recorded == found["en"].recorded == found["en"].shown
     assert english_in(found["ja"].recorded)
     assert english_in(found["ja"].shown) == []

@@ -14,10 +14,13 @@ from string import Formatter
 from aegis.messages import Language, catalogue
 
 _GROUPS = (
-    *("adapter", "convert", "divergence", "gguf", "gguf_file", "gguf_header", "manifest", "merging", "parity"),
-    *("process", "runtime", "shards", "soul", "structure", "verify"),
+    *("adapter", "convert", "divergence", "gguf", "gguf_file", "gguf_header", "load", "manifest"),
+    *("merging", "parity", "process", "runtime", "shards", "soul", "structure", "verify"),
 )
 """Of these is what verify's checks are called and what they find."""
+
+_WORDS = {"converter", "nothing", "quantizer"}
+"""Single words of theirs that are no names."""
 
 _MARKS = ("; ", ": ")
 """What stands between texts that were put together."""
@@ -60,9 +63,9 @@ def _known(spoken: Language) -> list[tuple[re.Pattern[str], str]]:
 
 
 def _is_telling(text: str) -> bool:
-    """Whether it can be known: a single word may be a name as well."""
+    """Whether it can be known: most single words may be names as well."""
     words = re.findall("[A-Za-z]+", _literal(text))
-    return len(words) > 1 or (len(words) == 1 and "{" in text)
+    return len(words) > 1 or (len(words) == 1 and "{" in text) or text in _WORDS
 
 
 def _literal(text: str) -> str:
