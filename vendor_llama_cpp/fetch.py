@@ -42,23 +42,21 @@ def verified_sdist(pin: Pin, workspace: Path, listener: Listener) -> Iterator[Bi
     try:
         stream = path.open("rb")
     except OSError as error:
-        raise VendorError(
-            f"Cannot read the llama.cpp source archive {path}",
-            why=f"{error.strerror or error}.",
-            fix=f"Point {SDIST_VARIABLE} at {pin.sdist}, or unset it to download the file.",
-            kind="fetch",
-        ) from error
+        raise VendorError("fetch.unreadable", path=path, error=error.strerror or error, sdist=pin.sdist) from error
     with stream:
         listener.step("check", f"Checking {path.name}")
         found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != pin.sha256:
             raise VendorError(
-                f"{path} is not the pinned {pin.sdist}",
-                why=f"Its sha256 is {found} ({stream.tell()} bytes); "
-                f"wanted {pin.sha256} ({pin.size_bytes} bytes). Nothing was unpacked.",
-                fix=f"Get {pin.distribution} {pin.version}'s source archive from a place you trust"
-                + (f" and point {SDIST_VARIABLE} at it." if given else " and try again."),
-                kind="hash",
+                "hash.given" if given else "hash.downloaded",
+                path=path,
+                sdist=pin.sdist,
+                found=found,
+                found_bytes=stream.tell(),
+                wanted=pin.sha256,
+                wanted_bytes=pin.size_bytes,
+                distribution=pin.distribution,
+                version=pin.version,
             )
         stream.seek(0)
         yield stream
@@ -83,21 +81,11 @@ def _download(pin: Pin, workspace: Path, listener: Listener) -> Path:
     if code == 0 and path.is_file():
         return path
     output = log.read_text(encoding="utf-8", errors="replace").strip()
-    last_lines = "\n".join(output.splitlines()[-10:])
+    # pip's words as they are, set apart by a bar: what is under it is in no language of ours
+    last_lines = "\n".join(f"| {line}" for line in output.splitlines()[-10:] or ["-"])
     if "DO NOT MATCH THE HASHES" in output:
-        raise VendorError(
-            f"The index offers another {pin.sdist} than the pinned one",
-            why=f"pip compared its sha256 and refused it; nothing was unpacked.\n{last_lines}",
-            fix=f"Check your package index, or point {SDIST_VARIABLE} at the genuine file.",
-            kind="hash",
-        )
-    raise VendorError(
-        f"pip could not download {pin.sdist}",
-        why=last_lines or f"pip ended with code {code} and said nothing.",
-        fix=f"Check the network and pip's settings, then try again; or copy {pin.sdist} here from another "
-        f"machine and point {SDIST_VARIABLE} at it.",
-        kind="fetch",
-    )
+        raise VendorError("hash.index", sdist=pin.sdist, output=last_lines)
+    raise VendorError("fetch.pip", sdist=pin.sdist, exit_code=code, output=last_lines)
 
 
 def _watched(command: list[str], workspace: Path, output: BinaryIO, pin: Pin, listener: Listener) -> int:

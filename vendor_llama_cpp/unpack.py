@@ -41,21 +41,16 @@ def read_tree(sdist: BinaryIO, pin: Pin) -> dict[str, bytes]:
         with tarfile.open(fileobj=cast("IO[bytes]", inflated), mode="r|") as archive:
             for count, member in enumerate(archive):
                 if count >= MAX_MEMBERS:
-                    raise _hostile(f"it has more than {MAX_MEMBERS} members")
+                    raise VendorError("archive.members", most=MAX_MEMBERS)
                 _judge(member)
                 path = pin.wanted(member.name) if member.isfile() else None
                 if path is not None:
                     _take(archive, member, path, contents)
     except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, OverflowError, ValueError) as error:
-        raise _hostile(f"it cannot be read to its end ({error})") from error
+        raise VendorError("archive.unreadable", error=error) from error
     found = digest({path: hashlib.sha256(data).hexdigest() for path, data in contents.items()})
     if found != pin.tree_sha256:
-        raise VendorError(
-            "The unpacked converter is not the pinned one",
-            why=f"Its {len(contents)} files have the tree digest {found}; pin.toml says {pin.tree_sha256}.",
-            fix="Restore vendor_llama_cpp/pin.toml from git. If you changed the pin, enter the new digest.",
-            kind="hash",
-        )
+        raise VendorError("hash.tree", files=len(contents), found=found, wanted=pin.tree_sha256)
     return contents
 
 
@@ -72,22 +67,22 @@ def _judge(member: tarfile.TarInfo) -> None:
     """Refuse what could land, or point, outside of the directory it is unpacked into."""
     name = member.name
     if not (member.isfile() or member.isdir()) or member.issparse():
-        raise _hostile(f"{name!r} is a link, a device or another special file")
+        raise VendorError("archive.special", name=name)
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        raise _hostile(f"{name!r} is an absolute path")
+        raise VendorError("archive.absolute", name=name)
     if ".." in re.split(r"[/\\]", name) or "\0" in name:
-        raise _hostile(f"{name!r} leads outside")
+        raise VendorError("archive.outside", name=name)
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str, contents: dict[str, bytes]) -> None:
     # The judge lets odd but harmless names pass, since they stay in the archive. These are written, on
     # file systems that fold case, cut names at a colon or reserve them.
     if not all(_PLAIN_NAME.fullmatch(part) for part in path.split("/")):
-        raise _hostile(f"{member.name!r} is not a plain file name")
+        raise VendorError("archive.name", name=member.name)
     if path.casefold() in {known.casefold() for known in contents}:
-        raise _hostile(f"{member.name!r} is there twice")
+        raise VendorError("archive.twice", name=member.name)
     if member.size + sum(map(len, contents.values())) > MAX_TREE_BYTES:
-        raise _hostile(f"the converter's files hold more than {MAX_TREE_BYTES} bytes")
+        raise VendorError("archive.size", most=MAX_TREE_BYTES)
     stream = archive.extractfile(member)
     assert stream is not None, "a plain file has contents"
     contents[path] = stream.read()
@@ -104,14 +99,5 @@ class _Bounded:
         data = self._stream.read(size)
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
-            raise _hostile(f"it inflates to more than {MAX_ARCHIVE_BYTES} bytes")
+            raise VendorError("archive.bomb", most=MAX_ARCHIVE_BYTES)
         return data
-
-
-def _hostile(why: str) -> VendorError:
-    return VendorError(
-        "The llama.cpp source archive was refused",
-        why=f"Of the archive, {why}. Nothing was written.",
-        fix="Restore vendor_llama_cpp/pin.toml from git: the pinned archive has no such fault.",
-        kind="archive",
-    )

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from unicodedata import east_asian_width
 
 _WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
 """Letters between which a line may be broken; all of them take two cells."""
@@ -22,9 +23,10 @@ def terminal_columns() -> int | None:
 
 def cells(text: str) -> int:
     """How many cells of a terminal a text takes."""
-    # imported here: doctor's texts are shown where rich may be missing, and ask for no widths there
-    from rich.cells import cell_len
-
+    try:
+        from rich.cells import cell_len
+    except ImportError:  # doctor's texts are shown where it may be missing
+        return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
     return cell_len(text)
 
 

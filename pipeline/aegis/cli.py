@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,11 +40,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF for llama.cpp.",
 )
+command = partial(app.command, cls=usage.Command)
 
-
-app.command()(preparing.doctor)
-app.command()(preparing.init)
-app.command()(with_settings(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)(preparing.plan))
+command()(preparing.doctor)
+command()(preparing.init)
+command()(with_settings(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)(preparing.plan))
 
 
 def _show_version(wanted: bool) -> None:
@@ -75,7 +76,7 @@ def options(
     progress.install(ConsoleReporter(quiet=quiet))
 
 
-@app.command()
+@command()
 @with_settings(TrainConfig)
 def train(
     flags: dict[str, Any],
@@ -105,7 +106,7 @@ def train(
     progress.result(screens.trained(report, place.root), report)
 
 
-@app.command()
+@command()
 @with_settings(MergeConfig)
 def merge(
     flags: dict[str, Any],
@@ -146,7 +147,7 @@ def merge(
     progress.result(screens.merged(report, place.root if place else None), report)
 
 
-@app.command("import-soul")
+@command("import-soul")
 def import_soul(
     soul: Annotated[Path, typer.Argument(help="soul.pt of one of the original's checkpoints")],
     out: Annotated[Path, typer.Option(help="soul.safetensors to write")],
@@ -159,7 +160,7 @@ def import_soul(
     progress.result(screens.imported(report), report)
 
 
-@app.command("export-gguf")
+@command("export-gguf")
 @with_settings(ExportConfig)
 def export_gguf(
     flags: dict[str, Any],
@@ -187,7 +188,7 @@ def export_gguf(
     progress.result(screens_plan.export_planned(report) if dry_run else screens.exported(report), report)
 
 
-@app.command()
+@command()
 @with_settings(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)
 def run(
     flags: dict[str, Any],
@@ -220,7 +221,7 @@ def run(
     progress.result(screens.exported(exported), exported)
 
 
-@app.command()
+@command()
 @with_settings(VerifyConfig)
 def verify(
     flags: dict[str, Any],
@@ -265,7 +266,7 @@ def verify(
         raise typer.Exit(5)
 
 
-@app.command("quantize-study")
+@command("quantize-study")
 @with_settings(StudyConfig)
 def quantize_study(
     flags: dict[str, Any],
@@ -289,7 +290,7 @@ def quantize_study(
     progress.result(screens_study.studied(report, report.study, place.root), report.study.as_json())
 
 
-@app.command()
+@command()
 def report(
     run: RunOption = None,
     prompt: Annotated[
@@ -313,7 +314,7 @@ def report(
 PartOption = Annotated[Literal["gguf", "merged"], typer.Option("--part", help="the GGUF files or the merged folder")]
 
 
-@app.command()
+@command()
 def card(run: RunOption = None, part: PartOption = "gguf") -> None:
     """Print a model card, with what verify found in it."""
     from aegis.runs import Run
@@ -323,7 +324,7 @@ def card(run: RunOption = None, part: PartOption = "gguf") -> None:
     progress.result(text.rstrip(), {"card": text})
 
 
-@app.command()
+@command()
 def push(
     repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if it is not there")],
     run: RunOption = None,
@@ -341,7 +342,7 @@ def push(
     progress.result(screens.pushed(report), report)
 
 
-@app.command()
+@command()
 def chat(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
@@ -380,7 +381,7 @@ def chat(
                 return
 
 
-@app.command()
+@command()
 def serve(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aegis.messages import trouble
+from aegis.messages import Bilingual, Trouble, troubles
 
 
 class AegisError(Exception):
@@ -27,20 +27,33 @@ class AegisError(Exception):
     Args:
         key: of its message, "module.name".
         values: what fills the message's places.
+
+    Attributes:
+        what, why, fix: in the reader's language.
+        recorded: the same for a report, which is in English as far as the values are.
     """
 
     exit_code = 1
 
     def __init__(self, key: str, /, **values: object) -> None:
         super().__init__(key)
-        self.what, self.why, self.fix = trouble(key, **values)
+        self.recorded, (self.what, self.why, self.fix) = troubles(key, **values)
 
     def __str__(self) -> str:
-        return "\n".join(part for part in (self.what, self.why, self.fix) if part)
+        return _lines(Trouble(self.what, self.why, self.fix))
+
+    @property
+    def told(self) -> Bilingual:
+        """All of it, for a report and for the reader."""
+        return Bilingual(_lines(self.recorded), str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the texts are all that another process needs; the values may not go through a pipe
         return _told, (type(self), self.__dict__)
+
+
+def _lines(told: Trouble) -> str:
+    return "\n".join(part for part in told if part)
 
 
 def _told(kind: type[AegisError], state: dict[str, Any]) -> AegisError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from aegis import __version__, progress
 from aegis.errors import IntegrityError
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual, phrase
 
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
@@ -109,7 +109,8 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] != FORMAT or document["version"] != VERSION:
-            raise ValueError(phrase("manifest.version", format=document["format"], version=document["version"]))
+            other = bilingual("manifest.version", format=document["format"], version=document["version"])
+            raise IntegrityError("manifest.damaged", path=path, name="ValueError", error=other)
         return Manifest(
             stage=str(document["stage"]),
             config=dict(document["config"]),
@@ -134,16 +135,16 @@ def verify_directory(directory: Path) -> Manifest:
         IntegrityError: naming each file that is missing, of another size, or changed.
     """
     manifest = read_manifest(directory)
-    wrong = []
+    wrong: list[Bilingual] = []
     with hashing(directory.name, sum(record.bytes for record in manifest.files.values())) as read:
         for name, record in manifest.files.items():
             path = directory / name
             if not path.is_file():
-                wrong.append(phrase("manifest.missing", name=name))
+                wrong.append(bilingual("manifest.missing", name=name))
             elif (why := _difference(path, record, read)) is not None:
-                wrong.append(f"{name}: {why}")
+                wrong.append(why.after(f"{name}: "))
     if wrong:
-        raise IntegrityError("manifest.folder_differs", directory=directory, wrong="\n".join(wrong))
+        raise IntegrityError("manifest.folder_differs", directory=directory, wrong=Bilingual.joined("\n", wrong))
     return manifest
 
 
@@ -161,14 +162,14 @@ def verify_file(path: Path) -> bool:
     return record is not None
 
 
-def _difference(path: Path, record: FileRecord, read: Callable[[int], object] | None = None) -> str | None:
+def _difference(path: Path, record: FileRecord, read: Callable[[int], object] | None = None) -> Bilingual | None:
     try:
         size = path.stat().st_size
         if size != record.bytes:
-            return phrase("manifest.size", found=size, wanted=record.bytes)
-        return None if file_sha256(path, read) == record.sha256 else phrase("manifest.changed")
+            return bilingual("manifest.size", found=size, wanted=record.bytes)
+        return None if file_sha256(path, read) == record.sha256 else bilingual("manifest.changed")
     except OSError as error:
-        return str(error)
+        return Bilingual.same(str(error))
 
 
 def finished(final: Path, manifest: Manifest) -> Manifest | None:

@@ -23,16 +23,35 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.train import TrainReport
 
 
+NAMES = {
+    "4-bit kernel": "finding.kernel",
+    "command line": "finding.command_line",
+    "console": "finding.console",
+    "converter": "finding.converter",
+    "disk": "finding.disk",
+    "disk: base models": "finding.disk_base_models",
+    "disk: cache": "finding.disk_cache",
+    "disk: runs": "finding.disk_runs",
+    "disk: temporary": "finding.disk_temporary",
+    "driver": "finding.driver",
+    "memory": "finding.memory",
+    "packages": "finding.packages",
+    "paths": "finding.paths",
+    "set-up": "finding.set_up",
+}
+"""What the doctor calls the things it looked at, but for those that are called so in every language."""
+
+
 def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
     """After doctor: a line a finding, what to type under it, one line of verdict; folded to a terminal's width."""
     narrow = columns is not None and columns < 60
-    width = 0 if narrow else max((len(finding.name) for finding in findings), default=0)
+    width = 0 if narrow else max((cells(_named(finding)) for finding in findings), default=0)
     lines = []
     for finding in findings:
-        lines.append((f"{finding.state:<5} {finding.name:<{width}}  ", finding.detail))
+        lines.append((f"{finding.state:<5} {left(_named(finding), width)}  ", finding.detail))
         if finding.cure:
             lines.append((f"{' ' * 6}{phrase('ending.do')}: ", finding.cure))
-    failed = [finding.name for finding in findings if finding.state == "fail"]
+    failed = [_named(finding) for finding in findings if finding.state == "fail"]
     warned = sum(finding.state == "warn" for finding in findings)
     if failed:
         lines.append(("", phrase("doctor.not_ready", names=", ".join(failed))))
@@ -41,6 +60,10 @@ def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
     else:
         lines.append(("", phrase("doctor.ready")))
     return "\n".join(folded(start, text, columns) for start, text in lines)
+
+
+def _named(finding: Finding) -> str:
+    return phrase(NAMES[finding.name]) if finding.name in NAMES else finding.name
 
 
 def trained(report: TrainReport, run: Path) -> str:

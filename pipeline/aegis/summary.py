@@ -11,6 +11,8 @@ from typing import Any
 from aegis.disk import human
 from aegis.errors import IntegrityError
 from aegis.manifest import MANIFEST, Manifest, read_manifest
+from aegis.messages import Language, words
+from aegis.messages.again import again
 from aegis.model.origin import is_hub_id
 from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
@@ -64,7 +66,7 @@ class Parts:
         return [name for name in files if name in known] if isinstance(files, list) else []
 
 
-def training_section(run: Run, parts: Parts, rows: Sequence[Mapping[str, Any]]) -> Section:
+def training_section(run: Run, parts: Parts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
     """Base, steps, losses, gate, speed, and the pictures."""
     found = parts.facts("training")
     speeds = [row["tokens_per_second"] for row in rows if isinstance(row.get("tokens_per_second"), float)]
@@ -78,7 +80,7 @@ def training_section(run: Run, parts: Parts, rows: Sequence[Mapping[str, Any]]) 
         "alpha": number(found.get("alpha"), ".3f"),
         "gate": number(found.get("gate"), ".4f"),
         "adapter_parameters": number(found.get("trainable_parameters"), ",.0f"),
-        "speed": f"{statistics.median(speeds):,.0f} tokens/s" if speeds else "-",
+        "speed": label["speed_value"].format(speed=statistics.median(speeds)) if speeds else "-",
         "memory": human(max(peaks)) if peaks else "-",
     }
     pictures = [run.pictures / name for name in PICTURES if (run.pictures / name).is_file()]
@@ -141,10 +143,9 @@ def export_section(parts: Parts) -> Section:
     )
 
 
-def verify_section(
-    run: Run, parts: Parts, report: Mapping[str, Any] | None, why: str, label: Mapping[str, str]
-) -> Section:
+def verify_section(run: Run, parts: Parts, report: Mapping[str, Any] | None, why: str, language: Language) -> Section:
     """verify's tables and picture."""
+    label = words("page", language)
     if report is None:
         return Section("verify", {}, missing=parts.missing.get("verify", why))
     facts = {"tokens": number(report.get("tokens"), ",.0f")}
@@ -168,9 +169,9 @@ def verify_section(
     ]
     checks = [
         # of a check that held, the first line tells enough
-        ("ok", check["name"], str(check["detail"]).partition("\n")[0])
+        ("ok", again(str(check["name"]), language), again(str(check["detail"]).partition("\n")[0], language))
         if check["ok"]
-        else ("FAIL", check["name"], check["detail"])
+        else ("FAIL", again(str(check["name"]), language), again(str(check["detail"]), language))
         for check in report.get("checks") or []
     ]
     tables = [

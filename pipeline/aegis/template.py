@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from aegis.cells import folded
 from aegis.config import DEMO, SECTIONS
 from aegis.data.files import READERS
 from aegis.data.sources import is_hub_dataset
 from aegis.errors import UsageError
-from aegis.messages import phrase
+from aegis.messages import described, phrase
 
-_HEADER = """\
-# Settings for `aegis run --config {name}` (and train, merge, export-gguf, verify, plan, quantize-study).
-# A line that begins with "#" holds a default; take the "#" away to change it. A flag on the command line wins over
-# this file, and so does an environment variable such as AEGIS_TRAIN_MAX_STEPS.
-"""
 _WIDTH = 118
 
 
 def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
-    """The file's text; `resolve` reads back base and data, and the default of everything else."""
+    """The file's text, its comments for the reader; `resolve` reads back base and data, and else the defaults."""
     chosen = {"train": {"base_model": base_model, "dataset": dataset}}
-    parts = [_HEADER.format(name=name)]
+    parts = [_comment(phrase("template.header", name=name)) + "\n"]
     for section, model in SECTIONS.items():
         parts.append(f"[{section}]  # {model.__doc__.strip() if model.__doc__ else ''}\n")
         for key, field in model.model_fields.items():
@@ -35,16 +30,20 @@ def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
 
 
 def _setting(key: str, field: FieldInfo, chosen: str | None) -> str:
-    words = field.description or ""
+    words = described(field.description or "")
     if choices := _choices(field.annotation):
-        words += f" ({', '.join(choices)})"
-    comment = textwrap.fill(words, _WIDTH, initial_indent="# ", subsequent_indent="# ")
+        words += phrase("template.choices", names=", ".join(choices))
+    comment = _comment(words)
     if chosen is not None:
         return f"{comment}\n{key} = {_toml(chosen)}\n"
     default = field.default
     if default in (None, ()):
         return f"{comment}\n# {key} =\n"
     return f"{comment}\n# {key} = {_toml(default)}\n"
+
+
+def _comment(words: str) -> str:
+    return "\n".join(f"# {line}" for line in folded("", words, _WIDTH - 2).splitlines())
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

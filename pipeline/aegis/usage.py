@@ -1,6 +1,7 @@
-"""What a command line is refused for, in the reader's language: by the parser's kinds of errors.
+"""Typer's part in the reader's language: --help, and what a command line is refused for.
 
-They are known by their names: typer carries a click of its own or uses the installed one, as its version goes.
+A refusal is known by the name of the parser's error: typer carries a click of its own or uses the installed one, as its
+version goes.
 """
 
 from __future__ import annotations
@@ -8,15 +9,34 @@ from __future__ import annotations
 import difflib
 from typing import Any, get_args
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from aegis import problems
+from aegis import problems, screens_help
 from aegis.errors import UsageError
-from aegis.messages import phrase
+from aegis.messages import language, phrase
+
+
+class Command(TyperCommand):
+    """A command that is described in the reader's language."""
+
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx) if language() == "en" else screens_help.helped(self, ctx)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        return super().get_short_help_str(limit) if language() == "en" else screens_help.in_short(self)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return screens_help.completed(super().shell_complete(ctx, incomplete))
 
 
 class Commands(TyperGroup):
     """The commands. The parser's error would not say which one was asked for, but in its text."""
+
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx) if language() == "en" else screens_help.helped(self, ctx)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return screens_help.completed(super().shell_complete(ctx, incomplete))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]

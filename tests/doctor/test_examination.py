@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from aegis import doctor, screens
+from aegis.cells import cells
+from aegis.console import JsonReporter
 from aegis.doctor import Finding, examination, examine, is_ready
-from aegis.messages import VARIABLE, words
+from aegis.messages import VARIABLE, phrase, words
 from tests.shown import english_in
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +69,7 @@ def test_the_screen() -> None:
 
 
 def test_it_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine in Japanese: what was looked at and how it is keep their names, nothing else is English.
+    """This machine in Japanese: how things are keeps its names, nothing else is English.
 
     The controls: what is looked for is in the English texts.
     """
@@ -78,6 +82,54 @@ def test_it_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [finding for finding in findings if english_in(f"{finding.detail}\n{finding.cure}")] == []
     assert {finding.name for finding in findings} >= {"Python", "set-up", "packages", "torch", "memory", "disk: runs"}
     assert {finding.state for finding in findings} <= {"ok", "warn", "fail"}
+
+
+PROPER = {"GPU", "Hub", "Ollama", "Python", "llama.cpp", "torch", "triton"}
+"""Names in every language."""
+
+
+def names_given() -> set[str]:
+    """Every name that a finding can have, as it is written where findings are made."""
+    package = Path(doctor.__file__).parent
+    found = {name for name, _ in examination.PROBES}
+    for path in [*package.glob("*.py"), package.parent / "__main__.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Finding", "_disk"}:
+                found |= {part.value for part in node.args[:1] if isinstance(part, ast.Constant)}
+    return found
+
+
+def test_every_name_has_a_text_and_no_text_is_left_over() -> None:
+    assert names_given() - PROPER == screens.NAMES.keys()
+    assert {phrase(key) for key in screens.NAMES.values()} == screens.NAMES.keys()
+    assert set(screens.NAMES.values()) == {f"finding.{name}" for name in words("finding", "en")}
+
+
+def test_names_are_the_readers_and_those_for_programs_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [Finding(name, "fail", "あ") for name in sorted(names_given())]
+    english = screens.diagnosed(findings)
+    assert all(name in english for name in names_given())
+    monkeypatch.setenv(VARIABLE, "ja")
+    lines = screens.diagnosed(findings).splitlines()
+    shown = [line.removeprefix("fail").removesuffix("あ").strip() for line in lines[:-1]]
+    assert {name for name in shown if not re.search("[ぁ-ヿ一-鿿]", name)} == PROPER
+    assert {cells(line) for line in lines[:-1]} == {cells(lines[0])}
+    assert lines[-1].startswith(f"まだ準備ができていません: {', '.join(shown)}")
+    JsonReporter().result("", {"findings": findings})
+    told = json.loads(capsys.readouterr().out)["report"]["findings"]
+    assert {finding["name"] for finding in told} == names_given()
+
+
+def test_columns_stand_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor is asked when packages are missing, too."""
+    monkeypatch.setenv(VARIABLE, "ja")
+    with_rich = screens.diagnosed([Finding("set-up", "ok", "x"), Finding("disk: temporary", "ok", "x")])
+    monkeypatch.setitem(sys.modules, "rich.cells", None)
+    with pytest.raises(ImportError):
+        import rich.cells  # noqa: F401
+    assert screens.diagnosed([Finding("set-up", "ok", "x"), Finding("disk: temporary", "ok", "x")]) == with_rich
 
 
 def test_a_narrow_terminal_folds_and_breaks_no_address() -> None:

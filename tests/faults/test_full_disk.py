@@ -13,6 +13,7 @@ import pytest
 
 from aegis.errors import EnvironmentFault
 from aegis.llama_cpp.convert import refuse_damaged
+from aegis.messages import Bilingual
 from tests.faults.harness import JOBS, Laboratory
 
 pytestmark = [
@@ -63,4 +64,4 @@ def test_a_damaged_file_on_a_full_disk_is_the_disks_fault(small_disk: Path) -> N
     with pytest.raises(OSError, match="No space left"):
         part.write_bytes(bytes(1 << 20))
     with pytest.raises(EnvironmentFault, match="disk is full"):
-        refuse_damaged(part, "quantizer")
+        refuse_damaged(part, Bilingual.same("quantizer"))

@@ -20,6 +20,7 @@ from aegis import progress
 from aegis.errors import EnvironmentFault, ToolError
 from aegis.llama_cpp import convert
 from aegis.llama_cpp.process import KEPT_LINES, published, run_tool
+from aegis.messages import Bilingual
 
 PREAMBLE = """
 import os, sys, time
@@ -115,7 +116,9 @@ def test_a_tool_that_falls_silent_is_ended(tmp_path: Path) -> None:
     script.write_text("import time; print('went to sleep', flush=True); time.sleep(600)", encoding="utf-8")
     began = time.monotonic()
     with pytest.raises(ToolError, match=r"(?s)nothing for 1 s.*went to sleep"), published(tmp_path / "o") as part:
-        run_tool("sleeper", script, [], part=part, title="", fraction=lambda line: None, silence_limit_s=1.0)
+        run_tool(
+            Bilingual.same("sleeper"), script, [], part=part, title="", fraction=lambda line: None, silence_limit_s=1.0
+        )
     assert time.monotonic() - began < 20
     assert [script] == list(tmp_path.iterdir())
 

@@ -62,12 +62,7 @@ def test_a_pinned_tree_that_cannot_be_had_has_its_exit_code(
     monkeypatch.setenv("AEGIS_LLAMA_SDIST", str(sdist))
     with pytest.raises(fault, match=r"llama\.tar\.gz") as caught:
         find_tree()
-    assert caught.value.fix
-    english = caught.value.what
-    monkeypatch.setenv("AEGIS_LANG", "ja")
-    with pytest.raises(fault, match=r"llama\.cpp の変換器") as caught:
-        find_tree()
-    assert english in caught.value.what
+    assert "AEGIS_LLAMA_SDIST" in caught.value.fix
 
 
 @pytest.mark.parametrize(("spoken", "title"), [("en", "downloading llama.cpp's converter"), ("ja", "ダウンロード中")])

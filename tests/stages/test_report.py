@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from aegis.errors import EnvironmentFault, UsageError
 from aegis.manifest import read_manifest, verify_directory
 from aegis.runs import Run
 from aegis.sampling import Limits
+from tests.shown import english_in
 from tests.stages.conftest import QUESTIONS, small_training, write_chats
 
 SHORT = Limits(count=2, max_tokens=8)
@@ -174,3 +176,19 @@ def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
     assert [(answer.text, answer.cut) for answer in trained.answers] == [("ああああ", False), ("ああ", True)]
     assert gguf.name == "Q4_K_M"
     assert gguf.answers == trained.answers
+
+
+def test_a_japanese_page_is_japanese(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that was verified in English: the names of checks, what they found, and what failed."""
+    report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
+    names = [check["name"] for check in report["checks"]]
+    assert len(names) > 10
+    english = html.unescape(words(reporting.report(run, Limits(count=0))))
+    assert all(name in english for name in names)
+    monkeypatch.setenv("AEGIS_LANG", "ja")
+    text = words(reporting.report(run, Limits(count=0)))
+    section = text.partition('<section id="verify">')[2].partition("</section>")[0]
+    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>([^<]*)</td>", section)]
+    assert set(cells) & set(names) == set()
+    assert [cell for cell in cells if english_in(cell)] == []
+    assert "トークン/秒" in text

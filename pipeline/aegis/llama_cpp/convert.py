@@ -12,7 +12,7 @@ from aegis.errors import IntegrityError, ToolError, UsageError
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
 from aegis.llama_cpp.tree import CONVERTER, find_tree
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual, phrase
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
@@ -68,7 +68,7 @@ def convert(
             f"--model-name={model_name}",
         ]
         run_tool(
-            phrase("process.converter"),
+            bilingual("process.converter"),
             tree / CONVERTER,
             [*arguments, "--vocab-only"] if vocab_only else arguments,
             part=part,
@@ -77,7 +77,7 @@ def convert(
             import_from=tree,
             environment=_ENVIRONMENT,
         )
-        refuse_damaged(part, phrase("process.converter"))
+        refuse_damaged(part, bilingual("process.converter"))
 
 
 def refuse_code(model_dir: Path) -> None:
@@ -86,19 +86,19 @@ def refuse_code(model_dir: Path) -> None:
     Raises:
         IntegrityError: naming the files.
     """
-    found = sorted(path.name for path in model_dir.rglob("*.py"))
+    found = [Bilingual.same(name) for name in sorted(path.name for path in model_dir.rglob("*.py"))]
     for name in ("config.json", "tokenizer_config.json"):
         path = model_dir / name
         try:
             if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-                found.append(phrase("convert.auto_map", name=name))
+                found.append(bilingual("convert.auto_map", name=name))
         except ValueError as error:
             raise IntegrityError("convert.not_json", path=path, error=str(error)) from error
     if found:
-        raise IntegrityError("convert.foreign_code", model_dir=model_dir, found=", ".join(found))
+        raise IntegrityError("convert.foreign_code", model_dir=model_dir, found=Bilingual.joined(", ", found))
 
 
-def refuse_damaged(part: Path, tool: str) -> None:
+def refuse_damaged(part: Path, tool: Bilingual) -> None:
     """A tool's word is not taken for it: what it wrote must read as a GGUF, whole to the last tensor.
 
     Raises:
@@ -111,7 +111,8 @@ def refuse_damaged(part: Path, tool: str) -> None:
     except IntegrityError as error:
         if shutil.disk_usage(part.parent).free < _NO_ROOM_BYTES:
             raise disk.full(part, error) from error
-        raise ToolError("convert.damaged_output", tool=tool, why=error.why, fix=error.fix) from error
+        why, fix = Bilingual(error.recorded.why, error.why), Bilingual(error.recorded.fix, error.fix)
+        raise ToolError("convert.damaged_output", tool=tool, why=why, fix=fix) from error
 
 
 def _fraction(line: str) -> float | None:

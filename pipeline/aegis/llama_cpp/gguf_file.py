@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp.gguf_header import DamagedGguf, TensorInfo, Value, block_size, read_header
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual
 
 _PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 _INTEGERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
@@ -48,12 +48,12 @@ class GgufFile:
         except OSError as error:
             raise UsageError("gguf_file.unreadable", path=path, error=str(error)) from error
         if data is None:
-            raise self._damaged(phrase("gguf_file.empty"))
+            raise self._damaged(bilingual("gguf_file.empty"))
         try:
             self.metadata, self.tensors = read_header(data)
         except DamagedGguf as error:
             data.close()
-            raise self._damaged(str(error)) from error
+            raise self._damaged(error.what) from error
         self._data: mmap.mmap | None = data
 
     def tensor(self, name: str) -> NDArray[np.generic]:
@@ -123,8 +123,8 @@ class GgufFile:
     ) -> None:
         self.close()
 
-    def _damaged(self, what: str) -> IntegrityError:
-        return IntegrityError("gguf_file.not_whole", path=self.path, what=what[0].upper() + what[1:])
+    def _damaged(self, what: Bilingual) -> IntegrityError:
+        return IntegrityError("gguf_file.not_whole", path=self.path, what=what.capitalised())
 
 
 def trained_context(path: Path) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual
 
 Scalar = str | int | float | bool
 Value = Scalar | list[Scalar]
@@ -32,6 +32,10 @@ _MAX_DIMENSIONS = 4
 
 class DamagedGguf(ValueError):
     """What is wrong, as a clause."""
+
+    def __init__(self, what: Bilingual) -> None:
+        super().__init__(what.shown)
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -57,38 +61,40 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
     """
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
-        raise DamagedGguf(phrase("gguf_header.no_magic"))
+        raise DamagedGguf(bilingual("gguf_header.no_magic"))
     version = cursor.number("I")
     if version not in _VERSIONS:
-        raise DamagedGguf(phrase("gguf_header.unknown_version", version=version, known=", ".join(map(str, _VERSIONS))))
+        raise DamagedGguf(
+            bilingual("gguf_header.unknown_version", version=version, known=", ".join(map(str, _VERSIONS)))
+        )
     n_tensors, n_values = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Value] = {}
     for _ in cursor.counted(n_values):
         key = cursor.string()
         if key in metadata:
-            raise DamagedGguf(phrase("gguf_header.key_twice", key=key))
+            raise DamagedGguf(bilingual("gguf_header.key_twice", key=key))
         metadata[key] = cursor.value(cursor.number("I"))
     declared = [_declaration(cursor) for _ in cursor.counted(n_tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise DamagedGguf(phrase("gguf_header.alignment", alignment=alignment))
+        raise DamagedGguf(bilingual("gguf_header.alignment", alignment=alignment))
     start = _aligned(cursor.position, alignment)
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for name, shape, kind, offset in declared:
         if name in tensors:
-            raise DamagedGguf(phrase("gguf_header.tensor_twice", name=name))
+            raise DamagedGguf(bilingual("gguf_header.tensor_twice", name=name))
         if offset != expected:
-            raise DamagedGguf(phrase("gguf_header.offset", name=name, offset=offset, expected=expected))
+            raise DamagedGguf(bilingual("gguf_header.offset", name=name, offset=offset, expected=expected))
         size = _size_bytes(name, shape, kind)
         if start + offset + size > len(data):
             raise DamagedGguf(
-                phrase("gguf_header.cut_off", data_count=len(data), name=name, start=start + offset + size)
+                bilingual("gguf_header.cut_off", data_count=len(data), name=name, start=start + offset + size)
             )
         tensors[name] = TensorInfo(name, shape, kind.name, start + offset, size)
         expected = _aligned(offset + size, alignment)
     if len(data) > start + expected:
-        raise DamagedGguf(phrase("gguf_header.trailing_bytes", data_count=len(data) - start - expected))
+        raise DamagedGguf(bilingual("gguf_header.trailing_bytes", data_count=len(data) - start - expected))
     return metadata, tensors
 
 
@@ -101,20 +107,20 @@ def _declaration(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizatio
     name = cursor.string()
     n_dimensions = cursor.number("I")
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
-        raise DamagedGguf(phrase("gguf_header.dimensions", name=name, n_dimensions=n_dimensions))
+        raise DamagedGguf(bilingual("gguf_header.dimensions", name=name, n_dimensions=n_dimensions))
     shape = tuple(cursor.number("Q") for _ in range(n_dimensions))[::-1]
     type_id = cursor.number("I")
     try:
         kind = GGMLQuantizationType(type_id)
     except ValueError:
-        raise DamagedGguf(phrase("gguf_header.unknown_type", name=name, type_id=type_id)) from None
+        raise DamagedGguf(bilingual("gguf_header.unknown_type", name=name, type_id=type_id)) from None
     return name, shape, kind, cursor.number("Q")
 
 
 def _size_bytes(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     weights, block_bytes = GGML_QUANT_SIZES[kind]
     if not all(shape) or shape[-1] % weights:
-        raise DamagedGguf(phrase("gguf_header.shape_of_type", name=name, kind_name=kind.name, shape=shape))
+        raise DamagedGguf(bilingual("gguf_header.shape_of_type", name=name, kind_name=kind.name, shape=shape))
     return math.prod(shape) // int(weights) * int(block_bytes)
 
 
@@ -133,13 +139,13 @@ class _Cursor:
     def take(self, size: int) -> bytes:
         start, self.position = self.position, self.position + size
         if self.position > self._end:
-            raise DamagedGguf(phrase("gguf_header.header_cut_off", end=self._end))
+            raise DamagedGguf(bilingual("gguf_header.header_cut_off", end=self._end))
         return self._data[start : self.position]
 
     def counted(self, count: int) -> Iterator[int]:
         """`range(count)`, unless not even one byte for each item is left."""
         if count > self._end - self.position:
-            raise DamagedGguf(phrase("gguf_header.too_many_items", count=count, end=self._end - self.position))
+            raise DamagedGguf(bilingual("gguf_header.too_many_items", count=count, end=self._end - self.position))
         return iter(range(count))
 
     def number(self, code: str) -> int:
@@ -154,7 +160,7 @@ class _Cursor:
             return self._scalars(type_id, 1)[0]
         item_type, count = self.number("I"), self.number("Q")
         if count > MAX_ARRAY_ITEMS:
-            raise DamagedGguf(phrase("gguf_header.huge_array", count=count))
+            raise DamagedGguf(bilingual("gguf_header.huge_array", count=count))
         return self._scalars(item_type, count)
 
     def _scalars(self, type_id: int, count: int) -> list[Scalar]:
@@ -162,5 +168,5 @@ class _Cursor:
             return [self.string() for _ in self.counted(count)]
         code = _NUMBERS.get(type_id)
         if code is None:
-            raise DamagedGguf(phrase("gguf_header.unknown_value_type", type_id=type_id))
+            raise DamagedGguf(bilingual("gguf_header.unknown_value_type", type_id=type_id))
         return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))

@@ -20,7 +20,7 @@ from aegis.llama_cpp.building import WORKER, imatrix_tool
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
-from aegis.messages import phrase
+from aegis.messages import bilingual, phrase
 
 LEAST_CHUNK_TOKENS = 32
 """The tool looks at no fewer than 16 tokens at a time, and wants two chunks."""
@@ -60,7 +60,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
         ]
         # fmt: on
         run_tool(
-            phrase("process.imatrix"),
+            bilingual("process.imatrix"),
             WORKER,
             arguments,
             part=part,
@@ -70,7 +70,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
             environment={name: None for name in os.environ if name.startswith("LLAMA_")},
             line_end=_LINE_END,
         )
-        refuse_damaged(part, phrase("process.imatrix"))
+        refuse_damaged(part, bilingual("process.imatrix"))
         read_importance(part)
 
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, ToolError
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual
 
 KEPT_LINES = 20
 SILENCE_LIMIT_S = 1800.0
@@ -69,7 +69,7 @@ def published(out: Path) -> Iterator[Path]:
 
 
 def run_tool(
-    tool: str,
+    tool: Bilingual,
     script: Path,
     arguments: Sequence[str],
     *,
@@ -124,12 +124,12 @@ def run_tool(
             if pipe is not None and not (pipe is child.stdout and reader.is_alive()):
                 pipe.close()
     if code is None:
-        raise _failure(tool, phrase("process.silent", seconds=silence_limit_s), listener, part)
+        raise _failure(tool, bilingual("process.silent", seconds=silence_limit_s), listener, part)
     if code != 0:
-        reason = phrase("process.signal", number=-code) if code < 0 else phrase("process.code", code=code)
-        raise _failure(tool, phrase("process.ended", reason=reason), listener, part)
+        reason = bilingual("process.signal", number=-code) if code < 0 else bilingual("process.code", code=code)
+        raise _failure(tool, bilingual("process.ended", reason=reason), listener, part)
     if not part.is_file():
-        raise _failure(tool, phrase("process.no_file"), listener, part)
+        raise _failure(tool, bilingual("process.no_file"), listener, part)
 
 
 def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limit_s: float) -> int | None:
@@ -202,7 +202,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _failure(tool: str, why: str, listener: _Listener, part: Path) -> AegisError:
+def _failure(tool: Bilingual, why: Bilingual, listener: _Listener, part: Path) -> AegisError:
     output = "\n".join(listener.last_lines)
     if _DISK_FULL.search(output):
         written = part.stat().st_size if part.is_file() else 0
@@ -218,6 +218,6 @@ def _failure(tool: str, why: str, listener: _Listener, part: Path) -> AegisError
     return ToolError(
         "process.failed",
         tool=tool,
-        why=why[0].upper() + why[1:],
-        output=phrase("process.last_lines", output=output) if output else "",
+        why=why.capitalised(),
+        output=bilingual("process.last_lines", output=output) if output else "",
     )

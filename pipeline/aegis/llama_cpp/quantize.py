@@ -14,7 +14,7 @@ from aegis.errors import UsageError
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.imatrix import refuse_foreign
 from aegis.llama_cpp.process import published, run_tool
-from aegis.messages import phrase
+from aegis.messages import bilingual, phrase
 
 QUANT_TYPES: Mapping[str, int] = MappingProxyType(
     {
@@ -130,14 +130,14 @@ def quantize(
     matrix = str(imatrix.absolute()) if imatrix else ""
     with published(out) as part:
         run_tool(
-            phrase("process.quantizer"),
+            bilingual("process.quantizer"),
             _WORKER,
             [str(source), part.name, str(_ALL[quant]), output_type, str(threads or 0), matrix],
             part=part,
             title=phrase("process.quantizing", quant=quant),
             fraction=_fraction,
         )
-        refuse_damaged(part, phrase("process.quantizer"))
+        refuse_damaged(part, bilingual("process.quantizer"))
 
 
 def parse_tensor_type(name: str) -> int:

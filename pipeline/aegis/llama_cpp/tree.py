@@ -14,11 +14,11 @@ from aegis.messages import phrase
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP_DIR"
 
-_FAULTS: dict[str, tuple[type[AegisError], str]] = {
-    "fetch": (EnvironmentFault, "tree.fetch"),
-    "disk": (EnvironmentFault, "tree.disk"),
-    "hash": (IntegrityError, "tree.hash"),
-    "archive": (IntegrityError, "tree.archive"),
+_FAULTS: dict[str, type[AegisError]] = {
+    "fetch": EnvironmentFault,
+    "disk": EnvironmentFault,
+    "hash": IntegrityError,
+    "archive": IntegrityError,
 }
 
 
@@ -48,9 +48,8 @@ def pinned_tree() -> Path:
         with ExitStack() as held:
             return vendor_llama_cpp.converter_tree(_Teller(held))
     except vendor_llama_cpp.VendorError as error:
-        # that package stands alone and speaks English; a Japanese reader gets its words under ours
-        fault, key = _FAULTS[error.kind]
-        raise fault(key, what=error.what, why=error.why, fix=error.fix) from error
+        # that package stands alone and speaks English; its codes are our group's names
+        raise _FAULTS[error.kind](f"vendor.{error.code}", **error.facts) from error
 
 
 class _Teller:

@@ -1,6 +1,8 @@
 """What AEGIS says to people, by key, in the language they read.
 
 One file a language, en.toml and ja.toml, with the same keys and the same places to fill. A key is "module.name".
+Commands and settings are described where they are, in English; help_ja.toml has the other language by the English text,
+so that one that was changed is missed, and not taken for the old one.
 The language is AEGIS_LANG ("en" or "ja"), else the locale's if there is a file for it, else English.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 import locale
 import os
 import tomllib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
@@ -28,6 +31,20 @@ class Bilingual(NamedTuple):
     def same(cls, text: str) -> Bilingual:
         """What is the same in every language, or is not to be had in two."""
         return cls(text, text)
+
+    @classmethod
+    def joined(cls, separator: str, texts: Iterable[Bilingual]) -> Bilingual:
+        recorded, shown = [], []
+        for text in texts:
+            recorded.append(text.recorded)
+            shown.append(text.shown)
+        return cls(separator.join(recorded), separator.join(shown))
+
+    def capitalised(self) -> Bilingual:
+        return Bilingual(*(side[:1].upper() + side[1:] for side in self))
+
+    def after(self, start: str) -> Bilingual:
+        return Bilingual(start + self.recorded, start + self.shown)
 
     def followed_by(self, text: str) -> Bilingual:
         return Bilingual(self.recorded + text, self.shown + text)
@@ -61,25 +78,45 @@ def phrase(key: str, /, **values: object) -> str:
 
 def bilingual(key: str, /, **values: object) -> Bilingual:
     """The text `key` with its places filled, for a report and for the reader; so are texts that fill a place."""
-    sides = []
     languages: tuple[Language, Language] = ("en", language())
-    for side, spoken in enumerate(languages):
-        filled = {name: value[side] if isinstance(value, Bilingual) else value for name, value in values.items()}
-        sides.append(str(_entry(key, spoken)).format(**filled))
-    return Bilingual(*sides)
+    return Bilingual(
+        *(str(_entry(key, spoken)).format(**_of_side(side, values)) for side, spoken in enumerate(languages))
+    )
 
 
-def trouble(key: str, /, **values: object) -> Trouble:
-    """The error `key` with its places filled."""
-    parts = _entry(key, language())
+def troubles(key: str, /, **values: object) -> tuple[Trouble, Trouble]:
+    """The error `key` with its places filled, for a report and for the reader."""
+    languages: tuple[Language, Language] = ("en", language())
+    recorded, shown = (_trouble(key, spoken, _of_side(side, values)) for side, spoken in enumerate(languages))
+    return recorded, shown
+
+
+def _trouble(key: str, spoken: Language, values: Mapping[str, object]) -> Trouble:
+    parts = _entry(key, spoken)
     if not isinstance(parts, dict):
         raise TypeError(f"{key} is a text, not an error")
     return Trouble(*(str(parts.get(name, "")).format(**values) for name in Trouble._fields))
 
 
+def _of_side(side: int, values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value[side] if isinstance(value, Bilingual) else value for name, value in values.items()}
+
+
 def words(group: str, spoken: Language) -> dict[str, str]:
     """All texts of one group by name, as they stand: for a page that is filled with them elsewhere."""
     return {name: text for name, text in catalogue(spoken)[group].items() if isinstance(text, str)}
+
+
+def described(text: str) -> str:
+    """A description that stands in the source in English, a setting's or a command's, in the reader's language."""
+    spoken = language()
+    return text if spoken == "en" else descriptions(spoken).get(text, text)
+
+
+@cache
+def descriptions(spoken: Language) -> dict[str, str]:
+    """What `described` knows, by the English text."""
+    return tomllib.loads((files(__name__) / f"help_{spoken}.toml").read_text(encoding="utf-8"))
 
 
 @cache

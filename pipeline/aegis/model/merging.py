@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aegis.errors import IntegrityError
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import Adapter
 from aegis.model.base import Base
 from aegis.model.round_trip import RoundTrip
@@ -64,17 +64,17 @@ class MergePlan:
             head = embeddings[0]
         if head.shape[-1] != soul.hidden_size:
             raise IntegrityError("merging.other_width", hidden_size=soul.hidden_size, head_shape=head.shape[-1])
-        misfits = []
+        misfits: list[Bilingual] = []
         for name, update in adapter.updates.items():
             target = head if name == HEAD else entries.get(name)
             shape = (update.b.shape[0], update.a.shape[1])
             if target is None:
-                misfits.append(phrase("merging.not_in_base", name=name))
+                misfits.append(bilingual("merging.not_in_base", name=name))
             elif target.shape != shape:
-                misfits.append(phrase("merging.other_shape", name=name, found=shape, wanted=target.shape))
+                misfits.append(bilingual("merging.other_shape", name=name, found=shape, wanted=target.shape))
         if misfits:
-            more = [phrase("merging.more", count=len(misfits) - 5)] if len(misfits) > 5 else []
-            raise IntegrityError("merging.other_adapter", misfits="\n".join([*misfits[:5], *more]))
+            more = [bilingual("merging.more", count=len(misfits) - 5)] if len(misfits) > 5 else []
+            raise IntegrityError("merging.other_adapter", misfits=Bilingual.joined("\n", [*misfits[:5], *more]))
         return cls(base, adapter, soul, dtype, head, untied, round_trip)
 
     def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:

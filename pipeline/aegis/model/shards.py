@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
-from aegis.messages import phrase
+from aegis.messages import bilingual
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -215,7 +215,7 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
     raise UnsupportedModelError(
         "shards.none",
         folder=folder,
-        pickles=phrase("shards.pickles", names=", ".join(sorted(pickles)[:3])) if pickles else "",
+        pickles=bilingual("shards.pickles", names=", ".join(sorted(pickles)[:3])) if pickles else "",
     )
 
 

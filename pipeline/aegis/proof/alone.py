@@ -70,7 +70,7 @@ def check_adapter(checks: Checks, folder: Path) -> None:
     """Finite, an A to every B, of the rank it says, and on the same modules in every layer."""
     with checks.check(bilingual("alone.adapter_whole"), "train") as tell:
         adapter = load_adapter(folder)
-        _refuse_gaps(phrase("alone.the_adapter", folder=folder), _LAYER, list(adapter.updates))
+        _refuse_gaps(bilingual("alone.the_adapter", folder=folder), _LAYER, list(adapter.updates))
         tell(bilingual("alone.modules", count=len(adapter.updates)))
 
 
@@ -203,9 +203,9 @@ def _tensors(gguf: GgufFile) -> None:
     shape = (len(vocabulary) if isinstance(vocabulary, list) else None, width)
     for name in ("output.weight", "token_embd.weight"):
         if name not in tensors or tensors[name].shape != shape:
-            found = tensors[name].shape if name in tensors else phrase("alone.nothing")
+            found = tensors[name].shape if name in tensors else bilingual("alone.nothing")
             raise IntegrityError("alone.shape", name=name, gguf_path=gguf.path, found=found, shape=shape)
-    if _refuse_gaps(str(gguf.path), _BLOCK, list(tensors)) != layers:
+    if _refuse_gaps(gguf.path, _BLOCK, list(tensors)) != layers:
         raise IntegrityError("alone.lost_layers", gguf_path=gguf.path, layers=layers)
     if family == "phi3" and isinstance(context, int) and isinstance(original, int) and original < context:
         for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
@@ -216,7 +216,7 @@ def _tensors(gguf: GgufFile) -> None:
                 )
 
 
-def _refuse_gaps(what: str, pattern: re.Pattern[str], names: list[str]) -> int:
+def _refuse_gaps(what: object, pattern: re.Pattern[str], names: list[str]) -> int:
     """Return how many layers there are; refuse a layer that is missing, or lacks what the others have."""
     layers: dict[int, set[str]] = {}
     for name in names:

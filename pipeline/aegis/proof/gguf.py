@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import GgufFile, fallback_tensors, read_importance
 from aegis.manifest import MANIFEST, file_sha256, read_manifest, verify_file
-from aegis.messages import phrase
+from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
 from aegis.sizes import gguf_bytes
@@ -62,28 +62,28 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
     Raises:
         IntegrityError: naming every difference.
     """
-    wrong = []
+    wrong: list[Bilingual] = []
     with GgufFile(path) as gguf:
         head = shards.entries.get(HEAD)
         if head is not None and "output.weight" not in gguf.tensors:
-            wrong.append(phrase("gguf.head_missing"))
+            wrong.append(bilingual("gguf.head_missing"))
         elif head is not None and not same_as_f16(gguf.tensor("output.weight"), head):
-            wrong.append(phrase("gguf.head_differs", head=HEAD))
+            wrong.append(bilingual("gguf.head_differs", head=HEAD))
         wrong += _head_bias(gguf, shards)
         rows, tokens = _rows(gguf, "token_embd.weight"), gguf.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, list) and rows != len(tokens):
-            wrong.append(phrase("gguf.cut", rows=rows, tokens=len(tokens)))
-        wrong += [phrase("gguf.not_finite", name=name) for name in _not_finite(gguf)]
+            wrong.append(bilingual("gguf.cut", rows=rows, tokens=len(tokens)))
+        wrong += [bilingual("gguf.not_finite", name=name) for name in _not_finite(gguf)]
         template = tokenizer.chat_template
         if isinstance(template, dict):  # several templates, by name
             template = template.get("default")
         if template and gguf.metadata.get("tokenizer.chat_template") != template:
-            wrong.append(phrase("gguf.other_template"))
+            wrong.append(bilingual("gguf.other_template"))
         adds_bos = bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
         # unsaid, llama.cpp adds it for SentencePiece; for other tokenizers that depends on their pre-tokenizer
         unsaid = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
         if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", unsaid)) != adds_bos:
-            wrong.append(phrase("gguf.other_bos", theirs=not adds_bos, ours=adds_bos))
+            wrong.append(bilingual("gguf.other_bos", theirs=not adds_bos, ours=adds_bos))
         scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
         if isinstance(scaling, dict) and "long_factor" in scaling:
             for key, tensor in (
@@ -93,26 +93,26 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
                 if tensor not in gguf.tensors or not np.array_equal(
                     gguf.tensor(tensor).ravel(), np.asarray(scaling[key], np.float32)
                 ):
-                    wrong.append(phrase("gguf.other_rope", tensor=tensor, key=key))
+                    wrong.append(bilingual("gguf.other_rope", tensor=tensor, key=key))
             factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
             expected = _longrope_attention_factor(source, scaling)
             if source["model_type"] == "phi3" and (
                 not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
             ):
-                wrong.append(phrase("gguf.other_rope_scale", factor=factor, expected=expected))
+                wrong.append(bilingual("gguf.other_rope_scale", factor=factor, expected=expected))
     if wrong:
-        raise IntegrityError("gguf.differs", wrong="\n".join(wrong))
+        raise IntegrityError("gguf.differs", wrong=Bilingual.joined("\n", wrong))
 
 
-def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[str]:
+def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[Bilingual]:
     """What is wrong with the LM head's bias: the folder's and the GGUF's, which is float32, must be the same."""
     bias, name = shards.entries.get(HEAD_BIAS), "output.bias"
     if bias is None:
-        return [phrase("gguf.needless_bias", name=name)] if name in gguf.tensors else []
+        return [bilingual("gguf.needless_bias", name=name)] if name in gguf.tensors else []
     if name not in gguf.tensors:
-        return [phrase("gguf.bias_missing", name=name)]
+        return [bilingual("gguf.bias_missing", name=name)]
     same = np.array_equal(gguf.tensor(name).astype(np.float32), bias.read().float().numpy())
-    return [] if same else [phrase("gguf.bias_differs", name=name, bias=HEAD_BIAS)]
+    return [] if same else [bilingual("gguf.bias_differs", name=name, bias=HEAD_BIAS)]
 
 
 def _rows(gguf: GgufFile, name: str) -> int:

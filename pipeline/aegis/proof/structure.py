@@ -15,7 +15,7 @@ import torch
 from aegis.errors import AegisError, IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.manifest import Manifest, digest, file_sha256, verify_directory
-from aegis.messages import Bilingual, bilingual, phrase
+from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import WEIGHTS
 from aegis.model.base import TOKENIZER_FILES, Base, read_config
 from aegis.model.merging import SLAB_BYTES, MergePlan
@@ -59,10 +59,9 @@ class Checks:
         try:
             yield details.append
         except AegisError as error:
-            self.done.append(Check(name, stage, False, Bilingual.same(str(error))))
+            self.done.append(Check(name, stage, False, error.told))
         else:
-            told = ("; ".join(side) for side in zip(*details, strict=True)) if details else ("", "")
-            self.done.append(Check(name, stage, True, Bilingual(*told)))
+            self.done.append(Check(name, stage, True, Bilingual.joined("; ", details)))
 
 
 def check_published(checks: Checks, run: Run) -> None:
@@ -171,7 +170,7 @@ def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, A
             raise IntegrityError("structure.no_vocabulary", f16_name=f16.name)
         for text, token in sorted(tokenizer.get_added_vocab().items(), key=lambda pair: pair[1]):
             if token >= len(tokens) or tokens[token] != text:
-                found = tokens[token] if token < len(tokens) else phrase("structure.nothing")
+                found = tokens[token] if token < len(tokens) else bilingual("structure.nothing")
                 raise IntegrityError("structure.other_piece", token=token, found=found, f16_name=f16.name, text=text)
         for key, wanted in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
             found_id = gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")

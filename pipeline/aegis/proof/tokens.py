@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aegis.llama_cpp import Runtime
-from aegis.messages import Bilingual, bilingual, phrase
+from aegis.messages import Bilingual, bilingual
 from aegis.proof.text import FULL_WIDTH_START, HARD_STRINGS, Message, conversations_for, in_time
 
 
@@ -23,7 +23,7 @@ class Parity:
     """
 
     compared: int
-    wrong: tuple[str, ...]
+    wrong: tuple[Bilingual, ...]
     remarks: tuple[Bilingual, ...]
 
 
@@ -33,7 +33,8 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
     Raises:
         IntegrityError: a chat template, the tokenizer's or the file's, does not finish or fails.
     """
-    wrong, composed = [], False
+    wrong: list[Bilingual] = []
+    composed = False
     plain = (*HARD_STRINGS, *texts)
     for text in plain:
         ours, theirs = tokenizer(text).input_ids, runtime.tokenize(text, add_bos=True)
@@ -42,13 +43,13 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
         if _is_composed_first(tokenizer, text) and runtime.tokenize(_composed(text), add_bos=True) == ours:
             composed = True
             continue
-        wrong.append(f"{text[:30]!r}: {_first_difference(ours, theirs)}")
+        wrong.append(_first_difference(ours, theirs).after(f"{text[:30]!r}: "))
     chats = conversations_for(tokenizer)
     for messages in chats:
         ours, theirs = chat_ids(tokenizer, list(messages)), _their_ids(runtime, messages)
         if ours != theirs:
             difference = _first_difference(ours, theirs)
-            wrong.append(phrase("parity.chat", messages=len(messages), difference=difference))
+            wrong.append(bilingual("parity.chat", messages=len(messages), difference=difference))
     remarks = []
     if composed:
         remarks.append(bilingual("parity.composed"))
@@ -71,9 +72,9 @@ def _is_composed_first(tokenizer: Any, text: str) -> bool:
     return composed != text and bool(tokenizer(text).input_ids == tokenizer(composed).input_ids)
 
 
-def _first_difference(ours: list[int], theirs: list[int]) -> str:
+def _first_difference(ours: list[int], theirs: list[int]) -> Bilingual:
     where = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return phrase(
+    return bilingual(
         "parity.difference",
         place=where,
         ours=ours[where : where + 4],

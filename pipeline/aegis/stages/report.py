@@ -62,13 +62,14 @@ def write_report(
     final = run.report / PAGE
     if reuse and finished(run.report, manifest) is not None:
         return final
-    page = _page(run, parts, samples(), words("page", language))
+    page = _page(run, parts, samples(), language)
     with publishing(run.report, manifest, overwrite=True) as staging:
         (staging.path / PAGE).write_text(render(page, language), encoding="utf-8", newline="\n")
     return final
 
 
-def _page(run: Run, parts: Parts, samples: Samples, label: Mapping[str, str]) -> Page:
+def _page(run: Run, parts: Parts, samples: Samples, language: Language) -> Page:
+    label = words("page", language)
     training = parts.facts("training")
     try:
         verdict, why = verdict_of_run(run)
@@ -91,11 +92,11 @@ def _page(run: Run, parts: Parts, samples: Samples, label: Mapping[str, str]) ->
         heldout=samples.heldout,
         no_samples=samples.missing or ("" if samples.questions else label["no_questions"]),
         sections=[
-            summary.training_section(run, parts, read_metrics(run.metrics)),
+            summary.training_section(run, parts, read_metrics(run.metrics), label),
             summary.data_section(parts),
             summary.merge_section(parts),
             summary.export_section(parts),
-            summary.verify_section(run, parts, verdict, why, label),
+            summary.verify_section(run, parts, verdict, why, language),
             summary.files_section(parts),
         ],
         settings=parts.settings(),

@@ -28,7 +28,7 @@ from aegis.config import TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.manifest import Manifest, read_manifest
-from aegis.messages import bilingual, phrase
+from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
@@ -188,7 +188,7 @@ class _Examiner:
                         "verify.other_ids",
                         wrong_count=len(parity.wrong),
                         compared=parity.compared,
-                        wrong="\n".join(parity.wrong[:5]),
+                        wrong=Bilingual.joined("\n", parity.wrong[:5]),
                     )
                 for told in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
                     tell(told)
