@@ -71,8 +71,9 @@ class Bench:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *(launcher if processes > 1 else []), "-m"]
         command += [*(["--"] if processes > 1 else []), "aegis", "train", "--config", str(config)]
+        given = os.environ.get("PYTHONPATH")
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT), *([given] if given else [])]),
             "CUDA_VISIBLE_DEVICES": ",".join(str(number) for number in range(processes)) if self.on_gpu else "",
             "NCCL_NVLS_ENABLE": "0",
         }

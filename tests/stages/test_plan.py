@@ -112,6 +112,11 @@ def test_a_gpu_that_is_not_here(
     text = screens_plan.planned(report, config)
     assert "No GPU is here to say whether it fits" in text
     assert "not known without the GPU" in text
+    assert "RAM, offloaded activations" not in text
+    offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
+    report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
+    assert report.variants[0].host_bytes > 0
+    assert "RAM, offloaded activations" in screens_plan.planned(report, offloaded)
 
 
 @pytest.fixture

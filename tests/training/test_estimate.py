@@ -20,9 +20,9 @@ from tests.training.conftest import CPU
 GIB = 1 << 30
 HOPPER = (9, 0)
 
-# max_memory_allocated on an NVIDIA H200 (torch 2.11) at Phi-3.5-mini's shape, batch 1, layers compiled and the step
-# recorded (README, Benchmarks): tokens, layers recomputed with their inputs in the host's memory, GiB
-MEASURED_GIB = ((512, 0, 3.53), (2048, 0, 6.77), (4096, 0, 11.17), (512, 32, 2.33), (2048, 32, 2.51), (4096, 32, 2.75))
+# max_memory_allocated on an NVIDIA H100 (torch 2.11) at Phi-3.5-mini's shape, batch 1, layers compiled and the step
+# recorded (README, Benchmarks): tokens, layers recomputed with what they keep in the host's memory, GiB
+MEASURED_GIB = ((512, 0, 3.53), (2048, 0, 6.77), (4096, 0, 11.17), (512, 32, 2.32), (2048, 32, 2.48), (4096, 32, 2.68))
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,14 @@ def test_within_a_tenth_of_what_a_gpu_took(blueprint: Blueprint) -> None:
     """At 512, 2,048 and 4,096 tokens, activations kept and recomputed."""
     assert (blueprint.parameters, blueprint.trained["adapter"]) == (3_821_079_552, 9_437_184)
     for length, recomputed, measured in MEASURED_GIB:
-        found = blueprint.estimate(length, recomputed=recomputed, compiled=True, offloaded=recomputed > 0).peak / GIB
+        away = {"offloaded": recomputed > 0, "attention_spared": recomputed > 0}
+        found = blueprint.estimate(length, recomputed=recomputed, compiled=True, **away).peak / GIB
         assert abs(found / measured - 1) < 0.1, (length, recomputed, found, measured)
 
 
 def test_one_that_takes_the_step_for_another_would_miss(blueprint: Blueprint) -> None:
     """The control: the bound above can be missed, by the recomputation and by the compilation."""
-    assert blueprint.estimate(512, recomputed=0, compiled=True).peak / GIB > 1.3 * 2.33
+    assert blueprint.estimate(512, recomputed=0, compiled=True).peak / GIB > 1.3 * 2.32
     assert blueprint.estimate(2048, recomputed=0).peak / GIB > 1.1 * 6.77
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import Any
+
+import psutil
+import pytest
 
 from aegis.config import TrainConfig
 from aegis.training.estimate import Blueprint
@@ -26,6 +31,29 @@ def test_a_gpus_memory_decides_what_is_recomputed(make_random: MakeRandom) -> No
     between = own("auto", int((kept + least) / 2 / 0.9))
     assert between.recomputed in (4, 5)
     assert least < between.memory.peak <= (kept + least) / 2
+
+
+def test_what_is_offloaded_takes_the_hosts_memory(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input a layer, and of compiled layers attention's result too where the host has room: as much here.
+
+    Pieces are powers of two.
+    """
+    folder = make_random("phi3", num_hidden_layers=8)
+
+    def taken(length: int = 512, available: int = 2**40, **settings: Any) -> int:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        config = TrainConfig(base_model=str(folder), max_length=length, **settings)
+        return next(Ways(Blueprint(folder, config), config, "cuda", 10**12).all()).host_bytes
+
+    text = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    piece = 512 * text["hidden_size"] * 2
+    assert piece.bit_count() == 1
+    offload: dict[str, Any] = {"activation_checkpointing": "offload"}
+    assert taken(**offload, compile="off") == 8 * piece
+    assert taken(**offload, compile="on") == 16 * piece
+    assert taken(**offload, compile="on", available=20 * piece) == 8 * piece
+    assert taken(600, **offload, compile="off") == 16 * piece
+    assert taken(activation_checkpointing="on") == 0
 
 
 def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRandom) -> None:

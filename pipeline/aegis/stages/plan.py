@@ -123,7 +123,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             layers=blueprint.layers,
             compiled=ways.compiled,
             variants=tuple(variants),
-            needs=tuple(_needs(train, merge, export, verify, run, base, blueprint)),
+            needs=tuple(_needs(train, merge, export, verify, run, base, blueprint, variants[0])),
             tokens=tokens,
             flops_per_token=_flops_per_token(blueprint, variants[0].recomputed),
             flops_per_second=_matrix_rate(device) if device else None,
@@ -185,6 +185,7 @@ def _needs(
     run: Run,
     base: Base,
     blueprint: Blueprint,
+    way: Variant,
 ) -> Sequence[Need]:
     from huggingface_hub import constants
 
@@ -203,6 +204,8 @@ def _needs(
         ),
         _verify_memory(verify, weights),
     ]
+    if way.offloaded:
+        needs.append(Need("RAM, offloaded activations", way.host_bytes, psutil.virtual_memory().available))
     if base.revision is not None and not any(base.folder.glob("*.safetensors")):
         hub = Path(constants.HF_HUB_CACHE)
         needs.append(Need("disk, the download", 2 * weights, disk.free_bytes(hub), str(hub)))

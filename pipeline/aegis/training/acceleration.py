@@ -34,8 +34,8 @@ COMPILE_STEPS = 300
 """Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
 SPARE = 0.9
 """Of the free memory that a plan may fill; the allocator needs the rest."""
-IN_FLIGHT = 4
-"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: two leaving, two coming."""
+IN_FLIGHT = 2
+"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back."""
 _APART = 2**29
 """Bytes for what is not a layer's: gradients, a dequantized matrix, head and loss."""
 
@@ -219,16 +219,22 @@ def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers
 def spares_attention(config: TrainConfig, text: Any, itemsize: int, free: int) -> bool:
     """Whether what attention makes in all layers fits into half of the host's free memory, beside the layers' inputs.
 
-    On the GPU two layers' are on their way out or back at any time, which `free`, its bytes, must allow.
+    On the GPU, of which `free` bytes are left, some of it is always on its way out or back.
 
     Args:
         text: the config of the base's decoder.
         itemsize: bytes of a number of the hidden state.
     """
     tokens = config.batch_size * config.max_length
-    inputs = tokens * text.hidden_size * itemsize
-    results = attention_bytes(text, tokens, itemsize)
-    # pinned memory comes in powers of two
-    host = text.num_hidden_layers * sum(1 << (size - 1).bit_length() for size in (inputs, results))
-    worked_on = 2 * activation_bytes(text, tokens, itemsize) + IN_FLIGHT * (inputs + results)
+    in_flight = IN_FLIGHT * (tokens * text.hidden_size * itemsize + attention_bytes(text, tokens, itemsize))
+    worked_on = 2 * activation_bytes(text, tokens, itemsize) + in_flight
+    host = host_bytes(text, tokens, itemsize, attention_spared=True)
     return host <= psutil.virtual_memory().available / 2 and worked_on <= free * SPARE - _APART
+
+
+def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool) -> int:
+    """What offloaded layers keep in the host's pinned memory, of which every piece takes a power of two."""
+    pieces = [tokens * text.hidden_size * itemsize]
+    if attention_spared:
+        pieces.append(attention_bytes(text, tokens, itemsize))
+    return int(text.num_hidden_layers * sum(1 << (size - 1).bit_length() for size in pieces))

@@ -50,6 +50,8 @@ def assembled(
         silence_dropout(model)
         acceleration = Acceleration.choose(config, model, device, dtype)
         progress.say(acceleration.explain(len(model.get_decoder().layers)))
+        if config.cuda_graphs == "on" and not acceleration.captured:
+            progress.warn(phrase("train.not_recordable"))
         targets = resolve_targets(model, config.lora_targets)
         _say_coverage(coverage(model, targets, config.lora_r))
         with torch.random.fork_rng([]):

@@ -1,9 +1,10 @@
-"""Activation recomputation, one decoder layer at a time, with the kept inputs on the GPU or in the host's memory.
+"""Activation recomputation, one decoder layer at a time, with what is kept on the GPU or in the host's memory.
 
 (Chen et al. 2016, arXiv:1604.06174.) Written out, since torch's own checkpoint reads the random generator's state to
 repeat dropout, which a captured CUDA graph cannot; here dropout is a function of a seed (`model.dropout`) and repeats
-by itself. Offloaded inputs travel on a stream of their own while the next layers compute, and come back one layer
-ahead of their use.
+by itself. A layer that is not compiled keeps its input; a compiled one recomputes by itself (`compiling`), and what it
+keeps is seen on its way. What is offloaded travels on a stream of its own while the next layers compute, and comes back
+one layer ahead of its use.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import COMPILE_STEPS, SPARE, spares_attention
+from aegis.training.acceleration import COMPILE_STEPS, SPARE, host_bytes, spares_attention
 from aegis.training.estimate import Blueprint, Estimate, Held
 
 PROCESSES = (2, 3, 4, 8)
@@ -20,6 +20,7 @@ class Variant:
     """One way to train: this config's, or a neighbour of it. `recomputed` counts layers.
 
     Attributes:
+        host_bytes: of the host's memory, for what is offloaded.
         held: what each of `processes` has of a base that is split over them.
     """
 
@@ -28,6 +29,7 @@ class Variant:
     offloaded: bool
     asked_for: bool
     memory: Estimate
+    host_bytes: int = 0
     processes: int = 1
     held: Held | None = None
 
@@ -76,14 +78,15 @@ class Ways:
         return self._variant(length, min(layers, needed), asked_for=True)
 
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
+        spared = offloaded and self._spares_attention(length)
         memory = self._blueprint.estimate(
             length,
             recomputed=recomputed,
             compiled=self.compiled,
             offloaded=offloaded,
-            attention_spared=offloaded and self._spares_attention(length),
+            attention_spared=spared,
         )
-        return Variant(length, recomputed, offloaded, asked_for, memory)
+        return Variant(length, recomputed, offloaded, asked_for, memory, self._host_bytes(length, spared) * offloaded)
 
     def _spares_attention(self, length: int) -> bool:
         config = self._config.model_copy(update={"max_length": length})
@@ -91,8 +94,13 @@ class Ways:
         free = sys.maxsize if self._free is None else self._free - self._blueprint.base_bytes
         return self.compiled and spares_attention(config, self._blueprint.text, itemsize, free)
 
+    def _host_bytes(self, length: int, attention_spared: bool) -> int:
+        tokens, itemsize = self._config.batch_size * length, self._blueprint.dtype.itemsize
+        return host_bytes(self._blueprint.text, tokens, itemsize, attention_spared=attention_spared)
+
     def _split(self, length: int, parts: int) -> Variant:
         layers, offloaded = self._blueprint.layers, self._offloaded
         memory = self._blueprint.estimate(length, recomputed=layers, offloaded=offloaded, parts=parts)
         held = self._blueprint.held(parts, offloaded=offloaded)
-        return Variant(length, layers, offloaded, True, memory, parts, held)
+        host = self._host_bytes(length, False) * offloaded
+        return Variant(length, layers, offloaded, True, memory, host, parts, held)
