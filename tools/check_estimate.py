@@ -35,7 +35,7 @@ def compare(row: dict[str, Any], template: Path, capability: tuple[int, int]) ->
         recomputed=way["recomputed"],
         compiled=way["compiled"],
         offloaded=way["offloaded"],
-        attention_spared=way["attention_spared"],
+        attention_spared=way.get("attention_spared", False),
     )
     estimated = found.peak / 2**30
     off = estimated / row["peak_gib"] - 1

@@ -63,10 +63,7 @@ class Acceleration:
         text, itemsize = model.config.get_text_config(), model.dtype.itemsize
         packed = supports_packed(model, device, dtype)
         quick = device.type == "cuda" and packed
-        worthwhile = quick and config.max_steps >= COMPILE_STEPS and find_spec("triton") is not None
-        # a compiled layer would have its weights' addresses in it, and a base that is split has no lasting ones
-        worthwhile = worthwhile and not config.split_base
-        compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
+        compiled = compiles(config, possible=quick and find_spec("triton") is not None)
         # what is recorded is one shape of step: nothing that starts or rests, no loss scaling, no addresses that change
         recordable = quick and config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.split_base
         recompute, offload = _recomputation(config, model, device, layers)
@@ -129,6 +126,18 @@ class Acceleration:
         if recomputed:
             return compile_recomputed_layer(forward, keep_attention=self.attention_spared)
         return compile_layer(forward)
+
+
+def compiles(config: TrainConfig, *, possible: bool) -> bool:
+    """Whether decoder layers are compiled.
+
+    Args:
+        possible: whether there is what it takes; only "auto" asks.
+    """
+    if config.compile != "auto":
+        return config.compile == "on"
+    # a compiled layer would have its weights' addresses in it, and a base that is split has no lasting ones
+    return possible and config.max_steps >= COMPILE_STEPS and not config.split_base
 
 
 def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: int) -> Callable[..., Tensor]:

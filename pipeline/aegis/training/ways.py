@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import COMPILE_STEPS, SPARE, host_bytes, spares_attention
+from aegis.training.acceleration import SPARE, compiles, host_bytes, spares_attention
 from aegis.training.estimate import Blueprint, Estimate, Held
 
 PROCESSES = (2, 3, 4, 8)
@@ -45,9 +45,8 @@ class Ways:
     def __init__(self, blueprint: Blueprint, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
         self._blueprint, self._config, self._free = blueprint, config, free_bytes
         self._on_gpu = kind == "cuda"
-        # as Acceleration.choose, which asks the GPU
-        worthwhile = self._on_gpu and config.max_steps >= COMPILE_STEPS and not config.split_base
-        self.compiled = config.compile == "on" or (config.compile == "auto" and worthwhile)
+        # whether a GPU has the kernels for it is found out in training
+        self.compiled = compiles(config, possible=self._on_gpu)
         self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
 
     def all(self) -> Iterator[Variant]:
