@@ -28,6 +28,7 @@ from aegis.model.shards import HEAD, ShardSet
 from aegis.proof.vocabulary import check_vocabulary
 from aegis.runs import Run
 from aegis.sizes import checkpoints_bytes, gguf_bytes
+from aegis.training.acceleration import free_bytes
 from aegis.training.estimate import Blueprint
 from aegis.training.material import training_data
 from aegis.training.ways import Variant, Ways
@@ -138,7 +139,7 @@ def _device(config: TrainConfig | VerifyConfig) -> torch.device | None:
 
 
 def _free_memory(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    return free_bytes(device) if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:

@@ -1,12 +1,12 @@
 """Which of the ways to a faster or smaller step are taken, chosen by what there is, and put in place.
 
-packed       FlashAttention within documents, cosines from a table: no mask, no question to the GPU
-dequantized  NF4 weights read by a kernel of our own (`model.frozen`)
-compiled     each decoder layer's small kernels fused by torch.compile (`training.compiling`)
-captured     the step replayed as CUDA graphs (`training.capture`)
-recomputed   decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
-offloaded    what those keep goes to the host's memory meanwhile, and the input embeddings stay there
-spared       attention is not worked out again: its results go to the host as well
+packed            FlashAttention within documents, cosines from a table: no mask, no question to the GPU
+dequantized       NF4 weights read by a kernel of our own (`model.frozen`)
+compiled          each decoder layer's small kernels fused by torch.compile (`training.compiling`)
+captured          the step replayed as CUDA graphs (`training.capture`)
+recomputed        decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
+offloaded         what those keep goes to the host's memory meanwhile, and the input embeddings stay there
+attention_spared  attention is not worked out again: its results go to the host as well
 """
 
 from __future__ import annotations

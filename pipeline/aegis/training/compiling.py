@@ -78,6 +78,6 @@ def _keeping_less(graph: Any, inputs: Any) -> Any:
 def _attention_operators() -> list[Any]:
     from torch.nn.attention import varlen  # noqa: F401  registers its operator
 
-    known = set(torch._C._dispatch_get_all_op_names())
-    packets = (name.split("::") for name in _ATTENTION if name in known)
-    return [getattr(getattr(torch.ops, space), name).default for space, name in packets]
+    named = (name.split("::") for name in _ATTENTION)
+    packets = (getattr(getattr(torch.ops, space), operator, None) for space, operator in named)
+    return [packet.default for packet in packets if packet is not None]

@@ -42,7 +42,7 @@ class Keeper:
         self._shared: frozenset[int] = frozenset()
         self._tokens: frozenset[int] = frozenset()
         # always the same two, or compiled layers would be compiled anew
-        self._hooks = self._pack, self.take
+        self._hooks = self._pack, self._unpack
 
     def begin(self) -> None:
         """What is kept from now on is another layer's."""
@@ -53,10 +53,8 @@ class Keeper:
         self._kept[-1].append(tensor)
         return Place(len(self._kept) - 1, len(self._kept[-1]) - 1)
 
-    def take(self, place: Place | Tensor) -> Tensor:
-        """Give back what was kept, and let go of it; a tensor that was not kept is given back as it is."""
-        if isinstance(place, Tensor):
-            return place
+    def take(self, place: Place) -> Tensor:
+        """Give back what was kept, and let go of it."""
         assert not any(map(_any_left, self._kept[place.layer + 1 :])), "layers are taken back in reverse"
         del self._kept[place.layer + 1 :]
         tensor, self._kept[-1][place.number] = self._kept[-1][place.number], None
@@ -82,6 +80,9 @@ class Keeper:
         if saved.ndim <= _MATRIX_NDIM or self._tokens.isdisjoint(saved.shape) or saved.data_ptr() in self._shared:
             return saved
         return self.keep(saved)
+
+    def _unpack(self, packed: Tensor | Place) -> Tensor:
+        return self.take(packed) if isinstance(packed, Place) else packed
 
 
 class HostKeeper(Keeper):
@@ -116,9 +117,7 @@ class HostKeeper(Keeper):
         self._leaving.append((self._layer, self._copy([(buffers[self._number], tensor)]), tensor))
         return Place(self._layer, self._number)
 
-    def take(self, place: Place | Tensor) -> Tensor:
-        if isinstance(place, Tensor):
-            return place
+    def take(self, place: Place) -> Tensor:
         while self._leaving:
             self._see_off()
         self._layer = place.layer - 1
