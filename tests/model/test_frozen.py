@@ -25,14 +25,9 @@ def weight(state: tuple[Tensor, ...], rows: int, columns: int) -> Tensor:
 
 
 @torch.library.impl("aegis::nf4_linear", "cpu")
-def linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    return nn.functional.linear(x, weight(rest[:-1], rest[-1], x.shape[-1]), bias)
-
-
-@torch.library.impl("aegis::nf4_linear_onto", "cpu")
-def linear_onto(inner: Tensor, b: Tensor, scale: float, x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def linear(x: Tensor, bias: Tensor | None, inner: Tensor | None, b: Tensor | None, scale: float, *rest: Any) -> Tensor:
     product = nn.functional.linear(x, weight(rest[:-1], rest[-1], x.shape[-1]), bias)
-    return product + (scale * inner @ b.mT).view_as(product)
+    return product if inner is None or b is None else product + (scale * inner @ b.mT).view_as(product)
 
 
 @torch.library.impl("aegis::nf4_linear_backward", "cpu")

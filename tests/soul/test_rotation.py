@@ -34,6 +34,56 @@ def test_maps_agree_to_second_order() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["exp", "cayley"])
+def test_rotations_turn_on_from_their_start(shape: tuple[int, int], kind: so.Map) -> None:
+    """R₀ · map(A), with that product's gradients; from another start both are others."""
+    skew = so.skew_matrix(entries(*shape), shape[1]).double()
+    start, other = (so.random_rotation(*shape, torch.Generator().manual_seed(seed)).double() for seed in (2, 3))
+    outer = torch.randn(skew.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+    def product(start: torch.Tensor, written_out: bool) -> list[torch.Tensor]:
+        given = skew.clone().requires_grad_()
+        if written_out:
+            eye = torch.eye(shape[1], dtype=torch.float64)
+            mapped = torch.linalg.matrix_exp(given)
+            if kind == "cayley":
+                mapped = torch.linalg.inv(eye - given / 2) @ (eye + given / 2)
+            rotation = start @ mapped
+        else:
+            rotation = so.rotate(given, kind, start)
+        rotation.backward(outer)
+        assert given.grad is not None
+        return [rotation.detach(), given.grad]
+
+    # the starts are rotations to float32's rounding
+    torch.testing.assert_close(product(start, False), product(start, True), rtol=1e-4, atol=1e-5)
+    for one, another in zip(product(start, False), product(other, True), strict=True):
+        assert (one - another).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["exp", "cayley"])
+def test_the_orthogonality_loss_has_no_gradient(kind: so.Map) -> None:
+    """Also from a start that is not quite orthogonal, where it is not zero; a matrix that may leave SO(n) has one."""
+    start = so.random_rotation(1, 24, torch.Generator().manual_seed(2)).double()
+    start += 1e-2 * torch.randn(start.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def gradient(free: bool) -> float:
+        given = entries(1, 24, 0.1).double().requires_grad_()
+        skew = so.skew_matrix(given, 24)
+        # the written-out map: the one under test leaves this gradient out
+        mapped = torch.eye(24) + skew if free else torch.linalg.matrix_exp(skew)
+        if kind == "cayley" and not free:
+            mapped = torch.linalg.inv(torch.eye(24) - skew / 2) @ (torch.eye(24) + skew / 2)
+        loss = so.orthogonality_defect(start @ mapped).square().sum()
+        assert loss > 1e-3
+        (found,) = torch.autograd.grad(loss, given)
+        return found.abs().max().item()
+
+    assert gradient(free=False) < 1e-12
+    assert gradient(free=True) > 0.1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_random_start_is_in_so_and_reproducible(shape: tuple[int, int]) -> None:
     """Every draw has det +1 (plain QR gives −1 for half of them), and a seed names one draw."""
     draws = [so.random_rotation(*shape, torch.Generator().manual_seed(seed)) for seed in range(8)]
@@ -64,3 +114,20 @@ def test_apply_matches_the_written_out_matrix() -> None:
 def test_width_must_be_a_multiple_of_eight() -> None:
     with pytest.raises(UsageError, match="divisible by 8"):
         so.block_shape("so8", 60)
+
+
+def test_a_dense_rotation_meets_16_bit_states_with_the_same_gradients() -> None:
+    """On a CPU, which has no coarser products, to the last bits; tests/training/test_gpu.py has them on a GPU."""
+    rotation = so.random_rotation(1, 24, torch.Generator().manual_seed(0))
+    hidden = torch.randn(5, 2, 24, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+
+    def through(coarse: bool) -> list[torch.Tensor]:
+        given = hidden.clone().requires_grad_(), rotation.clone().requires_grad_()
+        turned = so.apply_rotation(given[1], given[0], coarse=coarse)
+        turned.square().sum().backward()
+        return [turned.detach(), *(tensor.grad for tensor in given if tensor.grad is not None)]
+
+    whole, coarse = through(False), through(True)
+    assert len(whole) == len(coarse) == 3
+    torch.testing.assert_close(coarse, whole)
+    assert (coarse[2] - whole[2].mT).abs().max() > 0.1

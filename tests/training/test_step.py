@@ -194,8 +194,7 @@ def test_without_scaling_an_overflow_is_divergence_at_once(
     assert not moved(before, trainee)
 
 
-def test_a_soul_out_of_the_graph_is_noticed_even_with_its_own_loss(make_trainee: MakeTrainee) -> None:
-    """The orthogonality loss alone would give the soul a gradient, of rounding."""
+def test_a_soul_out_of_the_graph_is_noticed(make_trainee: MakeTrainee) -> None:
     trainee = make_trainee(CONFIG)
     outside = make_trainee(CONFIG, seed=1).soul
     stray = replace(trainee, soul=outside)

@@ -23,10 +23,10 @@ from aegis.model.nf4 import BLOCK, SECOND_BLOCK
 from aegis.model.taken_over import taken_over
 
 _STATE = "Tensor codes, Tensor absmax, Tensor absmax_code, Tensor absmax_scale, Tensor offset, Tensor nf4"
-torch.library.define("aegis::nf4_linear", f"(Tensor x, Tensor? bias, {_STATE}, int rows) -> Tensor")
+_STATE_SIZE = 6
 torch.library.define(
-    "aegis::nf4_linear_onto",
-    f"(Tensor inner, Tensor b, float scale, Tensor x, Tensor? bias, {_STATE}, int rows) -> Tensor",
+    "aegis::nf4_linear",
+    f"(Tensor x, Tensor? bias, Tensor? inner, Tensor? b, float scale, {_STATE}, int rows) -> Tensor",
 )
 torch.library.define("aegis::nf4_linear_backward", f"(Tensor outer, {_STATE}, int columns) -> Tensor")
 
@@ -38,17 +38,14 @@ def _weight(state: tuple[Tensor, ...], rows: int, columns: int, dtype: torch.dty
 
 
 @torch.library.impl("aegis::nf4_linear", "cuda")
-def _linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def _linear(x: Tensor, bias: Tensor | None, inner: Tensor | None, b: Tensor | None, scale: float, *rest: Any) -> Tensor:
     *state, rows = rest
-    return torch.nn.functional.linear(x, _weight(tuple(state), rows, x.shape[-1], x.dtype), bias)
-
-
-@torch.library.impl("aegis::nf4_linear_onto", "cuda")
-def _linear_onto(inner: Tensor, b: Tensor, scale: float, x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    *state, rows = rest
+    weight = _weight(tuple(state), rows, x.shape[-1], x.dtype)
+    if inner is None or b is None:
+        return torch.nn.functional.linear(x, weight, bias)
     result = x.new_empty(inner.shape[0], rows)
     torch.addmm(result, inner, b.mT, beta=0, alpha=scale, out=result)
-    torch.addmm(result, x.flatten(0, -2), _weight(tuple(state), rows, x.shape[-1], x.dtype).mT, out=result)
+    torch.addmm(result, x.flatten(0, -2), weight.mT, out=result)
     if bias is not None:
         result += bias
     return result.view(*x.shape[:-1], rows)
@@ -61,12 +58,7 @@ def _linear_backward(outer: Tensor, *rest: Any) -> Tensor:
 
 
 @torch.library.register_fake("aegis::nf4_linear")  # type: ignore[untyped-decorator]
-def _linear_shape(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rest[-1])
-
-
-@torch.library.register_fake("aegis::nf4_linear_onto")  # type: ignore[untyped-decorator]
-def _linear_onto_shape(inner: Tensor, b: Tensor, scale: float, x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def _linear_shape(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], rest[-1])
 
 
@@ -76,57 +68,53 @@ def _linear_backward_shape(outer: Tensor, *rest: Any) -> Tensor:
 
 
 class _Nf4Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, rows: int, *state: Tensor) -> Tensor:
-        ctx.save_for_backward(*state)
-        ctx.columns = x.shape[-1]
-        product: Tensor = torch.ops.aegis.nf4_linear(x, bias, *state, rows)
-        return product
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        gradient: Tensor = torch.ops.aegis.nf4_linear_backward(outer[0], *ctx.saved_tensors, ctx.columns)
-        return gradient, None, None, *[None] * len(ctx.saved_tensors)
-
-
-class _Nf4LinearOnto(torch.autograd.Function):
-    """x Wᵀ + bias + scale · inner Bᵀ."""
+    """x Wᵀ + bias, and + scale · inner Bᵀ where there is an adapter."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        inner: Tensor,
-        b: Tensor,
-        b_low: Tensor,
-        scale: float,
         bias: Tensor | None,
         rows: int,
+        inner: Tensor | None,
+        b: Tensor | None,
+        b_low: Tensor | None,
+        scale: float,
         *state: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(inner, b_low, *state)
-        ctx.columns, ctx.scale, ctx.master_dtype = x.shape[-1], scale, b.dtype
-        product: Tensor = torch.ops.aegis.nf4_linear_onto(inner, b_low, scale, x, bias, *state, rows)
+        ctx.columns, ctx.scale = x.shape[-1], scale
+        if inner is None or b is None or b_low is None:
+            ctx.save_for_backward(*state)
+        else:
+            ctx.save_for_backward(*state, inner, b_low)
+            ctx.master_dtype = b.dtype
+        product: Tensor = torch.ops.aegis.nf4_linear(x, bias, inner, b_low, scale, *state, rows)
         return product
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        inner, b_low, *state = ctx.saved_tensors
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        state, up = saved[:_STATE_SIZE], saved[_STATE_SIZE:]
         gradient: Tensor = torch.ops.aegis.nf4_linear_backward(outer[0], *state, ctx.columns)
-        d_inner, d_b = up_gradients(outer[0], inner, b_low, ctx.scale, ctx.master_dtype)
-        return gradient, d_inner, d_b, None, None, None, None, *[None] * len(state)
+        ups: tuple[Tensor | None, ...] = (None, None)
+        if up:
+            inner, b_low = up
+            ups = up_gradients(outer[0], inner, b_low, ctx.scale, ctx.master_dtype)
+        return gradient, None, None, *ups, None, None, *[None] * len(state)
 
 
 class Frozen:
     """Mixed into a bitsandbytes layer's class: the same weight, another product."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return _Nf4Linear.apply(x, self.bias, self.out_features, *self.aegis_state)  # type: ignore[no-untyped-call]
+        return self.with_low_rank(x, None, None, None, 1.0)
 
-    def with_low_rank(self: Any, x: Tensor, inner: Tensor, b: Tensor, b_low: Tensor, scale: float) -> Tensor:
-        """The layer's product and `low_rank.Up` in one."""
-        return _Nf4LinearOnto.apply(  # type: ignore[no-untyped-call]
-            x, inner, b, b_low, scale, self.bias, self.out_features, *self.aegis_state
+    def with_low_rank(
+        self: Any, x: Tensor, inner: Tensor | None, b: Tensor | None, b_low: Tensor | None, scale: float
+    ) -> Any:
+        """The layer's product and `low_rank.Up` in one, or its product alone."""
+        return _Nf4Linear.apply(  # type: ignore[no-untyped-call]
+            x, self.bias, self.out_features, inner, b, b_low, scale, *self.aegis_state
         )
 
 

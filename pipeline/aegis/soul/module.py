@@ -89,38 +89,31 @@ class Soul(nn.Module):
         """Stop holding R, and forget what gathered."""
         self._held = None
 
-    def let_go(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Stop holding R, and give the gradient that gathered on it to `skew`, with the orthogonality loss's.
-
-        Args:
-            weight: scalar, of the orthogonality loss ‖RᵀR − I‖²_F.
+    def let_go(self) -> tuple[Tensor, Tensor]:
+        """Stop holding R, and give the gradient that gathered on it to `skew`.
 
         Returns:
-            ‖∂L/∂R‖ of what gathered, 0 if no backward pass went through the soul, and the orthogonality loss; scalars.
-            The first is looked at by itself: the second's rounding would pass for a gradient.
+            ‖∂L/∂R‖ of what gathered, 0 if no backward pass went through the soul, and the orthogonality loss
+            ‖RᵀR − I‖²_F; scalars. The latter has no gradient to give: R = R₀Q with an orthogonal Q, and
+            ‖Qᵀ(R₀ᵀR₀)Q − I‖ = ‖R₀ᵀR₀ − I‖ whatever Q is.
         """
         assert self._held is not None, "let_go without hold"
         (built, held), self._held = self._held, None
         assert held.grad is not None
-        loss = so.orthogonality_defect(built).square().sum()
-        torch.autograd.backward([built, loss], [held.grad, weight.to(loss.dtype)])
-        return held.grad.norm(), loss.detach()
+        built.backward(held.grad)
+        return held.grad.norm(), so.orthogonality_defect(held.detach()).square().sum()
 
     def _build(self) -> Tensor:
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
         with _no_autocast(self.skew.device.type):
-            return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
+            return so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map, self.start)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return h + g·R h with the shape and dtype of `hidden` (…, hidden_size); computed in float32."""
+        """Return h + g·R h with the shape and dtype of `hidden` (…, hidden_size); summed up in float32."""
         with _no_autocast(hidden.device.type):
-            wide = hidden.float()
-            mixed = wide + torch.sigmoid(self.alpha) * so.apply_rotation(self.rotation(), wide)
+            wide, coarse = hidden.float(), hidden.dtype != torch.float32
+            mixed = wide + torch.sigmoid(self.alpha) * so.apply_rotation(self.rotation(), wide, coarse=coarse)
         return mixed.to(hidden.dtype)
-
-    def orthogonality_loss(self) -> Tensor:
-        """Return ‖RᵀR − I‖²_F, in the graph. Rounding under an exact map: a monitor that rides in the loss."""
-        return so.orthogonality_defect(self.rotation()).square().sum()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Soul:
         if fn(torch.zeros(0)).dtype != torch.float32:

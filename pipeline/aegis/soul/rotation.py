@@ -6,6 +6,8 @@ dense kind one block of hidden_size × hidden_size. Both are then the same mathe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -44,52 +46,75 @@ def skew_matrix(entries: Tensor, n: int) -> Tensor:
     return lower - lower.mT
 
 
-def rotate(skew: Tensor, kind: Map) -> Tensor:
-    """Map skew-symmetric matrices A (blocks, n, n) to rotations of the same shape, det +1.
+def rotate(skew: Tensor, kind: Map, start: Tensor | None = None) -> Tensor:
+    """Map skew-symmetric matrices A (blocks, n, n) to rotations R₀ · map(A) of the same shape, det that of R₀.
 
     exp(A) reaches every rotation; Cayley, (I − A/2)⁻¹(I + A/2), agrees with it to second order in A, is several
     times cheaper and cannot reach an angle of exactly π.
+
+    Args:
+        start: R₀, (blocks, n, n) rotations without gradients; the identity if None.
     """
+    if start is None:
+        start = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
     if kind == "exp":
-        return _exp_of_blocks(skew) if skew.shape[-1] == BLOCK else torch.linalg.matrix_exp(skew)
-    rotation: Tensor = _Cayley.apply(skew)  # type: ignore[no-untyped-call]
+        return start @ (_exp_of_blocks(skew) if skew.shape[-1] == BLOCK else torch.linalg.matrix_exp(skew))
+    rotation: Tensor = _Cayley.apply(skew, start)  # type: ignore[no-untyped-call]
     return rotation
 
 
 class _Cayley(torch.autograd.Function):
-    """R = (I − A/2)⁻¹(I + A/2) = I + X A with X = (I − A/2)⁻¹, so dR = X dA X and the gradient is Xᵀ G Xᵀ.
+    """R = R₀(I − A/2)⁻¹(I + A/2) = R₀ + Y A with Y = R₀ X and X = (I − A/2)⁻¹, so dR = Y dA X.
 
-    X is kept: two products give the gradient, where a solver's own would factorize again. 2X − I would be a product
-    less, but a GPU's X is 2e-5 off beside 1 where A is small (many tiny numbers are subtracted from 1 on the way), and
-    beside A that is little.
+    Its gradient is Yᵀ G Xᵀ, and Xᵀ = Yᵀ R₀, since R₀ is orthogonal: Y is kept, and three products give what a solver's
+    own backward pass would factorize again for. 2Y − R₀ would be a product less, but a GPU's X is 2e-5 off beside 1
+    where A is small (many tiny numbers are subtracted from 1 on the way), and beside A that is little.
     """
 
     @staticmethod
-    def forward(ctx: Any, skew: Tensor) -> Tensor:
+    def forward(ctx: Any, skew: Tensor, start: Tensor) -> Tensor:
         eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-        inverse = _inverse(eye - skew / 2, eye)
-        ctx.save_for_backward(inverse)
-        return torch.matmul(inverse, skew).add_(eye)
+        turned = _divide(start, eye - skew / 2)
+        ctx.save_for_backward(turned, start)
+        return torch.baddbmm(start, turned, skew)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
-        gradient: Tensor = inverse.mT @ outer[0] @ inverse.mT
-        return gradient
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        turned, start = ctx.saved_tensors
+        with coarse_products(turned):
+            return (turned.mT @ outer[0]) @ (turned.mT @ start), None
 
 
-def _inverse(matrix: Tensor, eye: Tensor) -> Tensor:
-    """The inverse of I plus a skew matrix. It is never singular, so nothing asks whether it is: a GPU would wait.
+def _divide(start: Tensor, matrix: Tensor) -> Tensor:
+    """start · matrix⁻¹ of I plus a skew matrix. It is never singular, so nothing asks whether it is: a GPU would wait.
 
     Nor does it need pivots, since its leading blocks and what is left of them in the elimination are I plus a skew
     matrix plus, at most, something positive: no pivot is below 1. On a GPU looking for them takes most of the time
     (3,072 rows on an H100: 8.3 of 11.6 ms).
     """
     if not matrix.is_cuda:
-        return torch.linalg.inv_ex(matrix)[0]
+        return torch.linalg.solve_ex(matrix, start, left=False)[0]
     factors = torch.linalg.lu_factor_ex(matrix, pivot=False)[0]
-    lower = torch.linalg.solve_triangular(factors, eye.expand_as(matrix), upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(factors, lower, upper=True)
+    upper = torch.linalg.solve_triangular(factors, start, upper=True, left=False)
+    return torch.linalg.solve_triangular(factors, upper, upper=False, left=False, unitriangular=True)
+
+
+@contextmanager
+def coarse_products(matrices: Tensor) -> Iterator[None]:
+    """Let a GPU's tensor cores make float32 products of large matrices, of factors rounded to 10 bits (TF32).
+
+    For what meets bfloat16's 8 bits anyway: gradients that come from there, and hidden states that go back to it. What
+    R is, and how orthogonal, is always worked out in whole float32.
+    """
+    if not matrices.is_cuda or matrices.shape[-1] <= BLOCK:
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def _exp_of_blocks(skew: Tensor) -> Tensor:
@@ -122,13 +147,35 @@ def random_rotation(blocks: int, n: int, generator: torch.Generator) -> Tensor:
     return q.float().contiguous()
 
 
-def apply_rotation(rotation: Tensor, hidden: Tensor) -> Tensor:
-    """Return R h for every vector of `hidden` (…, hidden_size), the row form F.linear(h, R)."""
+def apply_rotation(rotation: Tensor, hidden: Tensor, *, coarse: bool = False) -> Tensor:
+    """Return R h for every vector of `hidden` (…, hidden_size), the row form F.linear(h, R).
+
+    Args:
+        coarse: the hidden states come from 16 bit and go back to it, and a dense R need not be more exact than they
+            are (`coarse_products`).
+    """
     blocks, n, _ = rotation.shape
     if blocks == 1:
-        return torch.nn.functional.linear(hidden, rotation[0])
+        if not coarse:
+            return torch.nn.functional.linear(hidden, rotation[0])
+        turned: Tensor = _CoarselyTurned.apply(hidden, rotation[0])  # type: ignore[no-untyped-call]
+        return turned
     split = hidden.unflatten(-1, (blocks, n))
     return torch.einsum("...nj,nij->...ni", split, rotation).flatten(-2)
+
+
+class _CoarselyTurned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, rotation: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, rotation)
+        with coarse_products(rotation):
+            return torch.nn.functional.linear(hidden, rotation)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, rotation = ctx.saved_tensors
+        with coarse_products(rotation):
+            return outer[0] @ rotation, outer[0].flatten(0, -2).mT @ hidden.flatten(0, -2)
 
 
 def orthogonality_defect(rotation: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from aegis.config import TrainConfig
 from aegis.messages import phrase
 from aegis.model.attach import decoder_of
 from aegis.model.frozen import install_frozen, supports_frozen
+from aegis.model.gated import install_gated
 from aegis.model.packed import RotaryTable, install_attention, supports_packed
 from aegis.training.compiling import compile_layer, compile_recomputed_layer
 from aegis.training.recompute import HostKeeper, Keeper, kept_elsewhere, recomputed
@@ -101,6 +102,8 @@ class Acceleration:
             decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.embed_tokens.weight[:1])
         if self.dequantized:
             install_frozen(base)
+        if self.compiled:
+            install_gated(base)
         if self.compiled or self.recomputed:
             self._run_layers(decoder, split)
         if self.offloaded and base.get_output_embeddings().weight is not decoder.embed_tokens.weight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,11 +93,24 @@ def _load(
     if not config.split_base:
         return load_base(base.folder, config.load_in, device), None
     # by way of the host's memory, since it is too large for the card
-    model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
+    with _share_of_cores():
+        model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
     decoder: Any = decoder_of(model)
     split = SplitBase(decoder.layers, together.rank, together.parts, device)
     progress.say(phrase("train.split_over", parts=together.parts))
     return nn.Module.to(model, device), split
+
+
+@contextmanager
+def _share_of_cores() -> Iterator[None]:
+    """Quantize with this process's share of the machine: torchrun gives every process one thread."""
+    given = torch.get_num_threads()
+    sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(max(given, (os.cpu_count() or 1) // sharing))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(given)
 
 
 def _say_coverage(rows: list[Coverage]) -> None:

@@ -221,7 +221,7 @@ class Blueprint:
             with attached(self.model, self.soul), ledger, as_on_gpu(fused=compiled):
                 self.soul.hold()
                 self._loss(ledger, max_length).backward()
-                self.soul.let_go(torch.empty((), device="meta"))
+                self.soul.let_go()
         finally:
             for layer in decoder.layers:
                 layer.__dict__.pop("forward", None)  # as `install` left it

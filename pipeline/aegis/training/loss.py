@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aegis.data.packing import IGNORED
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 64 << 20
 """Float32 logits held at a time."""
 
 

@@ -68,7 +68,7 @@ class Stepper:
         )
         self._together = together
         self._factor = rate_factor(config)
-        self._update = Update(trainee, config, together.parts)
+        self._update = Update(trainee, config)
         self._device = trainee.soul.skew.device
         self._share = torch.zeros((), device=self._device)
         self._looked = torch.zeros((), device=self._device)

@@ -51,10 +51,6 @@ def rate_factor(config: TrainConfig) -> Callable[[int], float]:
 class Update:
     """Gradients in one buffer, and what becomes of them.
 
-    Args:
-        parts: processes that work on one step; each brings its share of the loss, and the orthogonality loss is
-            counted once.
-
     Attributes:
         shared: float32, what the processes add up between `gather` and `settle`: the next four, one after the other.
         gradients: every trainable parameter's, one after the other; `.grad` of each is a view of it.
@@ -64,7 +60,7 @@ class Update:
         numbers: (6,) float32, see NUMBERS.
     """
 
-    def __init__(self, trainee: Trainee, config: TrainConfig, parts: int = 1) -> None:
+    def __init__(self, trainee: Trainee, config: TrainConfig) -> None:
         self._trainee, self._config = trainee, config
         self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
         device = trainee.soul.skew.device
@@ -76,7 +72,6 @@ class Update:
             parameter.grad = gradient.view_as(parameter)
         self.numbers = torch.zeros(len(NUMBERS), device=device)
         self._ortho = torch.zeros((), device=device)
-        self._weight = torch.tensor(config.orthogonality_weight / parts, device=device)
         self._halted = torch.zeros((), device=device)
 
     def begin(self) -> None:
@@ -88,7 +83,7 @@ class Update:
 
     def gather(self) -> None:
         """Bring the rotation's gradient home."""
-        norm, ortho = self._trainee.soul.let_go(self._trainee.scaler.scale(self._weight))
+        norm, ortho = self._trainee.soul.let_go()
         self.soul_norm.copy_(norm)
         self._ortho.copy_(ortho)
 
