@@ -1,6 +1,7 @@
-"""One training on two GPUs beside one GPU at the same global batch: losses, speed, memory, resume, a killed process.
+"""One training on two GPUs beside one GPU at the same global batch: losses, speed, memory, resume, a killed process,
+and a base that both hold together.
 
-    PYTHONPATH=pipeline:.:tools python tools/bench_two_gpus.py --template FOLDER [--out results.json]
+    PYTHONPATH=pipeline:.:tools python tools/bench_two_gpus.py --template FOLDER [--parts killed,split] [--out FILE]
 
 FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes of
 Phi-3.5-mini. Every run is `aegis train` in processes of its own, through torchrun where it takes two; NVLink multicast
@@ -178,8 +179,74 @@ def newest_step(run: Run) -> int | None:
     return None
 
 
+class Comparison:
+    """Runs of the bench beside the run of two processes, and what was found of them."""
+
+    def __init__(self, bench: Bench, half: int) -> None:
+        self._bench, self._half = bench, half
+        self.checks: dict[str, bool] = {}
+        self.gaps: dict[str, float | None] = {}
+        self.told: dict[str, Any] = {}
+        self._two = self._kept("two", 2)
+        other = bench.run("other-seed")
+        bench.train(2, other, seed=7)
+        self.control = gap(self._two, other)
+
+    def speed(self) -> None:
+        """One process at the same global batch."""
+        self._compare("one GPU and two", self._kept("one", 1), self._two)
+
+    def resume(self) -> None:
+        """A run of two goes on in one, and a run of one in two."""
+        one = self._kept("one", 1)
+        for name, source, processes in (("two, then one", self._two, 1), ("one, then two", one, 2)):
+            run = self._bench.run(name.replace(", ", "-").replace(" ", "-"))
+            cut_back(source, run, self._half)
+            self.checks[f"{name}: goes on"] = self._bench.train(processes, run, "--resume").code == 0
+            self._compare(name, run, source)
+
+    def killed(self) -> None:
+        """A process of two dies after a checkpoint."""
+        run = self._bench.run("bereft")
+        ended = self._bench.train(2, run, kill_after=self._half + LOGGING_STEPS)
+        self.told["killed"] = {"seconds": ended.seconds, "told": ended.err[-2000:]}
+        self.checks["a killed process ends the run"] = ended.code != 0
+        self.checks["and the other one says so"] = KILLED_MESSAGE in ended.err
+        self.checks["the checkpoint is whole"] = newest_step(run) == self._half
+        self.checks["two processes go on from it"] = self._bench.train(2, run, "--resume").code == 0
+        self._compare("killed and resumed", run, self._two)
+
+    def split(self) -> None:
+        """Each of two processes holds half of the base's layers."""
+        whole = {"split_base": True, "activation_checkpointing": "on", "compile": "off"}
+        self._compare("a base that is split", self._kept("split", 2, **whole), self._two)
+
+    def _kept(self, name: str, processes: int, **other: Any) -> Run:
+        run = self._bench.run(name)
+        if name not in self.told:
+            ended = self._bench.train(processes, run, **other)
+            self.checks[f"{name}: ends well"] = ended.code == 0
+            self.told[name] = {
+                "seconds": ended.seconds,
+                "tokens_per_second": tokens_per_second(run),
+                "peak_gib_of_process_0": round(max((row["peak_bytes"] for row in rows(run)), default=0) / 2**30, 3),
+                "nvidia_smi_gib": ended.gpu_gib,
+                "losses": losses(run),
+            }
+        return run
+
+    def _compare(self, name: str, run: Run, with_run: Run) -> None:
+        found = self.gaps[name] = gap(run, with_run)
+        self.checks[f"losses agree: {name}"] = (
+            found is not None and self.control is not None and found < self.control / 10
+        )
+
+
+PARTS = ("speed", "resume", "killed", "split")
+
+
 def main() -> int:
-    """Run everything and print a table last; exit 1 if something is not as it must be."""
+    """Run the parts and print a table last; exit 1 if something is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, required=True, help="folder with config.json and tokenizer files")
     parser.add_argument("--layers", type=int, help="fewer layers, for a trial")
@@ -188,14 +255,19 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--compile", default="on", choices=["on", "off"])
     parser.add_argument("--checkpointing", default="off", choices=["off", "on", "offload"])
+    parser.add_argument("--parts", default=",".join(PARTS), help="in this order")
     parser.add_argument("--out", type=Path, help="results as JSON")
     arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+    if arguments.steps < 4 * LOGGING_STEPS:
+        parser.error(f"--steps: a process is killed between half of them and the end, so {4 * LOGGING_STEPS} or more")
     on_gpu = arguments.device == "cuda"
     if on_gpu and torch.cuda.device_count() < 2:
         parser.error(f"torch sees {torch.cuda.device_count()} GPUs")
     steps, half = arguments.steps, arguments.steps // 2
-    results: dict[str, Any] = {"versions": versions(), "device": torch.cuda.get_device_name() if on_gpu else "CPU"}
-    checks: dict[str, bool] = {}
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
     with tempfile.TemporaryDirectory(prefix="aegis-two-") as directory:
         work = Path(directory)
         os.environ |= {"AEGIS_CACHE_DIR": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -220,58 +292,25 @@ def main() -> int:
             "compile": arguments.compile,
             "activation_checkpointing": arguments.checkpointing,
         }
-        bench = Bench(work, settings, on_gpu)
-        one, two = bench.run("one"), bench.run("two")
-        ended = {"one": bench.train(1, one), "two": bench.train(2, two)}
-        for name, run in (("one", one), ("two", two)):
-            told = rows(run)
-            results[name] = {
-                "exit": ended[name].code,
-                "seconds": ended[name].seconds,
-                "tokens_per_second": tokens_per_second(run),
-                "peak_gib_of_process_0": round(max((row["peak_bytes"] for row in told), default=0) / 2**30, 3),
-                "nvidia_smi_gib": ended[name].gpu_gib,
-                "losses": losses(run),
-            }
-        other = bench.run("other-seed")
-        bench.train(1, other, seed=7)
-        forth, back, bereft = bench.run("two-then-one"), bench.run("one-then-two"), bench.run("bereft")
-        cut_back(two, forth, half)
-        cut_back(one, back, half)
-        checks["a run of two goes on in one"] = bench.train(1, forth, "--resume").code == 0
-        checks["a run of one goes on in two"] = bench.train(2, back, "--resume").code == 0
-        killed = bench.train(2, bereft, kill_after=half + LOGGING_STEPS)
-        checks["a killed process ends the run"] = killed.code != 0
-        checks["and the other one says so"] = KILLED_MESSAGE in killed.err
-        checks["the checkpoint is whole"] = newest_step(bereft) == half
-        checks["two processes go on from it"] = bench.train(2, bereft, "--resume").code == 0
-        gaps = {
-            "one GPU and two": gap(one, two),
-            "two, then one": gap(forth, two),
-            "one, then two": gap(back, one),
-            "killed and resumed": gap(bereft, two),
-        }
-        control = gap(one, other)
-        for name, value in gaps.items():
-            checks[f"losses agree: {name}"] = value is not None and control is not None and value < control / 10
-        results |= {"gaps": gaps, "control": control, "killed": {"seconds": killed.seconds, "told": killed.err[-2000:]}}
-        results["checks"] = checks
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    first, second = results["one"], results["two"]
-    print(f"\n{results['device']}, {arguments.length} tokens, {GLOBAL_PASSES} windows a step, {steps} steps")
-    print(f"{'':<24}{'one':>12}{'two':>12}")
-    print(f"{'tokens/s':<24}{first['tokens_per_second']:>12.0f}{second['tokens_per_second']:>12.0f}")
-    print(f"{'peak GiB, process 0':<24}{first['peak_gib_of_process_0']:>12}{second['peak_gib_of_process_0']:>12}")
-    print(f"GiB by nvidia-smi       {first['nvidia_smi_gib']} {second['nvidia_smi_gib']}")
-    if first["tokens_per_second"]:
-        print(f"{'speed-up':<24}{second['tokens_per_second'] / first['tokens_per_second']:>12.2f}")
-    print(f"seconds from the kill to the end  {results['killed']['seconds']}")
-    for name, value in [*gaps.items(), ("control: another seed", control)]:
+        found = Comparison(Bench(work, settings, on_gpu), half)
+        for part in parts:
+            getattr(found, part)()
+            if arguments.out:
+                results = {"versions": versions(), "device": device, "layers": arguments.layers, "settings": settings}
+                results |= {"runs": found.told, "gaps": found.gaps, "control": found.control, "checks": found.checks}
+                arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{device}, {arguments.length} tokens, {GLOBAL_PASSES} windows a step, {steps} steps")
+    for name, told in found.told.items():
+        if "tokens_per_second" in told:
+            speed, memory = told["tokens_per_second"], told["peak_gib_of_process_0"]
+            print(f"{name:<12} {speed:>9.0f} tokens/s {memory:>8} GiB, by nvidia-smi {told['nvidia_smi_gib']}")
+    if "killed" in found.told:
+        print(f"seconds from the kill to the end  {found.told['killed']['seconds']}")
+    for name, value in [*found.gaps.items(), ("control: another seed", found.control)]:
         print(f"largest loss gap, {name:<26}{'-' if value is None else f'{value:.2e}':>12}")
-    for name, good in checks.items():
+    for name, good in found.checks.items():
         print(f"{'ok    ' if good else 'FAILED'}  {name}")
-    return 0 if all(checks.values()) else 1
+    return 0 if all(found.checks.values()) else 1
 
 
 if __name__ == "__main__":
