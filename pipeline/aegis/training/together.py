@@ -189,6 +189,7 @@ def joined(device: torch.device) -> Iterator[Together]:
         raise EnvironmentFault("together.not_met", parts=parts, error=_first_line(error)) from error
     if not together.writes:
         progress.install(progress.SilentReporter())
+    complete = True
     try:
         yield together
     except (DivergedError, Interrupted) as error:
@@ -197,8 +198,13 @@ def joined(device: torch.device) -> Iterator[Together]:
         if together.writes:
             raise
         raise SystemExit(error.exit_code) from error
+    except _PeerEnded:
+        complete = False
+        raise
     finally:
-        dist.destroy_process_group()
+        # without one of them it would wait on a GPU for a sum that never comes, and the message with it
+        if complete:
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -214,8 +220,12 @@ def dead_peers_explained() -> Iterator[None]:
         raise _peer_ended(_first_line(error)) from error
 
 
-def _peer_ended(why: str) -> EnvironmentFault:
-    return EnvironmentFault("together.peer_ended", why=why)
+class _PeerEnded(EnvironmentFault):
+    """Another process has ended, perhaps within something that all of them share."""
+
+
+def _peer_ended(why: str) -> _PeerEnded:
+    return _PeerEnded("together.peer_ended", why=why)
 
 
 def _first_line(error: BaseException) -> str:
