@@ -62,7 +62,9 @@ class TrainConfig(StageConfig):
     alpha_target: float = Field(GOLDEN_RATIO, description="alpha after annealing")
     warmup_steps: int = Field(50, ge=0, description="steps with alpha at its start")
     annealing_steps: int = Field(400, ge=0, description="steps over which alpha rises in a straight line")
-    orthogonality_weight: float = Field(0.1, ge=0, description="weight of |R'R - I|^2 in the loss that is told; it has no gradient")
+    orthogonality_weight: float = Field(
+        0.1, ge=0, description="weight of |R'R - I|^2 in the loss that is told; it has no gradient"
+    )
 
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
