@@ -119,6 +119,7 @@ def plan_report() -> PlanReport:
         soul_parameters=10_752,
         device="NVIDIA GeForce RTX 3060",
         free_bytes=11 * _GIB,
+        cap_bytes=None,
         layers=32,
         compiled=True,
         variants=(
@@ -191,6 +192,10 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
             ),
             SETTINGS,
             columns,
+        ),
+        "plan, capped": screens_plan.planned(replace(plan, cap_bytes=3 * _GIB), SETTINGS, columns),
+        "plan, no GPU, capped": screens_plan.planned(
+            replace(plan, device="GPU", free_bytes=None, cap_bytes=3 * _GIB), SETTINGS, columns
         ),
         "plan, CPU": screens_plan.planned(
             replace(plan, device="CPU", revision=None, flops_per_second=4.2e10), SETTINGS, columns

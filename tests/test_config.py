@@ -166,6 +166,11 @@ def test_variables_of_others_are_not_ours() -> None:
         ("learning_rate", float("inf"), "learning_rate"),
         ("alpha_start", float("nan"), "alpha_start"),
         ("load_in", "8bit", "'4bit' or '16bit'"),
+        ("gpu_memory_gib", 0, "greater than 0"),
+        ("gpu_memory_gib", -3.0, "greater than 0"),
+        ("gpu_memory_gib", float("inf"), "gpu_memory_gib"),
+        ("gpu_memory_gib", True, "gpu_memory_gib = True"),
+        ("gpu_memory_gib", "3GiB", "gpu_memory_gib = '3GiB'"),
         ("lora_targets", [1], "lora_targets"),
         ("seed", 2**31, "less than"),
     ],
@@ -176,6 +181,14 @@ def test_wrong_values_are_named(tmp_path: Path, key: str, value: object, told: s
         resolve(TrainConfig, environment={}, flags={key: value, "batch_size": -1})
     assert told in str(caught.value)
     assert "train: batch_size = -1" in str(caught.value)
+
+
+def test_a_cap_on_the_gpus_memory_may_be_a_whole_number(tmp_path: Path) -> None:
+    """As people write it; there is none by itself."""
+    assert TrainConfig().gpu_memory_gib is None
+    file = toml(tmp_path, "[train]\ngpu_memory_gib = 3\n")
+    assert repr(resolve(TrainConfig, file=file, environment={}).gpu_memory_gib) == "3.0"
+    assert resolve(TrainConfig, environment={"AEGIS_TRAIN_GPU_MEMORY_GIB": "2.5"}).gpu_memory_gib == 2.5
 
 
 def test_alpha_may_not_jump() -> None:

@@ -54,8 +54,8 @@ MORE = [
     {"max_length": 512, "activation_checkpointing": "off", "compile": "off", "cuda_graphs": "off"},
 ]
 LONG = [
-    {"max_length": 30000, "activation_checkpointing": "on", "cuda_graphs": "off", "cap_gib": 12},
-    {"max_length": 60000, "activation_checkpointing": "offload", "cuda_graphs": "off", "cap_gib": 12},
+    {"max_length": 30000, "activation_checkpointing": "on", "cuda_graphs": "off", "gpu_memory_gib": 12},
+    {"max_length": 60000, "activation_checkpointing": "offload", "cuda_graphs": "off", "gpu_memory_gib": 12},
 ]
 LONG_STEPS = 3
 PARTS = {"core": CORE, "more": MORE, "long": LONG}
@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument(
         "--parts",
         default="core,more,long",
-        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with the allocator capped at 12 GiB",
+        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12",
     )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=60)
@@ -180,10 +180,7 @@ def main() -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments.row:
         row = json.loads(arguments.row)
-        profile, cap = row.pop("profile", None), row.pop("cap_gib", None)
-        if cap is not None:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(cap * 2**30 / total)
+        profile = row.pop("profile", None)
         print(json.dumps(measure(row, arguments.steps, Path(profile) if profile else None)))
         return 0
     parts = arguments.parts.split(",")

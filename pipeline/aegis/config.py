@@ -93,6 +93,12 @@ class TrainConfig(StageConfig):
     cuda_graphs: Literal["auto", "on", "off"] = Field(
         "auto", description="record the step as CUDA graphs and replay it; auto does wherever that works"
     )
+    gpu_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of a GPU's memory that training may hold, for a GPU that has other work too; what CUDA itself "
+        "takes comes on top; all that is free if not given",
+    )
     split_base: bool = Field(
         False,
         description="with several processes: each keeps a part of every layer of the base, for bases too large; "

@@ -86,16 +86,20 @@ def _unit(variants: Sequence[Variant]) -> tuple[str, int]:
 
 
 def _fits(report: PlanReport, variant: Variant) -> str:
-    if report.free_bytes is None:
+    free, fillable, peak = report.free_bytes, report.fillable_bytes, variant.memory.peak
+    if free is None and fillable is None:
         return "?"
     # processes have a GPU each, and the host's memory together
     sharing = variant.processes if report.device == "CPU" else 1
-    fits = sharing * (variant.memory.peak + _BESIDES_BYTES) <= report.free_bytes
+    fits = (free is None or sharing * (peak + _BESIDES_BYTES) <= free) and (fillable is None or peak <= fillable)
     return phrase("screens_plan.yes") if fits else phrase("screens_plan.no")
 
 
 def _room(report: PlanReport, on_gpu: bool) -> str:
     besides = phrase("screens_plan.cuda_takes") if on_gpu else phrase("screens_plan.python_takes")
+    if report.cap_bytes is not None:
+        besides = phrase("screens_plan.capped", cap=report.cap_bytes / 2**30)
     if report.free_bytes is None:
-        return phrase("screens_plan.no_gpu", besides=besides)
+        key = "screens_plan.no_gpu" if report.cap_bytes is None else "screens_plan.no_gpu_capped"
+        return phrase(key, besides=besides)
     return phrase("screens_plan.free", device=report.device, free=report.free_bytes / 2**30, besides=besides)

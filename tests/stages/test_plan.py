@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -20,7 +21,9 @@ from aegis.manifest import Manifest
 from aegis.model.shards import HEAD, ShardSet
 from aegis.publish import publishing
 from aegis.runs import Run
+from aegis.stages import plan as plan_module
 from aegis.stages.plan import PlanReport, plan, plan_verify
+from aegis.training.ways import Ways
 from tests.conftest import MakeRandom
 
 
@@ -119,6 +122,71 @@ def test_a_gpu_that_is_not_here(
     assert "RAM, offloaded activations" in screens_plan.planned(report, offloaded)
 
 
+def test_a_cap_on_a_gpu_that_is_not_here(
+    quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for what is free: as many layers are recomputed as it takes, and what does not fit is said."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def capped(gib: float | None) -> tuple[PlanReport, str]:
+        config = TrainConfig(
+            base_model=str(quick_base), dataset=str(dataset), device="cuda", max_length=32, gpu_memory_gib=gib
+        )
+        report = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
+        return report, screens_plan.planned(report, config)
+
+    free, _ = capped(None)
+    assert (free.cap_bytes, free.variants[0].recomputed) == (None, 0)
+    wide, text = capped(3)
+    assert (wide.cap_bytes, wide.free_bytes, wide.variants[0].recomputed) == (3 * 2**30, None, 0)
+    assert "training may hold 3 GiB (--gpu-memory-gib)" in text
+    assert "whether it fits" not in text
+    assert fits(text) == ["yes"] * 4
+    narrow, text = capped(free.variants[0].memory.peak / 2**30)
+    assert narrow.variants[0].recomputed > 0
+    assert fits(text)[-1] == "NO"
+
+
+def test_a_cap_is_the_least_that_is_compared_with(
+    quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a GPU with 11 GiB free that is not here: its functions are stand-ins, and nothing is multiplied on it."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(plan_module, "choose_device", lambda _: gpu)
+    monkeypatch.setattr(plan_module, "free_bytes", lambda _: 11 * 2**30)
+    monkeypatch.setattr(plan_module, "_matrix_rate", lambda _: 1e13)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * 2**30))
+    room: list[int | None] = []
+
+    class Noting(Ways):
+        def __init__(self, blueprint: Any, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
+            room.append(free_bytes)
+            super().__init__(blueprint, config, kind, free_bytes)
+
+    monkeypatch.setattr(plan_module, "Ways", Noting)
+    found = []
+    for gib in (None, 3.0, 11.5, 80.0):
+        config = TrainConfig(base_model=str(quick_base), dataset=str(dataset), max_length=32, gpu_memory_gib=gib)
+        report = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(), places.run)
+        found.append((report.free_bytes, report.cap_bytes))
+        assert fits(screens_plan.planned(report, config)) == ["yes"] * 4
+    assert room == [11 * 2**30, 3 * 2**30, 11 * 2**30, 11 * 2**30]
+    assert found == [(11 * 2**30, cap) for cap in (None, 3 * 2**30, 23 * 2**29, None)]
+    # a step may fill nine tenths of the cap, and with CUDA itself what is free
+    peak = report.variants[0].memory.peak
+    for free, cap, fit in ((2**40, peak, "NO"), (2**40, 10 * peak // 8, "yes"), (peak, 10 * peak, "NO")):
+        tight = replace(report, free_bytes=free, cap_bytes=cap, variants=report.variants[:1])
+        assert fits(screens_plan.planned(tight, config)) == [fit]
+
+
+def fits(text: str) -> list[str]:
+    """The last row of the table of memory."""
+    (row,) = [line.split()[1:] for line in text.splitlines() if line.startswith("fits")]
+    return row
+
+
 @pytest.fixture
 def hub(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A Hub that has owner/name, not in the cache; told are the calls it got."""
@@ -199,8 +267,7 @@ def test_the_screen_of_a_base_that_is_split(quick_base: Path, dataset: Path, pla
     assert any("each loads the whole base" in line for line in lines)
     peak = report.variants[0].memory.peak
     room = replace(report, free_bytes=3 * (peak + (1 << 30)))
-    (fits,) = [line.split() for line in screens_plan.planned(room, settings).splitlines() if line.startswith("fits")]
-    assert fits == ["fits", "yes", "yes", "NO", "NO"]
+    assert fits(screens_plan.planned(room, settings)) == ["yes", "yes", "NO", "NO"]
 
 
 @pytest.fixture

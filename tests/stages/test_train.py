@@ -380,6 +380,17 @@ def test_what_is_not_in_the_hash_is_kept_too(
     assert config_of(run) == kept
 
 
+def test_the_cap_on_the_gpus_memory_may_change(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that others need the card of goes on under a lower one, and a finished one is the same run."""
+    run = Run(tmp_path / "run")
+    train_until_killed(monkeypatch, 3, config, run)
+    lower = config.model_copy(update={"gpu_memory_gib": 3.0})
+    assert train(lower, run, resume=True).resumed_from > 0
+    assert train(config, run, reuse=True).steps == config.max_steps
+
+
 @pytest.mark.parametrize(("step", "saved"), [(0, []), (3, ["step_000002"])])
 def test_a_full_gpu_names_the_settings_to_lower(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, step: int, saved: list[str]

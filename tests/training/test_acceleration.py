@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aegis.config import TrainConfig
-from aegis.training import acceleration
+from aegis.training import acceleration, memory
 from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
@@ -129,6 +129,26 @@ def test_a_cap_on_the_process_is_minded(monkeypatch: pytest.MonkeyPatch) -> None
     for fraction, free in ((1.0, 100), (0.1, 10)):
         monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, f=fraction: f)
         assert acceleration.free_bytes(CUDA) == pytest.approx(free * GIB)
+
+
+def test_auto_recomputes_more_under_a_cap(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 GiB that are free everything is kept; of 5 and of 4 less and less. The card's functions are stand-ins."""
+    really_free = acceleration.free_bytes
+    card(0)
+    monkeypatch.setattr(acceleration, "free_bytes", really_free)
+    held = [1.0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * GIB, 48 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=48 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: held[-1])
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: held.append(fraction))
+    model, found = phi35(), []
+    for gib in (None, 7.0, 6.0):
+        config = TrainConfig(max_length=2048, gpu_memory_gib=gib)
+        with memory.capped(CUDA, config.gpu_memory_gib):
+            found.append(Acceleration.choose(config, model, CUDA, torch.bfloat16).recomputed)
+    assert found[0] == 0
+    assert 0 < found[1] < found[2] < 32
 
 
 def test_activations_of_a_layer_are_counted() -> None:

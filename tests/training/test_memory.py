@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from aegis.training.step import Stepper
 from tests.training.conftest import CPU, MakeTrainee, noise
 
 CONFIG = TrainConfig(lora_r=2)
+CUDA, GIB = torch.device("cuda", 0), 2**30
 
 
 def test_parts_are_what_the_tensors_take(make_trainee: MakeTrainee) -> None:
@@ -55,3 +57,44 @@ def test_the_gpus_memory_grows_in_place_unless_the_user_says_how(
         monkeypatch.setenv(name, value)
     memory.let_segments_grow(torch.device(device))
     assert calls == ["expandable_segments:True"] * asked
+
+
+@pytest.fixture
+def fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """An allocator that is not here, of a 12 GiB card: the fractions of it that were set, the last of which holds."""
+    held = [1.0]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: held[-1])
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: held.append(fraction))
+    return held
+
+
+def test_a_cap_holds_while_training_does(fractions: list[float]) -> None:
+    """Afterwards, and after an error too, the allocator has what it had."""
+    with memory.capped(CUDA, 3) as gib:
+        assert (gib, fractions) == (3, [1.0, 0.25])
+    assert fractions == [1.0, 0.25, 1.0]
+    with pytest.raises(RuntimeError), memory.capped(CUDA, 6):
+        raise RuntimeError
+    assert fractions == [1.0, 0.25, 1.0, 0.5, 1.0]
+
+
+def test_a_lower_limit_of_somebody_elses_stands(fractions: list[float]) -> None:
+    fractions.append(0.125)
+    with memory.capped(CUDA, 3):
+        assert fractions[-1] == 0.125
+
+
+@pytest.mark.parametrize(("device", "gib"), [(CUDA, None), (CUDA, 12.0), (CUDA, 80.0), (CPU, 3.0)])
+def test_what_is_no_limit_sets_none(fractions: list[float], device: torch.device, gib: float | None) -> None:
+    """No cap, a card that has no more, a CPU."""
+    with memory.capped(device, gib) as found:
+        assert found is None
+    assert fractions == [1.0]
+    assert memory.cap_bytes(gib, device) is None
+
+
+def test_a_cap_is_known_without_its_gpu(fractions: list[float]) -> None:
+    assert memory.cap_bytes(2.5, None) == memory.cap_bytes(2.5, CUDA) == 5 * GIB // 2
+    assert memory.cap_bytes(80, None) == 80 * GIB
+    assert memory.cap_bytes(None, None) is None

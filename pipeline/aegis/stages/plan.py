@@ -28,9 +28,10 @@ from aegis.model.shards import HEAD, ShardSet
 from aegis.proof.vocabulary import check_vocabulary
 from aegis.runs import Run
 from aegis.sizes import checkpoints_bytes, gguf_bytes
-from aegis.training.acceleration import free_bytes
+from aegis.training.acceleration import SPARE, free_bytes
 from aegis.training.estimate import Blueprint
 from aegis.training.material import training_data
+from aegis.training.memory import cap_bytes
 from aegis.training.ways import Variant, Ways
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
@@ -55,6 +56,7 @@ class PlanReport:
         data: None, with the reason in `data_missing`, where the rows could not be looked at.
         variants: memory while training on `device`, the config's own way among them.
         free_bytes: of that device's memory; None if it is not here.
+        cap_bytes: what training may hold of a GPU's at most; None if that is all of it.
         needs: disks and memory, at their fullest.
         flops_per_second: of one big matrix product, measured now; None if the device is not here. Tokens times FLOP a
             token by this is the least time, if steps were nothing but matrix products.
@@ -74,6 +76,7 @@ class PlanReport:
     soul_parameters: int
     device: str
     free_bytes: int | None
+    cap_bytes: int | None
     layers: int
     compiled: bool
     variants: tuple[Variant, ...]
@@ -81,6 +84,11 @@ class PlanReport:
     tokens: int
     flops_per_token: float
     flops_per_second: float | None
+
+    @property
+    def fillable_bytes(self) -> int | None:
+        """What a step may fill of the cap, of which the allocator needs the rest; None without a cap."""
+        return None if self.cap_bytes is None else int(SPARE * self.cap_bytes)
 
 
 def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: VerifyConfig, run: Run) -> PlanReport:
@@ -97,7 +105,8 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             blueprint = Blueprint(base.folder, train, kind, capability)
             bar.advance()
             free = _free_memory(device) if device else None
-            ways = Ways(blueprint, train, kind, free)
+            cap = cap_bytes(train.gpu_memory_gib, device)
+            ways = Ways(blueprint, train, kind, min((room for room in (free, cap) if room is not None), default=None))
             variants = []
             for variant in ways.all():
                 variants.append(variant)
@@ -121,6 +130,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             soul_parameters=blueprint.trained["soul"],
             device="CPU" if kind == "cpu" else torch.cuda.get_device_name(device) if device else "GPU",
             free_bytes=free,
+            cap_bytes=cap,
             layers=blueprint.layers,
             compiled=ways.compiled,
             variants=tuple(variants),

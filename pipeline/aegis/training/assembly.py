@@ -14,7 +14,7 @@ from torch import nn
 from aegis import progress
 from aegis.config import TrainConfig
 from aegis.errors import EnvironmentFault
-from aegis.messages import phrase
+from aegis.messages import bilingual, phrase
 from aegis.model.adapted import Adapters
 from aegis.model.attach import attached, decoder_of
 from aegis.model.base import Base
@@ -45,7 +45,9 @@ def assembled(
     """
     memory.let_segments_grow(device)
     memory.reset_peak(device)
-    with _oom_explained(config):
+    if config.gpu_memory_gib is not None and device.type != "cuda":
+        progress.warn(phrase("train.nothing_to_cap"))
+    with memory.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
         dtype = compute_dtype(device)
         model, split = _load(config, base, device, dtype, together)
         silence_dropout(model)
@@ -120,9 +122,14 @@ def _say_coverage(rows: list[Coverage]) -> None:
 
 
 @contextmanager
-def _oom_explained(config: TrainConfig) -> Iterator[None]:
+def _oom_explained(config: TrainConfig, cap_gib: float | None) -> Iterator[None]:
     try:
         yield
+    except EnvironmentFault as error:
+        if cap_gib is not None and isinstance(error.__cause__, torch.OutOfMemoryError):
+            # the base, as it was loaded: it may be the cap that it does not fit
+            error.fix = phrase("train.raise_cap_for_base", cap=cap_gib)
+        raise
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
             "train.out_of_memory",
@@ -130,4 +137,5 @@ def _oom_explained(config: TrainConfig) -> Iterator[None]:
             max_length=config.max_length,
             batch_size=config.batch_size,
             activation_checkpointing=config.activation_checkpointing,
+            or_cap="" if cap_gib is None else bilingual("train.or_raise_cap", cap=cap_gib),
         ) from error

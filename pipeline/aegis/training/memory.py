@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -35,6 +37,42 @@ def let_segments_grow(device: torch.device) -> None:
     told = "PYTORCH_ALLOC_CONF" in os.environ or "PYTORCH_CUDA_ALLOC_CONF" in os.environ
     if device.type == "cuda" and sys.platform == "linux" and not told:
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+
+
+def cap_bytes(gib: float | None, device: torch.device | None) -> int | None:
+    """What `gib` GiB leave of a GPU's memory; None where that is no limit: not given, a CPU, a card that has no more.
+
+    Args:
+        device: None for a GPU that is not here.
+    """
+    if gib is None or (device is not None and device.type != "cuda"):
+        return None
+    cap = int(gib * 2**30)
+    return cap if device is None or cap < _total_bytes(device) else None
+
+
+@contextmanager
+def capped(device: torch.device, gib: float | None) -> Iterator[float | None]:
+    """Hold the GPU's allocator to `gib` GiB while the block runs; a lower limit that it has already stands.
+
+    Yields:
+        `gib` where it is a limit, else None.
+    """
+    cap = cap_bytes(gib, device)
+    if cap is None:
+        yield None
+        return
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    torch.cuda.set_per_process_memory_fraction(min(before, cap / _total_bytes(device)), device)
+    try:
+        yield gib
+    finally:
+        # what comes after training in this process was promised nothing
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def _total_bytes(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -39,7 +39,7 @@ class Ways:
 
     Args:
         kind: "cuda" or "cpu".
-        free_bytes: of the GPU's memory, None if it is not here.
+        free_bytes: of the GPU's memory, what training may take; None if the GPU is not here and there is no cap.
     """
 
     def __init__(self, blueprint: Blueprint, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
