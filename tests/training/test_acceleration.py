@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from aegis.config import TrainConfig
-from aegis.training import acceleration, memory
+from aegis.training import acceleration
 from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
@@ -40,24 +39,17 @@ def test_recomputed_layers_take_the_same_steps(make_trainee: MakeTrainee) -> Non
 def test_a_cpu_is_left_plain(make_trainee: MakeTrainee) -> None:
     base = make_trainee(CONFIG).model.get_base_model()
     assert Acceleration.choose(CONFIG, base, CPU, torch.float32) == PLAIN
-    told = CONFIG.model_copy(update={"activation_checkpointing": "on", "cuda_graphs": "on"})
-    assert Acceleration.choose(told, base, CPU, torch.float32) == Acceleration(recomputed=1)
+    told = CONFIG.model_copy(update={"cuda_graphs": "on"})
+    assert Acceleration.choose(told, base, CPU, torch.float32) == PLAIN
     assert PLAIN.explain(1) == "step: plain"
     assert "activations of 1 of 1 layers recomputed" in Acceleration(recomputed=1).explain(1)
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A GPU that is not here: its free memory and its host's, and the kernels it would have."""
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a GPU that is not here."""
     monkeypatch.setattr(acceleration, "supports_packed", lambda *_: True)
     monkeypatch.setattr(acceleration, "find_spec", lambda _: object())
-
-    def free(gib: float, host_gib: float = 24) -> None:
-        monkeypatch.setattr(acceleration, "free_bytes", lambda _: int(gib * GIB))
-        host = SimpleNamespace(available=int(host_gib * GIB))
-        monkeypatch.setattr(acceleration.psutil, "virtual_memory", lambda: host)
-
-    return free
 
 
 def phi35() -> Any:
@@ -70,29 +62,13 @@ def phi35() -> Any:
         )
 
 
-def test_auto_recomputes_as_many_layers_as_the_memory_asks_for(card: Any) -> None:
-    """3072 tokens fit beside the base on a 12 GB card, more fit in part, and at last the host keeps the inputs."""
-    model = phi35()
-    found = []
-    for length, gib in ((3072, 9.5), (4096, 9.5), (8192, 9.5), (60_000, 9.5)):
-        card(gib)
-        config = TrainConfig(max_length=length)
-        found.append(Acceleration.choose(config, model, CUDA, torch.bfloat16))
-    assert found[0].recomputed == 0
-    assert 0 < found[1].recomputed < found[2].recomputed <= 32
-    assert [way.offloaded for way in found] == [False, False, False, True]
-
-
-def test_what_is_said_is_done(card: Any) -> None:
-    card(9.5)
+@pytest.mark.usefixtures("kernels")
+def test_what_is_said_is_done() -> None:
     model = phi35()
 
     def chosen(**settings: Any) -> Acceleration:
         return Acceleration.choose(TrainConfig(**settings), model, CUDA, torch.bfloat16)
 
-    assert chosen(activation_checkpointing="off", max_length=8192).recomputed == 0
-    assert chosen(activation_checkpointing="on").recomputed == 32
-    assert chosen(activation_checkpointing="offload").offloaded
     assert chosen(compile="off").compiled is False
     assert chosen(compile="auto", max_steps=500).compiled is True
     assert chosen(compile="auto", max_steps=20).compiled is False
@@ -104,51 +80,12 @@ def test_what_is_said_is_done(card: Any) -> None:
     assert chosen(split_base=True).dequantized is False
 
 
-def test_attention_is_spared_where_both_memories_have_room(card: Any) -> None:
-    """32 layers of 4,096 tokens take 2 GiB of the host's memory; nothing is spared of what is not compiled."""
-    model = phi35()
-
-    def spared(length: int, **settings: Any) -> bool:
-        config = TrainConfig(max_length=length, **{"activation_checkpointing": "offload", "compile": "on", **settings})
-        return Acceleration.choose(config, model, CUDA, torch.bfloat16).attention_spared
-
-    card(9.5, host_gib=4.1)
-    assert spared(4096)
-    assert not spared(4096, compile="off")
-    assert not spared(4096, activation_checkpointing="on")
-    card(9.5, host_gib=3.9)
-    assert not spared(4096)
-    card(9.5, host_gib=200)
-    assert spared(30_000)
-    assert not spared(60_000)
-
-
 def test_a_cap_on_the_process_is_minded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 * GIB, 120 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
     for fraction, free in ((1.0, 100), (0.1, 10)):
         monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, f=fraction: f)
         assert acceleration.free_bytes(CUDA) == pytest.approx(free * GIB)
-
-
-def test_auto_recomputes_more_under_a_cap(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 40 GiB that are free everything is kept; of 5 and of 4 less and less. The card's functions are stand-ins."""
-    really_free = acceleration.free_bytes
-    card(0)
-    monkeypatch.setattr(acceleration, "free_bytes", really_free)
-    held = [1.0]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * GIB, 48 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=48 * GIB))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: held[-1])
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: held.append(fraction))
-    model, found = phi35(), []
-    for gib in (None, 7.0, 6.0):
-        config = TrainConfig(max_length=2048, gpu_memory_gib=gib)
-        with memory.capped(CUDA, config.gpu_memory_gib):
-            found.append(Acceleration.choose(config, model, CUDA, torch.bfloat16).recomputed)
-    assert found[0] == 0
-    assert 0 < found[1] < found[2] < 32
 
 
 def test_activations_of_a_layer_are_counted() -> None:

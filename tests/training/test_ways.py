@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from aegis.config import TrainConfig
+from aegis.training.acceleration import PLAIN, Acceleration
 from aegis.training.estimate import Blueprint
-from aegis.training.ways import Variant, Ways
+from aegis.training.ways import Variant, Ways, recomputing
 from tests.conftest import MakeRandom
+
+GIB = 2**30
 
 
 def test_a_gpus_memory_decides_what_is_recomputed(make_random: MakeRandom) -> None:
@@ -78,3 +84,72 @@ def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRan
     assert whole.memory.weights - variants[0].memory.weights == parts[0] - variants[0].held.layers
     lighter = next(ways(split_base=True, activation_checkpointing="offload").all())
     assert lighter.memory.weights == sum(vars(lighter.held).values()) < variants[0].memory.weights
+
+
+@pytest.fixture(scope="module")
+def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config of Phi-3.5-mini's shape."""
+    from transformers import AutoConfig
+
+    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32}
+    folder = tmp_path_factory.mktemp("phi35")
+    AutoConfig.for_model("phi3", num_key_value_heads=32, pad_token_id=0, **shape).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3ForCausalLM"]}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def trained(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Acceleration]:
+    """What training chooses on a GPU that is not here, with so much of its memory free, and of its host's."""
+
+    def choose(gib: float, host_gib: float = 24, **settings: Any) -> Acceleration:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(host_gib * GIB)))
+        config = TrainConfig(base_model=str(phi35), **settings)
+        given = Acceleration(packed=True, compiled=settings.get("compile") == "on")
+        return recomputing(given, config, phi35, 32, torch.device("cuda"), int(gib * GIB))
+
+    return choose
+
+
+def test_training_recomputes_as_many_layers_as_the_memory_asks_for(trained: Callable[..., Acceleration]) -> None:
+    """Of a 12 GB card: all of 2,048 tokens fit, 4,096 in part, more less, and at last the host keeps the inputs."""
+    found = [trained(11.5, compile="on", max_length=length) for length in (2048, 4096, 8192, 60_000)]
+    assert found[0].recomputed == 0
+    assert 0 < found[1].recomputed < found[2].recomputed <= 32
+    assert [way.offloaded for way in found] == [False, False, False, True]
+    assert all(way.packed and way.compiled for way in found)
+    less = trained(3.0, compile="on", max_length=512)
+    assert 0 < less.recomputed < 32
+    assert not less.offloaded
+
+
+def test_what_is_asked_for_is_done(trained: Callable[..., Acceleration]) -> None:
+    assert trained(1, activation_checkpointing="off", max_length=8192).recomputed == 0
+    assert trained(80, activation_checkpointing="on").recomputed == 32
+    assert trained(80, activation_checkpointing="offload").offloaded
+    split = trained(80, split_base=True)
+    assert (split.recomputed, split.offloaded) == (32, False)
+
+
+def test_attention_is_spared_where_both_memories_have_room(trained: Callable[..., Acceleration]) -> None:
+    """32 layers of 4,096 tokens take 2 GiB of the host's memory; nothing is spared of what is not compiled."""
+    offload: dict[str, Any] = {"activation_checkpointing": "offload", "compile": "on"}
+    assert trained(11.5, 4.1, **offload, max_length=4096).attention_spared
+    assert not trained(11.5, 3.9, **offload, max_length=4096).attention_spared
+    assert not trained(11.5, 4.1, **offload | {"compile": "off"}, max_length=4096).attention_spared
+    assert not trained(11.5, 4.1, **offload | {"activation_checkpointing": "on"}, max_length=4096).attention_spared
+    assert trained(11.5, 200, **offload, max_length=30_000).attention_spared
+    assert not trained(11.5, 200, **offload, max_length=60_000).attention_spared
+
+
+def test_a_cpu_does_what_is_asked_for(phi35: Path) -> None:
+    """A single process asks nobody for memory; "auto" keeps, and there is nowhere to offload to."""
+
+    def chosen(setting: Any) -> Acceleration:
+        config = TrainConfig(base_model=str(phi35), activation_checkpointing=setting)
+        return recomputing(PLAIN, config, phi35, 32, torch.device("cpu"), None)
+
+    assert chosen("auto") == chosen("off") == PLAIN
+    assert chosen("on") == chosen("offload") == Acceleration(recomputed=32)

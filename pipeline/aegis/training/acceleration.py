@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -37,13 +36,11 @@ SPARE = 0.9
 """Of the free memory that a plan may fill; the allocator needs the rest."""
 IN_FLIGHT = 2
 """Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back."""
-_APART = 2**29
-"""Bytes for what is not a layer's: gradients, a dequantized matrix, head and loss."""
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What is switched on; see the module. `recomputed` counts layers."""
+    """What is switched on; see the module. `recomputed` counts layers, the first ones."""
 
     packed: bool = False
     dequantized: bool = False
@@ -55,27 +52,21 @@ class Acceleration:
 
     @classmethod
     def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
-        """Choose by settings, GPU, memory and length of the run.
+        """Choose by settings, GPU and length of the run; what memory decides is `ways.recomputing`'s.
 
         Args:
             model: the base as loaded, before the adapter.
         """
-        layers = len(model.get_decoder().layers)
-        text, itemsize = model.config.get_text_config(), model.dtype.itemsize
         packed = supports_packed(model, device, dtype)
         quick = device.type == "cuda" and packed
         compiled = compiles(config, possible=quick and find_spec("triton") is not None)
         # what is recorded is one shape of step: nothing that starts or rests, no loss scaling, no addresses that change
         recordable = quick and config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.split_base
-        recompute, offload = _recomputation(config, model, device, layers)
         return cls(
             packed=packed,
             dequantized=quick and supports_frozen(device) and not config.split_base,
             compiled=compiled,
             captured=recordable and config.cuda_graphs != "off",
-            recomputed=recompute,
-            offloaded=offload,
-            attention_spared=offload and compiled and spares_attention(config, text, itemsize, free_bytes(device)),
         )
 
     def explain(self, layers: int) -> str:
@@ -209,39 +200,6 @@ def free_bytes(device: torch.device) -> int:
 
 def _head_width(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _recomputation(config: TrainConfig, model: Any, device: torch.device, layers: int) -> tuple[int, bool]:
-    wanted = config.activation_checkpointing
-    if config.split_base or wanted != "auto" or device.type != "cuda":
-        kept = wanted in ("off", "auto") and not config.split_base
-        return (0 if kept else layers), wanted == "offload" and device.type == "cuda"
-    text = model.config.get_text_config()
-    tokens = config.batch_size * config.max_length
-    itemsize = model.dtype.itemsize
-    layer = activation_bytes(text, tokens, itemsize)
-    kept = tokens * text.hidden_size * itemsize
-    free = free_bytes(device)
-    # one layer is always whole in the backward pass; its gradients and a dequantized matrix need as much again
-    room = free * SPARE - 2 * layer - _APART
-    stored = layers if room >= layers * layer else max(0, int((room - layers * kept) // max(1, layer - kept)))
-    return layers - min(layers, stored), stored == 0 and room < layers * kept
-
-
-def spares_attention(config: TrainConfig, text: Any, itemsize: int, free: int) -> bool:
-    """Whether what attention makes in all layers fits into half of the host's free memory, beside the layers' inputs.
-
-    On the GPU, of which `free` bytes are left, some of it is always on its way out or back.
-
-    Args:
-        text: the config of the base's decoder.
-        itemsize: bytes of a number of the hidden state.
-    """
-    tokens = config.batch_size * config.max_length
-    in_flight = IN_FLIGHT * (tokens * text.hidden_size * itemsize + attention_bytes(text, tokens, itemsize))
-    worked_on = 2 * activation_bytes(text, tokens, itemsize) + in_flight
-    host = host_bytes(text, tokens, itemsize, attention_spared=True)
-    return host <= psutil.virtual_memory().available / 2 and worked_on <= free * SPARE - _APART
 
 
 def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool) -> int:

@@ -22,11 +22,12 @@ from aegis.model.load import compute_dtype, load_base, silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
 from aegis.soul.module import Soul
 from aegis.training import checkpoint, memory
-from aegis.training.acceleration import Acceleration
+from aegis.training.acceleration import Acceleration, free_bytes
 from aegis.training.checkpoint import Trainee
 from aegis.training.split_base import SplitBase
 from aegis.training.together import ALONE, Together
 from aegis.training.update import make_optimizer
+from aegis.training.ways import recomputing
 
 
 @contextmanager
@@ -49,10 +50,15 @@ def assembled(
         progress.warn(phrase("train.nothing_to_cap"))
     with memory.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
         dtype = compute_dtype(device)
+        free = free_bytes(device) if device.type == "cuda" else None
         model, split = _load(config, base, device, dtype, together)
         silence_dropout(model)
-        acceleration = Acceleration.choose(config, model, device, dtype)
-        progress.say(acceleration.explain(len(model.get_decoder().layers)))
+        decoder: Any = decoder_of(model)
+        layers = len(decoder.layers)
+        acceleration = recomputing(
+            Acceleration.choose(config, model, device, dtype), config, base.folder, layers, device, free
+        )
+        progress.say(acceleration.explain(layers))
         if config.cuda_graphs == "on" and not acceleration.captured:
             progress.warn(phrase("train.not_recordable"))
         targets = resolve_targets(model, config.lora_targets)

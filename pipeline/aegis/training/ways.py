@@ -1,14 +1,20 @@
-"""The ways to train that a plan compares: the config's own, and its neighbours."""
+"""What memory decides of a training: how many layers are recomputed, and what of them the host keeps.
+
+A plan compares the config's own way with its neighbours; training takes it.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import SPARE, compiles, host_bytes, spares_attention
+from aegis.training.acceleration import SPARE, Acceleration, compiles, host_bytes
 from aegis.training.estimate import Blueprint, Estimate, Held
 
 PROCESSES = (2, 3, 4, 8)
@@ -21,6 +27,7 @@ class Variant:
 
     Attributes:
         host_bytes: of the host's memory, for what is offloaded.
+        attention_spared: that is attention's results as well.
         held: what each of `processes` has of a base that is split over them.
     """
 
@@ -30,6 +37,7 @@ class Variant:
     asked_for: bool
     memory: Estimate
     host_bytes: int = 0
+    attention_spared: bool = False
     processes: int = 1
     held: Held | None = None
 
@@ -39,14 +47,23 @@ class Ways:
 
     Args:
         kind: "cuda" or "cpu".
-        free_bytes: of the GPU's memory, what training may take; None if the GPU is not here and there is no cap.
+        free_bytes: of the GPU's memory, what training may take, the base included; None if the GPU is not here and
+            there is no cap.
+        compiled: whether layers are; None where it is not known yet whether the GPU has the kernels for it.
     """
 
-    def __init__(self, blueprint: Blueprint, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        config: TrainConfig,
+        kind: str,
+        free_bytes: int | None,
+        *,
+        compiled: bool | None = None,
+    ) -> None:
         self._blueprint, self._config, self._free = blueprint, config, free_bytes
         self._on_gpu = kind == "cuda"
-        # whether a GPU has the kernels for it is found out in training
-        self.compiled = compiles(config, possible=self._on_gpu)
+        self.compiled = compiles(config, possible=self._on_gpu) if compiled is None else compiled
         self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
 
     def all(self) -> Iterator[Variant]:
@@ -58,40 +75,54 @@ class Ways:
         if self._config.split_base:
             yield from (self._split(length, parts) for parts in PROCESSES)
             return
-        own = self._own(length)
+        own = self.own(length)
         yield own
-        yield replace(self._own(max(8, length // 2)), asked_for=False)
-        yield replace(self._own(2 * length), asked_for=False)
+        yield replace(self.own(max(8, length // 2)), asked_for=False)
+        yield replace(self.own(2 * length), asked_for=False)
         yield self._variant(length, 0 if own.recomputed else self._blueprint.layers)
 
-    def _own(self, length: int) -> Variant:
+    def own(self, length: int) -> Variant:
+        """The config's own way, for windows of `length` tokens.
+
+        "auto" keeps every layer's activations if they fit, recomputes as many layers as it takes if that helps, and
+        offloads what is left if not.
+        """
         wanted, layers = self._config.activation_checkpointing, self._blueprint.layers
         if wanted != "auto":
             return self._variant(length, 0 if wanted == "off" else layers, offloaded=self._offloaded, asked_for=True)
         kept = self._variant(length, 0, asked_for=True)
-        if self._free is None or not self._on_gpu or kept.memory.peak <= SPARE * self._free:
+        if self._free is None or not self._on_gpu or self._fits(kept.memory):
             return kept
-        # "auto" recomputes as many layers as it takes; what one of them saves is the same for all
-        saved = (kept.memory.peak - self._variant(length, layers).memory.peak) / layers
-        needed = math.ceil((kept.memory.peak - SPARE * self._free) / max(1.0, saved))
+        least = self._variant(length, layers, asked_for=True)
+        if not self._fits(least.memory):
+            return self._variant(length, layers, offloaded=True, asked_for=True)
+        # what one of them saves is the same for all
+        saved = (kept.memory.peak - least.memory.peak) / layers
+        needed = math.ceil((kept.memory.peak - SPARE * self._free) / saved)
         return self._variant(length, min(layers, needed), asked_for=True)
+
+    def _fits(self, memory: Estimate) -> bool:
+        return self._free is None or memory.peak <= SPARE * self._free
 
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
         spared = offloaded and self._spares_attention(length)
-        memory = self._blueprint.estimate(
-            length,
-            recomputed=recomputed,
-            compiled=self.compiled,
-            offloaded=offloaded,
-            attention_spared=spared,
-        )
-        return Variant(length, recomputed, offloaded, asked_for, memory, self._host_bytes(length, spared) * offloaded)
+        memory = self._estimate(length, recomputed, offloaded, spared)
+        host = self._host_bytes(length, spared) * offloaded
+        return Variant(length, recomputed, offloaded, asked_for, memory, host, spared)
 
     def _spares_attention(self, length: int) -> bool:
-        config = self._config.model_copy(update={"max_length": length})
-        itemsize = self._blueprint.dtype.itemsize
-        free = sys.maxsize if self._free is None else self._free - self._blueprint.base_bytes
-        return self.compiled and spares_attention(config, self._blueprint.text, itemsize, free)
+        """Whether what attention makes in all layers fits into half of the host's free memory, beside their inputs.
+
+        On the GPU some of it is always on its way out or back.
+        """
+        if not self.compiled or self._host_bytes(length, True) > psutil.virtual_memory().available / 2:
+            return False
+        return self._fits(self._estimate(length, self._blueprint.layers, True, True))
+
+    def _estimate(self, length: int, recomputed: int, offloaded: bool, spared: bool) -> Estimate:
+        return self._blueprint.estimate(
+            length, recomputed=recomputed, compiled=self.compiled, offloaded=offloaded, attention_spared=spared
+        )
 
     def _host_bytes(self, length: int, attention_spared: bool) -> int:
         tokens, itemsize = self._config.batch_size * length, self._blueprint.dtype.itemsize
@@ -102,4 +133,31 @@ class Ways:
         memory = self._blueprint.estimate(length, recomputed=layers, offloaded=offloaded, parts=parts)
         held = self._blueprint.held(parts, offloaded=offloaded)
         host = self._host_bytes(length, False) * offloaded
-        return Variant(length, layers, offloaded, True, memory, host, parts, held)
+        return Variant(length, layers, offloaded, True, memory, host, processes=parts, held=held)
+
+
+def recomputing(
+    acceleration: Acceleration,
+    config: TrainConfig,
+    folder: Path,
+    layers: int,
+    device: torch.device,
+    free_bytes: int | None,
+) -> Acceleration:
+    """Return `acceleration` with what memory decides.
+
+    Args:
+        acceleration: as `Acceleration.choose` leaves it.
+        folder: the base's, of which config.json is read.
+        layers: of its decoder.
+        free_bytes: of a GPU's memory, before the base was loaded.
+    """
+    wanted, on_gpu = config.activation_checkpointing, device.type == "cuda"
+    if not on_gpu or config.split_base:
+        kept = wanted in ("off", "auto") and not config.split_base
+        return replace(acceleration, recomputed=0 if kept else layers, offloaded=wanted == "offload" and on_gpu)
+    blueprint = Blueprint(folder, config, "cuda", torch.cuda.get_device_capability(device))
+    own = Ways(blueprint, config, "cuda", free_bytes, compiled=acceleration.compiled).own(config.max_length)
+    return replace(
+        acceleration, recomputed=own.recomputed, offloaded=own.offloaded, attention_spared=own.attention_spared
+    )
