@@ -58,7 +58,8 @@ LONG = [
     {"max_length": 60000, "activation_checkpointing": "offload", "cuda_graphs": "off", "gpu_memory_gib": 12},
 ]
 LONG_STEPS = 3
-PARTS = {"core": CORE, "more": MORE, "long": LONG}
+CAPPED = [{"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gib": 3}]
+PARTS = {"core": CORE, "more": MORE, "long": LONG, "capped": CAPPED}
 PEERS = ("unsloth", "hf")
 PEER_STEPS = 8
 
@@ -167,7 +168,7 @@ def main() -> int:
     parser.add_argument(
         "--parts",
         default="core,more,long",
-        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12",
+        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12, capped with 3",
     )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=60)

@@ -85,12 +85,13 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
     assert report.tokens_per_second is not None
     tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
     tokens *= report.processes
-    minutes = tokens / report.tokens_per_second / 60
+    minutes = (report.start_seconds + tokens / report.tokens_per_second) / 60
+    speed, start = report.tokens_per_second, report.start_seconds
     return "\n".join(
         [
             phrase("screens.steps_taken", taken=report.steps, steps=settings.max_steps),
             *screens_memory.measured(report.memory),
-            f"  {phrase('screens.whole_run', speed=report.tokens_per_second, minutes=minutes)}",
+            f"  {phrase('screens.whole_run', speed=speed, start=start, minutes=minutes)}",
         ]
     )
 

@@ -339,6 +339,7 @@ def test_dry_run_keeps_nothing(tmp_path: Path, config: TrainConfig, monkeypatch:
     assert report.memory.base > report.memory.adapter > report.memory.soul > 0
     assert report.memory.optimizer >= 2 * report.memory.adapter
     assert report.tokens_per_second > 0
+    assert report.start_seconds > 0
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -53,7 +53,7 @@ _KEPT = ("steps", "heldout_loss", "alpha", "gate", "trainable_parameters")
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What training came to."""
+    """What training came to; its speed without the first steps, which took `start_seconds`."""
 
     adapter: Path
     steps: int
@@ -65,6 +65,7 @@ class TrainReport:
     trainable_parameters: int
     processes: int
     tokens_per_second: float | None
+    start_seconds: float
     memory: MemoryParts | None
 
 
@@ -267,6 +268,7 @@ class _Prepared:
             trainable_parameters=sum(p.numel() for p in trainee.parameters().values() if p.requires_grad),
             processes=self.together.parts,
             tokens_per_second=outcome.tokens_per_second,
+            start_seconds=outcome.start_seconds,
             memory=memory.by_part(trainee, self.device),
         )
 
@@ -286,6 +288,7 @@ def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainRe
         loss=None,
         processes=together.parts,
         tokens_per_second=None,
+        start_seconds=0.0,
         memory=None,
         **kept,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +28,9 @@ from aegis.training import memory
 from aegis.training.acceleration import host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.checkpoint import Trainee
+from aegis.training.pace import Pace
 from aegis.training.signals import OTHERS_ASKED, StopRequest, deferred_stop
-from aegis.training.step import Launched, StepNumbers, Stepper
+from aegis.training.step import STARTING_STEPS, Launched, StepNumbers, Stepper
 from aegis.training.together import ALONE, Together
 from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
@@ -41,12 +41,13 @@ _EVALUATED_WINDOWS = 64
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """Where the loop stood when it ended, and how fast it went there."""
+    """Where the loop stood when it ended, and how fast it went there (`pace`)."""
 
     step: int
     loss: float | None
     heldout_loss: float | None
     tokens_per_second: float | None
+    start_seconds: float = 0.0
 
 
 class Loop:
@@ -103,8 +104,7 @@ class Loop:
             return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None)
         self.trainee.model.train()
         numbers, heldout, ahead = None, None, None
-        tokens = tokens_since = 0
-        began = since = time.perf_counter()
+        pace = Pace()
         with (
             _own_stream(self.device),
             deferred_stop() as stopping,
@@ -120,32 +120,34 @@ class Loop:
                     # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind
                     # it: from then on this thread would be stuck in a launch, where no signal reaches it
                     numbers, ahead = self._read(ahead, stopping), None
-                tokens += config.max_length * self._step_size
+                pace.took(config.max_length * self._step_size)
                 done = step + 1
                 last = done == stop
                 leaving = self._leaving(stopping, numbers)
                 due = done % config.save_steps == 0 or last or leaving
                 logged = due or done % config.logging_steps == 0 or done == 1
-                if logged and ahead is not None:
+                under_way = done == start + STARTING_STEPS and not last
+                if (logged or under_way) and ahead is not None:
                     numbers, ahead = self._read(ahead, stopping), None
+                if under_way:
+                    pace.started()
                 if numbers is not None:
                     watch.step(done, numbers.step + 1, numbers.task_loss, numbers.alpha)
                 if due and self.heldout is not None:
-                    heldout = self.evaluate(self.heldout)
+                    with pace.aside():
+                        heldout = self.evaluate(self.heldout)
                 if logged and numbers is not None:
-                    now = time.perf_counter()
-                    self._log(numbers, due, heldout if due else None, (tokens - tokens_since) / (now - since))
-                    since, tokens_since = now, tokens
+                    self._log(numbers, due, heldout if due else None, pace.lap())
                 if due and self._save is not None:
-                    self._save(done)
+                    with pace.aside():
+                        self._save(done)
                     watch.saved(done)
-                    since = time.perf_counter()
                 if leaving:
                     code = stopping.exit_code or OTHERS_ASKED
                     name = "train.stopped" if self._save is None else "train.stopped_and_saved"
                     raise Interrupted(name, exit_code=code, done=done, stop=stop)
         assert numbers is not None
-        return LoopOutcome(stop, numbers.task_loss, heldout, tokens / (time.perf_counter() - began))
+        return LoopOutcome(stop, numbers.task_loss, heldout, pace.whole(), pace.start_seconds)
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:

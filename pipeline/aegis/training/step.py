@@ -31,6 +31,8 @@ _MAX_SKIPPED = 20
 """Overflows in a row after which float16's loss scaling will not find a scale any more."""
 _EAGER_STEPS = 2
 """Steps taken one kernel at a time before the step is recorded: libraries choose and load their kernels in them."""
+STARTING_STEPS = _EAGER_STEPS + 1
+"""Steps that take longer than those that follow: the last of them is recorded first."""
 
 
 @dataclass(frozen=True)
