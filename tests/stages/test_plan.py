@@ -176,7 +176,7 @@ def test_a_cap_is_the_least_that_is_compared_with(
     assert found == [(11 * 2**30, cap) for cap in (None, 3 * 2**30, 23 * 2**29, None)]
     # a step may fill nine tenths of the cap, and with CUDA itself what is free
     peak = report.variants[0].memory.peak
-    for free, cap, fit in ((2**40, peak, "NO"), (2**40, 10 * peak // 8, "yes"), (peak, 10 * peak, "NO")):
+    for free, cap, fit in ((2**40, peak, "NO"), (2**40, peak + 2**30, "yes"), (peak, 10 * peak, "NO")):
         tight = replace(report, free_bytes=free, cap_bytes=cap, variants=report.variants[:1])
         assert fits(screens_plan.planned(tight, config)) == [fit]
 

@@ -28,7 +28,7 @@ from aegis.model.shards import HEAD, ShardSet
 from aegis.proof.vocabulary import check_vocabulary
 from aegis.runs import Run
 from aegis.sizes import checkpoints_bytes, gguf_bytes
-from aegis.training.acceleration import SPARE, free_bytes
+from aegis.training.acceleration import fillable, free_bytes
 from aegis.training.estimate import Blueprint
 from aegis.training.material import training_data
 from aegis.training.memory import cap_bytes
@@ -88,7 +88,7 @@ class PlanReport:
     @property
     def fillable_bytes(self) -> int | None:
         """What a step may fill of the cap, of which the allocator needs the rest; None without a cap."""
-        return None if self.cap_bytes is None else int(SPARE * self.cap_bytes)
+        return None if self.cap_bytes is None else fillable(self.cap_bytes)
 
 
 def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: VerifyConfig, run: Run) -> PlanReport:

@@ -32,8 +32,8 @@ from aegis.training.split_base import SplitBase
 
 COMPILE_STEPS = 300
 """Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
-SPARE = 0.9
-"""Of the free memory that a plan may fill; the allocator needs the rest."""
+_FILLED, _BETWEEN = 0.9, 2**29
+"""Of free memory, the part that a plan may fill, and bytes that it must leave: see `fillable`."""
 IN_FLIGHT = 2
 """Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back."""
 
@@ -196,6 +196,15 @@ def free_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
     return min(free, allowed - torch.cuda.memory_reserved(device))
+
+
+def fillable(free: int) -> int:
+    """Of so many free bytes on a GPU, how many a step may take by its plan.
+
+    The allocator needs the rest for what lies idle between tensors; and while a step is recorded, what the steps before
+    it have left stands beside it. (Capped at 3 GiB, a step that was planned with 2.65 asked for 3.05 then.)
+    """
+    return min(int(_FILLED * free), free - _BETWEEN)
 
 
 def _head_width(config: Any) -> int:

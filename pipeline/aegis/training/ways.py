@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import SPARE, Acceleration, compiles, host_bytes
+from aegis.training.acceleration import Acceleration, compiles, fillable, host_bytes
 from aegis.training.estimate import Blueprint, Estimate, Held
 
 PROCESSES = (2, 3, 4, 8)
@@ -98,11 +98,11 @@ class Ways:
             return self._variant(length, layers, offloaded=True, asked_for=True)
         # what one of them saves is the same for all
         saved = (kept.memory.peak - least.memory.peak) / layers
-        needed = math.ceil((kept.memory.peak - SPARE * self._free) / saved)
+        needed = math.ceil((kept.memory.peak - fillable(self._free)) / saved)
         return self._variant(length, min(layers, needed), asked_for=True)
 
     def _fits(self, memory: Estimate) -> bool:
-        return self._free is None or memory.peak <= SPARE * self._free
+        return self._free is None or memory.peak <= fillable(self._free)
 
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
         spared = offloaded and self._spares_attention(length)
