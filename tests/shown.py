@@ -126,7 +126,7 @@ def plan_report() -> PlanReport:
             Variant(512, 0, False, True, estimate),
             Variant(256, 0, False, False, estimate),
             Variant(1024, 0, False, False, replace(estimate, activations=9 * _GIB)),
-            Variant(512, 32, False, False, estimate),
+            Variant(512, 32, True, False, estimate, host_bytes=_GIB),
         ),
         needs=(
             Need("disk, the run", 18_000_000_000, 9_000_000_000, str(RUN)),

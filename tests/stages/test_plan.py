@@ -116,10 +116,13 @@ def test_a_gpu_that_is_not_here(
     assert "No GPU is here to say whether it fits" in text
     assert "not known without the GPU" in text
     assert "RAM, offloaded activations" not in text
+    assert "host keeps" not in text
     offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
     report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
     assert report.variants[0].host_bytes > 0
-    assert "RAM, offloaded activations" in screens_plan.planned(report, offloaded)
+    text = screens_plan.planned(report, offloaded)
+    assert "RAM, offloaded activations" in text
+    assert "host keeps" in text
 
 
 def test_a_cap_on_a_gpu_that_is_not_here(
