@@ -41,6 +41,7 @@ def test_every_failure_has_the_code_of_the_table() -> None:
         "AegisError": 1,
         "UsageError": 2,
         "EnvironmentFault": 3,
+        "PeerEnded": 3,
         "DataError": 4,
         "IntegrityError": 5,
         "UnsupportedModelError": 5,

@@ -3,6 +3,7 @@
 AegisError                     exit code
 ├── UsageError                 2    the command line, the config file, a path
 ├── EnvironmentFault           3    GPU, disk, memory, a tool that is not installed
+│   └── PeerEnded              3    another process of the same training is gone
 ├── DataError                  4    the training text
 ├── IntegrityError             5    a file is not what its manifest says, or does not fit
 │   └── UnsupportedModelError  5    the base cannot come out of this pipeline unharmed
@@ -68,6 +69,10 @@ class UsageError(AegisError):
 
 class EnvironmentFault(AegisError):
     exit_code = 3
+
+
+class PeerEnded(EnvironmentFault):
+    """Another process has ended, perhaps within something that all of them share."""
 
 
 class DataError(AegisError):

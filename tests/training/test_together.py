@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegis.errors import DataError, EnvironmentFault
+from aegis.errors import AegisError, DataError, EnvironmentFault, PeerEnded
 from aegis.training import together as module
 from aegis.training.together import ALONE, Together, joined, launched_processes
 
@@ -53,3 +53,21 @@ def test_a_step_that_does_not_end_is_given_up_only_when_asked_to(monkeypatch: py
     with pytest.raises(EnvironmentFault, match="another process of this training ended"):
         two.wait(lambda: False, lambda: True)
     ALONE.wait(lambda: False, lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("error", "parted"), [(PeerEnded("together.peer_ended", why="x"), 0), (DataError("dataset.empty", name="x"), 1)]
+)
+def test_whoever_lost_a_peer_does_not_wait_for_it_at_parting(
+    monkeypatch: pytest.MonkeyPatch, error: AegisError, parted: int
+) -> None:
+    """On GPUs it would wait for ever, with the message still to be told. torch.distributed is stood in for."""
+    partings = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(module.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(module.dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: partings.append(1))
+    with pytest.raises(type(error)), joined(torch.device("cpu")):
+        raise error
+    assert len(partings) == parted

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from aegis import progress
-from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted
+from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted, PeerEnded
 from aegis.messages import phrase
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Together:
         """Replace a tensor by its sum over all processes.
 
         Raises:
-            EnvironmentFault: another process has ended.
+            PeerEnded: another process has ended.
         """
         if self.parts > 1:
             with dead_peers_explained():
@@ -69,7 +69,7 @@ class Together:
         Raises:
             AegisError: in process 0, what `find` raised.
             SystemExit: in the others then, with the same exit code: process 0 says why.
-            EnvironmentFault: another process has ended.
+            PeerEnded: another process has ended.
         """
         if not self.writes:
             return self._hear()
@@ -83,7 +83,7 @@ class Together:
         """A block that process 0 goes through before the others.
 
         Raises:
-            SystemExit, EnvironmentFault: as `told`.
+            SystemExit, PeerEnded: as `told`.
         """
         if not self.writes:
             self._hear()
@@ -97,7 +97,7 @@ class Together:
         """Wait until every process has come here.
 
         Raises:
-            EnvironmentFault: another process has ended.
+            PeerEnded: another process has ended.
         """
         if self.parts > 1:
             with dead_peers_explained():
@@ -110,7 +110,7 @@ class Together:
             asked: whether this process was asked to end, which a launcher does when it has lost another.
 
         Raises:
-            EnvironmentFault: it was asked to, and the step did not end.
+            PeerEnded: it was asked to, and the step did not end.
         """
         began: float | None = None
         while self.parts > 1 and not done():
@@ -173,7 +173,8 @@ def joined(device: torch.device) -> Iterator[Together]:
         device: this process's own.
 
     Raises:
-        EnvironmentFault: the others do not come, or one of them ended within the block.
+        EnvironmentFault: the others do not come.
+        PeerEnded: one of them ended within the block.
     """
     parts = launched_processes()
     if parts == 1:
@@ -198,7 +199,7 @@ def joined(device: torch.device) -> Iterator[Together]:
         if together.writes:
             raise
         raise SystemExit(error.exit_code) from error
-    except _PeerEnded:
+    except PeerEnded:
         complete = False
         raise
     finally:
@@ -212,7 +213,7 @@ def dead_peers_explained() -> Iterator[None]:
     """Say of a collective call that fails what that means.
 
     Raises:
-        EnvironmentFault: another process has ended.
+        PeerEnded: another process has ended.
     """
     try:
         yield
@@ -220,12 +221,8 @@ def dead_peers_explained() -> Iterator[None]:
         raise _peer_ended(_first_line(error)) from error
 
 
-class _PeerEnded(EnvironmentFault):
-    """Another process has ended, perhaps within something that all of them share."""
-
-
-def _peer_ended(why: str) -> _PeerEnded:
-    return _PeerEnded("together.peer_ended", why=why)
+def _peer_ended(why: str) -> PeerEnded:
+    return PeerEnded("together.peer_ended", why=why)
 
 
 def _first_line(error: BaseException) -> str:
