@@ -132,6 +132,7 @@ class Blueprint:
         }
         for parameter in self._trained:
             parameter.grad = torch.empty_like(parameter)  # one buffer from the first step on
+        self._peaks: dict[tuple[int, bool, bool], tuple[int, int, int]] = {}
         self._workspace = 0 if device == "cpu" else _CUBLAS_BYTES["hopper" if (capability or (0,)) >= (9,) else "older"]
 
     def estimate(
@@ -200,14 +201,19 @@ class Blueprint:
     def _peak(self, max_length: int, *, recompute: bool, compiled: bool) -> tuple[int, int, int]:
         """The fullest moment of a step in bytes, what head and loss have of it, and what one more layer adds.
 
-        A straight line through two and three layers: decoder layers are alike, and every one keeps the same.
+        A straight line through two and three layers: decoder layers are alike, and every one keeps the same. Worked out
+        once; what ways to train differ in besides is arithmetic.
         """
-        least = min(2, self.layers)
-        peak, head = self._run(max_length, least, recompute, compiled)
-        if self.layers == least:
-            return peak, head, 0
-        more, head = self._run(max_length, least + 1, recompute, compiled)
-        return more + (self.layers - least - 1) * (more - peak), head, more - peak
+        asked = max_length, recompute, compiled
+        if asked not in self._peaks:
+            least = min(2, self.layers)
+            peak, head = self._run(max_length, least, recompute, compiled)
+            one = 0
+            if self.layers > least:
+                more, head = self._run(max_length, least + 1, recompute, compiled)
+                one = more - peak
+            self._peaks[asked] = peak + (self.layers - least) * one, head, one
+        return self._peaks[asked]
 
     def _run(self, max_length: int, layers: int, recompute: bool, compiled: bool) -> tuple[int, int]:
         """As `_peak`, of the decoder's first layers."""
