@@ -6,6 +6,7 @@ A plan compares the config's own way with its neighbours; training takes it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,10 +62,12 @@ class Ways:
         *,
         compiled: bool | None = None,
     ) -> None:
-        self._blueprint, self._config, self._free = blueprint, config, free_bytes
-        self._on_gpu = kind == "cuda"
-        self.compiled = compiles(config, possible=self._on_gpu) if compiled is None else compiled
-        self._offloaded = config.activation_checkpointing == "offload" and self._on_gpu
+        self._blueprint, self._config = blueprint, config
+        on_gpu = kind == "cuda"
+        self.compiled = compiles(config, possible=on_gpu) if compiled is None else compiled
+        self._recomputed, self._offloaded = _asked_for(config, blueprint.layers, on_gpu=on_gpu)
+        # nobody asks a CPU for memory
+        self._room = fillable(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
 
     def all(self) -> Iterator[Variant]:
         """The config's own first; half and twice its length; then the other end of recomputation.
@@ -87,22 +90,21 @@ class Ways:
         "auto" keeps every layer's activations if they fit, recomputes as many layers as it takes if that helps, and
         offloads what is left if not.
         """
-        wanted, layers = self._config.activation_checkpointing, self._blueprint.layers
-        if wanted != "auto":
-            return self._variant(length, 0 if wanted == "off" else layers, offloaded=self._offloaded, asked_for=True)
-        kept = self._variant(length, 0, asked_for=True)
-        if self._free is None or not self._on_gpu or self._fits(kept.memory):
+        if self._config.activation_checkpointing != "auto":
+            return self._variant(length, self._recomputed, offloaded=self._offloaded, asked_for=True)
+        layers, kept = self._blueprint.layers, self._variant(length, 0, asked_for=True)
+        if self._fits(kept.memory):
             return kept
         least = self._variant(length, layers, asked_for=True)
         if not self._fits(least.memory):
             return self._variant(length, layers, offloaded=True, asked_for=True)
         # what one of them saves is the same for all
         saved = (kept.memory.peak - least.memory.peak) / layers
-        needed = math.ceil((kept.memory.peak - fillable(self._free)) / saved)
+        needed = math.ceil((kept.memory.peak - self._room) / saved)
         return self._variant(length, min(layers, needed), asked_for=True)
 
     def _fits(self, memory: Estimate) -> bool:
-        return self._free is None or memory.peak <= fillable(self._free)
+        return memory.peak <= self._room
 
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
         spared = offloaded and self._spares_attention(length)
@@ -129,11 +131,11 @@ class Ways:
         return host_bytes(self._blueprint.text, tokens, itemsize, attention_spared=attention_spared)
 
     def _split(self, length: int, parts: int) -> Variant:
-        layers, offloaded = self._blueprint.layers, self._offloaded
-        memory = self._blueprint.estimate(length, recomputed=layers, offloaded=offloaded, parts=parts)
+        recomputed, offloaded = self._recomputed, self._offloaded
+        memory = self._blueprint.estimate(length, recomputed=recomputed, offloaded=offloaded, parts=parts)
         held = self._blueprint.held(parts, offloaded=offloaded)
         host = self._host_bytes(length, False) * offloaded
-        return Variant(length, layers, offloaded, True, memory, host, processes=parts, held=held)
+        return Variant(length, recomputed, offloaded, True, memory, host, processes=parts, held=held)
 
 
 def recomputing(
@@ -152,12 +154,20 @@ def recomputing(
         layers: of its decoder.
         free_bytes: of a GPU's memory, before the base was loaded.
     """
-    wanted, on_gpu = config.activation_checkpointing, device.type == "cuda"
+    on_gpu = device.type == "cuda"
     if not on_gpu or config.split_base:
-        kept = wanted in ("off", "auto") and not config.split_base
-        return replace(acceleration, recomputed=0 if kept else layers, offloaded=wanted == "offload" and on_gpu)
+        recomputed, offloaded = _asked_for(config, layers, on_gpu=on_gpu)
+        return replace(acceleration, recomputed=recomputed, offloaded=offloaded)
     blueprint = Blueprint(folder, config, "cuda", torch.cuda.get_device_capability(device))
     own = Ways(blueprint, config, "cuda", free_bytes, compiled=acceleration.compiled).own(config.max_length)
     return replace(
         acceleration, recomputed=own.recomputed, offloaded=own.offloaded, attention_spared=own.attention_spared
     )
+
+
+def _asked_for(config: TrainConfig, layers: int, *, on_gpu: bool) -> tuple[int, bool]:
+    """How many layers the settings have recomputed, and whether offloaded, as far as no memory is asked."""
+    wanted = config.activation_checkpointing
+    # a split base's layers are whole while they are worked on only
+    kept = wanted in ("off", "auto") and not config.split_base
+    return 0 if kept else layers, wanted == "offload" and on_gpu
