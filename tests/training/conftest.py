@@ -72,3 +72,11 @@ def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True
     labels[:, :3] = IGNORED
     positions = np.tile(np.arange(length), (windows, 1))
     return MicroBatch.make(Batch(ids, labels, positions, np.zeros_like(ids)))
+
+
+def phi35_config() -> Any:
+    """transformers' config of Phi-3.5-mini's shape."""
+    from transformers import AutoConfig
+
+    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32}
+    return AutoConfig.for_model("phi3", num_key_value_heads=32, pad_token_id=0, **shape)

@@ -13,7 +13,7 @@ from aegis.training import acceleration
 from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
-from tests.training.conftest import MakeTrainee, noise
+from tests.training.conftest import MakeTrainee, noise, phi35_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=0, annealing_steps=2, lora_dropout=0.3)
@@ -53,13 +53,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def phi35() -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model("phi3", num_key_value_heads=32, pad_token_id=0, **shape), dtype=torch.bfloat16
-        )
+        return AutoModelForCausalLM.from_config(phi35_config(), dtype=torch.bfloat16)
 
 
 @pytest.mark.usefixtures("kernels")

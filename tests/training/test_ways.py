@@ -17,6 +17,7 @@ from aegis.training.acceleration import PLAIN, Acceleration
 from aegis.training.estimate import Blueprint
 from aegis.training.ways import Variant, Ways, recomputing
 from tests.conftest import MakeRandom
+from tests.training.conftest import phi35_config
 
 GIB = 2**30
 
@@ -90,11 +91,8 @@ def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRan
 @pytest.fixture(scope="module")
 def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the config of Phi-3.5-mini's shape."""
-    from transformers import AutoConfig
-
-    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32}
     folder = tmp_path_factory.mktemp("phi35")
-    AutoConfig.for_model("phi3", num_key_value_heads=32, pad_token_id=0, **shape).save_pretrained(folder)
+    phi35_config().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3ForCausalLM"]}), encoding="utf-8")
     return folder

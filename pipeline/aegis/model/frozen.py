@@ -23,7 +23,7 @@ from aegis.model.nf4 import BLOCK, SECOND_BLOCK
 from aegis.model.taken_over import taken_over
 
 _STATE = "Tensor codes, Tensor absmax, Tensor absmax_code, Tensor absmax_scale, Tensor offset, Tensor nf4"
-_STATE_SIZE = 6
+_STATE_SIZE = _STATE.count("Tensor")
 torch.library.define(
     "aegis::nf4_linear",
     f"(Tensor x, Tensor? bias, Tensor? inner, Tensor? b, float scale, {_STATE}, int rows) -> Tensor",
