@@ -50,9 +50,7 @@ class TrainConfig(StageConfig):
 
     rotation: Literal["so8", "dense"] = Field("so8", description="blocks of 8 x 8, or one d x d rotation")
     rotation_init: Literal["random", "identity"] = Field("random", description="where the rotation starts")
-    rotation_map: Literal["auto", "exp", "cayley"] = Field(
-        "auto", description="skew matrix to rotation; auto is exp for so8, cayley for dense"
-    )
+    rotation_map: Literal["exp", "cayley"] = Field("exp", description="skew matrix to rotation, of a so8 soul")
     soul_learning_rate: float | None = Field(None, gt=0, description="of the soul; as --learning-rate if not given")
     alpha: Literal["scheduled", "then-learned", "learned"] = Field(
         "scheduled",

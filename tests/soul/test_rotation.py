@@ -43,14 +43,13 @@ def test_rotations_turn_on_from_their_start(shape: tuple[int, int], kind: so.Map
 
     def product(start: torch.Tensor, written_out: bool) -> list[torch.Tensor]:
         given = skew.clone().requires_grad_()
+        mapped = so.rotate(given, kind)
         if written_out:
             eye = torch.eye(shape[1], dtype=torch.float64)
             mapped = torch.linalg.matrix_exp(given)
             if kind == "cayley":
                 mapped = torch.linalg.inv(eye - given / 2) @ (eye + given / 2)
-            rotation = start @ mapped
-        else:
-            rotation = so.rotate(given, kind, start)
+        rotation = start @ mapped
         rotation.backward(outer)
         assert given.grad is not None
         return [rotation.detach(), given.grad]
@@ -131,3 +130,12 @@ def test_a_dense_rotation_meets_16_bit_states_with_the_same_gradients() -> None:
     assert len(whole) == len(coarse) == 3
     torch.testing.assert_close(coarse, whole)
     assert (coarse[2] - whole[2].mT).abs().max() > 0.1
+
+
+def test_a_gram_matrix_of_halves_is_exact() -> None:
+    """As a GPU works it out, here with whole products; what the lower bits have of it is what float32 tells apart."""
+    matrices = so.random_rotation(1, 64, torch.Generator().manual_seed(0))
+    exact = matrices.double().mT @ matrices.double()
+    assert (so._gram_of_halves(matrices) - exact).abs().max() < 1e-6
+    upper = (matrices.view(torch.int32) & so._TF32_LOST).view(torch.float32)
+    assert (upper.mT @ upper - exact).abs().max() > 1e-4

@@ -28,6 +28,7 @@ from aegis.report.training_pictures import PICTURES
 from aegis.runs import Run
 from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
+from aegis.soul.module import Soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect
 from aegis.stages.train import config_of, dry_run, train
 from aegis.training import loop
@@ -106,8 +107,8 @@ def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConf
     train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
     rows = [json.loads(line)["turned_degrees"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row is None for row in rows] == ([False] * 8 if rotation == "so8" else [True, False] * 3 + [True, False])
-    start = load_file(run.checkpoints / "step_000002" / "resume.safetensors")["soul.start"]
-    end = load_soul(run.adapter / "soul.safetensors").rotation
+    soul = load_soul(run.adapter / "soul.safetensors")
+    start, end = Soul(soul.hidden_size, kind=soul.kind, seed=config.seed).origin, soul.rotation
     wanted = quantiles_in_degrees(rotation_angles(start.mT @ end))
     assert rows[-1] == pytest.approx(wanted, abs=0.1)
     assert rows[-1][-1] > 1

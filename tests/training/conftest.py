@@ -56,7 +56,13 @@ def make_trainee() -> Iterator[MakeTrainee]:
                     base_name="tiny",
                     revision=None,
                 )
-            soul = Soul(WIDTH, seed=seed, alpha=config.alpha_start, alpha_is_learned=config.alpha != "scheduled")
+            soul = Soul(
+                WIDTH,
+                kind=config.rotation,
+                seed=seed,
+                alpha=config.alpha_start,
+                alpha_is_learned=config.alpha != "scheduled",
+            )
             stack.enter_context(attached(model, soul))
             scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
             adapters = Adapters(model, torch.float32, config.lora_dropout)

@@ -45,9 +45,12 @@ def scaler(scale: float = 1024.0) -> torch.amp.GradScaler:
 
 @pytest.mark.parametrize("alpha", ["scheduled", "then-learned", "learned"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_going_on_is_never_having_stopped(tmp_path: Path, make_trainee: MakeTrainee, alpha: str, scaled: bool) -> None:
+@pytest.mark.parametrize("rotation", ["so8", "dense"])
+def test_going_on_is_never_having_stopped(
+    tmp_path: Path, make_trainee: MakeTrainee, alpha: str, scaled: bool, rotation: str
+) -> None:
     """Parameters, moments, scale and losses after a load equal those of a run without one; another seed's do not."""
-    config = CONFIG.model_copy(update={"alpha": alpha, "soul_learning_rate": 0.05})
+    config = CONFIG.model_copy(update={"alpha": alpha, "soul_learning_rate": 0.05, "rotation": rotation})
 
     def new(seed: int = 0) -> Trainee:
         return make_trainee(config, scaler=scaler() if scaled else None, seed=seed)
@@ -55,7 +58,7 @@ def test_going_on_is_never_having_stopped(tmp_path: Path, make_trainee: MakeTrai
     whole = new()
     steps(whole, config, 0, 3)
     folder = checkpoint.save(tmp_path, whole, 3, MANIFEST, keep=3)
-    before = everything(whole)
+    before, start = everything(whole), whole.soul.start.clone()
     state = whole.scaler.state_dict()
     wanted = steps(whole, config, 3, 8)
 
@@ -66,10 +69,11 @@ def test_going_on_is_never_having_stopped(tmp_path: Path, make_trainee: MakeTrai
     found = everything(resumed)
     assert found.keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in found.items())
-    assert torch.equal(resumed.soul.start, whole.soul.start)
+    assert torch.equal(resumed.soul.start, start)
     assert resumed.scaler.state_dict() == state
     assert steps(resumed, config, 3, 8) == wanted
     assert all(torch.equal(value, everything(whole)[name]) for name, value in everything(resumed).items())
+    assert torch.equal(resumed.soul.start, whole.soul.start)
     assert steps(new(seed=5), config, 3, 8) != wanted
 
 

@@ -10,29 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from aegis.soul import rotation as so
+from aegis.soul.angles import rotation_angles, turned_angles
 from aegis.soul.gate import ALPHA_START
 
 Init = Literal["random", "identity"]
 
 
 class Soul(nn.Module):
-    """mixed = h + sigmoid(α)·R h, with R = R₀ · map(A) and A skew-symmetric.
+    """mixed = h + sigmoid(α)·R h, with a rotation R that skew-symmetric matrices move, so that it stays one.
 
-    R₀ is fixed (Haar or identity), A starts at zero, so R is a rotation with det +1 by construction, at every
-    step and for every optimizer. Everything is float32 whatever the base computes in: a half-precision α of 0.1
-    does not move under a learning rate of 1e-4, and half-precision `matrix_exp` returns NaN without a word.
+    A so8 soul is R = R₀ · map(A): R₀ is fixed (Haar or identity) and A, which starts at zero, is what is learned. A
+    dense one carries R itself, from R₀ on: A is the next step alone, zero until an optimizer has moved it, and
+    `advance` turns R to R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501). To map all that
+    was learned anew at every step would take an inverse of hidden_size rows.
+
+    Everything is float32 whatever the base computes in: a half-precision α of 0.1 does not move under a learning rate
+    of 1e-4, and half-precision `matrix_exp` returns NaN without a word.
 
     Args:
         hidden_size: d, the width of the base's final hidden state.
         kind: "so8" (d/8 blocks of 8 × 8) or "dense" (one d × d rotation).
         init: "random" (Haar, from `seed`) or "identity".
-        map_: "exp" or "cayley".
+        map_: "exp" or "cayley", of a so8 soul.
         seed: of the random start.
 
     Attributes:
         skew: A's free entries, (blocks, n(n−1)/2) float32.
         alpha: scalar float32 parameter; it only gets a gradient when `alpha_is_learned`.
-        start: R₀, (blocks, n, n) float32 buffer.
+        start: what A turns on from, (blocks, n, n) float32 buffer: R₀, or of a dense soul R.
+        origin: R₀, on the CPU.
     """
 
     start: Tensor
@@ -58,10 +64,12 @@ class Soul(nn.Module):
         else:
             start = torch.eye(n).repeat(blocks, 1, 1)
         self.register_buffer("start", start)
+        self.origin = start.clone()
         self.skew = nn.Parameter(torch.zeros(blocks, n * (n - 1) // 2))
         self.alpha = nn.Parameter(torch.tensor(alpha), requires_grad=alpha_is_learned)
         self._kept: Tensor | None = None
         self._held: tuple[Tensor, Tensor] | None = None
+        self._defect: Tensor | None = None
 
     def rotation(self) -> Tensor:
         """Return R, (blocks, n, n) float32, in the graph if there is one.
@@ -94,19 +102,37 @@ class Soul(nn.Module):
 
         Returns:
             ‖∂L/∂R‖ of what gathered, 0 if no backward pass went through the soul, and the orthogonality loss
-            ‖RᵀR − I‖²_F; scalars. The latter has no gradient to give: R = R₀Q with an orthogonal Q, and
-            ‖Qᵀ(R₀ᵀR₀)Q − I‖ = ‖R₀ᵀR₀ − I‖ whatever Q is.
+            ‖RᵀR − I‖²_F; scalars. The latter has no gradient to give: R = SQ with `start` S and an orthogonal Q, and
+            ‖Qᵀ(SᵀS)Q − I‖ = ‖SᵀS − I‖ whatever Q is.
         """
         assert self._held is not None, "let_go without hold"
         (built, held), self._held = self._held, None
         assert held.grad is not None
         built.backward(held.grad)
-        return held.grad.norm(), so.orthogonality_defect(held.detach()).square().sum()
+        self._defect = so.orthogonality_defect(held.detach())
+        return held.grad.norm(), self._defect.square().sum()
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Have R follow what the optimizer has made of A since `let_go`; a so8 soul's does by itself."""
+        defect, self._defect = self._defect, None
+        if self.kind == "dense":
+            assert defect is not None, "advance without let_go"
+            self.start.copy_(so.turn(self.start, self.skew, defect))
+            self.skew.zero_()
+
+    def turned(self) -> Tensor:
+        """By how much R has turned from R₀: the angles of R₀ᵀR, float64 in radians, on the CPU."""
+        if self.kind == "dense":
+            return rotation_angles(self.origin.mT @ self.start.cpu())
+        return turned_angles(self.skew, self.start.shape[-1], self.map)
 
     def _build(self) -> Tensor:
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
         with _no_autocast(self.skew.device.type):
-            return so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map, self.start)
+            if self.kind == "dense":
+                return so.about_to_turn(self.start, self.skew)
+            return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return h + g·R h with the shape and dtype of `hidden` (…, hidden_size); summed up in float32."""

@@ -275,7 +275,7 @@ class _Prepared:
 
 def _draw(trainee: Trainee, run: runs.Run, manifest: Manifest) -> None:
     soul = trainee.soul
-    start, end = (rotation_angles(rotation).numpy() for rotation in (soul.start, soul.rotation()))
+    start, end = (rotation_angles(rotation).numpy() for rotation in (soul.origin, soul.rotation()))
     with publishing(run.pictures, manifest, overwrite=True) as staging:
         draw_all(read_metrics(run.metrics), start, end, torch.sigmoid(soul.alpha.detach()).item(), staging.path)
 

@@ -80,9 +80,7 @@ def assembled(
             model.config.get_text_config().hidden_size,
             kind=config.rotation,
             init=config.rotation_init,
-            map_=("exp" if config.rotation == "so8" else "cayley")
-            if config.rotation_map == "auto"
-            else config.rotation_map,
+            map_=config.rotation_map,
             seed=config.seed,
             alpha=config.alpha_start,
             alpha_is_learned=config.alpha != "scheduled",

@@ -3,7 +3,7 @@
 step_000100/
     adapter_config.json, adapter_model.safetensors    the adapter, as peft reads it
     soul.safetensors                                  the soul, as merge reads it
-    resume.safetensors                                skew, alpha and the optimizer's moments
+    resume.safetensors                                the soul's state and the optimizer's moments
     manifest.json                                     what it belongs to, and every file's hash
 
 There is no state of random generators or of the data order: both are pure functions of the seed and the step.
@@ -143,9 +143,8 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
     _refuse_differences(checkpoint, _expected(trainee, state), state)
     set_peft_model_state_dict(trainee.model, adapter)
     with torch.no_grad():
-        trainee.soul.skew.copy_(state["soul.skew"])
-        trainee.soul.alpha.copy_(state["soul.alpha"])
-        trainee.soul.start.copy_(state["soul.start"])
+        for name, tensor in _soul_tensors(trainee.soul).items():
+            tensor.copy_(state[name])
     on_device = trainee.optimizer.defaults["fused"] or trainee.optimizer.defaults["capturable"]
     for name, parameter in trainee.parameters().items():
         if f"steps.{name}" in state:
@@ -185,6 +184,8 @@ def _refuse_differences(checkpoint: Path, wanted: dict[str, Tensor], found: dict
 
 
 def _soul_tensors(soul: Soul) -> dict[str, Tensor]:
+    if soul.kind == "dense":  # between steps its skew is zero
+        return {"soul.rotation": soul.start, "soul.alpha": soul.alpha}
     return {"soul.skew": soul.skew, "soul.alpha": soul.alpha, "soul.start": soul.start}
 
 

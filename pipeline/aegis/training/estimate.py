@@ -228,6 +228,7 @@ class Blueprint:
                 self.soul.hold()
                 self._loss(ledger, max_length).backward()
                 self.soul.let_go()
+                self.soul.advance()
         finally:
             for layer in decoder.layers:
                 layer.__dict__.pop("forward", None)  # as `install` left it
@@ -256,11 +257,10 @@ class Blueprint:
 
 
 def _meta_soul(width: int, config: TrainConfig) -> Soul:
-    rotation_map = config.rotation_map
-    if rotation_map == "auto":
-        rotation_map = "exp" if config.rotation == "so8" else "cayley"
     learned = config.alpha != "scheduled"
-    return Soul(width, kind=config.rotation, init="identity", map_=rotation_map, alpha_is_learned=learned).to("meta")
+    return Soul(width, kind=config.rotation, init="identity", map_=config.rotation_map, alpha_is_learned=learned).to(
+        "meta"
+    )
 
 
 def _meta_base(folder: Path, load_in: Literal["4bit", "16bit"], dtype: torch.dtype) -> Any:

@@ -21,7 +21,7 @@ from aegis.config import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
-from aegis.soul.angles import quantiles_in_degrees, turned_angles
+from aegis.soul.angles import quantiles_in_degrees
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
@@ -202,8 +202,7 @@ class Loop:
             ) from error
 
     def _turned_degrees(self) -> list[float]:
-        soul = self.trainee.soul
-        return quantiles_in_degrees(turned_angles(soul.skew, soul.start.shape[-1], soul.map))
+        return quantiles_in_degrees(self.trainee.soul.turned())
 
     def _log(self, numbers: StepNumbers, due: bool, heldout: float | None, tokens_per_second: float) -> None:
         soul, done = self.trainee.soul, numbers.step + 1

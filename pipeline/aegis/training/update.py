@@ -112,6 +112,7 @@ class Update:
             self._halted.logical_or_(self.numbers.isfinite().all().logical_not())
             trainee.optimizer.found_inf, trainee.optimizer.grad_scale = self._halted, None  # type: ignore[attr-defined]
             trainee.optimizer.step()
+        trainee.soul.advance()
         self.numbers[-1].copy_(alpha)  # as the step leaves it
         if resting is not None:
             resting.grad = kept
