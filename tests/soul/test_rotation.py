@@ -137,5 +137,6 @@ def test_a_gram_matrix_of_halves_is_exact() -> None:
     matrices = so.random_rotation(1, 64, torch.Generator().manual_seed(0))
     exact = matrices.double().mT @ matrices.double()
     assert (so._gram_of_halves(matrices) - exact).abs().max() < 1e-6
-    upper = (matrices.view(torch.int32) & so._TF32_LOST).view(torch.float32)
-    assert (upper.mT @ upper - exact).abs().max() > 1e-4
+    upper = so._rounded_to_tf32(matrices)
+    assert 0 < ((upper - matrices) / matrices).abs().max() <= 2**-11
+    assert (upper.mT @ upper - exact).abs().max() > 5e-5

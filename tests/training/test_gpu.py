@@ -23,7 +23,14 @@ from aegis.model.attach import attached
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
-from aegis.soul.rotation import ORTHOGONALITY_BOUND, coarse_products, orthogonality_defect, skew_matrix
+from aegis.soul.rotation import (
+    LARGEST_TURN,
+    ORTHOGONALITY_BOUND,
+    _largest_angle,
+    coarse_products,
+    orthogonality_defect,
+    skew_matrix,
+)
 from aegis.training import step as step_module
 from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
@@ -260,16 +267,17 @@ def test_a_dense_souls_gradient_is_as_exact_as_what_it_comes_from() -> None:
 
 
 def test_a_dense_rotation_stays_one() -> None:
-    """At Phi-3.5's width, after steps that move every entry by the same amount, and after large ones."""
+    """At Phi-3.5's width, after steps that move every entry by the same amount, and after far too large ones."""
     soul = Soul(3072, kind="dense", init="identity").to("cuda")
     generator = torch.Generator("cuda").manual_seed(0)
-    for size in (2e-4, 2e-4, 2e-4, 2e-2, 2e-2, 2e-4):
+    for size in (2e-4, 2e-4, 2e-3, 2e-2, 0.5, 2e-4):
         soul.hold()
         soul.let_go()
         before = soul.start.double()
         with torch.no_grad():
             soul.skew.copy_(torch.randn(soul.skew.shape, device="cuda", generator=generator).sign() * size)
-        turned = before @ torch.linalg.matrix_exp(skew_matrix(soul.skew.detach().double(), 3072))
+        skew = skew_matrix(soul.skew.detach(), 3072)
+        turned = before @ torch.linalg.matrix_exp((skew * (LARGEST_TURN / _largest_angle(skew)).clamp(max=1)).double())
         soul.advance()
         assert orthogonality_defect(soul.start.double()).abs().max().item() < ORTHOGONALITY_BOUND
         # the products' 10 bits, beside the step
@@ -278,13 +286,13 @@ def test_a_dense_rotation_stays_one() -> None:
 
 
 def test_float32_is_what_halves_add_up_to() -> None:
-    """RᵀR on tensor cores, against float64; of one coarse product the error is a hundred times as much."""
+    """RᵀR on tensor cores, against float64; of one coarse product the error is ten times as much."""
     rotation = Soul(1024, kind="dense", seed=1).to("cuda").start
     exact = orthogonality_defect(rotation.double())
     assert (orthogonality_defect(rotation) - exact).abs().max().item() < 4e-6
     with coarse_products(rotation):
         coarse = rotation.mT @ rotation - torch.eye(1024, device="cuda")
-    assert (coarse - exact).abs().max().item() > 1e-4
+    assert (coarse - exact).abs().max().item() > 4e-5
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,13 @@ BLOCK = 8
 ORTHOGONALITY_BOUND = 1e-5
 """Largest entry of |RᵀR − I| that counts as rounding; float32 maps stay two orders below it."""
 
-_BLOCK_HALVINGS, _STEP_HALVINGS = 6, 3
-"""Of a skew matrix before its exponential series: of one that holds all a block has learned, and of one step's."""
-_TF32_LOST = -(1 << 13)
-"""Mask of a float32's bits without the 13 that TF32 leaves out."""
+LARGEST_TURN = 0.5
+"""Radians by which one step of a dense rotation turns any plane, about; longer steps are shortened (`turn`)."""
+_HALVINGS = 6
+_POWER_ITERATIONS = 6
 _GRAM_PARTS = 8
+_BITS_LESS = 13
+"""Of a float32's bits, those that TF32 leaves out."""
 
 
 def block_shape(kind: Kind, hidden_size: int) -> tuple[int, int]:
@@ -64,7 +66,7 @@ def rotate(skew: Tensor, kind: Map) -> Tensor:
     """
     eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     if kind == "exp":
-        return (eye + _exp_less_identity(skew.double(), _BLOCK_HALVINGS)).to(skew.dtype)
+        return (eye + _exp_less_identity(skew.double(), _HALVINGS)).to(skew.dtype)
     # I − A/2 is never singular, so nothing asks whether it is: a GPU would wait for the answer
     return torch.linalg.solve_ex(eye - skew / 2, eye + skew / 2)[0]
 
@@ -103,16 +105,29 @@ def turn(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
     R(I − Δ/2) is R's nearest rotation to first order in its defect Δ = RᵀR − I (Newton's iteration for the polar
     decomposition: Higham, Functions of Matrices, 2008, section 8.3), so what a step's rounding brings in, the next
     one takes out. On a GPU the products are coarse (`coarse_products`), but for R itself, which is added to: where A
-    is small, so is the error.
+    is small, so is the error. It grows with A's square, and beyond LARGEST_TURN it would be more than rounding; no
+    learning rate that learns comes near it.
 
     Args:
         rotation: R, (1, n, n) float32.
         entries: A's free entries, (1, n(n−1)/2).
         defect: `orthogonality_defect` of R.
     """
+    skew = skew_matrix(entries, rotation.shape[-1])
+    skew *= (LARGEST_TURN / _largest_angle(skew)).clamp(max=1)
     with coarse_products(rotation):
-        step = _exp_less_identity(skew_matrix(entries, rotation.shape[-1]), _STEP_HALVINGS) - defect / 2
+        step = _exp_less_identity(skew, 0).sub_(defect, alpha=0.5)
         return torch.baddbmm(rotation, rotation, step)
+
+
+def _largest_angle(skew: Tensor) -> Tensor:
+    """The largest singular value of A, by power iteration: from below, within a few per cent where one stands out."""
+    vector = torch.arange(skew.shape[-1], dtype=skew.dtype, device=skew.device).cos()
+    length = vector.norm()
+    for _ in range(_POWER_ITERATIONS):
+        vector = skew[0] @ (vector / length.clamp(min=torch.finfo(skew.dtype).tiny))
+        length = vector.norm()
+    return length
 
 
 @contextmanager
@@ -136,17 +151,19 @@ def coarse_products(matrices: Tensor) -> Iterator[None]:
 def _exp_less_identity(skew: Tensor, halvings: int) -> Tensor:
     """exp(A) − I: a Taylor polynomial of degree 8 of A/2ᵏ, squared k times as (I + Z)² − I = 2Z + Z².
 
-    The error of the polynomial is below (|A|/2ᵏ)⁹/9! · 2ᵏ: 5e-9 at k = 6 and |A| = 20, three full turns; 1e-6 at k = 3
-    and |A| = 5. `matrix_exp` would look at the norms from the host to choose its degree, which makes a GPU wait and
+    The error of the polynomial is below (|A|/2ᵏ)⁹/9! · 2ᵏ: 5e-9 at k = 6 and |A| = 20, three full turns, and at k = 0
+    and |A| = 0.5. `matrix_exp` would look at the norms from the host to choose its degree, which makes a GPU wait and
     cannot be captured in a CUDA graph. (Scaling and squaring: Higham, chapter 10.)
     """
     a = skew / 2**halvings
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     a2 = a @ a
     a3, a4 = a2 @ a, a2 @ a2
-    power = a + a2 / 2 + a3 / 6 + a4 @ (eye / 24 + a / 120 + a2 / 720 + a3 / 5040 + a4 / 40320)
+    # in place, since a large matrix is read and written in the time of a product's tenth
+    tail = (a / 120).add_(a2, alpha=1 / 720).add_(a3, alpha=1 / 5040).add_(a4, alpha=1 / 40320)
+    tail.diagonal(dim1=-2, dim2=-1).add_(1 / 24)
+    power = a.add(a2, alpha=1 / 2).add_(a3, alpha=1 / 6).baddbmm_(a4, tail)
     for _ in range(halvings):
-        power = 2 * power + power @ power
+        power = torch.baddbmm(power, power, power, beta=2)
     return power
 
 
@@ -196,26 +213,32 @@ class _CoarselyTurned(torch.autograd.Function):
 
 def orthogonality_defect(rotation: Tensor) -> Tensor:
     """Return RᵀR − I, (blocks, n, n): zero for an orthogonal R, and what the orthogonality loss squares."""
-    eye = torch.eye(rotation.shape[-1], dtype=rotation.dtype, device=rotation.device)
-    if not rotation.is_cuda or rotation.dtype != torch.float32 or rotation.shape[-1] <= BLOCK:
-        return rotation.mT @ rotation - eye
-    return _gram_of_halves(rotation) - eye
+    on_tensor_cores = rotation.is_cuda and rotation.dtype == torch.float32 and rotation.shape[-1] > BLOCK
+    defect = _gram_of_halves(rotation) if on_tensor_cores else rotation.mT @ rotation
+    defect.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return defect
 
 
 def _gram_of_halves(matrices: Tensor) -> Tensor:
     """MᵀM to float32's accuracy on tensor cores that round factors to 10 bits.
 
     M = H + L with the upper bits in H, whose products are exact, and MᵀM = HᵀH + HᵀL + (HᵀL)ᵀ but for LᵀL, 2⁻²² beside
-    1. A tensor core cuts off where it sums up, always downwards, so HᵀH comes in parts that are added outside (Ootomo
-    and Yokota 2022, arXiv:2203.03341). At 3,072 rows an H200 takes 0.6 ms for float32's 1.5, and is as far off, 2e-6.
+    1; HᵀL is so small that bfloat16 will do for it. A tensor core cuts off where it sums up, always downwards, so HᵀH
+    comes in parts that are added outside (Ootomo and Yokota 2022, arXiv:2203.03341). At 3,072 rows an H200 takes a
+    third of the time of float32, and is as far off, 2e-6.
     """
-    upper = (matrices.view(torch.int32) & _TF32_LOST).view(torch.float32)
+    upper = _rounded_to_tf32(matrices)
+    crossed = upper.bfloat16().mT @ (matrices - upper).bfloat16()
+    gram = crossed.float().add_(crossed.mT)
     with coarse_products(matrices):
-        crossed = upper.mT @ (matrices - upper)
-        gram = crossed + crossed.mT
         for part in upper.chunk(_GRAM_PARTS, dim=1):
-            gram = torch.baddbmm(gram, part.mT, part)
+            gram.baddbmm_(part.mT, part)
     return gram
+
+
+def _rounded_to_tf32(values: Tensor) -> Tensor:
+    half, mask = 1 << (_BITS_LESS - 1), -(1 << _BITS_LESS)
+    return ((values.view(torch.int32) + half) & mask).view(torch.float32)
 
 
 def determinant_sign(rotation: Tensor) -> Tensor:
