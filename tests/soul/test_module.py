@@ -57,28 +57,34 @@ def test_a_dense_soul_moves_as_the_exponential_says() -> None:
     torch.testing.assert_close(soul.skew.grad.double(), wanted, rtol=1e-4, atol=1e-5)
     assert (soul.skew.grad + wanted).abs().max() > 0.1
     with torch.no_grad():
-        soul.skew.normal_(0, 0.03, generator=torch.Generator().manual_seed(2))
+        soul.skew.normal_(0, 0.01, generator=torch.Generator().manual_seed(2))
         moved = start @ torch.linalg.matrix_exp(so.skew_matrix(soul.skew.double(), 24))
     soul.advance()
     assert not soul.skew.any()
-    torch.testing.assert_close(soul.rotation().detach().double(), moved, rtol=0, atol=2e-6)
+    torch.testing.assert_close(soul.rotation().detach().double(), moved, rtol=0, atol=2e-5)
     assert (soul.rotation() - moved.mT).abs().max() > 0.1
 
 
-def test_a_dense_souls_step_turns_no_plane_far() -> None:
-    """However long the step is; its direction stays."""
-    soul = Soul(24, kind="dense", init="identity")
-    asked = torch.randn(soul.skew.shape, generator=torch.Generator().manual_seed(2))
-    soul.hold()
-    soul.let_go()
-    with torch.no_grad():
-        soul.skew.copy_(asked)
-    soul.advance()
-    angles = soul.turned()
-    assert so.LARGEST_TURN - 0.01 < angles.max() < 1.3 * so.LARGEST_TURN
-    wanted = torch.linalg.svdvals(so.skew_matrix(asked.double(), 24))[0, ::2]
-    assert torch.allclose(angles.sort().values / angles.max(), wanted.sort().values / wanted.max(), atol=1e-3)
-    assert so.orthogonality_defect(soul.start).abs().max() < so.ORTHOGONALITY_BOUND
+def test_a_dense_souls_step_is_short() -> None:
+    """However much is asked for: in the mean over planes, and in one plane alone; the direction stays."""
+    below = torch.tril_indices(64, 64, -1)
+    one, other = torch.randn(2, 64, generator=torch.Generator().manual_seed(2)).unbind()
+    everywhere = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    one_plane = torch.outer(one, other)
+    for asked, alone in ((everywhere - everywhere.mT, False), (one_plane - one_plane.mT, True)):
+        soul = Soul(64, kind="dense", init="identity")
+        soul.hold()
+        soul.let_go()
+        with torch.no_grad():
+            soul.skew.copy_(asked[None, below[0], below[1]])
+        soul.advance()
+        angles = soul.turned().sort().values
+        mean = (2 * angles.square().sum() / 64).sqrt()
+        assert angles.max() == pytest.approx(so.LARGEST_TURN, abs=0.01) if alone else angles.max() < so.LARGEST_TURN
+        assert mean < so.MEAN_TURN + 1e-3
+        wanted = torch.linalg.svdvals(asked.double())[::2].sort().values
+        assert torch.allclose(angles / angles.max(), wanted / wanted.max(), atol=5e-3)
+        assert so.orthogonality_defect(soul.start).abs().max() < so.ORTHOGONALITY_BOUND
 
 
 def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:

@@ -24,9 +24,8 @@ from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
 from aegis.soul.rotation import (
-    LARGEST_TURN,
     ORTHOGONALITY_BOUND,
-    _largest_angle,
+    _one_step,
     coarse_products,
     orthogonality_defect,
     skew_matrix,
@@ -276,8 +275,7 @@ def test_a_dense_rotation_stays_one() -> None:
         before = soul.start.double()
         with torch.no_grad():
             soul.skew.copy_(torch.randn(soul.skew.shape, device="cuda", generator=generator).sign() * size)
-        skew = skew_matrix(soul.skew.detach(), 3072)
-        turned = before @ torch.linalg.matrix_exp((skew * (LARGEST_TURN / _largest_angle(skew)).clamp(max=1)).double())
+        turned = before @ torch.linalg.matrix_exp(_one_step(skew_matrix(soul.skew.detach(), 3072)).double())
         soul.advance()
         assert orthogonality_defect(soul.start.double()).abs().max().item() < ORTHOGONALITY_BOUND
         # the products' 10 bits, beside the step

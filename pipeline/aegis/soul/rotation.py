@@ -22,8 +22,8 @@ BLOCK = 8
 ORTHOGONALITY_BOUND = 1e-5
 """Largest entry of |RᵀR − I| that counts as rounding; float32 maps stay two orders below it."""
 
-LARGEST_TURN = 0.5
-"""Radians by which one step of a dense rotation turns any plane, about; longer steps are shortened (`turn`)."""
+LARGEST_TURN, MEAN_TURN = 0.5, 0.1
+"""Radians by which one step of a dense rotation turns any plane, about, and all of them in the quadratic mean."""
 _HALVINGS = 6
 _POWER_ITERATIONS = 6
 _GRAM_PARTS = 8
@@ -105,19 +105,27 @@ def turn(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
     R(I − Δ/2) is R's nearest rotation to first order in its defect Δ = RᵀR − I (Newton's iteration for the polar
     decomposition: Higham, Functions of Matrices, 2008, section 8.3), so what a step's rounding brings in, the next
     one takes out. On a GPU the products are coarse (`coarse_products`), but for R itself, which is added to: where A
-    is small, so is the error. It grows with A's square, and beyond LARGEST_TURN it would be more than rounding; no
-    learning rate that learns comes near it.
+    is small, so is the error. A longer step than LARGEST_TURN and MEAN_TURN allow is shortened, since beyond them the
+    error would be more than rounding; at 3,072 rows they begin at nine times the usual learning rate.
 
     Args:
         rotation: R, (1, n, n) float32.
         entries: A's free entries, (1, n(n−1)/2).
         defect: `orthogonality_defect` of R.
     """
-    skew = skew_matrix(entries, rotation.shape[-1])
-    skew *= (LARGEST_TURN / _largest_angle(skew)).clamp(max=1)
+    skew = _one_step(skew_matrix(entries, rotation.shape[-1]))
     with coarse_products(rotation):
         step = _exp_less_identity(skew, 0).sub_(defect, alpha=0.5)
         return torch.baddbmm(rotation, rotation, step)
+
+
+def _one_step(skew: Tensor) -> Tensor:
+    """A, shortened if it must be, and rounded as its products will round it: A² must be the square of the A it is added
+    to, or their sum is no part of a rotation. (An optimizer's first step has entries of one size: they err together.)
+    """
+    mean = skew.norm() / skew.shape[-1] ** 0.5
+    times = torch.maximum(_largest_angle(skew) / LARGEST_TURN, mean / MEAN_TURN)
+    return _rounded_to_tf32(skew / times.clamp(min=1))
 
 
 def _largest_angle(skew: Tensor) -> Tensor:
