@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aegis.soul import carried
 from aegis.soul import rotation as so
 from aegis.soul.angles import rotation_angles
 from aegis.soul.module import Soul
@@ -80,8 +81,12 @@ def test_a_dense_souls_step_is_short() -> None:
         soul.advance()
         angles = soul.turned().sort().values
         mean = (2 * angles.square().sum() / 64).sqrt()
-        assert angles.max() == pytest.approx(so.LARGEST_TURN, abs=0.01) if alone else angles.max() < so.LARGEST_TURN
-        assert mean < so.MEAN_TURN + 1e-3
+        assert (
+            angles.max() == pytest.approx(carried.LARGEST_TURN, abs=0.01)
+            if alone
+            else angles.max() < carried.LARGEST_TURN
+        )
+        assert mean < carried.MEAN_TURN + 1e-3
         wanted = torch.linalg.svdvals(asked.double())[::2].sort().values
         assert torch.allclose(angles / angles.max(), wanted / wanted.max(), atol=5e-3)
         assert so.orthogonality_defect(soul.start).abs().max() < so.ORTHOGONALITY_BOUND
@@ -152,6 +157,10 @@ def test_autocast_does_not_reach_it() -> None:
     assert mixed.dtype == torch.bfloat16
     assert so.orthogonality_defect(rotation).abs().max() < so.ORTHOGONALITY_BOUND
     assert so.orthogonality_defect(control.float()).abs().max() > 10 * so.ORTHOGONALITY_BOUND
+    dense = Soul(64, kind="dense", seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learn(dense, 5, 0.01, so.random_rotation(1, 64, torch.Generator().manual_seed(9))[0])
+    assert so.orthogonality_defect(dense.start).abs().max() < so.ORTHOGONALITY_BOUND
 
 
 def test_a_trainable_soul_never_gives_an_old_rotation() -> None:

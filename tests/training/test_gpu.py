@@ -22,14 +22,10 @@ from aegis.model.adapted import Adapters
 from aegis.model.attach import attached
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
+from aegis.soul.carried import _one_step
 from aegis.soul.module import Soul
-from aegis.soul.rotation import (
-    ORTHOGONALITY_BOUND,
-    _one_step,
-    coarse_products,
-    orthogonality_defect,
-    skew_matrix,
-)
+from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, skew_matrix
+from aegis.soul.tensor_cores import coarse_products
 from aegis.training import step as step_module
 from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch

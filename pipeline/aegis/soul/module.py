@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aegis.soul import carried
 from aegis.soul import rotation as so
 from aegis.soul.angles import rotation_angles, turned_angles
 from aegis.soul.gate import ALPHA_START
@@ -21,8 +22,7 @@ class Soul(nn.Module):
 
     A so8 soul is R = R₀ · map(A): R₀ is fixed (Haar or identity) and A, which starts at zero, is what is learned. A
     dense one carries R itself, from R₀ on: A is the next step alone, zero until an optimizer has moved it, and
-    `advance` turns R to R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501). To map all that
-    was learned anew at every step would take an inverse of hidden_size rows.
+    `advance` turns R to R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501).
 
     Everything is float32 whatever the base computes in: a half-precision α of 0.1 does not move under a learning rate
     of 1e-4, and half-precision `matrix_exp` returns NaN without a word.
@@ -108,8 +108,9 @@ class Soul(nn.Module):
         assert self._held is not None, "let_go without hold"
         (built, held), self._held = self._held, None
         assert held.grad is not None
-        built.backward(held.grad)
-        self._defect = so.orthogonality_defect(held.detach())
+        with _no_autocast(held.device.type):
+            built.backward(held.grad)
+            self._defect = so.orthogonality_defect(held.detach())
         return held.grad.norm(), self._defect.square().sum()
 
     @torch.no_grad()
@@ -118,7 +119,8 @@ class Soul(nn.Module):
         defect, self._defect = self._defect, None
         if self.kind == "dense":
             assert defect is not None, "advance without let_go"
-            self.start.copy_(so.turn(self.start, self.skew, defect))
+            with _no_autocast(self.skew.device.type):
+                self.start.copy_(carried.turn(self.start, self.skew, defect))
             self.skew.zero_()
 
     def turned(self) -> Tensor:
@@ -131,7 +133,7 @@ class Soul(nn.Module):
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
         with _no_autocast(self.skew.device.type):
             if self.kind == "dense":
-                return so.about_to_turn(self.start, self.skew)
+                return carried.about_to_turn(self.start, self.skew)
             return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:
