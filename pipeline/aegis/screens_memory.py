@@ -72,7 +72,7 @@ def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, li
     if held:
         rows.append((phrase("screens_plan.processes"), [str(variant.processes) for variant in variants]))
     rows.append((phrase("screens_plan.recomputed"), [f"{variant.recomputed}/{report.layers}" for variant in variants]))
-    if any(variant.offloaded for variant in variants):
+    if any(variant.host_bytes for variant in variants):
         rows.append((phrase("screens_plan.host_keeps"), amounts(variant.host_bytes for variant in variants)))
     for part in vars(variants[0].memory):
         rows.append((f"  {phrase(_PARTS[part])}", amounts(getattr(variant.memory, part) for variant in variants)))

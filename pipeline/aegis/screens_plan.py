@@ -20,7 +20,7 @@ NEEDS = {
     "disk, verify's scratch": "screens_plan.disk_scratch",
     "disk, the download": "screens_plan.disk_download",
     "GPU memory, verify": "screens_plan.gpu_memory_verify",
-    "RAM, offloaded activations": "screens_plan.ram_offloaded",
+    "RAM, training on a GPU": "screens_plan.ram_training",
     "RAM, verify": "screens_plan.ram_verify",
 }
 """What plan calls the things that need room."""

@@ -115,14 +115,17 @@ def test_a_gpu_that_is_not_here(
     text = screens_plan.planned(report, config)
     assert "No GPU is here to say whether it fits" in text
     assert "not known without the GPU" in text
-    assert "RAM, offloaded activations" not in text
-    assert "host keeps" not in text
+    kept = report.variants[0].host_bytes
+    assert kept > 0
+    assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == kept
+    assert "host keeps" in text
+    on_a_cpu = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
+    assert not any(need.what.startswith("RAM, training") for need in on_a_cpu.needs)
+    assert "host keeps" not in screens_plan.planned(on_a_cpu, config)
     offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
     report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
-    assert report.variants[0].host_bytes > 0
-    text = screens_plan.planned(report, offloaded)
-    assert "RAM, offloaded activations" in text
-    assert "host keeps" in text
+    assert report.variants[0].host_bytes > kept
+    assert "RAM, training on a GPU" in screens_plan.planned(report, offloaded)
 
 
 def test_a_cap_on_a_gpu_that_is_not_here(

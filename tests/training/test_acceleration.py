@@ -52,11 +52,13 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "find_spec", lambda _: object())
 
 
-def phi35() -> Any:
+def phi35(**changes: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
+    config = phi35_config()
+    config.update(changes)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(phi35_config(), dtype=torch.bfloat16)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -75,6 +77,8 @@ def test_what_is_said_is_done() -> None:
     assert chosen(cuda_graphs="on", alpha="learned").captured is False
     assert chosen(split_base=True).captured is False
     assert chosen(split_base=True).dequantized is False
+    assert all(chosen(**way).embeddings_hosted for way in ({}, {"compile": "off"}, {"split_base": True}))
+    assert "input embeddings in the host's memory" in chosen().explain(32)
 
 
 def test_a_cap_on_the_process_is_minded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,5 +97,21 @@ def test_activations_of_a_layer_are_counted() -> None:
     assert activation_bytes(config, 10, 2) == 20 * (4 * 3072 + 2 * 768 + 2 * 8192)
 
 
-def test_embeddings_stay_with_the_host_only_where_offloaded(make_trainee: MakeTrainee) -> None:
+@pytest.mark.usefixtures("kernels")
+def test_embeddings_stay_with_the_host_unless_they_are_the_head(make_trainee: MakeTrainee) -> None:
+    """Whatever the GPU, and on none but a GPU; a GPU that is not here is stood in for by no device at all."""
+    tied = phi35(tie_word_embeddings=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert Acceleration.choose(CONFIG, phi35(), CUDA, dtype).embeddings_hosted
+        assert not Acceleration.choose(CONFIG, tied, CUDA, dtype).embeddings_hosted
+    assert not Acceleration.choose(CONFIG, phi35(), CPU, torch.float32).embeddings_hosted
     assert host_embeddings(make_trainee(CONFIG).model) is not None  # on a CPU the host is all there is
+    model = make_trainee(CONFIG).model
+    embeddings = model.get_base_model().get_input_embeddings()
+    moved: list[str] = []
+    embeddings.to = moved.append
+    for way in (PLAIN, Acceleration(recomputed=1)):
+        way.install(model, 12)
+        assert moved == []
+    Acceleration(embeddings_hosted=True).install(model, 12)
+    assert moved == ["cpu"]

@@ -42,7 +42,7 @@ pytestmark = [
 
 LENGTH, VOCABULARY, LAYERS = 256, 512, 3
 CONFIG = TrainConfig(lora_r=8, max_length=LENGTH, warmup_steps=0, annealing_steps=1, learning_rate=1e-3)
-_FAST = Acceleration(packed=True, dequantized=True)
+_FAST = Acceleration(packed=True, dequantized=True, embeddings_hosted=True)
 _SPARED = replace(_FAST, recomputed=LAYERS, offloaded=True, attention_spared=True)
 WAYS = {
     "packed": Acceleration(packed=True),
@@ -209,12 +209,13 @@ def one_layer_keeps(trainee: Trainee) -> int:
     """What the third layer adds to what the first two keep."""
     decoder = trainee.model.get_base_model().get_decoder()
     window = batch(trainee, 0, ()).to(torch.device("cuda"))
+    start = {"input_ids": window.input_ids} if window.embedded is None else {"inputs_embeds": window.embedded}
     step_module.summed_loss(trainee, window).backward()  # compiles
     whole, kept = decoder.layers, []
     for layers in (2, 3):
         decoder.layers = whole[:layers]
         before = torch.cuda.memory_allocated()
-        hidden = decoder(input_ids=window.input_ids, position_ids=window.position_ids, use_cache=False)
+        hidden = decoder(**start, position_ids=window.position_ids, use_cache=False)
         kept.append(torch.cuda.memory_allocated() - before)
         del hidden
     return kept[1] - kept[0]

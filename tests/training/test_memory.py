@@ -42,6 +42,15 @@ def test_parts_are_what_the_tensors_take(make_trainee: MakeTrainee) -> None:
     assert torch.is_grad_enabled()
 
 
+def test_what_the_host_keeps_is_not_the_gpus(make_trainee: MakeTrainee) -> None:
+    """Of a GPU that is not here: what is nowhere stands for what is there."""
+    model = make_trainee(CONFIG).model
+    whole, embeddings = footprint(model), model.get_base_model().get_input_embeddings()
+    embeddings.to("meta")
+    assert footprint(model, CPU) == whole - embeddings.weight.nbytes
+    assert footprint(model, torch.device("meta")) == embeddings.weight.nbytes
+
+
 @pytest.mark.parametrize(
     ("device", "said", "asked"), [("cuda", {}, 1), ("cpu", {}, 0), ("cuda", {"PYTORCH_ALLOC_CONF": ""}, 0)]
 )

@@ -51,7 +51,8 @@ def test_what_is_offloaded_takes_the_hosts_memory(make_random: MakeRandom, monke
     def taken(length: int = 512, available: int = 2**40, **settings: Any) -> int:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
         config = TrainConfig(base_model=str(folder), max_length=length, **settings)
-        return next(Ways(Blueprint(folder, config), config, "cuda", 10**12).all()).host_bytes
+        blueprint = Blueprint(folder, config)
+        return next(Ways(blueprint, config, "cuda", 10**12).all()).host_bytes - blueprint.hosted_bytes
 
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     piece = 512 * text["hidden_size"] * 2
@@ -85,7 +86,8 @@ def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRan
     assert parts == sorted(parts, reverse=True)
     assert whole.memory.weights - variants[0].memory.weights == parts[0] - variants[0].held.layers
     lighter = next(ways(split_base=True, activation_checkpointing="offload").all())
-    assert lighter.memory.weights == sum(vars(lighter.held).values()) < variants[0].memory.weights
+    assert lighter.memory.peak < variants[0].memory.peak
+    assert lighter.host_bytes > variants[0].host_bytes > 0
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_training_recomputes_as_many_layers_as_the_memory_asks_for(trained: Call
     less = trained(3.5, compile="on", max_length=512)
     assert 0 < less.recomputed < 32
     assert not less.offloaded
-    assert trained(3.0, compile="on", max_length=512).attention_spared
+    assert trained(2.8, compile="on", max_length=512).attention_spared
 
 
 def test_what_is_asked_for_is_done(trained: Callable[..., Acceleration]) -> None:

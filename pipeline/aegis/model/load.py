@@ -147,10 +147,16 @@ def _nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def footprint(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters and buffers as they lie in memory, NF4 constants included."""
+def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int:
+    """Bytes of a model's parameters and buffers as they lie in memory, NF4 constants included.
+
+    Args:
+        device: whose memory is meant; all of it if None.
+    """
     total = 0
     for tensor in [*model.parameters(), *model.buffers()]:
+        if device is not None and tensor.device.type != device.type:
+            continue
         total += tensor.nbytes
         state = getattr(tensor, "quant_state", None)
         if state is not None:

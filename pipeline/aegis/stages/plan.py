@@ -215,8 +215,9 @@ def _needs(
         ),
         _verify_memory(verify, weights),
     ]
-    if way.offloaded:
-        needs.append(Need("RAM, offloaded activations", way.host_bytes, psutil.virtual_memory().available))
+    if way.host_bytes:
+        host = way.processes * way.host_bytes
+        needs.append(Need("RAM, training on a GPU", host, psutil.virtual_memory().available))
     if base.revision is not None and not any(base.folder.glob("*.safetensors")):
         hub = Path(constants.HF_HUB_CACHE)
         needs.append(Need("disk, the download", 2 * weights, disk.free_bytes(hub), str(hub)))

@@ -5,8 +5,9 @@ dequantized       NF4 weights read by a kernel of our own (`model.frozen`)
 compiled          each decoder layer's small kernels fused by torch.compile (`training.compiling`)
 captured          the step replayed as CUDA graphs (`training.capture`)
 recomputed        decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
-offloaded         what those keep goes to the host's memory meanwhile, and the input embeddings stay there
+offloaded         what those keep goes to the host's memory meanwhile
 attention_spared  attention is not worked out again: its results go to the host as well
+embeddings_hosted the input embeddings stay in the host's memory, which sends the rows that a step reads
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Acceleration:
     recomputed: int = 0
     offloaded: bool = False
     attention_spared: bool = False
+    embeddings_hosted: bool = False
 
     @classmethod
     def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
@@ -67,6 +69,7 @@ class Acceleration:
             dequantized=quick and supports_frozen(device) and not config.split_base,
             compiled=compiled,
             captured=recordable and config.cuda_graphs != "off",
+            embeddings_hosted=device.type == "cuda" and has_own_head(model),
         )
 
     def explain(self, layers: int) -> str:
@@ -76,6 +79,7 @@ class Acceleration:
             phrase("train.captured") if self.captured else "",
             phrase("train.recomputed", recomputed=self.recomputed, layers=layers) if self.recomputed else "",
             phrase("train.attention_spared" if self.attention_spared else "train.offloaded") if self.offloaded else "",
+            phrase("train.embeddings_hosted") if self.embeddings_hosted else "",
         ]
         return phrase("train.step", parts=", ".join(part for part in parts if part) or phrase("train.plain"))
 
@@ -90,16 +94,16 @@ class Acceleration:
         decoder: Any = decoder_of(model)
         if self.packed:
             install_attention(base)
-            decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.embed_tokens.weight[:1])
+            # before the embeddings leave: the table goes where the like of them is
+            decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.get_input_embeddings().weight[:1])
         if self.dequantized:
             install_frozen(base)
         if self.compiled:
             install_gated(base)
         if self.compiled or self.recomputed:
             self._run_layers(decoder, split)
-        if self.offloaded and base.get_output_embeddings().weight is not decoder.embed_tokens.weight:
-            # a step reads a few thousand rows of them, which the host can send
-            decoder.embed_tokens.to("cpu")
+        if self.embeddings_hosted:
+            decoder.get_input_embeddings().to("cpu")
 
     def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
         keeper = HostKeeper() if self.offloaded else Keeper()
@@ -140,6 +144,12 @@ def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: in
         return run(*args, **kwargs)
 
     return whole
+
+
+def has_own_head(model: Any) -> bool:
+    """Whether the LM head is another matrix than the input embeddings, of which a step reads a few thousand rows."""
+    decoder: Any = decoder_of(model)
+    return model.get_output_embeddings().weight is not decoder.get_input_embeddings().weight
 
 
 def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:

@@ -28,7 +28,7 @@ from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
 from aegis.model.nf4 import BLOCK, SECOND_BLOCK
 from aegis.model.packed import can_table
 from aegis.soul.module import Soul
-from aegis.training.acceleration import IN_FLIGHT, Acceleration, activation_bytes, attention_bytes
+from aegis.training.acceleration import IN_FLIGHT, Acceleration, activation_bytes, attention_bytes, has_own_head
 from aegis.training.ledger import FourBitProduct, Ledger, as_on_gpu
 from aegis.training.loss import head_loss
 from aegis.training.split_base import ROOMS, laid_out
@@ -62,7 +62,7 @@ class Held:
     Attributes:
         part: its part of every decoder layer's matrices.
         layers: the layers that are whole at a time.
-        whole: embeddings, norms, biases, LM head, and the scales of NF4, which every process has.
+        whole: norms, biases, LM head, the scales of NF4, embeddings that are not the host's; every process has them.
     """
 
     part: int
@@ -81,6 +81,7 @@ class Blueprint:
     Attributes:
         parameters: of the base.
         base_bytes: of all its parameters and buffers, as training holds them.
+        hosted_bytes: of its input embeddings, if they stay in the host's memory.
         matrix_parameters: of its linear layers and its LM head, each once for every token.
         layers: decoder layers.
         text: the config of the decoder.
@@ -122,6 +123,8 @@ class Blueprint:
         Adapters(self.model, self.dtype, config.lora_dropout)
         self.text = self.model.config.get_text_config()
         self._decoder: Any = decoder_of(self.model)
+        hosted = device == "cuda" and has_own_head(self.model)
+        self.hosted_bytes = int(self.model.get_input_embeddings().weight.nbytes) * hosted
         self.layers = int(self.text.num_hidden_layers)
         self.soul = _meta_soul(self.text.hidden_size, config)
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
@@ -150,8 +153,7 @@ class Blueprint:
         Args:
             recomputed: layers whose activations are worked out again in the backward pass.
             compiled: the layers are compiled.
-            offloaded: the inputs that recomputed layers keep are in the host's memory, and so are input embeddings
-                that are not the head.
+            offloaded: the inputs that recomputed layers keep are in the host's memory.
             attention_spared: and so is what attention makes.
             parts: processes that the base is split over.
         """
@@ -169,9 +171,9 @@ class Blueprint:
             peak -= max(0, recomputed - IN_FLIGHT) * given
         if attention_spared:
             peak += min(recomputed, IN_FLIGHT) * attention_bytes(self.text, tokens, self.dtype.itemsize)
-        weights = self.base_bytes - self._offloaded_bytes() * offloaded
+        weights = self.base_bytes - self.hosted_bytes
         if parts > 1:
-            weights = sum(vars(self.held(parts, offloaded=offloaded)).values())
+            weights = sum(vars(self.held(parts)).values())
         gradients = sum(p.nbytes for p in self._trained)
         low = 0 if self.dtype == torch.float32 else self.trained["adapter"] * self.dtype.itemsize
         return Estimate(
@@ -185,18 +187,14 @@ class Blueprint:
             workspace=self._workspace,
         )
 
-    def held(self, parts: int, *, offloaded: bool = False) -> Held:
-        """What one of so many processes holds of the base while a step is worked on; `offloaded` as in `estimate`."""
+    def held(self, parts: int) -> Held:
+        """What one of so many processes holds of the base while a step is worked on."""
         layers = [laid_out(rows, parts)[1] for rows in self._rows]
         return Held(
             part=sum(layers) // parts,
             layers=max(layers) * min(ROOMS, len(layers)),
-            whole=self.base_bytes - sum(map(sum, self._rows)) - self._offloaded_bytes() * offloaded,
+            whole=self.base_bytes - sum(map(sum, self._rows)) - self.hosted_bytes,
         )
-
-    def _offloaded_bytes(self) -> int:
-        embeddings = self._decoder.get_input_embeddings().weight
-        return int(embeddings.nbytes * (embeddings is not self.model.get_output_embeddings().weight))
 
     def _peak(self, max_length: int, *, recompute: bool, compiled: bool) -> tuple[int, int, int]:
         """The fullest moment of a step in bytes, what head and loss have of it, and what one more layer adds.

@@ -101,7 +101,7 @@ def by_part(trainee: Trainee, device: torch.device) -> MemoryParts:
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
-    base = footprint(trainee.model) - adapter
+    base = footprint(trainee.model, device) - adapter
     peak = peak_bytes(device)
     return MemoryParts(
         base, adapter, soul, trained, moments, max(0, peak - base - adapter - soul - trained - moments), peak

@@ -27,7 +27,7 @@ class Variant:
     """One way to train: this config's, or a neighbour of it. `recomputed` counts layers.
 
     Attributes:
-        host_bytes: of the host's memory, for what is offloaded.
+        host_bytes: of the host's memory, for input embeddings that stay there and for what is offloaded.
         attention_spared: that is attention's results as well.
         held: what each of `processes` has of a base that is split over them.
     """
@@ -109,7 +109,7 @@ class Ways:
     def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
         spared = offloaded and self._spares_attention(length)
         memory = self._estimate(length, recomputed, offloaded, spared)
-        host = self._host_bytes(length, spared) * offloaded
+        host = self._blueprint.hosted_bytes + self._host_bytes(length, spared) * offloaded
         return Variant(length, recomputed, offloaded, asked_for, memory, host, spared)
 
     def _spares_attention(self, length: int) -> bool:
@@ -133,8 +133,8 @@ class Ways:
     def _split(self, length: int, parts: int) -> Variant:
         recomputed, offloaded = self._recomputed, self._offloaded
         memory = self._blueprint.estimate(length, recomputed=recomputed, offloaded=offloaded, parts=parts)
-        held = self._blueprint.held(parts, offloaded=offloaded)
-        host = self._host_bytes(length, False) * offloaded
+        held = self._blueprint.held(parts)
+        host = self._blueprint.hosted_bytes + self._host_bytes(length, False) * offloaded
         return Variant(length, recomputed, offloaded, True, memory, host, processes=parts, held=held)
 
 
