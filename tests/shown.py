@@ -125,13 +125,14 @@ def plan_report() -> PlanReport:
         variants=(
             Variant(512, 0, False, True, estimate),
             Variant(256, 0, False, False, estimate),
-            Variant(1024, 0, False, False, replace(estimate, activations=9 * _GIB)),
+            Variant(1024, 0, False, False, replace(estimate, activations=9 * _GIB), host_bytes=_GIB, parked=10),
             Variant(512, 32, True, False, estimate, host_bytes=_GIB),
         ),
         needs=(
             Need("disk, the run", 18_000_000_000, 9_000_000_000, str(RUN)),
             Need("disk, verify's scratch", 3_100_000_000, 90_000_000_000, "/tmp"),
             Need("GPU memory, verify", 7_600_000_000, None),
+            Need("RAM, training on a GPU", _GIB, 16_000_000_000),
             Need("RAM, verify", 15_200_000_000, 16_000_000_000),
             Need("disk, the download", 7_600_000_000, 90_000_000_000, "/hub"),
         ),

@@ -69,13 +69,13 @@ def test_columns_end_below_each_other(spoken: Language) -> None:
     steps = table_of(shown["verify"], phrase("screens_verify.models"), 4)
     bases = table_of(shown["verify"], phrase("screens_verify.trained_merged"), 3)
     study = table_of(shown["quantize-study"], f"  {phrase('screens_study.type')}", 3)
-    memory = table_of(shown["plan"], phrase("screens_plan.recomputed"), 11)
+    memory = table_of(shown["plan"], phrase("screens_plan.recomputed"), 12)
     measured = table_of(shown["train --dry-run"], f"  {phrase('memory.base')}", 7)
     for table in (steps, bases, study, memory, measured):
         assert len({cells(line) for line in table}) == 1, table
     start = phrase("screens_plan.need", needed="", free="", where="", short="")
     names = [line.partition(start)[0] for line in shown["plan"].splitlines() if " GB" in line]
-    assert [cells(name) for name in names] == [cells(names[0])] * 5
+    assert [cells(name) for name in names] == [cells(names[0])] * 6
 
 
 def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> None:

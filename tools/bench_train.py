@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from aegis.demo.corpus import documents
 from aegis.manifest import versions
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import choose_device
+from aegis.training import assembly
 from aegis.training.assembly import assembled
 from aegis.training.loop import Loop
 from aegis.training.material import training_data
@@ -59,7 +61,14 @@ LONG = [
 ]
 LONG_STEPS = 3
 CAPPED = [{"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gib": 3}]
-PARTS = {"core": CORE, "more": MORE, "long": LONG, "capped": CAPPED}
+PARKED = [
+    {"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gib": 3.48},
+    {"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.4},
+]
+"""Caps under which 11 of Phi-3.5's 32 layers are parked, by the estimate."""
+FORCED = [{"max_length": length, "parked": parked} for length in (512, 2048, 4096) for parked in (0, 4, 8, 11, 16, 32)]
+"""How many layers can be parked before the copies take longer than the step: `ways.PARKABLE`."""
+PARTS = {"core": CORE, "more": MORE, "long": LONG, "capped": CAPPED, "parked": PARKED, "forced": FORCED}
 PEERS = ("unsloth", "hf")
 PEER_STEPS = 8
 
@@ -96,9 +105,15 @@ class Listener(progress.SilentReporter):
 
 
 def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[str, Any]:
-    """Train `steps` steps with aegis's own loop and return speed and memory."""
+    """Train `steps` steps with aegis's own loop and return speed and memory.
+
+    A row may have "parked", which is no setting: so many layers are, whatever memory there is.
+    """
     listener = Listener()
     progress.install(listener)
+    parked = settings.pop("parked", None)
+    if parked is not None:
+        assembly.recomputing = lambda given, *_: replace(given, parked=parked)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
@@ -168,7 +183,8 @@ def main() -> int:
     parser.add_argument(
         "--parts",
         default="core,more,long",
-        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12, capped with 3",
+        help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12, capped with 3, "
+        "parked with 3.48 and 9.4, forced with so many layers parked and no cap",
     )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=60)

@@ -36,6 +36,7 @@ def compare(row: dict[str, Any], template: Path, capability: tuple[int, int]) ->
         compiled=way["compiled"],
         offloaded=way["offloaded"],
         attention_spared=way.get("attention_spared", False),
+        parked=way.get("parked", 0),
     )
     estimated = found.peak / 2**30
     off = estimated / row["peak_gib"] - 1

@@ -55,6 +55,7 @@ def worked_out(report: PlanReport, columns: int | None) -> list[str]:
         folded("", title, columns),
         *(left(name, width) + "".join(right(value, 12) for value in values) for name, values in _rows(report, shown)),
         folded("* ", phrase("screens_plan.legend"), columns),
+        *([folded("", phrase("screens_plan.parked_layers"), columns)] if any(way.parked for way in shown) else []),
         *([folded("", split, columns)] if split else []),
         folded("", _room(report, on_gpu), columns),
     ]
@@ -72,6 +73,8 @@ def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, li
     if held:
         rows.append((phrase("screens_plan.processes"), [str(variant.processes) for variant in variants]))
     rows.append((phrase("screens_plan.recomputed"), [f"{variant.recomputed}/{report.layers}" for variant in variants]))
+    if any(variant.parked for variant in variants):
+        rows.append((phrase("screens_plan.parked"), [f"{variant.parked}/{report.layers}" for variant in variants]))
     if any(variant.host_bytes for variant in variants):
         rows.append((phrase("screens_plan.host_keeps"), amounts(variant.host_bytes for variant in variants)))
     for part in vars(variants[0].memory):

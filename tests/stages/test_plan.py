@@ -125,6 +125,9 @@ def test_a_gpu_that_is_not_here(
     offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
     report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
     assert report.variants[0].host_bytes > kept
+    split = config.model_copy(update={"split_base": True})
+    needs = plan(split, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run).needs
+    assert {need.what: need.bytes for need in needs}["RAM, training on a GPU"] == 2 * kept  # in two processes
     assert "RAM, training on a GPU" in screens_plan.planned(report, offloaded)
 
 
@@ -151,6 +154,26 @@ def test_a_cap_on_a_gpu_that_is_not_here(
     narrow, text = capped(free.variants[0].memory.peak / 2**30)
     assert narrow.variants[0].recomputed > 0
     assert fits(text)[-1] == "NO"
+    assert "parked" not in text
+
+
+def test_parked_layers_are_told(make_random: MakeRandom, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table, a line that says what it means, and what the host must have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Ways, "_fits", lambda self, memory: memory.peak < whole)
+    base = make_random("phi3", num_hidden_layers=8)
+    config = TrainConfig(base_model=str(base), dataset="owner/data", device="cuda", max_length=32)
+    whole = 2**40
+    kept = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
+    whole = kept.variants[0].memory.peak
+    report = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
+    own = report.variants[0]
+    assert (own.parked, own.recomputed) == (2, 0)
+    assert own.host_bytes > kept.variants[0].host_bytes
+    assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == own.host_bytes
+    text = screens_plan.planned(report, config)
+    assert any(line.split()[:1] == ["parked"] and f"2/{report.layers}" in line for line in text.splitlines())
+    assert "parked: layers whose activations wait in the host's memory" in text
 
 
 def test_a_cap_is_the_least_that_is_compared_with(

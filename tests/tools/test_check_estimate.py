@@ -17,8 +17,8 @@ def test_a_tenth_is_the_bound(
     quick_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
 ) -> None:
     config = TrainConfig(max_length=128, rotation="dense")
-    peak = Blueprint(quick_base, config, "cuda", (9, 0)).estimate(128, recomputed=1, compiled=True).peak
-    way = {"recomputed": 1, "compiled": True, "offloaded": False}
+    peak = Blueprint(quick_base, config, "cuda", (9, 0)).estimate(128, recomputed=0, compiled=True, parked=2).peak
+    way = {"recomputed": 0, "compiled": True, "offloaded": False, "parked": 2}
     name = "max_length=128 activation_checkpointing=on rotation=dense dataset=short"
     rows = [
         {"name": name, "peak_gib": factor * peak / 2**30, "acceleration": way},

@@ -33,12 +33,14 @@ def make_trainee() -> Iterator[MakeTrainee]:
 
     with ExitStack() as stack:
 
-        def make(config: TrainConfig, *, scaler: torch.amp.GradScaler | None = None, seed: int = 0) -> Trainee:
+        def make(
+            config: TrainConfig, *, scaler: torch.amp.GradScaler | None = None, seed: int = 0, layers: int = 1
+        ) -> Trainee:
             shape: dict[str, Any] = {
                 "vocab_size": VOCABULARY,
                 "hidden_size": WIDTH,
                 "intermediate_size": 48,
-                "num_hidden_layers": 1,
+                "num_hidden_layers": layers,
                 "num_attention_heads": 2,
                 "num_key_value_heads": 2,
                 "pad_token_id": 0,
@@ -69,6 +71,15 @@ def make_trainee() -> Iterator[MakeTrainee]:
             return Trainee(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler)
 
         yield make
+
+
+@pytest.fixture
+def partitioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for code generation, which takes a compiler half a minute: the parted graphs are run as they are."""
+    from torch._dynamo.backends.debugging import aot_eager_decomp_partition
+
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", aot_eager_decomp_partition)
 
 
 def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True) -> MicroBatch:

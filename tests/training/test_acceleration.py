@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from aegis.config import TrainConfig
 from aegis.training import acceleration
-from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
+from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings, is_parked, parked_bytes
 from aegis.training.checkpoint import Trainee
+from aegis.training.recompute import Keeper
 from aegis.training.step import Stepper
 from tests.training.conftest import MakeTrainee, noise, phi35_config
 
@@ -34,6 +36,52 @@ def test_recomputed_layers_take_the_same_steps(make_trainee: MakeTrainee) -> Non
     assert losses(make_trainee(CONFIG, seed=1)) != losses(make_trainee(CONFIG))
     for name, parameter in ours.parameters().items():
         assert torch.equal(parameter, plain.parameters()[name]), name
+
+
+@pytest.mark.usefixtures("partitioned")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+@pytest.mark.parametrize("parked", [2, 4, 5])
+def test_parked_layers_take_the_same_steps(
+    make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch, parked: int
+) -> None:
+    """What those that are parked keep goes to the keeper, once a pass and layer; all layers are compiled alike."""
+    resting: list[int] = []
+
+    class Seen(Keeper):
+        """Stands in for one with a GPU."""
+
+        def rest(self, output: torch.Tensor) -> None:
+            resting.append(len(self._kept))
+            super().rest(output)
+
+    monkeypatch.setattr(acceleration, "HostKeeper", Seen)
+    plain, ours = make_trainee(CONFIG, layers=5), make_trainee(CONFIG, layers=5)
+    Acceleration(compiled=True, parked=parked).install(ours.model, 12)
+    torch._dynamo.utils.counters.clear()
+    assert losses(ours) == pytest.approx(losses(plain), rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert resting == [parked] * 6  # three steps of two micro-batches
+    for name, parameter in ours.parameters().items():
+        torch.testing.assert_close(parameter, plain.parameters()[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "parked"), [(n, k) for n in (1, 2, 3, 8, 32) for k in range(n + 1)])
+def test_parked_layers_are_spread_and_the_last_ones_are_none_of_them(layers: int, parked: int) -> None:
+    """No gap is longer than another by more than one, but for the last: two layers there, if so many may stay."""
+    places = [number for number in range(layers) if is_parked(number, layers, parked)]
+    assert len(places) == parked
+    gaps = [after - before for before, after in pairwise(places)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    if parked:
+        assert places[0] == 0
+        assert layers - 1 - places[-1] >= min(2, layers - parked)
+
+
+def test_a_layer_is_parked_or_recomputed() -> None:
+    assert "of 2 of 32 layers wait in the host's memory" in Acceleration(compiled=True, parked=2).explain(32)
+    for more in ({"compiled": False}, {"compiled": True, "recomputed": 1}):
+        with pytest.raises(AssertionError, match="parked"):
+            Acceleration(parked=2, **more)
 
 
 def test_a_cpu_is_left_plain(make_trainee: MakeTrainee) -> None:
@@ -93,6 +141,8 @@ def test_activations_of_a_layer_are_counted() -> None:
     """Phi-3.5-mini: 70 KB a token in 16 bit (6 · 3072 + 2 · 8192 numbers); grouped heads keep less."""
     config = phi35().config
     assert activation_bytes(config, 1, 2) == 2 * (6 * 3072 + 2 * 8192) == 69_632
+    # in the host's memory every piece takes a power of two
+    assert parked_bytes(config, 512, 2) == 6 * 512 * 8192 + 2 * 512 * 16384
     config.num_key_value_heads = 8
     assert activation_bytes(config, 10, 2) == 20 * (4 * 3072 + 2 * 768 + 2 * 8192)
 

@@ -9,6 +9,7 @@ import torch
 from aegis.config import TrainConfig
 from aegis.data.chat import Example
 from aegis.data.packing import IGNORED, Pieces, Windows, pack
+from aegis.errors import EnvironmentFault
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.objective import summed_loss
 from aegis.training.step import Stepper
@@ -61,6 +62,18 @@ def test_single_documents_have_no_edges() -> None:
     assert shape.documents is None
     assert MicroBatch.make(data.batch([0]), shape).edges is None
     assert BatchShape.of(windows([5, 9]), 1).documents is not None
+
+
+def test_windows_that_cannot_be_pinned_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    batch = windows([5, 9]).batch([0])
+    assert MicroBatch.make(batch).trained > 0
+    with pytest.raises(EnvironmentFault) as caught:
+        MicroBatch.make(batch, pinned=True)
+    assert "--max-length" in caught.value.fix
 
 
 def test_rows_point_at_what_comes_before_a_trained_token() -> None:

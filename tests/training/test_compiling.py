@@ -22,21 +22,14 @@ CONFIG = TrainConfig(lora_r=2, lora_dropout=0.3)
 LENGTH = 24
 
 
-@pytest.fixture
-def partitioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for code generation, which takes a compiler half a minute: the parted graphs are run as they are."""
-    from torch._dynamo.backends.debugging import aot_eager_decomp_partition
-
-    torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", aot_eager_decomp_partition)
-
-
-def layer_and_arguments(make_trainee: MakeTrainee) -> tuple[Any, Tensor, dict[str, Any]]:
+def layer_and_arguments(
+    make_trainee: MakeTrainee, windows: int = 1, length: int = LENGTH
+) -> tuple[Any, Tensor, dict[str, Any]]:
     model = make_trainee(CONFIG).model
     install_attention(model.get_base_model())
     decoder: Any = decoder_of(model)
-    hidden = torch.randn(1, LENGTH, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(LENGTH)[None]
+    hidden = torch.randn(windows, length, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length)[None]
     arguments = {"position_ids": positions, "position_embeddings": decoder.rotary_emb(hidden, positions)}
     return decoder.layers[0], hidden, {**arguments, "attention_mask": None, "use_cache": False}
 
@@ -86,6 +79,42 @@ def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
     assert by_default > 1.1 * found["kept"]
     assert found["recomputed"] == hidden.numel() + tables
     assert found["attention spared"] == 2 * hidden.numel() + tables
+
+
+@pytest.mark.usefixtures("partitioned")
+@pytest.mark.parametrize("windows", [1, 2])
+def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee, windows: int) -> None:
+    """Flattened for a product or not, but for a few values a token of dropout and adapter; weights stay where they are.
+
+    The length is a weight's width, so that one might be taken for the other.
+    """
+    layer, hidden, arguments = layer_and_arguments(make_trainee, windows, length=48)
+    _, gradient, gradients = through(layer, type(layer).forward, hidden, arguments)
+    compiled = compile_layer(type(layer).forward)
+
+    class Seen(Keeper):
+        def _pack(self, saved: Tensor) -> Tensor | Place:
+            packed = super()._pack(saved)
+            (kept if isinstance(packed, Place) else left).append(saved)
+            return packed
+
+    kept: list[Tensor] = []
+    left: list[Tensor] = []
+    layer.zero_grad()
+    given = hidden.clone().requires_grad_()
+    shared = [*arguments["position_embeddings"], *layer.parameters()]
+    kept_elsewhere(lambda inner: compiled(layer, inner, **arguments), given, Seen(), shared).square().sum().backward()
+    assert given.grad is not None
+    torch.testing.assert_close(given.grad, gradient)
+    torch.testing.assert_close([p.grad for p in layer.parameters() if p.grad is not None], gradients)
+    text, tokens = layer.self_attn.config, hidden.shape[0] * hidden.shape[1]
+    counted = tokens * (7 * text.hidden_size + 2 * text.intermediate_size)
+    assert sum(tensor.numel() for tensor in kept) == pytest.approx(counted, rel=0.05)
+    weights = {parameter.data_ptr() for parameter in layer.parameters()}
+    assert weights.isdisjoint(tensor.data_ptr() for tensor in kept)
+    shared_places = weights | {tensor.data_ptr() for tensor in shared}
+    others = [tensor for tensor in left if tensor.data_ptr() not in shared_places]
+    assert sum(tensor.numel() for tensor in others) < 0.05 * counted
 
 
 @pytest.mark.usefixtures("partitioned")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from aegis.config import TrainConfig
 from aegis.model.load import footprint, load_base
 from aegis.soul.module import Soul
+from aegis.training.acceleration import activation_bytes
 from aegis.training.assembly import assembled
 from aegis.training.estimate import Blueprint
 from aegis.training.memory import by_part
@@ -56,6 +58,18 @@ def test_one_that_takes_the_step_for_another_would_miss(blueprint: Blueprint) ->
     """The control: the bound above can be missed, by the recomputation and by the compilation."""
     assert blueprint.estimate(512, recomputed=0, compiled=True).peak / GIB > 1.3 * 2.32
     assert blueprint.estimate(2048, recomputed=0).peak / GIB > 1.1 * 6.77
+
+
+def test_a_parked_layer_is_there_while_others_are_not(blueprint: Blueprint) -> None:
+    """Each takes what it keeps away, but for one that is on its way back while all that stay are there; of all, two."""
+    one = activation_bytes(blueprint.text, 512, 2)
+    peaks = [blueprint.estimate(512, recomputed=0, compiled=True, parked=parked).peak for parked in range(33)]
+    assert peaks[1] == peaks[0]
+    assert {before - after for before, after in pairwise(peaks[1:32])} == {one}
+    # with two layers there and thirty away, as with two recomputed that have nothing left of the others
+    assert peaks[32] == peaks[31]
+    recomputed = blueprint.estimate(512, recomputed=32, compiled=True, offloaded=True).peak
+    assert recomputed - one < peaks[32] < recomputed + 2 * one
 
 
 @pytest.mark.parametrize("recomputed", [0, 6])

@@ -1,15 +1,21 @@
 """Recomputation gives the gradients of the plain way, keeps only inputs, and leaves nothing behind.
 
-Offloading to pinned memory and its streams need a GPU: test_gpu.py.
+That copies to pinned memory and back are waited for needs a GPU: test_gpu.py. Their order does not.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aegis.training.recompute import Keeper, recomputed
+from aegis.errors import EnvironmentFault
+from aegis.training.acceleration import IN_FLIGHT, is_parked
+from aegis.training.recompute import HostKeeper, Keeper, Place, kept_elsewhere, recomputed
 
 
 def layers() -> list[nn.Sequential]:
@@ -78,3 +84,134 @@ def test_layers_come_back_in_reverse_or_not_at_all() -> None:
     assert keeper.take(places[0][0]).item() == 0
     with pytest.raises(AssertionError, match="once"):
         keeper.take(places[0][0])
+
+
+class Stream:
+    """Of a GPU that is not here, or an event on it: what it is given to do is done at once."""
+
+    def record(self) -> None: ...
+
+    def wait_stream(self, _: Stream) -> None: ...
+
+    def wait_event(self, _: object) -> None: ...
+
+
+class Watched(HostKeeper):
+    """Tells what leaves, what comes back, and how many layers are on the GPU besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._device = torch.device("cpu")
+        self.told: list[str] = []
+        self.most = 0
+
+    def begin(self) -> None:
+        super().begin()
+        self.told.append(f"begin {self._layer}")
+
+    def rest(self, output: Tensor) -> None:
+        super().rest(output)
+        assert not self._leaving
+        self.told.append("rest")
+
+    def keep(self, tensor: Tensor) -> Place:
+        place = super().keep(tensor)
+        self._count()
+        return place
+
+    def take(self, place: Place) -> Tensor:
+        tensor = super().take(place)
+        if self.told[-1] != f"take {place.layer}":
+            self.told.append(f"take {place.layer}")
+        self._count()
+        return tensor
+
+    def _fetch(self, layer: int) -> None:
+        super()._fetch(layer)
+        self.told.append(f"fetch {layer}")
+        self._count()
+
+    def _count(self) -> None:
+        self.most = max(self.most, len({layer for layer, *_ in self._leaving} | self._coming.keys()))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Stands in for one; returns what makes the next pinning fail."""
+    empty_like, failing = torch.empty_like, []
+
+    def pinned(tensor: Tensor, *, device: Any, pin_memory: bool = False) -> Tensor:
+        if pin_memory and failing:
+            raise failing.pop()
+        return empty_like(tensor, device=device)
+
+    monkeypatch.setattr(torch, "empty_like", pinned)
+    for name, stand_in in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": nullcontext,
+        "current_device": lambda: 0,
+        "Event": Stream,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return failing.append
+
+
+def parking(stack: list[nn.Sequential], hidden: Tensor, keeper: Keeper, parked: int) -> Tensor:
+    """As `Acceleration` has it, without the compiler."""
+    for number, layer in enumerate(stack):
+        if is_parked(number, len(stack), parked):
+            hidden = kept_elsewhere(layer, hidden, keeper, layer.parameters())
+        else:
+            hidden = layer(hidden)
+    keeper.rest(hidden)
+    return hidden
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("parked", [1, 2, 3, 4, 6])
+def test_parked_layers_leave_and_come_back_ahead_of_their_use(parked: int) -> None:
+    """Whatever lies between them: gradients to the bit, twice; two layers at most besides those that stay."""
+    hidden = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    plain, ours = [*layers(), *layers()], [*layers(), *layers()]
+    through(plain, hidden, None).square().sum().backward()
+    keeper = Watched()
+    for _ in range(2):
+        keeper.told, hidden.grad = [], None
+        for parameter in (p for layer in ours for p in layer.parameters()):
+            parameter.grad = None
+        parking(ours, hidden, keeper, parked).square().sum().backward()
+        last = parked - 1
+        assert keeper.told[: parked + 2] == [*(f"begin {n}" for n in range(parked)), "rest", f"fetch {last}"]
+        rest = keeper.told[parked + 2 :]
+        assert [what for what in rest if "take" in what] == [f"take {n}" for n in range(last, -1, -1)]
+        for number in range(last):  # on its way before the one above it is worked on
+            assert rest.index(f"fetch {number}") < rest.index(f"take {number + 1}")
+        assert sum("fetch" in what for what in rest) == last
+    assert keeper.most == min(parked, IN_FLIGHT)
+    for one, two in zip(plain, ours, strict=True):
+        for wanted, found in zip(one.parameters(), two.parameters(), strict=True):
+            assert torch.equal(wanted.grad, found.grad)
+
+
+@pytest.mark.parametrize("run", ["recomputed", "parked"])
+def test_a_host_without_room_is_told_with_what_to_do(gpu: Callable[[Exception], None], run: str) -> None:
+    """Where a first step pins its buffers; an error that is none of memory stays what it is."""
+    hidden = torch.randn(1, 4, 8, requires_grad=True)
+    (layer,) = layers()[:1]
+
+    def step() -> Tensor:
+        if run == "recomputed":
+            return recomputed(layer, hidden, Watched())
+        return kept_elsewhere(layer, hidden, Watched(), layer.parameters())
+
+    step()
+    gpu(RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"))
+    with pytest.raises(EnvironmentFault) as caught:
+        step()
+    assert "CUDA error: out of memory" in caught.value.why
+    assert "Search" not in caught.value.why
+    assert "--activation-checkpointing on" in caught.value.fix
+    gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        step()

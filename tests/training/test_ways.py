@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import PLAIN, Acceleration
+from aegis.training.acceleration import PLAIN, Acceleration, parked_bytes
 from aegis.training.estimate import Blueprint
 from aegis.training.ways import Variant, Ways, recomputing
 from tests.conftest import MakeRandom
@@ -23,11 +23,14 @@ GIB = 2**30
 
 
 def test_a_gpus_memory_decides_what_is_recomputed(make_random: MakeRandom) -> None:
-    """ "auto" recomputes as many layers as it takes, and no more; the other settings are what they say."""
+    """ "auto" recomputes as many layers as it takes, and no more; the other settings are what they say.
+
+    Layers that are compiled are parked before: below.
+    """
     folder = make_random("phi3", num_hidden_layers=8)
 
     def own(setting: Any, free_bytes: int) -> Variant:
-        config = TrainConfig(base_model=str(folder), activation_checkpointing=setting, max_length=512)
+        config = TrainConfig(base_model=str(folder), activation_checkpointing=setting, max_length=512, compile="off")
         return next(Ways(Blueprint(folder, config), config, "cuda", free_bytes).all())
 
     plenty = 10**12
@@ -114,17 +117,61 @@ def trained(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Accel
     return choose
 
 
-def test_training_recomputes_as_many_layers_as_the_memory_asks_for(trained: Callable[..., Acceleration]) -> None:
+def test_training_keeps_parks_recomputes_and_offloads_as_the_memory_asks_for(
+    trained: Callable[..., Acceleration],
+) -> None:
     """Of a 12 GB card: all of 2,048 tokens fit, 4,096 in part, more less, and at last the host keeps the inputs."""
     found = [trained(11.5, compile="on", max_length=length) for length in (2048, 4096, 8192, 60_000)]
-    assert found[0].recomputed == 0
-    assert 0 < found[1].recomputed < found[2].recomputed <= 32
+    assert (found[0].parked, found[0].recomputed) == (0, 0)
+    assert 0 < found[1].parked < 8
+    assert found[1].recomputed == 0
+    assert 0 < found[2].recomputed <= 32
+    assert [way.parked > 0 for way in found] == [False, True, False, False]
     assert [way.offloaded for way in found] == [False, False, False, True]
     assert all(way.packed and way.compiled for way in found)
-    less = trained(3.5, compile="on", max_length=512)
+    less = trained(3.2, compile="on", max_length=512)
     assert 0 < less.recomputed < 32
     assert not less.offloaded
     assert trained(2.8, compile="on", max_length=512).attention_spared
+
+
+def test_as_few_layers_are_parked_as_it_takes(trained: Callable[..., Acceleration]) -> None:
+    """At most half of them, and only compiled ones: what is not compiled keeps more than a link carries."""
+    found = [trained(gib, compile="on", max_length=512) for gib in (4, 3.7, 3.6, 3.5, 3.4, 3.3, 3.2)]
+    parked = [way.parked for way in found]
+    assert parked == [*sorted(set(parked[:-1])), 0]
+    assert parked[:2] == [0, 4]  # 3.30 GiB of 3.2; the first that is parked is back when it is missed
+    assert max(parked) <= 16
+    assert [way.recomputed > 0 for way in found] == [False] * 6 + [True]
+    plain = trained(3.5, compile="off", max_length=512)
+    assert plain.parked == 0
+    assert plain.recomputed > 0
+
+
+def test_the_host_must_have_room_for_what_is_parked(trained: Callable[..., Acceleration]) -> None:
+    """A quarter of what is free there: ten layers of 512 tokens take 0.4 GiB. A host without room has none parked."""
+    wanted = trained(3.5, 24, compile="on", max_length=512)
+    needed = wanted.parked * parked_bytes(phi35_config(), 512, 2) / GIB
+    assert wanted.parked == 10
+    assert trained(3.5, 4.01 * needed, compile="on", max_length=512) == wanted
+    less = trained(3.5, 3.99 * needed, compile="on", max_length=512)
+    assert (less.parked, less.recomputed > 0) == (0, True)
+
+
+def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the embeddings; a plan tells it. What is asked for otherwise is not parked."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * GIB))
+
+    def own(free_gib: float, setting: Any) -> Variant:
+        config = TrainConfig(base_model=str(phi35), activation_checkpointing=setting, compile="on")
+        return Ways(Blueprint(phi35, config), config, "cuda", int(free_gib * GIB)).own(512)
+
+    kept, parked = own(80, "auto"), own(3.5, "auto")
+    embeddings = 32_064 * 3072 * 2
+    assert (kept.parked, kept.host_bytes) == (0, embeddings)
+    assert parked.parked > 0
+    assert parked.host_bytes == embeddings + parked.parked * parked_bytes(phi35_config(), 512, 2)
+    assert [own(3.5, setting).parked for setting in ("on", "off", "offload")] == [0, 0, 0]
 
 
 def test_what_is_asked_for_is_done(trained: Callable[..., Acceleration]) -> None:

@@ -41,7 +41,7 @@ DRY_RUN_STEPS = 10
 _DONE = -1
 
 # what may differ between a run and its resumption without changing a single weight; the GPU's memory, capped or as free
-# as it happens to be, decides how many layers are recomputed, which is rounding at most
+# as it happens to be, decides how many layers are parked or recomputed, which is rounding at most
 _HOUSEKEEPING = {"device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
 
 # counted over all processes in a manifest, so that the same training may go on in another number of them

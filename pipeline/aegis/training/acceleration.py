@@ -7,6 +7,7 @@ captured          the step replayed as CUDA graphs (`training.capture`)
 recomputed        decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
 offloaded         what those keep goes to the host's memory meanwhile
 attention_spared  attention is not worked out again: its results go to the host as well
+parked            compiled layers that work nothing out again: all they keep goes to the host's memory meanwhile
 embeddings_hosted the input embeddings stay in the host's memory, which sends the rows that a step reads
 """
 
@@ -36,12 +37,15 @@ COMPILE_STEPS = 300
 _FILLED, _BETWEEN = 0.9, 2**29
 """Of free memory, the part that a plan may fill, and bytes that it must leave: see `fillable`."""
 IN_FLIGHT = 2
-"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back."""
+"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back.
+
+Of parked layers, one where others follow the last of them: see `is_parked`.
+"""
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What is switched on; see the module. `recomputed` counts layers, the first ones."""
+    """What is switched on; see the module. `recomputed` counts layers, the first ones, and so does `parked`, spread."""
 
     packed: bool = False
     dequantized: bool = False
@@ -51,6 +55,10 @@ class Acceleration:
     offloaded: bool = False
     attention_spared: bool = False
     embeddings_hosted: bool = False
+    parked: int = 0
+
+    def __post_init__(self) -> None:
+        assert not self.parked or (self.compiled and not self.recomputed), "layers that are parked are compiled"
 
     @classmethod
     def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
@@ -78,6 +86,7 @@ class Acceleration:
             phrase("train.compiled") if self.compiled else "",
             phrase("train.captured") if self.captured else "",
             phrase("train.recomputed", recomputed=self.recomputed, layers=layers) if self.recomputed else "",
+            phrase("train.parked", parked=self.parked, layers=layers) if self.parked else "",
             phrase("train.attention_spared" if self.attention_spared else "train.offloaded") if self.offloaded else "",
             phrase("train.embeddings_hosted") if self.embeddings_hosted else "",
         ]
@@ -106,18 +115,21 @@ class Acceleration:
             decoder.get_input_embeddings().to("cpu")
 
     def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
-        keeper = HostKeeper() if self.offloaded else Keeper()
+        keeper = HostKeeper() if self.offloaded or self.parked else Keeper()
         compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
+        layers = len(decoder.layers)
         for number, layer in enumerate(decoder.layers):
-            again = number < self.recomputed
+            again, parked = number < self.recomputed, is_parked(number, layers, self.parked)
             run: Callable[..., Tensor] = type(layer).forward
             if self.compiled:
                 kind = type(layer), again
                 run = compiled[kind] = compiled.get(kind) or self._compile(run, again)
             if split is not None:
                 run = _put_together_first(run, split, number)
+            if self.parked and number == layers - 1:
+                run = _resting_after(run, keeper)
             # a layer compiled to keep little needs a keeper only where that goes elsewhere
-            needs_keeper = again and (self.offloaded or not self.compiled)
+            needs_keeper = parked or (again and (self.offloaded or not self.compiled))
             layer.forward = _LayerRun(layer, run, keeper if needs_keeper else None, compiled=self.compiled)
 
     def _compile(self, forward: Callable[..., Tensor], recomputed: bool) -> Callable[..., Tensor]:
@@ -144,6 +156,26 @@ def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: in
         return run(*args, **kwargs)
 
     return whole
+
+
+def _resting_after(run: Callable[..., Tensor], keeper: Keeper) -> Callable[..., Tensor]:
+    def last(*args: Any, **kwargs: Any) -> Tensor:
+        output = run(*args, **kwargs)
+        if torch.is_grad_enabled():
+            keeper.rest(output)
+        return output
+
+    return last
+
+
+def is_parked(number: int, layers: int, parked: int) -> bool:
+    """Whether layer `number` is one of so many that are parked: spread evenly, so that copies have the same time each.
+
+    The last two layers are not, if that many may stay: what the others keep leaves while they are worked on, and is
+    gone when the forward pass has ended, which is when most is kept.
+    """
+    among = max(parked, layers - IN_FLIGHT)
+    return number < among and number * parked % among < parked
 
 
 def has_own_head(model: Any) -> bool:
@@ -177,7 +209,7 @@ class _LayerRun:
             return run(hidden)
         if self._compiled:
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            return kept_elsewhere(run, hidden, self._keeper, given)
+            return kept_elsewhere(run, hidden, self._keeper, [*given, *self._layer.parameters()])
         return recomputed(run, hidden, self._keeper)
 
 
@@ -190,10 +222,13 @@ def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
     A token leaves: the input of both norms (2 · hidden_size), queries and what attention makes of them, keys and
     values, and gate and up (2 · intermediate_size).
     """
+    return tokens * itemsize * 2 * sum(_kept_twice(config))
+
+
+def _kept_twice(config: Any) -> tuple[int, int, int, int]:
     heads, width = config.num_attention_heads, _head_width(config)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    values = 2 * config.hidden_size + width * (2 * heads + 2 * kv_heads) + 2 * config.intermediate_size
-    return tokens * itemsize * values
+    return config.hidden_size, width * heads, width * kv_heads, config.intermediate_size
 
 
 def attention_bytes(config: Any, tokens: int, itemsize: int) -> int:
@@ -226,4 +261,13 @@ def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool)
     pieces = [tokens * text.hidden_size * itemsize]
     if attention_spared:
         pieces.append(attention_bytes(text, tokens, itemsize))
-    return int(text.num_hidden_layers * sum(1 << (size - 1).bit_length() for size in pieces))
+    return int(text.num_hidden_layers * sum(map(_pinned_bytes, pieces)))
+
+
+def parked_bytes(text: Any, tokens: int, itemsize: int) -> int:
+    """As `host_bytes`, of one parked layer: `activation_bytes`, piece by piece."""
+    return sum(2 * _pinned_bytes(tokens * itemsize * values) for values in _kept_twice(text))
+
+
+def _pinned_bytes(size: int) -> int:
+    return 1 << (size - 1).bit_length()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aegis.data.packing import IGNORED, Batch, Windows
+from aegis.training.pinned import pinning
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class MicroBatch:
         Args:
             pinned: in page-locked memory, from which copies need not be waited for.
             embed: embeddings that stay with the host.
+
+        Raises:
+            EnvironmentFault: there is no memory that can be pinned.
         """
         following = np.full_like(batch.labels, IGNORED)
         following[:, :-1] = batch.labels[:, 1:]
@@ -113,7 +117,10 @@ class MicroBatch:
             shape.longest if shape is not None else batch.input_ids.shape[1],
             count,
         )
-        return made._each(Tensor.pin_memory) if pinned else made
+        if not pinned:
+            return made
+        with pinning():
+            return made._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`, without waiting for the copy."""

@@ -146,6 +146,7 @@ class Blueprint:
         compiled: bool = False,
         offloaded: bool = False,
         attention_spared: bool = False,
+        parked: int = 0,
         parts: int = 1,
     ) -> Estimate:
         """Estimate for windows of `max_length` tokens.
@@ -155,6 +156,7 @@ class Blueprint:
             compiled: the layers are compiled.
             offloaded: the inputs that recomputed layers keep are in the host's memory.
             attention_spared: and so is what attention makes.
+            parked: compiled layers of which all that they keep is there, none of them recomputed.
             parts: processes that the base is split over.
         """
         tokens = self._config.batch_size * max_length
@@ -165,8 +167,11 @@ class Blueprint:
             peak -= recomputed * (one - given)
         else:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
+            # the last layer parked is on its way back when the layers behind it, if any, are still there
+            away = parked - min(parked, IN_FLIGHT if parked == self.layers else 1)
             # of the layer that is worked on, the step has counted everything already
-            peak += max(0, kept - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
+            peak += max(0, kept - away - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
+            peak -= away * one
         if offloaded:
             peak -= max(0, recomputed - IN_FLIGHT) * given
         if attention_spared:

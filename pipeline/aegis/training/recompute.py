@@ -4,7 +4,7 @@
 repeat dropout, which a captured CUDA graph cannot; here dropout is a function of a seed (`model.dropout`) and repeats
 by itself. A layer that is not compiled keeps its input; a compiled one recomputes by itself (`compiling`), and what it
 keeps is seen on its way. What is offloaded travels on a stream of its own while the next layers compute, and comes back
-one layer ahead of its use.
+one layer ahead of its use. So does all that a compiled layer keeps which is parked: it works nothing out again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aegis.training.pinned import pinning
+
 Layer = Callable[[Tensor], Tensor]
 Recomputation = Callable[[Layer, Tensor], Tensor]
 
 _MATRIX_NDIM = 2
-"""Dimensions of weights and of their codes, at most; what belongs to tokens has one more, for the windows."""
+"""Dimensions of weights and of their codes, at most."""
 
 
 class Place(NamedTuple):
@@ -41,6 +43,7 @@ class Keeper:
         self._kept: list[list[Tensor | None]] = []
         self._shared: frozenset[int] = frozenset()
         self._tokens: frozenset[int] = frozenset()
+        self._rows = 0
         # always the same two, or compiled layers would be compiled anew
         self._hooks = self._pack, self._unpack
 
@@ -59,6 +62,8 @@ class Keeper:
         del self._kept[place.layer + 1 :]
         tensor, self._kept[-1][place.number] = self._kept[-1][place.number], None
         assert tensor is not None, "what is kept is taken back once"
+        if not _any_left(self._kept[-1]):
+            self._kept.pop()
         return tensor
 
     @contextmanager
@@ -67,19 +72,29 @@ class Keeper:
 
         Args:
             hidden: (batch, length, hidden_size), the layer's input.
-            shared: what every layer is given, cosines and sines, say; it stays where it is.
+            shared: what every layer is given, cosines and sines, say, and the layer's weights; it stays where it is.
         """
         self._shared = frozenset(tensor.data_ptr() for tensor in shared)
+        self._rows = hidden.shape[0] * hidden.shape[1]
         # by windows, or flattened
-        self._tokens = frozenset((hidden.shape[1], hidden.shape[0] * hidden.shape[1]))
+        self._tokens = frozenset((hidden.shape[1], self._rows))
         self.begin()
         with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
             yield
 
+    def rest(self, output: Tensor) -> None:
+        """All layers have run, and this is what came of them; what was kept is needed next when its gradient comes."""
+
     def _pack(self, saved: Tensor) -> Tensor | Place:
-        if saved.ndim <= _MATRIX_NDIM or self._tokens.isdisjoint(saved.shape) or saved.data_ptr() in self._shared:
-            return saved
-        return self.keep(saved)
+        return self.keep(saved) if self._has_tokens(saved) else saved
+
+    def _has_tokens(self, saved: Tensor) -> bool:
+        if saved.data_ptr() in self._shared:
+            return False
+        if saved.ndim <= _MATRIX_NDIM:
+            # flattened for a matrix product; what else the layer has of matrices has other rows, or is small
+            return saved.ndim == _MATRIX_NDIM and saved.shape[0] == self._rows
+        return not self._tokens.isdisjoint(saved.shape)
 
     def _unpack(self, packed: Tensor | Place) -> Tensor:
         return self.take(packed) if isinstance(packed, Place) else packed
@@ -96,6 +111,7 @@ class HostKeeper(Keeper):
     def __init__(self) -> None:
         super().__init__()
         self._stream = torch.cuda.Stream()
+        self._device = torch.device("cuda", torch.cuda.current_device())
         self._host: list[list[Tensor]] = []
         self._layer = self._number = -1
         self._leaving: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
@@ -112,8 +128,9 @@ class HostKeeper(Keeper):
         self._number += 1
         buffers = self._host[self._layer]
         if self._number == len(buffers):
-            # as it lies in memory: the compiled backward pass was promised its strides
-            buffers.append(torch.empty_like(tensor, device="cpu", pin_memory=True))
+            with pinning():
+                # as it lies in memory: the compiled backward pass was promised its strides
+                buffers.append(torch.empty_like(tensor, device="cpu", pin_memory=True))
         self._leaving.append((self._layer, self._copy([(buffers[self._number], tensor)]), tensor))
         return Place(self._layer, self._number)
 
@@ -132,9 +149,15 @@ class HostKeeper(Keeper):
             del self._coming[place.layer]
         return tensor
 
+    def rest(self, output: Tensor) -> None:
+        """Let go of what is still leaving, at the fullest moment of a step; the last layer comes back ahead as well."""
+        while self._leaving:
+            self._see_off()
+        last = self._layer
+        output.register_hook(lambda _: self._fetch(last))
+
     def _fetch(self, layer: int) -> None:
-        device = torch.device("cuda", torch.cuda.current_device())
-        found = [torch.empty_like(buffer, device=device) for buffer in self._host[layer]]
+        found = [torch.empty_like(buffer, device=self._device) for buffer in self._host[layer]]
         self._coming[layer] = self._copy(list(zip(found, self._host[layer], strict=True))), [*found]
 
     def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> torch.cuda.Event:
@@ -188,7 +211,7 @@ def recomputed(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
 
 
 def kept_elsewhere(layer: Layer, hidden: Tensor, keeper: Keeper, shared: Iterable[Tensor]) -> Tensor:
-    """Return layer(hidden) of a layer that recomputes by itself; what it keeps of each token goes to the keeper.
+    """Return layer(hidden) of a compiled layer; what it keeps of each token goes to the keeper.
 
     Args:
         shared: as `Keeper.keeping`.

@@ -1,4 +1,4 @@
-"""What memory decides of a training: how many layers are recomputed, and what of them the host keeps.
+"""What memory decides of a training: how many layers are parked or recomputed, and what of them the host keeps.
 
 A plan compares the config's own way with its neighbours; training takes it.
 """
@@ -15,19 +15,23 @@ import psutil
 import torch
 
 from aegis.config import TrainConfig
-from aegis.training.acceleration import Acceleration, compiles, fillable, host_bytes
+from aegis.training.acceleration import Acceleration, compiles, fillable, host_bytes, parked_bytes
 from aegis.training.estimate import Blueprint, Estimate, Held
 
 PROCESSES = (2, 3, 4, 8)
 """How many a base may be split over; the launcher knows, and a plan is made before it."""
+PARKABLE = 0.5
+"""Of all layers, the part that may be parked: of more, the copies would take longer than the step."""
+_PARKED_OF_HOST = 0.25
+"""Of the host's free memory, the part that parked layers may take."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: this config's, or a neighbour of it. `recomputed` counts layers.
+    """One way to train: this config's, or a neighbour of it. `recomputed` and `parked` count layers.
 
     Attributes:
-        host_bytes: of the host's memory, for input embeddings that stay there and for what is offloaded.
+        host_bytes: of the host's memory, for input embeddings that stay there and for what is offloaded or parked.
         attention_spared: that is attention's results as well.
         held: what each of `processes` has of a base that is split over them.
     """
@@ -39,6 +43,7 @@ class Variant:
     memory: Estimate
     host_bytes: int = 0
     attention_spared: bool = False
+    parked: int = 0
     processes: int = 1
     held: Held | None = None
 
@@ -87,14 +92,18 @@ class Ways:
     def own(self, length: int) -> Variant:
         """The config's own way, for windows of `length` tokens.
 
-        "auto" keeps every layer's activations if they fit, recomputes as many layers as it takes if that helps, and
-        offloads what is left if not.
+        "auto" keeps every layer's activations if they fit, parks as many layers as it takes if that helps and the host
+        has room, recomputes as many as it takes if not, and offloads what is left if that does not help either.
         """
         if self._config.activation_checkpointing != "auto":
             return self._variant(length, self._recomputed, offloaded=self._offloaded, asked_for=True)
         layers, kept = self._blueprint.layers, self._variant(length, 0, asked_for=True)
         if self._fits(kept.memory):
             return kept
+        for parked in range(1, self._parkable(length) + 1):
+            variant = self._variant(length, 0, parked=parked, asked_for=True)
+            if self._fits(variant.memory):
+                return variant
         least = self._variant(length, layers, asked_for=True)
         if not self._fits(least.memory):
             return self._variant(length, layers, offloaded=True, asked_for=True)
@@ -106,11 +115,21 @@ class Ways:
     def _fits(self, memory: Estimate) -> bool:
         return memory.peak <= self._room
 
-    def _variant(self, length: int, recomputed: int, *, offloaded: bool = False, asked_for: bool = False) -> Variant:
+    def _variant(
+        self, length: int, recomputed: int, *, offloaded: bool = False, parked: int = 0, asked_for: bool = False
+    ) -> Variant:
         spared = offloaded and self._spares_attention(length)
-        memory = self._estimate(length, recomputed, offloaded, spared)
+        memory = self._estimate(length, recomputed, offloaded, spared, parked)
         host = self._blueprint.hosted_bytes + self._host_bytes(length, spared) * offloaded
-        return Variant(length, recomputed, offloaded, asked_for, memory, host, spared)
+        host += parked * self._parked_bytes(length)
+        return Variant(length, recomputed, offloaded, asked_for, memory, host, spared, parked)
+
+    def _parkable(self, length: int) -> int:
+        """How many layers may be parked."""
+        if not self.compiled:
+            return 0
+        room = int(_PARKED_OF_HOST * psutil.virtual_memory().available)
+        return min(int(PARKABLE * self._blueprint.layers), room // self._parked_bytes(length))
 
     def _spares_attention(self, length: int) -> bool:
         """Whether what attention makes in all layers fits into half of the host's free memory, beside their inputs.
@@ -121,14 +140,22 @@ class Ways:
             return False
         return self._fits(self._estimate(length, self._blueprint.layers, True, True))
 
-    def _estimate(self, length: int, recomputed: int, offloaded: bool, spared: bool) -> Estimate:
+    def _estimate(self, length: int, recomputed: int, offloaded: bool, spared: bool, parked: int = 0) -> Estimate:
         return self._blueprint.estimate(
-            length, recomputed=recomputed, compiled=self.compiled, offloaded=offloaded, attention_spared=spared
+            length,
+            recomputed=recomputed,
+            compiled=self.compiled,
+            offloaded=offloaded,
+            attention_spared=spared,
+            parked=parked,
         )
 
     def _host_bytes(self, length: int, attention_spared: bool) -> int:
         tokens, itemsize = self._config.batch_size * length, self._blueprint.dtype.itemsize
         return host_bytes(self._blueprint.text, tokens, itemsize, attention_spared=attention_spared)
+
+    def _parked_bytes(self, length: int) -> int:
+        return parked_bytes(self._blueprint.text, self._config.batch_size * length, self._blueprint.dtype.itemsize)
 
     def _split(self, length: int, parts: int) -> Variant:
         recomputed, offloaded = self._recomputed, self._offloaded
@@ -161,7 +188,11 @@ def recomputing(
     blueprint = Blueprint(folder, config, "cuda", torch.cuda.get_device_capability(device))
     own = Ways(blueprint, config, "cuda", free_bytes, compiled=acceleration.compiled).own(config.max_length)
     return replace(
-        acceleration, recomputed=own.recomputed, offloaded=own.offloaded, attention_spared=own.attention_spared
+        acceleration,
+        recomputed=own.recomputed,
+        offloaded=own.offloaded,
+        attention_spared=own.attention_spared,
+        parked=own.parked,
     )
 
 
