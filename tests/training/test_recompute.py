@@ -180,10 +180,13 @@ def test_parked_layers_leave_and_come_back_ahead_of_their_use(parked: int) -> No
         keeper.told, hidden.grad = [], None
         for parameter in (p for layer in ours for p in layer.parameters()):
             parameter.grad = None
-        parking(ours, hidden, keeper, parked).square().sum().backward()
+        output = parking(ours, hidden, keeper, parked)
+        output.register_hook(lambda _: keeper.told.append("gradient"))
+        output.square().sum().backward()
         last = parked - 1
-        assert keeper.told[: parked + 2] == [*(f"begin {n}" for n in range(parked)), "rest", f"fetch {last}"]
-        rest = keeper.told[parked + 2 :]
+        begun = [f"begin {number}" for number in range(parked)]
+        assert keeper.told[: parked + 3] == [*begun, "rest", f"fetch {last}", "gradient"]
+        rest = keeper.told[parked + 3 :]
         assert [what for what in rest if "take" in what] == [f"take {n}" for n in range(last, -1, -1)]
         for number in range(last):  # on its way before the one above it is worked on
             assert rest.index(f"fetch {number}") < rest.index(f"take {number + 1}")

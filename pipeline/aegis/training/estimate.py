@@ -159,6 +159,7 @@ class Blueprint:
             parked: compiled layers of which all that they keep is there, none of them recomputed.
             parts: processes that the base is split over.
         """
+        assert compiled or not parked, "layers that are parked are compiled"
         tokens = self._config.batch_size * max_length
         given = tokens * self.text.hidden_size * self.dtype.itemsize
         kept = self.layers - recomputed
