@@ -50,9 +50,14 @@ def test_parked_layers_take_the_same_steps(
     A micro-batch has as many tokens as a weight has rows, and no weight is taken for what tokens leave.
     """
     resting: list[int] = []
+    started: list[Keeper] = []
 
     class Seen(Keeper):
         """Stands in for one with a GPU."""
+
+        def start(self) -> None:
+            started.append(self)
+            super().start()
 
         def keep(self, tensor: torch.Tensor) -> Place:
             assert tensor.data_ptr() not in weights
@@ -70,6 +75,7 @@ def test_parked_layers_take_the_same_steps(
     assert losses(ours, 16) == pytest.approx(losses(plain, 16), rel=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert resting == [parked] * 6  # three steps of two micro-batches
+    assert len(started) == 6
     for name, parameter in ours.parameters().items():
         torch.testing.assert_close(parameter, plain.parameters()[name], rtol=1e-3, atol=1e-5)
 

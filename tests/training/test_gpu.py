@@ -387,8 +387,9 @@ def test_a_replayed_step_is_the_eager_step_to_the_bit(
     assert torch.equal(eager, gradients)
 
 
-def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = course(make(replace(WAYS["all"], captured=False)))
+@pytest.mark.parametrize("way", ["all", "all, offloaded", "all, parked"])
+def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = course(make(replace(WAYS[way], captured=False)))
     original = step_module.summed_loss
 
     def asking(trainee: Trainee, batch: MicroBatch) -> torch.Tensor:
@@ -397,7 +398,7 @@ def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, monkeypatch: pyt
         return loss
 
     monkeypatch.setattr(step_module, "summed_loss", asking)
-    losses, gradients = course(make(WAYS["all"]))
+    losses, gradients = course(make(WAYS[way]))
     assert losses == plain[0]
     assert torch.equal(gradients, plain[1])
     torch.rand(1, device="cuda")  # the generator does not believe that the recording still goes on

@@ -197,6 +197,22 @@ def test_parked_layers_leave_and_come_back_ahead_of_their_use(parked: int) -> No
             assert torch.equal(wanted.grad, found.grad)
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_pass_that_came_to_no_end_is_forgotten() -> None:
+    """As when a step cannot be recorded: the next one's layers are the first again, in the same buffers."""
+    hidden = torch.randn(1, 4, 8, requires_grad=True)
+    stack, keeper = layers(), Watched()
+    kept_elsewhere(stack[0], hidden, keeper, [])
+    parking(stack, hidden, keeper, 2)
+    keeper.start()
+    assert not keeper._leaving
+    keeper.told = []
+    parking(stack, hidden, keeper, 2).sum().backward()
+    assert keeper.told[:4] == ["begin 0", "begin 1", "rest", "fetch 1"]
+    assert keeper.told[-2:] == ["take 1", "take 0"]
+    assert not keeper._coming
+
+
 @pytest.mark.parametrize("run", ["recomputed", "parked"])
 def test_a_host_without_room_is_told_with_what_to_do(gpu: Callable[[Exception], None], run: str) -> None:
     """Where a first step pins its buffers; an error that is none of memory stays what it is."""

@@ -116,6 +116,9 @@ class Acceleration:
 
     def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
         keeper = HostKeeper() if self.offloaded or self.parked else Keeper()
+        if self.offloaded or self.parked:
+            # a step that could not be recorded may have ended anywhere
+            decoder.register_forward_pre_hook(lambda *_: keeper.start())
         compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
         layers = len(decoder.layers)
         for number, layer in enumerate(decoder.layers):

@@ -47,6 +47,10 @@ class Keeper:
         # always the same two, or compiled layers would be compiled anew
         self._hooks = self._pack, self._unpack
 
+    def start(self) -> None:
+        """A forward pass begins; what one before it has left, if it came to no end, is forgotten."""
+        self._kept.clear()
+
     def begin(self) -> None:
         """What is kept from now on is another layer's."""
         self._kept.append([])
@@ -116,6 +120,11 @@ class HostKeeper(Keeper):
         self._layer = self._number = -1
         self._leaving: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
         self._coming: dict[int, tuple[torch.cuda.Event, list[Tensor | None]]] = {}
+
+    def start(self) -> None:
+        self._layer = self._number = -1
+        self._leaving.clear()
+        self._coming.clear()
 
     def begin(self) -> None:
         self._layer, self._number = self._layer + 1, -1
