@@ -148,14 +148,22 @@ def test_as_few_layers_are_parked_as_it_takes(trained: Callable[..., Acceleratio
     assert plain.recomputed > 0
 
 
-def test_the_host_must_have_room_for_what_is_parked(trained: Callable[..., Acceleration]) -> None:
-    """A quarter of what is free there: ten layers of 512 tokens take 0.4 GiB. A host without room has none parked."""
+def test_the_host_must_have_room_for_what_is_parked(
+    trained: Callable[..., Acceleration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of what is free there: ten layers of 512 tokens take 0.4 GiB. A host without room has none parked.
+
+    Processes of one machine share it.
+    """
     wanted = trained(3.5, 24, compile="on", max_length=512)
     needed = wanted.parked * parked_bytes(phi35_config(), 512, 2) / GIB
     assert wanted.parked == 10
     assert trained(3.5, 4.01 * needed, compile="on", max_length=512) == wanted
     less = trained(3.5, 3.99 * needed, compile="on", max_length=512)
     assert (less.parked, less.recomputed > 0) == (0, True)
+    for processes, parked in ((2, 0), (1, 10)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert trained(3.5, 4.01 * needed, compile="on", max_length=512).parked == parked
 
 
 def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ Of parked layers, one where others follow the last of them: see `is_parked`.
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What is switched on; see the module. `recomputed` counts layers, the first ones, and so does `parked`, spread."""
+    """What is switched on; see the module. `recomputed` counts layers, the first ones; `parked` others, `is_parked`."""
 
     packed: bool = False
     dequantized: bool = False

@@ -25,7 +25,7 @@ from aegis.training import checkpoint, memory
 from aegis.training.acceleration import Acceleration, free_bytes
 from aegis.training.checkpoint import Trainee
 from aegis.training.split_base import SplitBase
-from aegis.training.together import ALONE, Together
+from aegis.training.together import ALONE, Together, processes_here
 from aegis.training.update import make_optimizer
 from aegis.training.ways import recomputing
 
@@ -111,8 +111,7 @@ def _load(
 def _share_of_cores() -> Iterator[None]:
     """Quantize with this process's share of the machine: torchrun gives every process one thread."""
     given = torch.get_num_threads()
-    sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(max(given, (os.cpu_count() or 1) // sharing))
+    torch.set_num_threads(max(given, (os.cpu_count() or 1) // processes_here()))
     try:
         yield
     finally:

@@ -163,6 +163,11 @@ def launched_processes() -> int:
         raise EnvironmentFault("together.world_size", text=text) from None
 
 
+def processes_here() -> int:
+    """How many of them this machine has, as the launcher says."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Together]:
     """Join the other processes, if a launcher started several, while the block runs.

@@ -17,6 +17,7 @@ import torch
 from aegis.config import TrainConfig
 from aegis.training.acceleration import Acceleration, compiles, fillable, host_bytes, parked_bytes
 from aegis.training.estimate import Blueprint, Estimate, Held
+from aegis.training.together import processes_here
 
 PROCESSES = (2, 3, 4, 8)
 """How many a base may be split over; the launcher knows, and a plan is made before it."""
@@ -128,7 +129,7 @@ class Ways:
         """How many layers may be parked."""
         if not self.compiled:
             return 0
-        room = int(_PARKED_OF_HOST * psutil.virtual_memory().available)
+        room = int(_PARKED_OF_HOST * _host_memory())
         return min(int(PARKABLE * self._blueprint.layers), room // self._parked_bytes(length))
 
     def _spares_attention(self, length: int) -> bool:
@@ -136,7 +137,7 @@ class Ways:
 
         On the GPU some of it is always on its way out or back.
         """
-        if not self.compiled or self._host_bytes(length, True) > psutil.virtual_memory().available / 2:
+        if not self.compiled or self._host_bytes(length, True) > _host_memory() / 2:
             return False
         return self._fits(self._estimate(length, self._blueprint.layers, True, True))
 
@@ -163,6 +164,11 @@ class Ways:
         held = self._blueprint.held(parts)
         host = self._blueprint.hosted_bytes + self._host_bytes(length, False) * offloaded
         return Variant(length, recomputed, offloaded, True, memory, host, processes=parts, held=held)
+
+
+def _host_memory() -> int:
+    """Of what the host has free, the share of one process: all of a machine's look before any of them takes."""
+    return int(psutil.virtual_memory().available) // processes_here()
 
 
 def recomputing(
