@@ -68,19 +68,19 @@ def test_a_dense_soul_moves_as_the_exponential_says() -> None:
 
 def test_a_dense_souls_step_is_short() -> None:
     """However much is asked for: in the mean over planes, and in one plane alone; the direction stays."""
-    below = torch.tril_indices(64, 64, -1)
-    one, other = torch.randn(2, 64, generator=torch.Generator().manual_seed(2)).unbind()
-    everywhere = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    below = torch.tril_indices(256, 256, -1)
+    one, other = torch.randn(2, 256, generator=torch.Generator().manual_seed(2)).unbind()
+    everywhere = torch.randn(256, 256, generator=torch.Generator().manual_seed(2))
     one_plane = torch.outer(one, other)
     for asked, alone in ((everywhere - everywhere.mT, False), (one_plane - one_plane.mT, True)):
-        soul = Soul(64, kind="dense", init="identity")
+        soul = Soul(256, kind="dense", init="identity")
         soul.hold()
         soul.let_go()
         with torch.no_grad():
             soul.skew.copy_(asked[None, below[0], below[1]])
         soul.advance()
         angles = soul.turned().sort().values
-        mean = (2 * angles.square().sum() / 64).sqrt()
+        mean = (2 * angles.square().sum() / 256).sqrt()
         assert (
             angles.max() == pytest.approx(carried.LARGEST_TURN, abs=0.01)
             if alone

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from aegis.runs import Run
 from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
 from aegis.soul.module import Soul
-from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect
+from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, random_rotation
 from aegis.stages.train import config_of, dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
@@ -114,6 +115,24 @@ def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConf
     assert rows[-1][-1] > 1
     assert rows[-1] != pytest.approx(quantiles_in_degrees(rotation_angles(end)), abs=1)  # the control
     assert {path.name for path in run.pictures.iterdir()} == {*PICTURES, "manifest.json"}
+
+
+@pytest.mark.parametrize("rotation", ["so8", "dense"])
+def test_a_reflection_is_no_rotation(
+    tmp_path: Path, config: TrainConfig, rotation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As orthogonal as a rotation: only its determinant tells. Nothing is saved of it."""
+
+    def reflected(*arguments: Any) -> torch.Tensor:
+        drawn = random_rotation(*arguments)
+        drawn[-1, :, 0] *= -1
+        return drawn
+
+    monkeypatch.setattr("aegis.soul.rotation.random_rotation", reflected)
+    run = Run(tmp_path / "run")
+    with pytest.raises(IntegrityError, match="reflection at step"):
+        train(config.model_copy(update={"rotation": rotation}), run)
+    assert not list(run.checkpoints.glob("step_*"))
 
 
 def test_looking_at_the_heldout_loss_changes_nothing(

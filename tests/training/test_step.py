@@ -200,3 +200,15 @@ def test_a_soul_out_of_the_graph_is_noticed(make_trainee: MakeTrainee) -> None:
     stray = replace(trainee, soul=outside)
     with pytest.raises(IntegrityError, match="the soul got no gradient at step 1"):
         Stepper(stray, CONFIG).take(0, [noise(0)])
+
+
+@pytest.mark.parametrize("rotation", ["so8", "dense"])
+def test_a_rotation_that_is_none_any_more_is_found_at_once(make_trainee: MakeTrainee, rotation: str) -> None:
+    """A hundredth longer than a rotation; what rounding leaves goes on, logged or not."""
+    trainee = make_trainee(CONFIG.model_copy(update={"rotation": rotation}))
+    stepper = Stepper(trainee, CONFIG)
+    assert stepper.take(0, [noise(0)]).orthogonality_loss < 1e-8
+    with torch.no_grad():
+        trainee.soul.start *= 1.01
+    with pytest.raises(IntegrityError, match=r"left SO\(n\) at step 2"):
+        stepper.take(1, [noise(1)])

@@ -13,7 +13,7 @@ from torch import Tensor
 from aegis.soul.rotation import below_diagonal, exp_less_identity, skew_matrix
 from aegis.soul.tensor_cores import coarse_products, rounded_to_tf32
 
-LARGEST_TURN, MEAN_TURN = 0.5, 0.1
+LARGEST_TURN, MEAN_TURN = 0.5, 0.05
 """Radians by which one step turns any plane, about, and all of them in the quadratic mean."""
 _POWER_ITERATIONS = 6
 
@@ -53,7 +53,7 @@ def turn(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
     decomposition: Higham, Functions of Matrices, 2008, section 8.3), so what a step's rounding brings in, the next
     one takes out. On a GPU the products are coarse (`coarse_products`), but for R itself, which is added to: where A
     is small, so is the error. A longer step than LARGEST_TURN and MEAN_TURN allow is shortened, since beyond them the
-    error would be more than rounding; at 3,072 rows they begin at nine times the usual learning rate.
+    error would be more than rounding; at 3,072 rows they begin at four times the usual learning rate.
 
     Args:
         rotation: R, (1, n, n) float32.

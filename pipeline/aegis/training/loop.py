@@ -201,16 +201,32 @@ class Loop:
                 "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error
 
-    def _turned_degrees(self) -> list[float]:
-        return quantiles_in_degrees(self.trainee.soul.turned())
+    @torch.no_grad()
+    def _look_at_rotation(self, done: int) -> dict[str, Any]:
+        """What R is after `done` steps, more closely than every step looks at it.
+
+        Raises:
+            IntegrityError: it is no rotation any more.
+        """
+        soul = self.trainee.soul
+        rotation = soul.rotation()
+        # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
+        defect = orthogonality_defect(rotation.double()).abs().max().item()
+        det = determinant_sign(rotation).min().item()
+        if det != 1:
+            raise IntegrityError("train.reflection", done=done)
+        if not defect <= ORTHOGONALITY_BOUND:
+            raise IntegrityError("train.left_so", done=done, defect=defect)
+        return {
+            "orthogonality_error": defect,
+            "det": det,
+            "turned_degrees": quantiles_in_degrees(soul.turned()),
+        }
 
     def _log(self, numbers: StepNumbers, due: bool, heldout: float | None, tokens_per_second: float) -> None:
         soul, done = self.trainee.soul, numbers.step + 1
-        with torch.no_grad():
-            rotation = soul.rotation()
-            # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
-            defect = orthogonality_defect(rotation.double()).abs().max().item()
-            det = determinant_sign(rotation).min().item()
+        # a dense rotation's take as long as many steps, so they are worked out where a checkpoint is due
+        looked = self._look_at_rotation(done) if due or soul.kind == "so8" else {}
         alpha, factor = numbers.alpha, rate_factor(self.config)
         row: dict[str, Any] = {
             "step": done,
@@ -220,10 +236,9 @@ class Loop:
             "alpha": alpha,
             "gate": gate(alpha),
             "phase": phase(alpha, self.config.alpha_target).value,
-            "orthogonality_error": defect,
-            "det": det,
-            # a dense rotation's take seconds, so they are worked out where a checkpoint is due
-            "turned_degrees": self._turned_degrees() if due or soul.kind == "so8" else None,
+            "orthogonality_error": looked.get("orthogonality_error"),
+            "det": looked.get("det"),
+            "turned_degrees": looked.get("turned_degrees"),
             "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
             "learning_rate": self.config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
@@ -236,8 +251,6 @@ class Loop:
                 file.write(json.dumps(row) + "\n")
         if self._report is not None:
             self._report(row)
-        if not defect <= ORTHOGONALITY_BOUND or det != 1:
-            raise IntegrityError("train.left_so", done=done, defect=defect, det=det)
 
 
 @contextmanager

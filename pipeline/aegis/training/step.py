@@ -29,6 +29,8 @@ from aegis.training.update import NUMBERS, Update, rate_factor
 
 _MAX_SKIPPED = 20
 """Overflows in a row after which float16's loss scaling will not find a scale any more."""
+_LEFT_SO = 1e-4
+"""Orthogonality loss that is no rounding: a dense R of 3,072 rows comes to 1e-8, one cast to bfloat16 to 1e-2."""
 _EAGER_STEPS = 2
 """Steps taken one kernel at a time before the step is recorded: libraries choose and load their kernels in them."""
 STARTING_STEPS = _EAGER_STEPS + 1
@@ -198,11 +200,13 @@ class Stepper:
 
         Raises:
             DivergedError: loss or gradients were NaN or Inf; nothing has been updated since.
-            IntegrityError: the soul got no gradient, so it is not in the graph.
+            IntegrityError: the soul got no gradient, so it is not in the graph; or its R is no rotation any more.
         """
         found = dict(zip(NUMBERS, values, strict=True))
         loss, ortho, norm = found["task_loss"], found["orthogonality_loss"], found["grad_norm"]
         skipped = self._refuse_nonsense(step, loss, ortho, norm)
+        if ortho > _LEFT_SO:
+            raise IntegrityError("train.left_so", done=step + 1, defect=math.sqrt(ortho))
         if targets and not skipped and found["soul_norm"] == 0:
             raise _soul_left_out(step)
         return StepNumbers(step, loss, ortho, norm, found["alpha"], targets, skipped, found["asked"] > 0)

@@ -21,8 +21,11 @@ from aegis.training.together import processes_here
 
 PROCESSES = (2, 3, 4, 8)
 """How many a base may be split over; the launcher knows, and a plan is made before it."""
-PARKABLE = 0.5
-"""Of all layers, the part that may be parked: of more, the copies would take longer than the step."""
+PARKABLE = 1 / 3
+"""Of all layers, the part that may be parked: of more, the copies would take longer than working them out again does.
+
+Measured on an H200, whose link is slow beside its arithmetic; other GPUs could park more.
+"""
 _PARKED_OF_HOST = 0.25
 """Of the host's free memory, the part that parked layers may take."""
 
