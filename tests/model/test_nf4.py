@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from bitsandbytes import functional
 from torch import Tensor
 
 from aegis.model.nf4 import BLOCK, Nf4Weight
+from aegis.model.streaming import Slab
 
 CPU = torch.device("cpu")
 
@@ -18,10 +21,10 @@ def by_bitsandbytes(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_slabs(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
-    trip = Nf4Weight(tuple(weight.shape), dtype, CPU)
+    trip, slab = Nf4Weight(tuple(weight.shape), dtype, CPU), Slab()
     starts = range(0, len(weight), rows)
     for start in reversed(starts):
-        trip.quantize(start, weight[start : start + rows])
+        trip.quantize(start, weight[start : start + rows], slab)
     trip.seal()
     return torch.cat([trip.rows(start, min(start + rows, len(weight))) for start in starts])
 
@@ -67,9 +70,32 @@ def test_slabs_on_their_own_are_not_the_whole() -> None:
     assert not torch.equal(apart, by_bitsandbytes(weight, torch.float32))
 
 
-def test_a_slab_that_fails_does_not_keep_the_others_waiting() -> None:
-    trip = Nf4Weight((4, 64), torch.float32, CPU)
-    with pytest.raises(RuntimeError):
-        trip.quantize(0, torch.empty(2, 64, device="meta"))
-    trip.quantize(2, torch.ones(2, 64))
-    trip.seal()
+def test_the_mean_is_that_of_the_thread_that_began() -> None:
+    """With more than 32,768 absmax torch adds up in as many parts as it has threads; sealed from one that has one."""
+    given = torch.get_num_threads()
+    differs = False
+    try:
+        for seed in range(4):
+            weight = torch.randn(1024, 4096, generator=torch.Generator().manual_seed(seed))
+            expected = {}
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                expected[threads] = by_bitsandbytes(weight, torch.float32)
+            differs |= not torch.equal(expected[1], expected[2])
+            trip = Nf4Weight(tuple(weight.shape), torch.float32, CPU)
+            trip.quantize(0, weight, Slab())
+            sealed_with: list[int] = []
+
+            def seal(trip: Nf4Weight = trip, sealed_with: list[int] = sealed_with) -> None:
+                torch.set_num_threads(1)
+                trip.seal()
+                sealed_with.append(torch.get_num_threads())
+
+            thread = threading.Thread(target=seal)
+            thread.start()
+            thread.join()
+            assert sealed_with == [1]
+            assert torch.equal(trip.rows(0, len(weight)), expected[2])
+        assert differs
+    finally:
+        torch.set_num_threads(given)

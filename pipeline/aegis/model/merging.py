@@ -108,9 +108,9 @@ class MergePlan:
         """
         source: Source = entry.read
         if self.round_trip is not None and name in self.round_trip.weights:
-            weight = self.round_trip.begin(entry)
+            weight, slab = self.round_trip.begin(entry), Slab()
             for start, stop in entry.slabs(SLAB_BYTES):
-                weight.quantize(start, entry.read(start, stop))
+                weight.quantize(start, entry.read(start, stop), slab)
             weight.seal()
             source = weight.rows
         for start, stop in entry.slabs(SLAB_BYTES):

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aegis.model.streaming import Slab
+
 BLOCK, SECOND_BLOCK = 64, 256
 """Weights that share an 8-bit absmax, and absmax that share a float32 scale."""
-_PIECE = 1 << 18
+_PIECE = 1 << 17
 """Values worked on at a time, so that they stay in the processor's cache."""
 
 
@@ -35,33 +36,41 @@ class Nf4Weight:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        self._rows_left, self._columns = shape
+        self._columns = shape[1]
+        self._threads = torch.get_num_threads()
         assert self._columns % BLOCK == 0, shape
         self._codes = torch.empty(math.prod(shape) // 2, dtype=torch.uint8, device=device)
         self._absmax = torch.empty(math.prod(shape) // BLOCK, dtype=torch.float32, device=device)
-        self._all_there = threading.Condition()
 
-    def quantize(self, start: int, rows: Tensor) -> None:
-        """Take in rows from `start` on, in any order and from any thread."""
-        try:
-            values, first = rows.reshape(-1), start * self._columns
-            for at in range(0, len(values), _PIECE):
-                codes, absmax = _quantize(values[at : at + _PIECE].to(self.device, self.dtype))
-                self._codes[(first + at) // 2 :][: len(codes)] = codes
-                self._absmax[(first + at) // BLOCK :][: len(absmax)] = absmax
-        finally:
-            # whoever waits in `seal` must not do so for ever; what went wrong here is raised where rows are passed on
-            with self._all_there:
-                self._rows_left -= len(rows)
-                self._all_there.notify_all()
+    def quantize(self, start: int, rows: Tensor, slab: Slab) -> None:
+        """Take in rows from `start` on, in any order and from any thread.
+
+        Args:
+            slab: the thread's, for what lies in between.
+        """
+        values, first = rows.reshape(-1), start * self._columns
+        for at in range(0, len(values), _PIECE):
+            part = values[at : at + _PIECE]
+            if not (self.device.type == "cpu" and self.dtype == torch.float32):
+                part = part.to(self.device, self.dtype)
+            codes = self._codes[(first + at) // 2 :][: len(part) // 2]
+            absmax = self._absmax[(first + at) // BLOCK :][: len(part) // BLOCK]
+            _quantize(part, codes, absmax, slab)
 
     def seal(self) -> None:
-        """Wait for all rows, and quantize the absmax themselves, as bitsandbytes' quantize_4bit does at its end."""
+        """Once all rows are there, quantize the absmax themselves, as bitsandbytes' quantize_4bit does at its end.
+
+        From any thread: torch adds up in as many parts as it may use threads, so the mean is the one of the thread that
+        began this weight only with its number of them.
+        """
         from bitsandbytes import functional
 
-        with self._all_there:
-            self._all_there.wait_for(lambda: self._rows_left == 0)
-        offset = self._absmax.mean()
+        own = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            offset = self._absmax.mean()
+        finally:
+            torch.set_num_threads(own)
         codes, state = functional.quantize_blockwise(self._absmax - offset, blocksize=SECOND_BLOCK)
         self._absmax = functional.dequantize_blockwise(codes, state).add_(offset)
 
@@ -76,26 +85,33 @@ class Nf4Weight:
         return rows.cpu()
 
 
-def _quantize(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes, two a byte, and the absmax of flat values that begin with a block.
+def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, slab: Slab) -> None:
+    """Fill in the codes, two a byte, and the absmax of flat values that begin with a block.
 
     On a CPU bitsandbytes finds a code by binary search among the 15 bounds between codes, some 35 million a second;
-    counting the bounds below a value gives the same number in a tenth of the time.
+    counting the bounds below a value gives the same number in less than a tenth of the time.
     """
     from bitsandbytes import functional
 
     if values.device.type != "cpu":
-        codes, state = functional.quantize_4bit(values, blocksize=BLOCK, quant_type="nf4")
-        return codes.reshape(-1), state.absmax
-    blocks = values.float().reshape(-1, BLOCK)
-    absmax = blocks.abs().amax(-1)
-    scaled = blocks.mul(absmax.clamp(min=1e-38).reciprocal_().unsqueeze(-1)).clamp_(-1, 1).reshape(-1).numpy()
-    codes = np.zeros(len(scaled), np.uint8)
-    above = np.empty(len(scaled), np.bool_)
+        found, state = functional.quantize_4bit(values, blocksize=BLOCK, quant_type="nf4")
+        codes.copy_(found.reshape(-1))
+        absmax.copy_(state.absmax)
+        return
+    shape = (len(absmax), BLOCK)
+    blocks = slab.tensor("wide", shape, torch.float32).copy_(values.view(shape))
+    torch.amax(torch.abs(blocks, out=slab.tensor("magnitude", shape, torch.float32)), -1, out=absmax)
+    scaled = blocks.mul_(absmax.clamp(min=1e-38).reciprocal_().unsqueeze(-1)).numpy()
+    counted = slab.tensor("codes", shape, torch.uint8).zero_().numpy()
+    above = slab.tensor("above", shape, torch.bool).numpy()
     for bound in _bounds():
         np.greater(scaled, bound, out=above)
-        codes += above.view(np.uint8)
-    return torch.from_numpy(codes[::2] << 4 | codes[1::2]), absmax
+        np.add(counted, above.view(np.uint8), out=counted)
+    pairs = counted.reshape(-1).view("<u2")
+    # the first code of two lies in the lower byte; a product puts it before the other one
+    np.multiply(pairs, 0x1001, out=pairs)
+    np.right_shift(pairs, 8, out=pairs)
+    np.copyto(codes.numpy(), pairs, casting="unsafe")
 
 
 @functools.cache

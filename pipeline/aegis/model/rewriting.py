@@ -1,18 +1,23 @@
 """One shard of a base made into one shard of the merged model, in one pass over the disk.
 
 A piece of rows is read and changed in one of several threads, which then, when it is the piece's turn, hashes what was
-read, hashes what leaves and writes it; flushing goes on beside them. Nothing is read twice, and a weight that goes
-through NF4 is held only as codes in between.
+read, hashes what leaves and writes it; flushing goes on beside them. Nothing is read twice.
+
+A weight that goes through NF4 can leave only when all of it was read, and is held as codes until then. Its rows leave
+beside those of later tensors that are being read: so the threads have both kinds of work all the time, and no weight
+has to wait for the last rows of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from aegis.model.merging import SLAB_BYTES, MergePlan
@@ -31,27 +36,42 @@ class Rewritten:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Rows of one tensor on their way.
+class _Rows:
+    """Rows of one tensor.
 
     Attributes:
-        name: of the tensor they are written to; "" if they are only read, into `weight`.
-        read: whether they come from the source; else from `weight`.
-        counts: whether what is read belongs to the source's hash: not when the embeddings come again as the head.
+        name: of the tensor that is written.
         weight: their round trip through NF4.
+        kept: the whole tensor's memory, if it makes no round trip and still has to wait for a weight before it.
     """
 
+    name: str
     entry: TensorEntry
     start: int
     stop: int
-    name: str
-    read: bool = True
-    counts: bool = True
     weight: Nf4Weight | None = None
+    kept: Tensor | None = None
 
-    def source(self, slab: Slab) -> Tensor:
-        """The slab's memory for what is read."""
+    def memory(self, slab: Slab) -> Tensor:
+        """Where they are read into."""
+        if self.kept is not None:
+            return self.kept
         return slab.tensor("source", self.entry.shape_of(self.start, self.stop), self.entry.dtype)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What a thread does in one go.
+
+    Attributes:
+        read: rows to be read; those to be written if they do not have to wait.
+        written: rows to be written.
+        counts: whether what is read belongs to the source's hash: not when the embeddings come again as the head.
+    """
+
+    read: _Rows | None
+    written: _Rows | None
+    counts: bool = True
 
 
 def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[int], None]) -> Rewritten:
@@ -66,55 +86,81 @@ def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[
     source_hash = hashlib.sha256(_header(plan, file))
     outputs = list(plan.outputs(file))
 
-    def leaving(piece: _Piece, slab: Slab) -> Tensor:
-        return slab.tensor("leaving", piece.entry.shape_of(piece.start, piece.stop), plan.out_dtype(piece.entry))
+    def leaving(rows: _Rows, slab: Slab) -> Tensor:
+        return slab.tensor("leaving", rows.entry.shape_of(rows.start, rows.stop), plan.out_dtype(rows.entry))
+
+    def change(rows: _Rows, slab: Slab) -> None:
+        source = (
+            rows.weight.rows
+            if rows.weight
+            else lambda first, last: rows.memory(slab)[first - rows.start : last - rows.start]
+        )
+        plan.change(rows.name, rows.start, rows.stop, source, leaving(rows, slab), slab)
 
     def work(piece: _Piece, slab: Slab) -> None:
-        source = piece.source(slab)
-        if piece.read:
-            piece.entry.read(piece.start, piece.stop, into=source)
-        if not piece.name:
-            assert piece.weight is not None
-            piece.weight.quantize(piece.start, source)
-            return
-        rows = (
-            piece.weight.rows if piece.weight else lambda first, last: source[first - piece.start : last - piece.start]
-        )
-        plan.change(piece.name, piece.start, piece.stop, rows, leaving(piece, slab), slab)
+        if read := piece.read:
+            read.entry.read(read.start, read.stop, into=read.memory(slab))
+            if read is piece.written:
+                change(read, slab)
 
     def hash_source(piece: _Piece, slab: Slab) -> None:
-        if piece.read and piece.counts:
-            source_hash.update(raw_bytes(piece.source(slab)))
+        if (read := piece.read) and piece.counts:
+            source_hash.update(raw_bytes(read.memory(slab)))
+
+    def hold(piece: _Piece, slab: Slab) -> None:
+        # one at a time: made of many short steps, two would wait for each other at the interpreter's lock
+        if (read := piece.read) and read.weight:
+            read.weight.quantize(read.start, read.memory(slab), slab)
+            if read.stop == read.entry.rows:
+                read.weight.seal()
+        if piece.written and piece.written is not piece.read:
+            change(piece.written, slab)
 
     with ShardWriter(target, [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]) as writer:
 
         def hash_target(piece: _Piece, slab: Slab) -> None:
-            if piece.name:
-                writer.hash(leaving(piece, slab))
+            if piece.written:
+                writer.hash(leaving(piece.written, slab))
 
         def store(piece: _Piece, slab: Slab) -> None:
-            if piece.name:
-                writer.store(leaving(piece, slab))
+            if piece.written:
+                writer.store(leaving(piece.written, slab))
 
-        with closing(stream(_pieces(plan, outputs), work, hash_source, hash_target, store)) as done:
+        steps = (hash_source, hold, hash_target, store)
+        with closing(stream(_pieces(plan, outputs), work, *steps)) as done:
             for piece in done:
-                if piece.name:
-                    advance((piece.stop - piece.start) * _row_bytes(plan, piece.entry))
+                if rows := piece.written:
+                    advance((rows.stop - rows.start) * _row_bytes(plan, rows.entry))
                     writer.flush()
     return Rewritten(source_hash.digest(), writer.bytes, writer.sha256)
 
 
 def _pieces(plan: MergePlan, outputs: list[tuple[str, TensorEntry]]) -> Iterator[_Piece]:
+    """All that is read and all that is written, each in the file's order.
+
+    The rows held in between are never more than the largest weight's.
+    """
+    held: deque[_Rows] = deque()
     for name, entry in outputs:
         slabs = list(entry.slabs(SLAB_BYTES))
+        counts = not (name == HEAD and plan.untied)
         if plan.round_trip is not None and name in plan.round_trip.weights:
             weight = plan.round_trip.begin(entry)
-            yield from (_Piece(entry, start, stop, "", weight=weight) for start, stop in slabs)
-            weight.seal()
-            yield from (_Piece(entry, start, stop, name, read=False, weight=weight) for start, stop in slabs)
+            parts = [_Rows(name, entry, start, stop, weight=weight) for start, stop in slabs]
+        elif held and len(slabs) == 1:
+            kept = torch.empty(entry.shape_of(*slabs[0]), dtype=entry.dtype)
+            parts = [_Rows(name, entry, *slabs[0], kept=kept)]
         else:
-            again = name == HEAD and plan.untied
-            yield from (_Piece(entry, start, stop, name, counts=not again) for start, stop in slabs)
+            while held:
+                yield _Piece(None, held.popleft())
+            for rows in (_Rows(name, entry, start, stop) for start, stop in slabs):
+                yield _Piece(rows, rows, counts)
+            continue
+        for rows in parts:
+            yield _Piece(rows, held.popleft() if held else None, counts)
+        held.extend(parts)
+    while held:
+        yield _Piece(None, held.popleft())
 
 
 def _header(plan: MergePlan, file: Path) -> bytes:

@@ -30,14 +30,19 @@ class Slab:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._seen: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def tensor(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The memory for one use, as a tensor; the same one for the same use, shape and dtype."""
-        size = math.prod(shape) * dtype.itemsize
-        buffer = self._buffers.get(use)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[use] = torch.empty(size, dtype=torch.uint8)
-        return buffer[:size].view(dtype).reshape(shape)
+        tensor = self._seen.get((use, shape, dtype))
+        if tensor is None:
+            size = math.prod(shape) * dtype.itemsize
+            buffer = self._buffers.get(use)
+            if buffer is None or buffer.numel() < size:
+                buffer = self._buffers[use] = torch.empty(size, dtype=torch.uint8)
+                self._seen = {known: seen for known, seen in self._seen.items() if known[0] != use}
+            tensor = self._seen[use, shape, dtype] = buffer[:size].view(dtype).reshape(shape)
+        return tensor
 
 
 def stream(
