@@ -136,13 +136,13 @@ def test_training_keeps_parks_recomputes_and_offloads_as_the_memory_asks_for(
 
 
 def test_as_few_layers_are_parked_as_it_takes(trained: Callable[..., Acceleration]) -> None:
-    """At most half of them, and only compiled ones: what is not compiled keeps more than a link carries."""
-    found = [trained(gib, compile="on", max_length=512) for gib in (4, 3.7, 3.6, 3.5, 3.4, 3.3, 3.2)]
+    """At most a third of them, and only compiled ones: what is not compiled keeps more than a link carries."""
+    found = [trained(gib, compile="on", max_length=512) for gib in (4, 3.7, 3.6, 3.5, 3.4)]
     parked = [way.parked for way in found]
     assert parked == [*sorted(set(parked[:-1])), 0]
     assert parked[:2] == [0, 4]  # 3.30 GiB of 3.2; the first that is parked is back when it is missed
-    assert max(parked) <= 16
-    assert [way.recomputed > 0 for way in found] == [False] * 6 + [True]
+    assert max(parked) <= 32 / 3
+    assert [way.recomputed > 0 for way in found] == [False] * 4 + [True]
     plain = trained(3.5, compile="off", max_length=512)
     assert plain.parked == 0
     assert plain.recomputed > 0
