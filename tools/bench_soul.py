@@ -46,7 +46,9 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     """Median milliseconds."""
     times = []
     if device.type == "cuda":
-        with torch.cuda.stream(torch.cuda.Stream()):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(3):
                 run()
             replay = Recorder().record(run)
