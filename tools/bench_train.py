@@ -50,11 +50,10 @@ MORE = [
     {"max_length": 2048, "activation_checkpointing": "on"},
     {"max_length": 4096, "activation_checkpointing": "on"},
     {"max_length": 2048, "activation_checkpointing": "off", "dataset": "short"},
-    {"max_length": 512, "activation_checkpointing": "off", "rotation": "dense"},
-    {"max_length": 2048, "activation_checkpointing": "off", "rotation": "dense"},
     {"max_length": 512, "activation_checkpointing": "off", "compile": "off"},
     {"max_length": 512, "activation_checkpointing": "off", "compile": "off", "cuda_graphs": "off"},
 ]
+DENSE = [{"max_length": length, "activation_checkpointing": "off", "rotation": "dense"} for length in (512, 2048, 4096)]
 LONG = [
     {"max_length": 30000, "activation_checkpointing": "on", "cuda_graphs": "off", "gpu_memory_gib": 12},
     {"max_length": 60000, "activation_checkpointing": "offload", "cuda_graphs": "off", "gpu_memory_gib": 12},
@@ -68,7 +67,7 @@ PARKED = [
 """Caps under which 10 of Phi-3.5's 32 layers are parked, by the estimate."""
 FORCED = [{"max_length": length, "parked": parked} for length in (512, 2048, 4096) for parked in (0, 4, 8, 11, 16, 32)]
 """How many layers can be parked before the copies take longer than the step: `ways.PARKABLE`."""
-PARTS = {"core": CORE, "more": MORE, "long": LONG, "capped": CAPPED, "parked": PARKED, "forced": FORCED}
+PARTS = {"core": CORE, "dense": DENSE, "more": MORE, "long": LONG, "capped": CAPPED, "parked": PARKED, "forced": FORCED}
 PEERS = ("unsloth", "hf")
 PEER_STEPS = 8
 
