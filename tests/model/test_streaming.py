@@ -33,11 +33,17 @@ def test_each_step_sees_every_item_in_order() -> None:
 def test_an_item_keeps_its_thread() -> None:
     """… and with it the core whose cache it lies in."""
     threads: dict[int, set[int]] = {item: set() for item in range(200)}
+    both = threading.Barrier(2, timeout=30)
 
     def note(item: int, _slab: Slab) -> None:
         threads[item].add(threading.get_ident())
 
-    assert len(list(stream(range(200), note, note, note))) == 200
+    def work(item: int, slab: Slab) -> None:
+        note(item, slab)
+        if item < 2:
+            both.wait()  # or one thread could be done with all of them before another begins
+
+    assert len(list(stream(range(200), work, note, note))) == 200
     assert {len(seen) for seen in threads.values()} == {1}
     assert len(set.union(*threads.values())) > 1
 

@@ -22,10 +22,19 @@ from tests.training.conftest import CPU
 GIB = 1 << 30
 HOPPER = (9, 0)
 
-# max_memory_allocated on an NVIDIA H100 (torch 2.11) at Phi-3.5-mini's shape, batch 1, layers compiled and the step
-# recorded (README, Benchmarks): tokens, layers recomputed with what they keep in the host's memory, GiB. Where no layer
-# was recomputed, the input embeddings were on the GPU still
-MEASURED_GIB = ((512, 0, 3.53), (2048, 0, 6.77), (4096, 0, 11.17), (512, 32, 2.32), (2048, 32, 2.48), (4096, 32, 2.68))
+# max_memory_allocated on an NVIDIA H200 (torch 2.11) at Phi-3.5-mini's shape, batch 1, layers compiled and the step
+# recorded (README, Benchmarks): tokens, layers recomputed with what they keep in the host's memory, layers parked, GiB
+MEASURED_GIB = (
+    (512, 0, 0, 3.345),
+    (2048, 0, 0, 6.616),
+    (4096, 0, 0, 10.987),
+    (512, 32, 0, 2.324),
+    (2048, 32, 0, 2.475),
+    (4096, 32, 0, 2.684),
+    (512, 0, 10, 3.079),
+    (4096, 0, 10, 8.731),
+    (4096, 0, 16, 7.133),
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +53,20 @@ def blueprint(phi35: Path) -> Blueprint:
 
 
 def test_within_a_tenth_of_what_a_gpu_took(blueprint: Blueprint) -> None:
-    """At 512, 2,048 and 4,096 tokens, activations kept and recomputed."""
+    """At 512, 2,048 and 4,096 tokens, activations kept, recomputed and parked."""
     assert (blueprint.parameters, blueprint.trained["adapter"]) == (3_821_079_552, 9_437_184)
-    for length, recomputed, measured in MEASURED_GIB:
+    for length, recomputed, parked, measured in MEASURED_GIB:
         away = {"offloaded": recomputed > 0, "attention_spared": recomputed > 0}
-        estimate = blueprint.estimate(length, recomputed=recomputed, compiled=True, **away)
-        embeddings = (blueprint.base_bytes - estimate.weights) * (recomputed == 0)
-        found = (estimate.peak + embeddings) / GIB
-        assert abs(found / measured - 1) < 0.1, (length, recomputed, found, measured)
+        estimate = blueprint.estimate(length, recomputed=recomputed, compiled=True, parked=parked, **away)
+        found = estimate.peak / GIB
+        assert abs(found / measured - 1) < 0.1, (length, recomputed, parked, found, measured)
 
 
 def test_one_that_takes_the_step_for_another_would_miss(blueprint: Blueprint) -> None:
     """The control: the bound above can be missed, by the recomputation and by the compilation."""
     assert blueprint.estimate(512, recomputed=0, compiled=True).peak / GIB > 1.3 * 2.32
-    assert blueprint.estimate(2048, recomputed=0).peak / GIB > 1.1 * 6.77
+    assert blueprint.estimate(2048, recomputed=0).peak / GIB > 1.1 * 6.616
+    assert blueprint.estimate(4096, recomputed=0, compiled=True).peak / GIB > 1.1 * 8.731
 
 
 def test_a_parked_layer_is_there_while_others_are_not(blueprint: Blueprint) -> None:
