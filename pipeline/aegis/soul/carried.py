@@ -67,8 +67,10 @@ def turn(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
 
 
 def _one_step(skew: Tensor) -> Tensor:
-    """A, shortened if it must be, and rounded as its products will round it: A² must be the square of the A it is added
-    to, or their sum is no part of a rotation. (An optimizer's first step has entries of one size: they err together.)
+    """A, shortened if it must be, and rounded as its products will round it.
+
+    A² must be the square of the A that it is added to, or their sum is no part of a rotation. (An optimizer's first
+    step has entries of one size, which would all be rounded the same way.)
     """
     mean = skew.norm() / skew.shape[-1] ** 0.5
     times = torch.maximum(_largest_angle(skew) / LARGEST_TURN, mean / MEAN_TURN)
