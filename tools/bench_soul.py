@@ -23,7 +23,7 @@ from torch import Tensor
 from aegis.manifest import versions
 from aegis.soul import rotation as so
 from aegis.soul.module import Soul
-from aegis.training.capture import Recorder
+from aegis.training.capture import Recorder, own_stream
 
 REPLAYS = 20
 
@@ -46,9 +46,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     """Median milliseconds."""
     times = []
     if device.type == "cuda":
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with own_stream(device):
             for _ in range(3):
                 run()
             replay = Recorder().record(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from aegis.soul.tensor_cores import coarse_products
 from aegis.training import step as step_module
 from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
+from aegis.training.capture import own_stream
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
 from aegis.training.update import make_optimizer
@@ -140,19 +141,10 @@ def batch(trainee: Trainee, seed: int, cuts: tuple[int, ...] = (40, 170)) -> Mic
     return MicroBatch.make(Batch(ids, labels, positions[None], np.zeros_like(ids)), shape, pinned=True, embed=embed)
 
 
-@contextmanager
-def own_stream() -> Iterator[None]:
-    """As training has one: a graph is not recorded on the default stream, and what was made on that has to be there."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-
-
 def course(trainee: Trainee, config: TrainConfig = CONFIG, cuts: tuple[int, ...] = (40, 170), steps: int = 6) -> Any:
     """Losses of some steps, with two micro-batches each, and the last gradients."""
     stepper = Stepper(trainee, config)
-    with own_stream():
+    with own_stream(torch.device("cuda")):
         losses = [
             stepper.take(step, [batch(trainee, 2 * step, cuts), batch(trainee, 2 * step + 1, cuts)]).task_loss
             for step in range(steps)
@@ -335,7 +327,7 @@ def test_a_step_never_waits(make: Make, way: str, rotation: str) -> None:
     """No synchronizing call from launch to launch, eager or replayed; reading a value does wait, and is caught."""
     trainee = make(WAYS[way], CONFIG.model_copy(update={"rotation": rotation}))
     stepper = Stepper(trainee, CONFIG)
-    with own_stream():
+    with own_stream(torch.device("cuda")):
         for step in range(4):
             stepper.take(step, [batch(trainee, step)])
         batches = [batch(trainee, step) for step in range(4)]
@@ -354,7 +346,7 @@ def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
     """A NaN in a replayed step: neither it nor the step launched behind it moves anything."""
     trainee = make(WAYS[way])
     stepper = Stepper(trainee, CONFIG)
-    with own_stream():
+    with own_stream(torch.device("cuda")):
         for step in range(4):
             stepper.take(step, [batch(trainee, step)])
         before = {name: p.detach().clone() for name, p in trainee.parameters().items()}

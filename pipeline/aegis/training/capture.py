@@ -4,9 +4,26 @@ takes longer than running them (a 512-token step of a 3.8 B model: 4,000 kernels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A stream of its own for the block, on a GPU: a graph cannot be recorded on the default one.
+
+    It waits for what was launched before the block, and what comes after it waits for the block.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
 
 
 class Recorder:

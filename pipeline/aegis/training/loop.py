@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogona
 from aegis.training import memory
 from aegis.training.acceleration import host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
+from aegis.training.capture import own_stream
 from aegis.training.checkpoint import Trainee
 from aegis.training.pace import Pace
 from aegis.training.signals import OTHERS_ASKED, StopRequest, deferred_stop
@@ -37,6 +37,8 @@ from aegis.training.update import rate_factor
 
 _EVALUATED_WINDOWS = 64
 """Held-out windows looked at: enough for two digits of the loss, little beside the steps between two looks."""
+_LOOKED_AT = "orthogonality_error", "det", "turned_degrees"
+"""Of a row, what a closer look at R finds."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Loop:
         numbers, heldout, ahead = None, None, None
         pace = Pace()
         with (
-            _own_stream(self.device),
+            own_stream(self.device),
             deferred_stop() as stopping,
             progress.training(start, stop) as watch,
         ):
@@ -202,31 +204,19 @@ class Loop:
             ) from error
 
     @torch.no_grad()
-    def _look_at_rotation(self, done: int) -> dict[str, Any]:
-        """What R is after `done` steps, more closely than every step looks at it.
-
-        Raises:
-            IntegrityError: it is no rotation any more.
-        """
+    def _look_at_rotation(self) -> dict[str, Any]:
+        """What R is now, more closely than every step looks at it."""
         soul = self.trainee.soul
         rotation = soul.rotation()
         # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
         defect = orthogonality_defect(rotation.double()).abs().max().item()
         det = determinant_sign(rotation).min().item()
-        if det != 1:
-            raise IntegrityError("train.reflection", done=done)
-        if not defect <= ORTHOGONALITY_BOUND:
-            raise IntegrityError("train.left_so", done=done, defect=defect)
-        return {
-            "orthogonality_error": defect,
-            "det": det,
-            "turned_degrees": quantiles_in_degrees(soul.turned()),
-        }
+        return dict(zip(_LOOKED_AT, (defect, det, quantiles_in_degrees(soul.turned())), strict=True))
 
     def _log(self, numbers: StepNumbers, due: bool, heldout: float | None, tokens_per_second: float) -> None:
         soul, done = self.trainee.soul, numbers.step + 1
         # a dense rotation's take as long as many steps, so they are worked out where a checkpoint is due
-        looked = self._look_at_rotation(done) if due or soul.kind == "so8" else {}
+        looked = self._look_at_rotation() if due or soul.kind == "so8" else dict.fromkeys(_LOOKED_AT)
         alpha, factor = numbers.alpha, rate_factor(self.config)
         row: dict[str, Any] = {
             "step": done,
@@ -236,9 +226,7 @@ class Loop:
             "alpha": alpha,
             "gate": gate(alpha),
             "phase": phase(alpha, self.config.alpha_target).value,
-            "orthogonality_error": looked.get("orthogonality_error"),
-            "det": looked.get("det"),
-            "turned_degrees": looked.get("turned_degrees"),
+            **looked,
             "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
             "learning_rate": self.config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
@@ -251,16 +239,8 @@ class Loop:
                 file.write(json.dumps(row) + "\n")
         if self._report is not None:
             self._report(row)
-
-
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
-    """A CUDA graph cannot be recorded on the default stream; so all of the loop runs on another."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream(device).wait_stream(stream)
+        defect = looked["orthogonality_error"]
+        if defect is not None and not defect <= ORTHOGONALITY_BOUND:
+            raise IntegrityError("train.left_so", done=done, defect=defect)
+        if looked["det"] not in (None, 1):
+            raise IntegrityError("train.reflection", done=done)
