@@ -107,15 +107,16 @@ class MergePlan:
             IntegrityError: a value is not finite, or does not fit the dtype.
         """
         source: Source = entry.read
+        slab = Slab()
         if self.round_trip is not None and name in self.round_trip.weights:
-            weight, slab = self.round_trip.begin(entry), Slab()
+            weight = self.round_trip.begin(entry)
             for start, stop in entry.slabs(SLAB_BYTES):
                 weight.quantize(start, entry.read(start, stop), slab)
             weight.seal()
             source = weight.rows
         for start, stop in entry.slabs(SLAB_BYTES):
             out = torch.empty(entry.shape_of(start, stop), dtype=self.out_dtype(entry))
-            self.change(name, start, stop, source, out, Slab())
+            self.change(name, start, stop, source, out, slab)
             yield start, stop, out
 
     def change(self, name: str, start: int, stop: int, source: Source, out: Tensor, slab: Slab) -> None:
