@@ -1,7 +1,7 @@
 """Rotations in SO(n), made from skew-symmetric matrices.
 
 A rotation is held as a stack of blocks, (blocks, n, n): the so8 kind is hidden_size/8 blocks of 8 × 8, the
-dense kind one block of hidden_size × hidden_size. Both are then the same mathematics.
+dense kind one block of hidden_size × hidden_size, which is not mapped anew at every step but carried (`soul.carried`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Map = Literal["exp", "cayley"]
 
 BLOCK = 8
 ORTHOGONALITY_BOUND = 1e-5
-"""Largest entry of |RᵀR − I| that counts as rounding; float32 maps stay two orders below it."""
+"""Largest entry of |RᵀR − I| that counts as rounding; float32 maps stay two orders below it, a carried R below half."""
 
 _HALVINGS = 6
 
