@@ -41,7 +41,7 @@ def test_recomputed_layers_take_the_same_steps(make_trainee: MakeTrainee) -> Non
 
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
-@pytest.mark.parametrize("parked", [2, 4, 5])
+@pytest.mark.parametrize("parked", [2, 3, 4])
 def test_parked_layers_take_the_same_steps(
     make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch, parked: int
 ) -> None:
@@ -63,9 +63,9 @@ def test_parked_layers_take_the_same_steps(
             assert tensor.data_ptr() not in weights
             return super().keep(tensor)
 
-        def rest(self, output: torch.Tensor) -> None:
+        def rest(self, hidden: torch.Tensor) -> None:
             resting.append(len(self._kept))
-            super().rest(output)
+            super().rest(hidden)
 
     monkeypatch.setattr(acceleration, "HostKeeper", Seen)
     plain, ours = make_trainee(CONFIG, layers=5), make_trainee(CONFIG, layers=5)
@@ -80,16 +80,16 @@ def test_parked_layers_take_the_same_steps(
         torch.testing.assert_close(parameter, plain.parameters()[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("layers", "parked"), [(n, k) for n in (1, 2, 3, 8, 32) for k in range(n + 1)])
+@pytest.mark.parametrize(("layers", "parked"), [(n, k) for n in (2, 3, 4, 8, 32) for k in range(n)])
 def test_parked_layers_are_spread_and_the_last_ones_are_none_of_them(layers: int, parked: int) -> None:
-    """No gap is longer than another by more than one, but for the last: two layers there, if so many may stay."""
+    """No gap is longer than another by more than one, but for the last: three layers there, if so many may stay."""
     places = [number for number in range(layers) if is_parked(number, layers, parked)]
     assert len(places) == parked
     gaps = [after - before for before, after in pairwise(places)]
     assert not gaps or max(gaps) - min(gaps) <= 1
     if parked:
         assert places[0] == 0
-        assert layers - 1 - places[-1] >= min(2, layers - parked)
+        assert layers - 1 - places[-1] >= min(3, layers - parked)
 
 
 def test_a_layer_is_parked_or_recomputed() -> None:

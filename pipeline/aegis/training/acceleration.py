@@ -37,10 +37,9 @@ COMPILE_STEPS = 300
 _FILLED, _BETWEEN = 0.9, 2**29
 """Of free memory, the part that a plan may fill, and bytes that it must leave: see `fillable`."""
 IN_FLIGHT = 2
-"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back.
-
-Of parked layers, one where others follow the last of them: see `is_parked`.
-"""
+"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back."""
+_STAYING = 3
+"""Layers at the end none of which is parked: see `is_parked`."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,9 @@ class Acceleration:
         if self.offloaded or self.parked:
             # a step that could not be recorded may have ended anywhere
             decoder.register_forward_pre_hook(lambda *_: keeper.start())
+        if self.parked:
+            assert self.parked < len(decoder.layers), "the last layer stays"
+            decoder.layers[-1].register_forward_pre_hook(lambda _, given: keeper.rest(given[0]))
         compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
         layers = len(decoder.layers)
         for number, layer in enumerate(decoder.layers):
@@ -129,8 +131,6 @@ class Acceleration:
                 run = compiled[kind] = compiled.get(kind) or self._compile(run, again)
             if split is not None:
                 run = _put_together_first(run, split, number)
-            if self.parked and number == layers - 1:
-                run = _resting_after(run, keeper)
             # a layer compiled to keep little needs a keeper only where that goes elsewhere
             needs_keeper = parked or (again and (self.offloaded or not self.compiled))
             layer.forward = _LayerRun(layer, run, keeper if needs_keeper else None, compiled=self.compiled)
@@ -161,23 +161,13 @@ def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: in
     return whole
 
 
-def _resting_after(run: Callable[..., Tensor], keeper: Keeper) -> Callable[..., Tensor]:
-    def last(*args: Any, **kwargs: Any) -> Tensor:
-        output = run(*args, **kwargs)
-        if torch.is_grad_enabled():
-            keeper.rest(output)
-        return output
-
-    return last
-
-
 def is_parked(number: int, layers: int, parked: int) -> bool:
     """Whether layer `number` is one of so many that are parked: spread evenly, so that copies have the same time each.
 
-    The last two layers are not, if that many may stay: what the others keep leaves while they are worked on, and is
-    gone when the forward pass has ended, which is when most is kept.
+    The last three layers are not, if that many may stay: what the others keep leaves while they are worked on, is gone
+    when the last of them begins, which is when most is kept, and begins to come back when its backward pass has ended.
     """
-    among = max(parked, layers - IN_FLIGHT)
+    among = max(parked, layers - _STAYING)
     return number < among and number * parked % among < parked
 
 

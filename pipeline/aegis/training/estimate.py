@@ -156,9 +156,10 @@ class Blueprint:
             compiled: the layers are compiled.
             offloaded: the inputs that recomputed layers keep are in the host's memory.
             attention_spared: and so is what attention makes.
-            parked: compiled layers of which all that they keep is there, none of them recomputed.
+            parked: compiled layers of which all that they keep is there, none of them recomputed; not all layers.
             parts: processes that the base is split over.
         """
+        assert parked < self.layers, "the last layer stays"
         assert compiled or not parked, "layers that are parked are compiled"
         tokens = self._config.batch_size * max_length
         given = tokens * self.text.hidden_size * self.dtype.itemsize
@@ -168,11 +169,9 @@ class Blueprint:
             peak -= recomputed * (one - given)
         else:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
-            # the last layer parked is on its way back when the layers behind it, if any, are still there
-            away = parked - min(parked, IN_FLIGHT if parked == self.layers else 1)
             # of the layer that is worked on, the step has counted everything already
-            peak += max(0, kept - away - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
-            peak -= away * one
+            peak += max(0, kept - parked - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
+            peak -= parked * one
         if offloaded:
             peak -= max(0, recomputed - IN_FLIGHT) * given
         if attention_spared:

@@ -86,8 +86,12 @@ class Keeper:
         with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
             yield
 
-    def rest(self, output: Tensor) -> None:
-        """All layers have run, and this is what came of them; what was kept is needed next when its gradient comes."""
+    def rest(self, hidden: Tensor) -> None:
+        """The last layer is about to run, and keeps nothing here.
+
+        Args:
+            hidden: its input; what was kept is needed when the gradient of this has come.
+        """
 
     def _pack(self, saved: Tensor) -> Tensor | Place:
         return self.keep(saved) if self._has_tokens(saved) else saved
@@ -158,12 +162,13 @@ class HostKeeper(Keeper):
             del self._coming[place.layer]
         return tensor
 
-    def rest(self, output: Tensor) -> None:
-        """Let go of what is still leaving, at the fullest moment of a step; the last layer comes back ahead as well."""
+    def rest(self, hidden: Tensor) -> None:
+        """Let go of what is still leaving before a step is at its fullest; it begins to come back after that."""
         while self._leaving:
             self._see_off()
-        last = self._layer
-        output.register_hook(lambda _: self._fetch(last))
+        if hidden.requires_grad:
+            last = self._layer
+            hidden.register_hook(lambda _: self._fetch(last))
 
     def _fetch(self, layer: int) -> None:
         found = [torch.empty_like(buffer, device=self._device) for buffer in self._host[layer]]

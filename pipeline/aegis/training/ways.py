@@ -21,10 +21,15 @@ from aegis.training.together import processes_here
 
 PROCESSES = (2, 3, 4, 8)
 """How many a base may be split over; the launcher knows, and a plan is made before it."""
-PARKABLE = 1 / 3
-"""Of all layers, the part that may be parked: of more, the copies would take longer than working them out again does.
+PARKED_ANYWAY, _ANYWAY_BYTES = 3 / 8, 640 << 20
+"""Of all layers, the part that "auto" parks in any case, and of the host's memory what that may take.
 
-Measured on an H200, whose link is slow beside its arithmetic; other GPUs could park more.
+So much of a short window goes to and fro while the step is worked on: at 512 tokens a tenth of its memory for 1 % of
+its time (README, Benchmarks). Measured on an H200, whose link is slow beside its arithmetic.
+"""
+PARKABLE = 1 / 3
+"""Of all layers, the part that is parked where memory is short: more of a long window would take longer than working
+them out again does.
 """
 _PARKED_OF_HOST = 0.25
 """Of the host's free memory, the part that parked layers may take."""
@@ -96,15 +101,14 @@ class Ways:
     def own(self, length: int) -> Variant:
         """The config's own way, for windows of `length` tokens.
 
-        "auto" keeps every layer's activations if they fit, parks as many layers as it takes if that helps and the host
-        has room, recomputes as many as it takes if not, and offloads what is left if that does not help either.
+        "auto" parks what it may in any case, as many layers more as it takes if that helps and the host has room,
+        recomputes as many as it takes if not, and offloads what is left if that does not help either.
         """
         if self._config.activation_checkpointing != "auto":
             return self._variant(length, self._recomputed, offloaded=self._offloaded, asked_for=True)
         layers, kept = self._blueprint.layers, self._variant(length, 0, asked_for=True)
-        if self._fits(kept.memory):
-            return kept
-        for parked in range(1, self._parkable(length) + 1):
+        least_parked, most_parked = self._parkable(length)
+        for parked in range(least_parked, most_parked + 1):
             variant = self._variant(length, 0, parked=parked, asked_for=True)
             if self._fits(variant.memory):
                 return variant
@@ -128,12 +132,14 @@ class Ways:
         host += parked * self._parked_bytes(length)
         return Variant(length, recomputed, offloaded, asked_for, memory, host, spared, parked)
 
-    def _parkable(self, length: int) -> int:
-        """How many layers may be parked."""
+    def _parkable(self, length: int) -> tuple[int, int]:
+        """How many layers are parked in any case, and how many at most."""
         if not self.compiled:
-            return 0
+            return 0, 0
+        layers, each = self._blueprint.layers, self._parked_bytes(length)
         room = int(_PARKED_OF_HOST * _host_memory())
-        return min(int(PARKABLE * self._blueprint.layers), room // self._parked_bytes(length))
+        anyway = min(int(PARKED_ANYWAY * layers), min(room, _ANYWAY_BYTES) // each)
+        return anyway, max(anyway, min(int(PARKABLE * layers), room // each))
 
     def _spares_attention(self, length: int) -> bool:
         """Whether what attention makes in all layers fits into half of the host's free memory, beside their inputs.
