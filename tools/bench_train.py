@@ -61,7 +61,7 @@ LONG = [
 LONG_STEPS = 3
 CAPPED = [{"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gib": 3}]
 AUTO = [{"max_length": length, "activation_checkpointing": "auto"} for length in (512, 2048, 4096)]
-PARKED = [{"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.5}]
+PARKED = [{"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.8}]
 """A cap under which 10 of Phi-3.5's 32 layers are parked, by the estimate."""
 FORCED = [{"max_length": length, "parked": parked} for length in (512, 2048, 4096) for parked in (0, 4, 8, 12, 16)]
 """How many layers can be parked before the copies take longer than the step: `training.ways`."""
@@ -190,7 +190,7 @@ def main() -> int:
         "--parts",
         default="core,more,long",
         help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12, capped with 3, "
-        "parked with 9.5, forced with so many layers parked and no cap",
+        "parked with 9.8, forced with so many layers parked and no cap",
     )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=60)

@@ -31,9 +31,10 @@ MEASURED_GIB = (
     (512, 32, 0, 2.324),
     (2048, 32, 0, 2.475),
     (4096, 32, 0, 2.684),
-    (512, 0, 10, 3.079),
-    (4096, 0, 10, 8.731),
-    (4096, 0, 16, 7.133),
+    (512, 0, 12, 2.979),
+    (2048, 0, 4, 6.160),
+    (4096, 0, 2, 10.572),
+    (4096, 0, 10, 8.465),
 )
 
 
@@ -66,17 +67,18 @@ def test_one_that_takes_the_step_for_another_would_miss(blueprint: Blueprint) ->
     """The control: the bound above can be missed, by the recomputation and by the compilation."""
     assert blueprint.estimate(512, recomputed=0, compiled=True).peak / GIB > 1.3 * 2.32
     assert blueprint.estimate(2048, recomputed=0).peak / GIB > 1.1 * 6.616
-    assert blueprint.estimate(4096, recomputed=0, compiled=True).peak / GIB > 1.1 * 8.731
+    assert blueprint.estimate(4096, recomputed=0, compiled=True).peak / GIB > 1.1 * 8.465
 
 
-def test_a_parked_layer_is_not_there_at_the_fullest_moment(blueprint: Blueprint) -> None:
-    """Each takes what it keeps away: it comes back when a layer that stays has let go of its own."""
+def test_a_parked_layer_is_there_while_others_are_not(blueprint: Blueprint) -> None:
+    """Each takes what it keeps away, but for one: of two that leave at a time, it may be there beside all that stay."""
     one = activation_bytes(blueprint.text, 512, 2)
     peaks = [blueprint.estimate(512, recomputed=0, compiled=True, parked=parked).peak for parked in range(32)]
-    assert {before - after for before, after in pairwise(peaks)} == {one}
-    # one layer is there, as where all are recomputed and one has been
+    assert peaks[1] == peaks[0]
+    assert {before - after for before, after in pairwise(peaks[1:])} == {one}
+    # two layers are there, where of those that are recomputed one has been
     recomputed = blueprint.estimate(512, recomputed=32, compiled=True, offloaded=True).peak
-    assert recomputed - one < peaks[31] < recomputed + one
+    assert recomputed < peaks[31] < recomputed + 2 * one
     with pytest.raises(AssertionError, match="stays"):
         blueprint.estimate(512, recomputed=0, compiled=True, parked=32)
 

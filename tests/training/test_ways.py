@@ -137,7 +137,7 @@ def test_training_keeps_parks_recomputes_and_offloads_as_the_memory_asks_for(
 
 def test_as_few_layers_are_parked_as_it_takes(trained: Callable[..., Acceleration]) -> None:
     """At most a third of them, and only compiled ones: what is not compiled keeps more than a link carries."""
-    found = [trained(gib, compile="on", max_length=4096) for gib in (80, 11.5, 11, 10.5, 9.5, 9)]
+    found = [trained(gib, compile="on", max_length=4096) for gib in (80, 11.5, 11, 10.5, 9.8, 9)]
     parked = [way.parked for way in found]
     assert parked == [2, *sorted(set(parked[1:-1])), 0]
     assert max(parked) == 10 == 32 // 3
@@ -166,15 +166,15 @@ def test_the_host_must_have_room_for_what_is_parked(
 
     Processes of one machine share it.
     """
-    wanted = trained(9.5, 24, compile="on", max_length=4096)
+    wanted = trained(9.8, 24, compile="on", max_length=4096)
     needed = wanted.parked * parked_bytes(phi35_config(), 4096, 2) / GIB
     assert wanted.parked == 10
-    assert trained(9.5, 4.01 * needed, compile="on", max_length=4096) == wanted
-    less = trained(9.5, 3.99 * needed, compile="on", max_length=4096)
+    assert trained(9.8, 4.01 * needed, compile="on", max_length=4096) == wanted
+    less = trained(9.8, 3.99 * needed, compile="on", max_length=4096)
     assert (less.parked, less.recomputed > 0) == (0, True)
     for processes, parked in ((2, 0), (1, 10)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert trained(9.5, 4.01 * needed, compile="on", max_length=4096).parked == parked
+        assert trained(9.8, 4.01 * needed, compile="on", max_length=4096).parked == parked
 
 
 def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.
     embeddings = 32_064 * 3072 * 2
     assert (kept.parked, kept.host_bytes) == (0, embeddings)
     assert parked.host_bytes == embeddings + parked.parked * parked_bytes(phi35_config(), 512, 2)
-    assert parked.memory.peak < 2.9 * GIB < kept.memory.peak
+    assert parked.memory.peak < 3 * GIB < kept.memory.peak
     assert [own(setting).parked for setting in ("on", "off", "offload")] == [0, 0, 0]
 
 

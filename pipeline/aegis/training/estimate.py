@@ -169,9 +169,11 @@ class Blueprint:
             peak -= recomputed * (one - given)
         else:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
+            # two parked layers may still be leaving when the last layer but one runs
+            away = max(0, parked - 1)
             # of the layer that is worked on, the step has counted everything already
-            peak += max(0, kept - parked - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
-            peak -= parked * one
+            peak += max(0, kept - away - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
+            peak -= away * one
         if offloaded:
             peak -= max(0, recomputed - IN_FLIGHT) * given
         if attention_spared:

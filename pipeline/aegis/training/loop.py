@@ -1,7 +1,8 @@
 """The training loop: steps in order, what is logged, when it is saved, how it ends.
 
 Plain torch, no Trainer: data, dropout and α of step k are pure functions of the seed and k, so a checkpoint holds
-parameters and moments and nothing else, and a resumed run is the undisturbed run to the bit (on one device).
+parameters and moments and nothing else, and a resumed run is the undisturbed run to the bit where its kernels are the
+same: of compiled layers a process may choose others, by how long they take.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ PROCESSES = (2, 3, 4, 8)
 PARKED_ANYWAY, _ANYWAY_BYTES = 3 / 8, 640 << 20
 """Of all layers, the part that "auto" parks in any case, and of the host's memory what that may take.
 
-So much of a short window goes to and fro while the step is worked on: at 512 tokens a tenth of its memory for 1 % of
+So much of a short window goes to and fro while the step is worked on: at 512 tokens a tenth of its memory for 3 % of
 its time (README, Benchmarks). Measured on an H200, whose link is slow beside its arithmetic.
 """
 PARKABLE = 1 / 3
