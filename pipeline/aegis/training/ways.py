@@ -5,7 +5,6 @@ A plan compares the config's own way with its neighbours; training takes it.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -99,26 +98,20 @@ class Ways:
         yield self._variant(length, 0 if own.recomputed else self._blueprint.layers)
 
     def own(self, length: int) -> Variant:
-        """The config's own way, for windows of `length` tokens.
-
-        "auto" parks what it may in any case, as many layers more as it takes if that helps and the host has room,
-        recomputes as many as it takes if not, and offloads what is left if that does not help either.
-        """
+        """The config's own way, for windows of `length` tokens; of "auto", the first that fits, or else the last."""
         if self._config.activation_checkpointing != "auto":
             return self._variant(length, self._recomputed, offloaded=self._offloaded, asked_for=True)
-        layers, kept = self._blueprint.layers, self._variant(length, 0, asked_for=True)
-        least_parked, most_parked = self._parkable(length)
-        for parked in range(least_parked, most_parked + 1):
-            variant = self._variant(length, 0, parked=parked, asked_for=True)
+        for variant in self._from_quick_to_small(length):
             if self._fits(variant.memory):
-                return variant
-        least = self._variant(length, layers, asked_for=True)
-        if not self._fits(least.memory):
-            return self._variant(length, layers, offloaded=True, asked_for=True)
-        # what one of them saves is the same for all
-        saved = (kept.memory.peak - least.memory.peak) / layers
-        needed = math.ceil((kept.memory.peak - self._room) / saved)
-        return self._variant(length, min(layers, needed), asked_for=True)
+                break
+        return variant
+
+    def _from_quick_to_small(self, length: int) -> Iterator[Variant]:
+        """Some layers are parked in any case; then ever more, or ever more recomputed; at last all are offloaded."""
+        layers, (parked, most) = self._blueprint.layers, self._parkable(length)
+        yield from (self._variant(length, 0, parked=number, asked_for=True) for number in range(parked, most + 1))
+        yield from (self._variant(length, number, asked_for=True) for number in range(1, layers + 1))
+        yield self._variant(length, layers, offloaded=True, asked_for=True)
 
     def _fits(self, memory: Estimate) -> bool:
         return memory.peak <= self._room
