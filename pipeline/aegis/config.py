@@ -83,7 +83,7 @@ class TrainConfig(StageConfig):
     activation_checkpointing: Literal["auto", "on", "off", "offload"] = Field(
         "auto",
         description="recompute activations to save memory, offload: and keep what remains in the host's; "
-        "auto parks some layers' there, all the more or recomputes them as the GPU's memory asks for",
+        "auto parks some layers' there, and parks or recomputes more as the GPU's memory asks for",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
