@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from aegis.config import TrainConfig
+from aegis.training import ways
 from aegis.training.acceleration import PLAIN, Acceleration, parked_bytes
 from aegis.training.estimate import Blueprint
+from aegis.training.pinned import can_pin
 from aegis.training.ways import Variant, Ways, recomputing
 from tests.conftest import MakeRandom
 from tests.training.conftest import phi35_config
@@ -72,11 +74,11 @@ def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRan
     """All layers recomputed and none compiled, as it is trained; what each process holds falls with their number."""
     folder = make_random("phi3", num_hidden_layers=8)
 
-    def ways(**settings: Any) -> Ways:
+    def split_ways(**settings: Any) -> Ways:
         config = TrainConfig(base_model=str(folder), max_length=512, **settings)
         return Ways(Blueprint(folder, config), config, "cuda", 10**12)
 
-    split, whole = ways(split_base=True), next(ways(activation_checkpointing="on", compile="off").all())
+    split, whole = split_ways(split_base=True), next(split_ways(activation_checkpointing="on", compile="off").all())
     variants = list(split.all())
     assert not split.compiled
     assert [(way.processes, way.recomputed, way.asked_for) for way in variants] == [(n, 8, True) for n in (2, 3, 4, 8)]
@@ -88,7 +90,7 @@ def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRan
     parts = [way.held.part for way in variants if way.held is not None]
     assert parts == sorted(parts, reverse=True)
     assert whole.memory.weights - variants[0].memory.weights == parts[0] - variants[0].held.layers
-    lighter = next(ways(split_base=True, activation_checkpointing="offload").all())
+    lighter = next(split_ways(split_base=True, activation_checkpointing="offload").all())
     assert lighter.memory.peak < variants[0].memory.peak
     assert lighter.host_bytes > variants[0].host_bytes > 0
 
@@ -107,8 +109,9 @@ def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Acceleration]:
     """What training chooses on a GPU that is not here, with so much of its memory free, and of its host's."""
 
-    def choose(gib: float, host_gib: float = 24, **settings: Any) -> Acceleration:
+    def choose(gib: float, host_gib: float = 24, pins: bool = True, **settings: Any) -> Acceleration:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+        monkeypatch.setattr(ways, "can_pin", lambda sizes: pins and sum(sizes) < host_gib * GIB)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(host_gib * GIB)))
         config = TrainConfig(base_model=str(phi35), **settings)
         given = Acceleration(packed=True, compiled=settings.get("compile") == "on")
@@ -175,6 +178,41 @@ def test_the_host_must_have_room_for_what_is_parked(
     for processes, parked in ((2, 0), (1, 10)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert trained(9.8, 4.01 * needed, compile="on", max_length=4096).parked == parked
+
+
+def test_a_host_that_cannot_pin_has_none_parked(trained: Callable[..., Acceleration], reporter: Any) -> None:
+    """It is said, and the layers are kept where there is room, or recomputed."""
+    settings: dict[str, Any] = {"compile": "on", "max_length": 512}
+    assert trained(80, **settings).parked == 12
+    assert not reporter.warned
+    assert trained(80, pins=False, **settings) == trained(80, **settings, activation_checkpointing="off")
+    (warning,) = reporter.warned
+    assert "12 layers" in warning
+    short = trained(3.5, pins=False, **settings)
+    assert (short.parked, short.recomputed > 0) == (0, True)
+
+
+@pytest.mark.parametrize("error", ["CUDA error: out of memory", "CUDA error: an illegal memory access"])
+def test_pinning_is_tried_with_all_pieces(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    """This machine has nothing to pin for: torch's door is a stand-in. An error that is none of memory is raised."""
+    asked: list[int] = []
+    room = 3
+
+    def empty(size: int, *, dtype: torch.dtype, pin_memory: bool) -> None:
+        assert (dtype, pin_memory) == (torch.uint8, True)
+        asked.append(size)
+        if len(asked) > room:
+            raise RuntimeError(error)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    assert can_pin([8, 16, 8])
+    assert asked == [8, 16, 8]
+    room = 4
+    if "illegal" in error:
+        with pytest.raises(RuntimeError, match="illegal"):
+            can_pin([8, 16])
+    else:
+        assert not can_pin([8, 16])
 
 
 def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> None:

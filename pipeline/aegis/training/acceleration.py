@@ -257,9 +257,14 @@ def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool)
     return int(text.num_hidden_layers * sum(map(_pinned_bytes, pieces)))
 
 
+def parked_pieces(text: Any, tokens: int, itemsize: int) -> list[int]:
+    """What one parked layer keeps there, in bytes: `activation_bytes`, piece by piece."""
+    return [tokens * itemsize * values for values in _kept_twice(text) for _ in range(2)]
+
+
 def parked_bytes(text: Any, tokens: int, itemsize: int) -> int:
-    """As `host_bytes`, of one parked layer: `activation_bytes`, piece by piece."""
-    return sum(2 * _pinned_bytes(tokens * itemsize * values) for values in _kept_twice(text))
+    """As `host_bytes`, of one parked layer."""
+    return sum(map(_pinned_bytes, parked_pieces(text, tokens, itemsize)))
 
 
 def _pinned_bytes(size: int) -> int:

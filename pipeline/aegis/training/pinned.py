@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+import torch
 
 from aegis.errors import EnvironmentFault
 
@@ -24,3 +26,17 @@ def pinning() -> Iterator[None]:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise EnvironmentFault("train.not_pinned", error=str(error).partition("\n")[0]) from error
+
+
+def can_pin(sizes: Iterable[int]) -> bool:
+    """Whether pieces of so many bytes can be pinned, all at once.
+
+    Torch's allocator keeps them, for whoever asks for as large ones later.
+    """
+    try:
+        with pinning():
+            held = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+    except EnvironmentFault:
+        return False
+    del held
+    return True

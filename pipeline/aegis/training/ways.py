@@ -13,9 +13,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from aegis import progress
 from aegis.config import TrainConfig
-from aegis.training.acceleration import Acceleration, compiles, fillable, host_bytes, parked_bytes
+from aegis.messages import phrase
+from aegis.training.acceleration import Acceleration, compiles, fillable, host_bytes, parked_bytes, parked_pieces
 from aegis.training.estimate import Blueprint, Estimate, Held
+from aegis.training.pinned import can_pin
 from aegis.training.together import processes_here
 
 PROCESSES = (2, 3, 4, 8)
@@ -64,6 +67,7 @@ class Ways:
         free_bytes: of the GPU's memory, what training may take, the base included; None if the GPU is not here and
             there is no cap.
         compiled: whether layers are; None where it is not known yet whether the GPU has the kernels for it.
+        parks: whether layers may be parked.
     """
 
     def __init__(
@@ -74,10 +78,12 @@ class Ways:
         free_bytes: int | None,
         *,
         compiled: bool | None = None,
+        parks: bool = True,
     ) -> None:
         self._blueprint, self._config = blueprint, config
         on_gpu = kind == "cuda"
         self.compiled = compiles(config, possible=on_gpu) if compiled is None else compiled
+        self._parks = parks and self.compiled
         self._recomputed, self._offloaded = _asked_for(config, blueprint.layers, on_gpu=on_gpu)
         # nobody asks a CPU for memory
         self._room = fillable(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
@@ -127,7 +133,7 @@ class Ways:
 
     def _parkable(self, length: int) -> tuple[int, int]:
         """How many layers are parked in any case, and how many at most."""
-        if not self.compiled:
+        if not self._parks:
             return 0, 0
         layers, each = self._blueprint.layers, self._parked_bytes(length)
         room = int(_PARKED_OF_HOST * _host_memory())
@@ -194,7 +200,16 @@ def recomputing(
         recomputed, offloaded = _asked_for(config, layers, on_gpu=on_gpu)
         return replace(acceleration, recomputed=recomputed, offloaded=offloaded)
     blueprint = Blueprint(folder, config, "cuda", torch.cuda.get_device_capability(device))
-    own = Ways(blueprint, config, "cuda", free_bytes, compiled=acceleration.compiled).own(config.max_length)
+
+    def own_way(*, parks: bool) -> Variant:
+        ways = Ways(blueprint, config, "cuda", free_bytes, compiled=acceleration.compiled, parks=parks)
+        return ways.own(config.max_length)
+
+    own = own_way(parks=True)
+    pieces = parked_pieces(blueprint.text, config.batch_size * config.max_length, blueprint.dtype.itemsize)
+    if own.parked and not can_pin(pieces * own.parked):
+        progress.warn(phrase("train.cannot_park", parked=own.parked))
+        own = own_way(parks=False)
     return replace(
         acceleration,
         recomputed=own.recomputed,
