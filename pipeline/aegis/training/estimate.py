@@ -169,8 +169,8 @@ class Blueprint:
             peak -= recomputed * (one - given)
         else:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
-            # two parked layers may still be leaving when the last layer but one runs
-            away = max(0, parked - 1)
+            # IN_FLIGHT may still be leaving when the last layer but one runs, and the last keeps nothing yet
+            away = max(0, parked - (IN_FLIGHT - 1))
             # of the layer that is worked on, the step has counted everything already
             peak += max(0, kept - away - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
             peak -= away * one
