@@ -18,6 +18,9 @@ from aegis.demo.settings import DemoSettings
 from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
+from tests.trained import make_trained
+
+__all__ = ["make_trained"]
 
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 

@@ -6,18 +6,18 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from aegis import screens, screens_plan, screens_study, screens_verify
-from aegis.chain import Answer
-from aegis.config import TrainConfig
+from aegis.cli.screens import plan as screens_plan, results, study as screens_study, verify
+from aegis.run_all import Answer
+from aegis.config.settings import TrainConfig
 from aegis.data.dataset import DataReport
 from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual
 from aegis.model.lora import Coverage
-from aegis.proof.divergence import Divergence
-from aegis.proof.structure import Check
-from aegis.proof.study import Importance, Left, Measured, Reference, Speed, Study
-from aegis.proof.verdict import BaseChoice, Kept, Step, Verdict
-from aegis.stages.examine import Examination
+from aegis.verification.divergence import Divergence
+from aegis.verification.run_checks import Check
+from aegis.verification.study.result import Importance, Left, Measured, Reference, Speed, Study
+from aegis.verification.verdict import BaseChoice, Kept, Step, Verdict
+from aegis.stages.verify_file import Examination
 from aegis.stages.export import ExportReport
 from aegis.stages.import_soul import ImportReport
 from aegis.stages.merge import MergeReport
@@ -25,9 +25,9 @@ from aegis.stages.plan import Need, PlanReport, VerifyOutlook
 from aegis.stages.push import PushReport
 from aegis.stages.quantize_study import StudyReport
 from aegis.stages.train import TrainReport
-from aegis.training.estimate import Estimate
+from aegis.training.planning.estimate import Estimate
 from aegis.training.memory import MemoryParts
-from aegis.training.ways import Variant
+from aegis.training.planning.planner import Variant
 
 RUN = Path("artifacts/mine")
 SETTINGS = TrainConfig(base_model="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp", dataset="mine.jsonl", device="cpu")
@@ -158,27 +158,27 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
     plan, study = plan_report(), study_report()
     assert study.study is not None
     return {
-        "doctor": screens.diagnosed(finding_lines(), columns),
-        "doctor, warned": screens.diagnosed(finding_lines()[:2], columns),
-        "doctor, ready": screens.diagnosed(finding_lines()[:1], columns),
-        "init": screens.initialised(Path("aegis.toml")),
-        "train": screens.trained(trained, RUN),
-        "train, nothing measured": screens.trained(replace(trained, loss=None, heldout_loss=None), RUN),
-        "train --dry-run": screens.dry_run(trained, SETTINGS),
-        "merge": screens.merged(merged, RUN),
-        "merge, tied": screens.merged(replace(merged, untied=False), None),
+        "doctor": results.diagnosed(finding_lines(), columns),
+        "doctor, warned": results.diagnosed(finding_lines()[:2], columns),
+        "doctor, ready": results.diagnosed(finding_lines()[:1], columns),
+        "init": results.initialised(Path("aegis.toml")),
+        "train": results.trained(trained, RUN),
+        "train, nothing measured": results.trained(replace(trained, loss=None, heldout_loss=None), RUN),
+        "train --dry-run": results.dry_run(trained, SETTINGS),
+        "merge": results.merged(merged, RUN),
+        "merge, tied": results.merged(replace(merged, untied=False), None),
         "merge --dry-run": screens_plan.merge_planned(merged),
-        "import-soul": screens.imported(soul),
-        "import-soul, rotation": screens.imported(replace(soul, reflection=False)),
-        "export": screens.exported(exported),
+        "import-soul": results.imported(soul),
+        "import-soul, rotation": results.imported(replace(soul, reflection=False)),
+        "export": results.exported(exported),
         "export --dry-run": screens_plan.export_planned(exported),
-        "push": screens.pushed(PushReport("o/n", "https://huggingface.co/o/n", "gguf", ("m.gguf",), False)),
-        "serve": screens.serving("http://127.0.0.1:8080", Path("m.gguf"), 4096),
-        "run": screens.before_and_after([(Answer("春の花は?", "桜です。"), Answer("春の花は?", "桜でござる。"))]),
-        "verify": screens_verify.verified(verdict(), RUN / "verify"),
-        "verify, failed": screens_verify.verified(failed_verdict(), RUN / "verify"),
-        "verify PATH": screens_verify.examined(Examination(Path("merged"), "a model folder", unsound)),
-        "verify PATH, sound": screens_verify.examined(Examination(Path("m.gguf"), "a GGUF", unsound[:1])),
+        "push": results.pushed(PushReport("o/n", "https://huggingface.co/o/n", "gguf", ("m.gguf",), False)),
+        "serve": results.serving("http://127.0.0.1:8080", Path("m.gguf"), 4096),
+        "run": results.before_and_after([(Answer("春の花は?", "桜です。"), Answer("春の花は?", "桜でござる。"))]),
+        "verify": verify.verified(verdict(), RUN / "verify"),
+        "verify, failed": verify.verified(failed_verdict(), RUN / "verify"),
+        "verify PATH": verify.examined(Examination(Path("merged"), "a model folder", unsound)),
+        "verify PATH, sound": verify.examined(Examination(Path("m.gguf"), "a GGUF", unsound[:1])),
         "verify --dry-run": screens_plan.verify_planned(outlook),
         "plan": screens_plan.planned(plan, SETTINGS, columns),
         "plan, no GPU": screens_plan.planned(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from aegis.cli import app
+from aegis.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 ENGLISH = ROOT / "README.md"

@@ -29,15 +29,15 @@ import torch
 from rehearse_full_size import copy_template, meta_model, write_base
 
 from aegis import progress
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.demo.corpus import documents
-from aegis.manifest import versions
+from aegis.runs.manifest import versions
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import choose_device
-from aegis.training import assembly
-from aegis.training.assembly import assembled
+from aegis.training import setup
+from aegis.training.setup import assembled
 from aegis.training.loop import Loop
-from aegis.training.material import training_data
+from aegis.data.training_set import training_data
 
 LOGGING_STEPS = 10
 CORE = [
@@ -119,7 +119,7 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
     progress.install(listener)
     parked = settings.pop("parked", None)
     if parked is not None:
-        assembly.recomputing = lambda given, *_: replace(given, parked=parked)
+        setup.recomputing = lambda given, *_: replace(given, parked=parked)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"

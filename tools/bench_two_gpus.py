@@ -31,8 +31,8 @@ from bench_train import write_long
 from rehearse_full_size import copy_template, meta_model, write_base
 
 from aegis.errors import IntegrityError
-from aegis.manifest import versions
-from aegis.runs import Run
+from aegis.runs.manifest import versions
+from aegis.runs.run import Run
 from aegis.training import checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aegis.manifest import versions
+from aegis.runs.manifest import versions
 
 
 def parser(description: str | None, out: str) -> argparse.ArgumentParser:

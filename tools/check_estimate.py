@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aegis.config import TrainConfig
-from aegis.training.estimate import Blueprint
+from aegis.config.settings import TrainConfig
+from aegis.training.planning.estimate import Blueprint
 
 BOUND = 0.1
 

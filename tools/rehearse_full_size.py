@@ -34,7 +34,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from aegis import disk
+from aegis.runs import disk
 from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile, Runtime, convert, fallback_tensors
 from aegis.model.adapter import load_adapter

@@ -21,10 +21,10 @@ import torch
 from rehearse_full_size import copy_template, meta_model, write_base
 from safetensors.torch import load_file
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.demo.corpus import documents
-from aegis.manifest import versions
-from aegis.runs import Run
+from aegis.runs.manifest import versions
+from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training.step import Stepper
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from aegis.errors import IntegrityError
-from aegis.manifest import MANIFEST, verify_directory
+from aegis.runs.manifest import MANIFEST, verify_directory
 from tests.faults.harness import Laboratory
 from tests.faults.hostile import Target, Watched, targets, watch
 

@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 
 from aegis.model.shards import SINGLE, ShardSet, ShardWriter, write_index
-from aegis.runs import Run
+from aegis.runs.run import Run
 from aegis.soul.file import load_soul, save_soul
 from tests.faults.forked import Ended
 from tests.faults.harness import Laboratory
@@ -153,7 +153,7 @@ def exports(laboratory: Laboratory, place: Path, count: int) -> str:
     """So many exports in one process, with the real converter and quantizer."""
     import psutil
 
-    from aegis.config import ExportConfig
+    from aegis.config.settings import ExportConfig
     from aegis.stages.export import export_gguf
 
     merged = laboratory.start("verify") / "run" / "merged"

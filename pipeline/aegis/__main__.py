@@ -9,19 +9,19 @@ import sys
 def main() -> None:
     """Open the door; where a package it is made of is missing, say so instead of showing a traceback."""
     try:
-        from aegis import cli
+        from aegis.cli import app
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("aegis", "vendor_llama_cpp"):
             raise
         sys.exit(_diagnosed(error))
-    cli.main()
+    app.main()
 
 
 def _diagnosed(error: ImportError) -> int:
-    from aegis import streams
+    from aegis.cli import streams
     from aegis.doctor import Finding, examine, set_up_again
     from aegis.messages import phrase
-    from aegis.screens import diagnosed
+    from aegis.cli.screens.results import diagnosed
 
     streams.prepare()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

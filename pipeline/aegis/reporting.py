@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from aegis import sampling
+from aegis.chat import ask
 from aegis.errors import AegisError
 from aegis.messages import language
-from aegis.runs import Run
-from aegis.sampling import Limits
+from aegis.runs.run import Run
+from aegis.chat.ask import Limits
 from aegis.stages.report import Samples, write_report
 
 
@@ -30,9 +30,9 @@ def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bo
         if limits.count == 0 and not questions:
             return Samples(missing="--samples 0")
         try:
-            asked = list(questions) or sampling.questions_of(run, limits.count)
+            asked = list(questions) or ask.questions_of(run, limits.count)
         except AegisError as error:
             return Samples(missing=error.what)
-        return Samples(asked, sampling.ask(run, asked, limits) if asked else (), heldout=not questions)
+        return Samples(asked, ask.ask(run, asked, limits) if asked else (), heldout=not questions)
 
     return write_report(run, language(), samples, {**asdict(limits), "questions": list(questions)}, reuse=reuse)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.errors import DataError
 from aegis.model.base import load_tokenizer
-from aegis.training.material import questions, training_data
+from aegis.data.training_set import questions, training_data
 
 
 @pytest.fixture

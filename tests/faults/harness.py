@@ -24,8 +24,8 @@ from typing import Any
 from aegis.demo.base import ensure_demo_base
 from aegis.demo.settings import DemoSettings
 from aegis.errors import IntegrityError
-from aegis.manifest import verify_directory
-from aegis.runs import Run
+from aegis.runs.manifest import verify_directory
+from aegis.runs.run import Run
 from aegis.training.checkpoint import list_steps
 from tests.faults.forked import Ended, Forked, strike
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.runs import Run
+from aegis.runs.run import Run
 from aegis.training.checkpoint import list_steps
 from tests.faults.forked import Ended, strike
 from tests.faults.harness import Laboratory

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis.manifest import read_manifest
-from aegis.runs import Run
+from aegis.runs.manifest import read_manifest
+from aegis.runs.run import Run
 from tests.faults.forked import Ended, Forked
 from tests.faults.harness import Laboratory
 from tests.faults.hub import COMMIT, WEIGHTS, Hub, serving

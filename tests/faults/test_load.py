@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.runs import Run
+from aegis.runs.run import Run
 from tests.faults.harness import Laboratory
 from tools.sweep_load import larger_base, merge_into, write_rows
 

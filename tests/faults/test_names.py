@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.runs import Run
+from aegis.runs.run import Run
 from tests.faults.harness import Laboratory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows has no place for")

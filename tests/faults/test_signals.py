@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from aegis.manifest import verify_directory
-from aegis.runs import Run
+from aegis.runs.manifest import verify_directory
+from aegis.runs.run import Run
 from aegis.training.checkpoint import list_steps
 from tests.faults.forked import Ended, strike
 from tests.faults.harness import Laboratory

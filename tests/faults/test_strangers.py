@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aegis.runs import Run
+from aegis.runs.run import Run
 from aegis.training.checkpoint import list_steps
 from tests.faults.harness import Laboratory
 

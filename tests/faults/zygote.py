@@ -101,7 +101,7 @@ def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
 
 
 def _run_command(folder: str, arguments: list[str], said: str) -> int:
-    from aegis import cli
+    from aegis.cli import app
     from aegis.llama_cpp import process
 
     class Popen:
@@ -119,7 +119,7 @@ def _run_command(folder: str, arguments: list[str], said: str) -> int:
     os.dup2(descriptor, 2)
     sys.argv = ["aegis", *arguments]
     try:
-        cli.main()
+        app.main()
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:
@@ -177,8 +177,8 @@ def main() -> None:
     import torch
     import transformers.models.phi3.modeling_phi3  # noqa: F401
 
-    import aegis.chain  # noqa: F401
-    from aegis import cli  # noqa: F401
+    import aegis.run_all  # noqa: F401
+    from aegis.cli import app  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

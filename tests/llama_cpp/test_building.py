@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import vendor_llama_cpp
-from aegis import disk
+from aegis.runs import disk
 from aegis.errors import AegisError, EnvironmentFault, ToolError
 from aegis.llama_cpp import building
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler

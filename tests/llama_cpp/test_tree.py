@@ -11,8 +11,9 @@ import pytest
 
 import aegis.llama_cpp
 import vendor_llama_cpp
-from aegis import bars, progress
-from aegis.console import JsonReporter
+from aegis import progress
+from aegis.cli.console import tasks
+from aegis.cli.console.reporters import JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp import find_tree
 from tests.shown import english_in
@@ -83,7 +84,7 @@ def test_the_download_has_a_bar(
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
     monkeypatch.setenv("AEGIS_LANG", spoken)
     monkeypatch.setattr(vendor_llama_cpp, "converter_tree", fetch)
-    monkeypatch.setattr(bars, "_JSON_SECONDS", 0)
+    monkeypatch.setattr(tasks, "_JSON_SECONDS", 0)
     monkeypatch.setattr(progress, "_reporter", JsonReporter())
     assert find_tree() == tmp_path
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
-from aegis.model.attach import attached, decoder_of
+from aegis.model.soul_hook import attached, decoder_of
 from aegis.model.base import find_base
 from aegis.model.live import live_model
 from aegis.model.load import choose_device, footprint, load_base

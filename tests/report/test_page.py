@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from aegis.messages import Language, words
 from aegis.report.page import Page, Section, Table, render
-from aegis.report.samples import Answer, Voice
+from aegis.chat.answers import Answer, Voice
 from tests.report.browser import Browser
 
 HOSTILE = (

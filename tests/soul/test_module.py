@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aegis.soul import carried
+from aegis.soul import retraction
 from aegis.soul import rotation as so
 from aegis.soul.angles import rotation_angles
 from aegis.soul.module import Soul
@@ -82,11 +82,11 @@ def test_a_dense_souls_step_is_short() -> None:
         angles = soul.turned().sort().values
         mean = (2 * angles.square().sum() / 256).sqrt()
         assert (
-            angles.max() == pytest.approx(carried.LARGEST_TURN, abs=0.01)
+            angles.max() == pytest.approx(retraction.LARGEST_TURN, abs=0.01)
             if alone
-            else angles.max() < carried.LARGEST_TURN
+            else angles.max() < retraction.LARGEST_TURN
         )
-        assert mean < carried.MEAN_TURN + 1e-3
+        assert mean < retraction.MEAN_TURN + 1e-3
         wanted = torch.linalg.svdvals(asked.double())[::2].sort().values
         assert torch.allclose(angles / angles.max(), wanted / wanted.max(), atol=5e-3)
         assert so.orthogonality_defect(soul.start).abs().max() < so.ORTHOGONALITY_BOUND

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from aegis.config import ExportConfig, MergeConfig
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.llama_cpp import GgufFile
-from aegis.manifest import verify_directory
+from aegis.runs.manifest import verify_directory
 from aegis.model.base import Base
-from aegis.model.origin import card_metadata, origin_of_folder
+from aegis.model.provenance import card_metadata, origin_of_folder
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
-from tests.stages.conftest import MakeTrained
+from tests.trained import MakeTrained
 
 BASE_CARD = """---
 license: apache-2.0

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from aegis import llama_cpp
-from aegis.config import ExportConfig
-from aegis.disk import file_stem
+from aegis.config.settings import ExportConfig
+from aegis.runs.disk import file_stem
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import GgufFile, Runtime
-from aegis.manifest import read_manifest, verify_directory
+from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.model.base import load_tokenizer
 from aegis.model.shards import ShardSet
-from aegis.proof.gguf import same_as_f16
+from aegis.verification.gguf_checks import same_as_f16
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
 from tests.conftest import MakeRandom
@@ -185,8 +185,8 @@ def test_a_folder_that_changed_after_its_manifest_is_refused(
     tmp_path: Path, exported: export.ExportReport, converted: list[str]
 ) -> None:
     """A merged folder carries hashes; one that no longer fits them is not exported."""
-    from aegis.manifest import Manifest
-    from aegis.publish import publishing
+    from aegis.runs.manifest import Manifest
+    from aegis.runs.publish import publishing
 
     model = tmp_path / "merged"
     with publishing(model, Manifest("merge", {}, {}, {"base_model": "owner/Some-Phi-3-Base"})) as staging:
@@ -256,8 +256,8 @@ def test_the_name_says_the_family(tmp_path: Path, wanted: str | None, folder: st
 
 
 def test_a_merged_folder_is_named_after_its_base(tmp_path: Path) -> None:
-    from aegis.manifest import Manifest
-    from aegis.publish import publishing
+    from aegis.runs.manifest import Manifest
+    from aegis.runs.publish import publishing
 
     with publishing(tmp_path / "merged", Manifest("merge", {}, {}, {"base_model": "owner/Llama-3"})):
         pass

@@ -12,16 +12,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from aegis.config import MergeConfig
+from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError, UsageError
-from aegis.manifest import read_manifest
+from aegis.runs.manifest import read_manifest
 from aegis.soul.file import load_soul
 from aegis.soul.fold import fold_head
 from aegis.soul.gate import gate
 from aegis.stages.import_soul import import_soul
 from aegis.stages.merge import MergeInputs, merge
 from tests.conftest import MakeRandom, Recorder
-from tests.stages.conftest import MakeTrained, tokens_for
+from tests.trained import MakeTrained, tokens_for
 
 ALPHA = 1.2
 

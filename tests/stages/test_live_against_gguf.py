@@ -12,22 +12,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from aegis.config import ExportConfig, MergeConfig
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.errors import IntegrityError, ToolError
 from aegis.llama_cpp import GgufFile, Runtime, convert
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
-from aegis.model.families import PROVEN, REFUSED, HeadKind
+from aegis.model.families import HeadKind, PROVEN, REFUSED
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet
-from aegis.proof import divergence, tokens
-from aegis.proof.divergence import Divergence, Recording
-from aegis.proof.gguf import check_f16
+from aegis.verification import divergence, token_parity
+from aegis.verification.divergence import Divergence, Recording
+from aegis.verification.gguf_checks import check_f16
 from aegis.soul.fold import fold_head
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom
-from tests.stages.conftest import MakeTrained, Trained
+from tests.trained import MakeTrained, Trained
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def test_live_soul_against_f16_gguf(
             check_f16(gguf.with_name("other.gguf"), merged, read_config(tmp_path / "merged"), tokenizer)
     if case.vocabulary:
         with Runtime(gguf, vocab_only=True) as runtime:
-            assert tokens.compare_tokens(tokenizer, runtime).wrong == ()
+            assert token_parity.compare_tokens(tokenizer, runtime).wrong == ()
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2"])

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config import MergeConfig
+from aegis.config.settings import MergeConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.manifest import Manifest, read_manifest, verify_directory
+from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, hash_weights
 from aegis.model.load import load_base
 from aegis.model.shards import INDEX, ShardSet
-from aegis.publish import publishing
+from aegis.runs.publish import publishing
 from aegis.soul import rotation as so
 from aegis.soul.fold import fold_head
 from aegis.stages.merge import MergeInputs, merge
 from tests.conftest import MakeRandom, Recorder
-from tests.stages.conftest import MakeTrained, Trained, tokens_for
+from tests.trained import MakeTrained, Trained, tokens_for
 
 FLOAT32 = MergeConfig(dtype="float32")
 FLOAT16 = MergeConfig()

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.config import MergeConfig, TrainConfig
+from aegis.config.settings import MergeConfig, TrainConfig
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base
 from aegis.model.live import live_model
-from aegis.runs import Run
+from aegis.runs.run import Run
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
-from tests.stages.conftest import tokens_for
+from tests.trained import tokens_for
 
 
 @pytest.fixture(scope="module")

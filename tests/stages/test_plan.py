@@ -14,16 +14,16 @@ import huggingface_hub
 import pytest
 import torch
 
-from aegis import screens_plan
-from aegis.config import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.cli.screens import plan as screens_plan
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.manifest import Manifest
+from aegis.runs.manifest import Manifest
 from aegis.model.shards import HEAD, ShardSet
-from aegis.publish import publishing
-from aegis.runs import Run
+from aegis.runs.publish import publishing
+from aegis.runs.run import Run
 from aegis.stages import plan as plan_module
 from aegis.stages.plan import PlanReport, plan, plan_verify
-from aegis.training.ways import Ways
+from aegis.training.planning.planner import Ways
 from tests.conftest import MakeRandom
 
 

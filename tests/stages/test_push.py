@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from aegis.manifest import Manifest, read_manifest
-from aegis.proof.verdict import SCHEMA, SCHEMA_VERSION
-from aegis.publish import publishing
+from aegis.runs.manifest import Manifest, read_manifest
+from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
+from aegis.runs.publish import publishing
 from aegis.report.card import CardFile, Origin, gguf_card, merged_card
-from aegis.runs import Run
+from aegis.runs.run import Run
 from aegis.stages.push import card
 from tests.report.test_card import REPORT
 from tests.stages.hub import Hub, hub_running

@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 
 import vendor_llama_cpp
-from aegis import cli, disk, progress, screens_study
-from aegis.config import ExportConfig, MergeConfig, StudyConfig, TrainConfig
+from aegis import progress
+from aegis.cli import app
+from aegis.cli.screens import study as screens_study
+from aegis.runs import disk
+from aegis.config.settings import ExportConfig, MergeConfig, StudyConfig, TrainConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
-from aegis.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
-from aegis.proof import divergence, survey
-from aegis.proof.study import read_study
-from aegis.runs import Run
-from aegis.stages.examine import examine
+from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
+from aegis.verification import divergence
+from aegis.verification.study import sweep
+from aegis.verification.study.result import read_study
+from aegis.runs.run import Run
+from aegis.stages.verify_file import examine
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.quantize_study import StudyReport, quantize_study
@@ -130,8 +134,8 @@ def test_it_is_measured_on_other_text_than_the_matrix_is_made_from(whole: StudyR
     """The held-out rows are in no line of the calibration text, whose rows are the training's."""
     from aegis.data.packing import Windows
     from aegis.model.base import load_tokenizer
-    from aegis.proof import text
-    from aegis.training.material import training_data
+    from aegis.verification import texts
+    from aegis.data.training_set import training_data
 
     tokenizer = load_tokenizer(finished.merged)
     data = training_data(TrainConfig.model_validate(read_manifest(finished.adapter).config), tokenizer)
@@ -139,7 +143,7 @@ def test_it_is_measured_on_other_text_than_the_matrix_is_made_from(whole: StudyR
 
     def shown(windows: Windows | None) -> list[bool]:
         assert windows is not None
-        return [tokenizer.decode(piece) in calibration for piece in text.first_pieces(windows, 200)[:-1]]
+        return [tokenizer.decode(piece) in calibration for piece in texts.first_pieces(windows, 200)[:-1]]
 
     assert all(shown(data.train)[:3])
     assert not any(shown(data.heldout))
@@ -239,7 +243,7 @@ def test_the_disk_that_is_said_is_enough_and_not_far_off(
         return real(*arguments)
 
     real = divergence.compare
-    monkeypatch.setattr(survey, "quantize", watched)
+    monkeypatch.setattr(sweep, "quantize", watched)
     monkeypatch.setattr(divergence, "compare", compared)
     config = QUICK.model_copy(update={"quant": ("Q8_0", "Q4_K_M"), "variants": ("plain", "imatrix"), "keep": keep})
     report = quantize_study(run, config)
@@ -357,7 +361,7 @@ def test_the_command_prints_a_table_or_json(run: Run, monkeypatch: pytest.Monkey
     def aegis(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["aegis", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         progress.install(progress.SilentReporter())
         told = capsys.readouterr()
         assert ended.value.code == 0, told.err

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from aegis import reporting, sampling, talk
-from aegis.chain import run_all
-from aegis.config import ExportConfig, MergeConfig, VerifyConfig
+from aegis import reporting
+from aegis.chat import ask, conversation
+from aegis.run_all import run_all
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, UsageError
-from aegis.manifest import read_manifest, verify_directory
-from aegis.runs import Run
-from aegis.sampling import Limits
+from aegis.runs.manifest import read_manifest, verify_directory
+from aegis.runs.run import Run
+from aegis.chat.ask import Limits
 from tests.shown import english_in
-from tests.stages.conftest import QUESTIONS, small_training, write_chats
+from tests.trained import QUESTIONS, small_training, write_chats
 
 SHORT = Limits(count=2, max_tokens=8)
 
@@ -70,7 +71,7 @@ def test_a_whole_run(run: Run, finished: Run) -> None:
 def test_what_is_kept_and_what_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `reuse`, nobody is asked twice of the same run; a changed part, or another question, asks again."""
     asked: list[list[str]] = []
-    monkeypatch.setattr(sampling, "ask", lambda _run, questions, _limits: asked.append(list(questions)) or [])
+    monkeypatch.setattr(ask, "ask", lambda _run, questions, _limits: asked.append(list(questions)) or [])
     first = reporting.report(run, SHORT, reuse=True).read_bytes()
     assert reporting.report(run, SHORT, reuse=True).read_bytes() == first
     assert len(asked) == 1
@@ -150,7 +151,7 @@ class Slow:
     def count(self, _messages: object) -> int:
         return 1
 
-    def say(self, _messages: object, manner: talk.Manner) -> Iterator[str]:
+    def say(self, _messages: object, manner: conversation.Manner) -> Iterator[str]:
         for _ in range(manner.max_tokens):
             self._clock[0] += 1
             yield "あ"
@@ -161,7 +162,7 @@ def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
     from contextlib import contextmanager
 
     clock = [0.0]
-    monkeypatch.setattr(sampling.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ask.time, "monotonic", lambda: clock[0])
 
     @contextmanager
     def speaking(*_: object, **settings: object) -> Iterator[list[object]]:
@@ -169,9 +170,9 @@ def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
             raise EnvironmentFault("disk.no_cache", directory="x", error="no memory for it")
         yield [Slow(clock)]
 
-    monkeypatch.setattr(talk, "in_transformers", speaking)
-    monkeypatch.setattr(talk, "speakers", speaking)
-    base, trained, gguf = sampling.ask(run, ["一", "二", "三"], Limits(max_tokens=4, seconds=5.5))
+    monkeypatch.setattr(conversation, "in_transformers", speaking)
+    monkeypatch.setattr(conversation, "speakers", speaking)
+    base, trained, gguf = ask.ask(run, ["一", "二", "三"], Limits(max_tokens=4, seconds=5.5))
     assert (base.answers, base.missing) == ((), "x cannot be used as the cache")
     assert [(answer.text, answer.cut) for answer in trained.answers] == [("ああああ", False), ("ああ", True)]
     assert gguf.name == "Q4_K_M"

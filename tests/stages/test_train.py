@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.errors import (
     DataError,
     DivergedError,
@@ -23,10 +23,10 @@ from aegis.errors import (
     LockedError,
     UsageError,
 )
-from aegis.manifest import read_manifest, verify_directory
-from aegis.model import attach
-from aegis.report.training_pictures import PICTURES
-from aegis.runs import Run
+from aegis.runs.manifest import read_manifest, verify_directory
+from aegis.model import soul_hook
+from aegis.report.plots.training import PICTURES
+from aegis.runs.run import Run
 from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
 from aegis.soul.module import Soul
@@ -35,7 +35,7 @@ from aegis.stages.train import config_of, dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
 from tests.conftest import Recorder
-from tests.stages.conftest import losses, small_training, write_chats
+from tests.trained import losses, small_training, write_chats
 
 
 @pytest.fixture(autouse=True)
@@ -310,8 +310,8 @@ def test_a_soul_out_of_the_graph_is_refused(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the forward pass walks past the soul, the run aborts instead of saving a soul that never moved."""
-    monkeypatch.setattr(attach.nn.Module, "register_forward_hook", lambda *_: attach.nn.Identity(), raising=True)
-    monkeypatch.setattr(attach.nn.Identity, "remove", lambda _: None, raising=False)
+    monkeypatch.setattr(soul_hook.nn.Module, "register_forward_hook", lambda *_: soul_hook.nn.Identity(), raising=True)
+    monkeypatch.setattr(soul_hook.nn.Identity, "remove", lambda _: None, raising=False)
     run = Run(tmp_path / "run")
     with pytest.raises(IntegrityError, match="the soul got no gradient"):
         train(config, run)

@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aegis import screens_verify
-from aegis.config import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.cli.screens import verify as screens_verify
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import DataError, IntegrityError
 from aegis.llama_cpp import GgufFile
-from aegis.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manifest
+from aegis.runs.manifest import FileRecord, MANIFEST, digest, file_sha256, read_manifest
 from aegis.model.base import load_tokenizer
-from aegis.proof import structure, text
-from aegis.proof.text import CONVERSATIONS, HARD_STRINGS
-from aegis.proof.verdict import SCHEMA, SCHEMA_VERSION, Verdict, read_report
-from aegis.runs import Run
+from aegis.verification import run_checks, texts
+from aegis.verification.texts import CONVERSATIONS, HARD_STRINGS
+from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, Verdict, read_report
+from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul, save_soul
 from aegis.soul.fold import fold_head
@@ -453,7 +453,7 @@ def test_defects_are_found_and_blamed(run: Run, defect: Defect, monkeypatch: pyt
     assert json.loads((run.verify / "report.json").read_text(encoding="utf-8"))["guilty"] == defect.stage
     if defect.numbers:
         monkeypatch.setattr(stage._Examiner, "look_at_structure", lambda _examiner: None)
-        monkeypatch.setattr(structure, "check_published", lambda _checks, _run: None)
+        monkeypatch.setattr(run_checks, "check_published", lambda _checks, _run: None)
         verdict = verify(run, defect.config)
         assert verdict.guilty == defect.stage, verdict.steps
         assert {check.ok for check in verdict.checks} <= {True}
@@ -484,6 +484,6 @@ def test_own_text(run: Run, tmp_path: Path) -> None:
     told = next(detail for name, detail in given.items() if name.startswith("token ids of"))
     assert int(told.split()[0]) == len(HARD_STRINGS) + len(CONVERSATIONS) + 1 + 2 * 40
     assert int(usual.split()[0]) > len(HARD_STRINGS) + len(CONVERSATIONS) + 1
-    examiner_chats = text.rendered(["一つ。", "二つ。"], load_tokenizer(run.merged))
+    examiner_chats = texts.rendered(["一つ。", "二つ。"], load_tokenizer(run.merged))
     assert all("<|user|>" in chat for chat in examiner_chats)
     assert len(examiner_chats) == 2

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from check_estimate import main
 
-from aegis.config import TrainConfig
-from aegis.training.estimate import Blueprint
+from aegis.config.settings import TrainConfig
+from aegis.training.planning.estimate import Blueprint
 from tests.conftest import MakeRandom
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rehearse_full_size import RANK, Record, copy_template, meta_model, write_adapter_and_soul, write_base
 
-from aegis.config import MergeConfig
+from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.model.base import hash_weights
 from aegis.model.lora import coverage, resolve_targets

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from aegis.config import TrainConfig
-from aegis.data.packing import IGNORED, Batch
-from aegis.model.adapted import Adapters
-from aegis.model.attach import attached
+from aegis.config.settings import TrainConfig
+from aegis.data.packing import Batch, IGNORED
+from aegis.training.kernels.lora_layers import Adapters
+from aegis.model.soul_hook import attached
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.soul.module import Soul
 from aegis.training.batch import MicroBatch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.data.chat import Example
 from aegis.data.packing import IGNORED, Pieces, Windows, pack
 from aegis.errors import EnvironmentFault

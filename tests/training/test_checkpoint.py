@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.errors import IntegrityError
-from aegis.manifest import Manifest
+from aegis.runs.manifest import Manifest
 from aegis.soul.file import load_soul
 from aegis.training import checkpoint
 from aegis.training.checkpoint import Trainee
-from aegis.training.metrics import truncate_metrics
+from aegis.runs.metrics import truncate_metrics
 from aegis.training.step import Stepper
 from tests.conftest import Recorder
 from tests.training.conftest import MakeTrainee, noise

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from aegis.config import TrainConfig
-from aegis.data.packing import IGNORED, Batch
+from aegis.config.settings import TrainConfig
+from aegis.data.packing import Batch, IGNORED
 from aegis.errors import DivergedError
-from aegis.model.adapted import Adapters
-from aegis.model.attach import attached
+from aegis.training.kernels.lora_layers import Adapters
+from aegis.model.soul_hook import attached
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
-from aegis.soul.carried import _one_step
+from aegis.soul.retraction import _one_step
 from aegis.soul.module import Soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, skew_matrix
-from aegis.soul.tensor_cores import coarse_products
+from aegis.soul.tf32 import coarse_products
 from aegis.training import step as step_module
-from aegis.training.acceleration import PLAIN, Acceleration, activation_bytes, host_embeddings
+from aegis.training.execution.options import Acceleration, PLAIN, activation_bytes, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
-from aegis.training.capture import own_stream
+from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.checkpoint import Trainee
 from aegis.training.step import Stepper
 from aegis.training.update import make_optimizer
@@ -180,7 +180,7 @@ def test_our_kernel_reads_nf4_as_bitsandbytes_does(shape: tuple[int, int], dtype
     """To the bit, whole blocks of zeros and outliers among them; another offset misses."""
     from bitsandbytes import functional
 
-    from aegis.model.nf4_kernel import dequantize
+    from aegis.training.kernels.nf4_triton import dequantize
 
     weight = torch.randn(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(1)) * 0.02
     weight[1, :64] = 0

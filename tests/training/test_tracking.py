@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.errors import EnvironmentFault
-from aegis.runs import Run
+from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training import tracking
 from aegis.training.tracking import check_tracker, numbers_of
-from tests.stages.conftest import small_training, write_chats
+from tests.trained import small_training, write_chats
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import vendor_llama_cpp
 from aegis.errors import AegisError
 from aegis.llama_cpp import find_tree
-from aegis.messages import LANGUAGES, VARIABLE, Trouble, catalogue
+from aegis.messages import LANGUAGES, Trouble, VARIABLE, catalogue
 from tests.shown import english_in
 from vendor_llama_cpp import TEXTS, VendorError
 

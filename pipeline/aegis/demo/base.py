@@ -15,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from aegis import disk, progress
+from aegis import progress
+from aegis.runs import disk
 from aegis.demo.corpus import conversations, documents, style_rows
 from aegis.demo.settings import DemoSettings
 from aegis.demo.tokenizer import special_token_ids, train_tokenizer, write_tokenizer

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from aegis.doctor.finding import WINDOWS, Finding, environment_command, gigabytes
+from aegis.doctor.finding import Finding, WINDOWS, environment_command, gigabytes
 from aegis.messages import phrase
 
 LEAST_RAM_BYTES = 4e9
@@ -60,7 +60,7 @@ def disks() -> list[Finding]:
     """Room where AEGIS writes. A 3.8 B base: 7.6 GB to download, 18 GB for merge and export, 7.6 GB to verify."""
     from huggingface_hub import constants
 
-    from aegis import disk
+    from aegis.runs import disk
 
     temporary = Path(tempfile.gettempdir())
     return [
@@ -90,7 +90,7 @@ def _disk(name: str, place: Path, wanted_bytes: float, cure: str) -> Finding:
 
 def paths() -> list[Finding]:
     """Folders with names outside ASCII, which some Windows programs cannot open, and names this system cannot hold."""
-    from aegis import disk
+    from aegis.runs import disk
 
     places = [Path.cwd(), disk.cache_place(), Path(tempfile.gettempdir()), Path(sys.prefix)]
     odd = sorted({str(place) for place in places if not str(place).isascii()})

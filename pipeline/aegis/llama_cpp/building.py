@@ -22,10 +22,11 @@ from tempfile import TemporaryDirectory
 import filelock
 
 import vendor_llama_cpp
-from aegis import disk, progress
+from aegis import progress
+from aegis.runs import disk
 from aegis.errors import EnvironmentFault, ToolError
 from aegis.llama_cpp.tree import pinned_tree
-from aegis.manifest import digest, file_sha256
+from aegis.runs.manifest import digest, file_sha256
 from aegis.messages import phrase
 
 WORKER = Path(__file__).with_name("_imatrix_worker.py")

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from aegis import disk
+from aegis.runs import disk
 from aegis.errors import IntegrityError, ToolError, UsageError
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool

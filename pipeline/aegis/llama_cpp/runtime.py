@@ -21,7 +21,7 @@ from aegis.llama_cpp._log import captured_log
 from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
-from aegis.llama_cpp.streaming import joined, until_stop
+from aegis.llama_cpp.text_stream import joined, until_stop
 
 Message = Mapping[str, str]
 

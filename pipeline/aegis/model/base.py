@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import progress
-from aegis.config import DEMO
+from aegis.config.settings import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.hub import download_bars, first_line, http_error
 from aegis.messages import phrase

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aegis.errors import IntegrityError
-from aegis.model.attach import attached
+from aegis.model.soul_hook import attached
 from aegis.model.base import Base
 from aegis.model.load import Precision, load_base
 from aegis.soul.file import FILE_NAME as SOUL_FILE

@@ -11,7 +11,7 @@ import torch
 from aegis import progress
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.messages import phrase
-from aegis.model.nf4 import BLOCK
+from aegis.merging.nf4_round_trip import BLOCK
 
 Precision = Literal["4bit", "16bit", "dequantized"]
 """How the base is held: in NF4, in 16 bit, or in 16 bit after a round trip through NF4."""

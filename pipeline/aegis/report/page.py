@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aegis.messages import Language, words
-from aegis.report.samples import Voice
+from aegis.chat.answers import Voice
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

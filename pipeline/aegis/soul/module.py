@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegis.soul import carried
+from aegis.soul import retraction
 from aegis.soul import rotation as so
 from aegis.soul.angles import rotation_angles, turned_angles
 from aegis.soul.gate import ALPHA_START
@@ -120,7 +120,7 @@ class Soul(nn.Module):
         if self.kind == "dense":
             assert defect is not None, "advance without let_go"
             with _no_autocast(self.skew.device.type):
-                self.start.copy_(carried.turn(self.start, self.skew, defect))
+                self.start.copy_(retraction.turn(self.start, self.skew, defect))
             self.skew.zero_()
 
     def turned(self) -> Tensor:
@@ -133,7 +133,7 @@ class Soul(nn.Module):
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
         with _no_autocast(self.skew.device.type):
             if self.kind == "dense":
-                return carried.about_to_turn(self.start, self.skew)
+                return retraction.about_to_turn(self.start, self.skew)
             return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aegis.errors import UsageError
-from aegis.soul.tensor_cores import coarse_products, gram
+from aegis.soul.tf32 import coarse_products, gram
 
 Kind = Literal["so8", "dense"]
 Map = Literal["exp", "cayley"]

@@ -10,22 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aegis import __version__, disk, progress
-from aegis.config import ExportConfig
+from aegis import __version__, progress
+from aegis.runs import disk
+from aegis.config.settings import ExportConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
-from aegis.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
+from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
-from aegis.model.origin import copy_licences, origin_of_folder
+from aegis.model.provenance import copy_licences, origin_of_folder
 from aegis.model.shards import ShardSet
-from aegis.proof.gguf import check_f16, check_quantized, files_bytes, importance_sha256
-from aegis.proof.text import in_time
-from aegis.publish import Staging, publishing, refuse_existing
+from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
+from aegis.verification.texts import in_time
+from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.report.card import CARD, CardFile, gguf_card
-from aegis.report.modelfile import modelfile, stop_texts
-from aegis.report.probing import dialogue_of, special_texts
+from aegis.llama_cpp.ollama.modelfile import modelfile, stop_texts
+from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096

@@ -11,20 +11,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aegis import __version__, disk, progress, runs
-from aegis.config import MergeConfig
+from aegis import __version__, progress
+from aegis.runs import disk, run as runs
+from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError
-from aegis.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
+from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import Base, find_base, weights_hash_of
-from aegis.model.companions import copy_tokenizer, write_config
-from aegis.model.merging import DTYPES, MergePlan
-from aegis.model.origin import copy_licences, origin_of_merge
-from aegis.model.rewriting import rewrite_shard
-from aegis.model.round_trip import RoundTrip
+from aegis.model.sidecars import copy_tokenizer, write_config
+from aegis.merging.plan import DTYPES, MergePlan
+from aegis.model.provenance import copy_licences, origin_of_merge
+from aegis.merging.rewrite_shard import rewrite_shard
+from aegis.merging.base_weights import RoundTrip
 from aegis.model.shards import INDEX, write_index
-from aegis.publish import Staging, publishing, refuse_existing
+from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.report.card import CARD, CardFile, merged_card
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul

@@ -13,26 +13,27 @@ from typing import Literal
 import psutil
 import torch
 
-from aegis import disk, progress
-from aegis.config import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis import progress
+from aegis.runs import disk
+from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.dataset import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.errors import IntegrityError
-from aegis.manifest import verify_directory
+from aegis.runs.manifest import verify_directory
 from aegis.messages import phrase
 from aegis.model.base import Base, glimpsed, load_tokenizer
 from aegis.model.load import choose_device
 from aegis.model.lora import Coverage
-from aegis.model.merging import DTYPES
+from aegis.merging.plan import DTYPES
 from aegis.model.shards import HEAD, ShardSet
-from aegis.proof.vocabulary import check_vocabulary
-from aegis.runs import Run
-from aegis.sizes import checkpoints_bytes, gguf_bytes
-from aegis.training.acceleration import fillable, free_bytes
-from aegis.training.estimate import Blueprint
-from aegis.training.material import training_data
+from aegis.verification.tokenizer_precheck import check_vocabulary
+from aegis.runs.run import Run
+from aegis.runs.sizes import checkpoints_bytes, gguf_bytes
+from aegis.training.execution.options import fillable, free_bytes
+from aegis.training.planning.estimate import Blueprint
+from aegis.data.training_set import training_data
 from aegis.training.memory import cap_bytes
-from aegis.training.ways import Variant, Ways
+from aegis.training.planning.planner import Variant, Ways
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.hub import first_line, http_error
-from aegis.manifest import verify_directory
+from aegis.runs.manifest import verify_directory
 from aegis.messages import phrase
-from aegis.proof.verdict import verdict_of_run
+from aegis.verification.verdict import verdict_of_run
 from aegis.report.card import CARD, with_verdict
-from aegis.runs import Run
+from aegis.runs.run import Run
 
 Part = Literal["gguf", "merged"]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis import disk, progress
-from aegis.config import StudyConfig, TrainConfig
+from aegis import progress
+from aegis.runs import disk
+from aegis.config.settings import StudyConfig, TrainConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import (
     IMATRIX_TYPES,
@@ -23,21 +24,21 @@ from aegis.llama_cpp import (
     parse_quant,
     refuse_without_compiler,
 )
-from aegis.manifest import Manifest, digest, read_manifest
+from aegis.runs.manifest import Manifest, digest, read_manifest
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.shards import ShardSet
-from aegis.proof import structure
-from aegis.proof.gguf import check_f16, files_bytes
-from aegis.proof.sample import sequence_limit
-from aegis.proof.structure import Checks
-from aegis.proof.study import Left, Study
-from aegis.proof.study_text import StudyText
-from aegis.proof.survey import Surveyor
-from aegis.publish import publishing, refuse_existing
-from aegis.report.study_picture import StudyPoint, draw_study
-from aegis.runs import Run
-from aegis.training.material import training_data
+from aegis.verification import run_checks
+from aegis.verification.gguf_checks import check_f16, files_bytes
+from aegis.verification.sample import sequence_limit
+from aegis.verification.run_checks import Checks
+from aegis.verification.study.result import Left, Study
+from aegis.verification.study.text import StudyText
+from aegis.verification.study.sweep import Surveyor
+from aegis.runs.publish import publishing, refuse_existing
+from aegis.report.plots.study import StudyPoint, draw_study
+from aegis.runs.run import Run
+from aegis.data.training_set import training_data
 
 REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")
@@ -146,7 +147,7 @@ def _check_run(run: Run) -> None:
                 "quantize_study.unfinished", run_root=run.root, directory_name=directory.name, stage=stage
             )
     checks = Checks()
-    structure.check_published(checks, run)
+    run_checks.check_published(checks, run)
     if not checks.ok:
         failed = [f"{check.name.shown}: {check.detail.shown}" for check in checks.done if not check.ok]
         raise IntegrityError("quantize_study.damaged", run_root=run.root, failed="\n".join(failed))

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis import summary
-from aegis.disk import human
+from aegis.report import sections
+from aegis.runs.disk import human
 from aegis.errors import IntegrityError, UsageError
-from aegis.manifest import Manifest, finished
+from aegis.runs.manifest import Manifest, finished
 from aegis.messages import Language, words
-from aegis.proof.verdict import verdict_of_run
-from aegis.publish import publishing
+from aegis.verification.verdict import verdict_of_run
+from aegis.runs.publish import publishing
 from aegis.report.page import Page, render
-from aegis.report.samples import Voice
-from aegis.runs import Run
-from aegis.summary import Parts
-from aegis.training.metrics import read_metrics
+from aegis.chat.answers import Voice
+from aegis.runs.run import Run
+from aegis.report.sections import Parts
+from aegis.runs.metrics import read_metrics
 
 PAGE = "report.html"
 
@@ -81,10 +81,10 @@ def _page(run: Run, parts: Parts, samples: Samples, language: Language) -> Page:
         state="not_verified" if verdict is None else "not_proven" if why else "proven",
         why=why,
         headline={
-            "base": summary.public(training.get("base_model")),
-            "steps": summary.number(training.get("steps"), ",.0f"),
-            "heldout_loss": summary.number(training.get("heldout_loss"), ".4f"),
-            "gate": summary.number(training.get("gate"), ".4f"),
+            "base": sections.public(training.get("base_model")),
+            "steps": sections.number(training.get("steps"), ",.0f"),
+            "heldout_loss": sections.number(training.get("heldout_loss"), ".4f"),
+            "gate": sections.number(training.get("gate"), ".4f"),
             "size": human(parts.manifests["export"].files[files[0]].bytes) if files else "-",
         },
         questions=samples.questions,
@@ -92,14 +92,14 @@ def _page(run: Run, parts: Parts, samples: Samples, language: Language) -> Page:
         heldout=samples.heldout,
         no_samples=samples.missing or ("" if samples.questions else label["no_questions"]),
         sections=[
-            summary.training_section(run, parts, read_metrics(run.metrics), label),
-            summary.data_section(parts),
-            summary.merge_section(parts),
-            summary.export_section(parts),
-            summary.verify_section(run, parts, verdict, why, language),
-            summary.files_section(parts),
+            sections.training_section(run, parts, read_metrics(run.metrics), label),
+            sections.data_section(parts),
+            sections.merge_section(parts),
+            sections.export_section(parts),
+            sections.verify_section(run, parts, verdict, why, language),
+            sections.files_section(parts),
         ],
         settings=parts.settings(),
-        commands=summary.commands(parts),
+        commands=sections.commands(parts),
         versions=next((found.versions for found in parts.manifests.values()), {}),
     )

@@ -13,28 +13,29 @@ from typing import Any
 
 import torch
 
-from aegis import disk, progress, runs
-from aegis.config import TrainConfig
+from aegis import progress
+from aegis.runs import disk, run as runs
+from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
-from aegis.manifest import Manifest, finished, read_manifest, versions
+from aegis.runs.manifest import Manifest, finished, read_manifest, versions
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
-from aegis.proof.vocabulary import check_vocabulary
-from aegis.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
-from aegis.report.training_pictures import draw_all
-from aegis.sizes import checkpoints_bytes
+from aegis.verification.tokenizer_precheck import check_vocabulary
+from aegis.runs.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
+from aegis.report.plots.training import draw_all
+from aegis.runs.sizes import checkpoints_bytes
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
-from aegis.training.assembly import assembled
+from aegis.training.setup import assembled
 from aegis.training.checkpoint import Trainee
-from aegis.training.launched import as_launched
+from aegis.training.distributed.launcher import as_launched
 from aegis.training.loop import Loop, LoopOutcome
-from aegis.training.material import training_data
+from aegis.data.training_set import training_data
 from aegis.training.memory import MemoryParts
-from aegis.training.metrics import read_metrics, truncate_metrics
-from aegis.training.together import Together, joined, launched_processes
+from aegis.runs.metrics import read_metrics, truncate_metrics
+from aegis.training.distributed.group import Together, joined, launched_processes
 from aegis.training.tracking import Report, check_tracker, tracked
 
 DRY_RUN_STEPS = 10

@@ -24,29 +24,29 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config import TrainConfig, VerifyConfig
+from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
-from aegis.manifest import Manifest, read_manifest
+from aegis.runs.manifest import Manifest, read_manifest
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
 from aegis.model.load import Precision, choose_device, load_base
-from aegis.model.merging import DTYPES, MergePlan
-from aegis.model.round_trip import RoundTrip
-from aegis.proof import divergence, structure, text, tokens
-from aegis.proof.divergence import Logits, Recording
-from aegis.proof.models import llama_logits, stutters, torch_logits
-from aegis.proof.sample import LEAST_TOKENS, Sample, sequence_limit
-from aegis.proof.structure import Checks
-from aegis.proof.verdict import REPORT, BaseChoice, Kept, Step, Verdict
-from aegis.publish import publishing
-from aegis.report.pictures import draw_divergence
-from aegis.runs import Run
+from aegis.merging.plan import DTYPES, MergePlan
+from aegis.merging.base_weights import RoundTrip
+from aegis.verification import divergence, run_checks, texts, token_parity
+from aegis.verification.divergence import Logits, Recording
+from aegis.verification.logits import llama_logits, stutters, torch_logits
+from aegis.verification.sample import LEAST_TOKENS, Sample, sequence_limit
+from aegis.verification.run_checks import Checks
+from aegis.verification.verdict import BaseChoice, Kept, REPORT, Step, Verdict
+from aegis.runs.publish import publishing
+from aegis.report.plots.divergence import draw_divergence
+from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
-from aegis.training.material import training_data
+from aegis.data.training_set import training_data
 
 ROUNDING_KL = 1e-4
 """Mean KL in nats that 16-bit rounding stays under on real text."""
@@ -68,7 +68,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
         if not directory.is_dir():
             raise IntegrityError("verify.unfinished", run_root=run.root, directory_name=directory.name, stage=stage)
     checks = Checks()
-    structure.check_published(checks, run)
+    run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
     verdict = Verdict(0, tuple(checks.done), (), {}, None)
     if checks.ok:  # else a part that is not what it should be has been named already, and may not even load
@@ -120,13 +120,13 @@ class _Examiner:
         tokenizer = load_tokenizer(base.folder)
         limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), int(exported["context_tokens"]))
         if config.text is not None:
-            paragraphs = text.read_text(config.text, tokenizer, LEAST_TOKENS)
+            paragraphs = texts.read_text(config.text, tokenizer, LEAST_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
         else:
             data = training_data(TrainConfig.model_validate(manifests["train"].config), tokenizer)
             # without rows held out, the chats are the training's own: rounding does not care
             sample = Sample.of_chats(
-                text.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
+                texts.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
             )
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
         files = [run.gguf / str(name) for name in exported["files"]]
@@ -171,18 +171,18 @@ class _Examiner:
                 raise IntegrityError("verify.reflection", path=run.adapter / SOUL_FILE)
         with checks.check(bilingual("verify.fits"), "merge"):
             # the head makes no round trip
-            structure.check_head(checks, self.plan(), run.merged)
-        structure.check_companions(checks, self.base, run.merged)
-        structure.check_finite(checks, run.merged)
+            run_checks.check_head(checks, self.plan(), run.merged)
+        run_checks.check_companions(checks, self.base, run.merged)
+        run_checks.check_finite(checks, run.merged)
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
-        structure.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
+        run_checks.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
         head_quant = self.manifests["convert"].config.get("head_quant")
         for path in self.quantized:
-            structure.check_types(checks, path, _quant_of(path), head_quant)
+            run_checks.check_types(checks, path, _quant_of(path), head_quant)
         for path in [self.f16, *self.quantized]:
             with checks.check(bilingual("verify.token_ids", name=path.name), "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
-                    parity = tokens.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
+                    parity = token_parity.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
                 if parity.wrong:
                     raise IntegrityError(
                         "verify.other_ids",

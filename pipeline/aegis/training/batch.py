@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegis.data.packing import IGNORED, Batch, Windows
-from aegis.training.pinned import pinning
+from aegis.data.packing import Batch, IGNORED, Windows
+from aegis.training.execution.pinned import pinning
 
 
 @dataclass(frozen=True)

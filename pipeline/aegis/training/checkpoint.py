@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from aegis import progress
 from aegis.errors import IntegrityError
-from aegis.manifest import Manifest, verify_directory
+from aegis.runs.manifest import Manifest, verify_directory
 from aegis.messages import phrase
-from aegis.model.adapted import Adapters
-from aegis.publish import discard, publishing
+from aegis.training.kernels.lora_layers import Adapters
+from aegis.runs.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
-from aegis.training.acceleration import PLAIN, Acceleration
+from aegis.training.execution.options import Acceleration, PLAIN
 
 _RESUME = "resume.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, IntegrityError, Interrupted
@@ -25,14 +25,14 @@ from aegis.soul.angles import quantiles_in_degrees
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training import memory
-from aegis.training.acceleration import host_embeddings
+from aegis.training.execution.options import host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
-from aegis.training.capture import own_stream
+from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.checkpoint import Trainee
-from aegis.training.pace import Pace
-from aegis.training.signals import OTHERS_ASKED, StopRequest, deferred_stop
-from aegis.training.step import STARTING_STEPS, Launched, StepNumbers, Stepper
-from aegis.training.together import ALONE, Together
+from aegis.training.throughput import Pace
+from aegis.training.stop import OTHERS_ASKED, StopRequest, deferred_stop
+from aegis.training.step import Launched, STARTING_STEPS, StepNumbers, Stepper
+from aegis.training.distributed.group import ALONE, Together
 from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
 

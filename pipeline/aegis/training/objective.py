@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis.model.attach import decoder_of
+from aegis.model.soul_hook import decoder_of
 from aegis.training.batch import MicroBatch
 from aegis.training.checkpoint import Trainee
-from aegis.training.loss import head_loss
+from aegis.training.kernels.chunked_loss import head_loss
 
 
 class _Chosen(torch.autograd.Function):

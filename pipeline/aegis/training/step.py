@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from aegis import progress
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.errors import DivergedError, IntegrityError
 from aegis.messages import phrase
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
-from aegis.training.capture import Recorder
+from aegis.training.execution.cuda_graphs import Recorder
 from aegis.training.checkpoint import Trainee
 from aegis.training.objective import summed_loss
-from aegis.training.together import ALONE, Together
+from aegis.training.distributed.group import ALONE, Together
 from aegis.training.update import NUMBERS, Update, rate_factor
 
 _MAX_SKIPPED = 20

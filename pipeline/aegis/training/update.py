@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from aegis.config import TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.soul.module import Soul
 from aegis.training.checkpoint import Trainee
 

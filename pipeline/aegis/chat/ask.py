@@ -1,0 +1,93 @@
+"""The same questions to the base, to the trained model and to the finished file, each alone in memory, in bounded time.
+
+What cannot be asked, and why, is part of the answer: a report is written either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from aegis import progress
+from aegis.chat import conversation
+from aegis.config.settings import TrainConfig
+from aegis.errors import AegisError
+from aegis.runs.manifest import read_manifest
+from aegis.messages import phrase
+from aegis.chat.answers import Answer, Voice
+from aegis.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on the asking.
+
+    Attributes:
+        count: questions, where none are given.
+        max_tokens: of one answer.
+        seconds: for all answers of one model, loading it left out; the answer that runs over is cut.
+    """
+
+    count: int = 4
+    max_tokens: int = 96
+    seconds: float = 60.0
+
+
+def questions_of(run: Run, count: int) -> list[str]:
+    """Questions that the run's training held out.
+
+    Raises:
+        AegisError: as reading its data does; it may be gone, or changed.
+    """
+    from aegis.model.base import find_base, load_tokenizer
+    from aegis.data.training_set import questions
+
+    manifest = read_manifest(run.adapter)
+    base = find_base(str(manifest.facts["base_model"]), manifest.facts["revision"])
+    config = TrainConfig.model_validate(manifest.config)
+    return questions(config, load_tokenizer(base.folder), manifest.inputs["data"], count)
+
+
+def ask(run: Run, questions: Sequence[str], limits: Limits) -> list[Voice]:
+    """Put the questions to each model, greedily: so asked, the same model says the same."""
+    asked: dict[str, Callable[[], AbstractContextManager[list[conversation.Speaker]]]] = {
+        "base": lambda: conversation.in_transformers(run, live=False, compare=True, context=None),
+        "trained": lambda: conversation.in_transformers(run, live=True, compare=False, context=None),
+        "gguf": lambda: conversation.speakers(run, None, live=False, compare=False, context=None),
+    }
+    return [_voice(who, load, questions, limits) for who, load in asked.items()]
+
+
+def _voice(
+    who: str,
+    load: Callable[[], AbstractContextManager[list[conversation.Speaker]]],
+    questions: Sequence[str],
+    limits: Limits,
+) -> Voice:
+    answers: list[Answer] = []
+    try:
+        with progress.task(phrase("sampling.asking", who=who), len(questions), "question") as bar, load() as (speaker,):
+            name = speaker.name.rpartition("-")[2] if who == "gguf" else ""
+            until = time.monotonic() + limits.seconds
+            for question in questions:
+                if time.monotonic() > until:
+                    break
+                answers.append(_answer(speaker, question, limits.max_tokens, until))
+                bar.advance()
+    except BrokenPipeError:  # whoever read our progress has gone
+        raise
+    except (AegisError, OSError, RuntimeError) as error:  # torch tells of a full GPU with a RuntimeError
+        return Voice(who, "", tuple(answers), str(error).partition("\n")[0])
+    return Voice(who, name, tuple(answers))
+
+
+def _answer(speaker: conversation.Speaker, question: str, max_tokens: int, until: float) -> Answer:
+    text = ""
+    pieces = speaker.say([{"role": "user", "content": question}], conversation.Manner(max_tokens, 0.0))
+    for piece in pieces:
+        text += piece
+        if time.monotonic() > until:
+            return Answer(text.strip(), cut=True)
+    return Answer(text.strip())

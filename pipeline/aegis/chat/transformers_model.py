@@ -1,0 +1,85 @@
+"""A model in transformers that answers piece by piece."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from aegis.errors import UsageError
+from aegis.verification.token_parity import chat_ids
+
+if TYPE_CHECKING:  # it loads this module when a model is to speak, and not before
+    from aegis.chat.conversation import Manner
+
+# llama.cpp's defaults, so that the same temperature means the same on both sides
+_TOP_K, _TOP_P, _MIN_P = 40, 0.95, 0.05
+
+
+class TorchSpeaker:
+    """A …ForCausalLM and the base's tokenizer; whatever hangs on the model (adapter, soul) speaks with it."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, context: int) -> None:
+        self.name = name
+        self.context = context
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def count(self, messages: Sequence[Mapping[str, str]]) -> int:
+        return len(self._ids(messages))
+
+    def say(self, messages: Sequence[Mapping[str, str]], manner: Manner) -> Iterator[str]:
+        """Answer, from a thread whose failure is raised here; an answer nobody waits for any more is given up.
+
+        Raises:
+            UsageError: the conversation leaves no room for an answer.
+        """
+        from transformers import TextIteratorStreamer
+
+        ids = torch.tensor([self._ids(messages)], device=self._model.device)
+        room = self.context - ids.shape[1]
+        if room < 1:
+            raise UsageError("speaking.context_full", ids_shape=ids.shape[1], context=self.context)
+        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        abandoned = threading.Event()
+        failures: list[BaseException] = []
+
+        def generate() -> None:
+            try:
+                torch.manual_seed(manner.seed)
+                self._model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    streamer=streamer,
+                    max_new_tokens=min(manner.max_tokens, room),
+                    use_cache=True,
+                    stopping_criteria=[lambda seen, _: torch.full((len(seen),), abandoned.is_set(), device=ids.device)],
+                    **_sampling(manner.temperature),
+                )
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                streamer.end()
+
+        thread = threading.Thread(target=generate, daemon=True)
+        thread.start()
+        try:
+            for piece in streamer:
+                if piece:
+                    yield piece
+        finally:
+            abandoned.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return chat_ids(self._tokenizer, [dict(message) for message in messages])
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    if temperature <= 0:
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return {"do_sample": True, "temperature": temperature, "top_k": _TOP_K, "top_p": _TOP_P, "min_p": _MIN_P}

@@ -1,0 +1,123 @@
+"""The commands of the first hour: doctor, init, plan; and the settings that plan and run share."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aegis import progress
+from aegis.cli.screens import plan, results
+from aegis.messages import layout
+from aegis.config.settings import Config, DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
+from aegis.errors import UsageError
+from aegis.messages import phrase
+from aegis.cli.options import FileOption, OverwriteOption, PresetOption, RunOption
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every stage's."""
+
+    train: TrainConfig
+    merge: MergeConfig
+    export: ExportConfig
+    verify: VerifyConfig
+
+
+def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
+    """What train is to do; with nothing said about the base, the embedded one, whose size has numbers of its own."""
+    settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
+    if preset is None and settings.base_model == DEMO:
+        return resolve(TrainConfig, preset=DEMO, file=config, flags=flags)
+    return settings
+
+
+def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Settings:
+    """What all stages are to do, from flags for any of them."""
+    train = train_settings(preset, config, _only(flags, TrainConfig))
+    chosen = DEMO if preset is None and train.base_model == DEMO else preset
+
+    def settings(model: type[Config]) -> Config:
+        return resolve(model, preset=chosen, file=config, flags=_only(flags, model))
+
+    return Settings(train, settings(MergeConfig), settings(ExportConfig), settings(VerifyConfig))
+
+
+def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if name in model.model_fields}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout, for programs")] = False,
+) -> None:
+    """Look at this machine and the installation: a line each, and what to type where something is amiss."""
+    from aegis.cli.console.reporters import JsonReporter
+    from aegis.doctor import Finding, PROBES, examine, is_ready
+
+    if as_json:
+        progress.install(JsonReporter())
+    findings: list[Finding] = []
+    with progress.task(phrase("doctor.looking"), len(PROBES), "look") as bar:
+        for finding in examine():
+            findings.append(finding)
+            bar.advance()
+    ready = is_ready(findings)
+    progress.result(results.diagnosed(findings, layout.terminal_columns()), {"ready": ready, "findings": findings})
+    if not ready:
+        raise typer.Exit(3)
+
+
+def plan(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+) -> None:
+    """Say what a whole run would take: model, data, adapter, memory by part, disk, time. Writes nothing."""
+    show_plan(all_settings(preset, config, flags), run)
+
+
+def show_plan(chosen: Settings, run: Path | None) -> None:
+    """Plan and print."""
+    from aegis.run_all import default_run
+    from aegis.runs.run import Run
+    from aegis.stages.plan import plan as stage
+
+    place = Run(run) if run else default_run(chosen.train.base_model)
+    report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, place)
+    progress.result(plan.planned(report, chosen.train, layout.terminal_columns()), report)
+
+
+def init(
+    base_model: Annotated[str | None, typer.Option(help="Hub id or folder of the base; asked for if not given")] = None,
+    dataset: Annotated[str | None, typer.Option(help="file or Hub id; asked for if not given")] = None,
+    out: Annotated[Path, typer.Option(help="the file to write")] = Path("aegis.toml"),
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a commented aegis.toml for your base and data."""
+    from aegis.stages import init_config
+
+    if out.exists() and not overwrite:
+        raise UsageError("preparing.exists", out=out)
+    base_model = base_model or _asked(phrase("preparing.which_base"), "--base-model")
+    dataset = dataset or _asked(phrase("preparing.which_data"), "--dataset")
+    remarks = init_config.check(base_model, dataset)
+    init_config.write(out, base_model, dataset)
+    for remark in remarks:
+        progress.warn(remark)
+    progress.result(
+        results.initialised(out), {"file": out, "base_model": base_model, "dataset": dataset, "remarks": remarks}
+    )
+
+
+def _asked(question: str, flag: str) -> str:
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError("preparing.missing", flag=flag)
+    while True:
+        answer = str(typer.prompt(question, err=True)).strip()
+        if answer:
+            return answer

@@ -1,0 +1,137 @@
+"""Progress on a terminal: bars that live, lines that stay; plain lines where there is no terminal; or JSON lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress
+
+from aegis.cli.console.tasks import BarTask, JsonTask, JsonWatch, PlainTask, TaskWatch, columns_for, emit
+from aegis.cli.console.training_panel import TrainingPanel, phase_text
+from aegis.messages import phrase
+from aegis.progress import SilentTask, SilentWatch, Task, Watch
+from aegis.soul.gate import Phase
+
+
+class ConsoleReporter:
+    """For people. Everything goes to stderr: stdout is for results."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        self._panel: TrainingPanel | None = None
+        self._drawing = False
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(phrase("console.warning", text=text), style="yellow", markup=False)
+
+    def metrics(self, row: dict[str, object]) -> None:
+        known = phrase("console.step", step=row["step"], loss=row["task_loss"])
+        if row["heldout_loss"] is not None:
+            known += f"  {phrase('console.heldout', loss=row['heldout_loss'])}"
+        known += f"  α {row['alpha']:+.3f}  g {row['gate']:.4f}"
+        if self._panel is not None:
+            self._panel.metrics(row)
+            if row["heldout_loss"] is not None:  # what is worth keeping when the panel has gone
+                self.say(known)
+            return
+        named = phase_text(Phase(row["phase"]), self.console.encoding)
+        self.say(f"{known}  {named}  {phrase('console.speed', speed=row['tokens_per_second'])}")
+
+    def result(self, text: str, report: object) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+    def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
+        sys.stdout.write("" if alone else f"{speaker}: ")
+        whole = ""
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            whole += piece
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        return whole
+
+    @contextmanager
+    def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
+        if self._quiet or self._drawing:
+            yield SilentTask()
+        elif self.console.is_terminal:
+            columns = columns_for(total, unit, self.console.encoding)
+            with self._alone(), Progress(*columns, console=self.console, transient=True) as bars:
+                yield BarTask(bars, title, total)
+        else:
+            task = PlainTask(self.console, title, total)
+            yield task
+            task.end()
+
+    @contextmanager
+    def training(self, start: int, stop: int) -> Iterator[Watch]:
+        if self._quiet:
+            yield SilentWatch()
+        elif self.console.is_terminal:
+            self._panel = TrainingPanel(self.console, start, stop)
+            try:
+                with self._alone(), self._panel.shown() as panel:
+                    yield panel
+            finally:
+                self._panel = None
+        else:
+            with self.task(phrase("train.training"), stop - start, "step") as task:
+                yield TaskWatch(task, start)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A terminal has room for one thing at a time that is drawn in place."""
+        self._drawing = True
+        try:
+            yield
+        finally:
+            self._drawing = False
+
+
+class JsonReporter:
+    """For programs: one JSON object a line on stdout, people's text on stderr."""
+
+    def __init__(self) -> None:
+        self._people = ConsoleReporter(quiet=True)
+
+    def say(self, text: str) -> None:
+        emit({"event": "message", "text": text})
+
+    def warn(self, text: str) -> None:
+        emit({"event": "warning", "text": text})
+        self._people.warn(text)
+
+    def metrics(self, row: dict[str, object]) -> None:
+        emit({"event": "metrics", **row})
+
+    def result(self, text: str, report: object) -> None:
+        emit({"event": "result", "report": report})
+
+    def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
+        whole = ""
+        for piece in pieces:
+            emit({"event": "piece", "speaker": speaker, "text": piece})
+            whole += piece
+        emit({"event": "answer", "speaker": speaker, "text": whole})
+        return whole
+
+    @contextmanager
+    def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
+        emit({"event": "begin", "task": title, "total": total, "unit": unit})
+        yield JsonTask(title, total)
+        emit({"event": "end", "task": title})
+
+    @contextmanager
+    def training(self, start: int, stop: int) -> Iterator[Watch]:
+        with self.task(phrase("train.training"), stop - start, "step") as task:
+            yield JsonWatch(task, start)

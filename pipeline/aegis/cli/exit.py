@@ -1,0 +1,121 @@
+"""How a command ends: with its exit code, and a message for a person; the traceback goes to the log file."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from aegis.cli import logfile, parser, streams
+from aegis.runs import disk
+from aegis.errors import AegisError
+from aegis.messages import phrase
+from aegis.signals import answered, heeded
+
+_tracebacks = False
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """Whether a traceback is shown as well, and not only kept."""
+    global _tracebacks
+    _tracebacks = wanted
+
+
+def to_its_end(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command and leave the process with DESIGN's exit codes."""
+    codes = {number: code for number, code in heeded().items() if number != signal.SIGINT}  # Python answers that one
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
+        complain(phrase("ending.terminated"))
+        sys.exit(codes[number])
+
+    def heedful() -> int | None:
+        with answered(codes, terminate):
+            return command()
+
+    # a launcher that has lost one process ends the others; what happened to them is told all the same
+    with answered(codes, signal.SIG_IGN):
+        sys.exit(_code_of(heedful))
+
+
+def _code_of(command: Callable[[], int | None]) -> int:
+    try:
+        # a command's typer.Exit comes back as its number, and so does Ctrl-C
+        code = command() or 0
+        if code == 130:
+            complain(phrase("ending.interrupted"))
+        return code
+    except AegisError as error:
+        return _told(error)
+    except (KeyboardInterrupt, typer.Abort):
+        complain(phrase("ending.interrupted"))
+        return 130
+    except SystemExit as leaving:
+        overtaken = leaving.__context__ if leaving.__cause__ is None else None
+        if isinstance(overtaken, AegisError):  # a signal came while it was on its way out
+            return _told(overtaken)
+        # typer and rich end the process with 1 when whoever read our output has gone
+        if not isinstance(overtaken, BrokenPipeError):
+            raise
+        streams.silence()
+        return 141
+    except BrokenPipeError:
+        streams.silence()
+        return 141
+    except OSError as error:
+        if disk.is_full(error):
+            fault = disk.full(Path(error.filename or "."), error)
+            complain(fault.what, fault.why, fault.fix)
+            return fault.exit_code
+        if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            return _our_bug(error)
+        complain(phrase("ending.unusable", path=error.filename), error.strerror or "")
+        return 2
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
+            complain(parser.told(error), fix=phrase("ending.help"))
+            return 2
+        return _our_bug(error)
+
+
+def _told(error: AegisError) -> int:
+    _keep(error)
+    complain(error.what, error.why, error.fix)
+    return error.exit_code
+
+
+def _our_bug(error: Exception) -> int:
+    _keep(error)
+    trouble = phrase("ending.bug", kind=type(error).__name__, error=error)
+    report = "ending.report" if _tracebacks else "ending.report_or_debug"
+    complain(trouble, fix=phrase(report, log=logfile.log_path()))
+    return 1
+
+
+def _keep(error: Exception) -> None:
+    logfile.ended_by(error)
+    if _tracebacks:
+        logfile.show(error)
+
+
+def complain(what: str, why: str = "", fix: str = "") -> None:
+    """Tell a person what happened, why, and what to do, each as far as there is something to say."""
+    from rich.cells import cell_len
+
+    lines = [f"aegis: {what}"]
+    for label, text in ((phrase("ending.why"), why), (phrase("ending.do"), fix)):
+        for line in text.splitlines():
+            lines.append(f"  {label}: {line}")
+            label = " " * cell_len(label)
+    try:
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        streams.silence()

@@ -1,0 +1,84 @@
+"""Typer's part in the reader's language: --help, and what a command line is refused for.
+
+A refusal is known by the name of the parser's error: typer carries a click of its own or uses the installed one, as its
+version goes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from typer.core import TyperCommand, TyperGroup
+
+from aegis.cli import help
+from aegis.messages import validation
+from aegis.errors import UsageError
+from aegis.messages import language, phrase
+
+
+class Command(TyperCommand):
+    """A command that is described in the reader's language."""
+
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx) if language() == "en" else help.helped(self, ctx)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        return super().get_short_help_str(limit) if language() == "en" else help.in_short(self)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return help.completed(super().shell_complete(ctx, incomplete))
+
+
+class Commands(TyperGroup):
+    """The commands. The parser's error would not say which one was asked for, but in its text."""
+
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx) if language() == "en" else help.helped(self, ctx)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return help.completed(super().shell_complete(ctx, incomplete))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        close = ", ".join(map(repr, difflib.get_close_matches(name, self.commands)))
+        nearest = phrase("usage.did_you_mean", names=close) if close else ""
+        raise UsageError("usage.no_command", name=name, nearest=nearest)
+
+
+def told(error: Any) -> str:
+    """What a parser's error says; its own English if it is of a kind that is not known here."""
+    kind = type(error).__name__
+    if kind == "MissingParameter" and error.param is not None:
+        key = "usage.missing_argument" if error.param.param_type_name == "argument" else "usage.missing_option"
+        return phrase(key, name=_name(error.param))
+    if kind == "NoSuchOption":
+        names = ", ".join(sorted(error.possibilities or ()))
+        possible = phrase("usage.possible", names=names) if names else ""
+        return phrase("usage.no_option", name=error.option_name, possible=possible)
+    if kind == "BadOptionUsage":
+        # two faults of one kind, told apart by nothing but the text
+        key = "usage.takes_no_value" if "does not take" in error.message else "usage.needs_value"
+        return phrase(key, name=error.option_name)
+    if kind == "BadParameter" and error.param is not None:
+        return phrase("usage.bad_value", name=_name(error.param), problem=_problem(error))
+    if kind == "UsageError" and hasattr(getattr(error.ctx, "command", None), "commands"):
+        return phrase("usage.missing_command")
+    if kind == "UsageError":
+        return phrase("usage.extra", arguments=error.message.partition(" (")[2].removesuffix(")"))
+    return str(error.format_message())
+
+
+def _name(parameter: Any) -> str:
+    return " / ".join(map(repr, parameter.opts))
+
+
+def _problem(error: Any) -> str:
+    """What is wrong with a value: typer asks pydantic, older ones click's own types."""
+    found = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else None
+    choices = get_args(getattr(getattr(error.param, "type_descriptor", None), "annotation", None))
+    if found is not None and found["type"] == "value_error" and choices:
+        return phrase("usage.no_choice", value=found["input"], choices=", ".join(map(repr, choices)))
+    return str(error.message) if found is None else validation.told(found)

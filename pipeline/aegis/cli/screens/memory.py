@@ -1,0 +1,110 @@
+"""The memory while training, by part: as it was measured, and as plan works it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from aegis.messages.layout import cells, folded, left, right
+from aegis.messages import phrase
+
+if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from aegis.stages.plan import PlanReport
+    from aegis.training.memory import MemoryParts
+    from aegis.training.planning.planner import Variant
+
+_PARTS = {
+    "base": "memory.base",
+    "weights": "memory.weights",
+    "adapter": "memory.adapter",
+    "soul": "memory.soul",
+    "gradients": "memory.gradients",
+    "optimizer": "memory.optimizer",
+    "activations": "memory.activations",
+    "head_and_loss": "memory.head_and_loss",
+    "workspace": "memory.workspace",
+    "peak": "memory.peak",
+}
+"""What the fields of MemoryParts and Estimate are called."""
+
+_HELD = {"part": "memory.held_part", "layers": "memory.held_layers", "whole": "memory.held_whole"}
+"""What the fields of Held are called."""
+
+_BESIDES_BYTES = 1 << 30
+"""What CUDA, or Python, takes beside what training asks for."""
+
+
+def measured(memory: MemoryParts) -> list[str]:
+    """What train --dry-run measured, a line a part."""
+    parts = [(phrase(_PARTS[part]), count) for part, count in vars(memory).items()]
+    width = max(cells(name) for name, _ in parts) + 1
+    return [f"  {left(name, width)}{count / 2**30:8.2f} GiB" for name, count in parts]
+
+
+def worked_out(report: PlanReport, columns: int | None) -> list[str]:
+    """What plan works out for every way to train, at the fullest moment of a step, as lines of a table."""
+    names = [name for name, _ in _rows(report, report.variants)]
+    width = max(map(cells, names)) + 1
+    # the config's own way comes first, and stays where there is room for one column only
+    fitting = len(report.variants) if columns is None else max(1, (columns - width) // 12)
+    shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.recomputed))
+    on_gpu, is_split = report.device != "CPU", shown[0].held is not None
+    title = phrase("screens_plan.gpu_memory" if on_gpu else "screens_plan.memory", unit=_unit(shown)[0])
+    split = phrase("screens_plan.split", loaded=report.base_bytes / 2**30) if is_split else ""
+    return [
+        folded("", title, columns),
+        *(left(name, width) + "".join(right(value, 12) for value in values) for name, values in _rows(report, shown)),
+        folded("* ", phrase("screens_plan.legend"), columns),
+        *([folded("", phrase("screens_plan.parked_layers"), columns)] if any(way.parked for way in shown) else []),
+        *([folded("", split, columns)] if split else []),
+        folded("", _room(report, on_gpu), columns),
+    ]
+
+
+def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, list[str]]]:
+    """The table: of every row its name, and a text for each variant."""
+    _, unit_bytes = _unit(variants)
+    held = [variant.held for variant in variants if variant.held is not None]
+
+    def amounts(counts: Iterable[int]) -> list[str]:
+        return [f"{count / unit_bytes:.2f}" for count in counts]
+
+    rows = [("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in variants])]
+    if held:
+        rows.append((phrase("screens_plan.processes"), [str(variant.processes) for variant in variants]))
+    rows.append((phrase("screens_plan.recomputed"), [f"{variant.recomputed}/{report.layers}" for variant in variants]))
+    if any(variant.parked for variant in variants):
+        rows.append((phrase("screens_plan.parked"), [f"{variant.parked}/{report.layers}" for variant in variants]))
+    if any(variant.host_bytes for variant in variants):
+        rows.append((phrase("screens_plan.host_keeps"), amounts(variant.host_bytes for variant in variants)))
+    for part in vars(variants[0].memory):
+        rows.append((f"  {phrase(_PARTS[part])}", amounts(getattr(variant.memory, part) for variant in variants)))
+        if part == "weights" and held:
+            rows += [(f"    {phrase(key)}", amounts(getattr(of, name) for of in held)) for name, key in _HELD.items()]
+    rows.append((phrase("memory.peak"), amounts(variant.memory.peak for variant in variants)))
+    rows.append((phrase("screens_plan.fits"), [_fits(report, variant) for variant in variants]))
+    return rows
+
+
+def _unit(variants: Sequence[Variant]) -> tuple[str, int]:
+    return ("GiB", 1 << 30) if max(variant.memory.peak for variant in variants) >= 1 << 30 else ("MiB", 1 << 20)
+
+
+def _fits(report: PlanReport, variant: Variant) -> str:
+    free, fillable, peak = report.free_bytes, report.fillable_bytes, variant.memory.peak
+    if free is None and fillable is None:
+        return "?"
+    # processes have a GPU each, and the host's memory together
+    sharing = variant.processes if report.device == "CPU" else 1
+    fits = (free is None or sharing * (peak + _BESIDES_BYTES) <= free) and (fillable is None or peak <= fillable)
+    return phrase("screens_plan.yes") if fits else phrase("screens_plan.no")
+
+
+def _room(report: PlanReport, on_gpu: bool) -> str:
+    besides = phrase("screens_plan.cuda_takes") if on_gpu else phrase("screens_plan.python_takes")
+    if report.cap_bytes is not None:
+        besides = phrase("screens_plan.capped", cap=report.cap_bytes / 2**30)
+    if report.free_bytes is None:
+        key = "screens_plan.no_gpu" if report.cap_bytes is None else "screens_plan.no_gpu_capped"
+        return phrase(key, besides=besides)
+    return phrase("screens_plan.free", device=report.device, free=report.free_bytes / 2**30, besides=besides)

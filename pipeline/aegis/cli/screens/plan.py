@@ -1,0 +1,163 @@
+"""The texts of plan and of the dry runs: what it would take, before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aegis.cli.screens import memory
+from aegis.runs import disk
+from aegis.messages.layout import cells, folded, left
+from aegis.messages import phrase
+
+if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from aegis.config.settings import TrainConfig
+    from aegis.stages.export import ExportReport
+    from aegis.stages.merge import MergeReport
+    from aegis.stages.plan import Need, PlanReport, VerifyOutlook
+
+NEEDS = {
+    "disk, the run": "screens_plan.disk_run",
+    "disk, verify's scratch": "screens_plan.disk_scratch",
+    "disk, the download": "screens_plan.disk_download",
+    "GPU memory, verify": "screens_plan.gpu_memory_verify",
+    "RAM, training on a GPU": "screens_plan.ram_training",
+    "RAM, verify": "screens_plan.ram_verify",
+}
+"""What plan calls the things that need room."""
+
+
+def planned(report: PlanReport, settings: TrainConfig, columns: int | None = None) -> str:
+    """After plan: model, data, adapter, memory by part for this way and its neighbours, disk, time."""
+    lines = [
+        (phrase("screens_plan.base"), _base(report)),
+        (phrase("screens_plan.data"), _data(report, settings)),
+        *((phrase("screens_plan.adapter"), row.explain()) for row in report.targets),
+    ]
+    trained = phrase(
+        "screens_plan.parameters",
+        parameters=report.adapter_parameters + report.soul_parameters,
+        adapter=report.adapter_parameters,
+        soul=report.soul_parameters,
+    )
+    lines.append((phrase("screens_plan.trained"), trained))
+    room = [(phrase(NEEDS[need.what]), _need(need)) for need in report.needs]
+    room.append((phrase("screens_plan.time"), _time(report, settings)))
+    return "\n".join(
+        [
+            *_named(lines, columns),
+            "",
+            *memory.worked_out(report, columns),
+            "",
+            *_named(room, columns),
+            phrase("screens_plan.nothing_written"),
+        ]
+    )
+
+
+def _named(lines: Sequence[tuple[str, str]], columns: int | None) -> list[str]:
+    """Texts that begin below each other, each with its name before it."""
+    width = max(cells(name) for name, _ in lines) + 2
+    return [folded(left(name, width), text, columns) for name, text in lines]
+
+
+def _base(report: PlanReport) -> str:
+    return phrase(
+        "screens_plan.model",
+        name=report.base + (f"@{report.revision[:12]}" if report.revision else ""),
+        model_type=report.model_type,
+        parameters=report.parameters,
+        where=report.folder if report.here else phrase("screens_plan.not_here"),
+    )
+
+
+def _data(report: PlanReport, settings: TrainConfig) -> str:
+    data = report.data
+    if data is None:
+        return phrase("screens_plan.not_looked_at", dataset=settings.dataset, why=report.data_missing)
+    return phrase(
+        "screens_plan.rows",
+        source=data.source,
+        rows=data.rows,
+        heldout=data.heldout_rows,
+        tokens=data.tokens,
+        learnt=data.trained_tokens,
+        windows=data.windows,
+        length=settings.max_length,
+    )
+
+
+def _need(need: Need) -> str:
+    return phrase(
+        "screens_plan.need",
+        needed=disk.human(need.bytes),
+        free="" if need.free_bytes is None else phrase("screens_plan.free_room", free=disk.human(need.free_bytes)),
+        where=phrase("screens_plan.where", place=need.where) if need.where else "",
+        short=phrase("screens_plan.too_little") if need.free_bytes is not None and need.free_bytes < need.bytes else "",
+    )
+
+
+def _scaled(count: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} T"
+
+
+def _time(report: PlanReport, settings: TrainConfig) -> str:
+    work = phrase("screens_plan.work", tokens=report.tokens, each=_scaled(report.flops_per_token))
+    if report.flops_per_second is None:
+        return phrase("screens_plan.time_unknown", steps=settings.max_steps, work=work)
+    return phrase(
+        "screens_plan.time_at_least",
+        least=_duration(report.tokens * report.flops_per_token / report.flops_per_second),
+        steps=settings.max_steps,
+        work=work,
+        speed=_scaled(report.flops_per_second),
+        device=report.device,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return phrase("screens_plan.seconds", count=seconds)
+    if seconds < 5400:
+        return phrase("screens_plan.minutes", count=seconds / 60)
+    return phrase("screens_plan.hours", count=seconds / 3600)
+
+
+def merge_planned(report: MergeReport) -> str:
+    """After merge --dry-run."""
+    found = phrase(
+        "screens_plan.would_merge",
+        out=report.out,
+        tensors=report.tensors,
+        adapted=report.adapted,
+        size=disk.human(report.bytes),
+        gate=report.gate,
+        untied=phrase("screens.untied") if report.untied else "",
+    )
+    return f"{found}\n{phrase('screens_plan.parts_fit')}"
+
+
+def export_planned(report: ExportReport) -> str:
+    """After export-gguf --dry-run."""
+    return "\n".join(
+        [
+            phrase("screens_plan.would_export", name=report.name, context=report.context_tokens),
+            *(f"  {file}" for file in report.files),
+            phrase("screens_plan.disk_on_the_way", needed=disk.human(report.disk_bytes or 0)),
+        ]
+    )
+
+
+def verify_planned(outlook: VerifyOutlook) -> str:
+    """After verify --dry-run."""
+    lines = [
+        phrase("screens_plan.run_whole"),
+        phrase("screens_plan.would_verify", tokens=outlook.tokens, models=", ".join(outlook.models)),
+        *(f"{phrase(NEEDS[need.what])}: {_need(need)}" for need in (outlook.scratch, outlook.memory)),
+        phrase("screens_plan.nothing_written"),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""The texts a command ends with: what came out, where it is, what to type next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegis.cli.screens import memory
+from aegis.messages.layout import cells, folded, left
+from aegis.messages import phrase
+from aegis.report.card import ollama_name
+
+if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from aegis.run_all import Answer
+    from aegis.config.settings import TrainConfig
+    from aegis.doctor import Finding
+    from aegis.stages.export import ExportReport
+    from aegis.stages.import_soul import ImportReport
+    from aegis.stages.merge import MergeReport
+    from aegis.stages.push import PushReport
+    from aegis.stages.train import TrainReport
+
+
+NAMES = {
+    "4-bit kernel": "finding.kernel",
+    "command line": "finding.command_line",
+    "console": "finding.console",
+    "converter": "finding.converter",
+    "disk": "finding.disk",
+    "disk: base models": "finding.disk_base_models",
+    "disk: cache": "finding.disk_cache",
+    "disk: runs": "finding.disk_runs",
+    "disk: temporary": "finding.disk_temporary",
+    "driver": "finding.driver",
+    "memory": "finding.memory",
+    "packages": "finding.packages",
+    "paths": "finding.paths",
+    "set-up": "finding.set_up",
+}
+"""What the doctor calls the things it looked at, but for those that are called so in every language."""
+
+
+def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
+    """After doctor: a line a finding, what to type under it, one line of verdict; folded to a terminal's width."""
+    narrow = columns is not None and columns < 60
+    width = 0 if narrow else max((cells(_named(finding)) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        lines.append((f"{finding.state:<5} {left(_named(finding), width)}  ", finding.detail))
+        if finding.cure:
+            lines.append((f"{' ' * 6}{phrase('ending.do')}: ", finding.cure))
+    failed = [_named(finding) for finding in findings if finding.state == "fail"]
+    warned = sum(finding.state == "warn" for finding in findings)
+    if failed:
+        lines.append(("", phrase("doctor.not_ready", names=", ".join(failed))))
+    elif warned:
+        lines.append(("", phrase("doctor.ready_and_warned", warned=warned, count=len(findings))))
+    else:
+        lines.append(("", phrase("doctor.ready")))
+    return "\n".join(folded(start, text, columns) for start, text in lines)
+
+
+def _named(finding: Finding) -> str:
+    return phrase(NAMES[finding.name]) if finding.name in NAMES else finding.name
+
+
+def trained(report: TrainReport, run: Path) -> str:
+    """After train."""
+    losses = [
+        *([] if report.loss is None else [phrase("screens.loss", loss=report.loss)]),
+        *([] if report.heldout_loss is None else [phrase("screens.heldout_loss", loss=report.heldout_loss)]),
+    ]
+    steps = phrase("screens.steps", steps=report.steps)
+    return (
+        f"{report.adapter}\n  {steps}  {'  '.join(losses)}  α {report.alpha:.3f}  g {report.gate:.4f}\n"
+        f"{following(f'aegis merge --run {quoted(run)}')}"
+    )
+
+
+def dry_run(report: TrainReport, settings: TrainConfig) -> str:
+    """After train --dry-run: memory by part, speed, and what the whole run would take."""
+    assert report.memory is not None
+    assert report.tokens_per_second is not None
+    tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
+    tokens *= report.processes
+    minutes = (report.start_seconds + tokens / report.tokens_per_second) / 60
+    speed, start = report.tokens_per_second, report.start_seconds
+    return "\n".join(
+        [
+            phrase("screens.steps_taken", taken=report.steps, steps=settings.max_steps),
+            *memory.measured(report.memory),
+            f"  {phrase('screens.whole_run', speed=speed, start=start, minutes=minutes)}",
+        ]
+    )
+
+
+def merged(report: MergeReport, run: Path | None) -> str:
+    """After merge."""
+    where = f"--run {quoted(run)}" if run else f"--model {quoted(report.out)} --out FOLDER"
+    found = phrase(
+        "screens.merged",
+        tensors=report.tensors,
+        adapted=report.adapted,
+        gate=report.gate,
+        untied=phrase("screens.untied") if report.untied else "",
+    )
+    return f"{report.out}\n  {found}\n{following(f'aegis export-gguf {where}')}"
+
+
+def imported(report: ImportReport) -> str:
+    """After import-soul."""
+    key = "screens.imported_reflection" if report.reflection else "screens.imported_rotation"
+    found = phrase(key, step=report.step, alpha=report.alpha, gate=report.gate, size=report.hidden_size)
+    command = f"aegis merge --base-model BASE --adapter FOLDER --soul {quoted(report.out)} --out FOLDER"
+    return f"{report.out}\n  {found}\n{following(command)}"
+
+
+def exported(report: ExportReport) -> str:
+    """After export-gguf and run: the files, and three ways to run the first."""
+    first = report.files[0]
+    lines = [report.name]
+    lines += [f"  {file}  {file.stat().st_size / 1e6:.1f} MB" for file in report.files]
+    lines += [
+        f"{phrase('screens.next')}:",
+        f"  aegis chat --gguf {quoted(first)}",
+        f"  ollama create {ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
+        f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
+    ]
+    return "\n".join(lines)
+
+
+def pushed(report: PushReport) -> str:
+    """After push."""
+    lines = [f"  {name}" for name in report.files]
+    if not report.verified:
+        lines.append(phrase("screens.unverified"))
+    return "\n".join([report.url, *lines])
+
+
+def serving(url: str, gguf: Path, context_tokens: int) -> str:
+    """When serve takes requests."""
+    return f"{url}\n  {phrase('screens.serving', model=gguf.stem, context=context_tokens)}"
+
+
+def before_and_after(pairs: Sequence[tuple[Answer, Answer]]) -> str:
+    """The demo's proof to the eye: the base's answers beside the finished file's."""
+    names = phrase("screens.question"), phrase("screens.base"), "aegis"
+    width = max(map(cells, names)) + 2
+    lines = [phrase("screens.before_and_after")]
+    for before, after in pairs:
+        texts = after.prompt, before.text, after.text
+        lines.append("".join(f"\n  {left(name, width)}{text}" for name, text in zip(names, texts, strict=True)))
+    return "\n".join(lines) + "\n"
+
+
+def initialised(out: Path) -> str:
+    """After init."""
+    first, second = (f"aegis {command} --config {quoted(out)}" for command in ("plan", "run"))
+    return f"{out}\n{following(first, second)}"
+
+
+def following(*commands: str) -> str:
+    """The lines that say what to type next, one under the other."""
+    start = f"{phrase('screens.next')}: "
+    return start + f"\n{' ' * cells(start)}".join(commands)
+
+
+def quoted(path: Path) -> str:
+    """A path as one word of a command line."""
+    text = os.fspath(path)
+    return f'"{text}"' if any(c.isspace() for c in text) else text

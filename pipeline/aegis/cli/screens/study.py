@@ -1,0 +1,109 @@
+"""The texts of quantize-study: a table of every file, the rule, the file that it recommends and how to make it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from aegis.runs import disk
+from aegis.messages.layout import row, widths
+from aegis.messages import phrase
+from aegis.cli.screens.results import following, quoted
+
+if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from pathlib import Path
+
+    from aegis.verification.study.result import Measured, Study
+    from aegis.stages.quantize_study import StudyReport
+
+_LEAST = (9, 18, 9, 11, 11, 9, 12, 8, 8)
+
+REASONS = {"needs an importance matrix": "screens_study.needs_imatrix"}
+"""Why quantize-study leaves something out."""
+
+
+def planned(report: StudyReport) -> str:
+    """After quantize-study --dry-run."""
+    return "\n".join(
+        [
+            phrase("screens_study.would_hold", out=report.out, made=report.made),
+            phrase("screens_plan.disk_on_the_way", needed=disk.human(report.disk_bytes)),
+        ]
+    )
+
+
+def studied(report: StudyReport, study: Study, run: Path) -> str:
+    """After quantize-study."""
+    return "\n".join(
+        [
+            *_table(study),
+            "",
+            phrase("screens_study.measured", tokens=study.tokens),
+            f"· {phrase('screens_study.front')}",
+            f"→ {phrase('screens_study.rule', tolerance=study.tolerance, percent=100 * study.tolerance)}",
+            *(
+                [phrase("screens_study.importance", tokens=study.importance.tokens)]
+                if study.importance is not None
+                else []
+            ),
+            "",
+            phrase(
+                "screens_study.report",
+                report=quoted(report.out / "report.json"),
+                picture=quoted(report.out / "study.png"),
+            ),
+            following(command(report, study, run)),
+        ]
+    )
+
+
+def _table(study: Study) -> list[str]:
+    heads = [
+        phrase("screens_study.type"),
+        phrase("screens_study.variant"),
+        "MB",
+        phrase("screens_verify.mean_kl"),
+        "99 %",
+        "top-1",
+        phrase("screens_verify.perplexity"),
+        phrase("screens_study.reads"),
+        phrase("screens_study.writes"),
+    ]
+    columns = widths(heads, _LEAST)
+    reference, front, chosen = study.reference, study.front, study.recommended
+    numbers = [
+        *(f"{reference.bytes / 1e6:.2f}", "", "", "", f"{reference.perplexity:.3f}"),
+        *(f"{reference.speed.reading:.0f}", f"{reference.speed.writing:.1f}"),
+    ]
+    lines = [
+        f"  {row(heads, columns, names=2)}",
+        f"  {row(['F16', phrase('screens_study.reference'), *numbers], columns, names=2)}",
+    ]
+    for found in study.measured:
+        mark = "→" if found == chosen else "·" if found in front else " "
+        same = phrase("screens_study.same_file", variant=found.same_as) if found.same_as else ""
+        lines.append(f"{mark} {row(_texts(found), columns, names=2)}{same and f'  {same}'}")
+    for left in study.left:
+        start = row([left.quant, left.variant], columns, names=2)
+        lines.append(f"  {start}{phrase('screens_study.not_made', reason=phrase(REASONS[left.reason]))}")
+    return lines
+
+
+def _texts(measured: Measured) -> list[str]:
+    found = measured.found
+    return [
+        *(measured.quant, measured.variant, f"{measured.bytes / 1e6:.2f}"),
+        *(f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.top1:.2%}", f"{measured.perplexity:.3f}"),
+        *(f"{measured.speed.reading:.0f}", f"{measured.speed.writing:.1f}"),
+    ]
+
+
+def command(report: StudyReport, study: Study, run: Path) -> str:
+    """What makes the recommended file, to the byte."""
+    chosen = study.recommended
+    parts = [f"aegis export-gguf --run {quoted(run)} --quant {chosen.quant}"]
+    if "imatrix" in chosen.variant:
+        parts.append(f"--imatrix {quoted(report.out / 'imatrix.gguf')}")
+    if "head-q8_0" in chosen.variant:
+        parts.append("--head-quant q8_0")
+    return " ".join([*parts, f"--name {shlex.quote(report.name)}", "--overwrite"])

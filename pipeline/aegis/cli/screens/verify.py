@@ -1,0 +1,127 @@
+"""The texts of verify: of a whole run, and of one part by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegis.messages.layout import row, widths
+from aegis.messages import phrase
+from aegis.cli.screens.results import quoted
+
+if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from aegis.verification.divergence import Divergence
+    from aegis.verification.run_checks import Check
+    from aegis.verification.verdict import Kept, Verdict
+    from aegis.stages.verify_file import Examination
+
+KINDS = {
+    "a GGUF": "screens_verify.gguf",
+    "a soul": "screens_verify.soul",
+    "a report": "screens_verify.a_report",
+    "an adapter": "screens_verify.adapter",
+    "a model folder": "screens_verify.model_folder",
+    "a quantization study": "screens_verify.study",
+    "a folder of GGUF files": "screens_verify.gguf_folder",
+}
+"""What examine calls the things it knows."""
+
+
+def verified(verdict: Verdict, folder: Path) -> str:
+    """After verify: every check, every step between two models, what was kept of the base, one line of verdict."""
+    lines = [_checked(check) for check in verdict.checks]
+    if verdict.steps:
+        lines += ["", *_steps(verdict)]
+    if verdict.perplexity:
+        values = "  ".join(f"{name} {value:.3f}" for name, value in verdict.perplexity.items())
+        lines += ["", f"{phrase('screens_verify.perplexity')}  {values}"]
+    if verdict.bases:
+        lines += ["", *_bases(verdict)]
+    if verdict.kept is not None:
+        lines += _kept(verdict.kept)
+    lines += ["", phrase("screens_verify.report", path=folder / "report.json")]
+    if verdict.guilty is None:
+        lines.append(phrase("screens_verify.proven", tokens=verdict.tokens))
+    else:
+        lines += [
+            *(_first_line(failure) for failure in verdict.failures),
+            phrase("screens_verify.not_proven", guilty=verdict.guilty),
+        ]
+    return "\n".join(lines)
+
+
+def _checked(check: Check) -> str:
+    return f"{'ok  ' if check.ok else 'FAIL'}  {check.name.shown}  {_first_line(check.detail.shown)}"
+
+
+def _steps(verdict: Verdict) -> list[str]:
+    heads = [
+        phrase("screens_verify.models"),
+        *_divergence_heads(),
+        phrase("screens_verify.max_delta"),
+        phrase("screens_verify.bound"),
+    ]
+    columns = widths(heads, (20, 11, 11, 11, 9, 10, 9))
+    lines = [row(heads, columns)]
+    for step in verdict.steps:
+        bound = "-" if step.most_kl is None else f"{step.most_kl:.0e}"
+        numbers = [*_divergence(step.found), f"{step.found.max_delta:.4f}", bound]
+        lines.append(row([step.name, *numbers], columns) + ("" if step.ok else "  FAIL"))
+    return lines
+
+
+def _bases(verdict: Verdict) -> list[str]:
+    heads = [
+        phrase("screens_verify.trained_merged"),
+        *_divergence_heads(),
+        phrase("screens_verify.perplexity"),
+    ]
+    columns = widths(heads, (31, 11, 11, 11, 9, 12))
+    lines = [row(heads, columns)]
+    for choice in verdict.bases:
+        if choice.merged:
+            name = phrase("screens_verify.weights_of_this_run", name=choice.name)
+        else:
+            name = phrase("screens_verify.weights", name=choice.name)
+        lines.append(row([name, *_divergence(choice.found), f"{choice.perplexity:.3f}"], columns))
+    return lines
+
+
+def _divergence_heads() -> list[str]:
+    return [phrase("screens_verify.mean_kl"), "99 %", phrase("screens_verify.max"), "top-1"]
+
+
+def _divergence(found: Divergence) -> list[str]:
+    return [f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.max_kl:.2e}", f"{found.top1:.2%}"]
+
+
+def _kept(kept: Kept) -> list[str]:
+    tempered = phrase(
+        "screens_verify.tempered",
+        base=kept.base_tempered,
+        base_temperature=kept.base_temperature,
+        result=kept.result_tempered,
+        result_temperature=kept.result_temperature,
+    )
+    lines = [phrase("screens_verify.other_text", base=kept.base, result=kept.result), f"  {tempered}"]
+    if kept.lost > 0:
+        by_temperature = kept.lost - kept.lost_tempered
+        lines.append(f"  {phrase('screens_verify.lost', lost=kept.lost, by_temperature=by_temperature)}")
+    return lines
+
+
+def examined(found: Examination) -> str:
+    """After verify PATH: every check, one line of verdict."""
+    lines = [f"{quoted(found.path)}: {phrase(KINDS[found.kind])}"]
+    for check in found.checks:
+        lines.append(_checked(check))
+        lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]
+    if found.guilty is None:
+        lines.append(phrase("screens_verify.sound"))
+    else:
+        lines.append(phrase("screens_verify.not_sound", guilty=found.guilty))
+    return "\n".join(lines)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]

@@ -1,0 +1,344 @@
+"""What can be set: one typed, frozen model a stage, with DESIGN's defaults.
+
+Values come from, later ones winning: the defaults here, a preset, a TOML file, the environment, the command line.
+An unknown key is refused with the nearest name that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from aegis.messages import validation
+from aegis.errors import UsageError
+from aegis.messages import phrase
+from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
+
+DEMO = "demo"
+"""The name of the embedded default, as base model and as data set."""
+
+
+class StageConfig(BaseModel):
+    # defaults are validated too: an int that stands for a float would be another value once it was read back from JSON
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, validate_default=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic takes true for 1
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(phrase("config.switch"))
+        return value
+
+
+class TrainConfig(StageConfig):
+    """`aegis train`"""
+
+    base_model: str = Field(DEMO, description="Hub id or folder of the base (safetensors); 'demo' is the embedded one")
+    revision: str | None = Field(None, description="Hub revision of the base; resolved to a commit and recorded")
+    dataset: str = Field(DEMO, description="file (.jsonl, .txt, ...) or Hub id; 'demo' is the embedded one")
+    load_in: Literal["4bit", "16bit"] = Field("4bit", description="hold the base in NF4 or in 16 bit")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where to train")
+
+    rotation: Literal["so8", "dense"] = Field("so8", description="blocks of 8 x 8, or one d x d rotation")
+    rotation_init: Literal["random", "identity"] = Field("random", description="where the rotation starts")
+    rotation_map: Literal["exp", "cayley"] = Field("exp", description="skew matrix to rotation, of a so8 soul")
+    soul_learning_rate: float | None = Field(None, gt=0, description="of the soul; as --learning-rate if not given")
+    alpha: Literal["scheduled", "then-learned", "learned"] = Field(
+        "scheduled",
+        description="who moves alpha: the schedule, the schedule and then the optimizer, the optimizer",
+    )
+    alpha_start: float = Field(ALPHA_START, description="alpha before annealing")
+    alpha_target: float = Field(GOLDEN_RATIO, description="alpha after annealing")
+    warmup_steps: int = Field(50, ge=0, description="steps with alpha at its start")
+    annealing_steps: int = Field(400, ge=0, description="steps over which alpha rises in a straight line")
+    orthogonality_weight: float = Field(
+        0.1, ge=0, description="weight of |R'R - I|^2 in the loss that is told; it has no gradient"
+    )
+
+    lora_r: int = Field(16, ge=1, description="rank of the adapter")
+    lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="module names to adapt; the attention projections if not given"
+    )
+
+    max_steps: int = Field(500, ge=1, description="optimizer steps")
+    batch_size: int = Field(1, ge=1, description="windows a forward pass")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes an optimizer step")
+    max_length: int = Field(512, ge=8, description="tokens a window")
+    packing: bool = Field(True, description="fill windows with several documents, kept apart")
+    learning_rate: float = Field(2e-4, gt=0, description="of the adapter")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="course of the learning rates")
+    weight_decay: float = Field(0.0, ge=0, description="of the adapter; the soul has none")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    activation_checkpointing: Literal["auto", "on", "off", "offload"] = Field(
+        "auto",
+        description="recompute activations to save memory, offload: and keep what remains in the host's; "
+        "auto parks some layers' there, and parks or recomputes more as the GPU's memory asks for",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "auto", description="record the step as CUDA graphs and replay it; auto does wherever that works"
+    )
+    gpu_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of a GPU's memory that training may hold, for a GPU that has other work too; what CUDA itself "
+        "takes comes on top; all that is free if not given",
+    )
+    split_base: bool = Field(
+        False,
+        description="with several processes: each keeps a part of every layer of the base, for bases too large; "
+        "where it is not given, accelerate's own config can ask for it (FSDP)",
+    )
+    seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
+
+    logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
+    save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that stay on disk")
+    report_to: Literal["none", "tensorboard", "trackio"] = Field(
+        "none", description="show the rows of metrics.jsonl there too; the package of that name must be installed"
+    )
+    heldout_rows: int = Field(64, ge=0, description="rows kept out for the held-out loss, at most a tenth of all")
+    skip_bad: int = Field(0, ge=0, description="broken data rows to leave out before giving up")
+
+    @model_validator(mode="after")
+    def _alpha_moves(self) -> TrainConfig:
+        if (
+            self.alpha != "learned"
+            and self.alpha_start != self.alpha_target
+            and not (self.warmup_steps + self.annealing_steps)
+        ):
+            raise ValueError(phrase("config.alpha_jumps"))
+        return self
+
+    @model_validator(mode="after")
+    def _split_layers_are_recomputed(self) -> TrainConfig:
+        if self.split_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
+            raise ValueError(phrase("config.split_recomputes"))
+        return self
+
+
+class MergeConfig(StageConfig):
+    """`aegis merge`"""
+
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="of the merged weights")
+    base_weights: Literal["original", "dequantized"] = Field(
+        "original",
+        description="merge into the base's own weights, or into what NF4 made of them in training",
+    )
+
+
+class ExportConfig(StageConfig):
+    """`aegis export-gguf`"""
+
+    quant: tuple[str, ...] = Field(("Q4_K_M",), min_length=1, description="quantization types, one file each")
+    keep_f16: bool = Field(False, description="keep the f16 GGUF the others are made from")
+    name: str | None = Field(None, description="general.name of the GGUF and stem of its file name")
+    head_quant: str | None = Field(None, description="type of the LM head instead of the quantization's own, e.g. q8_0")
+    imatrix: Path | None = Field(None, description="importance matrix of this model, as quantize-study makes one")
+    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+
+class VerifyConfig(StageConfig):
+    """`aegis verify`"""
+
+    text: Path | None = Field(None, description="UTF-8 text to compare on, instead of the data's held-out rows")
+    tokens: int = Field(2048, ge=64, description="tokens that go through every model")
+    compare_bases: bool = Field(
+        False, description="measure both choices of merge's --base-weights on this text, whichever was merged"
+    )
+    most_kl_precision: float | None = Field(None, gt=0, description="bound on the mean KL of NF4 against 16 bit, nats")
+    most_kl_quantized: float | None = Field(None, gt=0, description="bound on the mean KL of quantization, nats")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where transformers runs")
+    threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
+    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+
+VARIANTS = ("plain", "imatrix", "head-q8_0", "imatrix+head-q8_0")
+"""How a quantization can be made: as it is, with an importance matrix, with the LM head kept at 8 bits, both."""
+
+
+class StudyConfig(StageConfig):
+    """`aegis quantize-study`"""
+
+    quant: tuple[str, ...] = Field(
+        ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), min_length=1, description="quantization types to compare"
+    )
+    variants: tuple[str, ...] = Field(
+        VARIANTS[:3], min_length=1, description=f"ways to make each of them: {', '.join(VARIANTS)}"
+    )
+    text: Path | None = Field(
+        None,
+        description="UTF-8 text of yours: three quarters of it make the importance matrix, the rest is measured on; "
+        "the run's training rows and held-out rows if not given",
+    )
+    tokens: int = Field(2048, ge=64, description="tokens that go through every file")
+    calibration_tokens: int = Field(
+        16384, ge=256, description="tokens that the importance matrix is made from, at most"
+    )
+    tolerance: float = Field(
+        0.02, gt=0, description="mean KL in nats by which the recommended file may be worse than the best one"
+    )
+    keep: bool = Field(False, description="keep every GGUF that was measured")
+    threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
+    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+
+    @field_validator("variants")
+    @classmethod
+    def _known(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
+        for variant in variants:
+            if variant not in VARIANTS:
+                raise ValueError(phrase("config.unknown_variant", variant=variant, known=", ".join(VARIANTS)))
+        return tuple(dict.fromkeys(variants))
+
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # small enough for two CPU cores; what each number does at full size is the other preset's business
+    "demo": {
+        "train": {
+            "base_model": DEMO,
+            "dataset": DEMO,
+            "max_steps": 400,
+            "warmup_steps": 40,
+            "annealing_steps": 240,
+            "batch_size": 8,
+            "max_length": 128,
+            "learning_rate": 4e-3,
+            "lr_schedule": "cosine",
+            "logging_steps": 20,
+            "save_steps": 200,
+        },
+        "export": {"name": "AEGIS-tiny-Phi-3"},
+    },
+    # the original's production run: every number is the default above
+    "borea-12gb": {
+        "train": {"base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"},
+        "export": {"name": "AEGIS-Borea-Phi-3.5-mini-Instruct-Jp"},
+    },
+}
+
+Config = TypeVar("Config", bound=StageConfig)
+
+SECTIONS: Mapping[str, type[StageConfig]] = {
+    "train": TrainConfig,
+    "merge": MergeConfig,
+    "export": ExportConfig,
+    "verify": VerifyConfig,
+    "study": StudyConfig,
+}
+
+_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
+
+
+def resolve(
+    model: type[Config],
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build one stage's config from every source.
+
+    Args:
+        model: one of this module's stage configs.
+        preset: a name in `PRESETS`.
+        file: TOML with the tables [train], [merge], [export], [verify] and [study].
+        environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.
+        flags: what the command line said; None values were not given.
+
+    Raises:
+        UsageError: unknown preset, key or value, with the nearest name that exists.
+    """
+    section = next(name for name, known in SECTIONS.items() if known is model)
+    values: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UsageError(
+                "config.no_preset",
+                preset=preset,
+                hint=_nearest(preset, PRESETS) or phrase("config.known", names=", ".join(PRESETS)),
+            )
+        values |= PRESETS[preset].get(section, {})
+    if file is not None:
+        values |= _read_toml(file).get(section, {})
+    values |= _read_environment(os.environ if environment is None else environment).get(section, {})
+    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    for key in ("quant", "variants", "lora_targets"):
+        # a b, or a,b: the environment knows no lists, and people write either on a command line
+        given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
+        if isinstance(given, list) and all(isinstance(text, str) for text in given):
+            values[key] = [part.strip() for text in given for part in text.split(",") if part.strip()]
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("config.invalid", problems=_explain(model, section, error)) from None
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    known = {f"AEGIS_{s}_{k}".upper(): (s, k) for s, model in SECTIONS.items() for k in model.model_fields}
+    for name, text in environment.items():
+        if name in known:
+            section, key = known[name]
+            found[section][key] = text
+        elif name.startswith("AEGIS_") and name not in _OTHER_VARIABLES:
+            raise UsageError("config.unknown_variable", name=name, nearest=_nearest(name, known))
+    return found
+
+
+def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UsageError("config.no_config_file", file=file) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError("config.cannot_read_toml", file=file, error=str(error)) from None
+    for section, table in document.items():
+        if section not in SECTIONS or not isinstance(table, dict):
+            raise UsageError(
+                "config.unknown_table",
+                file=file,
+                section=section,
+                hint=_nearest(section, SECTIONS)
+                or phrase("config.known", names=", ".join(f"[{name}]" for name in SECTIONS)),
+            )
+        known = SECTIONS[section].model_fields
+        for key in table:
+            if key not in known:
+                raise UsageError(
+                    "config.unknown_key", file=file, section=section, key=key, nearest=_nearest(key, known)
+                )
+    return document
+
+
+def _explain(model: type[StageConfig], section: str, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or section
+        if problem["type"] == "extra_forbidden":
+            nearest = _nearest(key, model.model_fields)
+            lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
+        else:
+            message = validation.told(problem)
+            lines.append(
+                f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
+            )
+    return "\n".join(lines)
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return phrase("config.nearest", name=close[0]) if close else ""

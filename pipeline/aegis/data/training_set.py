@@ -1,0 +1,75 @@
+"""What a config trains on, and what it holds out: the same call, from the same cache, wherever it is wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from aegis.runs import disk
+from aegis.config.settings import DEMO, TrainConfig
+from aegis.data.chat import Encoder
+from aegis.data.dataset import Prepared, prepare
+from aegis.data.questions import heldout_questions
+from aegis.data.sources import open_source
+from aegis.errors import DataError
+
+
+def training_data(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> Prepared:
+    """Read, encode and pack the data set a config names.
+
+    Args:
+        keep: keep the outcome in the cache for the next time; without it, nothing is written.
+
+    Raises:
+        UsageError, DataError, EnvironmentFault: as `prepare` does.
+    """
+    with _source(config.dataset, keep) as source:
+        return prepare(
+            source,
+            tokenizer,
+            max_length=config.max_length,
+            packing=config.packing,
+            seed=config.seed,
+            heldout_rows=config.heldout_rows,
+            skip_bad=config.skip_bad,
+            cache_dir=disk.cache_directory() / "data" if keep else None,
+        )
+
+
+def questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int) -> list[str]:
+    """Questions out of the chats that a config's training held out; none if it held none out, or has no chats.
+
+    Args:
+        data_sha256: of the data that was trained on.
+
+    Raises:
+        DataError: the data has changed since.
+        UsageError, EnvironmentFault: as `training_data`.
+    """
+    prepared = training_data(config, tokenizer)
+    if prepared.report.content_sha256 != data_sha256:
+        raise DataError("material.changed")
+    if prepared.heldout is None:
+        return []
+    with _source(config.dataset, keep=True) as name:
+        return heldout_questions(open_source(name), Encoder(tokenizer), prepared.heldout, count)
+
+
+@contextmanager
+def _source(name: str, keep: bool) -> Iterator[str]:
+    if name != DEMO:
+        yield name
+        return
+    from aegis.demo.corpus import write_demo_dataset
+
+    with TemporaryDirectory(prefix="aegis-data-") as scratch:
+        path = (disk.cache_directory() if keep else Path(scratch)) / "demo-dataset.jsonl"
+        # several processes may write it at once
+        part = path.with_suffix(f".{os.getpid()}")
+        write_demo_dataset(part)
+        part.replace(path)
+        yield str(path)

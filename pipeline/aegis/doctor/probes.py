@@ -1,0 +1,47 @@
+"""All probes in order; whatever one of them throws is a finding too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from aegis.doctor import gpu, installation, kernel, llama, machine, services
+from aegis.doctor.finding import Finding, set_up_again
+from aegis.messages import phrase
+
+Probe = Callable[[], list[Finding]]
+
+PROBES: tuple[tuple[str, Probe], ...] = (
+    ("Python", installation.python),
+    ("set-up", installation.set_up),
+    ("packages", installation.packages),
+    ("driver", gpu.driver),
+    ("torch", gpu.torch_build),
+    ("GPU", gpu.gpus),
+    ("triton", gpu.triton),
+    ("4-bit kernel", kernel.smoke),
+    ("memory", machine.memory),
+    ("disk", machine.disks),
+    ("paths", machine.paths),
+    ("console", machine.console),
+    ("Hub", services.hub),
+    ("converter", llama.converter),
+    ("llama.cpp", llama.binding),
+    ("Ollama", services.ollama),
+)
+
+
+def examine() -> Iterator[Finding]:
+    """Run every probe; findings come as they are made."""
+    for name, probe in PROBES:
+        try:
+            yield from probe()
+        except ImportError as error:
+            yield Finding(name, "fail", phrase("doctor.not_looked_at", why=error), set_up_again())
+        except Exception as error:  # a half-installed library raises whatever it likes
+            why = f"{type(error).__name__}: {error}"
+            yield Finding(name, "fail", phrase("doctor.not_looked_at", why=why), set_up_again())
+
+
+def is_ready(findings: list[Finding]) -> bool:
+    """Whether nothing stands in the way of a run."""
+    return all(finding.state != "fail" for finding in findings)

@@ -1,0 +1,60 @@
+"""What lies outside: the Hub's token and offline mode, and Ollama if it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from http.client import HTTPException
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+
+from aegis.doctor.finding import Finding, WINDOWS
+from aegis.messages import phrase
+
+_OLLAMA = "http://127.0.0.1:11434"
+_TIMEOUT_S = 1.0
+
+
+def hub() -> list[Finding]:
+    """Whether there is a token, never which one, and whether the network may be used."""
+    from huggingface_hub import constants, get_token
+
+    token = phrase("doctor.token") if get_token() else phrase("doctor.no_token")
+    if constants.HF_HUB_OFFLINE:
+        unset = "set HF_HUB_OFFLINE=" if WINDOWS else "unset HF_HUB_OFFLINE"
+        detail = phrase("doctor.offline", token=token, cache=constants.HF_HUB_CACHE)
+        return [Finding("Hub", "warn", detail, unset)]
+    return [Finding("Hub", "ok", token)]
+
+
+def ollama() -> list[Finding]:
+    """Ollama is one of two ways to run the result; nothing here needs it."""
+    address = _ollama_address()
+    version = _ollama_version(address)
+    if version is not None:
+        return [Finding("Ollama", "ok", phrase("doctor.ollama", version=version, address=address))]
+    if shutil.which("ollama") is None:
+        return [Finding("Ollama", "ok", phrase("doctor.no_ollama"))]
+    return [Finding("Ollama", "warn", phrase("doctor.ollama_silent", address=address), "ollama serve")]
+
+
+def _ollama_address() -> str:
+    """OLLAMA_HOST as Ollama reads it: host, host:port or a URL; 0.0.0.0 is what a server binds to, not a place."""
+    given = os.environ.get("OLLAMA_HOST", "").strip()
+    if not given:
+        return _OLLAMA
+    parts = urlsplit(given if "//" in given else f"//{given}", scheme="http")
+    host = parts.hostname or "127.0.0.1"
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 (compared, not bound to)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{parts.port or 11434}"
+
+
+def _ollama_version(address: str) -> str | None:
+    # no proxy: it is this machine, or one that the user named
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(f"{address}/api/version", timeout=_TIMEOUT_S) as answer:
+            return str(json.loads(answer.read(1000))["version"])
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return None

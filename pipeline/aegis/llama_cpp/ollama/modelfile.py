@@ -1,0 +1,99 @@
+"""Ollama's Modelfile: the chat format as a Go template, the stops, the context.
+
+All three are written out. Ollama guesses a template by its likeness to a list and finds none for Phi-3.5, and its
+default context grows with the card, past the point where llama.cpp changes Phi-3.5's rope factors for every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
+
+_SYSTEM_FIRST = '(eq (index $.Messages 0).Role "system")'
+
+
+def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int) -> str:
+    """Return the text of a Modelfile that stands beside `gguf_name`.
+
+    Without a `dialogue` no TEMPLATE is written, and a comment says so: Ollama then looks for a likeness in its own
+    list, and passes the bare prompt on if it finds none.
+    """
+    lines = [f"FROM ./{gguf_name}"]
+    if dialogue is None:
+        lines += [
+            "# The chat template of this model could not be put into Ollama's template language, so there is no",
+            "# TEMPLATE here. llama-server --jinja and aegis chat use the one that is in the GGUF.",
+        ]
+    else:
+        lines += [f"# Unlike the model's own chat template: {departure}." for departure in dialogue.departures]
+        lines.append(f'TEMPLATE """{go_template(dialogue)}"""')
+    # between its quotes Ollama takes every letter as it stands; it knows no escapes
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    lines.append(f"PARAMETER num_ctx {context_tokens}")
+    return "\n".join(lines) + "\n"
+
+
+def go_template(dialogue: Dialogue) -> str:
+    """Return the dialogue as a text/template over .Messages; every literal is a quoted constant, so none can leak."""
+    branches = []
+    if isinstance(dialogue.system, tuple):
+        condition = 'eq .Role "system"'
+        if dialogue.skips_empty_system:
+            condition = f"and ({condition}) .Content"
+        branches.append((condition, _around(dialogue.system, "")))
+    folded = _folded(dialogue.system, dialogue.skips_empty_system) if isinstance(dialogue.system, Folded) else ""
+    branches += [
+        ('eq .Role "user"', _around(dialogue.user, folded)),
+        ('eq .Role "assistant"', _around(dialogue.assistant, "")),
+    ]
+    body = "\n{{- else ".join(f"if {condition} }}}}{text}" for condition, text in branches)
+    opening = ""
+    if dialogue.opening:
+        own = isinstance(dialogue.system, tuple)
+        unless = f"{{{{- if not {_system_told(dialogue.skips_empty_system)} }}}}" if own else ""
+        opening = f"{unless}{_text(dialogue.opening)}{'{{ end }}' if own else ''}\n"
+    return (
+        f"{opening}{{{{- range $i, $_ := .Messages }}}}\n{{{{- {body}\n{{{{- end }}}}\n{{{{- end }}}}"
+        f"{_text(dialogue.cue)}"
+    )
+
+
+def _around(literals: tuple[str, str], inside: str) -> str:
+    return f"{_text(literals[0])}{inside}{{{{ .Content }}}}{_text(literals[1])}"
+
+
+def _folded(system: Folded, skips_empty: bool) -> str:
+    """The system message where it stands inside a user message: the one after it, or the last."""
+    place = "(eq (len (slice $.Messages $i)) 1)" if system.in_last else "(eq $i 1)"
+    told = _system_told(skips_empty)
+    text = f"{_text(system.lead)}{{{{ (index $.Messages 0).Content }}}}{_text(system.between)}"
+    return f"{{{{ if and {told} {place} }}}}{text}{{{{ end }}}}"
+
+
+def _system_told(skips_empty: bool) -> str:
+    return f"(and {_SYSTEM_FIRST} (index $.Messages 0).Content)" if skips_empty else _SYSTEM_FIRST
+
+
+def stop_texts(special_tokens: Sequence[str], dialogue: Dialogue | None, end_tokens: Sequence[str]) -> list[str]:
+    """The texts at which generation ends: the model's end tokens, and any tag that opens a turn."""
+    opening = "" if dialogue is None else dialogue.user[0] + dialogue.assistant[0] + dialogue.cue
+    tags = [token for token in special_tokens if token in opening]
+    return list(dict.fromkeys([*end_tokens, *tags]))
+
+
+def _text(literal: str) -> str:
+    if not literal:
+        return ""
+    return f'{{{{ "{"".join(map(_go_letter, literal))}" }}}}'
+
+
+def _go_letter(letter: str) -> str:
+    """A letter inside a Go string constant; Ollama's parser drops what does not print, an ideographic space too."""
+    if letter == "\n":
+        return "\\n"
+    if letter in '"\\':
+        return f"\\{letter}"
+    if letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"

@@ -1,0 +1,62 @@
+"""The NF4 round trip of a whole base: which weights an adapter saw through NF4, and in which dtype, on which device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aegis import progress
+from aegis.errors import UnsupportedModelError, UsageError
+from aegis.runs.manifest import MANIFEST, read_manifest
+from aegis.messages import phrase
+from aegis.model.base import Base
+from aegis.model.load import choose_device, compute_dtype, nf4_weights
+from aegis.merging.nf4_round_trip import Nf4Weight
+from aegis.model.shards import TensorEntry
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Which weights go through NF4 and how.
+
+    Attributes:
+        weights: names in the base's shards.
+        dtype: that training computed in: what goes in is cast to it, what comes out is in it.
+        device: that quantizes.
+    """
+
+    weights: frozenset[str]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, base: Base, adapter: Path) -> RoundTrip:
+        """Learn from an adapter's manifest how its base was held; without one, as this machine would hold it.
+
+        Raises:
+            UsageError: it was trained on 16-bit weights.
+            UnsupportedModelError: the base has no weights that can make the round trip.
+        """
+        device = choose_device("auto")
+        dtype = compute_dtype(device)
+        if (adapter / MANIFEST).is_file():
+            manifest = read_manifest(adapter)
+            if manifest.config.get("load_in") != "4bit":
+                raise UsageError("round_trip.none", adapter=adapter)
+            dtype = getattr(torch, str(manifest.facts["compute_dtype"]))
+            if manifest.facts["device"] != device.type:
+                if device.type == "cpu":
+                    progress.warn(phrase("round_trip.trained_on_gpu", adapter=adapter))
+                device = torch.device("cpu")
+        else:
+            progress.warn(phrase("round_trip.unknown", adapter=adapter, dtype=dtype))
+        weights = nf4_weights(base.folder)
+        if lost := sorted(weights - base.shards.entries.keys()):
+            raise UnsupportedModelError("round_trip.other_name", lost=lost[0], base_name=base.name)
+        return cls(weights, dtype, device)
+
+    def begin(self, entry: TensorEntry) -> Nf4Weight:
+        """The round trip of one weight, with nothing in it yet."""
+        return Nf4Weight(entry.shape, self.dtype, self.device)

@@ -1,0 +1,129 @@
+"""The NF4 round trip: a weight as bitsandbytes holds it while an adapter is trained on it, slab by slab.
+
+A weight is cut into blocks of 64 along its flattened values; each is kept as 4-bit codes and its largest magnitude,
+absmax. Double quantization then keeps absmax, less its mean over the whole weight, in 8 bit (Dettmers et al. 2023,
+arXiv:2305.14314, section 3). So the codes can be had slab by slab, but no value of the round trip before every
+absmax is known: in between, codes and absmax are held, 0.57 bytes a value.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aegis.merging.ordered_pool import Slab
+
+BLOCK, SECOND_BLOCK = 64, 256
+"""Weights that share an 8-bit absmax, and absmax that share a float32 scale."""
+_PIECE = 1 << 17
+"""Values worked on at a time, so that they stay in the processor's cache."""
+
+
+class Nf4Weight:
+    """One weight on its round trip: `quantize` every row, `seal`, then take `rows`.
+
+    Args:
+        shape: of the weight, (out_features, in_features), in_features divisible by 64: slabs of rows are then whole
+            blocks. (bitsandbytes' AVX512 kernel also loses its place between absmax in any other weight.)
+        dtype: that training holds and computes in: values are cast to it before, and come back in it.
+        device: where bitsandbytes quantizes. Its kernels on a GPU and on a CPU may differ in the last place.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._columns = shape[1]
+        self._threads = torch.get_num_threads()
+        assert self._columns % BLOCK == 0, shape
+        self._codes = torch.empty(math.prod(shape) // 2, dtype=torch.uint8, device=device)
+        self._absmax = torch.empty(math.prod(shape) // BLOCK, dtype=torch.float32, device=device)
+
+    def quantize(self, start: int, rows: Tensor, slab: Slab) -> None:
+        """Take in rows from `start` on, in any order and from any thread.
+
+        Args:
+            slab: the thread's, for what lies in between.
+        """
+        values, first = rows.reshape(-1), start * self._columns
+        for at in range(0, len(values), _PIECE):
+            part = values[at : at + _PIECE]
+            if not (self.device.type == "cpu" and self.dtype == torch.float32):
+                part = part.to(self.device, self.dtype)
+            codes = self._codes[(first + at) // 2 :][: len(part) // 2]
+            absmax = self._absmax[(first + at) // BLOCK :][: len(part) // BLOCK]
+            _quantize(part, codes, absmax, slab)
+
+    def seal(self) -> None:
+        """Once all rows are there, quantize the absmax themselves, as bitsandbytes' quantize_4bit does at its end.
+
+        From any thread: torch adds up in as many parts as it may use threads, so the mean is the one of the thread that
+        began this weight only with its number of them.
+        """
+        from bitsandbytes import functional
+
+        own = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            offset = self._absmax.mean()
+        finally:
+            torch.set_num_threads(own)
+        codes, state = functional.quantize_blockwise(self._absmax - offset, blocksize=SECOND_BLOCK)
+        self._absmax = functional.dequantize_blockwise(codes, state).add_(offset)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the round trip, on the CPU, in `dtype`."""
+        from bitsandbytes import functional
+
+        first, end = start * self._columns, stop * self._columns
+        absmax, shape = self._absmax[first // BLOCK : end // BLOCK], torch.Size((stop - start, self._columns))
+        state = functional.QuantState(absmax, shape, _code(self.device), BLOCK, "nf4", self.dtype)
+        rows: Tensor = functional.dequantize_4bit(self._codes[first // 2 : end // 2].unsqueeze(1), state)
+        return rows.cpu()
+
+
+def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, slab: Slab) -> None:
+    """Fill in the codes, two a byte, and the absmax of flat values that begin with a block.
+
+    On a CPU bitsandbytes finds a code by binary search among the 15 bounds between codes, some 35 million a second;
+    counting the bounds below a value gives the same number in less than a tenth of the time.
+    """
+    from bitsandbytes import functional
+
+    if values.device.type != "cpu":
+        found, state = functional.quantize_4bit(values, blocksize=BLOCK, quant_type="nf4")
+        codes.copy_(found.reshape(-1))
+        absmax.copy_(state.absmax)
+        return
+    shape = (len(absmax), BLOCK)
+    blocks = slab.tensor("wide", shape, torch.float32).copy_(values.view(shape))
+    torch.amax(torch.abs(blocks, out=slab.tensor("magnitude", shape, torch.float32)), -1, out=absmax)
+    scaled = blocks.mul_(absmax.clamp(min=1e-38).reciprocal_().unsqueeze(-1)).numpy()
+    counted = slab.tensor("codes", shape, torch.uint8).zero_().numpy()
+    above = slab.tensor("above", shape, torch.bool).numpy()
+    for bound in _bounds():
+        np.greater(scaled, bound, out=above)
+        np.add(counted, above.view(np.uint8), out=counted)
+    pairs = counted.reshape(-1).view("<u2")
+    # the first code of two lies in the lower byte; a product puts it before the other one
+    np.multiply(pairs, 0x1001, out=pairs)
+    np.right_shift(pairs, 8, out=pairs)
+    np.copyto(codes.numpy(), pairs, casting="unsafe")
+
+
+@functools.cache
+def _code(device: torch.device) -> Tensor:
+    from bitsandbytes import functional
+
+    code: Tensor = functional.get_4bit_type("nf4", device=device)
+    return code
+
+
+@functools.cache
+def _bounds() -> NDArray[np.float32]:
+    code = _code(torch.device("cpu"))
+    bounds: NDArray[np.float32] = ((code[:-1] + code[1:]) / 2).numpy()
+    return bounds

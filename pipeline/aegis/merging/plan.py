@@ -1,0 +1,163 @@
+"""What becomes of each tensor of a base when an adapter and a soul are merged into it.
+
+The arithmetic of `aegis merge`, and of `aegis verify`, which does the head over again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aegis.errors import IntegrityError
+from aegis.messages import Bilingual, bilingual
+from aegis.model.adapter import Adapter
+from aegis.model.base import Base
+from aegis.merging.base_weights import RoundTrip
+from aegis.model.shards import HEAD, TensorEntry
+from aegis.merging.ordered_pool import Slab
+from aegis.soul.file import SoulRecord
+from aegis.soul.fold import fold_head
+
+Source = Callable[[int, int], Tensor]
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+SLAB_BYTES = 4 << 20
+"""Of the base's tensors read and changed at a time."""
+_PIECE_VALUES = 1 << 18
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What becomes of every tensor, decided on headers alone.
+
+    Attributes:
+        head: what the LM head is made of: itself, or the embeddings it is tied to.
+        untied: whether it was.
+        round_trip: of the weights that are merged into what NF4 leaves of them; None for all as they are.
+    """
+
+    base: Base
+    adapter: Adapter
+    soul: SoulRecord
+    dtype: torch.dtype
+    head: TensorEntry
+    untied: bool
+    round_trip: RoundTrip | None = None
+
+    @classmethod
+    def make(
+        cls, base: Base, adapter: Adapter, soul: SoulRecord, dtype: torch.dtype, round_trip: RoundTrip | None = None
+    ) -> MergePlan:
+        entries = base.shards.entries
+        head = entries.get(HEAD)
+        untied = head is None
+        if head is None:
+            if not base.tied:
+                raise IntegrityError("merging.no_head", base_folder=base.folder, head=HEAD)
+            embeddings = [entry for name, entry in entries.items() if name.endswith("embed_tokens.weight")]
+            if len(embeddings) != 1:
+                raise IntegrityError("merging.no_embeddings", base_folder=base.folder)
+            head = embeddings[0]
+        if head.shape[-1] != soul.hidden_size:
+            raise IntegrityError("merging.other_width", hidden_size=soul.hidden_size, head_shape=head.shape[-1])
+        misfits: list[Bilingual] = []
+        for name, update in adapter.updates.items():
+            target = head if name == HEAD else entries.get(name)
+            shape = (update.b.shape[0], update.a.shape[1])
+            if target is None:
+                misfits.append(bilingual("merging.not_in_base", name=name))
+            elif target.shape != shape:
+                misfits.append(bilingual("merging.other_shape", name=name, found=shape, wanted=target.shape))
+        if misfits:
+            more = [bilingual("merging.more", count=len(misfits) - 5)] if len(misfits) > 5 else []
+            raise IntegrityError("merging.other_adapter", misfits=Bilingual.joined("\n", [*misfits[:5], *more]))
+        return cls(base, adapter, soul, dtype, head, untied, round_trip)
+
+    def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
+        """(name to write, tensor to make it from) of one shard, in the order of the base's bytes."""
+        for entry in self.base.shards.in_file(file):
+            yield entry.name, entry
+        if self.untied and file == self.head.file:
+            yield HEAD, self.head
+
+    def out_dtype(self, entry: TensorEntry) -> torch.dtype:
+        return self.dtype if entry.dtype.is_floating_point else entry.dtype
+
+    @property
+    def tensors(self) -> int:
+        return len(self.base.shards.entries) + self.untied
+
+    @property
+    def out_bytes(self) -> int:
+        sizes = (
+            math.prod(entry.shape) * self.out_dtype(entry).itemsize
+            for file in self.base.shards.files
+            for _, entry in self.outputs(file)
+        )
+        return sum(sizes)
+
+    def slabs(self, name: str, entry: TensorEntry) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows [start, stop) of tensor `name` as they leave, made of `entry`, slab by slab.
+
+        Raises:
+            IntegrityError: a value is not finite, or does not fit the dtype.
+        """
+        source: Source = entry.read
+        slab = Slab()
+        if self.round_trip is not None and name in self.round_trip.weights:
+            weight = self.round_trip.begin(entry)
+            for start, stop in entry.slabs(SLAB_BYTES):
+                weight.quantize(start, entry.read(start, stop), slab)
+            weight.seal()
+            source = weight.rows
+        for start, stop in entry.slabs(SLAB_BYTES):
+            out = torch.empty(entry.shape_of(start, stop), dtype=self.out_dtype(entry))
+            self.change(name, start, stop, source, out, slab)
+            yield start, stop, out
+
+    def change(self, name: str, start: int, stop: int, source: Source, out: Tensor, slab: Slab) -> None:
+        """Make rows [start, stop) of tensor `name` as they leave.
+
+        Args:
+            source: gives any of these rows of the weight that is merged into, by first and last.
+            out: to be filled, in the dtype of what leaves.
+            slab: for what lies in between.
+
+        Raises:
+            IntegrityError: a value is not finite, or does not fit the dtype.
+        """
+        untouched = name != HEAD and name not in self.adapter.updates
+        # rows that stay in the processor's cache; a dense soul's product wants many at once
+        parts = 1 if name == HEAD else -(-out.numel() // _PIECE_VALUES)
+        step = -(-(stop - start) // parts)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            rows, leaving = source(first, last), out[first - start : last - start]
+            if untouched and (rows.dtype == out.dtype or not rows.is_floating_point()):
+                leaving.copy_(rows)
+            else:
+                # torch casts bfloat16 to float16 value by value; through float32, which holds both, it is fast
+                leaving.copy_(self._wide(name, first, rows, slab))
+        if not out.is_floating_point() or _finite(out):
+            return
+        largest = float(self._wide(name, start, source(start, stop), slab).abs().max())
+        if math.isfinite(largest):
+            raise IntegrityError("merging.out_of_range", name=name, dtype=self.dtype, largest=largest)
+        raise IntegrityError("merging.holds_nan_inf", name=name)
+
+    def _wide(self, name: str, start: int, rows: Tensor, slab: Slab) -> Tensor:
+        """The rows in float32, updated and folded."""
+        wide = slab.tensor("wide", tuple(rows.shape), torch.float32).copy_(rows)
+        if update := self.adapter.updates.get(name):
+            delta = slab.tensor("delta", tuple(rows.shape), torch.float32)
+            wide.add_(update.delta(start, start + len(rows), into=delta))
+        return fold_head(wide, self.soul.rotation, self.soul.gate) if name == HEAD else wide
+
+
+def _finite(values: Tensor) -> bool:
+    # the extremes are NaN if any value is, and one pass is five times faster than isfinite on every value
+    return not values.numel() or all(math.isfinite(extreme) for extreme in torch.stack(torch.aminmax(values)).tolist())

@@ -1,0 +1,98 @@
+"""What a model card says of a model's origin: gathered when it is merged, kept in the manifest, read at export."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from aegis import progress
+from aegis.data.files import READERS
+from aegis.errors import IntegrityError
+from aegis.runs.manifest import MANIFEST, read_manifest
+from aegis.messages import phrase
+from aegis.model.base import Base
+from aegis.report.card import CARD, Origin
+from aegis.soul.file import SoulRecord
+
+_LICENCES = ("LICENSE*", "NOTICE*")
+_TEXTS = ("license", "license_name", "license_link")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
+    """The origin of what `merge` makes; what the adapter's manifest does not say of its training stays unknown."""
+    training = read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
+    data: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    if training is not None and "dataset" in training.config and isinstance(training.facts.get("data"), dict):
+        named = str(training.config["dataset"])
+        on_hub = is_hub_id(named)
+        data = {name: training.facts["data"].get(name) for name in ("train_rows", "heldout_rows", "content_sha256")}
+        # a path on somebody's disk is nobody else's business
+        data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
+        settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
+    return Origin(
+        base=base.name if base.revision else Path(base.name).name,
+        on_hub=base.revision is not None,
+        revision=base.revision,
+        metadata=card_metadata(base.folder, base.name if base.revision else None),
+        data=data,
+        settings=settings,
+        soul={"alpha": soul.alpha, "gate": soul.gate, "rotation": soul.kind},
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name looks like `owner/name` on the Hub, and not like a file of data."""
+    return bool(_HUB_ID.fullmatch(name)) and Path(name).suffix.lower() not in READERS
+
+
+def origin_of_folder(folder: Path) -> Origin:
+    """The origin of a model folder: what merge wrote down, or what can be seen of any other folder."""
+    if (folder / MANIFEST).is_file() and (kept := read_manifest(folder).facts.get("origin")):
+        try:
+            return Origin(**kept)
+        except TypeError as error:
+            raise IntegrityError("origin.damaged", path=folder / MANIFEST, error=error) from None
+    return Origin(base=folder.resolve().name, metadata=card_metadata(folder, None))
+
+
+def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
+    """Licence and language as a model folder's own card says them, as far as they are well formed."""
+    from huggingface_hub import metadata_load
+
+    found: dict[str, Any] = {}
+    path = folder / CARD
+    if path.is_file():
+        try:
+            found = metadata_load(path) or {}
+        except Exception as error:  # a stranger's YAML may break anywhere
+            progress.warn(phrase("origin.unreadable_card", path=path, name=type(error).__name__))
+    kept = {name: found[name] for name in _TEXTS if isinstance(found.get(name), str)}
+    languages = found.get("language")
+    if isinstance(languages, str) or (isinstance(languages, list) and all(isinstance(x, str) for x in languages)):
+        kept["language"] = languages
+    if not kept.get("license") and (licences := licence_files(folder)):
+        first = next((line.strip() for line in _lines(licences[0]) if line.strip()), licences[0].name)
+        kept |= {"license": "other", "license_name": first[:80], "license_link": licences[0].name}
+    link = kept.get("license_link")
+    if link and "://" not in link and hub_id and not (folder / link).is_file():
+        kept["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{link}"
+    return kept
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """The licence and notice files that have to travel with a model."""
+    return sorted(path for pattern in _LICENCES for path in folder.glob(pattern) if path.is_file())
+
+
+def copy_licences(source: Path, target: Path) -> None:
+    """Copy them beside what was made from the model."""
+    for path in licence_files(source):
+        shutil.copyfile(path, target / path.name)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,0 +1,44 @@
+"""What stands beside the weights in a model folder of ours: config and tokenizer of the base, and none of its code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from aegis.errors import IntegrityError
+from aegis.model.base import Base, TOKENIZER_FILES
+
+
+def write_config(base: Base, folder: Path, **changes: Any) -> None:
+    """Write the base's config.json with `changes`, without what names code or a quantization."""
+    # the base's own file, edited: one saved by transformers 5 renames rope_scaling, and other readers lose LongRoPE
+    config: dict[str, Any] = {**base.config, **changes}
+    for key in ("auto_map", "quantization_config"):
+        config.pop(key, None)
+    _write_json(folder / "config.json", config)
+
+
+def copy_tokenizer(base: Base, folder: Path) -> None:
+    """Copy the tokenizer's files and generation_config.json.
+
+    Raises:
+        IntegrityError: tokenizer_config.json is not JSON.
+    """
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, folder / name)
+    # a tokenizer class named here would be run by whoever loads the folder with code allowed, the converter among them
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        try:
+            tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise IntegrityError("convert.not_json", path=base.folder / path.name, error=str(error)) from None
+        if isinstance(tokenizer_config, dict) and tokenizer_config.pop("auto_map", None) is not None:
+            _write_json(path, tokenizer_config)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,229 @@
+"""What a run's manifests, metrics and verify's report say, as the sections of a page; what is missing is said to be."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aegis.runs.disk import human
+from aegis.errors import IntegrityError
+from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
+from aegis.messages import Language, words
+from aegis.messages.again import again
+from aegis.model.provenance import is_hub_id
+from aegis.report.card import ollama_name
+from aegis.report.page import Section, Table
+from aegis.report.plots.training import PICTURES
+from aegis.runs.run import Run
+
+_PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
+_PATHS = ("base_model", "dataset", "text")
+_KL_COLUMNS = ("models", "mean_kl", "p99_kl", "max_kl", "top1", "max_delta", "bound")
+_KEPT = ("base", "result", "base_tempered", "result_tempered")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class Parts:
+    """The manifests of what is there, under the names of labels, and why the others are not."""
+
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run) -> Parts:
+        """Read what a run holds."""
+        parts = cls()
+        for name, folder in _PARTS.items():
+            try:
+                parts.manifests[name] = read_manifest(run.root / folder)
+            except IntegrityError as error:
+                # a path on somebody's disk is nobody else's business
+                there = (run.root / folder / MANIFEST).is_file()
+                parts.missing[name] = f"{folder}/{MANIFEST}: {error.why}" if there else f"{folder}/"
+        return parts
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What the stage found out, nothing if its part is missing."""
+        return self.manifests[name].facts if name in self.manifests else {}
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """Every stage's settings."""
+        return {
+            name: {key: public(value) if key in _PATHS else _told(value) for key, value in sorted(found.config.items())}
+            for name, found in self.manifests.items()
+        }
+
+    @property
+    def gguf_files(self) -> list[str]:
+        """Names of the GGUF files, the one to run first."""
+        files = self.facts("export").get("files")
+        known = self.manifests["export"].files if "export" in self.manifests else {}
+        return [name for name in files if name in known] if isinstance(files, list) else []
+
+
+def training_section(run: Run, parts: Parts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
+    """Base, steps, losses, gate, speed, and the pictures."""
+    found = parts.facts("training")
+    speeds = [row["tokens_per_second"] for row in rows if isinstance(row.get("tokens_per_second"), float)]
+    peaks = [row["peak_bytes"] for row in rows if isinstance(row.get("peak_bytes"), int)]
+    facts = {
+        "base": public(found.get("base_model", "-")),
+        "revision": _told(found.get("revision")),
+        "steps": number(found.get("steps"), ",.0f"),
+        "loss": number(rows[-1].get("task_loss") if rows else None, ".4f"),
+        "heldout_loss": number(found.get("heldout_loss"), ".4f"),
+        "alpha": number(found.get("alpha"), ".3f"),
+        "gate": number(found.get("gate"), ".4f"),
+        "adapter_parameters": number(found.get("trainable_parameters"), ",.0f"),
+        "speed": label["speed_value"].format(speed=statistics.median(speeds)) if speeds else "-",
+        "memory": human(max(peaks)) if peaks else "-",
+    }
+    pictures = [run.pictures / name for name in PICTURES if (run.pictures / name).is_file()]
+    return Section("training", facts if found else {}, pictures=pictures, missing=parts.missing.get("training", ""))
+
+
+def data_section(parts: Parts) -> Section:
+    """What was trained on."""
+    training = parts.manifests.get("training")
+    if training is None:
+        return Section("data", {}, missing=parts.missing["training"])
+    found = _mapping(training.facts.get("data"))
+    facts = {
+        "dataset": public(training.config.get("dataset", "-")),
+        "rows": number(found.get("train_rows"), ",.0f"),
+        "heldout_rows": number(found.get("heldout_rows"), ",.0f"),
+        "tokens": number(found.get("tokens"), ",.0f"),
+        "trained_tokens": number(found.get("trained_tokens"), ",.0f"),
+        "truncated": number(found.get("truncated"), ",.0f"),
+        "sha256": _told(found.get("content_sha256")),
+    }
+    return Section("data", facts)
+
+
+def merge_section(parts: Parts) -> Section:
+    """What was folded into what."""
+    merged = parts.manifests.get("merge")
+    if merged is None:
+        return Section("merge", {}, missing=parts.missing["merge"])
+    metadata = _mapping(_mapping(merged.facts.get("origin")).get("metadata"))
+    return Section(
+        "merge",
+        {
+            "base_weights": _told(merged.config.get("base_weights")),
+            "dtype": _told(merged.config.get("dtype")),
+            "rotation": _told(merged.facts.get("rotation")),
+            "alpha": number(merged.facts.get("alpha"), ".3f"),
+            "gate": number(merged.facts.get("gate"), ".4f"),
+            "licence": _told(metadata.get("license_name") or metadata.get("license")),
+        },
+    )
+
+
+def export_section(parts: Parts) -> Section:
+    """The GGUF files."""
+    exported = parts.manifests.get("export")
+    if exported is None:
+        return Section("export", {}, missing=parts.missing["export"])
+    fallbacks = _mapping(exported.facts.get("fallback_tensors"))
+    rows = [(name, f"{exported.files[name].bytes:,}") for name in parts.gguf_files]
+    return Section(
+        "export",
+        {
+            "name": _told(exported.facts.get("name")),
+            "quants": _told(exported.config.get("quant")),
+            "context": _told(exported.facts.get("context_tokens")),
+            "fallbacks": str(sum(map(len, fallbacks.values()))),
+        },
+        [Table(("name", "bytes"), rows, frozenset({1}))],
+    )
+
+
+def verify_section(run: Run, parts: Parts, report: Mapping[str, Any] | None, why: str, language: Language) -> Section:
+    """verify's tables and picture."""
+    label = words("page", language)
+    if report is None:
+        return Section("verify", {}, missing=parts.missing.get("verify", why))
+    facts = {"tokens": number(report.get("tokens"), ",.0f")}
+    values = report.get("perplexity") or {}
+    if values:
+        facts["perplexity"] = ", ".join(f"{name} {number(value, '.3f')}" for name, value in values.items())
+    if kept := report.get("kept"):
+        numbers = {
+            name: number(kept.get(name), ".3f") for name in ("base", "result", "base_tempered", "result_tempered")
+        }
+        facts["kept"] = label["kept_value"].format(**numbers)
+    steps = [
+        (
+            step["name"],
+            *(number(step["found"].get(name), ".2e") for name in ("mean_kl", "p99_kl", "max_kl")),
+            number(step["found"].get("top1"), ".2%"),
+            number(step["found"].get("max_delta"), ".4f"),
+            number(step.get("most_kl"), ".0e"),
+        )
+        for step in report.get("steps") or []
+    ]
+    checks = [
+        # of a check that held, the first line tells enough
+        ("ok", again(str(check["name"]), language), again(str(check["detail"]).partition("\n")[0], language))
+        if check["ok"]
+        else ("FAIL", again(str(check["name"]), language), again(str(check["detail"]), language))
+        for check in report.get("checks") or []
+    ]
+    tables = [
+        Table(("models", "mean_kl", "p99_kl", "max_kl", "top1", "max_delta", "bound"), steps, frozenset(range(1, 7)))
+    ]
+    tables.append(Table(("result", "check", "detail"), checks))
+    picture = run.verify / "divergence.png"
+    return Section("verify", facts, tables, [picture] if picture.is_file() else [])
+
+
+def files_section(parts: Parts) -> Section:
+    """Every published file, with its hash."""
+    rows = [
+        (f"{_PARTS[name]}/{file}", f"{record.bytes:,}", record.sha256)
+        for name, manifest in parts.manifests.items()
+        for file, record in manifest.files.items()
+    ]
+    return Section("files", {}, [Table(("name", "bytes", "sha256"), rows, frozenset({1}))])
+
+
+def commands(parts: Parts) -> list[str]:
+    """How the GGUF is run, a line each; none without one."""
+    files, facts = parts.gguf_files, parts.facts("export")
+    if not files:
+        return []
+    name, context = _told(facts.get("name")), _told(facts.get("context_tokens"))
+    return [
+        "cd gguf",
+        f"ollama create {ollama_name(name)} -f Modelfile",
+        f'llama-server -m "{files[0]}" -c {context} --jinja',
+        f'aegis chat --gguf "{files[0]}"',
+    ]
+
+
+def public(value: object) -> str:
+    """A Hub id, or the last part of a path: the rest of it is about somebody's disk."""
+    text = _told(value)
+    return text if is_hub_id(text) else Path(text).name or text
+
+
+def _told(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return str(value)
+
+
+def number(value: object, form: str) -> str:
+    """A number in a format, a dash for anything else."""
+    return format(value, form) if isinstance(value, int | float) else "-"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

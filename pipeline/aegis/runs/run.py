@@ -1,0 +1,132 @@
+"""A run: one directory that holds everything from checkpoints to GGUF.
+
+    <run>/run.lock                     held while a stage works here
+    <run>/checkpoints/step_000100/     what training can go on from
+    <run>/metrics.jsonl                one row a logging step
+    <run>/pictures/                    what the training looked like
+    <run>/adapter/                     train's result: LoRA adapter and soul
+    <run>/merged/                      merge's result: a stock model folder
+    <run>/gguf/                        export's result: GGUF files and Modelfile
+    <run>/verify/                      verify's report and picture
+    <run>/study/                       quantize-study's report, picture and importance matrix
+    <run>/report/                      all of it on one page
+
+Every published directory carries manifest.json: who made it from what, and each file's size and sha256. A directory
+appears under its final name by one rename, when it is whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from aegis.runs import disk
+from aegis.errors import IntegrityError, LockedError, UsageError
+from aegis.runs.manifest import read_manifest
+from aegis.messages import phrase
+
+_LOCK = "run.lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Names of the places in a run directory."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / "pictures"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.root / "merged"
+
+    @property
+    def gguf(self) -> Path:
+        return self.root / "gguf"
+
+    @property
+    def verify(self) -> Path:
+        return self.root / "verify"
+
+    @property
+    def study(self) -> Path:
+        return self.root / "study"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the lock of a process that died is taken over.
+
+        Raises:
+            LockedError: another process works here.
+            UsageError: the directory cannot be made or written.
+            EnvironmentFault: the disk is full.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.root / _LOCK)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise LockedError("runs.locked", root=self.root, holder=_holder(self.root)) from None
+        except OSError as error:
+            if disk.is_full(error):
+                raise disk.full(self.root, error) from error
+            raise UsageError("runs.unusable", root=self.root, error=str(error)) from None
+        pid_file = self.root / "run.pid"
+        try:
+            pid_file.write_text(str(os.getpid()), encoding="ascii")
+            yield
+        finally:
+            pid_file.unlink(missing_ok=True)
+            # a stage that refused its input leaves no trace of having been asked
+            empty = self.root.is_dir() and {path.name for path in self.root.iterdir()} <= {_LOCK}
+            if empty and os.name != "nt":
+                # while it is still held, so that it is nobody else's; Windows lets no held file go
+                (self.root / _LOCK).unlink(missing_ok=True)
+            lock.release()
+            if empty:
+                with suppress(OSError):  # another run may have moved in
+                    if os.name == "nt":
+                        (self.root / _LOCK).unlink(missing_ok=True)
+                    self.root.rmdir()
+
+
+def gguf_of_run(run: Run) -> Path:
+    """The first quantized file a run exported.
+
+    Raises:
+        IntegrityError: the run has none.
+    """
+    files = read_manifest(run.gguf).facts.get("files") or []
+    if not files or not (run.gguf / files[0]).is_file():
+        raise IntegrityError("runs.no_gguf", gguf=run.gguf, run_root=run.root)
+    return run.gguf / str(files[0])
+
+
+def _holder(root: Path) -> str:
+    try:
+        return phrase("runs.holder", process=(root / "run.pid").read_text(encoding="ascii"))
+    except OSError:
+        return ""

@@ -1,0 +1,93 @@
+"""examine (`aegis verify PATH`): one part by itself, by what it is: soul, checkpoint, adapter, model folder, GGUF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegis.errors import UsageError
+from aegis.runs.manifest import MANIFEST
+from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
+from aegis.verification import artifact_checks
+from aegis.verification.run_checks import Check, Checks
+
+_REPORT = "report.json"
+_PARTS = ("adapter", "merged", "gguf")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was looked at, as what, and everything that was checked."""
+
+    path: Path
+    kind: str
+    checks: tuple[Check, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """As a program is told."""
+        return {"path": self.path, "kind": self.kind, "checks": [check.as_json() for check in self.checks]}
+
+    @property
+    def guilty(self) -> str | None:
+        """The stage that made the first thing that does not hold."""
+        return next((check.stage for check in self.checks if not check.ok), None)
+
+
+def examine(path: Path) -> Examination:
+    """Check what can be checked of one file or folder without the others of its run.
+
+    Raises:
+        UsageError: no such thing, nothing this program makes, or a whole run.
+    """
+    checks = Checks()
+    if path.is_file():
+        kind = _file(checks, path)
+    elif path.is_dir():
+        kind = _directory(checks, path)
+    else:
+        raise UsageError("examine.nothing", path=path)
+    return Examination(path, kind, tuple(checks.done))
+
+
+def _file(checks: Checks, path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+    except OSError as error:
+        raise UsageError("examine.unreadable", path=path, error=str(error)) from None
+    if start == b"GGUF" or path.suffix.lower() == ".gguf":
+        artifact_checks.check_hash(checks, path, "convert")
+        artifact_checks.check_gguf(checks, path)
+        return "a GGUF"
+    if path.suffix == ".safetensors":
+        artifact_checks.check_hash(checks, path, "train")
+        artifact_checks.check_soul(checks, path, ours=(path.parent / MANIFEST).is_file())
+        return "a soul"
+    if path.name == _REPORT:
+        artifact_checks.check_report(checks, path)
+        return "a report"
+    raise UsageError("examine.unknown_file", path=path)
+
+
+def _directory(checks: Checks, path: Path) -> str:
+    if any((path / part).is_dir() for part in _PARTS):
+        raise UsageError("examine.whole_run", path=path)
+    if (path / ADAPTER_CONFIG).is_file():
+        artifact_checks.check_checkpoint(checks, path)
+        return "an adapter"
+    if (path / "config.json").is_file():
+        artifact_checks.check_model(checks, path)
+        return "a model folder"
+    ggufs = sorted(path.glob("*.gguf"))
+    if ggufs or (path / _REPORT).is_file():
+        manifest = artifact_checks.check_hashes(checks, path, "convert" if ggufs else "verify")
+        if manifest is not None and manifest.stage == "quantize-study":
+            artifact_checks.check_study(checks, path / _REPORT)
+            return "a quantization study"
+        for gguf in ggufs:
+            artifact_checks.check_gguf(checks, gguf)
+        if ggufs:
+            return "a folder of GGUF files"
+        artifact_checks.check_report(checks, path / _REPORT)
+        return "a report"
+    raise UsageError("examine.unknown_folder", path=path)

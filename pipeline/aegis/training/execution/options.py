@@ -1,0 +1,271 @@
+"""Which of the ways to a faster or smaller step are taken, chosen by what there is, and put in place.
+
+packed            FlashAttention within documents, cosines from a table: no mask, no question to the GPU
+dequantized       NF4 weights read by a kernel of our own (`model.frozen`)
+compiled          each decoder layer's small kernels fused by torch.compile (`training.compiling`)
+captured          the step replayed as CUDA graphs (`training.capture`)
+recomputed        decoder layers whose activations are worked out again in the backward pass (`training.recompute`)
+offloaded         what those keep goes to the host's memory meanwhile
+attention_spared  attention is not worked out again: its results go to the host as well
+parked            compiled layers that work nothing out again: all they keep goes to the host's memory meanwhile
+embeddings_hosted the input embeddings stay in the host's memory, which sends the rows that a step reads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from aegis.config.settings import TrainConfig
+from aegis.messages import phrase
+from aegis.model.soul_hook import decoder_of
+from aegis.training.kernels.nf4_linear import install_frozen, supports_frozen
+from aegis.training.kernels.swiglu import install_gated
+from aegis.training.kernels.varlen_attention import RotaryTable, install_attention, supports_packed
+from aegis.training.execution.compile import compile_layer, compile_recomputed_layer
+from aegis.training.execution.checkpointing import HostKeeper, Keeper, kept_elsewhere, recomputed
+from aegis.training.distributed.sharded_base import SplitBase
+
+COMPILE_STEPS = 300
+"""Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
+_FILLED, _BETWEEN = 0.9, 2**29
+"""Of free memory, the part that a plan may fill, and bytes that it must leave: see `fillable`."""
+IN_FLIGHT = 2
+"""Layers whose kept tensors are on the GPU while the others' are in the host's memory: on their way out, later back."""
+_STAYING = 3
+"""Layers at the end none of which is parked: see `is_parked`."""
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What is switched on; see the module. `recomputed` counts layers, the first ones; `parked` others, `is_parked`."""
+
+    packed: bool = False
+    dequantized: bool = False
+    compiled: bool = False
+    captured: bool = False
+    recomputed: int = 0
+    offloaded: bool = False
+    attention_spared: bool = False
+    embeddings_hosted: bool = False
+    parked: int = 0
+
+    def __post_init__(self) -> None:
+        assert not self.parked or (self.compiled and not self.recomputed), "layers that are parked are compiled"
+
+    @classmethod
+    def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
+        """Choose by settings, GPU and length of the run; what memory decides is `ways.recomputing`'s.
+
+        Args:
+            model: the base as loaded, before the adapter.
+        """
+        packed = supports_packed(model, device, dtype)
+        quick = device.type == "cuda" and packed
+        compiled = compiles(config, possible=quick and find_spec("triton") is not None)
+        # what is recorded is one shape of step: nothing that starts or rests, no loss scaling, no addresses that change
+        recordable = quick and config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.split_base
+        return cls(
+            packed=packed,
+            dequantized=quick and supports_frozen(device) and not config.split_base,
+            compiled=compiled,
+            captured=recordable and config.cuda_graphs != "off",
+            embeddings_hosted=device.type == "cuda" and has_own_head(model),
+        )
+
+    def explain(self, layers: int) -> str:
+        """One line for people."""
+        parts = [
+            phrase("train.compiled") if self.compiled else "",
+            phrase("train.captured") if self.captured else "",
+            phrase("train.recomputed", recomputed=self.recomputed, layers=layers) if self.recomputed else "",
+            phrase("train.parked", parked=self.parked, layers=layers) if self.parked else "",
+            phrase("train.attention_spared" if self.attention_spared else "train.offloaded") if self.offloaded else "",
+            phrase("train.embeddings_hosted") if self.embeddings_hosted else "",
+        ]
+        return phrase("train.step", parts=", ".join(part for part in parts if part) or phrase("train.plain"))
+
+    def install(self, model: Any, length: int, split: SplitBase | None = None) -> None:
+        """Put it in place on the base, or on the peft model round it.
+
+        Args:
+            length: tokens of the longest window.
+            split: puts each layer together before it is run; all layers must be recomputed.
+        """
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        decoder: Any = decoder_of(model)
+        if self.packed:
+            install_attention(base)
+            # before the embeddings leave: the table goes where the like of them is
+            decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.get_input_embeddings().weight[:1])
+        if self.dequantized:
+            install_frozen(base)
+        if self.compiled:
+            install_gated(base)
+        if self.compiled or self.recomputed:
+            self._run_layers(decoder, split)
+        if self.embeddings_hosted:
+            decoder.get_input_embeddings().to("cpu")
+
+    def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
+        keeper = HostKeeper() if self.offloaded or self.parked else Keeper()
+        if self.offloaded or self.parked:
+            # a step that could not be recorded may have ended anywhere
+            decoder.register_forward_pre_hook(lambda *_: keeper.start())
+        if self.parked:
+            assert self.parked < len(decoder.layers), "the last layer stays"
+            decoder.layers[-1].register_forward_pre_hook(lambda _, given: keeper.rest(given[0]))
+        compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
+        layers = len(decoder.layers)
+        for number, layer in enumerate(decoder.layers):
+            again, parked = number < self.recomputed, is_parked(number, layers, self.parked)
+            run: Callable[..., Tensor] = type(layer).forward
+            if self.compiled:
+                kind = type(layer), again
+                run = compiled[kind] = compiled.get(kind) or self._compile(run, again)
+            if split is not None:
+                run = _put_together_first(run, split, number)
+            # a layer compiled to keep little needs a keeper only where that goes elsewhere
+            needs_keeper = parked or (again and (self.offloaded or not self.compiled))
+            layer.forward = _LayerRun(layer, run, keeper if needs_keeper else None, compiled=self.compiled)
+
+    def _compile(self, forward: Callable[..., Tensor], recomputed: bool) -> Callable[..., Tensor]:
+        if recomputed:
+            return compile_recomputed_layer(forward, keep_attention=self.attention_spared)
+        return compile_layer(forward)
+
+
+def compiles(config: TrainConfig, *, possible: bool) -> bool:
+    """Whether decoder layers are compiled.
+
+    Args:
+        possible: whether there is what it takes; only "auto" asks.
+    """
+    if config.compile != "auto":
+        return config.compile == "on"
+    # a compiled layer would have its weights' addresses in it, and a base that is split has no lasting ones
+    return possible and config.max_steps >= COMPILE_STEPS and not config.split_base
+
+
+def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: int) -> Callable[..., Tensor]:
+    def whole(*args: Any, **kwargs: Any) -> Tensor:
+        split.put_together(number)
+        return run(*args, **kwargs)
+
+    return whole
+
+
+def is_parked(number: int, layers: int, parked: int) -> bool:
+    """Whether layer `number` is one of so many that are parked: spread evenly, so that copies have the same time each.
+
+    The last three layers are not, if that many may stay: what the others keep leaves while they are worked on, is gone
+    when the last of them begins, which is when most is kept, and begins to come back when its backward pass has ended.
+    """
+    among = max(parked, layers - _STAYING)
+    return number < among and number * parked % among < parked
+
+
+def has_own_head(model: Any) -> bool:
+    """Whether the LM head is another matrix than the input embeddings, of which a step reads a few thousand rows."""
+    decoder: Any = decoder_of(model)
+    return model.get_output_embeddings().weight is not decoder.get_input_embeddings().weight
+
+
+def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """The input embeddings, if they are kept in the host's memory."""
+    decoder: Any = decoder_of(model)
+    embed = decoder.get_input_embeddings()
+    return embed if embed.weight.device.type == "cpu" else None
+
+
+class _LayerRun:
+    """A decoder layer's forward pass, compiled or recomputed or both."""
+
+    def __init__(self, layer: Any, function: Callable[..., Tensor], keeper: Keeper | None, *, compiled: bool) -> None:
+        self._layer, self._function, self._keeper, self._compiled = layer, function, keeper, compiled
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_grad_enabled() and not hidden.requires_grad:
+            # the embeddings' output needs none; with one, the first layer is like the others, and is compiled with them
+            hidden = hidden.detach().requires_grad_()
+
+        def run(hidden: Tensor) -> Tensor:
+            return self._function(self._layer, hidden, *args, **kwargs)
+
+        if self._keeper is None or not torch.is_grad_enabled():
+            return run(hidden)
+        if self._compiled:
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            return kept_elsewhere(run, hidden, self._keeper, [*given, *self._layer.parameters()])
+        return recomputed(run, hidden, self._keeper)
+
+
+PLAIN = Acceleration()
+
+
+def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """What one compiled decoder layer keeps for its backward pass; the rest is worked out again.
+
+    A token leaves: the input of both norms (2 · hidden_size), queries and what attention makes of them, keys and
+    values, and gate and up (2 · intermediate_size).
+    """
+    return tokens * itemsize * 2 * sum(_kept_twice(config))
+
+
+def _kept_twice(config: Any) -> tuple[int, int, int, int]:
+    heads, width = config.num_attention_heads, _head_width(config)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return config.hidden_size, width * heads, width * kv_heads, config.intermediate_size
+
+
+def attention_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """What attention makes in one decoder layer."""
+    return int(tokens * itemsize * config.num_attention_heads * _head_width(config))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the GPU's memory, what this process may still take."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, allowed - torch.cuda.memory_reserved(device))
+
+
+def fillable(free: int) -> int:
+    """Of so many free bytes on a GPU, how many a step may take by its plan.
+
+    The allocator needs the rest for what lies idle between tensors; and while a step is recorded, what the steps before
+    it have left stands beside it. (Capped at 3 GiB, a step that was planned with 2.65 asked for 3.05 then.)
+    """
+    return min(int(_FILLED * free), free - _BETWEEN)
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool) -> int:
+    """What offloaded layers keep in the host's pinned memory, of which every piece takes a power of two."""
+    pieces = [tokens * text.hidden_size * itemsize]
+    if attention_spared:
+        pieces.append(attention_bytes(text, tokens, itemsize))
+    return int(text.num_hidden_layers * sum(map(_pinned_bytes, pieces)))
+
+
+def parked_pieces(text: Any, tokens: int, itemsize: int) -> list[int]:
+    """What one parked layer keeps there, in bytes: `activation_bytes`, piece by piece."""
+    return [tokens * itemsize * values for values in _kept_twice(text) for _ in range(2)]
+
+
+def parked_bytes(text: Any, tokens: int, itemsize: int) -> int:
+    """As `host_bytes`, of one parked layer."""
+    return sum(map(_pinned_bytes, parked_pieces(text, tokens, itemsize)))
+
+
+def _pinned_bytes(size: int) -> int:
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,94 @@
+"""The adapter's arithmetic while it is trained: in the base's dtype, from float32 masters.
+
+peft keeps a float32 adapter by casting every activation to float32 and its product back, which at 512 tokens costs
+more than the adapter's own matrix products. Here the small matrices are cast instead, once a step; masters, their
+gradients and the optimizer stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis.training.kernels.dropout import DropoutRate
+from aegis.training.kernels.nf4_linear import Frozen
+from aegis.training.kernels.lora import Down, Up
+from aegis.training.kernels.patching import taken_over
+
+_ADAPTER = "default"
+
+
+class _Adapted:
+    """Mixed into a peft LoRA layer's class: the same parameters, another forward pass."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        a, b = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
+        inner = Down.apply(x, a, self.aegis_a, self.aegis_seed, self.aegis_threshold, self.aegis_amplify)  # type: ignore[no-untyped-call]
+        up = b, self.aegis_b, self.scaling[_ADAPTER]
+        if isinstance(self.base_layer, Frozen):
+            return self.base_layer.with_low_rank(x, inner, *up)
+        return Up.apply(self.base_layer(x), inner, *up)  # type: ignore[no-untyped-call]
+
+
+class Adapters:
+    """All LoRA layers of a peft model, taken over for training.
+
+    Args:
+        model: from `model.lora.attach_lora`; its parameters stay peft's, under peft's names.
+        dtype: to compute in.
+        rate: of dropout before A.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, rate: float) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        device = self._layers[0].lora_A[_ADAPTER].weight.device
+        self.dropout = DropoutRate(rate, device)
+        self.seeds = torch.zeros(len(self._layers), dtype=torch.int32, device=device)
+        """One a layer, set before each forward pass with new dropout."""
+        self._masters: list[Tensor] = []
+        self._low: list[Tensor] = []
+        for number, layer in enumerate(self._layers):
+            layer.__class__ = taken_over(type(layer), _Adapted)  # type: ignore[arg-type]
+            layer.aegis_a = self._in_dtype(layer.lora_A[_ADAPTER].weight, dtype)
+            layer.aegis_b = self._in_dtype(layer.lora_B[_ADAPTER].weight, dtype)
+            layer.aegis_seed = self.seeds[number]
+            layer.aegis_threshold, layer.aegis_amplify = self.dropout.threshold, self.dropout.amplify
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def _in_dtype(self, master: Tensor, dtype: torch.dtype) -> Tensor:
+        if master.dtype == dtype:
+            return master.detach()
+        low = master.detach().to(dtype)
+        self._masters.append(master.detach())
+        self._low.append(low)
+        return low
+
+    def refresh(self) -> None:
+        """Cast the masters again; due after every optimizer step."""
+        if self._low:
+            torch._foreach_copy_(self._low, self._masters)
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """The adapters as they are now, whole, while the block runs."""
+        self.refresh()
+        self.dropout.switch(on=False)
+        try:
+            yield
+        finally:
+            self.dropout.switch(on=True)
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Give each layer its dropout seed for the forward passes that follow."""
+        host = torch.tensor(seeds, dtype=torch.int32)
+        if self.seeds.is_cuda:
+            host = host.pin_memory()
+        self.seeds.copy_(host, non_blocking=True)

@@ -1,0 +1,65 @@
+"""SiLU(gate) · up where one product makes both, as in Phi-3's MLP, with a backward pass that reads them once.
+
+The gradient of gate and up is then one tensor, of which the compiler works out each half as one side of a choice, and
+reads gate, up and the outer gradient for both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis.training.kernels.patching import taken_over
+
+torch.library.define("aegis::gated_backward", "(Tensor outer, Tensor gate_up) -> Tensor")
+
+
+@torch.library.impl("aegis::gated_backward", "cuda")
+def _on_gpu(outer: Tensor, gate_up: Tensor) -> Tensor:
+    from aegis.training.kernels.swiglu_triton import gated_backward
+
+    return gated_backward(outer, gate_up)
+
+
+@torch.library.impl("aegis::gated_backward", "cpu")
+def _on_cpu(outer: Tensor, gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    share = gate.sigmoid()
+    return torch.cat([outer * up * share * (1 + gate * (1 - share)), outer * gate * share], dim=-1)
+
+
+@torch.library.register_fake("aegis::gated_backward")  # type: ignore[untyped-decorator]
+def _shape(_outer: Tensor, gate_up: Tensor) -> Tensor:
+    return torch.empty_like(gate_up)
+
+
+class _GatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return up * torch.nn.functional.silu(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        gradient: Tensor = torch.ops.aegis.gated_backward(outer[0], *ctx.saved_tensors)
+        return gradient
+
+
+class _Gated:
+    """Mixed into an MLP's class: the same two layers, another way between them."""
+
+    def forward(self: Any, hidden: Tensor) -> Any:
+        return self.down_proj(_GatedProduct.apply(self.gate_up_proj(hidden)))  # type: ignore[no-untyped-call]
+
+
+def install_gated(model: Any) -> None:
+    """Take over the MLPs of Phi-3's kind; others stay as they are."""
+    from transformers.models.phi3.modeling_phi3 import Phi3MLP
+
+    gated = taken_over(Phi3MLP, _Gated)
+    for mlp in model.modules():
+        if type(mlp) is Phi3MLP and mlp.config.hidden_act == "silu":
+            mlp.__class__ = gated

@@ -1,0 +1,144 @@
+"""The trainee put together: base, adapter, soul, optimizer, as a config wants them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aegis import progress
+from aegis.config.settings import TrainConfig
+from aegis.errors import EnvironmentFault
+from aegis.messages import bilingual, phrase
+from aegis.training.kernels.lora_layers import Adapters
+from aegis.model.soul_hook import attached, decoder_of
+from aegis.model.base import Base
+from aegis.model.load import compute_dtype, load_base, silence_dropout
+from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.soul.module import Soul
+from aegis.training import checkpoint, memory
+from aegis.training.execution.options import Acceleration, free_bytes
+from aegis.training.checkpoint import Trainee
+from aegis.training.distributed.sharded_base import SplitBase
+from aegis.training.distributed.group import ALONE, Together, processes_here
+from aegis.training.update import make_optimizer
+from aegis.training.planning.planner import recomputing
+
+
+@contextmanager
+def assembled(
+    config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None, together: Together = ALONE
+) -> Iterator[Trainee]:
+    """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs.
+
+    Args:
+        together: the processes that hold the base together, if the config wants it split.
+
+    Raises:
+        EnvironmentFault: the GPU's memory is full, now or inside the block; with the settings to lower.
+        UsageError: a configured target matches no module.
+        IntegrityError: the checkpoint is of another set-up.
+    """
+    memory.let_segments_grow(device)
+    memory.reset_peak(device)
+    if config.gpu_memory_gib is not None and device.type != "cuda":
+        progress.warn(phrase("train.nothing_to_cap"))
+    with memory.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
+        dtype = compute_dtype(device)
+        free = free_bytes(device) if device.type == "cuda" else None
+        model, split = _load(config, base, device, dtype, together)
+        silence_dropout(model)
+        decoder: Any = decoder_of(model)
+        layers = len(decoder.layers)
+        acceleration = recomputing(
+            Acceleration.choose(config, model, device, dtype), config, base.folder, layers, device, free
+        )
+        progress.say(acceleration.explain(layers))
+        if config.cuda_graphs == "on" and not acceleration.captured:
+            progress.warn(phrase("train.not_recordable"))
+        targets = resolve_targets(model, config.lora_targets)
+        _say_coverage(coverage(model, targets, config.lora_r))
+        with torch.random.fork_rng([]):
+            torch.manual_seed(config.seed)
+            model = attach_lora(
+                model,
+                targets,
+                rank=config.lora_r,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                base_name=base.name,
+                revision=base.revision,
+            )
+        adapters = Adapters(model, dtype, config.lora_dropout)
+        acceleration.install(model, config.max_length, split)
+        soul = Soul(
+            model.config.get_text_config().hidden_size,
+            kind=config.rotation,
+            init=config.rotation_init,
+            map_=config.rotation_map,
+            seed=config.seed,
+            alpha=config.alpha_start,
+            alpha_is_learned=config.alpha != "scheduled",
+        ).to(device)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        trainee = Trainee(model, soul, adapters, make_optimizer(model, soul, config), scaler, acceleration)
+        if resume_from is not None:
+            checkpoint.load(resume_from, trainee)
+        with attached(model, soul):
+            yield trainee
+
+
+def _load(
+    config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype, together: Together
+) -> tuple[Any, SplitBase | None]:
+    if not config.split_base:
+        return load_base(base.folder, config.load_in, device), None
+    # by way of the host's memory, since it is too large for the card
+    with _share_of_cores():
+        model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
+    decoder: Any = decoder_of(model)
+    split = SplitBase(decoder.layers, together.rank, together.parts, device)
+    progress.say(phrase("train.split_over", parts=together.parts))
+    return nn.Module.to(model, device), split
+
+
+@contextmanager
+def _share_of_cores() -> Iterator[None]:
+    """Quantize with this process's share of the machine: torchrun gives every process one thread."""
+    given = torch.get_num_threads()
+    torch.set_num_threads(max(given, (os.cpu_count() or 1) // processes_here()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(given)
+
+
+def _say_coverage(rows: list[Coverage]) -> None:
+    for row in rows:
+        progress.say(phrase("train.adapter_target", found=row.explain()))
+    progress.say(phrase("train.adapter_total", parameters=sum(row.parameters for row in rows)))
+
+
+@contextmanager
+def _oom_explained(config: TrainConfig, cap_gib: float | None) -> Iterator[None]:
+    try:
+        yield
+    except EnvironmentFault as error:
+        if cap_gib is not None and isinstance(error.__cause__, torch.OutOfMemoryError):
+            # the base, as it was loaded: it may be the cap that it does not fit
+            error.fix = phrase("train.raise_cap_for_base", cap=cap_gib)
+        raise
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(
+            "train.out_of_memory",
+            error=str(error).splitlines()[0],
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            activation_checkpointing=config.activation_checkpointing,
+            or_cap="" if cap_gib is None else bilingual("train.or_raise_cap", cap=cap_gib),
+        ) from error

@@ -1,0 +1,177 @@
+"""What a GGUF must hold, compared with the folder it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aegis import progress
+from aegis.errors import IntegrityError, UsageError
+from aegis.llama_cpp import GgufFile, fallback_tensors, read_importance
+from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_file
+from aegis.messages import Bilingual, bilingual, phrase
+from aegis.model.base import TOKENIZER_FILES
+from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
+from aegis.runs.sizes import gguf_bytes
+
+_SLAB_BYTES = 16 << 20
+_HEADER_BYTES = 1 << 20
+_CACHED = 1 << 20
+"""Float16 numbers looked at twice: as many as a processor's cache keeps."""
+
+
+def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
+    """Of a GGUF of each type, at most, made from a folder: each has vectors in float32 and a vocabulary."""
+    shapes = [entry.shape for entry in shards.entries.values()]
+    weights = sum(math.prod(shape) for shape in shapes)
+    vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
+    vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
+    return gguf_bytes(weights, quants) + (vectors + vocabulary + _HEADER_BYTES) * len(quants)
+
+
+def importance_sha256(path: Path, model_digest: str) -> str:
+    """The sha256 of an importance matrix, once it is sure that it is this model's, as far as can be told.
+
+    Args:
+        path: the matrix. One that quantize-study published has a manifest beside it, which names the model.
+        model_digest: of the files of the merged folder, as a manifest's inputs have it.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: it is none, changed since it was published, or is of another model.
+    """
+    if not path.is_file():
+        raise UsageError("gguf.no_imatrix", path=path)
+    read_importance(path)
+    if not verify_file(path):
+        progress.warn(phrase("gguf.unnamed_imatrix", manifest=MANIFEST, path=path))
+    elif read_manifest(path.parent).inputs.get("model") != model_digest:
+        raise IntegrityError("gguf.other_imatrix", path=path, manifest=MANIFEST)
+    return file_sha256(path)
+
+
+def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: Any) -> None:
+    """Compare the f16 GGUF with the folder it was made from.
+
+    Raises:
+        IntegrityError: naming every difference.
+    """
+    wrong: list[Bilingual] = []
+    with GgufFile(path) as gguf:
+        head = shards.entries.get(HEAD)
+        if head is not None and "output.weight" not in gguf.tensors:
+            wrong.append(bilingual("gguf.head_missing"))
+        elif head is not None and not same_as_f16(gguf.tensor("output.weight"), head):
+            wrong.append(bilingual("gguf.head_differs", head=HEAD))
+        wrong += _head_bias(gguf, shards)
+        rows, tokens = _rows(gguf, "token_embd.weight"), gguf.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, list) and rows != len(tokens):
+            wrong.append(bilingual("gguf.cut", rows=rows, tokens=len(tokens)))
+        wrong += [bilingual("gguf.not_finite", name=name) for name in _not_finite(gguf)]
+        template = tokenizer.chat_template
+        if isinstance(template, dict):  # several templates, by name
+            template = template.get("default")
+        if template and gguf.metadata.get("tokenizer.chat_template") != template:
+            wrong.append(bilingual("gguf.other_template"))
+        adds_bos = bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+        # unsaid, llama.cpp adds it for SentencePiece; for other tokenizers that depends on their pre-tokenizer
+        unsaid = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
+        if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", unsaid)) != adds_bos:
+            wrong.append(bilingual("gguf.other_bos", theirs=not adds_bos, ours=adds_bos))
+        scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
+        if isinstance(scaling, dict) and "long_factor" in scaling:
+            for key, tensor in (
+                ("long_factor", "rope_factors_long.weight"),
+                ("short_factor", "rope_factors_short.weight"),
+            ):
+                if tensor not in gguf.tensors or not np.array_equal(
+                    gguf.tensor(tensor).ravel(), np.asarray(scaling[key], np.float32)
+                ):
+                    wrong.append(bilingual("gguf.other_rope", tensor=tensor, key=key))
+            factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
+            expected = _longrope_attention_factor(source, scaling)
+            if source["model_type"] == "phi3" and (
+                not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
+            ):
+                wrong.append(bilingual("gguf.other_rope_scale", factor=factor, expected=expected))
+    if wrong:
+        raise IntegrityError("gguf.differs", wrong=Bilingual.joined("\n", wrong))
+
+
+def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[Bilingual]:
+    """What is wrong with the LM head's bias: the folder's and the GGUF's, which is float32, must be the same."""
+    bias, name = shards.entries.get(HEAD_BIAS), "output.bias"
+    if bias is None:
+        return [bilingual("gguf.needless_bias", name=name)] if name in gguf.tensors else []
+    if name not in gguf.tensors:
+        return [bilingual("gguf.bias_missing", name=name)]
+    same = np.array_equal(gguf.tensor(name).astype(np.float32), bias.read().float().numpy())
+    return [] if same else [bilingual("gguf.bias_differs", name=name, bias=HEAD_BIAS)]
+
+
+def _rows(gguf: GgufFile, name: str) -> int:
+    return gguf.tensors[name].shape[0] if name in gguf.tensors else 0
+
+
+def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:
+    """Whether a GGUF's tensor is, to the bit, the shard's tensor cast to float16."""
+    if stored.shape != entry.shape or stored.dtype != np.float16:
+        return False
+    return all(
+        np.array_equal(stored[start:stop], entry.read(start, stop).to(torch.float16).numpy())
+        for start, stop in entry.slabs(_SLAB_BYTES)
+    )
+
+
+def _not_finite(gguf: GgufFile) -> list[str]:
+    """Tensors with values beyond float16's range, as a bfloat16 or float32 folder may have."""
+    found = []
+    for name, info in gguf.tensors.items():
+        if info.type == "F16":
+            bits = gguf.tensor(name).reshape(-1).view(np.uint16)
+            if any(_beyond_float16(bits[at : at + _CACHED]) for at in range(0, len(bits), _CACHED)):
+                found.append(name)
+    return found
+
+
+def _beyond_float16(bits: NDArray[np.uint16]) -> bool:
+    # of the positive ones the largest is told by the signed order, of the negative ones by the unsigned
+    return bool(bits.view(np.int16).max() >= 0x7C00 or bits.max() >= 0xFC00)
+
+
+def _longrope_attention_factor(config: dict[str, Any], scaling: dict[str, Any]) -> float:
+    """√(1 + ln s / ln L), s the context's growth and L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
+    key = "original_max_position_embeddings"
+    original = config.get(key) or scaling.get(key) or config["max_position_embeddings"]
+    growth = config["max_position_embeddings"] / original
+    return 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
+
+
+def check_quantized(path: Path, quant: str, head_quant: str | None) -> list[str]:
+    """Return the tensors that fell back to another type; refuse those that had no reason to."""
+    with GgufFile(path) as gguf:
+        fallbacks = fallback_tensors(gguf, quant, output_tensor_type=head_quant)
+        if "output.weight" not in gguf.tensors and "token_embd.weight" not in gguf.tensors:
+            raise IntegrityError("gguf.no_lm_head", path_name=path.name)
+    for info in fallbacks:
+        if info.shape[-1] % 256 == 0:
+            raise IntegrityError(
+                "gguf.odd_type", path_name=path.name, info_name=info.name, info_type=info.type, quant=quant
+            )
+    if fallbacks:
+        progress.warn(
+            phrase(
+                "gguf.fallbacks",
+                quant=quant,
+                fallbacks_count=len(fallbacks),
+                name=fallbacks[0].name,
+                type=fallbacks[0].type,
+            )
+        )
+    return [f"{info.name}: {info.type}" for info in fallbacks]

@@ -1,0 +1,61 @@
+"""A model as a source of logits, one at a time in memory: in transformers, or in llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from aegis import progress
+from aegis.llama_cpp import Runtime
+from aegis.verification.divergence import Logits
+
+
+def torch_logits(model: Any, sequences: Sequence[Sequence[int]], title: str) -> Iterator[Logits]:
+    """Run each sequence by itself through a transformers model; yields (tokens, vocab_size) float32."""
+    device = next(model.parameters()).device
+    with progress.task(title, len(sequences), "sequence") as bar:
+        for sequence in sequences:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False).logits
+            yield logits[0].float().cpu().numpy()
+            bar.advance()
+
+
+def llama_logits(
+    runtime: Runtime, sequences: Sequence[Sequence[int]], title: str, rates: list[float] | None = None
+) -> Iterator[Logits]:
+    """Run each sequence by itself through llama.cpp; yields (tokens, vocab_size) float32.
+
+    Args:
+        rates: gets each sequence's tokens a second, the logits of every token included.
+    """
+    with progress.task(title, len(sequences), "sequence") as bar:
+        for sequence in sequences:
+            began = perf_counter()
+            logits = np.ascontiguousarray(runtime.logits(list(sequence)))
+            if rates is not None:
+                rates.append(len(sequence) / (perf_counter() - began))
+            yield logits
+            bar.advance()
+
+
+def stutters(runtime: Runtime, prompt: Sequence[int], end_token: int | None, tokens: int = 32) -> bool:
+    """Whether a GGUF, always taking its likeliest token after `prompt`, says one and the same `tokens` times.
+
+    Args:
+        runtime: opened with logits=True and room for prompt and answer.
+        end_token: where the model may stop.
+    """
+    ids = list(prompt)
+    while len(ids) < len(prompt) + tokens:
+        token = int(runtime.logits(ids)[-1].argmax())
+        if token == end_token:
+            return False
+        ids.append(token)
+        if token != ids[len(prompt)]:
+            return False
+    return True

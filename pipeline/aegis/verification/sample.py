@@ -1,0 +1,75 @@
+"""What the models are compared on: token ids of the user's text, half of them chats, and text of nobody's training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aegis.demo.corpus import documents
+from aegis.verification import texts as text
+
+LEAST_TOKENS = 64
+_SEQUENCE_TOKENS = 512
+_LOGITS = 1 << 25
+"""Of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
+_OWN_TEXTS = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One verification's text.
+
+    Attributes:
+        compared: token ids that go through every model.
+        other: token ids on which base and result are compared for what was kept.
+        own_texts: some of the user's texts, plain and as the base's chat template renders them.
+    """
+
+    compared: list[list[int]]
+    other: list[list[int]]
+    own_texts: list[str]
+
+    @classmethod
+    def of_text(cls, texts: Sequence[str], tokenizer: Any, tokens: int, limit: int) -> Sample:
+        """Of paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
+        rendered = text.rendered(texts, tokenizer)
+        chats = [tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
+        own_texts = [*texts[:_OWN_TEXTS], *rendered[:_OWN_TEXTS]]
+        return cls._make(chats, texts, texts, own_texts, tokenizer, tokens, limit)
+
+    @classmethod
+    def of_chats(cls, rows: Sequence[list[int]], tokenizer: Any, tokens: int, limit: int) -> Sample:
+        """Of chats as they were trained on or held out; the other text is the embedded corpus's.
+
+        Args:
+            rows: token ids, twice `tokens` in all if there are as many: half of what is compared is their plain text.
+        """
+        chats = [row[:limit] for row in rows]
+        plain = [tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
+        own_texts = [*plain[:_OWN_TEXTS], *(tokenizer.decode(row) for row in rows[:_OWN_TEXTS])]
+        return cls._make(chats, plain, documents(0, 60, "held_out"), own_texts, tokenizer, tokens, limit)
+
+    @classmethod
+    def _make(
+        cls,
+        chats: list[list[int]],
+        plain: Sequence[str],
+        other: Sequence[str],
+        own_texts: list[str],
+        tokenizer: Any,
+        tokens: int,
+        limit: int,
+    ) -> Sample:
+        half = text.take(chats, tokens // 2)
+        rest = tokens - sum(map(len, half))
+        compared = half + text.take(text.plain_sequences(plain, tokenizer, limit), rest)
+        elsewhere = text.take(text.plain_sequences(other, tokenizer, limit), tokens)
+        if sum(map(len, compared)) < LEAST_TOKENS:  # a handful of rows proves nothing
+            compared += elsewhere
+        return cls(compared, elsewhere, own_texts)
+
+
+def sequence_limit(vocab_size: int, context_tokens: int) -> int:
+    """Tokens of the longest sequence: what the model is run with, and what the logits of one take in memory."""
+    return max(2, min(_SEQUENCE_TOKENS, context_tokens, _LOGITS // vocab_size))

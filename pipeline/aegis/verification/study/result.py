@@ -1,0 +1,146 @@
+"""What a quantization study found, and which file it recommends by one stated rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis.verification.divergence import Divergence
+from aegis.verification.reports import read_versioned
+
+SCHEMA = "aegis-quantize-study"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second in llama.cpp on this machine, medians: texts read as a whole, and one token after the other."""
+
+    reading: float
+    writing: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file.
+
+    Attributes:
+        found: f16 against it.
+        same_as: the variant measured before that is this file to the byte, whose numbers these are.
+    """
+
+    quant: str
+    variant: str
+    bytes: int
+    sha256: str
+    found: Divergence
+    perplexity: float
+    speed: Speed
+    same_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A combination that was not made, and why."""
+
+    quant: str
+    variant: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The f16 file that all are compared with."""
+
+    bytes: int
+    sha256: str
+    perplexity: float
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How the importance matrix was made: of which file and which text, by their sha256."""
+
+    gguf_sha256: str
+    text_sha256: str
+    tokens: int
+    chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """All of it.
+
+    Attributes:
+        tokens: so many were measured on, none of them part of the importance matrix's text.
+        tolerance: nats; see `rule`.
+    """
+
+    tokens: int
+    tolerance: float
+    reference: Reference
+    measured: tuple[Measured, ...]
+    left: tuple[Left, ...]
+    importance: Importance | None
+
+    @property
+    def rule(self) -> str:
+        """How the recommended file is chosen."""
+        return (
+            f"the smallest file whose mean KL is at most {self.tolerance:g} nats above the lowest one "
+            f"(where f16 is right, that is {100 * self.tolerance:.3g} % of perplexity)"
+        )
+
+    @property
+    def recommended(self) -> Measured:
+        """By `rule`; of files of one size the nearer to f16, and of equal ones the variant that was asked for first."""
+        return recommend(self.measured, self.tolerance)
+
+    @property
+    def front(self) -> tuple[Measured, ...]:
+        """The files that no other beats in size and KL, by size."""
+        return pareto_front(self.measured)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        front = self.front
+        chosen = self.recommended
+        return {
+            "schema": SCHEMA,
+            "version": SCHEMA_VERSION,
+            "tokens": self.tokens,
+            "rule": self.rule,
+            "tolerance": self.tolerance,
+            "recommended": {"quant": chosen.quant, "variant": chosen.variant},
+            "reference": asdict(self.reference),
+            "measured": [{**asdict(row), "front": row in front} for row in self.measured],
+            "left": [asdict(row) for row in self.left],
+            "importance": asdict(self.importance) if self.importance else None,
+        }
+
+
+def recommend(measured: Sequence[Measured], tolerance: float) -> Measured:
+    """The smallest of the files whose mean KL is within `tolerance` nats of the lowest."""
+    limit = min(row.found.mean_kl for row in measured) + tolerance
+    return min((row for row in measured if row.found.mean_kl <= limit), key=lambda row: (row.bytes, row.found.mean_kl))
+
+
+def pareto_front(measured: Sequence[Measured]) -> tuple[Measured, ...]:
+    """The files of which no other is smaller at no higher KL, or nearer at no larger size; by size, each file once."""
+    front: list[Measured] = []
+    for row in sorted(measured, key=lambda row: (row.bytes, row.found.mean_kl)):
+        if not front or row.found.mean_kl < front[-1].found.mean_kl:
+            front.append(row)
+    return tuple(front)
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Read a study's report.json.
+
+    Raises:
+        IntegrityError: it is damaged, or of another version.
+    """
+    return read_versioned(path, SCHEMA, SCHEMA_VERSION, damaged="study.no_report", other="study.other_version")

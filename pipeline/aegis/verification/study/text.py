@@ -1,0 +1,95 @@
+"""The text of a quantization study, in two parts: a file is not judged on the text that its rounding was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aegis.data.packing import Windows
+from aegis.errors import DataError
+from aegis.messages import phrase
+from aegis.verification import texts
+from aegis.verification.sample import LEAST_TOKENS, Sample
+
+_LEAST_CALIBRATION_TOKENS = 256
+_PARTS = 4
+"""One part in so many is measured on, the others make the importance matrix."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class StudyText:
+    """Half of each part are chats as the base's template renders them, half plain text.
+
+    Attributes:
+        calibration: what the importance matrix is made from, as llama.cpp's tool reads it.
+        calibration_tokens: how many that is.
+        measured: token ids that go through every file.
+    """
+
+    calibration: str
+    calibration_tokens: int
+    measured: list[list[int]]
+
+    @classmethod
+    def of_file(cls, path: Path, tokenizer: Any, tokens: int, calibration_tokens: int, limit: int) -> StudyText:
+        """Of a UTF-8 file's paragraphs, or of its lines if it has fewer than four paragraphs.
+
+        Raises:
+            UsageError: no such file.
+            DataError: not UTF-8, too short, or in one piece.
+        """
+        parts = texts.read_text(path, tokenizer, _PARTS * LEAST_TOKENS)
+        if len(parts) < _PARTS:
+            parts = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
+        if len(parts) < _PARTS:
+            raise DataError("study_text.one_piece", path=path)
+        kept, apart = _apart(parts)
+        _refuse_short(str(path), *([tokenizer(part).input_ids for part in side] for side in (kept, apart)))
+        calibration = Sample.of_text(kept, tokenizer, calibration_tokens, limit).compared
+        return cls._make(calibration, Sample.of_text(apart, tokenizer, tokens, limit).compared, tokenizer)
+
+    @classmethod
+    def of_rows(
+        cls, train: Windows, heldout: Windows | None, tokenizer: Any, tokens: int, calibration_tokens: int, limit: int
+    ) -> StudyText:
+        """Of the rows a run was trained on; measured on those that it held out, or on every fourth if it held none.
+
+        Raises:
+            DataError: there is too little of them.
+        """
+        if heldout is not None:
+            kept, apart = texts.first_pieces(train, calibration_tokens), texts.first_pieces(heldout, 2 * tokens)
+        else:
+            kept, apart = _apart(texts.first_pieces(train, calibration_tokens + _PARTS * tokens))
+        _refuse_short(phrase("study_text.of_run"), kept, apart)
+        calibration = Sample.of_chats(kept, tokenizer, calibration_tokens, limit).compared
+        return cls._make(calibration, Sample.of_chats(apart, tokenizer, tokens, limit).compared, tokenizer)
+
+    @classmethod
+    def _make(cls, calibration: list[list[int]], measured: list[list[int]], tokenizer: Any) -> StudyText:
+        documents = [tokenizer.decode(sequence) for sequence in calibration]
+        return cls("\n".join(documents) + "\n", sum(map(len, calibration)), measured)
+
+
+def _refuse_short(what: str, kept: list[list[int]], apart: list[list[int]]) -> None:
+    found = [sum(map(len, side)) for side in (kept, apart)]
+    if found[0] < _LEAST_CALIBRATION_TOKENS or found[1] < LEAST_TOKENS:
+        raise DataError(
+            "study_text.too_short",
+            what=what,
+            found=found[0],
+            least_calibration_tokens=_LEAST_CALIBRATION_TOKENS,
+            found_2=found[1],
+            least_tokens=LEAST_TOKENS,
+        )
+
+
+def _apart(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
+    """All but every fourth, and every fourth."""
+    listed = list(items)
+    kept = [item for place, item in enumerate(listed) if place % _PARTS != _PARTS - 1]
+    return kept, listed[_PARTS - 1 :: _PARTS]

@@ -1,0 +1,99 @@
+"""Token-id parity: the same text must be the same ids in transformers and in llama.cpp."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aegis.llama_cpp import Runtime
+from aegis.messages import Bilingual, bilingual
+from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, Message, conversations_for, in_time
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What came of tokenizing the same texts on both sides.
+
+    Attributes:
+        compared: how many texts and chats.
+        wrong: a line for each on which the ids differ.
+        remarks: differences that are the two programs' own, and that no conversion can mend.
+    """
+
+    compared: int
+    wrong: tuple[Bilingual, ...]
+    remarks: tuple[Bilingual, ...]
+
+
+def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> Parity:
+    """Tokenize hard strings, `texts` and chats in transformers and in llama.cpp.
+
+    Raises:
+        IntegrityError: a chat template, the tokenizer's or the file's, does not finish or fails.
+    """
+    wrong: list[Bilingual] = []
+    composed = False
+    plain = (*HARD_STRINGS, *texts)
+    for text in plain:
+        ours, theirs = tokenizer(text).input_ids, runtime.tokenize(text, add_bos=True)
+        if ours == theirs:
+            continue
+        if _is_composed_first(tokenizer, text) and runtime.tokenize(_composed(text), add_bos=True) == ours:
+            composed = True
+            continue
+        wrong.append(_first_difference(ours, theirs).after(f"{text[:30]!r}: "))
+    chats = conversations_for(tokenizer)
+    for messages in chats:
+        ours, theirs = chat_ids(tokenizer, list(messages)), _their_ids(runtime, messages)
+        if ours != theirs:
+            difference = _first_difference(ours, theirs)
+            wrong.append(bilingual("parity.chat", messages=len(messages), difference=difference))
+    remarks = []
+    if composed:
+        remarks.append(bilingual("parity.composed"))
+    if chats and chat_ids(tokenizer, list(FULL_WIDTH_START)) != _their_ids(runtime, FULL_WIDTH_START):
+        remarks.append(bilingual("parity.full_width"))
+    return Parity(len(plain) + len(chats), tuple(wrong), tuple(remarks))
+
+
+def _their_ids(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
+    return in_time(lambda: runtime.chat_tokens(list(messages)))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _is_composed_first(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer gives a text the ids of its composed form, as Qwen's does and llama.cpp never."""
+    composed = _composed(text)
+    return composed != text and bool(tokenizer(text).input_ids == tokenizer(composed).input_ids)
+
+
+def _first_difference(ours: list[int], theirs: list[int]) -> Bilingual:
+    where = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return bilingual(
+        "parity.difference",
+        place=where,
+        ours=ours[where : where + 4],
+        theirs=theirs[where : where + 4],
+        ours_count=len(ours),
+        theirs_count=len(theirs),
+    )
+
+
+def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The ids a chat is trained with, up to where the assistant speaks.
+
+    The template's text is tokenized as it stands; a begin-of-text token comes first if the tokenizer adds one by
+    itself and the template has not written it.
+
+    Raises:
+        IntegrityError: the template does not finish or fails.
+    """
+    text = in_time(lambda: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return [tokenizer.bos_token_id, *ids] if adds_bos and ids[:1] != [tokenizer.bos_token_id] else ids

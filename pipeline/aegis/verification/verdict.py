@@ -1,0 +1,177 @@
+"""What a verification says: checks, steps between models, what was kept of the base, and who is guilty."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis.errors import IntegrityError
+from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
+from aegis.messages import phrase
+from aegis.verification.divergence import Divergence, Recording, best_temperature, perplexity
+from aegis.verification.reports import read_versioned
+from aegis.verification.run_checks import Check
+from aegis.runs.run import Run
+
+REPORT = "report.json"
+SCHEMA = "aegis-verify-report"
+SCHEMA_VERSION = 2
+STAGES = ("train", "merge", "convert", "quantize")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two neighbouring models compared; the bounds are on the mean KL and on the top-1 agreement, None for no bound."""
+
+    name: str
+    stage: str
+    found: Divergence
+    most_kl: float | None
+    least_top1: float | None
+
+    @property
+    def ok(self) -> bool:
+        kl_ok = self.most_kl is None or self.found.mean_kl <= self.most_kl
+        return kl_ok and (self.least_top1 is None or self.found.top1 >= self.least_top1)
+
+    @property
+    def reason(self) -> str:
+        """Why there is this bound, or none."""
+        if self.least_top1 is not None:
+            return "rounding to 16 bit, and nothing else, may lie between these two"
+        if self.most_kl is not None:
+            return "a change of precision, with the bound that was asked for"
+        return "a change of precision: reported, without a bound"
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """One of merge's choices of base weights, measured on the same tokens as everything else.
+
+    Attributes:
+        name: as merge's base_weights calls it.
+        merged: whether the run was merged so.
+        found: what lies between the model as trained and this one.
+    """
+
+    name: str
+    merged: bool
+    found: Divergence
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The base's own ability on text that nobody trained on, as perplexities.
+
+    The tempered ones are at each model's best temperature: a gate with g > 0 sharpens the logits, and a loss that
+    goes away when they are divided by a number is only that.
+    """
+
+    tokens: int
+    base: float
+    result: float
+    base_tempered: float
+    result_tempered: float
+    base_temperature: float
+    result_temperature: float
+
+    @property
+    def lost(self) -> float:
+        """Nats a token by which the result predicts the text worse than the base; below 0 it is better."""
+        return math.log(self.result / self.base)
+
+    @property
+    def lost_tempered(self) -> float:
+        """What is left of that when each model has its best temperature."""
+        return math.log(self.result_tempered / self.base_tempered)
+
+    @classmethod
+    def measure(cls, base: Recording, result: Recording) -> Kept:
+        temperatures = best_temperature(base), best_temperature(result)
+        return cls(
+            base.scored,
+            perplexity(base),
+            perplexity(result),
+            perplexity(base, temperatures[0]),
+            perplexity(result, temperatures[1]),
+            *temperatures,
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All of it."""
+
+    tokens: int
+    checks: tuple[Check, ...]
+    steps: tuple[Step, ...]
+    perplexity: dict[str, float]
+    kept: Kept | None
+    bases: tuple[BaseChoice, ...] = ()
+
+    @property
+    def guilty(self) -> str | None:
+        """The first stage, in the pipeline's order, at which something does not hold."""
+        failed = {check.stage for check in self.checks if not check.ok}
+        failed |= {step.stage for step in self.steps if not step.ok}
+        return next((stage for stage in STAGES if stage in failed), None)
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for everything that does not hold, in the pipeline's order."""
+        lines = [(check.stage, f"{check.name.shown}: {check.detail.shown}") for check in self.checks if not check.ok]
+        lines += [
+            (step.stage, phrase("verdict.step", name=step.name, mean_kl=step.found.mean_kl, top1=step.found.top1))
+            for step in self.steps
+            if not step.ok
+        ]
+        return [f"{stage}: {line}" for stage, line in sorted(lines, key=lambda pair: STAGES.index(pair[0]))]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return {
+            "schema": SCHEMA,
+            "version": SCHEMA_VERSION,
+            "ok": self.guilty is None,
+            "guilty": self.guilty,
+            "tokens": self.tokens,
+            "checks": [check.as_json() for check in self.checks],
+            "steps": [{**asdict(step), "ok": step.ok, "reason": step.reason} for step in self.steps],
+            "perplexity": self.perplexity,
+            "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}
+            if self.kept
+            else None,
+            "bases": [asdict(choice) for choice in self.bases],
+        }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report.json.
+
+    Raises:
+        IntegrityError: it is damaged, or of another version.
+    """
+    report = read_versioned(path, SCHEMA, SCHEMA_VERSION, damaged="verdict.no_report", other="verdict.other_version")
+    if not isinstance(report.get("ok"), bool):
+        raise IntegrityError("verdict.incomplete", path=path)
+    return report
+
+
+def verdict_of_run(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """verify's report, if it is about what now stands in the run, and why it is no pass ("" if it is).
+
+    Raises:
+        IntegrityError: a manifest or the report is damaged.
+    """
+    if not (run.verify / MANIFEST).is_file():
+        return None, phrase("verdict.not_run")
+    manifest = verify_directory(run.verify)
+    parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
+    for stage, directory in parts.items():
+        if read_manifest(directory).identity != manifest.inputs.get(stage):
+            return None, phrase("verdict.made_anew", folder=directory.name)
+    report = read_report(run.verify / REPORT)
+    return report, "" if report["ok"] else phrase("verdict.found_fault", guilty=report["guilty"])

@@ -1,0 +1,223 @@
+"""Chat: several turns, each model on its own history, streamed, for people and for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from aegis import progress
+from aegis.cli import app
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.errors import UsageError
+from aegis.llama_cpp import Message
+from aegis.model.base import find_base, load_tokenizer
+from aegis.model.live import live_model
+from aegis.verification.token_parity import chat_ids
+from aegis.runs.run import Run, gguf_of_run
+from aegis.chat.transformers_model import TorchSpeaker
+from aegis.stages.export import export_gguf
+from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.train import train
+from aegis.chat.conversation import Conversation, Manner, speakers
+from tests.conftest import Recorder
+
+GREEDY = Manner(max_tokens=12, temperature=0)
+USER = {"role": "user", "content": "こんにちは。"}
+
+
+@pytest.fixture(scope="module")
+def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Trained hard enough that soul and adapter show, merged and exported."""
+    with pytest.MonkeyPatch.context() as patch:
+        from vendor_llama_cpp import converter_tree
+
+        patch.setenv("LLAMA_CPP_DIR", str(converter_tree()))
+        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        run = Run(tmp_path_factory.mktemp("talk") / "run")
+        short = {"max_steps": 6, "warmup_steps": 1, "annealing_steps": 2, "save_steps": 6, "max_length": 64}
+        config = TrainConfig(base_model=str(quick_base), device="cpu", batch_size=2, learning_rate=2e-2, **short)
+        train(config, run)
+        merge(inputs_of_run(run), run.merged, MergeConfig())
+        export_gguf(run.merged, run.gguf, ExportConfig(quant=("Q8_0",)))
+        yield run
+
+
+class Echo:
+    """A speaker of one token a letter, which says how many messages it saw, after a space."""
+
+    name = "echo"
+
+    def __init__(self, context: int = 1000) -> None:
+        self.context = context
+        self.heard: list[list[Message]] = []
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return sum(len(message["content"]) for message in messages)
+
+    def say(self, messages: Sequence[Message], manner: Manner) -> Iterator[str]:
+        self.heard.append([dict(message) for message in messages])
+        yield from f" {len(messages)}"
+
+
+def test_every_turn_goes_on_from_the_last() -> None:
+    echo = Echo()
+    talk = Conversation(echo, GREEDY, [{"role": "system", "content": "s"}])
+    assert ["".join(talk.ask(text)) for text in ("a", "b", "c")] == ["2", "4", "6"]
+    assert [message["role"] for message in echo.heard[-1]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert [message["content"] for message in echo.heard[-1]] == ["s", "a", "2", "b", "4", "c"]
+
+
+def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
+    """Whole turns, never the system message, never the question itself; and it is said."""
+    echo = Echo(context=60)
+    talk = Conversation(echo, GREEDY, [{"role": "system", "content": "s" * 10}])
+    for text in ("a" * 20, "b" * 10, "c" * 10, "d" * 25):
+        "".join(talk.ask(text))
+    contents = [message["content"][:1] for message in echo.heard[-1]]
+    assert contents[0] == "s"
+    assert contents[-1] == "d"
+    assert "a" not in contents
+    assert all(echo.count(heard) + GREEDY.max_tokens <= 60 for heard in echo.heard)
+    assert "forgotten" in reporter.said[-1]
+
+
+def greedily(model: Any, tokenizer: Any, messages: list[dict[str, str]], count: int) -> str:
+    """By the logits of whole prompts, without a cache or a generate()."""
+    ids = chat_ids(tokenizer, messages)
+    start = len(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token in model.generation_config.eos_token_id:
+            break
+        ids.append(token)
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path) -> None:
+    """The likeliest tokens of the model as it was trained, through cache and thread; the base says something else."""
+    messages = [{"role": "user", "content": "先生は何をする人ですか。"}]
+    tokenizer = load_tokenizer(quick_base)
+    with live_model(find_base(str(quick_base)), run.adapter, "4bit", torch.device("cpu")) as model:
+        wanted = greedily(model, tokenizer, messages, GREEDY.max_tokens)
+    with speakers(run, None, live=True, compare=True, context=None) as found:
+        base, live = found
+        said = {speaker.name: "".join(speaker.say(messages, GREEDY)) for speaker in (base, live)}
+        assert live.count(messages) == len(chat_ids(tokenizer, messages))
+    assert said["live"] == wanted != ""
+    assert said["base"] != wanted
+
+
+def test_a_seed_gives_the_same_words(run: Run) -> None:
+    messages = [USER]
+    with speakers(run, None, live=True, compare=False, context=None) as (live,):
+        told = {seed: ["".join(live.say(messages, Manner(12, 1.5, seed))) for _ in range(2)] for seed in (0, 1)}
+    assert told[0][0] == told[0][1]
+    assert told[1][0] == told[1][1]
+    assert told[0] != told[1]
+
+
+def test_a_failure_in_the_middle_is_raised(quick_base: Path) -> None:
+    class Broken:
+        device = torch.device("cpu")
+
+        def generate(self, **_: object) -> None:
+            raise ZeroDivisionError
+
+    speaker = TorchSpeaker("live", Broken(), load_tokenizer(quick_base), 64)
+    with pytest.raises(ZeroDivisionError):
+        list(speaker.say([USER], GREEDY))
+
+
+def test_no_room_for_an_answer(quick_base: Path) -> None:
+    speaker = TorchSpeaker("live", SimpleNamespace(device=torch.device("cpu")), load_tokenizer(quick_base), 4)
+    with pytest.raises(UsageError, match="context of 4"):
+        next(speaker.say([USER], GREEDY))
+
+
+def test_an_answer_nobody_waits_for_ends(quick_base: Path) -> None:
+    """Ctrl-C after the first piece: generation is told to stop. This one would never end otherwise."""
+
+    class Endless:
+        device = torch.device("cpu")
+
+        def generate(self, *, input_ids: Any, streamer: Any, stopping_criteria: Any, **_: object) -> None:
+            streamer.on_finalized_text("a")
+            while not stopping_criteria[0](input_ids, None).all():
+                time.sleep(0.01)
+
+    pieces = TorchSpeaker("live", Endless(), load_tokenizer(quick_base), 64).say([USER], GREEDY)
+    assert next(pieces) == "a"
+    pieces.close()  # type: ignore[attr-defined]
+    assert not any("generate" in thread.name for thread in threading.enumerate())
+
+
+@pytest.fixture
+def aegis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    def call(*arguments: object, typed: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aegis", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    yield call
+    progress.install(progress.SilentReporter())
+
+
+def test_several_turns_with_the_gguf(run: Run, aegis: Any) -> None:
+    """Two questions typed, two answers, one a line; the first is the one a single prompt gets."""
+    code, out, err = aegis(
+        "chat", "--run", run.root, "--temperature", 0, "--max-tokens", 8, typed="こんにちは。\nはい。\n"
+    )
+    assert code == 0, err
+    assert len(out.splitlines()) == 2
+    again = aegis("chat", "--gguf", gguf_of_run(run), "-p", "こんにちは。", "--temperature", 0, "--max-tokens", 8)
+    assert again[:2] == (0, out.splitlines()[0] + "\n")
+
+
+@pytest.mark.parametrize("flags", [("--json", "chat"), ("chat", "--json")])
+def test_json_lines(run: Run, aegis: Any, flags: tuple[str, str]) -> None:
+    """Pieces as they come, then the whole of each answer, by name; nothing else on stdout."""
+    code, out, err = aegis(
+        *flags, "--run", run.root, "--compare", "base", "--temperature", 0, "--max-tokens", 8, typed="はい。\n\n"
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    answers = [row for row in rows if row["event"] == "answer"]
+    assert [row["speaker"] for row in answers] == ["base", gguf_of_run(run).stem]
+    for answer in answers:
+        pieces = [row["text"] for row in rows if row["event"] == "piece" and row["speaker"] == answer["speaker"]]
+        assert "".join(pieces) == answer["text"] != ""
+
+
+def test_side_by_side_each_is_named(run: Run, aegis: Any) -> None:
+    code, out, err = aegis(
+        "chat", "--run", run.root, "--live", "--compare", "base", "-p", "はい。", "--temperature", 0, "--max-tokens", 6
+    )
+    assert code == 0, err
+    assert [line.partition(": ")[0] for line in out.splitlines()] == ["base", "live"]
+
+
+@pytest.mark.parametrize("flags", [("--live",), ("--compare", "base")])
+def test_a_file_alone_has_no_base(run: Run, aegis: Any, flags: tuple[str, ...]) -> None:
+    code, out, err = aegis("chat", "--gguf", gguf_of_run(run), *flags, "-p", "x")
+    assert (code, out, "give --run" in err) == (2, "", True)

@@ -1,0 +1,195 @@
+"""Progress as people and programs see it, and the last words of a command."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aegis import progress
+from aegis.cli.console import tasks
+from aegis.cli.screens import results
+from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
+from aegis.errors import AegisError, EnvironmentFault, UsageError
+from aegis.messages import VARIABLE
+from aegis.report.card import ollama_name
+
+ROW = {
+    "step": 10,
+    "loss": 3.25,
+    "task_loss": 3.2,
+    "heldout_loss": 3.5,
+    "alpha": 1.618,
+    "gate": 0.8345,
+    "phase": "golden",
+    "tokens_per_second": 812.5,
+    "grad_norm": float("inf"),
+}
+
+
+def test_every_failure_has_the_code_of_the_table() -> None:
+    """DESIGN's exit codes, each held by one class or by a class under it."""
+    codes: dict[str, int] = {}
+    classes = [AegisError]
+    while classes:
+        known = classes.pop()
+        codes[known.__name__] = known.exit_code
+        classes += known.__subclasses__()
+    assert codes == {
+        "AegisError": 1,
+        "UsageError": 2,
+        "EnvironmentFault": 3,
+        "PeerEnded": 3,
+        "DataError": 4,
+        "IntegrityError": 5,
+        "UnsupportedModelError": 5,
+        "DivergedError": 6,
+        "ToolError": 7,
+        "LockedError": 8,
+        "Interrupted": 1,  # its own argument: 130 or 143
+    }
+    error = EnvironmentFault("disk.no_cache", directory="here", error="it is a file")
+    assert str(error) == f"{error.what}\n{error.why}\n{error.fix}"
+    assert (error.what, error.why) == ("here cannot be used as the cache", "it is a file")
+    assert str(UsageError("config.no_config_file", file="x.toml")) == "no config file at x.toml"
+
+
+def test_people_read_plain_lines_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the result goes to stderr, without colours; brackets are text, not markup."""
+    monkeypatch.setattr(tasks, "_PLAIN_SECONDS", 0)
+    reporter = ConsoleReporter()
+    reporter.say("[bold]said[/bold]")
+    reporter.warn("careful [red]")
+    reporter.metrics(ROW)
+    with reporter.task("hashing", 4, "B") as bar:
+        bar.note("note")
+        bar.advance(1)
+    reporter.result("the [end]", {})
+    told = capsys.readouterr()
+    assert told.out == "the [end]\n"
+    lines = told.err.splitlines()
+    assert lines[:2] == ["[bold]said[/bold]", "warning: careful [red]"]
+    assert "held-out 3.5000" in lines[2]
+    assert "🟢 Golden Ratio Reached" in lines[2]
+    assert lines[3].startswith("hashing: 25 %")
+    assert lines[4].startswith("hashing: done in")
+    assert "\x1b" not in told.err
+
+
+def test_people_read_plain_lines_in_their_language(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is the test before: the same lines in English."""
+    monkeypatch.setattr(tasks, "_PLAIN_SECONDS", 0)
+    monkeypatch.setenv(VARIABLE, "ja")
+    reporter = ConsoleReporter()
+    reporter.metrics(ROW)
+    with reporter.training(0, 4) as watch:
+        watch.step(1, 1, 3.25, 1.618)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "ステップ     10  損失 3.2000  検証用 3.5000  α +1.618  g 0.8345  🟢 黄金比に到達  812 トークン/秒"
+    )
+    assert lines[1].startswith("学習中: 25 %、残り約")
+    assert lines[1].endswith("秒  損失 3.250  α +1.618")
+    assert lines[2].endswith("秒で完了")
+
+
+def test_quiet_leaves_warnings_and_results(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter(quiet=True)
+    reporter.say("said")
+    reporter.metrics(ROW)
+    with reporter.task("hashing", 4, "B") as bar:
+        bar.advance()
+        bar.note("x")
+    reporter.warn("careful")
+    reporter.result("result", {})
+    assert capsys.readouterr() == ("result\n", "warning: careful\n")
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, colour: bool) -> None:
+    """A live bar that goes when it is done; NO_COLOR takes the colours away and not the bar."""
+    if not colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    screen = io.StringIO()
+    reporter = ConsoleReporter()
+    reporter.console = Console(file=screen, force_terminal=True, width=40, highlight=False)
+    for total, unit in ((None, "it"), (3, "step"), (10, "B")):
+        with reporter.task("work [x]", total, unit) as bar:
+            bar.advance()
+            bar.note("loss 3.2")
+    reporter.warn("careful")
+    assert "work [x]" in screen.getvalue()
+    assert ("\x1b[33m" in screen.getvalue()) == colour
+
+
+@dataclass(frozen=True)
+class Inner:
+    path: Path
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Report:
+    inner: Inner
+    pairs: tuple[tuple[str, int], ...]
+    nothing: None = None
+
+
+def test_programs_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """One object a line, ASCII, strict: no NaN, no Infinity; a warning is for people too."""
+    reporter = JsonReporter()
+    reporter.say("日本")
+    reporter.warn("careful")
+    reporter.metrics(ROW)
+    with reporter.task("hashing", 4, "B") as bar:
+        bar.advance()
+        bar.note("x")
+    reporter.result("text for people", Report(Inner(Path("a"), float("nan")), (("b", 1),)))
+    told = capsys.readouterr()
+
+    def strict(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    rows = [json.loads(line, parse_constant=strict) for line in told.out.splitlines()]
+    assert told.out.isascii()
+    assert [row["event"] for row in rows] == ["message", "warning", "metrics", "begin", "end", "result"]
+    assert rows[0]["text"] == "日本"
+    assert (rows[2]["loss"], rows[2]["grad_norm"]) == (3.25, None)
+    assert rows[5]["report"] == {"inner": {"path": "a", "ratio": None}, "pairs": [["b", 1]], "nothing": None}
+    assert told.err == "warning: careful\n"
+
+
+def test_nothing_is_printed_unless_someone_installs_a_reporter(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.install(progress.SilentReporter())
+    progress.say("x")
+    progress.warn("x")
+    progress.metrics({})
+    progress.result("x", {})
+    with progress.task("x", 3) as bar:
+        bar.advance()
+        bar.note("x")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
+    """Paths with spaces are quoted; the name for Ollama is one that it takes."""
+    from aegis.stages.export import ExportReport
+
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "m.gguf").write_bytes(bytes(1_500_000))
+    text = results.exported(ExportReport(folder, "AEGIS 日本/Phi-3.5", (folder / "m.gguf",), 4096))
+    assert f'aegis chat --gguf "{folder / "m.gguf"}"' in text
+    assert "ollama create aegis----phi-3.5 -f" in text
+    assert f'llama-server -m "{folder / "m.gguf"}" -c 4096' in text
+    assert "1.5 MB" in text
+    assert results.quoted(Path("plain")) == "plain"
+    assert ollama_name("日本") == "aegis"

@@ -1,0 +1,147 @@
+"""The texts that commands end with: all of them in both languages, their columns straight, their lines folded."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from dataclasses import fields
+from types import ModuleType
+
+import pytest
+
+from aegis.cli.screens import memory as screens_memory, plan as screens_plan, study as screens_study, verify
+from aegis.messages.layout import cells
+from aegis.messages import LANGUAGES, Language, VARIABLE, phrase, words
+from aegis.stages import plan, quantize_study, verify_file
+from aegis.training.planning.estimate import Estimate, Held
+from aegis.training.memory import MemoryParts
+from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
+
+GROUPS = ("doctor", "ending", "finding", "memory", "screens", "screens_plan", "screens_study", "screens_verify")
+VALUES = {"base", "trained", "adapter", "aegis"}
+"""Words that stand in a report as they are: models, and a speaker."""
+
+
+def labels(spoken: Language) -> set[str]:
+    """The texts of one word, but for those that are values as well."""
+    texts = (text for group in GROUPS for text in words(group, spoken).values())
+    return {text for text in texts if re.fullmatch("[A-Za-z-]+", text)} - VALUES
+
+
+def labels_in(text: str) -> set[str]:
+    return labels("en") & {word.rstrip(":;,") for word in text.split()}
+
+
+@pytest.fixture(params=LANGUAGES)
+def spoken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Language:
+    monkeypatch.setenv(VARIABLE, request.param)
+    language: Language = request.param
+    return language
+
+
+def test_every_screen_is_japanese(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a sentence nor a label is left in English; the control is the English screens, which all have some."""
+    english = every_screen()
+    monkeypatch.setenv(VARIABLE, "ja")
+    for name, text in every_screen().items():
+        assert (english_in(text), labels_in(text)) == ([], set()), name
+        assert english_in(english[name]) or labels_in(english[name]), name
+
+
+def test_folded_screens_fit_a_narrow_terminal(spoken: Language) -> None:
+    """But for what has no place to break: the base's name on the Hub."""
+    for name, text in every_screen(40).items():
+        if name.startswith(("doctor", "plan")):
+            assert all(cells(line) <= 40 for line in text.splitlines() if "Borea" not in line), name
+
+
+def table_of(text: str, words: str, count: int) -> list[str]:
+    """So many lines from the one on that begins with `words`."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(words))
+    return lines[start : start + count]
+
+
+def test_columns_end_below_each_other(spoken: Language) -> None:
+    """The numbers of every table, and the texts after the names of plan's lines."""
+    shown = every_screen()
+    steps = table_of(shown["verify"], phrase("screens_verify.models"), 4)
+    bases = table_of(shown["verify"], phrase("screens_verify.trained_merged"), 3)
+    study = table_of(shown["quantize-study"], f"  {phrase('screens_study.type')}", 3)
+    memory = table_of(shown["plan"], phrase("screens_plan.recomputed"), 12)
+    measured = table_of(shown["train --dry-run"], f"  {phrase('memory.base')}", 7)
+    for table in (steps, bases, study, memory, measured):
+        assert len({cells(line) for line in table}) == 1, table
+    start = phrase("screens_plan.need", needed="", free="", where="", short="")
+    names = [line.partition(start)[0] for line in shown["plan"].splitlines() if " GB" in line]
+    assert [cells(name) for name in names] == [cells(names[0])] * 6
+
+
+def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> None:
+    """Two beside the names at 40 columns, one at least however narrow it is."""
+    for columns, ways in ((40, 2), (64, 4), (12, 1)):
+        lines = screens_plan.planned(plan_report(), SETTINGS, columns).splitlines()
+        (line,) = [line for line in lines if line.startswith(phrase("screens_plan.recomputed"))]
+        assert line.count("/32") == ways
+
+
+ENGLISH = """\
+ok    files of adapter/  3 tensors
+ok    R orthogonal, det +1  \
+
+
+models                  mean KL       99 %        max    top-1   max |Δ|    bound
+trained → wide         1.48e-02   1.75e-01   5.19e-01   96.14%    4.0666        -
+wide → merged          1.21e-07   1.13e-06   4.70e-06  100.00%    0.0126    1e-04
+f16 → Q4_K_M           1.48e-02   1.75e-01   5.19e-01   96.14%    4.0666        -
+
+perplexity  trained 4.950  wide 4.910  Q4_K_M 4.975
+
+trained → merged into              mean KL       99 %        max    top-1  perplexity
+original weights (this run)       1.48e-02   1.75e-01   5.19e-01   96.14%       4.910
+dequantized weights               1.21e-07   1.13e-06   4.70e-06  100.00%       4.950
+on other text  base 1.914, result 3.474
+  at the best temperature  base 1.914 (T 1.00), result 3.270 (T 1.27)
+  lost 0.596 nats a token, 0.061 of it by temperature alone
+
+report: artifacts/mine/verify/report.json
+proven on 2048 tokens: what was trained is what runs"""
+
+JAPANESE = """\
+  型       作り方                   MB    平均 KL       99 %    top-1  パープレキシティ    入力    生成
+  F16      基準                7640.00                                            4.910     120     5.2
+→ Q4_K_M   plain               2390.00   1.48e-02   1.75e-01   96.14%             4.975     212    11.3
+  Q4_K_M   imatrix+head-q8_0   2490.00   1.48e-02   1.75e-01   96.14%             4.975     212    11.3  \
+imatrix と同じファイル
+  IQ2_M    plain             作成せず: 重要度行列が必要です
+"""
+
+
+def test_a_whole_screen_of_each_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert every_screen()["verify"].replace("\\", "/") == ENGLISH
+    monkeypatch.setenv(VARIABLE, "ja")
+    assert every_screen()["quantize-study"].startswith(JAPANESE)
+
+
+def constants(module: ModuleType, pattern: str) -> set[str]:
+    nodes = ast.walk(ast.parse(inspect.getsource(module)))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {text for text in texts if re.fullmatch(pattern, text)}
+
+
+def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
+    """Reports keep English words, which programs read; each has its text."""
+    parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
+    assert screens_memory._PARTS.keys() == parts
+    assert screens_memory._HELD.keys() == {field.name for field in fields(Held)}
+    assert verify.KINDS.keys() == constants(verify_file, "an? [A-Za-z ]+")
+    assert screens_plan.NEEDS.keys() == constants(plan, "(disk|GPU memory|RAM), .+")
+    assert screens_study.REASONS.keys() == constants(quantize_study, "needs .+")
+
+
+def test_the_studys_rule_is_the_reports() -> None:
+    study = study_report().study
+    assert study is not None
+    told = phrase("screens_study.rule", tolerance=study.tolerance, percent=100 * study.tolerance)
+    assert told == f"recommended: {study.rule}"

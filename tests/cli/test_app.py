@@ -1,0 +1,526 @@
+"""The door: every setting a flag, every failure an exit code and a message, and output for whoever reads it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis import progress
+from aegis.cli import app
+from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
+from aegis.errors import UsageError
+from aegis.runs.manifest import read_manifest
+from aegis.runs.run import Run
+from aegis.stages import train as train_stage
+
+ROOT = Path(__file__).parents[2]
+ESCAPE = "\x1b"
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+Aegis = Callable[..., Ended]
+
+
+@pytest.fixture
+def aegis(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Aegis]:
+    """Run `aegis …` in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path_factory.getbasetemp() / "logs"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["aegis", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Ended(code, told.out, told.err)
+
+    yield run
+    progress.install(progress.SilentReporter())
+
+
+@pytest.fixture
+def spawn(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run `python -m aegis …` in a process of its own."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "AEGIS_"))}
+        return subprocess.run(
+            [sys.executable, "-m", "aegis", *map(str, arguments)],
+            cwd=tmp_path,
+            env=inherited
+            | {
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
+                "AEGIS_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cache"),
+                "AEGIS_LOG_DIR": str(tmp_path_factory.getbasetemp() / "logs"),
+                "AEGIS_LANG": "en",
+                "HF_HUB_OFFLINE": "1",
+                **environment,
+            },
+            capture_output=True,
+            timeout=240,
+        )
+
+    return run
+
+
+SMALL = ("--device", "cpu", "--max-length", 32, "--lora-r", 2, "--heldout-rows", 0, "--max-steps", 2, "--save-steps", 2)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    row = {"messages": [{"role": "user", "content": "春の花は?"}, {"role": "assistant", "content": "桜でござる。"}]}
+    path.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 40, encoding="utf-8")
+    return path
+
+
+COMMANDS = (
+    *("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run", "quantize-study"),
+    *("report", "card", "push", "chat", "serve"),
+)
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
+def test_help_loads_no_torch(command: list[str]) -> None:
+    """It comes at once: torch, transformers and llama.cpp stay where they are."""
+    code = (
+        "import sys; sys.argv = ['aegis', *{command}, '--help']\n"
+        "from aegis import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as ended: code = ended.code\n"
+        "heavy = {{'torch', 'transformers', 'peft', 'bitsandbytes', 'llama_cpp', 'gguf', 'numpy'}} & set(sys.modules)\n"
+        "print('HEAVY', code, sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(command=command)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY 0 []", done.stderr
+    assert "--help" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "models"),
+    [
+        ("train", [TrainConfig]),
+        ("merge", [MergeConfig]),
+        ("export-gguf", [ExportConfig]),
+        ("verify", [VerifyConfig]),
+        ("run", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig]),
+        ("plan", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig]),
+    ],
+)
+def test_every_setting_has_a_flag(aegis: Aegis, command: str, models: list[type[StageConfig]]) -> None:
+    """Each field of the stage's config, with its description, in the command's help."""
+    told = aegis(command, "--help")
+    words = "".join(told.out.split())
+    assert told.code == 0
+    for model in models:
+        for name, field in model.model_fields.items():
+            assert f"--{name.replace('_', '-')}" in told.out, name
+            if len(models) == 1:  # one flag may serve two stages, and has one text
+                assert "".join(str(field.description).split()) in words, name
+
+
+def test_version(aegis: Aegis) -> None:
+    from aegis import __version__
+
+    assert aegis("--version") == Ended(0, f"{__version__}\n", "")
+
+
+def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
+    told = aegis()
+    assert (told.code, told.err) == (0, "")
+    assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
+    assert all(command in told.out for command in COMMANDS)
+
+
+def test_the_originals_dry_run_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+    """The command line of the original's README, word for word but for the base: steps, and a line of what is next."""
+    told = aegis(
+        "train", "--base-model", quick_base, "--max-steps", 10, "--batch-size", 1, "--max-length", 256, "--dry-run"
+    )
+    assert (told.code, "10 of 10 steps taken" in told.out) == (0, True), told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_originals_training_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+    """All eight of the original's options, no dataset and no run: the embedded data, artifacts/<name of the base>."""
+    base = tmp_path / "Borea Phi"
+    shutil.copytree(quick_base, base)
+    told = aegis(
+        *("train", "--base-model", base, "--max-steps", 2, "--warmup-steps", 1, "--annealing-steps", 1),
+        *("--batch-size", 1, "--max-length", 64, "--learning-rate", "2e-4", "--save-steps", 1),
+    )
+    assert told.code == 0, told.err
+    run = Run(tmp_path / "artifacts" / "Borea-Phi")
+    config = read_manifest(run.adapter).config
+    assert config["learning_rate"] == 2e-4
+    assert (config["max_steps"], config["max_length"], config["dataset"]) == (2, 64, "demo")
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_000001", "step_000002"]
+    assert "next: aegis merge --run artifacts/Borea-Phi" in told.out.replace("\\", "/")
+    assert ESCAPE not in told.out + told.err
+    again = aegis("train", "--base-model", base, "--max-steps", 2)
+    assert (again.code, "exists" in again.err) == (2, True)
+
+
+def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    """Through train and merge: every line of stdout parses, metrics are among them, and the result is the last."""
+    told = aegis("--json", "train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert told.code == 0, told.err
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    assert {"begin", "end", "message", "metrics", "result"} <= {row["event"] for row in rows}
+    assert rows[-1]["event"] == "result"
+    assert rows[-1]["report"]["steps"] == 2
+    assert Path(rows[-1]["report"]["adapter"]) == Path("r") / "adapter"
+    told = aegis("--json", "merge", "--run", "r")
+    assert told.code == 0, told.err
+    assert json.loads(told.out.splitlines()[-1])["report"]["untied"] is False
+    told = aegis("--json", "merge", "--run", "r")
+    assert (told.code, told.out) == (2, "")
+
+    # the same run, once more: a base with other weights is not the one it was trained on
+    other = tmp_path / "other"
+    shutil.copytree(quick_base, other)
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-2] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    told = aegis("merge", "--base-model", other, "--adapter", "r/adapter", "--out", "merged")
+    assert (told.code, "was not trained on" in told.err) == (5, True)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["train", "--base-model", "./nowhere"], 2, "no base model at './nowhere'"),
+        (["train", "--base-model", "owner/name"], 3, "not in the local cache"),
+        (["train", "--base-model", "{base}", "--dataset", "absent.jsonl"], 2, "absent.jsonl"),
+        (["train", "--base-model", "{base}", "--dataset", "{base}"], 2, ""),
+        (["train", "--base-model", "{base}", "--config", "absent.toml"], 2, "no config file"),
+        (["train", "--base-model", "{base}", "--run", "{base}/config.json"], 2, "cannot be used as a run directory"),
+        (["train", "--base-model", "{base}", "--run", "n" * 300], 2, ""),
+        (["train", "--base-model", "{base}", "--resume", "--run", "r"], 2, "no checkpoint to resume"),
+        (["train", "--base-model", "{base}", "--lora-targets", "q_proj,k_proj,o_proj"], 2, "q_proj, k_proj"),
+        (["train", "--max-steps", "many"], 2, "--max-steps"),
+        (["train", "--max-steps", "0"], 2, "max_steps = 0"),
+        (["train", "--load-in", "8bit"], 2, "--load-in"),
+        (["train", "--preset", "borea"], 2, "did you mean 'borea-12gb'?"),
+        (["train", "--max-step", "3"], 2, "--max-step"),
+        (["trian"], 2, "trian"),
+        (["merge", "--run", "nowhere"], 2, "there is no run at nowhere"),
+        (["merge", "--run", "n" * 300], 2, ""),
+        (["merge"], 2, "there is no run at"),
+        (["merge", "--base-model", "x"], 2, "which model is to be merged?"),
+        (["merge", "--run", ".", "--soul", "x"], 2, "--soul"),
+        (["merge", "--base-model", "{base}", "--adapter", ".", "--out", "o"], 2, "not an adapter folder"),
+        (["export-gguf", "--model", "{base}"], 2, "which model is to be exported?"),
+        (["export-gguf", "--model", "{base}", "--out", "o", "--quant", "Q4_K_X"], 2, "Did you mean Q4_K_"),
+        (["export-gguf", "--model", "{base}", "--out", "{base}"], 2, "exists"),
+        (["export-gguf", "--model", ".", "--out", "o"], 2, "no config.json"),
+        (["chat", "--gguf", "absent.gguf", "-p", "x"], 2, "absent.gguf"),
+        (["chat", "--run", "."], 5, "manifest.json"),
+        (["chat", "--live", "--run", "."], 5, "manifest.json"),
+        (["serve", "--gguf", "absent.gguf"], 2, "absent.gguf"),
+        (["serve", "--gguf", "absent.gguf", "--host", "0.0.0.0"], 2, "--host"),
+        (["serve", "--run", "nowhere"], 2, "there is no run at nowhere"),
+        (["report", "--run", "."], 2, "holds no finished training"),
+        (["report", "--run", "nowhere"], 2, "there is no run at nowhere"),
+        (["card", "--run", "."], 2, "has no gguf/"),
+        (["push", "owner/name", "--run", ".", "--part", "weights"], 2, "--part"),
+        (["push", "--run", "."], 2, "repo"),
+    ],
+)
+def test_failures_have_a_code_and_a_message(
+    aegis: Aegis, quick_base: Path, tmp_path: Path, arguments: list[str], code: int, told: str
+) -> None:
+    """The exit code of its class, what is wrong on stderr, nothing on stdout, nothing left behind, no traceback."""
+    ended = aegis(*(argument.replace("{base}", str(quick_base)) for argument in arguments))
+    assert (ended.code, ended.out) == (code, ""), ended.err
+    assert ended.err.startswith("aegis: ") or "warning" in ended.err or "\naegis: " in ended.err
+    assert told in ended.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_bad_data_names_the_line(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    lines = dataset.read_text(encoding="utf-8").splitlines()
+    lines[36] = '{"messages": ['
+    dataset.write_text("\n".join(lines), encoding="utf-8")
+    told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert told.code == 4
+    assert "37" in told.err
+    dataset.write_text("")
+    told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert told.code == 4
+    assert not (tmp_path / "r").exists()
+
+
+def test_no_disk_is_the_environments_fault(
+    aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert (told.code, "not enough disk for the checkpoints" in told.err) == (3, True)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_held_run_is_exit_8(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    with Run(tmp_path / "r").lock():
+        told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+        assert (told.code, f"process {os.getpid()}" in told.err) == (8, True)
+        assert aegis("merge", "--run", "r").code == 8
+        assert aegis("export-gguf", "--run", "r").code == 8
+
+
+def raising(error: BaseException) -> Callable[..., object]:
+    def stage(*_: object, **__: object) -> object:
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 3, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 2, "/x/y cannot be used"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), 2, "Read-only file system"),
+    ],
+)
+def test_what_the_system_says(
+    aegis: Aegis, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+) -> None:
+    """Ctrl-C, a full disk anywhere, a path that may not be written: no traceback."""
+    monkeypatch.setattr(train_stage, "train", raising(error))
+    ended = aegis("train")
+    assert (ended.code, told in ended.err) == (code, True), ended.err
+
+
+def test_our_own_bugs_are_told_as_such(
+    aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Exit 1, one line, and where the traceback is; no traceback on the screen unless it is asked for."""
+    log = tmp_path_factory.getbasetemp() / "logs" / "aegis.log"
+    monkeypatch.setattr(train_stage, "train", raising(ZeroDivisionError("ours")))
+    ended = aegis("train")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("aegis: this is a bug: ZeroDivisionError: ours\n")
+    assert str(log) in ended.err
+    assert log.read_text(encoding="utf-8").rstrip().endswith("ZeroDivisionError: ours")
+    assert "Traceback" in log.read_text(encoding="utf-8").rpartition("ended by")[2]
+
+
+def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("cli.no_run", path="theirs"), 2)):
+        monkeypatch.setattr(train_stage, "train", raising(error))
+        monkeypatch.setattr(sys, "argv", ["aegis", "--debug", "train"])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        told = capsys.readouterr().err
+        assert ended.value.code == code
+        assert "Traceback" in told
+        assert getattr(error, "what", str(error)) in told.rpartition("\naegis: ")[2]
+    assert "Traceback" not in aegis("train", "--max-steps", 0).err
+
+
+def test_dry_runs_write_nothing(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    """On every stage: what it would make and take, on stdout, and not a byte on the disk."""
+    assert aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL).code == 0
+
+    def there() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = there()
+    for command, told in (
+        (("merge", "--run", "r"), "would hold"),
+        (("run", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL), "peak"),
+        (("plan", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL), "peak"),
+        (("export-gguf", "--model", quick_base, "--out", "o"), "Q4_K_M.gguf"),
+    ):
+        ended = aegis(*command, *(() if command[0] == "plan" else ("--dry-run",)))
+        assert (ended.code, told in ended.out, "nothing was written" in ended.out) == (0, True, True), ended
+        assert there() == before, command
+    assert aegis("verify", "--run", "r", "--dry-run").code == 5  # it is not finished, and that is said
+    assert there() == before
+
+
+def test_dry_runs_refuse_what_the_stage_refuses(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    assert aegis("export-gguf", "--model", quick_base, "--out", "o", "--dry-run").code == 2
+    assert aegis("export-gguf", "--model", quick_base, "--out", "p", "--quant", "Q4_K_X", "--dry-run").code == 2
+    assert aegis("merge", "--run", "nowhere", "--dry-run").code == 2
+    assert aegis("quantize-study", "--run", "nowhere", "--dry-run").code == 2
+    assert aegis("quantize-study", "--run", "o", "--dry-run").code == 5
+    assert "imatrix+head-q8_0" in aegis("quantize-study", "--run", "o", "--variants", "plain,imatirx", "--dry-run").err
+
+
+def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+    told = aegis("init", "--base-model", quick_base, "--dataset", dataset, "--out", "my run.toml")
+    assert told.code == 0, told.err
+    assert 'next: aegis plan --config "my run.toml"' in told.out
+    told = aegis("train", "--config", "my run.toml", "--run", "r", *SMALL)
+    assert told.code == 0, told.err
+    config = read_manifest(tmp_path / "r" / "adapter").config
+    assert (config["base_model"], config["dataset"]) == (str(quick_base), str(dataset))
+    before = (tmp_path / "my run.toml").read_bytes()
+    assert aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml").code == 2
+    assert (tmp_path / "my run.toml").read_bytes() == before
+    told = aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml", "--overwrite")
+    assert (told.code, (tmp_path / "my run.toml").read_bytes() == before) == (0, False)
+
+
+def test_init_asks_where_somebody_can_answer(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And names the flag where nobody can."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    told = aegis("init")
+    assert (told.code, "--base-model VALUE" in told.err) == (2, True)
+    terminal = io.StringIO("demo\n\ndemo\n")
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    told = aegis("init")
+    assert told.code == 0, told.err
+    assert "Base model" in told.err
+    assert (tmp_path / "aegis.toml").is_file()
+
+
+def test_the_shell_completes(spawn: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+    """The script for the shell, and what it asks for at each tab."""
+    done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis ex", COMP_CWORD="1")
+    assert (done.returncode, done.stdout.split()) == (0, [b"export-gguf"]), done.stderr
+    done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis train --max-l", COMP_CWORD="2")
+    assert (done.returncode, done.stdout.split()) == (0, [b"--max-length"]), done.stderr
+    done = spawn(_AEGIS_COMPLETE="source_bash")
+    assert (done.returncode, b"complete -o default -F _aegis_completion aegis" in done.stdout) == (0, True)
+
+
+def test_a_commands_exit_code_gets_out(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    monkeypatch.setattr(train_stage, "train", raising(typer.Exit(5)))
+    assert aegis("train").code == 5
+
+
+def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+    """`verify PATH` says what it is and what is wrong, exits 0 or 5, and with --json says so in one line."""
+    told = aegis("verify", quick_base)
+    assert told.code == 0, told
+    assert told.out.endswith("sound, as far as one part alone can show\n")
+    copy = shutil.copytree(quick_base, tmp_path / "copy")
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"tie_word_embeddings": True}))
+    told = aegis("verify", copy)
+    assert told.code == 5
+    assert "FAIL  head untied" in told.out
+    assert "NOT sound" in told.out
+    told = aegis("verify", copy, "--json")
+    assert told.code == 5
+    report = json.loads(told.out.splitlines()[-1])["report"]
+    assert report["kind"] == "a model folder"
+    assert [check["name"] for check in report["checks"] if not check["ok"]]
+    assert aegis("verify", copy, "--tokens", 99).code == 2
+    assert aegis("verify", tmp_path / "absent").code == 2
+
+
+def test_an_imported_soul(aegis: Aegis, tmp_path: Path) -> None:
+    """The command says whether R is a rotation, what to type next, and refuses to write over a file."""
+    import torch
+
+    rotation = torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(32, 32, bias=False))
+    torch.save({"alpha": torch.tensor(1.0), "so8_rotation": rotation.state_dict(), "step": 7}, tmp_path / "soul.pt")
+    told = aegis("import-soul", "soul.pt", "--out", "soul.safetensors")
+    assert told.code == 0, told
+    assert "step 7" in told.out
+    assert "(det +1)" in told.out or "reflection (det −1)" in told.out
+    assert "--soul soul.safetensors" in told.out
+    assert aegis("import-soul", "soul.pt", "--out", "soul.safetensors").code == 2
+    (tmp_path / "soul.pt").write_bytes(b"no pickle")
+    assert aegis("import-soul", "soul.pt", "--out", "other.safetensors").code == 5
+
+
+def test_a_narrow_cp932_pipe(
+    spawn: Callable[..., subprocess.CompletedProcess[bytes]], quick_base: Path, dataset: Path
+) -> None:
+    """Japanese Windows, forty columns, no terminal: Greek letters and coloured circles may be lost, nothing else."""
+    arguments = ("train", "--base-model", quick_base, "--dataset", dataset, "--run", "走る", *SMALL)
+    done = spawn(*arguments, PYTHONIOENCODING="cp932", COLUMNS="40")
+    out, err = done.stdout.decode("cp932"), done.stderr.decode("cp932")
+    assert done.returncode == 0, err
+    assert "Traceback" not in err
+    assert ESCAPE not in out + err
+    assert str(Path("走る") / "adapter") in out
+    assert "loss" in err
+    assert "Stable" in err
+
+
+def test_nobody_reads_the_complaint() -> None:
+    """The exit code gets out even so."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "aegis", "train", "--max-steps", "0"],
+        stdout=writer,
+        stderr=writer,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])},
+    )
+    os.close(writer)
+    assert child.wait(60) == 2
+
+
+def test_a_reader_that_goes_away() -> None:
+    """As with `| head`: no traceback, and the exit code a shell gives for it."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "aegis", "train", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])},
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    with child.stderr:
+        told = child.stderr.read().decode()
+    assert child.wait(60) == 141, told
+    assert told == ""
+
+
+def test_several_processes_share_training_only(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aegis run` under a launcher would merge as often as there are processes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = aegis("run", "--device", "cpu")
+    assert told.code == 2
+    assert "launch aegis train" in told.err

@@ -1,0 +1,55 @@
+"""What comes to a command's end is told once, with its exit code, and leaves the process as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from aegis.cli.exit import to_its_end
+from aegis.errors import DivergedError, UsageError
+
+
+def told(command: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as ended:
+        to_its_end(command)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
+def test_a_signal_hides_no_error_that_is_on_its_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """A launcher sends one to the others as soon as a process has died; what that did to this one is to be read."""
+
+    def command() -> int:
+        try:
+            raise UsageError("cli.no_run", path="here")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    code, said = told(command, capsys)
+    assert code == 2
+    assert "there is no run at here" in said
+
+    def alone() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert told(alone, capsys) == (143, "aegis: terminated\n")
+
+
+def test_a_process_that_leaves_with_another_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        try:
+            raise DivergedError("train.diverged", step=1, loss=1.0, norm=1.0)
+        except DivergedError as error:
+            raise SystemExit(error.exit_code) from error
+
+    assert told(command, capsys) == (6, "")
+
+
+def test_handlers_are_the_callers_again(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert told(lambda: 0, capsys) == (0, "")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,132 @@
+"""--help and aegis.toml in the reader's language: every command and setting described, nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from aegis.messages import layout
+from aegis.cli.app import app
+from aegis.config.settings import SECTIONS
+from aegis.messages import VARIABLE, described, descriptions
+from tests.shown import english_in
+from tests.messages.test_messages import JAPANESE
+
+TYPERS = {"Usage", "Arguments", "Options", "Commands", "[OPTIONS]", "COMMAND [ARGS]...", "default", "required"}
+TYPERS_OPTIONS = {"help", "install_completion", "show_completion"}
+"""What typer brings along; its texts may be others in another version."""
+FOLDED_AT = 78
+
+
+def contexts() -> Iterator[Any]:
+    """A context of the program and of every command."""
+    group: Any = typer.main.get_command(app)
+    root = group.make_context("aegis", [], resilient_parsing=True)
+    yield root
+    for name, command in group.commands.items():
+        yield command.make_context(name, [], parent=root, resilient_parsing=True)
+
+
+CONTEXTS = {context.info_name: context for context in contexts()}
+
+
+def texts() -> dict[str, set[str]]:
+    """Every text that describes something, and what it describes: commands, and options by their names."""
+    found: dict[str, set[str]] = {}
+    for name, context in CONTEXTS.items():
+        found.setdefault(context.command.help, set()).add(f"aegis {name}")
+        for parameter in context.command.get_params(context):
+            if parameter.name not in TYPERS_OPTIONS:
+                found.setdefault(parameter.help, set()).add(parameter.name)
+    settings = {str(field.description): key for model in SECTIONS.values() for key, field in model.model_fields.items()}
+    # an option of a setting has its default behind it
+    bare = {text for text in found if not any(text.startswith(f"{setting} [") for setting in settings)}
+    return {text: found[text] for text in bare} | {text: {key} for text, key in settings.items()}
+
+
+def typers_texts() -> set[str]:
+    parameters = [parameter for context in CONTEXTS.values() for parameter in context.command.get_params(context)]
+    return TYPERS | {parameter.help for parameter in parameters if parameter.name in TYPERS_OPTIONS}
+
+
+def faults(known: dict[str, str]) -> tuple[set[str], set[str]]:
+    """Texts that have no other language, and those of nothing."""
+    return texts().keys() - known.keys(), known.keys() - texts().keys() - typers_texts()
+
+
+def test_everything_is_described_in_japanese_and_nothing_is_left_over() -> None:
+    known = descriptions("ja")
+    assert len(texts()) > 100
+    assert faults(known) == (set(), set())
+    assert [text for text, theirs in known.items() if not JAPANESE.search(theirs) or english_in(theirs)] == []
+
+
+def test_a_text_that_is_missing_or_left_over_is_found() -> None:
+    """The control: a description that was changed is both."""
+    known = dict(descriptions("ja"))
+    known["rank of an adapter"] = known.pop("rank of the adapter")
+    assert faults(known) == ({"rank of the adapter"}, {"rank of an adapter"})
+
+
+def test_a_text_is_of_one_thing() -> None:
+    """Else it could be right in English only: "of the adapter" is a learning rate here."""
+    assert {text: names for text, names in texts().items() if len(names) > 1} == {}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_help_is_japanese_and_fits_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every option in it; the control is the English one, which typer makes."""
+    context = CONTEXTS[name]
+    english = context.command.get_help(context)
+    monkeypatch.setenv(VARIABLE, "ja")
+    japanese = context.command.get_help(context)
+    options = [option for parameter in context.command.get_params(context) for option in parameter.opts]
+    for text in (english, japanese):
+        assert all(option in text for option in options)
+    assert english_in(english)
+    told = [line for line in japanese.splitlines() if "range>" not in line]  # typer's name of a type
+    assert english_in("\n".join(told)) == []
+    names = {name for context in CONTEXTS.values() for name in getattr(context.command, "commands", {})}
+    assert all(layout.cells(line) <= FOLDED_AT for line in japanese.splitlines())
+    assert name != "aegis" or all(f"\n  {command} " in japanese for command in names)
+    assert japanese.startswith(f"使い方: {context.command_path} ")
+
+
+def test_defaults_and_ranges_are_told_in_japanese_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "ja")
+
+    def line(command: str, option: str) -> str:
+        text = CONTEXTS[command].command.get_help(CONTEXTS[command])
+        return " ".join(text.partition(f"  {option} ")[2].partition("\n  -")[0].split())
+
+    assert line("chat", "-p, --prompt") == "<str> 一度だけ質問して終了"
+    assert line("report", "--max-tokens").endswith("[既定値: 96; x>=1]")
+    assert line("import-soul", "--out").endswith("[必須]")
+    assert line("train", "--lora-r").endswith(f"{described('rank of the adapter')} [16]")
+    assert line("quantize-study", "--quant").endswith("[Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0]")
+    assert line("train", "--config").endswith("のある TOML ファイル")  # its brackets are no default
+
+
+def test_a_shell_is_offered_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands by their first sentence, options with their defaults; in English as typer has them."""
+
+    def offered(command: str, start: str) -> dict[str, str]:
+        context = CONTEXTS[command]
+        return {item.value: item.help for item in context.command.shell_complete(context, start)}
+
+    assert offered("train", "--max-l") == {"--max-length": "tokens a window [512]"}
+    assert offered("aegis", "tra") == {"train": "Train an adapter and a soul."}
+    monkeypatch.setenv(VARIABLE, "ja")
+    assert offered("train", "--max-l") == {"--max-length": "1 ウィンドウのトークン数 [512]"}
+    assert offered("aegis", "tra") == {"train": "アダプターと魂を学習します"}
+    assert offered("aegis", "--q") == {"--quiet": "警告と結果だけを表示"}
+
+
+def test_a_text_that_nobody_translated_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "ja")
+    assert described("something new") == "something new"
+    monkeypatch.setenv(VARIABLE, "en")
+    assert described("rank of the adapter") == "rank of the adapter"

@@ -1,0 +1,118 @@
+"""The log file: there after every command, bounded, without secrets, and never in the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aegis import progress
+from aegis.cli import logfile
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file; the handler goes again afterwards."""
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path / "logs"))
+    root = logging.getLogger()
+    before, level, raising = list(root.handlers), logging.getLogger("aegis").level, logging.raiseExceptions
+    yield tmp_path / "logs" / "aegis.log"
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers = before
+    logging.getLogger("aegis").setLevel(level)
+    logging.raiseExceptions = raising
+
+
+def test_what_was_said_is_in_it(log: Path) -> None:
+    """The command, its messages and warnings, and what libraries warn of; nobody has to be listening."""
+    logfile.begin(["train", "--max-steps", "3"])
+    progress.say("merging")
+    progress.warn("slow")
+    logging.getLogger("some.library").warning("a warning of theirs")
+    text = log.read_text(encoding="utf-8")
+    assert all(part in text for part in ("train --max-steps 3", "INFO aegis: merging", "WARNING aegis: slow"))
+    assert "a warning of theirs" in text
+
+
+def test_the_traceback_is_in_it(log: Path) -> None:
+    logfile.begin(["train"])
+    try:
+        raise ZeroDivisionError("ours")
+    except ZeroDivisionError as error:
+        logfile.ended_by(error)
+    text = log.read_text(encoding="utf-8")
+    assert "Traceback" in text
+    assert "ZeroDivisionError: ours" in text
+    assert Path(__file__).name in text
+
+
+SECRET = "hf_AbCdEfGhIjKlMnOpQrStUv"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token {SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        "Authorization: Bearer another-kind-of-token",
+        "https://user:another-kind-of-token@example.org/x",
+        "somebody's own: s3cr3t-value-of-HF_TOKEN",
+    ],
+)
+def test_secrets_stay_out(log: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """In messages, on the command line, in the text of an error."""
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t-value-of-HF_TOKEN")
+    logfile.begin(["train", text])
+    progress.warn(text)
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        logfile.ended_by(error)
+    written = log.read_text(encoding="utf-8")
+    assert written.count("…") >= 3
+    for secret in (SECRET, "another-kind-of-token", "s3cr3t"):
+        assert secret not in written
+
+
+def test_it_is_bounded(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logfile, "_FILE_BYTES", 2000)
+    logfile.begin([])
+    for number in range(500):
+        progress.say(f"line {number}")
+    files = sorted(path.name for path in log.parent.iterdir())
+    assert files == ["aegis.log", "aegis.log.1", "aegis.log.2", "aegis.log.3"]
+    assert sum(path.stat().st_size for path in log.parent.iterdir()) <= 8000
+    assert "line 499" in log.read_text(encoding="utf-8")
+
+
+def test_one_that_cannot_be_written_stops_nobody(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path / "file"))
+    logfile.begin([])
+    progress.say("x")
+    (log.parent / "aegis.log").mkdir(parents=True)
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(log.parent))
+    logfile.begin([])
+    progress.say("x")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_it_begins_anew_once_a_process(log: Path) -> None:
+    """A second command in one process, as in a notebook, writes each line once."""
+    logfile.begin(["one"])
+    logfile.begin(["two"])
+    progress.say("said")
+    assert log.read_text(encoding="utf-8").count("said") == 1
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from platformdirs import user_log_dir
+
+    monkeypatch.delenv("AEGIS_LOG_DIR", raising=False)
+    assert logfile.log_path() == Path(user_log_dir("aegis-soul")) / "aegis.log"

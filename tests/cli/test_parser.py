@@ -1,0 +1,81 @@
+"""A command line that cannot be read is refused in the reader's language, in our shape, with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from aegis.cli import app
+from aegis.messages import VARIABLE
+from tests.shown import english_in
+
+REFUSED = {
+    "import-soul": ("Missing argument 'soul'.", "引数 'soul' を指定してください"),
+    "import-soul x": ("Missing option '--out'.", "オプション '--out' を指定してください"),
+    "train --max-step 3": (
+        "No such option: --max-step (Possible options: --max-steps, --save-steps, --warmup-steps)",
+        "オプション --max-step はありません（近いもの: --max-steps, --save-steps, --warmup-steps）",
+    ),
+    "train -z": ("No such option: -z", "オプション -z はありません"),
+    "--nope train": ("No such option: --nope", "オプション --nope はありません"),
+    "train --max-steps": (
+        "Option '--max-steps' requires an argument.",
+        "オプション '--max-steps' には値が必要です",
+    ),
+    "train --resume=3": (
+        "Option '--resume' does not take a value.",
+        "オプション '--resume' に値は付けられません",
+    ),
+    "train --max-steps many": (
+        "Invalid value for '--max-steps': Input should be a valid integer, unable to parse string as an integer",
+        "'--max-steps' の値が正しくありません: 整数を指定してください",
+    ),
+    "report --samples -1": (
+        "Invalid value for '--samples': Input should be greater than or equal to 0",
+        "'--samples' の値が正しくありません: 0 以上の値を指定してください",
+    ),
+    "train --rotation cubic": (
+        "Invalid value for '--rotation': 'cubic' is not one of 'so8', 'dense'.",
+        "'--rotation' の値が正しくありません: 'cubic' は使えません。使えるもの: 'so8', 'dense'",
+    ),
+    "train a.txt b.txt": (
+        "Got unexpected extra argument(s) (a.txt b.txt)",
+        "余分な引数があります: a.txt b.txt",
+    ),
+    "trian": (
+        "No such command 'trian'. Did you mean 'train'?",
+        "コマンド 'trian' はありません。'train' のことですか？",
+    ),
+    "zzz": ("No such command 'zzz'.", "コマンド 'zzz' はありません"),
+    "--quiet": ("Missing command.", "コマンドを指定してください"),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+@pytest.mark.parametrize("spoken", ["en", "ja"])
+def test_a_command_line_is_refused_in_the_readers_language(
+    line: str, spoken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, spoken)
+    monkeypatch.setattr(sys, "argv", ["aegis", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    what, fix = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert what == f"aegis: {REFUSED[line][spoken == 'ja']}"
+    assert fix.startswith("  do: aegis --help" if spoken == "en" else "  対処: aegis --help")
+    assert spoken == "en" or english_in(f"{what}\n{fix}") == []
+
+
+def test_an_error_of_another_kind_says_what_it_says() -> None:
+    """The parser may learn new ones."""
+    from aegis.cli.parser import told
+
+    class SomethingNew(Exception):
+        ctx = None
+
+        def format_message(self) -> str:
+            return "something new"
+
+    assert told(SomethingNew()) == "something new"

@@ -1,0 +1,216 @@
+"""config: where a value comes from, what is refused, and the numbers of the presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from aegis.config.settings import ExportConfig, MergeConfig, PRESETS, StageConfig, TrainConfig, VerifyConfig, resolve
+from aegis.errors import UsageError
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "aegis.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    """Defaults < preset < TOML < environment < flags, each shown by adding one more."""
+    sources: dict = {"environment": {}}
+    assert resolve(TrainConfig, **sources).max_length == 512
+    sources["preset"] = "demo"
+    demo = PRESETS["demo"]["train"]
+    assert resolve(TrainConfig, **sources).max_length == demo["max_length"] != 512
+    sources["file"] = toml(tmp_path, "[train]\nmax_length = 64\n")
+    assert resolve(TrainConfig, **sources).max_length == 64
+    sources["environment"] = {"AEGIS_TRAIN_MAX_LENGTH": "96"}
+    assert resolve(TrainConfig, **sources).max_length == 96
+    sources["flags"] = {"max_length": 32}
+    assert resolve(TrainConfig, **sources).max_length == 32
+    # and what nobody overrode is still the preset's
+    assert resolve(TrainConfig, **sources).batch_size == demo["batch_size"] != TrainConfig().batch_size
+
+
+def test_a_flag_not_given_overrides_nothing(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[train]\npacking = false\n")
+    assert resolve(TrainConfig, file=file, environment={}, flags={"packing": None, "seed": None}).packing is False
+
+
+def test_borea_preset_is_the_original(tmp_path: Path) -> None:
+    """Every number of the original's production run, to the digit; nothing in a TOML is needed for it."""
+    config = resolve(TrainConfig, preset="borea-12gb", environment={})
+    wanted = {
+        "base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp",
+        "load_in": "4bit",
+        "rotation": "so8",
+        "rotation_init": "random",
+        "alpha": "scheduled",
+        "alpha_start": -5.0,
+        "alpha_target": 1.618,
+        "warmup_steps": 50,
+        "annealing_steps": 400,
+        "orthogonality_weight": 0.1,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "lora_targets": (),
+        "max_steps": 500,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "max_length": 512,
+        "learning_rate": 2e-4,
+        "save_steps": 100,
+    }
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert resolve(MergeConfig, preset="borea-12gb", environment={}).dtype == "float16"
+    export = resolve(ExportConfig, preset="borea-12gb", environment={})
+    assert export.quant == ("Q4_K_M",)
+    assert "phi-3" in str(export.name).lower()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig])
+def test_presets_are_valid(preset: str, model: type) -> None:
+    resolve(model, preset=preset, environment={})
+
+
+@pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig])
+def test_a_config_read_back_is_the_same_text(model: type[StageConfig]) -> None:
+    """A manifest's identity is a hash of this text: 32 and 32.0 would be two."""
+    text = model().model_dump_json()
+    assert model.model_validate_json(text).model_dump_json() == text
+
+
+def test_configs_are_frozen() -> None:
+    for config in (TrainConfig(), MergeConfig(), ExportConfig(), VerifyConfig()):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(config, next(iter(type(config).model_fields)), "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[train]\nmax_step = 3\n", "did you mean 'max_steps'?"),
+        ("[trian]\nmax_steps = 3\n", "did you mean 'train'?"),
+        ("max_steps = 3\n", "max_steps"),
+        ("[merge]\ndtypes = 'float16'\n", "did you mean 'dtype'?"),
+        ("[train]\nmax_steps = 3\nmax_steps = 4\n", "cannot be read as TOML"),
+        ("[train\n", "cannot be read as TOML"),
+        ("train = 3\n", "[train] is not a table"),
+    ],
+)
+def test_nothing_in_a_file_is_ignored(tmp_path: Path, text: str, told: str) -> None:
+    """An unknown table or key, of any stage, is refused by any stage, with the nearest name."""
+    file = toml(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        resolve(TrainConfig, file=file, environment={})
+    assert told in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["max".encode("utf-16"), "[train]\nbase_model='日本'".encode("cp932")])
+def test_a_file_in_another_encoding_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "aegis.toml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot be read as TOML"):
+        resolve(TrainConfig, file=file, environment={})
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "aegis.toml"
+    file.write_bytes("[train]\nseed = 7\n".encode("utf-8-sig"))
+    assert resolve(TrainConfig, file=file, environment={}).seed == 7
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no config file"):
+        resolve(TrainConfig, file=tmp_path / "absent.toml", environment={})
+    with pytest.raises(UsageError, match="cannot be read"):
+        resolve(TrainConfig, file=tmp_path, environment={})
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("AEGIS_TRAIN_MAX_STEP", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
+        ("AEGIS_TRIAN_MAX_STEPS", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
+        ("AEGIS_MERGE_DTYP", "did you mean 'AEGIS_MERGE_DTYPE'?"),
+        ("AEGIS_CACHEDIR", "AEGIS_CACHEDIR is no variable"),
+        ("AEGIS_TRAIN_", "AEGIS_TRAIN_ is no variable"),
+    ],
+)
+def test_an_unknown_variable_is_refused(name: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(TrainConfig, environment={name: "3"})
+    assert told in str(caught.value)
+
+
+def test_variables_of_others_are_not_ours() -> None:
+    environment = {"AEGIS_CACHE_DIR": "/x", "AEGIS_EXPORT_KEEP_F16": "yes", "TRAIN_SEED": "1", "PATH": "/bin"}
+    assert resolve(TrainConfig, environment=environment) == TrainConfig()
+    assert resolve(ExportConfig, environment=environment).keep_f16 is True
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("max_steps", "many", "max_steps = 'many'"),
+        ("max_steps", 0, "greater than or equal to 1"),
+        ("max_steps", 2.5, "max_steps = 2.5"),
+        ("max_steps", True, "max_steps = True"),
+        ("learning_rate", -1.0, "greater than 0"),
+        ("learning_rate", float("nan"), "learning_rate"),
+        ("learning_rate", float("inf"), "learning_rate"),
+        ("alpha_start", float("nan"), "alpha_start"),
+        ("load_in", "8bit", "'4bit' or '16bit'"),
+        ("gpu_memory_gib", 0, "greater than 0"),
+        ("gpu_memory_gib", -3.0, "greater than 0"),
+        ("gpu_memory_gib", float("inf"), "gpu_memory_gib"),
+        ("gpu_memory_gib", True, "gpu_memory_gib = True"),
+        ("gpu_memory_gib", "3GiB", "gpu_memory_gib = '3GiB'"),
+        ("lora_targets", [1], "lora_targets"),
+        ("seed", 2**31, "less than"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path: Path, key: str, value: object, told: str) -> None:
+    """The stage, the key, the value and what it should have been; all wrong ones at once."""
+    with pytest.raises(UsageError) as caught:
+        resolve(TrainConfig, environment={}, flags={key: value, "batch_size": -1})
+    assert told in str(caught.value)
+    assert "train: batch_size = -1" in str(caught.value)
+
+
+def test_a_cap_on_the_gpus_memory_may_be_a_whole_number(tmp_path: Path) -> None:
+    """As people write it; there is none by itself."""
+    assert TrainConfig().gpu_memory_gib is None
+    file = toml(tmp_path, "[train]\ngpu_memory_gib = 3\n")
+    assert repr(resolve(TrainConfig, file=file, environment={}).gpu_memory_gib) == "3.0"
+    assert resolve(TrainConfig, environment={"AEGIS_TRAIN_GPU_MEMORY_GIB": "2.5"}).gpu_memory_gib == 2.5
+
+
+def test_alpha_may_not_jump() -> None:
+    with pytest.raises(UsageError, match="alpha would jump at the first step"):
+        resolve(TrainConfig, environment={}, flags={"warmup_steps": 0, "annealing_steps": 0})
+    still = {"warmup_steps": 0, "annealing_steps": 0, "alpha_start": 1.0, "alpha_target": 1.0}
+    assert resolve(TrainConfig, environment={}, flags=still).alpha_start == 1.0
+
+
+@pytest.mark.parametrize("given", ["Q4_K_M, Q8_0", ["Q4_K_M,Q8_0"], ["Q4_K_M", "Q8_0"]])
+def test_lists_may_be_written_with_commas(given: object) -> None:
+    """In the environment there is no other way, and on the command line people write them so."""
+    assert resolve(ExportConfig, environment={}, flags={"quant": given}).quant == ("Q4_K_M", "Q8_0")
+
+
+def test_an_empty_list_of_quantizations_is_refused() -> None:
+    with pytest.raises(UsageError, match="quant"):
+        resolve(ExportConfig, environment={"AEGIS_EXPORT_QUANT": " , "})
+
+
+def test_unknown_presets_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'borea-12gb'\?"):
+        resolve(TrainConfig, preset="borea-12", environment={})
+    with pytest.raises(UsageError, match="known: demo, borea-12gb"):
+        resolve(TrainConfig, preset="zzz", environment={})

@@ -1,0 +1,191 @@
+"""All of it together: a probe that breaks is a finding, "ready" is only said when nothing failed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aegis import doctor
+from aegis.cli.screens import results
+from aegis.messages.layout import cells
+from aegis.cli.console.reporters import JsonReporter
+from aegis.doctor import Finding, examine, is_ready, probes as examination
+from aegis.messages import VARIABLE, phrase, words
+from tests.shown import english_in
+
+ROOT = Path(__file__).parents[2]
+
+
+def raising(error: Exception) -> Callable[[], list[Finding]]:
+    def probe() -> list[Finding]:
+        raise error
+
+    return probe
+
+
+def test_a_probe_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = (
+        ("one", raising(ModuleNotFoundError("No module named 'psutil'"))),
+        ("two", lambda: [Finding("two", "ok", "fine")]),
+        ("three", raising(OSError("torch's library is cut short"))),
+    )
+    monkeypatch.setattr(examination, "PROBES", probes)
+    findings = list(examine())
+    assert [(finding.name, finding.state) for finding in findings] == [
+        ("one", "fail"),
+        ("two", "ok"),
+        ("three", "fail"),
+    ]
+    assert "No module named 'psutil'" in findings[0].detail
+    assert all("start.py setup" in finding.cure for finding in findings if finding.state == "fail")
+    assert not is_ready(findings)
+
+
+FINDINGS = [
+    Finding("Python", "ok", "3.11.7"),
+    Finding("Ollama", "warn", "installed, and nobody answers at http://127.0.0.1:11434", "ollama serve"),
+]
+
+
+def test_the_screen() -> None:
+    """A line each, what to type under it, and a verdict that never says ready beside a failure."""
+    lines = results.diagnosed(FINDINGS).splitlines()
+    assert lines == [
+        "ok    Python  3.11.7",
+        "warn  Ollama  installed, and nobody answers at http://127.0.0.1:11434",
+        "      do: ollama serve",
+        "ready; 1 of 2 lines worth a look",
+    ]
+    text = results.diagnosed([*FINDINGS, Finding("torch", "fail", "a CPU-only build", "pip install torch")])
+    assert text.splitlines()[-1] == "not ready: torch; after each cure: aegis doctor"
+    assert results.diagnosed(FINDINGS[:1]).splitlines()[-1] == "ready"
+
+
+def test_it_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine in Japanese: how things are keeps its names, nothing else is English.
+
+    The controls: what is looked for is in the English texts.
+    """
+    english = examine()
+    assert english_in(next(finding.detail for finding in english if finding.name == "packages"))
+    assert sum(bool(english_in(text)) for text in words("doctor", "en").values()) > 50
+    assert [text for text in words("doctor", "ja").values() if english_in(text)] == []
+    monkeypatch.setenv(VARIABLE, "ja")
+    findings = list(examine())
+    assert [finding for finding in findings if english_in(f"{finding.detail}\n{finding.cure}")] == []
+    assert {finding.name for finding in findings} >= {"Python", "set-up", "packages", "torch", "memory", "disk: runs"}
+    assert {finding.state for finding in findings} <= {"ok", "warn", "fail"}
+
+
+PROPER = {"GPU", "Hub", "Ollama", "Python", "llama.cpp", "torch", "triton"}
+"""Names in every language."""
+
+
+def names_given() -> set[str]:
+    """Every name that a finding can have, as it is written where findings are made."""
+    package = Path(doctor.__file__).parent
+    found = {name for name, _ in examination.PROBES}
+    for path in [*package.glob("*.py"), package.parent / "__main__.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Finding", "_disk"}:
+                found |= {part.value for part in node.args[:1] if isinstance(part, ast.Constant)}
+    return found
+
+
+def test_every_name_has_a_text_and_no_text_is_left_over() -> None:
+    assert names_given() - PROPER == results.NAMES.keys()
+    assert {phrase(key) for key in results.NAMES.values()} == results.NAMES.keys()
+    assert set(results.NAMES.values()) == {f"finding.{name}" for name in words("finding", "en")}
+
+
+def test_names_are_the_readers_and_those_for_programs_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [Finding(name, "fail", "あ") for name in sorted(names_given())]
+    english = results.diagnosed(findings)
+    assert all(name in english for name in names_given())
+    monkeypatch.setenv(VARIABLE, "ja")
+    lines = results.diagnosed(findings).splitlines()
+    shown = [line.removeprefix("fail").removesuffix("あ").strip() for line in lines[:-1]]
+    assert {name for name in shown if not re.search("[ぁ-ヿ一-鿿]", name)} == PROPER
+    assert {cells(line) for line in lines[:-1]} == {cells(lines[0])}
+    assert lines[-1].startswith(f"まだ準備ができていません: {', '.join(shown)}")
+    JsonReporter().result("", {"findings": findings})
+    told = json.loads(capsys.readouterr().out)["report"]["findings"]
+    assert {finding["name"] for finding in told} == names_given()
+
+
+def test_columns_stand_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor is asked when packages are missing, too."""
+    monkeypatch.setenv(VARIABLE, "ja")
+    with_rich = results.diagnosed([Finding("set-up", "ok", "x"), Finding("disk: temporary", "ok", "x")])
+    monkeypatch.setitem(sys.modules, "rich.cells", None)
+    with pytest.raises(ImportError):
+        import rich.cells  # noqa: F401
+    assert results.diagnosed([Finding("set-up", "ok", "x"), Finding("disk: temporary", "ok", "x")]) == with_rich
+
+
+def test_a_narrow_terminal_folds_and_breaks_no_address() -> None:
+    text = results.diagnosed(FINDINGS, 40)
+    assert "http://127.0.0.1:11434" in text
+    assert all(len(line) <= 40 for line in text.splitlines())
+
+
+def run_aegis(*arguments: str, path: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_HUB"))}
+    parts = [part for part in (path, str(ROOT / "pipeline"), str(ROOT), os.environ.get("PYTHONPATH", "")) if part]
+    return subprocess.run(
+        [sys.executable, "-m", "aegis", *arguments],
+        env=inherited | {"PYTHONPATH": os.pathsep.join(parts), "PYTHONUTF8": "1"} | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+def test_the_command() -> None:
+    """This machine for real, as a program reads it: one result, a finding of every probe that has one, and the code."""
+    done = run_aegis("doctor", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    report = rows[-1]["report"]
+    states = {finding["name"]: finding["state"] for finding in report["findings"]}
+    assert set(states) >= {"Python", "set-up", "packages", "torch", "4-bit kernel", "memory", "converter", "llama.cpp"}
+    assert states["4-bit kernel"] == states["llama.cpp"] == states["packages"] == "ok", report
+    assert report["ready"] == ("fail" not in states.values())
+    assert done.returncode == (0 if report["ready"] else 3), done.stderr
+    assert all(finding["cure"] for finding in report["findings"] if finding["state"] == "fail")
+
+
+@pytest.mark.parametrize("missing", ["bitsandbytes", "typer", "pydantic"])
+def test_a_set_up_that_was_cut_short_is_never_ready(tmp_path: Path, missing: str) -> None:
+    """A package that does not import: a kernel's, or one that the command line itself is made of."""
+    (tmp_path / f"{missing}.py").write_text("raise ImportError('half installed', name=__name__)\n", encoding="utf-8")
+    done = run_aegis("doctor", path=str(tmp_path))
+    told = done.stdout + done.stderr
+    assert done.returncode == 3, told
+    assert "Traceback" not in told
+    assert "half installed" in told
+    assert "not ready" in told
+    assert "start.py setup" in told or "pip install" in told
+
+
+def test_nothing_is_imported_before_it_is_looked_for() -> None:
+    """The package itself needs the standard library only."""
+    code = "import sys; before = set(sys.modules); import aegis.doctor; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert doctor.PROBES

@@ -1,0 +1,164 @@
+"""The Modelfile: what Ollama's parser and Go's templates make of it is the model's own chat format."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.llama_cpp import Runtime, convert
+from aegis.model.base import load_tokenizer
+from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
+from aegis.llama_cpp.ollama.modelfile import go_template, modelfile, stop_texts
+from aegis.llama_cpp.ollama.probing import dialogue_of
+from tests.llama_cpp.ollama.chats import FAMILIES, QUOTING, Conversation, conversation, conversations, rendered, tokenizer_for
+from tests.llama_cpp.ollama.conftest import Ollama
+
+NASTY = Dialogue(
+    opening='"""{{ .Secret }}"""',
+    system=("{{- end }}", "\\"),
+    user=("\u3000改行\n", '"'),
+    assistant=("\t`'", "\u200b😀\r\n\x07"),
+    cue='"""',
+)
+
+
+def parse(text: str) -> list[tuple[str, str]]:
+    """Commands and values as Ollama reads them: quotes, one or three; no escapes; what does not print is dropped."""
+    commands = []
+    rest = text
+    while rest.strip():
+        if rest.startswith("#"):
+            rest = rest.partition("\n")[2]
+            continue
+        word, rest = rest.split(" ", 1)
+        end = rest.index('"""', 3) + 3 if rest.startswith('"""') else rest.index("\n")
+        value, rest = rest[:end], rest[end:].removeprefix("\n")
+        value = "".join(letter for letter in value if letter.isprintable() or letter in "\r\n\t")
+        for quote in ('"""', '"'):
+            if value.startswith(quote):
+                value = value[len(quote) : -len(quote)]
+                break
+        commands.append((word, value))
+    return commands
+
+
+def template_of(dialogue: Dialogue | None) -> str:
+    """The TEMPLATE of its Modelfile, as Ollama reads it."""
+    return dict(parse(modelfile("m.gguf", dialogue, [], 4096)))["TEMPLATE"]
+
+
+def derived(name: str) -> Dialogue:
+    dialogue = dialogue_of(tokenizer_for(FAMILIES[name]))
+    assert dialogue is not None
+    return dialogue
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ollama_renders_what_the_template_renders(name: str, ollama: Ollama) -> None:
+    """Jinja and Go, byte for byte: every conversation, with and without a system message, an empty one too."""
+    family = FAMILIES[name]
+    told = conversations(system=family.system)
+    if family.system:
+        told.append([{"role": "system", "content": ""}, *conversation(1, system=False)])
+    assert len(told) >= 30
+    texts = ollama(template_of(derived(name)), told)
+    assert texts == [rendered(family, messages) for messages in told]
+
+
+def test_a_wrong_template_shows(ollama: Ollama) -> None:
+    """The control: one newline less, and every conversation differs."""
+    family, dialogue = FAMILIES["phi3"], derived("phi3")
+    told = conversations(system=True)
+    wrong = ollama(template_of(replace(dialogue, user=("<|user|>", "<|end|>\n"))), told)
+    assert not any(text == rendered(family, messages) for text, messages in zip(wrong, told, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.departures])
+def test_what_ollama_does_otherwise_stands_in_the_file(name: str, ollama: Ollama) -> None:
+    """A comment for each departure; white space round the words is the one that shows in every such family."""
+    dialogue = derived(name)
+    comments = [line for line in modelfile("m.gguf", dialogue, [], 4096).splitlines() if line.startswith("#")]
+    assert len(comments) == len(FAMILIES[name].departures)
+    spaced = [{"role": "user", "content": " x "}, {"role": "assistant", "content": " y "}, *conversation(0, system=0)]
+    same = ollama(template_of(dialogue), [spaced])[0] == rendered(FAMILIES[name], spaced)
+    assert same == (not any("white space" in comment for comment in comments))
+
+
+@pytest.mark.parametrize("system", [NASTY.system, Folded('"""', "{{ end }}", in_last=True), Folded("\\", "", False)])
+@pytest.mark.parametrize("skips", [False, True])
+def test_no_literal_leaks(system: Any, skips: bool, ollama: Ollama) -> None:
+    """Quotes, braces, backslashes, newlines, what does not print: each comes out as it went in."""
+    dialogue = replace(NASTY, system=system, skips_empty_system=skips)
+    assert template_of(dialogue) == go_template(dialogue)
+    told = [*conversations(system=True), [{"role": "system", "content": ""}, *conversation(1, system=False)]]
+    assert ollama(go_template(dialogue), told) == [dialogue.render(messages) for messages in told]
+
+
+def test_a_default_system_prompt_full_of_quotes(ollama: Ollama) -> None:
+    """Three of them, which end a TEMPLATE, braces and a backslash, from the tokenizer to Ollama's text."""
+    family = replace(FAMILIES["qwen2.5"], template=QUOTING)
+    told: list[Conversation] = [conversation(1, system=False), conversation(1, system=True)]
+    texts = ollama(template_of(dialogue_of(tokenizer_for(family))), told)
+    assert texts == [rendered(family, messages) for messages in told]
+    assert 'Say """{{ .Secret }}""" \\n `x` "<|im_end|>' in texts[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_llama_cpps_template_engine_agrees(name: str, ollama: Ollama) -> None:
+    """The bindings' rendering of the template, as it would stand in the GGUF, is Ollama's."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    family = FAMILIES[name]
+    template = family.template.replace("strftime_now is defined", "false")
+    engine = Jinja2ChatFormatter(template, eos_token=family.eos, bos_token=family.bos or "")
+    told = conversations(system=family.system)
+    theirs = [engine(messages=messages).prompt.removeprefix(family.bos or "") for messages in told]
+    assert ollama(template_of(derived(name)), told) == theirs
+
+
+def test_the_same_token_ids_in_llama_cpp(quick_base: Path, tmp_path: Path, ollama: Ollama) -> None:
+    """A real GGUF: its own chat template in llama.cpp, and Ollama's text tokenized there, are the same ids."""
+    gguf = tmp_path / "phi-3.gguf"
+    convert(quick_base, gguf, model_name="Phi-3 quick", vocab_only=True)
+    told = conversations(system=True)
+    texts = ollama(template_of(dialogue_of(load_tokenizer(quick_base))), told)
+    with Runtime(gguf, vocab_only=True) as runtime:
+        for text, messages in zip(texts, told, strict=True):
+            assert runtime.tokenize(text, add_bos=True) == runtime.chat_tokens(messages)
+
+
+def test_the_whole_file() -> None:
+    text = modelfile("AEGIS-日本-Q4_K_M.gguf", derived("phi3"), ["<|end|>", "終わり。", 'a"b\\n'], 4096)
+    commands = parse(text)
+    assert commands[0] == ("FROM", "./AEGIS-日本-Q4_K_M.gguf")
+    assert commands[1][0] == "TEMPLATE"
+    assert [value for word, value in commands[2:]] == [
+        'stop "<|end|>"',
+        'stop "終わり。"',
+        'stop "a"b\\n"',
+        "num_ctx 4096",
+    ]
+    assert text.endswith("\n")
+
+
+def test_without_a_dialogue_it_says_so() -> None:
+    text = modelfile("m.gguf", None, ["</s>"], 2048)
+    assert "TEMPLATE" not in re.sub("#.*", "", text)
+    assert "# The chat template" in text
+    assert parse(text) == [("FROM", "./m.gguf"), ("PARAMETER", 'stop "</s>"'), ("PARAMETER", "num_ctx 2048")]
+
+
+def test_stops_are_the_ends_and_the_tags_that_open_a_turn() -> None:
+    dialogue = derived("phi3")
+    specials = ["<unk>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<|user|>", "<|system|>"]
+    assert stop_texts(specials, dialogue, ["<|end|>", "<|endoftext|>", "<|end|>"]) == [
+        "<|end|>",
+        "<|endoftext|>",
+        "<|assistant|>",
+        "<|user|>",
+    ]
+    assert stop_texts(specials, None, ["</s>"]) == ["</s>"]

@@ -1,0 +1,143 @@
+"""Pieces in threads: all of them, in order, in the memory there is; and what goes wrong comes out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+
+import pytest
+import torch
+
+from aegis.merging.ordered_pool import Slab, stream
+
+
+def test_each_step_sees_every_item_in_order() -> None:
+    """… though the first one, in several threads, takes longest for every third."""
+    first: list[int] = []
+    second: list[int] = []
+
+    def work(item: int, slab: Slab) -> None:
+        time.sleep(0.002 if item % 3 == 0 else 0)
+        slab.tensor("value", (1,), torch.int64)[0] = item
+
+    def check(item: int, slab: Slab) -> None:
+        assert slab.tensor("value", (1,), torch.int64).item() == item
+
+    done = list(
+        stream(range(200), work, check, lambda item, _: first.append(item), lambda item, _: second.append(item))
+    )
+    assert done == first == second == list(range(200))
+
+
+def test_an_item_keeps_its_thread() -> None:
+    """… and with it the core whose cache it lies in."""
+    threads: dict[int, set[int]] = {item: set() for item in range(200)}
+    both = threading.Barrier(2, timeout=30)
+
+    def note(item: int, _slab: Slab) -> None:
+        threads[item].add(threading.get_ident())
+
+    def work(item: int, slab: Slab) -> None:
+        note(item, slab)
+        if item < 2:
+            both.wait()  # or one thread could be done with all of them before another begins
+
+    assert len(list(stream(range(200), work, note, note))) == 200
+    assert {len(seen) for seen in threads.values()} == {1}
+    assert len(set.union(*threads.values())) > 1
+
+
+def test_nothing_passes_an_item_that_failed() -> None:
+    """… in a step that has an order, though what comes after it met with no error of its own."""
+    written: list[int] = []
+
+    def fail_at_50(item: int, _slab: Slab) -> None:
+        if item == 50:
+            time.sleep(0.02)
+            raise ValueError("item 50")
+
+    with pytest.raises(ValueError, match="item 50"):
+        list(stream(range(100), fail_at_50, lambda item, _: written.append(item)))
+    assert written == list(range(50))
+
+
+def test_memory_is_lent_again() -> None:
+    """A thousand items live in a few slabs, and no slab is lent to two at once."""
+    slabs: set[int] = set()
+    busy: set[int] = set()
+    lock = threading.Lock()
+
+    def work(_item: int, slab: Slab) -> None:
+        with lock:
+            assert id(slab) not in busy
+            busy.add(id(slab))
+            slabs.add(slab.tensor("rows", (64,), torch.float32).data_ptr())
+
+    def release(_item: int, slab: Slab) -> None:
+        with lock:
+            busy.remove(id(slab))
+
+    assert len(list(stream(range(1000), work, release))) == 1000
+    assert len(slabs) < 20
+
+
+def test_a_slab_grows_and_keeps_uses_apart() -> None:
+    slab = Slab()
+    small = slab.tensor("a", (2,), torch.float32).fill_(1)
+    other = slab.tensor("b", (2,), torch.float32).fill_(2)
+    assert slab.tensor("a", (2,), torch.float32).data_ptr() == small.data_ptr() != other.data_ptr()
+    assert slab.tensor("a", (3, 5), torch.float64).shape == (3, 5)
+    assert other.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("where", ["work", "then", "items"])
+def test_the_first_error_comes_out_and_the_threads_end(where: str) -> None:
+    """… from whichever step, and nothing that comes after it goes all the way."""
+    before = threading.active_count()
+    written: list[int] = []
+
+    def fail_at_50(item: int, _slab: Slab) -> None:
+        if item >= 50:
+            raise ValueError(f"item {item}")
+
+    def nothing(_item: int, _slab: Slab) -> None:
+        pass
+
+    def items() -> object:
+        yield from range(50)
+        if where == "items":
+            raise ValueError("item 50")
+        yield from range(50, 100)
+
+    work = fail_at_50 if where == "work" else nothing
+    then = fail_at_50 if where == "then" else nothing
+    with pytest.raises(ValueError, match="item 50"):
+        list(stream(items(), work, then, lambda item, _: written.append(item)))  # type: ignore[arg-type]
+    assert written == list(range(50))[: len(written)]
+    assert threading.active_count() == before
+
+
+def test_stopping_early_ends_the_threads() -> None:
+    before = threading.active_count()
+    with closing(stream(range(10_000), lambda *_: None)) as items:
+        assert next(items) == 0
+    assert threading.active_count() == before
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    """A worker computes with one thread; whoever called still has, and hands on, their own number."""
+    seen = []
+    given = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        list(stream(range(4), lambda *_: seen.append(torch.get_num_threads())))
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [2]
+    finally:
+        torch.set_num_threads(given)

@@ -1,0 +1,65 @@
+"""The disk: room is asked for before the work, and running out has a name."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from aegis.runs import disk
+from aegis.errors import EnvironmentFault, UsageError
+
+
+def test_room_is_looked_for_where_the_output_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory need not be there yet: the first parent that is there has the disk."""
+    asked: list[Path] = []
+    usage = shutil.disk_usage(tmp_path)._replace(free=999)
+
+    def looked(path: Path) -> object:
+        asked.append(path)
+        return usage
+
+    monkeypatch.setattr(shutil, "disk_usage", looked)
+    disk.require_space(tmp_path / "not" / "yet", 999, "the model")
+    with pytest.raises(EnvironmentFault) as caught:
+        disk.require_space(tmp_path / "not" / "yet", 1000, "the model")
+    assert str(caught.value).startswith("not enough disk for the model: 1 kB needed, 999 B free")
+    assert str(tmp_path) in caught.value.fix
+    assert set(asked) == {tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (OSError(errno.EFBIG, "x"), True),
+        (OSError(errno.EACCES, "(os error 28)"), False),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), True),
+        (SafetensorError("I/O error: There is not enough space on the disk. (os error 112)"), True),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), False),
+        (ValueError("28"), False),
+    ],
+)
+def test_a_full_disk_is_known_by_any_name(error: Exception, full: bool) -> None:
+    assert disk.is_full(error) is full
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1e3, "1 kB"), (5.4e7, "54 MB"), (7.64e9, "7.64 GB")]
+)
+def test_sizes_for_people(count: float, text: str) -> None:
+    assert disk.human(count) == text
+
+
+def test_the_cache_is_where_it_was_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "a" / "キャッシュ"))
+    assert disk.cache_directory() == (tmp_path / "a" / "キャッシュ").resolve()
+    assert disk.cache_directory().is_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="cannot be used as the cache"):
+        disk.cache_directory()

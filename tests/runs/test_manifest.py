@@ -1,0 +1,179 @@
+"""manifest.json: what it names, what it catches, and what a damaged one is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aegis import progress
+from aegis.runs import manifest
+from aegis.errors import IntegrityError
+from aegis.runs.manifest import MANIFEST, Manifest, digest, finished, read_manifest, verify_directory, versions
+from aegis.runs.publish import publishing
+from tests.conftest import Recorder
+
+ASKED = Manifest("merge", {"dtype": "float16", "seed": 1}, {"base": "aa", "soul": "bb"}, {"alpha": 1.618})
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    out = tmp_path / "out"
+    with publishing(out, ASKED) as staging:
+        (staging.path / "weights.bin").write_bytes(bytes(range(256)) * 40)
+        (staging.path / "日本").mkdir()
+        (staging.path / "日本" / "語.txt").write_text("やあ", encoding="utf-8")
+        staging.facts["found"] = [1, 2]
+    return out
+
+
+def test_what_is_written_is_read(published: Path) -> None:
+    found = verify_directory(published)
+    assert (found.stage, found.config, found.inputs) == (ASKED.stage, ASKED.config, ASKED.inputs)
+    assert found.facts == {"alpha": 1.618, "found": [1, 2]}
+    assert set(found.files) == {"weights.bin", "日本/語.txt"}
+    assert found.versions == versions()
+    assert {"aegis", "python", "torch"} <= set(found.versions)
+
+
+def test_identity_is_what_was_asked_and_from_what() -> None:
+    """Order of keys and facts found on the way change nothing; a setting, an input or the stage does."""
+    turned = Manifest("merge", {"seed": 1, "dtype": "float16"}, {"soul": "bb", "base": "aa"}, {"other": 1})
+    assert turned.identity == ASKED.identity
+    for change in ({"stage": "train"}, {"config": {"dtype": "float16", "seed": 2}}, {"inputs": {"base": "aa"}}):
+        assert replace(ASKED, **change).identity != ASKED.identity
+    assert digest({"a": {"b": 1, "c": 2}}) == digest({"a": {"c": 2, "b": 1}}) != digest({"a": {"b": 2, "c": 1}})
+
+
+def test_identity_survives_the_disk(published: Path) -> None:
+    """Tuples become lists and keys strings on the way; the hash must not notice."""
+    asked = replace(ASKED, config={"quant": ["Q4_K_M"], "name": "日本", "rate": 2e-4})
+    with publishing(published, asked, overwrite=True):
+        pass
+    assert read_manifest(published).identity == asked.identity
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.unlink(), "weights.bin: missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "weights.bin: 10239 bytes, should be 10240"),
+        (lambda path: path.write_bytes(b"\x01" + path.read_bytes()[1:]), "weights.bin: its content changed"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-512] + bytes(512)), "weights.bin: its content changed"),
+    ],
+)
+def test_damage_is_named(published: Path, damage: object, told: str) -> None:
+    """Missing, truncated, one byte flipped, a tail of zeros; and every file that is wrong, not only the first."""
+    damage(published / "weights.bin")  # type: ignore[operator]
+    (published / "日本" / "語.txt").unlink()
+    with pytest.raises(IntegrityError) as caught:
+        verify_directory(published)
+    assert told in caught.value.why
+    assert "日本/語.txt: missing" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "not json",
+        "[]",
+        "null",
+        "3",
+        '"text"',
+        "{}",
+        "[" * 100_000,
+        "\ud800".encode("utf-16", "surrogatepass"),
+    ],
+)
+def test_a_manifest_that_is_none(published: Path, text: str | bytes) -> None:
+    data = text if isinstance(text, bytes) else text.encode()
+    (published / MANIFEST).write_bytes(data)
+    with pytest.raises(IntegrityError, match="damaged"):
+        read_manifest(published)
+
+
+@pytest.mark.parametrize("key", ["format", "version", "stage", "config", "inputs", "facts", "files", "versions"])
+def test_a_manifest_without_a_key(published: Path, key: str) -> None:
+    path = published / MANIFEST
+    document = json.loads(path.read_text(encoding="utf-8"))
+    del document[key]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(IntegrityError, match=key):
+        read_manifest(published)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"version": 99},
+        {"config": 3},
+        {"inputs": None},
+        {"inputs": ["a"]},
+        {"facts": "text"},
+        {"files": []},
+        {"files": {"a": 3}},
+        {"files": {"a": {"bytes": 1}}},
+        {"files": {"a": {"bytes": "many", "sha256": ""}}},
+        {"files": {"a": {"bytes": float("inf"), "sha256": ""}}},
+    ],
+)
+def test_a_manifest_with_a_wrong_value(published: Path, change: dict[str, object]) -> None:
+    path = published / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(IntegrityError, match="damaged"):
+        verify_directory(published)
+
+
+def test_no_manifest_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"has no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_finished_means_whole_and_as_asked(published: Path, reporter: Recorder) -> None:
+    """What stands is taken for done only if every byte is there and it was made like this from these."""
+    assert finished(published, ASKED) is not None
+    assert finished(published, replace(ASKED, config={})) is None
+    assert finished(published / "nothing", ASKED) is None
+    assert reporter.warned == []
+    (published / "weights.bin").write_bytes(b"")
+    assert finished(published, ASKED) is None
+    assert any("making out again" in text for text in reporter.warned)
+
+
+def test_large_hashing_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealing and checking tell how far they are, to the byte; what is hashed in a moment opens no bar."""
+    opened: list[tuple[str, float, list[float]]] = []
+
+    class Counting(progress.SilentReporter):
+        @contextmanager
+        def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
+            bar = progress.SilentTask()
+            done: list[float] = []
+            bar.advance = done.append  # type: ignore[method-assign,assignment]
+            opened.append((f"{title} {unit}", total or 0, done))
+            yield bar
+
+    monkeypatch.setattr(progress, "_reporter", Counting())
+
+    def made() -> None:
+        with publishing(tmp_path / "part", Manifest("x", {}, {}, {}), overwrite=True) as staging:
+            (staging.path / "a.bin").write_bytes(bytes(1000))
+            (staging.path / "known.bin").write_bytes(bytes(10))
+            staging.hashed("known.bin", 10, hashlib.sha256(bytes(10)).hexdigest())
+
+    made()
+    before = verify_directory(tmp_path / "part")
+    assert opened == []
+    monkeypatch.setattr(manifest, "_WORTH_A_BAR_BYTES", 100)
+    monkeypatch.setattr(manifest, "_READ_BYTES", 300)
+    made()
+    assert opened.pop() == ("hashing part B", 1000, [300, 300, 300, 100])
+    assert verify_directory(tmp_path / "part") == before
+    assert opened.pop() == ("hashing part B", 1010, [300, 300, 300, 100, 10])

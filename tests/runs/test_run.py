@@ -1,0 +1,95 @@
+"""A run's directory: held by one process at a time, and never in a mess."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from aegis.errors import LockedError, UsageError
+from aegis.runs.run import Run
+
+
+def holder(root: Path) -> subprocess.Popen[bytes]:
+    code = f"""
+        import time
+        from pathlib import Path
+        from aegis.runs import Run
+        with Run(Path({str(root)!r})).lock():
+            (Path({str(root)!r}) / "work").touch()
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == b"held"
+    return child
+
+
+def test_a_held_run_names_its_holder_and_a_killed_ones_lock_is_taken_over(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    child = holder(run.root)
+    assert child.stdout is not None
+    with child.stdout:
+        try:
+            with pytest.raises(LockedError, match=f"process {child.pid}"), run.lock():
+                pytest.fail("two at once")
+        finally:
+            child.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+            child.wait(20)
+    with run.lock():
+        assert (run.root / "run.pid").read_text() == str(os.getpid())
+    assert not (run.root / "run.pid").exists()
+
+
+def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), Run(tmp_path / "run").lock():
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_wrote_keeps_it(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a" / "run")
+    with run.lock():
+        run.metrics.write_text("{}\n")
+    assert run.metrics.is_file()
+    with run.lock():
+        pass
+    assert run.metrics.is_file()
+
+
+def test_a_run_deleted_under_its_feet(tmp_path: Path) -> None:
+    """Nothing to tidy up any more is not an error of its own."""
+    import shutil
+
+    run = Run(tmp_path / "run")
+    with run.lock():
+        shutil.rmtree(run.root, ignore_errors=True)
+
+
+@pytest.mark.parametrize("root", ["file", "file/run", "n" * 300])
+def test_a_path_that_is_no_directory_is_a_usage_error(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="cannot be used as a run directory"), Run(tmp_path / root).lock():
+        pytest.fail("locked")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("root", [".", "run"])
+def test_a_read_only_place_is_a_usage_error(tmp_path: Path, root: str) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UsageError, match="cannot be used"), Run(tmp_path / root).lock():
+            pytest.fail("locked")
+    finally:
+        tmp_path.chmod(0o700)

@@ -1,0 +1,352 @@
+"""verify PATH: one part by itself is called sound, or its damage named; nothing escapes, hangs or eats memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aegis.config.settings import ExportConfig, MergeConfig
+from aegis.errors import AegisError, UsageError
+from aegis.llama_cpp import GgufFile
+from aegis.runs.manifest import MANIFEST, Manifest
+from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
+from aegis.runs.publish import publishing
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import load_soul, save_soul
+from aegis.stages.verify_file import Examination, examine
+from aegis.stages.export import export_gguf
+from aegis.stages.merge import MergeInputs, merge
+from tests.conftest import MakeRandom
+from tests.trained import MakeTrained
+
+
+@pytest.fixture(scope="module")
+def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a published export, with its f16 file kept."""
+    out = tmp_path_factory.mktemp("exported") / "gguf"
+    export_gguf(quick_base, out, ExportConfig(keep_f16=True, name="tiny phi-3"))
+    return out
+
+
+@pytest.fixture
+def stray(gguf: Path, tmp_path: Path) -> Path:
+    """Its f16 file, as it would come from elsewhere: without a manifest."""
+    return Path(shutil.copyfile(next(gguf.glob("*-F16.gguf")), tmp_path / "stray.gguf"))
+
+
+@pytest.fixture(scope="module")
+def base(make_random: MakeRandom) -> Path:
+    return make_random("llama", num_hidden_layers=3)
+
+
+@pytest.fixture
+def adapter(base: Path, make_trained: MakeTrained) -> Path:
+    return make_trained(base).adapter
+
+
+@pytest.fixture
+def merged(base: Path, adapter: Path, tmp_path: Path) -> Path:
+    merge(MergeInputs(str(base), adapter), tmp_path / "model", MergeConfig())
+    return tmp_path / "model"
+
+
+def failures(found: Examination) -> list[str]:
+    return [f"{check.name.recorded}: {check.detail.recorded}" for check in found.checks if not check.ok]
+
+
+def sealed(folder: Path, stage: str) -> Path:
+    """The folder as if it had just been published."""
+    out = folder.with_name(folder.name + "-sealed")
+    with publishing(out, Manifest(stage, {}, {}, {})) as staging:
+        shutil.copytree(folder, staging.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    return out
+
+
+def test_sound_parts_are_sound(gguf: Path, stray: Path, adapter: Path, merged: Path) -> None:
+    """Each kind is known for what it is, and nothing is held against it."""
+    for path, kind in (
+        (gguf, "a folder of GGUF files"),
+        (next(gguf.glob("*-Q4_K_M.gguf")), "a GGUF"),
+        (stray, "a GGUF"),
+        (adapter, "an adapter"),
+        (sealed(adapter, "train"), "an adapter"),
+        (adapter / SOUL_FILE, "a soul"),
+        (merged, "a model folder"),
+    ):
+        found = examine(path)
+        assert (found.kind, failures(found), found.guilty) == (kind, [], None)
+    assert "sha256 as published" in examine(next(gguf.glob("*.gguf"))).checks[0].detail.recorded
+    assert "cannot be told" in examine(stray).checks[0].detail.recorded
+
+
+def test_what_it_is_not_for(tmp_path: Path, adapter: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run / "adapter")
+    for path, told in (
+        (tmp_path / "absent", "nothing at"),
+        (run, "whole run"),
+        (run.parent / "empty", "nothing that can be checked"),
+        (adapter / "adapter_config.json", "nothing that can be checked"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match=told):
+            examine(path)
+
+
+# -- folders: each defect with no manifest, so that a hash does not give it away ---------------------------------
+
+
+def tensors(file: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def defect(folder: Path) -> None:
+        loaded = load_file(folder / file)
+        change(loaded)
+        save_file(loaded, folder / file, metadata={"format": "pt"})
+
+    return defect
+
+
+def config(**values: object) -> Callable[[Path], None]:
+    def defect(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+    return defect
+
+
+def soul_stretched(folder: Path) -> None:
+    path = folder / SOUL_FILE
+    soul = load_file(path)
+    soul["rotation"] *= 1.01
+    metadata = {"format": "aegis-soul", "version": "1", "kind": "so8", "hidden_size": "256", "step": "1"}
+    save_file(soul, path, metadata=metadata)
+
+
+A_LORA = "base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"
+ADAPTER_DEFECTS = {
+    "NaN": (tensors("adapter_model.safetensors", lambda t: t[A_LORA].fill_(torch.nan)), "NaN or Inf"),
+    "an A without its B": (tensors("adapter_model.safetensors", lambda t: t.pop(A_LORA)), "lacks one of"),
+    "a layer's module lost": (
+        tensors("adapter_model.safetensors", lambda t: [t.pop(A_LORA), t.pop(A_LORA.replace("_A.", "_B."))]),
+        "layer 1 has no self_attn.o_proj",
+    ),
+    "soul stretched": (soul_stretched, "not orthogonal"),
+    "file cut": (
+        lambda folder: (folder / "adapter_model.safetensors").write_bytes(
+            (folder / "adapter_model.safetensors").read_bytes()[:-9]
+        ),
+        "cannot be read",
+    ),
+    "config cut": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("defect", ADAPTER_DEFECTS)
+def test_damaged_adapters(adapter: Path, defect: str) -> None:
+    make, told = ADAPTER_DEFECTS[defect]
+    make(adapter)
+    found = examine(adapter)
+    assert found.guilty == "train"
+    assert told in "\n".join(failures(found))
+
+
+def test_a_reflection_is_only_taken_from_elsewhere(adapter: Path) -> None:
+    """One that says so passes beside an adapter without a manifest, and not in a folder that we published."""
+    soul = load_soul(adapter / SOUL_FILE)
+    soul.rotation[:, :, 0] *= -1
+    save_soul(adapter / SOUL_FILE, type(soul)(soul.rotation, soul.alpha, soul.step, "", reflection=True))
+    assert failures(examine(adapter)) == []
+    assert "not trained here" in "\n".join(failures(examine(sealed(adapter, "train"))))
+
+
+MERGED_DEFECTS = {
+    "no head": (tensors("model.safetensors", lambda t: t.pop("lm_head.weight")), "no soul was folded"),
+    "head cut": (
+        tensors("model.safetensors", lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:-8].clone()})),
+        "which is not what config.json says",
+    ),
+    "Inf": (tensors("model.safetensors", lambda t: t["model.norm.weight"].fill_(torch.inf)), "NaN or Inf"),
+    "a soul's tensor": (
+        tensors("model.safetensors", lambda t: t.update({"soul.alpha": torch.zeros(1)})),
+        "which no stock model has",
+    ),
+    "tied flag left": (config(tie_word_embeddings=True), "leaves the head tied"),
+    "code": (config(auto_map={"AutoModelForCausalLM": "x.Y"}), "names or holds code"),
+    "a refused family": (config(model_type="gemma2"), "is not supported"),
+    "no config": (lambda folder: (folder / "config.json").write_text("[1"), "cannot be read"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("defect", MERGED_DEFECTS)
+def test_damaged_model_folders(merged: Path, defect: str) -> None:
+    (merged / MANIFEST).unlink()
+    make, told = MERGED_DEFECTS[defect]
+    make(merged)
+    found = examine(merged)
+    assert found.guilty == "merge"
+    assert told in "\n".join(failures(found))
+
+
+def test_one_flipped_bit_is_told_by_its_hash(merged: Path) -> None:
+    """In the middle of a weight: every number is finite, and only the manifest knows."""
+    path = merged / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "content changed" in "\n".join(failures(examine(merged)))
+    (merged / MANIFEST).unlink()
+    assert failures(examine(merged)) == []
+
+
+# -- GGUF ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stock_tied_gguf_holds_no_soul(make_random: MakeRandom, tmp_path: Path, knowing_tree: Path) -> None:
+    """From elsewhere, sound in itself: what is missing is said."""
+    model = make_random("qwen2", pre="qwen2", tie_word_embeddings=True)
+    report = export_gguf(model, tmp_path / "out", ExportConfig(quant=("F16",), llama_cpp_dir=knowing_tree))
+    (told,) = failures(examine(report.files[0]))
+    assert "no output.weight" in told
+    assert "the embeddings are its LM head" in told
+
+
+def test_a_layer_that_lacks_what_the_others_have(merged: Path, tmp_path: Path) -> None:
+    report = export_gguf(merged, tmp_path / "out", ExportConfig(quant=("F16",)))
+    path = Path(shutil.copyfile(report.files[0], tmp_path / "stray.gguf"))
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dowx.weight"))
+    (told,) = failures(examine(path))
+    assert "layer 1 has no ffn_down.weight" in told
+
+
+def renamed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    assert len(old) == len(new)
+    return lambda data: data.replace(old, new)
+
+
+def stored(key: bytes, code: str, value: int) -> Callable[[bytes], bytes]:
+    """Another number for a metadata key of the file."""
+
+    def change(data: bytes) -> bytes:
+        at = data.index(struct.pack("<Q", len(key)) + key) + 8 + len(key) + 4
+        return data[:at] + struct.pack(f"<{code}", value) + data[at + struct.calcsize(code) :]
+
+    return change
+
+
+GGUF_DEFECTS = {
+    "head lost": (renamed(b"output.weight", b"outpux.weight"), "no output.weight"),
+    "vocabulary lost": (renamed(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "has no vocabulary"),
+    "no end of text": (renamed(b"ggml.eos_token_id", b"ggml.eoz_token_id"), "no token that ends a text"),
+    "eos out of range": (stored(b"tokenizer.ggml.eos_token_id", "I", 1 << 20), "eos is token 1048576"),
+    "another width": (stored(b"phi3.embedding_length", "I", 512), "by the metadata"),
+    "layers it has not": (stored(b"phi3.block_count", "I", 4_000_000_000), "does not hold the 4000000000 layers"),
+    "rope factors lost": (renamed(b"rope_factors_long", b"rope_factors_lonx"), "rope_factors_long.weight"),
+    "architecture lost": (renamed(b"general.architecture", b"general.architecturx"), "names no architecture"),
+    "not a GGUF": (lambda data: b"GGML" + data[4:], "not a whole GGUF"),
+    "empty": (lambda data: b"", "not a whole GGUF"),
+}
+
+
+@pytest.mark.parametrize("defect", GGUF_DEFECTS)
+def test_damaged_ggufs(stray: Path, defect: str) -> None:
+    change, told = GGUF_DEFECTS[defect]
+    before = stray.read_bytes()
+    after = change(before)
+    assert after != before
+    stray.write_bytes(after)
+    found = examine(stray)
+    assert found.guilty == "convert"
+    assert told in "\n".join(failures(found))
+
+
+@pytest.mark.parametrize("pattern", ["*-F16.gguf", "*-Q4_K_M.gguf"])
+def test_a_value_that_is_no_number(gguf: Path, tmp_path: Path, pattern: str) -> None:
+    """An Inf in float16, and an Inf for the scale of a block of 256."""
+    path = Path(shutil.copyfile(next(gguf.glob(pattern)), tmp_path / "stray.gguf"))
+    with GgufFile(path) as file:
+        info = file.tensors["token_embd.weight"]
+    data = bytearray(path.read_bytes())
+    data[info.offset_bytes : info.offset_bytes + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(data)
+    assert failures(examine(path)) == [f"finite tensors: token_embd.weight of {path} holds NaN or Inf"]
+
+
+def test_a_gguf_cut_anywhere(gguf: Path, tmp_path: Path) -> None:
+    data = next(gguf.glob("*-Q4_K_M.gguf")).read_bytes()
+    path = tmp_path / "cut.gguf"
+    for percent in range(100):
+        path.write_bytes(data[: len(data) * percent // 100])
+        assert "not a whole GGUF" in "\n".join(failures(examine(path)))
+
+
+def test_bits_flipped_anywhere(gguf: Path, tmp_path: Path) -> None:
+    """Half of them in the header. A flip may go unseen without a manifest, but never escapes, hangs or eats memory."""
+    published = next(gguf.glob("*-Q4_K_M.gguf"))
+    data = published.read_bytes()
+    with GgufFile(published) as file:
+        header_bytes = min(info.offset_bytes for info in file.tensors.values())
+    path = tmp_path / "flipped.gguf"
+    rng = np.random.default_rng(48)
+    refused, slowest_s = 0, 0.0
+    tracemalloc.start()
+    for number in range(60):
+        flipped = bytearray(data)
+        for at in rng.integers(0, header_bytes if number % 2 else len(data), size=3):
+            flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        began = time.perf_counter()
+        refused += examine(path).guilty is not None
+        slowest_s = max(slowest_s, time.perf_counter() - began)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused > 8
+    assert slowest_s < 2
+    assert peak_bytes < 200e6
+
+    copy = shutil.copytree(gguf, tmp_path / "published")
+    (copy / published.name).write_bytes(flipped)
+    assert "content changed" in "\n".join(failures(examine(copy / published.name)))
+
+
+# -- reports ---------------------------------------------------------------------------------------------------------
+
+
+KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (KNOWN | {"ok": True, "guilty": None, "tokens": 9}, ""),
+        (KNOWN | {"ok": False, "guilty": "merge"}, "fault is in merge"),
+        (KNOWN | {"ok": True, "version": SCHEMA_VERSION + 1}, "of another version"),
+        (KNOWN | {"ok": True, "schema": "other"}, "of another version"),
+        (KNOWN, "does not say"),
+        ([], "no report"),
+        ("text", "no report"),
+    ],
+)
+def test_reports(tmp_path: Path, content: object, told: str) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    for path in (tmp_path, tmp_path / "report.json"):
+        found = examine(path)
+        assert told in "\n".join(failures(found))
+        assert (found.guilty is None) == (not told)
+
+
+def test_it_never_raises_but_for_usage(tmp_path: Path) -> None:
+    """Files of the right name and the wrong content are findings, not failures of the command."""
+    for name, content in (("a.gguf", b"GGUF"), ("soul.safetensors", bytes(20)), ("report.json", b"\xff")):
+        (tmp_path / name).write_bytes(content)
+        assert examine(tmp_path / name).guilty is not None
+    assert issubclass(UsageError, AegisError)

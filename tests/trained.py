@@ -1,0 +1,109 @@
+"""Adapters and souls with known, large effects, saved as training saves them; and a training that takes seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aegis.config.settings import TrainConfig
+from aegis.model.soul_hook import attached
+from aegis.model.base import hash_weights
+from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.shards import ShardSet
+from aegis.runs.run import Run
+from aegis.soul.file import SoulRecord, save_soul
+from aegis.soul.module import Soul
+
+ALPHA = 1.618  # g = 0.83
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A live model in float32, adapter and soul on it, and the folder they were saved to."""
+
+    base: Path
+    adapter: Path
+    model: Any
+    soul: Soul
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        with torch.no_grad(), attached(self.model, self.soul):
+            return self.model(input_ids=tokens).logits
+
+
+MakeTrained = Callable[..., Trained]
+
+
+@pytest.fixture
+def make_trained(tmp_path: Path) -> MakeTrained:
+    from transformers import AutoModelForCausalLM
+
+    def make(base: Path, *, kind: str = "so8", lora: dict[str, Any] | None = None, hashed: bool = True) -> Trained:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        settings = {"rank": 4, "alpha": 8, "dropout": 0.0} | (lora or {})
+        with torch.random.fork_rng([]):
+            torch.manual_seed(3)
+            model = attach_lora(model, resolve_targets(model), base_name=str(base), revision=None, **settings)
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.data.normal_(0, 0.1)
+        soul = Soul(model.config.hidden_size, kind=kind, seed=11, alpha=ALPHA).eval()
+        folder = tmp_path / "adapter"
+        model.save_pretrained(folder, save_embedding_layers=False)
+        base_hash = hash_weights(ShardSet.open(base)) if hashed else ""
+        with torch.no_grad():
+            save_soul(
+                folder / "soul.safetensors", SoulRecord(soul.rotation().clone(), soul.alpha.item(), 100, base_hash)
+            )
+        return Trained(base, folder, model.eval(), soul)
+
+    return make
+
+
+def tokens_for(model: Any, count: int = 48) -> Tensor:
+    return torch.randint(3, model.config.vocab_size - 64, (2, count), generator=torch.Generator().manual_seed(9))
+
+
+QUESTIONS = ("春の花は何ですか。", "海には何がいますか。", "山で何をしますか。", "雨の日はどうですか。", "何色ですか。")
+
+
+def write_chats(path: Path) -> Path:
+    """Twenty small chats: a few epochs in the steps of `small_training`."""
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"{n}番目の答えでござる。"}]}
+        for n, q in enumerate(QUESTIONS * 4)
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def small_training(base: Path, dataset: Path) -> TrainConfig:
+    """Everything resume must get right: NF4, dropout, accumulation, packing, an epoch border."""
+    return TrainConfig(
+        base_model=str(base),
+        dataset=str(dataset),
+        device="cpu",
+        max_steps=8,
+        warmup_steps=1,
+        annealing_steps=5,
+        batch_size=1,
+        gradient_accumulation_steps=2,
+        max_length=64,
+        learning_rate=3e-3,
+        save_steps=2,
+        logging_steps=1,
+        heldout_rows=2,
+        lora_dropout=0.1,
+    )
+
+
+def losses(run: Run) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [(row["step"], row["task_loss"]) for row in rows]

@@ -1,0 +1,146 @@
+"""What a compiled decoder layer keeps for its backward pass: torch's own partitioner, without its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aegis.config.settings import TrainConfig
+from aegis.model.soul_hook import decoder_of
+from aegis.training.kernels.varlen_attention import install_attention
+from aegis.training.execution import compile
+from aegis.training.execution.compile import compile_layer, compile_recomputed_layer
+from aegis.training.execution.checkpointing import Keeper, Place, kept_elsewhere
+from tests.training.conftest import MakeTrainee
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+
+CONFIG = TrainConfig(lora_r=2, lora_dropout=0.3)
+LENGTH = 24
+
+
+def layer_and_arguments(
+    make_trainee: MakeTrainee, windows: int = 1, length: int = LENGTH
+) -> tuple[Any, Tensor, dict[str, Any]]:
+    model = make_trainee(CONFIG).model
+    install_attention(model.get_base_model())
+    decoder: Any = decoder_of(model)
+    hidden = torch.randn(windows, length, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length)[None]
+    arguments = {"position_ids": positions, "position_embeddings": decoder.rotary_emb(hidden, positions)}
+    return decoder.layers[0], hidden, {**arguments, "attention_mask": None, "use_cache": False}
+
+
+def through(layer: Any, run: Any, hidden: Tensor, arguments: dict[str, Any]) -> tuple[int, Tensor, list[Tensor]]:
+    """Values kept that have a token's place in them, and the gradients."""
+    hidden = hidden.clone().requires_grad_()
+    kept: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        if LENGTH in tensor.shape[:-1] and tensor.dtype.is_floating_point:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.itemsize
+        return tensor
+
+    layer.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        output = run(layer, hidden, **arguments)
+    output.square().sum().backward()
+    assert hidden.grad is not None
+    return sum(kept.values()), hidden.grad, [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+
+
+@pytest.mark.usefixtures("partitioned")
+def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
+    make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, hidden, arguments = layer_and_arguments(make_trainee)
+    plain = type(layer).forward
+    _, gradient, gradients = through(layer, plain, hidden, arguments)
+    found = {}
+    for name, run in (
+        ("kept", compile_layer(plain)),
+        ("recomputed", compile_recomputed_layer(plain)),
+        ("attention spared", compile_recomputed_layer(plain, keep_attention=True)),
+    ):
+        found[name], ours, all_ours = through(layer, run, hidden, arguments)
+        torch.testing.assert_close(ours, gradient)
+        torch.testing.assert_close(all_ours, gradients)
+    tables = sum(table.numel() for table in arguments["position_embeddings"])
+    text = layer.self_attn.config
+    # on a CPU attention's result is kept in its own order as well as in the next product's
+    counted = LENGTH * (7 * text.hidden_size + 2 * text.intermediate_size)
+    assert found["kept"] == pytest.approx(counted + tables, rel=0.05)
+    monkeypatch.setattr(compile, "_KEEP_LESS", {})
+    torch._dynamo.reset()
+    by_default, *_ = through(layer, compile_layer(plain), hidden, arguments)
+    assert by_default > 1.1 * found["kept"]
+    assert found["recomputed"] == hidden.numel() + tables
+    assert found["attention spared"] == 2 * hidden.numel() + tables
+
+
+@pytest.mark.usefixtures("partitioned")
+@pytest.mark.parametrize("windows", [1, 2])
+def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee, windows: int) -> None:
+    """Flattened for a product or not, but for a few values a token of dropout and adapter; weights stay where they are.
+
+    The length is a weight's width, so that one might be taken for the other.
+    """
+    layer, hidden, arguments = layer_and_arguments(make_trainee, windows, length=48)
+    _, gradient, gradients = through(layer, type(layer).forward, hidden, arguments)
+    compiled = compile_layer(type(layer).forward)
+
+    class Seen(Keeper):
+        def _pack(self, saved: Tensor) -> Tensor | Place:
+            packed = super()._pack(saved)
+            (kept if isinstance(packed, Place) else left).append(saved)
+            return packed
+
+    kept: list[Tensor] = []
+    left: list[Tensor] = []
+    layer.zero_grad()
+    given = hidden.clone().requires_grad_()
+    shared = [*arguments["position_embeddings"], *layer.parameters()]
+    kept_elsewhere(lambda inner: compiled(layer, inner, **arguments), given, Seen(), shared).square().sum().backward()
+    assert given.grad is not None
+    torch.testing.assert_close(given.grad, gradient)
+    torch.testing.assert_close([p.grad for p in layer.parameters() if p.grad is not None], gradients)
+    text, tokens = layer.self_attn.config, hidden.shape[0] * hidden.shape[1]
+    counted = tokens * (7 * text.hidden_size + 2 * text.intermediate_size)
+    assert sum(tensor.numel() for tensor in kept) == pytest.approx(counted, rel=0.05)
+    weights = {parameter.data_ptr() for parameter in layer.parameters()}
+    assert weights.isdisjoint(tensor.data_ptr() for tensor in kept)
+    shared_places = weights | {tensor.data_ptr() for tensor in shared}
+    others = [tensor for tensor in left if tensor.data_ptr() not in shared_places]
+    assert sum(tensor.numel() for tensor in others) < 0.05 * counted
+
+
+@pytest.mark.usefixtures("partitioned")
+@pytest.mark.parametrize("keep_attention", [False, True])
+def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee, keep_attention: bool) -> None:
+    """What it has of every token, once a pass, and nothing that all layers share; the layer is compiled once."""
+    layer, hidden, arguments = layer_and_arguments(make_trainee)
+    _, gradient, _ = through(layer, type(layer).forward, hidden, arguments)
+    compiled = compile_recomputed_layer(type(layer).forward, keep_attention=keep_attention)
+    torch._dynamo.utils.counters.clear()
+
+    class Seen(Keeper):
+        def keep(self, tensor: Tensor) -> Place:
+            kept.append(tensor.numel())
+            return super().keep(tensor)
+
+    kept: list[int] = []
+    keeper = Seen()
+    for _ in range(2):
+        given = hidden.clone().requires_grad_()
+        output = kept_elsewhere(
+            lambda inner: compiled(layer, inner, **arguments), given, keeper, arguments["position_embeddings"]
+        )
+        output.square().sum().backward()
+        assert given.grad is not None
+        torch.testing.assert_close(given.grad, gradient)
+    sums = LENGTH * layer.self_attn.config.num_attention_heads  # of attention's weights, a number a token and head
+    assert sorted(kept) == sorted(2 * ([hidden.numel()] * (1 + keep_attention) + [sums] * keep_attention))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -1,0 +1,73 @@
+"""Signals while training: the first asks, the second stops at once, and afterwards all is as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from aegis.training.stop import deferred_stop
+from tests.conftest import Recorder
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_asks_and_the_second_stops(number: signal.Signals, code: int, reporter: Recorder) -> None:
+    before = signal.getsignal(number)
+    with deferred_stop() as request:
+        assert request.exit_code is None
+        os.kill(os.getpid(), number)
+        assert request.exit_code == code
+        assert reporter.warned == ["stopping after this step; once more stops at once"]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_is_the_earlier_handlers(number: signal.Signals) -> None:
+    """The command's own handler says with which code it ends: 143, not Ctrl-C's 130, after SIGTERM."""
+
+    def leave(_number: int, _frame: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(number, leave)
+    try:
+        with deferred_stop():
+            os.kill(os.getpid(), number)
+            with pytest.raises(SystemExit, match="143"):
+                os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_each_block_begins_anew() -> None:
+    with deferred_stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with deferred_stop() as request:
+        assert request.exit_code is None
+
+
+def test_handlers_come_back_after_an_error() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ValueError, match="x"), deferred_stop():
+        raise ValueError("x")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_other_threads_are_left_alone() -> None:
+    """Python allows handlers in the main thread only: elsewhere the block just runs."""
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def work() -> None:
+        with deferred_stop() as request:
+            seen.append((request.exit_code, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert seen == [(None, before)]

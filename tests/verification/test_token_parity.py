@@ -1,0 +1,68 @@
+"""Token-id parity: what differs is told with its place, and what is the two programs' own is said and not counted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import Runtime, convert
+from aegis.model.base import load_tokenizer
+from aegis.verification import texts
+from aegis.verification.token_parity import chat_ids, compare_tokens
+from tests.conftest import MakeRandom
+
+DECOMPOSED = unicodedata.normalize("NFD", "がぎぐげご")
+
+
+@pytest.fixture(scope="module")
+def composing(
+    make_random: MakeRandom, knowing_tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, Runtime]]:
+    """A tokenizer that composes text before it cuts it, as Qwen's does, on both sides."""
+    folder, gguf = make_random("qwen2", pre="qwen2"), tmp_path_factory.mktemp("vocab") / "vocab.gguf"
+    convert(folder, gguf, model_name="tiny", tree=knowing_tree, vocab_only=True)
+    with Runtime(gguf, vocab_only=True) as runtime:
+        yield load_tokenizer(folder), runtime
+
+
+def test_text_that_one_side_composes_is_said_and_not_counted(composing: tuple[Any, Runtime]) -> None:
+    tokenizer, runtime = composing
+    assert tokenizer(DECOMPOSED).input_ids != runtime.tokenize(DECOMPOSED, add_bos=True)
+    parity = compare_tokens(tokenizer, runtime, [DECOMPOSED])
+    assert parity.wrong == ()
+    (remark,) = parity.remarks
+    assert "NFC" in remark.recorded
+
+
+def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:
+    """The control: another tokenizer's ids, with the token they part at; composing explains none of that."""
+    _, runtime = composing
+    parity = compare_tokens(load_tokenizer(quick_base), runtime, [DECOMPOSED])
+    assert len(parity.wrong) > parity.compared / 2
+    assert any("from token 0 on" in line.shown and "in llama.cpp" in line.recorded for line in parity.wrong)
+
+
+def test_a_template_that_does_not_end_is_stopped(
+    composing: tuple[Any, Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training; the one in the file is bounded as well as the tokenizer's."""
+    tokenizer, runtime = composing
+    monkeypatch.setattr(texts, "RENDER_SECONDS", 0.3)
+    honest = tokenizer.chat_template
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    for template, told in ((endless, "does not finish"), (honest + "{{ no_such_thing.x }}", "fails")):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        with pytest.raises(IntegrityError, match=told):
+            chat_ids(tokenizer, [{"role": "user", "content": "x"}])
+    monkeypatch.setattr(tokenizer, "chat_template", endless)
+    with pytest.raises(IntegrityError, match="does not finish"):
+        compare_tokens(tokenizer, runtime)
+    monkeypatch.setattr(tokenizer, "chat_template", honest)
+    monkeypatch.setattr(Runtime, "chat_tokens", lambda *_: [0 for _ in iter(int, 1)])
+    with pytest.raises(IntegrityError, match="does not finish"):
+        compare_tokens(tokenizer, runtime)
