@@ -185,17 +185,17 @@ def test_our_kernel_reads_nf4_as_bitsandbytes_does(shape: tuple[int, int], dtype
     weight = torch.randn(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(1)) * 0.02
     weight[1, :64] = 0
     weight[2, 3] = 40.0
-    codes, state = functional.quantize_4bit(weight.to(dtype), quant_type="nf4", compress_statistics=True)
-    second = state.state2
+    codes, quantized = functional.quantize_4bit(weight.to(dtype), quant_type="nf4", compress_statistics=True)
+    second = quantized.state2
     rows, columns = shape
 
     def ours(offset: torch.Tensor) -> torch.Tensor:
-        scales = state.absmax, second.code, second.absmax, offset
-        return dequantize(codes.view(-1), *scales, state.code, rows=rows, columns=columns, dtype=dtype)
+        scales = quantized.absmax, second.code, second.absmax, offset
+        return dequantize(codes.view(-1), *scales, quantized.code, rows=rows, columns=columns, dtype=dtype)
 
-    theirs = functional.dequantize_4bit(codes, state)
-    assert torch.equal(ours(state.offset), theirs)
-    assert not torch.equal(ours(state.offset * 1.01), theirs)
+    theirs = functional.dequantize_4bit(codes, quantized)
+    assert torch.equal(ours(quantized.offset), theirs)
+    assert not torch.equal(ours(quantized.offset * 1.01), theirs)
 
 
 def test_a_compiled_layer_keeps_what_is_counted(make: Make) -> None:

@@ -136,40 +136,40 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
 
     try:
         adapter = load_file(checkpoint / "adapter_model.safetensors")
-        state = load_file(checkpoint / _RESUME)
+        saved = load_file(checkpoint / _RESUME)
     except (SafetensorError, OSError) as error:
         raise IntegrityError("checkpoint.unreadable", checkpoint=checkpoint, error=str(error)) from None
     _refuse_differences(checkpoint, get_peft_model_state_dict(trainee.model, save_embedding_layers=False), adapter)
-    _refuse_differences(checkpoint, _expected(trainee, state), state)
+    _refuse_differences(checkpoint, _expected(trainee, saved), saved)
     set_peft_model_state_dict(trainee.model, adapter)
     with torch.no_grad():
         for name, tensor in _soul_tensors(trainee.soul).items():
-            tensor.copy_(state[name])
+            tensor.copy_(saved[name])
     on_device = trainee.optimizer.defaults["fused"] or trainee.optimizer.defaults["capturable"]
     for name, parameter in trainee.parameters().items():
-        if f"steps.{name}" in state:
-            steps = state[f"steps.{name}"].clone()
+        if f"steps.{name}" in saved:
+            steps = saved[f"steps.{name}"].clone()
             trainee.optimizer.state[parameter] = {
                 "step": steps.to(parameter.device) if on_device else steps,
-                "exp_avg": state[f"moment1.{name}"].to(parameter.device),
-                "exp_avg_sq": state[f"moment2.{name}"].to(parameter.device),
+                "exp_avg": saved[f"moment1.{name}"].to(parameter.device),
+                "exp_avg_sq": saved[f"moment2.{name}"].to(parameter.device),
             }
     if trainee.scaler.is_enabled():
         trainee.scaler.load_state_dict(
             {
                 **trainee.scaler.state_dict(),
-                "scale": state["scaler"][0].item(),
-                "_growth_tracker": int(state["scaler"][1]),
+                "scale": saved["scaler"][0].item(),
+                "_growth_tracker": int(saved["scaler"][1]),
             }
         )
 
 
-def _expected(trainee: Trainee, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _expected(trainee: Trainee, saved: dict[str, Tensor]) -> dict[str, Tensor]:
     """The resume tensors this run would write, as far as their shapes go."""
     wanted = _soul_tensors(trainee.soul)
     for name, parameter in trainee.parameters().items():
         # a parameter that has not been stepped yet, alpha before it is learned, has no moments
-        if f"steps.{name}" in state:
+        if f"steps.{name}" in saved:
             wanted |= {f"steps.{name}": torch.tensor(0), f"moment1.{name}": parameter, f"moment2.{name}": parameter}
     if trainee.scaler.is_enabled():
         wanted["scaler"] = torch.zeros(2)
@@ -192,11 +192,11 @@ def _soul_tensors(soul: Soul) -> dict[str, Tensor]:
 def _resume_tensors(trainee: Trainee) -> dict[str, Tensor]:
     tensors = _soul_tensors(trainee.soul)
     for name, parameter in trainee.parameters().items():
-        state = trainee.optimizer.state.get(parameter)
-        if state:
-            tensors[f"steps.{name}"] = state["step"]
-            tensors[f"moment1.{name}"] = state["exp_avg"]
-            tensors[f"moment2.{name}"] = state["exp_avg_sq"]
+        moments = trainee.optimizer.state.get(parameter)
+        if moments:
+            tensors[f"steps.{name}"] = moments["step"]
+            tensors[f"moment1.{name}"] = moments["exp_avg"]
+            tensors[f"moment2.{name}"] = moments["exp_avg_sq"]
     if trainee.scaler.is_enabled():
         found = trainee.scaler.state_dict()
         tensors["scaler"] = torch.tensor([found["scale"], found["_growth_tracker"]], dtype=torch.float64)

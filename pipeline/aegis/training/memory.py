@@ -97,8 +97,8 @@ def by_part(trainee: Trainee, device: torch.device) -> MemoryParts:
     trained = sum(p.nbytes for p in parameters.values() if p.requires_grad)
     moments = sum(
         value.nbytes
-        for state in trainee.optimizer.state.values()
-        for value in state.values()
+        for buffers in trainee.optimizer.state.values()
+        for value in buffers.values()
         if isinstance(value, torch.Tensor)
     )
     base = footprint(trainee.model, device) - adapter

@@ -135,8 +135,8 @@ class Stepper:
         if scheduled:
             with torch.no_grad():
                 self.trainee.soul.alpha.fill_(self.schedule(step))
-        for group in self.trainee.optimizer.param_groups:
-            group["lr"].fill_(group["base_lr"] * self._factor(step))
+        for parameters in self.trainee.optimizer.param_groups:
+            parameters["lr"].fill_(parameters["base_lr"] * self._factor(step))
         self._share.fill_(1 / max(1, targets))
         return self.config.alpha != "then-learned" or step >= self.schedule.last_step
 
