@@ -6,18 +6,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from aegis.cli.screens import plan as screens_plan, results, study as screens_study, verify
-from aegis.run_all import Answer
+from aegis.cli.screens import plan as screens_plan
+from aegis.cli.screens import results, verify
+from aegis.cli.screens import study as screens_study
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import DataReport
 from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual
 from aegis.model.lora import Coverage
-from aegis.verification.divergence import Divergence
-from aegis.verification.run_checks import Check
-from aegis.verification.study.result import Importance, Left, Measured, Reference, Speed, Study
-from aegis.verification.verdict import BaseChoice, Kept, Step, Verdict
-from aegis.stages.verify_file import Examination
+from aegis.run_all import Answer
 from aegis.stages.export import ExportReport
 from aegis.stages.import_soul import ImportReport
 from aegis.stages.merge import MergeReport
@@ -25,9 +22,14 @@ from aegis.stages.plan import Need, PlanReport, VerifyOutlook
 from aegis.stages.push import PushReport
 from aegis.stages.quantize_study import StudyReport
 from aegis.stages.train import TrainReport
-from aegis.training.planning.estimate import Estimate
+from aegis.stages.verify_file import FileReport
 from aegis.training.memory import MemoryParts
-from aegis.training.planning.planner import Variant
+from aegis.training.planning.estimate import Estimate
+from aegis.training.planning.planner import MemoryPlan
+from aegis.verification.divergence import Divergence
+from aegis.verification.run_checks import Check
+from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
+from aegis.verification.verdict import BaseComparison, BaseRetention, Step, Verdict
 
 RUN = Path("artifacts/mine")
 SETTINGS = TrainConfig(base_model="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp", dataset="mine.jsonl", device="cpu")
@@ -67,8 +69,8 @@ def verdict() -> Verdict:
             Step("f16 → Q4_K_M", "quantize", far, None, None),
         ),
         perplexity={"trained": 4.95, "wide": 4.91, "Q4_K_M": 4.975},
-        kept=Kept(2048, 1.914, 3.474, 1.914, 3.27, 1.0, 1.27),
-        bases=(BaseChoice("original", True, far, 4.91), BaseChoice("dequantized", False, near, 4.95)),
+        kept=BaseRetention(2048, 1.914, 3.474, 1.914, 3.27, 1.0, 1.27),
+        bases=(BaseComparison("original", True, far, 4.91), BaseComparison("dequantized", False, near, 4.95)),
     )
 
 
@@ -87,7 +89,7 @@ def study_report() -> StudyReport:
         tolerance=0.02,
         reference=Reference(7_640_000_000, "b", 4.91, Speed(120, 5.2)),
         measured=(small, same),
-        left=(Left("IQ2_M", "plain", "needs an importance matrix"),),
+        left=(NotBuilt("IQ2_M", "plain", "needs an importance matrix"),),
         importance=Importance("c", "d", 65536, 512),
     )
     return StudyReport(RUN / "study", "mine", 2, 9_600_000_000, study)
@@ -123,10 +125,12 @@ def plan_report() -> PlanReport:
         layers=32,
         compiled=True,
         variants=(
-            Variant(512, 0, False, True, estimate),
-            Variant(256, 0, False, False, estimate),
-            Variant(1024, 0, False, False, replace(estimate, activations=9 * _GIB), host_bytes=_GIB, parked=10),
-            Variant(512, 32, True, False, estimate, host_bytes=_GIB),
+            MemoryPlan(512, 0, False, True, estimate),
+            MemoryPlan(256, 0, False, False, estimate),
+            MemoryPlan(
+                1024, 0, False, False, replace(estimate, activations=9 * _GIB), host_bytes=_GIB, offloaded_layers=10
+            ),
+            MemoryPlan(512, 32, True, False, estimate, host_bytes=_GIB),
         ),
         needs=(
             Need("disk, the run", 18_000_000_000, 9_000_000_000, str(RUN)),
@@ -177,8 +181,8 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         "run": results.before_and_after([(Answer("春の花は?", "桜です。"), Answer("春の花は?", "桜でござる。"))]),
         "verify": verify.verified(verdict(), RUN / "verify"),
         "verify, failed": verify.verified(failed_verdict(), RUN / "verify"),
-        "verify PATH": verify.examined(Examination(Path("merged"), "a model folder", unsound)),
-        "verify PATH, sound": verify.examined(Examination(Path("m.gguf"), "a GGUF", unsound[:1])),
+        "verify PATH": verify.examined(FileReport(Path("merged"), "a model folder", unsound)),
+        "verify PATH, sound": verify.examined(FileReport(Path("m.gguf"), "a GGUF", unsound[:1])),
         "verify --dry-run": screens_plan.verify_planned(outlook),
         "plan": screens_plan.planned(plan, SETTINGS, columns),
         "plan, no GPU": screens_plan.planned(

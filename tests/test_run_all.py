@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from aegis.run_all import run_all
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
-from aegis.verification.verdict import read_report
+from aegis.run_all import run_all
 from aegis.runs.run import Run
+from aegis.verification.verdict import read_report
 
 
 def test_an_export_that_fails_its_proof_is_not_left_at_its_name(quick_base: Path, tmp_path: Path) -> None:
@@ -20,14 +20,14 @@ def test_an_export_that_fails_its_proof_is_not_left_at_its_name(quick_base: Path
     configs = TrainConfig(base_model=str(quick_base), device="cpu", **short), MergeConfig(), ExportConfig()
     quick = VerifyConfig(tokens=128, threads=1, device="cpu")
     with pytest.raises(IntegrityError, match="the fault is in quantize") as caught:
-        run_all(*configs, quick.model_copy(update={"most_kl_quantized": 1e-12}), run)
+        run_all(*configs, quick.model_copy(update={"max_kl_quantized": 1e-12}), run)
     assert "f16 → Q4_K_M" in caught.value.why
     assert caught.value.exit_code == 5
     assert not run.gguf.exists()
     assert list((run.root / "gguf.failed").glob("*-Q4_K_M.gguf"))
-    assert read_report(run.verify / "report.json")["guilty"] == "quantize"
+    assert read_report(run.verify / "report.json")["failed_stage"] == "quantize"
 
     exported, verdict = run_all(*configs, quick, run)
-    assert verdict.guilty is None
+    assert verdict.failed_stage is None
     assert exported.files[0].parent == run.gguf
     assert exported.files[0].is_file()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from aegis.config.settings import TrainConfig
-from aegis.model.soul_hook import attached
 from aegis.model.base import hash_weights
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet
+from aegis.model.soul_hook import soul_hook
 from aegis.runs.run import Run
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
@@ -34,7 +34,7 @@ class Trained:
     soul: Soul
 
     def logits(self, tokens: Tensor) -> Tensor:
-        with torch.no_grad(), attached(self.model, self.soul):
+        with torch.no_grad(), soul_hook(self.model, self.soul):
             return self.model(input_ids=tokens).logits
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from aegis.runs.manifest import versions
 from aegis.soul import rotation as so
 from aegis.soul.module import Soul
-from aegis.training.execution.cuda_graphs import Recorder, own_stream
+from aegis.training.execution.cuda_graphs import GraphRecorder, own_stream
 
 REPLAYS = 20
 
@@ -33,11 +33,11 @@ def whole_step(soul: Soul, optimizer: torch.optim.Optimizer, hidden: Tensor, out
 
     def run() -> None:
         soul.skew.grad.zero_()  # type: ignore[union-attr]
-        soul.hold()
+        soul.cache_rotation()
         soul(hidden).backward(outer)
-        soul.let_go()
+        soul.release()
         optimizer.step()
-        soul.advance()
+        soul.retract()
 
     return run
 
@@ -49,7 +49,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
         with own_stream(device):
             for _ in range(3):
                 run()
-            replay = Recorder().record(run)
+            replay = GraphRecorder().record(run)
             for _ in range(REPLAYS):
                 before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                 before.record()
@@ -77,9 +77,9 @@ def gradient_error(soul: Soul, hidden: Tensor, outer: Tensor) -> dict[str, float
         return found
 
     soul.skew.grad = torch.zeros_like(soul.skew)
-    soul.hold()
+    soul.cache_rotation()
     soul(hidden).backward(outer)
-    soul.let_go()
+    soul.release()
     ours, wanted = soul.skew.grad.double(), exactly(outer)
     missed = exactly(outer.roll(1, -1))
     return {

@@ -30,14 +30,14 @@ from rehearse_full_size import copy_template, meta_model, write_base
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
+from aegis.data.training_set import load_training_set
 from aegis.demo.corpus import documents
-from aegis.runs.manifest import versions
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import choose_device
+from aegis.runs.manifest import versions
 from aegis.training import setup
-from aegis.training.setup import assembled
 from aegis.training.loop import Loop
-from aegis.data.training_set import training_data
+from aegis.training.setup import build_state
 
 LOGGING_STEPS = 10
 CORE = [
@@ -119,17 +119,17 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
     progress.install(listener)
     parked = settings.pop("parked", None)
     if parked is not None:
-        setup.recomputing = lambda given, *_: replace(given, parked=parked)
+        setup.recomputing = lambda given, *_: replace(given, offloaded_layers=parked)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
     base = find_base(config.base_model)
-    data = training_data(config, load_tokenizer(base.folder))
-    with assembled(config, base, device, None) as trainee:
+    data = load_training_set(config, load_tokenizer(base.folder))
+    with build_state(config, base, device, None) as state:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        loop = Loop(trainee, config, data.train, None)
+        loop = Loop(state, config, data.train, None)
         loop.run(0, min(LOGGING_STEPS, steps))
         warm = time.perf_counter() - began
         if steps > LOGGING_STEPS:
@@ -145,7 +145,7 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
             "peak_gib": round(rows[-1]["peak_bytes"] / 2**30, 3),
             "first_ten_steps_s": round(warm, 1),
             "loss": rows[-1]["task_loss"],
-            "acceleration": vars(trainee.acceleration),
+            "acceleration": vars(state.options),
         }
 
 

@@ -218,7 +218,7 @@ class Comparison:
 
     def split(self) -> None:
         """Each of two processes holds half of the base's layers."""
-        whole = {"split_base": True, "activation_checkpointing": "on", "compile": "off"}
+        whole = {"shard_base": True, "activation_checkpointing": "on", "compile": "off"}
         self._compare("a base that is split", self._kept("split", 2, **whole), self._two)
 
     def _kept(self, name: str, processes: int, **other: Any) -> Run:

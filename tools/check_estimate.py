@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.config.settings import TrainConfig
-from aegis.training.planning.estimate import Blueprint
+from aegis.training.planning.estimate import MemoryEstimator
 
 BOUND = 0.1
 
@@ -30,13 +30,13 @@ def compare(row: dict[str, Any], template: Path, capability: tuple[int, int]) ->
     """Print measured and estimated GiB of one row; returns how far off the estimate is, relative."""
     config = TrainConfig.model_validate(settings_of(row["name"]))
     way = row["acceleration"]
-    found = Blueprint(template, config, "cuda", capability).estimate(
+    found = MemoryEstimator(template, config, "cuda", capability).estimate(
         config.max_length,
-        recomputed=way["recomputed"],
+        checkpointed_layers=way["recomputed"],
         compiled=way["compiled"],
-        offloaded=way["offloaded"],
-        attention_spared=way.get("attention_spared", False),
-        parked=way.get("parked", 0),
+        offload_checkpoints=way["offloaded"],
+        keep_attention=way.get("attention_spared", False),
+        offloaded_layers=way.get("parked", 0),
     )
     estimated = found.peak / 2**30
     off = estimated / row["peak_gib"] - 1

@@ -34,13 +34,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from aegis.runs import disk
 from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile, Runtime, convert, fallback_tensors
 from aegis.model.adapter import load_adapter
 from aegis.model.base import TOKENIZER_FILES, hash_weights, load_tokenizer, read_config
 from aegis.model.lora import attach_lora, coverage, resolve_targets
 from aegis.model.shards import HEAD, ShardSet, ShardWriter, write_index
+from aegis.runs import disk
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
 from aegis.soul.gate import GOLDEN_RATIO

@@ -19,9 +19,9 @@ def main() -> None:
 
 def _diagnosed(error: ImportError) -> int:
     from aegis.cli import streams
+    from aegis.cli.screens.results import diagnosed
     from aegis.doctor import Finding, examine, set_up_again
     from aegis.messages import phrase
-    from aegis.cli.screens.results import diagnosed
 
     streams.prepare()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aegis.messages import Bilingual, Trouble, troubles
+from aegis.messages import Bilingual, ErrorText, error_texts
 
 
 class AegisError(Exception):
@@ -38,22 +38,22 @@ class AegisError(Exception):
 
     def __init__(self, key: str, /, **values: object) -> None:
         super().__init__(key)
-        self.recorded, (self.what, self.why, self.fix) = troubles(key, **values)
+        self.english, (self.what, self.why, self.fix) = error_texts(key, **values)
 
     def __str__(self) -> str:
-        return _lines(Trouble(self.what, self.why, self.fix))
+        return _lines(ErrorText(self.what, self.why, self.fix))
 
     @property
     def told(self) -> Bilingual:
         """All of it, for a report and for the reader."""
-        return Bilingual(_lines(self.recorded), str(self))
+        return Bilingual(_lines(self.english), str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the texts are all that another process needs; the values may not go through a pipe
         return _told, (type(self), self.__dict__)
 
 
-def _lines(told: Trouble) -> str:
+def _lines(told: ErrorText) -> str:
     return "\n".join(part for part in told if part)
 
 

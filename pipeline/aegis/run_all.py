@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from aegis import progress
-from aegis.runs import disk, run as runs
 from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError, UsageError
@@ -18,12 +17,14 @@ from aegis.llama_cpp import Runtime, trained_context
 from aegis.messages import phrase
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.load import load_base
-from aegis.verification.verdict import Verdict
+from aegis.runs import disk
+from aegis.runs.run import Run
 from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
-from aegis.training.distributed.group import launched_processes
+from aegis.training.distributed.group import world_size
+from aegis.verification.verdict import Verdict
 
 _SAMPLE_TOKENS = 96
 
@@ -41,7 +42,7 @@ def run_all(
     merge_config: MergeConfig,
     export_config: ExportConfig,
     verify_config: VerifyConfig,
-    run: runs.Run,
+    run: Run,
     *,
     overwrite: bool = False,
 ) -> tuple[ExportReport, Verdict]:
@@ -55,7 +56,7 @@ def run_all(
         IntegrityError: verify found a fault; the export is then not left at its name.
         AegisError: as the stages do.
     """
-    if launched_processes() > 1:
+    if world_size() > 1:
         raise UsageError("run.one_process")
     progress.say(phrase("run.train", adapter=run.adapter))
     own_llama_cpp = export_config.llama_cpp_dir
@@ -66,13 +67,13 @@ def run_all(
     exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
     progress.say(phrase("run.verify", verify=run.verify))
     verdict = verify(run, verify_config)
-    if verdict.guilty is not None:
+    if verdict.failed_stage is not None:
         failed = run.gguf.with_name(run.gguf.name + ".failed")
         shutil.rmtree(failed, ignore_errors=True)
         run.gguf.rename(failed)
         raise IntegrityError(
             "run.export_unproven",
-            guilty=verdict.guilty,
+            failed_stage=verdict.failed_stage,
             failures="\n".join(verdict.failures),
             failed=failed,
             verify=run.verify,
@@ -113,7 +114,7 @@ def answers(gguf: Path, prompts: Sequence[str]) -> list[Answer]:
         ]
 
 
-def default_run(base_model: str) -> runs.Run:
+def default_run(base_model: str) -> Run:
     """Where a run goes that was given no --run: artifacts/<name of the base>."""
     name = DEMO if base_model == DEMO else Path(base_model).name
-    return runs.Run(Path("artifacts") / disk.file_stem(name, otherwise="run"))
+    return Run(Path("artifacts") / disk.file_stem(name, otherwise="run"))

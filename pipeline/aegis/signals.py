@@ -12,7 +12,7 @@ EXIT_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
 """By name. SIGBREAK is Windows' Ctrl-Break."""
 
 
-def heeded() -> dict[int, int]:
+def terminating_signals() -> dict[int, int]:
     """Exit codes by number, of those that this system has; without SIGHUP where nohup wished it away."""
     found = {number: code for name, code in EXIT_CODES.items() if (number := getattr(signal, name, None)) is not None}
     hangup = getattr(signal, "SIGHUP", None)
@@ -22,7 +22,7 @@ def heeded() -> dict[int, int]:
 
 
 @contextmanager
-def answered(numbers: Iterable[int], answer: Any) -> Iterator[None]:
+def signal_handlers(numbers: Iterable[int], answer: Any) -> Iterator[None]:
     """Let `answer` handle these signals while the block runs.
 
     Outside the main thread, where Python forbids handlers, nothing changes.

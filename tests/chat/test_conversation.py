@@ -16,22 +16,23 @@ import pytest
 import torch
 
 from aegis import progress
+from aegis.chat.conversation import Conversation, SamplingParams
+from aegis.chat.load import load_models
+from aegis.chat.transformers_model import TransformersModel
 from aegis.cli import app
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import Message
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.live import live_model
-from aegis.verification.token_parity import chat_ids
 from aegis.runs.run import Run, gguf_of_run
-from aegis.chat.transformers_model import TorchSpeaker
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
-from aegis.chat.conversation import Conversation, Manner, speakers
+from aegis.verification.token_parity import chat_ids
 from tests.conftest import Recorder
 
-GREEDY = Manner(max_tokens=12, temperature=0)
+GREEDY = SamplingParams(max_tokens=12, temperature=0)
 USER = {"role": "user", "content": "こんにちは。"}
 
 
@@ -61,10 +62,10 @@ class Echo:
         self.context = context
         self.heard: list[list[Message]] = []
 
-    def count(self, messages: Sequence[Message]) -> int:
+    def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message["content"]) for message in messages)
 
-    def say(self, messages: Sequence[Message], manner: Manner) -> Iterator[str]:
+    def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
         self.heard.append([dict(message) for message in messages])
         yield from f" {len(messages)}"
 
@@ -117,9 +118,9 @@ def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path)
     tokenizer = load_tokenizer(quick_base)
     with live_model(find_base(str(quick_base)), run.adapter, "4bit", torch.device("cpu")) as model:
         wanted = greedily(model, tokenizer, messages, GREEDY.max_tokens)
-    with speakers(run, None, live=True, compare=True, context=None) as found:
+    with load_models(run, None, live=True, compare=True, context=None) as found:
         base, live = found
-        said = {speaker.name: "".join(speaker.say(messages, GREEDY)) for speaker in (base, live)}
+        said = {chat_model.name: "".join(chat_model.generate(messages, GREEDY)) for chat_model in (base, live)}
         assert live.count(messages) == len(chat_ids(tokenizer, messages))
     assert said["live"] == wanted != ""
     assert said["base"] != wanted
@@ -127,8 +128,8 @@ def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path)
 
 def test_a_seed_gives_the_same_words(run: Run) -> None:
     messages = [USER]
-    with speakers(run, None, live=True, compare=False, context=None) as (live,):
-        told = {seed: ["".join(live.say(messages, Manner(12, 1.5, seed))) for _ in range(2)] for seed in (0, 1)}
+    with load_models(run, None, live=True, compare=False, context=None) as (live,):
+        told = {seed: ["".join(live.say(messages, SamplingParams(12, 1.5, seed))) for _ in range(2)] for seed in (0, 1)}
     assert told[0][0] == told[0][1]
     assert told[1][0] == told[1][1]
     assert told[0] != told[1]
@@ -141,15 +142,15 @@ def test_a_failure_in_the_middle_is_raised(quick_base: Path) -> None:
         def generate(self, **_: object) -> None:
             raise ZeroDivisionError
 
-    speaker = TorchSpeaker("live", Broken(), load_tokenizer(quick_base), 64)
+    chat_model = TransformersModel("live", Broken(), load_tokenizer(quick_base), 64)
     with pytest.raises(ZeroDivisionError):
-        list(speaker.say([USER], GREEDY))
+        list(chat_model.generate([USER], GREEDY))
 
 
 def test_no_room_for_an_answer(quick_base: Path) -> None:
-    speaker = TorchSpeaker("live", SimpleNamespace(device=torch.device("cpu")), load_tokenizer(quick_base), 4)
+    chat_model = TransformersModel("live", SimpleNamespace(device=torch.device("cpu")), load_tokenizer(quick_base), 4)
     with pytest.raises(UsageError, match="context of 4"):
-        next(speaker.say([USER], GREEDY))
+        next(chat_model.generate([USER], GREEDY))
 
 
 def test_an_answer_nobody_waits_for_ends(quick_base: Path) -> None:
@@ -163,7 +164,7 @@ def test_an_answer_nobody_waits_for_ends(quick_base: Path) -> None:
             while not stopping_criteria[0](input_ids, None).all():
                 time.sleep(0.01)
 
-    pieces = TorchSpeaker("live", Endless(), load_tokenizer(quick_base), 64).say([USER], GREEDY)
+    pieces = TransformersModel("live", Endless(), load_tokenizer(quick_base), 64).say([USER], GREEDY)
     assert next(pieces) == "a"
     pieces.close()  # type: ignore[attr-defined]
     assert not any("generate" in thread.name for thread in threading.enumerate())

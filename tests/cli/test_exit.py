@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from aegis.cli.exit import to_its_end
+from aegis.cli.exit import run_and_exit
 from aegis.errors import DivergedError, UsageError
 
 
 def told(command: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
     with pytest.raises(SystemExit) as ended:
-        to_its_end(command)
+        run_and_exit(command)
     return ended.value.code, capsys.readouterr().err
 
 

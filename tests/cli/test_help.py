@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import typer
 
-from aegis.messages import layout
 from aegis.cli.app import app
 from aegis.config.settings import SECTIONS
-from aegis.messages import VARIABLE, described, descriptions
-from tests.shown import english_in
+from aegis.messages import VARIABLE, descriptions, layout, translate_help
 from tests.messages.test_messages import JAPANESE
+from tests.shown import english_in
 
 TYPERS = {"Usage", "Arguments", "Options", "Commands", "[OPTIONS]", "COMMAND [ARGS]...", "default", "required"}
 TYPERS_OPTIONS = {"help", "install_completion", "show_completion"}
@@ -90,7 +89,7 @@ def test_help_is_japanese_and_fits_a_terminal(name: str, monkeypatch: pytest.Mon
     told = [line for line in japanese.splitlines() if "range>" not in line]  # typer's name of a type
     assert english_in("\n".join(told)) == []
     names = {name for context in CONTEXTS.values() for name in getattr(context.command, "commands", {})}
-    assert all(layout.cells(line) <= FOLDED_AT for line in japanese.splitlines())
+    assert all(layout.cell_width(line) <= FOLDED_AT for line in japanese.splitlines())
     assert name != "aegis" or all(f"\n  {command} " in japanese for command in names)
     assert japanese.startswith(f"使い方: {context.command_path} ")
 
@@ -105,7 +104,7 @@ def test_defaults_and_ranges_are_told_in_japanese_too(monkeypatch: pytest.Monkey
     assert line("chat", "-p, --prompt") == "<str> 一度だけ質問して終了"
     assert line("report", "--max-tokens").endswith("[既定値: 96; x>=1]")
     assert line("import-soul", "--out").endswith("[必須]")
-    assert line("train", "--lora-r").endswith(f"{described('rank of the adapter')} [16]")
+    assert line("train", "--lora-r").endswith(f"{translate_help('rank of the adapter')} [16]")
     assert line("quantize-study", "--quant").endswith("[Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0]")
     assert line("train", "--config").endswith("のある TOML ファイル")  # its brackets are no default
 
@@ -127,6 +126,6 @@ def test_a_shell_is_offered_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_text_that_nobody_translated_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
-    assert described("something new") == "something new"
+    assert translate_help("something new") == "something new"
     monkeypatch.setenv(VARIABLE, "en")
-    assert described("rank of the adapter") == "rank of the adapter"
+    assert translate_help("rank of the adapter") == "rank of the adapter"

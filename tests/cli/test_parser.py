@@ -70,7 +70,7 @@ def test_a_command_line_is_refused_in_the_readers_language(
 
 def test_an_error_of_another_kind_says_what_it_says() -> None:
     """The parser may learn new ones."""
-    from aegis.cli.parser import told
+    from aegis.cli.parser import describe_parse_error
 
     class SomethingNew(Exception):
         ctx = None
@@ -78,4 +78,4 @@ def test_an_error_of_another_kind_says_what_it_says() -> None:
         def format_message(self) -> str:
             return "something new"
 
-    assert told(SomethingNew()) == "something new"
+    assert describe_parse_error(SomethingNew()) == "something new"

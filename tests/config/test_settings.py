@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from aegis.config.settings import ExportConfig, MergeConfig, PRESETS, StageConfig, TrainConfig, VerifyConfig, resolve
+from aegis.config.presets import PRESETS
+from aegis.config.resolve import resolve
+from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
 from aegis.errors import UsageError
 
 

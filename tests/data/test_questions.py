@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aegis.config.settings import TrainConfig
+from aegis.data.training_set import load_heldout_questions, load_training_set
 from aegis.errors import DataError
 from aegis.model.base import load_tokenizer
-from aegis.data.training_set import questions, training_data
 
 
 @pytest.fixture
@@ -35,19 +35,19 @@ def config(quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_held_out_ones_and_no_others(config: TrainConfig, quick_base: Path) -> None:
     """Each has its tokens among the held-out windows and not among those trained on; a broken row is no obstacle."""
     tokenizer = load_tokenizer(quick_base)
-    prepared = training_data(config, tokenizer)
+    prepared = load_training_set(config, tokenizer)
     sha256 = prepared.report.content_sha256
-    found = questions(config, tokenizer, sha256, 99)
+    found = load_heldout_questions(config, tokenizer, sha256, 99)
     assert len(found) == 9
     assert prepared.heldout is not None
     parts = (prepared.heldout, prepared.train)
     kept_out, trained_on = ("".join(tokenizer.decode(piece) for piece in windows.pieces()) for windows in parts)
     wrong = [question for question in found if question not in kept_out or question in trained_on]
     assert wrong == [], kept_out
-    assert questions(config, tokenizer, sha256, 2) == found[:2]
-    assert questions(config.model_copy(update={"heldout_rows": 0}), tokenizer, sha256, 2) == []
+    assert load_heldout_questions(config, tokenizer, sha256, 2) == found[:2]
+    assert load_heldout_questions(config.model_copy(update={"heldout_rows": 0}), tokenizer, sha256, 2) == []
     with pytest.raises(DataError, match="changed since"):
-        questions(config, tokenizer, "0" * 64, 2)
+        load_heldout_questions(config, tokenizer, "0" * 64, 2)
 
 
 def test_text_without_roles_has_none(config: TrainConfig, quick_base: Path, tmp_path: Path) -> None:
@@ -55,4 +55,4 @@ def test_text_without_roles_has_none(config: TrainConfig, quick_base: Path, tmp_
     path.write_text("".join(f'{{"text": "{n}番目の文です。"}}\n' for n in range(40)), encoding="utf-8")
     plain = config.model_copy(update={"dataset": str(path)})
     tokenizer = load_tokenizer(quick_base)
-    assert questions(plain, tokenizer, training_data(plain, tokenizer).report.content_sha256, 3) == []
+    assert load_heldout_questions(plain, tokenizer, load_training_set(plain, tokenizer).report.content_sha256, 3) == []

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from aegis import doctor
-from aegis.cli.screens import results
-from aegis.messages.layout import cells
 from aegis.cli.console.reporters import JsonReporter
-from aegis.doctor import Finding, examine, is_ready, probes as examination
+from aegis.cli.screens import results
+from aegis.doctor import Finding, examine, is_ready
+from aegis.doctor import probes as examination
 from aegis.messages import VARIABLE, phrase, words
+from aegis.messages.layout import cell_width
 from tests.shown import english_in
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +117,7 @@ def test_names_are_the_readers_and_those_for_programs_are_not(
     lines = results.diagnosed(findings).splitlines()
     shown = [line.removeprefix("fail").removesuffix("あ").strip() for line in lines[:-1]]
     assert {name for name in shown if not re.search("[ぁ-ヿ一-鿿]", name)} == PROPER
-    assert {cells(line) for line in lines[:-1]} == {cells(lines[0])}
+    assert {cell_width(line) for line in lines[:-1]} == {cell_width(lines[0])}
     assert lines[-1].startswith(f"まだ準備ができていません: {', '.join(shown)}")
     JsonReporter().result("", {"findings": findings})
     told = json.loads(capsys.readouterr().out)["report"]["findings"]

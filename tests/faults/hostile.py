@@ -23,20 +23,21 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save as save_tensors
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig, resolve
-from aegis.data.chat import Encoder, RENDER_BYTES
+from aegis.config.resolve import resolve
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.data.chat import RENDER_BYTES, Encoder
 from aegis.data.dataset import prepare
 from aegis.data.deadline import within
 from aegis.data.formats import Chat
 from aegis.data.rejects import Rejects
 from aegis.errors import AegisError, IntegrityError
 from aegis.llama_cpp import GgufFile, trained_context
-from aegis.runs.manifest import Manifest, verify_directory
+from aegis.llama_cpp.ollama.probing import dialogue_of
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.shards import INDEX, SINGLE, ShardSet
+from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import publishing
-from aegis.llama_cpp.ollama.probing import dialogue_of
 from aegis.soul.file import SoulRecord, load_soul, save_soul
 from aegis.soul.rotation import random_rotation
 from vendor_llama_cpp import VendorError

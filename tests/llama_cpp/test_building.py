@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import vendor_llama_cpp
-from aegis.runs import disk
 from aegis.errors import AegisError, EnvironmentFault, ToolError
 from aegis.llama_cpp import building
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
+from aegis.runs import disk
 from tests.conftest import Recorder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")

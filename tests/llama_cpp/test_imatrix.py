@@ -12,7 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError, ToolError, UsageError
-from aegis.llama_cpp import GgufFile, IMATRIX_TYPES, Runtime, convert, fallback_tensors, measure_importance, quantize, refuse_foreign
+from aegis.llama_cpp import (
+    IMATRIX_TYPES,
+    GgufFile,
+    Runtime,
+    convert,
+    fallback_tensors,
+    measure_importance,
+    quantize,
+    refuse_foreign,
+)
 from aegis.llama_cpp.imatrix import _LINE_END, _Progress, read_importance
 
 from .conftest import HIDDEN, INTERMEDIATE, LAYERS, LINES, MakeModel

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from aegis.llama_cpp import GgufFile, QUANT_TYPES, convert, fallback_tensors, parse_quant, quantize
+from aegis.llama_cpp import QUANT_TYPES, GgufFile, convert, fallback_tensors, parse_quant, quantize
 
 from .conftest import MakeModel, NoFileAbove
 

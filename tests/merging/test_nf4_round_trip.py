@@ -10,7 +10,7 @@ from bitsandbytes import functional
 from torch import Tensor
 
 from aegis.merging.nf4_round_trip import BLOCK, Nf4Weight
-from aegis.merging.ordered_pool import Slab
+from aegis.merging.ordered_pool import Scratch
 
 CPU = torch.device("cpu")
 
@@ -21,10 +21,10 @@ def by_bitsandbytes(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_slabs(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
-    trip, slab = Nf4Weight(tuple(weight.shape), dtype, CPU), Slab()
+    trip, scratch = Nf4Weight(tuple(weight.shape), dtype, CPU), Scratch()
     starts = range(0, len(weight), rows)
     for start in reversed(starts):
-        trip.quantize(start, weight[start : start + rows], slab)
+        trip.quantize(start, weight[start : start + rows], scratch)
     trip.seal()
     return torch.cat([trip.rows(start, min(start + rows, len(weight))) for start in starts])
 
@@ -66,7 +66,7 @@ def test_a_value_between_two_codes_goes_where_bitsandbytes_puts_it() -> None:
 def test_slabs_on_their_own_are_not_the_whole() -> None:
     """The control: with the second quantization done slab by slab the result differs."""
     weight = random_weight(512, 1024)
-    apart = torch.cat([by_bitsandbytes(slab, torch.float32) for slab in weight.split(7)])
+    apart = torch.cat([by_bitsandbytes(scratch, torch.float32) for scratch in weight.split(7)])
     assert not torch.equal(apart, by_bitsandbytes(weight, torch.float32))
 
 
@@ -83,7 +83,7 @@ def test_the_mean_is_that_of_the_thread_that_began() -> None:
                 expected[threads] = by_bitsandbytes(weight, torch.float32)
             differs |= not torch.equal(expected[1], expected[2])
             trip = Nf4Weight(tuple(weight.shape), torch.float32, CPU)
-            trip.quantize(0, weight, Slab())
+            trip.quantize(0, weight, Scratch())
             sealed_with: list[int] = []
 
             def seal(trip: Nf4Weight = trip, sealed_with: list[int] = sealed_with) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from aegis.merging.ordered_pool import Slab, stream
+from aegis.merging.ordered_pool import Scratch, run_in_order
 
 
 def test_each_step_sees_every_item_in_order() -> None:
@@ -17,15 +17,15 @@ def test_each_step_sees_every_item_in_order() -> None:
     first: list[int] = []
     second: list[int] = []
 
-    def work(item: int, slab: Slab) -> None:
+    def work(item: int, scratch: Scratch) -> None:
         time.sleep(0.002 if item % 3 == 0 else 0)
-        slab.tensor("value", (1,), torch.int64)[0] = item
+        scratch.tensor("value", (1,), torch.int64)[0] = item
 
-    def check(item: int, slab: Slab) -> None:
-        assert slab.tensor("value", (1,), torch.int64).item() == item
+    def check(item: int, scratch: Scratch) -> None:
+        assert scratch.tensor("value", (1,), torch.int64).item() == item
 
     done = list(
-        stream(range(200), work, check, lambda item, _: first.append(item), lambda item, _: second.append(item))
+        run_in_order(range(200), work, check, lambda item, _: first.append(item), lambda item, _: second.append(item))
     )
     assert done == first == second == list(range(200))
 
@@ -35,15 +35,15 @@ def test_an_item_keeps_its_thread() -> None:
     threads: dict[int, set[int]] = {item: set() for item in range(200)}
     both = threading.Barrier(2, timeout=30)
 
-    def note(item: int, _slab: Slab) -> None:
+    def note(item: int, _slab: Scratch) -> None:
         threads[item].add(threading.get_ident())
 
-    def work(item: int, slab: Slab) -> None:
-        note(item, slab)
+    def work(item: int, scratch: Scratch) -> None:
+        note(item, scratch)
         if item < 2:
             both.wait()  # or one thread could be done with all of them before another begins
 
-    assert len(list(stream(range(200), work, note, note))) == 200
+    assert len(list(run_in_order(range(200), work, note, note))) == 200
     assert {len(seen) for seen in threads.values()} == {1}
     assert len(set.union(*threads.values())) > 1
 
@@ -52,13 +52,13 @@ def test_nothing_passes_an_item_that_failed() -> None:
     """… in a step that has an order, though what comes after it met with no error of its own."""
     written: list[int] = []
 
-    def fail_at_50(item: int, _slab: Slab) -> None:
+    def fail_at_50(item: int, _slab: Scratch) -> None:
         if item == 50:
             time.sleep(0.02)
             raise ValueError("item 50")
 
     with pytest.raises(ValueError, match="item 50"):
-        list(stream(range(100), fail_at_50, lambda item, _: written.append(item)))
+        list(run_in_order(range(100), fail_at_50, lambda item, _: written.append(item)))
     assert written == list(range(50))
 
 
@@ -68,26 +68,26 @@ def test_memory_is_lent_again() -> None:
     busy: set[int] = set()
     lock = threading.Lock()
 
-    def work(_item: int, slab: Slab) -> None:
+    def work(_item: int, scratch: Scratch) -> None:
         with lock:
-            assert id(slab) not in busy
-            busy.add(id(slab))
-            slabs.add(slab.tensor("rows", (64,), torch.float32).data_ptr())
+            assert id(scratch) not in busy
+            busy.add(id(scratch))
+            slabs.add(scratch.tensor("rows", (64,), torch.float32).data_ptr())
 
-    def release(_item: int, slab: Slab) -> None:
+    def release(_item: int, scratch: Scratch) -> None:
         with lock:
-            busy.remove(id(slab))
+            busy.remove(id(scratch))
 
-    assert len(list(stream(range(1000), work, release))) == 1000
+    assert len(list(run_in_order(range(1000), work, release))) == 1000
     assert len(slabs) < 20
 
 
 def test_a_slab_grows_and_keeps_uses_apart() -> None:
-    slab = Slab()
-    small = slab.tensor("a", (2,), torch.float32).fill_(1)
-    other = slab.tensor("b", (2,), torch.float32).fill_(2)
-    assert slab.tensor("a", (2,), torch.float32).data_ptr() == small.data_ptr() != other.data_ptr()
-    assert slab.tensor("a", (3, 5), torch.float64).shape == (3, 5)
+    scratch = Scratch()
+    small = scratch.tensor("a", (2,), torch.float32).fill_(1)
+    other = scratch.tensor("b", (2,), torch.float32).fill_(2)
+    assert scratch.tensor("a", (2,), torch.float32).data_ptr() == small.data_ptr() != other.data_ptr()
+    assert scratch.tensor("a", (3, 5), torch.float64).shape == (3, 5)
     assert other.tolist() == [2, 2]
 
 
@@ -97,11 +97,11 @@ def test_the_first_error_comes_out_and_the_threads_end(where: str) -> None:
     before = threading.active_count()
     written: list[int] = []
 
-    def fail_at_50(item: int, _slab: Slab) -> None:
+    def fail_at_50(item: int, _slab: Scratch) -> None:
         if item >= 50:
             raise ValueError(f"item {item}")
 
-    def nothing(_item: int, _slab: Slab) -> None:
+    def nothing(_item: int, _slab: Scratch) -> None:
         pass
 
     def items() -> object:
@@ -113,14 +113,14 @@ def test_the_first_error_comes_out_and_the_threads_end(where: str) -> None:
     work = fail_at_50 if where == "work" else nothing
     then = fail_at_50 if where == "then" else nothing
     with pytest.raises(ValueError, match="item 50"):
-        list(stream(items(), work, then, lambda item, _: written.append(item)))  # type: ignore[arg-type]
+        list(run_in_order(items(), work, then, lambda item, _: written.append(item)))  # type: ignore[arg-type]
     assert written == list(range(50))[: len(written)]
     assert threading.active_count() == before
 
 
 def test_stopping_early_ends_the_threads() -> None:
     before = threading.active_count()
-    with closing(stream(range(10_000), lambda *_: None)) as items:
+    with closing(run_in_order(range(10_000), lambda *_: None)) as items:
         assert next(items) == 0
     assert threading.active_count() == before
 
@@ -131,7 +131,7 @@ def test_torch_keeps_its_number_of_threads() -> None:
     given = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        list(stream(range(4), lambda *_: seen.append(torch.get_num_threads())))
+        list(run_in_order(range(4), lambda *_: seen.append(torch.get_num_threads())))
         assert set(seen) == {1}
         assert torch.get_num_threads() == 2
         later = []

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import file_sha256
+from aegis.merging.base_weights import RoundTrip
+from aegis.merging.nf4_round_trip import Nf4Weight
+from aegis.merging.plan import MergePlan
+from aegis.merging.rewrite_shard import RewrittenShard, rewrite_shard
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base
-from aegis.merging.plan import MergePlan
-from aegis.merging.nf4_round_trip import Nf4Weight
-from aegis.merging.rewrite_shard import Rewritten, rewrite_shard
-from aegis.merging.base_weights import RoundTrip
 from aegis.model.shards import HEAD, TensorEntry
+from aegis.runs.manifest import file_sha256
 from aegis.soul.file import load_soul
 from tests.conftest import MakeRandom
 from tests.trained import MakeTrained
@@ -36,7 +36,7 @@ def plan(make_random: MakeRandom, make_trained: MakeTrained, monkeypatch: pytest
     return MergePlan.make(base, adapter, soul, torch.float16, RoundTrip.of(base, trained.adapter))
 
 
-def rewrite(plan: MergePlan, target: Path) -> tuple[Rewritten, int]:
+def rewrite(plan: MergePlan, target: Path) -> tuple[RewrittenShard, int]:
     (file,) = plan.base.shards.files
     advanced: list[int] = []
     return rewrite_shard(plan, file, target, advanced.append), sum(advanced)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.messages.layout import cells, folded, left, right, row, widths
+from aegis.messages.layout import cell_width, ljust, rjust, table_row, widths, wrap
 
 JAPANESE = (
     "学習したものと実際に動くものが同じであることを、数値で確かめます。GPU メモリー（GiB）は `aegis plan` で"
@@ -21,10 +21,10 @@ MARKS = "、。）」ーっゃゅょッャュョ:"
 @pytest.mark.parametrize("start", ["", "warn  driver  ", "アダプター  "])
 def test_japanese_fits_the_terminal(start: str, columns: int) -> None:
     """Every line within it and, but for the last, nearly full; none begins with a mark, and nothing is lost."""
-    lines = folded(start, JAPANESE, columns).splitlines()
-    indent = " " * min(cells(start), columns // 3)
-    assert all(cells(line) <= columns for line in lines)
-    assert all(cells(line) > columns - 16 for line in lines[:-1])
+    lines = wrap(start, JAPANESE, columns).splitlines()
+    indent = " " * min(cell_width(start), columns // 3)
+    assert all(cell_width(line) <= columns for line in lines)
+    assert all(cell_width(line) > columns - 16 for line in lines[:-1])
     assert all(line.startswith(indent) and line[len(indent)] not in MARKS for line in lines[1:])
     assert not any(line.endswith(("（", "「")) for line in lines)
     assert "".join("".join(lines).split()) == "".join((start + JAPANESE).split())
@@ -32,7 +32,7 @@ def test_japanese_fits_the_terminal(start: str, columns: int) -> None:
 
 def test_counting_letters_would_miss() -> None:
     """The control: what textwrap makes of it is too wide."""
-    assert max(map(cells, textwrap.wrap(JAPANESE, 40))) > 40
+    assert max(map(cell_width, textwrap.wrap(JAPANESE, 40))) > 40
 
 
 @given(
@@ -45,26 +45,26 @@ def test_english_folds_as_textwrap_does(text: str, start: str, columns: int) -> 
     wanted = textwrap.fill(
         start + text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-    assert folded(start, text, columns) == wanted
+    assert wrap(start, text, columns) == wanted
 
 
 def test_an_address_is_left_whole_and_a_pipe_is_not_folded() -> None:
     address = "http://127.0.0.1:11434/with/a/path/that/is/longer/than/the/terminal"
-    assert address in folded("警告  ", f"応答がありません。{address}を見てください", 40)
-    assert folded("警告  ", JAPANESE, None) == f"警告  {JAPANESE}"
+    assert address in wrap("警告  ", f"応答がありません。{address}を見てください", 40)
+    assert wrap("警告  ", JAPANESE, None) == f"警告  {JAPANESE}"
 
 
 def test_a_line_feed_in_an_errors_text_does_not_break_the_indent() -> None:
-    assert folded("fail  torch  ", "one\ntwo", 40) == "fail  torch  one two"
+    assert wrap("fail  torch  ", "one\ntwo", 40) == "fail  torch  one two"
 
 
 def test_columns_stand_in_any_language() -> None:
     heads = ["モデル", "平均 KL", "パープレキシティ"]
     columns = widths(heads, (10, 11, 12))
     assert columns == [10, 11, 18]
-    lines = [row(heads, columns), row(["f16", "1.21e-07", "4.910"], columns)]
+    lines = [table_row(heads, columns), table_row(["f16", "1.21e-07", "4.910"], columns)]
     assert lines == ["モデル        平均 KL  パープレキシティ", "f16          1.21e-07             4.910"]
-    assert {cells(line) for line in lines} == {39}
+    assert {cell_width(line) for line in lines} == {39}
     assert len({len(line) for line in lines}) == 2  # the control: letters do not tell
-    assert row(["F16", "基準"], (9, 18, 9), names=2) == "F16      基準              "
-    assert (left("魂", 4), right("魂", 4), left("long", 2), right("long", 2)) == ("魂  ", "  魂", "long", "long")
+    assert table_row(["F16", "基準"], (9, 18, 9), names=2) == "F16      基準              "
+    assert (ljust("魂", 4), rjust("魂", 4), ljust("long", 2), rjust("long", 2)) == ("魂  ", "  魂", "long", "long")

@@ -14,18 +14,19 @@ import pytest
 
 import aegis
 from aegis import errors, llama_cpp
-from aegis.config.settings import StudyConfig, TrainConfig, resolve
+from aegis.cli.screens.plan import NEEDS
+from aegis.cli.screens.study import REASONS
+from aegis.config.resolve import resolve
+from aegis.config.settings import StudyConfig, TrainConfig
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import AegisError
 from aegis.llama_cpp.convert import refuse_code
-from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.messages import LANGUAGES, VARIABLE
 from aegis.model.families import check_family
-from aegis.verification.study.text import StudyText
+from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.runs.publish import publishing
-from aegis.cli.screens.plan import NEEDS
-from aegis.cli.screens.study import REASONS
+from aegis.verification.study.text import StudyText
 from tests.shown import english_in
 
 Make = Callable[[Path], object]
@@ -104,7 +105,7 @@ TROUBLES: dict[str, Make] = {
         }.items()
     },
     "alpha that jumps": lambda _: resolve(TrainConfig, flags={"annealing_steps": 0, "warmup_steps": 0}),
-    "a split base": lambda _: resolve(TrainConfig, flags={"split_base": True, "compile": "on"}),
+    "a split base": lambda _: resolve(TrainConfig, flags={"shard_base": True, "compile": "on"}),
     "no quantization": lambda _: resolve(StudyConfig, flags={"quant": ""}),
     "an unknown variant": lambda _: resolve(StudyConfig, flags={"variants": "plain,best"}),
 }

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
-from aegis.model.soul_hook import attached, decoder_of
 from aegis.model.base import find_base
 from aegis.model.live import live_model
 from aegis.model.load import choose_device, footprint, load_base
 from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
 
@@ -62,7 +62,7 @@ def base16(quick_base: Path) -> Any:
 def live(quick_base: Path) -> Iterator[Loaded]:
     model = with_adapter(load_base(quick_base, "4bit", CPU))
     soul = new_soul(model.config.hidden_size)
-    with attached(model, soul):
+    with soul_hook(model, soul):
         yield Loaded(model, soul)
 
 
@@ -78,7 +78,7 @@ def test_forward_goes_through_the_soul_and_only_inside(base16: Any) -> None:
     with torch.no_grad():
         plain = base16(input_ids=TOKENS).logits
         wanted = by_hand(base16, soul, TOKENS)
-        with attached(base16, soul):
+        with soul_hook(base16, soul):
             mixed = base16(input_ids=TOKENS).logits
         after = base16(input_ids=TOKENS).logits
     assert torch.allclose(mixed, wanted, atol=1e-4, rtol=1e-4)
@@ -95,7 +95,7 @@ def test_generate_goes_through_the_soul(base16: Any) -> None:
         wanted = tokens
         for _ in range(12):
             wanted = torch.cat([wanted, by_hand(base16, soul, wanted)[:, -1:].argmax(-1)], dim=1)
-        with attached(base16, soul):
+        with soul_hook(base16, soul):
             found = base16.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **ends)
         plain = base16.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **ends)
     assert found.tolist() == wanted.tolist()
@@ -105,7 +105,7 @@ def test_generate_goes_through_the_soul(base16: Any) -> None:
 def test_the_hook_goes_when_the_block_fails(base16: Any) -> None:
     with torch.no_grad():
         plain = base16(input_ids=TOKENS).logits
-        with pytest.raises(KeyError), attached(base16, new_soul(base16.config.hidden_size)):
+        with pytest.raises(KeyError), soul_hook(base16, new_soul(base16.config.hidden_size)):
             raise KeyError
         assert torch.equal(base16(input_ids=TOKENS).logits, plain)
 
@@ -113,7 +113,7 @@ def test_the_hook_goes_when_the_block_fails(base16: Any) -> None:
 def test_another_width_is_refused(base16: Any) -> None:
     with (
         pytest.raises(UsageError, match="the soul is 64 wide and the base's hidden state 256"),
-        attached(base16, new_soul(64)),
+        soul_hook(base16, new_soul(64)),
     ):
         pytest.fail("attached")
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from aegis.report.card import CardFile, Origin, gguf_card, merged_card, with_verdict
+from aegis.model.provenance import Provenance
+from aegis.report.card import CardFile, gguf_card, merged_card, with_verdict
 
-ORIGIN = Origin(
+ORIGIN = Provenance(
     base="owner/Base-Jp",
     on_hub=True,
     revision="0123abc",
@@ -22,17 +23,17 @@ ORIGIN = Origin(
 FILES = [CardFile("Base-Q4_K_M.gguf", 123, "a" * 64), CardFile("Base-Q8_0.gguf", 456, "b" * 64)]
 REPORT: dict[str, Any] = {
     "ok": True,
-    "guilty": None,
+    "failed_stage": None,
     "tokens": 2048,
     "steps": [
         {
             "name": "wide → merged",
-            "most_kl": 1e-4,
+            "max_kl": 1e-4,
             "found": {"mean_kl": 1.1e-7, "p99_kl": 9e-7, "max_kl": 2e-6, "top1": 0.9995, "max_delta": 0.0082},
         },
         {
             "name": "f16 → Q4_K_M",
-            "most_kl": None,
+            "max_kl": None,
             "found": {"mean_kl": 0.016, "p99_kl": 0.17, "max_kl": 0.73, "top1": 0.9634, "max_delta": 3.6},
         },
     ],
@@ -94,13 +95,13 @@ def test_the_verdict_takes_its_place(report: dict[str, Any]) -> None:
 
 
 def test_a_failed_verification_is_not_hidden() -> None:
-    text = with_verdict(card(), {**REPORT, "ok": False, "guilty": "merge"})
+    text = with_verdict(card(), {**REPORT, "ok": False, "failed_stage": "merge"})
     assert "NOT proven: the fault is in merge" in text
 
 
 def test_little_is_known() -> None:
     """A folder of one's own, no licence, no training: said, and still valid."""
-    text = merged_card(Origin("mine"), "mine-AEGIS", FILES, "0.1.0")
+    text = merged_card(Provenance("mine"), "mine-AEGIS", FILES, "0.1.0")
     data = ModelCard(text).data.to_dict()
     assert not {"base_model", "license", "datasets"} & set(data)
     assert "names no licence" in text

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from aegis.chat.answers import Answer, ModelAnswers
 from aegis.messages import Language, words
 from aegis.report.page import Page, Section, Table, render
-from aegis.chat.answers import Answer, Voice
 from tests.report.browser import Browser
 
 HOSTILE = (
@@ -40,9 +40,9 @@ def page(folder: Path, text: str = HOSTILE, **changes: Any) -> Page:
         "headline": {"base": text, "steps": "500", "heldout_loss": "1.2345", "gate": "0.8345", "size": "2.40 GB"},
         "questions": [text, text],
         "voices": [
-            Voice("base", "", (Answer(text), Answer(text, cut=True))),
-            Voice("trained", "", (), missing=text),
-            Voice("gguf", text, (Answer(text),)),
+            ModelAnswers("base", "", (Answer(text), Answer(text, cut=True))),
+            ModelAnswers("trained", "", (), missing=text),
+            ModelAnswers("gguf", text, (Answer(text),)),
         ],
         "heldout": True,
         "no_samples": "",

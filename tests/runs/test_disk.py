@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from aegis.runs import disk
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.runs import disk
 
 
 def test_room_is_looked_for_where_the_output_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_a_full_disk_is_known_by_any_name(error: Exception, full: bool) -> None:
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1e3, "1 kB"), (5.4e7, "54 MB"), (7.64e9, "7.64 GB")]
 )
 def test_sizes_for_people(count: float, text: str) -> None:
-    assert disk.human(count) == text
+    assert disk.format_bytes(count) == text
 
 
 def test_the_cache_is_where_it_was_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

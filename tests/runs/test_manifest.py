@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from aegis import progress
-from aegis.runs import manifest
 from aegis.errors import IntegrityError
+from aegis.runs import manifest
 from aegis.runs.manifest import MANIFEST, Manifest, digest, finished, read_manifest, verify_directory, versions
 from aegis.runs.publish import publishing
 from tests.conftest import Recorder

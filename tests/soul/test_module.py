@@ -16,12 +16,12 @@ def learn(soul: Soul, steps: int, rate: float, wanted: torch.Tensor) -> list[flo
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        soul.hold()
+        soul.cache_rotation()
         loss = (soul(hidden) - hidden - soul.alpha.sigmoid() * hidden @ wanted.mT).square().mean()
         loss.backward()
-        soul.let_go()
+        soul.release()
         optimizer.step()
-        soul.advance()
+        soul.retract()
         losses.append(loss.item())
     return losses
 
@@ -47,9 +47,9 @@ def test_a_dense_soul_moves_as_the_exponential_says() -> None:
     soul = Soul(24, kind="dense", seed=1, alpha=0.5)
     start = soul.start.double().clone()
     hidden, outer = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0)).unbind()
-    soul.hold()
+    soul.cache_rotation()
     soul(hidden).backward(outer)
-    soul.let_go()
+    soul.release()
     entries = torch.zeros_like(soul.skew, dtype=torch.float64, requires_grad=True)
     turned = start @ torch.linalg.matrix_exp(so.skew_matrix(entries, 24))
     mixed = hidden.double() + soul.alpha.double().sigmoid() * so.apply_rotation(turned, hidden.double())
@@ -60,7 +60,7 @@ def test_a_dense_soul_moves_as_the_exponential_says() -> None:
     with torch.no_grad():
         soul.skew.normal_(0, 0.01, generator=torch.Generator().manual_seed(2))
         moved = start @ torch.linalg.matrix_exp(so.skew_matrix(soul.skew.double(), 24))
-    soul.advance()
+    soul.retract()
     assert not soul.skew.any()
     torch.testing.assert_close(soul.rotation().detach().double(), moved, rtol=0, atol=2e-5)
     assert (soul.rotation() - moved.mT).abs().max() > 0.1
@@ -74,12 +74,12 @@ def test_a_dense_souls_step_is_short() -> None:
     one_plane = torch.outer(one, other)
     for asked, alone in ((everywhere - everywhere.mT, False), (one_plane - one_plane.mT, True)):
         soul = Soul(256, kind="dense", init="identity")
-        soul.hold()
-        soul.let_go()
+        soul.cache_rotation()
+        soul.release()
         with torch.no_grad():
             soul.skew.copy_(asked[None, below[0], below[1]])
-        soul.advance()
-        angles = soul.turned().sort().values
+        soul.retract()
+        angles = soul.turned_angles().sort().values
         mean = (2 * angles.square().sum() / 256).sqrt()
         assert (
             angles.max() == pytest.approx(retraction.LARGEST_TURN, abs=0.01)
@@ -103,9 +103,9 @@ def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:
 
     found = [defect()]
     for _ in range(2):
-        soul.hold()
-        soul.let_go()
-        soul.advance()
+        soul.cache_rotation()
+        soul.release()
+        soul.retract()
         found.append(defect())
     assert found[0] > 1e-3
     assert found[1] < 1e-4
@@ -115,11 +115,11 @@ def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:
 @pytest.mark.parametrize("kind", ["so8", "dense"])
 def test_knows_how_far_it_has_turned(kind: so.Kind) -> None:
     soul = Soul(16, kind=kind, seed=1, alpha=0.5)
-    assert soul.turned().max() < 1e-3
+    assert soul.turned_angles().max() < 1e-3
     learn(soul, 30, 0.05, torch.block_diag(*so.random_rotation(2, 8, torch.Generator().manual_seed(9))))
     wanted = rotation_angles(soul.origin.mT @ soul.rotation().detach())
-    assert torch.allclose(soul.turned().sort().values, wanted.sort().values, atol=1e-3)
-    assert soul.turned().max() > 0.3
+    assert torch.allclose(soul.turned_angles().sort().values, wanted.sort().values, atol=1e-3)
+    assert soul.turned_angles().max() > 0.3
 
 
 def test_output_is_h_plus_g_r_h() -> None:

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 
 from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.llama_cpp import GgufFile
-from aegis.runs.manifest import verify_directory
 from aegis.model.base import Base
-from aegis.model.provenance import card_metadata, origin_of_folder
+from aegis.model.provenance import card_metadata, provenance_of_folder
+from aegis.runs.manifest import verify_directory
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from tests.trained import MakeTrained
@@ -62,7 +62,7 @@ def test_from_the_base_to_the_gguf(quick_base: Path, tmp_path: Path, make_traine
         assert gguf.metadata["general.license"] == "apache-2.0"
         assert gguf.metadata["general.languages"] == ["ja", "en"]
         assert gguf.metadata["general.name"] == exported.name
-    assert origin_of_folder(tmp_path / "merged").soul["rotation"] == "so8"
+    assert provenance_of_folder(tmp_path / "merged").soul["rotation"] == "so8"
 
 
 @pytest.mark.parametrize(

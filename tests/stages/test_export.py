@@ -11,15 +11,15 @@ import pytest
 
 from aegis import llama_cpp
 from aegis.config.settings import ExportConfig
-from aegis.runs.disk import file_stem
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import GgufFile, Runtime
-from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.model.base import load_tokenizer
 from aegis.model.shards import ShardSet
-from aegis.verification.gguf_checks import same_as_f16
+from aegis.runs.disk import file_stem
+from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
+from aegis.verification.gguf_checks import same_as_f16
 from tests.conftest import MakeRandom
 
 NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'

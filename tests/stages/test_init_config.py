@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from aegis.messages.layout import cells
-from aegis.config.settings import SECTIONS, TrainConfig, resolve
+from aegis.config.resolve import resolve
+from aegis.config.settings import SECTIONS, TrainConfig
 from aegis.errors import UsageError
-from aegis.messages import LANGUAGES, Language, VARIABLE
+from aegis.messages import LANGUAGES, VARIABLE, Language
+from aegis.messages.layout import cell_width
 from aegis.stages.init_config import check, render, write
 from tests.shown import english_in
 
@@ -76,7 +77,7 @@ def test_the_comments_are_in_the_readers_language(monkeypatch: pytest.MonkeyPatc
     assert len(bare["ja"]) > 100
     assert english_in("\n".join(comments["en"]))
     assert english_in("\n".join(comments["ja"])) == []
-    assert max(map(cells, files["ja"].splitlines())) <= 120
+    assert max(map(cell_width, files["ja"].splitlines())) <= 120
 
 
 def test_base_and_data_are_looked_for_without_network(tmp_path: Path, quick_base: Path) -> None:

@@ -17,14 +17,14 @@ from aegis.errors import IntegrityError, ToolError
 from aegis.llama_cpp import GgufFile, Runtime, convert
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
-from aegis.model.families import HeadKind, PROVEN, REFUSED
+from aegis.model.families import PROVEN, REFUSED, HeadKind
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet
-from aegis.verification import divergence, token_parity
-from aegis.verification.divergence import Divergence, Recording
-from aegis.verification.gguf_checks import check_f16
 from aegis.soul.fold import fold_head
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
+from aegis.verification import divergence, token_parity
+from aegis.verification.divergence import Divergence, Recording
+from aegis.verification.gguf_checks import check_f16
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom
 from tests.trained import MakeTrained, Trained

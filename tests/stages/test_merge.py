@@ -13,11 +13,11 @@ from torch import Tensor
 
 from aegis.config.settings import MergeConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, hash_weights
 from aegis.model.load import load_base
 from aegis.model.shards import INDEX, ShardSet
+from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.runs.publish import publishing
 from aegis.soul import rotation as so
 from aegis.soul.fold import fold_head

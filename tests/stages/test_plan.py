@@ -17,13 +17,13 @@ import torch
 from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.runs.manifest import Manifest
 from aegis.model.shards import HEAD, ShardSet
+from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.stages import plan as plan_module
 from aegis.stages.plan import PlanReport, plan, plan_verify
-from aegis.training.planning.planner import Ways
+from aegis.training.planning.planner import MemoryPlanner
 from tests.conftest import MakeRandom
 
 
@@ -73,7 +73,7 @@ def test_a_base_and_data_on_this_machine(quick_base: Path, dataset: Path, places
     assert report.adapter_parameters == sum(row.parameters for row in report.targets)
     assert [variant.max_length for variant in report.variants] == [32, 16, 64, 32]
     assert [variant.asked_for for variant in report.variants] == [True, False, False, False]
-    assert [variant.recomputed for variant in report.variants] == [0, 0, 0, report.layers]
+    assert [variant.checkpointed_layers for variant in report.variants] == [0, 0, 0, report.layers]
     assert report.variants[1].memory.peak < report.variants[0].memory.peak < report.variants[2].memory.peak
     assert report.tokens == 7 * 32
     assert report.flops_per_second is not None
@@ -110,7 +110,7 @@ def test_a_gpu_that_is_not_here(
     config = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cuda", max_length=32)
     report = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
     assert (report.device, report.free_bytes, report.flops_per_second) == ("GPU", None, None)
-    assert [variant.recomputed for variant in report.variants] == [0, 0, 0, report.layers]
+    assert [variant.checkpointed_layers for variant in report.variants] == [0, 0, 0, report.layers]
     assert report.compiled
     text = screens_plan.planned(report, config)
     assert "No GPU is here to say whether it fits" in text
@@ -125,7 +125,7 @@ def test_a_gpu_that_is_not_here(
     offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
     report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
     assert report.variants[0].host_bytes > kept
-    split = config.model_copy(update={"split_base": True})
+    split = config.model_copy(update={"shard_base": True})
     needs = plan(split, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run).needs
     assert {need.what: need.bytes for need in needs}["RAM, training on a GPU"] == 2 * kept  # in two processes
     assert "RAM, training on a GPU" in screens_plan.planned(report, offloaded)
@@ -145,14 +145,14 @@ def test_a_cap_on_a_gpu_that_is_not_here(
         return report, screens_plan.planned(report, config)
 
     free, _ = capped(None)
-    assert (free.cap_bytes, free.variants[0].recomputed) == (None, 0)
+    assert (free.cap_bytes, free.variants[0].checkpointed_layers) == (None, 0)
     wide, text = capped(3)
-    assert (wide.cap_bytes, wide.free_bytes, wide.variants[0].recomputed) == (3 * 2**30, None, 0)
+    assert (wide.cap_bytes, wide.free_bytes, wide.variants[0].checkpointed_layers) == (3 * 2**30, None, 0)
     assert "training may hold 3 GiB (--gpu-memory-gib)" in text
     assert "whether it fits" not in text
     assert fits(text) == ["yes"] * 4
     narrow, text = capped(free.variants[0].memory.peak / 2**30)
-    assert narrow.variants[0].recomputed > 0
+    assert narrow.variants[0].checkpointed_layers > 0
     assert fits(text)[-1] == "NO"
     assert "parked" not in text
 
@@ -166,7 +166,7 @@ def test_parked_layers_are_told(make_random: MakeRandom, places: Places, monkeyp
     kept = plan(config.model_copy(update={"activation_checkpointing": "off"}), *rest).variants[0]
     report = plan(config, *rest)
     own = report.variants[0]
-    assert (kept.parked, own.parked, own.recomputed) == (0, 3, 0)
+    assert (kept.offloaded_layers, own.offloaded_layers, own.checkpointed_layers) == (0, 3, 0)
     assert own.host_bytes > kept.host_bytes
     assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == own.host_bytes
     text = screens_plan.planned(report, config)
@@ -187,10 +187,10 @@ def test_a_cap_is_the_least_that_is_compared_with(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * 2**30))
     room: list[int | None] = []
 
-    class Noting(Ways):
-        def __init__(self, blueprint: Any, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
+    class Noting(MemoryPlanner):
+        def __init__(self, estimator: Any, config: TrainConfig, kind: str, free_bytes: int | None) -> None:
             room.append(free_bytes)
-            super().__init__(blueprint, config, kind, free_bytes)
+            super().__init__(estimator, config, kind, free_bytes)
 
     monkeypatch.setattr(plan_module, "Ways", Noting)
     found = []
@@ -286,7 +286,7 @@ def test_the_screen(quick_base: Path, dataset: Path, places: Places) -> None:
 
 def test_the_screen_of_a_base_that_is_split(quick_base: Path, dataset: Path, places: Places) -> None:
     """A column for each number of processes; on a CPU they share the memory."""
-    settings = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cpu", split_base=True)
+    settings = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cpu", shard_base=True)
     report = plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), places.run)
     lines = screens_plan.planned(report, settings).splitlines()
     assert ["processes", "2", "3", "4", "8"] in [line.split() for line in lines]

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from aegis.model.provenance import Provenance
+from aegis.report.card import CardFile, gguf_card, merged_card
 from aegis.runs.manifest import Manifest, read_manifest
-from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
 from aegis.runs.publish import publishing
-from aegis.report.card import CardFile, Origin, gguf_card, merged_card
 from aegis.runs.run import Run
 from aegis.stages.push import card
+from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
 from tests.report.test_card import REPORT
 from tests.stages.hub import Hub, hub_running
 
@@ -25,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "hf_stand1nStand1nStand1nStand1nStand1n"
 FILES = [CardFile("tiny-Q4_K_M.gguf", 9, "a" * 64)]
 CARDS = {
-    "gguf": gguf_card(Origin("tiny"), "tiny", FILES, "0", context_tokens=4096, long_rope=True),
-    "merged": merged_card(Origin("tiny"), "tiny", FILES, "0"),
+    "gguf": gguf_card(Provenance("tiny"), "tiny", FILES, "0", context_tokens=4096, long_rope=True),
+    "merged": merged_card(Provenance("tiny"), "tiny", FILES, "0"),
 }
 
 Push = Callable[..., subprocess.CompletedProcess[str]]
@@ -134,7 +135,7 @@ def test_the_card_that_is_printed(run: Run, part: Any) -> None:
 
 def test_only_what_verify_has_passed(push: Push, hub: Hub, run: Run) -> None:
     """A failed verdict, one about other files, none at all: the reason; --unverified tells on the card."""
-    make_verdict(run, ok=False, guilty="merge")
+    make_verdict(run, ok=False, failed_stage="merge")
     done = push("me/tiny")
     assert (done.returncode, "it found a fault in merge" in done.stderr) == (5, True)
     make_verdict(run)

@@ -15,20 +15,20 @@ import vendor_llama_cpp
 from aegis import progress
 from aegis.cli import app
 from aegis.cli.screens import study as screens_study
-from aegis.runs import disk
 from aegis.config.settings import ExportConfig, MergeConfig, StudyConfig, TrainConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
+from aegis.runs import disk
 from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
-from aegis.verification import divergence
-from aegis.verification.study import sweep
-from aegis.verification.study.result import read_study
 from aegis.runs.run import Run
-from aegis.stages.verify_file import examine
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.quantize_study import StudyReport, quantize_study
 from aegis.stages.train import train
+from aegis.stages.verify_file import verify_file
+from aegis.verification import divergence
+from aegis.verification.study import sweep
+from aegis.verification.study.result import read_study
 from tests.conftest import Recorder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
@@ -127,18 +127,18 @@ def test_what_is_published(whole: StudyReport, finished: Run) -> None:
     assert len(report["measured"]) == 10
     assert sum(row["front"] for row in report["measured"]) >= 2
     assert (whole.out / "study.png").stat().st_size > 10_000
-    assert examine(whole.out).guilty is None
+    assert verify_file(whole.out).failed_stage is None
 
 
 def test_it_is_measured_on_other_text_than_the_matrix_is_made_from(whole: StudyReport, finished: Run) -> None:
     """The held-out rows are in no line of the calibration text, whose rows are the training's."""
     from aegis.data.packing import Windows
+    from aegis.data.training_set import load_training_set
     from aegis.model.base import load_tokenizer
     from aegis.verification import texts
-    from aegis.data.training_set import training_data
 
     tokenizer = load_tokenizer(finished.merged)
-    data = training_data(TrainConfig.model_validate(read_manifest(finished.adapter).config), tokenizer)
+    data = load_training_set(TrainConfig.model_validate(read_manifest(finished.adapter).config), tokenizer)
     calibration = (whole.out / "calibration.txt").read_text(encoding="utf-8")
 
     def shown(windows: Windows | None) -> list[bool]:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from aegis import reporting
 from aegis.chat import ask, conversation
-from aegis.run_all import run_all
+from aegis.chat.ask import Limits
 from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.run_all import run_all
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
-from aegis.chat.ask import Limits
+from aegis.stages.report import report
 from tests.shown import english_in
 from tests.trained import QUESTIONS, small_training, write_chats
 
@@ -47,7 +47,7 @@ def words(page: Path) -> str:
 
 def test_a_whole_run(run: Run, finished: Run) -> None:
     """Everything is on the page: five pictures, both tables, three models' answers to held-out questions, hashes."""
-    page = reporting.report(run, SHORT)
+    page = report(run, SHORT)
     text = words(page)
     verify_directory(run.report)
     assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 5
@@ -72,16 +72,16 @@ def test_what_is_kept_and_what_is_made_again(run: Run, monkeypatch: pytest.Monke
     """With `reuse`, nobody is asked twice of the same run; a changed part, or another question, asks again."""
     asked: list[list[str]] = []
     monkeypatch.setattr(ask, "ask", lambda _run, questions, _limits: asked.append(list(questions)) or [])
-    first = reporting.report(run, SHORT, reuse=True).read_bytes()
-    assert reporting.report(run, SHORT, reuse=True).read_bytes() == first
+    first = report(run, SHORT, reuse=True).read_bytes()
+    assert report(run, SHORT, reuse=True).read_bytes() == first
     assert len(asked) == 1
-    reporting.report(run, SHORT, ["別の質問?"], reuse=True)
+    report(run, SHORT, ["別の質問?"], reuse=True)
     assert asked[1] == ["別の質問?"]
     shutil.rmtree(run.verify)
-    reporting.report(run, SHORT, ["別の質問?"], reuse=True)
+    report(run, SHORT, ["別の質問?"], reuse=True)
     assert len(asked) == 3
     monkeypatch.setenv("AEGIS_LANG", "ja")
-    assert "動かし方" in words(reporting.report(run, SHORT, ["別の質問?"], reuse=True))
+    assert "動かし方" in words(report(run, SHORT, ["別の質問?"], reuse=True))
 
 
 def test_a_training_alone(run: Run) -> None:
@@ -89,7 +89,7 @@ def test_a_training_alone(run: Run) -> None:
     for directory in (run.merged, run.gguf, run.verify, run.pictures):
         shutil.rmtree(directory)
     run.metrics.unlink()
-    text = words(reporting.report(run, Limits(count=1, max_tokens=4)))
+    text = words(report(run, Limits(count=1, max_tokens=4)))
     assert "not verified: it has not been run" in text
     for folder in ("merged/", "gguf/", "verify/"):
         assert f"Not there: {folder}" in text
@@ -98,14 +98,14 @@ def test_a_training_alone(run: Run) -> None:
     assert "gguf has no manifest.json" in text
     shutil.rmtree(run.adapter)
     with pytest.raises(UsageError, match="no finished training"):
-        reporting.report(run, SHORT)
+        report(run, SHORT)
 
 
 @pytest.mark.parametrize("part", ["merged", "gguf", "verify"])
 @pytest.mark.parametrize("damage", ["", "{", '{"format": "aegis-manifest", "version": 1}', "[]"])
 def test_a_damaged_part(run: Run, part: str, damage: str) -> None:
     (run.root / part / "manifest.json").write_text(damage, encoding="utf-8")
-    text = words(reporting.report(run, Limits(count=0)))
+    text = words(report(run, Limits(count=0)))
     assert "Not there: " in text
     assert "proven: what" not in text
 
@@ -118,7 +118,7 @@ def test_nonsense_in_a_manifest(run: Run) -> None:
         document["facts"] = {name: ["<b>"] for name in document["facts"]}
         document["config"] = {name: {"x": "<b>"} for name in document["config"]}
         path.write_text(json.dumps(document), encoding="utf-8")
-    text = words(reporting.report(run, Limits(count=0)))
+    text = words(report(run, Limits(count=0)))
     assert "not verified" in text
     assert "<b>" not in text
 
@@ -129,10 +129,10 @@ def test_data_that_is_gone_or_changed(run: Run, finished: Run) -> None:
     kept = data.read_bytes()
     try:
         data.write_bytes(kept + kept.splitlines(keepends=True)[0])
-        assert "the data has changed since the training" in words(reporting.report(run, SHORT))
+        assert "the data has changed since the training" in words(report(run, SHORT))
         data.unlink()
-        assert "data.jsonl" in words(reporting.report(run, SHORT))
-        given = words(reporting.report(run, SHORT, ["<i>質問</i>"]))
+        assert "data.jsonl" in words(report(run, SHORT))
+        given = words(report(run, SHORT, ["<i>質問</i>"]))
         assert "&lt;i&gt;質問&lt;/i&gt;" in given
         assert "training never saw" not in given
     finally:
@@ -151,7 +151,7 @@ class Slow:
     def count(self, _messages: object) -> int:
         return 1
 
-    def say(self, _messages: object, manner: conversation.Manner) -> Iterator[str]:
+    def say(self, _messages: object, manner: conversation.SamplingParams) -> Iterator[str]:
         for _ in range(manner.max_tokens):
             self._clock[0] += 1
             yield "あ"
@@ -184,10 +184,10 @@ def test_a_japanese_page_is_japanese(run: Run, monkeypatch: pytest.MonkeyPatch) 
     report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
     names = [check["name"] for check in report["checks"]]
     assert len(names) > 10
-    english = html.unescape(words(reporting.report(run, Limits(count=0))))
+    english = html.unescape(words(report(run, Limits(count=0))))
     assert all(name in english for name in names)
     monkeypatch.setenv("AEGIS_LANG", "ja")
-    text = words(reporting.report(run, Limits(count=0)))
+    text = words(report(run, Limits(count=0)))
     section = text.partition('<section id="verify">')[2].partition("</section>")[0]
     cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>([^<]*)</td>", section)]
     assert set(cells) & set(names) == set()

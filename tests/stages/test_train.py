@@ -23,15 +23,15 @@ from aegis.errors import (
     LockedError,
     UsageError,
 )
-from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.model import soul_hook
 from aegis.report.plots.training import PICTURES
+from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
 from aegis.soul.module import Soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, random_rotation
-from aegis.stages.train import config_of, dry_run, train
+from aegis.stages.train import dry_run, resume_config, train
 from aegis.training import loop
 from aegis.training import step as step_module
 from tests.conftest import Recorder
@@ -267,7 +267,7 @@ def test_a_signal_saves_and_ends(
             train(config, run)
     assert caught.value.exit_code == code
     assert caught.value.fix == f"go on with: aegis train --resume --run {run.root}"
-    assert config_of(run).model_dump(exclude={"device", "save_steps", "logging_steps"}) == config.model_dump(
+    assert resume_config(run).model_dump(exclude={"device", "save_steps", "logging_steps"}) == config.model_dump(
         exclude={"device", "save_steps", "logging_steps"}
     )
     assert train(config, run, resume=True).resumed_from == 3
@@ -398,7 +398,7 @@ def test_what_is_not_in_the_hash_is_kept_too(
     run = Run(tmp_path / "run")
     kept = config.model_copy(update={"keep_checkpoints": 7})
     train_until_killed(monkeypatch, 3, kept, run)
-    assert config_of(run) == kept
+    assert resume_config(run) == kept
 
 
 def test_the_cap_on_the_gpus_memory_may_change(
@@ -449,7 +449,7 @@ def test_a_step_that_does_not_divide_is_refused(
     run = Run(tmp_path / "run")
     train_until_killed(monkeypatch, 3, config, run)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert config_of(run).gradient_accumulation_steps == 1
+    assert resume_config(run).gradient_accumulation_steps == 1
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
-        config_of(run)
+        resume_config(run)

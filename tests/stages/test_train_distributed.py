@@ -20,7 +20,7 @@ from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training import checkpoint
-from aegis.training.planning.estimate import Blueprint
+from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom
 from tests.trained import losses, small_training, write_chats
 
@@ -285,18 +285,18 @@ def test_accelerates_fsdp_splits_the_base_and_changes_no_byte(place: Place, make
     assert "each of 2 processes keeps a part of the base's layers" in ended.out
     assert ended.err.count("not done: mixed_precision bf16 (this device computes in float32); fsdp_offload_params") == 1
     report = json.loads(ended.out.splitlines()[-1])["report"]
-    blueprint = Blueprint(base, place.config, "cpu")
-    assert report["memory"]["base"] == sum(vars(blueprint.held(2)).values()) < blueprint.base_bytes
+    estimator = MemoryEstimator(base, place.config, "cpu")
+    assert report["memory"]["base"] == sum(vars(estimator.held(2)).values()) < estimator.base_bytes
 
     ended = place.launched(whole, "--base-model", str(base))
     assert ended.code == 0, ended.err
     assert same_bytes(split, whole)
     # which resuming compares
-    assert [read_manifest(run.adapter).config["split_base"] for run in (split, whole)] == [True, False]
+    assert [read_manifest(run.adapter).config["shard_base"] for run in (split, whole)] == [True, False]
 
 
 def test_a_process_of_a_split_base_that_dies_ends_the_run(place: Place) -> None:
-    ended = place.launched(place.run("split-bereft"), "--split-base", event="os.kill(os.getpid(), signal.SIGKILL)")
+    ended = place.launched(place.run("split-bereft"), "--shard-base", event="os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.code != 0
     assert ended.err.count("aegis: another process of this training ended") == 1, ended.err
     assert "Traceback" not in ended.err.partition("aegis: another process")[0]
@@ -304,6 +304,6 @@ def test_a_process_of_a_split_base_that_dies_ends_the_run(place: Place) -> None:
 
 def test_a_base_is_not_split_over_one_process(place: Place) -> None:
     with pytest.raises(UsageError, match="several processes"):
-        train(place.config.model_copy(update={"split_base": True}), place.run("split-alone"))
+        train(place.config.model_copy(update={"shard_base": True}), place.run("split-alone"))
     with pytest.raises(ValueError, match="recomputes its layers"):
-        TrainConfig(split_base=True, compile="on")
+        TrainConfig(shard_base=True, compile="on")

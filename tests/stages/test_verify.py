@@ -19,11 +19,8 @@ from aegis.cli.screens import verify as screens_verify
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import DataError, IntegrityError
 from aegis.llama_cpp import GgufFile
-from aegis.runs.manifest import FileRecord, MANIFEST, digest, file_sha256, read_manifest
 from aegis.model.base import load_tokenizer
-from aegis.verification import run_checks, texts
-from aegis.verification.texts import CONVERSATIONS, HARD_STRINGS
-from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, Verdict, read_report
+from aegis.runs.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manifest
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul, save_soul
@@ -33,6 +30,9 @@ from aegis.stages.export import export_gguf
 from aegis.stages.merge import inputs_of_run, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
+from aegis.verification import run_checks, texts
+from aegis.verification.texts import CONVERSATIONS, HARD_STRINGS
+from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, Verdict, read_report
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom
 
@@ -145,7 +145,7 @@ def test_other_families_are_proven(
         reseal(run.merged)
         export_gguf(run.merged, run.gguf, export, overwrite=True)
         verdict = verify(run, QUICK)
-        assert verdict.guilty == "merge"
+        assert verdict.failed_stage == "merge"
         assert any("lm_head.bias" in failure for failure in verdict.failures)
 
 
@@ -155,7 +155,7 @@ COMPARED = QUICK.model_copy(update={"compare_bases": True})
 def test_both_choices_of_base_weights_are_measured(run: Run) -> None:
     """Whichever was merged, the same two rows come out: what was trained is nearer the round trip it was trained on."""
     into_original = verify(run, COMPARED)
-    assert into_original.guilty is None
+    assert into_original.failed_stage is None
     make_merged(run, MergeConfig(base_weights="dequantized"))
     make_gguf(run)
     into_round_trip = verify(run, COMPARED)
@@ -184,7 +184,7 @@ def test_a_merge_into_other_weights_than_it_says_is_found(run: Run) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
     make_gguf(run)
     verdict = verify(run, QUICK)
-    assert verdict.guilty == "merge"
+    assert verdict.failed_stage == "merge"
     assert any("wide → merged" in failure for failure in verdict.failures)
 
 
@@ -438,7 +438,7 @@ DEFECTS = (
         "quantize",
         "f16 → Q4_K_M",
         NUMBERS,
-        QUICK.model_copy(update={"most_kl_quantized": 0.3}),
+        QUICK.model_copy(update={"max_kl_quantized": 0.3}),
     ),
 )
 
@@ -448,14 +448,14 @@ def test_defects_are_found_and_blamed(run: Run, defect: Defect, monkeypatch: pyt
     """The table: defect → stage named."""
     defect.make(run)
     verdict: Verdict = verify(run, defect.config)
-    assert verdict.guilty == defect.stage, verdict.failures
+    assert verdict.failed_stage == defect.stage, verdict.failures
     assert any(defect.says in failure for failure in verdict.failures), verdict.failures
-    assert json.loads((run.verify / "report.json").read_text(encoding="utf-8"))["guilty"] == defect.stage
+    assert json.loads((run.verify / "report.json").read_text(encoding="utf-8"))["failed_stage"] == defect.stage
     if defect.numbers:
         monkeypatch.setattr(stage._Examiner, "look_at_structure", lambda _examiner: None)
         monkeypatch.setattr(run_checks, "check_published", lambda _checks, _run: None)
         verdict = verify(run, defect.config)
-        assert verdict.guilty == defect.stage, verdict.steps
+        assert verdict.failed_stage == defect.stage, verdict.steps
         assert {check.ok for check in verdict.checks} <= {True}
 
 
@@ -475,12 +475,12 @@ def test_own_text(run: Run, tmp_path: Path) -> None:
         verify(run, QUICK.model_copy(update={"text": path}))
     path.write_text("りんごは赤い果物です。\n\n" * 40, encoding="utf-8")
     verdict = verify(run, QUICK.model_copy(update={"text": path}))
-    assert verdict.guilty is None
+    assert verdict.failed_stage is None
     assert verdict.tokens == 256
     # every paragraph plain, up to 64 of them, and as many chats, beside the strings that are always compared
-    given = {check.name.recorded: check.detail.recorded for check in verdict.checks}
+    given = {check.name.english: check.detail.english for check in verdict.checks}
     own = verify(run, QUICK)
-    usual = next(check.detail.recorded for check in own.checks if check.name.recorded.startswith("token ids of"))
+    usual = next(check.detail.english for check in own.checks if check.name.english.startswith("token ids of"))
     told = next(detail for name, detail in given.items() if name.startswith("token ids of"))
     assert int(told.split()[0]) == len(HARD_STRINGS) + len(CONVERSATIONS) + 1 + 2 * 40
     assert int(usual.split()[0]) > len(HARD_STRINGS) + len(CONVERSATIONS) + 1

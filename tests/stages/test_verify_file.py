@@ -19,13 +19,13 @@ from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.errors import AegisError, UsageError
 from aegis.llama_cpp import GgufFile
 from aegis.runs.manifest import MANIFEST, Manifest
-from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
 from aegis.runs.publish import publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul, save_soul
-from aegis.stages.verify_file import Examination, examine
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
+from aegis.stages.verify_file import FileReport, verify_file
+from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
 from tests.conftest import MakeRandom
 from tests.trained import MakeTrained
 
@@ -60,8 +60,8 @@ def merged(base: Path, adapter: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def failures(found: Examination) -> list[str]:
-    return [f"{check.name.recorded}: {check.detail.recorded}" for check in found.checks if not check.ok]
+def failures(found: FileReport) -> list[str]:
+    return [f"{check.name.english}: {check.detail.english}" for check in found.checks if not check.ok]
 
 
 def sealed(folder: Path, stage: str) -> Path:
@@ -83,10 +83,10 @@ def test_sound_parts_are_sound(gguf: Path, stray: Path, adapter: Path, merged: P
         (adapter / SOUL_FILE, "a soul"),
         (merged, "a model folder"),
     ):
-        found = examine(path)
-        assert (found.kind, failures(found), found.guilty) == (kind, [], None)
-    assert "sha256 as published" in examine(next(gguf.glob("*.gguf"))).checks[0].detail.recorded
-    assert "cannot be told" in examine(stray).checks[0].detail.recorded
+        found = verify_file(path)
+        assert (found.kind, failures(found), found.failed_stage) == (kind, [], None)
+    assert "sha256 as published" in verify_file(next(gguf.glob("*.gguf"))).checks[0].detail.english
+    assert "cannot be told" in verify_file(stray).checks[0].detail.english
 
 
 def test_what_it_is_not_for(tmp_path: Path, adapter: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_it_is_not_for(tmp_path: Path, adapter: Path) -> None:
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UsageError, match=told):
-            examine(path)
+            verify_file(path)
 
 
 # -- folders: each defect with no manifest, so that a hash does not give it away ---------------------------------
@@ -154,8 +154,8 @@ ADAPTER_DEFECTS = {
 def test_damaged_adapters(adapter: Path, defect: str) -> None:
     make, told = ADAPTER_DEFECTS[defect]
     make(adapter)
-    found = examine(adapter)
-    assert found.guilty == "train"
+    found = verify_file(adapter)
+    assert found.failed_stage == "train"
     assert told in "\n".join(failures(found))
 
 
@@ -164,8 +164,8 @@ def test_a_reflection_is_only_taken_from_elsewhere(adapter: Path) -> None:
     soul = load_soul(adapter / SOUL_FILE)
     soul.rotation[:, :, 0] *= -1
     save_soul(adapter / SOUL_FILE, type(soul)(soul.rotation, soul.alpha, soul.step, "", reflection=True))
-    assert failures(examine(adapter)) == []
-    assert "not trained here" in "\n".join(failures(examine(sealed(adapter, "train"))))
+    assert failures(verify_file(adapter)) == []
+    assert "not trained here" in "\n".join(failures(verify_file(sealed(adapter, "train"))))
 
 
 MERGED_DEFECTS = {
@@ -192,8 +192,8 @@ def test_damaged_model_folders(merged: Path, defect: str) -> None:
     (merged / MANIFEST).unlink()
     make, told = MERGED_DEFECTS[defect]
     make(merged)
-    found = examine(merged)
-    assert found.guilty == "merge"
+    found = verify_file(merged)
+    assert found.failed_stage == "merge"
     assert told in "\n".join(failures(found))
 
 
@@ -203,9 +203,9 @@ def test_one_flipped_bit_is_told_by_its_hash(merged: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert "content changed" in "\n".join(failures(examine(merged)))
+    assert "content changed" in "\n".join(failures(verify_file(merged)))
     (merged / MANIFEST).unlink()
-    assert failures(examine(merged)) == []
+    assert failures(verify_file(merged)) == []
 
 
 # -- GGUF ----------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_a_stock_tied_gguf_holds_no_soul(make_random: MakeRandom, tmp_path: Path
     """From elsewhere, sound in itself: what is missing is said."""
     model = make_random("qwen2", pre="qwen2", tie_word_embeddings=True)
     report = export_gguf(model, tmp_path / "out", ExportConfig(quant=("F16",), llama_cpp_dir=knowing_tree))
-    (told,) = failures(examine(report.files[0]))
+    (told,) = failures(verify_file(report.files[0]))
     assert "no output.weight" in told
     assert "the embeddings are its LM head" in told
 
@@ -224,7 +224,7 @@ def test_a_layer_that_lacks_what_the_others_have(merged: Path, tmp_path: Path) -
     report = export_gguf(merged, tmp_path / "out", ExportConfig(quant=("F16",)))
     path = Path(shutil.copyfile(report.files[0], tmp_path / "stray.gguf"))
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dowx.weight"))
-    (told,) = failures(examine(path))
+    (told,) = failures(verify_file(path))
     assert "layer 1 has no ffn_down.weight" in told
 
 
@@ -264,8 +264,8 @@ def test_damaged_ggufs(stray: Path, defect: str) -> None:
     after = change(before)
     assert after != before
     stray.write_bytes(after)
-    found = examine(stray)
-    assert found.guilty == "convert"
+    found = verify_file(stray)
+    assert found.failed_stage == "convert"
     assert told in "\n".join(failures(found))
 
 
@@ -278,7 +278,7 @@ def test_a_value_that_is_no_number(gguf: Path, tmp_path: Path, pattern: str) -> 
     data = bytearray(path.read_bytes())
     data[info.offset_bytes : info.offset_bytes + 2] = np.float16(np.inf).tobytes()
     path.write_bytes(data)
-    assert failures(examine(path)) == [f"finite tensors: token_embd.weight of {path} holds NaN or Inf"]
+    assert failures(verify_file(path)) == [f"finite tensors: token_embd.weight of {path} holds NaN or Inf"]
 
 
 def test_a_gguf_cut_anywhere(gguf: Path, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_gguf_cut_anywhere(gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     for percent in range(100):
         path.write_bytes(data[: len(data) * percent // 100])
-        assert "not a whole GGUF" in "\n".join(failures(examine(path)))
+        assert "not a whole GGUF" in "\n".join(failures(verify_file(path)))
 
 
 def test_bits_flipped_anywhere(gguf: Path, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_bits_flipped_anywhere(gguf: Path, tmp_path: Path) -> None:
             flipped[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         began = time.perf_counter()
-        refused += examine(path).guilty is not None
+        refused += verify_file(path).failed_stage is not None
         slowest_s = max(slowest_s, time.perf_counter() - began)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -315,7 +315,7 @@ def test_bits_flipped_anywhere(gguf: Path, tmp_path: Path) -> None:
 
     copy = shutil.copytree(gguf, tmp_path / "published")
     (copy / published.name).write_bytes(flipped)
-    assert "content changed" in "\n".join(failures(examine(copy / published.name)))
+    assert "content changed" in "\n".join(failures(verify_file(copy / published.name)))
 
 
 # -- reports ---------------------------------------------------------------------------------------------------------
@@ -327,8 +327,8 @@ KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (KNOWN | {"ok": True, "guilty": None, "tokens": 9}, ""),
-        (KNOWN | {"ok": False, "guilty": "merge"}, "fault is in merge"),
+        (KNOWN | {"ok": True, "failed_stage": None, "tokens": 9}, ""),
+        (KNOWN | {"ok": False, "failed_stage": "merge"}, "fault is in merge"),
         (KNOWN | {"ok": True, "version": SCHEMA_VERSION + 1}, "of another version"),
         (KNOWN | {"ok": True, "schema": "other"}, "of another version"),
         (KNOWN, "does not say"),
@@ -339,14 +339,14 @@ KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
 def test_reports(tmp_path: Path, content: object, told: str) -> None:
     (tmp_path / "report.json").write_text(json.dumps(content))
     for path in (tmp_path, tmp_path / "report.json"):
-        found = examine(path)
+        found = verify_file(path)
         assert told in "\n".join(failures(found))
-        assert (found.guilty is None) == (not told)
+        assert (found.failed_stage is None) == (not told)
 
 
 def test_it_never_raises_but_for_usage(tmp_path: Path) -> None:
     """Files of the right name and the wrong content are findings, not failures of the command."""
     for name, content in (("a.gguf", b"GGUF"), ("soul.safetensors", bytes(20)), ("report.json", b"\xff")):
         (tmp_path / name).write_bytes(content)
-        assert examine(tmp_path / name).guilty is not None
+        assert verify_file(tmp_path / name).failed_stage is not None
     assert issubclass(UsageError, AegisError)

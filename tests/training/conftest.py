@@ -11,23 +11,23 @@ import pytest
 import torch
 
 from aegis.config.settings import TrainConfig
-from aegis.data.packing import Batch, IGNORED
-from aegis.training.kernels.lora_layers import Adapters
-from aegis.model.soul_hook import attached
+from aegis.data.packing import IGNORED, Batch
 from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.soul_hook import soul_hook
 from aegis.soul.module import Soul
 from aegis.training.batch import MicroBatch
-from aegis.training.checkpoint import Trainee
+from aegis.training.kernels.lora_layers import LoraLayers
+from aegis.training.state import TrainState
 from aegis.training.update import make_optimizer
 
 CPU = torch.device("cpu")
 WIDTH, VOCABULARY = 32, 64
 
-MakeTrainee = Callable[..., Trainee]
+MakeState = Callable[..., TrainState]
 
 
 @pytest.fixture
-def make_trainee() -> Iterator[MakeTrainee]:
+def make_state() -> Iterator[MakeState]:
     """Make one; the same seed gives the same one. `scaler` makes it scale its loss, as float16 training does."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,7 +35,7 @@ def make_trainee() -> Iterator[MakeTrainee]:
 
         def make(
             config: TrainConfig, *, scaler: torch.amp.GradScaler | None = None, seed: int = 0, layers: int = 1
-        ) -> Trainee:
+        ) -> TrainState:
             shape: dict[str, Any] = {
                 "vocab_size": VOCABULARY,
                 "hidden_size": WIDTH,
@@ -65,10 +65,10 @@ def make_trainee() -> Iterator[MakeTrainee]:
                 alpha=config.alpha_start,
                 alpha_is_learned=config.alpha != "scheduled",
             )
-            stack.enter_context(attached(model, soul))
+            stack.enter_context(soul_hook(model, soul))
             scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-            adapters = Adapters(model, torch.float32, config.lora_dropout)
-            return Trainee(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler)
+            adapters = LoraLayers(model, torch.float32, config.lora_dropout)
+            return TrainState(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler)
 
         yield make
 

@@ -13,7 +13,7 @@ from aegis.errors import EnvironmentFault
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.objective import summed_loss
 from aegis.training.step import Stepper
-from tests.training.conftest import MakeTrainee
+from tests.training.conftest import MakeState
 
 CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=0, annealing_steps=2, lora_dropout=0.0)
 
@@ -88,17 +88,17 @@ def test_rows_point_at_what_comes_before_a_trained_token() -> None:
 
 
 @pytest.mark.parametrize("more", [0, 7])
-def test_padding_changes_no_step(make_trainee: MakeTrainee, more: int) -> None:
+def test_padding_changes_no_step(make_state: MakeState, more: int) -> None:
     """Loss and update of a padded batch are those of the exact one, to rounding; other windows' are not."""
     data = windows([5, 9, 3, 7, 8, 4], max_length=12)
     shape = BatchShape.of(data, 1)
     padded = MicroBatch.make(data.batch([0]), BatchShape(shape.rows + more, shape.documents, shape.longest))
     exact = MicroBatch.make(data.batch([0]))
-    one, two = make_trainee(CONFIG), make_trainee(CONFIG)
+    one, two = make_state(CONFIG), make_state(CONFIG)
     first, second = Stepper(one, CONFIG).take(0, [padded]), Stepper(two, CONFIG).take(0, [exact])
     assert first.targets == second.targets
     assert first.task_loss == pytest.approx(second.task_loss, rel=1e-6)
     for name, parameter in one.parameters().items():
         assert torch.allclose(parameter, two.parameters()[name], atol=1e-6), name
-    other = summed_loss(make_trainee(CONFIG), MicroBatch.make(data.batch([1]))).item()
+    other = summed_loss(make_state(CONFIG), MicroBatch.make(data.batch([1]))).item()
     assert other / data.trained_per_window[1] != pytest.approx(first.task_loss, rel=1e-5)

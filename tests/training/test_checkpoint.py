@@ -14,27 +14,27 @@ from torch import Tensor
 from aegis.config.settings import TrainConfig
 from aegis.errors import IntegrityError
 from aegis.runs.manifest import Manifest
+from aegis.runs.metrics import truncate_metrics
 from aegis.soul.file import load_soul
 from aegis.training import checkpoint
-from aegis.training.checkpoint import Trainee
-from aegis.runs.metrics import truncate_metrics
+from aegis.training.state import TrainState
 from aegis.training.step import Stepper
 from tests.conftest import Recorder
-from tests.training.conftest import MakeTrainee, noise
+from tests.training.conftest import MakeState, noise
 
 MANIFEST = Manifest("train", {"seed": 1}, {"base": "b" * 64, "data": "d"}, {})
 CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=1, annealing_steps=3, lora_dropout=0.1)
 
 
-def steps(trainee: Trainee, config: TrainConfig, first: int, last: int) -> list[float]:
-    stepper = Stepper(trainee, config)
+def steps(state: TrainState, config: TrainConfig, first: int, last: int) -> list[float]:
+    stepper = Stepper(state, config)
     return [stepper.take(step, [noise(step)]).task_loss for step in range(first, last)]
 
 
-def everything(trainee: Trainee) -> dict[str, Tensor]:
-    everything = {name: parameter.detach().clone() for name, parameter in trainee.parameters().items()}
-    for name, parameter in trainee.parameters().items():
-        for key, value in trainee.optimizer.state.get(parameter, {}).items():
+def everything(state: TrainState) -> dict[str, Tensor]:
+    everything = {name: parameter.detach().clone() for name, parameter in state.parameters().items()}
+    for name, parameter in state.parameters().items():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
             everything[f"{key}.{name}"] = value.clone()
     return everything
 
@@ -47,13 +47,13 @@ def scaler(scale: float = 1024.0) -> torch.amp.GradScaler:
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
 def test_going_on_is_never_having_stopped(
-    tmp_path: Path, make_trainee: MakeTrainee, alpha: str, scaled: bool, rotation: str
+    tmp_path: Path, make_state: MakeState, alpha: str, scaled: bool, rotation: str
 ) -> None:
     """Parameters, moments, scale and losses after a load equal those of a run without one; another seed's do not."""
     config = CONFIG.model_copy(update={"alpha": alpha, "soul_learning_rate": 0.05, "rotation": rotation})
 
-    def new(seed: int = 0) -> Trainee:
-        return make_trainee(config, scaler=scaler() if scaled else None, seed=seed)
+    def new(seed: int = 0) -> TrainState:
+        return make_state(config, scaler=scaler() if scaled else None, seed=seed)
 
     whole = new()
     steps(whole, config, 0, 3)
@@ -77,24 +77,24 @@ def test_going_on_is_never_having_stopped(
     assert steps(new(seed=5), config, 3, 8) != wanted
 
 
-def test_alpha_has_no_moments_before_it_is_learned(tmp_path: Path, make_trainee: MakeTrainee) -> None:
+def test_alpha_has_no_moments_before_it_is_learned(tmp_path: Path, make_state: MakeState) -> None:
     """then-learned, saved while the schedule still moves alpha: it goes on, and alpha gets its moments later."""
     config = CONFIG.model_copy(update={"alpha": "then-learned"})
-    trainee = make_trainee(config)
-    steps(trainee, config, 0, 2)
-    folder = checkpoint.save(tmp_path, trainee, 2, MANIFEST, keep=1)
+    state = make_state(config)
+    steps(state, config, 0, 2)
+    folder = checkpoint.save(tmp_path, state, 2, MANIFEST, keep=1)
     assert "steps.soul.alpha" not in load_file(folder / "resume.safetensors")
-    resumed = make_trainee(config)
+    resumed = make_state(config)
     checkpoint.load(folder, resumed)
     assert resumed.soul.alpha not in resumed.optimizer.state
     steps(resumed, config, 2, 6)
     assert resumed.soul.alpha in resumed.optimizer.state
 
 
-def test_later_stages_can_read_it(tmp_path: Path, make_trainee: MakeTrainee) -> None:
-    trainee = make_trainee(CONFIG)
-    steps(trainee, CONFIG, 0, 5)
-    folder = checkpoint.save(tmp_path, trainee, 5, MANIFEST, keep=1)
+def test_later_stages_can_read_it(tmp_path: Path, make_state: MakeState) -> None:
+    state = make_state(CONFIG)
+    steps(state, CONFIG, 0, 5)
+    folder = checkpoint.save(tmp_path, state, 5, MANIFEST, keep=1)
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -104,34 +104,34 @@ def test_later_stages_can_read_it(tmp_path: Path, make_trainee: MakeTrainee) -> 
     ]
     soul = load_soul(folder / "soul.safetensors")
     with torch.no_grad():
-        assert torch.equal(soul.rotation, trainee.soul.rotation())
+        assert torch.equal(soul.rotation, state.soul.rotation())
     assert (soul.step, soul.base_hash) == (5, "b" * 64)
     assert soul.alpha == pytest.approx(1.618)
 
 
 @pytest.fixture
-def saved(tmp_path: Path, make_trainee: MakeTrainee) -> Path:
-    trainee = make_trainee(CONFIG)
-    steps(trainee, CONFIG, 0, 2)
-    return checkpoint.save(tmp_path, trainee, 2, MANIFEST, keep=1)
+def saved(tmp_path: Path, make_state: MakeState) -> Path:
+    state = make_state(CONFIG)
+    steps(state, CONFIG, 0, 2)
+    return checkpoint.save(tmp_path, state, 2, MANIFEST, keep=1)
 
 
 @pytest.mark.parametrize("name", ["resume.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "torn"])
-def test_torn_files_are_refused(saved: Path, make_trainee: MakeTrainee, name: str, damage: str) -> None:
+def test_torn_files_are_refused(saved: Path, make_state: MakeState, name: str, damage: str) -> None:
     path = saved / name
     data = path.read_bytes()
     path.unlink()
     if damage != "gone":
         path.write_bytes(data[: len(data) // 2 if damage == "torn" else 0])
     with pytest.raises(IntegrityError, match="cannot be read"):
-        checkpoint.load(saved, make_trainee(CONFIG))
+        checkpoint.load(saved, make_state(CONFIG))
 
 
 @pytest.mark.parametrize("file", ["resume.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("change", ["lost", "added", "reshaped"])
 def test_other_tensors_are_refused_and_nothing_is_touched(
-    saved: Path, make_trainee: MakeTrainee, file: str, change: str
+    saved: Path, make_state: MakeState, file: str, change: str
 ) -> None:
     """One tensor too few, too many, or of another shape, in either file: named, before anything is loaded."""
     tensors = load_file(saved / file)
@@ -143,43 +143,43 @@ def test_other_tensors_are_refused_and_nothing_is_touched(
     else:
         tensors[name] = torch.zeros(5, 7)
     save_file(tensors, saved / file)
-    trainee = make_trainee(CONFIG, seed=3)
-    before = everything(trainee)
+    state = make_state(CONFIG, seed=3)
+    before = everything(state)
     with pytest.raises(IntegrityError, match="another training set-up") as caught:
-        checkpoint.load(saved, trainee)
+        checkpoint.load(saved, state)
     assert ("stranger" if change == "added" else name) in caught.value.why
-    assert all(torch.equal(value, before[name]) for name, value in everything(trainee).items())
+    assert all(torch.equal(value, before[name]) for name, value in everything(state).items())
 
 
-def test_another_set_up_is_refused(saved: Path, make_trainee: MakeTrainee) -> None:
+def test_another_set_up_is_refused(saved: Path, make_state: MakeState) -> None:
     """Another rank, or a scaler where there was none."""
     with pytest.raises(IntegrityError, match="another training set-up"):
-        checkpoint.load(saved, make_trainee(CONFIG.model_copy(update={"lora_r": 3})))
+        checkpoint.load(saved, make_state(CONFIG.model_copy(update={"lora_r": 3})))
     with pytest.raises(IntegrityError, match="scaler"):
-        checkpoint.load(saved, make_trainee(CONFIG, scaler=scaler()))
+        checkpoint.load(saved, make_state(CONFIG, scaler=scaler()))
 
 
-def test_the_newest_by_number_stay(tmp_path: Path, make_trainee: MakeTrainee) -> None:
+def test_the_newest_by_number_stay(tmp_path: Path, make_state: MakeState) -> None:
     """A clock set back does not matter, nor does a step beyond six digits; what is no checkpoint is left alone."""
-    trainee = make_trainee(CONFIG)
+    state = make_state(CONFIG)
     for name in ("step_notes", "step_12", "other"):
         (tmp_path / name).mkdir()
     for step in (999_999, 2, 1_000_000, 7):
-        checkpoint.save(tmp_path, trainee, step, MANIFEST, keep=9)
+        checkpoint.save(tmp_path, state, step, MANIFEST, keep=9)
     for age, step in enumerate((1_000_000, 999_999, 7, 2)):
         os.utime(tmp_path / f"step_{step:06d}", (1000 + age, 1000 + age))
     assert [checkpoint.step_of(path) for path in checkpoint.list_steps(tmp_path)] == [1_000_000, 999_999, 7, 2]
-    checkpoint.save(tmp_path, trainee, 1_000_001, MANIFEST, keep=2)
+    checkpoint.save(tmp_path, state, 1_000_001, MANIFEST, keep=2)
     assert [checkpoint.step_of(path) for path in checkpoint.list_steps(tmp_path)] == [1_000_001, 1_000_000]
     assert {"step_notes", "step_12", "other"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_the_newest_whole_one_is_found(tmp_path: Path, make_trainee: MakeTrainee, reporter: Recorder) -> None:
+def test_the_newest_whole_one_is_found(tmp_path: Path, make_state: MakeState, reporter: Recorder) -> None:
     """None before the first; damaged ones are passed over with their reason; all damaged is exit 5."""
     assert checkpoint.newest_whole(tmp_path / "nowhere") is None
-    trainee = make_trainee(CONFIG)
+    state = make_state(CONFIG)
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, trainee, step, MANIFEST, keep=9)
+        checkpoint.save(tmp_path, state, step, MANIFEST, keep=9)
     (tmp_path / "step_000003" / "manifest.json").unlink()
     (tmp_path / "step_000002" / "soul.safetensors").write_bytes(b"")
     found = checkpoint.newest_whole(tmp_path)

@@ -16,21 +16,21 @@ import pytest
 import torch
 
 from aegis.config.settings import TrainConfig
-from aegis.data.packing import Batch, IGNORED
+from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
-from aegis.training.kernels.lora_layers import Adapters
-from aegis.model.soul_hook import attached
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
-from aegis.soul.retraction import _one_step
+from aegis.model.soul_hook import soul_hook
 from aegis.soul.module import Soul
+from aegis.soul.retraction import _one_step
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, skew_matrix
-from aegis.soul.tf32 import coarse_products
+from aegis.soul.tf32 import allow_tf32
 from aegis.training import step as step_module
-from aegis.training.execution.options import Acceleration, PLAIN, activation_bytes, host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.checkpoint import Trainee
+from aegis.training.execution.options import PLAIN, ExecutionOptions, activation_bytes, host_embeddings
+from aegis.training.kernels.lora_layers import LoraLayers
+from aegis.training.state import TrainState
 from aegis.training.step import Stepper
 from aegis.training.update import make_optimizer
 
@@ -43,30 +43,34 @@ pytestmark = [
 
 LENGTH, VOCABULARY, LAYERS = 256, 512, 3
 CONFIG = TrainConfig(lora_r=8, max_length=LENGTH, warmup_steps=0, annealing_steps=1, learning_rate=1e-3)
-_FAST = Acceleration(packed=True, dequantized=True, embeddings_hosted=True)
-_SPARED = replace(_FAST, recomputed=LAYERS, offloaded=True, attention_spared=True)
+_FAST = ExecutionOptions(varlen_attention=True, nf4_kernel=True, cpu_embeddings=True)
+_SPARED = replace(_FAST, checkpointed_layers=LAYERS, offload_checkpoints=True, keep_attention=True)
 WAYS = {
-    "packed": Acceleration(packed=True),
+    "packed": ExecutionOptions(varlen_attention=True),
     "dequantized": _FAST,
-    "recomputed": replace(_FAST, recomputed=LAYERS),
-    "some recomputed": replace(_FAST, recomputed=2),
-    "offloaded": replace(_FAST, recomputed=LAYERS, offloaded=True),
-    "captured": replace(_FAST, captured=True),
-    "captured, offloaded": replace(_FAST, captured=True, recomputed=LAYERS, offloaded=True),
+    "recomputed": replace(_FAST, checkpointed_layers=LAYERS),
+    "some recomputed": replace(_FAST, checkpointed_layers=2),
+    "offloaded": replace(_FAST, checkpointed_layers=LAYERS, offload_checkpoints=True),
+    "captured": replace(_FAST, cuda_graphs=True),
+    "captured, offloaded": replace(_FAST, cuda_graphs=True, checkpointed_layers=LAYERS, offload_checkpoints=True),
     "compiled": replace(_FAST, compiled=True),
-    "compiled, some recomputed": replace(_FAST, compiled=True, recomputed=2),
-    "compiled, offloaded": replace(_FAST, compiled=True, recomputed=LAYERS, offloaded=True),
+    "compiled, some recomputed": replace(_FAST, compiled=True, checkpointed_layers=2),
+    "compiled, offloaded": replace(_FAST, compiled=True, checkpointed_layers=LAYERS, offload_checkpoints=True),
     "compiled, attention spared": replace(_SPARED, compiled=True),
-    "compiled, parked": replace(_FAST, compiled=True, parked=2),
-    "all": replace(_FAST, compiled=True, captured=True),
-    "all, recomputed": replace(_FAST, compiled=True, captured=True, recomputed=LAYERS),
-    "all, some offloaded": replace(_FAST, compiled=True, captured=True, recomputed=2, offloaded=True),
-    "all, offloaded": replace(_FAST, compiled=True, captured=True, recomputed=LAYERS, offloaded=True),
-    "all, attention spared": replace(_SPARED, compiled=True, captured=True),
-    "all, parked": replace(_FAST, compiled=True, captured=True, parked=2),
+    "compiled, parked": replace(_FAST, compiled=True, offloaded_layers=2),
+    "all": replace(_FAST, compiled=True, cuda_graphs=True),
+    "all, recomputed": replace(_FAST, compiled=True, cuda_graphs=True, checkpointed_layers=LAYERS),
+    "all, some offloaded": replace(
+        _FAST, compiled=True, cuda_graphs=True, checkpointed_layers=2, offload_checkpoints=True
+    ),
+    "all, offloaded": replace(
+        _FAST, compiled=True, cuda_graphs=True, checkpointed_layers=LAYERS, offload_checkpoints=True
+    ),
+    "all, attention spared": replace(_SPARED, compiled=True, cuda_graphs=True),
+    "all, parked": replace(_FAST, compiled=True, cuda_graphs=True, offloaded_layers=2),
 }
 
-Make = Callable[..., Trainee]
+Make = Callable[..., TrainState]
 
 
 @pytest.fixture(scope="module", params=["phi3", "llama"])
@@ -109,7 +113,7 @@ def make(base: Path) -> Iterator[Make]:
     device = torch.device("cuda")
     with ExitStack() as stack:
 
-        def build(way: Acceleration, config: TrainConfig = CONFIG) -> Trainee:
+        def build(way: ExecutionOptions, config: TrainConfig = CONFIG) -> TrainState:
             torch._dynamo.reset()
             model = load_base(base, "4bit", device)
             torch.manual_seed(1)
@@ -119,33 +123,33 @@ def make(base: Path) -> Iterator[Make]:
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.data.normal_(0, 0.05)
-            adapters = Adapters(model, compute_dtype(device), 0.1)
+            adapters = LoraLayers(model, compute_dtype(device), 0.1)
             way.install(model, LENGTH)
             soul = Soul(256, kind=config.rotation, seed=1).to(device)
-            stack.enter_context(attached(model, soul))
+            stack.enter_context(soul_hook(model, soul))
             scaler = torch.amp.GradScaler("cuda", enabled=False)
-            return Trainee(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler, way)
+            return TrainState(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler, way)
 
         yield build
 
 
-def batch(trainee: Trainee, seed: int, cuts: tuple[int, ...] = (40, 170)) -> MicroBatch:
+def batch(state: TrainState, seed: int, cuts: tuple[int, ...] = (40, 170)) -> MicroBatch:
     """One window of three documents, the middle one longer than the original context; every second label trained."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, VOCABULARY, (1, LENGTH))
     labels = np.where(np.arange(LENGTH) % 2 == 0, ids, IGNORED)
     positions = np.concatenate([np.arange(end - start) for start, end in zip((0, *cuts), (*cuts, LENGTH), strict=True)])
     shape = BatchShape(rows=140, documents=5, longest=LENGTH) if cuts else BatchShape(140, None, LENGTH)
-    embed = host_embeddings(trainee.model)
+    embed = host_embeddings(state.model)
     return MicroBatch.make(Batch(ids, labels, positions[None], np.zeros_like(ids)), shape, pinned=True, embed=embed)
 
 
-def course(trainee: Trainee, config: TrainConfig = CONFIG, cuts: tuple[int, ...] = (40, 170), steps: int = 6) -> Any:
+def course(state: TrainState, config: TrainConfig = CONFIG, cuts: tuple[int, ...] = (40, 170), steps: int = 6) -> Any:
     """Losses of some steps, with two micro-batches each, and the last gradients."""
-    stepper = Stepper(trainee, config)
+    stepper = Stepper(state, config)
     with own_stream(torch.device("cuda")):
         losses = [
-            stepper.take(step, [batch(trainee, 2 * step, cuts), batch(trainee, 2 * step + 1, cuts)]).task_loss
+            stepper.take(step, [batch(state, 2 * step, cuts), batch(state, 2 * step + 1, cuts)]).task_loss
             for step in range(steps)
         ]
         torch.cuda.synchronize()
@@ -219,17 +223,17 @@ def layer_bytes(make: Make) -> int:
     return activation_bytes(make(PLAIN).model.config, LENGTH, 2)
 
 
-def one_layer_keeps(trainee: Trainee) -> int:
+def one_layer_keeps(state: TrainState) -> int:
     """What the third layer adds to what the first two keep."""
-    return layers_keep(trainee, 3) - layers_keep(trainee, 2)
+    return layers_keep(state, 3) - layers_keep(state, 2)
 
 
-def layers_keep(trainee: Trainee, layers: int) -> int:
+def layers_keep(state: TrainState, layers: int) -> int:
     """What so many layers leave on the GPU when the forward pass has ended."""
-    decoder = trainee.model.get_base_model().get_decoder()
-    window = batch(trainee, 0, ()).to(torch.device("cuda"))
+    decoder = state.model.get_base_model().get_decoder()
+    window = batch(state, 0, ()).to(torch.device("cuda"))
     start = {"input_ids": window.input_ids} if window.embedded is None else {"inputs_embeds": window.embedded}
-    step_module.summed_loss(trainee, window).backward()  # compiles
+    step_module.summed_loss(state, window).backward()  # compiles
     whole, decoder.layers = decoder.layers, decoder.layers[:layers]
     before = torch.cuda.memory_allocated()
     hidden = decoder(**start, position_ids=window.position_ids, use_cache=False)
@@ -265,9 +269,9 @@ def test_a_dense_souls_gradient_is_as_exact_as_what_it_comes_from() -> None:
     hidden, outer = (torch.randn(64, size, device="cuda", generator=generator, dtype=torch.bfloat16) for _ in range(2))
     before = torch.backends.cuda.matmul.fp32_precision
     soul.skew.grad = torch.zeros_like(soul.skew)
-    soul.hold()
+    soul.cache_rotation()
     soul(hidden).backward(outer)
-    norm, defect = soul.let_go()
+    norm, defect = soul.release()
     assert torch.backends.cuda.matmul.fp32_precision == before
     assert norm > 0
     assert 0 < defect < 1e-8
@@ -285,8 +289,8 @@ def test_a_dense_rotation_stays_one() -> None:
     soul = Soul(3072, kind="dense", init="identity").to("cuda")
     generator = torch.Generator("cuda").manual_seed(0)
     for size in (2e-4, 2e-4, 2e-3, 2e-2, 0.5, 2e-4):
-        soul.hold()
-        soul.let_go()
+        soul.cache_rotation()
+        soul.release()
         before = soul.start.double()
         with torch.no_grad():
             soul.skew.copy_(torch.randn(soul.skew.shape, device="cuda", generator=generator).sign() * size)
@@ -303,7 +307,7 @@ def test_float32_is_what_halves_add_up_to() -> None:
     rotation = Soul(1024, kind="dense", seed=1).to("cuda").start
     exact = orthogonality_defect(rotation.double())
     assert (orthogonality_defect(rotation) - exact).abs().max().item() < 4e-6
-    with coarse_products(rotation):
+    with allow_tf32(rotation):
         coarse = rotation.mT @ rotation - torch.eye(1024, device="cuda")
     assert (coarse - exact).abs().max().item() > 4e-5
 
@@ -322,42 +326,42 @@ def test_float32_is_what_halves_add_up_to() -> None:
 )
 def test_a_step_never_waits(make: Make, way: str, rotation: str) -> None:
     """No synchronizing call from launch to launch, eager or replayed; reading a value does wait, and is caught."""
-    trainee = make(WAYS[way], CONFIG.model_copy(update={"rotation": rotation}))
-    stepper = Stepper(trainee, CONFIG)
+    state = make(WAYS[way], CONFIG.model_copy(update={"rotation": rotation}))
+    stepper = Stepper(state, CONFIG)
     with own_stream(torch.device("cuda")):
         for step in range(4):
-            stepper.take(step, [batch(trainee, step)])
-        batches = [batch(trainee, step) for step in range(4)]
+            stepper.take(step, [batch(state, step)])
+        batches = [batch(state, step) for step in range(4)]
         torch.cuda.set_sync_debug_mode("error")
         try:
-            launched = [stepper.launch(4 + step, [batches[step]]) for step in range(4)]
+            pending = [stepper.launch(4 + step, [batches[step]]) for step in range(4)]
             with pytest.raises(RuntimeError, match="synchronizing"):
                 stepper._update.numbers[0].item()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert all(np.isfinite(step.read().task_loss) for step in launched)
+        assert all(np.isfinite(step.read().task_loss) for step in pending)
 
 
 @pytest.mark.parametrize("way", ["all", "packed"])
 def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
     """A NaN in a replayed step: neither it nor the step launched behind it moves anything."""
-    trainee = make(WAYS[way])
-    stepper = Stepper(trainee, CONFIG)
+    state = make(WAYS[way])
+    stepper = Stepper(state, CONFIG)
     with own_stream(torch.device("cuda")):
         for step in range(4):
-            stepper.take(step, [batch(trainee, step)])
-        before = {name: p.detach().clone() for name, p in trainee.parameters().items()}
+            stepper.take(step, [batch(state, step)])
+        before = {name: p.detach().clone() for name, p in state.parameters().items()}
         with torch.no_grad():
-            norm = trainee.model.get_base_model().get_decoder().norm.weight
+            norm = state.model.get_base_model().get_decoder().norm.weight
             kept = norm.clone()
             norm.fill_(torch.nan)
-        bad = stepper.launch(4, [batch(trainee, 4)])
+        bad = stepper.launch(4, [batch(state, 4)])
         with torch.no_grad():
             norm.copy_(kept)
-        stepper.launch(5, [batch(trainee, 5)])
+        stepper.launch(5, [batch(state, 5)])
         with pytest.raises(DivergedError, match="step 5"):
             bad.read()
-        for name, parameter in trainee.parameters().items():
+        for name, parameter in state.parameters().items():
             if name != "soul.alpha":
                 assert torch.equal(parameter, before[name]), name
 
@@ -386,11 +390,11 @@ def test_a_replayed_step_is_the_eager_step_to_the_bit(
 
 @pytest.mark.parametrize("way", ["all", "all, offloaded", "all, parked"])
 def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = course(make(replace(WAYS[way], captured=False)))
+    plain = course(make(replace(WAYS[way], cuda_graphs=False)))
     original = step_module.summed_loss
 
-    def asking(trainee: Trainee, batch: MicroBatch) -> torch.Tensor:
-        loss = original(trainee, batch)
+    def asking(state: TrainState, batch: MicroBatch) -> torch.Tensor:
+        loss = original(state, batch)
         loss.item()  # what a base with a question to the GPU in its forward pass does
         return loss
 

@@ -10,30 +10,30 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.model.load import footprint
-from aegis.training import memory
+from aegis.training.execution import allocator
 from aegis.training.memory import by_part
 from aegis.training.step import Stepper
-from tests.training.conftest import CPU, MakeTrainee, noise
+from tests.training.conftest import CPU, MakeState, noise
 
 CONFIG = TrainConfig(lora_r=2)
 CUDA, GIB = torch.device("cuda", 0), 2**30
 
 
-def test_parts_are_what_the_tensors_take(make_trainee: MakeTrainee) -> None:
-    trainee = make_trainee(CONFIG)
-    lora = sum(p.numel() for name, p in trainee.model.named_parameters() if "lora_" in name)
-    others = sum(p.numel() for name, p in trainee.model.named_parameters() if "lora_" not in name)
-    others += sum(buffer.numel() for buffer in trainee.model.buffers())
-    skew, start = trainee.soul.skew.numel(), trainee.soul.start.numel()
-    before = by_part(trainee, CPU)
+def test_parts_are_what_the_tensors_take(make_state: MakeState) -> None:
+    state = make_state(CONFIG)
+    lora = sum(p.numel() for name, p in state.model.named_parameters() if "lora_" in name)
+    others = sum(p.numel() for name, p in state.model.named_parameters() if "lora_" not in name)
+    others += sum(buffer.numel() for buffer in state.model.buffers())
+    skew, start = state.soul.skew.numel(), state.soul.start.numel()
+    before = by_part(state, CPU)
     assert before.adapter == 4 * lora
-    assert before.base == 4 * others == footprint(trainee.model) - 4 * lora
+    assert before.base == 4 * others == footprint(state.model) - 4 * lora
     assert before.soul == 4 * (skew + start + 1)
     assert before.gradients == 4 * (lora + skew)
     assert before.optimizer == 0
-    Stepper(trainee, CONFIG).take(0, [noise(0)])
-    after = by_part(trainee, CPU)
-    tensors = len(trainee.optimizer.state)
+    Stepper(state, CONFIG).take(0, [noise(0)])
+    after = by_part(state, CPU)
+    tensors = len(state.optimizer.state)
     assert after.optimizer == 2 * 4 * (lora + skew) + 4 * tensors  # two moments each, and a step count
     assert after.peak >= after.base + after.adapter + after.soul + after.gradients + after.optimizer
     assert after.activations == after.peak - sum(
@@ -42,9 +42,9 @@ def test_parts_are_what_the_tensors_take(make_trainee: MakeTrainee) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_what_the_host_keeps_is_not_the_gpus(make_trainee: MakeTrainee) -> None:
+def test_what_the_host_keeps_is_not_the_gpus(make_state: MakeState) -> None:
     """Of a GPU that is not here: what is nowhere stands for what is there."""
-    model = make_trainee(CONFIG).model
+    model = make_state(CONFIG).model
     whole, embeddings = footprint(model), model.get_base_model().get_input_embeddings()
     embeddings.to("meta")
     assert footprint(model, CPU) == whole - embeddings.weight.nbytes
@@ -64,7 +64,7 @@ def test_the_gpus_memory_grows_in_place_unless_the_user_says_how(
         monkeypatch.delenv(name, raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    memory.let_segments_grow(torch.device(device))
+    allocator.let_segments_grow(torch.device(device))
     assert calls == ["expandable_segments:True"] * asked
 
 
@@ -80,30 +80,30 @@ def fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_cap_holds_while_training_does(fractions: list[float]) -> None:
     """Afterwards, and after an error too, the allocator has what it had."""
-    with memory.capped(CUDA, 3) as gib:
+    with allocator.capped(CUDA, 3) as gib:
         assert (gib, fractions) == (3, [1.0, 0.25])
     assert fractions == [1.0, 0.25, 1.0]
-    with pytest.raises(RuntimeError), memory.capped(CUDA, 6):
+    with pytest.raises(RuntimeError), allocator.capped(CUDA, 6):
         raise RuntimeError
     assert fractions == [1.0, 0.25, 1.0, 0.5, 1.0]
 
 
 def test_a_lower_limit_of_somebody_elses_stands(fractions: list[float]) -> None:
     fractions.append(0.125)
-    with memory.capped(CUDA, 3):
+    with allocator.capped(CUDA, 3):
         assert fractions[-1] == 0.125
 
 
 @pytest.mark.parametrize(("device", "gib"), [(CUDA, None), (CUDA, 12.0), (CUDA, 80.0), (CPU, 3.0)])
 def test_what_is_no_limit_sets_none(fractions: list[float], device: torch.device, gib: float | None) -> None:
     """No cap, a card that has no more, a CPU."""
-    with memory.capped(device, gib) as found:
+    with allocator.capped(device, gib) as found:
         assert found is None
     assert fractions == [1.0]
-    assert memory.cap_bytes(gib, device) is None
+    assert allocator.cap_bytes(gib, device) is None
 
 
 def test_a_cap_is_known_without_its_gpu(fractions: list[float]) -> None:
-    assert memory.cap_bytes(2.5, None) == memory.cap_bytes(2.5, CUDA) == 5 * GIB // 2
-    assert memory.cap_bytes(80, None) == 80 * GIB
-    assert memory.cap_bytes(None, None) is None
+    assert allocator.cap_bytes(2.5, None) == allocator.cap_bytes(2.5, CUDA) == 5 * GIB // 2
+    assert allocator.cap_bytes(80, None) == 80 * GIB
+    assert allocator.cap_bytes(None, None) is None

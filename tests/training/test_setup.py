@@ -13,7 +13,7 @@ from aegis.config.settings import TrainConfig
 from aegis.errors import EnvironmentFault
 from aegis.model.base import find_base
 from aegis.training import memory, setup
-from aegis.training.setup import assembled
+from aegis.training.setup import build_state
 from tests.conftest import MakeRandom
 from tests.training.conftest import CPU
 
@@ -23,7 +23,7 @@ def test_a_recording_that_cannot_be_is_said_where_it_was_asked_for(
     make_random: MakeRandom, reporter: Any, asked: Any
 ) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", cuda_graphs=asked)
-    with assembled(config, find_base(config.base_model), CPU, None):
+    with build_state(config, find_base(config.base_model), CPU, None):
         pass
     assert any("CUDA graphs" in text for text in reporter.warned) == (asked == "on")
 
@@ -46,7 +46,7 @@ def test_processes_share_the_cores_while_each_quantizes_its_base(monkeypatch: py
 @pytest.mark.parametrize("cap", [3.0, None])
 def test_a_cap_that_a_cpu_does_not_mind_is_said(make_random: MakeRandom, reporter: Any, cap: float | None) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", gpu_memory_gib=cap)
-    with assembled(config, find_base(config.base_model), CPU, None):
+    with build_state(config, find_base(config.base_model), CPU, None):
         pass
     assert sum("--gpu-memory-gib has no effect" in text for text in reporter.warned) == (cap is not None)
 
@@ -69,7 +69,7 @@ def test_the_cap_is_there_before_the_base(make_random: MakeRandom, monkeypatch: 
 
     monkeypatch.setattr(memory, "capped", capped)
     monkeypatch.setattr(setup, "load_base", loading)
-    with assembled(config, find_base(config.base_model), CPU, None):
+    with build_state(config, find_base(config.base_model), CPU, None):
         events.append("train")
     assert events == [(CPU, 2.5), "load", "train", "lifted"]
 
@@ -93,7 +93,7 @@ def test_a_full_gpu_names_its_cap(
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     if loading:
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", raiser(full))
-    with pytest.raises(EnvironmentFault) as caught, assembled(config, base, CPU, None):
+    with pytest.raises(EnvironmentFault) as caught, build_state(config, base, CPU, None):
         raise full
     assert ("raise --gpu-memory-gib (now 2.5)" in caught.value.fix) == (cap is not None)
     assert ("--load-in 4bit" in caught.value.fix) == loading
@@ -105,6 +105,6 @@ def test_another_fault_keeps_its_own_advice(make_random: MakeRandom, monkeypatch
     monkeypatch.setattr(memory, "capped", lambda *_: nullcontext(2.5))
     fault = EnvironmentFault("together.world_size", text="x")
     advice = fault.fix
-    with pytest.raises(EnvironmentFault), assembled(config, find_base(config.base_model), CPU, None):
+    with pytest.raises(EnvironmentFault), build_state(config, find_base(config.base_model), CPU, None):
         raise fault
     assert fault.fix == advice

@@ -5,25 +5,25 @@ from __future__ import annotations
 import pytest
 
 from aegis.training import throughput as module
-from aegis.training.throughput import Pace
+from aegis.training.throughput import Throughput
 
 
 def test_the_start_counts_apart_and_what_is_no_training_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    pace = Pace()
+    throughput = Throughput()
     now[0] += 20
-    pace.took(10)
-    assert pace.whole() == 0.5
-    pace.started()
-    assert pace.start_seconds == 20
-    assert pace.lap() == 0.5
+    throughput.add_step(10)
+    assert throughput.overall_rate() == 0.5
+    throughput.end_warmup()
+    assert throughput.start_seconds == 20
+    assert throughput.rate() == 0.5
     now[0] += 2
-    pace.took(10)
-    with pace.aside():
+    throughput.add_step(10)
+    with throughput.paused():
         now[0] += 50
-    assert pace.whole() == pace.lap() == 5
+    assert throughput.overall_rate() == throughput.rate() == 5
     now[0] += 2
-    pace.took(30)
-    assert pace.lap() == 15
-    assert pace.whole() == 10
+    throughput.add_step(30)
+    assert throughput.rate() == 15
+    assert throughput.overall_rate() == 10

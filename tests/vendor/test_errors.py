@@ -13,7 +13,7 @@ import pytest
 import vendor_llama_cpp
 from aegis.errors import AegisError
 from aegis.llama_cpp import find_tree
-from aegis.messages import LANGUAGES, Trouble, VARIABLE, catalogue
+from aegis.messages import LANGUAGES, VARIABLE, ErrorText, catalogue
 from tests.shown import english_in
 from vendor_llama_cpp import TEXTS, VendorError
 
@@ -28,13 +28,13 @@ def places(texts: Mapping[str, str]) -> dict[str, set[str]]:
     }
 
 
-def misfits(texts: Mapping[str, Trouble], group: Mapping[str, Any]) -> set[str]:
+def misfits(texts: Mapping[str, ErrorText], group: Mapping[str, Any]) -> set[str]:
     """Codes that one side lacks, or whose places differ."""
     ours = {code: places(text._asdict()) for code, text in texts.items()}
     return {code for code in ours.keys() | group.keys() if code not in group or places(group[code]) != ours.get(code)}
 
 
-ENGLISH = {code: Trouble(*text) for code, text in TEXTS.items()}
+ENGLISH = {code: ErrorText(*text) for code, text in TEXTS.items()}
 
 
 def raised() -> Iterator[tuple[str, set[str]]]:
@@ -50,7 +50,7 @@ def raised() -> Iterator[tuple[str, set[str]]]:
 def test_every_code_is_in_every_catalogue_with_the_same_places() -> None:
     for spoken in LANGUAGES:
         assert misfits(ENGLISH, catalogue(spoken)["vendor"]) == set()
-    assert {code: Trouble(**text) for code, text in catalogue("en")["vendor"].items()} == ENGLISH
+    assert {code: ErrorText(**text) for code, text in catalogue("en")["vendor"].items()} == ENGLISH
 
 
 def test_a_code_or_a_place_that_is_missing_is_found() -> None:

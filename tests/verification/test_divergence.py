@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError
+from aegis.runs.publish import discard_leftovers
 from aegis.verification import divergence
 from aegis.verification.divergence import Recording, best_temperature, compare, perplexity, record
-from aegis.verification.verdict import Kept
-from aegis.runs.publish import discard_leftovers
+from aegis.verification.verdict import BaseRetention
 
 SEQUENCES = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3]]
 VOCABULARY = 16
@@ -68,10 +68,10 @@ def test_a_loss_that_is_only_temperature(tmp_path: Path) -> None:
         rows[range(len(ids) - 1), ids[1:]] += 1.5  # it knows something of what follows
     base, sharp = recorded(tmp_path, fair), recorded(tmp_path, [6 * rows for rows in fair], "sharp")
     assert best_temperature(sharp) == pytest.approx(6 * best_temperature(base), rel=0.02)
-    kept = Kept.measure(base, sharp)
+    kept = BaseRetention.measure(base, sharp)
     assert kept.lost > 0.05
     assert kept.lost_tempered == pytest.approx(0, abs=1e-3)
-    other = Kept.measure(base, recorded(tmp_path, logits(2), "other"))
+    other = BaseRetention.measure(base, recorded(tmp_path, logits(2), "other"))
     assert abs(other.lost_tempered) > 1e-3
     assert kept.lost == pytest.approx(math.log(kept.result / kept.base))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aegis.model.base import load_tokenizer
-from aegis.verification.sample import LEAST_TOKENS, Sample, sequence_limit
+from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
 
 TEXTS = [f"{number}番目のりんごは赤い果物です。" for number in range(30)]
 
@@ -42,7 +42,7 @@ def test_chats_are_compared_as_they_were_trained_on(tokenizer: Any) -> None:
 def test_a_handful_of_rows_is_filled_up(tokenizer: Any) -> None:
     """Two short rows prove nothing."""
     rows = [tokenizer("はい。").input_ids, [1]]
-    assert sum(map(len, Sample.of_chats(rows, tokenizer, 200, 64).compared)) >= LEAST_TOKENS
+    assert sum(map(len, Sample.of_chats(rows, tokenizer, 200, 64).compared)) >= MIN_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_text_that_one_side_composes_is_said_and_not_counted(composing: tuple[An
     parity = compare_tokens(tokenizer, runtime, [DECOMPOSED])
     assert parity.wrong == ()
     (remark,) = parity.remarks
-    assert "NFC" in remark.recorded
+    assert "NFC" in remark.english
 
 
 def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:
@@ -44,7 +44,7 @@ def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path)
     _, runtime = composing
     parity = compare_tokens(load_tokenizer(quick_base), runtime, [DECOMPOSED])
     assert len(parity.wrong) > parity.compared / 2
-    assert any("from token 0 on" in line.shown and "in llama.cpp" in line.recorded for line in parity.wrong)
+    assert any("from token 0 on" in line.shown and "in llama.cpp" in line.english for line in parity.wrong)
 
 
 def test_a_template_that_does_not_end_is_stopped(

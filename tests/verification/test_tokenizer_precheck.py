@@ -12,10 +12,10 @@ from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, Verify
 from aegis.errors import UnsupportedModelError
 from aegis.llama_cpp import find_tree
 from aegis.model.base import Base
-from aegis.verification.tokenizer_precheck import check_vocabulary
 from aegis.runs.run import Run
 from aegis.stages.plan import plan
 from aegis.stages.train import train
+from aegis.verification.tokenizer_precheck import check_vocabulary
 from tests.conftest import MakeRandom, Recorder
 
 ASKED = "asking llama.cpp's converter about the tokenizer"

@@ -224,7 +224,7 @@ class Environment:
             cwd=self.root,
             environment=child_environment(**extra),
             tick=lambda: step.tick(where(self.log)),
-            hold=hold,
+            cache_rotation=hold,
         )
         if code != 0:
             step.clear()

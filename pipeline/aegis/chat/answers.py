@@ -14,7 +14,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Voice:
+class ModelAnswers:
     """One model's answers, in the order of the questions; fewer if time ran out.
 
     Attributes:

@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from aegis import progress
-from aegis.chat import conversation
+from aegis.chat import load
+from aegis.chat.answers import Answer, ModelAnswers
+from aegis.chat.conversation import ChatModel, SamplingParams
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError
-from aegis.runs.manifest import read_manifest
 from aegis.messages import phrase
-from aegis.chat.answers import Answer, Voice
+from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 
 
@@ -41,51 +42,54 @@ def questions_of(run: Run, count: int) -> list[str]:
     Raises:
         AegisError: as reading its data does; it may be gone, or changed.
     """
+    from aegis.data.training_set import load_heldout_questions
     from aegis.model.base import find_base, load_tokenizer
-    from aegis.data.training_set import questions
 
     manifest = read_manifest(run.adapter)
     base = find_base(str(manifest.facts["base_model"]), manifest.facts["revision"])
     config = TrainConfig.model_validate(manifest.config)
-    return questions(config, load_tokenizer(base.folder), manifest.inputs["data"], count)
+    return load_heldout_questions(config, load_tokenizer(base.folder), manifest.inputs["data"], count)
 
 
-def ask(run: Run, questions: Sequence[str], limits: Limits) -> list[Voice]:
+def ask(run: Run, questions: Sequence[str], limits: Limits) -> list[ModelAnswers]:
     """Put the questions to each model, greedily: so asked, the same model says the same."""
-    asked: dict[str, Callable[[], AbstractContextManager[list[conversation.Speaker]]]] = {
-        "base": lambda: conversation.in_transformers(run, live=False, compare=True, context=None),
-        "trained": lambda: conversation.in_transformers(run, live=True, compare=False, context=None),
-        "gguf": lambda: conversation.speakers(run, None, live=False, compare=False, context=None),
+    asked: dict[str, Callable[[], AbstractContextManager[list[ChatModel]]]] = {
+        "base": lambda: load.load_transformers_models(run, live=False, compare=True, context=None),
+        "trained": lambda: load.load_transformers_models(run, live=True, compare=False, context=None),
+        "gguf": lambda: load.load_models(run, None, live=False, compare=False, context=None),
     }
-    return [_voice(who, load, questions, limits) for who, load in asked.items()]
+    return [_voice(who, open_model, questions, limits) for who, open_model in asked.items()]
 
 
 def _voice(
     who: str,
-    load: Callable[[], AbstractContextManager[list[conversation.Speaker]]],
+    open_model: Callable[[], AbstractContextManager[list[ChatModel]]],
     questions: Sequence[str],
     limits: Limits,
-) -> Voice:
+) -> ModelAnswers:
     answers: list[Answer] = []
     try:
-        with progress.task(phrase("sampling.asking", who=who), len(questions), "question") as bar, load() as (speaker,):
-            name = speaker.name.rpartition("-")[2] if who == "gguf" else ""
+        with (
+            progress.task(phrase("sampling.asking", who=who), len(questions), "question") as bar,
+            open_model() as (chat_model,),
+        ):
+            name = chat_model.name.rpartition("-")[2] if who == "gguf" else ""
             until = time.monotonic() + limits.seconds
             for question in questions:
                 if time.monotonic() > until:
                     break
-                answers.append(_answer(speaker, question, limits.max_tokens, until))
+                answers.append(_answer(chat_model, question, limits.max_tokens, until))
                 bar.advance()
     except BrokenPipeError:  # whoever read our progress has gone
         raise
     except (AegisError, OSError, RuntimeError) as error:  # torch tells of a full GPU with a RuntimeError
-        return Voice(who, "", tuple(answers), str(error).partition("\n")[0])
-    return Voice(who, name, tuple(answers))
+        return ModelAnswers(who, "", tuple(answers), str(error).partition("\n")[0])
+    return ModelAnswers(who, name, tuple(answers))
 
 
-def _answer(speaker: conversation.Speaker, question: str, max_tokens: int, until: float) -> Answer:
+def _answer(chat_model: ChatModel, question: str, max_tokens: int, until: float) -> Answer:
     text = ""
-    pieces = speaker.say([{"role": "user", "content": question}], conversation.Manner(max_tokens, 0.0))
+    pieces = chat_model.generate([{"role": "user", "content": question}], SamplingParams(max_tokens, 0.0))
     for piece in pieces:
         text += piece
         if time.monotonic() > until:

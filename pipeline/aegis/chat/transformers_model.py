@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from aegis.chat.conversation import SamplingParams
 from aegis.errors import UsageError
 from aegis.verification.token_parity import chat_ids
-
-if TYPE_CHECKING:  # it loads this module when a model is to speak, and not before
-    from aegis.chat.conversation import Manner
 
 # llama.cpp's defaults, so that the same temperature means the same on both sides
 _TOP_K, _TOP_P, _MIN_P = 40, 0.95, 0.05
 
 
-class TorchSpeaker:
+class TransformersModel:
     """A …ForCausalLM and the base's tokenizer; whatever hangs on the model (adapter, soul) speaks with it."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, context: int) -> None:
@@ -27,10 +25,10 @@ class TorchSpeaker:
         self._model = model
         self._tokenizer = tokenizer
 
-    def count(self, messages: Sequence[Mapping[str, str]]) -> int:
+    def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
         return len(self._ids(messages))
 
-    def say(self, messages: Sequence[Mapping[str, str]], manner: Manner) -> Iterator[str]:
+    def generate(self, messages: Sequence[Mapping[str, str]], sampling: SamplingParams) -> Iterator[str]:
         """Answer, from a thread whose failure is raised here; an answer nobody waits for any more is given up.
 
         Raises:
@@ -48,15 +46,15 @@ class TorchSpeaker:
 
         def generate() -> None:
             try:
-                torch.manual_seed(manner.seed)
+                torch.manual_seed(sampling.seed)
                 self._model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     streamer=streamer,
-                    max_new_tokens=min(manner.max_tokens, room),
+                    max_new_tokens=min(sampling.max_tokens, room),
                     use_cache=True,
                     stopping_criteria=[lambda seen, _: torch.full((len(seen),), abandoned.is_set(), device=ids.device)],
-                    **_sampling(manner.temperature),
+                    **_sampling(sampling.temperature),
                 )
             except BaseException as error:
                 failures.append(error)

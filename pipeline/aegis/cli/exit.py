@@ -13,10 +13,10 @@ from typing import NoReturn
 import typer
 
 from aegis.cli import logfile, parser, streams
-from aegis.runs import disk
 from aegis.errors import AegisError
 from aegis.messages import phrase
-from aegis.signals import answered, heeded
+from aegis.runs import disk
+from aegis.signals import signal_handlers, terminating_signals
 
 _tracebacks = False
 
@@ -27,21 +27,23 @@ def show_tracebacks(wanted: bool) -> None:
     _tracebacks = wanted
 
 
-def to_its_end(command: Callable[[], int | None]) -> NoReturn:
+def run_and_exit(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process with DESIGN's exit codes."""
-    codes = {number: code for number, code in heeded().items() if number != signal.SIGINT}  # Python answers that one
+    codes = {
+        number: code for number, code in terminating_signals().items() if number != signal.SIGINT
+    }  # Python answers that one
 
     def terminate(number: int, _frame: FrameType | None) -> None:
         """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
-        complain(phrase("ending.terminated"))
+        print_error(phrase("ending.terminated"))
         sys.exit(codes[number])
 
     def heedful() -> int | None:
-        with answered(codes, terminate):
+        with signal_handlers(codes, terminate):
             return command()
 
     # a launcher that has lost one process ends the others; what happened to them is told all the same
-    with answered(codes, signal.SIG_IGN):
+    with signal_handlers(codes, signal.SIG_IGN):
         sys.exit(_code_of(heedful))
 
 
@@ -50,17 +52,17 @@ def _code_of(command: Callable[[], int | None]) -> int:
         # a command's typer.Exit comes back as its number, and so does Ctrl-C
         code = command() or 0
         if code == 130:
-            complain(phrase("ending.interrupted"))
+            print_error(phrase("ending.interrupted"))
         return code
     except AegisError as error:
-        return _told(error)
+        return _print_aegis_error(error)
     except (KeyboardInterrupt, typer.Abort):
-        complain(phrase("ending.interrupted"))
+        print_error(phrase("ending.interrupted"))
         return 130
     except SystemExit as leaving:
         overtaken = leaving.__context__ if leaving.__cause__ is None else None
         if isinstance(overtaken, AegisError):  # a signal came while it was on its way out
-            return _told(overtaken)
+            return _print_aegis_error(overtaken)
         # typer and rich end the process with 1 when whoever read our output has gone
         if not isinstance(overtaken, BrokenPipeError):
             raise
@@ -72,22 +74,22 @@ def _code_of(command: Callable[[], int | None]) -> int:
     except OSError as error:
         if disk.is_full(error):
             fault = disk.full(Path(error.filename or "."), error)
-            complain(fault.what, fault.why, fault.fix)
+            print_error(fault.what, fault.why, fault.fix)
             return fault.exit_code
         if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
             return _our_bug(error)
-        complain(phrase("ending.unusable", path=error.filename), error.strerror or "")
+        print_error(phrase("ending.unusable", path=error.filename), error.strerror or "")
         return 2
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
-            complain(parser.told(error), fix=phrase("ending.help"))
+            print_error(parser.describe_parse_error(error), fix=phrase("ending.help"))
             return 2
         return _our_bug(error)
 
 
-def _told(error: AegisError) -> int:
+def _print_aegis_error(error: AegisError) -> int:
     _keep(error)
-    complain(error.what, error.why, error.fix)
+    print_error(error.what, error.why, error.fix)
     return error.exit_code
 
 
@@ -95,7 +97,7 @@ def _our_bug(error: Exception) -> int:
     _keep(error)
     trouble = phrase("ending.bug", kind=type(error).__name__, error=error)
     report = "ending.report" if _tracebacks else "ending.report_or_debug"
-    complain(trouble, fix=phrase(report, log=logfile.log_path()))
+    print_error(trouble, fix=phrase(report, log=logfile.log_path()))
     return 1
 
 
@@ -105,7 +107,7 @@ def _keep(error: Exception) -> None:
         logfile.show(error)
 
 
-def complain(what: str, why: str = "", fix: str = "") -> None:
+def print_error(what: str, why: str = "", fix: str = "") -> None:
     """Tell a person what happened, why, and what to do, each as far as there is something to say."""
     from rich.cells import cell_len
 

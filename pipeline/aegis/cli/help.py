@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from aegis.messages.layout import cells, folded, left
-from aegis.messages import described
+from aegis.messages import translate_help
+from aegis.messages.layout import cell_width, ljust, wrap
 
-_NAMES_AT_MOST = 30
+_MAX_NAME_CELLS = 30
 """Cells of the column of names; what is beside a longer one begins on the next line."""
 _SENTENCE = "。"
 _TYPERS_WORDS = ("default", "required")
@@ -29,9 +29,9 @@ class _Row(NamedTuple):
 def helped(command: Any, ctx: Any) -> str:
     """A command's help; `ctx` is its context, of typer's click."""
     width = ctx.make_formatter().width
-    usage = " ".join([ctx.command_path, *map(described, command.collect_usage_pieces(ctx))])
-    what = folded("", described(command.help), width - 2).splitlines()
-    lines = [folded(f"{described('Usage')}: ", usage, width), "", *_beside("  ", what)]
+    usage = " ".join([ctx.command_path, *map(translate_help, command.collect_usage_pieces(ctx))])
+    what = wrap("", translate_help(command.help), width - 2).splitlines()
+    lines = [wrap(f"{translate_help('Usage')}: ", usage, width), "", *_beside("  ", what)]
     parameters = [(parameter, record) for parameter in command.get_params(ctx) if (record := _record(parameter, ctx))]
     for kind, title in (("argument", "Arguments"), ("option", "Options")):
         rows = [record for parameter, record in parameters if parameter.param_type_name == kind]
@@ -43,7 +43,7 @@ def helped(command: Any, ctx: Any) -> str:
 
 def in_short(command: Any) -> str:
     """The first sentence of a command's help."""
-    return described(command.help).partition(_SENTENCE)[0]
+    return translate_help(command.help).partition(_SENTENCE)[0]
 
 
 def completed(items: list[Any]) -> list[Any]:
@@ -62,39 +62,39 @@ def _record(parameter: Any, ctx: Any) -> _Row | None:
     own, default = _with_default(parameter.help)
     typers = text.removeprefix(parameter.help)
     for word in _TYPERS_WORDS:
-        typers = typers.replace(word, described(word))
+        typers = typers.replace(word, translate_help(word))
     return _Row(names, own, default + typers)
 
 
 def _with_default(text: str) -> tuple[str, str]:
     """An option's description, and the default that a setting's has behind it."""
     default = ""
-    if described(text) == text and text.endswith("]"):
+    if translate_help(text) == text and text.endswith("]"):
         text, bracket, default = text.rpartition(" [")
         default = bracket + default
-    return described(text), default
+    return translate_help(text), default
 
 
 def _listed(title: str, rows: Sequence[_Row], width: int) -> list[str]:
     if not rows:
         return []
-    edge = min(max(cells(row.name) for row in rows), _NAMES_AT_MOST) + 4
-    lines = ["", f"{described(title)}:"]
+    edge = min(max(cell_width(row.name) for row in rows), _MAX_NAME_CELLS) + 4
+    lines = ["", f"{translate_help(title)}:"]
     for row in rows:
         start = f"  {row.name}"
-        if cells(start) + 2 > edge:
+        if cell_width(start) + 2 > edge:
             lines.append(start)
             start = ""
-        texts = folded("", row.text, width - edge).splitlines()
+        texts = wrap("", row.text, width - edge).splitlines()
         # what is in brackets is not parted
-        if row.brackets and cells(texts[-1] + row.brackets) > width - edge:
+        if row.brackets and cell_width(texts[-1] + row.brackets) > width - edge:
             texts.append(row.brackets.strip())
         elif row.brackets:
             texts[-1] += row.brackets
-        lines += _beside(left(start, edge), texts)
+        lines += _beside(ljust(start, edge), texts)
     return lines
 
 
 def _beside(start: str, texts: Sequence[str]) -> list[str]:
     """Lines at the right of something."""
-    return [(" " * cells(start) if number else start) + text for number, text in enumerate(texts)]
+    return [(" " * cell_width(start) if number else start) + text for number, text in enumerate(texts)]

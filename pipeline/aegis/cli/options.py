@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from aegis.config.settings import PRESETS, StageConfig
+from aegis.config.presets import PRESETS
+from aegis.config.settings import StageConfig
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="the run's directory; artifacts/<base> if not given")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help=f"a set of settings: {', '.join(PRESETS)}")]
@@ -22,7 +23,7 @@ DryRunOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 
 
-def with_settings(*models: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def add_setting_options(*models: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every field of the stage configs; what was given arrives as `flags`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +52,7 @@ def with_settings(*models: type[StageConfig]) -> Callable[[Callable[..., None]],
             # typer hands over an empty list for a repeatable option that was not given
             command(**given, flags={name: value for name, value in flags.items() if value not in (None, [])})
 
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         )

@@ -12,9 +12,8 @@ from typing import Any, get_args
 from typer.core import TyperCommand, TyperGroup
 
 from aegis.cli import help
-from aegis.messages import validation
 from aegis.errors import UsageError
-from aegis.messages import language, phrase
+from aegis.messages import language, phrase, validation
 
 
 class Command(TyperCommand):
@@ -48,7 +47,7 @@ class Commands(TyperGroup):
         raise UsageError("usage.no_command", name=name, nearest=nearest)
 
 
-def told(error: Any) -> str:
+def describe_parse_error(error: Any) -> str:
     """What a parser's error says; its own English if it is of a kind that is not known here."""
     kind = type(error).__name__
     if kind == "MissingParameter" and error.param is not None:
@@ -81,4 +80,4 @@ def _problem(error: Any) -> str:
     choices = get_args(getattr(getattr(error.param, "type_descriptor", None), "annotation", None))
     if found is not None and found["type"] == "value_error" and choices:
         return phrase("usage.no_choice", value=found["input"], choices=", ".join(map(repr, choices)))
-    return str(error.message) if found is None else validation.told(found)
+    return str(error.message) if found is None else validation.describe_validation_error(found)

@@ -1,22 +1,13 @@
-"""What can be set: one typed, frozen model a stage, with DESIGN's defaults.
-
-Values come from, later ones winning: the defaults here, a preset, a TOML file, the environment, the command line.
-An unknown key is refused with the nearest name that exists.
-"""
+"""What can be set: one typed, frozen model per stage, with its defaults."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from aegis.messages import validation
-from aegis.errors import UsageError
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
 
@@ -97,7 +88,7 @@ class TrainConfig(StageConfig):
         description="GiB of a GPU's memory that training may hold, for a GPU that has other work too; what CUDA itself "
         "takes comes on top; all that is free if not given",
     )
-    split_base: bool = Field(
+    shard_base: bool = Field(
         False,
         description="with several processes: each keeps a part of every layer of the base, for bases too large; "
         "where it is not given, accelerate's own config can ask for it (FSDP)",
@@ -125,7 +116,7 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _split_layers_are_recomputed(self) -> TrainConfig:
-        if self.split_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
+        if self.shard_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
             raise ValueError(phrase("config.split_recomputes"))
         return self
 
@@ -159,8 +150,8 @@ class VerifyConfig(StageConfig):
     compare_bases: bool = Field(
         False, description="measure both choices of merge's --base-weights on this text, whichever was merged"
     )
-    most_kl_precision: float | None = Field(None, gt=0, description="bound on the mean KL of NF4 against 16 bit, nats")
-    most_kl_quantized: float | None = Field(None, gt=0, description="bound on the mean KL of quantization, nats")
+    max_kl_nf4: float | None = Field(None, gt=0, description="bound on the mean KL of NF4 against 16 bit, nats")
+    max_kl_quantized: float | None = Field(None, gt=0, description="bound on the mean KL of quantization, nats")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where transformers runs")
     threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
     llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
@@ -204,33 +195,6 @@ class StudyConfig(StageConfig):
         return tuple(dict.fromkeys(variants))
 
 
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    # small enough for two CPU cores; what each number does at full size is the other preset's business
-    "demo": {
-        "train": {
-            "base_model": DEMO,
-            "dataset": DEMO,
-            "max_steps": 400,
-            "warmup_steps": 40,
-            "annealing_steps": 240,
-            "batch_size": 8,
-            "max_length": 128,
-            "learning_rate": 4e-3,
-            "lr_schedule": "cosine",
-            "logging_steps": 20,
-            "save_steps": 200,
-        },
-        "export": {"name": "AEGIS-tiny-Phi-3"},
-    },
-    # the original's production run: every number is the default above
-    "borea-12gb": {
-        "train": {"base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"},
-        "export": {"name": "AEGIS-Borea-Phi-3.5-mini-Instruct-Jp"},
-    },
-}
-
-Config = TypeVar("Config", bound=StageConfig)
-
 SECTIONS: Mapping[str, type[StageConfig]] = {
     "train": TrainConfig,
     "merge": MergeConfig,
@@ -238,107 +202,3 @@ SECTIONS: Mapping[str, type[StageConfig]] = {
     "verify": VerifyConfig,
     "study": StudyConfig,
 }
-
-_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
-
-
-def resolve(
-    model: type[Config],
-    *,
-    preset: str | None = None,
-    file: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    flags: Mapping[str, Any] | None = None,
-) -> Config:
-    """Build one stage's config from every source.
-
-    Args:
-        model: one of this module's stage configs.
-        preset: a name in `PRESETS`.
-        file: TOML with the tables [train], [merge], [export], [verify] and [study].
-        environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.
-        flags: what the command line said; None values were not given.
-
-    Raises:
-        UsageError: unknown preset, key or value, with the nearest name that exists.
-    """
-    section = next(name for name, known in SECTIONS.items() if known is model)
-    values: dict[str, Any] = {}
-    if preset is not None:
-        if preset not in PRESETS:
-            raise UsageError(
-                "config.no_preset",
-                preset=preset,
-                hint=_nearest(preset, PRESETS) or phrase("config.known", names=", ".join(PRESETS)),
-            )
-        values |= PRESETS[preset].get(section, {})
-    if file is not None:
-        values |= _read_toml(file).get(section, {})
-    values |= _read_environment(os.environ if environment is None else environment).get(section, {})
-    values |= {key: value for key, value in (flags or {}).items() if value is not None}
-    for key in ("quant", "variants", "lora_targets"):
-        # a b, or a,b: the environment knows no lists, and people write either on a command line
-        given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
-        if isinstance(given, list) and all(isinstance(text, str) for text in given):
-            values[key] = [part.strip() for text in given for part in text.split(",") if part.strip()]
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UsageError("config.invalid", problems=_explain(model, section, error)) from None
-
-
-def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    known = {f"AEGIS_{s}_{k}".upper(): (s, k) for s, model in SECTIONS.items() for k in model.model_fields}
-    for name, text in environment.items():
-        if name in known:
-            section, key = known[name]
-            found[section][key] = text
-        elif name.startswith("AEGIS_") and name not in _OTHER_VARIABLES:
-            raise UsageError("config.unknown_variable", name=name, nearest=_nearest(name, known))
-    return found
-
-
-def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UsageError("config.no_config_file", file=file) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError("config.cannot_read_toml", file=file, error=str(error)) from None
-    for section, table in document.items():
-        if section not in SECTIONS or not isinstance(table, dict):
-            raise UsageError(
-                "config.unknown_table",
-                file=file,
-                section=section,
-                hint=_nearest(section, SECTIONS)
-                or phrase("config.known", names=", ".join(f"[{name}]" for name in SECTIONS)),
-            )
-        known = SECTIONS[section].model_fields
-        for key in table:
-            if key not in known:
-                raise UsageError(
-                    "config.unknown_key", file=file, section=section, key=key, nearest=_nearest(key, known)
-                )
-    return document
-
-
-def _explain(model: type[StageConfig], section: str, error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"]) or section
-        if problem["type"] == "extra_forbidden":
-            nearest = _nearest(key, model.model_fields)
-            lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
-        else:
-            message = validation.told(problem)
-            lines.append(
-                f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
-            )
-    return "\n".join(lines)
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return phrase("config.nearest", name=close[0]) if close else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from aegis.data.files import FileSource, READERS, Row
+from aegis.data.files import READERS, FileSource, Row
 from aegis.data.rejects import Rejects
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.messages import phrase

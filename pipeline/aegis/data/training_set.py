@@ -9,16 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aegis.runs import disk
 from aegis.config.settings import DEMO, TrainConfig
 from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
 from aegis.data.questions import heldout_questions
 from aegis.data.sources import open_source
 from aegis.errors import DataError
+from aegis.runs import disk
 
 
-def training_data(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> Prepared:
+def load_training_set(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> Prepared:
     """Read, encode and pack the data set a config names.
 
     Args:
@@ -40,7 +40,7 @@ def training_data(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> 
         )
 
 
-def questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int) -> list[str]:
+def load_heldout_questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int) -> list[str]:
     """Questions out of the chats that a config's training held out; none if it held none out, or has no chats.
 
     Args:
@@ -50,7 +50,7 @@ def questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int)
         DataError: the data has changed since.
         UsageError, EnvironmentFault: as `training_data`.
     """
-    prepared = training_data(config, tokenizer)
+    prepared = load_training_set(config, tokenizer)
     if prepared.report.content_sha256 != data_sha256:
         raise DataError("material.changed")
     if prepared.heldout is None:

@@ -16,11 +16,11 @@ from typing import Any
 from filelock import FileLock
 
 from aegis import progress
-from aegis.runs import disk
 from aegis.demo.corpus import conversations, documents, style_rows
 from aegis.demo.settings import DemoSettings
 from aegis.demo.tokenizer import special_token_ids, train_tokenizer, write_tokenizer
 from aegis.messages import phrase
+from aegis.runs import disk
 
 # As in Phi-3.5, so that what holds for the demo holds for the real base: the same attention factor, and
 # llama.cpp's switch to the long factors above 4096 tokens of context. The demo's texts are far shorter.

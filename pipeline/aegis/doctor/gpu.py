@@ -10,10 +10,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis.doctor.finding import Finding, WINDOWS, gigabytes, pip, pip_install
+from aegis.doctor.finding import WINDOWS, Finding, gigabytes, pip, pip_install
 from aegis.messages import phrase
 
-LEAST_FREE_BYTES = 4e9
+MIN_FREE_BYTES = 4e9
 """Room for the target base at the defaults: 2.6 GiB, and what CUDA itself takes."""
 
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -177,7 +177,7 @@ def gpus() -> list[Finding]:
         if built_for and not _is_built_for(card.capability, built_for):
             unknown = phrase("doctor.no_code", card=detail)
             findings.append(Finding("GPU", "fail", unknown, "aegis train --device cpu"))
-        elif card.free_bytes < LEAST_FREE_BYTES:
+        elif card.free_bytes < MIN_FREE_BYTES:
             findings.append(Finding("GPU", "warn", detail, phrase("doctor.free_card")))
         elif card.capability < (8, 0):
             older = phrase("doctor.no_bfloat16", card=detail)

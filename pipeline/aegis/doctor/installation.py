@@ -12,7 +12,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from aegis.doctor.finding import CHECKOUT, Finding, WINDOWS, pip_install, set_up_again
+from aegis.doctor.finding import CHECKOUT, WINDOWS, Finding, pip_install, set_up_again
 from aegis.messages import phrase
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)

@@ -10,7 +10,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis.doctor.finding import Finding, WINDOWS, pip_install
+from aegis.doctor.finding import WINDOWS, Finding, pip_install
 from aegis.messages import phrase
 
 _BINDING = "llama-cpp-python"

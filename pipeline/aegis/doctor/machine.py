@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from aegis.doctor.finding import Finding, WINDOWS, environment_command, gigabytes
+from aegis.doctor.finding import WINDOWS, Finding, environment_command, gigabytes
 from aegis.messages import phrase
 
-LEAST_RAM_BYTES = 4e9
+MIN_RAM_BYTES = 4e9
 """Merge and export take under 1 GB; loading a base, the tokenizer and torch take the rest."""
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -35,7 +35,7 @@ def memory() -> list[Finding]:
     else:
         key = "doctor.memory"
     detail = phrase(key, free=gigabytes(available), total=gigabytes(total))
-    if available >= LEAST_RAM_BYTES:
+    if available >= MIN_RAM_BYTES:
         return [Finding("memory", "ok", detail)]
     return [Finding("memory", "warn", detail, phrase("doctor.raise_wsl") if wsl else phrase("doctor.close_programs"))]
 

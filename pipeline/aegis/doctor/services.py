@@ -9,7 +9,7 @@ from http.client import HTTPException
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
-from aegis.doctor.finding import Finding, WINDOWS
+from aegis.doctor.finding import WINDOWS, Finding
 from aegis.messages import phrase
 
 _OLLAMA = "http://127.0.0.1:11434"

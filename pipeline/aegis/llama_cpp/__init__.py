@@ -8,7 +8,7 @@ from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.convert import convert, refuse_code
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo
-from aegis.llama_cpp.imatrix import LEAST_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
+from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.quantize import (
     IMATRIX_TYPES,
@@ -24,7 +24,7 @@ from aegis.llama_cpp.tree import find_tree, tree_at_hand
 
 __all__ = [
     "IMATRIX_TYPES",
-    "LEAST_CHUNK_TOKENS",
+    "MIN_CHUNK_TOKENS",
     "QUANT_TYPES",
     "GgufFile",
     "Message",

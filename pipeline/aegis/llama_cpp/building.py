@@ -23,11 +23,11 @@ import filelock
 
 import vendor_llama_cpp
 from aegis import progress
-from aegis.runs import disk
 from aegis.errors import EnvironmentFault, ToolError
 from aegis.llama_cpp.tree import pinned_tree
-from aegis.runs.manifest import digest, file_sha256
 from aegis.messages import phrase
+from aegis.runs import disk
+from aegis.runs.manifest import digest, file_sha256
 
 WORKER = Path(__file__).with_name("_imatrix_worker.py")
 _BINDING = "llama-cpp-python"

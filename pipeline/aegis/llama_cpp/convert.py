@@ -7,12 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-from aegis.runs import disk
 from aegis.errors import IntegrityError, ToolError, UsageError
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
 from aegis.llama_cpp.tree import CONVERTER, find_tree
 from aegis.messages import Bilingual, bilingual, phrase
+from aegis.runs import disk
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
@@ -111,7 +111,7 @@ def refuse_damaged(part: Path, tool: Bilingual) -> None:
     except IntegrityError as error:
         if shutil.disk_usage(part.parent).free < _NO_ROOM_BYTES:
             raise disk.full(part, error) from error
-        why, fix = Bilingual(error.recorded.why, error.why), Bilingual(error.recorded.fix, error.fix)
+        why, fix = Bilingual(error.english.why, error.why), Bilingual(error.english.fix, error.fix)
         raise ToolError("convert.damaged_output", tool=tool, why=why, fix=fix) from error
 
 

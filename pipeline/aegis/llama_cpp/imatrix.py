@@ -22,7 +22,7 @@ from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
 from aegis.messages import bilingual, phrase
 
-LEAST_CHUNK_TOKENS = 32
+MIN_CHUNK_TOKENS = 32
 """The tool looks at no fewer than 16 tokens at a time, and wants two chunks."""
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"

@@ -9,12 +9,12 @@ import torch
 
 from aegis import progress
 from aegis.errors import UnsupportedModelError, UsageError
-from aegis.runs.manifest import MANIFEST, read_manifest
+from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.load import choose_device, compute_dtype, nf4_weights
-from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.model.shards import TensorEntry
+from aegis.runs.manifest import MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)

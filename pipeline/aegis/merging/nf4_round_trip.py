@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aegis.merging.ordered_pool import Slab
+from aegis.merging.ordered_pool import Scratch
 
 BLOCK, SECOND_BLOCK = 64, 256
 """Weights that share an 8-bit absmax, and absmax that share a float32 scale."""
@@ -42,7 +42,7 @@ class Nf4Weight:
         self._codes = torch.empty(math.prod(shape) // 2, dtype=torch.uint8, device=device)
         self._absmax = torch.empty(math.prod(shape) // BLOCK, dtype=torch.float32, device=device)
 
-    def quantize(self, start: int, rows: Tensor, slab: Slab) -> None:
+    def quantize(self, start: int, rows: Tensor, scratch: Scratch) -> None:
         """Take in rows from `start` on, in any order and from any thread.
 
         Args:
@@ -55,7 +55,7 @@ class Nf4Weight:
                 part = part.to(self.device, self.dtype)
             codes = self._codes[(first + at) // 2 :][: len(part) // 2]
             absmax = self._absmax[(first + at) // BLOCK :][: len(part) // BLOCK]
-            _quantize(part, codes, absmax, slab)
+            _quantize(part, codes, absmax, scratch)
 
     def seal(self) -> None:
         """Once all rows are there, quantize the absmax themselves, as bitsandbytes' quantize_4bit does at its end.
@@ -85,7 +85,7 @@ class Nf4Weight:
         return rows.cpu()
 
 
-def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, slab: Slab) -> None:
+def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, scratch: Scratch) -> None:
     """Fill in the codes, two a byte, and the absmax of flat values that begin with a block.
 
     On a CPU bitsandbytes finds a code by binary search among the 15 bounds between codes, some 35 million a second;
@@ -99,11 +99,11 @@ def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, slab: Slab) -> None
         absmax.copy_(state.absmax)
         return
     shape = (len(absmax), BLOCK)
-    blocks = slab.tensor("wide", shape, torch.float32).copy_(values.view(shape))
-    torch.amax(torch.abs(blocks, out=slab.tensor("magnitude", shape, torch.float32)), -1, out=absmax)
+    blocks = scratch.tensor("wide", shape, torch.float32).copy_(values.view(shape))
+    torch.amax(torch.abs(blocks, out=scratch.tensor("magnitude", shape, torch.float32)), -1, out=absmax)
     scaled = blocks.mul_(absmax.clamp(min=1e-38).reciprocal_().unsqueeze(-1)).numpy()
-    counted = slab.tensor("codes", shape, torch.uint8).zero_().numpy()
-    above = slab.tensor("above", shape, torch.bool).numpy()
+    counted = scratch.tensor("codes", shape, torch.uint8).zero_().numpy()
+    above = scratch.tensor("above", shape, torch.bool).numpy()
     for bound in _bounds():
         np.greater(scaled, bound, out=above)
         np.add(counted, above.view(np.uint8), out=counted)

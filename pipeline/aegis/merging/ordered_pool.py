@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 _LINED_UP = 32
 """Items that threads can go on with while the caller is busy with one that has gone all the way."""
 
 
-class Slab:
+class Scratch:
     """A thread's memory for the item in hand: new memory costs more page faults than casting a weight takes time."""
 
     def __init__(self) -> None:
@@ -45,10 +45,10 @@ class Slab:
         return tensor
 
 
-def stream(
+def run_in_order(
     items: Iterable[Item],
-    work: Callable[[Item, Slab], None],
-    *then: Callable[[Item, Slab], None],
+    work: Callable[[Item, Scratch], None],
+    *then: Callable[[Item, Scratch], None],
 ) -> Generator[Item, None, None]:
     """Do `work` on several items at once, then each of `then` on one at a time, in the order of the items.
 
@@ -65,14 +65,14 @@ def stream(
     def begin() -> None:
         # a worker's own tensors are small: torch's helpers would spend their time waiting for each other and for a core
         torch.set_num_threads(1)
-        own.slab = Slab()
+        own.scratch = Scratch()
 
     def go(item: Item, before: Sequence[Future[None]], passed: Sequence[Future[None]]) -> None:
         try:
-            work(item, own.slab)
+            work(item, own.scratch)
             for step, turn, done in zip(then, before, passed, strict=True):
                 turn.result()
-                step(item, own.slab)
+                step(item, own.scratch)
                 done.set_result(None)
         except BaseException as error:
             # nothing that comes after it may pass where this one did not
@@ -85,7 +85,7 @@ def stream(
     with ExitStack() as stack:
         stack.callback(_restore_threads)
         # two at least: one reads while the other computes
-        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MOST_WORKERS), "work", begin)
+        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MAX_WORKERS), "work", begin)
         stack.callback(pool.shutdown, cancel_futures=True)
         before: list[Future[None]] = [Future() for _ in then]
         for turn in before:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from aegis.errors import IntegrityError
+from aegis.merging.base_weights import RoundTrip
+from aegis.merging.ordered_pool import Scratch
 from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import Adapter
 from aegis.model.base import Base
-from aegis.merging.base_weights import RoundTrip
 from aegis.model.shards import HEAD, TensorEntry
-from aegis.merging.ordered_pool import Slab
 from aegis.soul.file import SoulRecord
 from aegis.soul.fold import fold_head
 
@@ -107,19 +107,19 @@ class MergePlan:
             IntegrityError: a value is not finite, or does not fit the dtype.
         """
         source: Source = entry.read
-        slab = Slab()
+        scratch = Scratch()
         if self.round_trip is not None and name in self.round_trip.weights:
             weight = self.round_trip.begin(entry)
             for start, stop in entry.slabs(SLAB_BYTES):
-                weight.quantize(start, entry.read(start, stop), slab)
+                weight.quantize(start, entry.read(start, stop), scratch)
             weight.seal()
             source = weight.rows
         for start, stop in entry.slabs(SLAB_BYTES):
             out = torch.empty(entry.shape_of(start, stop), dtype=self.out_dtype(entry))
-            self.change(name, start, stop, source, out, slab)
+            self.change(name, start, stop, source, out, scratch)
             yield start, stop, out
 
-    def change(self, name: str, start: int, stop: int, source: Source, out: Tensor, slab: Slab) -> None:
+    def change(self, name: str, start: int, stop: int, source: Source, out: Tensor, scratch: Scratch) -> None:
         """Make rows [start, stop) of tensor `name` as they leave.
 
         Args:
@@ -141,19 +141,19 @@ class MergePlan:
                 leaving.copy_(rows)
             else:
                 # torch casts bfloat16 to float16 value by value; through float32, which holds both, it is fast
-                leaving.copy_(self._wide(name, first, rows, slab))
+                leaving.copy_(self._wide(name, first, rows, scratch))
         if not out.is_floating_point() or _finite(out):
             return
-        largest = float(self._wide(name, start, source(start, stop), slab).abs().max())
+        largest = float(self._wide(name, start, source(start, stop), scratch).abs().max())
         if math.isfinite(largest):
             raise IntegrityError("merging.out_of_range", name=name, dtype=self.dtype, largest=largest)
         raise IntegrityError("merging.holds_nan_inf", name=name)
 
-    def _wide(self, name: str, start: int, rows: Tensor, slab: Slab) -> Tensor:
+    def _wide(self, name: str, start: int, rows: Tensor, scratch: Scratch) -> Tensor:
         """The rows in float32, updated and folded."""
-        wide = slab.tensor("wide", tuple(rows.shape), torch.float32).copy_(rows)
+        wide = scratch.tensor("wide", tuple(rows.shape), torch.float32).copy_(rows)
         if update := self.adapter.updates.get(name):
-            delta = slab.tensor("delta", tuple(rows.shape), torch.float32)
+            delta = scratch.tensor("delta", tuple(rows.shape), torch.float32)
             wide.add_(update.delta(start, start + len(rows), into=delta))
         return fold_head(wide, self.soul.rotation, self.soul.gate) if name == HEAD else wide
 

@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aegis.merging.plan import MergePlan, SLAB_BYTES
 from aegis.merging.nf4_round_trip import Nf4Weight
+from aegis.merging.ordered_pool import Scratch, run_in_order
+from aegis.merging.plan import SLAB_BYTES, MergePlan
 from aegis.model.shards import HEAD, ShardWriter, TensorEntry, raw_bytes
-from aegis.merging.ordered_pool import Slab, stream
 
 
 @dataclass(frozen=True)
-class Rewritten:
+class RewrittenShard:
     """What was read and written: the source's sha256, the target's size and sha256."""
 
     source_sha256: bytes
@@ -52,11 +52,11 @@ class _Rows:
     weight: Nf4Weight | None = None
     kept: Tensor | None = None
 
-    def memory(self, slab: Slab) -> Tensor:
+    def memory(self, scratch: Scratch) -> Tensor:
         """Where they are read into."""
         if self.kept is not None:
             return self.kept
-        return slab.tensor("source", self.entry.shape_of(self.start, self.stop), self.entry.dtype)
+        return scratch.tensor("source", self.entry.shape_of(self.start, self.stop), self.entry.dtype)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Piece:
     counts: bool = True
 
 
-def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[int], None]) -> Rewritten:
+def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[int], None]) -> RewrittenShard:
     """Write what the plan makes of one of the base's files.
 
     Args:
@@ -86,53 +86,53 @@ def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[
     source_hash = hashlib.sha256(_header(plan, file))
     outputs = list(plan.outputs(file))
 
-    def leaving(rows: _Rows, slab: Slab) -> Tensor:
-        return slab.tensor("leaving", rows.entry.shape_of(rows.start, rows.stop), plan.out_dtype(rows.entry))
+    def leaving(rows: _Rows, scratch: Scratch) -> Tensor:
+        return scratch.tensor("leaving", rows.entry.shape_of(rows.start, rows.stop), plan.out_dtype(rows.entry))
 
-    def change(rows: _Rows, slab: Slab) -> None:
+    def change(rows: _Rows, scratch: Scratch) -> None:
         source = (
             rows.weight.rows
             if rows.weight
-            else lambda first, last: rows.memory(slab)[first - rows.start : last - rows.start]
+            else lambda first, last: rows.memory(scratch)[first - rows.start : last - rows.start]
         )
-        plan.change(rows.name, rows.start, rows.stop, source, leaving(rows, slab), slab)
+        plan.change(rows.name, rows.start, rows.stop, source, leaving(rows, scratch), scratch)
 
-    def work(piece: _Piece, slab: Slab) -> None:
+    def work(piece: _Piece, scratch: Scratch) -> None:
         if read := piece.read:
-            read.entry.read(read.start, read.stop, into=read.memory(slab))
+            read.entry.read(read.start, read.stop, into=read.memory(scratch))
             if read is piece.written:
-                change(read, slab)
+                change(read, scratch)
 
-    def hash_source(piece: _Piece, slab: Slab) -> None:
+    def hash_source(piece: _Piece, scratch: Scratch) -> None:
         if (read := piece.read) and piece.counts:
-            source_hash.update(raw_bytes(read.memory(slab)))
+            source_hash.update(raw_bytes(read.memory(scratch)))
 
-    def hold(piece: _Piece, slab: Slab) -> None:
+    def hold(piece: _Piece, scratch: Scratch) -> None:
         # one at a time: made of many short steps, two would wait for each other at the interpreter's lock
         if (read := piece.read) and read.weight:
-            read.weight.quantize(read.start, read.memory(slab), slab)
+            read.weight.quantize(read.start, read.memory(scratch), scratch)
             if read.stop == read.entry.rows:
                 read.weight.seal()
         if piece.written and piece.written is not piece.read:
-            change(piece.written, slab)
+            change(piece.written, scratch)
 
     with ShardWriter(target, [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]) as writer:
 
-        def hash_target(piece: _Piece, slab: Slab) -> None:
+        def hash_target(piece: _Piece, scratch: Scratch) -> None:
             if piece.written:
-                writer.hash(leaving(piece.written, slab))
+                writer.hash(leaving(piece.written, scratch))
 
-        def store(piece: _Piece, slab: Slab) -> None:
+        def store(piece: _Piece, scratch: Scratch) -> None:
             if piece.written:
-                writer.store(leaving(piece.written, slab))
+                writer.store(leaving(piece.written, scratch))
 
         steps = (hash_source, hold, hash_target, store)
-        with closing(stream(_pieces(plan, outputs), work, *steps)) as done:
+        with closing(run_in_order(_pieces(plan, outputs), work, *steps)) as done:
             for piece in done:
                 if rows := piece.written:
                     advance((rows.stop - rows.start) * _row_bytes(plan, rows.entry))
                     writer.flush()
-    return Rewritten(source_hash.digest(), writer.bytes, writer.sha256)
+    return RewrittenShard(source_hash.digest(), writer.bytes, writer.sha256)
 
 
 def _pieces(plan: MergePlan, outputs: list[tuple[str, TensorEntry]]) -> Iterator[_Piece]:

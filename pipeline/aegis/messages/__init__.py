@@ -24,7 +24,7 @@ VARIABLE = "AEGIS_LANG"
 class Bilingual(NamedTuple):
     """One text twice: as a report has it, which is in English for whoever reads it, and as it is shown."""
 
-    recorded: str
+    english: str
     shown: str
 
     @classmethod
@@ -36,7 +36,7 @@ class Bilingual(NamedTuple):
     def joined(cls, separator: str, texts: Iterable[Bilingual]) -> Bilingual:
         recorded, shown = [], []
         for text in texts:
-            recorded.append(text.recorded)
+            recorded.append(text.english)
             shown.append(text.shown)
         return cls(separator.join(recorded), separator.join(shown))
 
@@ -44,13 +44,13 @@ class Bilingual(NamedTuple):
         return Bilingual(*(side[:1].upper() + side[1:] for side in self))
 
     def after(self, start: str) -> Bilingual:
-        return Bilingual(start + self.recorded, start + self.shown)
+        return Bilingual(start + self.english, start + self.shown)
 
     def followed_by(self, text: str) -> Bilingual:
-        return Bilingual(self.recorded + text, self.shown + text)
+        return Bilingual(self.english + text, self.shown + text)
 
 
-class Trouble(NamedTuple):
+class ErrorText(NamedTuple):
     """An error as three short texts; `why` and `fix` may be empty."""
 
     what: str
@@ -84,18 +84,18 @@ def bilingual(key: str, /, **values: object) -> Bilingual:
     )
 
 
-def troubles(key: str, /, **values: object) -> tuple[Trouble, Trouble]:
+def error_texts(key: str, /, **values: object) -> tuple[ErrorText, ErrorText]:
     """The error `key` with its places filled, for a report and for the reader."""
     languages: tuple[Language, Language] = ("en", language())
-    recorded, shown = (_trouble(key, spoken, _of_side(side, values)) for side, spoken in enumerate(languages))
+    recorded, shown = (_error_text(key, spoken, _of_side(side, values)) for side, spoken in enumerate(languages))
     return recorded, shown
 
 
-def _trouble(key: str, spoken: Language, values: Mapping[str, object]) -> Trouble:
+def _error_text(key: str, spoken: Language, values: Mapping[str, object]) -> ErrorText:
     parts = _entry(key, spoken)
     if not isinstance(parts, dict):
         raise TypeError(f"{key} is a text, not an error")
-    return Trouble(*(str(parts.get(name, "")).format(**values) for name in Trouble._fields))
+    return ErrorText(*(str(parts.get(name, "")).format(**values) for name in ErrorText._fields))
 
 
 def _of_side(side: int, values: Mapping[str, object]) -> dict[str, object]:
@@ -107,7 +107,7 @@ def words(group: str, spoken: Language) -> dict[str, str]:
     return {name: text for name, text in catalogue(spoken)[group].items() if isinstance(text, str)}
 
 
-def described(text: str) -> str:
+def translate_help(text: str) -> str:
     """A description that stands in the source in English, a setting's or a command's, in the reader's language."""
     spoken = language()
     return text if spoken == "en" else descriptions(spoken).get(text, text)

@@ -21,7 +21,7 @@ def terminal_columns() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def cells(text: str) -> int:
+def cell_width(text: str) -> int:
     """How many cells of a terminal a text takes."""
     try:
         from rich.cells import cell_len
@@ -30,28 +30,28 @@ def cells(text: str) -> int:
     return cell_len(text)
 
 
-def left(text: str, width: int) -> str:
+def ljust(text: str, width: int) -> str:
     """A text at the left of so many cells; as it is if it takes more."""
-    return text + " " * (width - cells(text))
+    return text + " " * (width - cell_width(text))
 
 
-def right(text: str, width: int) -> str:
+def rjust(text: str, width: int) -> str:
     """A text at the right of so many cells; as it is if it takes more."""
-    return " " * (width - cells(text)) + text
+    return " " * (width - cell_width(text)) + text
 
 
 def widths(heads: Sequence[str], least: Sequence[int]) -> list[int]:
     """The columns of a table in cells: each has room for its head with two blanks, in any language."""
-    return [max(width, cells(head) + 2) for head, width in zip(heads, least, strict=True)]
+    return [max(width, cell_width(head) + 2) for head, width in zip(heads, least, strict=True)]
 
 
-def row(texts: Sequence[str], columns: Sequence[int], names: int = 1) -> str:
+def table_row(texts: Sequence[str], columns: Sequence[int], names: int = 1) -> str:
     """A line of a table, or its beginning: so many names at the left of their columns, then numbers at the right."""
     pairs = list(zip(texts, columns, strict=False))
-    return "".join([left(*pair) for pair in pairs[:names]] + [right(*pair) for pair in pairs[names:]])
+    return "".join([ljust(*pair) for pair in pairs[:names]] + [rjust(*pair) for pair in pairs[names:]])
 
 
-def folded(start: str, text: str, columns: int | None) -> str:
+def wrap(start: str, text: str, columns: int | None) -> str:
     """A line that keeps its indent on a terminal of so many columns; as it is where there is none.
 
     It is broken at spaces, and between Japanese letters unless a mark belongs to one of them; a path or an address is
@@ -59,10 +59,10 @@ def folded(start: str, text: str, columns: int | None) -> str:
     """
     if columns is None:
         return start + text
-    indent = " " * min(cells(start), columns // 3)
+    indent = " " * min(cell_width(start), columns // 3)
     lines, line = [], ""
     for piece in _PIECE.findall(re.sub(r"[\t\n\v\f\r]", " ", start + text)):
-        if line.strip() and cells((line + piece).rstrip()) > columns:
+        if line.strip() and cell_width((line + piece).rstrip()) > columns:
             lines.append(line.rstrip())
             line = indent + piece.lstrip()
         else:

@@ -30,7 +30,7 @@ _KINDS = {
 """Its names for the ways in which a value can be wrong; those that no setting of ours can meet are left out."""
 
 
-def told(problem: ErrorDetails) -> str:
+def describe_validation_error(problem: ErrorDetails) -> str:
     """One problem as a text; pydantic's own English where there is no other."""
     kind, values = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":

@@ -187,7 +187,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 @contextmanager
-def glimpsed(name: str, revision: str | None = None) -> Iterator[Base]:
+def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
     """A base's config and tokenizer, for looking at: its weights may not be here, and nothing is written or kept.
 
     What is not on this machine is fetched into a folder that goes when the block ends; of the embedded default, only

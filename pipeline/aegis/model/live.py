@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from aegis.errors import IntegrityError
-from aegis.model.soul_hook import attached
 from aegis.model.base import Base
 from aegis.model.load import Precision, load_base
+from aegis.model.soul_hook import soul_hook
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 from aegis.soul.module import Soul
@@ -47,7 +47,7 @@ def live_model(
             model = PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise IntegrityError("live.other_adapter", adapter=adapter, base_name=base.name, error=str(error)) from error
-    with attached(model, soul_module(load_soul(adapter / SOUL_FILE)).to(device)):
+    with soul_hook(model, soul_module(load_soul(adapter / SOUL_FILE)).to(device)):
         yield model.eval()
 
 

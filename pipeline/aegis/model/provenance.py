@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aegis import progress
 from aegis.data.files import READERS
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import MANIFEST, read_manifest
 from aegis.messages import phrase
 from aegis.model.base import Base
-from aegis.report.card import CARD, Origin
+from aegis.runs.manifest import MANIFEST, read_manifest
 from aegis.soul.file import SoulRecord
 
+CARD = "README.md"
 _LICENCES = ("LICENSE*", "NOTICE*")
 _TEXTS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from, in values that a manifest can keep.
+
+    Attributes:
+        base: Hub id, or the name of a folder.
+        on_hub: whether `base` is a Hub id.
+        revision: its commit.
+        metadata: what the base's own card says of licence and language.
+        data, settings: of the training; empty if they are not known.
+        soul: α, g and the kind of rotation that was folded; empty if none was.
+    """
+
+    base: str
+    on_hub: bool = False
+    revision: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    soul: Mapping[str, Any] = field(default_factory=dict)
+
+
+def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenance:
     """The origin of what `merge` makes; what the adapter's manifest does not say of its training stays unknown."""
     training = read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
     data: dict[str, Any] = {}
@@ -33,7 +57,7 @@ def origin_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Origin:
         # a path on somebody's disk is nobody else's business
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
         settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
-    return Origin(
+    return Provenance(
         base=base.name if base.revision else Path(base.name).name,
         on_hub=base.revision is not None,
         revision=base.revision,
@@ -49,14 +73,14 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and Path(name).suffix.lower() not in READERS
 
 
-def origin_of_folder(folder: Path) -> Origin:
+def provenance_of_folder(folder: Path) -> Provenance:
     """The origin of a model folder: what merge wrote down, or what can be seen of any other folder."""
     if (folder / MANIFEST).is_file() and (kept := read_manifest(folder).facts.get("origin")):
         try:
-            return Origin(**kept)
+            return Provenance(**kept)
         except TypeError as error:
             raise IntegrityError("origin.damaged", path=folder / MANIFEST, error=error) from None
-    return Origin(base=folder.resolve().name, metadata=card_metadata(folder, None))
+    return Provenance(base=folder.resolve().name, metadata=card_metadata(folder, None))
 
 
 def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
-from aegis.model.base import Base, TOKENIZER_FILES
+from aegis.model.base import TOKENIZER_FILES, Base
 
 
 def write_config(base: Base, folder: Path, **changes: Any) -> None:

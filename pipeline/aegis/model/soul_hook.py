@@ -25,7 +25,7 @@ def decoder_of(model: Any) -> nn.Module:
 
 
 @contextmanager
-def attached(model: Any, soul: Soul) -> Iterator[None]:
+def soul_hook(model: Any, soul: Soul) -> Iterator[None]:
     """Let every forward pass of `model` go through `soul` inside the block.
 
     Raises:

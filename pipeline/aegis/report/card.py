@@ -6,38 +6,17 @@ A card is a pure function of what it is told: no date, no machine, no path, so t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-CARD = "README.md"
+from aegis.model.provenance import Provenance
+
 _VERIFIED = "\n## Verified\n"
 _NOT_YET = """
 Not in this file, which was sealed before `aegis verify` could run: `aegis card` prints it with what was found, and
 `aegis push` uploads it so.
 """
 _HUB = "https://huggingface.co"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model comes from, in values that a manifest can keep.
-
-    Attributes:
-        base: Hub id, or the name of a folder.
-        on_hub: whether `base` is a Hub id.
-        revision: its commit.
-        metadata: what the base's own card says of licence and language.
-        data, settings: of the training; empty if they are not known.
-        soul: α, g and the kind of rotation that was folded; empty if none was.
-    """
-
-    base: str
-    on_hub: bool = False
-    revision: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    soul: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +28,7 @@ class CardFile:
     sha256: str
 
 
-def merged_card(origin: Origin, name: str, files: Sequence[CardFile], version: str) -> str:
+def merged_card(origin: Provenance, name: str, files: Sequence[CardFile], version: str) -> str:
     """The card of a merged folder."""
     run = (
         "It is an ordinary transformers folder:\n\n```python\n"
@@ -61,7 +40,7 @@ def merged_card(origin: Origin, name: str, files: Sequence[CardFile], version: s
 
 
 def gguf_card(
-    origin: Origin, name: str, files: Sequence[CardFile], version: str, *, context_tokens: int, long_rope: bool
+    origin: Provenance, name: str, files: Sequence[CardFile], version: str, *, context_tokens: int, long_rope: bool
 ) -> str:
     """The card that stands beside GGUF files, the first of which is the one to run.
 
@@ -89,7 +68,7 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for step in report["steps"]:
-        found, bound = step["found"], "-" if step["most_kl"] is None else f"{step['most_kl']:.0e}"
+        found, bound = step["found"], "-" if step["max_kl"] is None else f"{step['max_kl']:.0e}"
         lines.append(
             f"| {step['name']} | {found['mean_kl']:.2e} | {found['p99_kl']:.2e} | {found['max_kl']:.2e} "
             f"| {found['top1']:.2%} | {found['max_delta']:.4f} | {bound} |"
@@ -116,7 +95,7 @@ def ollama_name(name: str) -> str:
     )
 
 
-def _card(origin: Origin, name: str, files: Sequence[CardFile], version: str, run: str, library: str) -> str:
+def _card(origin: Provenance, name: str, files: Sequence[CardFile], version: str, run: str, library: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
@@ -146,7 +125,7 @@ def _card(origin: Origin, name: str, files: Sequence[CardFile], version: str, ru
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _what(origin: Origin, version: str) -> str:
+def _what(origin: Provenance, version: str) -> str:
     made = f"{_base(origin)} with a LoRA adapter merged into its weights"
     if origin.soul:
         made += (
@@ -159,14 +138,14 @@ def _what(origin: Origin, version: str) -> str:
     return f"{made}.\nMade with AEGIS {version}. It is a stock model: nothing of AEGIS is needed to run it."
 
 
-def _base(origin: Origin) -> str:
+def _base(origin: Provenance) -> str:
     if not origin.on_hub:
         return f"`{origin.base}`"
     at = f" at `{origin.revision}`" if origin.revision else ""
     return f"[{origin.base}]({_HUB}/{origin.base}){at}"
 
 
-def _attribution(origin: Origin) -> str:
+def _attribution(origin: Provenance) -> str:
     licence = origin.metadata.get("license_name") or origin.metadata.get("license")
     by = f", by {origin.base.partition('/')[0]}" if origin.on_hub else ""
     if not licence:
@@ -177,7 +156,7 @@ def _attribution(origin: Origin) -> str:
     )
 
 
-def _training(origin: Origin) -> list[str]:
+def _training(origin: Provenance) -> list[str]:
     if not origin.settings:
         return []
     data = origin.data

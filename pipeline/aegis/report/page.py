@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegis.chat.answers import ModelAnswers
 from aegis.messages import Language, words
-from aegis.chat.answers import Voice
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -65,7 +65,7 @@ class Page:
     why: str
     headline: Mapping[str, str]
     questions: Sequence[str]
-    voices: Sequence[Voice]
+    voices: Sequence[ModelAnswers]
     heldout: bool
     no_samples: str
     sections: Sequence[Section]

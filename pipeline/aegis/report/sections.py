@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegis.runs.disk import human
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.messages import Language, words
 from aegis.messages.again import again
 from aegis.model.provenance import is_hub_id
 from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
+from aegis.runs.disk import format_bytes
+from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.runs.run import Run
 
 _PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
@@ -28,14 +28,14 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass
-class Parts:
+class RunParts:
     """The manifests of what is there, under the names of labels, and why the others are not."""
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Run) -> Parts:
+    def of(cls, run: Run) -> RunParts:
         """Read what a run holds."""
         parts = cls()
         for name, folder in _PARTS.items():
@@ -54,7 +54,9 @@ class Parts:
     def settings(self) -> dict[str, dict[str, str]]:
         """Every stage's settings."""
         return {
-            name: {key: public(value) if key in _PATHS else _told(value) for key, value in sorted(found.config.items())}
+            name: {
+                key: public(value) if key in _PATHS else _as_text(value) for key, value in sorted(found.config.items())
+            }
             for name, found in self.manifests.items()
         }
 
@@ -66,28 +68,28 @@ class Parts:
         return [name for name in files if name in known] if isinstance(files, list) else []
 
 
-def training_section(run: Run, parts: Parts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
+def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
     """Base, steps, losses, gate, speed, and the pictures."""
     found = parts.facts("training")
     speeds = [row["tokens_per_second"] for row in rows if isinstance(row.get("tokens_per_second"), float)]
     peaks = [row["peak_bytes"] for row in rows if isinstance(row.get("peak_bytes"), int)]
     facts = {
         "base": public(found.get("base_model", "-")),
-        "revision": _told(found.get("revision")),
-        "steps": number(found.get("steps"), ",.0f"),
-        "loss": number(rows[-1].get("task_loss") if rows else None, ".4f"),
-        "heldout_loss": number(found.get("heldout_loss"), ".4f"),
-        "alpha": number(found.get("alpha"), ".3f"),
-        "gate": number(found.get("gate"), ".4f"),
-        "adapter_parameters": number(found.get("trainable_parameters"), ",.0f"),
+        "revision": _as_text(found.get("revision")),
+        "steps": as_number(found.get("steps"), ",.0f"),
+        "loss": as_number(rows[-1].get("task_loss") if rows else None, ".4f"),
+        "heldout_loss": as_number(found.get("heldout_loss"), ".4f"),
+        "alpha": as_number(found.get("alpha"), ".3f"),
+        "gate": as_number(found.get("gate"), ".4f"),
+        "adapter_parameters": as_number(found.get("trainable_parameters"), ",.0f"),
         "speed": label["speed_value"].format(speed=statistics.median(speeds)) if speeds else "-",
-        "memory": human(max(peaks)) if peaks else "-",
+        "memory": format_bytes(max(peaks)) if peaks else "-",
     }
     pictures = [run.pictures / name for name in PICTURES if (run.pictures / name).is_file()]
     return Section("training", facts if found else {}, pictures=pictures, missing=parts.missing.get("training", ""))
 
 
-def data_section(parts: Parts) -> Section:
+def data_section(parts: RunParts) -> Section:
     """What was trained on."""
     training = parts.manifests.get("training")
     if training is None:
@@ -95,17 +97,17 @@ def data_section(parts: Parts) -> Section:
     found = _mapping(training.facts.get("data"))
     facts = {
         "dataset": public(training.config.get("dataset", "-")),
-        "rows": number(found.get("train_rows"), ",.0f"),
-        "heldout_rows": number(found.get("heldout_rows"), ",.0f"),
-        "tokens": number(found.get("tokens"), ",.0f"),
-        "trained_tokens": number(found.get("trained_tokens"), ",.0f"),
-        "truncated": number(found.get("truncated"), ",.0f"),
-        "sha256": _told(found.get("content_sha256")),
+        "rows": as_number(found.get("train_rows"), ",.0f"),
+        "heldout_rows": as_number(found.get("heldout_rows"), ",.0f"),
+        "tokens": as_number(found.get("tokens"), ",.0f"),
+        "trained_tokens": as_number(found.get("trained_tokens"), ",.0f"),
+        "truncated": as_number(found.get("truncated"), ",.0f"),
+        "sha256": _as_text(found.get("content_sha256")),
     }
     return Section("data", facts)
 
 
-def merge_section(parts: Parts) -> Section:
+def merge_section(parts: RunParts) -> Section:
     """What was folded into what."""
     merged = parts.manifests.get("merge")
     if merged is None:
@@ -114,17 +116,17 @@ def merge_section(parts: Parts) -> Section:
     return Section(
         "merge",
         {
-            "base_weights": _told(merged.config.get("base_weights")),
-            "dtype": _told(merged.config.get("dtype")),
-            "rotation": _told(merged.facts.get("rotation")),
-            "alpha": number(merged.facts.get("alpha"), ".3f"),
-            "gate": number(merged.facts.get("gate"), ".4f"),
-            "licence": _told(metadata.get("license_name") or metadata.get("license")),
+            "base_weights": _as_text(merged.config.get("base_weights")),
+            "dtype": _as_text(merged.config.get("dtype")),
+            "rotation": _as_text(merged.facts.get("rotation")),
+            "alpha": as_number(merged.facts.get("alpha"), ".3f"),
+            "gate": as_number(merged.facts.get("gate"), ".4f"),
+            "licence": _as_text(metadata.get("license_name") or metadata.get("license")),
         },
     )
 
 
-def export_section(parts: Parts) -> Section:
+def export_section(parts: RunParts) -> Section:
     """The GGUF files."""
     exported = parts.manifests.get("export")
     if exported is None:
@@ -134,36 +136,38 @@ def export_section(parts: Parts) -> Section:
     return Section(
         "export",
         {
-            "name": _told(exported.facts.get("name")),
-            "quants": _told(exported.config.get("quant")),
-            "context": _told(exported.facts.get("context_tokens")),
+            "name": _as_text(exported.facts.get("name")),
+            "quants": _as_text(exported.config.get("quant")),
+            "context": _as_text(exported.facts.get("context_tokens")),
             "fallbacks": str(sum(map(len, fallbacks.values()))),
         },
         [Table(("name", "bytes"), rows, frozenset({1}))],
     )
 
 
-def verify_section(run: Run, parts: Parts, report: Mapping[str, Any] | None, why: str, language: Language) -> Section:
+def verify_section(
+    run: Run, parts: RunParts, report: Mapping[str, Any] | None, why: str, language: Language
+) -> Section:
     """verify's tables and picture."""
     label = words("page", language)
     if report is None:
         return Section("verify", {}, missing=parts.missing.get("verify", why))
-    facts = {"tokens": number(report.get("tokens"), ",.0f")}
+    facts = {"tokens": as_number(report.get("tokens"), ",.0f")}
     values = report.get("perplexity") or {}
     if values:
-        facts["perplexity"] = ", ".join(f"{name} {number(value, '.3f')}" for name, value in values.items())
+        facts["perplexity"] = ", ".join(f"{name} {as_number(value, '.3f')}" for name, value in values.items())
     if kept := report.get("kept"):
         numbers = {
-            name: number(kept.get(name), ".3f") for name in ("base", "result", "base_tempered", "result_tempered")
+            name: as_number(kept.get(name), ".3f") for name in ("base", "result", "base_tempered", "result_tempered")
         }
         facts["kept"] = label["kept_value"].format(**numbers)
     steps = [
         (
             step["name"],
-            *(number(step["found"].get(name), ".2e") for name in ("mean_kl", "p99_kl", "max_kl")),
-            number(step["found"].get("top1"), ".2%"),
-            number(step["found"].get("max_delta"), ".4f"),
-            number(step.get("most_kl"), ".0e"),
+            *(as_number(step["found"].get(name), ".2e") for name in ("mean_kl", "p99_kl", "max_kl")),
+            as_number(step["found"].get("top1"), ".2%"),
+            as_number(step["found"].get("max_delta"), ".4f"),
+            as_number(step.get("max_kl"), ".0e"),
         )
         for step in report.get("steps") or []
     ]
@@ -182,7 +186,7 @@ def verify_section(run: Run, parts: Parts, report: Mapping[str, Any] | None, why
     return Section("verify", facts, tables, [picture] if picture.is_file() else [])
 
 
-def files_section(parts: Parts) -> Section:
+def files_section(parts: RunParts) -> Section:
     """Every published file, with its hash."""
     rows = [
         (f"{_PARTS[name]}/{file}", f"{record.bytes:,}", record.sha256)
@@ -192,12 +196,12 @@ def files_section(parts: Parts) -> Section:
     return Section("files", {}, [Table(("name", "bytes", "sha256"), rows, frozenset({1}))])
 
 
-def commands(parts: Parts) -> list[str]:
+def commands(parts: RunParts) -> list[str]:
     """How the GGUF is run, a line each; none without one."""
     files, facts = parts.gguf_files, parts.facts("export")
     if not files:
         return []
-    name, context = _told(facts.get("name")), _told(facts.get("context_tokens"))
+    name, context = _as_text(facts.get("name")), _as_text(facts.get("context_tokens"))
     return [
         "cd gguf",
         f"ollama create {ollama_name(name)} -f Modelfile",
@@ -208,11 +212,11 @@ def commands(parts: Parts) -> list[str]:
 
 def public(value: object) -> str:
     """A Hub id, or the last part of a path: the rest of it is about somebody's disk."""
-    text = _told(value)
+    text = _as_text(value)
     return text if is_hub_id(text) else Path(text).name or text
 
 
-def _told(value: object) -> str:
+def _as_text(value: object) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, list | tuple):
@@ -220,7 +224,7 @@ def _told(value: object) -> str:
     return str(value)
 
 
-def number(value: object, form: str) -> str:
+def as_number(value: object, form: str) -> str:
     """A number in a format, a dash for anything else."""
     return format(value, form) if isinstance(value, int | float) else "-"
 

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from platformdirs import user_cache_dir
@@ -17,6 +18,9 @@ _FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
 """safetensors wraps the error in one of its own; 112 is Windows' number for a full disk, 122 Linux's for a quota."""
 
 _STEM_BYTES = 200  # a file name may have 255, and gets an ending
+
+_BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
+"""Bits a weight; every other type stays under 8.6, Q8_0's, with room for the f32 norms."""
 
 
 def cache_place() -> Path:
@@ -55,7 +59,7 @@ def is_full(error: BaseException) -> bool:
 def full(path: Path, error: BaseException) -> EnvironmentFault:
     """The error to raise when writing `path` met a full disk."""
     free = shutil.disk_usage(_existing(path)).free
-    return EnvironmentFault("disk.full", path=path, free=human(free), error=error)
+    return EnvironmentFault("disk.full", path=path, free=format_bytes(free), error=error)
 
 
 def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
@@ -69,8 +73,8 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
         raise EnvironmentFault(
             "disk.too_small",
             purpose=purpose,
-            needed_bytes=human(needed_bytes),
-            free=human(free),
+            needed_bytes=format_bytes(needed_bytes),
+            free=format_bytes(free),
             existing=_existing(path),
         )
 
@@ -80,7 +84,7 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(_existing(path.absolute())).free
 
 
-def human(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A size for people, in powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -93,3 +97,16 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def checkpoints_bytes(trained_bytes: int, keep: int) -> int:
+    """Bytes of all checkpoints kept at once plus the adapter.
+
+    A checkpoint holds the trained parameters and their two moments; one more stands while the oldest is not yet gone.
+    """
+    return (keep + 1) * 3 * trained_bytes + trained_bytes
+
+
+def gguf_bytes(weights: int, quants: Iterable[str]) -> int:
+    """Upper bound on the bytes of one GGUF per type."""
+    return int(weights * sum(_BITS_AT_MOST.get(quant, 8.6) for quant in quants) / 8)

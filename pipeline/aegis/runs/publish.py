@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aegis.runs import disk
 from aegis.errors import UsageError
-from aegis.runs.manifest import FORMAT, FileRecord, MANIFEST, Manifest, VERSION, file_sha256, hashing, versions
+from aegis.runs import disk
+from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
 
 
 @contextmanager

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import filelock
 
-from aegis.runs import disk
 from aegis.errors import IntegrityError, LockedError, UsageError
-from aegis.runs.manifest import read_manifest
 from aegis.messages import phrase
+from aegis.runs import disk
+from aegis.runs.manifest import read_manifest
 
 _LOCK = "run.lock"
 

@@ -86,18 +86,18 @@ class Soul(nn.Module):
             self._kept = self._build()
         return self._kept
 
-    def hold(self) -> None:
+    def cache_rotation(self) -> None:
         """Build R once for several backward passes; their gradients gather on it until `let_go`."""
         built = self._build()
         held = built.detach().requires_grad_()
         held.grad = torch.zeros_like(held)
         self._held = built, held
 
-    def drop_held(self) -> None:
+    def discard_cache(self) -> None:
         """Stop holding R, and forget what gathered."""
         self._held = None
 
-    def let_go(self) -> tuple[Tensor, Tensor]:
+    def release(self) -> tuple[Tensor, Tensor]:
         """Stop holding R, and give the gradient that gathered on it to `skew`.
 
         Returns:
@@ -114,16 +114,16 @@ class Soul(nn.Module):
         return held.grad.norm(), self._defect.square().sum()
 
     @torch.no_grad()
-    def advance(self) -> None:
+    def retract(self) -> None:
         """Have R follow what the optimizer has made of A since `let_go`; a so8 soul's does by itself."""
         defect, self._defect = self._defect, None
         if self.kind == "dense":
             assert defect is not None, "advance without let_go"
             with _no_autocast(self.skew.device.type):
-                self.start.copy_(retraction.turn(self.start, self.skew, defect))
+                self.start.copy_(retraction.retract(self.start, self.skew, defect))
             self.skew.zero_()
 
-    def turned(self) -> Tensor:
+    def turned_angles(self) -> Tensor:
         """By how much R has turned from R₀: the angles of R₀ᵀR, float64 in radians, on the CPU."""
         if self.kind == "dense":
             return rotation_angles(self.origin.mT @ self.start.cpu())
@@ -133,7 +133,7 @@ class Soul(nn.Module):
         # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
         with _no_autocast(self.skew.device.type):
             if self.kind == "dense":
-                return retraction.about_to_turn(self.start, self.skew)
+                return retraction.trivialized(self.start, self.skew)
             return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:

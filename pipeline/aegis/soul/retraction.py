@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 from aegis.soul.rotation import below_diagonal, exp_less_identity, skew_matrix
-from aegis.soul.tf32 import coarse_products, rounded_to_tf32
+from aegis.soul.tf32 import allow_tf32, rounded_to_tf32
 
 LARGEST_TURN, MEAN_TURN = 0.5, 0.05
 """Radians by which one step turns any plane, about, and all of them in the quadratic mean."""
 _POWER_ITERATIONS = 6
 
 
-def about_to_turn(rotation: Tensor, entries: Tensor) -> Tensor:
+def trivialized(rotation: Tensor, entries: Tensor) -> Tensor:
     """Return R · exp(A) at A = 0, which is R, with its gradient for A's free entries.
 
     Args:
         rotation: R, (1, n, n).
         entries: (1, n(n−1)/2), all zero.
     """
-    turned: Tensor = _AboutToTurn.apply(entries, rotation)  # type: ignore[no-untyped-call]
+    turned: Tensor = _Trivialized.apply(entries, rotation)  # type: ignore[no-untyped-call]
     return turned
 
 
-class _AboutToTurn(torch.autograd.Function):
+class _Trivialized(torch.autograd.Function):
     """d(R · exp(A)) = R dA at A = 0, so A's gradient is RᵀG, and what moves A_ij moves A_ji the other way."""
 
     @staticmethod
@@ -40,13 +40,13 @@ class _AboutToTurn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (rotation,) = ctx.saved_tensors
-        with coarse_products(rotation):
+        with allow_tf32(rotation):
             pulled_back = rotation.mT @ outer[0]
         row, column = below_diagonal(rotation)
         return (pulled_back - pulled_back.mT)[:, row, column], None
 
 
-def turn(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
+def retract(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
     """Return R · exp(A), drawn back to SO(n) from where rounding had led R.
 
     R(I − Δ/2) is R's nearest rotation to first order in its defect Δ = RᵀR − I (Newton's iteration for the polar
@@ -61,7 +61,7 @@ def turn(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
         defect: `orthogonality_defect` of R.
     """
     skew = _one_step(skew_matrix(entries, rotation.shape[-1]))
-    with coarse_products(rotation):
+    with allow_tf32(rotation):
         step = exp_less_identity(skew, 0).sub_(defect, alpha=0.5)
         return torch.baddbmm(rotation, rotation, step)
 

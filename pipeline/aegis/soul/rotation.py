@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aegis.errors import UsageError
-from aegis.soul.tf32 import coarse_products, gram
+from aegis.soul.tf32 import allow_tf32, gram
 
 Kind = Literal["so8", "dense"]
 Map = Literal["exp", "cayley"]
@@ -118,13 +118,13 @@ class _CoarselyTurned(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, rotation: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, rotation)
-        with coarse_products(rotation):
+        with allow_tf32(rotation):
             return torch.nn.functional.linear(hidden, rotation)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor]:
         hidden, rotation = ctx.saved_tensors
-        with coarse_products(rotation):
+        with allow_tf32(rotation):
             return outer[0] @ rotation, outer[0].flatten(0, -2).mT @ hidden.flatten(0, -2)
 
 

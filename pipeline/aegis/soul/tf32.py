@@ -20,7 +20,7 @@ def _has_cores(matrices: Tensor) -> bool:
 
 
 @contextmanager
-def coarse_products(matrices: Tensor) -> Iterator[None]:
+def allow_tf32(matrices: Tensor) -> Iterator[None]:
     """Let a GPU's tensor cores make float32 products of large matrices, of factors rounded to 10 bits (TF32).
 
     For what meets bfloat16's 8 bits anyway, gradients that come from there and hidden states that go back to it, and
@@ -55,7 +55,7 @@ def _gram_of_halves(matrices: Tensor) -> Tensor:
     upper = rounded_to_tf32(matrices)
     crossed = upper.bfloat16().mT @ (matrices - upper).bfloat16()
     total = crossed.float().add_(crossed.mT)
-    with coarse_products(matrices):
+    with allow_tf32(matrices):
         for part in upper.chunk(_GRAM_PARTS, dim=1):
             total.baddbmm_(part.mT, part)
     return total

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
-from aegis.runs import disk
 from aegis.config.settings import ExportConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
-from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
+from aegis.llama_cpp.ollama.modelfile import modelfile, stop_texts
+from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
-from aegis.model.provenance import copy_licences, origin_of_folder
+from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
 from aegis.model.shards import ShardSet
+from aegis.report.card import CardFile, gguf_card
+from aegis.runs import disk
+from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
+from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.verification.texts import in_time
-from aegis.runs.publish import Staging, publishing, refuse_existing
-from aegis.report.card import CARD, CardFile, gguf_card
-from aegis.llama_cpp.ollama.modelfile import modelfile, stop_texts
-from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
@@ -110,7 +110,7 @@ def export_gguf(
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
-    progress.say(phrase("export.disk_peak", needed=disk.human(needed)))
+    progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
     with publishing(out, manifest, overwrite=overwrite) as staging:
         f16 = staging.path / files["F16"]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
@@ -127,7 +127,7 @@ def export_gguf(
         (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
         copy_licences(model, staging.path)
         card = gguf_card(
-            origin_of_folder(model),
+            provenance_of_folder(model),
             name,
             _hashed(staging, published),
             __version__,

@@ -8,12 +8,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from aegis.messages.layout import folded
 from aegis.config.settings import DEMO, SECTIONS
 from aegis.data.files import READERS
 from aegis.data.sources import is_hub_dataset
 from aegis.errors import UsageError
-from aegis.messages import described, phrase
+from aegis.messages import phrase, translate_help
+from aegis.messages.layout import wrap
 
 _WIDTH = 118
 
@@ -30,7 +30,7 @@ def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
 
 
 def _setting(key: str, field: FieldInfo, chosen: str | None) -> str:
-    words = described(field.description or "")
+    words = translate_help(field.description or "")
     if choices := _choices(field.annotation):
         words += phrase("template.choices", names=", ".join(choices))
     comment = _comment(words)
@@ -43,7 +43,7 @@ def _setting(key: str, field: FieldInfo, chosen: str | None) -> str:
 
 
 def _comment(words: str) -> str:
-    return "\n".join(f"# {line}" for line in folded("", words, _WIDTH - 2).splitlines())
+    return "\n".join(f"# {line}" for line in wrap("", words, _WIDTH - 2).splitlines())
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

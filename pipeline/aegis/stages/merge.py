@@ -12,21 +12,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aegis import __version__, progress
-from aegis.runs import disk, run as runs
 from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
+from aegis.merging.base_weights import RoundTrip
+from aegis.merging.plan import DTYPES, MergePlan
+from aegis.merging.rewrite_shard import rewrite_shard
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import Base, find_base, weights_hash_of
-from aegis.model.sidecars import copy_tokenizer, write_config
-from aegis.merging.plan import DTYPES, MergePlan
-from aegis.model.provenance import copy_licences, origin_of_merge
-from aegis.merging.rewrite_shard import rewrite_shard
-from aegis.merging.base_weights import RoundTrip
+from aegis.model.provenance import CARD, copy_licences, provenance_of_merge
 from aegis.model.shards import INDEX, write_index
+from aegis.model.sidecars import copy_tokenizer, write_config
+from aegis.report.card import CardFile, merged_card
+from aegis.runs import disk
+from aegis.runs.run import Run
+from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
-from aegis.report.card import CARD, CardFile, merged_card
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 
@@ -60,7 +61,7 @@ class MergeReport:
     untied: bool
 
 
-def inputs_of_run(run: runs.Run) -> MergeInputs:
+def inputs_of_run(run: Run) -> MergeInputs:
     """Read from a run's adapter which base it belongs to.
 
     Raises:
@@ -104,7 +105,7 @@ def merge(
     _refuse_folding_twice(base, soul_path, soul)
     if soul.reflection:
         progress.warn(phrase("merge.reflection", soul_path=soul_path))
-    origin = origin_of_merge(base, inputs.adapter, soul)
+    origin = provenance_of_merge(base, inputs.adapter, soul)
 
     manifest = Manifest(
         stage="merge",

@@ -14,26 +14,26 @@ import psutil
 import torch
 
 from aegis import progress
-from aegis.runs import disk
 from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.dataset import DataReport
 from aegis.data.sources import is_hub_dataset
+from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import verify_directory
+from aegis.merging.plan import DTYPES
 from aegis.messages import phrase
-from aegis.model.base import Base, glimpsed, load_tokenizer
+from aegis.model.base import Base, load_tokenizer, peek_base
 from aegis.model.load import choose_device
 from aegis.model.lora import Coverage
-from aegis.merging.plan import DTYPES
 from aegis.model.shards import HEAD, ShardSet
-from aegis.verification.tokenizer_precheck import check_vocabulary
+from aegis.runs import disk
+from aegis.runs.disk import checkpoints_bytes, gguf_bytes
+from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
-from aegis.runs.sizes import checkpoints_bytes, gguf_bytes
-from aegis.training.execution.options import fillable, free_bytes
-from aegis.training.planning.estimate import Blueprint
-from aegis.data.training_set import training_data
-from aegis.training.memory import cap_bytes
-from aegis.training.planning.planner import Variant, Ways
+from aegis.training.execution.allocator import cap_bytes
+from aegis.training.execution.options import free_bytes, usable_bytes
+from aegis.training.planning.estimate import MemoryEstimator
+from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
+from aegis.verification.tokenizer_precheck import check_vocabulary
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 
@@ -80,16 +80,16 @@ class PlanReport:
     cap_bytes: int | None
     layers: int
     compiled: bool
-    variants: tuple[Variant, ...]
+    variants: tuple[MemoryPlan, ...]
     needs: tuple[Need, ...]
     tokens: int
     flops_per_token: float
     flops_per_second: float | None
 
     @property
-    def fillable_bytes(self) -> int | None:
+    def usable_bytes(self) -> int | None:
         """What a step may fill of the cap, of which the allocator needs the rest; None without a cap."""
-        return None if self.cap_bytes is None else fillable(self.cap_bytes)
+        return None if self.cap_bytes is None else usable_bytes(self.cap_bytes)
 
 
 def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: VerifyConfig, run: Run) -> PlanReport:
@@ -99,17 +99,19 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         UsageError, EnvironmentFault, UnsupportedModelError, DataError: as the stages would.
     """
     device = _device(train)
-    with glimpsed(train.base_model, train.revision) as base:
+    with peek_base(train.base_model, train.revision) as base:
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
         capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
         with progress.task(phrase("plan.memory"), 5, "way") as bar:
-            blueprint = Blueprint(base.folder, train, kind, capability)
+            estimator = MemoryEstimator(base.folder, train, kind, capability)
             bar.advance()
             free = _free_memory(device) if device else None
             cap = cap_bytes(train.gpu_memory_gib, device)
-            ways = Ways(blueprint, train, kind, min((room for room in (free, cap) if room is not None), default=None))
+            planner = MemoryPlanner(
+                estimator, train, kind, min((room for room in (free, cap) if room is not None), default=None)
+            )
             variants = []
-            for variant in ways.all():
+            for variant in planner.neighbours():
                 variants.append(variant)
                 bar.advance()
         data, missing = _data(train, base)
@@ -122,22 +124,22 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             folder=str(base.folder),
             here=any(base.folder.glob("*.safetensors")),
             model_type=str(base.config["model_type"]),
-            parameters=blueprint.parameters,
-            base_bytes=blueprint.base_bytes,
+            parameters=estimator.parameters,
+            base_bytes=estimator.base_bytes,
             data=data,
             data_missing=missing,
-            targets=tuple(blueprint.targets),
-            adapter_parameters=blueprint.trained["adapter"],
-            soul_parameters=blueprint.trained["soul"],
+            targets=tuple(estimator.targets),
+            adapter_parameters=estimator.trained["adapter"],
+            soul_parameters=estimator.trained["soul"],
             device="CPU" if kind == "cpu" else torch.cuda.get_device_name(device) if device else "GPU",
             free_bytes=free,
             cap_bytes=cap,
-            layers=blueprint.layers,
-            compiled=ways.compiled,
+            layers=estimator.layers,
+            compiled=planner.compiled,
             variants=tuple(variants),
-            needs=tuple(_needs(train, merge, export, verify, run, base, blueprint, variants[0])),
+            needs=tuple(_needs(train, merge, export, verify, run, base, estimator, variants[0])),
             tokens=tokens,
-            flops_per_token=_flops_per_token(blueprint, variants[0].recomputed),
+            flops_per_token=_flops_per_token(estimator, variants[0].checkpointed_layers),
             flops_per_second=_matrix_rate(device) if device else None,
         )
 
@@ -158,15 +160,15 @@ def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
         return None, phrase("plan.no_demo_base_yet")
     if config.dataset != DEMO and is_hub_dataset(config.dataset):
         return None, phrase("plan.hub_data")
-    return training_data(config, load_tokenizer(base.folder), keep=False).report, ""
+    return load_training_set(config, load_tokenizer(base.folder), keep=False).report, ""
 
 
-def _flops_per_token(blueprint: Blueprint, recomputed: int) -> float:
+def _flops_per_token(estimator: MemoryEstimator, recomputed: int) -> float:
     """Matrix products alone: forward, the gradient of the input, and forward again in the layers that are recomputed.
 
     The base is frozen, so no product goes into its own gradient; attention and the adapter come on top.
     """
-    return 2.0 * blueprint.matrix_parameters * (2 + recomputed / blueprint.layers)
+    return 2.0 * estimator.matrix_parameters * (2 + recomputed / estimator.layers)
 
 
 def _matrix_rate(device: torch.device) -> float:
@@ -196,13 +198,13 @@ def _needs(
     verify: VerifyConfig,
     run: Run,
     base: Base,
-    blueprint: Blueprint,
-    way: Variant,
+    estimator: MemoryEstimator,
+    way: MemoryPlan,
 ) -> Sequence[Need]:
     from huggingface_hub import constants
 
-    weights = blueprint.parameters
-    trained = 4 * sum(blueprint.trained.values())
+    weights = estimator.parameters
+    trained = 4 * sum(estimator.trained.values())
     in_run = (
         checkpoints_bytes(trained, train.keep_checkpoints)
         + weights * DTYPES[merge.dtype].itemsize

@@ -15,11 +15,12 @@ from typing import Any, Literal
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.hub import first_line, http_error
-from aegis.runs.manifest import verify_directory
 from aegis.messages import phrase
-from aegis.verification.verdict import verdict_of_run
-from aegis.report.card import CARD, with_verdict
+from aegis.model.provenance import CARD
+from aegis.report.card import with_verdict
+from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
+from aegis.verification.verdict import read_verdict
 
 Part = Literal["gguf", "merged"]
 
@@ -50,7 +51,7 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
     """
     directory = _directory(run, part)
     manifest = verify_directory(directory)
-    found, why_not = verdict_of_run(run)
+    found, why_not = read_verdict(run)
     if why_not and not unverified:
         raise IntegrityError("push.unverified", run_root=run.root, why_not=why_not)
     names = sorted({*manifest.files} - {CARD})
@@ -73,7 +74,7 @@ def card(run: Run, part: Part) -> str:
         UsageError: no such part.
         IntegrityError: it has no card, or a manifest is damaged.
     """
-    return _card(_directory(run, part), verdict_of_run(run)[0])
+    return _card(_directory(run, part), read_verdict(run)[0])
 
 
 def _directory(run: Run, part: Part) -> Path:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.runs import disk
 from aegis.config.settings import StudyConfig, TrainConfig
+from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import (
     IMATRIX_TYPES,
@@ -24,21 +24,21 @@ from aegis.llama_cpp import (
     parse_quant,
     refuse_without_compiler,
 )
-from aegis.runs.manifest import Manifest, digest, read_manifest
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.shards import ShardSet
+from aegis.report.plots.study import StudyPoint, draw_study
+from aegis.runs import disk
+from aegis.runs.manifest import Manifest, digest, read_manifest
+from aegis.runs.publish import publishing, refuse_existing
+from aegis.runs.run import Run
 from aegis.verification import run_checks
 from aegis.verification.gguf_checks import check_f16, files_bytes
-from aegis.verification.sample import sequence_limit
 from aegis.verification.run_checks import Checks
-from aegis.verification.study.result import Left, Study
+from aegis.verification.sample import sequence_limit
+from aegis.verification.study.result import NotBuilt, Study
+from aegis.verification.study.sweep import Sweep
 from aegis.verification.study.text import StudyText
-from aegis.verification.study.sweep import Surveyor
-from aegis.runs.publish import publishing, refuse_existing
-from aegis.report.plots.study import StudyPoint, draw_study
-from aegis.runs.run import Run
-from aegis.data.training_set import training_data
 
 REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")
@@ -98,7 +98,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
         return StudyReport(run.study, name, len(made), needed)
     if with_matrix:
         imatrix_tool()  # the conversion may take minutes: what cannot be compiled is said before
-    progress.say(phrase("quantize_study.disk_peak", made_count=len(made), needed=disk.human(needed)))
+    progress.say(phrase("quantize_study.disk_peak", made_count=len(made), needed=disk.format_bytes(needed)))
     model = digest({file: record.sha256 for file, record in merged.files.items()})
     manifest = Manifest(
         stage="quantize-study",
@@ -113,8 +113,8 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
             f16 = work / "F16.gguf"
             convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
             check_f16(f16, shards, read_config(run.merged), tokenizer)
-        surveyor = Surveyor(config, material, f16, staging.path, work)
-        study = surveyor.survey(made, left)
+        surveyor = Sweep(config, material, f16, staging.path, work)
+        study = surveyor.run(made, left)
         shutil.rmtree(work)
         report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
         (staging.path / REPORT).write_text(report, encoding="utf-8")
@@ -123,7 +123,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     return StudyReport(run.study, name, len(made), needed, study)
 
 
-def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[Left]]:
+def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[NotBuilt]]:
     """Types and variants that can be made, and those that cannot."""
     quants = list(dict.fromkeys(parse_quant(name) for name in config.quant))
     if unquantized := [quant for quant in quants if quant in _NOT_QUANTIZED]:
@@ -132,7 +132,7 @@ def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[Left
     for quant in quants:
         for variant in config.variants:
             if quant in IMATRIX_TYPES and "imatrix" not in variant:
-                left.append(Left(quant, variant, "needs an importance matrix"))
+                left.append(NotBuilt(quant, variant, "needs an importance matrix"))
             else:
                 made.append((quant, variant))
     if not made:
@@ -156,7 +156,7 @@ def _check_run(run: Run) -> None:
 def _material(run: Run, config: StudyConfig, tokenizer: Any, limit: int, *, keep: bool) -> StudyText:
     if config.text is not None:
         return StudyText.of_file(config.text, tokenizer, config.tokens, config.calibration_tokens, limit)
-    data = training_data(TrainConfig.model_validate(read_manifest(run.adapter).config), tokenizer, keep=keep)
+    data = load_training_set(TrainConfig.model_validate(read_manifest(run.adapter).config), tokenizer, keep=keep)
     return StudyText.of_rows(data.train, data.heldout, tokenizer, config.tokens, config.calibration_tokens, limit)
 
 

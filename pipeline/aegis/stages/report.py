@@ -5,23 +5,24 @@ What is missing is said to be missing: a report can be made of a training alone,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from aegis.chat import ask
+from aegis.chat.answers import ModelAnswers
+from aegis.chat.ask import Limits
+from aegis.errors import AegisError, IntegrityError, UsageError
+from aegis.messages import Language, language, words
 from aegis.report import sections
-from aegis.runs.disk import human
-from aegis.errors import IntegrityError, UsageError
-from aegis.runs.manifest import Manifest, finished
-from aegis.messages import Language, words
-from aegis.verification.verdict import verdict_of_run
-from aegis.runs.publish import publishing
 from aegis.report.page import Page, render
-from aegis.chat.answers import Voice
-from aegis.runs.run import Run
-from aegis.report.sections import Parts
+from aegis.report.sections import RunParts
+from aegis.runs.disk import format_bytes
+from aegis.runs.manifest import Manifest, finished
 from aegis.runs.metrics import read_metrics
+from aegis.runs.publish import publishing
+from aegis.runs.run import Run
+from aegis.verification.verdict import read_verdict
 
 PAGE = "report.html"
 
@@ -31,20 +32,18 @@ class Samples:
     """What was asked and answered; `missing` says why nothing was."""
 
     questions: Sequence[str] = ()
-    voices: Sequence[Voice] = ()
+    voices: Sequence[ModelAnswers] = ()
     heldout: bool = False
     missing: str = ""
 
 
-def write_report(
-    run: Run, language: Language, samples: Callable[[], Samples], asked: Mapping[str, Any], *, reuse: bool = False
-) -> Path:
-    """Write report/report.html into a run, in the place of an older one.
+def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bool = False) -> Path:
+    """Ask the models, write report/report.html into a run in place of an older one, and return the file.
 
     Args:
-        samples: asks the models, which takes its time; not called if there is nothing to do.
-        asked: the settings of the asking.
-        reuse: keep a report that was made so of the same parts.
+        limits: bounds on the answers; a count of 0 without `questions` asks nothing.
+        questions: what to ask; questions of held-out chats if there are none.
+        reuse: keep a report that was made with these settings from these parts.
 
     Raises:
         UsageError: the run holds no training.
@@ -52,27 +51,37 @@ def write_report(
     """
     if not run.adapter.is_dir():
         raise UsageError("report.no_training", run_root=run.root)
-    parts = Parts.of(run)
+    parts = RunParts.of(run)
     manifest = Manifest(
         stage="report",
-        config={"language": language, **asked},
+        config={"language": language(), **asdict(limits), "questions": list(questions)},
         inputs={name: found.identity for name, found in parts.manifests.items()},
         facts={},
     )
     final = run.report / PAGE
     if reuse and finished(run.report, manifest) is not None:
         return final
-    page = _page(run, parts, samples(), language)
+    page = _page(run, parts, _samples(run, limits, questions), language())
     with publishing(run.report, manifest, overwrite=True) as staging:
-        (staging.path / PAGE).write_text(render(page, language), encoding="utf-8", newline="\n")
+        (staging.path / PAGE).write_text(render(page, language()), encoding="utf-8", newline="\n")
     return final
 
 
-def _page(run: Run, parts: Parts, samples: Samples, language: Language) -> Page:
-    label = words("page", language)
+def _samples(run: Run, limits: Limits, questions: Sequence[str]) -> Samples:
+    if limits.count == 0 and not questions:
+        return Samples(missing="--samples 0")
+    try:
+        asked = list(questions) or ask.questions_of(run, limits.count)
+    except AegisError as error:
+        return Samples(missing=error.what)
+    return Samples(asked, ask.ask(run, asked, limits) if asked else (), heldout=not questions)
+
+
+def _page(run: Run, parts: RunParts, samples: Samples, reader: Language) -> Page:
+    label = words("page", reader)
     training = parts.facts("training")
     try:
-        verdict, why = verdict_of_run(run)
+        verdict, why = read_verdict(run)
     except IntegrityError as error:
         verdict, why = None, error.what
     files = parts.gguf_files
@@ -82,10 +91,10 @@ def _page(run: Run, parts: Parts, samples: Samples, language: Language) -> Page:
         why=why,
         headline={
             "base": sections.public(training.get("base_model")),
-            "steps": sections.number(training.get("steps"), ",.0f"),
-            "heldout_loss": sections.number(training.get("heldout_loss"), ".4f"),
-            "gate": sections.number(training.get("gate"), ".4f"),
-            "size": human(parts.manifests["export"].files[files[0]].bytes) if files else "-",
+            "steps": sections.as_number(training.get("steps"), ",.0f"),
+            "heldout_loss": sections.as_number(training.get("heldout_loss"), ".4f"),
+            "gate": sections.as_number(training.get("gate"), ".4f"),
+            "size": format_bytes(parts.manifests["export"].files[files[0]].bytes) if files else "-",
         },
         questions=samples.questions,
         voices=samples.voices,
@@ -96,7 +105,7 @@ def _page(run: Run, parts: Parts, samples: Samples, language: Language) -> Page:
             sections.data_section(parts),
             sections.merge_section(parts),
             sections.export_section(parts),
-            sections.verify_section(run, parts, verdict, why, language),
+            sections.verify_section(run, parts, verdict, why, reader),
             sections.files_section(parts),
         ],
         settings=parts.settings(),

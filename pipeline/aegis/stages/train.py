@@ -14,29 +14,30 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.runs import disk, run as runs
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
+from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
-from aegis.runs.manifest import Manifest, finished, read_manifest, versions
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
-from aegis.verification.tokenizer_precheck import check_vocabulary
-from aegis.runs.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
 from aegis.report.plots.training import draw_all
-from aegis.runs.sizes import checkpoints_bytes
+from aegis.runs import disk
+from aegis.runs.run import Run
+from aegis.runs.disk import checkpoints_bytes
+from aegis.runs.manifest import Manifest, finished, read_manifest, versions
+from aegis.runs.metrics import read_metrics, truncate_metrics
+from aegis.runs.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
-from aegis.training.setup import assembled
-from aegis.training.checkpoint import Trainee
-from aegis.training.distributed.launcher import as_launched
+from aegis.training.distributed.group import ProcessGroup, process_group, world_size
+from aegis.training.distributed.launcher import apply_launcher_config
 from aegis.training.loop import Loop, LoopOutcome
-from aegis.data.training_set import training_data
 from aegis.training.memory import MemoryParts
-from aegis.runs.metrics import read_metrics, truncate_metrics
-from aegis.training.distributed.group import Together, joined, launched_processes
+from aegis.training.setup import build_state
+from aegis.training.state import TrainState
 from aegis.training.tracking import Report, check_tracker, tracked
+from aegis.verification.tokenizer_precheck import check_vocabulary
 
 DRY_RUN_STEPS = 10
 _DONE = -1
@@ -72,7 +73,7 @@ class TrainReport:
 
 def train(
     config: TrainConfig,
-    run: runs.Run,
+    run: Run,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -95,8 +96,8 @@ def train(
     check_tracker(config.report_to)
     device = choose_device(config.device)
     with (
-        joined(device) as together,
-        as_launched(config, together, compute_dtype(device)) as config,
+        process_group(device) as group,
+        apply_launcher_config(config, group, compute_dtype(device)) as config,
         ExitStack() as held,
     ):
 
@@ -104,35 +105,35 @@ def train(
             held.enter_context(run.lock())
             refuse_existing(run.adapter, overwrite=overwrite or reuse)
 
-        together.told(open_run)
-        prepared = _Prepared.make(config, device, together, llama_cpp_dir)
-        start = together.told(lambda: _start(prepared.manifest(), run, resume, overwrite, reuse))
+        group.broadcast(open_run)
+        prepared = _Prepared.make(config, device, group, llama_cpp_dir)
+        start = group.broadcast(lambda: _start(prepared.manifest(), run, resume, overwrite, reuse))
         if start == _DONE:
-            return _report_of(run.adapter, read_manifest(run.adapter), together)
+            return _report_of(run.adapter, read_manifest(run.adapter), group)
         found = checkpoint.at(run.checkpoints, start) if start else None
-        with assembled(config, prepared.base, prepared.device, found, together) as trainee:
+        with build_state(config, prepared.base, prepared.device, found, group) as state:
             if start:
                 progress.say(phrase("train.resuming", start=start))
             try:
                 with _reporting(prepared, run, start) as tell:
-                    outcome = _loop(prepared, trainee, run, start, tell).run(start, config.max_steps)
+                    outcome = _loop(prepared, state, run, start, tell).run(start, config.max_steps)
             except Interrupted as error:
                 error.fix = phrase("train.go_on", run_root=run.root)
                 raise
-            report = prepared.report(run.adapter, trainee, outcome, start)
-            if together.writes:
+            report = prepared.report(run.adapter, state, outcome, start)
+            if group.is_main:
                 # a run killed between its last save and the removal of the oldest has one too many
                 checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
                 # before the adapter, which is what tells that there is nothing left to do
-                _draw(trainee, run, prepared.manifest())
+                _draw(state, run, prepared.manifest())
                 with publishing(run.adapter, prepared.manifest(), overwrite=overwrite or reuse) as staging:
                     weights = prepared.base.weights_hash
-                    checkpoint.write_trained(staging.path, trainee.model, trainee.soul, outcome.step, weights)
+                    checkpoint.write_trained(staging.path, state.model, state.soul, outcome.step, weights)
                     staging.facts |= {name: getattr(report, name) for name in _KEPT}
             return report
 
 
-def _start(manifest: Manifest, run: runs.Run, resume: bool, overwrite: bool, reuse: bool) -> int:
+def _start(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reuse: bool) -> int:
     """The step to go on from, 0 for a fresh start, or _DONE if the run's adapter is the answer already."""
     if overwrite:
         # only now, when base and data are known to be good
@@ -154,27 +155,27 @@ def _start(manifest: Manifest, run: runs.Run, resume: bool, overwrite: bool, reu
     return 0
 
 
-def _reporting(prepared: _Prepared, run: runs.Run, start: int) -> AbstractContextManager[Report]:
+def _reporting(prepared: _Prepared, run: Run, start: int) -> AbstractContextManager[Report]:
     config = prepared.config
-    kind = config.report_to if prepared.together.writes and start < config.max_steps else "none"
+    kind = config.report_to if prepared.group.is_main and start < config.max_steps else "none"
     return tracked(kind, run.root, start, config.model_dump(mode="json"))
 
 
-def _loop(prepared: _Prepared, trainee: Trainee, run: runs.Run, start: int, report: Report) -> Loop:
-    if not prepared.together.writes:
-        return prepared.loop(trainee)
+def _loop(prepared: _Prepared, state: TrainState, run: Run, start: int, report: Report) -> Loop:
+    if not prepared.group.is_main:
+        return prepared.loop(state)
     config, manifest = prepared.config, prepared.manifest()
-    disk.require_space(run.root, _disk_needed(trainee, config), phrase("disk.checkpoints"))
+    disk.require_space(run.root, _disk_needed(state, config), phrase("disk.checkpoints"))
     truncate_metrics(run.metrics, start)
     return prepared.loop(
-        trainee,
-        save=lambda step: checkpoint.save(run.checkpoints, trainee, step, manifest, keep=config.keep_checkpoints),
+        state,
+        save=lambda step: checkpoint.save(run.checkpoints, state, step, manifest, keep=config.keep_checkpoints),
         metrics=run.metrics,
         report=report,
     )
 
 
-def config_of(run: runs.Run) -> TrainConfig:
+def resume_config(run: Run) -> TrainConfig:
     """The settings an interrupted training was started with, so that they need not be given again.
 
     Raises:
@@ -183,7 +184,7 @@ def config_of(run: runs.Run) -> TrainConfig:
     found = checkpoint.newest_whole(run.checkpoints)
     if found is None:
         raise UsageError("train.no_checkpoint", run_root=run.root)
-    manifest, parts = found[1], launched_processes()
+    manifest, parts = found[1], world_size()
     config = {**manifest.facts.get("housekeeping", {}), **manifest.config}
     if config[_SHARED] % parts:
         raise UsageError(
@@ -202,12 +203,12 @@ def dry_run(config: TrainConfig) -> TrainReport:
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
     """
     device = choose_device(config.device)
-    with joined(device) as together, as_launched(config, together, compute_dtype(device)) as config:
-        prepared = _Prepared.make(config, device, together)
-        with assembled(config, prepared.base, prepared.device, None, together) as trainee:
+    with process_group(device) as group, apply_launcher_config(config, group, compute_dtype(device)) as config:
+        prepared = _Prepared.make(config, device, group)
+        with build_state(config, prepared.base, prepared.device, None, group) as state:
             steps = min(DRY_RUN_STEPS, config.max_steps)
-            outcome = prepared.loop(trainee).run(0, steps)
-            return prepared.report(Path(), trainee, outcome, 0)
+            outcome = prepared.loop(state).run(0, steps)
+            return prepared.report(Path(), state, outcome, 0)
 
 
 @dataclass(frozen=True)
@@ -218,46 +219,46 @@ class _Prepared:
     base: Base
     data: Prepared
     device: torch.device
-    together: Together
+    group: ProcessGroup
 
     @classmethod
     def make(
-        cls, config: TrainConfig, device: torch.device, together: Together, llama_cpp_dir: Path | None = None
+        cls, config: TrainConfig, device: torch.device, group: ProcessGroup, llama_cpp_dir: Path | None = None
     ) -> _Prepared:
-        if config.split_base and together.parts == 1:
+        if config.shard_base and group.world_size == 1:
             raise UsageError("train.split_alone")
-        with together.first():
+        with group.main_process_first():
             # what process 0 fetches and prepares, the others find in the caches
             base = find_base(config.base_model, config.revision)
             check_vocabulary(base, llama_cpp_dir)
-            data = training_data(config, load_tokenizer(base.folder))
+            data = load_training_set(config, load_tokenizer(base.folder))
         found = [base.revision, data.report.content_sha256]
-        if together.told(lambda: found) != found:
+        if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        return cls(config, base, data, device, together)
+        return cls(config, base, data, device, group)
 
     def manifest(self) -> Manifest:
         config = self.config.model_dump(mode="json", exclude=_HOUSEKEEPING)
         return Manifest(
             stage="train",
-            config=config | {_SHARED: config[_SHARED] * self.together.parts},
+            config=config | {_SHARED: config[_SHARED] * self.group.world_size},
             inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256},
             facts={
                 "base_model": self.base.name,
                 "revision": self.base.revision,
                 "device": self.device.type,
                 "compute_dtype": str(compute_dtype(self.device)).removeprefix("torch."),
-                "processes": self.together.parts,
+                "processes": self.group.world_size,
                 "data": asdict(self.data.report),
                 "housekeeping": self.config.model_dump(mode="json", include=_HOUSEKEEPING),
             },
         )
 
-    def loop(self, trainee: Trainee, **sinks: Any) -> Loop:
-        return Loop(trainee, self.config, self.data.train, self.data.heldout, together=self.together, **sinks)
+    def loop(self, state: TrainState, **sinks: Any) -> Loop:
+        return Loop(state, self.config, self.data.train, self.data.heldout, group=self.group, **sinks)
 
-    def report(self, adapter: Path, trainee: Trainee, outcome: LoopOutcome, start: int) -> TrainReport:
-        alpha = trainee.soul.alpha.detach()
+    def report(self, adapter: Path, state: TrainState, outcome: LoopOutcome, start: int) -> TrainReport:
+        alpha = state.soul.alpha.detach()
         return TrainReport(
             adapter=adapter,
             steps=outcome.step,
@@ -266,28 +267,28 @@ class _Prepared:
             heldout_loss=outcome.heldout_loss,
             alpha=alpha.item(),
             gate=torch.sigmoid(alpha).item(),
-            trainable_parameters=sum(p.numel() for p in trainee.parameters().values() if p.requires_grad),
-            processes=self.together.parts,
+            trainable_parameters=sum(p.numel() for p in state.parameters().values() if p.requires_grad),
+            processes=self.group.world_size,
             tokens_per_second=outcome.tokens_per_second,
             start_seconds=outcome.start_seconds,
-            memory=memory.by_part(trainee, self.device),
+            memory=memory.by_part(state, self.device),
         )
 
 
-def _draw(trainee: Trainee, run: runs.Run, manifest: Manifest) -> None:
-    soul = trainee.soul
+def _draw(state: TrainState, run: Run, manifest: Manifest) -> None:
+    soul = state.soul
     start, end = (rotation_angles(rotation).numpy() for rotation in (soul.origin, soul.rotation()))
     with publishing(run.pictures, manifest, overwrite=True) as staging:
         draw_all(read_metrics(run.metrics), start, end, torch.sigmoid(soul.alpha.detach()).item(), staging.path)
 
 
-def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainReport:
+def _report_of(adapter: Path, manifest: Manifest, group: ProcessGroup) -> TrainReport:
     kept: Any = {name: manifest.facts.get(name) for name in _KEPT}
     return TrainReport(
         adapter=adapter,
         resumed_from=kept["steps"],
         loss=None,
-        processes=together.parts,
+        processes=group.world_size,
         tokens_per_second=None,
         start_seconds=0.0,
         memory=None,
@@ -295,7 +296,7 @@ def _report_of(adapter: Path, manifest: Manifest, together: Together) -> TrainRe
     )
 
 
-def _refuse_changed(old: Manifest, new: Manifest, run: runs.Run) -> None:
+def _refuse_changed(old: Manifest, new: Manifest, run: Run) -> None:
     before = {**old.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in old.inputs.items()}}
     after = {**new.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in new.inputs.items()}}
     changed = [
@@ -316,6 +317,6 @@ def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
         progress.warn(phrase("train.other_versions", changed=", ".join(changed)))
 
 
-def _disk_needed(trainee: Trainee, config: TrainConfig) -> int:
-    trained = sum(p.nbytes for p in trainee.parameters().values())
+def _disk_needed(state: TrainState, config: TrainConfig) -> int:
+    trained = sum(p.nbytes for p in state.parameters().values())
     return checkpoints_bytes(trained, config.keep_checkpoints)

@@ -25,28 +25,28 @@ import torch
 
 from aegis import progress
 from aegis.config.settings import TrainConfig, VerifyConfig
+from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
-from aegis.runs.manifest import Manifest, read_manifest
+from aegis.merging.base_weights import RoundTrip
+from aegis.merging.plan import DTYPES, MergePlan
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
 from aegis.model.load import Precision, choose_device, load_base
-from aegis.merging.plan import DTYPES, MergePlan
-from aegis.merging.base_weights import RoundTrip
-from aegis.verification import divergence, run_checks, texts, token_parity
-from aegis.verification.divergence import Logits, Recording
-from aegis.verification.logits import llama_logits, stutters, torch_logits
-from aegis.verification.sample import LEAST_TOKENS, Sample, sequence_limit
-from aegis.verification.run_checks import Checks
-from aegis.verification.verdict import BaseChoice, Kept, REPORT, Step, Verdict
-from aegis.runs.publish import publishing
 from aegis.report.plots.divergence import draw_divergence
+from aegis.runs.manifest import Manifest, read_manifest
+from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
-from aegis.data.training_set import training_data
+from aegis.verification import divergence, run_checks, texts, token_parity
+from aegis.verification.divergence import Logits, Recording
+from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
+from aegis.verification.run_checks import Checks
+from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
+from aegis.verification.verdict import REPORT, BaseComparison, BaseRetention, Step, Verdict
 
 ROUNDING_KL = 1e-4
 """Mean KL in nats that 16-bit rounding stays under on real text."""
@@ -82,7 +82,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
         inputs={stage: found.identity for stage, found in manifests.items()},
-        facts={"ok": verdict.guilty is None},
+        facts={"ok": verdict.failed_stage is None},
     )
     with publishing(run.verify, manifest, overwrite=True) as staging:
         report = json.dumps(verdict.as_json(), indent=2, ensure_ascii=False) + "\n"
@@ -120,10 +120,10 @@ class _Examiner:
         tokenizer = load_tokenizer(base.folder)
         limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), int(exported["context_tokens"]))
         if config.text is not None:
-            paragraphs = texts.read_text(config.text, tokenizer, LEAST_TOKENS)
+            paragraphs = texts.read_text(config.text, tokenizer, MIN_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
         else:
-            data = training_data(TrainConfig.model_validate(manifests["train"].config), tokenizer)
+            data = load_training_set(TrainConfig.model_validate(manifests["train"].config), tokenizer)
             # without rows held out, the chats are the training's own: rounding does not care
             sample = Sample.of_chats(
                 texts.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
@@ -172,7 +172,7 @@ class _Examiner:
         with checks.check(bilingual("verify.fits"), "merge"):
             # the head makes no round trip
             run_checks.check_head(checks, self.plan(), run.merged)
-        run_checks.check_companions(checks, self.base, run.merged)
+        run_checks.check_sidecars(checks, self.base, run.merged)
         run_checks.check_finite(checks, run.merged)
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
         run_checks.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
@@ -204,9 +204,9 @@ class _Examiner:
         def recorded(name: str, outputs: Iterable[Logits]) -> None:
             models[name] = divergence.record(self.work / f"{name}.npy", outputs, compared)
 
-        def step(before: str, after: str, stage: str, most_kl: float | None, least_top1: float | None = None) -> None:
+        def step(before: str, after: str, stage: str, max_kl: float | None, min_top1: float | None = None) -> None:
             found = divergence.compare(models[before], models[after])
-            steps.append(Step(f"{before} → {after}", stage, found, most_kl, least_top1))
+            steps.append(Step(f"{before} → {after}", stage, found, max_kl, min_top1))
 
         def on_other_text(name: str, model: Any) -> Recording:
             outputs = torch_logits(model, other, phrase("verify.on_other_text", name=name))
@@ -219,12 +219,12 @@ class _Examiner:
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
             recorded("wide", torch_logits(model, compared, phrase("verify.wide")))
         del model
-        step("trained", "wide", "train", config.most_kl_precision)
+        step("trained", "wide", "train", config.max_kl_nf4)
         base_kept = on_other_text("base", load_base(self.base.folder, "16bit", device, dtype))
         merged = load_base(self.run.merged, "16bit", device, dtype)
         recorded("merged", torch_logits(merged, compared, phrase("verify.merged")))
         result_kept = on_other_text("merged", merged)
-        bases: tuple[BaseChoice, ...] = ()
+        bases: tuple[BaseComparison, ...] = ()
         if self.round_trip is not None:
             self._merge_the_other_way(merged, self.round_trip)
             outputs = torch_logits(merged, compared, phrase("verify.other_way"))
@@ -239,20 +239,20 @@ class _Examiner:
             name = "f16" if path == self.f16 else _quant_of(path)
             with Runtime(path, n_ctx=room, threads=config.threads, logits=True) as runtime:
                 recorded(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
-                if stutters(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
+                if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
                     stuttering.append(name)
             if name in stuttering and "f16" not in stuttering:
                 raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
             if name == "f16":
                 step("merged", "f16", "convert", ROUNDING_KL, ROUNDING_TOP1)
             else:
-                step("f16", name, "quantize", config.most_kl_quantized)
+                step("f16", name, "quantize", config.max_kl_quantized)
         return Verdict(
             tokens=sum(map(len, compared)),
             checks=tuple(self.checks.done),
             steps=tuple(steps),
             perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
-            kept=Kept.measure(base_kept, result_kept),
+            kept=BaseRetention.measure(base_kept, result_kept),
             bases=bases,
         )
 
@@ -265,10 +265,10 @@ class _Examiner:
                     model.get_parameter(name)[start:stop].copy_(rows)
                 bar.advance()
 
-    def _choices(self, trained: Recording, merged: Recording, other_way: Recording) -> tuple[BaseChoice, ...]:
+    def _choices(self, trained: Recording, merged: Recording, other_way: Recording) -> tuple[BaseComparison, ...]:
         both = {name: merged if name == self.base_weights else other_way for name in ("original", "dequantized")}
         return tuple(
-            BaseChoice(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
+            BaseComparison(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
             for name, found in both.items()
         )
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aegis.errors import UsageError
-from aegis.runs.manifest import MANIFEST
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
+from aegis.runs.manifest import MANIFEST
 from aegis.verification import artifact_checks
 from aegis.verification.run_checks import Check, Checks
 
@@ -16,7 +16,7 @@ _PARTS = ("adapter", "merged", "gguf")
 
 
 @dataclass(frozen=True)
-class Examination:
+class FileReport:
     """What was looked at, as what, and everything that was checked."""
 
     path: Path
@@ -28,12 +28,12 @@ class Examination:
         return {"path": self.path, "kind": self.kind, "checks": [check.as_json() for check in self.checks]}
 
     @property
-    def guilty(self) -> str | None:
+    def failed_stage(self) -> str | None:
         """The stage that made the first thing that does not hold."""
         return next((check.stage for check in self.checks if not check.ok), None)
 
 
-def examine(path: Path) -> Examination:
+def verify_file(path: Path) -> FileReport:
     """Check what can be checked of one file or folder without the others of its run.
 
     Raises:
@@ -46,7 +46,7 @@ def examine(path: Path) -> Examination:
         kind = _directory(checks, path)
     else:
         raise UsageError("examine.nothing", path=path)
-    return Examination(path, kind, tuple(checks.done))
+    return FileReport(path, kind, tuple(checks.done))
 
 
 def _file(checks: Checks, path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegis.data.packing import Batch, IGNORED, Windows
+from aegis.data.packing import IGNORED, Batch, Windows
 from aegis.training.execution.pinned import pinning
 
 

@@ -12,50 +12,26 @@ There is no state of random generators or of the data order: both are pure funct
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from aegis import progress
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import Manifest, verify_directory
 from aegis.messages import phrase
-from aegis.training.kernels.lora_layers import Adapters
+from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
-from aegis.training.execution.options import Acceleration, PLAIN
+from aegis.training.state import TrainState
 
 _RESUME = "resume.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """Everything that changes while training, and how its step is run.
-
-    Attributes:
-        model: peft model; its LoRA layers are taken over by `adapters`.
-        scaler: of the loss; only float16 needs it, elsewhere it is switched off.
-    """
-
-    model: Any
-    soul: Soul
-    adapters: Adapters
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    acceleration: Acceleration = PLAIN
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters under names that stay the same from run to run."""
-        named = {f"adapter.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        return named | {f"soul.{name}": p for name, p in self.soul.named_parameters()}
 
 
 def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash: str) -> None:
@@ -68,12 +44,12 @@ def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash:
     save_soul(directory / SOUL_FILE, SoulRecord(rotation, soul.alpha.item(), step, base_hash))
 
 
-def save(folder: Path, trainee: Trainee, step: int, manifest: Manifest, *, keep: int) -> Path:
+def save(folder: Path, state: TrainState, step: int, manifest: Manifest, *, keep: int) -> Path:
     """Publish checkpoint `step` whole, then remove the oldest beyond `keep`."""
     final = at(folder, step)
     with publishing(final, manifest, overwrite=True) as staging:
-        write_trained(staging.path, trainee.model, trainee.soul, step, manifest.inputs["base"])
-        save_file(_resume_tensors(trainee), staging.path / _RESUME)
+        write_trained(staging.path, state.model, state.soul, step, manifest.inputs["base"])
+        save_file(_resume_tensors(state), staging.path / _RESUME)
     prune(folder, step, keep)
     return final
 
@@ -126,7 +102,7 @@ def newest_whole(folder: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
-def load(checkpoint: Path, trainee: Trainee) -> None:
+def load(checkpoint: Path, state: TrainState) -> None:
     """Put a checkpoint back into `trainee`, to the bit.
 
     Raises:
@@ -139,39 +115,39 @@ def load(checkpoint: Path, trainee: Trainee) -> None:
         saved = load_file(checkpoint / _RESUME)
     except (SafetensorError, OSError) as error:
         raise IntegrityError("checkpoint.unreadable", checkpoint=checkpoint, error=str(error)) from None
-    _refuse_differences(checkpoint, get_peft_model_state_dict(trainee.model, save_embedding_layers=False), adapter)
-    _refuse_differences(checkpoint, _expected(trainee, saved), saved)
-    set_peft_model_state_dict(trainee.model, adapter)
+    _refuse_differences(checkpoint, get_peft_model_state_dict(state.model, save_embedding_layers=False), adapter)
+    _refuse_differences(checkpoint, _expected(state, saved), saved)
+    set_peft_model_state_dict(state.model, adapter)
     with torch.no_grad():
-        for name, tensor in _soul_tensors(trainee.soul).items():
+        for name, tensor in _soul_tensors(state.soul).items():
             tensor.copy_(saved[name])
-    on_device = trainee.optimizer.defaults["fused"] or trainee.optimizer.defaults["capturable"]
-    for name, parameter in trainee.parameters().items():
+    on_device = state.optimizer.defaults["fused"] or state.optimizer.defaults["capturable"]
+    for name, parameter in state.parameters().items():
         if f"steps.{name}" in saved:
             steps = saved[f"steps.{name}"].clone()
-            trainee.optimizer.state[parameter] = {
+            state.optimizer.state[parameter] = {
                 "step": steps.to(parameter.device) if on_device else steps,
                 "exp_avg": saved[f"moment1.{name}"].to(parameter.device),
                 "exp_avg_sq": saved[f"moment2.{name}"].to(parameter.device),
             }
-    if trainee.scaler.is_enabled():
-        trainee.scaler.load_state_dict(
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(
             {
-                **trainee.scaler.state_dict(),
+                **state.scaler.state_dict(),
                 "scale": saved["scaler"][0].item(),
                 "_growth_tracker": int(saved["scaler"][1]),
             }
         )
 
 
-def _expected(trainee: Trainee, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+def _expected(state: TrainState, saved: dict[str, Tensor]) -> dict[str, Tensor]:
     """The resume tensors this run would write, as far as their shapes go."""
-    wanted = _soul_tensors(trainee.soul)
-    for name, parameter in trainee.parameters().items():
+    wanted = _soul_tensors(state.soul)
+    for name, parameter in state.parameters().items():
         # a parameter that has not been stepped yet, alpha before it is learned, has no moments
         if f"steps.{name}" in saved:
             wanted |= {f"steps.{name}": torch.tensor(0), f"moment1.{name}": parameter, f"moment2.{name}": parameter}
-    if trainee.scaler.is_enabled():
+    if state.scaler.is_enabled():
         wanted["scaler"] = torch.zeros(2)
     return wanted
 
@@ -189,15 +165,15 @@ def _soul_tensors(soul: Soul) -> dict[str, Tensor]:
     return {"soul.skew": soul.skew, "soul.alpha": soul.alpha, "soul.start": soul.start}
 
 
-def _resume_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    tensors = _soul_tensors(trainee.soul)
-    for name, parameter in trainee.parameters().items():
-        moments = trainee.optimizer.state.get(parameter)
+def _resume_tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = _soul_tensors(state.soul)
+    for name, parameter in state.parameters().items():
+        moments = state.optimizer.state.get(parameter)
         if moments:
             tensors[f"steps.{name}"] = moments["step"]
             tensors[f"moment1.{name}"] = moments["exp_avg"]
             tensors[f"moment2.{name}"] = moments["exp_avg_sq"]
-    if trainee.scaler.is_enabled():
-        found = trainee.scaler.state_dict()
+    if state.scaler.is_enabled():
+        found = state.scaler.state_dict()
         tensors["scaler"] = torch.tensor([found["scale"], found["_growth_tracker"]], dtype=torch.float64)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

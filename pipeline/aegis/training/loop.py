@@ -24,15 +24,15 @@ from aegis.errors import DivergedError, IntegrityError, Interrupted
 from aegis.soul.angles import quantiles_in_degrees
 from aegis.soul.gate import gate, phase
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
-from aegis.training import memory
-from aegis.training.execution.options import host_embeddings
 from aegis.training.batch import BatchShape, MicroBatch
+from aegis.training.distributed.group import SINGLE, ProcessGroup
+from aegis.training.execution import allocator
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.checkpoint import Trainee
-from aegis.training.throughput import Pace
+from aegis.training.execution.options import host_embeddings
+from aegis.training.state import TrainState
+from aegis.training.step import STARTING_STEPS, PendingStep, StepMetrics, Stepper
 from aegis.training.stop import OTHERS_ASKED, StopRequest, deferred_stop
-from aegis.training.step import Launched, STARTING_STEPS, StepNumbers, Stepper
-from aegis.training.distributed.group import ALONE, Together
+from aegis.training.throughput import Throughput
 from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
 
@@ -66,7 +66,7 @@ class Loop:
 
     def __init__(
         self,
-        trainee: Trainee,
+        state: TrainState,
         config: TrainConfig,
         windows: Windows,
         heldout: Windows | None,
@@ -74,24 +74,24 @@ class Loop:
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
         report: Report | None = None,
-        together: Together = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> None:
-        self.trainee = trainee
+        self.state = state
         self.config = config
         self.windows = windows
         self.heldout = heldout
-        self.device = trainee.soul.skew.device
+        self.device = state.soul.skew.device
         self._save = save
         self._metrics = metrics
         self._report = report
-        self._together = together
-        self._step_size = config.batch_size * config.gradient_accumulation_steps * together.parts
+        self._group = group
+        self._step_size = config.batch_size * config.gradient_accumulation_steps * group.world_size
         self._order = Order(len(windows), config.seed)
         self._shape = BatchShape.of(windows, config.batch_size)
         if heldout is not None:
             self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
-        self._embed = host_embeddings(trainee.model) if self.device.type == "cuda" else None
-        self._stepper = Stepper(trainee, config, together)
+        self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
+        self._stepper = Stepper(state, config, group)
 
     def run(self, start: int, stop: int) -> LoopOutcome:
         """Take steps [start, stop); none if a run was killed between its last step and its publication.
@@ -105,25 +105,25 @@ class Loop:
         config = self.config
         if start >= stop:
             return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None)
-        self.trainee.model.train()
+        self.state.model.train()
         numbers, heldout, ahead = None, None, None
-        pace = Pace()
+        throughput = Throughput()
         with (
             own_stream(self.device),
             deferred_stop() as stopping,
             progress.training(start, stop) as watch,
         ):
             for step in range(start, stop):
-                launched = self._launch(step, stopping)
+                pending = self._launch(step, stopping)
                 # while the device works on this step, the host looks at the one before
                 if ahead is not None:
                     numbers = self._read(ahead, stopping)
-                ahead = launched
-                if self._together.parts > 1:
+                ahead = pending
+                if self._group.world_size > 1:
                     # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind
                     # it: from then on this thread would be stuck in a launch, where no signal reaches it
                     numbers, ahead = self._read(ahead, stopping), None
-                pace.took(config.max_length * self._step_size)
+                throughput.add_step(config.max_length * self._step_size)
                 done = step + 1
                 last = done == stop
                 leaving = self._leaving(stopping, numbers)
@@ -133,16 +133,16 @@ class Loop:
                 if (logged or under_way) and ahead is not None:
                     numbers, ahead = self._read(ahead, stopping), None
                 if under_way:
-                    pace.started()
+                    throughput.end_warmup()
                 if numbers is not None:
                     watch.step(done, numbers.step + 1, numbers.task_loss, numbers.alpha)
                 if due and self.heldout is not None:
-                    with pace.aside():
+                    with throughput.paused():
                         heldout = self.evaluate(self.heldout)
                 if logged and numbers is not None:
-                    self._log(numbers, due, heldout if due else None, pace.lap())
+                    self._log(numbers, due, heldout if due else None, throughput.rate())
                 if due and self._save is not None:
-                    with pace.aside():
+                    with throughput.paused():
                         self._save(done)
                     watch.saved(done)
                 if leaving:
@@ -150,7 +150,7 @@ class Loop:
                     name = "train.stopped" if self._save is None else "train.stopped_and_saved"
                     raise Interrupted(name, exit_code=code, done=done, stop=stop)
         assert numbers is not None
-        return LoopOutcome(stop, numbers.task_loss, heldout, pace.whole(), pace.start_seconds)
+        return LoopOutcome(stop, numbers.task_loss, heldout, throughput.overall_rate(), throughput.start_seconds)
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
@@ -159,27 +159,27 @@ class Loop:
         The processes take turns at its batches; all of them must call it, and get the same.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        size, together = self.config.batch_size, self._together
+        size, group = self.config.batch_size, self._group
         evaluated = min(len(windows), _EVALUATED_WINDOWS)
-        turns = -(-evaluated // (size * together.parts))
-        with self.trainee.adapters.without_dropout():
+        turns = -(-evaluated // (size * group.world_size))
+        with self.state.adapters.without_dropout():
             # all take as many, the last of them perhaps at nothing: a base that is split needs them all
-            for start in range(size * together.rank, turns * size * together.parts, size * together.parts):
-                total += self._stepper.look(self._batch(windows, range(start, min(start + size, evaluated))))
-        together.add(total)
+            for start in range(size * group.rank, turns * size * group.world_size, size * group.world_size):
+                total += self._stepper.eval_loss(self._batch(windows, range(start, min(start + size, evaluated))))
+        group.all_reduce(total)
         return total.item() / max(1, int(windows.trained_per_window[:evaluated].sum()))
 
-    def _leaving(self, stopping: StopRequest, numbers: StepNumbers | None) -> bool:
+    def _leaving(self, stopping: StopRequest, numbers: StepMetrics | None) -> bool:
         """Whether this is the last step. Several processes go by a step's numbers, which all of them read alike."""
-        if self._together.parts == 1:
+        if self._group.world_size == 1:
             return stopping.exit_code is not None
-        return numbers is not None and numbers.asked
+        return numbers is not None and numbers.stop_requested
 
-    def _launch(self, step: int, stopping: StopRequest) -> Launched:
+    def _launch(self, step: int, stopping: StopRequest) -> PendingStep:
         size = self.config.batch_size
         chosen = self._step_windows(step)
-        share = len(chosen) // self._together.parts
-        ours = chosen[share * self._together.rank :][:share]
+        share = len(chosen) // self._group.world_size
+        ours = chosen[share * self._group.rank :][:share]
         batches = [self._batch(self.windows, ours[i : i + size]) for i in range(0, share, size)]
         targets = int(self.windows.trained_per_window[chosen].sum())
         return self._stepper.launch(step, batches, targets, stopping.exit_code is not None)
@@ -194,12 +194,12 @@ class Loop:
         batch.labels[len(indices) :] = IGNORED
         return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)
 
-    def _read(self, launched: Launched, stopping: StopRequest) -> StepNumbers:
-        self._together.wait(launched.done, lambda: stopping.exit_code is not None)
+    def _read(self, pending: PendingStep, stopping: StopRequest) -> StepMetrics:
+        self._group.wait(pending.done, lambda: stopping.exit_code is not None)
         try:
-            return launched.read()
+            return pending.read()
         except DivergedError as error:
-            windows = self._step_windows(launched.step)
+            windows = self._step_windows(pending.step)
             raise DivergedError(
                 "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error
@@ -207,15 +207,15 @@ class Loop:
     @torch.no_grad()
     def _look_at_rotation(self) -> dict[str, Any]:
         """What R is now, more closely than every step looks at it."""
-        soul = self.trainee.soul
+        soul = self.state.soul
         rotation = soul.rotation()
         # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
         defect = orthogonality_defect(rotation.double()).abs().max().item()
         det = determinant_sign(rotation).min().item()
-        return dict(zip(_LOOKED_AT, (defect, det, quantiles_in_degrees(soul.turned())), strict=True))
+        return dict(zip(_LOOKED_AT, (defect, det, quantiles_in_degrees(soul.turned_angles())), strict=True))
 
-    def _log(self, numbers: StepNumbers, due: bool, heldout: float | None, tokens_per_second: float) -> None:
-        soul, done = self.trainee.soul, numbers.step + 1
+    def _log(self, numbers: StepMetrics, due: bool, heldout: float | None, tokens_per_second: float) -> None:
+        soul, done = self.state.soul, numbers.step + 1
         # a dense rotation's take as long as many steps, so they are worked out where a checkpoint is due
         looked = self._look_at_rotation() if due or soul.kind == "so8" else dict.fromkeys(_LOOKED_AT)
         alpha, factor = numbers.alpha, rate_factor(self.config)
@@ -232,7 +232,7 @@ class Loop:
             "learning_rate": self.config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
             "tokens_per_second": round(tokens_per_second, 1),
-            "peak_bytes": memory.peak_bytes(self.device),
+            "peak_bytes": allocator.peak_bytes(self.device),
         }
         progress.metrics(row)
         if self._metrics is not None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from aegis.model.soul_hook import decoder_of
 from aegis.training.batch import MicroBatch
-from aegis.training.checkpoint import Trainee
 from aegis.training.kernels.chunked_loss import head_loss
+from aegis.training.state import TrainState
 
 
 class _Chosen(torch.autograd.Function):
@@ -29,13 +29,13 @@ class _Chosen(torch.autograd.Function):
         return gradient.index_copy_(0, rows, outer[0]), None
 
 
-def summed_loss(trainee: Trainee, batch: MicroBatch) -> Tensor:
+def summed_loss(state: TrainState, batch: MicroBatch) -> Tensor:
     """Sum of the cross-entropies of a batch's targets in nats, scalar float32, in the graph if there is one."""
-    head = trainee.model.get_output_embeddings()
+    head = state.model.get_output_embeddings()
     # no attention mask: documents are kept apart by their edges, or by transformers from their positions
     edges = {} if batch.edges is None else {"cu_seq_lens_q": batch.edges, "max_length_q": batch.longest}
     start = {"input_ids": batch.input_ids} if batch.embedded is None else {"inputs_embeds": batch.embedded}
-    hidden = decoder_of(trainee.model)(
+    hidden = decoder_of(state.model)(
         **start, position_ids=batch.position_ids, use_cache=False, **edges
     ).last_hidden_state
     return head_loss(
@@ -43,5 +43,5 @@ def summed_loss(trainee: Trainee, batch: MicroBatch) -> Tensor:
         head.weight,
         getattr(head, "bias", None),
         batch.targets,
-        compiled=trainee.acceleration.compiled,
+        compiled=state.options.compiled,
     )

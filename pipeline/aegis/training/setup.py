@@ -15,25 +15,26 @@ from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.errors import EnvironmentFault
 from aegis.messages import bilingual, phrase
-from aegis.training.kernels.lora_layers import Adapters
-from aegis.model.soul_hook import attached, decoder_of
 from aegis.model.base import Base
 from aegis.model.load import compute_dtype, load_base, silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.soul.module import Soul
-from aegis.training import checkpoint, memory
-from aegis.training.execution.options import Acceleration, free_bytes
-from aegis.training.checkpoint import Trainee
-from aegis.training.distributed.sharded_base import SplitBase
-from aegis.training.distributed.group import ALONE, Together, processes_here
+from aegis.training import checkpoint
+from aegis.training.distributed.group import SINGLE, ProcessGroup, local_world_size
+from aegis.training.distributed.sharded_base import ShardedBase
+from aegis.training.execution import allocator
+from aegis.training.execution.options import ExecutionOptions, free_bytes
+from aegis.training.kernels.lora_layers import LoraLayers
+from aegis.training.planning.planner import fit_to_memory
+from aegis.training.state import TrainState
 from aegis.training.update import make_optimizer
-from aegis.training.planning.planner import recomputing
 
 
 @contextmanager
-def assembled(
-    config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None, together: Together = ALONE
-) -> Iterator[Trainee]:
+def build_state(
+    config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None, group: ProcessGroup = SINGLE
+) -> Iterator[TrainState]:
     """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs.
 
     Args:
@@ -44,22 +45,22 @@ def assembled(
         UsageError: a configured target matches no module.
         IntegrityError: the checkpoint is of another set-up.
     """
-    memory.let_segments_grow(device)
-    memory.reset_peak(device)
+    allocator.let_segments_grow(device)
+    allocator.reset_peak(device)
     if config.gpu_memory_gib is not None and device.type != "cuda":
         progress.warn(phrase("train.nothing_to_cap"))
-    with memory.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
+    with allocator.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
         dtype = compute_dtype(device)
         free = free_bytes(device) if device.type == "cuda" else None
-        model, split = _load(config, base, device, dtype, together)
+        model, split = _load(config, base, device, dtype, group)
         silence_dropout(model)
         decoder: Any = decoder_of(model)
         layers = len(decoder.layers)
-        acceleration = recomputing(
-            Acceleration.choose(config, model, device, dtype), config, base.folder, layers, device, free
+        options = fit_to_memory(
+            ExecutionOptions.choose(config, model, device, dtype), config, base.folder, layers, device, free
         )
-        progress.say(acceleration.explain(layers))
-        if config.cuda_graphs == "on" and not acceleration.captured:
+        progress.say(options.explain(layers))
+        if config.cuda_graphs == "on" and not options.cuda_graphs:
             progress.warn(phrase("train.not_recordable"))
         targets = resolve_targets(model, config.lora_targets)
         _say_coverage(coverage(model, targets, config.lora_r))
@@ -74,8 +75,8 @@ def assembled(
                 base_name=base.name,
                 revision=base.revision,
             )
-        adapters = Adapters(model, dtype, config.lora_dropout)
-        acceleration.install(model, config.max_length, split)
+        adapters = LoraLayers(model, dtype, config.lora_dropout)
+        options.install(model, config.max_length, split)
         soul = Soul(
             model.config.get_text_config().hidden_size,
             kind=config.rotation,
@@ -86,24 +87,24 @@ def assembled(
             alpha_is_learned=config.alpha != "scheduled",
         ).to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        trainee = Trainee(model, soul, adapters, make_optimizer(model, soul, config), scaler, acceleration)
+        state = TrainState(model, soul, adapters, make_optimizer(model, soul, config), scaler, options)
         if resume_from is not None:
-            checkpoint.load(resume_from, trainee)
-        with attached(model, soul):
-            yield trainee
+            checkpoint.load(resume_from, state)
+        with soul_hook(model, soul):
+            yield state
 
 
 def _load(
-    config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype, together: Together
-) -> tuple[Any, SplitBase | None]:
-    if not config.split_base:
+    config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype, group: ProcessGroup
+) -> tuple[Any, ShardedBase | None]:
+    if not config.shard_base:
         return load_base(base.folder, config.load_in, device), None
     # by way of the host's memory, since it is too large for the card
     with _share_of_cores():
         model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
     decoder: Any = decoder_of(model)
-    split = SplitBase(decoder.layers, together.rank, together.parts, device)
-    progress.say(phrase("train.split_over", parts=together.parts))
+    split = ShardedBase(decoder.layers, group.rank, group.world_size, device)
+    progress.say(phrase("train.split_over", parts=group.world_size))
     return nn.Module.to(model, device), split
 
 
@@ -111,7 +112,7 @@ def _load(
 def _share_of_cores() -> Iterator[None]:
     """Quantize with this process's share of the machine: torchrun gives every process one thread."""
     given = torch.get_num_threads()
-    torch.set_num_threads(max(given, (os.cpu_count() or 1) // processes_here()))
+    torch.set_num_threads(max(given, (os.cpu_count() or 1) // local_world_size()))
     try:
         yield
     finally:

@@ -21,10 +21,10 @@ from aegis.errors import DivergedError, IntegrityError
 from aegis.messages import phrase
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
-from aegis.training.execution.cuda_graphs import Recorder
-from aegis.training.checkpoint import Trainee
+from aegis.training.distributed.group import SINGLE, ProcessGroup
+from aegis.training.execution.cuda_graphs import GraphRecorder
 from aegis.training.objective import summed_loss
-from aegis.training.distributed.group import ALONE, Together
+from aegis.training.state import TrainState
 from aegis.training.update import NUMBERS, Update, rate_factor
 
 _MAX_SKIPPED = 20
@@ -38,7 +38,7 @@ STARTING_STEPS = _EAGER_STEPS + 1
 
 
 @dataclass(frozen=True)
-class StepNumbers:
+class StepMetrics:
     """What a step came to: task loss (nats a token), orthogonality loss ‖RᵀR − I‖²_F, gradient norm, trained tokens.
 
     `skipped` is set when float16 overflowed and the update was left out; `asked` when a process was asked to end.
@@ -51,7 +51,7 @@ class StepNumbers:
     alpha: float
     targets: int
     skipped: bool
-    asked: bool = False
+    stop_requested: bool = False
 
 
 class Stepper:
@@ -64,25 +64,25 @@ class Stepper:
     have the same shape.
     """
 
-    def __init__(self, trainee: Trainee, config: TrainConfig, together: Together = ALONE) -> None:
-        self.trainee = trainee
+    def __init__(self, state: TrainState, config: TrainConfig, group: ProcessGroup = SINGLE) -> None:
+        self.state = state
         self.config = config
         self.schedule = AlphaSchedule(
             config.warmup_steps, config.annealing_steps, config.alpha_start, config.alpha_target
         )
-        self._together = together
+        self._group = group
         self._factor = rate_factor(config)
-        self._update = Update(trainee, config)
-        self._device = trainee.soul.skew.device
+        self._update = Update(state, config)
+        self._device = state.soul.skew.device
         self._share = torch.zeros((), device=self._device)
         self._looked = torch.zeros((), device=self._device)
         self._skipped_in_a_row = 0
-        self._capture = trainee.acceleration.captured
+        self._capture = state.options.cuda_graphs
         self._taken = 0
         self._slot: MicroBatch | None = None
         self._replays: dict[str, Callable[[], None]] = {}
 
-    def take(self, step: int, batches: Sequence[MicroBatch]) -> StepNumbers:
+    def take(self, step: int, batches: Sequence[MicroBatch]) -> StepMetrics:
         """Take step `step`, counted from 0, over the given micro-batches, and wait for its numbers.
 
         Raises:
@@ -92,7 +92,7 @@ class Stepper:
 
     def launch(
         self, step: int, batches: Sequence[MicroBatch], targets: int | None = None, asked: bool = False
-    ) -> Launched:
+    ) -> PendingStep:
         """Start step `step`; the device has it to do when this returns.
 
         Args:
@@ -106,19 +106,19 @@ class Stepper:
         learning = self._set(step, targets)
         if self._capture and self._taken >= _EAGER_STEPS and not self._replays:
             self._record(batches[0])
-        self._run("begin", self._update.begin)
+        self._run("begin", self._update.zero)
         for number, batch in enumerate(batches):
-            self.trainee.adapters.seed(self._seeds(step, self._together.rank * len(batches) + number))
+            self.state.adapters.set_seeds(self._seeds(step, self._group.rank * len(batches) + number))
             self._pass(batch)
-        self._run("gather", self._update.gather)
-        self._update.asked.fill_(asked)
-        self._together.add(self._update.shared)
-        self._run("settle", lambda: self._update.settle(resting=None if learning else self.trainee.soul.alpha))
+        self._run("gather", self._update.collect)
+        self._update.stop_requested.fill_(asked)
+        self._group.all_reduce(self._update.shared)
+        self._run("settle", lambda: self._update.apply(resting=None if learning else self.state.soul.alpha))
         self._taken += 1
-        return Launched(self, step, targets, self._update.numbers)
+        return PendingStep(self, step, targets, self._update.numbers)
 
     @torch.no_grad()
-    def look(self, batch: MicroBatch) -> Tensor:
+    def eval_loss(self, batch: MicroBatch) -> Tensor:
         """Sum of the cross-entropies of a batch without dropout: a scalar on the device, overwritten by the next."""
         if self._replays:
             self._fill(batch)
@@ -134,8 +134,8 @@ class Stepper:
         )
         if scheduled:
             with torch.no_grad():
-                self.trainee.soul.alpha.fill_(self.schedule(step))
-        for parameters in self.trainee.optimizer.param_groups:
+                self.state.soul.alpha.fill_(self.schedule(step))
+        for parameters in self.state.optimizer.param_groups:
             parameters["lr"].fill_(parameters["base_lr"] * self._factor(step))
         self._share.fill_(1 / max(1, targets))
         return self.config.alpha != "then-learned" or step >= self.schedule.last_step
@@ -150,7 +150,7 @@ class Stepper:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
         draw = np.random.Generator(np.random.Philox(key=seed))
         low, high = -(2**31), 2**31
-        return [int(value) for value in draw.integers(low, high, len(self.trainee.adapters))]
+        return [int(value) for value in draw.integers(low, high, len(self.state.adapters))]
 
     def _pass(self, batch: MicroBatch) -> None:
         if self._replays:
@@ -158,8 +158,8 @@ class Stepper:
         self._run("pass", lambda: self._backward(batch.to(self._device)))
 
     def _backward(self, batch: MicroBatch) -> None:
-        loss = summed_loss(self.trainee, batch) * self._share
-        self.trainee.scaler.scale(loss).backward()
+        loss = summed_loss(self.state, batch) * self._share
+        self.state.scaler.scale(loss).backward()
         self._update.task_loss.add_(loss.detach())
 
     def _run(self, name: str, function: Callable[[], object]) -> None:
@@ -177,25 +177,25 @@ class Stepper:
         # the graphs have memory of their own; what the steps so far have left would stand beside it unused
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        recorder = Recorder()
+        recorder = GraphRecorder()
         try:
             self._replays = {
-                "begin": recorder.record(self._update.begin),
+                "begin": recorder.record(self._update.zero),
                 "pass": recorder.record(lambda: self._backward(slot)),
-                "gather": recorder.record(self._update.gather),
-                "settle": recorder.record(self._update.settle),
+                "gather": recorder.record(self._update.collect),
+                "settle": recorder.record(self._update.apply),
                 "look": recorder.record(lambda: self._look_into(slot)),
             }
         except RuntimeError as error:
             self._capture, self._replays = False, {}
-            self.trainee.soul.drop_held()
+            self.state.soul.discard_cache()
             progress.warn(phrase("train.not_recorded", error=_first_line(error)))
 
     @torch.no_grad()
     def _look_into(self, slot: MicroBatch) -> None:
-        self._looked.copy_(summed_loss(self.trainee, slot))
+        self._looked.copy_(summed_loss(self.state, slot))
 
-    def judge(self, step: int, targets: int, values: Sequence[float]) -> StepNumbers:
+    def check(self, step: int, targets: int, values: Sequence[float]) -> StepMetrics:
         """Make a step's numbers of what the device left.
 
         Raises:
@@ -209,19 +209,19 @@ class Stepper:
             raise IntegrityError("train.left_so", done=step + 1, defect=math.sqrt(ortho))
         if targets and not skipped and found["soul_norm"] == 0:
             raise _soul_left_out(step)
-        return StepNumbers(step, loss, ortho, norm, found["alpha"], targets, skipped, found["asked"] > 0)
+        return StepMetrics(step, loss, ortho, norm, found["alpha"], targets, skipped, found["asked"] > 0)
 
     def _refuse_nonsense(self, step: int, loss: float, ortho: float, norm: float) -> bool:
         if math.isfinite(loss) and math.isfinite(ortho) and math.isfinite(norm):
             self._skipped_in_a_row = 0
             return False
         self._skipped_in_a_row += 1
-        if self.trainee.scaler.is_enabled() and math.isfinite(loss) and self._skipped_in_a_row <= _MAX_SKIPPED:
+        if self.state.scaler.is_enabled() and math.isfinite(loss) and self._skipped_in_a_row <= _MAX_SKIPPED:
             return True  # float16 overflowed in the gradient: the scaler leaves the update out and lowers its scale
         raise DivergedError("train.diverged", step=step + 1, loss=loss, norm=norm)
 
 
-class Launched:
+class PendingStep:
     """A step under way."""
 
     def __init__(self, stepper: Stepper, step: int, targets: int, numbers: Tensor) -> None:
@@ -240,7 +240,7 @@ class Launched:
         """Whether `read` would return at once."""
         return self._done is None or self._done.query()
 
-    def read(self) -> StepNumbers:
+    def read(self) -> StepMetrics:
         """Wait for the step and return its numbers.
 
         Raises:
@@ -248,7 +248,7 @@ class Launched:
         """
         if self._done is not None:
             self._done.synchronize()
-        return self._stepper.judge(self.step, self._targets, self._numbers.tolist())
+        return self._stepper.check(self.step, self._targets, self._numbers.tolist())
 
 
 def _first_line(error: BaseException) -> str:

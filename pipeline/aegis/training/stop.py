@@ -12,7 +12,7 @@ from types import FrameType
 
 from aegis import progress
 from aegis.messages import phrase
-from aegis.signals import EXIT_CODES, answered, heeded
+from aegis.signals import EXIT_CODES, signal_handlers, terminating_signals
 
 OTHERS_ASKED = EXIT_CODES["SIGTERM"]
 """The exit code of a process that ends because another one of its training was asked to."""
@@ -31,7 +31,7 @@ def deferred_stop() -> Iterator[StopRequest]:
     Outside the main thread nothing changes.
     """
     request = StopRequest()
-    codes = heeded()
+    codes = terminating_signals()
     before = {number: signal.getsignal(number) for number in codes}
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -43,5 +43,5 @@ def deferred_stop() -> Iterator[StopRequest]:
             standing(number, frame)
         raise KeyboardInterrupt
 
-    with answered(codes, handle):
+    with signal_handlers(codes, handle):
         yield request

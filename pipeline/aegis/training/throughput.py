@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Pace:
+class Throughput:
     """Tokens a second, since the last row and in all.
 
     Attributes:
@@ -20,18 +20,18 @@ class Pace:
         self._began = self._since = time.perf_counter()
         self._tokens = self._tokens_since = 0
 
-    def took(self, tokens: int) -> None:
+    def add_step(self, tokens: int) -> None:
         """One more step, of so many tokens."""
         self._tokens += tokens
         self._tokens_since += tokens
 
-    def started(self) -> None:
+    def end_warmup(self) -> None:
         """The first steps are over."""
         now = time.perf_counter()
         self.start_seconds, self._began, self._tokens = now - self._began, now, 0
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """What happens in the block is no training."""
         began = time.perf_counter()
         yield
@@ -39,13 +39,13 @@ class Pace:
         self._began += passed
         self._since += passed
 
-    def lap(self) -> float:
+    def rate(self) -> float:
         """Tokens a second since the last call."""
         now = time.perf_counter()
         rate = self._tokens_since / (now - self._since)
         self._since, self._tokens_since = now, 0
         return rate
 
-    def whole(self) -> float:
+    def overall_rate(self) -> float:
         """Tokens a second in all, without the first steps if they are over."""
         return self._tokens / (time.perf_counter() - self._began)

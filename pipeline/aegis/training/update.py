@@ -14,7 +14,7 @@ from torch import nn
 
 from aegis.config.settings import TrainConfig
 from aegis.soul.module import Soul
-from aegis.training.checkpoint import Trainee
+from aegis.training.state import TrainState
 
 NUMBERS = ("task_loss", "orthogonality_loss", "grad_norm", "soul_norm", "asked", "alpha")
 """What `Update.settle` leaves in `Update.numbers`, in this order."""
@@ -60,10 +60,10 @@ class Update:
         numbers: (6,) float32, see NUMBERS.
     """
 
-    def __init__(self, trainee: Trainee, config: TrainConfig) -> None:
-        self._trainee, self._config = trainee, config
-        self._parameters = [p for p in trainee.parameters().values() if p.requires_grad]
-        device = trainee.soul.skew.device
+    def __init__(self, state: TrainState, config: TrainConfig) -> None:
+        self._trainee, self._config = state, config
+        self._parameters = [p for p in state.parameters().values() if p.requires_grad]
+        device = state.soul.skew.device
         sizes = [parameter.numel() for parameter in self._parameters]
         self.shared = torch.zeros(sum(sizes) + 3, device=device)
         self.gradients = self.shared[:-3]
@@ -74,45 +74,45 @@ class Update:
         self._ortho = torch.zeros((), device=device)
         self._halted = torch.zeros((), device=device)
 
-    def begin(self) -> None:
+    def zero(self) -> None:
         """Empty the buffers and build the rotation, once for all backward passes of the step."""
         self.gradients.zero_()
         self.task_loss.zero_()
-        self._trainee.adapters.refresh()
-        self._trainee.soul.hold()
+        self._trainee.adapters.cast()
+        self._trainee.soul.cache_rotation()
 
-    def gather(self) -> None:
+    def collect(self) -> None:
         """Bring the rotation's gradient home."""
-        norm, ortho = self._trainee.soul.let_go()
+        norm, ortho = self._trainee.soul.release()
         self.soul_norm.copy_(norm)
         self._ortho.copy_(ortho)
 
-    def settle(self, *, resting: nn.Parameter | None = None) -> None:
+    def apply(self, *, resting: nn.Parameter | None = None) -> None:
         """Clip and apply, or hold back; leaves `numbers`.
 
         Args:
             resting: a parameter that has a gradient and must not move yet.
         """
-        trainee, kept = self._trainee, None
+        state, kept = self._trainee, None
         if resting is not None:
             # without a gradient the optimizer passes it by, and makes no moments for it
             kept, resting.grad = resting.grad, None
             assert kept is not None
             kept.zero_()
-        trainee.scaler.unscale_(trainee.optimizer)
+        state.scaler.unscale_(state.optimizer)
         norm = self.gradients.norm()
         self.gradients.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        alpha = trainee.soul.alpha.detach()
+        alpha = state.soul.alpha.detach()
         self.numbers.copy_(torch.stack([self.task_loss, self._ortho, norm, self.soul_norm, self.asked, alpha]))
-        if trainee.scaler.is_enabled():
-            trainee.scaler.step(trainee.optimizer)
-            trainee.scaler.update()
+        if state.scaler.is_enabled():
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
         else:
             # once held back, always held back, until the host has looked: no later step may build on this one
             self._halted.logical_or_(self.numbers.isfinite().all().logical_not())
-            trainee.optimizer.found_inf, trainee.optimizer.grad_scale = self._halted, None  # type: ignore[attr-defined]
-            trainee.optimizer.step()
-        trainee.soul.advance()
+            state.optimizer.found_inf, state.optimizer.grad_scale = self._halted, None  # type: ignore[attr-defined]
+            state.optimizer.step()
+        state.soul.retract()
         self.numbers[-1].copy_(alpha)  # as the step leaves it
         if resting is not None:
             resting.grad = kept

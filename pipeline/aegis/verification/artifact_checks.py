@@ -12,17 +12,17 @@ import numpy as np
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile
-from aegis.runs.manifest import MANIFEST, Manifest, verify_directory, verify_file
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family, check_head_bias
 from aegis.model.shards import HEAD, ShardSet
+from aegis.runs.manifest import MANIFEST, Manifest, verify_directory, verify_file
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import load_soul
 from aegis.verification.run_checks import Checks, check_finite, check_stock
 from aegis.verification.study.result import read_study
 from aegis.verification.verdict import read_report
-from aegis.soul.file import FILE_NAME as SOUL_FILE
-from aegis.soul.file import load_soul
 
 _SLAB_BYTES = 16 << 20
 _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
@@ -136,10 +136,10 @@ def check_report(checks: Checks, path: Path) -> None:
     with checks.check(bilingual("alone.report", name=path.name), "verify"):
         report = read_report(path)
     if checks.done[-1].ok:
-        guilty = report.get("guilty")
-        with checks.check(bilingual("alone.says"), "verify" if guilty is None else str(guilty)) as tell:
+        failed_stage = report.get("failed_stage")
+        with checks.check(bilingual("alone.says"), "verify" if failed_stage is None else str(failed_stage)) as tell:
             if report["ok"] is not True:
-                raise IntegrityError("verdict.not_proven", guilty=guilty)
+                raise IntegrityError("verdict.not_proven", failed_stage=failed_stage)
             tell(bilingual("alone.proven", tokens=report.get("tokens")))
 
 

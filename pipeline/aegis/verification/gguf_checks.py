@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from aegis import progress
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import GgufFile, fallback_tensors, read_importance
-from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_file
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
-from aegis.runs.sizes import gguf_bytes
+from aegis.runs.disk import gguf_bytes
+from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_file
 
 _SLAB_BYTES = 16 << 20
 _HEADER_BYTES = 1 << 20

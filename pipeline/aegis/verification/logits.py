@@ -43,7 +43,7 @@ def llama_logits(
             bar.advance()
 
 
-def stutters(runtime: Runtime, prompt: Sequence[int], end_token: int | None, tokens: int = 32) -> bool:
+def repeats_one_token(runtime: Runtime, prompt: Sequence[int], end_token: int | None, tokens: int = 32) -> bool:
     """Whether a GGUF, always taking its likeliest token after `prompt`, says one and the same `tokens` times.
 
     Args:

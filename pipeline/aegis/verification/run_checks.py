@@ -14,15 +14,15 @@ import torch
 
 from aegis.errors import AegisError, IntegrityError
 from aegis.llama_cpp import GgufFile
-from aegis.runs.manifest import Manifest, digest, file_sha256, verify_directory
+from aegis.merging.plan import SLAB_BYTES, MergePlan
 from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import WEIGHTS
-from aegis.model.base import Base, TOKENIZER_FILES, read_config
-from aegis.merging.plan import MergePlan, SLAB_BYTES
+from aegis.model.base import TOKENIZER_FILES, Base, read_config
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet
-from aegis.verification.gguf_checks import check_f16, check_quantized
+from aegis.runs.manifest import Manifest, digest, file_sha256, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.verification.gguf_checks import check_f16, check_quantized
 
 _EDITED = frozenset({"tie_word_embeddings", "auto_map", "quantization_config", "dtype", "torch_dtype"})
 """The keys of config.json that merge changes or leaves out."""
@@ -39,7 +39,7 @@ class Check:
 
     def as_json(self) -> dict[str, Any]:
         """As a report has it."""
-        return {"name": self.name.recorded, "stage": self.stage, "ok": self.ok, "detail": self.detail.recorded}
+        return {"name": self.name.english, "stage": self.stage, "ok": self.ok, "detail": self.detail.english}
 
 
 class Checks:
@@ -120,7 +120,7 @@ def check_stock(checks: Checks, merged: Path) -> None:
             raise IntegrityError("structure.foreign_tensors", merged=merged, odd=odd[0])
 
 
-def check_companions(checks: Checks, base: Base, merged: Path) -> None:
+def check_sidecars(checks: Checks, base: Base, merged: Path) -> None:
     """The tokenizer's files are the base's, and so is the config but for what merging changes."""
     with checks.check(bilingual("structure.companions"), "merge") as tell:
         files = [name for name in TOKENIZER_FILES if (base.folder / name).is_file() or (merged / name).is_file()]

@@ -9,7 +9,7 @@ from typing import Any
 from aegis.demo.corpus import documents
 from aegis.verification import texts as text
 
-LEAST_TOKENS = 64
+MIN_TOKENS = 64
 _SEQUENCE_TOKENS = 512
 _LOGITS = 1 << 25
 """Of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
@@ -65,7 +65,7 @@ class Sample:
         rest = tokens - sum(map(len, half))
         compared = half + text.take(text.plain_sequences(plain, tokenizer, limit), rest)
         elsewhere = text.take(text.plain_sequences(other, tokenizer, limit), tokens)
-        if sum(map(len, compared)) < LEAST_TOKENS:  # a handful of rows proves nothing
+        if sum(map(len, compared)) < MIN_TOKENS:  # a handful of rows proves nothing
             compared += elsewhere
         return cls(compared, elsewhere, own_texts)
 

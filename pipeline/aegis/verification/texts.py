@@ -79,12 +79,12 @@ def plain_sequences(texts: Iterable[str], tokenizer: Any, max_length: int) -> It
             yield ids[start : start + max_length]
 
 
-def read_text(path: Path, tokenizer: Any, least_tokens: int) -> list[str]:
+def read_text(path: Path, tokenizer: Any, min_tokens: int) -> list[str]:
     """The paragraphs of a UTF-8 file.
 
     Raises:
         UsageError: no such file.
-        DataError: not UTF-8, or shorter than `least_tokens`.
+        DataError: not UTF-8, or shorter than `min_tokens`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -94,8 +94,8 @@ def read_text(path: Path, tokenizer: Any, least_tokens: int) -> list[str]:
         raise DataError("text.not_utf8", path=path) from None
     paragraphs = [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
     count = sum(len(tokenizer(paragraph).input_ids) for paragraph in paragraphs)
-    if count < least_tokens:
-        raise DataError("text.too_short", path=path, count=count, least_tokens=least_tokens)
+    if count < min_tokens:
+        raise DataError("text.too_short", path=path, count=count, min_tokens=min_tokens)
     return paragraphs
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from aegis import progress
-from aegis.runs import disk
 from aegis.errors import ToolError, UnsupportedModelError
 from aegis.llama_cpp import convert, tree_at_hand
 from aegis.messages import phrase
-from aegis.model.base import Base, TOKENIZER_FILES
+from aegis.model.base import TOKENIZER_FILES, Base
 from aegis.model.sidecars import copy_tokenizer, write_config
+from aegis.runs import disk
 
 _KNOWN = "vocabularies"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
-from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.messages import phrase
+from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
+from aegis.runs.run import Run
 from aegis.verification.divergence import Divergence, Recording, best_temperature, perplexity
 from aegis.verification.reports import read_versioned
 from aegis.verification.run_checks import Check
-from aegis.runs.run import Run
 
 REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
@@ -28,26 +28,26 @@ class Step:
     name: str
     stage: str
     found: Divergence
-    most_kl: float | None
-    least_top1: float | None
+    max_kl: float | None
+    min_top1: float | None
 
     @property
     def ok(self) -> bool:
-        kl_ok = self.most_kl is None or self.found.mean_kl <= self.most_kl
-        return kl_ok and (self.least_top1 is None or self.found.top1 >= self.least_top1)
+        kl_ok = self.max_kl is None or self.found.mean_kl <= self.max_kl
+        return kl_ok and (self.min_top1 is None or self.found.top1 >= self.min_top1)
 
     @property
     def reason(self) -> str:
         """Why there is this bound, or none."""
-        if self.least_top1 is not None:
+        if self.min_top1 is not None:
             return "rounding to 16 bit, and nothing else, may lie between these two"
-        if self.most_kl is not None:
+        if self.max_kl is not None:
             return "a change of precision, with the bound that was asked for"
         return "a change of precision: reported, without a bound"
 
 
 @dataclass(frozen=True)
-class BaseChoice:
+class BaseComparison:
     """One of merge's choices of base weights, measured on the same tokens as everything else.
 
     Attributes:
@@ -63,7 +63,7 @@ class BaseChoice:
 
 
 @dataclass(frozen=True)
-class Kept:
+class BaseRetention:
     """The base's own ability on text that nobody trained on, as perplexities.
 
     The tempered ones are at each model's best temperature: a gate with g > 0 sharpens the logits, and a loss that
@@ -89,7 +89,7 @@ class Kept:
         return math.log(self.result_tempered / self.base_tempered)
 
     @classmethod
-    def measure(cls, base: Recording, result: Recording) -> Kept:
+    def measure(cls, base: Recording, result: Recording) -> BaseRetention:
         temperatures = best_temperature(base), best_temperature(result)
         return cls(
             base.scored,
@@ -109,11 +109,11 @@ class Verdict:
     checks: tuple[Check, ...]
     steps: tuple[Step, ...]
     perplexity: dict[str, float]
-    kept: Kept | None
-    bases: tuple[BaseChoice, ...] = ()
+    kept: BaseRetention | None
+    bases: tuple[BaseComparison, ...] = ()
 
     @property
-    def guilty(self) -> str | None:
+    def failed_stage(self) -> str | None:
         """The first stage, in the pipeline's order, at which something does not hold."""
         failed = {check.stage for check in self.checks if not check.ok}
         failed |= {step.stage for step in self.steps if not step.ok}
@@ -135,8 +135,8 @@ class Verdict:
         return {
             "schema": SCHEMA,
             "version": SCHEMA_VERSION,
-            "ok": self.guilty is None,
-            "guilty": self.guilty,
+            "ok": self.failed_stage is None,
+            "failed_stage": self.failed_stage,
             "tokens": self.tokens,
             "checks": [check.as_json() for check in self.checks],
             "steps": [{**asdict(step), "ok": step.ok, "reason": step.reason} for step in self.steps],
@@ -160,7 +160,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def verdict_of_run(run: Run) -> tuple[dict[str, Any] | None, str]:
+def read_verdict(run: Run) -> tuple[dict[str, Any] | None, str]:
     """verify's report, if it is about what now stands in the run, and why it is no pass ("" if it is).
 
     Raises:
@@ -174,4 +174,4 @@ def verdict_of_run(run: Run) -> tuple[dict[str, Any] | None, str]:
         if read_manifest(directory).identity != manifest.inputs.get(stage):
             return None, phrase("verdict.made_anew", folder=directory.name)
     report = read_report(run.verify / REPORT)
-    return report, "" if report["ok"] else phrase("verdict.found_fault", guilty=report["guilty"])
+    return report, "" if report["ok"] else phrase("verdict.found_fault", failed_stage=report["failed_stage"])

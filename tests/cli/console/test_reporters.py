@@ -12,8 +12,8 @@ from rich.console import Console
 
 from aegis import progress
 from aegis.cli.console import tasks
-from aegis.cli.screens import results
 from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
+from aegis.cli.screens import results
 from aegis.errors import AegisError, EnvironmentFault, UsageError
 from aegis.messages import VARIABLE
 from aegis.report.card import ollama_name
@@ -191,5 +191,5 @@ def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
     assert "ollama create aegis----phi-3.5 -f" in text
     assert f'llama-server -m "{folder / "m.gguf"}" -c 4096' in text
     assert "1.5 MB" in text
-    assert results.quoted(Path("plain")) == "plain"
+    assert results.shell_quote(Path("plain")) == "plain"
     assert ollama_name("日本") == "aegis"

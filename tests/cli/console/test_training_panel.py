@@ -7,13 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
-from aegis.messages.layout import cells
 from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
 from aegis.cli.console.training_panel import TrainingPanel, phase_text
 from aegis.messages import VARIABLE
+from aegis.messages.layout import cell_width
 from aegis.soul.gate import Phase
-from tests.shown import english_in
 from tests.cli.console.test_reporters import ROW
+from tests.shown import english_in
 
 LABELS = ("loss", "smoothed", "held-out", "checkpoint", "α", "phase", "g ", "rate", "speed", "memory")
 
@@ -75,7 +75,7 @@ def test_in_japanese_its_frame_stands(width: int, known: bool, monkeypatch: pyte
     monkeypatch.setenv(VARIABLE, "ja")
     lines = drawn(width, "cp932" if known else "utf-8", known=known)
     text = "\n".join(lines)
-    assert {cells(line) for line in lines} == {width}
+    assert {cell_width(line) for line in lines} == {width}
     assert "…" not in text
     for word in ("train", "step", "loss", "held-out", "checkpoint", "phase", "rate", "speed", "memory", "left"):
         assert word in english

@@ -10,12 +10,15 @@ from types import ModuleType
 
 import pytest
 
-from aegis.cli.screens import memory as screens_memory, plan as screens_plan, study as screens_study, verify
-from aegis.messages.layout import cells
-from aegis.messages import LANGUAGES, Language, VARIABLE, phrase, words
+from aegis.cli.screens import memory as screens_memory
+from aegis.cli.screens import plan as screens_plan
+from aegis.cli.screens import study as screens_study
+from aegis.cli.screens import verify
+from aegis.messages import LANGUAGES, VARIABLE, Language, phrase, words
+from aegis.messages.layout import cell_width
 from aegis.stages import plan, quantize_study, verify_file
-from aegis.training.planning.estimate import Estimate, Held
 from aegis.training.memory import MemoryParts
+from aegis.training.planning.estimate import Estimate, ShardedWeights
 from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
 
 GROUPS = ("doctor", "ending", "finding", "memory", "screens", "screens_plan", "screens_study", "screens_verify")
@@ -53,7 +56,7 @@ def test_folded_screens_fit_a_narrow_terminal(spoken: Language) -> None:
     """But for what has no place to break: the base's name on the Hub."""
     for name, text in every_screen(40).items():
         if name.startswith(("doctor", "plan")):
-            assert all(cells(line) <= 40 for line in text.splitlines() if "Borea" not in line), name
+            assert all(cell_width(line) <= 40 for line in text.splitlines() if "Borea" not in line), name
 
 
 def table_of(text: str, words: str, count: int) -> list[str]:
@@ -72,18 +75,18 @@ def test_columns_end_below_each_other(spoken: Language) -> None:
     memory = table_of(shown["plan"], phrase("screens_plan.recomputed"), 12)
     measured = table_of(shown["train --dry-run"], f"  {phrase('memory.base')}", 7)
     for table in (steps, bases, study, memory, measured):
-        assert len({cells(line) for line in table}) == 1, table
+        assert len({cell_width(line) for line in table}) == 1, table
     start = phrase("screens_plan.need", needed="", free="", where="", short="")
     names = [line.partition(start)[0] for line in shown["plan"].splitlines() if " GB" in line]
-    assert [cells(name) for name in names] == [cells(names[0])] * 6
+    assert [cell_width(name) for name in names] == [cell_width(names[0])] * 6
 
 
 def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> None:
     """Two beside the names at 40 columns, one at least however narrow it is."""
-    for columns, ways in ((40, 2), (64, 4), (12, 1)):
+    for columns, planner in ((40, 2), (64, 4), (12, 1)):
         lines = screens_plan.planned(plan_report(), SETTINGS, columns).splitlines()
         (line,) = [line for line in lines if line.startswith(phrase("screens_plan.recomputed"))]
-        assert line.count("/32") == ways
+        assert line.count("/32") == planner
 
 
 ENGLISH = """\
@@ -134,7 +137,7 @@ def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
     """Reports keep English words, which programs read; each has its text."""
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
     assert screens_memory._PARTS.keys() == parts
-    assert screens_memory._HELD.keys() == {field.name for field in fields(Held)}
+    assert screens_memory._HELD.keys() == {field.name for field in fields(ShardedWeights)}
     assert verify.KINDS.keys() == constants(verify_file, "an? [A-Za-z ]+")
     assert screens_plan.NEEDS.keys() == constants(plan, "(disk|GPU memory|RAM), .+")
     assert screens_study.REASONS.keys() == constants(quantize_study, "needs .+")

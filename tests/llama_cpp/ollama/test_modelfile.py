@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 
 from aegis.llama_cpp import Runtime, convert
-from aegis.model.base import load_tokenizer
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
 from aegis.llama_cpp.ollama.modelfile import go_template, modelfile, stop_texts
 from aegis.llama_cpp.ollama.probing import dialogue_of
-from tests.llama_cpp.ollama.chats import FAMILIES, QUOTING, Conversation, conversation, conversations, rendered, tokenizer_for
+from aegis.model.base import load_tokenizer
+from tests.llama_cpp.ollama.chats import (
+    FAMILIES,
+    QUOTING,
+    Conversation,
+    conversation,
+    conversations,
+    rendered,
+    tokenizer_for,
+)
 from tests.llama_cpp.ollama.conftest import Ollama
 
 NASTY = Dialogue(

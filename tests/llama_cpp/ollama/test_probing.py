@@ -9,9 +9,9 @@ from pathlib import Path
 import jinja2.sandbox
 import pytest
 
-from aegis.model.base import load_tokenizer
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded, Message
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts, take_apart
+from aegis.model.base import load_tokenizer
 from tests.llama_cpp.ollama.chats import FAMILIES, MISTRAL_V7, conversation, conversations, rendered, tokenizer_for
 
 NUMBERED = (

@@ -10,7 +10,7 @@ import torch
 
 from aegis.errors import AegisError, DataError, EnvironmentFault, PeerEnded
 from aegis.training.distributed import group as module
-from aegis.training.distributed.group import ALONE, Together, joined, launched_processes
+from aegis.training.distributed.group import SINGLE, ProcessGroup, process_group, world_size
 
 
 @pytest.mark.parametrize(("size", "count"), [(None, 1), ("1", 1), ("0", 1), ("4", 4)])
@@ -18,7 +18,7 @@ def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch, size: str |
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if size is not None:
         monkeypatch.setenv("WORLD_SIZE", size)
-    assert launched_processes() == count
+    assert world_size() == count
 
 
 def test_a_stray_variable_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,33 +26,33 @@ def test_a_stray_variable_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EnvironmentFault, match="do not come together") as caught, joined(torch.device("cpu")):
+    with pytest.raises(EnvironmentFault, match="do not come together") as caught, process_group(torch.device("cpu")):
         pass
     assert "unset WORLD_SIZE" in caught.value.fix
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(EnvironmentFault, match="WORLD_SIZE is 'two'"):
-        launched_processes()
+        world_size()
 
 
 def test_alone_nothing_is_shared() -> None:
     numbers = torch.tensor([1.0, 2.0])
-    ALONE.add(numbers)
-    ALONE.meet()
+    SINGLE.all_reduce(numbers)
+    SINGLE.barrier()
     assert numbers.tolist() == [1.0, 2.0]
-    assert ALONE.told(lambda: [1, "a"]) == [1, "a"]
-    with pytest.raises(DataError, match="x"), ALONE.first():
+    assert SINGLE.broadcast(lambda: [1, "a"]) == [1, "a"]
+    with pytest.raises(DataError, match="x"), SINGLE.main_process_first():
         raise DataError("dataset.empty", name="x")
 
 
 def test_a_step_that_does_not_end_is_given_up_only_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow is not dead; but when the launcher wants an end, the step has its grace and no more."""
     monkeypatch.setattr(module, "_GRACE_S", 0.01)
-    two = Together(0, 2)
+    two = ProcessGroup(0, 2)
     polls = iter([False] * 50 + [True])
     two.wait(lambda: next(polls), lambda: False)
     with pytest.raises(EnvironmentFault, match="another process of this training ended"):
         two.wait(lambda: False, lambda: True)
-    ALONE.wait(lambda: False, lambda: True)
+    SINGLE.wait(lambda: False, lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,6 @@ def test_whoever_lost_a_peer_does_not_wait_for_it_at_parting(
     monkeypatch.setattr(module.dist, "new_group", lambda **_: None)
     monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(module.dist, "destroy_process_group", lambda: partings.append(1))
-    with pytest.raises(type(error)), joined(torch.device("cpu")):
+    with pytest.raises(type(error)), process_group(torch.device("cpu")):
         raise error
     assert len(partings) == parted

@@ -14,8 +14,8 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.errors import UsageError
-from aegis.training.distributed.launcher import as_launched, unmet, wants_split
-from aegis.training.distributed.group import ALONE, Together
+from aegis.training.distributed.group import SINGLE, ProcessGroup
+from aegis.training.distributed.launcher import apply_launcher_config, asks_for_sharding, unsupported
 from tests.conftest import Recorder
 
 # what `accelerate launch` sets for a config that says FSDP and no more
@@ -40,7 +40,7 @@ V1 = {"FSDP_VERSION": "1"}
 SIZES = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
 
 
-class Two(Together):
+class Two(ProcessGroup):
     """Process 0 of two, whose other one hears everything."""
 
     def _broadcast(self, value: Any) -> Any:
@@ -51,14 +51,14 @@ class Two(Together):
 def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
     """The config that a launch with these variables trains with."""
 
-    def launch(variables: dict[str, str], together: Together | None = None, **settings: Any) -> TrainConfig:
+    def launch(variables: dict[str, str], group: ProcessGroup | None = None, **settings: Any) -> TrainConfig:
         for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_"))]:
             monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        with as_launched(TrainConfig(**settings), together or Two(0, 2), torch.bfloat16) as config:
+        with apply_launcher_config(TrainConfig(**settings), group or Two(0, 2), torch.bfloat16) as config:
             # transformers would take part in it
-            assert together is ALONE or "ACCELERATE_USE_FSDP" not in os.environ
+            assert group is SINGLE or "ACCELERATE_USE_FSDP" not in os.environ
         assert os.environ.get("ACCELERATE_USE_FSDP") == variables.get("ACCELERATE_USE_FSDP")
         return config
 
@@ -86,24 +86,24 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
 def test_weights_that_are_sharded_are_a_base_that_is_split(
     launched: Callable[..., TrainConfig], variables: dict[str, str], splits: bool
 ) -> None:
-    assert wants_split(FSDP | variables) is splits
+    assert asks_for_sharding(FSDP | variables) is splits
     config = launched(FSDP | variables, max_steps=7)
-    assert config == TrainConfig(max_steps=7, split_base=splits)
+    assert config == TrainConfig(max_steps=7, shard_base=splits)
 
 
 def test_what_was_given_wins(launched: Callable[..., TrainConfig], reporter: Recorder) -> None:
-    assert launched(FSDP, split_base=False).split_base is False
-    assert "FSDP (split_base is set to false)" in reporter.warned[-1]
-    assert launched({}, split_base=True).split_base is True
-    assert launched(FSDP | V1 | {"FSDP_SHARDING_STRATEGY": "NO_SHARD"}, split_base=True).split_base is True
+    assert launched(FSDP, shard_base=False).shard_base is False
+    assert "FSDP (shard_base is set to false)" in reporter.warned[-1]
+    assert launched({}, shard_base=True).shard_base is True
+    assert launched(FSDP | V1 | {"FSDP_SHARDING_STRATEGY": "NO_SHARD"}, shard_base=True).shard_base is True
     assert len(reporter.warned) == 1
     # a run that goes on has all its settings from its checkpoint
-    assert launched(FSDP, **TrainConfig().model_dump()).split_base is False
+    assert launched(FSDP, **TrainConfig().model_dump()).shard_base is False
 
 
 def test_one_process_is_as_without_a_launcher(launched: Callable[..., TrainConfig], reporter: Recorder) -> None:
     for variables in (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}):
-        assert launched(variables, ALONE) == TrainConfig()
+        assert launched(variables, SINGLE) == TrainConfig()
     assert not reporter.said + reporter.warned
 
 
@@ -152,7 +152,7 @@ def test_what_is_not_done_is_said_in_one_line(
     names: list[str],
 ) -> None:
     config = launched(FSDP | variables, **settings)
-    found = unmet(FSDP | variables, config, torch.bfloat16)
+    found = unsupported(FSDP | variables, config, torch.bfloat16)
     assert [text.partition(" (")[0] for text in found] == names
     assert reporter.warned == ([f"in accelerate's config, but not done: {'; '.join(found)}"] if found else [])
 
@@ -168,17 +168,17 @@ def test_what_is_not_done_is_said_in_one_line(
         (V1 | {"FSDP_SHARDING_STRATEGY": "SOME"}, {}, "fsdp_sharding_strategy in accelerate's config is 'SOME'"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "full_shard"}, {}, "fsdp_reshard_after_forward in accelerate's config"),
         ({}, {"compile": "on"}, "recomputes its layers"),
-        ({}, {"activation_checkpointing": "off"}, "--no-split-base"),
+        ({}, {"activation_checkpointing": "off"}, "--no-shard-base"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
     launched: Callable[..., TrainConfig], variables: dict[str, str], settings: dict[str, Any], said: str
 ) -> None:
-    """Given --split-base or not: there would be another training than the one that was asked for."""
+    """Given --shard-base or not: there would be another training than the one that was asked for."""
     with pytest.raises(UsageError) as refused:
         launched(FSDP | variables, **settings)
     assert said in str(refused.value)
     assert refused.value.exit_code == 2
     if not settings:
         with pytest.raises(UsageError):
-            launched(FSDP | variables, split_base=True)
+            launched(FSDP | variables, shard_base=True)

@@ -9,8 +9,8 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.model.load import footprint, load_base
-from aegis.training.planning.estimate import Blueprint
-from aegis.training.distributed.sharded_base import SplitBase
+from aegis.training.distributed.sharded_base import ShardedBase
+from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom
 
 CPU = torch.device("cpu")
@@ -22,10 +22,10 @@ def test_the_parts_are_the_whole(make_random: MakeRandom, monkeypatch: pytest.Mo
     base = make_random("phi3", num_hidden_layers=3, num_key_value_heads=4)
     whole = load_base(base, "4bit", CPU)
     models = [copy.deepcopy(whole) for _ in range(parts)]
-    splits = [SplitBase(model.model.layers, rank, parts, CPU) for rank, model in enumerate(models)]
+    splits = [ShardedBase(model.model.layers, rank, parts, CPU) for rank, model in enumerate(models)]
     matrices = sum(p.nbytes for p in whole.model.layers.parameters() if p.ndim > 1)
     rounding = 2 * 256 * 7 * 3
-    held = Blueprint(base, TrainConfig(base_model=str(base)), "cpu").held(parts)
+    held = MemoryEstimator(base, TrainConfig(base_model=str(base)), "cpu").held(parts)
     for model, split in zip(models, splits, strict=True):
         assert abs(footprint(whole) - footprint(model) - matrices * (parts - 1) / parts) < rounding
         assert footprint(model) == held.part + held.whole
@@ -42,7 +42,7 @@ def test_the_parts_are_the_whole(make_random: MakeRandom, monkeypatch: pytest.Mo
     for gradients, order in ((False, forwards), (True, backwards), (False, forwards), (False, forwards)):
         for number in order:
             with torch.set_grad_enabled(gradients):
-                splits[0].put_together(number)
+                splits[0].gather(number)
             ours, theirs = models[0].model.layers[number], whole.model.layers[number]
             for (name, found), (_, wanted) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
                 assert found.dtype == wanted.dtype

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from aegis.errors import EnvironmentFault
-from aegis.training.execution.options import IN_FLIGHT, is_parked
-from aegis.training.execution.checkpointing import HostKeeper, Keeper, Place, kept_elsewhere, recomputed
+from aegis.training.execution.checkpointing import ActivationStore, HostActivationStore, Slot, checkpointed, saving_to
+from aegis.training.execution.options import IN_FLIGHT, is_offloaded
 
 
 def layers() -> list[nn.Sequential]:
@@ -23,9 +23,9 @@ def layers() -> list[nn.Sequential]:
     return [nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(3)]
 
 
-def through(stack: list[nn.Sequential], hidden: Tensor, keeper: Keeper | None, many: int = 3) -> Tensor:
+def through(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore | None, many: int = 3) -> Tensor:
     for number, layer in enumerate(stack):
-        hidden = recomputed(layer, hidden, keeper) if keeper is not None and number < many else layer(hidden)
+        hidden = checkpointed(layer, hidden, store) if store is not None and number < many else layer(hidden)
     return hidden
 
 
@@ -35,12 +35,12 @@ def test_gradients_are_the_plain_ones(many: int) -> None:
     hidden = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     plain, ours, other = layers(), layers(), layers()
     through(plain, hidden, None).square().sum().backward()
-    keeper = Keeper()
+    store = ActivationStore()
     for _ in range(2):  # the same keeper serves every pass
         for parameter in (p for layer in ours for p in layer.parameters()):
             parameter.grad = None
-        through(ours, hidden, keeper, many).square().sum().backward()
-    through(other, hidden + 0.1, keeper, many).square().sum().backward()
+        through(ours, hidden, store, many).square().sum().backward()
+    through(other, hidden + 0.1, store, many).square().sum().backward()
     for one, two, three in zip(plain, ours, other, strict=True):
         for wanted, found, missed in zip(one.parameters(), two.parameters(), three.parameters(), strict=True):
             assert torch.equal(wanted.grad, found.grad)
@@ -50,7 +50,7 @@ def test_gradients_are_the_plain_ones(many: int) -> None:
 def test_an_input_without_gradient_does_not_stop_it() -> None:
     """The embeddings' output needs none; the first layer's parameters get theirs all the same."""
     (layer,) = layers()[:1]
-    recomputed(layer, torch.randn(2, 8), Keeper()).sum().backward()
+    checkpointed(layer, torch.randn(2, 8), ActivationStore()).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
@@ -63,7 +63,7 @@ def test_only_the_input_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = through(layers(), hidden, Keeper())
+        output = through(layers(), hidden, ActivationStore())
     assert saved == []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         through(layers(), hidden, None)
@@ -73,17 +73,17 @@ def test_only_the_input_is_kept() -> None:
 
 
 def test_layers_come_back_in_reverse_or_not_at_all() -> None:
-    keeper = Keeper()
+    store = ActivationStore()
     places = []
     for number in range(2):
-        keeper.begin()
-        places.append([keeper.keep(torch.full((1,), 10.0 * number + own)) for own in range(2)])
+        store.begin()
+        places.append([store.push(torch.full((1,), 10.0 * number + own)) for own in range(2)])
     with pytest.raises(AssertionError, match="in reverse"):
-        keeper.take(places[0][0])
-    assert [keeper.take(place).item() for place in reversed(places[1])] == [11, 10]
-    assert keeper.take(places[0][0]).item() == 0
+        store.pop(places[0][0])
+    assert [store.pop(place).item() for place in reversed(places[1])] == [11, 10]
+    assert store.pop(places[0][0]).item() == 0
     with pytest.raises(AssertionError, match="once"):
-        keeper.take(places[0][0])
+        store.pop(places[0][0])
 
 
 class Stream:
@@ -96,7 +96,7 @@ class Stream:
     def wait_event(self, _: object) -> None: ...
 
 
-class Watched(HostKeeper):
+class Watched(HostActivationStore):
     """Tells what leaves, what comes back, and how many layers are on the GPU besides."""
 
     def __init__(self) -> None:
@@ -109,18 +109,18 @@ class Watched(HostKeeper):
         super().begin()
         self.told.append(f"begin {self._layer}")
 
-    def rest(self, hidden: Tensor) -> None:
-        super().rest(hidden)
+    def drain(self, hidden: Tensor) -> None:
+        super().drain(hidden)
         assert not self._leaving
         self.told.append("rest")
 
-    def keep(self, tensor: Tensor) -> Place:
-        place = super().keep(tensor)
+    def push(self, tensor: Tensor) -> Slot:
+        place = super().push(tensor)
         self._count()
         return place
 
-    def take(self, place: Place) -> Tensor:
-        tensor = super().take(place)
+    def pop(self, place: Slot) -> Tensor:
+        tensor = super().pop(place)
         if self.told[-1] != f"take {place.layer}":
             self.told.append(f"take {place.layer}")
         self._count()
@@ -157,13 +157,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
     return failing.append
 
 
-def parking(stack: list[nn.Sequential], hidden: Tensor, keeper: Keeper, parked: int) -> Tensor:
+def parking(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore, parked: int) -> Tensor:
     """As `Acceleration` has it, without the compiler."""
     for number, layer in enumerate(stack):
         if number == len(stack) - 1:
-            keeper.rest(hidden)
-        if is_parked(number, len(stack), parked):
-            hidden = kept_elsewhere(layer, hidden, keeper, layer.parameters())
+            store.drain(hidden)
+        if is_offloaded(number, len(stack), parked):
+            hidden = saving_to(layer, hidden, store, layer.parameters())
         else:
             hidden = layer(hidden)
     return hidden
@@ -176,24 +176,24 @@ def test_parked_layers_leave_and_come_back_ahead_of_their_use(parked: int) -> No
     hidden = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
     plain, ours = [*layers(), *layers()], [*layers(), *layers()]
     through(plain, hidden, None).square().sum().backward()
-    keeper = Watched()
+    store = Watched()
     for _ in range(2):
-        keeper.told, hidden.grad = [], None
+        store.told, hidden.grad = [], None
         for parameter in (p for layer in ours for p in layer.parameters()):
             parameter.grad = None
-        output = parking(ours, hidden, keeper, parked)
-        output.register_hook(lambda _: keeper.told.append("gradient"))
+        output = parking(ours, hidden, store, parked)
+        output.register_hook(lambda _: store.told.append("gradient"))
         output.square().sum().backward()
         last = parked - 1
         begun = [f"begin {number}" for number in range(parked)]
         # the last layer has let go of what it keeps before the first comes back
-        assert keeper.told[: parked + 3] == [*begun, "rest", "gradient", f"fetch {last}"]
-        rest = keeper.told[parked + 3 :]
+        assert store.told[: parked + 3] == [*begun, "rest", "gradient", f"fetch {last}"]
+        rest = store.told[parked + 3 :]
         assert [what for what in rest if "take" in what] == [f"take {n}" for n in range(last, -1, -1)]
         for number in range(last):  # on its way before the one above it is worked on
             assert rest.index(f"fetch {number}") < rest.index(f"take {number + 1}")
         assert sum("fetch" in what for what in rest) == last
-    assert keeper.most == min(parked, IN_FLIGHT)
+    assert store.most == min(parked, IN_FLIGHT)
     for one, two in zip(plain, ours, strict=True):
         for wanted, found in zip(one.parameters(), two.parameters(), strict=True):
             assert torch.equal(wanted.grad, found.grad)
@@ -203,16 +203,16 @@ def test_parked_layers_leave_and_come_back_ahead_of_their_use(parked: int) -> No
 def test_a_pass_that_came_to_no_end_is_forgotten() -> None:
     """As when a step cannot be recorded: the next one's layers are the first again, in the same buffers."""
     hidden = torch.randn(1, 4, 8, requires_grad=True)
-    stack, keeper = layers(), Watched()
-    kept_elsewhere(stack[0], hidden, keeper, [])
-    parking(stack, hidden, keeper, 2)
-    keeper.start()
-    assert not keeper._leaving
-    keeper.told = []
-    parking(stack, hidden, keeper, 2).sum().backward()
-    assert keeper.told[:4] == ["begin 0", "begin 1", "rest", "fetch 1"]
-    assert keeper.told[-2:] == ["take 1", "take 0"]
-    assert not keeper._coming
+    stack, store = layers(), Watched()
+    saving_to(stack[0], hidden, store, [])
+    parking(stack, hidden, store, 2)
+    store.start()
+    assert not store._leaving
+    store.told = []
+    parking(stack, hidden, store, 2).sum().backward()
+    assert store.told[:4] == ["begin 0", "begin 1", "rest", "fetch 1"]
+    assert store.told[-2:] == ["take 1", "take 0"]
+    assert not store._coming
 
 
 @pytest.mark.parametrize("run", ["recomputed", "parked"])
@@ -223,8 +223,8 @@ def test_a_host_without_room_is_told_with_what_to_do(gpu: Callable[[Exception], 
 
     def step() -> Tensor:
         if run == "recomputed":
-            return recomputed(layer, hidden, Watched())
-        return kept_elsewhere(layer, hidden, Watched(), layer.parameters())
+            return checkpointed(layer, hidden, Watched())
+        return saving_to(layer, hidden, Watched(), layer.parameters())
 
     step()
     gpu(RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from aegis.config.settings import TrainConfig
 from aegis.model.soul_hook import decoder_of
-from aegis.training.kernels.varlen_attention import install_attention
 from aegis.training.execution import compile
+from aegis.training.execution.checkpointing import ActivationStore, Slot, saving_to
 from aegis.training.execution.compile import compile_layer, compile_recomputed_layer
-from aegis.training.execution.checkpointing import Keeper, Place, kept_elsewhere
-from tests.training.conftest import MakeTrainee
+from aegis.training.kernels.varlen_attention import install_attention
+from tests.training.conftest import MakeState
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 
@@ -23,9 +23,9 @@ LENGTH = 24
 
 
 def layer_and_arguments(
-    make_trainee: MakeTrainee, windows: int = 1, length: int = LENGTH
+    make_state: MakeState, windows: int = 1, length: int = LENGTH
 ) -> tuple[Any, Tensor, dict[str, Any]]:
-    model = make_trainee(CONFIG).model
+    model = make_state(CONFIG).model
     install_attention(model.get_base_model())
     decoder: Any = decoder_of(model)
     hidden = torch.randn(windows, length, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -54,9 +54,9 @@ def through(layer: Any, run: Any, hidden: Tensor, arguments: dict[str, Any]) -> 
 
 @pytest.mark.usefixtures("partitioned")
 def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
-    make_trainee: MakeTrainee, monkeypatch: pytest.MonkeyPatch
+    make_state: MakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer, hidden, arguments = layer_and_arguments(make_trainee)
+    layer, hidden, arguments = layer_and_arguments(make_state)
     plain = type(layer).forward
     _, gradient, gradients = through(layer, plain, hidden, arguments)
     found = {}
@@ -83,19 +83,19 @@ def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
 
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.parametrize("windows", [1, 2])
-def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee, windows: int) -> None:
+def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_state: MakeState, windows: int) -> None:
     """Flattened for a product or not, but for a few values a token of dropout and adapter; weights stay where they are.
 
     The length is a weight's width, so that one might be taken for the other.
     """
-    layer, hidden, arguments = layer_and_arguments(make_trainee, windows, length=48)
+    layer, hidden, arguments = layer_and_arguments(make_state, windows, length=48)
     _, gradient, gradients = through(layer, type(layer).forward, hidden, arguments)
     compiled = compile_layer(type(layer).forward)
 
-    class Seen(Keeper):
-        def _pack(self, saved: Tensor) -> Tensor | Place:
+    class Seen(ActivationStore):
+        def _pack(self, saved: Tensor) -> Tensor | Slot:
             packed = super()._pack(saved)
-            (kept if isinstance(packed, Place) else left).append(saved)
+            (kept if isinstance(packed, Slot) else left).append(saved)
             return packed
 
     kept: list[Tensor] = []
@@ -103,7 +103,7 @@ def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee,
     layer.zero_grad()
     given = hidden.clone().requires_grad_()
     shared = [*arguments["position_embeddings"], *layer.parameters()]
-    kept_elsewhere(lambda inner: compiled(layer, inner, **arguments), given, Seen(), shared).square().sum().backward()
+    saving_to(lambda inner: compiled(layer, inner, **arguments), given, Seen(), shared).square().sum().backward()
     assert given.grad is not None
     torch.testing.assert_close(given.grad, gradient)
     torch.testing.assert_close([p.grad for p in layer.parameters() if p.grad is not None], gradients)
@@ -119,24 +119,24 @@ def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee,
 
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.parametrize("keep_attention", [False, True])
-def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_trainee: MakeTrainee, keep_attention: bool) -> None:
+def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_state: MakeState, keep_attention: bool) -> None:
     """What it has of every token, once a pass, and nothing that all layers share; the layer is compiled once."""
-    layer, hidden, arguments = layer_and_arguments(make_trainee)
+    layer, hidden, arguments = layer_and_arguments(make_state)
     _, gradient, _ = through(layer, type(layer).forward, hidden, arguments)
     compiled = compile_recomputed_layer(type(layer).forward, keep_attention=keep_attention)
     torch._dynamo.utils.counters.clear()
 
-    class Seen(Keeper):
-        def keep(self, tensor: Tensor) -> Place:
+    class Seen(ActivationStore):
+        def keep(self, tensor: Tensor) -> Slot:
             kept.append(tensor.numel())
             return super().keep(tensor)
 
     kept: list[int] = []
-    keeper = Seen()
+    store = Seen()
     for _ in range(2):
         given = hidden.clone().requires_grad_()
-        output = kept_elsewhere(
-            lambda inner: compiled(layer, inner, **arguments), given, keeper, arguments["position_embeddings"]
+        output = saving_to(
+            lambda inner: compiled(layer, inner, **arguments), given, store, arguments["position_embeddings"]
         )
         output.square().sum().backward()
         assert given.grad is not None

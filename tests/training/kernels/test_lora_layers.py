@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.training.kernels.lora_layers import Adapters
-from aegis.training.kernels.dropout import drop
 from aegis.model.lora import attach_lora, resolve_targets
+from aegis.training.kernels.dropout import drop
+from aegis.training.kernels.lora_layers import LoraLayers
 
 SHAPE = {
     "vocab_size": 64,
@@ -46,7 +46,7 @@ def gradients(wrapped: Any) -> dict[str, torch.Tensor]:
 def test_without_dropout_it_is_peft() -> None:
     """Loss and every gradient equal peft's to rounding; with another scale they miss."""
     ours, theirs = model(), model()
-    Adapters(ours, torch.float32, 0.0)
+    LoraLayers(ours, torch.float32, 0.0)
     assert torch.allclose(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, atol=1e-6)
     found, wanted = gradients(ours), gradients(theirs)
     assert found.keys() == wanted.keys()
@@ -60,7 +60,7 @@ def test_names_and_saved_files_stay_pefts() -> None:
 
     ours, theirs = model(), model()
     before = get_peft_model_state_dict(theirs, save_embedding_layers=False)
-    Adapters(ours, torch.float32, 0.1)
+    LoraLayers(ours, torch.float32, 0.1)
     after = get_peft_model_state_dict(ours, save_embedding_layers=False)
     assert after.keys() == before.keys()
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -70,8 +70,8 @@ def test_names_and_saved_files_stay_pefts() -> None:
 def test_gradients_through_dropout_are_those_of_the_written_out_formula() -> None:
     """One layer against plain autograd over W x + s·B A drop(x) with the same mask; another layer's mask misses."""
     wrapped = model()
-    adapters = Adapters(wrapped, torch.float32, 0.5)
-    adapters.seed(range(100, 100 + len(adapters)))
+    adapters = LoraLayers(wrapped, torch.float32, 0.5)
+    adapters.set_seeds(range(100, 100 + len(adapters)))
     layer = wrapped.get_base_model().model.layers[0].self_attn.q_proj
     x = torch.randn(5, 32, requires_grad=True)
     layer(x).square().sum().backward()
@@ -96,14 +96,14 @@ def test_masters_are_cast_when_told() -> None:
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    adapters = Adapters(wrapped, torch.bfloat16, 0.0)
+    adapters = LoraLayers(wrapped, torch.bfloat16, 0.0)
     before = wrapped(input_ids=IDS).logits
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(3)
     assert torch.equal(wrapped(input_ids=IDS).logits, before)
-    adapters.refresh()
+    adapters.cast()
     assert not torch.equal(wrapped(input_ids=IDS).logits, before)
     found = gradients(wrapped)
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
@@ -111,8 +111,8 @@ def test_masters_are_cast_when_told() -> None:
 
 def test_dropout_is_off_only_inside_the_block() -> None:
     wrapped = model()
-    adapters = Adapters(wrapped, torch.float32, 0.5)
-    adapters.seed([7] * len(adapters))
+    adapters = LoraLayers(wrapped, torch.float32, 0.5)
+    adapters.set_seeds([7] * len(adapters))
     with_dropout = wrapped(input_ids=IDS).logits
     with adapters.without_dropout():
         whole = wrapped(input_ids=IDS).logits
@@ -125,6 +125,6 @@ def test_dropout_is_off_only_inside_the_block() -> None:
 def test_layers_of_a_kind_share_a_class(count: int) -> None:
     """Compiled code is bound to the class: one a layer would be compiled anew for each."""
     wrapped = model()
-    Adapters(wrapped, torch.float32, 0.0)
+    LoraLayers(wrapped, torch.float32, 0.0)
     layers = wrapped.get_base_model().model.layers
     assert type(layers[0].self_attn.q_proj) is type(layers[count - 1].self_attn.o_proj)

@@ -11,7 +11,7 @@ from bitsandbytes import functional
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
-from aegis.training.kernels.nf4_linear import install_frozen, supports_frozen
+from aegis.training.kernels.nf4_linear import install_nf4_linear, supports_nf4_linear
 
 ROWS, COLUMNS = 96, 128
 
@@ -46,7 +46,7 @@ def make(bias: bool) -> nn.Sequential:
 @pytest.mark.parametrize("bias", [True, False])
 def test_product_and_gradient_are_bitsandbytes_own(bias: bool) -> None:
     plain, ours = make(bias), make(bias)
-    install_frozen(ours)
+    install_nf4_linear(ours)
     assert type(ours[0]).__name__ == "FrozenLinear4bit"
     assert isinstance(ours[0], Linear4bit)
     assert type(ours[1]) is nn.Linear
@@ -59,7 +59,7 @@ def test_product_and_gradient_are_bitsandbytes_own(bias: bool) -> None:
     torch.testing.assert_close(found[0], found[1])
     another = make(bias)
     another[0].weight.data ^= 1  # every second value another
-    install_frozen(another)
+    install_nf4_linear(another)
     assert not torch.allclose(another[0](torch.ones(1, COLUMNS)), ours[0](torch.ones(1, COLUMNS)))
 
 
@@ -73,7 +73,7 @@ def test_an_adapter_on_it_is_the_sum_of_both_products(bias: bool) -> None:
         x, inner, b = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
         layer = make(bias)[:1]
         if ours:
-            install_frozen(layer)
+            install_nf4_linear(layer)
             output = layer[0].with_low_rank(x, inner, b, b.detach(), scale)
         else:
             output = layer[0](x) + (scale * inner @ b.mT).view(2, 5, ROWS)
@@ -88,4 +88,4 @@ def test_an_adapter_on_it_is_the_sum_of_both_products(bias: bool) -> None:
 
 
 def test_only_a_gpu_has_the_kernel() -> None:
-    assert not supports_frozen(torch.device("cpu"))
+    assert not supports_nf4_linear(torch.device("cpu"))

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from aegis.training.kernels.swiglu import install_gated
+from aegis.training.kernels.swiglu import install_swiglu
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 
@@ -31,7 +31,7 @@ def through(mlp: nn.Sequential, scale: float = 1.0) -> list[Tensor]:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_values_and_gradients_are_the_mlps_own(compiled: bool) -> None:
     plain, ours = make(), make()
-    install_gated(ours)
+    install_swiglu(ours)
     assert type(ours[0]).__name__ == "GatedPhi3MLP"
     assert isinstance(ours[0], Phi3MLP)
     if compiled:
@@ -46,5 +46,5 @@ def test_values_and_gradients_are_the_mlps_own(compiled: bool) -> None:
 
 def test_other_mlps_stay_as_they_are() -> None:
     others = nn.Sequential(make("gelu")[0], LlamaMLP(LlamaConfig(**SHAPE, num_attention_heads=2)))
-    install_gated(others)
+    install_swiglu(others)
     assert [type(mlp) for mlp in others] == [Phi3MLP, LlamaMLP]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.training.kernels.varlen_attention import RotaryTable, can_table, install_attention, supports_packed
+from aegis.training.kernels.varlen_attention import RotaryTable, has_tabulable_rope, install_attention, supports_varlen
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -82,6 +82,6 @@ def test_single_documents_need_no_mask(model_type: str) -> None:
 def test_what_cannot_be_served_is_left_alone() -> None:
     """Dynamic rotary embeddings and CPUs keep transformers' way."""
     dynamic = model("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
-    assert not can_table(dynamic)
-    assert can_table(model("llama"))
-    assert not supports_packed(model("llama"), torch.device("cpu"), torch.bfloat16)
+    assert not has_tabulable_rope(dynamic)
+    assert has_tabulable_rope(model("llama"))
+    assert not supports_varlen(model("llama"), torch.device("cpu"), torch.bfloat16)

@@ -13,9 +13,9 @@ from aegis.config.settings import TrainConfig
 from aegis.model.load import footprint, load_base
 from aegis.soul.module import Soul
 from aegis.training.execution.options import activation_bytes
-from aegis.training.setup import assembled
-from aegis.training.planning.estimate import Blueprint
 from aegis.training.memory import by_part
+from aegis.training.planning.estimate import MemoryEstimator
+from aegis.training.setup import build_state
 from tests.conftest import MakeRandom
 from tests.training.conftest import CPU
 
@@ -49,46 +49,51 @@ def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blueprint(phi35: Path) -> Blueprint:
-    return Blueprint(phi35, TrainConfig(), capability=HOPPER)
+def estimator(phi35: Path) -> MemoryEstimator:
+    return MemoryEstimator(phi35, TrainConfig(), capability=HOPPER)
 
 
-def test_within_a_tenth_of_what_a_gpu_took(blueprint: Blueprint) -> None:
+def test_within_a_tenth_of_what_a_gpu_took(estimator: MemoryEstimator) -> None:
     """At 512, 2,048 and 4,096 tokens, activations kept, recomputed and parked."""
-    assert (blueprint.parameters, blueprint.trained["adapter"]) == (3_821_079_552, 9_437_184)
+    assert (estimator.parameters, estimator.trained["adapter"]) == (3_821_079_552, 9_437_184)
     for length, recomputed, parked, measured in MEASURED_GIB:
         away = {"offloaded": recomputed > 0, "attention_spared": recomputed > 0}
-        estimate = blueprint.estimate(length, recomputed=recomputed, compiled=True, parked=parked, **away)
+        estimate = estimator.estimate(
+            length, checkpointed_layers=recomputed, compiled=True, offloaded_layers=parked, **away
+        )
         found = estimate.peak / GIB
         assert abs(found / measured - 1) < 0.1, (length, recomputed, parked, found, measured)
 
 
-def test_one_that_takes_the_step_for_another_would_miss(blueprint: Blueprint) -> None:
+def test_one_that_takes_the_step_for_another_would_miss(estimator: MemoryEstimator) -> None:
     """The control: the bound above can be missed, by the recomputation and by the compilation."""
-    assert blueprint.estimate(512, recomputed=0, compiled=True).peak / GIB > 1.3 * 2.32
-    assert blueprint.estimate(2048, recomputed=0).peak / GIB > 1.1 * 6.616
-    assert blueprint.estimate(4096, recomputed=0, compiled=True).peak / GIB > 1.1 * 8.465
+    assert estimator.estimate(512, checkpointed_layers=0, compiled=True).peak / GIB > 1.3 * 2.32
+    assert estimator.estimate(2048, checkpointed_layers=0).peak / GIB > 1.1 * 6.616
+    assert estimator.estimate(4096, checkpointed_layers=0, compiled=True).peak / GIB > 1.1 * 8.465
 
 
-def test_a_parked_layer_is_there_while_others_are_not(blueprint: Blueprint) -> None:
+def test_a_parked_layer_is_there_while_others_are_not(estimator: MemoryEstimator) -> None:
     """Each takes what it keeps away, but for one: of two that leave at a time, it may be there beside all that stay."""
-    one = activation_bytes(blueprint.text, 512, 2)
-    peaks = [blueprint.estimate(512, recomputed=0, compiled=True, parked=parked).peak for parked in range(32)]
+    one = activation_bytes(estimator.text, 512, 2)
+    peaks = [
+        estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=parked).peak
+        for parked in range(32)
+    ]
     assert peaks[1] == peaks[0]
     assert {before - after for before, after in pairwise(peaks[1:])} == {one}
     # two layers are there, where of those that are recomputed one has been
-    recomputed = blueprint.estimate(512, recomputed=32, compiled=True, offloaded=True).peak
+    recomputed = estimator.estimate(512, checkpointed_layers=32, compiled=True, offload_checkpoints=True).peak
     assert recomputed < peaks[31] < recomputed + 2 * one
     with pytest.raises(AssertionError, match="stays"):
-        blueprint.estimate(512, recomputed=0, compiled=True, parked=32)
+        estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=32)
 
 
 @pytest.mark.parametrize("recomputed", [0, 6])
 def test_the_line_through_two_and_three_layers_meets_the_whole_model(make_random: MakeRandom, recomputed: int) -> None:
     """All six layers run, and the estimate that runs three: the same to the byte."""
     folder = make_random("llama", num_hidden_layers=6)
-    found = Blueprint(folder, TrainConfig(base_model=str(folder)))
-    estimated = found.estimate(256, recomputed=recomputed)
+    found = MemoryEstimator(folder, TrainConfig(base_model=str(folder)))
+    estimated = found.estimate(256, checkpointed_layers=recomputed)
     peak, _ = found._run(256, 6, recompute=recomputed > 0, compiled=False)
     assert estimated.activations + estimated.head_and_loss == peak
 
@@ -99,21 +104,21 @@ def test_weights_and_trained_parts_are_exact(make_random: MakeRandom, reporter: 
     """Byte for byte what a real NF4 model, a real adapter and a real soul take, as they are trained."""
     folder = make_random(family, tie_word_embeddings=family == "llama")
     config = TrainConfig(base_model=str(folder), load_in=load_in, lora_r=4, device="cpu")
-    blueprint = Blueprint(folder, config, "cpu")
-    found = blueprint.estimate(32, recomputed=0)
+    estimator = MemoryEstimator(folder, config, "cpu")
+    found = estimator.estimate(32, checkpointed_layers=0)
     whole = load_base(folder, load_in, CPU)
     assert found.weights == footprint(whole)
     # on a GPU the input embeddings stay with the host, if they are not the head
-    on_gpu = Blueprint(folder, config)
+    on_gpu = MemoryEstimator(folder, config)
     embeddings = whole.get_input_embeddings().weight.numel() * on_gpu.dtype.itemsize * (family != "llama")
-    assert on_gpu.hosted_bytes == on_gpu.base_bytes - on_gpu.estimate(32, recomputed=0).weights == embeddings
+    assert on_gpu.hosted_bytes == on_gpu.base_bytes - on_gpu.estimate(32, checkpointed_layers=0).weights == embeddings
 
     from aegis.model.base import find_base
 
-    with assembled(config, find_base(str(folder)), CPU, None) as trainee:
-        parts = by_part(trainee, CPU)
+    with build_state(config, find_base(str(folder)), CPU, None) as state:
+        parts = by_part(state, CPU)
     assert found.weights == parts.base
-    assert found.adapter == parts.adapter == 4 * blueprint.trained["adapter"]
+    assert found.adapter == parts.adapter == 4 * estimator.trained["adapter"]
     # alpha, which the schedule moves, is held and not trained
     assert (found.soul, found.gradients, found.optimizer) == (parts.soul, parts.gradients, 2 * parts.gradients)
     assert found.workspace == 0
@@ -126,14 +131,16 @@ def test_what_costs_more_is_estimated_higher(make_random: MakeRandom) -> None:
     def peak(
         length: int = 256, recomputed: int = 4, compiled: bool = False, offloaded: bool = False, **more: Any
     ) -> int:
-        blueprint = Blueprint(folder, TrainConfig(base_model=str(folder), **more))
-        return blueprint.estimate(length, recomputed=recomputed, compiled=compiled, offloaded=offloaded).peak
+        estimator = MemoryEstimator(folder, TrainConfig(base_model=str(folder), **more))
+        return estimator.estimate(
+            length, checkpointed_layers=recomputed, compiled=compiled, offload_checkpoints=offloaded
+        ).peak
 
     usual = peak()
     assert peak(512) > usual
-    assert peak(recomputed=0) > usual > peak(recomputed=8)
+    assert peak(checkpointed_layers=0) > usual > peak(checkpointed_layers=8)
     assert peak(compiled=True) < usual
-    assert peak(recomputed=8, offloaded=True) < peak(recomputed=8)
+    assert peak(checkpointed_layers=8, offload_checkpoints=True) < peak(checkpointed_layers=8)
     assert peak(batch_size=4) > usual
     assert peak(lora_r=256) > usual
     assert peak(load_in="16bit") > usual
@@ -144,10 +151,10 @@ def test_what_costs_more_is_estimated_higher(make_random: MakeRandom) -> None:
 def test_it_takes_nothing_and_leaves_nothing(make_random: MakeRandom) -> None:
     """The same twice, whatever was asked in between; everything stays on the meta device."""
     folder = make_random("llama")
-    blueprint = Blueprint(folder, TrainConfig(base_model=str(folder)))
-    first = blueprint.estimate(64, recomputed=2)
-    blueprint.estimate(128, recomputed=0, compiled=True)
-    assert blueprint.estimate(64, recomputed=2) == first
-    assert {tensor.device.type for tensor in [*blueprint.model.parameters(), *blueprint.soul.parameters()]} == {"meta"}
+    estimator = MemoryEstimator(folder, TrainConfig(base_model=str(folder)))
+    first = estimator.estimate(64, checkpointed_layers=2)
+    estimator.estimate(128, checkpointed_layers=0, compiled=True)
+    assert estimator.estimate(64, checkpointed_layers=2) == first
+    assert {tensor.device.type for tensor in [*estimator.model.parameters(), *estimator.soul.parameters()]} == {"meta"}
     assert torch.is_grad_enabled()
     assert Soul(64)(torch.zeros(1, 64)).shape == (1, 64)

@@ -10,16 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from aegis import progress
-from aegis.cli.screens import plan, results
-from aegis.messages import layout
-from aegis.config.settings import Config, DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig, resolve
+from aegis.cli.options import FileOption, OverwriteOption, PresetOption, RunOption, add_setting_options
+from aegis.cli.registry import command
+from aegis.cli.screens import plan as plan_screen
+from aegis.cli.screens import results
+from aegis.config.resolve import Config, resolve
+from aegis.config.settings import DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
 from aegis.errors import UsageError
-from aegis.messages import phrase
-from aegis.cli.options import FileOption, OverwriteOption, PresetOption, RunOption
+from aegis.messages import layout, phrase
 
 
 @dataclass(frozen=True)
-class Settings:
+class AllSettings:
     """Every stage's."""
 
     train: TrainConfig
@@ -36,7 +38,7 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     return settings
 
 
-def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Settings:
+def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> AllSettings:
     """What all stages are to do, from flags for any of them."""
     train = train_settings(preset, config, _only(flags, TrainConfig))
     chosen = DEMO if preset is None and train.base_model == DEMO else preset
@@ -44,19 +46,20 @@ def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any])
     def settings(model: type[Config]) -> Config:
         return resolve(model, preset=chosen, file=config, flags=_only(flags, model))
 
-    return Settings(train, settings(MergeConfig), settings(ExportConfig), settings(VerifyConfig))
+    return AllSettings(train, settings(MergeConfig), settings(ExportConfig), settings(VerifyConfig))
 
 
 def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if name in model.model_fields}
 
 
+@command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout, for programs")] = False,
 ) -> None:
     """Look at this machine and the installation: a line each, and what to type where something is amiss."""
     from aegis.cli.console.reporters import JsonReporter
-    from aegis.doctor import Finding, PROBES, examine, is_ready
+    from aegis.doctor import PROBES, Finding, examine, is_ready
 
     if as_json:
         progress.install(JsonReporter())
@@ -71,6 +74,8 @@ def doctor(
         raise typer.Exit(3)
 
 
+@command()
+@add_setting_options(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)
 def plan(
     flags: dict[str, Any],
     run: RunOption = None,
@@ -81,17 +86,18 @@ def plan(
     show_plan(all_settings(preset, config, flags), run)
 
 
-def show_plan(chosen: Settings, run: Path | None) -> None:
+def show_plan(chosen: AllSettings, run: Path | None) -> None:
     """Plan and print."""
     from aegis.run_all import default_run
     from aegis.runs.run import Run
     from aegis.stages.plan import plan as stage
 
-    place = Run(run) if run else default_run(chosen.train.base_model)
-    report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, place)
-    progress.result(plan.planned(report, chosen.train, layout.terminal_columns()), report)
+    run_dir = Run(run) if run else default_run(chosen.train.base_model)
+    report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir)
+    progress.result(plan_screen.planned(report, chosen.train, layout.terminal_columns()), report)
 
 
+@command()
 def init(
     base_model: Annotated[str | None, typer.Option(help="Hub id or folder of the base; asked for if not given")] = None,
     dataset: Annotated[str | None, typer.Option(help="file or Hub id; asked for if not given")] = None,

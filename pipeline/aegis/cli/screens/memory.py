@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from aegis.messages.layout import cells, folded, left, right
 from aegis.messages import phrase
+from aegis.messages.layout import cell_width, ljust, rjust, wrap
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.plan import PlanReport
     from aegis.training.memory import MemoryParts
-    from aegis.training.planning.planner import Variant
+    from aegis.training.planning.planner import MemoryPlan
 
 _PARTS = {
     "base": "memory.base",
@@ -37,31 +37,35 @@ _BESIDES_BYTES = 1 << 30
 def measured(memory: MemoryParts) -> list[str]:
     """What train --dry-run measured, a line a part."""
     parts = [(phrase(_PARTS[part]), count) for part, count in vars(memory).items()]
-    width = max(cells(name) for name, _ in parts) + 1
-    return [f"  {left(name, width)}{count / 2**30:8.2f} GiB" for name, count in parts]
+    width = max(cell_width(name) for name, _ in parts) + 1
+    return [f"  {ljust(name, width)}{count / 2**30:8.2f} GiB" for name, count in parts]
 
 
 def worked_out(report: PlanReport, columns: int | None) -> list[str]:
     """What plan works out for every way to train, at the fullest moment of a step, as lines of a table."""
     names = [name for name, _ in _rows(report, report.variants)]
-    width = max(map(cells, names)) + 1
+    width = max(map(cell_width, names)) + 1
     # the config's own way comes first, and stays where there is room for one column only
     fitting = len(report.variants) if columns is None else max(1, (columns - width) // 12)
-    shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.recomputed))
+    shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.checkpointed_layers))
     on_gpu, is_split = report.device != "CPU", shown[0].held is not None
     title = phrase("screens_plan.gpu_memory" if on_gpu else "screens_plan.memory", unit=_unit(shown)[0])
     split = phrase("screens_plan.split", loaded=report.base_bytes / 2**30) if is_split else ""
     return [
-        folded("", title, columns),
-        *(left(name, width) + "".join(right(value, 12) for value in values) for name, values in _rows(report, shown)),
-        folded("* ", phrase("screens_plan.legend"), columns),
-        *([folded("", phrase("screens_plan.parked_layers"), columns)] if any(way.parked for way in shown) else []),
-        *([folded("", split, columns)] if split else []),
-        folded("", _room(report, on_gpu), columns),
+        wrap("", title, columns),
+        *(ljust(name, width) + "".join(rjust(value, 12) for value in values) for name, values in _rows(report, shown)),
+        wrap("* ", phrase("screens_plan.legend"), columns),
+        *(
+            [wrap("", phrase("screens_plan.parked_layers"), columns)]
+            if any(way.offloaded_layers for way in shown)
+            else []
+        ),
+        *([wrap("", split, columns)] if split else []),
+        wrap("", _room(report, on_gpu), columns),
     ]
 
 
-def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, list[str]]]:
+def _rows(report: PlanReport, variants: Sequence[MemoryPlan]) -> list[tuple[str, list[str]]]:
     """The table: of every row its name, and a text for each variant."""
     _, unit_bytes = _unit(variants)
     held = [variant.held for variant in variants if variant.held is not None]
@@ -72,9 +76,13 @@ def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, li
     rows = [("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in variants])]
     if held:
         rows.append((phrase("screens_plan.processes"), [str(variant.processes) for variant in variants]))
-    rows.append((phrase("screens_plan.recomputed"), [f"{variant.recomputed}/{report.layers}" for variant in variants]))
-    if any(variant.parked for variant in variants):
-        rows.append((phrase("screens_plan.parked"), [f"{variant.parked}/{report.layers}" for variant in variants]))
+    rows.append(
+        (phrase("screens_plan.recomputed"), [f"{variant.checkpointed_layers}/{report.layers}" for variant in variants])
+    )
+    if any(variant.offloaded_layers for variant in variants):
+        rows.append(
+            (phrase("screens_plan.parked"), [f"{variant.offloaded_layers}/{report.layers}" for variant in variants])
+        )
     if any(variant.host_bytes for variant in variants):
         rows.append((phrase("screens_plan.host_keeps"), amounts(variant.host_bytes for variant in variants)))
     for part in vars(variants[0].memory):
@@ -86,12 +94,12 @@ def _rows(report: PlanReport, variants: Sequence[Variant]) -> list[tuple[str, li
     return rows
 
 
-def _unit(variants: Sequence[Variant]) -> tuple[str, int]:
+def _unit(variants: Sequence[MemoryPlan]) -> tuple[str, int]:
     return ("GiB", 1 << 30) if max(variant.memory.peak for variant in variants) >= 1 << 30 else ("MiB", 1 << 20)
 
 
-def _fits(report: PlanReport, variant: Variant) -> str:
-    free, fillable, peak = report.free_bytes, report.fillable_bytes, variant.memory.peak
+def _fits(report: PlanReport, variant: MemoryPlan) -> str:
+    free, fillable, peak = report.free_bytes, report.usable_bytes, variant.memory.peak
     if free is None and fillable is None:
         return "?"
     # processes have a GPU each, and the host's memory together

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
-from aegis.runs import disk
-from aegis.messages.layout import cells, folded, left
 from aegis.messages import phrase
+from aegis.messages.layout import cell_width, ljust, wrap
+from aegis.runs import disk
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
@@ -57,8 +57,8 @@ def planned(report: PlanReport, settings: TrainConfig, columns: int | None = Non
 
 def _named(lines: Sequence[tuple[str, str]], columns: int | None) -> list[str]:
     """Texts that begin below each other, each with its name before it."""
-    width = max(cells(name) for name, _ in lines) + 2
-    return [folded(left(name, width), text, columns) for name, text in lines]
+    width = max(cell_width(name) for name, _ in lines) + 2
+    return [wrap(ljust(name, width), text, columns) for name, text in lines]
 
 
 def _base(report: PlanReport) -> str:
@@ -90,9 +90,11 @@ def _data(report: PlanReport, settings: TrainConfig) -> str:
 def _need(need: Need) -> str:
     return phrase(
         "screens_plan.need",
-        needed=disk.human(need.bytes),
-        free="" if need.free_bytes is None else phrase("screens_plan.free_room", free=disk.human(need.free_bytes)),
-        where=phrase("screens_plan.where", place=need.where) if need.where else "",
+        needed=disk.format_bytes(need.bytes),
+        free=""
+        if need.free_bytes is None
+        else phrase("screens_plan.free_room", free=disk.format_bytes(need.free_bytes)),
+        where=phrase("screens_plan.where", run_dir=need.where) if need.where else "",
         short=phrase("screens_plan.too_little") if need.free_bytes is not None and need.free_bytes < need.bytes else "",
     )
 
@@ -134,7 +136,7 @@ def merge_planned(report: MergeReport) -> str:
         out=report.out,
         tensors=report.tensors,
         adapted=report.adapted,
-        size=disk.human(report.bytes),
+        size=disk.format_bytes(report.bytes),
         gate=report.gate,
         untied=phrase("screens.untied") if report.untied else "",
     )
@@ -147,7 +149,7 @@ def export_planned(report: ExportReport) -> str:
         [
             phrase("screens_plan.would_export", name=report.name, context=report.context_tokens),
             *(f"  {file}" for file in report.files),
-            phrase("screens_plan.disk_on_the_way", needed=disk.human(report.disk_bytes or 0)),
+            phrase("screens_plan.disk_on_the_way", needed=disk.format_bytes(report.disk_bytes or 0)),
         ]
     )
 

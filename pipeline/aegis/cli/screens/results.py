@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
-from aegis.messages.layout import cells, folded, left
 from aegis.messages import phrase
+from aegis.messages.layout import cell_width, ljust, wrap
 from aegis.report.card import ollama_name
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
-    from aegis.run_all import Answer
     from aegis.config.settings import TrainConfig
     from aegis.doctor import Finding
+    from aegis.run_all import Answer
     from aegis.stages.export import ExportReport
     from aegis.stages.import_soul import ImportReport
     from aegis.stages.merge import MergeReport
@@ -45,10 +45,10 @@ NAMES = {
 def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
     """After doctor: a line a finding, what to type under it, one line of verdict; folded to a terminal's width."""
     narrow = columns is not None and columns < 60
-    width = 0 if narrow else max((cells(_named(finding)) for finding in findings), default=0)
+    width = 0 if narrow else max((cell_width(_named(finding)) for finding in findings), default=0)
     lines = []
     for finding in findings:
-        lines.append((f"{finding.state:<5} {left(_named(finding), width)}  ", finding.detail))
+        lines.append((f"{finding.state:<5} {ljust(_named(finding), width)}  ", finding.detail))
         if finding.cure:
             lines.append((f"{' ' * 6}{phrase('ending.do')}: ", finding.cure))
     failed = [_named(finding) for finding in findings if finding.state == "fail"]
@@ -59,7 +59,7 @@ def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
         lines.append(("", phrase("doctor.ready_and_warned", warned=warned, count=len(findings))))
     else:
         lines.append(("", phrase("doctor.ready")))
-    return "\n".join(folded(start, text, columns) for start, text in lines)
+    return "\n".join(wrap(start, text, columns) for start, text in lines)
 
 
 def _named(finding: Finding) -> str:
@@ -75,7 +75,7 @@ def trained(report: TrainReport, run: Path) -> str:
     steps = phrase("screens.steps", steps=report.steps)
     return (
         f"{report.adapter}\n  {steps}  {'  '.join(losses)}  α {report.alpha:.3f}  g {report.gate:.4f}\n"
-        f"{following(f'aegis merge --run {quoted(run)}')}"
+        f"{next_commands(f'aegis merge --run {shell_quote(run)}')}"
     )
 
 
@@ -98,7 +98,7 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
 
 def merged(report: MergeReport, run: Path | None) -> str:
     """After merge."""
-    where = f"--run {quoted(run)}" if run else f"--model {quoted(report.out)} --out FOLDER"
+    where = f"--run {shell_quote(run)}" if run else f"--model {shell_quote(report.out)} --out FOLDER"
     found = phrase(
         "screens.merged",
         tensors=report.tensors,
@@ -106,15 +106,15 @@ def merged(report: MergeReport, run: Path | None) -> str:
         gate=report.gate,
         untied=phrase("screens.untied") if report.untied else "",
     )
-    return f"{report.out}\n  {found}\n{following(f'aegis export-gguf {where}')}"
+    return f"{report.out}\n  {found}\n{next_commands(f'aegis export-gguf {where}')}"
 
 
 def imported(report: ImportReport) -> str:
     """After import-soul."""
     key = "screens.imported_reflection" if report.reflection else "screens.imported_rotation"
     found = phrase(key, step=report.step, alpha=report.alpha, gate=report.gate, size=report.hidden_size)
-    command = f"aegis merge --base-model BASE --adapter FOLDER --soul {quoted(report.out)} --out FOLDER"
-    return f"{report.out}\n  {found}\n{following(command)}"
+    command = f"aegis merge --base-model BASE --adapter FOLDER --soul {shell_quote(report.out)} --out FOLDER"
+    return f"{report.out}\n  {found}\n{next_commands(command)}"
 
 
 def exported(report: ExportReport) -> str:
@@ -124,9 +124,9 @@ def exported(report: ExportReport) -> str:
     lines += [f"  {file}  {file.stat().st_size / 1e6:.1f} MB" for file in report.files]
     lines += [
         f"{phrase('screens.next')}:",
-        f"  aegis chat --gguf {quoted(first)}",
-        f"  ollama create {ollama_name(report.name)} -f {quoted(first.parent / 'Modelfile')}",
-        f"  llama-server -m {quoted(first)} -c {report.context_tokens} --jinja",
+        f"  aegis chat --gguf {shell_quote(first)}",
+        f"  ollama create {ollama_name(report.name)} -f {shell_quote(first.parent / 'Modelfile')}",
+        f"  llama-server -m {shell_quote(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)
 
@@ -147,27 +147,27 @@ def serving(url: str, gguf: Path, context_tokens: int) -> str:
 def before_and_after(pairs: Sequence[tuple[Answer, Answer]]) -> str:
     """The demo's proof to the eye: the base's answers beside the finished file's."""
     names = phrase("screens.question"), phrase("screens.base"), "aegis"
-    width = max(map(cells, names)) + 2
+    width = max(map(cell_width, names)) + 2
     lines = [phrase("screens.before_and_after")]
     for before, after in pairs:
         texts = after.prompt, before.text, after.text
-        lines.append("".join(f"\n  {left(name, width)}{text}" for name, text in zip(names, texts, strict=True)))
+        lines.append("".join(f"\n  {ljust(name, width)}{text}" for name, text in zip(names, texts, strict=True)))
     return "\n".join(lines) + "\n"
 
 
 def initialised(out: Path) -> str:
     """After init."""
-    first, second = (f"aegis {command} --config {quoted(out)}" for command in ("plan", "run"))
-    return f"{out}\n{following(first, second)}"
+    first, second = (f"aegis {command} --config {shell_quote(out)}" for command in ("plan", "run"))
+    return f"{out}\n{next_commands(first, second)}"
 
 
-def following(*commands: str) -> str:
+def next_commands(*commands: str) -> str:
     """The lines that say what to type next, one under the other."""
     start = f"{phrase('screens.next')}: "
-    return start + f"\n{' ' * cells(start)}".join(commands)
+    return start + f"\n{' ' * cell_width(start)}".join(commands)
 
 
-def quoted(path: Path) -> str:
+def shell_quote(path: Path) -> str:
     """A path as one word of a command line."""
     text = os.fspath(path)
     return f'"{text}"' if any(c.isspace() for c in text) else text

@@ -5,18 +5,18 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from aegis.runs import disk
-from aegis.messages.layout import row, widths
+from aegis.cli.screens.results import next_commands, shell_quote
 from aegis.messages import phrase
-from aegis.cli.screens.results import following, quoted
+from aegis.messages.layout import table_row, widths
+from aegis.runs import disk
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from pathlib import Path
 
-    from aegis.verification.study.result import Measured, Study
     from aegis.stages.quantize_study import StudyReport
+    from aegis.verification.study.result import Measured, Study
 
-_LEAST = (9, 18, 9, 11, 11, 9, 12, 8, 8)
+_MIN = (9, 18, 9, 11, 11, 9, 12, 8, 8)
 
 REASONS = {"needs an importance matrix": "screens_study.needs_imatrix"}
 """Why quantize-study leaves something out."""
@@ -27,7 +27,7 @@ def planned(report: StudyReport) -> str:
     return "\n".join(
         [
             phrase("screens_study.would_hold", out=report.out, made=report.made),
-            phrase("screens_plan.disk_on_the_way", needed=disk.human(report.disk_bytes)),
+            phrase("screens_plan.disk_on_the_way", needed=disk.format_bytes(report.disk_bytes)),
         ]
     )
 
@@ -49,10 +49,10 @@ def studied(report: StudyReport, study: Study, run: Path) -> str:
             "",
             phrase(
                 "screens_study.report",
-                report=quoted(report.out / "report.json"),
-                picture=quoted(report.out / "study.png"),
+                report=shell_quote(report.out / "report.json"),
+                picture=shell_quote(report.out / "study.png"),
             ),
-            following(command(report, study, run)),
+            next_commands(command(report, study, run)),
         ]
     )
 
@@ -69,22 +69,22 @@ def _table(study: Study) -> list[str]:
         phrase("screens_study.reads"),
         phrase("screens_study.writes"),
     ]
-    columns = widths(heads, _LEAST)
+    columns = widths(heads, _MIN)
     reference, front, chosen = study.reference, study.front, study.recommended
     numbers = [
         *(f"{reference.bytes / 1e6:.2f}", "", "", "", f"{reference.perplexity:.3f}"),
         *(f"{reference.speed.reading:.0f}", f"{reference.speed.writing:.1f}"),
     ]
     lines = [
-        f"  {row(heads, columns, names=2)}",
-        f"  {row(['F16', phrase('screens_study.reference'), *numbers], columns, names=2)}",
+        f"  {table_row(heads, columns, names=2)}",
+        f"  {table_row(['F16', phrase('screens_study.reference'), *numbers], columns, names=2)}",
     ]
     for found in study.measured:
         mark = "→" if found == chosen else "·" if found in front else " "
         same = phrase("screens_study.same_file", variant=found.same_as) if found.same_as else ""
-        lines.append(f"{mark} {row(_texts(found), columns, names=2)}{same and f'  {same}'}")
+        lines.append(f"{mark} {table_row(_texts(found), columns, names=2)}{same and f'  {same}'}")
     for left in study.left:
-        start = row([left.quant, left.variant], columns, names=2)
+        start = table_row([left.quant, left.variant], columns, names=2)
         lines.append(f"  {start}{phrase('screens_study.not_made', reason=phrase(REASONS[left.reason]))}")
     return lines
 
@@ -101,9 +101,9 @@ def _texts(measured: Measured) -> list[str]:
 def command(report: StudyReport, study: Study, run: Path) -> str:
     """What makes the recommended file, to the byte."""
     chosen = study.recommended
-    parts = [f"aegis export-gguf --run {quoted(run)} --quant {chosen.quant}"]
+    parts = [f"aegis export-gguf --run {shell_quote(run)} --quant {chosen.quant}"]
     if "imatrix" in chosen.variant:
-        parts.append(f"--imatrix {quoted(report.out / 'imatrix.gguf')}")
+        parts.append(f"--imatrix {shell_quote(report.out / 'imatrix.gguf')}")
     if "head-q8_0" in chosen.variant:
         parts.append("--head-quant q8_0")
     return " ".join([*parts, f"--name {shlex.quote(report.name)}", "--overwrite"])

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegis.messages.layout import row, widths
+from aegis.cli.screens.results import shell_quote
 from aegis.messages import phrase
-from aegis.cli.screens.results import quoted
+from aegis.messages.layout import table_row, widths
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
+    from aegis.stages.verify_file import FileReport
     from aegis.verification.divergence import Divergence
     from aegis.verification.run_checks import Check
-    from aegis.verification.verdict import Kept, Verdict
-    from aegis.stages.verify_file import Examination
+    from aegis.verification.verdict import BaseRetention, Verdict
 
 KINDS = {
     "a GGUF": "screens_verify.gguf",
@@ -40,12 +40,12 @@ def verified(verdict: Verdict, folder: Path) -> str:
     if verdict.kept is not None:
         lines += _kept(verdict.kept)
     lines += ["", phrase("screens_verify.report", path=folder / "report.json")]
-    if verdict.guilty is None:
+    if verdict.failed_stage is None:
         lines.append(phrase("screens_verify.proven", tokens=verdict.tokens))
     else:
         lines += [
             *(_first_line(failure) for failure in verdict.failures),
-            phrase("screens_verify.not_proven", guilty=verdict.guilty),
+            phrase("screens_verify.not_proven", failed_stage=verdict.failed_stage),
         ]
     return "\n".join(lines)
 
@@ -62,11 +62,11 @@ def _steps(verdict: Verdict) -> list[str]:
         phrase("screens_verify.bound"),
     ]
     columns = widths(heads, (20, 11, 11, 11, 9, 10, 9))
-    lines = [row(heads, columns)]
+    lines = [table_row(heads, columns)]
     for step in verdict.steps:
-        bound = "-" if step.most_kl is None else f"{step.most_kl:.0e}"
+        bound = "-" if step.max_kl is None else f"{step.max_kl:.0e}"
         numbers = [*_divergence(step.found), f"{step.found.max_delta:.4f}", bound]
-        lines.append(row([step.name, *numbers], columns) + ("" if step.ok else "  FAIL"))
+        lines.append(table_row([step.name, *numbers], columns) + ("" if step.ok else "  FAIL"))
     return lines
 
 
@@ -77,13 +77,13 @@ def _bases(verdict: Verdict) -> list[str]:
         phrase("screens_verify.perplexity"),
     ]
     columns = widths(heads, (31, 11, 11, 11, 9, 12))
-    lines = [row(heads, columns)]
+    lines = [table_row(heads, columns)]
     for choice in verdict.bases:
         if choice.merged:
             name = phrase("screens_verify.weights_of_this_run", name=choice.name)
         else:
             name = phrase("screens_verify.weights", name=choice.name)
-        lines.append(row([name, *_divergence(choice.found), f"{choice.perplexity:.3f}"], columns))
+        lines.append(table_row([name, *_divergence(choice.found), f"{choice.perplexity:.3f}"], columns))
     return lines
 
 
@@ -95,7 +95,7 @@ def _divergence(found: Divergence) -> list[str]:
     return [f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.max_kl:.2e}", f"{found.top1:.2%}"]
 
 
-def _kept(kept: Kept) -> list[str]:
+def _kept(kept: BaseRetention) -> list[str]:
     tempered = phrase(
         "screens_verify.tempered",
         base=kept.base_tempered,
@@ -110,16 +110,16 @@ def _kept(kept: Kept) -> list[str]:
     return lines
 
 
-def examined(found: Examination) -> str:
+def examined(found: FileReport) -> str:
     """After verify PATH: every check, one line of verdict."""
-    lines = [f"{quoted(found.path)}: {phrase(KINDS[found.kind])}"]
+    lines = [f"{shell_quote(found.path)}: {phrase(KINDS[found.kind])}"]
     for check in found.checks:
         lines.append(_checked(check))
         lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]
-    if found.guilty is None:
+    if found.failed_stage is None:
         lines.append(phrase("screens_verify.sound"))
     else:
-        lines.append(phrase("screens_verify.not_sound", guilty=found.guilty))
+        lines.append(phrase("screens_verify.not_sound", failed_stage=found.failed_stage))
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ class ComparedStep(Protocol):
     def ok(self) -> bool: ...
 
     @property
-    def most_kl(self) -> float | None: ...
+    def max_kl(self) -> float | None: ...
 
     @property
     def found(self) -> Spread: ...
@@ -52,8 +52,8 @@ def draw_divergence(steps: Sequence[ComparedStep], path: Path) -> None:
         axes.plot([spread[0], spread[2]], [row, row], color=colour, linewidth=2, alpha=0.35)
         for value, marker in zip(spread, ("o", "|", "x"), strict=True):
             axes.plot(value, row, marker=marker, color=colour, markersize=8, linestyle="none")
-        if step.most_kl is not None:
-            axes.plot([step.most_kl] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.5)
+        if step.max_kl is not None:
+            axes.plot([step.max_kl] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.5)
     axes.set_xscale("log")
     axes.set_yticks(range(len(steps)), [step.name.replace("→", "to") for step in steps])
     axes.invert_yaxis()

@@ -26,7 +26,7 @@ from aegis.messages import phrase
 
 T = TypeVar("T")
 
-TIME_OUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)
 """How long a step waits for the others; they may still be loading the base, and process 0 may be saving. After that
 they count as dead."""
 _PATIENCE = timedelta(days=2)
@@ -37,7 +37,7 @@ _POLL_S = 2e-4
 
 
 @dataclass(frozen=True)
-class Together:
+class ProcessGroup:
     """`parts` processes, of which this is number `rank`.
 
     Attributes:
@@ -45,25 +45,25 @@ class Together:
     """
 
     rank: int = 0
-    parts: int = 1
-    talk: Any = None
+    world_size: int = 1
+    cpu_group: Any = None
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes files and speaks to people."""
         return self.rank == 0
 
-    def add(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes.
 
         Raises:
             PeerEnded: another process has ended.
         """
-        if self.parts > 1:
+        if self.world_size > 1:
             with dead_peers_explained():
                 dist.all_reduce(tensor)
 
-    def told(self, find: Callable[[], T]) -> T:
+    def broadcast(self, find: Callable[[], T]) -> T:
         """What `find` returns in process 0, something JSON can hold, in all processes; it is called there alone.
 
         Raises:
@@ -71,7 +71,7 @@ class Together:
             SystemExit: in the others then, with the same exit code: process 0 says why.
             PeerEnded: another process has ended.
         """
-        if not self.writes:
+        if not self.is_main:
             return self._hear()
         with self._failure_told():
             found = find()
@@ -79,13 +79,13 @@ class Together:
         return found
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """A block that process 0 goes through before the others.
 
         Raises:
             SystemExit, PeerEnded: as `told`.
         """
-        if not self.writes:
+        if not self.is_main:
             self._hear()
             yield
             return
@@ -93,15 +93,15 @@ class Together:
             yield
         self._broadcast({"found": None})
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process has come here.
 
         Raises:
             PeerEnded: another process has ended.
         """
-        if self.parts > 1:
+        if self.world_size > 1:
             with dead_peers_explained():
-                dist.barrier(self.talk)
+                dist.barrier(self.cpu_group)
 
     def wait(self, done: Callable[[], bool], asked: Callable[[], bool]) -> None:
         """Wait for the device to be `done`, watchful: it never will be if another process died within a step.
@@ -113,7 +113,7 @@ class Together:
             PeerEnded: it was asked to, and the step did not end.
         """
         began: float | None = None
-        while self.parts > 1 and not done():
+        while self.world_size > 1 and not done():
             if began is None and asked():
                 began = time.monotonic()
             if began is not None and time.monotonic() - began > _GRACE_S:
@@ -135,22 +135,22 @@ class Together:
         return answer["found"]
 
     def _broadcast(self, value: Any) -> Any:
-        if self.parts == 1:
+        if self.world_size == 1:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         size = torch.tensor([len(text)])
         with dead_peers_explained():
-            dist.broadcast(size, src=0, group=self.talk)
-            if not self.writes:
+            dist.broadcast(size, src=0, group=self.cpu_group)
+            if not self.is_main:
                 text = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(text, src=0, group=self.talk)
+            dist.broadcast(text, src=0, group=self.cpu_group)
         return json.loads(bytes(text.tolist()))
 
 
-ALONE = Together()
+SINGLE = ProcessGroup()
 
 
-def launched_processes() -> int:
+def world_size() -> int:
     """How many processes the launcher started for one training; 1 without a launcher.
 
     Raises:
@@ -163,13 +163,13 @@ def launched_processes() -> int:
         raise EnvironmentFault("together.world_size", text=text) from None
 
 
-def processes_here() -> int:
+def local_world_size() -> int:
     """How many of them this machine has, as the launcher says."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Together]:
+def process_group(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the other processes, if a launcher started several, while the block runs.
 
     All of them leave a training that diverged or was interrupted together, and process 0 alone with the message.
@@ -181,27 +181,27 @@ def joined(device: torch.device) -> Iterator[Together]:
         EnvironmentFault: the others do not come.
         PeerEnded: one of them ended within the block.
     """
-    parts = launched_processes()
+    parts = world_size()
     if parts == 1:
-        yield ALONE
+        yield SINGLE
         return
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIME_OUT)
-        together = Together(dist.get_rank(), parts, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        group = ProcessGroup(dist.get_rank(), parts, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except (RuntimeError, ValueError) as error:
-        raise EnvironmentFault("together.not_met", parts=parts, error=_first_line(error)) from error
-    if not together.writes:
+        raise EnvironmentFault("together.not_met", world_size=parts, error=_first_line(error)) from error
+    if not group.is_main:
         progress.install(progress.SilentReporter())
     complete = True
     try:
-        yield together
+        yield group
     except (DivergedError, Interrupted) as error:
         # not before process 0 has saved: a launcher ends all when the first one leaves
-        together.meet()
-        if together.writes:
+        group.barrier()
+        if group.is_main:
             raise
         raise SystemExit(error.exit_code) from error
     except PeerEnded:

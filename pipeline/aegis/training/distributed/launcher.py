@@ -1,7 +1,7 @@
 """What accelerate's launcher was configured for, as far as it means something here.
 
 `accelerate launch` hands its config over by environment variables (accelerate/utils/launch.py), which are read as its
-own plugins would (accelerate/utils/dataclasses.py). FSDP that shards the weights splits the base (`split_base`); of the
+own plugins would (accelerate/utils/dataclasses.py). FSDP that shards the weights splits the base (`shard_base`); of the
 rest, what is not done here is said.
 """
 
@@ -15,11 +15,10 @@ import torch
 from pydantic import ValidationError
 
 from aegis import progress
-from aegis.messages import validation
 from aegis.config.settings import TrainConfig
 from aegis.errors import UsageError
-from aegis.messages import phrase
-from aegis.training.distributed.group import Together
+from aegis.messages import phrase, validation
+from aegis.training.distributed.group import ProcessGroup
 
 _FSDP = "ACCELERATE_USE_FSDP"
 _STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2")
@@ -29,8 +28,8 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @contextmanager
-def as_launched(config: TrainConfig, together: Together, dtype: torch.dtype) -> Iterator[TrainConfig]:
-    """The config, its base split if the launcher was configured for that and `split_base` was not given.
+def apply_launcher_config(config: TrainConfig, group: ProcessGroup, dtype: torch.dtype) -> Iterator[TrainConfig]:
+    """The config, its base split if the launcher was configured for that and `shard_base` was not given.
 
     In one process nothing is read and nothing changed. Within the block the libraries do not see that FSDP was asked
     for: transformers would leave a part of the loading to it, in all processes but one.
@@ -41,10 +40,10 @@ def as_launched(config: TrainConfig, together: Together, dtype: torch.dtype) -> 
     Raises:
         UsageError: the launcher was configured for what cannot be done here.
     """
-    if together.parts == 1:
+    if group.world_size == 1:
         yield config
         return
-    if together.told(lambda: _splits(config, os.environ, dtype)):
+    if group.broadcast(lambda: _splits(config, os.environ, dtype)):
         config = _split(config)
     asked = os.environ.pop(_FSDP, None)
     try:
@@ -54,7 +53,7 @@ def as_launched(config: TrainConfig, together: Together, dtype: torch.dtype) -> 
             os.environ[_FSDP] = asked
 
 
-def wants_split(environment: Mapping[str, str]) -> bool:
+def asks_for_sharding(environment: Mapping[str, str]) -> bool:
     """Whether the launcher was configured for a base in parts.
 
     Raises:
@@ -64,7 +63,7 @@ def wants_split(environment: Mapping[str, str]) -> bool:
     return _is_on(environment, _FSDP) and _strategy(environment)[0] in ("FULL_SHARD", "HYBRID_SHARD")
 
 
-def unmet(environment: Mapping[str, str], config: TrainConfig, dtype: torch.dtype) -> list[str]:
+def unsupported(environment: Mapping[str, str], config: TrainConfig, dtype: torch.dtype) -> list[str]:
     """What the launcher was configured for and is not done: the setting's name and the reason, for each.
 
     Args:
@@ -79,7 +78,7 @@ def unmet(environment: Mapping[str, str], config: TrainConfig, dtype: torch.dtyp
     strategy, setting = _strategy(environment)
     checkpointing = config.activation_checkpointing
     policy = environment.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP").upper()
-    if config.split_base:
+    if config.shard_base:
         if strategy == "HYBRID_SHARD":
             found.append(phrase("launched.hybrid", setting=setting))
         if policy != "TRANSFORMER_BASED_WRAP":
@@ -89,7 +88,7 @@ def unmet(environment: Mapping[str, str], config: TrainConfig, dtype: torch.dtyp
         if _is_on(environment, "FSDP_OFFLOAD_PARAMS"):
             found.append(phrase("launched.offload_params"))
     else:
-        if wants_split(environment):
+        if asks_for_sharding(environment):
             found.append(phrase("launched.not_wanted"))
         elif strategy != "NO_SHARD":
             found.append(phrase("launched.whole", setting=setting))
@@ -102,20 +101,20 @@ def unmet(environment: Mapping[str, str], config: TrainConfig, dtype: torch.dtyp
 
 def _splits(config: TrainConfig, environment: Mapping[str, str], dtype: torch.dtype) -> bool:
     """Whether the launcher has its way, said to people with what it has not."""
-    split = wants_split(environment) and "split_base" not in config.model_fields_set
+    split = asks_for_sharding(environment) and "shard_base" not in config.model_fields_set
     taken = _split(config) if split else config
     if split:
         progress.say(phrase("launched.splits"))
-    if missing := unmet(environment, taken, dtype):
+    if missing := unsupported(environment, taken, dtype):
         progress.warn(phrase("launched.unmet", settings="; ".join(missing)))
     return split
 
 
 def _split(config: TrainConfig) -> TrainConfig:
     try:
-        return TrainConfig.model_validate(config.model_dump(exclude_unset=True) | {"split_base": True})
+        return TrainConfig.model_validate(config.model_dump(exclude_unset=True) | {"shard_base": True})
     except ValidationError as error:
-        reason = validation.told(error.errors(include_url=False)[0])
+        reason = validation.describe_validation_error(error.errors(include_url=False)[0])
         raise UsageError("launched.contradiction", reason=reason) from None
 
 

@@ -18,13 +18,13 @@ from torch import distributed as dist
 
 from aegis.training.distributed.group import dead_peers_explained
 
-ROOMS = 2
+RESIDENT_LAYERS = 2
 """Layers that are whole at a time: the one that is worked on, and the one that is on its way."""
 _ALIGNED_BYTES = 256
 """Where a tensor may begin, for any kernel to read it."""
 
 
-def laid_out(sizes: Iterable[int], parts: int) -> tuple[list[int], int]:
+def layout(sizes: Iterable[int], parts: int) -> tuple[list[int], int]:
     """Lay tensors of so many bytes in one row that so many parts divide.
 
     Returns:
@@ -37,7 +37,7 @@ def laid_out(sizes: Iterable[int], parts: int) -> tuple[list[int], int]:
     return starts, math.ceil(end / (parts * _ALIGNED_BYTES)) * parts * _ALIGNED_BYTES
 
 
-class SplitBase:
+class ShardedBase:
     """The decoder layers' matrices, of which this process keeps one part in so many.
 
     Args:
@@ -50,9 +50,11 @@ class SplitBase:
     def __init__(self, layers: nn.ModuleList, rank: int, parts: int, device: torch.device) -> None:
         self._layers = [_Layer(layer, rank, parts, device) for layer in layers]
         largest = max(layer.bytes for layer in self._layers)
-        self._rooms = [_Room(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in self._layers[:ROOMS]]
+        self._rooms = [
+            _Buffer(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in self._layers[:RESIDENT_LAYERS]
+        ]
 
-    def put_together(self, number: int) -> None:
+    def gather(self, number: int) -> None:
         """Make layer `number` whole, until the layer after the next one is; all processes must come here alike.
 
         Raises:
@@ -65,20 +67,20 @@ class SplitBase:
             if 0 <= following < len(self._layers):
                 self._begin(following)
 
-    def _begin(self, number: int) -> _Room:
+    def _begin(self, number: int) -> _Buffer:
         room, layer = self._rooms[number % len(self._rooms)], self._layers[number]
         if room.holds != number:
             if room.holds is not None:
                 # whoever came to it unasked would find another layer's bytes
-                self._layers[room.holds].lie_nowhere()
+                self._layers[room.holds].unbind()
             whole = room.memory[: layer.bytes]
-            layer.lie_in(whole)
+            layer.bind(whole)
             room.holds, room.arriving = number, dist.all_gather_into_tensor(whole, layer.part, async_op=True)
         return room
 
 
 @dataclass
-class _Room:
+class _Buffer:
     """Memory for one layer: which one it holds, and what is to be waited for before it is there."""
 
     memory: Tensor
@@ -97,25 +99,25 @@ class _Layer:
     def __init__(self, layer: nn.Module, rank: int, parts: int, device: torch.device) -> None:
         self._tensors = [(p, p.data.shape, p.data.dtype) for p in layer.parameters() if p.ndim > 1]
         rows = [p.data.contiguous().view(-1).view(torch.uint8) for p, _, _ in self._tensors]
-        self._starts, self.bytes = laid_out((row.numel() for row in rows), parts)
+        self._starts, self.bytes = layout((row.numel() for row in rows), parts)
         whole = torch.zeros(self.bytes, dtype=torch.uint8)
         for start, row in zip(self._starts, rows, strict=True):
             whole[start : start + row.numel()] = row
         self.part = whole.view(parts, -1)[rank].to(device, copy=True)
         layer.register_buffer("aegis_part", self.part, persistent=False)
-        self.lie_nowhere()
+        self.unbind()
         for parameter, _, _ in self._tensors:
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 state.to(device)
 
-    def lie_in(self, whole: Tensor) -> None:
+    def bind(self, whole: Tensor) -> None:
         """Let the parameters be what these bytes are, or soon will be."""
         for (parameter, shape, dtype), start in zip(self._tensors, self._starts, strict=True):
             end = start + math.prod(shape) * dtype.itemsize
             parameter.data = whole[start:end].view(dtype).view(shape)
 
-    def lie_nowhere(self) -> None:
+    def unbind(self) -> None:
         """Let the parameters be empty, as they are while the layer is in parts."""
         for parameter, _, dtype in self._tensors:
             parameter.data = torch.empty(0, dtype=dtype, device=self.part.device)

@@ -26,14 +26,14 @@ _MATRIX_NDIM = 2
 """Dimensions of weights and of their codes, at most."""
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a tensor is kept: the layer's number in the pass, and its own in the layer."""
 
     layer: int
     number: int
 
 
-class Keeper:
+class ActivationStore:
     """Keeps what layers need for their backward passes in the order of the forward pass, and gives it back in reverse.
 
     On the device it came on; `HostKeeper` sends it away.
@@ -55,12 +55,12 @@ class Keeper:
         """What is kept from now on is another layer's."""
         self._kept.append([])
 
-    def keep(self, tensor: Tensor) -> Place:
+    def push(self, tensor: Tensor) -> Slot:
         """Keep one more tensor of the layer; returns its place."""
         self._kept[-1].append(tensor)
-        return Place(len(self._kept) - 1, len(self._kept[-1]) - 1)
+        return Slot(len(self._kept) - 1, len(self._kept[-1]) - 1)
 
-    def take(self, place: Place) -> Tensor:
+    def pop(self, place: Slot) -> Tensor:
         """Give back what was kept, and let go of it."""
         assert not any(map(_any_left, self._kept[place.layer + 1 :])), "layers are taken back in reverse"
         del self._kept[place.layer + 1 :]
@@ -71,7 +71,7 @@ class Keeper:
         return tensor
 
     @contextmanager
-    def keeping(self, hidden: Tensor, shared: Iterable[Tensor]) -> Iterator[None]:
+    def saving(self, hidden: Tensor, shared: Iterable[Tensor]) -> Iterator[None]:
         """Keep whatever a layer that runs in the block saves of each token for its backward pass.
 
         Args:
@@ -86,15 +86,15 @@ class Keeper:
         with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
             yield
 
-    def rest(self, hidden: Tensor) -> None:
+    def drain(self, hidden: Tensor) -> None:
         """The last layer is about to run, and keeps nothing here.
 
         Args:
             hidden: its input; what was kept is needed when the gradient of this has come.
         """
 
-    def _pack(self, saved: Tensor) -> Tensor | Place:
-        return self.keep(saved) if self._has_tokens(saved) else saved
+    def _pack(self, saved: Tensor) -> Tensor | Slot:
+        return self.push(saved) if self._has_tokens(saved) else saved
 
     def _has_tokens(self, saved: Tensor) -> bool:
         if saved.data_ptr() in self._shared:
@@ -104,11 +104,11 @@ class Keeper:
             return saved.ndim == _MATRIX_NDIM and saved.shape[0] == self._rows
         return not self._tokens.isdisjoint(saved.shape)
 
-    def _unpack(self, packed: Tensor | Place) -> Tensor:
-        return self.take(packed) if isinstance(packed, Place) else packed
+    def _unpack(self, packed: Tensor | Slot) -> Tensor:
+        return self.pop(packed) if isinstance(packed, Slot) else packed
 
 
-class HostKeeper(Keeper):
+class HostActivationStore(ActivationStore):
     """Keeps in pinned host memory; the buffers are reused by every pass.
 
     Memory on the device belongs to the computing stream, which waits for a copy before it lets a buffer go.
@@ -135,9 +135,9 @@ class HostKeeper(Keeper):
         if self._layer == len(self._host):
             self._host.append([])
         while self._leaving and self._leaving[0][0] < self._layer - 1:
-            self._see_off()
+            self._wait_oldest()
 
-    def keep(self, tensor: Tensor) -> Place:
+    def push(self, tensor: Tensor) -> Slot:
         self._number += 1
         buffers = self._host[self._layer]
         if self._number == len(buffers):
@@ -145,11 +145,11 @@ class HostKeeper(Keeper):
                 # as it lies in memory: the compiled backward pass was promised its strides
                 buffers.append(torch.empty_like(tensor, device="cpu", pin_memory=True))
         self._leaving.append((self._layer, self._copy([(buffers[self._number], tensor)]), tensor))
-        return Place(self._layer, self._number)
+        return Slot(self._layer, self._number)
 
-    def take(self, place: Place) -> Tensor:
+    def pop(self, place: Slot) -> Tensor:
         while self._leaving:
-            self._see_off()
+            self._wait_oldest()
         self._layer = place.layer - 1
         for wanted in (place.layer, place.layer - 1):
             if wanted >= 0 and wanted not in self._coming:
@@ -162,10 +162,10 @@ class HostKeeper(Keeper):
             del self._coming[place.layer]
         return tensor
 
-    def rest(self, hidden: Tensor) -> None:
+    def drain(self, hidden: Tensor) -> None:
         """Let go of what is still leaving before a step is at its fullest; it begins to come back after that."""
         while self._leaving:
-            self._see_off()
+            self._wait_oldest()
         if hidden.requires_grad:
             last = self._layer
             hidden.register_hook(lambda _: self._fetch(last))
@@ -183,7 +183,7 @@ class HostKeeper(Keeper):
             event.record()
         return event
 
-    def _see_off(self) -> None:
+    def _wait_oldest(self) -> None:
         _, event, _ = self._leaving.popleft()
         torch.cuda.current_stream().wait_event(event)
 
@@ -194,23 +194,23 @@ def _any_left(tensors: Sequence[Tensor | None]) -> bool:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, layer: Layer, keeper: Keeper) -> Tensor:
-        ctx.layer, ctx.keeper = layer, keeper
-        keeper.begin()
-        ctx.place = keeper.keep(hidden)
+    def forward(ctx: Any, hidden: Tensor, layer: Layer, store: ActivationStore) -> Tensor:
+        ctx.layer, ctx.store = layer, store
+        store.begin()
+        ctx.place = store.push(hidden)
         with torch.no_grad():
             return layer(hidden)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, None, None]:
-        hidden = ctx.keeper.take(ctx.place).detach().requires_grad_()
+        hidden = ctx.store.pop(ctx.place).detach().requires_grad_()
         with torch.enable_grad():
             output = ctx.layer(hidden)
         torch.autograd.backward(output, outer[0])
         return hidden.grad, None, None
 
 
-def recomputed(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
+def checkpointed(layer: Layer, hidden: Tensor, store: ActivationStore) -> Tensor:
     """Return layer(hidden), of which nothing is kept but `hidden`; parameters get their gradients all the same.
 
     Args:
@@ -220,15 +220,15 @@ def recomputed(layer: Layer, hidden: Tensor, keeper: Keeper) -> Tensor:
     """
     if not hidden.requires_grad:
         hidden = hidden.detach().requires_grad_()
-    output: Tensor = _Recomputed.apply(hidden, layer, keeper)  # type: ignore[no-untyped-call]
+    output: Tensor = _Recomputed.apply(hidden, layer, store)  # type: ignore[no-untyped-call]
     return output
 
 
-def kept_elsewhere(layer: Layer, hidden: Tensor, keeper: Keeper, shared: Iterable[Tensor]) -> Tensor:
+def saving_to(layer: Layer, hidden: Tensor, store: ActivationStore, shared: Iterable[Tensor]) -> Tensor:
     """Return layer(hidden) of a compiled layer; what it keeps of each token goes to the keeper.
 
     Args:
         shared: as `Keeper.keeping`.
     """
-    with keeper.keeping(hidden, shared):
+    with store.saving(hidden, shared):
         return layer(hidden)

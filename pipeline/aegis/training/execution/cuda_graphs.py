@@ -26,7 +26,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-class Recorder:
+class GraphRecorder:
     """Records functions on the current stream; what they were given must stay where it is, since a replay reads it.
 
     The graphs share one pool of memory, so they must be replayed in the order they were recorded in; one may be

@@ -25,12 +25,12 @@ from torch.utils._pytree import tree_leaves
 from aegis.config.settings import TrainConfig
 from aegis.messages import phrase
 from aegis.model.soul_hook import decoder_of
-from aegis.training.kernels.nf4_linear import install_frozen, supports_frozen
-from aegis.training.kernels.swiglu import install_gated
-from aegis.training.kernels.varlen_attention import RotaryTable, install_attention, supports_packed
+from aegis.training.distributed.sharded_base import ShardedBase
+from aegis.training.execution.checkpointing import ActivationStore, HostActivationStore, checkpointed, saving_to
 from aegis.training.execution.compile import compile_layer, compile_recomputed_layer
-from aegis.training.execution.checkpointing import HostKeeper, Keeper, kept_elsewhere, recomputed
-from aegis.training.distributed.sharded_base import SplitBase
+from aegis.training.kernels.nf4_linear import install_nf4_linear, supports_nf4_linear
+from aegis.training.kernels.swiglu import install_swiglu
+from aegis.training.kernels.varlen_attention import RotaryTable, install_attention, supports_varlen
 
 COMPILE_STEPS = 300
 """Steps from which compiling pays for itself: it takes some 15 seconds (README, Benchmarks)."""
@@ -43,55 +43,63 @@ _STAYING = 3
 
 
 @dataclass(frozen=True)
-class Acceleration:
+class ExecutionOptions:
     """What is switched on; see the module. `recomputed` counts layers, the first ones; `parked` others, `is_parked`."""
 
-    packed: bool = False
-    dequantized: bool = False
+    varlen_attention: bool = False
+    nf4_kernel: bool = False
     compiled: bool = False
-    captured: bool = False
-    recomputed: int = 0
-    offloaded: bool = False
-    attention_spared: bool = False
-    embeddings_hosted: bool = False
-    parked: int = 0
+    cuda_graphs: bool = False
+    checkpointed_layers: int = 0
+    offload_checkpoints: bool = False
+    keep_attention: bool = False
+    cpu_embeddings: bool = False
+    offloaded_layers: int = 0
 
     def __post_init__(self) -> None:
-        assert not self.parked or (self.compiled and not self.recomputed), "layers that are parked are compiled"
+        assert not self.offloaded_layers or (self.compiled and not self.checkpointed_layers), (
+            "layers that are parked are compiled"
+        )
 
     @classmethod
-    def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> Acceleration:
+    def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> ExecutionOptions:
         """Choose by settings, GPU and length of the run; what memory decides is `ways.recomputing`'s.
 
         Args:
             model: the base as loaded, before the adapter.
         """
-        packed = supports_packed(model, device, dtype)
+        packed = supports_varlen(model, device, dtype)
         quick = device.type == "cuda" and packed
         compiled = compiles(config, possible=quick and find_spec("triton") is not None)
         # what is recorded is one shape of step: nothing that starts or rests, no loss scaling, no addresses that change
-        recordable = quick and config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.split_base
+        recordable = quick and config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.shard_base
         return cls(
-            packed=packed,
-            dequantized=quick and supports_frozen(device) and not config.split_base,
+            varlen_attention=packed,
+            nf4_kernel=quick and supports_nf4_linear(device) and not config.shard_base,
             compiled=compiled,
-            captured=recordable and config.cuda_graphs != "off",
-            embeddings_hosted=device.type == "cuda" and has_own_head(model),
+            cuda_graphs=recordable and config.cuda_graphs != "off",
+            cpu_embeddings=device.type == "cuda" and has_own_head(model),
         )
 
     def explain(self, layers: int) -> str:
         """One line for people."""
         parts = [
             phrase("train.compiled") if self.compiled else "",
-            phrase("train.captured") if self.captured else "",
-            phrase("train.recomputed", recomputed=self.recomputed, layers=layers) if self.recomputed else "",
-            phrase("train.parked", parked=self.parked, layers=layers) if self.parked else "",
-            phrase("train.attention_spared" if self.attention_spared else "train.offloaded") if self.offloaded else "",
-            phrase("train.embeddings_hosted") if self.embeddings_hosted else "",
+            phrase("train.captured") if self.cuda_graphs else "",
+            phrase("train.recomputed", checkpointed_layers=self.checkpointed_layers, layers=layers)
+            if self.checkpointed_layers
+            else "",
+            phrase("train.parked", offloaded_layers=self.offloaded_layers, layers=layers)
+            if self.offloaded_layers
+            else "",
+            phrase("train.attention_spared" if self.keep_attention else "train.offloaded")
+            if self.offload_checkpoints
+            else "",
+            phrase("train.embeddings_hosted") if self.cpu_embeddings else "",
         ]
         return phrase("train.step", parts=", ".join(part for part in parts if part) or phrase("train.plain"))
 
-    def install(self, model: Any, length: int, split: SplitBase | None = None) -> None:
+    def install(self, model: Any, length: int, split: ShardedBase | None = None) -> None:
         """Put it in place on the base, or on the peft model round it.
 
         Args:
@@ -100,44 +108,44 @@ class Acceleration:
         """
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         decoder: Any = decoder_of(model)
-        if self.packed:
+        if self.varlen_attention:
             install_attention(base)
             # before the embeddings leave: the table goes where the like of them is
             decoder.rotary_emb = RotaryTable(decoder.rotary_emb, length, decoder.get_input_embeddings().weight[:1])
-        if self.dequantized:
-            install_frozen(base)
+        if self.nf4_kernel:
+            install_nf4_linear(base)
         if self.compiled:
-            install_gated(base)
-        if self.compiled or self.recomputed:
+            install_swiglu(base)
+        if self.compiled or self.checkpointed_layers:
             self._run_layers(decoder, split)
-        if self.embeddings_hosted:
+        if self.cpu_embeddings:
             decoder.get_input_embeddings().to("cpu")
 
-    def _run_layers(self, decoder: Any, split: SplitBase | None) -> None:
-        keeper = HostKeeper() if self.offloaded or self.parked else Keeper()
-        if self.offloaded or self.parked:
+    def _run_layers(self, decoder: Any, split: ShardedBase | None) -> None:
+        store = HostActivationStore() if self.offload_checkpoints or self.offloaded_layers else ActivationStore()
+        if self.offload_checkpoints or self.offloaded_layers:
             # a step that could not be recorded may have ended anywhere
-            decoder.register_forward_pre_hook(lambda *_: keeper.start())
-        if self.parked:
-            assert self.parked < len(decoder.layers), "the last layer stays"
-            decoder.layers[-1].register_forward_pre_hook(lambda _, given: keeper.rest(given[0]))
+            decoder.register_forward_pre_hook(lambda *_: store.start())
+        if self.offloaded_layers:
+            assert self.offloaded_layers < len(decoder.layers), "the last layer stays"
+            decoder.layers[-1].register_forward_pre_hook(lambda _, given: store.drain(given[0]))
         compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
         layers = len(decoder.layers)
         for number, layer in enumerate(decoder.layers):
-            again, parked = number < self.recomputed, is_parked(number, layers, self.parked)
+            again, parked = number < self.checkpointed_layers, is_offloaded(number, layers, self.offloaded_layers)
             run: Callable[..., Tensor] = type(layer).forward
             if self.compiled:
                 kind = type(layer), again
                 run = compiled[kind] = compiled.get(kind) or self._compile(run, again)
             if split is not None:
-                run = _put_together_first(run, split, number)
+                run = _gather_first(run, split, number)
             # a layer compiled to keep little needs a keeper only where that goes elsewhere
-            needs_keeper = parked or (again and (self.offloaded or not self.compiled))
-            layer.forward = _LayerRun(layer, run, keeper if needs_keeper else None, compiled=self.compiled)
+            needs_keeper = parked or (again and (self.offload_checkpoints or not self.compiled))
+            layer.forward = _LayerRun(layer, run, store if needs_keeper else None, compiled=self.compiled)
 
     def _compile(self, forward: Callable[..., Tensor], recomputed: bool) -> Callable[..., Tensor]:
         if recomputed:
-            return compile_recomputed_layer(forward, keep_attention=self.attention_spared)
+            return compile_recomputed_layer(forward, keep_attention=self.keep_attention)
         return compile_layer(forward)
 
 
@@ -150,18 +158,18 @@ def compiles(config: TrainConfig, *, possible: bool) -> bool:
     if config.compile != "auto":
         return config.compile == "on"
     # a compiled layer would have its weights' addresses in it, and a base that is split has no lasting ones
-    return possible and config.max_steps >= COMPILE_STEPS and not config.split_base
+    return possible and config.max_steps >= COMPILE_STEPS and not config.shard_base
 
 
-def _put_together_first(run: Callable[..., Tensor], split: SplitBase, number: int) -> Callable[..., Tensor]:
+def _gather_first(run: Callable[..., Tensor], split: ShardedBase, number: int) -> Callable[..., Tensor]:
     def whole(*args: Any, **kwargs: Any) -> Tensor:
-        split.put_together(number)
+        split.gather(number)
         return run(*args, **kwargs)
 
     return whole
 
 
-def is_parked(number: int, layers: int, parked: int) -> bool:
+def is_offloaded(number: int, layers: int, parked: int) -> bool:
     """Whether layer `number` is one of so many that are parked: spread evenly, so that copies have the same time each.
 
     The last three layers are not, if that many may stay: what the others keep leaves while they are worked on, is gone
@@ -187,8 +195,10 @@ def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
 class _LayerRun:
     """A decoder layer's forward pass, compiled or recomputed or both."""
 
-    def __init__(self, layer: Any, function: Callable[..., Tensor], keeper: Keeper | None, *, compiled: bool) -> None:
-        self._layer, self._function, self._keeper, self._compiled = layer, function, keeper, compiled
+    def __init__(
+        self, layer: Any, function: Callable[..., Tensor], store: ActivationStore | None, *, compiled: bool
+    ) -> None:
+        self._layer, self._function, self._keeper, self._compiled = layer, function, store, compiled
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.is_grad_enabled() and not hidden.requires_grad:
@@ -202,11 +212,11 @@ class _LayerRun:
             return run(hidden)
         if self._compiled:
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            return kept_elsewhere(run, hidden, self._keeper, [*given, *self._layer.parameters()])
-        return recomputed(run, hidden, self._keeper)
+            return saving_to(run, hidden, self._keeper, [*given, *self._layer.parameters()])
+        return checkpointed(run, hidden, self._keeper)
 
 
-PLAIN = Acceleration()
+PLAIN = ExecutionOptions()
 
 
 def activation_bytes(config: Any, tokens: int, itemsize: int) -> int:
@@ -236,7 +246,7 @@ def free_bytes(device: torch.device) -> int:
     return min(free, allowed - torch.cuda.memory_reserved(device))
 
 
-def fillable(free: int) -> int:
+def usable_bytes(free: int) -> int:
     """Of so many free bytes on a GPU, how many a step may take by its plan.
 
     The allocator needs the rest for what lies idle between tensors; and while a step is recorded, what the steps before
@@ -257,14 +267,14 @@ def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool)
     return int(text.num_hidden_layers * sum(map(_pinned_bytes, pieces)))
 
 
-def parked_pieces(text: Any, tokens: int, itemsize: int) -> list[int]:
+def offloaded_tensors(text: Any, tokens: int, itemsize: int) -> list[int]:
     """What one parked layer keeps there, in bytes: `activation_bytes`, piece by piece."""
     return [tokens * itemsize * values for values in _kept_twice(text) for _ in range(2)]
 
 
-def parked_bytes(text: Any, tokens: int, itemsize: int) -> int:
+def offloaded_bytes(text: Any, tokens: int, itemsize: int) -> int:
     """As `host_bytes`, of one parked layer."""
-    return sum(map(_pinned_bytes, parked_pieces(text, tokens, itemsize)))
+    return sum(map(_pinned_bytes, offloaded_tensors(text, tokens, itemsize)))
 
 
 def _pinned_bytes(size: int) -> int:

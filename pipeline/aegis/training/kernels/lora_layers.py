@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from aegis.training.kernels.dropout import DropoutRate
-from aegis.training.kernels.nf4_linear import Frozen
 from aegis.training.kernels.lora import Down, Up
-from aegis.training.kernels.patching import taken_over
+from aegis.training.kernels.nf4_linear import Nf4Linear
+from aegis.training.kernels.patching import with_mixin
 
 _ADAPTER = "default"
 
@@ -29,12 +29,12 @@ class _Adapted:
         a, b = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
         inner = Down.apply(x, a, self.aegis_a, self.aegis_seed, self.aegis_threshold, self.aegis_amplify)  # type: ignore[no-untyped-call]
         up = b, self.aegis_b, self.scaling[_ADAPTER]
-        if isinstance(self.base_layer, Frozen):
+        if isinstance(self.base_layer, Nf4Linear):
             return self.base_layer.with_low_rank(x, inner, *up)
         return Up.apply(self.base_layer(x), inner, *up)  # type: ignore[no-untyped-call]
 
 
-class Adapters:
+class LoraLayers:
     """All LoRA layers of a peft model, taken over for training.
 
     Args:
@@ -54,7 +54,7 @@ class Adapters:
         self._masters: list[Tensor] = []
         self._low: list[Tensor] = []
         for number, layer in enumerate(self._layers):
-            layer.__class__ = taken_over(type(layer), _Adapted)  # type: ignore[arg-type]
+            layer.__class__ = with_mixin(type(layer), _Adapted)  # type: ignore[arg-type]
             layer.aegis_a = self._in_dtype(layer.lora_A[_ADAPTER].weight, dtype)
             layer.aegis_b = self._in_dtype(layer.lora_B[_ADAPTER].weight, dtype)
             layer.aegis_seed = self.seeds[number]
@@ -71,7 +71,7 @@ class Adapters:
         self._low.append(low)
         return low
 
-    def refresh(self) -> None:
+    def cast(self) -> None:
         """Cast the masters again; due after every optimizer step."""
         if self._low:
             torch._foreach_copy_(self._low, self._masters)
@@ -79,14 +79,14 @@ class Adapters:
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """The adapters as they are now, whole, while the block runs."""
-        self.refresh()
+        self.cast()
         self.dropout.switch(on=False)
         try:
             yield
         finally:
             self.dropout.switch(on=True)
 
-    def seed(self, seeds: Sequence[int]) -> None:
+    def set_seeds(self, seeds: Sequence[int]) -> None:
         """Give each layer its dropout seed for the forward passes that follow."""
         host = torch.tensor(seeds, dtype=torch.int32)
         if self.seeds.is_cuda:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis.training.kernels.lora import up_gradients
 from aegis.merging.nf4_round_trip import BLOCK, SECOND_BLOCK
-from aegis.training.kernels.patching import taken_over
+from aegis.training.kernels.lora import up_gradients
+from aegis.training.kernels.patching import with_mixin
 
 _STATE = "Tensor codes, Tensor absmax, Tensor absmax_code, Tensor absmax_scale, Tensor offset, Tensor nf4"
 _STATE_SIZE = _STATE.count("Tensor")
@@ -67,7 +67,7 @@ def _linear_backward_shape(outer: Tensor, *rest: Any) -> Tensor:
     return outer.new_empty(*outer.shape[:-1], rest[-1])
 
 
-class _Nf4Linear(torch.autograd.Function):
+class _Nf4Product(torch.autograd.Function):
     """x Wᵀ + bias, and + scale · inner Bᵀ where there is an adapter."""
 
     @staticmethod
@@ -103,7 +103,7 @@ class _Nf4Linear(torch.autograd.Function):
         return gradient, None, None, *ups, None, None, *[None] * len(state)
 
 
-class Frozen:
+class Nf4Linear:
     """Mixed into a bitsandbytes layer's class: the same weight, another product."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -113,17 +113,17 @@ class Frozen:
         self: Any, x: Tensor, inner: Tensor | None, b: Tensor | None, b_low: Tensor | None, scale: float
     ) -> Any:
         """The layer's product and `low_rank.Up` in one, or its product alone."""
-        return _Nf4Linear.apply(  # type: ignore[no-untyped-call]
+        return _Nf4Product.apply(  # type: ignore[no-untyped-call]
             x, self.bias, self.out_features, inner, b, b_low, scale, *self.aegis_state
         )
 
 
-def supports_frozen(device: torch.device) -> bool:
+def supports_nf4_linear(device: torch.device) -> bool:
     """Whether the kernel can run: it is written in Triton, which torch brings along on Linux."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def install_frozen(model: Any) -> None:
+def install_nf4_linear(model: Any) -> None:
     """Take over every layer whose weight is in NF4 with doubly quantized scales; the weights stay where they are."""
     from bitsandbytes.nn import Linear4bit
 
@@ -140,7 +140,7 @@ def install_frozen(model: Any) -> None:
             state.offset,
             state.code,
         )
-        layer.__class__ = taken_over(type(layer), Frozen)  # type: ignore[arg-type]
+        layer.__class__ = with_mixin(type(layer), Nf4Linear)  # type: ignore[arg-type]
 
 
 def _is_ours(state: Any) -> bool:

@@ -6,7 +6,7 @@ from functools import cache
 
 
 @cache
-def taken_over(layer: type, by: type) -> type:
+def with_mixin(layer: type, by: type) -> type:
     """The class of a layer with `by` mixed in before it.
 
     One class for all layers of a kind: compiled code asks for it, and would be compiled anew for another.

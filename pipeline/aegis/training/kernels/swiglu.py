@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis.training.kernels.patching import taken_over
+from aegis.training.kernels.patching import with_mixin
 
 torch.library.define("aegis::gated_backward", "(Tensor outer, Tensor gate_up) -> Tensor")
 
 
 @torch.library.impl("aegis::gated_backward", "cuda")
 def _on_gpu(outer: Tensor, gate_up: Tensor) -> Tensor:
-    from aegis.training.kernels.swiglu_triton import gated_backward
+    from aegis.training.kernels.swiglu_triton import swiglu_backward
 
-    return gated_backward(outer, gate_up)
+    return swiglu_backward(outer, gate_up)
 
 
 @torch.library.impl("aegis::gated_backward", "cpu")
@@ -35,7 +35,7 @@ def _shape(_outer: Tensor, gate_up: Tensor) -> Tensor:
     return torch.empty_like(gate_up)
 
 
-class _GatedProduct(torch.autograd.Function):
+class _SwigluProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
@@ -48,18 +48,18 @@ class _GatedProduct(torch.autograd.Function):
         return gradient
 
 
-class _Gated:
+class _Swiglu:
     """Mixed into an MLP's class: the same two layers, another way between them."""
 
     def forward(self: Any, hidden: Tensor) -> Any:
-        return self.down_proj(_GatedProduct.apply(self.gate_up_proj(hidden)))  # type: ignore[no-untyped-call]
+        return self.down_proj(_SwigluProduct.apply(self.gate_up_proj(hidden)))  # type: ignore[no-untyped-call]
 
 
-def install_gated(model: Any) -> None:
+def install_swiglu(model: Any) -> None:
     """Take over the MLPs of Phi-3's kind; others stay as they are."""
     from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-    gated = taken_over(Phi3MLP, _Gated)
+    gated = with_mixin(Phi3MLP, _Swiglu)
     for mlp in model.modules():
         if type(mlp) is Phi3MLP and mlp.config.hidden_act == "silu":
             mlp.__class__ = gated

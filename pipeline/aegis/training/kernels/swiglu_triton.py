@@ -30,7 +30,7 @@ def _kernel(outer, gate_up, out, width, BLOCK: tl.constexpr):  # type: ignore[no
     tl.store(out + at_gate + width, (above * gate * share).to(out.dtype.element_ty), mask=there)
 
 
-def gated_backward(outer: Tensor, gate_up: Tensor) -> Tensor:
+def swiglu_backward(outer: Tensor, gate_up: Tensor) -> Tensor:
     """Return the gradient of gate and up, with the shape of `gate_up` (…, 2 · width).
 
     Args:

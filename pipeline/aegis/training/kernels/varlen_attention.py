@@ -18,7 +18,7 @@ _TABLED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "proport
 """Rotary embeddings whose value depends on the position and, for longrope, on which side of one length it lies."""
 
 
-def supports_packed(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
+def supports_varlen(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this module can serve `model`: FlashAttention's kernels (sm_80 on, 16 bit), a rotary embedding known."""
     config = model.config.get_text_config()
     kernels = (
@@ -33,11 +33,11 @@ def supports_packed(model: Any, device: torch.device, dtype: torch.dtype) -> boo
         and width <= 256
         and width % 8 == 0
         and getattr(config, "attn_logit_softcapping", None) is None
-        and can_table(model)
+        and has_tabulable_rope(model)
     )
 
 
-def can_table(model: Any) -> bool:
+def has_tabulable_rope(model: Any) -> bool:
     """Whether the decoder has one rotary embedding, of a kind that a table can hold."""
     kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", None)
     return isinstance(kind, str) and kind in _TABLED

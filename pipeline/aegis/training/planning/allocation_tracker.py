@@ -23,7 +23,7 @@ _BLOCK_BYTES = 512
 """CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
 
 
-class Ledger(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):
     """Bytes of the storages that were made inside the block and still live.
 
     Args:
@@ -79,7 +79,7 @@ class Ledger(TorchDispatchMode):
 
 
 @contextmanager
-def as_on_gpu(*, fused: bool = False) -> Iterator[None]:
+def emulating_cuda(*, fused: bool = False) -> Iterator[None]:
     """Let attention and dropout allocate as their CUDA kernels do; for the recomputation in a backward pass too.
 
     Args:

@@ -7,7 +7,7 @@ The step is the real one: transformers' own decoder, the adapter's arithmetic on
 recomputation, the soul, the chunked loss; only kernels are stood in for (`ledger`). Of compiled layers, whose products
 between two matrices are never whole in memory, what is kept comes from `acceleration.activation_bytes` instead.
 
-Of a base that is split (`split_base`), the weights are what one process holds; the rest is the same in each of them.
+Of a base that is split (`shard_base`), the weights are what one process holds; the rest is the same in each of them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ import torch
 from torch import Tensor, nn
 
 from aegis.config.settings import TrainConfig
-from aegis.training.kernels.lora_layers import Adapters
-from aegis.model.soul_hook import attached, decoder_of
+from aegis.merging.nf4_round_trip import BLOCK, SECOND_BLOCK
 from aegis.model.load import silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
-from aegis.merging.nf4_round_trip import BLOCK, SECOND_BLOCK
-from aegis.training.kernels.varlen_attention import can_table
+from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.soul.module import Soul
-from aegis.training.execution.options import Acceleration, IN_FLIGHT, activation_bytes, attention_bytes, has_own_head
-from aegis.training.planning.allocation_tracker import FourBitProduct, Ledger, as_on_gpu
+from aegis.training.distributed.sharded_base import RESIDENT_LAYERS, layout
+from aegis.training.execution.options import (
+    IN_FLIGHT,
+    ExecutionOptions,
+    activation_bytes,
+    attention_bytes,
+    has_own_head,
+)
 from aegis.training.kernels.chunked_loss import head_loss
-from aegis.training.distributed.sharded_base import ROOMS, laid_out
+from aegis.training.kernels.lora_layers import LoraLayers
+from aegis.training.kernels.varlen_attention import has_tabulable_rope
+from aegis.training.planning.allocation_tracker import AllocationTracker, FourBitProduct, emulating_cuda
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
 """Workspace torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); none on a CPU."""
@@ -56,7 +62,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Held:
+class ShardedWeights:
     """Bytes of the base that one of several processes holds of it; together they are the estimate's weights.
 
     Attributes:
@@ -70,7 +76,7 @@ class Held:
     whole: int
 
 
-class Blueprint:
+class MemoryEstimator:
     """A base with an adapter and a soul as a config wants them, in shapes only.
 
     Args:
@@ -107,7 +113,7 @@ class Blueprint:
         self.base_bytes = sum(_stored_bytes(tensor) for tensor in [*model.parameters(), *model.buffers()])
         decoder: Any = decoder_of(model)
         self._rows = [[_matrix_bytes(p) for p in layer.parameters() if p.ndim > 1] for layer in decoder.layers]
-        self._packs = device == "cuda" and can_table(model)
+        self._packs = device == "cuda" and has_tabulable_rope(model)
         targets = resolve_targets(model, config.lora_targets)
         self.targets: list[Coverage] = coverage(model, targets, config.lora_r)
         with torch.device("meta"):
@@ -120,7 +126,7 @@ class Blueprint:
                 base_name="",
                 revision=None,
             ).train()
-        Adapters(self.model, self.dtype, config.lora_dropout)
+        LoraLayers(self.model, self.dtype, config.lora_dropout)
         self.text = self.model.config.get_text_config()
         self._decoder: Any = decoder_of(self.model)
         hosted = device == "cuda" and has_own_head(self.model)
@@ -194,12 +200,12 @@ class Blueprint:
             workspace=self._workspace,
         )
 
-    def held(self, parts: int) -> Held:
+    def held(self, parts: int) -> ShardedWeights:
         """What one of so many processes holds of the base while a step is worked on."""
-        layers = [laid_out(rows, parts)[1] for rows in self._rows]
-        return Held(
+        layers = [layout(rows, parts)[1] for rows in self._rows]
+        return ShardedWeights(
             part=sum(layers) // parts,
-            layers=max(layers) * min(ROOMS, len(layers)),
+            layers=max(layers) * min(RESIDENT_LAYERS, len(layers)),
             whole=self.base_bytes - sum(map(sum, self._rows)) - self.hosted_bytes,
         )
 
@@ -225,14 +231,16 @@ class Blueprint:
         decoder = self._decoder
         whole, rotary = decoder.layers, getattr(decoder, "rotary_emb", None)
         decoder.layers = whole[:layers]
-        Acceleration(packed=self._packs, recomputed=layers * recompute).install(self.model, max_length)
+        ExecutionOptions(varlen_attention=self._packs, checkpointed_layers=layers * recompute).install(
+            self.model, max_length
+        )
         known = [*self.model.parameters(), *self.model.buffers(), *self.soul.parameters(), *self.soul.buffers()]
-        ledger = Ledger([*known, *(p.grad for p in self._trained if p.grad is not None)])
+        tracker = AllocationTracker([*known, *(p.grad for p in self._trained if p.grad is not None)])
         try:
-            with attached(self.model, self.soul), ledger, as_on_gpu(fused=compiled):
-                self.soul.hold()
-                self._loss(ledger, max_length).backward()
-                self.soul.let_go()
+            with soul_hook(self.model, self.soul), tracker, emulating_cuda(fused=compiled):
+                self.soul.cache_rotation()
+                self._loss(tracker, max_length).backward()
+                self.soul.release()
                 self.soul.advance()
         finally:
             for layer in decoder.layers:
@@ -240,9 +248,9 @@ class Blueprint:
             decoder.layers = whole
             if rotary is not None:
                 decoder.rotary_emb = rotary
-        return ledger.peak, ledger.part_at_peak
+        return tracker.peak, tracker.part_at_peak
 
-    def _loss(self, ledger: Ledger, max_length: int) -> Tensor:
+    def _loss(self, tracker: AllocationTracker, max_length: int) -> Tensor:
         # as training.objective.summed_loss, with the two forms of keeping documents apart said from here
         windows = self._config.batch_size
         ids = torch.zeros(windows, max_length, dtype=torch.int64, device="meta")
@@ -255,7 +263,7 @@ class Blueprint:
         hidden = self._decoder(input_ids=ids, position_ids=ids, use_cache=False, **apart).last_hidden_state
         head = self.model.get_output_embeddings()
         targets = ids.flatten()
-        with ledger.part():
+        with tracker.part():
             return head_loss(
                 hidden.flatten(0, 1).index_select(0, targets), head.weight, getattr(head, "bias", None), targets
             )

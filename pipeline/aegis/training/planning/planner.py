@@ -16,10 +16,17 @@ import torch
 from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.messages import phrase
-from aegis.training.execution.options import Acceleration, compiles, fillable, host_bytes, parked_bytes, parked_pieces
-from aegis.training.planning.estimate import Blueprint, Estimate, Held
+from aegis.training.distributed.group import local_world_size
+from aegis.training.execution.options import (
+    ExecutionOptions,
+    compiles,
+    host_bytes,
+    offloaded_bytes,
+    offloaded_tensors,
+    usable_bytes,
+)
 from aegis.training.execution.pinned import can_pin
-from aegis.training.distributed.group import processes_here
+from aegis.training.planning.estimate import Estimate, MemoryEstimator, ShardedWeights
 
 PROCESSES = (2, 3, 4, 8)
 """How many a base may be split over; the launcher knows, and a plan is made before it."""
@@ -29,16 +36,16 @@ PARKED_ANYWAY, _ANYWAY_BYTES = 3 / 8, 640 << 20
 So much of a short window goes to and fro while the step is worked on: at 512 tokens a tenth of its memory for 3 % of
 its time (README, Benchmarks). Measured on an H200, whose link is slow beside its arithmetic.
 """
-PARKABLE = 1 / 3
+OFFLOADABLE = 1 / 3
 """Of all layers, the part that is parked where memory is short: more of a long window would take longer than working
 them out again does.
 """
-_PARKED_OF_HOST = 0.25
+_OFFLOADED_OF_HOST = 0.25
 """Of the host's free memory, the part that parked layers may take."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class MemoryPlan:
     """One way to train: this config's, or a neighbour of it. `recomputed` and `parked` count layers.
 
     Attributes:
@@ -48,18 +55,18 @@ class Variant:
     """
 
     max_length: int
-    recomputed: int
-    offloaded: bool
+    checkpointed_layers: int
+    offload_checkpoints: bool
     asked_for: bool
     memory: Estimate
     host_bytes: int = 0
-    attention_spared: bool = False
-    parked: int = 0
+    keep_attention: bool = False
+    offloaded_layers: int = 0
     processes: int = 1
-    held: Held | None = None
+    held: ShardedWeights | None = None
 
 
-class Ways:
+class MemoryPlanner:
     """This config's way to train, and the next smaller and larger ones.
 
     Args:
@@ -72,7 +79,7 @@ class Ways:
 
     def __init__(
         self,
-        blueprint: Blueprint,
+        estimator: MemoryEstimator,
         config: TrainConfig,
         kind: str,
         free_bytes: int | None,
@@ -80,65 +87,67 @@ class Ways:
         compiled: bool | None = None,
         parks: bool = True,
     ) -> None:
-        self._blueprint, self._config = blueprint, config
+        self._blueprint, self._config = estimator, config
         on_gpu = kind == "cuda"
         self.compiled = compiles(config, possible=on_gpu) if compiled is None else compiled
         self._parks = parks and self.compiled
-        self._recomputed, self._offloaded = _asked_for(config, blueprint.layers, on_gpu=on_gpu)
+        self._recomputed, self._offloaded = _asked_for(config, estimator.layers, on_gpu=on_gpu)
         # nobody asks a CPU for memory
-        self._room = fillable(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
+        self._room = usable_bytes(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
 
-    def all(self) -> Iterator[Variant]:
+    def neighbours(self) -> Iterator[MemoryPlan]:
         """The config's own first; half and twice its length; then the other end of recomputation.
 
         Of a base that is split: the config's own, in as many processes as there may be.
         """
         length = self._config.max_length
-        if self._config.split_base:
+        if self._config.shard_base:
             yield from (self._split(length, parts) for parts in PROCESSES)
             return
-        own = self.own(length)
+        own = self.chosen(length)
         yield own
-        yield replace(self.own(max(8, length // 2)), asked_for=False)
-        yield replace(self.own(2 * length), asked_for=False)
-        yield self._variant(length, 0 if own.recomputed else self._blueprint.layers)
+        yield replace(self.chosen(max(8, length // 2)), asked_for=False)
+        yield replace(self.chosen(2 * length), asked_for=False)
+        yield self._variant(length, 0 if own.checkpointed_layers else self._blueprint.layers)
 
-    def own(self, length: int) -> Variant:
+    def chosen(self, length: int) -> MemoryPlan:
         """The config's own way, for windows of `length` tokens; of "auto", the first that fits, or else the last."""
         if self._config.activation_checkpointing != "auto":
-            return self._variant(length, self._recomputed, offloaded=self._offloaded, asked_for=True)
+            return self._variant(length, self._recomputed, offload_checkpoints=self._offloaded, asked_for=True)
         for variant in self._from_quick_to_small(length):
             if self._fits(variant.memory):
                 break
         return variant
 
-    def _from_quick_to_small(self, length: int) -> Iterator[Variant]:
+    def _from_quick_to_small(self, length: int) -> Iterator[MemoryPlan]:
         """Some layers are parked in any case; then ever more, or ever more recomputed; at last all are offloaded."""
         layers, (parked, most) = self._blueprint.layers, self._parkable(length)
-        yield from (self._variant(length, 0, parked=number, asked_for=True) for number in range(parked, most + 1))
+        yield from (
+            self._variant(length, 0, offloaded_layers=number, asked_for=True) for number in range(parked, most + 1)
+        )
         yield from (self._variant(length, number, asked_for=True) for number in range(1, layers + 1))
-        yield self._variant(length, layers, offloaded=True, asked_for=True)
+        yield self._variant(length, layers, offload_checkpoints=True, asked_for=True)
 
     def _fits(self, memory: Estimate) -> bool:
         return memory.peak <= self._room
 
     def _variant(
         self, length: int, recomputed: int, *, offloaded: bool = False, parked: int = 0, asked_for: bool = False
-    ) -> Variant:
+    ) -> MemoryPlan:
         spared = offloaded and self._spares_attention(length)
         memory = self._estimate(length, recomputed, offloaded, spared, parked)
         host = self._blueprint.hosted_bytes + self._host_bytes(length, spared) * offloaded
         host += parked * self._parked_bytes(length)
-        return Variant(length, recomputed, offloaded, asked_for, memory, host, spared, parked)
+        return MemoryPlan(length, recomputed, offloaded, asked_for, memory, host, spared, parked)
 
     def _parkable(self, length: int) -> tuple[int, int]:
         """How many layers are parked in any case, and how many at most."""
         if not self._parks:
             return 0, 0
         layers, each = self._blueprint.layers, self._parked_bytes(length)
-        room = int(_PARKED_OF_HOST * _host_memory())
+        room = int(_OFFLOADED_OF_HOST * _host_memory())
         anyway = min(int(PARKED_ANYWAY * layers), min(room, _ANYWAY_BYTES) // each)
-        return anyway, max(anyway, min(int(PARKABLE * layers), room // each))
+        return anyway, max(anyway, min(int(OFFLOADABLE * layers), room // each))
 
     def _spares_attention(self, length: int) -> bool:
         """Whether what attention makes in all layers fits into half of the host's free memory, beside their inputs.
@@ -152,41 +161,43 @@ class Ways:
     def _estimate(self, length: int, recomputed: int, offloaded: bool, spared: bool, parked: int = 0) -> Estimate:
         return self._blueprint.estimate(
             length,
-            recomputed=recomputed,
+            checkpointed_layers=recomputed,
             compiled=self.compiled,
-            offloaded=offloaded,
-            attention_spared=spared,
-            parked=parked,
+            offload_checkpoints=offloaded,
+            keep_attention=spared,
+            offloaded_layers=parked,
         )
 
     def _host_bytes(self, length: int, attention_spared: bool) -> int:
         tokens, itemsize = self._config.batch_size * length, self._blueprint.dtype.itemsize
-        return host_bytes(self._blueprint.text, tokens, itemsize, attention_spared=attention_spared)
+        return host_bytes(self._blueprint.text, tokens, itemsize, keep_attention=attention_spared)
 
     def _parked_bytes(self, length: int) -> int:
-        return parked_bytes(self._blueprint.text, self._config.batch_size * length, self._blueprint.dtype.itemsize)
+        return offloaded_bytes(self._blueprint.text, self._config.batch_size * length, self._blueprint.dtype.itemsize)
 
-    def _split(self, length: int, parts: int) -> Variant:
+    def _split(self, length: int, parts: int) -> MemoryPlan:
         recomputed, offloaded = self._recomputed, self._offloaded
-        memory = self._blueprint.estimate(length, recomputed=recomputed, offloaded=offloaded, parts=parts)
+        memory = self._blueprint.estimate(
+            length, checkpointed_layers=recomputed, offload_checkpoints=offloaded, parts=parts
+        )
         held = self._blueprint.held(parts)
         host = self._blueprint.hosted_bytes + self._host_bytes(length, False) * offloaded
-        return Variant(length, recomputed, offloaded, True, memory, host, processes=parts, held=held)
+        return MemoryPlan(length, recomputed, offloaded, True, memory, host, processes=parts, held=held)
 
 
 def _host_memory() -> int:
     """Of what the host has free, the share of one process: all of a machine's look before any of them takes."""
-    return int(psutil.virtual_memory().available) // processes_here()
+    return int(psutil.virtual_memory().available) // local_world_size()
 
 
-def recomputing(
-    acceleration: Acceleration,
+def fit_to_memory(
+    acceleration: ExecutionOptions,
     config: TrainConfig,
     folder: Path,
     layers: int,
     device: torch.device,
     free_bytes: int | None,
-) -> Acceleration:
+) -> ExecutionOptions:
     """Return `acceleration` with what memory decides.
 
     Args:
@@ -196,26 +207,26 @@ def recomputing(
         free_bytes: of a GPU's memory, before the base was loaded.
     """
     on_gpu = device.type == "cuda"
-    if not on_gpu or config.split_base:
+    if not on_gpu or config.shard_base:
         recomputed, offloaded = _asked_for(config, layers, on_gpu=on_gpu)
-        return replace(acceleration, recomputed=recomputed, offloaded=offloaded)
-    blueprint = Blueprint(folder, config, "cuda", torch.cuda.get_device_capability(device))
+        return replace(acceleration, checkpointed_layers=recomputed, offload_checkpoints=offloaded)
+    estimator = MemoryEstimator(folder, config, "cuda", torch.cuda.get_device_capability(device))
 
-    def own_way(*, parks: bool) -> Variant:
-        ways = Ways(blueprint, config, "cuda", free_bytes, compiled=acceleration.compiled, parks=parks)
-        return ways.own(config.max_length)
+    def own_way(*, parks: bool) -> MemoryPlan:
+        planner = MemoryPlanner(estimator, config, "cuda", free_bytes, compiled=acceleration.compiled, parks=parks)
+        return planner.chosen(config.max_length)
 
     own = own_way(parks=True)
-    pieces = parked_pieces(blueprint.text, config.batch_size * config.max_length, blueprint.dtype.itemsize)
-    if own.parked and not can_pin(pieces * own.parked):
-        progress.warn(phrase("train.cannot_park", parked=own.parked))
+    pieces = offloaded_tensors(estimator.text, config.batch_size * config.max_length, estimator.dtype.itemsize)
+    if own.offloaded_layers and not can_pin(pieces * own.offloaded_layers):
+        progress.warn(phrase("train.cannot_park", offloaded_layers=own.offloaded_layers))
         own = own_way(parks=False)
     return replace(
         acceleration,
-        recomputed=own.recomputed,
-        offloaded=own.offloaded,
-        attention_spared=own.attention_spared,
-        parked=own.parked,
+        checkpointed_layers=own.checkpointed_layers,
+        offload_checkpoints=own.offload_checkpoints,
+        keep_attention=own.keep_attention,
+        offloaded_layers=own.offloaded_layers,
     )
 
 
@@ -223,5 +234,5 @@ def _asked_for(config: TrainConfig, layers: int, *, on_gpu: bool) -> tuple[int, 
     """How many layers the settings have recomputed, and whether offloaded, as far as no memory is asked."""
     wanted = config.activation_checkpointing
     # a split base's layers are whole while they are worked on only
-    kept = wanted in ("off", "auto") and not config.split_base
+    kept = wanted in ("off", "auto") and not config.shard_base
     return 0 if kept else layers, wanted == "offload" and on_gpu

@@ -42,7 +42,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Left:
+class NotBuilt:
     """A combination that was not made, and why."""
 
     quant: str
@@ -83,7 +83,7 @@ class Study:
     tolerance: float
     reference: Reference
     measured: tuple[Measured, ...]
-    left: tuple[Left, ...]
+    left: tuple[NotBuilt, ...]
     importance: Importance | None
 
     @property

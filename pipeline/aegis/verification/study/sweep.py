@@ -8,14 +8,14 @@ from statistics import median
 
 from aegis import progress
 from aegis.config.settings import StudyConfig
-from aegis.llama_cpp import LEAST_CHUNK_TOKENS, Runtime, measure_importance, quantize
-from aegis.runs.manifest import file_sha256
+from aegis.llama_cpp import MIN_CHUNK_TOKENS, Runtime, measure_importance, quantize
 from aegis.messages import phrase
+from aegis.runs.manifest import file_sha256
 from aegis.verification import divergence
 from aegis.verification.divergence import Recording
 from aegis.verification.gguf_checks import check_quantized
 from aegis.verification.logits import llama_logits
-from aegis.verification.study.result import Importance, Left, Measured, Reference, Speed, Study
+from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
 from aegis.verification.study.text import StudyText
 
 IMATRIX, CALIBRATION = "imatrix.gguf", "calibration.txt"
@@ -24,7 +24,7 @@ _WRITTEN_TOKENS = 32
 
 
 @dataclass
-class Surveyor:
+class Sweep:
     """One study under way: makes files in `out`, scratch in `work`."""
 
     config: StudyConfig
@@ -34,7 +34,7 @@ class Surveyor:
     work: Path
     measured: list[Measured] = field(default_factory=list)
 
-    def survey(self, made: list[tuple[str, str]], left: list[Left]) -> Study:
+    def run(self, made: list[tuple[str, str]], left: list[NotBuilt]) -> Study:
         """Everything, f16 first."""
         importance = self._importance() if any("imatrix" in variant for _, variant in made) else None
         reference, speed = self._run(self.f16, "f16")
@@ -58,7 +58,7 @@ class Surveyor:
         text, tokens = self.out / CALIBRATION, self.material.calibration_tokens
         text.write_text(self.material.calibration, encoding="utf-8", newline="\n")
         # two chunks are the least; llama.cpp may count a few tokens less than the tokenizer did
-        chunk_tokens = max(LEAST_CHUNK_TOKENS, min(_CHUNK_TOKENS, tokens // 3))
+        chunk_tokens = max(MIN_CHUNK_TOKENS, min(_CHUNK_TOKENS, tokens // 3))
         measure_importance(self.f16, text, self.out / IMATRIX, chunk_tokens=chunk_tokens, threads=self.config.threads)
         return Importance(file_sha256(self.f16), file_sha256(text), tokens, chunk_tokens)
 

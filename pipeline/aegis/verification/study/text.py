@@ -11,9 +11,9 @@ from aegis.data.packing import Windows
 from aegis.errors import DataError
 from aegis.messages import phrase
 from aegis.verification import texts
-from aegis.verification.sample import LEAST_TOKENS, Sample
+from aegis.verification.sample import MIN_TOKENS, Sample
 
-_LEAST_CALIBRATION_TOKENS = 256
+_MIN_CALIBRATION_TOKENS = 256
 _PARTS = 4
 """One part in so many is measured on, the others make the importance matrix."""
 
@@ -42,7 +42,7 @@ class StudyText:
             UsageError: no such file.
             DataError: not UTF-8, too short, or in one piece.
         """
-        parts = texts.read_text(path, tokenizer, _PARTS * LEAST_TOKENS)
+        parts = texts.read_text(path, tokenizer, _PARTS * MIN_TOKENS)
         if len(parts) < _PARTS:
             parts = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
         if len(parts) < _PARTS:
@@ -77,14 +77,14 @@ class StudyText:
 
 def _refuse_short(what: str, kept: list[list[int]], apart: list[list[int]]) -> None:
     found = [sum(map(len, side)) for side in (kept, apart)]
-    if found[0] < _LEAST_CALIBRATION_TOKENS or found[1] < LEAST_TOKENS:
+    if found[0] < _MIN_CALIBRATION_TOKENS or found[1] < MIN_TOKENS:
         raise DataError(
             "study_text.too_short",
             what=what,
             found=found[0],
-            least_calibration_tokens=_LEAST_CALIBRATION_TOKENS,
+            min_calibration_tokens=_MIN_CALIBRATION_TOKENS,
             found_2=found[1],
-            least_tokens=LEAST_TOKENS,
+            min_tokens=MIN_TOKENS,
         )
 
 

@@ -1,0 +1,79 @@
+"""The models that a run offers for a chat: its GGUF, the live model as it was trained, the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from aegis.chat.conversation import ChatModel
+from aegis.chat.gguf_model import GgufModel
+from aegis.errors import UsageError
+from aegis.llama_cpp import Runtime, trained_context
+from aegis.runs.manifest import read_manifest
+from aegis.runs.run import Run, gguf_of_run
+
+
+@contextmanager
+def load_models(
+    run: Run | None, gguf: Path | None, *, live: bool, compare: bool, context: int | None
+) -> Iterator[list[ChatModel]]:
+    """Load who is to speak; with `compare`, the base comes first.
+
+    Args:
+        run: needed for the live model and the base.
+        gguf: a file instead of the run's.
+        live: base (as it was trained on, usually NF4), adapter and soul in transformers, instead of the GGUF.
+        context: tokens; what the model is good for if None.
+
+    Raises:
+        UsageError: the live model or the base of a file whose run is not known.
+        IntegrityError, EnvironmentFault: as loading does.
+    """
+    with ExitStack() as open_models:
+        found: list[ChatModel] = []
+        if live or compare:
+            if run is None:
+                raise UsageError("talk.no_base")
+            found += open_models.enter_context(
+                load_transformers_models(run, live=live, compare=compare, context=context)
+            )
+        if not live:
+            path = gguf or gguf_of_run(_known(run))
+            runtime = Runtime(path, n_ctx=context or trained_context(path))
+            found.append(GgufModel(open_models.enter_context(runtime)))
+        yield found
+
+
+def _known(run: Run | None) -> Run:
+    if run is None:
+        raise UsageError("talk.which")
+    return run
+
+
+@contextmanager
+def load_transformers_models(run: Run, *, live: bool, compare: bool, context: int | None) -> Iterator[list[ChatModel]]:
+    """Load the base as it was trained on, the live model, or both, in this order.
+
+    Raises:
+        IntegrityError, EnvironmentFault: as loading does.
+    """
+    from aegis.chat.transformers_model import TransformersModel
+    from aegis.model.base import find_base, load_tokenizer
+    from aegis.model.live import live_model
+    from aegis.model.load import choose_device, load_base
+
+    training = read_manifest(run.adapter)
+    base = find_base(str(training.facts["base_model"]), training.facts["revision"])
+    tokenizer, device = load_tokenizer(base.folder), choose_device("auto")
+    load_in: Any = training.config["load_in"]
+    length = context or int(base.config.get("original_max_position_embeddings") or 4096)
+    with ExitStack() as open_models:
+        found: list[ChatModel] = []
+        if compare:
+            found.append(TransformersModel("base", load_base(base.folder, load_in, device).eval(), tokenizer, length))
+        if live:
+            model = open_models.enter_context(live_model(base, run.adapter, load_in, device))
+            found.append(TransformersModel("live", model, tokenizer, length))
+        yield found

@@ -1,0 +1,163 @@
+"""The commands of the pipeline: train, merge, import-soul, export-gguf, run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aegis import progress
+from aegis.cli.commands import setup
+from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, add_setting_options
+from aegis.cli.registry import command
+from aegis.cli.screens import plan, results
+from aegis.cli.screens import verify as verify_screen
+from aegis.cli.shared import existing_run, lock_unless_dry_run
+from aegis.config.resolve import resolve
+from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.errors import UsageError
+
+
+@command()
+@add_setting_options(TrainConfig)
+def train(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="there must be a checkpoint to go on from")] = False,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="ten real steps for memory and speed; keeps nothing")
+    ] = False,
+) -> None:
+    """Train an adapter and a soul. Without arguments: the embedded default, on a CPU, in a minute or two."""
+    settings = setup.train_settings(preset, config, flags)
+    from aegis.run_all import default_run
+    from aegis.runs.run import Run
+    from aegis.stages import train as stage
+
+    if resume and run and not (flags or preset or config):
+        settings = stage.config_of(Run(run))
+    if dry_run:
+        report = stage.dry_run(settings)
+        progress.result(results.dry_run(report, settings), report)
+        return
+    run_dir = Run(run) if run else default_run(settings.base_model)
+    report = stage.train(settings, run_dir, resume=resume, overwrite=overwrite)
+    progress.result(results.trained(report, run_dir.root), report)
+
+
+@command()
+@add_setting_options(MergeConfig)
+def merge(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    base_model: Annotated[str | None, typer.Option(help="base, when there is no --run")] = None,
+    revision: Annotated[str | None, typer.Option(help="its Hub revision")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter, when there is no --run")] = None,
+    soul: Annotated[
+        Path | None, typer.Option(help="soul.safetensors; the one in the adapter's folder if not given")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write; <run>/merged if not given")] = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Merge the adapter into the base's 16-bit weights and fold the soul into the LM head."""
+    settings = resolve(MergeConfig, preset=preset, file=config, flags=flags)
+    from aegis.stages import merge as stage
+
+    run_dir = None
+    if adapter or base_model:
+        if run or not (adapter and base_model and out):
+            raise UsageError("cli.which_to_merge")
+        inputs = stage.MergeInputs(base_model, adapter, soul, revision)
+        report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
+    else:
+        if soul or revision:
+            raise UsageError("cli.soul_without_base")
+        run_dir = existing_run(run)
+        with lock_unless_dry_run(run_dir, dry_run):
+            inputs = stage.inputs_of_run(run_dir)
+            report = stage.merge(inputs, out or run_dir.merged, settings, overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        progress.result(plan.merge_planned(report), report)
+        return
+    progress.result(results.merged(report, run_dir.root if run_dir else None), report)
+
+
+@command("import-soul")
+def import_soul(
+    soul: Annotated[Path, typer.Argument(help="soul.pt of one of the original's checkpoints")],
+    out: Annotated[Path, typer.Option(help="soul.safetensors to write")],
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn the original pipeline's soul.pt into a soul.safetensors that merge takes; nothing in it is run."""
+    from aegis.stages.import_soul import import_soul as stage
+
+    report = stage(soul, out, overwrite=overwrite)
+    progress.result(results.imported(report), report)
+
+
+@command("export-gguf")
+@add_setting_options(ExportConfig)
+def export_gguf(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    model: Annotated[Path | None, typer.Option(help="a merged folder, when there is no --run")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write; <run>/gguf if not given")] = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Convert the merged folder to GGUF and quantize it. --quant may be given several times."""
+    settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
+    from aegis.stages.export import export_gguf as stage
+
+    if model:
+        if run or not out:
+            raise UsageError("cli.which_to_export")
+        report = stage(model, out, settings, overwrite=overwrite, dry_run=dry_run)
+    else:
+        run_dir = existing_run(run)
+        with lock_unless_dry_run(run_dir, dry_run):
+            report = stage(run_dir.merged, out or run_dir.gguf, settings, overwrite=overwrite, dry_run=dry_run)
+    progress.result(plan.export_planned(report) if dry_run else results.exported(report), report)
+
+
+@command()
+@add_setting_options(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)
+def run(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """All stages in order, taking up where an earlier run stopped; ends with the proof."""
+    chosen = setup.all_settings(preset, config, flags)
+    if dry_run:
+        setup.show_plan(chosen, run)
+        return
+    from aegis import run_all
+    from aegis.chat.ask import Limits
+    from aegis.runs.run import Run
+    from aegis.stages.report import report as report_stage
+
+    run_dir = Run(run) if run else run_all.default_run(chosen.train.base_model)
+    exported, verdict = run_all.run_all(
+        chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir, overwrite=overwrite
+    )
+    progress.result(verify_screen.verified(verdict, run_dir.verify), verdict.as_json())
+    if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
+        answers = run_all.before_and_after(exported.files[0])
+        progress.result(results.before_and_after(answers), answers)
+    with run_dir.lock():
+        page = report_stage(run_dir, Limits(), reuse=not overwrite)
+    progress.result(f"{page}\n", {"report": page})
+    progress.result(results.exported(exported), exported)

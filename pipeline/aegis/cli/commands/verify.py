@@ -1,0 +1,85 @@
+"""The commands that measure a run: verify, quantize-study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aegis import progress
+from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, add_setting_options
+from aegis.cli.registry import command
+from aegis.cli.screens import plan, study
+from aegis.cli.screens import verify as verify_screen
+from aegis.cli.shared import existing_run, lock_unless_dry_run, report_as_json
+from aegis.config.resolve import resolve
+from aegis.config.settings import StudyConfig, VerifyConfig
+from aegis.errors import UsageError
+
+
+@command()
+@add_setting_options(VerifyConfig)
+def verify(
+    flags: dict[str, Any],
+    path: Annotated[
+        Path | None, typer.Argument(help="a checkpoint, adapter, soul, merged folder or GGUF to be checked by itself")
+    ] = None,
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    json: Annotated[bool, typer.Option("--json", help="the report as a JSON line on stdout")] = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Prove that what was trained is what runs; exit 5, and the guilty stage, if it is not."""
+    if json:
+        report_as_json()
+    if path is not None:
+        if run or preset or config or flags:
+            raise UsageError("cli.part_or_run")
+        from aegis.stages.verify_file import verify_file
+
+        found = verify_file(path)
+        progress.result(verify_screen.examined(found), found.as_json())
+        if found.failed_stage:
+            raise typer.Exit(5)
+        return
+    settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
+
+    run_dir = existing_run(run)
+    if dry_run:
+        from aegis.stages.plan import plan_verify
+
+        outlook = plan_verify(run_dir, settings)
+        progress.result(plan.verify_planned(outlook), outlook)
+        return
+    from aegis.stages.verify import verify as stage
+
+    with run_dir.lock():
+        verdict = stage(run_dir, settings)
+    progress.result(verify_screen.verified(verdict, run_dir.verify), verdict.as_json())
+    if verdict.failed_stage:
+        raise typer.Exit(5)
+
+
+@command("quantize-study")
+@add_setting_options(StudyConfig)
+def quantize_study(
+    flags: dict[str, Any],
+    run: RunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Measure what each quantization costs on your own text, and recommend one. --quant takes a list."""
+    settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
+    from aegis.stages.quantize_study import quantize_study as stage
+
+    run_dir = existing_run(run)
+    with lock_unless_dry_run(run_dir, dry_run):
+        report = stage(run_dir, settings, overwrite=overwrite, dry_run=dry_run)
+    if report.study is None:
+        progress.result(study.planned(report), report)
+        return
+    progress.result(study.studied(report, report.study, run_dir.root), report.study.as_json())

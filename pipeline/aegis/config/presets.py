@@ -1,0 +1,33 @@
+"""The presets: settings that belong together, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aegis.config.settings import DEMO
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # small enough for two CPU cores; what each number does at full size is the other preset's business
+    "demo": {
+        "train": {
+            "base_model": DEMO,
+            "dataset": DEMO,
+            "max_steps": 400,
+            "warmup_steps": 40,
+            "annealing_steps": 240,
+            "batch_size": 8,
+            "max_length": 128,
+            "learning_rate": 4e-3,
+            "lr_schedule": "cosine",
+            "logging_steps": 20,
+            "save_steps": 200,
+        },
+        "export": {"name": "AEGIS-tiny-Phi-3"},
+    },
+    # the original's production run: every number is the default above
+    "borea-12gb": {
+        "train": {"base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"},
+        "export": {"name": "AEGIS-Borea-Phi-3.5-mini-Instruct-Jp"},
+    },
+}
