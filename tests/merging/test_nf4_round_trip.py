@@ -9,8 +9,9 @@ import torch
 from bitsandbytes import functional
 from torch import Tensor
 
-from aegis.merging.nf4_round_trip import BLOCK, Nf4Weight
+from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.merging.ordered_pool import Scratch
+from aegis.model.nf4_format import BLOCK
 
 CPU = torch.device("cpu")
 

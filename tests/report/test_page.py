@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from aegis.chat.answers import Answer, ModelAnswers
 from aegis.messages import Language, words
+from aegis.report.answers import Answer, ModelAnswers
 from aegis.report.page import Page, Section, Table, render
 from tests.report.browser import Browser
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from aegis import progress
 from aegis.chat import load
-from aegis.chat.answers import Answer, ModelAnswers
 from aegis.chat.conversation import ChatModel, SamplingParams
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError
 from aegis.messages import phrase
+from aegis.report.answers import Answer, ModelAnswers
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 

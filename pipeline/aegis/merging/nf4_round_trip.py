@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aegis.merging.ordered_pool import Scratch
+from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
 
-BLOCK, SECOND_BLOCK = 64, 256
-"""Weights that share an 8-bit absmax, and absmax that share a float32 scale."""
 _PIECE = 1 << 17
 """Values worked on at a time, so that they stay in the processor's cache."""
 

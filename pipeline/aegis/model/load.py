@@ -10,8 +10,8 @@ import torch
 
 from aegis import progress
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.merging.nf4_round_trip import BLOCK
 from aegis.messages import phrase
+from aegis.model.nf4_format import BLOCK
 
 Precision = Literal["4bit", "16bit", "dequantized"]
 """How the base is held: in NF4, in 16 bit, or in 16 bit after a round trip through NF4."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aegis.chat.answers import ModelAnswers
 from aegis.messages import Language, words
+from aegis.report.answers import ModelAnswers
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

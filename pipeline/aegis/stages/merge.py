@@ -25,9 +25,9 @@ from aegis.model.shards import INDEX, write_index
 from aegis.model.sidecars import copy_tokenizer, write_config
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk
-from aegis.runs.run import Run
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
+from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, load_soul
 

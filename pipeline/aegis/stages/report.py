@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aegis.chat import ask
-from aegis.chat.answers import ModelAnswers
 from aegis.chat.ask import Limits
 from aegis.errors import AegisError, IntegrityError, UsageError
 from aegis.messages import Language, language, words
 from aegis.report import sections
+from aegis.report.answers import ModelAnswers
 from aegis.report.page import Page, render
 from aegis.report.sections import RunParts
 from aegis.runs.disk import format_bytes

@@ -23,11 +23,11 @@ from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype
 from aegis.report.plots.training import draw_all
 from aegis.runs import disk
-from aegis.runs.run import Run
 from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.manifest import Manifest, finished, read_manifest, versions
 from aegis.runs.metrics import read_metrics, truncate_metrics
 from aegis.runs.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
+from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
 from aegis.training.distributed.group import ProcessGroup, process_group, world_size

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis.merging.nf4_round_trip import BLOCK, SECOND_BLOCK
+from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
 from aegis.training.kernels.lora import up_gradients
 from aegis.training.kernels.patching import with_mixin
 

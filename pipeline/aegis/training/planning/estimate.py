@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from aegis.config.settings import TrainConfig
-from aegis.merging.nf4_round_trip import BLOCK, SECOND_BLOCK
 from aegis.model.load import silence_dropout
 from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.soul.module import Soul
 from aegis.training.distributed.sharded_base import RESIDENT_LAYERS, layout
