@@ -63,7 +63,11 @@ CAPPED = [{"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gi
 AUTO = [{"max_length": length, "activation_checkpointing": "auto"} for length in (512, 2048, 4096)]
 PARKED = [{"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.8}]
 """A cap under which 10 of Phi-3.5's 32 layers are parked, by the estimate."""
-FORCED = [{"max_length": length, "parked": parked} for length in (512, 2048, 4096) for parked in (0, 4, 8, 12, 16)]
+FORCED = [
+    {"max_length": length, "parked": offloaded_layers}
+    for length in (512, 2048, 4096)
+    for offloaded_layers in (0, 4, 8, 12, 16)
+]
 """How many layers can be parked before the copies take longer than the step: `training.ways`."""
 PARTS = {
     "core": CORE,
@@ -117,9 +121,9 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
     """
     listener = Listener()
     progress.install(listener)
-    parked = settings.pop("parked", None)
-    if parked is not None:
-        setup.recomputing = lambda given, *_: replace(given, offloaded_layers=parked)
+    offloaded_layers = settings.pop("parked", None)
+    if offloaded_layers is not None:
+        setup.fit_to_memory = lambda given, *_: replace(given, offloaded_layers=offloaded_layers)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"

@@ -111,7 +111,7 @@ class Stepper:
             self.state.adapters.set_seeds(self._seeds(step, self._group.rank * len(batches) + number))
             self._pass(batch)
         self._run("gather", self._update.collect)
-        self._update.stop_requested.fill_(asked)
+        self._update.asked.fill_(asked)
         self._group.all_reduce(self._update.shared)
         self._run("settle", lambda: self._update.apply(resting=None if learning else self.state.soul.alpha))
         self._taken += 1

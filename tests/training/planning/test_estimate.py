@@ -56,13 +56,13 @@ def estimator(phi35: Path) -> MemoryEstimator:
 def test_within_a_tenth_of_what_a_gpu_took(estimator: MemoryEstimator) -> None:
     """At 512, 2,048 and 4,096 tokens, activations kept, recomputed and parked."""
     assert (estimator.parameters, estimator.trained["adapter"]) == (3_821_079_552, 9_437_184)
-    for length, recomputed, parked, measured in MEASURED_GIB:
-        away = {"offloaded": recomputed > 0, "attention_spared": recomputed > 0}
+    for length, checkpointed_layers, offloaded_layers, measured in MEASURED_GIB:
+        away = {"offload_checkpoints": checkpointed_layers > 0, "keep_attention": checkpointed_layers > 0}
         estimate = estimator.estimate(
-            length, checkpointed_layers=recomputed, compiled=True, offloaded_layers=parked, **away
+            length, checkpointed_layers=checkpointed_layers, compiled=True, offloaded_layers=offloaded_layers, **away
         )
         found = estimate.peak / GIB
-        assert abs(found / measured - 1) < 0.1, (length, recomputed, parked, found, measured)
+        assert abs(found / measured - 1) < 0.1, (length, checkpointed_layers, offloaded_layers, found, measured)
 
 
 def test_one_that_takes_the_step_for_another_would_miss(estimator: MemoryEstimator) -> None:
@@ -76,25 +76,27 @@ def test_a_parked_layer_is_there_while_others_are_not(estimator: MemoryEstimator
     """Each takes what it keeps away, but for one: of two that leave at a time, it may be there beside all that stay."""
     one = activation_bytes(estimator.text, 512, 2)
     peaks = [
-        estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=parked).peak
-        for parked in range(32)
+        estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=offloaded_layers).peak
+        for offloaded_layers in range(32)
     ]
     assert peaks[1] == peaks[0]
     assert {before - after for before, after in pairwise(peaks[1:])} == {one}
     # two layers are there, where of those that are recomputed one has been
-    recomputed = estimator.estimate(512, checkpointed_layers=32, compiled=True, offload_checkpoints=True).peak
-    assert recomputed < peaks[31] < recomputed + 2 * one
+    checkpointed_layers = estimator.estimate(512, checkpointed_layers=32, compiled=True, offload_checkpoints=True).peak
+    assert checkpointed_layers < peaks[31] < checkpointed_layers + 2 * one
     with pytest.raises(AssertionError, match="stays"):
         estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=32)
 
 
-@pytest.mark.parametrize("recomputed", [0, 6])
-def test_the_line_through_two_and_three_layers_meets_the_whole_model(make_random: MakeRandom, recomputed: int) -> None:
+@pytest.mark.parametrize("checkpointed_layers", [0, 6])
+def test_the_line_through_two_and_three_layers_meets_the_whole_model(
+    make_random: MakeRandom, checkpointed_layers: int
+) -> None:
     """All six layers run, and the estimate that runs three: the same to the byte."""
     folder = make_random("llama", num_hidden_layers=6)
     found = MemoryEstimator(folder, TrainConfig(base_model=str(folder)))
-    estimated = found.estimate(256, checkpointed_layers=recomputed)
-    peak, _ = found._run(256, 6, recompute=recomputed > 0, compiled=False)
+    estimated = found.estimate(256, checkpointed_layers=checkpointed_layers)
+    peak, _ = found._run(256, 6, recompute=checkpointed_layers > 0, compiled=False)
     assert estimated.activations + estimated.head_and_loss == peak
 
 
@@ -129,11 +131,15 @@ def test_what_costs_more_is_estimated_higher(make_random: MakeRandom) -> None:
     folder = make_random("phi3", num_hidden_layers=8)
 
     def peak(
-        length: int = 256, recomputed: int = 4, compiled: bool = False, offloaded: bool = False, **more: Any
+        length: int = 256,
+        checkpointed_layers: int = 4,
+        compiled: bool = False,
+        offload_checkpoints: bool = False,
+        **more: Any,
     ) -> int:
         estimator = MemoryEstimator(folder, TrainConfig(base_model=str(folder), **more))
         return estimator.estimate(
-            length, checkpointed_layers=recomputed, compiled=compiled, offload_checkpoints=offloaded
+            length, checkpointed_layers=checkpointed_layers, compiled=compiled, offload_checkpoints=offload_checkpoints
         ).peak
 
     usual = peak()

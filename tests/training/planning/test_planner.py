@@ -36,8 +36,8 @@ def test_a_gpus_memory_decides_what_is_recomputed(make_random: MakeRandom) -> No
         return next(MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", free_bytes).neighbours())
 
     plenty = 10**12
-    for setting, free, recomputed in (("auto", plenty, 0), ("auto", 1, 8), ("on", plenty, 8), ("off", 1, 0)):
-        assert own(setting, free).checkpointed_layers == recomputed, setting
+    for setting, free, checkpointed_layers in (("auto", plenty, 0), ("auto", 1, 8), ("on", plenty, 8), ("off", 1, 0)):
+        assert own(setting, free).checkpointed_layers == checkpointed_layers, setting
     assert own("offload", plenty).offload_checkpoints
     assert own("auto", 1).offload_checkpoints
     kept, least = own("auto", plenty).memory.peak, own("on", plenty).memory.peak
@@ -143,9 +143,9 @@ def test_training_keeps_parks_recomputes_and_offloads_as_the_memory_asks_for(
 def test_as_few_layers_are_parked_as_it_takes(trained: Callable[..., ExecutionOptions]) -> None:
     """At most a third of them, and only compiled ones: what is not compiled keeps more than a link carries."""
     found = [trained(gib, compile="on", max_length=4096) for gib in (80, 11.5, 11, 10.5, 9.8, 9)]
-    parked = [way.offloaded_layers for way in found]
-    assert parked == [2, *sorted(set(parked[1:-1])), 0]
-    assert max(parked) == 10 == 32 // 3
+    offloaded_layers = [way.offloaded_layers for way in found]
+    assert offloaded_layers == [2, *sorted(set(offloaded_layers[1:-1])), 0]
+    assert max(offloaded_layers) == 10 == 32 // 3
     assert [way.checkpointed_layers > 0 for way in found] == [False] * 5 + [True]
     plain = trained(11, compile="off", max_length=4096)
     assert plain.offloaded_layers == 0
@@ -177,9 +177,9 @@ def test_the_host_must_have_room_for_what_is_parked(
     assert trained(9.8, 4.01 * needed, compile="on", max_length=4096) == wanted
     less = trained(9.8, 3.99 * needed, compile="on", max_length=4096)
     assert (less.offloaded_layers, less.checkpointed_layers > 0) == (0, True)
-    for processes, parked in ((2, 0), (1, 10)):
+    for processes, offloaded_layers in ((2, 0), (1, 10)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert trained(9.8, 4.01 * needed, compile="on", max_length=4096).offloaded_layers == parked
+        assert trained(9.8, 4.01 * needed, compile="on", max_length=4096).offloaded_layers == offloaded_layers
 
 
 def test_a_host_that_cannot_pin_has_none_parked(trained: Callable[..., ExecutionOptions], reporter: Any) -> None:
@@ -225,11 +225,13 @@ def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.
         config = TrainConfig(base_model=str(phi35), activation_checkpointing=setting, compile="on")
         return MemoryPlanner(MemoryEstimator(phi35, config), config, "cuda", 80 * GIB).chosen(512)
 
-    kept, parked = own("off"), own("auto")
+    kept, offloaded_layers = own("off"), own("auto")
     embeddings = 32_064 * 3072 * 2
     assert (kept.offloaded_layers, kept.host_bytes) == (0, embeddings)
-    assert parked.host_bytes == embeddings + parked.offloaded_layers * offloaded_bytes(phi35_config(), 512, 2)
-    assert parked.memory.peak < 3 * GIB < kept.memory.peak
+    assert offloaded_layers.host_bytes == embeddings + offloaded_layers.offloaded_layers * offloaded_bytes(
+        phi35_config(), 512, 2
+    )
+    assert offloaded_layers.memory.peak < 3 * GIB < kept.memory.peak
     assert [own(setting).offloaded_layers for setting in ("on", "off", "offload")] == [0, 0, 0]
 
 

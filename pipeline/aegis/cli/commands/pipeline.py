@@ -39,7 +39,7 @@ def train(
     from aegis.stages import train as stage
 
     if resume and run and not (flags or preset or config):
-        settings = stage.config_of(Run(run))
+        settings = stage.resume_config(Run(run))
     if dry_run:
         report = stage.dry_run(settings)
         progress.result(results.dry_run(report, settings), report)

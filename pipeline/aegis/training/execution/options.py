@@ -132,7 +132,10 @@ class ExecutionOptions:
         compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
         layers = len(decoder.layers)
         for number, layer in enumerate(decoder.layers):
-            again, parked = number < self.checkpointed_layers, is_offloaded(number, layers, self.offloaded_layers)
+            again, offloaded_layers = (
+                number < self.checkpointed_layers,
+                is_offloaded(number, layers, self.offloaded_layers),
+            )
             run: Callable[..., Tensor] = type(layer).forward
             if self.compiled:
                 kind = type(layer), again
@@ -140,11 +143,11 @@ class ExecutionOptions:
             if split is not None:
                 run = _gather_first(run, split, number)
             # a layer compiled to keep little needs a keeper only where that goes elsewhere
-            needs_keeper = parked or (again and (self.offload_checkpoints or not self.compiled))
+            needs_keeper = offloaded_layers or (again and (self.offload_checkpoints or not self.compiled))
             layer.forward = _LayerRun(layer, run, store if needs_keeper else None, compiled=self.compiled)
 
-    def _compile(self, forward: Callable[..., Tensor], recomputed: bool) -> Callable[..., Tensor]:
-        if recomputed:
+    def _compile(self, forward: Callable[..., Tensor], checkpointed_layers: bool) -> Callable[..., Tensor]:
+        if checkpointed_layers:
             return compile_recomputed_layer(forward, keep_attention=self.keep_attention)
         return compile_layer(forward)
 
@@ -169,14 +172,14 @@ def _gather_first(run: Callable[..., Tensor], split: ShardedBase, number: int) -
     return whole
 
 
-def is_offloaded(number: int, layers: int, parked: int) -> bool:
+def is_offloaded(number: int, layers: int, offloaded_layers: int) -> bool:
     """Whether layer `number` is one of so many that are parked: spread evenly, so that copies have the same time each.
 
     The last three layers are not, if that many may stay: what the others keep leaves while they are worked on, is gone
     when the last of them begins, which is when most is kept, and begins to come back when its backward pass has ended.
     """
-    among = max(parked, layers - _STAYING)
-    return number < among and number * parked % among < parked
+    among = max(offloaded_layers, layers - _STAYING)
+    return number < among and number * offloaded_layers % among < offloaded_layers
 
 
 def has_own_head(model: Any) -> bool:
@@ -259,10 +262,10 @@ def _head_width(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def host_bytes(text: Any, tokens: int, itemsize: int, *, attention_spared: bool) -> int:
+def host_bytes(text: Any, tokens: int, itemsize: int, *, keep_attention: bool) -> int:
     """What offloaded layers keep in the host's pinned memory, of which every piece takes a power of two."""
     pieces = [tokens * text.hidden_size * itemsize]
-    if attention_spared:
+    if keep_attention:
         pieces.append(attention_bytes(text, tokens, itemsize))
     return int(text.num_hidden_layers * sum(map(_pinned_bytes, pieces)))
 

@@ -148,11 +148,11 @@ class MemoryEstimator:
         self,
         max_length: int,
         *,
-        recomputed: int,
+        checkpointed_layers: int,
         compiled: bool = False,
-        offloaded: bool = False,
-        attention_spared: bool = False,
-        parked: int = 0,
+        offload_checkpoints: bool = False,
+        keep_attention: bool = False,
+        offloaded_layers: int = 0,
         parts: int = 1,
     ) -> Estimate:
         """Estimate for windows of `max_length` tokens.
@@ -165,25 +165,25 @@ class MemoryEstimator:
             parked: compiled layers of which all that they keep is there, none of them recomputed; not all layers.
             parts: processes that the base is split over.
         """
-        assert parked < self.layers, "the last layer stays"
-        assert compiled or not parked, "layers that are parked are compiled"
+        assert offloaded_layers < self.layers, "the last layer stays"
+        assert compiled or not offloaded_layers, "layers that are parked are compiled"
         tokens = self._config.batch_size * max_length
         given = tokens * self.text.hidden_size * self.dtype.itemsize
-        kept = self.layers - recomputed
+        kept = self.layers - checkpointed_layers
         if kept and not compiled:
             peak, head, one = self._peak(max_length, recompute=False, compiled=False)
-            peak -= recomputed * (one - given)
+            peak -= checkpointed_layers * (one - given)
         else:
             peak, head, one = self._peak(max_length, recompute=True, compiled=compiled)
             # IN_FLIGHT may still be leaving when the last layer but one runs, and the last keeps nothing yet
-            away = max(0, parked - (IN_FLIGHT - 1))
+            away = max(0, offloaded_layers - (IN_FLIGHT - 1))
             # of the layer that is worked on, the step has counted everything already
             peak += max(0, kept - away - 1) * (activation_bytes(self.text, tokens, self.dtype.itemsize) - one)
             peak -= away * one
-        if offloaded:
-            peak -= max(0, recomputed - IN_FLIGHT) * given
-        if attention_spared:
-            peak += min(recomputed, IN_FLIGHT) * attention_bytes(self.text, tokens, self.dtype.itemsize)
+        if offload_checkpoints:
+            peak -= max(0, checkpointed_layers - IN_FLIGHT) * given
+        if keep_attention:
+            peak += min(checkpointed_layers, IN_FLIGHT) * attention_bytes(self.text, tokens, self.dtype.itemsize)
         weights = self.base_bytes - self.hosted_bytes
         if parts > 1:
             weights = sum(vars(self.held(parts)).values())
@@ -241,7 +241,7 @@ class MemoryEstimator:
                 self.soul.cache_rotation()
                 self._loss(tracker, max_length).backward()
                 self.soul.release()
-                self.soul.advance()
+                self.soul.retract()
         finally:
             for layer in decoder.layers:
                 layer.__dict__.pop("forward", None)  # as `install` left it

@@ -121,9 +121,10 @@ class MemoryPlanner:
 
     def _from_quick_to_small(self, length: int) -> Iterator[MemoryPlan]:
         """Some layers are parked in any case; then ever more, or ever more recomputed; at last all are offloaded."""
-        layers, (parked, most) = self._blueprint.layers, self._parkable(length)
+        layers, (offloaded_layers, most) = self._blueprint.layers, self._parkable(length)
         yield from (
-            self._variant(length, 0, offloaded_layers=number, asked_for=True) for number in range(parked, most + 1)
+            self._variant(length, 0, offloaded_layers=number, asked_for=True)
+            for number in range(offloaded_layers, most + 1)
         )
         yield from (self._variant(length, number, asked_for=True) for number in range(1, layers + 1))
         yield self._variant(length, layers, offload_checkpoints=True, asked_for=True)
@@ -132,13 +133,21 @@ class MemoryPlanner:
         return memory.peak <= self._room
 
     def _variant(
-        self, length: int, recomputed: int, *, offloaded: bool = False, parked: int = 0, asked_for: bool = False
+        self,
+        length: int,
+        checkpointed_layers: int,
+        *,
+        offload_checkpoints: bool = False,
+        offloaded_layers: int = 0,
+        asked_for: bool = False,
     ) -> MemoryPlan:
-        spared = offloaded and self._spares_attention(length)
-        memory = self._estimate(length, recomputed, offloaded, spared, parked)
-        host = self._blueprint.hosted_bytes + self._host_bytes(length, spared) * offloaded
-        host += parked * self._parked_bytes(length)
-        return MemoryPlan(length, recomputed, offloaded, asked_for, memory, host, spared, parked)
+        spared = offload_checkpoints and self._spares_attention(length)
+        memory = self._estimate(length, checkpointed_layers, offload_checkpoints, spared, offloaded_layers)
+        host = self._blueprint.hosted_bytes + self._host_bytes(length, spared) * offload_checkpoints
+        host += offloaded_layers * self._parked_bytes(length)
+        return MemoryPlan(
+            length, checkpointed_layers, offload_checkpoints, asked_for, memory, host, spared, offloaded_layers
+        )
 
     def _parkable(self, length: int) -> tuple[int, int]:
         """How many layers are parked in any case, and how many at most."""
@@ -158,31 +167,35 @@ class MemoryPlanner:
             return False
         return self._fits(self._estimate(length, self._blueprint.layers, True, True))
 
-    def _estimate(self, length: int, recomputed: int, offloaded: bool, spared: bool, parked: int = 0) -> Estimate:
+    def _estimate(
+        self, length: int, checkpointed_layers: int, offload_checkpoints: bool, spared: bool, offloaded_layers: int = 0
+    ) -> Estimate:
         return self._blueprint.estimate(
             length,
-            checkpointed_layers=recomputed,
+            checkpointed_layers=checkpointed_layers,
             compiled=self.compiled,
-            offload_checkpoints=offloaded,
+            offload_checkpoints=offload_checkpoints,
             keep_attention=spared,
-            offloaded_layers=parked,
+            offloaded_layers=offloaded_layers,
         )
 
-    def _host_bytes(self, length: int, attention_spared: bool) -> int:
+    def _host_bytes(self, length: int, keep_attention: bool) -> int:
         tokens, itemsize = self._config.batch_size * length, self._blueprint.dtype.itemsize
-        return host_bytes(self._blueprint.text, tokens, itemsize, keep_attention=attention_spared)
+        return host_bytes(self._blueprint.text, tokens, itemsize, keep_attention=keep_attention)
 
     def _parked_bytes(self, length: int) -> int:
         return offloaded_bytes(self._blueprint.text, self._config.batch_size * length, self._blueprint.dtype.itemsize)
 
     def _split(self, length: int, parts: int) -> MemoryPlan:
-        recomputed, offloaded = self._recomputed, self._offloaded
+        checkpointed_layers, offload_checkpoints = self._recomputed, self._offloaded
         memory = self._blueprint.estimate(
-            length, checkpointed_layers=recomputed, offload_checkpoints=offloaded, parts=parts
+            length, checkpointed_layers=checkpointed_layers, offload_checkpoints=offload_checkpoints, parts=parts
         )
         held = self._blueprint.held(parts)
-        host = self._blueprint.hosted_bytes + self._host_bytes(length, False) * offloaded
-        return MemoryPlan(length, recomputed, offloaded, True, memory, host, processes=parts, held=held)
+        host = self._blueprint.hosted_bytes + self._host_bytes(length, False) * offload_checkpoints
+        return MemoryPlan(
+            length, checkpointed_layers, offload_checkpoints, True, memory, host, processes=parts, held=held
+        )
 
 
 def _host_memory() -> int:
@@ -208,8 +221,8 @@ def fit_to_memory(
     """
     on_gpu = device.type == "cuda"
     if not on_gpu or config.shard_base:
-        recomputed, offloaded = _asked_for(config, layers, on_gpu=on_gpu)
-        return replace(acceleration, checkpointed_layers=recomputed, offload_checkpoints=offloaded)
+        checkpointed_layers, offload_checkpoints = _asked_for(config, layers, on_gpu=on_gpu)
+        return replace(acceleration, checkpointed_layers=checkpointed_layers, offload_checkpoints=offload_checkpoints)
     estimator = MemoryEstimator(folder, config, "cuda", torch.cuda.get_device_capability(device))
 
     def own_way(*, parks: bool) -> MemoryPlan:
