@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from aegis.data.chat import Encoder, Example
-from aegis.data.formats import Chat, Plain, Record
+from aegis.data.records import Chat, Plain, Record
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError, UnsupportedModelError
 from tests.data.conftest import CHATML, GEMMA, LLAMA3

@@ -28,7 +28,7 @@ from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, Verify
 from aegis.data.chat import RENDER_BYTES, Encoder
 from aegis.data.dataset import prepare
 from aegis.data.deadline import within
-from aegis.data.formats import Chat
+from aegis.data.records import Chat
 from aegis.data.rejects import Rejects
 from aegis.errors import AegisError, IntegrityError
 from aegis.llama_cpp import GgufFile, trained_context

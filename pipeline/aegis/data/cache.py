@@ -20,7 +20,7 @@ from aegis.data.packing import Windows
 from aegis.data.tokens import CODE, TokenFile
 from aegis.errors import EnvironmentFault
 
-FORMAT = "aegis-data 2"
+FORMAT = "aegis-data 3"
 
 _ARRAYS = ("first_token", "first_piece", "trained_per_window")
 _DIGEST_BYTES = hashlib.sha256().digest_size

@@ -1,27 +1,25 @@
-"""From records to token ids, with a mask that says which tokens are learnt.
+"""From records to token ids, with a mask that says which tokens are trained on.
 
-A chat is learnt on the assistant's tokens and on the token that ends its turn, found by *prefix rendering*:
-turn i begins where the rendering of the messages before it, with the generation prompt, ends. So the model
-learns exactly what it has to write when llama.cpp hands it that prompt. `{% generation %}` blocks would need
-templates that have them; Phi-3.5's does not.
+A chat is trained on the assistant's tokens and on the token that ends its turn; prefixes.py finds the turns.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from aegis.data.deadline import within
-from aegis.data.formats import Chat, Message, Plain, Record
+from aegis.data.prefixes import render_chat
+from aegis.data.records import Plain, Record
 from aegis.data.rejects import Rejects, RowError
+from aegis.data.template import ChatTemplate, ControlTokens
 from aegis.data.turns import Turn, first_reaching, tokens_of
 from aegis.errors import DataError, UnsupportedModelError
-from aegis.messages import phrase
 
 RENDER_SECONDS = 60.0
 """Time for one call of `Encoder.encode` to render its chats; an honest template takes microseconds for each."""
@@ -60,31 +58,34 @@ class Encoder:
     done so, which is also what llama.cpp does with the same text.
     """
 
-    def __init__(self, tokenizer: Any, *, render_seconds: float = RENDER_SECONDS) -> None:
+    def __init__(self, tokenizer: Any, *, fold_system: bool = False, render_seconds: float = RENDER_SECONDS) -> None:
         if not tokenizer.is_fast:
             raise UnsupportedModelError("chat.slow_tokenizer")
-        # `apply_chat_template` renders with this too, but copies the messages first, in case they hold more than text.
-        # The copy takes longer than the rendering, and a chat is rendered once for each of its answers.
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        self._compiled = _compile_jinja_template
-        self._tokenizer = tokenizer
-        self._special_tokens = tokenizer.special_tokens_map
+        self.lost_thoughts = 0
+        """Chats of which the template left a thought out."""
+        self.unopened = 0
+        """Chats with an answer that has no thought, though the model will be asked with an opened one."""
+        self._fold_system = fold_system
         self._render_seconds = render_seconds
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         self._bos = _leading_bos(tokenizer)
         self._eos: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        added = tokenizer.added_tokens_decoder
-        # An added token of white space, which Gemma has, ends no turn
-        enders = {token_id for token_id, token in added.items() if token.content.strip()}
-        self._enders = np.array(
-            [token_id in enders for token_id in range(max(tokenizer.get_vocab().values()) + 1)], dtype=np.bool_
-        )
-        template = str(tokenizer.chat_template or "")
-        reserved = {t.content for t in added.values() if t.special or t.content in template}
-        self._reserved = re.compile("|".join(map(re.escape, sorted(reserved))) or r"(?!)")
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        # not in __init__: it renders the template, which has to happen in time
+        return ControlTokens(self._tokenizer, self._template)
+
+    @cached_property
+    def _enders(self) -> NDArray[np.bool_]:
+        """Whether each id may end a turn."""
+        enders = np.zeros(max(self._tokenizer.get_vocab().values()) + 1, np.bool_)
+        enders[sorted(self._control.enders)] = True
+        return enders
 
     def encode(self, records: Sequence[Record], rejects: Rejects) -> list[Example]:
         """Encode a batch; rows that cannot be used go to `rejects`.
@@ -115,59 +116,19 @@ class Encoder:
         return jobs
 
     def _job(self, record: Record) -> _Job:
+        for text, is_answer in _texts(record):
+            self._control.check(text, is_answer=is_answer)
         if isinstance(record, Plain):
-            self._refuse_reserved(record.text)
             return _Job(record.where, record.text, None, 0, is_document=True)
-        for message in record.messages:
-            self._refuse_reserved(message["content"])
-        if self._tokenizer.chat_template:
-            return self._rendered(record)
+        if self._template:
+            rendered = render_chat(self._template, record, fold_system=self._fold_system)
+            self.lost_thoughts += rendered.lost_thoughts
+            self.unopened += rendered.unopened
+            return _Job(record.where, rendered.text, rendered.turns, 0, is_document=False)
         if record.pair:
-            prompt, completion = (message["content"] for message in record.messages)
+            prompt, completion = (message["content"] or "" for message in record.messages)
             return _Job(record.where, prompt + completion, None, len(prompt), is_document=False)
         raise DataError("chat.no_template", where=record.where)
-
-    def _refuse_reserved(self, content: str) -> None:
-        """A row with `<|end|>` in its text would end the turn there and let the row write the next one."""
-        if match := self._reserved.search(content):
-            raise RowError(phrase("chat.control_token", match=match.group()))
-
-    def _rendered(self, chat: Chat) -> _Job:
-        messages = chat.messages
-        text = self._render(messages, prompt=False)
-        for message in messages:
-            if message["content"].strip() not in text:
-                raise RowError(phrase("chat.message_left_out", message=message["role"]))
-        starts: list[int] = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._render(messages[:number], prompt=True)
-            if not text.startswith(before):
-                raise DataError("chat.template_not_a_continuation", where=chat.where, number=number + 1)
-            starts.append(len(before))
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        turns = [
-            Turn(start, _end_of(answer, text, start, limit), limit)
-            for start, limit, answer in zip(starts, [*starts[1:], len(text)], answers, strict=True)
-        ]
-        return _Job(chat.where, text, turns, 0, is_document=False)
-
-    def _render(self, messages: list[Message], *, prompt: bool) -> str:
-        try:
-            template = self._compiled(self._tokenizer.get_chat_template())
-            text = template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._special_tokens,
-            )
-        except (jinja2.exceptions.SecurityError, jinja2.TemplateSyntaxError) as error:
-            raise DataError("chat.template_unusable", name=type(error).__name__, error=error) from error
-        except Exception as error:  # a template is a program: it can raise anything
-            raise RowError(phrase("chat.template_refuses", name=type(error).__name__, error=error)) from error
-        return str(text)
 
     def _example(self, job: _Job, encoding: Any) -> Example:
         found: list[int] = encoding.ids
@@ -187,19 +148,24 @@ class Encoder:
         return Example(ids, trained, job.is_document)
 
 
+def _texts(record: Record) -> Iterator[tuple[str, bool]]:
+    """Every text of a record, and whether the assistant writes it."""
+    if isinstance(record, Plain):
+        yield record.text, False
+        return
+    for message in record.messages:
+        is_answer = message["role"] == "assistant"
+        yield message["content"] or "", is_answer
+        if len(message) > 2:
+            rest = {name: value for name, value in message.items() if name not in ("role", "content")}
+            yield json.dumps(rest, ensure_ascii=False), is_answer
+    if record.tools or record.variables:
+        yield json.dumps([record.tools, record.variables], ensure_ascii=False), False
+
+
 def _size(record: Record) -> int:
-    """Bytes of a record's text, four a character at most."""
-    texts = [record.text] if isinstance(record, Plain) else [message["content"] for message in record.messages]
-    return 4 * sum(map(len, texts))
-
-
-def _end_of(content: str, text: str, start: int, limit: int) -> int:
-    """Where `content` ends in text[start:limit]; a template may have stripped it."""
-    for written in (content, content.strip()):
-        found = text.find(written, start, limit)
-        if found >= 0:
-            return found + len(written)
-    raise RowError(phrase("chat.answer_left_out"))
+    """Bytes of a record's texts, four a character at most."""
+    return 4 * sum(len(text) for text, _ in _texts(record))
 
 
 def _leading_bos(tokenizer: Any) -> list[int]:

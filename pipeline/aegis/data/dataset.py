@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 from aegis import progress
 from aegis.data import cache
 from aegis.data.chat import Encoder, Example
-from aegis.data.formats import Record, records
+from aegis.data.formats import records
+from aegis.data.heldout import pieces_of, row_key
+from aegis.data.heldout import split as split_rows
+from aegis.data.lengths import Lengths
 from aegis.data.packing import Pieces, Windows, cut, pack
-from aegis.data.rejects import Rejects, warn_skipped
+from aegis.data.records import Record
+from aegis.data.rejects import Rejects
+from aegis.data.report import DataReport
 from aegis.data.sources import Source, open_source
 from aegis.errors import DataError
 from aegis.messages import phrase
@@ -36,31 +41,8 @@ class _Options(NamedTuple):
     heldout_rows: int
     skip_bad: int
     limit: int | None
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What became of the rows. The token counts are those of the training windows, padding left out."""
-
-    source: str
-    content_sha256: str
-    """Of the file's bytes, or of the Hub dataset's rows."""
-    rows: int
-    """Usable rows, the training and the held-out ones together."""
-    train_rows: int
-    heldout_rows: int
-    duplicates_of_heldout: int
-    truncated: int
-    """Chats longer than a window: their end is lost."""
-    dropped: int
-    """Rows of which no token within a window is learnt."""
-    tokens: int
-    trained_tokens: int
-    windows: int
-    heldout_windows: int
-    pad_token_id: int
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Bad rows that were tolerated: place and reason."""
+    columns: tuple[str, ...]
+    fold_system: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +66,8 @@ def prepare(
     limit: int | None = None,
     split: str = "train",
     revision: str | None = None,
+    columns: Sequence[str] = (),
+    fold_system: bool = False,
     cache_dir: Path | None = None,
 ) -> Prepared:
     """Read, check, encode, split and pack a dataset. The same input gives the same windows.
@@ -98,13 +82,15 @@ def prepare(
             and their duplicates are left out too.
         skip_bad: rows that cannot be used and are left out with a warning; one more is an error.
         limit: use only that many rows, from the top.
+        columns: the user's names for keys, such as `question=instruction` or `notes=ignore`.
+        fold_system: where the chat template has no place for a system message, put it before the first question.
         cache_dir: where the outcome is kept under a hash of all that it depends on; None keeps nothing.
 
     Raises:
         DataError: rows that cannot be used, an empty dataset, no token to learn.
         UsageError: there is no such dataset.
     """
-    options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit)
+    options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit, tuple(columns), fold_system)
     opened = open_source(source, split=split, revision=revision)
     digest = opened.sha256()
     path = cache_dir / f"{_cache_key(digest, tokenizer, options)}.windows" if cache_dir else None
@@ -113,7 +99,7 @@ def prepare(
         prepared = _prepare(opened, digest, tokenizer, options, cache_dir)
         if path:
             cache.store(path, _named(prepared), asdict(prepared.report))
-    warn_skipped(opened.name, prepared.report.skipped)
+    prepared.report.warn()
     return prepared
 
 
@@ -121,13 +107,14 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
     rejects = Rejects(source.name, options.skip_bad)
     pieces = Pieces(folder=folder)
     keys, first_piece = array("Q"), array("q", [0])  # a row's key, and the number of its first piece
-    truncated = dropped = 0
-    for example in _examples(source, Encoder(tokenizer), rejects, options.limit):
-        of_row, was_truncated = cut(example, options.max_length)
-        truncated += was_truncated
+    lengths, dropped = Lengths(options.max_length), 0
+    encoder = Encoder(tokenizer, fold_system=options.fold_system)
+    for example in _examples(source, encoder, rejects, options):
+        of_row = cut(example, options.max_length).pieces
+        lengths.count(example)
         dropped += not of_row
         if of_row:
-            keys.append(_key(of_row, options.seed))
+            keys.append(row_key(of_row, options.seed))
             for piece in of_row:
                 pieces.append(piece)
             first_piece.append(len(pieces))
@@ -135,13 +122,13 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
     if not keys:
         raise _nothing_to_learn(source.name, dropped)
 
-    train, heldout = _split(np.frombuffer(keys, np.uint64), options.heldout_rows)
+    train, heldout = split_rows(np.frombuffer(keys, np.uint64), options.heldout_rows)
     pad_token_id = _padding(tokenizer)
 
     def packed(rows: NDArray[np.int64]) -> Windows:
         return pack(
             pieces,
-            chosen=_pieces_of(rows, np.frombuffer(first_piece, np.int64)),
+            chosen=pieces_of(rows, np.frombuffer(first_piece, np.int64)),
             max_length=options.max_length,
             packing=options.packing,
             seed=options.seed,
@@ -157,53 +144,31 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
         train_rows=len(train),
         heldout_rows=len(heldout),
         duplicates_of_heldout=len(keys) - len(train) - len(heldout),
-        truncated=truncated,
+        truncated=lengths.too_long,
         dropped=dropped,
         tokens=len(windows.tokens),
         trained_tokens=windows.trained_tokens,
         windows=len(windows),
         heldout_windows=len(heldout_windows or ()),
         pad_token_id=pad_token_id,
+        cut_tokens=lengths.cut_tokens,
+        fitting_length=lengths.fitting(0.95),
+        lost_thoughts=encoder.lost_thoughts,
+        unopened=encoder.unopened,
         skipped=rejects.listed,
     )
     return Prepared(windows, heldout_windows, report)
 
 
-def _examples(source: Source, encoder: Encoder, rejects: Rejects, limit: int | None) -> Iterator[Example]:
+def _examples(source: Source, encoder: Encoder, rejects: Rejects, options: _Options) -> Iterator[Example]:
     """Encode in batches, which is what makes a fast tokenizer fast, and keep the bar moving."""
-    rows: Iterator[Record] = islice(records(source, rejects), limit)
+    rows: Iterator[Record] = islice(records(source, rejects, options.columns), options.limit)
     done = 0.0
     with progress.task(phrase("dataset.reading"), total=source.total, unit=source.unit) as bar:
         while batch := list(islice(rows, _BATCH_ROWS)):
             yield from encoder.encode(batch, rejects)
             bar.advance(source.position - done)
             done = source.position
-
-
-def _key(pieces: list[Example], seed: int) -> int:
-    """What the model would see of a row, hashed to 64 bits: rows alike to it are alike here."""
-    digest = hashlib.blake2b(digest_size=8, key=str(seed).encode())
-    for piece in pieces:
-        digest.update(piece.ids.tobytes() + piece.trained.tobytes())
-    return int.from_bytes(digest.digest(), "big")
-
-
-def _pieces_of(rows: NDArray[np.int64], first_piece: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers of these rows' pieces; the rows are in ascending order."""
-    chosen = np.zeros(len(first_piece) - 1, np.bool_)
-    chosen[rows] = True
-    return np.flatnonzero(np.repeat(chosen, np.diff(first_piece)))
-
-
-def _split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training and held-out rows by number: those with the lowest keys are held out, each once.
-
-    By content, not by place, so a row and its duplicates go together.
-    """
-    distinct, first_row = np.unique(keys, return_index=True)
-    count = min(heldout_rows, len(distinct) // 10)
-    train = np.flatnonzero(keys > distinct[count - 1]) if count else np.arange(len(keys))
-    return train, np.sort(first_row[:count])
 
 
 def _nothing_to_learn(name: str, dropped: int) -> DataError:

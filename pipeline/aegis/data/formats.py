@@ -2,195 +2,183 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from aegis.data.conversation import MESSAGE_KEYS, check_order, conversation, function_of
+from aegis.data.fields import Columns, Fields, kind, names
+from aegis.data.records import Chat, Message, Plain, Record
 from aegis.data.rejects import Rejects, RowError
 from aegis.data.sources import Source
 from aegis.messages import phrase
 
+_LISTS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("instruction", "prompt", "question", "query", "input", "text")
+_ANSWERS = ("output", "response", "answer", "completion")
+_SYSTEM = ("system", "system_prompt")
+_MORE = ("input", "context")
+"""What a question is about: it follows the question."""
+_PAIR = ("chosen", "rejected")
 
-class Message(TypedDict):
-    """`role` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """An optional system message, then user and assistant in turns, the assistant last.
-
-    `pair`: written as prompt and completion, so it may be joined as it stands if there is no chat template.
-    """
-
-    messages: list[Message]
-    where: str
-    pair: bool = False
+KNOWN_KEYS = frozenset(
+    (*MESSAGE_KEYS, *_LISTS, *_QUESTIONS, *_ANSWERS, *_SYSTEM, *_MORE, "history", "tools", "chat_template_kwargs")
+)
+"""What a column may be called with `--columns`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A document with no roles: every token of it is learnt."""
+class _Shape(NamedTuple):
+    """`keys`: those that every row of this shape has."""
 
-    text: str
-    where: str
+    keys: tuple[str, ...]
+    convert: Callable[[Fields, tuple[str, ...], Columns, str], Record]
 
-
-Record = Chat | Plain
-_Object = dict[str, object]
-
-_UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-}
-_KINDS = {
-    dict: "formats.kind_object",
-    list: "formats.kind_list",
-    bool: "formats.kind_boolean",
-    int: "formats.kind_number",
-    float: "formats.kind_number",
-    str: "formats.kind_string",
-}
+    @property
+    def name(self) -> str:
+        return "/".join(self.keys)
 
 
-def records(source: Source, rejects: Rejects) -> Iterator[Record]:
+def records(source: Source, rejects: Rejects, columns: Sequence[str] = ()) -> Iterator[Record]:
     """Every usable row of `source`; the others go to `rejects`.
 
     The first row that has a known shape sets the shape for the whole source: a row of another shape is more
-    likely a mistake (two files joined) than an intention.
+    likely a mistake (two files joined) than an intention. Each key of a row is used, known to be harmless, or the
+    row is refused with its name.
+
+    Args:
+        columns: the user's names for keys, `question=instruction` or `notes=ignore` each.
+
+    Raises:
+        UsageError: one of `columns` is no such pair.
     """
-    shape: str | None = None
+    renaming = Columns(columns, KNOWN_KEYS)
+    shape: _Shape | None = None
     for where, value in source.rows(rejects):
         try:
             if not isinstance(value, dict):
-                raise RowError(phrase("formats.row_not_an_object", value=_kind(value)))
-            shape = shape or _shape_of(value)
+                raise RowError(phrase("formats.row_not_an_object", value=kind(value)))
+            row = renaming.renamed(value)
+            shape = shape or _shape_of(row)
             if shape is None:
-                raise RowError(phrase("formats.unknown_shape", value=_names(value), known=_known()))
-            keys, convert = _SHAPES[shape]
-            missing = [key for key in keys if key not in value]
-            other = _shape_of(value) if missing else None
-            if other:
-                raise RowError(phrase("formats.other_shape", shape=shape, other=other))
-            if missing:
-                raise RowError(phrase("formats.missing_keys", missing=_names(missing)))
-            record = convert(value, where)
+                raise RowError(phrase("formats.unknown_shape", value=names(dict(row)), known=_known()))
+            _check_shape(shape, row)
+            record = shape.convert(Fields(row), shape.keys, renaming, where)
         except RowError as error:
             rejects.add(where, str(error))
         else:
             yield record
 
 
-def _messages(row: _Object, where: str) -> Chat:
-    return Chat(_conversation(row["messages"], "role", "content", lambda role: role), where)
+def _shape_of(row: Mapping[str, object]) -> _Shape | None:
+    if all(row.get(key) for key in _PAIR):
+        raise RowError(phrase("formats.preference"))
+    for key in _LISTS:
+        if key in row:
+            return _Shape((key,), _chat)
+    # an empty `input` beside an `instruction` is no question
+    question = next((key for key in _QUESTIONS if row.get(key)), None)
+    question = question or next((key for key in _QUESTIONS if key in row), None)
+    answer = next((key for key in _ANSWERS if row.get(key)), None) or next((k for k in _ANSWERS if k in row), None)
+    if question and answer:
+        return _Shape((question, answer), _exchange)
+    return _Shape(("text",), _plain) if "text" in row else None
 
 
-def _sharegpt(row: _Object, where: str) -> Chat:
-    def role_of(name: str) -> str:
-        return _SHAREGPT_ROLES.get(name, name)
-
-    return Chat(_conversation(row["conversations"], "from", "value", role_of), where)
-
-
-def _prompt_completion(row: _Object, where: str) -> Chat:
-    return Chat(_exchange(_text(row, "prompt"), _text(row, "completion")), where, pair=True)
-
-
-def _alpaca(row: _Object, where: str) -> Chat:
-    instruction = _text(row, "instruction")
-    if row.get("input") not in (None, ""):
-        instruction += "\n\n" + _text(row, "input")
-    return Chat(_exchange(instruction, _text(row, "output")), where)
-
-
-def _plain(row: _Object, where: str) -> Plain:
-    return Plain(_text(row, "text"), where)
-
-
-# In the order in which they are looked for: Hub datasets often carry `prompt` or `text` beside `messages`.
-_SHAPES: dict[str, tuple[tuple[str, ...], Callable[[_Object, str], Record]]] = {
-    "messages": (("messages",), _messages),
-    "conversations": (("conversations",), _sharegpt),
-    "prompt/completion": (("prompt", "completion"), _prompt_completion),
-    "instruction/output": (("instruction", "output"), _alpaca),
-    "text": (("text",), _plain),
-}
-
-
-def _shape_of(row: _Object) -> str | None:
-    return next((name for name, (keys, _) in _SHAPES.items() if all(key in row for key in keys)), None)
-
-
-def _exchange(user: str, assistant: str) -> list[Message]:
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-
-
-def _conversation(value: object, role_key: str, content_key: str, role_of: Callable[[str], str]) -> list[Message]:
-    if not isinstance(value, list):
-        raise RowError(phrase("formats.conversation_not_a_list", value=_kind(value)))
-    messages: list[Message] = []
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, dict):
-            raise RowError(phrase("formats.message_not_an_object", number=number, item=_kind(item)))
-        role = role_of(_text(item, role_key, number))
-        # `"system": ""` is how many datasets say that there is none
-        if role == "system" and item.get(content_key) in (None, ""):
-            continue
-        messages.append({"role": role, "content": _text(item, content_key, number)})
-    _check_order([message["role"] for message in messages])
-    return messages
-
-
-def _check_order(roles: list[str]) -> None:
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    for number, role in enumerate(turns, 1 + len(roles) - len(turns)):
-        expected = ("assistant", "user")[(number - (len(roles) - len(turns))) % 2]
-        if role != expected:
-            raise RowError(phrase("formats.role_order", number=number, expected=expected, role=role))
-    if not turns or turns[-1] != "assistant":
-        raise RowError(phrase("formats.no_last_answer"))
-
-
-def _text(row: _Object, key: str, number: int | None = None) -> str:
-    """A row's text, or that of its message of this number."""
-    if key not in row:
-        raise RowError(phrase("formats.missing_key", label=_label(number), key=key))
-    value = row[key]
-    if not isinstance(value, str):
-        raise RowError(phrase("formats.not_a_string", label=_label(number), key=key, value=_kind(value)))
-    if not value.strip():
-        raise RowError(phrase("formats.empty", label=_label(number), key=key))
-    if match := _UNENCODABLE.search(value):
-        what = phrase("formats.nul" if match.group() == "\0" else "formats.surrogate")
-        raise RowError(
-            phrase("formats.bad_character", label=_label(number), key=key, what=what, position=match.start() + 1)
-        )
-    return value
-
-
-def _label(number: int | None) -> str:
-    return "" if number is None else phrase("formats.label", number=number)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kind = _KINDS.get(type(value))
-    return phrase(kind) if kind else type(value).__name__
-
-
-def _names(keys: object) -> str:
-    names = [repr(key) for key in keys] if isinstance(keys, (list, dict)) else []
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "(none)"
+def _check_shape(shape: _Shape, row: Mapping[str, object]) -> None:
+    missing = [key for key in shape.keys if key not in row]
+    if not missing:
+        return
+    other = _shape_of(row)
+    if other:
+        raise RowError(phrase("formats.other_shape", shape=shape.name, other=other.name))
+    raise RowError(phrase("formats.missing_keys", missing=names(missing)))
 
 
 def _known() -> str:
-    return "; ".join(_SHAPES)
+    questions, answers = ", ".join(_QUESTIONS), ", ".join(_ANSWERS)
+    return phrase("formats.known", lists=", ".join(_LISTS), questions=questions, answers=answers)
+
+
+def _chat(fields: Fields, keys: tuple[str, ...], columns: Columns, where: str) -> Chat:
+    messages, context = conversation(fields.structure(keys[0]), columns)
+    return _finished(fields, messages, context, where)
+
+
+def _plain(fields: Fields, keys: tuple[str, ...], columns: Columns, where: str) -> Plain:
+    text = fields.text("text")
+    fields.finish([text])
+    return Plain(text, where)
+
+
+def _exchange(fields: Fields, keys: tuple[str, ...], columns: Columns, where: str) -> Chat:
+    """A question and its answer; or, as trl has it, a list of messages and the messages that complete it."""
+    question, answer = keys
+    prompt, completion = fields.take(question), fields.take(answer)
+    if isinstance(prompt, list) and isinstance(completion, list):
+        messages, context = conversation([*prompt, *completion], columns, trained_from=len(prompt))
+        return _finished(fields, messages, context, where)
+    asked = fields.text(question)
+    for key in _MORE:
+        if key != question and key in fields:
+            asked += "\n\n" + fields.text(key)
+    reply: Message = {"role": "assistant", "content": fields.text(answer)}
+    if "reasoning_content" in fields:
+        reply["reasoning_content"] = fields.text("reasoning_content")
+    messages = [*_history(fields), {"role": "user", "content": asked}, reply]
+    return _finished(fields, messages, frozenset(), where, pair=keys == ("prompt", "completion"))
+
+
+def _history(fields: Fields) -> list[Message]:
+    """Earlier turns as LLaMA-Factory writes them: [[question, answer], ...]."""
+    value = fields.structure("history")
+    if value is None:
+        return []
+    messages: list[Message] = []
+    for turn in value if isinstance(value, list) else [value]:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise fields.error("formats.history", value=kind(turn))
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            messages.append({"role": role, "content": Fields({"history": text}).text("history")})
+    return messages
+
+
+def _finished(
+    fields: Fields, messages: list[Message], context: frozenset[int], where: str, *, pair: bool = False
+) -> Chat:
+    """The chat with what stands beside its messages: a system text, tools, variables of the template."""
+    key = fields.first(_SYSTEM)
+    if key:
+        system: Message = {"role": "system", "content": fields.text(key)}
+        if messages[0]["role"] != "system":
+            messages = [system, *messages]
+            context = frozenset(number + 1 for number in context)
+        elif messages[0]["content"] != system["content"]:
+            raise fields.error("formats.two_systems", key=key)
+    tools, variables = _tools(fields), _variables(fields)
+    fields.finish([message["content"] for message in messages if message["content"]])
+    check_order(messages)
+    is_bare = len(messages) == 2 and not tools and not variables and "reasoning_content" not in messages[1]
+    return Chat(messages, where, pair=pair and is_bare, context=context, tools=tools, variables=variables)
+
+
+def _tools(fields: Fields) -> list[dict[str, object]] | None:
+    """Definitions as llama.cpp's server wants them, {"type": "function", "function": {...}}; a bare one is put in."""
+    found = fields.structure("tools")
+    if not found:
+        return None
+    tools: list[dict[str, object]] = []
+    for item in found if isinstance(found, list) else [found]:
+        definition = function_of(item)
+        if definition is None:
+            raise fields.error("formats.not_a_tool")
+        outer, inner = definition
+        tools.append(dict(outer) if outer is not inner else {"type": "function", "function": dict(outer)})
+    return tools
+
+
+def _variables(fields: Fields) -> Mapping[str, object]:
+    found = fields.structure("chat_template_kwargs")
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise fields.error("formats.not_variables", value=kind(found))
+    return {name: value for name, value in found.items() if value is not None}

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterator
 
 from aegis.data.chat import Encoder, Example
-from aegis.data.formats import Chat, Record, records
+from aegis.data.formats import records
 from aegis.data.packing import Windows, cut
+from aegis.data.records import Chat, Record
 from aegis.data.rejects import Rejects
 from aegis.data.sources import Source
 
@@ -30,10 +31,10 @@ def heldout_questions(source: Source, encoder: Encoder, heldout: Windows, count:
     for record, example in _encoded(source, encoder):
         if len(found) == count:
             break
-        pieces, _ = cut(example, heldout.max_length)
+        pieces = cut(example, heldout.max_length).pieces
         if isinstance(record, Chat) and pieces and pieces[0].ids.tobytes() in known:
-            asked = next((message["content"] for message in record.messages if message["role"] == "user"), "")
-            if asked.strip():
+            asked = next((message["content"] for message in record.messages if message["role"] == "user"), None)
+            if asked and asked.strip():
                 found[asked] = None
     return list(found)
 

@@ -15,7 +15,7 @@ import torch
 
 from aegis import progress
 from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.data.dataset import DataReport
+from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError

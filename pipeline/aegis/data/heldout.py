@@ -1,0 +1,36 @@
+"""Which rows are held out of training: chosen by what the model would see of them, duplicates and all."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis.data.chat import Example
+
+
+def row_key(pieces: list[Example], seed: int) -> int:
+    """What the model would see of a row, hashed to 64 bits: rows alike to it are alike here."""
+    digest = hashlib.blake2b(digest_size=8, key=str(seed).encode())
+    for piece in pieces:
+        digest.update(piece.ids.tobytes() + piece.trained.tobytes())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def pieces_of(rows: NDArray[np.int64], first_piece: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of these rows' pieces; the rows are in ascending order."""
+    chosen = np.zeros(len(first_piece) - 1, np.bool_)
+    chosen[rows] = True
+    return np.flatnonzero(np.repeat(chosen, np.diff(first_piece)))
+
+
+def split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training and held-out rows by number: those with the lowest keys are held out, each once.
+
+    By content, not by place, so a row and its duplicates go together.
+    """
+    distinct, first_row = np.unique(keys, return_index=True)
+    count = min(heldout_rows, len(distinct) // 10)
+    train = np.flatnonzero(keys > distinct[count - 1]) if count else np.arange(len(keys))
+    return train, np.sort(first_row[:count])

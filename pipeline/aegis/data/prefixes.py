@@ -1,0 +1,225 @@
+"""A chat as one text, and where in it the assistant's turns are, found by prefix rendering.
+
+Turn i begins where the rendering of the messages before it, with the generation prompt, ends. So the model is trained
+on exactly what it has to write when llama.cpp hands it that prompt. `{% generation %}` blocks would need templates
+that have them; Phi-3.5's does not.
+
+Two kinds of template are no continuation of their prompts, and are rendered all the same, which is reported: those
+that leave earlier answers' thoughts out (Qwen3, QwQ), and those whose prompt opens a thought (QwQ, R1-Distill) where
+the row's answer has none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import NamedTuple
+
+from aegis.data import thoughts
+from aegis.data.records import Chat, Message
+from aegis.data.rejects import RowError
+from aegis.data.template import ChatTemplate
+from aegis.data.turns import Turn
+from aegis.errors import DataError
+from aegis.messages import phrase
+
+_MODE = re.compile(r"/(no_)?think\b")
+"""How SmolLM3 is put into a mode by its system message; the template takes the word away."""
+
+
+class Rendered(NamedTuple):
+    """`turns`: those that are trained on, in characters of `text`.
+
+    `lost_thoughts`: the template leaves a thought of the row out. `unopened`: the model will be asked with an opened
+    thought, and an answer of the row has none.
+    """
+
+    text: str
+    turns: list[Turn]
+    lost_thoughts: bool
+    unopened: bool
+
+
+def render_chat(template: ChatTemplate, chat: Chat, *, fold_system: bool = False) -> Rendered:
+    """Render a chat in the first form that its template takes.
+
+    Args:
+        template: the tokenizer's.
+        chat: the row.
+        fold_system: where the template has no place for a system message, put it before the first question.
+
+    Raises:
+        RowError: the template refuses the chat, or leaves something of it out.
+        DataError: the template cannot be trained on.
+    """
+    first: RowError | None = None
+    for form in _forms(chat, fold_system):
+        try:
+            return _Rendering(template, form).done()
+        except RowError as error:
+            first = first or error
+    raise first or AssertionError("a chat has a form")
+
+
+def _forms(chat: Chat, fold_system: bool) -> Iterator[Chat]:
+    """The chat as it is, then what templates want in its place, as llama.cpp finds out by trying too.
+
+    Arguments of a call as an object or as JSON; null or "" for the text of a message that only calls.
+    """
+    calls = any("tool_calls" in message for message in chat.messages)
+    blank = any(message["content"] is None for message in chat.messages)
+    folds = (False, True) if fold_system and chat.messages[0]["role"] == "system" else (False,)
+    for folded, as_json, fill in product(folds, (False, True) if calls else (False,), (False, True)[: 1 + blank]):
+        messages = [_formed(message, as_json, fill) for message in chat.messages] if calls or blank else chat.messages
+        context = chat.context
+        if folded:
+            messages, context = _folded(messages), frozenset(number - 1 for number in context)
+        yield Chat(messages, chat.where, chat.pair, context, chat.tools, chat.variables)
+
+
+def _formed(message: Message, as_json: bool, fill: bool) -> Message:
+    formed: Message = {**message, "content": "" if fill and message["content"] is None else message["content"]}
+    if as_json and "tool_calls" in message:
+        formed["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}  # type: ignore[dict-item, index]
+            for call in message["tool_calls"]
+        ]
+    return formed
+
+
+def _folded(messages: list[Message]) -> list[Message]:
+    system, question, *rest = messages
+    return [{**question, "content": f"{system['content']}\n\n{question['content']}"}, *rest]
+
+
+class _Rendering:
+    """One chat in one form."""
+
+    def __init__(self, template: ChatTemplate, chat: Chat) -> None:
+        self._template = template
+        self._chat = chat
+        self._lost_thoughts = self._unopened = False
+
+    def done(self) -> Rendered:
+        chat, messages = self._chat, self._chat.messages
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        text = self._render(messages)
+        self._check_variables(text)
+        text = self._with_last_thought(text)
+        for number, message in enumerate(messages):
+            self._check_message(message, text, is_last=number == answers[-1])
+        starts = [self._start(text, number) for number in answers]
+        turns = [
+            Turn(start, _end_of(messages[number], text, start, limit), limit)
+            for start, limit, number in zip(starts, [*starts[1:], len(text)], answers, strict=True)
+            if number not in chat.context
+        ]
+        return Rendered(text, turns, self._lost_thoughts, self._unopened)
+
+    def _render(self, messages: list[Message], *, prompt: bool = False) -> str:
+        chat = self._chat
+        return self._template.render(messages, prompt=prompt, tools=chat.tools, variables=chat.variables)
+
+    def _check_variables(self, text: str) -> None:
+        """Refuse what stands beside the messages and does not reach the text."""
+        chat = self._chat
+        for name in chat.variables:
+            if not self._template.names(name, chat.tools):
+                raise RowError(phrase("chat.unknown_variable", name=name))
+        if chat.tools:
+            names = [str(tool["function"]["name"]) for tool in chat.tools]  # type: ignore[index]
+            bare = self._template.render(chat.messages, prompt=False, variables=chat.variables)
+            if bare == text or any(name not in text for name in names):
+                raise RowError(phrase("chat.key_left_out", key="tools"))
+
+    def _with_last_thought(self, text: str) -> str:
+        """The text with the last answer's thought as the model writes it, where the template leaves even that out."""
+        *before, last = self._chat.messages
+        content = last["content"] or ""
+        parts = thoughts.split(content)
+        answer = content
+        if "reasoning_content" in last:
+            if last["reasoning_content"].strip() in text or "tool_calls" in last:
+                return text
+        elif parts and content.strip() not in text and parts.thought.strip() not in text:
+            answer = parts.answer
+        else:
+            return text
+        prompt = self._render(before, prompt=True)
+        if "reasoning_content" in last:
+            written = thoughts.as_content(prompt, last["reasoning_content"], answer)
+        else:
+            written = thoughts.continued(prompt, content)
+        found = text.rfind(answer.strip())
+        if written is None or found < 0:
+            return text
+        return prompt + written + text[found + len(answer.strip()) :]
+
+    def _check_message(self, message: Message, text: str, *, is_last: bool) -> None:
+        """Refuse a message of which something does not reach the text, an earlier thought excepted."""
+        content = (message["content"] or "").strip()
+        if content not in text and not self._is_shown_in_parts(message, content, text):
+            raise RowError(phrase("chat.message_left_out", message=message["role"]))
+        thought = message.get("reasoning_content", "").strip()
+        if thought not in text:
+            if is_last or not self._template.names("reasoning_content"):
+                raise RowError(phrase("chat.key_left_out", key="reasoning_content"))
+            self._lost_thoughts = True
+        for call in message.get("tool_calls", ()):
+            if not all(_stands_in(leaf, text) for leaf in _leaves(call["function"])):
+                raise RowError(phrase("chat.key_left_out", key="tool_calls"))
+
+    def _is_shown_in_parts(self, message: Message, content: str, text: str) -> bool:
+        if message["role"] == "system":
+            return _MODE.sub("", content).strip() in text
+        parts = thoughts.split(content) if message["role"] == "assistant" else None
+        if parts is None or parts.answer.strip() not in text:
+            return False
+        self._lost_thoughts = self._lost_thoughts or parts.thought.strip() not in text
+        return True
+
+    def _start(self, text: str, number: int) -> int:
+        """Where the turn of the message of this number, from 0, begins."""
+        before = self._chat.messages[:number]
+        for shown in (False, True):
+            # as the template shows it once it is an earlier one
+            earlier = [thoughts.stripped(message) for message in before] if shown else before
+            prompt = self._render(earlier, prompt=True)
+            if text.startswith(prompt):
+                return len(prompt)
+            closed = thoughts.without_opening(prompt)
+            if closed != prompt and text.startswith(closed):
+                self._unopened = True
+                return len(closed)
+        raise DataError("chat.template_not_a_continuation", where=self._chat.where, number=number + 1)
+
+
+def _end_of(message: Message, text: str, start: int, limit: int) -> int:
+    """Where the message's text ends in text[start:limit]; a template may have stripped it, or its thought."""
+    content = message["content"] or ""
+    parts = thoughts.split(content)
+    for written in (content, content.strip(), *((parts.answer.strip(),) if parts else ())):
+        found = text.find(written, start, limit)
+        if found >= 0:
+            return found + len(written)
+    raise RowError(phrase("chat.answer_left_out"))
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif value is not None:
+        yield value
+
+
+def _stands_in(leaf: object, text: str) -> bool:
+    """Whether a value of a call is in the text, as it is, as JSON or as Python writes it."""
+    if isinstance(leaf, str):
+        return any(form in text for form in (leaf, json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]))
+    return json.dumps(leaf) in text or str(leaf) in text

@@ -1,0 +1,136 @@
+"""A tokenizer's chat template: rendered as transformers and llama.cpp render it, and which tokens it is built from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from aegis.data.records import Message
+from aegis.data.rejects import RowError
+from aegis.data.thoughts import is_thought_tag
+from aegis.errors import DataError
+from aegis.messages import phrase
+
+_PROBE = ("first", "second", "third", "fourth")
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+_NAMED = ("bos_token", "eos_token", "pad_token")
+_ENDS_GENERATION = re.compile(
+    r"<\|(endoftext|end_of_text|eot_id|eom_id|im_end|end|return|call)\|>|<end_of_turn>|<EOT>|</s>|<eos>"
+)
+"""Tokens at which llama.cpp ends an answer because of their names, whatever the template does with them."""
+
+
+class ChatTemplate:
+    """The template of one tokenizer, which has one.
+
+    `apply_chat_template` renders with the same compiled template, but copies the messages first, in case they hold
+    more than text. The copy takes longer than the rendering, and a chat is rendered once for each of its answers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        self._compiled = _compile_jinja_template
+        self._tokenizer = tokenizer
+        self._special_tokens = tokenizer.special_tokens_map
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        prompt: bool,
+        tools: list[dict[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
+        """The messages as one text.
+
+        Args:
+            prompt: end with what opens the assistant's turn.
+            tools: for the template's variable of that name.
+            variables: others of its variables.
+
+        Raises:
+            RowError: the template refuses these messages.
+            DataError: it cannot be used at all.
+        """
+        try:
+            template = self._compiled(self._tokenizer.get_chat_template(tools=tools))
+            text = template.render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special_tokens,
+                **(variables or {}),
+            )
+        except (jinja2.exceptions.SecurityError, jinja2.TemplateSyntaxError) as error:
+            raise DataError("chat.template_unusable", name=type(error).__name__, error=error) from error
+        except Exception as error:  # a template is a program: it can raise anything
+            raise RowError(phrase("chat.template_refuses", name=type(error).__name__, error=error)) from error
+        return str(text)
+
+    def names(self, variable: str, tools: list[dict[str, object]] | None = None) -> bool:
+        """Whether the template speaks of a variable, or of a message's key, that a row may set."""
+        if variable in _OWN_VARIABLES or variable in self._special_tokens:
+            return False
+        return re.search(rf"\b{re.escape(variable)}\b", self._tokenizer.get_chat_template(tools=tools)) is not None
+
+    def turn_tokens(self, added: Sequence[str]) -> frozenset[str] | None:
+        """Those of the added tokens that open and end the turns of a plain chat; None if the template takes none.
+
+        White space and the tags of a thought are not among them, though templates write both between turns.
+        """
+        roles = ("user", "assistant", "user", "assistant")
+        probe: list[Message] = [{"role": role, "content": text} for role, text in zip(roles, _PROBE, strict=True)]
+        try:
+            text = self.render(probe, prompt=False) + self.render(probe[:1], prompt=True)
+        except RowError:
+            return None
+        if any(word not in text for word in _PROBE):
+            return None
+        found = re.findall("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)", text)
+        return frozenset(token for token in found if token.strip() and not is_thought_tag(token))
+
+
+class ControlTokens:
+    """Which of a tokenizer's added tokens must not stand in a row's text.
+
+    Everywhere: what opens or ends a turn, and what ends an answer in llama.cpp. In any text but the assistant's
+    own: special tokens too. An answer may hold others, such as <think> or <tool_call>, for it is made of them.
+    White space is never one, though Gemma has it among its added tokens.
+
+    Args:
+        template: the tokenizer's, if it has one.
+    """
+
+    def __init__(self, tokenizer: Any, template: ChatTemplate | None) -> None:
+        added = {token_id: token for token_id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        contents = [token.content for token in added.values()]
+        turns = template.turn_tokens(contents) if template else frozenset()
+        named = {getattr(tokenizer, name) for name in _NAMED}
+        ending = {text for text in contents if text in named or _ENDS_GENERATION.fullmatch(text)}
+        special = {token.content for token in added.values() if token.special}
+        # a template that takes no plain chat: any added token may be one of its turns'
+        of_turns = ending | (set(contents) if turns is None else turns)
+        self.enders = frozenset(token_id for token_id, token in added.items() if token.content in of_turns)
+        """Ids of the tokens that may end a turn."""
+        in_answers = ending | special if turns is None else of_turns
+        self._in_answers = _any_of(in_answers)
+        self._elsewhere = _any_of(in_answers | special)
+
+    def check(self, text: str, *, is_answer: bool) -> None:
+        """Refuse a text that would end its turn, or open another, where it is rendered.
+
+        Raises:
+            RowError: it holds such a token.
+        """
+        if match := (self._in_answers if is_answer else self._elsewhere).search(text):
+            raise RowError(phrase("chat.control_token", match=match.group()))
+
+
+def _any_of(texts: set[str] | frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
