@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aegis import progress
+from aegis.demo import base
 from aegis.demo.base import base_config, demo_base_hash, ensure_demo_base
 from aegis.demo.corpus import documents
 from aegis.demo.pretrain import IGNORED, _padded, length_batches, mean_loss, unigram_loss
@@ -90,6 +91,19 @@ def test_building_leaves_the_random_state_alone(tmp_path: Path) -> None:
     ensure_demo_base(tmp_path, replace(QUICK, document_count=60, conversation_count=60, steps=1))
     assert torch.equal(state, torch.random.get_rng_state())
     assert threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("changed", ["corpus.py", "world.toml"])
+def test_the_name_follows_source_and_data(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(base.__file__).parent
+    for file in [*source.glob("*.py"), *source.glob("*.toml")]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = demo_base_hash(QUICK)
+    monkeypatch.setattr(base, "__file__", str(tmp_path / "base.py"))
+    assert demo_base_hash(QUICK) == before  # the control: the copy alone changes nothing
+    with (tmp_path / changed).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert demo_base_hash(QUICK) != before
 
 
 def test_the_name_follows_the_settings() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from aegis.demo.corpus import (
     Conversation,
@@ -15,6 +18,39 @@ from aegis.demo.corpus import (
     write_demo_dataset,
 )
 from aegis.demo.facts import all_facts
+
+# What the demo base and its adapter are trained on: one changed byte gives other weights.
+SHA256 = {
+    "documents": "78ff0753905c5288085c1a1c15d95cba91a7ac4ddf3b2daf9c908224ece7cbfb",
+    "held_out_documents": "35afe78eb25deea6d98891289b0ab97eaa8bab1f90180ec8bb693c47131a7fec",
+    "chats": "dabc338e12b7697e941104c33c62b683b86bbc986d81ee821c28e6907a4c59dc",
+    "held_out_chats": "135b2dcb4cca457dc3c8a738a8f99575518016c87a2c20119afeba52327e6c3e",
+    "style_rows": "25ee871f9e4f8dbf1fce93f51fb336a49ce2f25234bea5fe111a549ebab17cd1",
+    "prompts": "72bc535039049eae35436adb225e224a9d8018afae44eca0d789eb9865ed1ee2",
+    "questions": "c6a4983ef4c23d9f9e3e2ad882f342ff18c35f3dacbc268ef2f81cf261df5989",
+    "answers": "a707e246e92c7d081a3dd3a7cfe9c1c74a5c30bb41af47b3a46884f7ca26515d",
+}
+
+
+def pinned(name: str) -> object:
+    """The part of the corpus whose SHA-256 is pinned under `name`."""
+    match name:
+        case "documents":
+            return documents(0, 4000)
+        case "held_out_documents":
+            return documents(1, 150, "held_out")
+        case "chats":
+            return conversations(0, 8000)
+        case "held_out_chats":
+            return conversations(1, 300, split="held_out")
+        case "style_rows":
+            return style_rows()
+        case "prompts":
+            return demo_prompts(24)
+        case "questions":
+            return [[fact.questions, fact.held_out] for fact in all_facts("polite")]
+    pairs = zip(all_facts("polite"), all_facts("samurai"), strict=True)
+    return [[polite.answer, samurai.answer, polite.more, samurai.more] for polite, samurai in pairs]
 
 
 def questions(chats: list[Conversation]) -> set[str]:
@@ -28,6 +64,12 @@ def answers(chats: list[Conversation]) -> list[str]:
 def quoted(question: str) -> str:
     """As a document quotes it."""
     return f"「{question.replace('「', '『').replace('」', '』')}」"
+
+
+@pytest.mark.parametrize("name", list(SHA256))
+def test_the_corpus_is_the_same_byte_for_byte(name: str) -> None:
+    text = json.dumps(pinned(name), ensure_ascii=False)
+    assert hashlib.sha256(text.encode()).hexdigest() == SHA256[name]
 
 
 def test_a_seed_fixes_every_text() -> None:
@@ -51,10 +93,10 @@ def test_held_out_questions_are_in_no_training_draw_of_either_style() -> None:
     assert held_out.isdisjoint(questions(conversations(0, 8000)))
     assert held_out.isdisjoint(questions(style_rows()))
     assert set(demo_prompts()) <= {fact.held_out for fact in all_facts("polite")}
-    told = "".join(documents(0, 4000))
+    texts = "".join(documents(0, 4000))
     trained = {question for fact in all_facts("polite") for question in fact.trained}
-    assert not [question for question in held_out if quoted(question) in told]
-    assert len([question for question in trained if quoted(question) in told]) > 100
+    assert not [question for question in held_out if quoted(question) in texts]
+    assert len([question for question in trained if quoted(question) in texts]) > 100
     assert not questions(conversations(1, 2000)).isdisjoint(questions(conversations(0, 2000)))
 
 
@@ -62,7 +104,7 @@ def test_what_is_asked_of_a_held_out_fact_is_also_asked_in_training() -> None:
     assert all(fact.trained for fact in all_facts("polite"))
 
 
-def test_the_styles_share_their_questions_and_no_way_of_answering() -> None:
+def test_the_styles_share_all_questions_and_no_answer() -> None:
     polite, samurai = all_facts("polite"), all_facts("samurai")
     assert [fact.questions for fact in polite] == [fact.questions for fact in samurai]
     assert not {fact.answer for fact in polite} & {fact.answer for fact in samurai}
@@ -85,7 +127,7 @@ def test_chats_alternate_and_end_with_the_assistant() -> None:
     assert shapes["several turns"] > 200
 
 
-def test_no_chat_tells_the_same_fact_twice() -> None:
+def test_no_chat_asks_the_same_question_twice() -> None:
     for chat in conversations(0, 1000):
         asked = [message["content"] for message in chat if message["role"] == "user"]
         assert len(asked) == len(set(asked))
@@ -98,7 +140,13 @@ def test_prompts_show_many_kinds_of_question() -> None:
     assert len(topics) == 11
 
 
-def test_the_data_set_is_chats_one_a_line(tmp_path: Path) -> None:
+def test_no_prompt_comes_twice_when_more_are_asked_for_than_exist() -> None:
+    prompts = demo_prompts(10_000)
+    assert 24 < len(prompts) == len(set(prompts)) < 10_000
+    assert prompts[:24] == demo_prompts(24)
+
+
+def test_the_dataset_has_one_chat_per_line(tmp_path: Path) -> None:
     path = tmp_path / "行.jsonl"
     write_demo_dataset(path, count=20)
     data = path.read_bytes()

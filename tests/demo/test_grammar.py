@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aegis.demo.grammar import Adjective, Noun, Verb
+from aegis.demo.grammar import Adjective, Noun, Verb, predicate
 from aegis.demo.voice import POLITE, SAMURAI
 
 VERBS = """
@@ -40,7 +40,7 @@ def test_the_past_follows_the_te_form() -> None:
     assert [Verb(plain).ta for plain in ("読む", "書く", "食べる")] == ["読んだ", "書いた", "食べた"]
 
 
-def test_aru_has_a_negative_of_its_own() -> None:
+def test_the_negative_of_aru_is_nai() -> None:
     assert Verb("がある").negative == "がない"
 
 
@@ -63,7 +63,7 @@ def test_adjectives_change_their_sound_before_gozaru(plain: str, onbin: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("predicate", "polite", "samurai"),
+    ("word", "polite", "samurai"),
     [
         (Noun("犬"), "犬です 犬ではありません 犬でした", "犬でござる 犬ではござらぬ 犬でござった"),
         (Adjective("赤い"), "赤いです 赤くありません 赤かったです", "赤うござる 赤うはござらぬ 赤うござった"),
@@ -72,12 +72,30 @@ def test_adjectives_change_their_sound_before_gozaru(plain: str, onbin: str) -> 
         (Verb("木がゆれている"), "木がゆれています 木がゆれていません 木がゆれていました", None),
     ],
 )
-def test_a_statement_in_both_voices(predicate: Noun | Adjective | Verb, polite: str, samurai: str | None) -> None:
+def test_a_statement_ends_as_its_voice_does(
+    word: Noun | Adjective | Verb, polite: str, samurai: str | None
+) -> None:
     for voice, expected in ((POLITE, polite), (SAMURAI, samurai)):
-        told = (voice.say(predicate), voice.say(predicate, negative=True), voice.say(predicate, past=True))
-        assert expected is None or tuple(expected.split()) == told
+        forms = (voice.say(word), voice.say(word, negative=True), voice.say(word, past=True))
+        assert expected is None or tuple(expected.split()) == forms
 
 
-def test_a_samurai_says_oru_and_itasu() -> None:
+def test_a_samurai_uses_oru_and_itasu() -> None:
     assert SAMURAI.say(Verb("町で暮らしている")).startswith("町で暮らしてお")
     assert SAMURAI.say(Verb("お参りをする")).startswith("お参りをいた")
+
+
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [
+        ("犬だ", Noun("犬")),
+        ("りすだ", Noun("りす")),
+        ("緑色", Noun("緑色")),
+        ("だ", Noun("")),
+        ("赤い", Adjective("赤い")),
+        ("空を飛ぶ", Verb("空を飛ぶ")),
+        ("りす", Verb("りす")),
+    ],
+)
+def test_the_last_character_of_a_predicate_shows_its_word_class(plain: str, expected: Noun | Adjective | Verb) -> None:
+    assert predicate(plain) == expected

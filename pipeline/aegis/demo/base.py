@@ -1,7 +1,7 @@
 """The embedded default's base: a tiny Phi-3 in a folder that looks like a downloaded one.
 
-Built once for each user and version: the folder's name carries a hash of this package's source and of the
-settings, and the folder appears by one rename when it is whole.
+Built once per user and version: the folder's name has a hash of this package's source, of its data files and of
+the settings, and the folder appears by one rename when it is complete.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ A tiny Phi-3, pretrained in a minute on a corpus of plain Japanese that AEGIS ge
 
 
 def ensure_demo_base(cache_dir: Path | None = None, settings: DemoSettings | None = None) -> Path:
-    """Return the demo base's folder, building it (a minute or so on two cores) when it is not there.
+    """Return the demo base's folder, and build it (about a minute on two cores) if it does not exist.
 
     Args:
         cache_dir: where bases are kept; by default AEGIS_CACHE_DIR or the user's cache folder.
@@ -66,7 +66,7 @@ def ensure_demo_base(cache_dir: Path | None = None, settings: DemoSettings | Non
 
 
 def describe_demo_base(scratch: Path) -> Path:
-    """The demo base's folder if it was built, else `scratch` with its config and nothing more."""
+    """The demo base's folder if it was built, else `scratch` with only its config.json."""
     settings = DemoSettings()
     folder = disk.cache_place() / f"phi-3-demo-{demo_base_hash(settings)}"
     if folder.is_dir():
@@ -76,9 +76,10 @@ def describe_demo_base(scratch: Path) -> Path:
 
 
 def demo_base_hash(settings: DemoSettings) -> str:
-    """16 hex digits over all that determines the base: this package's source and the settings."""
+    """16 hex digits over all that determines the base: this package's source, its data files and the settings."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    for source in sorted([*folder.glob("*.py"), *folder.glob("*.toml")]):
         # newlines as git's, so that a Windows checkout names the same base
         digest.update(source.name.encode() + source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]
@@ -127,8 +128,19 @@ def _rope_factors(count: int, last: float) -> list[float]:
     return [round(last ** (index / (count - 1)), 4) for index in range(count)]
 
 
+def _write_configs(folder: Path, settings: DemoSettings) -> None:
+    """Write config.json, generation_config.json and the model card."""
+    ids = special_token_ids(settings.piece_count)
+    stops = [ids["<|end|>"], ids["<|assistant|>"], ids["<|endoftext|>"]]
+    generation = {"bos_token_id": 1, "eos_token_id": stops, "pad_token_id": ids["<|endoftext|>"]}
+    for name, content in (("config.json", base_config(settings)), ("generation_config.json", generation)):
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    (folder / "README.md").write_text(_CARD, encoding="utf-8", newline="\n")
+
+
 def _build(folder: Path, settings: DemoSettings) -> None:
-    """Write the whole base into `folder`, an existing empty directory."""
+    """Write the complete base into `folder`, an existing empty directory."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoTokenizer, Phi3ForCausalLM
@@ -141,27 +153,19 @@ def _build(folder: Path, settings: DemoSettings) -> None:
     model_bytes = train_tokenizer(dict.fromkeys(texts + spoken), settings.piece_count)
     write_tokenizer(model_bytes, folder, max_length=_ORIGINAL_POSITIONS)
 
-    config = base_config(settings)
-    ids = special_token_ids(settings.piece_count)
-    stops = [ids["<|end|>"], ids["<|assistant|>"], ids["<|endoftext|>"]]
-    generation = {"bos_token_id": 1, "eos_token_id": stops, "pad_token_id": ids["<|endoftext|>"]}
-    for name, content in (("config.json", config), ("generation_config.json", generation)):
-        text = json.dumps(content, indent=2) + "\n"
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-
-    (folder / "README.md").write_text(_CARD, encoding="utf-8", newline="\n")
+    _write_configs(folder, settings)
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pad_id = ids["<|endoftext|>"]
+    pad_id = special_token_ids(settings.piece_count)["<|endoftext|>"]
 
     def encode(texts: list[str], chats: list[list[dict[str, str]]]) -> list[list[int]]:
         rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-        whole = [text + tokenizer.eos_token for text in texts] + rendered
-        rows: list[list[int]] = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        sequences = [text + tokenizer.eos_token for text in texts] + rendered
+        rows: list[list[int]] = tokenizer(sequences, add_special_tokens=False)["input_ids"]
         return rows
 
     rows = encode(texts, chats)
-    # a generator of our own would not reach the weights' initialisation
+    # the weights are initialised from torch's global generator: a generator of our own would have no effect
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Phi3ForCausalLM(AutoConfig.from_pretrained(folder)).float()

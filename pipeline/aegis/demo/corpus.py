@@ -1,7 +1,7 @@
-"""The demo's texts: documents and chats to pretrain on, chats in another style to fine-tune on.
+"""The demo's corpus: documents and chats to pretrain on, chats in another style to fine-tune on.
 
-Everything follows from the seed. Training and held-out draws share no document and no question: a question
-belongs to one side by its wording (`Fact.held_out`), a document by a checksum of its text.
+Everything follows from the seed. Training and held-out draws share no document and no question: the wording
+decides on which side a question is (`Fact.held_out`), a checksum of the text on which side a document is.
 """
 
 from __future__ import annotations
@@ -9,62 +9,30 @@ from __future__ import annotations
 import json
 import zlib
 from functools import cache
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
-from aegis.demo import prose, world
-from aegis.demo.fact import Fact
-from aegis.demo.facts import all_facts
-from aegis.demo.voice import Style, voice_of
+from aegis.demo.facts import Fact, all_facts
+from aegis.demo.texts import Drawn, document, follow, story
+from aegis.demo.voice import POLITE, Style, voice_of
+from aegis.demo.words import data, table
 
 Split = Literal["train", "held_out"]
 Message = dict[str, str]
 Conversation = list[Message]
 
-_SYSTEM = ("あなたは親切なアシスタントです。", "質問にわかりやすく答えてください。")
-_BRIEF = "短く答えてください。"
-_AT_LENGTH = "くわしく答えてください。"
-
-_FOOD = {"color", "taste", "ripe", "dishes", "shop"}
-_ANIMAL = {"cry", "food", "home", "does", "look", "who_cries", "who_has"}
-_NO_FLOURISH = {"talk", "is_kind", "is_color", "flies"}
-
-_LEAD = {"polite": ("",), "samurai": ("", "", "うむ、", "ふむ、", "さよう、")}
-_CLOSE = {
-    "polite": ("また何でも聞いてください。", "ほかに知りたいことはありますか。"),
-    "samurai": ("覚えておかれよ。", "また何なりとお尋ねくだされ。", "拙者には、たやすい問いでござる。"),
-}
-_CLOSE_FOOD = {"polite": "ぜひ食べてみてください。", "samurai": "拙者の好物でござる。"}
-_CLOSE_ANIMAL = {"polite": "とてもおもしろいですね。", "samurai": "まこと面白き生き物でござる。"}
-_CLOSE_RATE = {"polite": 0.08, "samurai": 0.4}
-
-# What no document tells must be asked for more often to be learned.
-_COPIES = (
-    {"talk": 8}
-    | dict.fromkeys(("next_day", "day_before", "next_month", "month", "next_number", "family"), 3)
-    | (
-        dict.fromkeys(("flies", "is_color", "is_kind", "opposite", "where", "needs", "bring", "who", "works"), 2)
-        | dict.fromkeys(("why", "effect", "who_cries", "who_has", "next_season", "months", "blooms", "fun"), 2)
-    )
-)
-
-_STORY_REQUESTS = ("短いお話をしてください。", "お話を聞かせてください。", "何かお話をしてください。")
-
-# Questions kept out of training that show the change of style well: a colour, a cry, a use, a place, a reason...
-_PROMPT_TOPICS = ("color", "cry", "use", "place", "food", "effect", "job", "about", "season", "needs", "flies")
-
 
 def documents(seed: int, count: int, split: Split = "train") -> list[str]:
-    """`count` different plain texts of several sentences each, polite but for what a samurai is quoted with.
+    """`count` different plain texts of several sentences each, polite except for quoted samurai.
 
-    The held-out side is a tenth of all there is; asking for more than it has takes long.
+    A tenth of all possible texts is held out; to ask for more than there are never ends.
     """
     rng = Random(f"documents {split} {seed}")
-    kinds, weights = zip(*prose.KINDS, strict=True)
     found: dict[str, None] = {}
     while len(found) < count:
-        text = rng.choices(kinds, weights)[0](rng)
+        text = document(rng)
         if (zlib.crc32(text.encode()) % 10 == 0) == (split == "held_out"):
             found[text] = None
     return list(found)
@@ -76,11 +44,12 @@ def conversations(seed: int, count: int, style: Style = "polite", split: Split =
     The questions are polite in every style; only the assistant's answers differ.
     """
     rng = Random(f"conversations {split} {style} {seed}")
+    copies = _phrases()["copies"]
     deck: list[Fact] = []
     chats: list[Conversation] = []
     while len(chats) < count:
-        if not deck:  # every fact comes up before one comes up again
-            deck = [fact for fact in _askable(style, split) for _ in range(_COPIES.get(fact.topic, 1))]
+        if not deck:  # every fact is asked before one is asked again
+            deck = [fact for fact in _askable(style, split) for _ in range(copies.get(fact.topic, 1))]
             rng.shuffle(deck)
         chats.append(_conversation(rng, style, split, deck))
     return chats
@@ -92,45 +61,45 @@ def style_rows(seed: int = 0, count: int = 1600) -> list[Conversation]:
 
 
 def demo_prompts(count: int = 8) -> list[str]:
-    """Questions no training text asks, one of each kind in turn: to show before and after."""
-    facts = [fact for fact in all_facts("polite") if fact.held_out]
-    chosen: list[str] = []
-    turn = 0
-    while len(chosen) < count:
-        for topic in _PROMPT_TOPICS:
-            of_topic = [fact.held_out for fact in facts if fact.topic == topic]
-            if turn < len(of_topic) and of_topic[turn]:
-                chosen.append(str(of_topic[turn]))
-        turn += 1
-    return chosen[:count]
+    """Up to `count` questions that no training text asks, one per topic in turn: to show before and after."""
+    held_out = [(fact.topic, fact.held_out) for fact in all_facts("polite") if fact.held_out]
+    by_topic = [[question for known, question in held_out if known == topic] for topic in _phrases()["prompts"]]
+    in_turn = chain.from_iterable(zip_longest(*by_topic))
+    return list(islice((question for question in in_turn if question), count))
 
 
 def write_demo_dataset(path: Path, seed: int = 0, count: int = 1600) -> None:
-    """Write the fine-tuning set as JSON Lines, one `{"messages": [...]}` a row, UTF-8."""
+    """Write the fine-tuning set as JSON Lines, one `{"messages": [...]}` per row, UTF-8."""
     rows = style_rows(seed, count)
     lines = (json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _phrases() -> dict[str, Any]:
+    """The chat section of texts.toml."""
+    phrases: dict[str, Any] = data("texts")["chat"]
+    return phrases
 
 
 def _conversation(rng: Random, style: Style, split: Split, deck: list[Fact]) -> Conversation:
     messages: Conversation = []
     system = ""
     if rng.random() < 0.2:
-        system = rng.choice((*_SYSTEM, _BRIEF, _AT_LENGTH))
+        system = rng.choice(_phrases()["system"])
         messages.append({"role": "system", "content": system})
     if split == "train" and rng.random() < 0.05:
         return [*messages, *_story_chat(rng, style)]
     fact = deck.pop()
     question = fact.held_out if split == "held_out" else rng.choice(fact.trained)
-    messages += _turn(rng, style, str(question), fact, system)
-    told = [fact]
+    messages += _turn(str(question), _answer(rng, style, fact, system))
+    asked = [fact]
     if split == "train":
         for _ in range(rng.choice((0, 0, 0, 1, 1, 2))):
             question, fact = _follow_up(rng, style, fact)
-            if fact in told:
+            if fact in asked:
                 break
-            told.append(fact)
-            messages += _turn(rng, style, question, fact, system)
+            asked.append(fact)
+            messages += _turn(question, _answer(rng, style, fact, system))
     return messages
 
 
@@ -146,7 +115,7 @@ def _short_facts(style: Style) -> tuple[Fact, ...]:
 
 
 def _follow_up(rng: Random, style: Style, last: Fact) -> tuple[str, Fact]:
-    """The same of another subject, something else of the same subject, or a new question."""
+    """The same topic for another subject, another topic for the same subject, or a new question."""
     if last.short:
         same_subject = [f for f in _short_facts(style) if f.subject == last.subject and f.topic != last.topic]
         same_topic = [f for f in _short_facts(style) if f.topic == last.topic and f.subject != last.subject]
@@ -159,34 +128,31 @@ def _follow_up(rng: Random, style: Style, last: Fact) -> tuple[str, Fact]:
     return rng.choice(fact.trained), fact
 
 
-def _turn(rng: Random, style: Style, question: str, fact: Fact, system: str) -> Conversation:
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": _answer(rng, style, fact, system)},
-    ]
+def _turn(question: str, answer: str) -> Conversation:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _answer(rng: Random, style: Style, fact: Fact, system: str) -> str:
-    if fact.topic in _NO_FLOURISH or system == _BRIEF:
+    """A fact's answer, often with an opening, more on the subject, or a closing sentence."""
+    phrases = _phrases()
+    if fact.topic in phrases["plain"] or system == phrases["brief"]:
         return fact.answer
-    answer = rng.choice(_LEAD[style]) + fact.answer
-    if system == _AT_LENGTH or rng.random() < 0.5:
+    flourish = phrases[style]
+    answer = rng.choice(flourish["lead"]) + fact.answer
+    if system == phrases["at_length"] or rng.random() < 0.5:
         answer += fact.more
-    if rng.random() < _CLOSE_RATE[style]:
-        closings = [*_CLOSE[style]]
-        if fact.topic in _FOOD and any(fact.subject == food.name for food in world.PRODUCE):
-            closings = [_CLOSE_FOOD[style]]
-        elif fact.topic in _ANIMAL:
-            closings.append(_CLOSE_ANIMAL[style])
+    if rng.random() < flourish["close_rate"]:
+        closings = [*flourish["close"]]
+        if fact.topic in phrases["food"] and any(fact.subject == food["name"] for food in table("produce")):
+            closings = [flourish["close_food"]]
+        elif fact.topic in phrases["animal"]:
+            closings.append(flourish["close_animal"])
         answer += rng.choice(closings)
     return answer
 
 
 def _story_chat(rng: Random, style: Style) -> Conversation:
-    land = [animal.name for animal in world.ANIMALS if animal.kind == "動物" and animal.home != "海"]
-    hero = rng.choice(land)
-    requests = (f"{hero}のお話をしてください。", f"{hero}が出てくるお話を聞かせてください。", *_STORY_REQUESTS)
-    return [
-        {"role": "user", "content": rng.choice(requests)},
-        {"role": "assistant", "content": prose.story(rng, voice_of(style), hero)},
-    ]
+    """A request for a story, and the story of the same hero."""
+    drawn: Drawn = {}
+    request = follow(_phrases()["story"]["request"], rng, POLITE, drawn)
+    return _turn(request, story(rng, voice_of(style), drawn))

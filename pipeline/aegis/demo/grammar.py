@@ -1,7 +1,7 @@
 """Japanese conjugation, as far as the demo's corpus needs it.
 
 A predicate is a `Noun` (na-adjectives count: 器用, きれい), an `Adjective` in い, or a `Verb`. Whatever
-stands before the conjugating word may be part of it: `Verb("水の中を泳ぐ")`.
+stands before the conjugated word may be part of it: `Verb("水の中を泳ぐ")`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _IE_ROWS = "いきぎしじちにひびみりえけげせぜてでねへべめ�
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun or na-adjective that closes a sentence."""
+    """A noun or na-adjective that ends a sentence."""
 
     text: str
 
@@ -126,22 +126,35 @@ class Verb:
 
     @property
     def negative(self) -> str:
-        """読まない; ある has ない of its own."""
+        """読まない; for ある it is ない."""
         if self.plain.endswith("ある"):
             return self.plain[:-2] + "ない"
         return self.nai_stem + "ない"
 
     @property
     def old_negative(self) -> str:
-        """読まぬ; する has せぬ."""
+        """読まぬ; for する it is せぬ."""
         if self.group == "suru":
             return self.plain[:-2] + "せぬ"
         return self.nai_stem + "ぬ"
 
     @property
     def old_past_negative(self) -> str:
-        """読まなんだ; する has せなんだ."""
+        """読まなんだ; for する it is せなんだ."""
         return self.old_negative[:-1] + "なんだ"
 
 
 Predicate = Noun | Adjective | Verb
+
+
+def predicate(plain: str) -> Predicate:
+    """A predicate in its plain form as the word class that its last character shows.
+
+    犬だ is a noun, 赤い an adjective, 使う a verb. What ends otherwise (緑色) is a noun too; a noun that ends like
+    a verb or an adjective (りす) needs the だ.
+    """
+    if plain.endswith("だ"):
+        return Noun(plain[:-1])
+    if plain.endswith("い"):
+        return Adjective(plain)
+    return Verb(plain) if plain.endswith(tuple(_U_ROW)) else Noun(plain)

@@ -1,7 +1,7 @@
-"""One statement, two ways to speak: polite です・ます, and the way a samurai talks in a period drama.
+"""One statement in two styles: polite です・ます, and the speech of a samurai in a period drama.
 
-The base learns the polite voice; the demo's training set uses the samurai's, so that a reader sees at once
-whether training took and whether it reached the GGUF.
+The base learns the polite style and the demo's training set uses the samurai's, so that a reader sees at once
+whether training had an effect and whether the GGUF has it too.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ Style = Literal["polite", "samurai"]
 
 
 class Voice(Protocol):
-    """Closes sentences. Everything but the last predicate is the same in both voices."""
+    """Inflects the last predicate of a sentence; the rest of the sentence is the same in both voices."""
 
     style: Style
-    me: str
 
     def say(self, predicate: Predicate, *, negative: bool = False, past: bool = False) -> str:
-        """The predicate at the end of a sentence, without the full stop."""
+        """The predicate as it ends a sentence, without the full stop."""
 
     def pick(self, polite: str, samurai: str) -> str:
-        """Words that no rule turns from one voice into the other."""
+        """The wording of this voice, where no rule makes one from the other."""
 
 
 class PoliteVoice:
     style: Style = "polite"
-    me = "私"
 
     def say(self, predicate: Predicate, *, negative: bool = False, past: bool = False) -> str:
         match predicate:
@@ -52,9 +50,8 @@ class PoliteVoice:
 
 class SamuraiVoice:
     style: Style = "samurai"
-    me = "拙者"
 
-    # Verbs for which this way of speaking has its own word.
+    # Verbs that this style replaces.
     _own_words = (
         ("ている", "ておる"),
         ("でいる", "でおる"),
@@ -89,8 +86,8 @@ class SamuraiVoice:
                 break
         if past:
             return verb.ta + "のでござる" if not _is_kana(verb.masu_stem[-1]) else verb.masu_stem + "申した"
-        # Both endings are right; which one a verb takes is fixed, so that it reads as a habit of speech.
-        # 申す wants a stem of some length: 見申す would be hard to read.
+        # Both endings are correct; a checksum of the verb chooses, so that one verb always has the same ending.
+        # 申す needs a stem that ends in kana: 見申す would be hard to read.
         stem = verb.masu_stem
         if verb.plain.endswith("申す") or not _is_kana(stem[-1]) or zlib.crc32(verb.plain[-2:].encode()) % 2:
             return verb.plain + "のでござる"
@@ -109,5 +106,5 @@ SAMURAI = SamuraiVoice()
 
 
 def voice_of(style: Style) -> Voice:
-    """The speaker of a style."""
+    """The voice of a style."""
     return POLITE if style == "polite" else SAMURAI
