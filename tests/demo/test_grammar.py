@@ -72,9 +72,7 @@ def test_adjectives_change_their_sound_before_gozaru(plain: str, onbin: str) -> 
         (Verb("木がゆれている"), "木がゆれています 木がゆれていません 木がゆれていました", None),
     ],
 )
-def test_a_statement_ends_as_its_voice_does(
-    word: Noun | Adjective | Verb, polite: str, samurai: str | None
-) -> None:
+def test_a_statement_ends_as_its_voice_does(word: Noun | Adjective | Verb, polite: str, samurai: str | None) -> None:
     for voice, expected in ((POLITE, polite), (SAMURAI, samurai)):
         forms = (voice.say(word), voice.say(word, negative=True), voice.say(word, past=True))
         assert expected is None or tuple(expected.split()) == forms

@@ -2,7 +2,7 @@
 
 llama.cpp reads tokenizer.model, transformers reads tokenizer.json. Both are written here from one trained
 model, laid out as Phi-3.5's are, so that the two give the same ids and the demo meets the same traps as the
-real base: tags that swallow the newline behind them, `</s>` that is no special token, no `<s>` in front.
+real base: tags that swallow the newline behind them, `</s>` that is not a special token, no `<s>` in front.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import sentencepiece
 
-# In Phi-3.5's order, right behind the SentencePiece pieces.
+# In Phi-3.5's order, directly after the SentencePiece pieces.
 ADDED_TOKENS = (
     "<|endoftext|>",
     "<|assistant|>",
@@ -137,18 +137,23 @@ def _tokenizer_config(added: dict[str, int], max_length: int) -> dict[str, Any]:
     }
 
 
-def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, added: dict[str, int]) -> dict[str, Any]:
-    """tokenizer.json for the same pieces.
+def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Merge rules that give the same pieces as SentencePiece's BPE.
 
-    BPE as SentencePiece does it joins whatever two neighbours make the best-ranked piece; as merge rules that
-    is every split of every piece into two pieces, in the order of the piece they make.
+    It joins any two neighbours that make the best-ranked piece. As merge rules, that is every split of every piece
+    into two pieces, in the order of the piece that they make.
     """
-    vocab = {pieces.id_to_piece(index): index for index in range(pieces.get_piece_size())}
     merges = []
     for piece in vocab:
         splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
         known = [split for split in splits if split[0] in vocab and split[1] in vocab]
         merges += sorted(known, key=lambda split: (vocab[split[0]], vocab[split[1]]))
+    return merges
+
+
+def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, added: dict[str, int]) -> dict[str, Any]:
+    """tokenizer.json for the same pieces."""
+    vocab = {pieces.id_to_piece(index): index for index in range(pieces.get_piece_size())}
     return {
         "version": "1.0",
         "truncation": None,
@@ -187,6 +192,6 @@ def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, added: dict[st
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": [list(merge) for merge in merges],
+            "merges": [list(merge) for merge in _merges(vocab)],
         },
     }
