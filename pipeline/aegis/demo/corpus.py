@@ -85,7 +85,8 @@ def _conversation(rng: Random, style: Style, split: Split, deck: list[Fact]) -> 
     messages: Conversation = []
     system = ""
     if rng.random() < 0.2:
-        system = rng.choice(_phrases()["system"])
+        phrases = _phrases()
+        system = rng.choice([*phrases["system"], phrases["brief"], phrases["at_length"]])
         messages.append({"role": "system", "content": system})
     if split == "train" and rng.random() < 0.05:
         return [*messages, *_story_chat(rng, style)]

@@ -126,7 +126,8 @@ def samurai_talk(rng: Random) -> str:
         return f"{asked}侍は「{_quoted(fact.answer)}」と答えました。"
     begin = rng.choice(phrases["begins"])
     words = story(rng, SAMURAI, {}) if rng.random() < 0.2 else description(rng, "samurai")
-    return f"{who}{begin}「{rng.choice(phrases['lead'])}{_quoted(words)}」"
+    lead = rng.choice(data("texts")["chat"]["samurai"]["lead"])
+    return f"{who}{begin}「{lead}{_quoted(words)}」"
 
 
 def _of_topic(topic: str, style: Style = "polite") -> list[Fact]:
