@@ -2,6 +2,7 @@
 
 Standard library only. This file must parse on Python 3.8, so that an old Python gets a sentence instead of a
 SyntaxError; everything that needs 3.11 is in the package `startup` beside it and imported after the check.
+The set-up itself is uv's work.
 """
 
 import argparse
@@ -17,7 +18,11 @@ commands:
   setup           only set up the environment .venv
   lock            refresh tools/constraints.txt (for maintainers)
 
-exit codes: 0 done, 2 wrong usage, 3 something is missing on this machine, 7 pip or another tool failed,
+settings: AEGIS_LANG=ja for Japanese; AEGIS_LLAMA_WHEEL=none to compile llama.cpp, or a wheel of it to install;
+          pip's own settings (index, mirror, folder, proxy, certificate) and uv's hold; UV_TORCH_BACKEND, such as
+          cu126 or cpu, chooses torch's build; CMAKE_ARGS is added to llama.cpp's own arguments
+
+exit codes: 0 done, 2 wrong usage, 3 something is missing on this machine, 7 uv or another tool failed,
             130 interrupted; demo and test pass on the code of what they ran
 """
 
@@ -47,6 +52,8 @@ def main(argv):  # type: (list[str]) -> int
             "AEGIS needs Python 3.11 or newer; this is Python %d.%d (%s).\n"  # noqa: UP031
             "Install a newer one (https://www.python.org/downloads/) and start again with it, for example\n"
             "  python3.11 tools/start.py demo      (Windows: py -3.11 tools\\start.py demo)\n"
+            "or, where uv is installed, let it fetch one:\n"
+            "  uv run --no-project --python 3.13 tools/start.py demo\n"
             % (sys.version_info[0], sys.version_info[1], sys.executable)
         )
         return 3

@@ -42,6 +42,7 @@ class Pin:
 def load_pin() -> Pin:
     """The release this checkout is pinned to."""
     raw = tomllib.loads(Path(__file__).with_name("pin.toml").read_text(encoding="utf-8"))
+    del raw["wheels"]  # for tools/start.py
     return Pin(**{**raw, "files": tuple(raw["files"])})
 
 

@@ -15,33 +15,62 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Collecting torch<2.14\n", "collecting torch<2.14"),
-        ("Building wheel for llama-cpp-python\n  [3/193] c++ -c a.cpp\n  [7/193] c++ -c b.cpp\n", "7 of 193 files"),
-        ("  [193/193] linking\nInstalling collected packages: mpmath, torch\n", "installing collected packages"),
-        ("", "pip is at work"),
+        ("DEBUG noise\nDownloading torch (183.0MiB)\nDEBUG noise\n", "downloading torch"),
+        ("Resolved 75 packages in 2s\n   Building llama-cpp-python==0.3.36\n", "building llama-cpp-python==0.3.36"),
+        ("Prepared 75 packages in 6.33s\n", "prepared 75"),
+        ("", "uv is at work"),
     ],
 )
-def test_where_pip_is(tmp_path: Path, text: str, expected: str) -> None:
-    assert expected in advice.where_pip_is(written(tmp_path, text))
+def test_the_sign_of_life_is_uvs_last_step(tmp_path: Path, text: str, expected: str) -> None:
+    assert advice.where_uv_is(written(tmp_path, text)) == expected
+
+
+def test_a_compilation_is_counted_and_its_time_left_is_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(advice.time, "monotonic", lambda: now)
+    compiling = advice.Compilation()
+    assert compiling.where(written(tmp_path, "Building llama-cpp-python==0.3.36\n")) == (
+        "building llama-cpp-python==0.3.36"
+    )
+    text = "DEBUG [1/80] c++ -c a.cpp\n"
+    assert compiling.where(written(tmp_path, text)) == "compiling llama.cpp, 1 of 80 files"
+    now = 60.0
+    text += "DEBUG [20/80] c++ -c b.cpp\nDEBUG a warning\nDownloading torch\n"
+    assert compiling.where(written(tmp_path, text)) == "compiling llama.cpp, 20 of 80 files, about 3 min 00 s left"
+    text += "DEBUG [80/80] linking\n"
+    assert compiling.where(written(tmp_path, text)) == "compiling llama.cpp, 80 of 80 files"
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("error: No space left on device (os error 28)", "disk is full"),
         ("NewConnectionError: Temporary failure in name resolution", "network"),
+        ("  cause: dns error", "network"),
         ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
-        ("ERROR: No matching distribution found for torch==2.13.0", "no package for Python"),
-        ("ERROR: ResolutionImpossible: for help visit", "start.py lock"),
+        ("  x No solution found when resolving dependencies:", "start.py lock"),
+        ("  cause: Hash mismatch for `peft==1.0`", "constraints.txt"),
+        ("invalid peer certificate: UnknownIssuer", "PIP_CERT"),
         ("something else", "Start again"),
     ],
 )
-def test_cause(tmp_path: Path, text: str, expected: str) -> None:
+def test_the_cause_has_its_cure(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in advice.cause(written(tmp_path, text))
 
 
+def test_what_is_done_about_a_failure_is_in_the_readers_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AEGIS_LANG", "ja")
+    assert "ディスク" in advice.cause(written(tmp_path, "No space left on device"))
+    assert advice.cause(written(tmp_path, "")).endswith("見てください。")
+
+
 def test_the_last_line_is_a_sign_of_life(tmp_path: Path) -> None:
-    log = written(tmp_path, "Downloading it with pip (77 MB)\n12 of 77 MB, about 9 s left\n")
+    log = written(tmp_path, "Downloading it (77 MB)\n12 of 77 MB, about 9 s left\n")
     assert advice.last_line(log) == "12 of 77 MB, about 9 s left"
     assert advice.last_line(written(tmp_path, "")) == ""
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from startup.children import child_environment, run_logged
 
-# a parent that runs a child that starts a grandchild, as start.py runs pip that runs a compiler
+# a parent that runs a child that starts a grandchild, as start.py runs uv that runs a compiler
 PARENT = """
 import sys
 from pathlib import Path
@@ -41,6 +41,7 @@ def test_output_and_exit_code_are_kept(tmp_path: Path) -> None:
 def test_settings_that_lead_elsewhere_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    monkeypatch.setenv("VIRTUAL_ENV", "/elsewhere")
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
     environment = child_environment(HF_HUB_OFFLINE="1")
     assert "/elsewhere" not in environment.values()

@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,9 @@ def environment(tmp_path: Path) -> Environment:
     made.python.touch()
     made.program("aegis").touch()
     (tmp_path / "converter").mkdir()
-    made._own.mkdir()
-    made._stamp.write_text(json.dumps({"key": made.key(), "converter": str(tmp_path / "converter")}), encoding="utf-8")
+    made.own.mkdir()
+    stamp = {"key": made.key(), "converter": str(tmp_path / "converter"), "extra": ""}
+    made._stamp.write_text(json.dumps(stamp), encoding="utf-8")
     return made
 
 
@@ -72,14 +73,30 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
     assert [precious] == list(precious.parent.iterdir())
 
 
-def test_an_environment_cut_short_is_made_anew(environment: Environment) -> None:
-    """Killed while the environment was being made: a Python that does not run, no pip."""
+def test_the_tests_packages_are_vouched_for_apart(environment: Environment) -> None:
+    """An environment that users have is not ready for the tests; one for the tests is ready for users."""
+    for_tests = Environment(environment.root, extra="dev")
+    assert not for_tests.is_ready()
+    stamp = json.loads(environment._stamp.read_text(encoding="utf-8"))
+    environment._stamp.write_text(json.dumps({**stamp, "extra": "dev"}), encoding="utf-8")
+    assert for_tests.is_ready()
+    assert environment.is_ready()
+
+
+def test_an_environment_for_another_python_is_not_usable(environment: Environment) -> None:
+    assert environment.usable() is None  # the control: its Python is an empty file
+    environment.clear()
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
+    assert environment.usable() is not None
+    environment._made.write_text(json.dumps({**environment.wanted(), "python": "3.10"}), encoding="utf-8")
+    assert environment.usable() is None
+
+
+def test_clearing_leaves_the_set_ups_own_folder(environment: Environment) -> None:
     environment.log.touch()
-    assert environment._site_packages("3.11") is None  # the control: it does not work as it stands
-    environment._make()
-    version = subprocess.run([str(environment.python), "-m", "pip", "--version"], capture_output=True, check=True)
-    assert str(environment.root).encode() in version.stdout
-    assert environment._make() == "kept"
+    environment.clear()
+    assert [entry.name for entry in environment.folder.iterdir()] == ["start"]
+    assert environment.log.is_file()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")

@@ -80,11 +80,14 @@ def test_wrong_usage_is_exit_2(tools: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Visual Studio is found outside PATH")
-def test_no_compiler_is_said_before_anything_is_made(tools: Path, tmp_path: Path) -> None:
+def test_no_wheel_and_no_compiler_are_said_before_anything_is_made(tools: Path, tmp_path: Path) -> None:
     """With nothing in PATH: exit 3, the compiler named, how to get one, and no environment begun."""
     shutil.copytree(tools, tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(tools.parent / "pyproject.toml", tmp_path)
+    (tmp_path / "vendor_llama_cpp").mkdir()
+    shutil.copy(tools.parent / "vendor_llama_cpp" / "pin.toml", tmp_path / "vendor_llama_cpp")
     bare = {key: value for key, value in os.environ.items() if key not in {"CC", "CXX"}}
+    bare["AEGIS_LLAMA_WHEEL"] = "none"
     result = start(tmp_path / "tools", "setup", environment={**bare, "PATH": str(tmp_path / "nothing")})
     assert result.returncode == 3
     assert "No working C/C++ compiler" in result.stdout

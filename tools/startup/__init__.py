@@ -1,1 +1,1 @@
-"""What tools/start.py does, standard library only: preflight, environment, constraints, commands."""
+"""What tools/start.py does, standard library only: uv does the set-up; here is what uv cannot do or know."""

@@ -1,62 +1,77 @@
-"""From the end of a failed log to what a person can do about it."""
+"""From the end of a log to how far a command is, and to what a person can do about its failure."""
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
-from startup.preflight import compiler_packages
+from startup.compiler import compiler_packages
+from startup.console import clock
+from startup.language import either
 
 TAIL_BYTES = 64 * 1024
 TAIL_LINES = 20
 _DETAIL_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
+_MIN_SHARE = 0.05  # of the files, before a time left is worth naming
 
-_COMPILED = re.compile(r"^\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
-_PIP_AT = re.compile(
-    r"^\s*(Collecting|Downloading|Building wheel for|Installing collected packages|Obtaining)"
-    r"\b[: ]*(\S*)",
-    re.MULTILINE,
-)
+_COMPILED = re.compile(r"^(?:DEBUG)?\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
+_UV_AT = re.compile(r"^\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed)\b (\S+)", re.MULTILINE)
+_NOISE = re.compile(r"^(DEBUG|TRACE) ")
 
 # The first that matches is shown, so the specific ones stand first.
-_CAUSES: tuple[tuple[str, str], ...] = (
+_CAUSES: tuple[tuple[str, str, str], ...] = (
     (
         r"No space left on device|not enough space on the disk",
         "The disk is full: free some space and start again.",
+        "ディスクの空きがありません。空きを作って、もう一度始めてください。",
     ),
     (
         r"Killed signal|out of memory|cannot allocate memory|MemoryError|C1060",
         "Memory ran out: close other programs, set CMAKE_BUILD_PARALLEL_LEVEL=1, and start again.",
+        "メモリが足りません。他のプログラムを閉じ、CMAKE_BUILD_PARALLEL_LEVEL=1 を設定して、もう一度始めてください。",
     ),
     (
-        r"CERTIFICATE_VERIFY_FAILED|SSLError",
+        r"Hash mismatch|DO NOT MATCH THE HASHES",
+        "The index offers another file than the one whose hash tools/constraints.txt holds: check which index it is.",
+        "インデックスのファイルが tools/constraints.txt のハッシュと一致しません。どのインデックスか確認してください。",
+    ),
+    (
+        r"CERTIFICATE_VERIFY_FAILED|SSLError|invalid peer certificate|UnknownIssuer",
         "A certificate was not accepted (a company proxy?): set PIP_CERT to its certificate file.",
+        "証明書が受け付けられませんでした（社内プロキシ?）。PIP_CERT に証明書ファイルを指定してください。",
     ),
     (
-        r"Name or service not known|name resolution|getaddrinfo failed|Network is unreachable"
-        r"|NewConnectionError|ReadTimeout|Read timed out|ConnectionReset|ProxyError|Connection refused",
-        "The network or the package index did not answer: check the connection or pip's proxy settings.",
+        r"Name or service not known|name resolution|getaddrinfo failed|Network is unreachable|dns error"
+        r"|NewConnectionError|ReadTimeout|Read timed out|ConnectionReset|ProxyError|Connection refused"
+        r"|error sending request|operation timed out|tcp connect error",
+        "The network or the package index did not answer: check the connection or pip's proxy settings (uv gets them).",
+        "ネットワークまたはパッケージインデックスが応答しません。接続か pip のプロキシ設定（uv にも渡します）を"
+        "確認してください。",
     ),
     (
-        r"Permission denied|Access is denied|WinError (5|32)\b",
+        r"Permission denied|Access is denied|WinError (5|32)\b|os error (5|13|32)\b",
         "A file could not be written: close programs that use .venv (editors, terminals).",
+        "ファイルに書き込めません。.venv を使っているプログラム（エディタ、端末）を閉じてください。",
     ),
     (
         r"CMAKE_C(XX)?_COMPILER|compiler identification is unknown|nmake",
         "The compiler was not usable. It comes with:\n{compiler}",
+        "コンパイラが使えません。次のコマンドで入ります:\n{compiler}",
     ),
     (
-        r"CMake Error|ninja: build stopped|Failed building wheel for llama",
+        r"CMake Error|ninja: build stopped|Failed to build `?llama",
         "llama-cpp-python did not compile; the log has the first error. A recent compiler helps:\n{compiler}",
+        "llama-cpp-python のコンパイルに失敗しました。最初のエラーはログにあります。新しいコンパイラを"
+        "使ってください:\n{compiler}",
     ),
     (
-        r"No matching distribution found|Could not find a version",
-        "pip found no package for Python {python} on this machine. Python 3.11 to 3.13 are the ones to try.",
-    ),
-    (
-        r"ResolutionImpossible|conflicting dependencies",
-        "pyproject.toml and tools/constraints.txt disagree: run `python tools/start.py lock`.",
+        r"has no wheels with a matching|No solution found|no version of",
+        "No package fits Python {python} on this machine. Python 3.11 to 3.14 are the ones to try. If pyproject.toml "
+        "was edited: `python tools/start.py lock`.",
+        "このマシンの Python {python} に合うパッケージがありません。Python 3.11 から 3.14 を試してください。"
+        "pyproject.toml を編集した場合は `python tools/start.py lock` を実行します。",
     ),
 )
 
@@ -71,8 +86,9 @@ def _read_end(log: Path, size: int) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last 20 lines of the log."""
-    return "\n".join(_read_end(log, TAIL_BYTES).splitlines()[-TAIL_LINES:])
+    """The last 20 lines of the log that are not uv's own notes."""
+    lines = [line for line in _read_end(log, TAIL_BYTES).splitlines() if not _NOISE.match(line)]
+    return "\n".join(lines[-TAIL_LINES:])
 
 
 def last_line(log: Path) -> str:
@@ -82,22 +98,43 @@ def last_line(log: Path) -> str:
 
 def cause(log: Path) -> str:
     """What to do about the failure the log ends with, or a general way on."""
-    text = _read_end(log, TAIL_BYTES)
-    for pattern, advice in _CAUSES:
+    text = tail(log)
+    for pattern, *advice in _CAUSES:
         if re.search(pattern, text, re.IGNORECASE):
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            return advice.format(compiler=compiler_packages(), python=version)
-    return "Start again: what is done is kept. If it fails the same way, the whole log says more."
+            return either(*advice).format(compiler=compiler_packages(), python=version)
+    return either(
+        "Start again: what is done is kept. If it fails the same way, the complete log has more.",
+        "もう一度始めてください。終わった分は残っています。同じところで失敗する場合は、ログ全体を見てください。",
+    )
 
 
-def where_pip_is(log: Path) -> str:
-    """One phrase for the sign of life, from the end of a running pip's log."""
-    text = _read_end(log, _DETAIL_BYTES)
-    compiled = list(_COMPILED.finditer(text))
-    steps = list(_PIP_AT.finditer(text))
-    if compiled and (not steps or compiled[-1].start() > steps[-1].start()):
-        return f"compiling llama.cpp, {compiled[-1][1]} of {compiled[-1][2]} files"
+def where_uv_is(log: Path) -> str:
+    """One phrase for the sign of life, from the end of a running uv's log."""
+    steps = list(_UV_AT.finditer(_read_end(log, _DETAIL_BYTES)))
     if not steps:
-        return "pip is at work"
-    verb, name = steps[-1].groups()
-    return verb.lower() if verb.startswith("Installing") else f"{verb.lower()} {name}"
+        return either("uv is at work", "uv が作業中")
+    return f"{steps[-1][1].lower()} {steps[-1][2]}"
+
+
+class Compilation:
+    """Where a uv that may be compiling llama.cpp is, with the time that is left of it."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def where(self, log: Path) -> str:
+        """One phrase for the sign of life."""
+        compiled = list(_COMPILED.finditer(_read_end(log, _DETAIL_BYTES)))
+        if not compiled:
+            return where_uv_is(log)
+        done, total = int(compiled[-1][1]), int(compiled[-1][2])
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
+        text = either(
+            f"compiling llama.cpp, {done} of {total} files", f"llama.cpp をコンパイル中、{total} 個中 {done} 個"
+        )
+        if done >= total or done < _MIN_SHARE * total:
+            return text
+        left = (now - self._began) * (total - done) / done
+        return text + either(f", about {clock(left)} left", f"、残り約 {clock(left)}")

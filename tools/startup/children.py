@@ -24,6 +24,11 @@ _MISLEADING = (
     "PIP_PREFIX",
     "PIP_ROOT",
     "PIP_USER",
+    "UV_SYSTEM_PYTHON",
+    "UV_BREAK_SYSTEM_PACKAGES",
+    "UV_PROJECT_ENVIRONMENT",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
     "__PYVENV_LAUNCHER__",
 )
 
@@ -49,7 +54,7 @@ def catch_signals() -> None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Our environment for a child: UTF-8 everywhere, nothing that redirects pip or Python elsewhere."""
+    """Our environment for a child: UTF-8 everywhere, nothing that redirects uv, pip or Python elsewhere."""
     environment = {key: value for key, value in os.environ.items() if key.upper() not in _MISLEADING}
     environment.update(PYTHONUTF8="1", PYTHONNOUSERSITE="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
     environment.update(extra)
@@ -69,7 +74,7 @@ def run_logged(
 
     Args:
         hold: a file descriptor that the child keeps open. It carries the set-up's lock: should we be killed
-            while pip works on, the next start waits for that pip instead of working against it.
+            while uv works on, the next start waits for that uv instead of working against it.
     """
     with log.open("ab") as sink:
         sink.write(("\n$ " + " ".join(map(str, argv)) + "\n").encode("utf-8"))
@@ -81,7 +86,7 @@ def run_logged(
             stderr=subprocess.STDOUT,
             cwd=cwd,
             env=environment,
-            start_new_session=not WINDOWS,  # a group of its own: pip, cmake and compilers end together
+            start_new_session=not WINDOWS,  # a group of its own: uv, cmake and compilers end together
             pass_fds=[hold] if hold is not None and not WINDOWS else [],
         )
     with _ended_on_exit(process):
@@ -151,7 +156,7 @@ if sys.platform == "win32":
 else:
 
     def _interrupt_group(group: int) -> None:
-        """Ask nicely first: on SIGINT pip removes its temporary files."""
+        """Ask nicely first: on SIGINT uv and pip remove their temporary files."""
         with suppress(ProcessLookupError, PermissionError):  # macOS says so of a group that has just ended
             os.killpg(group, signal.SIGINT)
 

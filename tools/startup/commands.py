@@ -8,11 +8,11 @@ from pathlib import Path
 
 from startup.children import Stopped, catch_signals, child_environment, run_attached
 from startup.console import StartError, Step, prepare_streams, say
-from startup.constraints import refresh
 from startup.environment import Environment
+from startup.language import either
+from startup.lock import refresh
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCK_PYTHON = (3, 11)
 
 # The job must not reach for the network: what it needs is there after set-up.
 OFFLINE = {
@@ -31,29 +31,34 @@ def run(command: str, rest: Sequence[str]) -> int:
         return _run(command, rest)
     except StartError as error:
         say()
-        say(f"error: {error.what}")
-        say(f"what to do: {error.fix}")
+        say(either(f"error: {error.what}", f"エラー: {error.what}"))
+        say(either(f"what to do: {error.fix}", f"対処: {error.fix}"))
         return error.code
     except KeyboardInterrupt:
-        say("\nInterrupted. Start again to go on: what is done is kept.")
+        say("\n" + either("Interrupted. ", "中断しました。") + _again())
         return 128 + signal.SIGINT
     except Stopped as stop:
-        say(f"\nStopped by signal {stop.signum}. Start again to go on: what is done is kept.")
+        say("\n" + either(f"Stopped by signal {stop.signum}. ", f"シグナル {stop.signum} で停止しました。") + _again())
         return 128 + stop.signum
 
 
 def _run(command: str, rest: Sequence[str]) -> int:
     if command == "lock":
-        refresh(ROOT, LOCK_PYTHON)
+        refresh(ROOT)
         return 0
-    environment = Environment(ROOT)
+    environment = Environment(ROOT, extra="dev" if command == "test" else "")
     environment.set_up()
     if command == "demo":
         return _demo(environment, rest)
     if command == "test":
         return _test(environment, rest)
-    say(f"Ready. The command is {environment.program('aegis')}")
+    program = environment.program("aegis")
+    say(either(f"Ready. The command is {program}", f"準備ができました。コマンドは {program} です。"))
     return 0
+
+
+def _again() -> str:
+    return either("Start again to go on: what is done is kept.", "もう一度始めれば、終わった分の続きから進みます。")
 
 
 def _demo(environment: Environment, rest: Sequence[str]) -> int:

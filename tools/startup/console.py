@@ -6,6 +6,8 @@ import shutil
 import sys
 import time
 
+from startup.language import either
+
 PLAIN_LINE_SECONDS = 15.0
 
 
@@ -41,7 +43,9 @@ def prepare_streams() -> None:
 def clock(seconds: float) -> str:
     """Elapsed time as 7 s or 3 min 05 s."""
     whole = int(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 60:
+        return either(f"{whole} s", f"{whole} 秒")
+    return either(f"{whole // 60} min {whole % 60:02d} s", f"{whole // 60} 分 {whole % 60:02d} 秒")
 
 
 class Step:
@@ -81,4 +85,5 @@ class Step:
     def done(self, detail: str = "") -> None:
         """Close the step with its elapsed time."""
         self.clear()
-        say(f"      done in {clock(time.monotonic() - self._started)}{': ' + detail if detail else ''}")
+        elapsed = clock(time.monotonic() - self._started)
+        say(either(f"      done in {elapsed}", f"      完了（{elapsed}）") + (f": {detail}" if detail else ""))

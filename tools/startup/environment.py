@@ -1,7 +1,8 @@
 """The virtual environment `.venv`: made once, known to be whole by a stamp, repaired when it is not.
 
 What stands in `.venv/start/`: `lock` (one set-up at a time), `setup.log`, `made.json` (which Python and folder
-the environment was made for), `tmp` and `stamp.json`, written last. A stamp that fits means nothing is to do.
+the environment was made for), `uv` where none was on PATH, a fetched wheel of llama.cpp's binding, `tmp`, and
+`stamp.json`, written last. A stamp that fits means nothing is to do.
 """
 
 from __future__ import annotations
@@ -13,48 +14,50 @@ import platform
 import shutil
 import subprocess
 import sys
-import venv
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from startup import advice, records
-from startup.children import child_environment, run_logged
-from startup.console import StartError, Step, say
+from startup.children import WINDOWS, child_environment
+from startup.console import StartError, say
+from startup.install import Installer
+from startup.language import either
+from startup.machine import check_machine
 from startup.only_one import only_one
-from startup.preflight import check_machine
+from startup.torch_build import has_nvidia_driver
 
-WINDOWS = os.name == "nt"
-STEPS = 5
-
-# What must load before we call the environment ready: a wheel can install and still miss a system library.
-_TRIAL = "import aegis, torch, transformers, peft, bitsandbytes, llama_cpp, sentencepiece, pydantic, typer"
+_SOURCES = ("environment.py", "install.py", "llama.py", "torch_build.py", "lean.cmake")
 
 
 class Environment:
-    """`.venv` of the checkout at `root`."""
+    """`.venv` of the checkout at `root`.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the checkout.
+        extra: "dev" for what the tests need too, "" for what users need.
+    """
+
+    def __init__(self, root: Path, extra: str = "") -> None:
         self.root = root
+        self.extra = extra
         self.folder = root / ".venv"
         self.scripts = self.folder / ("Scripts" if WINDOWS else "bin")
         self.python = self.scripts / ("python.exe" if WINDOWS else "python")
         self.constraints = root / "tools" / "constraints.txt"
-        self._own = self.folder / "start"
-        self._made = self._own / "made.json"
-        self._stamp = self._own / "stamp.json"
-        self._tmp = self._own / "tmp"
-        self.log = self._own / "setup.log"
+        self.own = self.folder / "start"
+        self.log = self.own / "setup.log"
+        self._made = self.own / "made.json"
+        self._stamp = self.own / "stamp.json"
 
     def program(self, name: str) -> Path:
         """The path of a console script in the environment."""
         return self.scripts / (f"{name}.exe" if WINDOWS else name)
 
     def key(self) -> str:
-        """A hash of all that decides what is installed: project, versions, Python, folder, this module."""
+        """A hash of all that decides what is installed: project, versions, Python, folder, the set-up itself."""
         digest = hashlib.sha256()
         for part in (sys.version, sys.platform, platform.machine(), str(self.root)):
             digest.update(part.encode("utf-8") + b"\0")
-        for file in (self.root / "pyproject.toml", self.constraints, Path(__file__)):
+        own = [Path(__file__).with_name(name) for name in _SOURCES]
+        for file in (self.root / "pyproject.toml", self.constraints, *own):
             digest.update(file.name.encode("utf-8") + b"\0" + file.read_bytes() + b"\0")
         return digest.hexdigest()
 
@@ -63,6 +66,7 @@ class Environment:
         stamp = _read_json(self._stamp)
         return (
             stamp.get("key") == self.key()
+            and self.extra in ("", stamp.get("extra"))
             and self.python.exists()
             and self.program("aegis").exists()
             and Path(stamp.get("converter", "")).exists()
@@ -77,95 +81,64 @@ class Environment:
         if self.is_ready():
             return
         if self.folder.exists() and not self._is_ours():
-            raise StartError(f"{self.folder} exists and is not a virtual environment.", "Move it away and start again.")
+            raise StartError(
+                either(
+                    f"{self.folder} exists and is not a virtual environment.",
+                    f"{self.folder} がすでにありますが、仮想環境ではありません。",
+                ),
+                either("Move it away and start again.", "別の場所へ移してから、もう一度始めてください。"),
+            )
         say(
-            "Setting AEGIS up in .venv. The first time packages are fetched (with CUDA several GB), and\n"
-            "llama-cpp-python is compiled: about 5 minutes on two cores. Safe to interrupt and start again."
+            either(
+                "Setting AEGIS up in .venv. The first time its packages are downloaded (with CUDA several GB).\n"
+                "Safe to interrupt and start again.",
+                "AEGIS を .venv に準備します。初回はパッケージをダウンロードします（CUDA 版は数 GB）。\n"
+                "途中で止めても、もう一度始めれば続きから進みます。",
+            )
         )
-        step = Step(1, STEPS, "look at this machine")
-        compiler = check_machine(self.root, needs_space=not self.python.exists())
-        step.done(f"Python {sys.version.split()[0]}, {compiler}")
-        self._own.mkdir(parents=True, exist_ok=True)
-        with only_one(self._own / "lock") as hold:
+        installer = Installer(self)
+        check_machine(self.root, needs_space=not self.python.exists(), cuda=has_nvidia_driver())
+        installer.refuse_without_compiler()
+        self.own.mkdir(parents=True, exist_ok=True)
+        with only_one(self.own / "lock") as hold:
             if self.is_ready():  # the one we waited for has done it
                 return
+            had = _read_json(self._stamp).get("extra", "")
             self._stamp.unlink(missing_ok=True)
-            self._build(hold)
-
-    def _build(self, hold: int) -> None:
-        self.log.write_bytes(b"")
-        # pip builds here, not in a /tmp that may be small, and what a killed pip left is found and removed
-        shutil.rmtree(self._tmp, ignore_errors=True)
-        self._tmp.mkdir(exist_ok=True)
-        say(f"      log: {self.log}")
-        key = self.key()  # of the files as they are now; edited while pip works, they are installed next time
-
-        step = Step(2, STEPS, "make the environment")
-        step.done(self._make())
-
-        step = Step(3, STEPS, "install the packages")
-        # -v because only then does pip let the compiler's progress through
-        install = ["-m", "pip", "install", "-v", "--no-input", "-c", str(self.constraints), "-e", ".[dev]"]
-        self._logged(step, install, hold, what="pip could not install the packages", where=advice.where_pip_is)
-        step.done()
-
-        step = Step(4, STEPS, "get llama.cpp's converter")
-        self._logged(
-            step,
-            ["-m", "vendor_llama_cpp"],
-            hold,
-            what="llama.cpp's converter could not be fetched",
-            where=advice.last_line,
-        )
-        converter = self._converter()
-        step.done(str(converter))
-
-        step = Step(5, STEPS, "try the packages")
-        self._logged(step, ["-c", _TRIAL], hold, what="a package is installed but does not load")
-        step.done()
-        shutil.rmtree(self._tmp, ignore_errors=True)
-        write_atomically(self._stamp, json.dumps({"key": key, "converter": str(converter)}))
+            self.extra = self.extra or had  # what was installed for the tests stays up to date with the rest
+            key = self.key()  # of the files as they are now; edited meanwhile, they are installed next time
+            converter = installer.install(hold)
+            stamp = {"key": key, "converter": str(converter), "extra": self.extra}
+            write_atomically(self._stamp, json.dumps(stamp))
 
     def _is_ours(self) -> bool:
         """A virtual environment, or what an interrupted start left of one, or empty."""
-        if self._own.is_dir() or (self.folder / "pyvenv.cfg").is_file():
+        if self.own.is_dir() or (self.folder / "pyvenv.cfg").is_file():
             return True
         return self.folder.is_dir() and next(self.folder.iterdir(), None) is None
 
-    def _make(self) -> str:
-        """Make the environment, or mend one that is half made; return what was done."""
-        wanted = {"root": str(self.root), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-        made = _read_json(self._made) or wanted  # made by hand: taken if its Python works and is the one we run
-        site_packages = self._site_packages(wanted["python"])
-        if site_packages is not None and made == wanted:
-            repaired = records.repair(site_packages)
-            if not any(name.startswith("pip-") for name in repaired):
-                write_atomically(self._made, json.dumps(wanted))
-                return f"kept; to be installed again: {', '.join(repaired)}" if repaired else "kept"
-        again = site_packages is not None or self._made.exists()
-        self._clear()
-        base = getattr(sys, "_base_executable", None) or sys.executable
-        try:
-            if Path(base).resolve() == Path(sys.executable).resolve():
-                venv.EnvBuilder(with_pip=True, symlinks=not WINDOWS).create(self.folder)
-            else:  # started with a virtual environment's Python, perhaps this very one's
-                subprocess.run([base, "-m", "venv", str(self.folder)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            output = getattr(error, "output", None) or b""
-            self.log.write_bytes(output)
-            raise StartError(
-                f"The virtual environment could not be made: {error}\n{output.decode('utf-8', 'replace')}",
-                "If a package is named above, install it (Debian and Ubuntu: sudo apt install python3-venv).",
-            ) from error
-        write_atomically(self._made, json.dumps(wanted))
-        return "made anew" if again else ""
+    def wanted(self) -> dict[str, str]:
+        """For which folder and Python the environment is made."""
+        return {"root": str(self.root), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+
+    def usable(self) -> Path | None:
+        """Where its packages go, if the environment works and was made for this folder and Python; else None.
+
+        One made by hand is taken if its Python works and is the version we run.
+        """
+        site_packages = self._site_packages(self.wanted()["python"])
+        return site_packages if (_read_json(self._made) or self.wanted()) == self.wanted() else None
+
+    def mark_made(self) -> None:
+        """Record what the environment was made for."""
+        write_atomically(self._made, json.dumps(self.wanted()))
 
     def _site_packages(self, version: str) -> Path | None:
-        """Where packages go, said by the environment's own Python; None if that or its pip does not work."""
+        """Where packages go, as the environment's own Python reports it; None if that does not work."""
         if not self.python.exists():
             return None
         probe = (
-            "import sys, sysconfig, pip._internal.cli.main as _;"
+            "import sys, sysconfig;"
             "print('%d.%d' % sys.version_info[:2]); print(sys.prefix); print(sysconfig.get_path('purelib'))"
         )
         try:
@@ -187,11 +160,11 @@ class Environment:
             return None
         return Path(lines[2])
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Empty the environment but for our own folder, whose lock we hold."""
         self._made.unlink(missing_ok=True)
         for entry in self.folder.iterdir():
-            if entry == self._own:
+            if entry == self.own:
                 continue
             try:
                 if entry.is_dir() and not entry.is_symlink():
@@ -200,43 +173,15 @@ class Environment:
                     entry.unlink()
             except OSError as error:
                 raise StartError(
-                    f"The old environment could not be removed: {error}",
-                    "Close programs that use .venv (editors, terminals) or delete it, and start again.",
+                    either(
+                        f"The old environment could not be removed: {error}", f"古い環境を削除できませんでした: {error}"
+                    ),
+                    either(
+                        "Close programs that use .venv (editors, terminals) or delete it, and start again.",
+                        ".venv を使っているプログラム（エディタ、端末）を閉じるか .venv を削除して、"
+                        "もう一度始めてください。",
+                    ),
                 ) from error
-
-    def _logged(
-        self,
-        step: Step,
-        arguments: Sequence[str],
-        hold: int,
-        what: str,
-        where: Callable[[Path], str] = lambda log: "",
-    ) -> None:
-        """Run our Python with its output in the log, from which `where` reads how far it is."""
-        extra = {"PYTHONUNBUFFERED": "1"}
-        if not os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL"):
-            extra["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count() or 1)
-        if not WINDOWS:  # there, the system's own folder has the shorter path
-            extra["TMPDIR"] = str(self._tmp)
-        code = run_logged(
-            [self.python, *arguments],
-            log=self.log,
-            cwd=self.root,
-            environment=child_environment(**extra),
-            tick=lambda: step.tick(where(self.log)),
-            cache_rotation=hold,
-        )
-        if code != 0:
-            step.clear()
-            raise StartError(
-                f"{what} (exit code {code}). The log ends with:\n\n{advice.tail(self.log)}\n",
-                f"{advice.cause(self.log)}\nThe whole log: {self.log}",
-                code=7,
-            )
-
-    def _converter(self) -> Path:
-        """The path that `python -m vendor_llama_cpp` printed as its last line."""
-        return Path(advice.tail(self.log).splitlines()[-1].strip())
 
 
 def _same(one: str, other: Path) -> bool:
@@ -256,7 +201,7 @@ def _read_json(path: Path) -> dict[str, str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the whole new one, whatever interrupts us."""
+    """Write `text` so that a reader sees the old file or the complete new one, whatever interrupts us."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from startup.console import clock, say
+from startup.language import either
 
 POLL_SECONDS = 0.5
 REMINDER_SECONDS = 15.0
@@ -45,7 +46,7 @@ else:
 def only_one(path: Path) -> Iterator[int]:
     """Hold the lock at `path`, waiting aloud while another process has it; yield its file descriptor.
 
-    On Linux and macOS the lock lives as long as any process has the descriptor open, so a pip that
+    On Linux and macOS the lock lives as long as any process has the descriptor open, so a uv that
     inherited it keeps it even when the script that started it was killed. The file itself stays: removing it
     would let two processes lock two different files of the same name.
     """
@@ -68,9 +69,14 @@ def _wait_for_lock(descriptor: int) -> None:
         if now >= reminder:
             os.lseek(descriptor, 0, os.SEEK_SET)
             holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
+            waited = clock(now - started)
             say(
-                f"Another start.py (process {holder}), or the pip it left, is at work in this folder; waiting "
-                f"({clock(now - started)}). Ctrl-C stops waiting."
+                either(
+                    f"Another start.py (process {holder}), or the uv it left, is at work in this folder; waiting "
+                    f"({waited}). Ctrl-C stops waiting.",
+                    f"別の start.py（プロセス {holder}）またはその uv がこのフォルダで作業中です。待機中（{waited}）。"
+                    "Ctrl-C で待機をやめます。",
+                )
             )
             reminder = now + REMINDER_SECONDS
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Which installed packages are whole: a killed pip leaves some that it will later take for installed."""
+"""Which installed packages are whole: a killed uv leaves some that it will later take for installed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import shutil
 from pathlib import Path
 
 from startup.console import StartError
+from startup.language import either
 
 
 def broken(site_packages: Path) -> list[Path]:
     """The `.dist-info` folders of packages that are not whole.
 
-    pip looks at METADATA only, and unpacks it at some point between the other files; so after a SIGKILL it
-    says "already satisfied" about a package without its modules.
+    uv looks at METADATA only, and links it at some point between the other files; so after a SIGKILL it
+    counts a package without its modules among the installed ones.
     """
     return [folder for folder in sorted(site_packages.glob("*.dist-info")) if not _is_whole(folder)]
 
 
 def repair(site_packages: Path) -> list[str]:
-    """Take away what a killed pip left half done, so that the next pip installs it anew; return the names.
+    """Take away what a killed uv left half done, so that the next one installs it anew; return the names.
 
     Of a broken package only the `.dist-info` goes: the other files are overwritten by the reinstallation.
 
     Raises:
         StartError: something cannot be removed.
     """
-    for leftover in site_packages.glob("~*"):  # pip's name for what it was about to uninstall
+    for leftover in site_packages.glob(
+        "~*"
+    ):  # pip's name, for whoever uses pip here, of what it was about to uninstall
         _remove(leftover)
     folders = broken(site_packages)
     for folder in folders:
@@ -39,7 +42,7 @@ def _is_whole(folder: Path) -> bool:
 
     importlib.metadata would not do: from Python 3.12 on it leaves missing files out of its list.
     """
-    # pip writes INSTALLER after all of a wheel's own files: without it the installation was cut short
+    # uv and pip write INSTALLER after all of a wheel's own files: without it the installation was cut short
     if not all((folder / name).is_file() for name in ("METADATA", "RECORD", "INSTALLER")):
         return False
     with (folder / "RECORD").open(encoding="utf-8", newline="") as stream:
@@ -63,6 +66,12 @@ def _remove(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise StartError(
-            f"A half-installed package could not be removed: {error}",
-            "Close programs that use .venv, or delete the folder .venv, and start again.",
+            either(
+                f"A half-installed package could not be removed: {error}",
+                f"途中までインストールされたパッケージを削除できませんでした: {error}",
+            ),
+            either(
+                "Close programs that use .venv, or delete the folder .venv, and start again.",
+                ".venv を使っているプログラムを閉じるか .venv フォルダを削除して、もう一度始めてください。",
+            ),
         ) from error

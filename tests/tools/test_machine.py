@@ -1,8 +1,10 @@
+"""What would fail late is refused early, with what to install."""
+
 import os
 from pathlib import Path
 
 import pytest
-from startup import preflight
+from startup import compiler, machine
 from startup.console import StartError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows looks for Visual Studio")
@@ -14,7 +16,7 @@ def test_a_compiler_that_cannot_build_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("CC", "true")
     with pytest.raises(StartError, match="false cannot build a small program"):
-        preflight._check_compiler()
+        compiler.check_compiler()
 
 
 @posix
@@ -22,19 +24,19 @@ def test_a_path_no_environment_can_have_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a:b"
     folder.mkdir()
     with pytest.raises(StartError, match="virtual environment"):
-        preflight.check_machine(folder, needs_space=False)
+        machine.check_machine(folder, needs_space=False)
 
 
 def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "NEEDED_BYTES", 10**18)
+    monkeypatch.setattr(machine, "NEEDED_BYTES", 10**18)
     with pytest.raises(StartError, match="Too little disk space"):
-        preflight.check_machine(tmp_path, needs_space=True)
+        machine.check_machine(tmp_path, needs_space=True)
 
 
 def test_a_32_bit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight.sys, "maxsize", 2**31 - 1)
+    monkeypatch.setattr(machine.sys, "maxsize", 2**31 - 1)
     with pytest.raises(StartError, match="32-bit"):
-        preflight.check_machine(tmp_path, needs_space=False)
+        machine.check_machine(tmp_path, needs_space=False)
 
 
 @posix
@@ -49,7 +51,7 @@ def test_a_32_bit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_package_to_install_is_the_systems_own(
     monkeypatch: pytest.MonkeyPatch, release: dict[str, str], command: str
 ) -> None:
-    monkeypatch.setattr(preflight.sys, "platform", "linux")
-    monkeypatch.setattr(preflight.platform, "freedesktop_os_release", lambda: release)
-    assert command in preflight.compiler_packages()
-    assert preflight.compiler_packages().count("\n") == 0
+    monkeypatch.setattr(compiler.sys, "platform", "linux")
+    monkeypatch.setattr(compiler.platform, "freedesktop_os_release", lambda: release)
+    assert command in compiler.compiler_packages()
+    assert compiler.compiler_packages().count("\n") == 0

@@ -1,0 +1,72 @@
+"""Which build of torch is asked for, and which hashes then hold."""
+
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from startup import torch_build
+from startup.pip_settings import PipSettings
+
+PLAIN, OWN = PipSettings(), PipSettings(own_places=True)
+
+
+@pytest.fixture(autouse=True)
+def no_choice_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("platform", "driver", "settings", "wanted"),
+    [
+        ("linux", True, PLAIN, "auto"),
+        ("linux", False, PLAIN, "cpu"),
+        ("win32", True, PLAIN, "auto"),
+        ("win32", False, PLAIN, None),
+        ("darwin", False, PLAIN, None),
+        ("linux", True, OWN, None),
+    ],
+)
+def test_the_build_fits_the_machine(
+    monkeypatch: pytest.MonkeyPatch, platform: str, driver: bool, settings: PipSettings, wanted: str | None
+) -> None:
+    monkeypatch.setattr(torch_build.sys, "platform", platform)
+    monkeypatch.setattr(torch_build, "WINDOWS", platform == "win32")
+    monkeypatch.setattr(torch_build, "has_nvidia_driver", lambda: driver)
+    assert torch_build.backend(settings) == wanted
+    assert torch_build.is_public_build(settings, wanted) == (wanted is None and settings is PLAIN)
+
+
+def test_the_callers_own_choice_is_left_to_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_TORCH_BACKEND", "cu128")
+    assert torch_build.backend(PLAIN) is None
+    assert not torch_build.is_public_build(PLAIN, None)
+
+
+def test_windows_driver_is_found_by_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch_build, "WINDOWS", True)
+    monkeypatch.setenv("SYSTEMROOT", str(tmp_path))
+    assert not torch_build.has_nvidia_driver()
+    library = tmp_path / "System32" / "nvcuda.dll"
+    library.parent.mkdir()
+    library.touch()
+    assert torch_build.has_nvidia_driver()
+
+
+def test_another_build_keeps_its_version_and_loses_its_hashes(tools: Path) -> None:
+    """So do all packages that come with the public build alone; every other line stays as it is."""
+    text = (tools / "constraints.txt").read_text(encoding="utf-8")
+    before, after = torch_build.blocks(text), torch_build.blocks(torch_build.without_build(text))
+    changed = set(before) - set(after)
+    assert {Requirement(block.split(" \\")[0]).name for block in changed} == {
+        "torch",
+        "triton",
+        *(
+            name
+            for block in before
+            if (name := block.split("==")[0]).startswith(("nvidia-", "cuda-")) and "-ml" not in name
+        ),
+    }
+    torch = next(block for block in after if block.startswith("torch=="))
+    assert torch.count("\n") == 1
+    assert "--hash" not in torch
+    assert all("--hash" in block for block in after if block != torch)

@@ -1,0 +1,71 @@
+"""Which build of torch: the one for this machine's card, or the small one where there is no card.
+
+The public index has one build per platform: with CUDA on Linux, for the CPU alone on Windows. uv knows PyTorch's
+own indexes by name (--torch-backend), so that no address stands here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from startup.children import WINDOWS
+from startup.pip_settings import PipSettings
+
+_WSL = Path("/usr/lib/wsl/lib")
+# what exists on one platform, or beside one build of torch, only: torch itself requires exact versions of them
+_BESIDE_TORCH = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton)")
+
+
+def has_nvidia_driver() -> bool:
+    """Whether an NVIDIA driver is installed on this machine."""
+    if WINDOWS:
+        return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").is_file()
+    files = (Path("/proc/driver/nvidia/version"), _WSL / "libcuda.so.1")
+    return shutil.which("nvidia-smi") is not None or any(file.exists() for file in files)
+
+
+def search_path() -> str:
+    """PATH with WSL's folder of the driver's tools, where uv asks nvidia-smi for the driver's version."""
+    path = os.environ.get("PATH", "")
+    return os.pathsep.join((path, str(_WSL))) if _WSL.is_dir() else path
+
+
+def backend(settings: PipSettings) -> str | None:
+    """The value for uv's --torch-backend, or None to take what the user's own indexes and folders have."""
+    if sys.platform == "darwin" or settings.own_places or os.environ.get("UV_TORCH_BACKEND"):
+        return None
+    if has_nvidia_driver():
+        return "auto"
+    return None if WINDOWS else "cpu"  # the public index has the CPU build for Windows
+
+
+def is_public_build(settings: PipSettings, chosen: str | None) -> bool:
+    """Whether torch comes from the public index (or a mirror of it), whose hashes the constraints hold."""
+    return chosen is None and not settings.own_places and not os.environ.get("UV_TORCH_BACKEND")
+
+
+def without_build(constraints: str) -> str:
+    """The constraints for another build of torch: its version without the hashes, nothing of what comes with it."""
+    kept = []
+    for block in blocks(constraints):
+        if _BESIDE_TORCH.match(block):
+            continue
+        if block.startswith("torch=="):
+            block = block.split(" \\\n")[0] + "\n"
+        kept.append(block)
+    return "".join(kept)
+
+
+def blocks(constraints: str) -> list[str]:
+    """One text per package, its hashes with it; comments apart."""
+    found: list[str] = []
+    for line in constraints.splitlines(keepends=True):
+        if line.startswith((" ", "\t")) and found:
+            found[-1] += line
+        elif line.strip() and not line.startswith("#"):
+            found.append(line)
+    return found

@@ -1,0 +1,105 @@
+"""uv: the one on PATH, or a wheel of it that pip fetches, checked by its hash, into the set-up's own folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from startup.children import WINDOWS, child_environment
+from startup.console import StartError
+from startup.language import either
+
+PINNED = Path(__file__).with_name("uv.txt")
+MIN_VERSION = (0, 8)  # of those on PATH; it has --torch-backend=auto and takes hashes from constraints
+
+
+def on_path() -> Path | None:
+    """The uv on PATH, if it is new enough."""
+    found = shutil.which("uv")
+    return Path(found) if found and works(Path(found)) else None
+
+
+def works(uv: Path) -> bool:
+    """Whether `uv` starts and is new enough."""
+    try:
+        answer = subprocess.run(
+            [str(uv), "--version"], capture_output=True, text=True, encoding="utf-8", timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    found = re.match(r"uv (\d+)\.(\d+)", answer.stdout)
+    return answer.returncode == 0 and found is not None and (int(found[1]), int(found[2])) >= MIN_VERSION
+
+
+def find_or_fetch(own: Path, run: Callable[[Sequence[str | Path]], None]) -> Path:
+    """uv's program, fetched if there is none.
+
+    Args:
+        own: the set-up's folder. The program gets there by one rename, so that an interruption leaves none.
+        run: runs a command, and raises if it fails.
+
+    Raises:
+        StartError: this Python has no way to fetch it.
+    """
+    found = on_path() or kept(own)
+    if found is not None:
+        return found
+    part, place = own / "uv.part", own / "uv"
+    for folder in (part, place):
+        shutil.rmtree(folder, ignore_errors=True)
+    python = _python_with_pip(own)
+    # fmt: off
+    run([
+        python, "-m", "pip", "install", "--no-input", "--no-deps", "--only-binary", ":all:",
+        "--require-hashes", "-r", PINNED, "--target", part,
+    ])
+    # fmt: on
+    part.rename(place)
+    shutil.rmtree(own / "pip", ignore_errors=True)
+    found = kept(own)
+    if found is None:
+        raise StartError(
+            either("pip fetched a uv that does not start.", "pip が取得した uv が起動しません。"),
+            either(
+                "Install uv in another way (its documentation names several) and start again.",
+                "別の方法で uv をインストールして（uv の文書に方法があります）、もう一度始めてください。",
+            ),
+        )
+    return found
+
+
+def kept(own: Path) -> Path | None:
+    """The uv that an earlier start fetched."""
+    name = "uv.exe" if WINDOWS else "uv"
+    found = next(
+        (own / "uv" / folder / name for folder in ("bin", "Scripts") if (own / "uv" / folder / name).is_file()), None
+    )
+    return found if found and works(found) else None
+
+
+def _python_with_pip(own: Path) -> Path:
+    """This Python if it has pip, else one in an environment of its own that has."""
+    probe = [sys.executable, "-m", "pip", "--version"]
+    if subprocess.run(probe, capture_output=True, env=child_environment(), check=False).returncode == 0:
+        return Path(sys.executable)
+    folder = own / "pip"
+    shutil.rmtree(folder, ignore_errors=True)
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    made = subprocess.run([base, "-m", "venv", str(folder)], capture_output=True, env=child_environment(), check=False)
+    if made.returncode != 0:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StartError(
+            either(
+                "There is no uv on PATH, and this Python has neither pip nor venv to fetch it with (Debian and\n"
+                "Ubuntu ship them apart).",
+                "PATH に uv がなく、この Python には uv を取得するための pip も venv もありません\n"
+                "（Debian と Ubuntu では別のパッケージです）。",
+            ),
+            f"sudo apt install python3-venv      (python{version}-venv)",
+        )
+    return folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
