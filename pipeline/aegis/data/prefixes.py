@@ -54,13 +54,13 @@ def render_chat(template: ChatTemplate, chat: Chat, *, fold_system: bool = False
         RowError: the template refuses the chat, or leaves something of it out.
         DataError: the template cannot be trained on.
     """
-    first: RowError | None = None
+    refusal: RowError | None = None
     for form in _forms(chat, fold_system):
         try:
             return _Rendering(template, form).done()
         except RowError as error:
-            first = first or error
-    raise first or AssertionError("a chat has a form")
+            refusal = error
+    raise refusal or AssertionError("a chat has a form")
 
 
 def _forms(chat: Chat, fold_system: bool) -> Iterator[Chat]:
@@ -153,14 +153,14 @@ class _Rendering:
         else:
             written = thoughts.continued(prompt, content)
         found = text.rfind(answer.strip())
-        if written is None or found < 0:
+        if written is None or found < 0 or thoughts.is_closed(prompt):
             return text
         return prompt + written + text[found + len(answer.strip()) :]
 
     def _check_message(self, message: Message, text: str, *, is_last: bool) -> None:
         """Refuse a message of which something does not reach the text, an earlier thought excepted."""
         content = (message["content"] or "").strip()
-        if content not in text and not self._is_shown_in_parts(message, content, text):
+        if not _stands_in(content, text) and not self._is_shown_in_parts(message, content, text):
             raise RowError(phrase("chat.message_left_out", message=message["role"]))
         thought = message.get("reasoning_content", "").strip()
         if thought not in text:
@@ -219,7 +219,7 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 def _stands_in(leaf: object, text: str) -> bool:
-    """Whether a value of a call is in the text, as it is, as JSON or as Python writes it."""
+    """Whether a value is in the text, as it is, as JSON or as Python writes it: templates write tools' answers so."""
     if isinstance(leaf, str):
         return any(form in text for form in (leaf, json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]))
     return json.dumps(leaf) in text or str(leaf) in text

@@ -62,5 +62,10 @@ def stripped(message: Message) -> Message:
     return short
 
 
+def is_closed(prompt: str) -> bool:
+    """Whether the prompt ends with a thought that is over already."""
+    return re.search(rf"{_CLOSING.pattern}\s*\Z", prompt, re.IGNORECASE) is not None
+
+
 def _opens(prompt: str) -> bool:
     return re.search(rf"(?:<{_NAME}>|\[{_NAME}\])\s*\Z", prompt, re.IGNORECASE) is not None
