@@ -20,7 +20,7 @@ from aegis.model.load import load_base
 from aegis.runs import disk
 from aegis.runs.run import Run
 from aegis.stages.export import ExportReport, export_gguf
-from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.training.distributed.group import world_size
@@ -62,7 +62,7 @@ def run_all(
     own_llama_cpp = export_config.llama_cpp_dir
     train(train_config, run, overwrite=overwrite, reuse=not overwrite, llama_cpp_dir=own_llama_cpp)
     progress.say(phrase("run.merge", merged=run.merged))
-    merge(inputs_of_run(run), run.merged, merge_config, overwrite=True, reuse=True)
+    merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
     progress.say(phrase("run.export", gguf=run.gguf))
     exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
     progress.say(phrase("run.verify", verify=run.verify))

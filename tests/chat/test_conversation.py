@@ -25,9 +25,9 @@ from aegis.errors import UsageError
 from aegis.llama_cpp import Message
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.live import live_model
-from aegis.runs.run import Run, gguf_of_run
+from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
-from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.verification.token_parity import chat_ids
 from tests.conftest import Recorder
@@ -48,7 +48,7 @@ def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         short = {"max_steps": 6, "warmup_steps": 1, "annealing_steps": 2, "save_steps": 6, "max_length": 64}
         config = TrainConfig(base_model=str(quick_base), device="cpu", batch_size=2, learning_rate=2e-2, **short)
         train(config, run)
-        merge(inputs_of_run(run), run.merged, MergeConfig())
+        merge(MergeInputs.from_run(run), run.merged, MergeConfig())
         export_gguf(run.merged, run.gguf, ExportConfig(quant=("Q8_0",)))
         yield run
 
@@ -191,7 +191,7 @@ def test_several_turns_with_the_gguf(run: Run, aegis: Any) -> None:
     )
     assert code == 0, err
     assert len(out.splitlines()) == 2
-    again = aegis("chat", "--gguf", gguf_of_run(run), "-p", "こんにちは。", "--temperature", 0, "--max-tokens", 8)
+    again = aegis("chat", "--gguf", run.first_gguf(), "-p", "こんにちは。", "--temperature", 0, "--max-tokens", 8)
     assert again[:2] == (0, out.splitlines()[0] + "\n")
 
 
@@ -204,7 +204,7 @@ def test_json_lines(run: Run, aegis: Any, flags: tuple[str, str]) -> None:
     assert code == 0, err
     rows = [json.loads(line) for line in out.splitlines()]
     answers = [row for row in rows if row["event"] == "answer"]
-    assert [row["speaker"] for row in answers] == ["base", gguf_of_run(run).stem]
+    assert [row["speaker"] for row in answers] == ["base", run.first_gguf().stem]
     for answer in answers:
         pieces = [row["text"] for row in rows if row["event"] == "piece" and row["speaker"] == answer["speaker"]]
         assert "".join(pieces) == answer["text"] != ""
@@ -220,5 +220,5 @@ def test_side_by_side_each_is_named(run: Run, aegis: Any) -> None:
 
 @pytest.mark.parametrize("flags", [("--live",), ("--compare", "base")])
 def test_a_file_alone_has_no_base(run: Run, aegis: Any, flags: tuple[str, ...]) -> None:
-    code, out, err = aegis("chat", "--gguf", gguf_of_run(run), *flags, "-p", "x")
+    code, out, err = aegis("chat", "--gguf", run.first_gguf(), *flags, "-p", "x")
     assert (code, out, "give --run" in err) == (2, "", True)

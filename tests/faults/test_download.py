@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.runs.manifest import read_manifest
+from aegis.runs.facts import TrainFacts
 from aegis.runs.run import Run
 from tests.faults.forked import Ended, Forked
 from tests.faults.harness import Laboratory
@@ -58,7 +58,7 @@ def test_whole_then_offline(train, hub: Hub, tmp_path: Path, online: Forked) -> 
     ended = train("whole")
     assert ended.code == 0
     assert "downloading org/whole: done" in ended.said
-    assert read_manifest(Run(tmp_path / "whole").adapter).facts["revision"] == COMMIT
+    assert TrainFacts.read(Run(tmp_path / "whole").adapter).revision == COMMIT
     fetched = {name for repository, name in hub.asked if repository == "whole"}
     assert WEIGHTS in fetched
     assert not {"modeling_phi3.py", "pytorch_model.bin"} & fetched

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from aegis.model.provenance import Provenance
 from aegis.report.card import CardFile, gguf_card, merged_card, with_verdict
+from aegis.runs.facts import Provenance
 
 ORIGIN = Provenance(
     base="owner/Base-Jp",
@@ -44,7 +43,7 @@ REPORT: dict[str, Any] = {
 
 def card(**changed: Any) -> str:
     return gguf_card(
-        dataclasses.replace(ORIGIN, **changed), "Base-AEGIS", FILES, "0.1.0", context_tokens=4096, long_rope=True
+        ORIGIN.model_copy(update=changed), "Base-AEGIS", FILES, "0.1.0", context_tokens=4096, long_rope=True
     )
 
 
@@ -101,7 +100,7 @@ def test_a_failed_verification_is_not_hidden() -> None:
 
 def test_little_is_known() -> None:
     """A folder of one's own, no licence, no training: said, and still valid."""
-    text = merged_card(Provenance("mine"), "mine-AEGIS", FILES, "0.1.0")
+    text = merged_card(Provenance(base="mine"), "mine-AEGIS", FILES, "0.1.0")
     data = ModelCard(text).data.to_dict()
     assert not {"base_model", "license", "datasets"} & set(data)
     assert "names no licence" in text

@@ -28,7 +28,7 @@ def published(tmp_path: Path) -> Path:
         (staging.path / "weights.bin").write_bytes(bytes(range(256)) * 40)
         (staging.path / "日本").mkdir()
         (staging.path / "日本" / "語.txt").write_text("やあ", encoding="utf-8")
-        staging.facts["found"] = [1, 2]
+        staging.facts = {**ASKED.facts, "found": [1, 2]}
     return out
 
 

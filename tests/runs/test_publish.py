@@ -124,8 +124,8 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     code = f"""
         import time
         from pathlib import Path
-        from aegis.manifest import Manifest
-        from aegis.publish import discard, publishing, sweep
+        from aegis.runs.manifest import Manifest
+        from aegis.runs.publish import discard, publishing, sweep
         with publishing(Path({str(tmp_path / "out")!r}), Manifest("merge", {{}}, {{}}, {{}})) as staging:
             (staging.path / "file").write_text("half")
             print("filling", flush=True)

@@ -19,7 +19,7 @@ def holder(root: Path) -> subprocess.Popen[bytes]:
     code = f"""
         import time
         from pathlib import Path
-        from aegis.runs import Run
+        from aegis.runs.run import Run
         with Run(Path({str(root)!r})).lock():
             (Path({str(root)!r}) / "work").touch()
             print("held", flush=True)

@@ -16,11 +16,13 @@ from aegis.llama_cpp import GgufFile, Runtime
 from aegis.model.base import load_tokenizer
 from aegis.model.shards import ShardSet
 from aegis.runs.disk import file_stem
-from aegis.runs.manifest import read_manifest, verify_directory
+from aegis.runs.facts import ExportFacts, MergeFacts
+from aegis.runs.manifest import verify_directory
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
 from aegis.verification.gguf_checks import same_as_f16
 from tests.conftest import MakeRandom
+from tests.recorded import merge_facts
 
 NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'
 
@@ -55,8 +57,9 @@ def test_everything_asked_for_is_there(exported: export.ExportReport) -> None:
     assert [file.name for file in exported.files] == [f"{stem}-{t}.gguf" for t in ("Q4_K_M", "Q8_0", "F16")]
     manifest = verify_directory(exported.out)
     assert set(manifest.files) == {*(file.name for file in exported.files), "Modelfile", "README.md"}
-    assert manifest.facts["files"] == [file.name for file in exported.files]
-    assert manifest.facts["fallback_tensors"] == {"Q4_K_M": [], "Q8_0": []}
+    facts = ExportFacts.of(manifest)
+    assert list(facts.files.values()) == [file.name for file in exported.files]
+    assert facts.fallback_tensors == {"Q4_K_M": [], "Q8_0": []}
     assert manifest.config["quant"] == ["Q4_K_M", "Q8_0"]
     types = {}
     for file in exported.files:
@@ -189,7 +192,7 @@ def test_a_folder_that_changed_after_its_manifest_is_refused(
     from aegis.runs.publish import publishing
 
     model = tmp_path / "merged"
-    with publishing(model, Manifest("merge", {}, {}, {"base_model": "owner/Some-Phi-3-Base"})) as staging:
+    with publishing(model, Manifest("merge", {}, {}, merge_facts(base_model="owner/Some-Phi-3-Base"))) as staging:
         (staging.path / "config.json").write_text('{"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}')
         (staging.path / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
     (model / "config.json").write_text((model / "config.json").read_text() + " ")
@@ -259,9 +262,9 @@ def test_a_merged_folder_is_named_after_its_base(tmp_path: Path) -> None:
     from aegis.runs.manifest import Manifest
     from aegis.runs.publish import publishing
 
-    with publishing(tmp_path / "merged", Manifest("merge", {}, {}, {"base_model": "owner/Llama-3"})):
+    with publishing(tmp_path / "merged", Manifest("merge", {}, {}, merge_facts(base_model="owner/Llama-3"))):
         pass
-    assert read_manifest(tmp_path / "merged").facts["base_model"] == "owner/Llama-3"
+    assert MergeFacts.read(tmp_path / "merged").base_model == "owner/Llama-3"
     assert general_name(None, tmp_path / "merged", "llama") == "Llama-3-AEGIS"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError, UsageError
-from aegis.runs.manifest import read_manifest
+from aegis.runs.facts import MergeFacts
 from aegis.soul.file import load_soul
 from aegis.soul.fold import fold_head
 from aegis.soul.gate import gate
@@ -74,7 +74,7 @@ def test_it_folds_exactly(
     import_soul(saved(tmp_path / "soul.pt", rotation), tmp_path / "soul.safetensors")
     inputs = MergeInputs(str(trained.base), trained.adapter, tmp_path / "soul.safetensors")
     merge(inputs, tmp_path / "merged", MergeConfig(dtype="float32"))
-    assert read_manifest(tmp_path / "merged").facts["determinant"] == determinant
+    assert MergeFacts.read(tmp_path / "merged").determinant == determinant
     assert any("reflection" in text for text in reporter.warned) == (determinant == -1)
 
     tokens = tokens_for(trained.model)

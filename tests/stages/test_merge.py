@@ -17,12 +17,14 @@ from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, hash_weights
 from aegis.model.load import load_base
 from aegis.model.shards import INDEX, ShardSet
+from aegis.runs.facts import MergeFacts
 from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.runs.publish import publishing
 from aegis.soul import rotation as so
 from aegis.soul.fold import fold_head
 from aegis.stages.merge import MergeInputs, merge
 from tests.conftest import MakeRandom, Recorder
+from tests.recorded import train_facts
 from tests.trained import MakeTrained, Trained, tokens_for
 
 FLOAT32 = MergeConfig(dtype="float32")
@@ -88,7 +90,7 @@ DEQUANTIZED = MergeConfig(dtype="float32", base_weights="dequantized")
 
 def sealed(trained: Trained, load_in: str = "4bit", dtype: str = "float32") -> Path:
     """The adapter in a folder with a manifest, as training publishes it."""
-    facts = {"device": "cpu", "compute_dtype": dtype}
+    facts = train_facts(compute_dtype=dtype)
     manifest = Manifest("train", {"load_in": load_in}, {"base": hash_weights(ShardSet.open(trained.base))}, facts)
     folder = trained.adapter.with_name("sealed")
     with publishing(folder, manifest) as staging:
@@ -120,7 +122,7 @@ def test_the_round_trip_is_what_bitsandbytes_holds(
     assert quantized > 1
     manifest = read_manifest(tmp_path / "merged")
     assert manifest.config["base_weights"] == "dequantized"
-    assert manifest.facts["nf4_dtype"] == str(dtype).removeprefix("torch.")
+    assert MergeFacts.of(manifest).nf4_dtype == str(dtype).removeprefix("torch.")
 
 
 def test_the_round_trip_is_the_model_that_was_trained(
@@ -214,7 +216,7 @@ def test_folder_is_stock(tmp_path: Path, bases: dict[str, Path], make_trained: M
     assert (out / "tokenizer_config.json").read_bytes() == (base / "tokenizer_config.json").read_bytes()
     assert set(ShardSet.open(out).entries) == set(ShardSet.open(base).entries)
     assert {e.dtype for e in ShardSet.open(out).entries.values()} == {torch.float16}
-    assert verify_directory(out).facts["folded"] is True
+    assert MergeFacts.of(verify_directory(out)).base_model == str(base)
 
 
 def test_shards_keep_their_names(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:

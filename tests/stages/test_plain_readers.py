@@ -15,7 +15,7 @@ from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base
 from aegis.model.live import live_model
 from aegis.runs.run import Run
-from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from tests.trained import tokens_for
 
@@ -28,7 +28,7 @@ def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         run = Run(tmp_path_factory.mktemp("plain") / "run")
         short = {"max_steps": 6, "warmup_steps": 1, "annealing_steps": 2, "save_steps": 6, "max_length": 64}
         train(TrainConfig(base_model=str(quick_base), device="cpu", learning_rate=2e-2, **short), run)
-        merge(inputs_of_run(run), run.merged, MergeConfig())
+        merge(MergeInputs.from_run(run), run.merged, MergeConfig())
         yield run
 
 

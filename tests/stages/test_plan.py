@@ -25,6 +25,7 @@ from aegis.stages import plan as plan_module
 from aegis.stages.plan import PlanReport, plan, plan_verify
 from aegis.training.planning.planner import MemoryPlanner
 from tests.conftest import MakeRandom
+from tests.recorded import export_facts
 
 
 @pytest.fixture
@@ -302,7 +303,7 @@ def finished(quick_base: Path, tmp_path: Path) -> Run:
     """A run whose three directories are published; of the GGUF nothing but its name and hash is looked at."""
     run = Run(tmp_path / "finished")
     for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
-        facts = {"files": ["m-Q4_K_M.gguf"]} if directory == run.gguf else {}
+        facts = export_facts() if directory == run.gguf else {}
         with publishing(directory, Manifest(stage, {}, {}, facts)) as staging:
             if directory == run.merged:
                 shutil.copytree(quick_base, staging.path, dirs_exist_ok=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from aegis.model.provenance import Provenance
 from aegis.report.card import CardFile, gguf_card, merged_card
+from aegis.runs.facts import Provenance
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "hf_stand1nStand1nStand1nStand1nStand1n"
 FILES = [CardFile("tiny-Q4_K_M.gguf", 9, "a" * 64)]
 CARDS = {
-    "gguf": gguf_card(Provenance("tiny"), "tiny", FILES, "0", context_tokens=4096, long_rope=True),
-    "merged": merged_card(Provenance("tiny"), "tiny", FILES, "0"),
+    "gguf": gguf_card(Provenance(base="tiny"), "tiny", FILES, "0", context_tokens=4096, long_rope=True),
+    "merged": merged_card(Provenance(base="tiny"), "tiny", FILES, "0"),
 }
 
 Push = Callable[..., subprocess.CompletedProcess[str]]

@@ -22,7 +22,7 @@ from aegis.runs import disk
 from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
-from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.quantize_study import StudyReport, quantize_study
 from aegis.stages.train import train
 from aegis.stages.verify_file import verify_file
@@ -66,7 +66,7 @@ def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         save_steps=24,
     )
     train(config, run)
-    merge(inputs_of_run(run), run.merged, MergeConfig())
+    merge(MergeInputs.from_run(run), run.merged, MergeConfig())
     export_gguf(run.merged, run.gguf, ExportConfig(name="tiny $(x) phi-3"))
     return run
 

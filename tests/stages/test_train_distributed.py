@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from aegis.config.settings import TrainConfig
 from aegis.errors import UsageError
+from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 from aegis.stages.train import train
@@ -204,7 +205,7 @@ def test_one_process_writes(alone: Run, whole: Run) -> None:
     assert files(whole) == files(alone)
     assert heldout(whole)[1::2] == pytest.approx(heldout(alone)[1::2], abs=CLOSE)
     assert heldout(whole)[::2] == [None] * 4
-    assert (read_manifest(whole.adapter).facts["processes"], read_manifest(alone.adapter).facts["processes"]) == (2, 1)
+    assert (TrainFacts.read(whole.adapter).processes, TrainFacts.read(alone.adapter).processes) == (2, 1)
     assert read_manifest(whole.adapter).identity == read_manifest(alone.adapter).identity
 
 

@@ -20,6 +20,7 @@ from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, Verify
 from aegis.errors import DataError, IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.model.base import load_tokenizer
+from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manifest
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
@@ -27,7 +28,7 @@ from aegis.soul.file import load_soul, save_soul
 from aegis.soul.fold import fold_head
 from aegis.stages import verify as stage
 from aegis.stages.export import export_gguf
-from aegis.stages.merge import inputs_of_run, merge
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.verification import run_checks, texts
@@ -75,7 +76,7 @@ def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def make_merged(run: Run, config: MergeConfig = MergeConfig()) -> None:  # noqa: B008 (frozen)
-    merge(inputs_of_run(run), run.merged, config, overwrite=True)
+    merge(MergeInputs.from_run(run), run.merged, config, overwrite=True)
 
 
 def make_gguf(run: Run, name: str = "tiny phi-3") -> None:
@@ -223,7 +224,7 @@ def with_merged(change: Callable[[dict[str, torch.Tensor], Run], None]) -> Calla
 
 
 def base_tensors(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(Path(str(read_manifest(run.adapter).facts["base_model"])) / "model.safetensors")
+    return load_file(Path(TrainFacts.read(run.adapter).base_model) / "model.safetensors")
 
 
 def unfolded(tensors: dict[str, torch.Tensor], run: Run) -> None:

@@ -17,6 +17,7 @@ from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError
 from aegis.messages import phrase
 from aegis.report.answers import Answer, ModelAnswers
+from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 
@@ -46,7 +47,8 @@ def questions_of(run: Run, count: int) -> list[str]:
     from aegis.model.base import find_base, load_tokenizer
 
     manifest = read_manifest(run.adapter)
-    base = find_base(str(manifest.facts["base_model"]), manifest.facts["revision"])
+    facts = TrainFacts.of(manifest)
+    base = find_base(facts.base_model, facts.revision)
     config = TrainConfig.model_validate(manifest.config)
     return load_heldout_questions(config, load_tokenizer(base.folder), manifest.inputs["data"], count)
 

@@ -11,8 +11,9 @@ from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
 from aegis.errors import UsageError
 from aegis.llama_cpp import Runtime, trained_context
+from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest
-from aegis.runs.run import Run, gguf_of_run
+from aegis.runs.run import Run
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def load_models(
                 load_transformers_models(run, live=live, compare=compare, context=context)
             )
         if not live:
-            path = gguf or gguf_of_run(_known(run))
+            path = gguf or _known(run).first_gguf()
             runtime = Runtime(path, n_ctx=context or trained_context(path))
             found.append(GgufModel(open_models.enter_context(runtime)))
         yield found
@@ -65,7 +66,8 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     from aegis.model.load import choose_device, load_base
 
     training = read_manifest(run.adapter)
-    base = find_base(str(training.facts["base_model"]), training.facts["revision"])
+    facts = TrainFacts.of(training)
+    base = find_base(facts.base_model, facts.revision)
     tokenizer, device = load_tokenizer(base.folder), choose_device("auto")
     load_in: Any = training.config["load_in"]
     length = context or int(base.config.get("original_max_position_embeddings") or 4096)

@@ -14,6 +14,7 @@ from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.load import choose_device, compute_dtype, nf4_weights
 from aegis.model.shards import TensorEntry
+from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 
 
@@ -45,8 +46,9 @@ class RoundTrip:
             manifest = read_manifest(adapter)
             if manifest.config.get("load_in") != "4bit":
                 raise UsageError("round_trip.none", adapter=adapter)
-            dtype = getattr(torch, str(manifest.facts["compute_dtype"]))
-            if manifest.facts["device"] != device.type:
+            facts = TrainFacts.of(manifest)
+            dtype = getattr(torch, facts.compute_dtype)
+            if facts.device != device.type:
                 if device.type == "cpu":
                     progress.warn(phrase("round_trip.trained_on_gpu", adapter=adapter))
                 device = torch.device("cpu")

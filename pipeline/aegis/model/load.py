@@ -12,6 +12,7 @@ from aegis import progress
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.messages import phrase
 from aegis.model.nf4_format import BLOCK
+from aegis.runs.facts import DtypeName
 
 Precision = Literal["4bit", "16bit", "dequantized"]
 """How the base is held: in NF4, in 16 bit, or in 16 bit after a round trip through NF4."""
@@ -40,6 +41,16 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def dtype_name(dtype: torch.dtype) -> DtypeName:
+    """The name of a dtype that training computes in, as a manifest records it."""
+    names: dict[torch.dtype, DtypeName] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]
 
 
 def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: torch.dtype | None = None) -> Any:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aegis import progress
 from aegis.data.files import READERS
-from aegis.errors import IntegrityError
 from aegis.messages import phrase
 from aegis.model.base import Base
+from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 from aegis.soul.file import SoulRecord
 
@@ -23,37 +21,15 @@ _TEXTS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where a model comes from, in values that a manifest can keep.
-
-    Attributes:
-        base: Hub id, or the name of a folder.
-        on_hub: whether `base` is a Hub id.
-        revision: its commit.
-        metadata: what the base's own card says of licence and language.
-        data, settings: of the training; empty if they are not known.
-        soul: α, g and the kind of rotation that was folded; empty if none was.
-    """
-
-    base: str
-    on_hub: bool = False
-    revision: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    soul: Mapping[str, Any] = field(default_factory=dict)
-
-
 def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenance:
-    """The origin of what `merge` makes; what the adapter's manifest does not say of its training stays unknown."""
+    """The origin of what `merge` makes; without a manifest beside the adapter its training stays unknown."""
     training = read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    if training is not None and "dataset" in training.config and isinstance(training.facts.get("data"), dict):
+    if training is not None and "dataset" in training.config:
         named = str(training.config["dataset"])
         on_hub = is_hub_id(named)
-        data = {name: training.facts["data"].get(name) for name in ("train_rows", "heldout_rows", "content_sha256")}
+        data = TrainFacts.of(training).data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
         # a path on somebody's disk is nobody else's business
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
         settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
@@ -75,11 +51,8 @@ def is_hub_id(name: str) -> bool:
 
 def provenance_of_folder(folder: Path) -> Provenance:
     """The origin of a model folder: what merge wrote down, or what can be seen of any other folder."""
-    if (folder / MANIFEST).is_file() and (kept := read_manifest(folder).facts.get("origin")):
-        try:
-            return Provenance(**kept)
-        except TypeError as error:
-            raise IntegrityError("origin.damaged", path=folder / MANIFEST, error=error) from None
+    if (merged := MergeFacts.known(folder)) is not None:
+        return merged.origin
     return Provenance(base=folder.resolve().name, metadata=card_metadata(folder, None))
 
 

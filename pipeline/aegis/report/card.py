@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aegis.model.provenance import Provenance
+from aegis.runs.facts import Provenance
 
 _VERIFIED = "\n## Verified\n"
 _NOT_YET = """
@@ -76,7 +76,7 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
     verdict = (
         f"What was trained is what runs: proven on {report['tokens']} tokens. KL in nats a token."
         if report["ok"]
-        else f"NOT proven: the fault is in {report['guilty']}."
+        else f"NOT proven: the fault is in {report['failed_stage']}."
     )
     values = ", ".join(f"{model} {value:.3f}" for model, value in report["perplexity"].items())
     parts = [verdict, "\n".join(lines), f"Perplexity: {values}."]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aegis.errors import IntegrityError
 from aegis.messages import Language, words
@@ -16,15 +16,14 @@ from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
 from aegis.runs.disk import format_bytes
+from aegis.runs.facts import AdapterFacts, ExportFacts, Facts, MergeFacts, VerifyFacts
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.runs.run import Run
 
 _PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
 _PATHS = ("base_model", "dataset", "text")
-_KL_COLUMNS = ("models", "mean_kl", "p99_kl", "max_kl", "top1", "max_delta", "bound")
-_KEPT = ("base", "result", "base_tempered", "result_tempered")
 
-Rows = Sequence[Mapping[str, Any]]
+FactsOfStage = TypeVar("FactsOfStage", bound=Facts)
 
 
 @dataclass
@@ -33,23 +32,32 @@ class RunParts:
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    training: AdapterFacts | None = None
+    merged: MergeFacts | None = None
+    exported: ExportFacts | None = None
 
     @classmethod
     def of(cls, run: Run) -> RunParts:
         """Read what a run holds."""
         parts = cls()
-        for name, folder in _PARTS.items():
-            try:
-                parts.manifests[name] = read_manifest(run.root / folder)
-            except IntegrityError as error:
-                # a path on somebody's disk is nobody else's business
-                there = (run.root / folder / MANIFEST).is_file()
-                parts.missing[name] = f"{folder}/{MANIFEST}: {error.why}" if there else f"{folder}/"
+        parts.training = parts._read(run, "training", AdapterFacts)
+        parts.merged = parts._read(run, "merge", MergeFacts)
+        parts.exported = parts._read(run, "export", ExportFacts)
+        parts._read(run, "verify", VerifyFacts)
         return parts
 
-    def facts(self, name: str) -> Mapping[str, Any]:
-        """What the stage found out, nothing if its part is missing."""
-        return self.manifests[name].facts if name in self.manifests else {}
+    def _read(self, run: Run, name: str, kind: type[FactsOfStage]) -> FactsOfStage | None:
+        folder = _PARTS[name]
+        try:
+            manifest = read_manifest(run.root / folder)
+            facts = kind.of(manifest)
+        except IntegrityError as error:
+            # a path on somebody's disk is nobody else's business
+            there = (run.root / folder / MANIFEST).is_file()
+            self.missing[name] = f"{folder}/{MANIFEST}: {error.why}" if there else f"{folder}/"
+            return None
+        self.manifests[name] = manifest
+        return facts
 
     def settings(self) -> dict[str, dict[str, str]]:
         """Every stage's settings."""
@@ -63,64 +71,65 @@ class RunParts:
     @property
     def gguf_files(self) -> list[str]:
         """Names of the GGUF files, the one to run first."""
-        files = self.facts("export").get("files")
-        known = self.manifests["export"].files if "export" in self.manifests else {}
-        return [name for name in files if name in known] if isinstance(files, list) else []
+        if self.exported is None:
+            return []
+        return [name for name in self.exported.files.values() if name in self.manifests["export"].files]
 
 
 def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
     """Base, steps, losses, gate, speed, and the pictures."""
-    found = parts.facts("training")
+    found = parts.training
+    if found is None:
+        return Section("training", {}, missing=parts.missing["training"])
     speeds = [row["tokens_per_second"] for row in rows if isinstance(row.get("tokens_per_second"), float)]
     peaks = [row["peak_bytes"] for row in rows if isinstance(row.get("peak_bytes"), int)]
     facts = {
-        "base": public(found.get("base_model", "-")),
-        "revision": _as_text(found.get("revision")),
-        "steps": as_number(found.get("steps"), ",.0f"),
+        "base": public(found.base_model),
+        "revision": _as_text(found.revision),
+        "steps": as_number(found.result.steps, ",.0f"),
         "loss": as_number(rows[-1].get("task_loss") if rows else None, ".4f"),
-        "heldout_loss": as_number(found.get("heldout_loss"), ".4f"),
-        "alpha": as_number(found.get("alpha"), ".3f"),
-        "gate": as_number(found.get("gate"), ".4f"),
-        "adapter_parameters": as_number(found.get("trainable_parameters"), ",.0f"),
+        "heldout_loss": as_number(found.result.heldout_loss, ".4f"),
+        "alpha": as_number(found.result.alpha, ".3f"),
+        "gate": as_number(found.result.gate, ".4f"),
+        "adapter_parameters": as_number(found.result.trainable_parameters, ",.0f"),
         "speed": label["speed_value"].format(speed=statistics.median(speeds)) if speeds else "-",
         "memory": format_bytes(max(peaks)) if peaks else "-",
     }
     pictures = [run.pictures / name for name in PICTURES if (run.pictures / name).is_file()]
-    return Section("training", facts if found else {}, pictures=pictures, missing=parts.missing.get("training", ""))
+    return Section("training", facts, pictures=pictures)
 
 
 def data_section(parts: RunParts) -> Section:
     """What was trained on."""
-    training = parts.manifests.get("training")
-    if training is None:
+    if parts.training is None:
         return Section("data", {}, missing=parts.missing["training"])
-    found = _mapping(training.facts.get("data"))
+    found = parts.training.data
     facts = {
-        "dataset": public(training.config.get("dataset", "-")),
-        "rows": as_number(found.get("train_rows"), ",.0f"),
-        "heldout_rows": as_number(found.get("heldout_rows"), ",.0f"),
-        "tokens": as_number(found.get("tokens"), ",.0f"),
-        "trained_tokens": as_number(found.get("trained_tokens"), ",.0f"),
-        "truncated": as_number(found.get("truncated"), ",.0f"),
-        "sha256": _as_text(found.get("content_sha256")),
+        "dataset": public(parts.manifests["training"].config.get("dataset", "-")),
+        "rows": as_number(found.train_rows, ",.0f"),
+        "heldout_rows": as_number(found.heldout_rows, ",.0f"),
+        "tokens": as_number(found.tokens, ",.0f"),
+        "trained_tokens": as_number(found.trained_tokens, ",.0f"),
+        "truncated": as_number(found.truncated, ",.0f"),
+        "sha256": found.content_sha256,
     }
     return Section("data", facts)
 
 
 def merge_section(parts: RunParts) -> Section:
     """What was folded into what."""
-    merged = parts.manifests.get("merge")
+    merged = parts.merged
     if merged is None:
         return Section("merge", {}, missing=parts.missing["merge"])
-    metadata = _mapping(_mapping(merged.facts.get("origin")).get("metadata"))
+    metadata, config = merged.origin.metadata, parts.manifests["merge"].config
     return Section(
         "merge",
         {
-            "base_weights": _as_text(merged.config.get("base_weights")),
-            "dtype": _as_text(merged.config.get("dtype")),
-            "rotation": _as_text(merged.facts.get("rotation")),
-            "alpha": as_number(merged.facts.get("alpha"), ".3f"),
-            "gate": as_number(merged.facts.get("gate"), ".4f"),
+            "base_weights": _as_text(config.get("base_weights")),
+            "dtype": _as_text(config.get("dtype")),
+            "rotation": merged.rotation,
+            "alpha": as_number(merged.alpha, ".3f"),
+            "gate": as_number(merged.gate, ".4f"),
             "licence": _as_text(metadata.get("license_name") or metadata.get("license")),
         },
     )
@@ -128,18 +137,18 @@ def merge_section(parts: RunParts) -> Section:
 
 def export_section(parts: RunParts) -> Section:
     """The GGUF files."""
-    exported = parts.manifests.get("export")
+    exported = parts.exported
     if exported is None:
         return Section("export", {}, missing=parts.missing["export"])
-    fallbacks = _mapping(exported.facts.get("fallback_tensors"))
-    rows = [(name, f"{exported.files[name].bytes:,}") for name in parts.gguf_files]
+    manifest = parts.manifests["export"]
+    rows = [(name, f"{manifest.files[name].bytes:,}") for name in parts.gguf_files]
     return Section(
         "export",
         {
-            "name": _as_text(exported.facts.get("name")),
-            "quants": _as_text(exported.config.get("quant")),
-            "context": _as_text(exported.facts.get("context_tokens")),
-            "fallbacks": str(sum(map(len, fallbacks.values()))),
+            "name": exported.name,
+            "quants": _as_text(manifest.config.get("quant")),
+            "context": str(exported.context_tokens),
+            "fallbacks": str(sum(map(len, exported.fallback_tensors.values()))),
         },
         [Table(("name", "bytes"), rows, frozenset({1}))],
     )
@@ -198,14 +207,13 @@ def files_section(parts: RunParts) -> Section:
 
 def commands(parts: RunParts) -> list[str]:
     """How the GGUF is run, a line each; none without one."""
-    files, facts = parts.gguf_files, parts.facts("export")
-    if not files:
+    files, exported = parts.gguf_files, parts.exported
+    if exported is None or not files:
         return []
-    name, context = _as_text(facts.get("name")), _as_text(facts.get("context_tokens"))
     return [
         "cd gguf",
-        f"ollama create {ollama_name(name)} -f Modelfile",
-        f'llama-server -m "{files[0]}" -c {context} --jinja',
+        f"ollama create {ollama_name(exported.name)} -f Modelfile",
+        f'llama-server -m "{files[0]}" -c {exported.context_tokens} --jinja',
         f'aegis chat --gguf "{files[0]}"',
     ]
 
@@ -227,7 +235,3 @@ def _as_text(value: object) -> str:
 def as_number(value: object, form: str) -> str:
     """A number in a format, a dash for anything else."""
     return format(value, form) if isinstance(value, int | float) else "-"
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

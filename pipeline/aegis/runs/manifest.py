@@ -44,8 +44,9 @@ class Manifest:
         stage: the command that made the directory.
         config: the resolved settings it ran with.
         inputs: name → hash of everything it was made from.
-        facts: what the stage found out and later stages lean on.
+        facts: what the stage found out and later stages rely on; read through `aegis.runs.facts` alone.
         files: relative path → size and hash.
+        path: the file that was read, None for one that is being made.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class Manifest:
     facts: Mapping[str, Any]
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False)
 
     @property
     def identity(self) -> str:
@@ -121,6 +123,7 @@ def read_manifest(directory: Path) -> Manifest:
                 for name, record in document["files"].items()
             },
             versions=dict(document["versions"]),
+            path=path,
         )
     except FileNotFoundError:
         raise IntegrityError("manifest.none", directory=directory, manifest=MANIFEST) from None

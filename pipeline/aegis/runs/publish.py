@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,14 @@ def sweep(folder: Path) -> None:
 
 
 class Staging:
-    """A directory being filled; `inputs` and `facts` that only show while it is go into its manifest too."""
+    """A directory being filled.
+
+    `inputs` that only show meanwhile go into its manifest too; `facts`, if set, in place of the manifest's.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.facts: dict[str, Any] = {}
+        self.facts: Mapping[str, Any] | None = None
         self.inputs: dict[str, str] = {}
         self._hashed: dict[str, FileRecord] = {}
 
@@ -122,7 +125,7 @@ class Staging:
             "stage": manifest.stage,
             "config": manifest.config,
             "inputs": {**manifest.inputs, **self.inputs},
-            "facts": {**manifest.facts, **self.facts},
+            "facts": manifest.facts if self.facts is None else self.facts,
             "versions": versions(),
             "files": {name: vars(record) for name, record in files.items()},
         }

@@ -28,7 +28,7 @@ import filelock
 from aegis.errors import IntegrityError, LockedError, UsageError
 from aegis.messages import phrase
 from aegis.runs import disk
-from aegis.runs.manifest import read_manifest
+from aegis.runs.facts import ExportFacts
 
 _LOCK = "run.lock"
 
@@ -75,6 +75,27 @@ class Run:
     def report(self) -> Path:
         return self.root / "report"
 
+    def require_finished(self) -> None:
+        """Refuse a run that lacks what train, merge or export-gguf publishes.
+
+        Raises:
+            IntegrityError: naming the first stage that has to be run.
+        """
+        for directory, stage in ((self.adapter, "train"), (self.merged, "merge"), (self.gguf, "export-gguf")):
+            if not directory.is_dir():
+                raise IntegrityError("runs.unfinished", run_root=self.root, directory_name=directory.name, stage=stage)
+
+    def first_gguf(self) -> Path:
+        """The exported file to run.
+
+        Raises:
+            IntegrityError: there is none, or the manifest is damaged.
+        """
+        path = self.gguf / ExportFacts.read(self.gguf).first
+        if not path.is_file():
+            raise IntegrityError("runs.no_gguf", gguf=self.gguf, run_root=self.root)
+        return path
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the lock of a process that died is taken over.
@@ -111,18 +132,6 @@ class Run:
                     if os.name == "nt":
                         (self.root / _LOCK).unlink(missing_ok=True)
                     self.root.rmdir()
-
-
-def gguf_of_run(run: Run) -> Path:
-    """The first quantized file a run exported.
-
-    Raises:
-        IntegrityError: the run has none.
-    """
-    files = read_manifest(run.gguf).facts.get("files") or []
-    if not files or not (run.gguf / files[0]).is_file():
-        raise IntegrityError("runs.no_gguf", gguf=run.gguf, run_root=run.root)
-    return run.gguf / str(files[0])
 
 
 def _holder(root: Path) -> str:

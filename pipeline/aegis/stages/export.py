@@ -23,7 +23,8 @@ from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
 from aegis.model.shards import ShardSet
 from aegis.report.card import CardFile, gguf_card
 from aegis.runs import disk
-from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, read_manifest, verify_directory
+from aegis.runs.facts import F16, ExportFacts, MergeFacts
+from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.verification.texts import in_time
@@ -88,6 +89,11 @@ def export_gguf(
     inputs = _inputs(model, shards)
     if config.imatrix is not None:
         inputs["imatrix"] = importance_sha256(config.imatrix, inputs["model"])
+    keep_f16 = config.keep_f16 or F16 in quants
+    quantized = [quant for quant in quants if quant != F16]
+    files = {quant: f"{disk.file_stem(name)}-{quant}.gguf" for quant in (*quantized, F16)}
+    published = {quant: file for quant, file in files.items() if quant != F16 or keep_f16}
+    facts = ExportFacts(name=name, context_tokens=context_tokens, files=published)
     manifest = Manifest(
         stage="export-gguf",
         config={
@@ -96,13 +102,9 @@ def export_gguf(
             "quant": list(quants),
         },
         inputs=inputs,
-        facts={"name": name, "context_tokens": context_tokens},
+        facts=facts.recorded(),
     )
-    keep_f16 = config.keep_f16 or "F16" in quants
-    quantized = [quant for quant in quants if quant != "F16"]
-    files = {quant: f"{disk.file_stem(name)}-{quant}.gguf" for quant in (*quantized, "F16")}
-    published = [files[quant] for quant in (*quantized, *(["F16"] if keep_f16 else []))]
-    report = ExportReport(out, name, tuple(out / file for file in published), context_tokens)
+    report = ExportReport(out, name, tuple(out / file for file in published.values()), context_tokens)
     if reuse and finished(out, manifest) is not None:
         return report
 
@@ -112,7 +114,7 @@ def export_gguf(
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
     with publishing(out, manifest, overwrite=overwrite) as staging:
-        f16 = staging.path / files["F16"]
+        f16 = staging.path / files[F16]
         convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
         check_f16(f16, shards, source_config, tokenizer)
         fallbacks = {}
@@ -123,19 +125,19 @@ def export_gguf(
             fallbacks[quant] = check_quantized(staging.path / files[quant], quant, config.head_quant)
         if not keep_f16:
             f16.unlink()
-        text = _modelfile(published[0], tokenizer, ends, context_tokens)
+        text = _modelfile(facts.first, tokenizer, ends, context_tokens)
         (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
         copy_licences(model, staging.path)
         card = gguf_card(
             provenance_of_folder(model),
             name,
-            _hashed(staging, published),
+            _hashed(staging, list(published.values())),
             __version__,
             context_tokens=context_tokens,
             long_rope=bool(source_config.get("original_max_position_embeddings")),
         )
         (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
-        staging.facts |= {"files": published, "fallback_tensors": fallbacks}
+        staging.facts = facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
     return report
 
 
@@ -153,10 +155,8 @@ def general_name(wanted: str | None, model: Path, model_type: str) -> str:
 
 
 def _base_name(model: Path) -> str:
-    if (model / MANIFEST).is_file():
-        base = read_manifest(model).facts.get("base_model")
-        if base:
-            return Path(str(base)).name
+    if (merged := MergeFacts.known(model)) is not None:
+        return Path(merged.base_model).name
     return model.resolve().name
 
 
@@ -169,7 +169,7 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
 
 def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
     """The most that stands on the disk at a time: every file."""
-    return files_bytes(model, shards, ["F16", *quantized])
+    return files_bytes(model, shards, [F16, *quantized])
 
 
 def _context_tokens(config: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ LM head of its own, no code, no trace of a soul.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aegis import __version__, progress
@@ -20,11 +20,13 @@ from aegis.merging.rewrite_shard import rewrite_shard
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import Base, find_base, weights_hash_of
+from aegis.model.load import dtype_name
 from aegis.model.provenance import CARD, copy_licences, provenance_of_merge
 from aegis.model.shards import INDEX, write_index
 from aegis.model.sidecars import copy_tokenizer, write_config
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk
+from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.runs.run import Run
@@ -48,6 +50,16 @@ class MergeInputs:
     soul: Path | None = None
     revision: str | None = None
 
+    @classmethod
+    def from_run(cls, run: Run) -> MergeInputs:
+        """Read from a run's adapter which base it belongs to.
+
+        Raises:
+            IntegrityError: the run has no finished adapter.
+        """
+        facts = TrainFacts.read(run.adapter)
+        return cls(facts.base_model, run.adapter, None, facts.revision)
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -59,16 +71,6 @@ class MergeReport:
     adapted: int
     gate: float
     untied: bool
-
-
-def inputs_of_run(run: Run) -> MergeInputs:
-    """Read from a run's adapter which base it belongs to.
-
-    Raises:
-        IntegrityError: the run has no finished adapter.
-    """
-    facts = read_manifest(run.adapter).facts
-    return MergeInputs(str(facts["base_model"]), run.adapter, None, facts["revision"])
 
 
 def merge(
@@ -111,19 +113,7 @@ def merge(
         stage="merge",
         config=config.model_dump(mode="json"),
         inputs={"adapter": file_sha256(inputs.adapter / WEIGHTS), "soul": file_sha256(soul_path)},
-        facts={
-            "base_model": base.name,
-            "revision": base.revision,
-            "model_type": base.config["model_type"],
-            "alpha": soul.alpha,
-            "gate": soul.gate,
-            "soul_step": soul.step,
-            "rotation": soul.kind,
-            "determinant": -1 if soul.reflection else 1,
-            "folded": True,
-            **_nf4_facts(plan),
-            "origin": asdict(origin),
-        },
+        facts=_facts(base, soul, plan.round_trip, origin).recorded(),
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
     if reuse and (out / MANIFEST).is_file():
@@ -145,19 +135,26 @@ def merge(
     return report
 
 
-def _nf4_facts(plan: MergePlan) -> dict[str, str]:
-    if plan.round_trip is None:
-        return {}
-    return {
-        "nf4_dtype": str(plan.round_trip.dtype).removeprefix("torch."),
-        "nf4_device": plan.round_trip.device.type,
-    }
+def _facts(base: Base, soul: SoulRecord, round_trip: RoundTrip | None, origin: Provenance) -> MergeFacts:
+    return MergeFacts(
+        base_model=base.name,
+        revision=base.revision,
+        model_type=base.config["model_type"],
+        alpha=soul.alpha,
+        gate=soul.gate,
+        soul_step=soul.step,
+        rotation=soul.kind,
+        determinant=-1 if soul.reflection else 1,
+        nf4_dtype=dtype_name(round_trip.dtype) if round_trip else None,
+        nf4_device=round_trip.device.type if round_trip else None,
+        origin=origin,
+    )
 
 
 def _refuse_folding_twice(base: Base, soul_path: Path, soul: SoulRecord) -> None:
     if soul.base_hash:
         return
-    if (base.folder / MANIFEST).is_file() and read_manifest(base.folder).facts.get("folded"):
+    if MergeFacts.known(base.folder) is not None:
         raise IntegrityError("merge.folded_twice", base_folder=base.folder, soul_path=soul_path)
     progress.warn(phrase("merge.unknown_base", soul_path=soul_path, base_name=base.name))
 

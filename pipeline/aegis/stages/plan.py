@@ -18,7 +18,6 @@ from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, 
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
-from aegis.errors import IntegrityError
 from aegis.merging.plan import DTYPES
 from aegis.messages import phrase
 from aegis.model.base import Base, load_tokenizer, peek_base
@@ -27,6 +26,7 @@ from aegis.model.lora import Coverage
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes, gguf_bytes
+from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
 from aegis.training.execution.allocator import cap_bytes
@@ -243,20 +243,15 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
     Raises:
         IntegrityError: the run is not finished, or a file is not what its manifest says.
     """
-    stages = ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf"))
-    for directory, stage in stages:
-        if not directory.is_dir():
-            raise IntegrityError("plan.unfinished", run_root=run.root, directory_name=directory.name, stage=stage)
-    manifests = [verify_directory(directory) for directory, _ in stages]
+    run.require_finished()
+    manifests = [verify_directory(directory) for directory in (run.adapter, run.merged, run.gguf)]
     shards = ShardSet.open(run.merged)
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
     vocabulary = shards.entries[HEAD].shape[0]
-    files = [str(name) for name in manifests[-1].facts["files"]]
-    quants = [Path(name).stem.rpartition("-")[2] for name in files if not name.endswith("-F16.gguf")]
-    has_f16 = len(quants) < len(files)
-    models = ("trained", "wide", "merged", "f16", *quants)
+    exported = ExportFacts.of(manifests[-1])
+    models = ("trained", "wide", "merged", "f16", *exported.quantized)
     return VerifyOutlook(
-        models, config.tokens, _verify_scratch(config, len(models), vocabulary, 0 if has_f16 else weights),
+        models, config.tokens, _verify_scratch(config, len(models), vocabulary, 0 if exported.f16 else weights),
         _verify_memory(config, weights),
     )  # fmt: skip
 

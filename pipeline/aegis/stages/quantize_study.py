@@ -29,6 +29,7 @@ from aegis.model.base import load_tokenizer, read_config
 from aegis.model.shards import ShardSet
 from aegis.report.plots.study import StudyPoint, draw_study
 from aegis.runs import disk
+from aegis.runs.facts import ExportFacts, Recommended, StudyFacts
 from aegis.runs.manifest import Manifest, digest, read_manifest
 from aegis.runs.publish import publishing, refuse_existing
 from aegis.runs.run import Run
@@ -84,10 +85,11 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     merged, exported = read_manifest(run.merged), read_manifest(run.gguf)
     tokenizer, shards = load_tokenizer(run.merged), ShardSet.open(run.merged)
     vocab_size = int(read_config(run.merged)["vocab_size"])
-    limit = sequence_limit(vocab_size, int(exported.facts["context_tokens"]))
+    facts = ExportFacts.of(exported)
+    limit = sequence_limit(vocab_size, facts.context_tokens)
     material = _material(run, config, tokenizer, limit, keep=not dry_run)
-    name = str(exported.facts["name"])
-    f16 = next((run.gguf / str(file) for file in exported.facts["files"] if str(file).endswith("-F16.gguf")), None)
+    name = facts.name
+    f16 = run.gguf / facts.f16 if facts.f16 else None
 
     needed = _disk_needed(run, config, shards, made, material, vocab_size, rebuild=f16 is None)
     disk.require_space(run.study, needed, phrase("disk.study"))
@@ -104,7 +106,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
         stage="quantize-study",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
         inputs={"model": model, "convert": exported.identity},
-        facts={"name": name},
+        facts={},
     )
     with publishing(run.study, manifest, overwrite=overwrite) as staging:
         work = staging.path / "work"
@@ -119,7 +121,10 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
         report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
         (staging.path / REPORT).write_text(report, encoding="utf-8")
         _draw(study, staging.path / PICTURE)
-        staging.facts["recommended"] = {"quant": study.recommended.quant, "variant": study.recommended.variant}
+        chosen = study.recommended
+        staging.facts = StudyFacts(
+            name=name, recommended=Recommended(quant=chosen.quant, variant=chosen.variant)
+        ).recorded()
     return StudyReport(run.study, name, len(made), needed, study)
 
 
@@ -141,11 +146,7 @@ def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[NotB
 
 
 def _check_run(run: Run) -> None:
-    for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
-        if not directory.is_dir():
-            raise IntegrityError(
-                "quantize_study.unfinished", run_root=run.root, directory_name=directory.name, stage=stage
-            )
+    run.require_finished()
     checks = Checks()
     run_checks.check_published(checks, run)
     if not checks.ok:

@@ -79,21 +79,21 @@ def _samples(run: Run, limits: Limits, questions: Sequence[str]) -> Samples:
 
 def _page(run: Run, parts: RunParts, samples: Samples, reader: Language) -> Page:
     label = words("page", reader)
-    training = parts.facts("training")
+    training, result = parts.training, parts.training.result if parts.training else None
     try:
         verdict, why = read_verdict(run)
     except IntegrityError as error:
         verdict, why = None, error.what
     files = parts.gguf_files
     return Page(
-        title=str(parts.facts("export").get("name") or run.root.resolve().name),
+        title=parts.exported.name if parts.exported else run.root.resolve().name,
         state="not_verified" if verdict is None else "not_proven" if why else "proven",
         why=why,
         headline={
-            "base": sections.public(training.get("base_model")),
-            "steps": sections.as_number(training.get("steps"), ",.0f"),
-            "heldout_loss": sections.as_number(training.get("heldout_loss"), ".4f"),
-            "gate": sections.as_number(training.get("gate"), ".4f"),
+            "base": sections.public(training.base_model if training else None),
+            "steps": sections.as_number(result and result.steps, ",.0f"),
+            "heldout_loss": sections.as_number(result and result.heldout_loss, ".4f"),
+            "gate": sections.as_number(result and result.gate, ".4f"),
             "size": format_bytes(parts.manifests["export"].files[files[0]].bytes) if files else "-",
         },
         questions=samples.questions,

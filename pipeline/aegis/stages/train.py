@@ -20,10 +20,11 @@ from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base, load_tokenizer
-from aegis.model.load import choose_device, compute_dtype
+from aegis.model.load import choose_device, compute_dtype, dtype_name
 from aegis.report.plots.training import draw_all
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
+from aegis.runs.facts import AdapterFacts, DataFacts, TrainFacts, TrainResult
 from aegis.runs.manifest import Manifest, finished, read_manifest, versions
 from aegis.runs.metrics import read_metrics, truncate_metrics
 from aegis.runs.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
@@ -49,9 +50,6 @@ _HOUSEKEEPING = {"device", "gpu_memory_gib", "logging_steps", "save_steps", "kee
 # counted over all processes in a manifest, so that the same training may go on in another number of them
 _SHARED = "gradient_accumulation_steps"
 
-# of a report, what is the same whenever and however often the run was interrupted
-_KEPT = ("steps", "heldout_loss", "alpha", "gate", "trainable_parameters")
-
 
 @dataclass(frozen=True)
 class TrainReport:
@@ -69,6 +67,11 @@ class TrainReport:
     tokens_per_second: float | None
     start_seconds: float
     memory: MemoryParts | None
+
+    @property
+    def result(self) -> TrainResult:
+        """What is the same whenever and however often the run was interrupted."""
+        return TrainResult(**{name: getattr(self, name) for name in TrainResult.model_fields})
 
 
 def train(
@@ -109,7 +112,7 @@ def train(
         prepared = _Prepared.make(config, device, group, llama_cpp_dir)
         start = group.broadcast(lambda: _start(prepared.manifest(), run, resume, overwrite, reuse))
         if start == _DONE:
-            return _report_of(run.adapter, read_manifest(run.adapter), group)
+            return _report_of(run.adapter, group)
         found = checkpoint.at(run.checkpoints, start) if start else None
         with build_state(config, prepared.base, prepared.device, found, group) as state:
             if start:
@@ -126,10 +129,10 @@ def train(
                 checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
                 # before the adapter, which is what tells that there is nothing left to do
                 _draw(state, run, prepared.manifest())
-                with publishing(run.adapter, prepared.manifest(), overwrite=overwrite or reuse) as staging:
+                manifest = prepared.manifest(report.result)
+                with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
                     weights = prepared.base.weights_hash
                     checkpoint.write_trained(staging.path, state.model, state.soul, outcome.step, weights)
-                    staging.facts |= {name: getattr(report, name) for name in _KEPT}
             return report
 
 
@@ -185,7 +188,7 @@ def resume_config(run: Run) -> TrainConfig:
     if found is None:
         raise UsageError("train.no_checkpoint", run_root=run.root)
     manifest, parts = found[1], world_size()
-    config = {**manifest.facts.get("housekeeping", {}), **manifest.config}
+    config = {**TrainFacts.of(manifest).housekeeping, **manifest.config}
     if config[_SHARED] % parts:
         raise UsageError(
             "train.not_divisible",
@@ -237,21 +240,22 @@ class _Prepared:
             raise EnvironmentFault("train.different_inputs")
         return cls(config, base, data, device, group)
 
-    def manifest(self) -> Manifest:
+    def manifest(self, result: TrainResult | None = None) -> Manifest:
         config = self.config.model_dump(mode="json", exclude=_HOUSEKEEPING)
         return Manifest(
             stage="train",
             config=config | {_SHARED: config[_SHARED] * self.group.world_size},
             inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256},
-            facts={
-                "base_model": self.base.name,
-                "revision": self.base.revision,
-                "device": self.device.type,
-                "compute_dtype": str(compute_dtype(self.device)).removeprefix("torch."),
-                "processes": self.group.world_size,
-                "data": asdict(self.data.report),
-                "housekeeping": self.config.model_dump(mode="json", include=_HOUSEKEEPING),
-            },
+            facts=TrainFacts(
+                base_model=self.base.name,
+                revision=self.base.revision,
+                device=self.device.type,
+                compute_dtype=dtype_name(compute_dtype(self.device)),
+                processes=self.group.world_size,
+                data=DataFacts(**asdict(self.data.report)),
+                housekeeping=self.config.model_dump(mode="json", include=_HOUSEKEEPING),
+                result=result,
+            ).recorded(),
         )
 
     def loop(self, state: TrainState, **sinks: Any) -> Loop:
@@ -282,17 +286,17 @@ def _draw(state: TrainState, run: Run, manifest: Manifest) -> None:
         draw_all(read_metrics(run.metrics), start, end, torch.sigmoid(soul.alpha.detach()).item(), staging.path)
 
 
-def _report_of(adapter: Path, manifest: Manifest, group: ProcessGroup) -> TrainReport:
-    kept: Any = {name: manifest.facts.get(name) for name in _KEPT}
+def _report_of(adapter: Path, group: ProcessGroup) -> TrainReport:
+    result = AdapterFacts.read(adapter).result
     return TrainReport(
         adapter=adapter,
-        resumed_from=kept["steps"],
+        resumed_from=result.steps,
         loss=None,
         processes=group.world_size,
         tokens_per_second=None,
         start_seconds=0.0,
         memory=None,
-        **kept,
+        **dict(result),
     )
 
 
@@ -310,8 +314,9 @@ def _refuse_changed(old: Manifest, new: Manifest, run: Run) -> None:
 
 def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
     """Say it when a run goes on where it would not come to the same bytes. Both are in the manifests it leaves."""
-    before = {**old.versions, **{name: old.facts.get(name) for name in ("device", "compute_dtype")}}
-    now = {**versions(), **{name: new.facts.get(name) for name in ("device", "compute_dtype")}}
+    same = {"device", "compute_dtype"}
+    before = {**old.versions, **TrainFacts.of(old).model_dump(include=same)}
+    now = {**versions(), **TrainFacts.of(new).model_dump(include=same)}
     changed = [f"{name} {before[name]} → {now.get(name)}" for name in before if before[name] != now.get(name)]
     if changed:
         progress.warn(phrase("train.other_versions", changed=", ".join(changed)))

@@ -36,6 +36,7 @@ from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
 from aegis.model.load import Precision, choose_device, load_base
 from aegis.report.plots.divergence import draw_divergence
+from aegis.runs.facts import ExportFacts, TrainFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
@@ -64,9 +65,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
         IntegrityError: the run is not finished, so that there is nothing to compare.
         DataError: the text is too short.
     """
-    for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
-        if not directory.is_dir():
-            raise IntegrityError("verify.unfinished", run_root=run.root, directory_name=directory.name, stage=stage)
+    run.require_finished()
     checks = Checks()
     run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
@@ -82,7 +81,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
         inputs={stage: found.identity for stage, found in manifests.items()},
-        facts={"ok": verdict.failed_stage is None},
+        facts=VerifyFacts(ok=verdict.failed_stage is None).recorded(),
     )
     with publishing(run.verify, manifest, overwrite=True) as staging:
         report = json.dumps(verdict.as_json(), indent=2, ensure_ascii=False) + "\n"
@@ -105,7 +104,7 @@ class _Examiner:
     work: Path
     sample: Sample
     f16: Path
-    quantized: list[Path]
+    quantized: dict[str, Path]
     round_trip: RoundTrip | None
     """What the two choices of base weights differ in, if they are to be compared."""
     models: dict[str, Recording] = field(default_factory=dict)
@@ -115,10 +114,10 @@ class _Examiner:
     def begin(
         cls, run: Run, config: VerifyConfig, manifests: dict[str, Manifest], checks: Checks, work: Path
     ) -> _Examiner:
-        facts, exported = manifests["train"].facts, manifests["convert"].facts
-        base = find_base(str(facts["base_model"]), facts["revision"])
+        facts, exported = TrainFacts.of(manifests["train"]), ExportFacts.of(manifests["convert"])
+        base = find_base(facts.base_model, facts.revision)
         tokenizer = load_tokenizer(base.folder)
-        limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), int(exported["context_tokens"]))
+        limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), exported.context_tokens)
         if config.text is not None:
             paragraphs = texts.read_text(config.text, tokenizer, MIN_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
@@ -129,13 +128,12 @@ class _Examiner:
                 texts.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
             )
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
-        files = [run.gguf / str(name) for name in exported["files"]]
-        f16 = next((path for path in files if path.name.endswith("-F16.gguf")), None)
+        f16 = run.gguf / exported.f16 if exported.f16 else None
         if f16 is None:
             f16 = work / "rebuilt-F16.gguf"
             with checks.check(bilingual("verify.rebuilt"), "convert"):
-                convert(run.merged, f16, model_name=str(exported["name"]), tree=config.llama_cpp_dir)
-        quantized = [path for path in files if path != f16]
+                convert(run.merged, f16, model_name=exported.name, tree=config.llama_cpp_dir)
+        quantized = {quant: run.gguf / name for quant, name in exported.quantized.items()}
         return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized, round_trip)
 
     def examine(self) -> Verdict:
@@ -177,9 +175,9 @@ class _Examiner:
         # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
         run_checks.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
         head_quant = self.manifests["convert"].config.get("head_quant")
-        for path in self.quantized:
-            run_checks.check_types(checks, path, _quant_of(path), head_quant)
-        for path in [self.f16, *self.quantized]:
+        for quant, path in self.quantized.items():
+            run_checks.check_types(checks, path, quant, head_quant)
+        for path in [self.f16, *self.quantized.values()]:
             with checks.check(bilingual("verify.token_ids", name=path.name), "convert") as tell:
                 with Runtime(path, vocab_only=True) as runtime:
                     parity = token_parity.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
@@ -235,8 +233,7 @@ class _Examiner:
         prompt = compared[0][:_PROMPT_TOKENS]
         room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
         stuttering: list[str] = []
-        for path in [self.f16, *self.quantized]:
-            name = "f16" if path == self.f16 else _quant_of(path)
+        for name, path in {"f16": self.f16, **self.quantized}.items():
             with Runtime(path, n_ctx=room, threads=config.threads, logits=True) as runtime:
                 recorded(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
                 if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
@@ -271,7 +268,3 @@ class _Examiner:
             BaseComparison(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
             for name, found in both.items()
         )
-
-
-def _quant_of(path: Path) -> str:
-    return path.stem.rpartition("-")[2]

@@ -67,9 +67,8 @@ def serve(
     """Serve the GGUF over OpenAI's protocol, on this machine only, until Ctrl-C."""
     from aegis.llama_cpp import serve as run_server
     from aegis.llama_cpp import trained_context
-    from aegis.runs.run import gguf_of_run
 
-    path = gguf or gguf_of_run(existing_run(run))
+    path = gguf or existing_run(run).first_gguf()
     length = context or trained_context(path)
     run_server(
         path,

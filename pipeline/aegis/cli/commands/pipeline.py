@@ -81,7 +81,7 @@ def merge(
             raise UsageError("cli.soul_without_base")
         run_dir = existing_run(run)
         with lock_unless_dry_run(run_dir, dry_run):
-            inputs = stage.inputs_of_run(run_dir)
+            inputs = stage.MergeInputs.from_run(run_dir)
             report = stage.merge(inputs, out or run_dir.merged, settings, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         progress.result(plan.merge_planned(report), report)
