@@ -193,7 +193,7 @@ def test_a_cap_is_the_least_that_is_compared_with(
             room.append(free_bytes)
             super().__init__(estimator, config, kind, free_bytes)
 
-    monkeypatch.setattr(plan_module, "Ways", Noting)
+    monkeypatch.setattr(plan_module, "MemoryPlanner", Noting)
     found = []
     for gib in (None, 3.0, 11.5, 80.0):
         config = TrainConfig(base_model=str(quick_base), dataset=str(dataset), max_length=32, gpu_memory_gib=gib)
