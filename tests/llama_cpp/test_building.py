@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import vendor_llama_cpp
 from aegis.errors import AegisError, EnvironmentFault, ToolError
-from aegis.llama_cpp import building
+from aegis.llama_cpp import building, common_library
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.runs import disk
 from tests.conftest import Recorder
@@ -84,7 +84,7 @@ def test_without_a_compiler_the_command_that_installs_one_is_told(home: Path, mo
     assert "--variants plain" in error.fix
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
     assert "no-such-compiler" in refused(EnvironmentFault).what
-    assert names(home) == set()
+    assert not home.exists()
 
 
 def test_a_failed_build_names_its_log_and_leaves_no_tool(home: Path, compiler: Compiler) -> None:
@@ -130,7 +130,7 @@ def test_what_a_killed_build_left_goes(compiled: Path, home: Path, compiler: Com
 
 def test_other_libraries_have_a_tool_of_their_own(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tool is never run on libraries it was not linked against."""
-    monkeypatch.setattr(building._Installed, "hashes", {"llama": "other"})
+    monkeypatch.setattr(common_library.Libraries, "hashes", {"llama": "other"})
     monkeypatch.setattr(building, "_build", lambda tool, *_: None)
     assert imatrix_tool() != compiled
 
@@ -143,21 +143,59 @@ def test_libraries_of_another_version_are_refused(home: Path, monkeypatch: pytes
     assert "llama-cpp-python==9.9.9" in error.fix
 
 
-def test_a_binding_without_the_libraries_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "_SUFFIX", ".none")
-    assert "common library" in refused(EnvironmentFault).what
-    assert not os.path.lexists(home)
-
-
-def test_a_compiler_is_asked_for_without_writing(
-    compiled: Path, home: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+def test_a_binding_without_the_common_library_has_it_compiled_into_the_cache(
+    compiled: Path, home: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
-    """Only where there is nothing compiled yet: the control is the cache that holds the tool."""
-    compiler("exit 1")
-    refuse_without_compiler()
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(EnvironmentFault, match="no-such-compiler"):
-        refuse_without_compiler()
-    assert not os.path.lexists(home)
-    monkeypatch.delenv("AEGIS_CACHE_DIR")
-    refuse_without_compiler()
+    """By pip from the pinned release, here a stand-in for its build that takes the files from where they are."""
+    whole = common_library.find_libraries()
+    assert whole is not None
+    installed = metadata.distribution("llama-cpp-python")
+    lean = home.parent / "lean" / "llama_cpp_python.dist-info"
+    lean.mkdir(parents=True)
+    (lean / "METADATA").write_text(f"Name: llama-cpp-python\nVersion: {installed.version}\n", encoding="utf-8")
+    (lean / "RECORD").write_text("llama_cpp/__init__.py,,\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(lean.parent))
+    ran: list[list[str]] = []
+
+    def logged(command: list[str], *_: object, **__: object) -> None:
+        ran.append(command)
+        _install_again(installed, whole, Path(command[-1]))
+
+    assert common_library.find_libraries() is None
+    refuse_without_compiler()  # a compiler is all that is missing
+    monkeypatch.setattr(building, "_logged", logged)
+    libraries = common_library.compile_libraries(building._run_pip)
+    assert "--require-hashes" in ran[0]
+    assert libraries.libraries.is_relative_to(home)
+    assert common_library.find_libraries() == libraries
+    assert libraries.hashes == whole.hashes
+    assert any("libraries" in line for line in reporter.said)
+
+
+def _install_again(installed: metadata.Distribution, whole: common_library.Libraries, target: Path) -> None:
+    """What `pip install --target` would leave of the libraries and the metadata."""
+    shutil.copytree(whole.libraries, target / "lib", symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(whole.headers, target / "include", dirs_exist_ok=True)
+    info = next(Path(str(file.locate())).parent for file in installed.files or () if file.name == "METADATA")
+    shutil.copytree(info, target / info.name)
+
+
+@pytest.mark.parametrize("left", ["part", "place"])
+def test_what_a_killed_compilation_left_is_not_taken(home: Path, left: str) -> None:
+    """Nothing is taken that has not got its name by the rename."""
+    place = common_library._place()
+    half = place if left == "place" else place.with_name(place.name + ".part")
+    (half / "lib").mkdir(parents=True)
+    (half / "lib" / f"libllama-common{common_library.SUFFIX}").touch()
+    seen: list[bool] = []
+
+    class EndedError(Exception):
+        pass
+
+    def run(command: list[str], environment: dict[str, str]) -> None:
+        seen.append((Path(command[-1]) / "lib").exists())
+        raise EndedError
+
+    with pytest.raises(EndedError):
+        common_library.compile_libraries(run)
+    assert seen == [False]

@@ -1,7 +1,6 @@
 """llama.cpp's binding comes from a wheel whose hash is pinned, or is compiled without what nobody loads."""
 
 import hashlib
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,10 +106,13 @@ def test_an_address_that_does_not_answer_is_one_line(published: llama.Wheel, tmp
     assert "\n" not in missing
 
 
-def test_the_compilation_keeps_the_users_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
-    words = shlex.split(llama.cmake_arguments())
-    assert words[0] == "-DLLAVA_BUILD=OFF"
-    assert words[-1] == "-DGGML_CUDA=ON"
-    hook = Path(words[1].partition("=")[2])
-    assert "LLAMA_BUILD_COMMON OFF" in hook.read_text(encoding="utf-8")
+@pytest.mark.parametrize("common", [False, True])
+def test_the_compilation_leaves_out_what_nobody_loads(common: bool) -> None:
+    """The tests of imatrix alone link against the common library."""
+    _, setting = llama.build_settings(common=common)
+    package, _, arguments = setting.partition(":cmake.args=")
+    first, *hooks = arguments.split(";")
+    assert (package, first) == ("llama-cpp-python", "-DLLAVA_BUILD=OFF")
+    assert len(hooks) == (0 if common else 1)
+    for hook in hooks:
+        assert "LLAMA_BUILD_COMMON OFF" in Path(hook.partition("=")[2]).read_text(encoding="utf-8")

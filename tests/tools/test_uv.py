@@ -30,7 +30,7 @@ def fetcher(ran: list[Sequence[str | Path]], version: str = "0.13.9") -> object:
 
 
 @pytest.mark.parametrize(
-    ("version", "taken"), [("0.13.9", True), ("0.8.0", True), ("1.2.0", True), ("0.7.22", False), ("?", False)]
+    ("version", "taken"), [("0.13.9", True), ("0.9.0", True), ("1.2.0", True), ("0.8.24", False), ("?", False)]
 )
 def test_the_one_on_path_is_taken_if_it_is_new_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, taken: bool

@@ -53,6 +53,15 @@ def check_compiler() -> str:
     return Path(cxx[0]).name
 
 
+def has_compiler() -> bool:
+    """Whether `check_compiler` finds one."""
+    try:
+        check_compiler()
+    except StartError:
+        return False
+    return True
+
+
 def _find_tool(variable: str, names: tuple[str, ...]) -> list[str] | None:
     """The compiler as argv, from the environment variable (which may carry options or a launcher) or PATH."""
     if os.environ.get(variable):

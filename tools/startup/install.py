@@ -11,7 +11,7 @@ from typing import Protocol
 
 from startup import advice, llama, records, torch_build, uv
 from startup.children import WINDOWS, child_environment, run_logged
-from startup.compiler import check_compiler
+from startup.compiler import check_compiler, has_compiler
 from startup.console import StartError, Step, say
 from startup.language import either
 from startup.pip_settings import PipSettings, pip_settings
@@ -47,6 +47,7 @@ class Installer:
         self._place = place
         self._settings: PipSettings = pip_settings()
         self._wheel = llama.wheel_for_this_machine(place.root)
+        self._for_tests = place.extra == "dev" and not WINDOWS  # those of imatrix, which is not compiled on Windows
         self._hold = -1
         self._uv = Path()
 
@@ -131,11 +132,17 @@ class Installer:
         return site_packages is not None and any(site_packages.glob("llama_cpp_python-*.dist-info"))
 
     def _llama(self, step: Step) -> str:
-        """Install llama.cpp's binding from a wheel if there is one that runs here; else see to a compiler."""
+        """Install llama.cpp's binding from a wheel if there is one that runs here; else see to a compiler.
+
+        The tests link against a library that no wheel has: for them it is compiled where that is possible.
+        """
+        compiled = self._for_tests and has_compiler()
         if self._has_binding():
-            return either("kept", "そのまま使用")
+            if not compiled or llama.has_common(self._site_packages()):
+                return either("kept", "そのまま使用")
+            self._remove_binding(step)
         why = ""
-        if self._wheel is not None:
+        if self._wheel is not None and not compiled:
             found = llama.fetch(self._wheel, self._place.own, step.tick, self._settings.certificates)
             if isinstance(found, Path):
                 self._pip(
@@ -145,16 +152,22 @@ class Installer:
                 )
                 if self._runs(step):
                     return either(f"{found.name}, nothing to compile", f"{found.name}（コンパイル不要）")
-                self._logged(step, [self._uv, "pip", "uninstall", "--python", self._place.python, BINDING], "uv")
+                self._remove_binding(step)
                 found = either(f"{found.name} does not run on this processor", f"{found.name} はこの CPU で動きません")
             why = f"{found}\n      "
         return why + either(f"to be compiled with {check_compiler()}", f"{check_compiler()} でコンパイルします")
 
     def _runs(self, step: Step) -> bool:
-        site_packages = self._place.usable()
-        assert site_packages is not None
-        argv = [self._place.python, _TRIAL_OF_LLAMA, site_packages / "llama_cpp" / "lib"]
+        argv = [self._place.python, _TRIAL_OF_LLAMA, self._site_packages() / "llama_cpp" / "lib"]
         return self._run(step, argv) == 0
+
+    def _remove_binding(self, step: Step) -> None:
+        self._logged(step, [self._uv, "pip", "uninstall", "--python", self._place.python, BINDING], "uv")
+
+    def _site_packages(self) -> Path:
+        found = self._place.usable()
+        assert found is not None, "the environment has just been made or mended"
+        return found
 
     def _packages(self, step: Step) -> str:
         """Install the project with all that it needs; return which build of torch was taken."""
@@ -215,7 +228,8 @@ class Installer:
 
     def _pip_argv(self, arguments: Sequence[str | Path]) -> list[str | Path]:
         # -v because only then does uv let the compiler's progress through
-        return [self._uv, "pip", "install", "-v", "--python", self._place.python, *self._settings.flags, *arguments]
+        own = [*llama.build_settings(common=self._for_tests), *self._settings.flags]
+        return [self._uv, "pip", "install", "-v", "--python", self._place.python, *own, *arguments]
 
     def _pip(
         self,
@@ -228,7 +242,7 @@ class Installer:
         self._logged(step, self._pip_argv(arguments), what, where)
 
     def _variables(self) -> Mapping[str, str]:
-        extra = {"PYTHONUNBUFFERED": "1", "CMAKE_ARGS": llama.cmake_arguments(), "PATH": torch_build.search_path()}
+        extra = {"PYTHONUNBUFFERED": "1", "PATH": torch_build.search_path()}
         extra.update(self._settings.environment)
         if not os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL"):
             extra["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count() or 1)

@@ -123,8 +123,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def cmake_arguments() -> str:
-    """CMAKE_ARGS for the compilation: the libraries that the binding loads and no more, then the user's own."""
-    own = os.environ.get("CMAKE_ARGS", "")
-    hook = str(LEAN).replace("\\", "/")
-    return f'-DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}" {own}'.strip()
+def build_settings(*, common: bool) -> list[str]:
+    """uv's options for the compilation: the libraries that the binding loads and no more. CMAKE_ARGS adds to them.
+
+    They are options, not variables, because uv keeps what it compiled by its options.
+
+    Args:
+        common: with llama.cpp's common library, which the tests of imatrix link against.
+    """
+    arguments = ["-DLLAVA_BUILD=OFF"]
+    if not common:
+        arguments.append("-DCMAKE_PROJECT_llama.cpp_INCLUDE=" + str(LEAN).replace("\\", "/"))
+    return ["--config-settings-package", f"llama-cpp-python:cmake.args={';'.join(arguments)}"]
+
+
+def has_common(site_packages: Path) -> bool:
+    """Whether the installed binding has llama.cpp's common library."""
+    return any((site_packages / "lib").glob("libllama-common.*"))

@@ -14,7 +14,7 @@ from startup.console import StartError
 from startup.language import either
 
 PINNED = Path(__file__).with_name("uv.txt")
-MIN_VERSION = (0, 8)  # of those on PATH; it has --torch-backend=auto and takes hashes from constraints
+MIN_VERSION = (0, 9)  # of those on PATH: --torch-backend=auto, --config-settings-package, hashes in constraints
 
 
 def on_path() -> Path | None:

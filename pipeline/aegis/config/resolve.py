@@ -21,7 +21,7 @@ from aegis.messages import phrase, validation
 
 Config = TypeVar("Config", bound=StageConfig)
 
-_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LOG_DIR")
+_OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LLAMA_WHEEL", "AEGIS_LOG_DIR")
 
 
 def resolve(

@@ -1,7 +1,7 @@
 """llama.cpp's own imatrix tool, compiled on first use and kept in the cache.
 
-The wheel of llama-cpp-python installs llama.cpp's libraries with their headers, llama-common among them, which holds
-all that the tool is made of but its one source file. That file comes from the pinned tree, of the same commit.
+llama-common holds all that the tool is made of but its one source file, which comes from the pinned tree, of the same
+commit. `common_library` finds the library, or compiles it, which takes minutes where the tool takes one.
 
 It is linked as a library whose `main` a Python process calls: so the tool runs, as the converter and the quantizer do,
 in a process that cannot outlive this one.
@@ -14,8 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,62 +22,25 @@ import filelock
 import vendor_llama_cpp
 from aegis import progress
 from aegis.errors import EnvironmentFault, ToolError
+from aegis.llama_cpp.common_library import LIBRARIES, SUFFIX, Libraries, compile_libraries, find_libraries
 from aegis.llama_cpp.tree import pinned_tree
 from aegis.messages import phrase
 from aegis.runs import disk
-from aegis.runs.manifest import digest, file_sha256
+from aegis.runs.manifest import digest
 
 WORKER = Path(__file__).with_name("_imatrix_worker.py")
-_BINDING = "llama-cpp-python"
-_LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
-_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
-_SECONDS = 900
+_SECONDS, _SECONDS_OF_LIBRARIES = 900, 2 * 3600
 _SHOWN_LINES = 15
 _BUILDING = ".building-"
-
-
-@dataclass(frozen=True)
-class _Installed:
-    """Where the binding put llama.cpp's libraries and headers."""
-
-    libraries: Path
-    headers: Path
-
-    @classmethod
-    def find(cls) -> _Installed:
-        version = vendor_llama_cpp.load_pin().version
-        again = f'"{sys.executable}" -m pip install --force-reinstall --no-deps --no-binary {_BINDING} '
-        cure = f"{again}{_BINDING}=={version}"
-        try:
-            distribution = metadata.distribution(_BINDING)
-        except metadata.PackageNotFoundError:
-            raise EnvironmentFault("building.no_binding", binding=_BINDING, cure=cure) from None
-        if distribution.version != version:
-            raise EnvironmentFault(
-                "building.other_version",
-                binding=_BINDING,
-                version=distribution.version,
-                version_2=version,
-                cure=cure,
-            )
-        places = {file.name: Path(str(file.locate())).parent for file in distribution.files or ()}
-        libraries, headers = places.get(f"libllama-common{_SUFFIX}"), places.get("llama.h")
-        if libraries is None or headers is None:
-            raise EnvironmentFault("building.no_headers", binding=_BINDING, cure=cure)
-        return cls(libraries, headers)
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        return {name: file_sha256(self.libraries / f"lib{name}{_SUFFIX}") for name in _LIBRARIES}
 
 
 def refuse_without_compiler() -> None:
     """Find out, without writing anything, whether `imatrix_tool` has what it needs.
 
     Raises:
-        EnvironmentFault: no compiler, no libraries to link against, Windows.
+        EnvironmentFault: no compiler, no binding, Windows.
     """
-    if not _place(_installed()).is_file():
+    if _kept() is None:
         _compiler()
 
 
@@ -87,43 +48,58 @@ def imatrix_tool() -> Path:
     """The compiled tool, for `WORKER` to load; compiled now if the cache does not hold one for these libraries.
 
     Raises:
-        EnvironmentFault: no compiler, no libraries to link against, Windows, no source to be had.
+        EnvironmentFault: no compiler, no binding, Windows, no source to be had.
         ToolError: it did not compile, or does not start; names the log.
     """
-    installed = _installed()
-    tool = _place(installed)
-    if tool.is_file():
+    if (tool := _kept()) is not None:
         return tool
-    disk.cache_directory()
-    tool.parent.mkdir(exist_ok=True)
-    lock = filelock.FileLock(tool.parent / "build.lock")
+    _compiler()
+    folder = disk.cache_directory() / "llama.cpp-tools"
+    folder.mkdir(exist_ok=True)
+    lock = filelock.FileLock(folder / "build.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         progress.say(phrase("building.waiting"))
         lock.acquire()
     try:
+        libraries = find_libraries() or compile_libraries(_run_pip)
+        tool = _place(libraries)
         if not tool.is_file():
-            _build(tool, installed, pinned_tree())
+            _build(tool, libraries, pinned_tree())
     finally:
         lock.release()
     return tool
 
 
-def _installed() -> _Installed:
-    if sys.platform == "win32":
-        raise EnvironmentFault("building.windows")
-    return _Installed.find()
+def _kept() -> Path | None:
+    """The tool for the libraries that are there, if it has been compiled."""
+    libraries = find_libraries()
+    tool = None if libraries is None else _place(libraries)
+    return tool if tool is not None and tool.is_file() else None
 
 
-def _place(installed: _Installed) -> Path:
+def _place(libraries: Libraries) -> Path:
     """Where the tool for these libraries is kept."""
     # the folder too: it is written into the tool as the place to load the libraries from
-    made_of = {"tree": vendor_llama_cpp.load_pin().tree_sha256, "folder": str(installed.libraries), **installed.hashes}
-    return disk.cache_place().absolute() / "llama.cpp-tools" / f"imatrix-{digest(made_of)[:24]}{_SUFFIX}"
+    made_of = {
+        "tree": vendor_llama_cpp.load_pin().tree_sha256,
+        "folder": str(libraries.libraries),
+        **libraries.hashes,
+    }
+    return disk.cache_place().absolute() / "llama.cpp-tools" / f"imatrix-{digest(made_of)[:24]}{SUFFIX}"
 
 
-def _build(tool: Path, installed: _Installed, tree: Path) -> None:
+def _run_pip(command: list[str], environment: dict[str, str]) -> None:
+    """Compile the libraries, with the log beside them."""
+    progress.say(phrase("building.compiling_libraries"))
+    log = disk.cache_place().absolute() / "llama.cpp-tools" / "libraries.log"
+    what = phrase("building.did_not_compile")
+    _logged(command, log, what, environment={**os.environ, **environment}, seconds=_SECONDS_OF_LIBRARIES)
+    log.unlink(missing_ok=True)
+
+
+def _build(tool: Path, libraries: Libraries, tree: Path) -> None:
     """Compile beside `tool`, see that it starts, and rename. The lock is held: what lies here half made is nobody's."""
     for leftover in tool.parent.glob(f"{_BUILDING}*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -132,7 +108,7 @@ def _build(tool: Path, installed: _Installed, tree: Path) -> None:
     progress.say(phrase("building.compiling", name=Path(compiler[0]).name))
     with TemporaryDirectory(prefix=_BUILDING, dir=tool.parent) as folder:
         part = Path(folder, tool.name)
-        _logged(_command(compiler, part, installed, tree), log, phrase("building.did_not_compile"))
+        _logged(_command(compiler, part, libraries, tree), log, phrase("building.did_not_compile"))
         _logged(
             [sys.executable, "-P", "-B", str(WORKER), str(part), "--version"], log, phrase("building.does_not_start")
         )
@@ -140,21 +116,28 @@ def _build(tool: Path, installed: _Installed, tree: Path) -> None:
     log.unlink(missing_ok=True)
 
 
-def _command(compiler: list[str], out: Path, installed: _Installed, tree: Path) -> list[str]:
-    folder = str(installed.libraries)
+def _command(compiler: list[str], out: Path, libraries: Libraries, tree: Path) -> list[str]:
+    folder = str(libraries.libraries)
     # DT_RPATH and not its successor, which would not hold for the libraries that these libraries need
     old_rpath = [] if sys.platform == "darwin" else ["-Xlinker", "--disable-new-dtags", "-Xlinker", "--no-undefined"]
     # fmt: off
     return [
         *compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread",
-        f"-I{tree / 'common'}", f"-I{installed.headers}", str(tree / "tools" / "imatrix" / "imatrix.cpp"),
+        f"-I{tree / 'common'}", f"-I{libraries.headers}", str(tree / "tools" / "imatrix" / "imatrix.cpp"),
         "-o", str(out), f"-L{folder}", "-Xlinker", "-rpath", "-Xlinker", folder, *old_rpath,
-        *(f"-l{name}" for name in _LIBRARIES),
+        *(f"-l{name}" for name in LIBRARIES),
     ]
     # fmt: on
 
 
-def _logged(command: list[str], log: Path, what: str) -> None:
+def _logged(
+    command: list[str],
+    log: Path,
+    what: str,
+    *,
+    environment: dict[str, str] | None = None,
+    seconds: int = _SECONDS,
+) -> None:
     try:
         with log.open("wb") as output:
             output.write((shlex.join(command) + "\n").encode())
@@ -164,8 +147,9 @@ def _logged(command: list[str], log: Path, what: str) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=environment,
                 check=False,
-                timeout=_SECONDS,
+                timeout=seconds,
             ).returncode
     except subprocess.TimeoutExpired:
         code = None
@@ -173,7 +157,7 @@ def _logged(command: list[str], log: Path, what: str) -> None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         errors = [line for line in lines if "error" in line] or lines
         if code is None:
-            ended = phrase("building.overdue", seconds=_SECONDS)
+            ended = phrase("building.overdue", seconds=seconds)
         else:
             ended = phrase("building.exit_code", code=code)
         raise ToolError(
