@@ -86,6 +86,25 @@ def test_a_config_read_back_is_the_same_text(model: type[StageConfig]) -> None:
     assert model.model_validate_json(text).model_dump_json() == text
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keep_source": "data"}, "needs keep_data"),
+        ({"keep_source": "both"}, "needs keep_data"),
+        ({"keep_source": "written", "keep_data": "a.txt"}, "leaves keep_data unread"),
+        ({"keep_weight": 0.0, "keep_data": "a.txt"}, "switches keep off"),
+        ({"keep_weight": 0.0, "keep_source": "written"}, "switches keep off"),
+        ({"keep_windows": 7}, "keep_windows"),
+        ({"keep_every": 0}, "keep_every"),
+        ({"keep_weight": -1.0}, "keep_weight"),
+    ],
+)
+def test_what_is_said_of_keep_must_agree(given: dict, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(TrainConfig, environment={}, flags=given)
+    assert told in str(caught.value)
+
+
 def test_configs_are_frozen() -> None:
     for config in (TrainConfig(), MergeConfig(), ExportConfig(), VerifyConfig()):
         with pytest.raises(ValidationError, match="frozen"):

@@ -22,6 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "lr_schedule": "cosine",
             "logging_steps": 20,
             "save_steps": 200,
+            "keep_windows": 64,
         },
         "export": {"name": "AEGIS-tiny-Phi-3"},
     },

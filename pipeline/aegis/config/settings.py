@@ -55,6 +55,23 @@ class TrainConfig(StageConfig):
         0.1, ge=0, description="weight of |R'R - I|^2 in the loss that is told; it has no gradient"
     )
 
+    keep_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of KL(base || trained) on kept text, which holds off forgetting; 0 switches it off",
+    )
+    keep_every: int = Field(
+        4, ge=1, description="forward passes of the data per forward pass of kept text, which takes as many windows"
+    )
+    keep_windows: int = Field(
+        192, ge=8, description="windows of kept text; the last eighth of them is never trained on"
+    )
+    keep_source: Literal["auto", "written", "data", "both"] = Field(
+        "auto",
+        description="kept text: what the base writes itself, --keep-data, half and half; auto takes the data if given",
+    )
+    keep_data: str | None = Field(None, description="file or Hub id of text whose answers are to stay the base's own")
+
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")
@@ -112,6 +129,16 @@ class TrainConfig(StageConfig):
             and not (self.warmup_steps + self.annealing_steps)
         ):
             raise ValueError(phrase("config.alpha_jumps"))
+        return self
+
+    @model_validator(mode="after")
+    def _keep_is_of_one_mind(self) -> TrainConfig:
+        if self.keep_data is None and self.keep_source in ("data", "both"):
+            raise ValueError(phrase("config.keep_needs_data", source=self.keep_source))
+        if self.keep_data is not None and self.keep_source == "written":
+            raise ValueError(phrase("config.keep_leaves_data"))
+        if self.keep_weight == 0 and (self.keep_data is not None or self.keep_source != "auto"):
+            raise ValueError(phrase("config.keep_is_off"))
         return self
 
     @model_validator(mode="after")

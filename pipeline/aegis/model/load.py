@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,26 +72,60 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
         EnvironmentFault: it does not fit the memory.
         IntegrityError: transformers cannot read the weights.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # it would run through ours
     dtype = dtype or compute_dtype(device)
     if load_in == "dequantized":
         model = load_base(folder, "4bit", device)
         return model.dequantize(dtype).to(dtype).requires_grad_(False)
+    quantization = _nf4(dtype) if load_in == "4bit" else None
+    return _from_pretrained(folder, dtype, {"": device}, quantization_config=quantization)
+
+
+def load_offloaded(folder: Path, device: torch.device, scratch: Path) -> Any:
+    """Load the base in 16 bit, its layers left in the shards: the weights of each come to `device` while it runs.
+
+    Args:
+        scratch: an empty folder for weights that cannot be read where they lie.
+
+    Returns:
+        As `load_base`, for passes without gradients.
+
+    Raises:
+        EnvironmentFault, IntegrityError: as `load_base`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        empty = AutoModelForCausalLM.from_config(config)
+    layers = empty.get_decoder().layers
+    inside = {id(module) for module in layers.modules()}
+    leaves = {
+        name: str(device)
+        for name, m in empty.named_modules()
+        if id(m) not in inside and not any(True for _ in m.children())
+    }
+    (stack,) = (name for name, module in empty.named_modules() if module is layers)
+    on_disk = {f"{stack}.{number}": "disk" for number in range(len(layers))}
+    return _from_pretrained(folder, compute_dtype(device), leaves | on_disk, offload_folder=str(scratch))
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, Any], **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would run through ours
     try:
         with progress.task(phrase("load.loading")):
             model, outcome = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                quantization_config=_nf4(dtype) if load_in == "4bit" else None,
-                device_map={"": device},
+                device_map=device_map,
                 attn_implementation="sdpa",
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                **options,
             )
     except BrokenPipeError:  # whoever read our progress has gone: nothing is wrong with the base
         raise

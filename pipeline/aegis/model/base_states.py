@@ -1,0 +1,142 @@
+"""The base as kept text needs it: in 16 bit where that fits, and its final hidden states of windows, worked out once.
+
+Where 16 bit do not fit the device, the layers come from the shards one after the other (accelerate's offloading); a
+pass then takes many windows at a time, since every pass reads all weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import mmap
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from aegis import progress
+from aegis.data.packing import Windows
+from aegis.errors import EnvironmentFault
+from aegis.messages import phrase
+from aegis.model.base import Base
+from aegis.model.load import Precision, compute_dtype, load_base, load_offloaded
+from aegis.model.soul_hook import decoder_of
+
+_BESIDE_BYTES = 1 << 30
+"""What a pass needs beside the weights."""
+_PASS_TOKENS, _OFFLOADED_PASS_TOKENS = 2048, 16384
+_PART_OF_MEMORY = 4
+"""States may take one part in so many of the host's free memory; more goes to a file."""
+
+
+def fits_16bit(base: Base, device: torch.device) -> bool:
+    """Whether the device's free memory holds the base as it is computed in, with room to work."""
+    parameters = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
+    needed = parameters * compute_dtype(device).itemsize + _BESIDE_BYTES
+    return needed <= _free_bytes(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return int(min(free, allowed - torch.cuda.memory_reserved(device)))
+
+
+@contextmanager
+def writing_base(base: Base, device: torch.device) -> Iterator[tuple[Any, Precision]]:
+    """The base to write with, in 16 bit, or in NF4 where only that fits; gone when the block ends.
+
+    Raises:
+        EnvironmentFault: not even that fits.
+    """
+    precision: Precision = "16bit" if fits_16bit(base, device) else "4bit"
+    if precision == "4bit":
+        progress.say(phrase("keep.writes_in_nf4"))
+    model = load_base(base.folder, precision, device).eval()
+    try:
+        yield model, precision
+    finally:
+        del model
+        release(device)
+
+
+def release(device: torch.device) -> None:
+    """Give the memory of what was just dropped back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def base_states(base: Base, windows: Windows, device: torch.device, spill: Path) -> Tensor:
+    """The 16-bit base's final, normed hidden states of every place of every window, without adapter and soul.
+
+    Args:
+        windows: each document in them apart from the others.
+        spill: a folder for them where the host's memory does not hold them.
+
+    Returns:
+        (windows, max_length, hidden_size) in the dtype that `device` computes in, in the host's memory or mapped into
+        it.
+
+    Raises:
+        EnvironmentFault: the device's memory or the disk is full.
+    """
+    whole = fits_16bit(base, device)
+    with tempfile.TemporaryDirectory(prefix="aegis-layers-") as scratch:
+        if whole:
+            model = load_base(base.folder, "16bit", device)
+        else:
+            progress.say(phrase("keep.layer_by_layer"))
+            model = load_offloaded(base.folder, device, Path(scratch))
+        decoder: Any = decoder_of(model.eval())
+        per_pass = max(1, (_PASS_TOKENS if whole else _OFFLOADED_PASS_TOKENS) // windows.max_length)
+        shape = len(windows), windows.max_length, model.config.get_text_config().hidden_size
+        states = _allocate(shape, compute_dtype(device), spill)
+        try:
+            with progress.task(phrase("keep.states"), len(windows), "window") as bar:
+                for start in range(0, len(windows), per_pass):
+                    numbers = range(start, min(start + per_pass, len(windows)))
+                    states[start : numbers.stop] = _pass(decoder, windows, numbers, device)
+                    bar.advance(len(numbers))
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentFault("load.out_of_memory", error=str(error).partition("\n")[0]) from error
+        finally:
+            del model, decoder
+            release(device)
+    return states
+
+
+def _pass(decoder: Any, windows: Windows, numbers: Sequence[int], device: torch.device) -> Tensor:
+    batch = windows.batch(numbers)
+    ids, positions = (torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.position_ids))
+    # no attention mask: transformers keeps documents apart by their positions
+    states: Tensor = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return states
+
+
+def states_bytes(windows: int, max_length: int, hidden_size: int, dtype: torch.dtype) -> int:
+    """What `base_states` returns takes."""
+    return windows * max_length * hidden_size * dtype.itemsize
+
+
+def _allocate(shape: tuple[int, int, int], dtype: torch.dtype, spill: Path) -> Tensor:
+    size = states_bytes(*shape, dtype)
+    if size <= psutil.virtual_memory().available // _PART_OF_MEMORY:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        spill.mkdir(parents=True, exist_ok=True)
+        # the map keeps the file until the last tensor on it is gone
+        with tempfile.TemporaryFile(dir=spill) as file:
+            file.truncate(size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise EnvironmentFault("keep.no_room", folder=spill, error=str(error)) from error
+    return torch.frombuffer(mapped, dtype=dtype).view(shape)

@@ -1,0 +1,256 @@
+"""Text that a base writes itself: sampled in batches at temperature 1, with a static cache.
+
+A chat base begins at the user's turn of its template: it writes the question, the template's own tokens follow, and
+it writes the answer. What a base writes is what its training left in it, which no other text is known to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
+from aegis.data.deadline import within
+from aegis.data.kept import MIN_TOKENS, missing_tokens
+
+_QUESTION = "AEGIS7question"
+"""Stands where the user's text would; no template has it."""
+_MAX_TOKENS = 1024
+"""Of one text: longer windows hold several, and the cache stays small."""
+_LOOK_EVERY = 16
+"""Tokens between two questions to the device whether all texts have ended."""
+_UNENDING = 32
+"""Tokens before which a document that has no questions does not end: some bases open with a fixed line."""
+_MAX_PERIOD, _REPEATS, _MIN_LOOP = 64, 4, 32
+"""A loop: at most so many tokens, repeated so often, and so many tokens long in all."""
+_MIN_BATCH, _BATCH_CPU, _BATCH_GPU = 8, 64, 192
+_TRIES = 8
+"""Times the tokens asked for that may be sampled before giving up on a base that says too little."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a text begins.
+
+    Attributes:
+        ids: what every text begins with.
+        follow: what the template puts between question and answer; empty for a document.
+    """
+
+    ids: tuple[int, ...]
+    follow: tuple[int, ...] = ()
+
+
+@dataclass
+class WrittenTexts:
+    """Texts as token ids, and what became of those that were sampled."""
+
+    texts: list[NDArray[np.int32]] = field(default_factory=list)
+    sampled: int = 0
+    ended: int = 0
+    looping: int = 0
+    too_short: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.texts))
+
+    def missing(self, windows: int, max_length: int) -> int:
+        """Tokens that are not there yet, of so many windows."""
+        return missing_tokens([len(text) for text in self.texts], windows, max_length)
+
+
+def openings(tokenizer: Any) -> list[Opening]:
+    """A document's, and before it a chat's if the tokenizer has a template that can be followed."""
+    found = []
+    if (chat := _chat_opening(tokenizer)) is not None:
+        found.append(chat)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [*found, Opening((int(start or 0),))]
+
+
+def _chat_opening(tokenizer: Any) -> Opening | None:
+    if not tokenizer.chat_template:
+        return None
+
+    def render() -> str:
+        asked = [{"role": "user", "content": _QUESTION}]
+        return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+
+    try:
+        text = within(RENDER_SECONDS, render, memory_bytes=RENDER_BYTES)
+    except Exception:  # a template is a program: it can raise anything; documents remain
+        return None
+    before, found, after = text.partition(_QUESTION)
+    if not found:
+        return None
+    ids = tokenizer(before, add_special_tokens=False).input_ids
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer("a").input_ids[:1] == [bos] and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    follow = tokenizer(after, add_special_tokens=False).input_ids
+    return Opening(tuple(ids), tuple(follow)) if ids and follow else None
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a turn or a text, by the base's own files."""
+    found: set[int] = set()
+    for listed in (
+        getattr(model.generation_config, "eos_token_id", None),
+        model.config.get_text_config().eos_token_id,
+        tokenizer.eos_token_id,
+    ):
+        found.update([listed] if isinstance(listed, int) else listed or [])
+    return frozenset(found)
+
+
+def write_texts(
+    model: Any, tokenizer: Any, opening: Opening, *, windows: int, max_length: int, seed: int
+) -> Iterator[WrittenTexts]:
+    """Have the base write until its texts fill so many windows, or there is no hope of it.
+
+    Args:
+        model: the base, frozen, on its device.
+        max_length: tokens of a window; a text has at most 1,024.
+        seed: of the sampling; the same seed, batch and device give the same text.
+
+    Yields:
+        After each batch all that there is so far, the same object.
+    """
+    length = max(len(opening.ids) + 1, min(max_length, _MAX_TOKENS))
+    generator = torch.Generator(model.device).manual_seed(seed)
+    written, seen, spent = WrittenTexts(), set[bytes](), 0
+    most = _batch_rows(model, length)
+    while (missing := written.missing(windows, max_length)) and spent < _TRIES * windows * max_length + length:
+        # as long as texts have turned out so far; a few rows more take hardly any time, another batch does
+        typical = max(MIN_TOKENS, written.tokens // written.sampled if written.sampled else length // 2)
+        rows = min(most, max(_MIN_BATCH, math.ceil(missing / typical)))
+        for text, ended in sample(
+            model,
+            opening,
+            rows=rows,
+            length=length,
+            ends=end_tokens(model, tokenizer),
+            known=len(tokenizer),
+            generator=generator,
+        ):
+            spent += length
+            written.sampled += 1
+            written.ended += ended
+            cut = without_loop(text)
+            written.looping += len(cut) < len(text)
+            if len(cut) - len(opening.ids) < min(MIN_TOKENS, length // 2) or cut.tobytes() in seen:
+                written.too_short += 1
+                continue
+            seen.add(cut.tobytes())
+            written.texts.append(cut)
+        yield written
+
+
+def _batch_rows(model: Any, length: int) -> int:
+    """Texts that are written side by side: what half the free memory holds of keys, values and logits."""
+    if model.device.type != "cuda":
+        return _BATCH_CPU
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    row = text.num_hidden_layers * 2 * heads * width * model.dtype.itemsize * length + 16 * text.vocab_size
+    return int(min(_BATCH_GPU, max(1, torch.cuda.mem_get_info(model.device)[0] // 2 // row)))
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    opening: Opening,
+    *,
+    rows: int,
+    length: int,
+    ends: frozenset[int],
+    known: int,
+    generator: torch.Generator,
+) -> list[tuple[NDArray[np.int32], bool]]:
+    """Sample `rows` texts of at most `length` tokens at temperature 1, side by side.
+
+    Args:
+        ends: tokens that end a question or a text.
+        known: ids from this one on have no token, and are never written.
+
+    Returns:
+        Each text with its opening, and whether the base ended it; its last token is the one that ended it then.
+    """
+    from transformers import StaticCache
+
+    device, start = model.device, len(opening.ids)
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    state = _Rows(opening, rows, length, ends, device)
+    following = state.ids[:, :start]
+    for place in range(start, length):
+        logits = model(input_ids=following, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        wide = logits.float()
+        wide[:, known:] = -math.inf
+        # the largest of p / e with exponential e is a draw from p, and asks the device nothing
+        chance = wide.softmax(-1)
+        drawn = (chance / torch.empty_like(chance).exponential_(generator=generator)).argmax(-1)
+        following = state.put(place, drawn).unsqueeze(1)
+        if place % _LOOK_EVERY == 0 and bool(state.ended.all()):
+            break
+    return state.texts()
+
+
+class _Rows:
+    """Texts under way: of each row its tokens so far, and whether question and text have ended."""
+
+    def __init__(self, opening: Opening, rows: int, length: int, ends: frozenset[int], device: torch.device) -> None:
+        self._start = len(opening.ids)
+        self.ids = torch.zeros(rows, length, dtype=torch.int64, device=device)
+        self.ids[:, : self._start] = torch.tensor(opening.ids, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._ends = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
+        # one more, for rows that wait for nothing
+        self._follow = torch.tensor([*opening.follow, 0], device=device)
+        self._count = len(opening.follow)
+        self._next = torch.full((rows,), self._count, device=device)
+        self._answering = torch.full((rows,), self._count == 0, device=device)
+        self._lengths = torch.full((rows,), length, device=device)
+        self._unending = 0 if self._count else min(_UNENDING, length // 2)
+
+    def put(self, place: int, drawn: Tensor) -> Tensor:
+        """Take what was drawn for `place`, or what the template wants there instead; returns what was written."""
+        waiting = self._next < self._count
+        is_end = torch.isin(drawn, self._ends) & ~waiting
+        asked = is_end & ~self._answering
+        self._next = torch.where(asked, 0, self._next)
+        self._answering = self._answering | asked
+        forced = self._next < self._count
+        token = torch.where(forced, self._follow[self._next], drawn)
+        self._next = self._next + forced
+        self.ids[:, place] = token
+        if place - self._start >= self._unending:
+            ending = is_end & ~forced & ~self.ended
+            self._lengths = torch.where(ending, place + 1, self._lengths)
+            self.ended = self.ended | ending
+        return token
+
+    def texts(self) -> list[tuple[NDArray[np.int32], bool]]:
+        ids, ended = self.ids.cpu().numpy().astype(np.int32), self.ended.tolist()
+        return [(ids[row, :n], ended[row]) for row, n in enumerate(self._lengths.tolist())]
+
+
+def without_loop(text: NDArray[np.int32]) -> NDArray[np.int32]:
+    """A text up to where it begins to repeat one piece for good or for long; the piece stays once."""
+    cut = len(text)
+    for period in range(1, min(_MAX_PERIOD, len(text) // 2) + 1):
+        same = np.flatnonzero(text[period:] != text[:-period])
+        edges = np.concatenate([[-1], same, [len(text) - period]])
+        runs = np.diff(edges) - 1
+        long = np.flatnonzero(runs >= max(_MIN_LOOP, (_REPEATS - 1) * period))
+        if len(long):
+            cut = min(cut, int(edges[long[0]]) + 1 + period)
+    return text[:cut]

@@ -1,0 +1,100 @@
+"""KL(base ‖ trained) through the LM head, without ever holding all the logits of either side.
+
+As in `chunked_loss`, the head is frozen, so that the gradient of the trained hidden states is all that is needed; it is
+formed in the forward pass, while the logits of a chunk of rows are there: ∂KL/∂logits = softmax(trained) −
+softmax(base).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegis.training.kernels import chunked_loss
+
+
+def _errors(
+    trained: Tensor, base: Tensor, bias: Tensor | None, counted: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Sum of a chunk's divergences, and softmax(trained) − softmax(base) in `dtype`; zero where not `counted`."""
+    trained, base = trained.float(), base.float()
+    if bias is not None:
+        trained, base = trained + bias.float(), base + bias.float()
+    trained, base = trained.log_softmax(-1), base.log_softmax(-1)
+    wanted = base.exp()
+    counted = counted.unsqueeze(-1)
+    divergence = torch.where(counted, wanted * (base - trained), 0.0).sum()
+    error = torch.where(counted, trained.exp() - wanted, 0.0)
+    return divergence, error.to(dtype)
+
+
+@cache
+def _compiled_errors() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_errors, dynamic=False)
+
+
+class _HeadDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        base_hidden: Tensor,
+        head: Tensor,
+        bias: Tensor | None,
+        counted: Tensor,
+        compiled: bool,
+    ) -> Tensor:
+        errors = _compiled_errors() if compiled else _errors
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # two sides: half as many rows at a time as the task's loss has
+        chunks = max(1, math.ceil(8 * hidden.shape[0] * head.shape[0] / chunked_loss.CHUNK_BYTES))
+        height = max(1, math.ceil(hidden.shape[0] / chunks))
+        for start in range(0, hidden.shape[0], height):
+            rows = slice(start, start + height)
+            divergence, error = errors(
+                hidden[rows] @ head.T, base_hidden[rows] @ head.T, bias, counted[rows], head.dtype
+            )
+            total += divergence
+            if gradient is not None:
+                torch.mm(error, head, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (None if gradient is None else gradient * outer[0].to(gradient.dtype)), None, None, None, None, None
+
+
+def head_divergence(
+    hidden: Tensor,
+    base_hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    counted: Tensor,
+    *,
+    compiled: bool = False,
+) -> Tensor:
+    """Sum of KL(base ‖ trained) over rows, of the softmaxes of hidden @ headᵀ + bias.
+
+    Args:
+        hidden: (n, hidden_size), the trained model's, any float dtype.
+        base_hidden: (n, hidden_size), the base's at the same places, same dtype; gets no gradient.
+        head: the frozen LM head of both, (vocab_size, hidden_size), dtype of `hidden`.
+        bias: (vocab_size,) or None.
+        counted: (n,) bool; the other rows count nothing.
+        compiled: let torch.compile make one kernel of the arithmetic between the matrix products.
+
+    Returns:
+        Scalar float32 sum in nats, whose gradient reaches `hidden` only.
+    """
+    divergence: Tensor = _HeadDivergence.apply(  # type: ignore[no-untyped-call]
+        hidden, base_hidden, head, bias, counted, compiled
+    )
+    return divergence
