@@ -23,6 +23,10 @@ def row(number: int | str, answer: str = "Hello") -> dict[str, str]:
     return {"prompt": f"Hi {number}", "completion": f"{answer} {number}"}
 
 
+def as_messages(row: dict[str, str]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+
+
 def documents(tokenizer: Any, windows: Windows | None) -> list[str]:
     """The text of every document in the windows."""
     if windows is None:
@@ -46,11 +50,45 @@ def test_the_report_adds_up(phi: Any, write_rows: WriteRows, reporter: Recorder)
     assert (report.truncated, report.dropped, report.windows) == (2, 1, len(prepared.train))
     assert report.skipped == [(f"{path}:23", "missing key 'completion'")]
     assert any("data.jsonl:23: missing key 'completion'" in text for text in reporter.warned)
+    longest = len(phi.apply_chat_template(as_messages(long_question), return_dict=False))
+    other = len(phi.apply_chat_template(as_messages(long_answer), return_dict=False))
+    assert report.cut_tokens == longest + other - 2 * 48
+    assert report.fitting_length == other  # 21 of 22 chats fit into it
+    assert any("2 of 22 rows are longer" in text and f"--max-length {other}" in text for text in reporter.warned)
+    assert any("1 of 22 rows are left out" in text for text in reporter.warned)
     assert report.content_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     labels = prepared.train.batch(range(len(prepared.train))).labels
     assert (labels != -100).sum() == report.trained_tokens
     assert report.pad_token_id == phi.pad_token_id
     assert prepared.heldout is None
+
+
+def test_what_was_cut_is_said_again_from_the_cache(
+    phi: Any, write_rows: WriteRows, reporter: Recorder, tmp_path: Path
+) -> None:
+    path = write_rows(*(row(i, "Hello there, how are you? " * 9) for i in range(20)))
+    reports = [prepare(path, phi, max_length=32, cache_dir=tmp_path / "cache").report for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert reports[0].truncated == 20
+    assert len(reporter.warned) == 2
+    assert reporter.warned[0] == reporter.warned[1]
+    reporter.warned.clear()
+    prepare(path, phi, max_length=reports[0].fitting_length)
+    assert reporter.warned == []
+
+
+def test_columns_and_folded_system_texts_are_part_of_the_cache_key(
+    phi: Any, byte_level: Any, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    path = write_rows(*({"q": f"Hi {i}", "a": f"Hello {i}", "note": "x"} for i in range(9)))
+    named = ["q=question", "a=answer", "note=ignore"]
+    settings: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
+    assert prepare(path, phi, columns=named, **settings).report.rows == 9
+    assert prepare(path, phi, columns=[*named[:2], "note=system"], **settings).report.rows == 9
+    prepare(path, phi, columns=named, fold_system=True, **settings)
+    assert len(list((tmp_path / "cache").glob("*.windows"))) == 3
+    with pytest.raises(DataError, match="'note' would be left out"):
+        prepare(path, phi, columns=named[:2], **settings)
 
 
 def test_the_same_input_gives_the_same_windows(phi: Any, write_rows: WriteRows) -> None:

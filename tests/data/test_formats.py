@@ -11,6 +11,7 @@ from aegis.data.formats import records
 from aegis.data.records import Chat, Plain, Record
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
+from aegis.errors import UsageError
 
 WriteRows = Callable[..., Path]
 U, A = {"role": "user", "content": "問い"}, {"role": "assistant", "content": "答え"}
@@ -120,3 +121,87 @@ def test_the_first_usable_shape_holds_for_the_file(write_rows: WriteRows) -> Non
         ("3", "the rows before have the shape text, this one has prompt/completion"),
         ("4", "missing key 'text'"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        ("question", "is not NAME=KNOWN"),
+        ("=question", "is not NAME=KNOWN"),
+        ("q=qestion", "did you mean 'question'"),
+        ("q=nonsense", "no column is called 'nonsense'"),
+    ],
+)
+def test_a_column_that_cannot_be_named_so_is_a_usage_error(write_rows: WriteRows, pair: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        list(records(open_source(write_rows({"text": "a"})), Rejects("x"), [pair]))
+
+
+def test_columns_name_keys_of_rows_and_of_messages(write_rows: WriteRows) -> None:
+    row = {"dialog": [{"who": "user", "says": "問い", "mood": 1}, {"who": "gpt", "says": "答え"}], "extra": "x"}
+    columns = ["dialog=messages", "who=role", "says=content", "mood=ignore", "extra=ignore"]
+    (chat,) = list(records(open_source(write_rows(row)), Rejects("x"), columns))
+    assert chat.messages == [U, A]  # type: ignore[union-attr]
+
+
+def test_a_column_that_is_there_twice_is_refused(write_rows: WriteRows) -> None:
+    rejects = Rejects("x", skip_bad=1)
+    row = {"question": "a", "q": "b", "answer": "c"}
+    assert list(records(open_source(write_rows(row)), rejects, ["q=question"])) == []
+    assert "which the row has already" in rejects.listed[0][1]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"ID": "x", "text": "問い", "output": "答え"}, [U, A]),
+        ({"question": "問い", "answer": "答え", "category": "qa"}, [U, A]),
+        ({"prompt": "問い", "response": "答え"}, [U, A]),
+        ({"instruction": "問", "context": "い", "response": "答え"}, [{"role": "user", "content": "問\n\nい"}, A]),
+        ({"input": "問い", "output": "答え", "instruction": ""}, [U, A]),
+        ({"instruction": "問い", "output": "答え", "system": "丁寧に", "history": [["問い", "答え"]]}, [S, U, A, U, A]),
+        ({"system_prompt": "丁寧に", "question": "問い", "response": "答え", "id": "1"}, [S, U, A]),
+        ({"prompt": [S, U], "completion": [A]}, [S, U, A]),
+        ({"messages": [{"from": "human", "value": "問い"}, {"from": "gpt", "value": "答え"}]}, [U, A]),
+        ({"conversations": [U, A], "system": "丁寧に"}, [S, U, A]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "問い"}]}, A]}, [U, A]),
+        ({"messages": '[{"role": "user", "content": "問い"}, {"role": "assistant", "content": "答え"}]'}, [U, A]),
+    ],
+)
+def test_rows_as_well_known_sets_have_them(write_rows: WriteRows, row: object, messages: object) -> None:
+    (chat,), bad = read(write_rows(row))
+    assert (chat.messages, bad) == (messages, [])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference pair"),
+        ({"chosen": [U, A], "rejected": [U, A]}, "preference pair"),
+        ({"messages": [{**U, "name": "Alice"}, A]}, "message 1: 'name' would be left out"),
+        ({"messages": [U, {**A, "weight": 0.5}]}, "message 2: 'weight' must be 0 or 1"),
+        ({"messages": [{**U, "train": True}, A]}, "message 1: 'train' asks to train on a message of the user"),
+        ({"messages": [U, {**A, "weight": 0}]}, "no message of the assistant is to be trained on"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, A]}, "not text: 'image_url'"),
+        ({"messages": [U, {"role": "assistant", "tool_calls": [{"x": 1}]}]}, "'tool_calls' must hold the name"),
+        ({"messages": [U, {"role": "assistant", "tool_calls": "{"}]}, "'tool_calls' is a string, but not JSON"),
+        ({"messages": [U, A], "tools": [{"description": "x"}]}, "'tools' must be a list of function definitions"),
+        ({"messages": [U, A], "chat_template_kwargs": [1]}, "'chat_template_kwargs' must be an object"),
+        ({"messages": [S, U, A], "system": "other"}, "'system' differs from the system message"),
+        ({"instruction": "q", "output": "a", "history": ["x"]}, "must be a list of [question, answer] pairs"),
+        ({"text": "a", "title": "b"}, "'title' would be left out"),
+    ],
+)
+def test_what_would_be_lost_is_refused_by_name(write_rows: WriteRows, row: object, reason: str) -> None:
+    good, ((_, found),) = read(write_rows(row))
+    assert good == []
+    assert reason in found
+
+
+def test_the_preferred_answers_can_be_taken_as_the_message_says(write_rows: WriteRows) -> None:
+    for row, columns in (
+        ({"chosen": [U, A], "rejected": [U, A]}, ["chosen=messages", "rejected=ignore"]),
+        ({"prompt": "問い", "chosen": "答え", "rejected": "x"}, ["chosen=completion", "rejected=ignore"]),
+    ):
+        (chat,) = list(records(open_source(write_rows(row)), Rejects("x"), columns))
+        assert chat.messages == [U, A]  # type: ignore[union-attr]

@@ -58,7 +58,7 @@ def resolve(
         values |= _read_toml(file).get(section, {})
     values |= _read_environment(os.environ if environment is None else environment).get(section, {})
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
-    for key in ("quant", "variants", "lora_targets"):
+    for key in ("quant", "variants", "lora_targets", "columns"):
         # a b, or a,b: the environment knows no lists, and people write either on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):

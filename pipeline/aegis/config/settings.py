@@ -36,6 +36,14 @@ class TrainConfig(StageConfig):
     base_model: str = Field(DEMO, description="Hub id or folder of the base (safetensors); 'demo' is the embedded one")
     revision: str | None = Field(None, description="Hub revision of the base; resolved to a commit and recorded")
     dataset: str = Field(DEMO, description="file (.jsonl, .txt, ...) or Hub id; 'demo' is the embedded one")
+    columns: tuple[str, ...] = Field(
+        (),
+        description="the data's own names for columns, e.g. question=instruction; notes=ignore leaves a column out",
+    )
+    fold_system: bool = Field(
+        False,
+        description="where the chat template has no place for a system message, put it before the first question",
+    )
     load_in: Literal["4bit", "16bit"] = Field("4bit", description="hold the base in NF4 or in 16 bit")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where to train")
 

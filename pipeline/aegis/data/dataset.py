@@ -99,7 +99,7 @@ def prepare(
         prepared = _prepare(opened, digest, tokenizer, options, cache_dir)
         if path:
             cache.store(path, _named(prepared), asdict(prepared.report))
-    prepared.report.warn()
+    prepared.report.warn(max_length)
     return prepared
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from aegis.data.chat import Encoder, Example
 from aegis.data.formats import records
@@ -17,7 +17,9 @@ _MOST_ROWS = 100_000
 """Rows looked at: the held-out ones are spread evenly, and a few are wanted."""
 
 
-def heldout_questions(source: Source, encoder: Encoder, heldout: Windows, count: int) -> list[str]:
+def heldout_questions(
+    source: Source, encoder: Encoder, heldout: Windows, count: int, columns: Sequence[str] = ()
+) -> list[str]:
     """The first user turns of the first held-out chats, each question once.
 
     What was held out is known by its tokens, so the rows are encoded again until enough have been recognised.
@@ -25,10 +27,11 @@ def heldout_questions(source: Source, encoder: Encoder, heldout: Windows, count:
     Args:
         heldout: windows of the same source, encoder and length.
         count: how many at most.
+        columns: the user's names for keys, as the data was prepared with.
     """
     known = {piece.tobytes() for piece in heldout.pieces()}
     found: dict[str, None] = {}
-    for record, example in _encoded(source, encoder):
+    for record, example in _encoded(source, encoder, columns):
         if len(found) == count:
             break
         pieces = cut(example, heldout.max_length).pieces
@@ -39,10 +42,10 @@ def heldout_questions(source: Source, encoder: Encoder, heldout: Windows, count:
     return list(found)
 
 
-def _encoded(source: Source, encoder: Encoder) -> Iterator[tuple[Record, Example]]:
+def _encoded(source: Source, encoder: Encoder, columns: Sequence[str]) -> Iterator[tuple[Record, Example]]:
     """Each row with its tokens; those that cannot be used were told of when the data was prepared."""
     silent = Rejects(source.name)
-    rows = itertools.islice(records(source, silent), _MOST_ROWS)
+    rows = itertools.islice(records(source, silent, columns), _MOST_ROWS)
     while batch := list(itertools.islice(rows, _BATCH_ROWS)):
         examples = encoder.encode(batch, silent)
         if len(examples) == len(batch):

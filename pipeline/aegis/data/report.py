@@ -41,10 +41,28 @@ class DataReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Bad rows that were tolerated: place and reason."""
 
-    def warn(self) -> None:
-        """Name the rows that were left out under `skip_bad`, and what the chat template does to thoughts."""
+    def warn(self, max_length: int) -> None:
+        """Report which rows were left out or cut, and what the chat template does to thoughts.
+
+        Args:
+            max_length: tokens that a window holds.
+        """
         warn_skipped(self.source, self.skipped)
+        total = self.rows + self.dropped
+        if self.truncated:
+            progress.warn(
+                phrase(
+                    "dataset.cut",
+                    count=self.truncated,
+                    rows=total,
+                    max_length=max_length,
+                    tokens=self.cut_tokens,
+                    fitting=self.fitting_length,
+                )
+            )
+        if self.dropped:
+            progress.warn(phrase("dataset.dropped", count=self.dropped, rows=total))
         if self.lost_thoughts:
-            progress.warn(phrase("dataset.lost_thoughts", count=self.lost_thoughts, rows=self.rows))
+            progress.warn(phrase("dataset.lost_thoughts", count=self.lost_thoughts, rows=total))
         if self.unopened:
-            progress.warn(phrase("dataset.unopened", count=self.unopened, rows=self.rows))
+            progress.warn(phrase("dataset.unopened", count=self.unopened, rows=total))

@@ -36,6 +36,8 @@ def load_training_set(config: TrainConfig, tokenizer: Any, *, keep: bool = True)
             seed=config.seed,
             heldout_rows=config.heldout_rows,
             skip_bad=config.skip_bad,
+            columns=config.columns,
+            fold_system=config.fold_system,
             cache_dir=disk.cache_directory() / "data" if keep else None,
         )
 
@@ -56,7 +58,8 @@ def load_heldout_questions(config: TrainConfig, tokenizer: Any, data_sha256: str
     if prepared.heldout is None:
         return []
     with _source(config.dataset, keep=True) as name:
-        return heldout_questions(open_source(name), Encoder(tokenizer), prepared.heldout, count)
+        encoder = Encoder(tokenizer, fold_system=config.fold_system)
+        return heldout_questions(open_source(name), encoder, prepared.heldout, count, config.columns)
 
 
 @contextmanager
