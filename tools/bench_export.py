@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench_merge import Run, measure
 from benchmark import measured_on, parser, quiet_and_offline, scratch
-from rehearse_full_size import copy_template, meta_model, write_base
+from full_size import copy_template, meta_model, write_base
 
 from aegis.llama_cpp import QUANT_TYPES
 from aegis.llama_cpp.tree import CONVERTER, find_tree

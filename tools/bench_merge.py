@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 import torch
 from benchmark import measured_on, parser, quiet_and_offline, scratch
-from rehearse_full_size import copy_template, meta_model, write_adapter_and_soul, write_base
+from full_size import copy_template, meta_model, write_adapter_and_soul, write_base
 
 from aegis.model.base import hash_weights
 from aegis.model.lora import resolve_targets

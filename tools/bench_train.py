@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rehearse_full_size import copy_template, meta_model, write_base
+from full_size import copy_template, meta_model, write_base
 
 from aegis import progress
 from aegis.config.settings import TrainConfig

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 import torch
 from bench_train import write_long
-from rehearse_full_size import copy_template, meta_model, write_base
+from full_size import copy_template, meta_model, write_base
 
 from aegis.errors import IntegrityError
 from aegis.runs.manifest import versions

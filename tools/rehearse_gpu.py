@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rehearse_full_size import copy_template, meta_model, write_base
+from full_size import copy_template, meta_model, write_base
 from safetensors.torch import load_file
 
 from aegis.config.settings import TrainConfig
