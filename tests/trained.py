@@ -54,13 +54,14 @@ def make_trained(tmp_path: Path) -> MakeTrained:
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
                     parameter.data.normal_(0, 0.1)
-        soul = Soul(model.config.hidden_size, kind=kind, seed=11, alpha=ALPHA).eval()
+        soul = Soul(model.config.hidden_size, kind=kind, init="random", seed=11, alpha=ALPHA).eval()
         folder = tmp_path / "adapter"
         model.save_pretrained(folder, save_embedding_layers=False)
         base_hash = hash_weights(ShardSet.open(base)) if hashed else ""
         with torch.no_grad():
             save_soul(
-                folder / "soul.safetensors", SoulRecord(soul.rotation().clone(), soul.alpha.item(), 100, base_hash)
+                folder / "soul.safetensors",
+                SoulRecord(soul.rotation().clone(), soul.alpha.item(), 100, base_hash, soul.counter_scale),
             )
         return Trained(base, folder, model.eval(), soul)
 

@@ -90,7 +90,7 @@ def gradient_error(soul: Soul, hidden: Tensor, outer: Tensor) -> dict[str, float
 
 def measure(kind: so.Kind, hidden_size: int, length: int, device: torch.device) -> dict[str, Any]:
     """One row of the table."""
-    soul = Soul(hidden_size, kind=kind, seed=1, alpha=1.0).to(device)
+    soul = Soul(hidden_size, kind=kind, init="random", seed=1, alpha=1.0).to(device)
     if kind == "so8":  # as it is in the middle of a training; a dense soul's skew is zero then
         with torch.no_grad():
             soul.skew.normal_(0, 1e-2, generator=torch.Generator(device).manual_seed(0))

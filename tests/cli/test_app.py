@@ -114,8 +114,8 @@ def test_help_loads_no_torch(command: list[str]) -> None:
     """It comes at once: torch, transformers and llama.cpp stay where they are."""
     code = (
         "import sys; sys.argv = ['aegis', *{command}, '--help']\n"
-        "from aegis import cli\n"
-        "try: cli.main()\n"
+        "from aegis.cli import app\n"
+        "try: app.main()\n"
         "except SystemExit as ended: code = ended.code\n"
         "heavy = {{'torch', 'transformers', 'peft', 'bitsandbytes', 'llama_cpp', 'gguf', 'numpy'}} & set(sys.modules)\n"
         "print('HEAVY', code, sorted(heavy))"

@@ -213,7 +213,7 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
     tensors = {"model.embed_tokens.weight": torch.zeros(4, 8), "lm_head.weight": torch.ones(4, 8).half()}
     weights = save_tensors(tensors, {"format": "pt"})
     soul_path = work / "soul.safetensors"
-    save_soul(soul_path, SoulRecord(random_rotation(2, 8, torch.Generator().manual_seed(0)), 1.5, 3, "0" * 64))
+    save_soul(soul_path, SoulRecord(random_rotation(2, 8, torch.Generator().manual_seed(0)), 1.5, 3, "0" * 64, True))
     adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"], "rank_pattern": {}}
     module = "base_model.model.model.layers.0.self_attn.o_proj"
     matrices = save_tensors({f"{module}.lora_A.weight": torch.ones(2, 8), f"{module}.lora_B.weight": torch.ones(8, 2)})

@@ -29,7 +29,7 @@ TOKENS = torch.randint(3, 1200, (2, 24), generator=torch.Generator().manual_seed
 
 def new_soul(width: int, *, alpha: float = 1.618) -> Soul:
     """A soul that has moved from its start, with g = 0.83."""
-    soul = Soul(width, seed=11, alpha=alpha)
+    soul = Soul(width, init="random", seed=11, alpha=alpha)
     with torch.no_grad():
         soul.skew.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
     return soul
@@ -210,7 +210,7 @@ def save(live: Loaded, folder: Path, quick_base: Path) -> None:
     live.model.save_pretrained(folder, save_embedding_layers=False)
     with torch.no_grad():
         rotation = live.soul.rotation().clone()
-    save_soul(folder / "soul.safetensors", SoulRecord(rotation, live.soul.alpha.item(), 8, ""))
+    save_soul(folder / "soul.safetensors", SoulRecord(rotation, live.soul.alpha.item(), 8, "", live.soul.counter_scale))
 
 
 def test_live_model_is_the_trained_one(tmp_path: Path, live: Loaded, quick_base: Path) -> None:

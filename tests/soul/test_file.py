@@ -14,7 +14,7 @@ from aegis.soul.file import SoulRecord, load_soul, save_soul
 
 def record(kind: so.Kind = "so8") -> SoulRecord:
     shape = so.block_shape(kind, 32)
-    return SoulRecord(so.random_rotation(*shape, torch.Generator().manual_seed(4)), 1.5, 100, "ab" * 32)
+    return SoulRecord(so.random_rotation(*shape, torch.Generator().manual_seed(4)), 1.5, 100, "ab" * 32, True)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("so8", (4, 8, 8)), ("dense", (32, 32))])
@@ -25,11 +25,12 @@ def test_round_trip(tmp_path: Path, kind: so.Kind, shape: tuple[int, ...]) -> No
     with safe_open(path, "pt") as file:
         assert file.metadata() == {
             "format": "aegis-soul",
-            "version": "1",
+            "version": "2",
             "kind": kind,
             "hidden_size": "32",
             "step": "100",
             "base_hash": "ab" * 32,
+            "counter_scale": "true",
         }
         assert file.get_tensor("rotation").shape == shape
         assert file.get_tensor("alpha").shape == ()
@@ -55,7 +56,7 @@ def spoiled(rotation: torch.Tensor, how: str) -> torch.Tensor:
 def test_only_rotations_are_saved_or_loaded(tmp_path: Path, how: str, message: str) -> None:
     path = tmp_path / "soul.safetensors"
     good = record()
-    bad = SoulRecord(spoiled(good.rotation, how), 1.5, 100, "")
+    bad = SoulRecord(spoiled(good.rotation, how), 1.5, 100, "", True)
     with pytest.raises(IntegrityError, match=message):
         save_soul(path, bad)
     assert not path.exists()
@@ -68,14 +69,14 @@ def test_only_rotations_are_saved_or_loaded(tmp_path: Path, how: str, message: s
 def test_a_reflection_must_be_said_to_be_one(tmp_path: Path) -> None:
     """Said, it comes back as it is; a rotation under that flag, or a flag of another value, is refused."""
     path = tmp_path / "soul.safetensors"
-    good = SoulRecord(so.random_rotation(1, 32, torch.Generator().manual_seed(4)), 1.5, 100, "")
-    mirrored = SoulRecord(spoiled(good.rotation, "reflected"), 1.5, 100, "", reflection=True)
+    good = SoulRecord(so.random_rotation(1, 32, torch.Generator().manual_seed(4)), 1.5, 100, "", True)
+    mirrored = SoulRecord(spoiled(good.rotation, "reflected"), 1.5, 100, "", True, reflection=True)
     save_soul(path, mirrored)
     found = load_soul(path)
     assert found.reflection
     assert torch.equal(found.rotation, mirrored.rotation)
     with pytest.raises(IntegrityError, match="said to be a reflection"):
-        save_soul(path, SoulRecord(good.rotation, 1.5, 100, "", reflection=True))
+        save_soul(path, SoulRecord(good.rotation, 1.5, 100, "", True, reflection=True))
     metadata = {"format": "aegis-soul", "version": "1", "kind": "dense", "hidden_size": "32", "step": "1"}
     tensors = {"rotation": mirrored.rotation[0].contiguous(), "alpha": torch.tensor(1.0)}
     save_file(tensors, path, metadata=metadata | {"determinant": "1"})
@@ -91,9 +92,26 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="not a readable"):
         load_soul(path)
     save_file({"rotation": record().rotation, "alpha": torch.tensor(1.0)}, path, metadata={"format": "other"})
-    with pytest.raises(IntegrityError, match="not a soul of version 1"):
+    with pytest.raises(IntegrityError, match="not a soul of version 2"):
         load_soul(path)
     save_soul(path, record())
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(IntegrityError, match="not a readable"):
         load_soul(path)
+
+
+def test_a_file_of_version_1_has_no_counter_scale(tmp_path: Path) -> None:
+    """What was trained as h + g·R h is folded as that; a version 2 file must say which it is."""
+    path = tmp_path / "soul.safetensors"
+    save_soul(path, record())
+    assert load_soul(path).counter_scale
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in ("rotation", "alpha")}
+        metadata = {key: value for key, value in file.metadata().items() if key != "counter_scale"}
+    save_file(tensors, path, metadata | {"version": "1"})
+    found = load_soul(path)
+    assert (found.counter_scale, found.scale) == (False, 1.0)
+    save_file(tensors, path, metadata)
+    with pytest.raises(IntegrityError) as refused:
+        load_soul(path)
+    assert refused.value.args[0] == "soul.counter_scale"

@@ -30,7 +30,7 @@ def learn(soul: Soul, steps: int, rate: float, wanted: torch.Tensor) -> list[flo
 def test_stays_a_rotation_under_an_optimizer(kind: so.Kind) -> None:
     """Two hundred Adam steps, large ones too, leave R in SO(n); and it learns a rotation, however far away."""
     for rate, close in ((0.05, 0.02), (0.3, None)):
-        soul = Soul(32, kind=kind, seed=1, alpha=0.5)
+        soul = Soul(32, kind=kind, init="random", seed=1, alpha=0.5)
         before = soul.rotation().detach().clone()
         wanted = torch.block_diag(*so.random_rotation(4, 8, torch.Generator().manual_seed(9)))
         losses = learn(soul, 200, rate, wanted)
@@ -44,7 +44,7 @@ def test_stays_a_rotation_under_an_optimizer(kind: so.Kind) -> None:
 
 def test_a_dense_soul_moves_as_the_exponential_says() -> None:
     """One step turns R to R · exp(A), and the gradient is that of R · exp(A) at A = 0; the transposed ones miss."""
-    soul = Soul(24, kind="dense", seed=1, alpha=0.5)
+    soul = Soul(24, kind="dense", init="random", seed=1, alpha=0.5)
     start = soul.start.double().clone()
     hidden, outer = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0)).unbind()
     soul.cache_rotation()
@@ -94,7 +94,7 @@ def test_a_dense_souls_step_is_short() -> None:
 
 def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:
     """A defect that something has brought in is gone after a step or two; without the correction it would stay."""
-    soul = Soul(24, kind="dense", seed=1)
+    soul = Soul(24, kind="dense", init="random", seed=1)
     with torch.no_grad():
         soul.start += 1e-3 * torch.randn(soul.start.shape, generator=torch.Generator().manual_seed(5))
 
@@ -114,7 +114,7 @@ def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:
 
 @pytest.mark.parametrize("kind", ["so8", "dense"])
 def test_knows_how_far_it_has_turned(kind: so.Kind) -> None:
-    soul = Soul(16, kind=kind, seed=1, alpha=0.5)
+    soul = Soul(16, kind=kind, init="random", seed=1, alpha=0.5)
     assert soul.turned_angles().max() < 1e-3
     learn(soul, 30, 0.05, torch.block_diag(*so.random_rotation(2, 8, torch.Generator().manual_seed(9))))
     wanted = rotation_angles(soul.origin.mT @ soul.rotation().detach())
@@ -122,17 +122,22 @@ def test_knows_how_far_it_has_turned(kind: so.Kind) -> None:
     assert soul.turned_angles().max() > 0.3
 
 
-def test_output_is_h_plus_g_r_h() -> None:
-    soul = Soul(16, alpha=1.618, seed=2)
-    hidden = torch.randn(3, 16)
-    expected = hidden + torch.sigmoid(torch.tensor(1.618)) * so.apply_rotation(soul.rotation().detach(), hidden)
-    assert torch.allclose(soul(hidden), expected, atol=1e-6)
+@pytest.mark.parametrize("counter_scale", [True, False])
+def test_the_output_is_h_plus_g_r_h_divided_by_one_plus_g_if_asked(counter_scale: bool) -> None:
+    soul = Soul(16, alpha=1.618, init="random", seed=2, counter_scale=counter_scale)
+    hidden, gate = torch.randn(3, 16), torch.sigmoid(torch.tensor(1.618))
+    mixed = hidden + gate * so.apply_rotation(soul.rotation().detach(), hidden)
+    assert torch.allclose(soul(hidden), mixed / (1 + gate) if counter_scale else mixed, atol=1e-6)
+    assert not torch.allclose(soul(hidden), mixed if counter_scale else mixed / (1 + gate), atol=1e-2)
 
 
-def test_identity_start_only_scales() -> None:
-    soul = Soul(16, init="identity", alpha=0.0)
+@pytest.mark.parametrize("alpha", [-5.0, 0.0, 1.618, 20.0])
+def test_the_identity_changes_nothing_at_any_gate(alpha: float) -> None:
+    """Without counter-scale it multiplies by 1 + g."""
     hidden = torch.randn(3, 16)
-    assert torch.allclose(soul(hidden), 1.5 * hidden, atol=1e-6)
+    assert torch.allclose(Soul(16, alpha=alpha)(hidden), hidden, atol=1e-6)
+    bare = Soul(16, alpha=alpha, counter_scale=False)
+    assert torch.allclose(bare(hidden), (1 + torch.sigmoid(torch.tensor(alpha))) * hidden, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -146,7 +151,7 @@ def test_half_precision_is_refused(dtype: torch.dtype) -> None:
 
 def test_autocast_does_not_reach_it() -> None:
     """Under autocast R stays orthogonal to float32; the same product left to autocast does not."""
-    soul = Soul(64, seed=1)
+    soul = Soul(64, init="random", seed=1)
     with torch.no_grad():
         soul.skew.normal_(0, 0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -157,7 +162,7 @@ def test_autocast_does_not_reach_it() -> None:
     assert mixed.dtype == torch.bfloat16
     assert so.orthogonality_defect(rotation).abs().max() < so.ORTHOGONALITY_BOUND
     assert so.orthogonality_defect(control.float()).abs().max() > 10 * so.ORTHOGONALITY_BOUND
-    dense = Soul(64, kind="dense", seed=1)
+    dense = Soul(64, kind="dense", init="random", seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         learn(dense, 5, 0.01, so.random_rotation(1, 64, torch.Generator().manual_seed(9))[0])
     assert so.orthogonality_defect(dense.start).abs().max() < so.ORTHOGONALITY_BOUND
@@ -165,7 +170,7 @@ def test_autocast_does_not_reach_it() -> None:
 
 def test_a_trainable_soul_never_gives_an_old_rotation() -> None:
     """Outside of a graph too, and when the parameter moved behind autograd's back, as fused optimizers move it."""
-    soul = Soul(16, seed=1)
+    soul = Soul(16, init="random", seed=1)
     with torch.no_grad():
         first = soul.rotation()
         soul.skew.data.add_(0.3)  # leaves the version counter where it was
@@ -173,9 +178,9 @@ def test_a_trainable_soul_never_gives_an_old_rotation() -> None:
 
 
 def test_a_frozen_soul_builds_its_rotation_once() -> None:
-    soul = Soul(16, seed=1).requires_grad_(False)
+    soul = Soul(16, init="random", seed=1).requires_grad_(False)
     assert soul.rotation() is soul.rotation()
-    assert torch.equal(soul.rotation(), Soul(16, seed=1).rotation())
+    assert torch.equal(soul.rotation(), Soul(16, init="random", seed=1).rotation())
 
 
 def test_alpha_learns_only_when_told() -> None:

@@ -118,7 +118,7 @@ def test_every_proven_family_is_here() -> None:
 def test_live_soul_against_f16_gguf(
     tmp_path: Path, base: Path, make_trained: MakeTrained, knowing_tree: Path, case: Case
 ) -> None:
-    """KL ≤ 1e-4 and the same likeliest token in ≥ 99 %; an unfolded head, Rᵀ and a lost bias miss by far."""
+    """KL ≤ 1e-4, top-1 ≥ 99 %; an unfolded head, Rᵀ, a norm without counter-scale and a lost bias miss by far."""
     trained = make_trained(base)
     assert trained.model.peft_config["default"].target_modules == set(PROVEN[case.model_type].targets)
     reference = live(trained, tmp_path)
@@ -136,6 +136,10 @@ def test_live_soul_against_f16_gguf(
     source = trained.model.get_output_embeddings().weight.detach()
     turned = fold_head(source, trained.soul.rotation().detach().mT, report.gate)
     wrong = [("output.weight", head.half().numpy()) for head in (source, turned)]
+    with GgufFile(gguf) as file:
+        unscaled = file.tensor("output_norm.weight").astype(np.float32) * np.float32(1 + report.gate)
+    missed = against(reference, trained, replaced(gguf, "output_norm.weight", unscaled))
+    assert missed.mean_kl > 100 * 1e-4, missed
     assert (HEAD_BIAS in merged.entries) == (case.head == "with bias")
     if case.head == "with bias":
         wrong.append(("output.bias", np.zeros(merged.entries[HEAD_BIAS].shape, np.float32)))

@@ -109,7 +109,10 @@ def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConf
     rows = [json.loads(line)["turned_degrees"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row is None for row in rows] == ([False] * 8 if rotation == "so8" else [True, False] * 3 + [True, False])
     soul = load_soul(run.adapter / "soul.safetensors")
-    start, end = Soul(soul.hidden_size, kind=soul.kind, seed=config.seed).origin, soul.rotation
+    start, end = (
+        Soul(soul.hidden_size, kind=soul.kind, init=config.rotation_init, seed=config.seed).origin,
+        soul.rotation,
+    )
     wanted = quantiles_in_degrees(rotation_angles(start.mT @ end))
     assert rows[-1] == pytest.approx(wanted, abs=0.1)
     assert rows[-1][-1] > 1

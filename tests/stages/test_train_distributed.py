@@ -34,7 +34,7 @@ CLOSE = 1e-4  # losses and weights in float32 after eight steps: 1e-6 was seen, 
 # as `python -m aegis`, but something befalls one process within step 5
 BEFALLEN = """
 import os, signal
-from aegis import cli
+from aegis.cli import app
 from aegis.training import step
 
 launch = step.Stepper.launch
@@ -45,7 +45,7 @@ def befallen(self, number, batches, *arguments):
     return launch(self, number, batches, *arguments)
 
 step.Stepper.launch = befallen
-cli.main()
+app.main()
 """
 # as `accelerate config` writes it, with two settings that are not done
 FSDP = """

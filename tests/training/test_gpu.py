@@ -125,7 +125,7 @@ def make(base: Path) -> Iterator[Make]:
                     parameter.data.normal_(0, 0.05)
             adapters = LoraLayers(model, compute_dtype(device), 0.1)
             way.install(model, LENGTH)
-            soul = Soul(256, kind=config.rotation, seed=1).to(device)
+            soul = Soul(256, kind=config.rotation, init="random", seed=1).to(device)
             stack.enter_context(soul_hook(model, soul))
             scaler = torch.amp.GradScaler("cuda", enabled=False)
             return TrainState(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler, way)
@@ -264,7 +264,7 @@ def test_our_kernel_has_the_gradient_of_gate_and_up(shape: tuple[int, ...], dtyp
 def test_a_dense_souls_gradient_is_as_exact_as_what_it_comes_from() -> None:
     """In products of 10 bits, against float64 throughout; bfloat16's own rounding, 8 bits, is the control."""
     size = 512
-    soul = Soul(size, kind="dense", seed=1, alpha=1.0).to("cuda")
+    soul = Soul(size, kind="dense", init="random", seed=1, alpha=1.0).to("cuda")
     generator = torch.Generator("cuda").manual_seed(0)
     hidden, outer = (torch.randn(64, size, device="cuda", generator=generator, dtype=torch.bfloat16) for _ in range(2))
     before = torch.backends.cuda.matmul.fp32_precision
@@ -304,7 +304,7 @@ def test_a_dense_rotation_stays_one() -> None:
 
 def test_float32_is_what_halves_add_up_to() -> None:
     """RᵀR on tensor cores, against float64; of one coarse product the error is ten times as much."""
-    rotation = Soul(1024, kind="dense", seed=1).to("cuda").start
+    rotation = Soul(1024, kind="dense", init="random", seed=1).to("cuda").start
     exact = orthogonality_defect(rotation.double())
     assert (orthogonality_defect(rotation) - exact).abs().max().item() < 4e-6
     with allow_tf32(rotation):

@@ -26,9 +26,19 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
         "export": {"name": "AEGIS-tiny-Phi-3"},
     },
-    # the original's production run: every number is the default above
+    # the target base on a 12 GB card: every number is a default of the settings
     "borea-12gb": {
         "train": {"base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"},
         "export": {"name": "AEGIS-Borea-Phi-3.5-mini-Instruct-Jp"},
+    },
+    # the original to the letter, as a control: orthogonal(nn.Linear(d, d)), mixed = h + g·R h
+    "original": {
+        "train": {
+            "base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp",
+            "rotation": "dense",
+            "rotation_init": "random",
+            "counter_scale": False,
+        },
+        "export": {"name": "AEGIS-original-Borea-Phi-3.5-mini-Instruct-Jp"},
     },
 }

@@ -48,7 +48,12 @@ class TrainConfig(StageConfig):
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where to train")
 
     rotation: Literal["so8", "dense"] = Field("so8", description="blocks of 8 x 8, or one d x d rotation")
-    rotation_init: Literal["random", "identity"] = Field("random", description="where the rotation starts")
+    rotation_init: Literal["identity", "random"] = Field(
+        "identity", description="first value of the rotation: the identity, which is the base itself, or a random one"
+    )
+    counter_scale: bool = Field(
+        True, description="divide the mix h + g R h by 1 + g, so that the gate alone changes no logit"
+    )
     rotation_map: Literal["exp", "cayley"] = Field("exp", description="skew matrix to rotation, of a so8 soul")
     soul_learning_rate: float | None = Field(None, gt=0, description="of the soul; as --learning-rate if not given")
     alpha: Literal["scheduled", "then-learned", "learned"] = Field(

@@ -6,9 +6,10 @@ The arithmetic of `aegis merge`, and of `aegis verify`, which does the head over
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from aegis.merging.ordered_pool import Scratch
 from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import Adapter
 from aegis.model.base import Base
+from aegis.model.families import PROVEN
 from aegis.model.shards import HEAD, TensorEntry
 from aegis.soul.file import SoulRecord
-from aegis.soul.fold import fold_head
+from aegis.soul.fold import fold_head, scale_norm
 
 Source = Callable[[int, int], Tensor]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -37,6 +39,8 @@ class MergePlan:
     Attributes:
         head: what the LM head is made of: itself, or the embeddings it is tied to.
         untied: whether it was.
+        norm: the tensors of the final norm that take the soul's counter-scale, and the offset of each; where they are
+            none, the head takes it.
         round_trip: of the weights that are merged into what NF4 leaves of them; None for all as they are.
     """
 
@@ -46,6 +50,7 @@ class MergePlan:
     dtype: torch.dtype
     head: TensorEntry
     untied: bool
+    norm: Mapping[str, float]
     round_trip: RoundTrip | None = None
 
     @classmethod
@@ -75,7 +80,15 @@ class MergePlan:
         if misfits:
             more = [bilingual("merging.more", count=len(misfits) - 5)] if len(misfits) > 5 else []
             raise IntegrityError("merging.other_adapter", misfits=Bilingual.joined("\n", [*misfits[:5], *more]))
-        return cls(base, adapter, soul, dtype, head, untied, round_trip)
+        norm = _norm_offsets(base) if soul.counter_scale else {}
+        return cls(base, adapter, soul, dtype, head, untied, norm, round_trip)
+
+    @property
+    def scaled(self) -> Literal["norm", "head", ""]:
+        """What takes the soul's counter-scale: "norm" or "head"; "" for a soul without one."""
+        if not self.soul.counter_scale:
+            return ""
+        return "norm" if self.norm else "head"
 
     def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
         """(name to write, tensor to make it from) of one shard, in the order of the base's bytes."""
@@ -130,7 +143,7 @@ class MergePlan:
         Raises:
             IntegrityError: a value is not finite, or does not fit the dtype.
         """
-        untouched = name != HEAD and name not in self.adapter.updates
+        untouched = name != HEAD and name not in self.adapter.updates and name not in self.norm
         # rows that stay in the processor's cache; a dense soul's product wants many at once
         parts = 1 if name == HEAD else -(-out.numel() // _PIECE_VALUES)
         step = -(-(stop - start) // parts)
@@ -150,12 +163,27 @@ class MergePlan:
         raise IntegrityError("merging.holds_nan_inf", name=name)
 
     def _wide(self, name: str, start: int, rows: Tensor, scratch: Scratch) -> Tensor:
-        """The rows in float32, updated and folded."""
+        """The rows in float32, updated, folded and scaled."""
         wide = scratch.tensor("wide", tuple(rows.shape), torch.float32).copy_(rows)
         if update := self.adapter.updates.get(name):
             delta = scratch.tensor("delta", tuple(rows.shape), torch.float32)
             wide.add_(update.delta(start, start + len(rows), into=delta))
-        return fold_head(wide, self.soul.rotation, self.soul.gate) if name == HEAD else wide
+        if name in self.norm:
+            return scale_norm(wide, self.soul.scale, self.norm[name])
+        if name != HEAD:
+            return wide
+        folded = fold_head(wide, self.soul.rotation, self.soul.gate)
+        return folded.mul_(self.soul.scale) if self.scaled == "head" else folded
+
+
+def _norm_offsets(base: Base) -> dict[str, float]:
+    """The tensors of a proven family's final norm; of another family it is not known what its norm computes."""
+    family = PROVEN.get(str(base.config.get("model_type")))
+    weight = f"{family.norm}.weight" if family else ""
+    if family is None or weight not in base.shards.entries:
+        return {}
+    bias = f"{family.norm}.bias"
+    return {weight: family.norm_offset} | ({bias: 0.0} if bias in base.shards.entries else {})
 
 
 def _finite(values: Tensor) -> bool:

@@ -31,6 +31,8 @@ class Family:
         targets: its attention projections, which the adapter goes on.
         vocabulary: the kind of tokenizer whose ids were compared in transformers and llama.cpp, if any were.
         remark: what is special about it.
+        norm: the final norm, whose output only the LM head reads.
+        norm_offset: o of a norm that multiplies by w + o: 1 for Gemma's RMSNorm.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Family:
     vocabulary: Vocabulary | None = None
     targets: tuple[str, ...] = _SPLIT
     remark: str = ""
+    norm: str = "model.norm"
+    norm_offset: float = 0.0
 
 
 PROVEN: Mapping[str, Family] = {
@@ -48,9 +52,17 @@ PROVEN: Mapping[str, Family] = {
     "mistral": Family("Mistral", ("own",)),
     "qwen2": Family("Qwen2, Qwen2.5", ("own", "tied"), "byte-level BPE", remark="bias on q, k and v"),
     "qwen3": Family("Qwen3", ("own", "tied"), "byte-level BPE", remark="norms on q and k"),
-    "gemma3_text": Family("Gemma 3, text only", ("tied",), remark="refused if conversion cuts the embeddings"),
+    "gemma3_text": Family(
+        "Gemma 3, text only", ("tied",), remark="refused if conversion cuts the embeddings", norm_offset=1.0
+    ),
     "smollm3": Family("SmolLM3", ("tied",), "byte-level BPE", remark="layers without RoPE"),
-    "phi": Family("Phi-1.5, Phi-2", ("with bias",), "byte-level BPE", ("q_proj", "k_proj", "v_proj", "dense")),
+    "phi": Family(
+        "Phi-1.5, Phi-2",
+        ("with bias",),
+        "byte-level BPE",
+        ("q_proj", "k_proj", "v_proj", "dense"),
+        norm="model.final_layernorm",
+    ),
 }
 
 REFUSED: Mapping[str, str] = {

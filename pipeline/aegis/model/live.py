@@ -53,7 +53,7 @@ def live_model(
 
 def soul_module(record: SoulRecord) -> Soul:
     """The soul of a record as a module: R is its start, its skew is zero, exp(0) = I."""
-    soul = Soul(record.hidden_size, kind=record.kind, init="identity", alpha=record.alpha)
+    soul = Soul(record.hidden_size, kind=record.kind, alpha=record.alpha, counter_scale=record.counter_scale)
     with torch.no_grad():
         soul.start.copy_(record.rotation)
     return soul.requires_grad_(False).eval()

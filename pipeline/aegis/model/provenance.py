@@ -40,7 +40,12 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
         metadata=card_metadata(base.folder, base.name if base.revision else None),
         data=data,
         settings=settings,
-        soul={"alpha": soul.alpha, "gate": soul.gate, "rotation": soul.kind},
+        soul={
+            "alpha": soul.alpha,
+            "gate": soul.gate,
+            "rotation": soul.kind,
+            "counter_scale": soul.counter_scale,
+        },
     )
 
 

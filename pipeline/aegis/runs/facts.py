@@ -141,6 +141,7 @@ class MergeFacts(Facts):
     Attributes:
         soul_step: optimizer steps after which the soul was saved.
         rotation: kind of R, "so8" or "dense".
+        counter_scale: what took the factor 1/(1 + g): "norm" (the final norm), "head", or "" if the soul has none.
         determinant: −1 if R is a reflection.
         nf4_dtype, nf4_device: how the base weights went through NF4; None where they did not.
     """
@@ -154,6 +155,7 @@ class MergeFacts(Facts):
     gate: float
     soul_step: int
     rotation: str
+    counter_scale: Literal["norm", "head", ""]
     determinant: Literal[-1, 1]
     nf4_dtype: DtypeName | None = None
     nf4_device: str | None = None

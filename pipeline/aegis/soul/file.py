@@ -2,7 +2,8 @@
 
 Tensors: `rotation` float32, (hidden_size/8, 8, 8) for so8 or (hidden_size, hidden_size) for dense, with
 thought = F.linear(h, R); `alpha`, a float32 scalar. Metadata (strings): format, version, kind, hidden_size, step,
-base_hash; determinant, "-1", where R is a reflection, as only a soul that was trained elsewhere can be.
+base_hash; counter_scale, "true" or "false": whether the mix is divided by 1 + g; determinant, "-1", where R is a
+reflection, as only a soul that was trained elsewhere can be. Version 1 had no counter_scale, which means "false".
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from torch import Tensor
 
 from aegis.errors import IntegrityError, UsageError
 from aegis.soul import rotation as so
+from aegis.soul.fold import counter_scale
 from aegis.soul.gate import gate
 
 FORMAT = "aegis-soul"
-VERSION = 1
+VERSION = 2
 FILE_NAME = "soul.safetensors"
+_READ_VERSIONS = ("1", "2")
 _DETERMINANT, _REFLECTED = "determinant", "-1"
+_COUNTER_SCALE = "counter_scale"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class SoulRecord:
         alpha: α; the gate is its sigmoid.
         step: the optimizer step it was saved after.
         base_hash: sha256 that names the base's weights, or "" if unknown.
+        counter_scale: whether the mix is divided by 1 + g.
         reflection: det R = −1; ours never are, and a record that does not say so is refused if it is one.
     """
 
@@ -43,11 +48,17 @@ class SoulRecord:
     alpha: float
     step: int
     base_hash: str
+    counter_scale: bool
     reflection: bool = False
 
     @property
     def gate(self) -> float:
         return gate(self.alpha)
+
+    @property
+    def scale(self) -> float:
+        """c, by which the mix is multiplied: 1/(1 + g), or 1 without counter-scale."""
+        return counter_scale(self.gate) if self.counter_scale else 1.0
 
     @property
     def kind(self) -> so.Kind:
@@ -74,6 +85,7 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
         "hidden_size": str(soul.hidden_size),
         "step": str(soul.step),
         "base_hash": soul.base_hash,
+        _COUNTER_SCALE: "true" if soul.counter_scale else "false",
     }
     if soul.reflection:
         metadata[_DETERMINANT] = _REFLECTED
@@ -95,7 +107,7 @@ def load_soul(path: Path) -> SoulRecord:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise IntegrityError("soul.unreadable", path=path, error=str(error)) from error
-    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+    if metadata.get("format") != FORMAT or metadata.get("version") not in _READ_VERSIONS:
         raise IntegrityError(
             "soul.other_version",
             path=path,
@@ -122,7 +134,10 @@ def load_soul(path: Path) -> SoulRecord:
         raise IntegrityError("soul.step", path=path, step=metadata.get("step")) from error
     if not torch.isfinite(alpha).all():
         raise IntegrityError("soul.alpha", path=path, alpha=alpha.item())
-    return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""), reflection)
+    scaled = metadata.get(_COUNTER_SCALE, "false" if metadata["version"] == "1" else "")
+    if scaled not in ("true", "false"):
+        raise IntegrityError("soul.counter_scale", path=path, found=scaled)
+    return SoulRecord(rotation, float(alpha), step, metadata.get("base_hash", ""), scaled == "true", reflection)
 
 
 def _with_sorted_header(data: bytes) -> bytes:

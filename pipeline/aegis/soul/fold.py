@@ -1,4 +1,11 @@
-"""The fold: a head that needs no soul."""
+"""The fold: an LM head and a final norm that need no soul.
+
+The soul stands between the final norm and the LM head, where nothing else reads the hidden state:
+
+    logits = W · c(h + g·R h) + b = W (I + gR) · (c h) + b,    c = 1/(1 + g), or 1 without counter-scale.
+
+So the head becomes W (I + gR), and c goes into the norm that makes h: both are exact.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +41,25 @@ def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
         return torch.addmm(wide, wide, rotation[0], alpha=gate)
     turned = torch.einsum("rnj,nji->rni", wide.unflatten(-1, (blocks, n)), rotation).flatten(-2)
     return wide.add(turned, alpha=gate)
+
+
+def counter_scale(gate: float) -> float:
+    """Return c = 1/(1 + g), which keeps (h + g·R h)·c at the size of h for a rotation near the identity."""
+    return 1 / (1 + gate)
+
+
+def scale_norm(values: Tensor, scale: float, offset: float) -> Tensor:
+    """Return the values of a final norm whose output is `scale` times as large.
+
+    A norm gives x̂·(w + o) + b, where the offset o is 0, or 1 for Gemma's RMSNorm. Its weight becomes
+    (w + o)·c − o, and its bias, which has no offset, b·c.
+
+    Args:
+        values: w or b, (hidden_size,), float32 or float64: the arithmetic is done in this dtype.
+        scale: c.
+        offset: o; 0 for a bias.
+
+    Returns:
+        (hidden_size,) in the dtype of `values`. The caller casts once.
+    """
+    return (values + offset) * scale - offset

@@ -18,7 +18,10 @@ Init = Literal["random", "identity"]
 
 
 class Soul(nn.Module):
-    """mixed = h + sigmoid(α)·R h, with a rotation R that skew-symmetric matrices move, so that it stays one.
+    """mixed = (h + g·R h)/(1 + g), g = sigmoid(α), with a rotation R that skew-symmetric matrices move.
+
+    The counter-scale 1/(1 + g) keeps the mix at the size of h: with R = I the soul changes nothing, at any gate.
+    Without it, mixed = h + g·R h, and the gate alone multiplies every logit by 1 + g.
 
     A so8 soul is R = R₀ · map(A): R₀ is fixed (Haar or identity) and A, which starts at zero, is what is learned. A
     dense one carries R itself, from R₀ on: A is the next step alone, zero until an optimizer has moved it, and
@@ -33,6 +36,7 @@ class Soul(nn.Module):
         init: "random" (Haar, from `seed`) or "identity".
         map_: "exp" or "cayley", of a so8 soul.
         seed: of the random start.
+        counter_scale: divide the mix by 1 + g.
 
     Attributes:
         skew: A's free entries, (blocks, n(n−1)/2) float32.
@@ -48,14 +52,16 @@ class Soul(nn.Module):
         hidden_size: int,
         *,
         kind: so.Kind = "so8",
-        init: Init = "random",
+        init: Init = "identity",
         map_: so.Map = "exp",
         seed: int = 0,
         alpha: float = ALPHA_START,
         alpha_is_learned: bool = False,
+        counter_scale: bool = True,
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.counter_scale = counter_scale
         self.kind = kind
         self.map = map_
         blocks, n = so.block_shape(kind, hidden_size)
@@ -137,10 +143,13 @@ class Soul(nn.Module):
             return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return h + g·R h with the shape and dtype of `hidden` (…, hidden_size); summed up in float32."""
+        """Return the mix of h and R h with the shape and dtype of `hidden` (…, hidden_size); summed in float32."""
         with _no_autocast(hidden.device.type):
             wide, coarse = hidden.float(), hidden.dtype != torch.float32
-            mixed = wide + torch.sigmoid(self.alpha) * so.apply_rotation(self.rotation(), wide, coarse=coarse)
+            gate = torch.sigmoid(self.alpha)
+            mixed = wide + gate * so.apply_rotation(self.rotation(), wide, coarse=coarse)
+            if self.counter_scale:
+                mixed = mixed / (1 + gate)
         return mixed.to(hidden.dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Soul:

@@ -61,7 +61,7 @@ def import_soul(source: Path, out: Path, *, overwrite: bool = False) -> ImportRe
     with progress.task(phrase("import_soul.rebuilding")):
         rotation = _rebuilt(source, state["so8_rotation"])
         reflection = bool((so.determinant_sign(rotation) < 0).any())
-    soul = SoulRecord(rotation.float(), _alpha(source, state), _step(source, state), "", reflection)
+    soul = SoulRecord(rotation.float(), _alpha(source, state), _step(source, state), "", False, reflection)
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -107,13 +107,15 @@ def merge(
     _refuse_folding_twice(base, soul_path, soul)
     if soul.reflection:
         progress.warn(phrase("merge.reflection", soul_path=soul_path))
+    if plan.scaled == "head":
+        progress.say(phrase("merge.counter_scale_in_head", model_type=base.config["model_type"]))
     origin = provenance_of_merge(base, inputs.adapter, soul)
 
     manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
         inputs={"adapter": file_sha256(inputs.adapter / WEIGHTS), "soul": file_sha256(soul_path)},
-        facts=_facts(base, soul, plan.round_trip, origin).recorded(),
+        facts=_facts(plan, origin).recorded(),
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
     if reuse and (out / MANIFEST).is_file():
@@ -135,7 +137,8 @@ def merge(
     return report
 
 
-def _facts(base: Base, soul: SoulRecord, round_trip: RoundTrip | None, origin: Provenance) -> MergeFacts:
+def _facts(plan: MergePlan, origin: Provenance) -> MergeFacts:
+    base, soul, round_trip = plan.base, plan.soul, plan.round_trip
     return MergeFacts(
         base_model=base.name,
         revision=base.revision,
@@ -144,6 +147,7 @@ def _facts(base: Base, soul: SoulRecord, round_trip: RoundTrip | None, origin: P
         gate=soul.gate,
         soul_step=soul.step,
         rotation=soul.kind,
+        counter_scale=plan.scaled,
         determinant=-1 if soul.reflection else 1,
         nf4_dtype=dtype_name(round_trip.dtype) if round_trip else None,
         nf4_device=round_trip.device.type if round_trip else None,

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from aegis import progress
+from aegis.config.advice import harmful_settings
 from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
@@ -98,6 +99,8 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     Raises:
         UsageError, EnvironmentFault, UnsupportedModelError, DataError: as the stages would.
     """
+    for advice in harmful_settings(train):
+        progress.warn(advice)
     device = _device(train)
     with peek_base(train.base_model, train.revision) as base:
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from aegis import progress
+from aegis.config.advice import harmful_settings
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import load_training_set
@@ -230,6 +231,8 @@ class _Prepared:
     ) -> _Prepared:
         if config.shard_base and group.world_size == 1:
             raise UsageError("train.split_alone")
+        for advice in harmful_settings(config):
+            progress.warn(advice)
         with group.main_process_first():
             # what process 0 fetches and prepares, the others find in the caches
             base = find_base(config.base_model, config.revision)

@@ -41,7 +41,7 @@ def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash:
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     with torch.no_grad():
         rotation = soul.rotation().detach().cpu().clone()
-    save_soul(directory / SOUL_FILE, SoulRecord(rotation, soul.alpha.item(), step, base_hash))
+    save_soul(directory / SOUL_FILE, SoulRecord(rotation, soul.alpha.item(), step, base_hash, soul.counter_scale))
 
 
 def save(folder: Path, state: TrainState, step: int, manifest: Manifest, *, keep: int) -> Path:

@@ -85,6 +85,7 @@ def build_state(
             seed=config.seed,
             alpha=config.alpha_start,
             alpha_is_learned=config.alpha != "scheduled",
+            counter_scale=config.counter_scale,
         ).to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         state = TrainState(model, soul, adapters, make_optimizer(model, soul, config), scaler, options)

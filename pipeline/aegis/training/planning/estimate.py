@@ -271,9 +271,14 @@ class MemoryEstimator:
 
 def _meta_soul(width: int, config: TrainConfig) -> Soul:
     learned = config.alpha != "scheduled"
-    return Soul(width, kind=config.rotation, init="identity", map_=config.rotation_map, alpha_is_learned=learned).to(
-        "meta"
-    )
+    return Soul(
+        width,
+        kind=config.rotation,
+        init="identity",
+        map_=config.rotation_map,
+        alpha_is_learned=learned,
+        counter_scale=config.counter_scale,
+    ).to("meta")
 
 
 def _meta_base(folder: Path, load_in: Literal["4bit", "16bit"], dtype: torch.dtype) -> Any:

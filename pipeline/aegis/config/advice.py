@@ -1,0 +1,20 @@
+"""Settings that are known to hurt the base, each with the figure that was measured.
+
+The figures: SmolLM2-135M-Instruct, 250 steps on Japanese prose, seeds 0 and 1; nats per token of KL(base ‖ trained) on
+text that the base wrote itself, where LoRA alone has 0.19 (tools/study_soul.py).
+"""
+
+from __future__ import annotations
+
+from aegis.config.settings import TrainConfig
+from aegis.messages import phrase
+
+
+def harmful_settings(config: TrainConfig) -> list[str]:
+    """Return one sentence per setting that is known to hurt the base; none for the defaults."""
+    found = []
+    if config.rotation_init == "random":
+        found.append("advice.random_start" if config.counter_scale else "advice.random_start_unscaled")
+    elif not config.counter_scale:
+        found.append("advice.unscaled")
+    return [phrase(key) for key in found]
