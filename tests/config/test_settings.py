@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from aegis.config.presets import PRESETS
 from aegis.config.resolve import resolve
+from aegis.config.advice import harmful_settings
 from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
 from aegis.errors import UsageError
 
@@ -41,14 +42,15 @@ def test_a_flag_not_given_overrides_nothing(tmp_path: Path) -> None:
     assert resolve(TrainConfig, file=file, environment={}, flags={"packing": None, "seed": None}).packing is False
 
 
-def test_borea_preset_is_the_original(tmp_path: Path) -> None:
-    """Every number of the original's production run, to the digit; nothing in a TOML is needed for it."""
+def test_the_borea_preset_has_the_original_runs_numbers(tmp_path: Path) -> None:
+    """To the digit, but for the start of the rotation; nothing in a TOML is needed for it."""
     config = resolve(TrainConfig, preset="borea-12gb", environment={})
     wanted = {
         "base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp",
         "load_in": "4bit",
         "rotation": "so8",
-        "rotation_init": "random",
+        "rotation_init": "identity",
+        "counter_scale": True,
         "alpha": "scheduled",
         "alpha_start": -5.0,
         "alpha_target": 1.618,
@@ -70,6 +72,17 @@ def test_borea_preset_is_the_original(tmp_path: Path) -> None:
     assert resolve(MergeConfig, preset="borea-12gb", environment={}).dtype == "float16"
     export = resolve(ExportConfig, preset="borea-12gb", environment={})
     assert export.quant == ("Q4_K_M",)
+
+
+def test_the_original_preset_is_the_original_to_the_letter() -> None:
+    """One d x d rotation from a random start, mixed = h + g R h; and each harmful setting is named with its figure."""
+    config = resolve(TrainConfig, preset="original", environment={})
+    assert (config.rotation, config.rotation_init, config.counter_scale) == ("dense", "random", False)
+    (advice,) = harmful_settings(config)
+    assert "4.8 to 6.8 nats" in advice
+    assert harmful_settings(TrainConfig()) == []
+    assert len(harmful_settings(TrainConfig(counter_scale=False))) == 1
+    assert len(harmful_settings(TrainConfig(rotation_init="random"))) == 1
     assert "phi-3" in str(export.name).lower()
 
 

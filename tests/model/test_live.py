@@ -67,10 +67,11 @@ def live(quick_base: Path) -> Iterator[Loaded]:
 
 
 def by_hand(model: Any, soul: Soul, tokens: Tensor) -> Tensor:
-    """W(h + gRh) without any hook."""
+    """W(h + gRh)/(1 + g) without any hook."""
     hidden = decoder_of(model)(input_ids=tokens).last_hidden_state
     rotation = torch.block_diag(*soul.rotation())
-    return (hidden + torch.sigmoid(soul.alpha) * hidden @ rotation.T) @ model.get_output_embeddings().weight.T
+    gate = torch.sigmoid(soul.alpha)
+    return (hidden + gate * hidden @ rotation.T) / (1 + gate) @ model.get_output_embeddings().weight.T
 
 
 def test_forward_goes_through_the_soul_and_only_inside(base16: Any) -> None:

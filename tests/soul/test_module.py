@@ -17,7 +17,8 @@ def learn(soul: Soul, steps: int, rate: float, wanted: torch.Tensor) -> list[flo
     for _ in range(steps):
         optimizer.zero_grad()
         soul.cache_rotation()
-        loss = (soul(hidden) - hidden - soul.alpha.sigmoid() * hidden @ wanted.mT).square().mean()
+        target = (hidden + soul.alpha.sigmoid() * hidden @ wanted.mT) / (1 + soul.alpha.sigmoid())
+        loss = (soul(hidden) - target.detach()).square().mean()
         loss.backward()
         soul.release()
         optimizer.step()
@@ -52,7 +53,8 @@ def test_a_dense_soul_moves_as_the_exponential_says() -> None:
     soul.release()
     entries = torch.zeros_like(soul.skew, dtype=torch.float64, requires_grad=True)
     turned = start @ torch.linalg.matrix_exp(so.skew_matrix(entries, 24))
-    mixed = hidden.double() + soul.alpha.double().sigmoid() * so.apply_rotation(turned, hidden.double())
+    gate = soul.alpha.double().sigmoid()
+    mixed = (hidden.double() + gate * so.apply_rotation(turned, hidden.double())) / (1 + gate)
     (wanted,) = torch.autograd.grad(mixed, entries, outer.double())
     assert soul.skew.grad is not None
     torch.testing.assert_close(soul.skew.grad.double(), wanted, rtol=1e-4, atol=1e-5)
