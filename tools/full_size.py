@@ -82,5 +82,11 @@ def write_adapter_and_soul(model: nn.Module, targets: tuple[str, ...], folder: P
             std = 0.1 if ".lora_A." in name else 0.01
             module.weight = nn.Parameter(torch.randn(module.weight.shape, generator=generator) * std)
     folder.mkdir()
-    write_trained(folder, peft_model, Soul(peft_model.config.hidden_size, init="random", alpha=GOLDEN_RATIO, seed=2), 500, base_hash)
+    write_trained(
+        folder,
+        peft_model,
+        Soul(peft_model.config.hidden_size, init="random", alpha=GOLDEN_RATIO, seed=2),
+        500,
+        base_hash,
+    )
     return sum(pair.a.numel() + pair.b.numel() for pair in load_adapter(folder).updates.values())
