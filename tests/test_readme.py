@@ -1,4 +1,4 @@
-"""The two READMEs: the same commands in both, and each is one that exists."""
+"""The READMEs: short, alike in both languages, and true of the program, the floors and the files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,40 @@ import pytest
 import typer
 
 from aegis.cli.app import app
+from aegis.model.families import PROVEN, families_table
+from aegis.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))  # as `python tools/file_map.py` has it
+
+import file_map  # noqa: E402
+
 ENGLISH = ROOT / "README.md"
 JAPANESE = ROOT / ".github" / "README.ja.md"
-PROGRAM = re.compile(r"^(aegis [a-z]|python3 |py |\. |\.venv)")
+BOTH = (ENGLISH, JAPANESE)
+FLOORS = (ROOT / ".github" / "CONTRIBUTING.md", ROOT / "pipeline" / "aegis" / "README.md")
+MAX_LINES = 200
+PROGRAM = re.compile(r"^(aegis [a-z]|ollama |git |cd |python3 |py |\. |\.venv)")
+DOCUMENTS = [
+    ENGLISH,
+    *sorted(path for room in (".github", "pipeline", "tools", "tests") for path in (ROOT / room).rglob("*.md")),
+]
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def commands(readme: Path) -> list[str]:
     """Lines of code blocks that are typed, without their comments."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text(readme), re.M | re.S)
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [" ".join(line.split()) for line in lines if PROGRAM.match(line)]
 
 
-def named(readme: Path) -> set[str]:
-    """The `aegis …` commands that the first column of the table of commands has."""
-    return set(re.findall(r"^\| `(aegis [^`]*)` \|", readme.read_text(encoding="utf-8"), re.M))
+def named(readme: Path) -> list[str]:
+    """The `aegis …` commands in the first column of the table of commands, in its order."""
+    return re.findall(r"^\| `(aegis [^`]*)` \|", text(readme), re.M)
 
 
 def known() -> dict[str, Any]:
@@ -38,10 +56,35 @@ def known() -> dict[str, Any]:
     return dict(group.commands)
 
 
-def test_both_languages_have_the_same_commands() -> None:
+def headings(path: Path) -> list[str]:
+    """Headings with their marks, code blocks left out."""
+    return re.findall(r"^#+ .*", re.sub(r"^```.*?^```", "", text(path), flags=re.M | re.S), re.M)
+
+
+def anchors(path: Path) -> set[str]:
+    """What `#…` may name in a document, as GitHub derives it from the headings."""
+    bare = (re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()) for heading in headings(path))
+    return {heading.strip().replace(" ", "-") for heading in bare}
+
+
+@pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
+def test_a_readme_can_be_read_to_its_end(readme: Path) -> None:
+    assert len(text(readme).splitlines()) <= MAX_LINES
+
+
+def test_both_languages_have_the_same_shape_and_commands() -> None:
     assert len(commands(ENGLISH)) >= 8
     assert commands(ENGLISH) == commands(JAPANESE)
     assert named(ENGLISH) == named(JAPANESE)
+    marks = [[heading.split()[0] for heading in headings(readme)] for readme in BOTH]
+    assert marks[0] == marks[1]
+
+
+def test_the_way_from_a_jsonl_to_ollama_stands_in_order() -> None:
+    wanted = ("git clone", "start.py setup", "aegis doctor", "aegis plan", "aegis run", "ollama create", "ollama run")
+    lines = commands(ENGLISH)
+    places = [next(i for i, line in enumerate(lines) if part in line) for part in wanted]
+    assert places == sorted(places)
 
 
 def test_every_command_has_its_row() -> None:
@@ -50,8 +93,8 @@ def test_every_command_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("line", sorted({line for line in commands(ENGLISH) if line.startswith("aegis ")}))
-def test_the_program_takes_the_commands_options(line: str) -> None:
-    """Asked for help behind them, it reads them all and does nothing; the control is an option that is none."""
+def test_the_program_takes_the_options_of_a_command(line: str) -> None:
+    """Asked for help behind them, it reads them all and does nothing; the control is an option that does not exist."""
     words = shlex.split(line)[1:]
 
     def ends(*more: str) -> int:
@@ -66,16 +109,87 @@ def test_the_program_takes_the_commands_options(line: str) -> None:
     assert ends("--no-such-option") == 2
 
 
-def test_set_up_knows_its_commands() -> None:
+@pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
+def test_every_option_in_the_text_exists(readme: Path) -> None:
+    """But for those of other programs, which stand on a line with that program's name."""
+    options = {"--help", "--debug"}
+    for command in known().values():
+        for parameter in command.params:
+            options |= {*parameter.opts, *parameter.secondary_opts}
+    spans = re.findall(r"`([^`\n]+)`", text(readme))
+    ours = [span for span in spans if not span.startswith(("uv ", "wsl ", "torchrun"))]
+    assert {word for span in ours for word in re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", span)} <= options
+
+
+def test_the_set_up_knows_its_commands() -> None:
     lines = [line for line in commands(ENGLISH) if "start.py" in line]
-    assert {re.split(r"start\.py ", line)[1] for line in lines} == {"demo", "test"}
-    for word in ("demo", "test"):
+    assert {re.split(r"start\.py ", line)[1] for line in lines} == {"demo", "test", "setup"}
+    for word in ("demo", "test", "setup"):
         asked = [sys.executable, "-c", f"import start; start.parse([{word!r}])"]
         assert subprocess.run(asked, cwd=ROOT / "tools", check=False).returncode == 0
 
 
-def test_every_link_between_files_leads_somewhere() -> None:
-    for readme in (ENGLISH, JAPANESE):
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", readme.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (readme.parent / target).exists(), (readme.name, target)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_between_files_leads_somewhere(document: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", text(document), flags=re.M | re.S)
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", prose):
+        if "://" in target:
+            continue
+        found = (document.parent / target).resolve() if target else document
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), (target, anchor)
+
+
+def test_the_families_table_is_that_of_the_code_in_both_languages() -> None:
+    assert families_table() in text(ENGLISH)
+    rows = re.findall(r"^\|[^|]*\| `(\w+)` \|[^|]*\| (`[^|]*) \|", text(JAPANESE), re.M)
+    wanted = {model_type: tuple(f"`{target}`" for target in family.targets) for model_type, family in PROVEN.items()}
+    assert {model_type: tuple(targets.split(", ")) for model_type, targets in rows} == wanted
+
+
+@pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
+def test_the_tree_of_a_run_has_every_place_of_it(readme: Path) -> None:
+    tree = next(
+        block for block in re.findall(r"^```\w*\n(.*?)^```", text(readme), re.M | re.S) if "artifacts/NAME" in block
+    )
+    places = [name for name in vars(Run) if isinstance(getattr(Run, name), property)]
+    run = Run(Path("run"))
+    assert "checkpoints" in places
+    for place in (getattr(run, name) for name in places):
+        if isinstance(place, Path):
+            assert place.name in tree
+
+
+@pytest.mark.parametrize("document", FLOORS, ids=lambda path: path.parent.name)
+def test_the_floors_are_those_that_import_linter_holds(document: Path) -> None:
+    contracts = tomllib.loads(text(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    block = re.search(r"^```floors\n(.*?)^```", text(document), re.M | re.S)
+    assert block is not None
+    assert block[1].splitlines() == layers
+
+
+@pytest.mark.parametrize("name", file_map.READMES)
+def test_the_file_map_is_up_to_date(name: str) -> None:
+    """Otherwise: python tools/file_map.py --write."""
+    written = text(ROOT / name)
+    assert "<!-- files: " in written
+    assert file_map.updated(written) == written
+
+
+def test_a_file_map_follows_its_files(tmp_path: Path) -> None:
+    room = tmp_path / "room"
+    (room / "inner").mkdir(parents=True)
+    (room / "__init__.py").write_text("")
+    (room / "inner" / "shard.py").write_text('"""Reads a shard,\npiece by piece. Nothing else.\n\nMore."""\n')
+    (room / "words.toml").write_text("# The words. More.\nkey = 1\n")
+    readme = "Before\n<!-- files: room -->\nold\n<!-- end of files -->\nafter\n"
+    first = file_map.updated(readme, tmp_path)
+    lines = [" ".join(line.split()) for line in first.splitlines()]
+    assert lines[0] == "Before"
+    assert lines[-1] == "after"
+    assert "old" not in lines
+    assert lines[4:8] == ["room/", "words.toml The words", "inner/", "shard.py Reads a shard, piece by piece"]
+    assert file_map.updated(first, tmp_path) == first
+    (room / "inner" / "shard.py").write_text('"""Writes a shard."""\n')
+    assert file_map.updated(first, tmp_path) != first
