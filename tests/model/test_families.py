@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aegis.errors import UnsupportedModelError
-from aegis.model.families import PROVEN, REFUSED, check_family, check_head_bias, families_table
+from aegis.model.families import PROVEN, REFUSED, check_family, check_head_bias, families_table, rope_of, unproven_parts
 
 PHI = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 
@@ -110,3 +110,37 @@ def test_the_readme_has_the_table() -> None:
 def test_an_empty_quantization_config_is_none() -> None:
     check_family(PHI | {"quantization_config": None})
     check_family(PHI | {"quantization_config": {}})
+
+
+OWN, TIED = ["lm_head.weight"], ["model.embed_tokens.weight"]
+LONG = {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "vocabulary", "parts"),
+    [
+        (PHI | LONG, OWN, "SentencePiece", {}),
+        # Phi-4-mini: the same model_type, and none of what Phi-3 was proven with
+        (
+            PHI | LONG | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+            OWN,
+            "byte-level BPE",
+            {"head": "tied", "tokenizer": "byte-level BPE", "rope": "longrope of a part"},
+        ),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}, TIED, "byte-level BPE", {}),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}}, OWN, "byte-level BPE", {"rope": "yarn"}),
+        ({"model_type": "llama", "rope_scaling": None}, OWN, "SentencePiece", {"tokenizer": "SentencePiece"}),
+        ({"model_type": "mistral"}, OWN, "SentencePiece", {}),
+        ({"model_type": "falcon"}, OWN, None, None),
+    ],
+)
+def test_a_base_is_proven_with_head_tokenizer_and_rope(
+    config: dict[str, Any], tensors: list[str], vocabulary: Any, parts: dict[str, str] | None
+) -> None:
+    assert unproven_parts(config, tensors, vocabulary) == parts
+
+
+def test_a_rope_of_each_kind_of_layer_is_named() -> None:
+    layers = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
+    assert rope_of({"rope_parameters": layers}) == "linear"
+    assert rope_of({"rope_parameters": "odd"}) == "unknown"

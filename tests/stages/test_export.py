@@ -258,6 +258,12 @@ def test_the_name_says_the_family(tmp_path: Path, wanted: str | None, folder: st
     assert general_name(wanted, tmp_path / folder, model_type) == name
 
 
+def test_a_byte_level_phi3_is_not_named_so(tmp_path: Path) -> None:
+    """Phi-4-mini is model_type phi3: llama.cpp would look for Phi-3's tokens in it and could not load the file."""
+    (tmp_path / "merges.txt").touch()
+    assert general_name("Phi-4-mini", tmp_path, "phi3") == "Phi-4-mini"
+
+
 def test_a_merged_folder_is_named_after_its_base(tmp_path: Path) -> None:
     from aegis.runs.manifest import Manifest
     from aegis.runs.publish import publishing

@@ -17,8 +17,9 @@ from aegis.errors import IntegrityError, ToolError
 from aegis.llama_cpp import GgufFile, Runtime, convert
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
-from aegis.model.families import PROVEN, REFUSED, HeadKind
+from aegis.model.families import PROVEN, REFUSED, HeadKind, rope_of, unproven_parts
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet
+from aegis.model.vocabulary import vocabulary_of
 from aegis.soul.fold import fold_head
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
@@ -50,10 +51,20 @@ class Case:
 
 # one layer of full attention, which has its own rope base, among six of the sliding kind
 GEMMA = {"num_hidden_layers": 6, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 32}
+# so short a context that the scaled part of the rotary embedding is within the tokens compared
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 CASES = (
     Case("phi3", "own"),
     Case("llama", "own"),
     Case("llama", "tied", "llama-bpe"),
+    Case("llama", "own", "llama-bpe", {"rope_parameters": LLAMA3_ROPE}),
     Case("mistral", "own", settings={"sliding_window": None}),
     Case("qwen2", "own"),
     Case("qwen2", "tied", "qwen2"),
@@ -112,6 +123,18 @@ def test_every_proven_family_is_here() -> None:
     assert heads == {(model_type, head) for model_type, family in PROVEN.items() for head in family.heads}
     kinds = {case.model_type: case.vocabulary for case in CASES if case.vocabulary}
     assert kinds == {model_type: family.vocabulary for model_type, family in PROVEN.items() if family.vocabulary}
+
+
+def test_a_proven_family_is_proven_with_this_rope(base: Path, case: Case) -> None:
+    """The table's kinds of rotary embedding are those of the cases."""
+    config = read_config(base)
+    assert rope_of(config) in PROVEN[case.model_type].ropes
+    assert unproven_parts(config, ShardSet.open(base).entries, vocabulary_of(base)) in (
+        {},
+        {"tokenizer": "SentencePiece"},
+    )
+    scaled = case.settings.get("rope_parameters") or case.model_type == "phi3"
+    assert (rope_of(config) not in ("default", "default of a part")) == bool(scaled)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

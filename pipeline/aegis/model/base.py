@@ -21,13 +21,15 @@ from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError
 from aegis.hub import download_bars, first_line, http_error
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
-from aegis.model.families import PROVEN, check_family, check_head_bias
+from aegis.model.families import check_family, check_head_bias, unproven_parts
 from aegis.model.shards import ShardSet
+from aegis.model.vocabulary import vocabulary_of
 
 _DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
 _READ_BYTES = 1 << 24
 _WAITS_S = (1, 3, 9)
+_PARTS = {"head": "base.part_head", "tokenizer": "base.part_tokenizer", "rope": "base.part_rope"}
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -111,10 +113,18 @@ def find_base(name: str, revision: str | None = None) -> Base:
     check_family(base.config)
     if (folder / ADAPTER_CONFIG).is_file():
         raise IntegrityError("base.adapter_beside", folder=folder, adapter_config=ADAPTER_CONFIG)
-    if base.config["model_type"] not in PROVEN:
-        progress.warn(phrase("base.unproven_family", config=base.config["model_type"]))
     check_head_bias(base.config, base.shards.entries)
+    _warn_unproven(base)
     return base
+
+
+def _warn_unproven(base: Base) -> None:
+    parts = unproven_parts(base.config, base.shards.entries, vocabulary_of(base.folder))
+    if parts is None:
+        progress.warn(phrase("base.unproven_family", config=base.config["model_type"]))
+    for part, kind in (parts or {}).items():
+        name = phrase(_PARTS[part])
+        progress.warn(phrase("base.unproven_part", config=base.config["model_type"], part=name, kind=kind))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

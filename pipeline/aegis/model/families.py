@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from aegis.errors import UnsupportedModelError
 from aegis.messages import phrase
-from aegis.model.shards import HEAD_BIAS
+from aegis.model.shards import HEAD, HEAD_BIAS
+from aegis.model.vocabulary import Vocabulary
 
 HeadKind = Literal["own", "tied", "with bias"]
-Vocabulary = Literal["SentencePiece", "byte-level BPE"]
 
 _SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -28,6 +28,7 @@ class Family:
     Attributes:
         name: as people call it.
         heads: the LM heads it was proven with.
+        ropes: the kinds of rotary embedding it was proven with, as `rope_of` calls them.
         targets: its attention projections, which the adapter goes on.
         vocabulary: the kind of tokenizer whose ids were compared in transformers and llama.cpp, if any were.
         remark: what is special about it.
@@ -42,13 +43,19 @@ class Family:
     remark: str = ""
     norm: str = "model.norm"
     norm_offset: float = 0.0
+    ropes: tuple[str, ...] = ("default",)
 
 
 PROVEN: Mapping[str, Family] = {
     "phi3": Family(
-        "Phi-3, Phi-3.5", ("own",), "SentencePiece", ("qkv_proj", "o_proj"), remark="fused projections, LongRoPE"
+        "Phi-3, Phi-3.5",
+        ("own",),
+        "SentencePiece",
+        ("qkv_proj", "o_proj"),
+        remark="fused projections, LongRoPE",
+        ropes=("longrope",),
     ),
-    "llama": Family("Llama", ("own", "tied"), "byte-level BPE"),
+    "llama": Family("Llama", ("own", "tied"), "byte-level BPE", ropes=("default", "llama3")),
     "mistral": Family("Mistral", ("own",)),
     "qwen2": Family("Qwen2, Qwen2.5", ("own", "tied"), "byte-level BPE", remark="bias on q, k and v"),
     "qwen3": Family("Qwen3", ("own", "tied"), "byte-level BPE", remark="norms on q and k"),
@@ -62,6 +69,7 @@ PROVEN: Mapping[str, Family] = {
         "byte-level BPE",
         ("q_proj", "k_proj", "v_proj", "dense"),
         norm="model.final_layernorm",
+        ropes=("default", "default of a part"),
     ),
 }
 
@@ -120,6 +128,52 @@ def check_head_bias(config: Mapping[str, Any], tensors: Collection[str]) -> None
     """
     if HEAD_BIAS in tensors and config.get("model_type") not in _BIASED_HEADS:
         raise UnsupportedModelError("families.head_bias", model_type=config.get("model_type"))
+
+
+def unproven_parts(
+    config: Mapping[str, Any], tensors: Collection[str], vocabulary: Vocabulary | None
+) -> dict[str, str] | None:
+    """What a base has that its family was not proven with: the part and what it is here.
+
+    Args:
+        config: config.json.
+        tensors: the names of the base's tensors.
+        vocabulary: its kind of tokenizer, if it could be told.
+
+    Returns:
+        Nothing but an empty dict for a proven base; None for a family that was not proven at all.
+    """
+    family = PROVEN.get(str(config.get("model_type")))
+    if family is None:
+        return None
+    parts = {}
+    if (head := head_of(config, tensors)) not in family.heads:
+        parts["head"] = str(head)
+    if family.vocabulary and vocabulary and vocabulary != family.vocabulary:
+        parts["tokenizer"] = vocabulary
+    if (rope := rope_of(config)) not in family.ropes:
+        parts["rope"] = rope
+    return parts
+
+
+def head_of(config: Mapping[str, Any], tensors: Collection[str]) -> HeadKind:
+    """The kind of LM head a base has."""
+    if HEAD_BIAS in tensors:
+        return "with bias"
+    return "tied" if HEAD not in tensors or config.get("tie_word_embeddings") is True else "own"
+
+
+def rope_of(config: Mapping[str, Any]) -> str:
+    """The kind of rotary embedding by config.json, old or new, and whether it turns only a part of each head."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping):
+        return "unknown"
+    # Gemma 3 has one for each kind of layer
+    each = [scaling, *(inner for inner in scaling.values() if isinstance(inner, Mapping))]
+    kinds = {str(inner.get("rope_type") or inner.get("type") or "default") for inner in each}
+    kind = ", ".join(sorted(kinds - {"default"})) or "default"
+    part = config.get("partial_rotary_factor") or scaling.get("partial_rotary_factor") or 1.0
+    return kind if part == 1.0 else f"{kind} of a part"
 
 
 def families_table() -> str:

@@ -21,6 +21,7 @@ from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
 from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
 from aegis.model.shards import ShardSet
+from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
 from aegis.report.card import CardFile, gguf_card
 from aegis.runs import disk
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
@@ -32,7 +33,6 @@ from aegis.verification.texts import in_time
 MODELFILE = "Modelfile"
 _CONTEXT_TOKENS = 4096
 """Room is left for the quantization's name in the 255 bytes that file systems allow."""
-_FAMILY_NAMES = {"phi3": ("phi-3", "phi3")}
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,8 @@ def export_gguf(
 
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:
-    """Return general.name: what was asked for or the base's name, with the family's name in it.
-
-    llama.cpp reads the family off this name: a Phi-3 whose name lacks "phi-3" keeps the white space after its role
-    tags, and every chat prompt gains tokens (src/llama-vocab.cpp at the pinned commit).
-    """
-    name = wanted or _base_name(model) + "-AEGIS"
-    known = _FAMILY_NAMES.get(model_type)
-    if known is None or any(family in name.lower() for family in known):
-        return name
-    return f"{known[0].capitalize()}-{name}"
+    """Return general.name: what was asked for or the base's name, as llama.cpp needs it for this vocabulary."""
+    return name_for_llama_cpp(wanted or _base_name(model) + "-AEGIS", model_type, vocabulary_of(model))
 
 
 def _base_name(model: Path) -> str:
