@@ -95,7 +95,7 @@ def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
     assert contents[0] == "s"
     assert contents[-1] == "d"
     assert "a" not in contents
-    assert all(echo.count(heard) + GREEDY.max_tokens <= 60 for heard in echo.heard)
+    assert all(echo.count_tokens(heard) + GREEDY.max_tokens <= 60 for heard in echo.heard)
     assert "forgotten" in reporter.said[-1]
 
 
@@ -164,7 +164,7 @@ def test_an_answer_nobody_waits_for_ends(quick_base: Path) -> None:
             while not stopping_criteria[0](input_ids, None).all():
                 time.sleep(0.01)
 
-    pieces = TransformersModel("live", Endless(), load_tokenizer(quick_base), 64).say([USER], GREEDY)
+    pieces = TransformersModel("live", Endless(), load_tokenizer(quick_base), 64).generate([USER], GREEDY)
     assert next(pieces) == "a"
     pieces.close()  # type: ignore[attr-defined]
     assert not any("generate" in thread.name for thread in threading.enumerate())

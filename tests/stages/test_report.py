@@ -148,11 +148,11 @@ class Slow:
     def __init__(self, clock: list[float]) -> None:
         self._clock = clock
 
-    def count(self, _messages: object) -> int:
+    def count_tokens(self, _messages: object) -> int:
         return 1
 
-    def say(self, _messages: object, manner: conversation.SamplingParams) -> Iterator[str]:
-        for _ in range(manner.max_tokens):
+    def generate(self, _messages: object, sampling: conversation.SamplingParams) -> Iterator[str]:
+        for _ in range(sampling.max_tokens):
             self._clock[0] += 1
             yield "あ"
 
