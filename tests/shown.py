@@ -45,8 +45,8 @@ def english_in(text: str) -> list[str]:
 
 def finding_lines() -> list[Finding]:
     return [
-        Finding("Python", "ok", "3.11.7"),
-        Finding("4-bit kernel", "warn", "http://127.0.0.1:11434", "ollama serve"),
+        Finding("python", "ok", "3.11.7"),
+        Finding("kernel", "warn", "http://127.0.0.1:11434", "ollama serve"),
         Finding("torch", "fail", "2.11.0", "pip install torch"),
     ]
 
@@ -89,7 +89,7 @@ def study_report() -> StudyReport:
         tolerance=0.02,
         reference=Reference(7_640_000_000, "b", 4.91, Speed(120, 5.2)),
         measured=(small, same),
-        left=(NotBuilt("IQ2_M", "plain", "needs an importance matrix"),),
+        left=(NotBuilt("IQ2_M", "plain", "needs_imatrix"),),
         importance=Importance("c", "d", 65536, 512),
     )
     return StudyReport(RUN / "study", "mine", 2, 9_600_000_000, study)
@@ -133,12 +133,12 @@ def plan_report() -> PlanReport:
             MemoryPlan(512, 32, True, False, estimate, host_bytes=_GIB),
         ),
         needs=(
-            Need("disk, the run", 18_000_000_000, 9_000_000_000, str(RUN)),
-            Need("disk, verify's scratch", 3_100_000_000, 90_000_000_000, "/tmp"),
-            Need("GPU memory, verify", 7_600_000_000, None),
-            Need("RAM, training on a GPU", _GIB, 16_000_000_000),
-            Need("RAM, verify", 15_200_000_000, 16_000_000_000),
-            Need("disk, the download", 7_600_000_000, 90_000_000_000, "/hub"),
+            Need("disk_run", 18_000_000_000, 9_000_000_000, str(RUN)),
+            Need("disk_scratch", 3_100_000_000, 90_000_000_000, "/tmp"),
+            Need("gpu_memory_verify", 7_600_000_000, None),
+            Need("ram_training", _GIB, 16_000_000_000),
+            Need("ram_verify", 15_200_000_000, 16_000_000_000),
+            Need("disk_download", 7_600_000_000, 90_000_000_000, "/hub"),
         ),
         tokens=256_000,
         flops_per_token=1.5e10,
@@ -153,8 +153,8 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
     merged = MergeReport(RUN / "merged", 195, 7_640_000_000, 64, 0.8345, True)
     exported = ExportReport(RUN / "gguf", "mine", (Path(__file__),), 4096, 9_600_000_000)
     soul = ImportReport(Path("soul.safetensors"), 3072, 500, 1.618, 0.8345, True)
-    need = Need("disk, verify's scratch", 3_100_000_000, 90_000_000_000, "/scratch")
-    outlook = VerifyOutlook(("trained", "wide", "Q4_K_M"), 2048, need, Need("RAM, verify", 15_200_000_000, None))
+    need = Need("disk_scratch", 3_100_000_000, 90_000_000_000, "/scratch")
+    outlook = VerifyOutlook(("trained", "wide", "Q4_K_M"), 2048, need, Need("ram_verify", 15_200_000_000, None))
     unsound = (
         Check(bilingual("alone.file", name="a"), "train", True, bilingual("alone.hash_as_published")),
         Check(bilingual("structure.head"), "merge", False, Bilingual.same("model.safetensors\nlm_head.weight")),
@@ -181,7 +181,7 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         "run": results.before_and_after([(Answer("春の花は?", "桜です。"), Answer("春の花は?", "桜でござる。"))]),
         "verify": verify.verified(verdict(), RUN / "verify"),
         "verify, failed": verify.verified(failed_verdict(), RUN / "verify"),
-        "verify PATH": verify.examined(FileReport(Path("merged"), "a model folder", unsound)),
+        "verify PATH": verify.examined(FileReport(Path("merged"), "model_folder", unsound)),
         "verify PATH, sound": verify.examined(FileReport(Path("m.gguf"), "a GGUF", unsound[:1])),
         "verify --dry-run": screens_plan.verify_planned(outlook),
         "plan": screens_plan.planned(plan, SETTINGS, columns),

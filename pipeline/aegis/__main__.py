@@ -25,7 +25,7 @@ def _diagnosed(error: ImportError) -> int:
 
     streams.prepare()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    door = Finding("command line", "fail", phrase("doctor.not_installed_whole", error=error), set_up_again())
+    door = Finding("command_line", "fail", phrase("doctor.not_installed_whole", error=error), set_up_again())
     sys.stderr.write(diagnosed([door, *examine()]) + "\n")
     return 3
 

@@ -17,49 +17,67 @@ Anything else that reaches the top is our bug: it keeps its traceback and exits 
 
 from __future__ import annotations
 
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self, TypeVar
 
-from aegis.messages import Bilingual, ErrorText, error_texts
+from aegis.messages import Bilingual, error_texts
+
+_Error = TypeVar("_Error", bound="AegisError")
 
 
 class AegisError(Exception):
-    """A failure told as three short texts: what happened, why, and what to do now.
+    """A failure as three short texts: what happened, why, and what to do now. It does not change once it is made.
 
     Args:
         key: of its message, "module.name".
         values: what fills the message's places.
 
     Attributes:
+        key, values: as given; of an error among the values, its text.
+        text: all of it in every language.
+        texts: its three parts.
         what, why, fix: in the reader's language.
-        recorded: the same for a report, which is in English as far as the values are.
     """
 
     exit_code = 1
+    text: Bilingual
 
     def __init__(self, key: str, /, **values: object) -> None:
         super().__init__(key)
-        self.english, (self.what, self.why, self.fix) = error_texts(key, **values)
+        self.key = key
+        given = {name: value.text if isinstance(value, AegisError) else value for name, value in values.items()}
+        self.text, self.texts = error_texts(key, **given)
+        self.values = MappingProxyType(self.text.values)
 
     def __str__(self) -> str:
-        return _lines(ErrorText(self.what, self.why, self.fix))
+        return self.text.shown
 
     @property
-    def told(self) -> Bilingual:
-        """All of it, for a report and for the reader."""
-        return Bilingual(_lines(self.english), str(self))
+    def what(self) -> str:
+        return self.texts.what.shown
+
+    @property
+    def why(self) -> str:
+        return self.texts.why.shown
+
+    @property
+    def fix(self) -> str:
+        return self.texts.fix.shown
+
+    def with_fix(self, fix: Bilingual) -> Self:
+        """The same failure with another way out; raise it `from` what this one came from."""
+        texts = self.texts._replace(fix=fix)
+        text = Bilingual.joined("\n", [part for part in texts if part.english])
+        return _rebuilt(type(self), self.key, {**self.__dict__, "text": text, "texts": texts})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # the texts are all that another process needs; the values may not go through a pipe
-        return _told, (type(self), self.__dict__)
+        state = {**self.__dict__, "values": dict(self.values)}
+        return _rebuilt, (type(self), self.key, state)
 
 
-def _lines(told: ErrorText) -> str:
-    return "\n".join(part for part in told if part)
-
-
-def _told(kind: type[AegisError], state: dict[str, Any]) -> AegisError:
-    error = kind.__new__(kind, *())
-    error.__dict__ |= state
+def _rebuilt(kind: type[_Error], key: str, state: dict[str, Any]) -> _Error:
+    error = kind.__new__(kind, key)
+    error.__dict__ |= {**state, "values": MappingProxyType(dict(state["values"]))}
     return error
 
 

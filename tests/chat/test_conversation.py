@@ -121,7 +121,7 @@ def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path)
     with load_models(run, None, live=True, compare=True, context=None) as found:
         base, live = found
         said = {chat_model.name: "".join(chat_model.generate(messages, GREEDY)) for chat_model in (base, live)}
-        assert live.count(messages) == len(chat_ids(tokenizer, messages))
+        assert live.count_tokens(messages) == len(chat_ids(tokenizer, messages))
     assert said["live"] == wanted != ""
     assert said["base"] != wanted
 
@@ -129,7 +129,9 @@ def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path)
 def test_a_seed_gives_the_same_words(run: Run) -> None:
     messages = [USER]
     with load_models(run, None, live=True, compare=False, context=None) as (live,):
-        told = {seed: ["".join(live.say(messages, SamplingParams(12, 1.5, seed))) for _ in range(2)] for seed in (0, 1)}
+        told = {
+            seed: ["".join(live.generate(messages, SamplingParams(12, 1.5, seed))) for _ in range(2)] for seed in (0, 1)
+        }
     assert told[0][0] == told[0][1]
     assert told[1][0] == told[1][1]
     assert told[0] != told[1]

@@ -450,8 +450,10 @@ def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> N
     told = aegis("verify", copy, "--json")
     assert told.code == 5
     report = json.loads(told.out.splitlines()[-1])["report"]
-    assert report["kind"] == "a model folder"
-    assert [check["name"] for check in report["checks"] if not check["ok"]]
+    assert report["kind"] == "model_folder"
+    failed = [check for check in report["checks"] if not check["ok"]]
+    assert [check["name"]["key"] for check in failed] == ["structure.stock"]
+    assert failed[0]["detail"]["key"] == "structure.tied"
     assert aegis("verify", copy, "--tokens", 99).code == 2
     assert aegis("verify", tmp_path / "absent").code == 2
 

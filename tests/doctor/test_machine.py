@@ -55,9 +55,9 @@ def test_where_things_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "deep" / "cache"))
     found = {finding.name: finding for finding in machine.disks()}
-    assert list(found) == ["disk: base models", "disk: cache", "disk: runs", "disk: temporary"]
-    assert str(tmp_path / "deep" / "cache") in found["disk: cache"].detail
-    assert str(tmp_path / "artifacts") in found["disk: runs"].detail
+    assert list(found) == ["disk_base_models", "disk_cache", "disk_runs", "disk_temporary"]
+    assert str(tmp_path / "deep" / "cache") in found["disk_cache"].detail
+    assert str(tmp_path / "artifacts") in found["disk_runs"].detail
     assert list(tmp_path.iterdir()) == []
 
 

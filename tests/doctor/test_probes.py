@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -18,7 +18,8 @@ from aegis.cli.console.reporters import JsonReporter
 from aegis.cli.screens import results
 from aegis.doctor import Finding, examine, is_ready
 from aegis.doctor import probes as examination
-from aegis.messages import VARIABLE, phrase, words
+from aegis.doctor.finding import Name
+from aegis.messages import VARIABLE, words
 from aegis.messages.layout import cell_width
 from tests.shown import english_in
 
@@ -51,8 +52,8 @@ def test_a_probe_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 FINDINGS = [
-    Finding("Python", "ok", "3.11.7"),
-    Finding("Ollama", "warn", "installed, and nobody answers at http://127.0.0.1:11434", "ollama serve"),
+    Finding("python", "ok", "3.11.7"),
+    Finding("ollama", "warn", "installed, and nobody answers at http://127.0.0.1:11434", "ollama serve"),
 ]
 
 
@@ -82,56 +83,41 @@ def test_it_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
     findings = list(examine())
     assert [finding for finding in findings if english_in(f"{finding.detail}\n{finding.cure}")] == []
-    assert {finding.name for finding in findings} >= {"Python", "set-up", "packages", "torch", "memory", "disk: runs"}
+    assert {finding.name for finding in findings} >= {"python", "set_up", "packages", "torch", "memory", "disk_runs"}
     assert {finding.state for finding in findings} <= {"ok", "warn", "fail"}
 
 
-PROPER = {"GPU", "Hub", "Ollama", "Python", "llama.cpp", "torch", "triton"}
-"""Names in every language."""
-
-
-def names_given() -> set[str]:
-    """Every name that a finding can have, as it is written where findings are made."""
-    package = Path(doctor.__file__).parent
-    found = {name for name, _ in examination.PROBES}
-    for path in [*package.glob("*.py"), package.parent / "__main__.py"]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Finding", "_disk"}:
-                found |= {part.value for part in node.args[:1] if isinstance(part, ast.Constant)}
-    return found
-
-
-def test_every_name_has_a_text_and_no_text_is_left_over() -> None:
-    assert names_given() - PROPER == results.NAMES.keys()
-    assert {phrase(key) for key in results.NAMES.values()} == results.NAMES.keys()
-    assert set(results.NAMES.values()) == {f"finding.{name}" for name in words("finding", "en")}
+PROPER = {"gpu", "hub", "llama_cpp", "ollama", "python", "torch", "triton"}
+"""Names that are the same in every language."""
 
 
 def test_names_are_the_readers_and_those_for_programs_are_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings = [Finding(name, "fail", "あ") for name in sorted(names_given())]
+    names = get_args(Name)
+    findings = [Finding(name, "fail", "あ") for name in names]
     english = results.diagnosed(findings)
-    assert all(name in english for name in names_given())
+    assert all(text in english for text in words("finding", "en").values())
     monkeypatch.setenv(VARIABLE, "ja")
     lines = results.diagnosed(findings).splitlines()
     shown = [line.removeprefix("fail").removesuffix("あ").strip() for line in lines[:-1]]
-    assert {name for name in shown if not re.search("[ぁ-ヿ一-鿿]", name)} == PROPER
+    translated = [name for name, text in zip(names, shown, strict=True) if re.search("[ぁ-ヿ一-鿿]", text)]
+    assert set(names) - set(translated) == PROPER
     assert {cell_width(line) for line in lines[:-1]} == {cell_width(lines[0])}
     assert lines[-1].startswith(f"まだ準備ができていません: {', '.join(shown)}")
     JsonReporter().result("", {"findings": findings})
     told = json.loads(capsys.readouterr().out)["report"]["findings"]
-    assert {finding["name"] for finding in told} == names_given()
+    assert [finding["name"] for finding in told] == list(names)
 
 
 def test_columns_stand_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor is asked when packages are missing, too."""
     monkeypatch.setenv(VARIABLE, "ja")
-    with_rich = results.diagnosed([Finding("set-up", "ok", "x"), Finding("disk: temporary", "ok", "x")])
+    with_rich = results.diagnosed([Finding("set_up", "ok", "x"), Finding("disk_temporary", "ok", "x")])
     monkeypatch.setitem(sys.modules, "rich.cells", None)
     with pytest.raises(ImportError):
         import rich.cells  # noqa: F401
-    assert results.diagnosed([Finding("set-up", "ok", "x"), Finding("disk: temporary", "ok", "x")]) == with_rich
+    assert results.diagnosed([Finding("set_up", "ok", "x"), Finding("disk_temporary", "ok", "x")]) == with_rich
 
 
 def test_a_narrow_terminal_folds_and_breaks_no_address() -> None:
@@ -159,8 +145,8 @@ def test_the_command() -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     report = rows[-1]["report"]
     states = {finding["name"]: finding["state"] for finding in report["findings"]}
-    assert set(states) >= {"Python", "set-up", "packages", "torch", "4-bit kernel", "memory", "converter", "llama.cpp"}
-    assert states["4-bit kernel"] == states["llama.cpp"] == states["packages"] == "ok", report
+    assert set(states) >= {"python", "set_up", "packages", "torch", "kernel", "memory", "converter", "llama_cpp"}
+    assert states["kernel"] == states["llama_cpp"] == states["packages"] == "ok", report
     assert report["ready"] == ("fail" not in states.values())
     assert done.returncode == (0 if report["ready"] else 3), done.stderr
     assert all(finding["cure"] for finding in report["findings"] if finding["state"] == "fail")

@@ -60,7 +60,7 @@ def test_one_that_answers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for given in (server, f"http://{server}", server.replace("127.0.0.1", "0.0.0.0")):
         monkeypatch.setenv("OLLAMA_HOST", given)
-        assert only(services.ollama()) == Finding("Ollama", "ok", f"0.33.1 answers at http://{server}")
+        assert only(services.ollama()) == Finding("ollama", "ok", f"0.33.1 answers at http://{server}")
 
 
 @pytest.mark.parametrize("server", [b"<html>", b"[]", b'{"other":1}'], indirect=True)

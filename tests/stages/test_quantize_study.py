@@ -111,7 +111,7 @@ def test_every_combination_is_a_file_of_its_own(whole: StudyReport) -> None:
 def test_the_smallest_types_are_marked_where_they_cannot_be_made(whole: StudyReport) -> None:
     assert whole.study is not None
     left = {(row.quant, row.variant): row.reason for row in whole.study.left}
-    assert left == {("IQ2_XXS", variant): "needs an importance matrix" for variant in ("plain", "head-q8_0")}
+    assert left == {("IQ2_XXS", variant): "needs_imatrix" for variant in ("plain", "head-q8_0")}
     assert ("IQ2_XXS", "imatrix") in rows(whole)
 
 

@@ -105,7 +105,7 @@ def test_a_sound_run_is_proven(run: Run) -> None:
     report = read_report(run.verify / "report.json")
     assert (report["schema"], report["version"], report["ok"]) == (SCHEMA, SCHEMA_VERSION, True)
     assert [step["reason"].partition(" ")[0] for step in report["steps"]] == ["a", "rounding", "rounding", "a"]
-    types = next(check["detail"] for check in report["checks"] if check["name"].startswith("tensor types"))
+    types = next(check["detail"]["english"] for check in report["checks"] if check["name"]["key"] == "structure.types")
     assert "0 fallbacks" in types.splitlines()[0]
     assert "output.weight: Q6_K" in types.splitlines()
     assert report["kept"]["lost"] == pytest.approx(math.log(report["kept"]["result"] / report["kept"]["base"]))

@@ -75,13 +75,13 @@ def sealed(folder: Path, stage: str) -> Path:
 def test_sound_parts_are_sound(gguf: Path, stray: Path, adapter: Path, merged: Path) -> None:
     """Each kind is known for what it is, and nothing is held against it."""
     for path, kind in (
-        (gguf, "a folder of GGUF files"),
-        (next(gguf.glob("*-Q4_K_M.gguf")), "a GGUF"),
-        (stray, "a GGUF"),
-        (adapter, "an adapter"),
-        (sealed(adapter, "train"), "an adapter"),
-        (adapter / SOUL_FILE, "a soul"),
-        (merged, "a model folder"),
+        (gguf, "gguf_folder"),
+        (next(gguf.glob("*-Q4_K_M.gguf")), "gguf"),
+        (stray, "gguf"),
+        (adapter, "adapter"),
+        (sealed(adapter, "train"), "adapter"),
+        (adapter / SOUL_FILE, "soul"),
+        (merged, "model_folder"),
     ):
         found = verify_file(path)
         assert (found.kind, failures(found), found.failed_stage) == (kind, [], None)

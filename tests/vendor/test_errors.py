@@ -6,18 +6,24 @@ import ast
 import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import vendor_llama_cpp
 from aegis.errors import AegisError
 from aegis.llama_cpp import find_tree
-from aegis.messages import LANGUAGES, VARIABLE, ErrorText, catalogue
+from aegis.messages import LANGUAGES, VARIABLE, catalogue
 from tests.shown import english_in
 from vendor_llama_cpp import TEXTS, VendorError
 
 SOURCES = sorted(Path(vendor_llama_cpp.__file__).parent.glob("*.py"))
+
+
+class ErrorText(NamedTuple):
+    what: str
+    why: str
+    fix: str
 
 
 def places(texts: Mapping[str, str]) -> dict[str, set[str]]:

@@ -9,6 +9,30 @@ from pathlib import Path
 from typing import Literal
 
 State = Literal["ok", "warn", "fail"]
+Name = Literal[
+    "command_line",
+    "console",
+    "converter",
+    "disk",
+    "disk_base_models",
+    "disk_cache",
+    "disk_runs",
+    "disk_temporary",
+    "driver",
+    "gpu",
+    "hub",
+    "kernel",
+    "llama_cpp",
+    "memory",
+    "ollama",
+    "packages",
+    "paths",
+    "python",
+    "set_up",
+    "torch",
+    "triton",
+]
+"""What is looked at; its name for people is the text `finding.NAME`."""
 
 WINDOWS = os.name == "nt"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -25,7 +49,7 @@ class Finding:
         cure: the one command, or the one step, that mends it; empty when there is nothing to mend.
     """
 
-    name: str
+    name: Name
     state: State
     detail: str
     cure: str = ""

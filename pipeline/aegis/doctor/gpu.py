@@ -176,14 +176,14 @@ def gpus() -> list[Finding]:
         built_for = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
         if built_for and not _is_built_for(card.capability, built_for):
             unknown = phrase("doctor.no_code", card=detail)
-            findings.append(Finding("GPU", "fail", unknown, "aegis train --device cpu"))
+            findings.append(Finding("gpu", "fail", unknown, "aegis train --device cpu"))
         elif card.free_bytes < MIN_FREE_BYTES:
-            findings.append(Finding("GPU", "warn", detail, phrase("doctor.free_card")))
+            findings.append(Finding("gpu", "warn", detail, phrase("doctor.free_card")))
         elif card.capability < (8, 0):
             older = phrase("doctor.no_bfloat16", card=detail)
-            findings.append(Finding("GPU", "warn", older, "aegis train --dry-run"))
+            findings.append(Finding("gpu", "warn", older, "aegis train --dry-run"))
         else:
-            findings.append(Finding("GPU", "ok", detail))
+            findings.append(Finding("gpu", "ok", detail))
     return findings
 
 

@@ -25,21 +25,21 @@ def python() -> list[Finding]:
     detail = phrase("doctor.python", version=platform.python_version(), bits=bits, executable=sys.executable)
     again = r"py -3.13 tools\start.py setup" if WINDOWS else "python3.13 tools/start.py setup"
     if sys.version_info < OLDEST_PYTHON or struct.calcsize("P") < 8:
-        return [Finding("Python", "fail", phrase("doctor.python_too_old", found=detail), again)]
+        return [Finding("python", "fail", phrase("doctor.python_too_old", found=detail), again)]
     if sys.version_info[:2] > NEWEST_PYTHON:
-        return [Finding("Python", "warn", phrase("doctor.python_too_new", found=detail), again)]
-    return [Finding("Python", "ok", detail)]
+        return [Finding("python", "warn", phrase("doctor.python_too_new", found=detail), again)]
+    return [Finding("python", "ok", detail)]
 
 
 def set_up() -> list[Finding]:
     """How far tools/start.py got in the environment that runs this; its last act is to write stamp.json."""
     records = Path(sys.prefix) / "start"
     if not records.is_dir():
-        return [Finding("set-up", "ok", phrase("doctor.own_environment", prefix=sys.prefix))]
+        return [Finding("set_up", "ok", phrase("doctor.own_environment", prefix=sys.prefix))]
     if (records / "stamp.json").is_file():
-        return [Finding("set-up", "ok", phrase("doctor.set_up_finished", prefix=sys.prefix))]
+        return [Finding("set_up", "ok", phrase("doctor.set_up_finished", prefix=sys.prefix))]
     unfinished = phrase("doctor.set_up_unfinished", prefix=sys.prefix, log=records / "setup.log")
-    return [Finding("set-up", "fail", unfinished, set_up_again())]
+    return [Finding("set_up", "fail", unfinished, set_up_again())]
 
 
 def packages() -> list[Finding]:

@@ -20,7 +20,7 @@ _NF4_ERROR = (0.05, 0.15)
 def smoke() -> list[Finding]:
     """Quantize, multiply forwards and backwards as training does, and compare with the numbers worked out plainly."""
     if find_spec("bitsandbytes") is None:
-        return [Finding("4-bit kernel", "fail", phrase("doctor.no_bitsandbytes"), pip_install("bitsandbytes"))]
+        return [Finding("kernel", "fail", phrase("doctor.no_bitsandbytes"), pip_install("bitsandbytes"))]
     import torch
 
     with _compiler_left_alone(torch):
@@ -32,11 +32,11 @@ def smoke() -> list[Finding]:
     try:
         quantization, product, gradient = _errors(torch, bitsandbytes.functional, bitsandbytes.matmul_4bit, device)
     except Exception as error:  # a library for another CUDA raises what it likes
-        return [Finding("4-bit kernel", "fail", f"{where}: {type(error).__name__}: {error}", reinstall)]
+        return [Finding("kernel", "fail", f"{where}: {type(error).__name__}: {error}", reinstall)]
     detail = phrase("doctor.nf4", where=where, quantization=quantization, product=product, gradient=gradient)
     bound = 1e-2 if device.type == "cuda" else 1e-4
     right = _NF4_ERROR[0] < quantization < _NF4_ERROR[1] and product < bound and gradient < bound
-    return [Finding("4-bit kernel", "ok", detail) if right else Finding("4-bit kernel", "fail", detail, reinstall)]
+    return [Finding("kernel", "ok", detail) if right else Finding("kernel", "fail", detail, reinstall)]
 
 
 def _errors(torch: Any, functional: Any, matmul_4bit: Any, device: Any) -> tuple[float, float, float]:

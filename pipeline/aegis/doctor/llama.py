@@ -41,21 +41,21 @@ def binding() -> list[Finding]:
     pin = load_pin()
     again = pip_install("--force-reinstall", "--no-deps", f"{_BINDING}=={pin.version}")
     if find_spec("llama_cpp") is None:
-        return [Finding("llama.cpp", "fail", phrase("doctor.no_binding"), pip_install(f"{_BINDING}=={pin.version}"))]
+        return [Finding("llama_cpp", "fail", phrase("doctor.no_binding"), pip_install(f"{_BINDING}=={pin.version}"))]
     found = metadata.distribution(_BINDING)
     detail = f"{_BINDING} {found.version}"
     if found.version != pin.version:
-        return [Finding("llama.cpp", "fail", phrase("doctor.binding_other", found=detail, pinned=pin.version), again)]
+        return [Finding("llama_cpp", "fail", phrase("doctor.binding_other", found=detail, pinned=pin.version), again)]
     changed = [str(file) for file in found.files or [] if "/lib/" in f"/{file}" and _is_changed(file)]
     if changed:
         spoilt = phrase("doctor.binding_changed", found=detail, files=", ".join(changed))
-        return [Finding("llama.cpp", "fail", spoilt, again)]
+        return [Finding("llama_cpp", "fail", spoilt, again)]
     try:
         from aegis.llama_cpp import describe_library
 
-        return [Finding("llama.cpp", "ok", phrase("doctor.binding", found=detail, library=describe_library()))]
+        return [Finding("llama_cpp", "ok", phrase("doctor.binding", found=detail, library=describe_library()))]
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return [Finding("llama.cpp", "fail", phrase("doctor.binding_broken", found=detail, error=error), again)]
+        return [Finding("llama_cpp", "fail", phrase("doctor.binding_broken", found=detail, error=error), again)]
 
 
 def _is_changed(file: metadata.PackagePath) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from aegis.doctor.finding import WINDOWS, Finding, environment_command, gigabytes
+from aegis.doctor.finding import WINDOWS, Finding, Name, environment_command, gigabytes
 from aegis.messages import phrase
 
 MIN_RAM_BYTES = 4e9
@@ -64,14 +64,14 @@ def disks() -> list[Finding]:
 
     temporary = Path(tempfile.gettempdir())
     return [
-        _disk("disk: base models", Path(constants.HF_HUB_CACHE), 8e9, environment_command("HF_HOME", "FOLDER")),
-        _disk("disk: cache", disk.cache_place(), 1e9, environment_command("AEGIS_CACHE_DIR", "FOLDER")),
-        _disk("disk: runs", Path("artifacts").absolute(), 18e9, phrase("doctor.run_elsewhere")),
-        _disk("disk: temporary", temporary, 8e9, environment_command("TEMP" if WINDOWS else "TMPDIR", "FOLDER")),
+        _disk("disk_base_models", Path(constants.HF_HUB_CACHE), 8e9, environment_command("HF_HOME", "FOLDER")),
+        _disk("disk_cache", disk.cache_place(), 1e9, environment_command("AEGIS_CACHE_DIR", "FOLDER")),
+        _disk("disk_runs", Path("artifacts").absolute(), 18e9, phrase("doctor.run_elsewhere")),
+        _disk("disk_temporary", temporary, 8e9, environment_command("TEMP" if WINDOWS else "TMPDIR", "FOLDER")),
     ]
 
 
-def _disk(name: str, place: Path, wanted_bytes: float, cure: str) -> Finding:
+def _disk(name: Name, place: Path, wanted_bytes: float, cure: str) -> Finding:
     standing = place
     while not standing.exists():
         standing = standing.parent

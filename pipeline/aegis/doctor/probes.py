@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from aegis.doctor import gpu, installation, kernel, llama, machine, services
-from aegis.doctor.finding import Finding, set_up_again
+from aegis.doctor.finding import Finding, Name, set_up_again
 from aegis.messages import phrase
 
 Probe = Callable[[], list[Finding]]
 
-PROBES: tuple[tuple[str, Probe], ...] = (
-    ("Python", installation.python),
-    ("set-up", installation.set_up),
+PROBES: tuple[tuple[Name, Probe], ...] = (
+    ("python", installation.python),
+    ("set_up", installation.set_up),
     ("packages", installation.packages),
     ("driver", gpu.driver),
     ("torch", gpu.torch_build),
-    ("GPU", gpu.gpus),
+    ("gpu", gpu.gpus),
     ("triton", gpu.triton),
-    ("4-bit kernel", kernel.smoke),
+    ("kernel", kernel.smoke),
     ("memory", machine.memory),
     ("disk", machine.disks),
     ("paths", machine.paths),
     ("console", machine.console),
-    ("Hub", services.hub),
+    ("hub", services.hub),
     ("converter", llama.converter),
-    ("llama.cpp", llama.binding),
-    ("Ollama", services.ollama),
+    ("llama_cpp", llama.binding),
+    ("ollama", services.ollama),
 )
 
 

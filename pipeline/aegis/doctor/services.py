@@ -24,8 +24,8 @@ def hub() -> list[Finding]:
     if constants.HF_HUB_OFFLINE:
         unset = "set HF_HUB_OFFLINE=" if WINDOWS else "unset HF_HUB_OFFLINE"
         detail = phrase("doctor.offline", token=token, cache=constants.HF_HUB_CACHE)
-        return [Finding("Hub", "warn", detail, unset)]
-    return [Finding("Hub", "ok", token)]
+        return [Finding("hub", "warn", detail, unset)]
+    return [Finding("hub", "ok", token)]
 
 
 def ollama() -> list[Finding]:
@@ -33,10 +33,10 @@ def ollama() -> list[Finding]:
     address = _ollama_address()
     version = _ollama_version(address)
     if version is not None:
-        return [Finding("Ollama", "ok", phrase("doctor.ollama", version=version, address=address))]
+        return [Finding("ollama", "ok", phrase("doctor.ollama", version=version, address=address))]
     if shutil.which("ollama") is None:
-        return [Finding("Ollama", "ok", phrase("doctor.no_ollama"))]
-    return [Finding("Ollama", "warn", phrase("doctor.ollama_silent", address=address), "ollama serve")]
+        return [Finding("ollama", "ok", phrase("doctor.no_ollama"))]
+    return [Finding("ollama", "warn", phrase("doctor.ollama_silent", address=address), "ollama serve")]
 
 
 def _ollama_address() -> str:

@@ -111,8 +111,7 @@ def refuse_damaged(part: Path, tool: Bilingual) -> None:
     except IntegrityError as error:
         if shutil.disk_usage(part.parent).free < _NO_ROOM_BYTES:
             raise disk.full(part, error) from error
-        why, fix = Bilingual(error.english.why, error.why), Bilingual(error.english.fix, error.fix)
-        raise ToolError("convert.damaged_output", tool=tool, why=why, fix=fix) from error
+        raise ToolError("convert.damaged_output", tool=tool, why=error.texts.why, fix=error.texts.fix) from error
 
 
 def _fraction(line: str) -> float | None:

@@ -12,8 +12,10 @@ import locale
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 Language = Literal["en", "ja"]
@@ -21,41 +23,118 @@ LANGUAGES: tuple[Language, ...] = ("en", "ja")
 VARIABLE = "AEGIS_LANG"
 
 
-class Bilingual(NamedTuple):
-    """One text twice: as a report has it, which is in English for whoever reads it, and as it is shown."""
+@dataclass(frozen=True)
+class Bilingual:
+    """One text for a report, which is in English for whoever reads it, and for the reader, in any language.
 
-    english: str
-    shown: str
+    It is a text of the catalogue with its values, words that are the same in every language, or several texts in a row.
+
+    Attributes:
+        key: of the catalogue, else "": of a text or an error, "module.name", or of an error's part, "module.name.what".
+        values: what fills the places; a value may be such a text itself.
+        words: the text where there is no key.
+        parts, separator: the texts in a row where there are several.
+        capital: whether the first letter is written as at the start of a sentence.
+    """
+
+    key: str = ""
+    values: Mapping[str, object] = field(default_factory=dict)
+    words: str = ""
+    parts: tuple[Bilingual, ...] = ()
+    separator: str = ""
+    capital: bool = False
 
     @classmethod
     def same(cls, text: str) -> Bilingual:
-        """What is the same in every language, or is not to be had in two."""
-        return cls(text, text)
+        """What is the same in every language, or is known in one only."""
+        return cls(words=text)
 
     @classmethod
     def joined(cls, separator: str, texts: Iterable[Bilingual]) -> Bilingual:
-        recorded, shown = [], []
-        for text in texts:
-            recorded.append(text.english)
-            shown.append(text.shown)
-        return cls(separator.join(recorded), separator.join(shown))
+        return cls(parts=tuple(texts), separator=separator)
+
+    @property
+    def english(self) -> str:
+        return self.in_language("en")
+
+    @property
+    def shown(self) -> str:
+        """The text in the reader's language."""
+        return self.in_language(language())
+
+    def in_language(self, spoken: Language) -> str:
+        if self.key:
+            given = {
+                name: value.in_language(spoken) if isinstance(value, Bilingual) else value
+                for name, value in self.values.items()
+            }
+            entry = _entry(self.key, spoken)
+            lines = [entry] if isinstance(entry, str) else [entry.get(name) for name in ErrorText._fields]
+            text = "\n".join(filter(None, (line and line.format(**given) for line in lines)))
+        else:
+            text = self.words or self.separator.join(part.in_language(spoken) for part in self.parts)
+        return text[:1].upper() + text[1:] if self.capital else text
 
     def capitalised(self) -> Bilingual:
-        return Bilingual(*(side[:1].upper() + side[1:] for side in self))
+        return replace(self, capital=True)
 
     def after(self, start: str) -> Bilingual:
-        return Bilingual(start + self.english, start + self.shown)
+        return Bilingual(parts=(Bilingual(words=start), self))
 
     def followed_by(self, text: str) -> Bilingual:
-        return Bilingual(self.english + text, self.shown + text)
+        return Bilingual(parts=(self, Bilingual(words=text)))
+
+    def recorded(self) -> dict[str, Any]:
+        """The text as JSON: its English, and what `from_record` makes it in another language from."""
+        record: dict[str, Any] = {"english": self.english}
+        if self.key:
+            record |= {"key": self.key, "values": {name: _as_json(value) for name, value in self.values.items()}}
+        elif self.parts:
+            record |= {"separator": self.separator, "parts": [part.recorded() for part in self.parts]}
+        return record | ({"capital": True} if self.capital else {})
+
+    @classmethod
+    def from_record(cls, record: object) -> Bilingual:
+        """A recorded text; its English in every language where its key or its values are not known any more."""
+        if not isinstance(record, Mapping):
+            return cls.same(str(record))
+        english = cls.same(str(record.get("english", "")))
+        key, values, parts = (record.get(name) for name in ("key", "values", "parts"))
+        capital = record.get("capital") is True
+        if isinstance(key, str) and isinstance(values, Mapping):
+            known = {
+                str(name): cls.from_record(value) if isinstance(value, Mapping) else value
+                for name, value in values.items()
+            }
+            found = cls(key=key, values=known, capital=capital)
+        elif isinstance(parts, list):
+            found = cls(
+                parts=tuple(map(cls.from_record, parts)), separator=str(record.get("separator", "")), capital=capital
+            )
+        else:
+            return english
+        try:
+            for spoken in LANGUAGES:
+                found.in_language(spoken)
+        except (LookupError, ValueError, TypeError):
+            return english
+        return found
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Bilingual):
+        return value.recorded()
+    if value is None or isinstance(value, str | bool | int | float | list | dict):
+        return value
+    return str(value)
 
 
 class ErrorText(NamedTuple):
     """An error as three short texts; `why` and `fix` may be empty."""
 
-    what: str
-    why: str
-    fix: str
+    what: Bilingual
+    why: Bilingual
+    fix: Bilingual
 
 
 def language() -> Language:
@@ -77,29 +156,33 @@ def phrase(key: str, /, **values: object) -> str:
 
 
 def bilingual(key: str, /, **values: object) -> Bilingual:
-    """The text `key` with its places filled, for a report and for the reader; so are texts that fill a place."""
-    languages: tuple[Language, Language] = ("en", language())
-    return Bilingual(
-        *(str(_entry(key, spoken)).format(**_of_side(side, values)) for side, spoken in enumerate(languages))
-    )
+    """The text `key` with its places filled, for a report and for the reader; so are texts that fill a place.
+
+    A value that is neither a plain one nor a text stands for its `str`: nothing of it is kept.
+    """
+    if not isinstance(_entry(key, "en"), str):
+        raise TypeError(f"{key} is an error, not a text")
+    return Bilingual(key=key, values={name: _plain(value) for name, value in values.items()})
 
 
-def error_texts(key: str, /, **values: object) -> tuple[ErrorText, ErrorText]:
-    """The error `key` with its places filled, for a report and for the reader."""
-    languages: tuple[Language, Language] = ("en", language())
-    recorded, shown = (_error_text(key, spoken, _of_side(side, values)) for side, spoken in enumerate(languages))
-    return recorded, shown
-
-
-def _error_text(key: str, spoken: Language, values: Mapping[str, object]) -> ErrorText:
-    parts = _entry(key, spoken)
+def error_texts(key: str, /, **values: object) -> tuple[Bilingual, ErrorText]:
+    """The error `key` with its places filled, and its three parts."""
+    parts = _entry(key, "en")
     if not isinstance(parts, dict):
         raise TypeError(f"{key} is a text, not an error")
-    return ErrorText(*(str(parts.get(name, "")).format(**values) for name in ErrorText._fields))
+    given = {name: _plain(value) for name, value in values.items()}
+    texts = (
+        Bilingual(key=f"{key}.{name}", values=given) if name in parts else Bilingual() for name in ErrorText._fields
+    )
+    return Bilingual(key=key, values=given), ErrorText(*texts)
 
 
-def _of_side(side: int, values: Mapping[str, object]) -> dict[str, object]:
-    return {name: value[side] if isinstance(value, Bilingual) else value for name, value in values.items()}
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, Bilingual | str | bool | int | float | list | tuple | dict):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
 def words(group: str, spoken: Language) -> dict[str, str]:
@@ -125,6 +208,10 @@ def catalogue(spoken: Language) -> dict[str, Any]:
     return tomllib.loads((files(__name__) / f"{spoken}.toml").read_text(encoding="utf-8"))
 
 
-def _entry(key: str, spoken: Language) -> object:
+def _entry(key: str, spoken: Language) -> Any:
     group, _, name = key.partition(".")
-    return catalogue(spoken)[group][name]
+    table = catalogue(spoken)[group]
+    if name in table:
+        return table[name]
+    error, _, part = name.rpartition(".")
+    return table[error][part]

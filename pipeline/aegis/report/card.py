@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aegis.runs.facts import Provenance
+if TYPE_CHECKING:  # it loads pydantic, which `aegis doctor` must do without where it is missing
+    from aegis.runs.facts import Provenance
 
 _VERIFIED = "\n## Verified\n"
 _NOT_YET = """

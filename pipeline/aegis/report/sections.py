@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aegis.errors import IntegrityError
-from aegis.messages import Language, words
-from aegis.messages.again import again
+from aegis.messages import Bilingual, Language, words
 from aegis.model.provenance import is_hub_id
 from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
@@ -180,13 +179,11 @@ def verify_section(
         )
         for step in report.get("steps") or []
     ]
-    checks = [
-        # of a check that held, the first line tells enough
-        ("ok", again(str(check["name"]), language), again(str(check["detail"]).partition("\n")[0], language))
-        if check["ok"]
-        else ("FAIL", again(str(check["name"]), language), again(str(check["detail"]), language))
-        for check in report.get("checks") or []
-    ]
+    checks = []
+    for check in report.get("checks") or []:
+        name, detail = (Bilingual.from_record(check[text]).in_language(language) for text in ("name", "detail"))
+        # the first line is enough for a check that passed
+        checks.append(("ok", name, detail.partition("\n")[0]) if check["ok"] else ("FAIL", name, detail))
     tables = [
         Table(("models", "mean_kl", "p99_kl", "max_kl", "top1", "max_delta", "bound"), steps, frozenset(range(1, 7)))
     ]

@@ -38,12 +38,20 @@ from aegis.verification.tokenizer_precheck import check_vocabulary
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 
+NeedName = Literal["disk_run", "disk_scratch", "disk_download", "gpu_memory_verify", "ram_training", "ram_verify"]
+
 
 @dataclass(frozen=True)
 class Need:
-    """Something that needs room: bytes at most, and what there is of it, None for a GPU that is not here."""
+    """Something that needs room.
 
-    what: str
+    Attributes:
+        what: its name; for people it is the text `need.WHAT`.
+        bytes: at most.
+        free_bytes: what there is; None for a GPU that is not here.
+    """
+
+    what: NeedName
     bytes: int
     free_bytes: int | None
     where: str = ""
@@ -215,7 +223,7 @@ def _needs(
     )
     keeps_f16 = export.keep_f16 or "F16" in export.quant
     needs = [
-        Need("disk, the run", in_run, disk.free_bytes(run.root), str(run.root)),
+        Need("disk_run", in_run, disk.free_bytes(run.root), str(run.root)),
         _verify_scratch(
             verify, 4 + len(export.quant), int(base.config.get("vocab_size", 0)), 0 if keeps_f16 else weights
         ),
@@ -223,10 +231,10 @@ def _needs(
     ]
     if way.host_bytes:
         host = way.processes * way.host_bytes
-        needs.append(Need("RAM, training on a GPU", host, psutil.virtual_memory().available))
+        needs.append(Need("ram_training", host, psutil.virtual_memory().available))
     if base.revision is not None and not any(base.folder.glob("*.safetensors")):
         hub = Path(constants.HF_HUB_CACHE)
-        needs.append(Need("disk, the download", 2 * weights, disk.free_bytes(hub), str(hub)))
+        needs.append(Need("disk_download", 2 * weights, disk.free_bytes(hub), str(hub)))
     return needs
 
 
@@ -263,12 +271,13 @@ def _verify_scratch(config: VerifyConfig, models: int, vocabulary: int, rebuilt_
     """Every model's float32 logits, two of them on other text too, and the f16 file where it was not kept."""
     place = tempfile.gettempdir()
     needed = (models + 2) * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
-    return Need("disk, verify's scratch", needed, disk.free_bytes(Path(place)), place)
+    return Need("disk_scratch", needed, disk.free_bytes(Path(place)), place)
 
 
 def _verify_memory(config: VerifyConfig, weights: int) -> Need:
     """A whole model: float16 on a GPU, float32 on a CPU; llama.cpp maps its files, which can leave memory again."""
     device = _device(config)
     on_gpu = device is None or device.type == "cuda"
-    name, width = ("GPU memory, verify", 2) if on_gpu else ("RAM, verify", 4)
+    name: NeedName = "gpu_memory_verify" if on_gpu else "ram_verify"
+    width = 2 if on_gpu else 4
     return Need(name, width * weights, _free_memory(device) if device else None)

@@ -137,7 +137,7 @@ def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[NotB
     for quant in quants:
         for variant in config.variants:
             if quant in IMATRIX_TYPES and "imatrix" not in variant:
-                left.append(NotBuilt(quant, variant, "needs an importance matrix"))
+                left.append(NotBuilt(quant, variant, "needs_imatrix"))
             else:
                 made.append((quant, variant))
     if not made:

@@ -19,7 +19,7 @@ from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
-from aegis.messages import phrase
+from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.load import choose_device, compute_dtype, dtype_name
 from aegis.report.plots.training import draw_all
@@ -122,8 +122,7 @@ def train(
                 with _reporting(prepared, run, start) as tell:
                     outcome = _loop(prepared, state, run, start, tell).run(start, config.max_steps)
             except Interrupted as error:
-                error.fix = phrase("train.go_on", run_root=run.root)
-                raise
+                raise error.with_fix(bilingual("train.go_on", run_root=run.root)) from None
             report = prepared.report(run.adapter, state, outcome, start)
             if group.is_main:
                 # a run killed between its last save and the removal of the oldest has one too many

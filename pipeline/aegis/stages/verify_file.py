@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from aegis.errors import UsageError
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
@@ -14,13 +15,16 @@ from aegis.verification.run_checks import Check, Checks
 _REPORT = "report.json"
 _PARTS = ("adapter", "merged", "gguf")
 
+Kind = Literal["gguf", "soul", "report", "adapter", "model_folder", "study", "gguf_folder"]
+"""What it can be; for people it is the text `kind.KIND`."""
+
 
 @dataclass(frozen=True)
 class FileReport:
     """What was looked at, as what, and everything that was checked."""
 
     path: Path
-    kind: str
+    kind: Kind
     checks: tuple[Check, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -49,7 +53,7 @@ def verify_file(path: Path) -> FileReport:
     return FileReport(path, kind, tuple(checks.done))
 
 
-def _file(checks: Checks, path: Path) -> str:
+def _file(checks: Checks, path: Path) -> Kind:
     try:
         with path.open("rb") as stream:
             start = stream.read(4)
@@ -58,36 +62,36 @@ def _file(checks: Checks, path: Path) -> str:
     if start == b"GGUF" or path.suffix.lower() == ".gguf":
         artifact_checks.check_hash(checks, path, "convert")
         artifact_checks.check_gguf(checks, path)
-        return "a GGUF"
+        return "gguf"
     if path.suffix == ".safetensors":
         artifact_checks.check_hash(checks, path, "train")
         artifact_checks.check_soul(checks, path, ours=(path.parent / MANIFEST).is_file())
-        return "a soul"
+        return "soul"
     if path.name == _REPORT:
         artifact_checks.check_report(checks, path)
-        return "a report"
+        return "report"
     raise UsageError("examine.unknown_file", path=path)
 
 
-def _directory(checks: Checks, path: Path) -> str:
+def _directory(checks: Checks, path: Path) -> Kind:
     if any((path / part).is_dir() for part in _PARTS):
         raise UsageError("examine.whole_run", path=path)
     if (path / ADAPTER_CONFIG).is_file():
         artifact_checks.check_checkpoint(checks, path)
-        return "an adapter"
+        return "adapter"
     if (path / "config.json").is_file():
         artifact_checks.check_model(checks, path)
-        return "a model folder"
+        return "model_folder"
     ggufs = sorted(path.glob("*.gguf"))
     if ggufs or (path / _REPORT).is_file():
         manifest = artifact_checks.check_hashes(checks, path, "convert" if ggufs else "verify")
         if manifest is not None and manifest.stage == "quantize-study":
             artifact_checks.check_study(checks, path / _REPORT)
-            return "a quantization study"
+            return "study"
         for gguf in ggufs:
             artifact_checks.check_gguf(checks, gguf)
         if ggufs:
-            return "a folder of GGUF files"
+            return "gguf_folder"
         artifact_checks.check_report(checks, path / _REPORT)
-        return "a report"
+        return "report"
     raise UsageError("examine.unknown_folder", path=path)

@@ -133,7 +133,7 @@ def _oom_explained(config: TrainConfig, cap_gib: float | None) -> Iterator[None]
     except EnvironmentFault as error:
         if cap_gib is not None and isinstance(error.__cause__, torch.OutOfMemoryError):
             # the base, as it was loaded: it may be the cap that it does not fit
-            error.fix = phrase("train.raise_cap_for_base", cap=cap_gib)
+            raise error.with_fix(bilingual("train.raise_cap_for_base", cap=cap_gib)) from error.__cause__
         raise
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(

@@ -39,7 +39,12 @@ class Check:
 
     def as_json(self) -> dict[str, Any]:
         """As a report has it."""
-        return {"name": self.name.english, "stage": self.stage, "ok": self.ok, "detail": self.detail.english}
+        return {
+            "name": self.name.recorded(),
+            "stage": self.stage,
+            "ok": self.ok,
+            "detail": self.detail.recorded(),
+        }
 
 
 class Checks:
@@ -59,7 +64,7 @@ class Checks:
         try:
             yield details.append
         except AegisError as error:
-            self.done.append(Check(name, stage, False, error.told))
+            self.done.append(Check(name, stage, False, error.text))
         else:
             self.done.append(Check(name, stage, True, Bilingual.joined("; ", details)))
 

@@ -17,7 +17,7 @@ from aegis.verification.run_checks import Check
 
 REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STAGES = ("train", "merge", "convert", "quantize")
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 from dataclasses import fields
-from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
 
-from aegis.cli.screens import memory as screens_memory
 from aegis.cli.screens import plan as screens_plan
-from aegis.cli.screens import study as screens_study
-from aegis.cli.screens import verify
+from aegis.doctor import finding
 from aegis.messages import LANGUAGES, VARIABLE, Language, phrase, words
 from aegis.messages.layout import cell_width
-from aegis.stages import plan, quantize_study, verify_file
+from aegis.stages import plan, verify_file
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate, ShardedWeights
+from aegis.verification.study.result import NotBuilt
 from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
 
-GROUPS = ("doctor", "ending", "finding", "memory", "screens", "screens_plan", "screens_study", "screens_verify")
+GROUPS = (
+    *("doctor", "ending", "finding", "kind", "memory", "need", "not_built", "screens"),
+    *("screens_plan", "screens_study", "screens_verify"),
+)
 VALUES = {"base", "trained", "adapter", "aegis"}
 """Words that stand in a report as they are: models, and a speaker."""
 
@@ -127,20 +127,15 @@ def test_a_whole_screen_of_each_language(monkeypatch: pytest.MonkeyPatch) -> Non
     assert every_screen()["quantize-study"].startswith(JAPANESE)
 
 
-def constants(module: ModuleType, pattern: str) -> set[str]:
-    nodes = ast.walk(ast.parse(inspect.getsource(module)))
-    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return {text for text in texts if re.fullmatch(pattern, text)}
-
-
 def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
-    """Reports keep English words, which programs read; each has its text."""
+    """Reports name things by a word that programs read; each has its text, and no text is left over."""
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
-    assert screens_memory._PARTS.keys() == parts
-    assert screens_memory._HELD.keys() == {field.name for field in fields(ShardedWeights)}
-    assert verify.KINDS.keys() == constants(verify_file, "an? [A-Za-z ]+")
-    assert screens_plan.NEEDS.keys() == constants(plan, "(disk|GPU memory|RAM), .+")
-    assert screens_study.REASONS.keys() == constants(quantize_study, "needs .+")
+    held = {f"held_{field.name}" for field in fields(ShardedWeights)}
+    assert words("memory", "en").keys() == parts | held
+    assert words("need", "en").keys() == set(get_args(plan.NeedName))
+    assert words("kind", "en").keys() == set(get_args(verify_file.Kind))
+    assert words("not_built", "en").keys() == set(get_args(get_type_hints(NotBuilt)["reason"]))
+    assert words("finding", "en").keys() == set(get_args(finding.Name))
 
 
 def test_the_studys_rule_is_the_reports() -> None:

@@ -13,30 +13,17 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.training.memory import MemoryParts
     from aegis.training.planning.planner import MemoryPlan
 
-_PARTS = {
-    "base": "memory.base",
-    "weights": "memory.weights",
-    "adapter": "memory.adapter",
-    "soul": "memory.soul",
-    "gradients": "memory.gradients",
-    "optimizer": "memory.optimizer",
-    "activations": "memory.activations",
-    "head_and_loss": "memory.head_and_loss",
-    "workspace": "memory.workspace",
-    "peak": "memory.peak",
-}
-"""What the fields of MemoryParts and Estimate are called."""
-
-_HELD = {"part": "memory.held_part", "layers": "memory.held_layers", "whole": "memory.held_whole"}
-"""What the fields of Held are called."""
-
 _BESIDES_BYTES = 1 << 30
 """What CUDA, or Python, takes beside what training asks for."""
 
 
+def _named(part: str) -> str:
+    return phrase(f"memory.{part}")
+
+
 def measured(memory: MemoryParts) -> list[str]:
     """What train --dry-run measured, a line a part."""
-    parts = [(phrase(_PARTS[part]), count) for part, count in vars(memory).items()]
+    parts = [(_named(part), count) for part, count in vars(memory).items()]
     width = max(cell_width(name) for name, _ in parts) + 1
     return [f"  {ljust(name, width)}{count / 2**30:8.2f} GiB" for name, count in parts]
 
@@ -86,9 +73,10 @@ def _rows(report: PlanReport, variants: Sequence[MemoryPlan]) -> list[tuple[str,
     if any(variant.host_bytes for variant in variants):
         rows.append((phrase("screens_plan.host_keeps"), amounts(variant.host_bytes for variant in variants)))
     for part in vars(variants[0].memory):
-        rows.append((f"  {phrase(_PARTS[part])}", amounts(getattr(variant.memory, part) for variant in variants)))
+        rows.append((f"  {phrase(f'memory.{part}')}", amounts(getattr(variant.memory, part) for variant in variants)))
         if part == "weights" and held:
-            rows += [(f"    {phrase(key)}", amounts(getattr(of, name) for of in held)) for name, key in _HELD.items()]
+            for name in vars(held[0]):
+                rows.append((f"    {_named(f'held_{name}')}", amounts(getattr(of, name) for of in held)))
     rows.append((phrase("memory.peak"), amounts(variant.memory.peak for variant in variants)))
     rows.append((phrase("screens_plan.fits"), [_fits(report, variant) for variant in variants]))
     return rows

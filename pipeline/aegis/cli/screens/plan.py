@@ -16,16 +16,6 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.merge import MergeReport
     from aegis.stages.plan import Need, PlanReport, VerifyOutlook
 
-NEEDS = {
-    "disk, the run": "screens_plan.disk_run",
-    "disk, verify's scratch": "screens_plan.disk_scratch",
-    "disk, the download": "screens_plan.disk_download",
-    "GPU memory, verify": "screens_plan.gpu_memory_verify",
-    "RAM, training on a GPU": "screens_plan.ram_training",
-    "RAM, verify": "screens_plan.ram_verify",
-}
-"""What plan calls the things that need room."""
-
 
 def planned(report: PlanReport, settings: TrainConfig, columns: int | None = None) -> str:
     """After plan: model, data, adapter, memory by part for this way and its neighbours, disk, time."""
@@ -41,7 +31,7 @@ def planned(report: PlanReport, settings: TrainConfig, columns: int | None = Non
         soul=report.soul_parameters,
     )
     lines.append((phrase("screens_plan.trained"), trained))
-    room = [(phrase(NEEDS[need.what]), _need(need)) for need in report.needs]
+    room = [(phrase(f"need.{need.what}"), _need(need)) for need in report.needs]
     room.append((phrase("screens_plan.time"), _time(report, settings)))
     return "\n".join(
         [
@@ -159,7 +149,7 @@ def verify_planned(outlook: VerifyOutlook) -> str:
     lines = [
         phrase("screens_plan.run_whole"),
         phrase("screens_plan.would_verify", tokens=outlook.tokens, models=", ".join(outlook.models)),
-        *(f"{phrase(NEEDS[need.what])}: {_need(need)}" for need in (outlook.scratch, outlook.memory)),
+        *(f"{phrase(f'need.{need.what}')}: {_need(need)}" for need in (outlook.scratch, outlook.memory)),
         phrase("screens_plan.nothing_written"),
     ]
     return "\n".join(lines)

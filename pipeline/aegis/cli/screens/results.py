@@ -23,25 +23,6 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.train import TrainReport
 
 
-NAMES = {
-    "4-bit kernel": "finding.kernel",
-    "command line": "finding.command_line",
-    "console": "finding.console",
-    "converter": "finding.converter",
-    "disk": "finding.disk",
-    "disk: base models": "finding.disk_base_models",
-    "disk: cache": "finding.disk_cache",
-    "disk: runs": "finding.disk_runs",
-    "disk: temporary": "finding.disk_temporary",
-    "driver": "finding.driver",
-    "memory": "finding.memory",
-    "packages": "finding.packages",
-    "paths": "finding.paths",
-    "set-up": "finding.set_up",
-}
-"""What the doctor calls the things it looked at, but for those that are called so in every language."""
-
-
 def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
     """After doctor: a line a finding, what to type under it, one line of verdict; folded to a terminal's width."""
     narrow = columns is not None and columns < 60
@@ -63,7 +44,7 @@ def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
 
 
 def _named(finding: Finding) -> str:
-    return phrase(NAMES[finding.name]) if finding.name in NAMES else finding.name
+    return phrase(f"finding.{finding.name}")
 
 
 def trained(report: TrainReport, run: Path) -> str:

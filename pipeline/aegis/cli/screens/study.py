@@ -18,9 +18,6 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
 
 _MIN = (9, 18, 9, 11, 11, 9, 12, 8, 8)
 
-REASONS = {"needs an importance matrix": "screens_study.needs_imatrix"}
-"""Why quantize-study leaves something out."""
-
 
 def planned(report: StudyReport) -> str:
     """After quantize-study --dry-run."""
@@ -85,7 +82,7 @@ def _table(study: Study) -> list[str]:
         lines.append(f"{mark} {table_row(_texts(found), columns, names=2)}{same and f'  {same}'}")
     for left in study.left:
         start = table_row([left.quant, left.variant], columns, names=2)
-        lines.append(f"  {start}{phrase('screens_study.not_made', reason=phrase(REASONS[left.reason]))}")
+        lines.append(f"  {start}{phrase('screens_study.not_made', reason=phrase(f'not_built.{left.reason}'))}")
     return lines
 
 

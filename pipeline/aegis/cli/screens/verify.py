@@ -15,17 +15,6 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.verification.run_checks import Check
     from aegis.verification.verdict import BaseRetention, Verdict
 
-KINDS = {
-    "a GGUF": "screens_verify.gguf",
-    "a soul": "screens_verify.soul",
-    "a report": "screens_verify.a_report",
-    "an adapter": "screens_verify.adapter",
-    "a model folder": "screens_verify.model_folder",
-    "a quantization study": "screens_verify.study",
-    "a folder of GGUF files": "screens_verify.gguf_folder",
-}
-"""What examine calls the things it knows."""
-
 
 def verified(verdict: Verdict, folder: Path) -> str:
     """After verify: every check, every step between two models, what was kept of the base, one line of verdict."""
@@ -112,7 +101,7 @@ def _kept(kept: BaseRetention) -> list[str]:
 
 def examined(found: FileReport) -> str:
     """After verify PATH: every check, one line of verdict."""
-    lines = [f"{shell_quote(found.path)}: {phrase(KINDS[found.kind])}"]
+    lines = [f"{shell_quote(found.path)}: {phrase(f'kind.{found.kind}')}"]
     for check in found.checks:
         lines.append(_checked(check))
         lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]

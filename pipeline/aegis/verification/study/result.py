@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from aegis.messages import bilingual
 from aegis.verification.divergence import Divergence
 from aegis.verification.reports import read_versioned
 
 SCHEMA = "aegis-quantize-study"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class NotBuilt:
-    """A combination that was not made, and why."""
+    """A combination that was not built; why, for people, is the text `not_built.REASON`."""
 
     quant: str
     variant: str
-    reason: str
+    reason: Literal["needs_imatrix"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Study:
             "recommended": {"quant": chosen.quant, "variant": chosen.variant},
             "reference": asdict(self.reference),
             "measured": [{**asdict(row), "front": row in front} for row in self.measured],
-            "left": [asdict(row) for row in self.left],
+            "left": [{**asdict(row), "reason": bilingual(f"not_built.{row.reason}").recorded()} for row in self.left],
             "importance": asdict(self.importance) if self.importance else None,
         }
 
