@@ -34,6 +34,7 @@ def merge_facts(**changes: Any) -> dict[str, Any]:
         soul_step=3,
         rotation="so8",
         determinant=1,
+        counter_scale="",
         origin=Provenance(base="tiny"),
     )
     return facts.model_copy(update=changes).recorded()

@@ -182,7 +182,7 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         "verify": verify.verified(verdict(), RUN / "verify"),
         "verify, failed": verify.verified(failed_verdict(), RUN / "verify"),
         "verify PATH": verify.examined(FileReport(Path("merged"), "model_folder", unsound)),
-        "verify PATH, sound": verify.examined(FileReport(Path("m.gguf"), "a GGUF", unsound[:1])),
+        "verify PATH, sound": verify.examined(FileReport(Path("m.gguf"), "gguf", unsound[:1])),
         "verify --dry-run": screens_plan.verify_planned(outlook),
         "plan": screens_plan.planned(plan, SETTINGS, columns),
         "plan, no GPU": screens_plan.planned(

@@ -22,8 +22,8 @@ GROUPS = (
     *("doctor", "ending", "finding", "kind", "memory", "need", "not_built", "screens"),
     *("screens_plan", "screens_study", "screens_verify"),
 )
-VALUES = {"base", "trained", "adapter", "aegis"}
-"""Words that stand in a report as they are: models, and a speaker."""
+VALUES = {"base", "trained", "adapter", "aegis", "GPU", "Hub", "Ollama", "Python", "torch", "triton"}
+"""Words that stand in a report as they are: models, a speaker, programs and libraries."""
 
 
 def labels(spoken: Language) -> set[str]:
