@@ -19,6 +19,7 @@ import pytest
 from aegis import progress
 from aegis.cli import app
 from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
+from aegis.doctor import Finding, installation
 from aegis.errors import UsageError
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
@@ -343,6 +344,27 @@ def test_our_own_bugs_are_told_as_such(
     assert str(log) in ended.err
     assert log.read_text(encoding="utf-8").rstrip().endswith("ZeroDivisionError: ours")
     assert "Traceback" in log.read_text(encoding="utf-8").rpartition("ended by")[2]
+
+
+def test_a_missing_package_is_the_installations_fault(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 3 and the command that mends it, wherever in a command the import stands."""
+    lacking = Finding("packages", "fail", "missing: peft", "mend it so")
+    monkeypatch.setattr(installation, "packages", lambda: [lacking])
+    monkeypatch.setattr(train_stage, "train", raising(ModuleNotFoundError("No module named 'peft'", name="peft")))
+    ended = aegis("train")
+    assert ended.code == 3
+    assert "not completely installed: No module named 'peft'" in ended.err
+    assert "missing: peft" in ended.err
+    assert "mend it so" in ended.err
+    assert "bug" not in ended.err
+
+
+def test_an_import_that_fails_in_a_complete_installation_is_our_bug(
+    aegis: Aegis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "packages", lambda: [Finding("packages", "ok", "all there")])
+    monkeypatch.setattr(train_stage, "train", raising(ImportError("cannot import name 'x'", name="torch")))
+    assert aegis("train").code == 1
 
 
 def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

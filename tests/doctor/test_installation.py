@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aegis.doctor import installation
+from aegis.doctor.cures import requirements_of_ours
 from aegis.doctor.finding import Finding
 
 
@@ -20,11 +21,11 @@ def test_this_very_installation_is_whole() -> None:
     """The real packages this test runs with, looked at file by file."""
     found = only(installation.packages())
     assert found.state == "ok", found.detail
-    assert int(found.detail.split()[0]) > len(installation._requirements())
+    assert int(found.detail.split()[0]) > len(requirements_of_ours())
 
 
 @pytest.mark.parametrize(
-    ("version", "state"), [((3, 10, 9), "fail"), ((3, 11, 0), "ok"), ((3, 13, 2), "ok"), ((3, 15, 0), "warn")]
+    ("version", "state"), [((3, 10, 9), "fail"), ((3, 11, 0), "ok"), ((3, 14, 2), "ok"), ((3, 15, 0), "warn")]
 )
 def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], state: str) -> None:
     monkeypatch.setattr(sys, "version_info", version)
@@ -72,7 +73,7 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One package that needs another, which needs one only on another system; both whole, in a finished set-up."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(installation, "_requirements", lambda: ["aegisfirst>=1,<2"])
+    monkeypatch.setattr(installation, "requirements_of_ours", lambda: ["aegisfirst>=1,<2"])
     package(tmp_path, "aegisfirst", requires="Requires-Dist: aegissecond>=1\n")
     package(tmp_path, "aegissecond", requires='Requires-Dist: nowhere; sys_platform == "plan9"\n')
     return tmp_path
@@ -107,7 +108,7 @@ def test_what_a_killed_pip_left_is_not_taken_for_installed(wanted: Path, damage:
 
 
 def test_another_version_is_named(wanted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "_requirements", lambda: ["aegisfirst>=2"])
+    monkeypatch.setattr(installation, "requirements_of_ours", lambda: ["aegisfirst>=2"])
     found = only(installation.packages())
     assert (found.state, found.detail) == ("fail", "another version: aegisfirst 1.0 (wanted >=2)")
 

@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aegis.doctor import gpu
+from aegis.doctor.cures import install_torch_for_card
+from aegis.doctor.gpu import Card, Driver
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.model.base import find_base
 from aegis.model.live import live_model
-from aegis.model.load import choose_device, footprint, load_base
+from aegis.model.load import choose_device, footprint, load_base, require_device
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.soul.file import SoulRecord, save_soul
@@ -272,6 +275,35 @@ def test_a_gpu_that_is_not_there_is_the_environments_fault() -> None:
         choose_device("cuda")
     assert "--device cpu" in caught.value.fix
     assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+@pytest.fixture
+def idle_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that sees a GPU, and a torch built for the CPU."""
+    card = Card("NVIDIA GeForce RTX 3060", (8, 6), 12 * 10**9, 11 * 10**9, ())
+    monkeypatch.setattr(gpu, "seen_by_driver", lambda: Driver("580.65", (13, 0), (card,)))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("idle_gpu")
+def test_long_work_does_not_fall_back_to_the_cpu_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentFault, match="does not use the GPU") as caught:
+        require_device("auto")
+    assert caught.value.exit_code == 3
+    assert "RTX 3060" in caught.value.why
+    assert install_torch_for_card() in caught.value.fix
+    assert "--device cpu" in caught.value.fix
+    assert require_device("cpu") == CPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert require_device("auto") == CPU
+
+
+def test_long_work_runs_on_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "seen_by_driver", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert require_device("auto") == CPU
 
 
 def test_each_launched_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

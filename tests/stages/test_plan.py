@@ -180,7 +180,7 @@ def test_a_cap_is_the_least_that_is_compared_with(
 ) -> None:
     """Of a GPU with 11 GiB free that is not here: its functions are stand-ins, and nothing is multiplied on it."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(plan_module, "choose_device", lambda _: gpu)
+    monkeypatch.setattr(plan_module, "require_device", lambda _: gpu)
     monkeypatch.setattr(plan_module, "free_bytes", lambda _: 11 * 2**30)
     monkeypatch.setattr(plan_module, "_matrix_rate", lambda _: 1e13)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))

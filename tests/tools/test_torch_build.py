@@ -52,6 +52,21 @@ def test_windows_driver_is_found_by_its_library(monkeypatch: pytest.MonkeyPatch,
     assert torch_build.has_nvidia_driver()
 
 
+@pytest.mark.parametrize(
+    ("text", "cpu"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", True),
+        ("__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n", False),
+        (None, False),
+    ],
+)
+def test_a_build_without_cuda_is_known(tmp_path: Path, text: str | None, cpu: bool) -> None:
+    if text is not None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "version.py").write_text(text, encoding="utf-8")
+    assert torch_build.is_cpu_build(tmp_path) == cpu
+
+
 def test_another_build_keeps_its_version_and_loses_its_hashes(tools: Path) -> None:
     """So do all packages that come with the public build alone; every other line stays as it is."""
     text = (tools / "constraints.txt").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def _run(command: str, rest: Sequence[str]) -> int:
         refresh(ROOT)
         return 0
     environment = Environment(ROOT, extra="dev" if command == "test" else "")
-    environment.set_up()
+    environment.set_up(again=command == "setup")
     if command == "demo":
         return _demo(environment, rest)
     if command == "test":

@@ -72,13 +72,16 @@ class Environment:
             and Path(stamp.get("converter", "")).exists()
         )
 
-    def set_up(self) -> None:
+    def set_up(self, *, again: bool = False) -> None:
         """Bring the environment to readiness; at once if it is ready already.
+
+        Args:
+            again: trust no stamp: look at every file of every package and at torch's build, and mend what is amiss.
 
         Raises:
             StartError: with what failed and what to do.
         """
-        if self.is_ready():
+        if self.is_ready() and not again:
             return
         if self.folder.exists() and not self._is_ours():
             raise StartError(
@@ -96,12 +99,12 @@ class Environment:
                 "途中で止めても、もう一度始めれば続きから進みます。",
             )
         )
-        installer = Installer(self)
+        installer = Installer(self, thorough=again)
         check_machine(self.root, needs_space=not self.python.exists(), cuda=has_nvidia_driver())
         installer.refuse_without_compiler()
         self.own.mkdir(parents=True, exist_ok=True)
         with only_one(self.own / "lock") as hold:
-            if self.is_ready():  # the one we waited for has done it
+            if self.is_ready() and not again:  # the one we waited for has done it
                 return
             had = _read_json(self._stamp).get("extra", "")
             self._stamp.unlink(missing_ok=True)

@@ -41,9 +41,10 @@ class Place(Protocol):
 
 
 class Installer:
-    """One set-up of `place`."""
+    """One set-up of `place`; a thorough one looks at every byte that is installed."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, thorough: bool = False) -> None:
+        self._thorough = thorough
         self._place = place
         self._settings: PipSettings = pip_settings()
         self._wheel = llama.wheel_for_this_machine(place.root)
@@ -109,7 +110,7 @@ class Installer:
         """Make the environment, or mend one that is half made; return what was done."""
         site_packages = self._place.usable()
         if site_packages is not None:
-            repaired = records.repair(site_packages)
+            repaired = records.repair(site_packages, hashes=self._thorough)
             self._place.mark_made()
             kept = either("kept", "そのまま使用")
             return (
@@ -181,11 +182,27 @@ class Installer:
         compiling = advice.Compilation()
         self._pip(
             step,
-            ["-c", held, "--build-constraints", held, *_backend_flags(chosen), "-e", project],
+            [
+                "-c",
+                held,
+                "--build-constraints",
+                held,
+                *_backend_flags(chosen),
+                *self._other_torch(chosen),
+                "-e",
+                project,
+            ],
             what=either("the packages could not be installed", "パッケージをインストールできませんでした"),
             where=compiling.where,
         )
         return "torch: " + (chosen or either("the index's", "インデックスのもの"))
+
+    def _other_torch(self, chosen: str | None) -> list[str]:
+        """What makes uv replace a CPU build of torch where one for the card is wanted: their versions are the same."""
+        wanted = os.environ.get("UV_TORCH_BACKEND") or chosen or "cpu"
+        if wanted == "cpu" or not torch_build.is_cpu_build(self._site_packages()):
+            return []
+        return ["--reinstall-package", "torch"]
 
     def _backend(self, step: Step) -> str | None:
         """The build of torch for this machine, if PyTorch's index has it within reach; else the public index's.

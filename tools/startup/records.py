@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,16 +12,16 @@ from startup.console import StartError
 from startup.language import either
 
 
-def broken(site_packages: Path) -> list[Path]:
-    """The `.dist-info` folders of packages that are not whole.
+def broken(site_packages: Path, *, hashes: bool = False) -> list[Path]:
+    """The `.dist-info` folders of packages that are not whole; with `hashes`, every byte is looked at.
 
     uv looks at METADATA only, and links it at some point between the other files; so after a SIGKILL it
     counts a package without its modules among the installed ones.
     """
-    return [folder for folder in sorted(site_packages.glob("*.dist-info")) if not _is_whole(folder)]
+    return [folder for folder in sorted(site_packages.glob("*.dist-info")) if not _is_whole(folder, hashes)]
 
 
-def repair(site_packages: Path) -> list[str]:
+def repair(site_packages: Path, *, hashes: bool = False) -> list[str]:
     """Take away what a killed uv left half done, so that the next one installs it anew; return the names.
 
     Of a broken package only the `.dist-info` goes: the other files are overwritten by the reinstallation.
@@ -31,14 +33,14 @@ def repair(site_packages: Path) -> list[str]:
         "~*"
     ):  # pip's name, for whoever uses pip here, of what it was about to uninstall
         _remove(leftover)
-    folders = broken(site_packages)
+    folders = broken(site_packages, hashes=hashes)
     for folder in folders:
         _remove(folder)
     return [folder.name.removesuffix(".dist-info") for folder in folders]
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether every file that RECORD gives a size for is there with that size.
+def _is_whole(folder: Path, hashes: bool) -> bool:
+    """Whether every file that RECORD gives a size for is there with that size, and with its hash if `hashes`.
 
     importlib.metadata would not do: from Python 3.12 on it leaves missing files out of its list.
     """
@@ -50,12 +52,23 @@ def _is_whole(folder: Path) -> bool:
     for row in rows:
         if len(row) != 3 or not row[2]:  # no size: compiled Python files, and RECORD itself
             continue
+        path = folder.parent / row[0]
         try:
-            if (folder.parent / row[0]).stat().st_size != int(row[2]):
+            if path.stat().st_size != int(row[2]) or (hashes and not _has_hash(path, row[1])):
                 return False
         except OSError:
             return False
     return bool(rows)
+
+
+def _has_hash(path: Path, recorded: str) -> bool:
+    """Whether the file has the hash that RECORD gives, as "sha256=" and base64 without its padding."""
+    kind, _, wanted = recorded.partition("=")
+    if kind not in hashlib.algorithms_guaranteed:
+        return True
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, kind).digest()
+    return base64.urlsafe_b64encode(found).decode().rstrip("=") == wanted
 
 
 def _remove(path: Path) -> None:

@@ -48,6 +48,15 @@ def is_public_build(settings: PipSettings, chosen: str | None) -> bool:
     return chosen is None and not settings.own_places and not os.environ.get("UV_TORCH_BACKEND")
 
 
+def is_cpu_build(site_packages: Path) -> bool:
+    """Whether the torch that is installed, if any, was built without CUDA."""
+    try:
+        text = (site_packages / "torch" / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"^cuda\b.*=\s*None", text, re.MULTILINE) is not None
+
+
 def without_build(constraints: str) -> str:
     """The constraints for another build of torch: its version without the hashes, nothing of what comes with it."""
     kept = []

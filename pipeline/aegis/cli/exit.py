@@ -71,6 +71,8 @@ def _code_of(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         streams.silence()
         return 141
+    except ImportError as error:
+        return _incomplete(error)
     except OSError as error:
         if disk.is_full(error):
             fault = disk.full(Path(error.filename or "."), error)
@@ -91,6 +93,18 @@ def _print_aegis_error(error: AegisError) -> int:
     _keep(error)
     print_error(error.what, error.why, error.fix)
     return error.exit_code
+
+
+def _incomplete(error: ImportError) -> int:
+    """A package that is missing, cut short or of another version is the installation's fault; any other is ours."""
+    from aegis.doctor import installation
+
+    (packages,) = installation.packages()
+    if packages.state != "fail":
+        return _our_bug(error)
+    _keep(error)
+    print_error(phrase("ending.incomplete", error=error), packages.detail, packages.cure)
+    return 3
 
 
 def _our_bug(error: Exception) -> int:

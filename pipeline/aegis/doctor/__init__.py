@@ -4,7 +4,8 @@ Nothing here imports anything but the standard library until a probe runs, and a
 set-ups that need a doctor most are those in which something does not import.
 """
 
-from aegis.doctor.finding import Finding, set_up_again
+from aegis.doctor.cures import set_up_again
+from aegis.doctor.finding import Finding
 from aegis.doctor.probes import PROBES, examine, is_ready
 
 __all__ = ["PROBES", "Finding", "examine", "is_ready", "set_up_again"]

@@ -1,9 +1,8 @@
-"""What a probe found out, and the commands that several probes name."""
+"""What a probe found out, and what several probes write."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,25 +52,6 @@ class Finding:
     state: State
     detail: str
     cure: str = ""
-
-
-def set_up_again() -> str:
-    """The command that brings a checkout's own environment to what it should be."""
-    return r"py tools\start.py setup" if WINDOWS else "python3 tools/start.py setup"
-
-
-def pip(*words: str) -> str:
-    """A pip command for the Python that runs this."""
-    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
-    return " ".join([python, "-m", "pip", *words])
-
-
-def pip_install(*arguments: str) -> str:
-    """A pip command for the Python that runs this, held to the versions of the checkout."""
-    constraints = CHECKOUT / "tools" / "constraints.txt"
-    held = ["-c", str(constraints)] if constraints.is_file() else []
-    words = [f'"{word}"' if any(c in word for c in ' <>"') else word for word in (*held, *arguments)]
-    return pip("install", *words)
 
 
 def environment_command(name: str, value: str) -> str:

@@ -10,7 +10,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis.doctor.finding import WINDOWS, Finding, gigabytes, pip, pip_install
+from aegis.doctor.cures import install, install_torch_for_card
+from aegis.doctor.finding import WINDOWS, Finding, gigabytes
 from aegis.messages import phrase
 
 MIN_FREE_BYTES = 4e9
@@ -18,7 +19,6 @@ MIN_FREE_BYTES = 4e9
 
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 _DRIVERS = "https://www.nvidia.com/drivers"
-_BUILDS = "https://pytorch.org/get-started/locally"
 _BUILDS_CUDA = (13, 0)
 
 
@@ -136,15 +136,8 @@ def torch_build() -> list[Finding]:
         if found.cuda < _BUILDS_CUDA:
             newer = phrase("doctor.update_driver_first", drivers=_DRIVERS)
             return [Finding("torch", "fail", phrase("doctor.driver_too_old", build=build), newer)]
-        wanted = f"torch=={version.partition('+')[0]}+cu{''.join(map(str, _BUILDS_CUDA))}"
-        cure = phrase(
-            "doctor.cuda_build_instead",
-            uninstall=pip("uninstall", "-y", "torch"),
-            wanted=wanted,
-            cuda=_dotted(_BUILDS_CUDA),
-            page=_BUILDS,
-        )
-        return [Finding("torch", "fail", phrase("doctor.beside_card", build=build, card=found.cards[0].name), cure)]
+        beside = phrase("doctor.beside_card", build=build, card=found.cards[0].name)
+        return [Finding("torch", "fail", beside, install_torch_for_card())]
     if torch.cuda.is_available():
         return [Finding("torch", "ok", build)]
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
@@ -209,7 +202,7 @@ def triton() -> list[Finding]:
         return []
     name = "triton-windows" if sys.platform == "win32" else "triton"
     if find_spec("triton") is None:
-        return [Finding("triton", "warn", phrase("doctor.no_triton"), pip_install(name))]
+        return [Finding("triton", "warn", phrase("doctor.no_triton"), install(name))]
     return [Finding("triton", "ok", metadata.version(name))]
 
 

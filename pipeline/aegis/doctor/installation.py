@@ -8,15 +8,14 @@ import platform
 import re
 import struct
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from aegis.doctor.finding import CHECKOUT, WINDOWS, Finding, pip_install, set_up_again
+from aegis.doctor.cures import install, requirements_of_ours, set_up_again
+from aegis.doctor.finding import WINDOWS, Finding
 from aegis.messages import phrase
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
-_DISTRIBUTION = "aegis-soul"
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 
 
 def python() -> list[Finding]:
@@ -59,22 +58,13 @@ def packages() -> list[Finding]:
     ]
     if not told:
         return [Finding("packages", "ok", phrase("doctor.packages", count=count))]
-    if _is_unfinished():
-        cure = set_up_again()
-    elif broken:  # pip takes a package without its files for installed
-        cure = pip_install("--ignore-installed", "--no-deps", *broken)
-    else:
-        cure = pip_install(*missing, *misfits)
+    # an installer takes a package without its files for installed
+    cure = install(*broken, again=True) if broken else install(*missing, *misfits)
     return [Finding("packages", "fail", "; ".join(told), cure)]
 
 
-def _is_unfinished() -> bool:
-    records = Path(sys.prefix) / "start"
-    return records.is_dir() and not (records / "stamp.json").is_file()
-
-
 def _absent() -> list[str]:
-    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in ["packaging", *_requirements()]]
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in ["packaging", *requirements_of_ours()]]
     installed = {re.sub(r"[-_.]+", "-", found.name).lower() for found in metadata.distributions() if found.name}
     return sorted(name for name in names if name.lower() not in installed)
 
@@ -88,7 +78,7 @@ def _survey() -> tuple[list[str], dict[str, str], list[str], int]:
     misfits: dict[str, str] = {}
     broken: list[str] = []
     seen: dict[str, set[str]] = {}
-    todo = [Requirement(text) for text in _requirements()]
+    todo = [Requirement(text) for text in requirements_of_ours()]
     while todo:
         wanted = todo.pop()
         name = canonicalize_name(wanted.name)
@@ -112,14 +102,6 @@ def _survey() -> tuple[list[str], dict[str, str], list[str], int]:
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *known)):
                 todo.append(needed)
     return sorted(missing), dict(sorted(misfits.items())), sorted(broken), len(seen)
-
-
-def _requirements() -> list[str]:
-    """What the checkout asks for, or, where there is none, what the installed package does."""
-    project = CHECKOUT / "pyproject.toml"
-    if project.is_file():
-        return [str(text) for text in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]]
-    return [text for text in metadata.requires(_DISTRIBUTION) or [] if "extra ==" not in text]
 
 
 def _is_whole(found: metadata.Distribution) -> bool:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from aegis.doctor.finding import Finding, pip_install
+from aegis.doctor.cures import install
+from aegis.doctor.finding import Finding
 from aegis.messages import phrase
 
 _ROWS, _COLUMNS = 128, 256
@@ -20,7 +21,7 @@ _NF4_ERROR = (0.05, 0.15)
 def smoke() -> list[Finding]:
     """Quantize, multiply forwards and backwards as training does, and compare with the numbers worked out plainly."""
     if find_spec("bitsandbytes") is None:
-        return [Finding("kernel", "fail", phrase("doctor.no_bitsandbytes"), pip_install("bitsandbytes"))]
+        return [Finding("kernel", "fail", phrase("doctor.no_bitsandbytes"), install("bitsandbytes"))]
     import torch
 
     with _compiler_left_alone(torch):
@@ -28,7 +29,7 @@ def smoke() -> list[Finding]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = phrase("doctor.bitsandbytes", version=bitsandbytes.__version__, device=device.type)
-    reinstall = pip_install("--force-reinstall", "--no-deps", "bitsandbytes")
+    reinstall = install("bitsandbytes", again=True)
     try:
         quantization, product, gradient = _errors(torch, bitsandbytes.functional, bitsandbytes.matmul_4bit, device)
     except Exception as error:  # a library for another CUDA raises what it likes

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis.doctor.finding import WINDOWS, Finding, pip_install
+from aegis.doctor.cures import install, python
+from aegis.doctor.finding import WINDOWS, Finding
 from aegis.messages import phrase
 
 _BINDING = "llama-cpp-python"
@@ -30,7 +30,7 @@ def converter() -> list[Finding]:
     tree = vendor_llama_cpp.kept_tree()
     if tree is None:
         detail = phrase("doctor.converter_not_pinned", commit=pin.upstream_commit[:9])
-        return [Finding("converter", "fail", detail, f"{sys.executable} -m vendor_llama_cpp")]
+        return [Finding("converter", "fail", detail, f"{python()} -m vendor_llama_cpp")]
     return [Finding("converter", "ok", phrase("doctor.converter", commit=pin.upstream_commit[:9], tree=tree))]
 
 
@@ -39,9 +39,9 @@ def binding() -> list[Finding]:
     from vendor_llama_cpp import load_pin
 
     pin = load_pin()
-    again = pip_install("--force-reinstall", "--no-deps", f"{_BINDING}=={pin.version}")
+    again = install(f"{_BINDING}=={pin.version}", again=True)
     if find_spec("llama_cpp") is None:
-        return [Finding("llama_cpp", "fail", phrase("doctor.no_binding"), pip_install(f"{_BINDING}=={pin.version}"))]
+        return [Finding("llama_cpp", "fail", phrase("doctor.no_binding"), install(f"{_BINDING}=={pin.version}"))]
     found = metadata.distribution(_BINDING)
     detail = f"{_BINDING} {found.version}"
     if found.version != pin.version:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from aegis.doctor import gpu, installation, kernel, llama, machine, services
-from aegis.doctor.finding import Finding, Name, set_up_again
+from aegis.doctor.cures import set_up_again
+from aegis.doctor.finding import Finding, Name
 from aegis.messages import phrase
 
 Probe = Callable[[], list[Finding]]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from aegis import progress
+from aegis.doctor.gpu import torch_build
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.messages import phrase
 from aegis.model.nf4_format import BLOCK
@@ -35,6 +36,22 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
     if number >= torch.cuda.device_count():
         raise EnvironmentFault("load.too_few_gpus", number=number, device_count=torch.cuda.device_count())
     return torch.device("cuda", number)
+
+
+def require_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
+    """`choose_device` for long work: "auto" does not settle for the CPU beside a GPU that the driver sees.
+
+    "cpu" means the CPU, and so does a CUDA_VISIBLE_DEVICES that hides every GPU.
+
+    Raises:
+        EnvironmentFault: as `choose_device`; or torch does not use the GPU, with the command that cures it.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    if wanted == "auto" and not hidden and not torch.cuda.is_available():
+        build = torch_build()[0]
+        if build.state == "fail":
+            raise EnvironmentFault("load.idle_gpu", build=build.detail, cure=build.cure)
+    return choose_device(wanted)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

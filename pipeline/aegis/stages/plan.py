@@ -22,7 +22,7 @@ from aegis.data.training_set import load_training_set
 from aegis.merging.plan import DTYPES
 from aegis.messages import phrase
 from aegis.model.base import Base, load_tokenizer, peek_base
-from aegis.model.load import choose_device
+from aegis.model.load import require_device
 from aegis.model.lora import Coverage
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs import disk
@@ -159,7 +159,7 @@ def _device(config: TrainConfig | VerifyConfig) -> torch.device | None:
     """Where the work would be done; None for a GPU that was asked for and is not in this machine."""
     if config.device == "cuda" and not torch.cuda.is_available():
         return None
-    return choose_device(config.device)
+    return require_device(config.device)
 
 
 def _free_memory(device: torch.device) -> int:

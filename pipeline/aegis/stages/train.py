@@ -21,7 +21,7 @@ from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, find_base, load_tokenizer
-from aegis.model.load import choose_device, compute_dtype, dtype_name
+from aegis.model.load import compute_dtype, dtype_name, require_device
 from aegis.report.plots.training import draw_all
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
@@ -98,7 +98,7 @@ def train(
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
     """
     check_tracker(config.report_to)
-    device = choose_device(config.device)
+    device = require_device(config.device)
     with (
         process_group(device) as group,
         apply_launcher_config(config, group, compute_dtype(device)) as config,
@@ -205,7 +205,7 @@ def dry_run(config: TrainConfig) -> TrainReport:
 
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
     """
-    device = choose_device(config.device)
+    device = require_device(config.device)
     with process_group(device) as group, apply_launcher_config(config, group, compute_dtype(device)) as config:
         prepared = _Prepared.make(config, device, group)
         with build_state(config, prepared.base, prepared.device, None, group) as state:

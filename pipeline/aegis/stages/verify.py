@@ -34,7 +34,7 @@ from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
-from aegis.model.load import Precision, choose_device, load_base
+from aegis.model.load import Precision, load_base, require_device
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs.facts import ExportFacts, TrainFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
@@ -193,7 +193,7 @@ class _Examiner:
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other; only their logits, on disk, outlive them."""
-        config, device = self.config, choose_device(self.config.device)
+        config, device = self.config, require_device(self.config.device)
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         compared, other = self.sample.compared, self.sample.other

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from aegis.cli.screens import memory
 from aegis.messages import phrase
 from aegis.messages.layout import cell_width, ljust, wrap
-from aegis.report.card import ollama_name
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
@@ -100,6 +99,8 @@ def imported(report: ImportReport) -> str:
 
 def exported(report: ExportReport) -> str:
     """After export-gguf and run: the files, and three ways to run the first."""
+    from aegis.report.card import ollama_name  # not above: doctor shows its findings without pydantic
+
     first = report.files[0]
     lines = [report.name]
     lines += [f"  {file}  {file.stat().st_size / 1e6:.1f} MB" for file in report.files]
