@@ -14,7 +14,7 @@ from aegis.data.report import DataReport
 from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual
 from aegis.model.lora import Coverage
-from aegis.run_all import Answer
+from aegis.report.answers import Answer, ModelAnswers
 from aegis.stages.export import ExportReport
 from aegis.stages.import_soul import ImportReport
 from aegis.stages.merge import MergeReport
@@ -178,7 +178,13 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         "export --dry-run": screens_plan.export_planned(exported),
         "push": results.pushed(PushReport("o/n", "https://huggingface.co/o/n", "gguf", ("m.gguf",), False)),
         "serve": results.serving("http://127.0.0.1:8080", Path("m.gguf"), 4096),
-        "run": results.before_and_after([(Answer("春の花は?", "桜です。"), Answer("春の花は?", "桜でござる。"))]),
+        "run": results.before_and_after(
+            ["春の花は?"],
+            [
+                ModelAnswers("base", "", (Answer("桜です。"),)),
+                ModelAnswers("gguf", "Q4_K_M", (Answer("桜でござる。"),)),
+            ],
+        ),
         "verify": verify.verified(verdict(), RUN / "verify"),
         "verify, failed": verify.verified(failed_verdict(), RUN / "verify"),
         "verify PATH": verify.examined(FileReport(Path("merged"), "model_folder", unsound)),

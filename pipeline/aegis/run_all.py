@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from aegis import progress
 from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.demo.corpus import demo_prompts
 from aegis.errors import IntegrityError, UsageError
-from aegis.llama_cpp import Runtime, trained_context
 from aegis.messages import phrase
-from aegis.model.base import find_base, load_tokenizer
-from aegis.model.load import load_base
 from aegis.runs import disk
 from aegis.runs.run import Run
 from aegis.stages.export import ExportReport, export_gguf
@@ -25,16 +17,6 @@ from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.training.distributed.group import world_size
 from aegis.verification.verdict import Verdict
-
-_SAMPLE_TOKENS = 96
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to a prompt."""
-
-    prompt: str
-    text: str
 
 
 def run_all(
@@ -79,39 +61,6 @@ def run_all(
             verify=run.verify,
         )
     return exported, verdict
-
-
-def before_and_after(gguf: Path) -> list[tuple[Answer, Answer]]:
-    """The embedded default's held-out questions, answered by its base and by the finished file."""
-    prompts = demo_prompts()
-    return list(zip(_base_answers(prompts), answers(gguf, prompts), strict=True))
-
-
-def _base_answers(prompts: Sequence[str]) -> list[Answer]:
-    """Ask the untrained base in transformers, greedily."""
-    base = find_base(DEMO)
-    model, tokenizer = load_base(base.folder, "16bit", torch.device("cpu")), load_tokenizer(base.folder)
-    told = []
-    for prompt in prompts:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        output = model.generate(**inputs, max_new_tokens=_SAMPLE_TOKENS, do_sample=False)
-        text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        told.append(Answer(prompt, text.strip()))
-    return told
-
-
-def answers(gguf: Path, prompts: Sequence[str]) -> list[Answer]:
-    """Ask llama.cpp each prompt through the file's own chat template, greedily."""
-    with Runtime(gguf, n_ctx=trained_context(gguf)) as runtime:
-        return [
-            Answer(
-                prompt,
-                "".join(runtime.chat([{"role": "user", "content": prompt}], _SAMPLE_TOKENS, temperature=0)).strip(),
-            )
-            for prompt in prompts
-        ]
 
 
 def default_run(base_model: str) -> Run:

@@ -225,6 +225,13 @@ def test_a_cap_on_the_gpus_memory_may_be_a_whole_number(tmp_path: Path) -> None:
     assert resolve(TrainConfig, environment={"AEGIS_TRAIN_GPU_MEMORY_GIB": "2.5"}).gpu_memory_gib == 2.5
 
 
+def test_a_map_of_blocks_is_refused_for_a_rotation_without_blocks() -> None:
+    with pytest.raises(UsageError, match="rotation = 'dense' has no skew blocks"):
+        resolve(TrainConfig, flags={"rotation": "dense", "rotation_map": "cayley"})
+    assert resolve(TrainConfig, flags={"rotation": "so8", "rotation_map": "cayley"}).rotation_map == "cayley"
+    assert resolve(TrainConfig, flags={"rotation": "dense"}).rotation_map == "exp"
+
+
 def test_alpha_may_not_jump() -> None:
     with pytest.raises(UsageError, match="alpha would jump at the first step"):
         resolve(TrainConfig, environment={}, flags={"warmup_steps": 0, "annealing_steps": 0})

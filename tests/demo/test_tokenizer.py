@@ -97,7 +97,7 @@ def test_a_full_width_space_behind_a_tag_is_where_the_two_differ(tokenizer: Any,
     text = "<|user|>\n　全角で始まる"
     ours, theirs = tokenizer(text)["input_ids"], runtime.tokenize(text, add_bos=True)
     assert ours == tokenizer("<|user|>全角で始まる")["input_ids"]
-    assert runtime.detokenize(theirs).strip(" ").startswith("　")
+    assert "　" in tokenizer.decode(theirs)
 
 
 def test_transformers_and_sentencepiece_give_the_same_ids(quick_base: Path, tokenizer: Any) -> None:

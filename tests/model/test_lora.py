@@ -68,7 +68,7 @@ def test_coverage_is_what_peft_trains() -> None:
     config = wrapped.peft_config["default"]
     assert (config.base_model_name_or_path, config.revision) == ("owner/name", "abc")
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (5, 10, 0.1, "none")
-    assert rows[0].as_dict()["target"] == "qkv_proj"
+    assert rows[0].target == "qkv_proj"
 
 
 def test_names_that_match_nothing_are_all_named() -> None:

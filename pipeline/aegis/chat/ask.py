@@ -53,14 +53,16 @@ def questions_of(run: Run, count: int) -> list[str]:
     return load_heldout_questions(config, load_tokenizer(base.folder), manifest.inputs["data"], count)
 
 
-def ask(run: Run, questions: Sequence[str], limits: Limits) -> list[ModelAnswers]:
-    """Put the questions to each model, greedily: so asked, the same model says the same."""
+def ask(
+    run: Run, questions: Sequence[str], limits: Limits, models: Sequence[str] = ("base", "trained", "gguf")
+) -> list[ModelAnswers]:
+    """Put the questions to each of `models`, greedily: so asked, the same model says the same."""
     asked: dict[str, Callable[[], AbstractContextManager[list[ChatModel]]]] = {
         "base": lambda: load.load_transformers_models(run, live=False, compare=True, context=None),
         "trained": lambda: load.load_transformers_models(run, live=True, compare=False, context=None),
         "gguf": lambda: load.load_models(run, None, live=False, compare=False, context=None),
     }
-    return [_voice(who, open_model, questions, limits) for who, open_model in asked.items()]
+    return [_voice(who, open_model, questions, limits) for who, open_model in asked.items() if who in models]
 
 
 def _voice(

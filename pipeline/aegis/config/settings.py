@@ -145,6 +145,12 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _map_is_of_blocks(self) -> TrainConfig:
+        if self.rotation == "dense" and self.rotation_map != "exp":
+            raise ValueError(phrase("config.map_of_dense"))
+        return self
+
+    @model_validator(mode="after")
     def _keep_is_of_one_mind(self) -> TrainConfig:
         if self.keep_data is None and self.keep_source in ("data", "both"):
             raise ValueError(phrase("config.keep_needs_data", source=self.keep_source))

@@ -14,8 +14,6 @@ from aegis.llama_cpp.tree import CONVERTER, find_tree
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.runs import disk
 
-OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
-
 _NO_ROOM_BYTES = 1 << 20
 _WRITING = re.compile(r"Writing:\s+(\d+)%")
 _ENVIRONMENT: dict[str, str | None] = {
@@ -32,18 +30,16 @@ def convert(
     out: Path,
     *,
     model_name: str,
-    outtype: str = "f16",
     tree: Path | None = None,
     vocab_only: bool = False,
 ) -> None:
-    """Write `model_dir` as a GGUF at `out`, which appears only when whole.
+    """Write `model_dir` as an f16 GGUF at `out`, which appears only when whole.
 
     Args:
         model_dir: config.json, tokenizer files and safetensors of a stock architecture, no code.
         out: the file to write; one that is there is replaced at the end.
         model_name: becomes `general.name`. llama.cpp reads the family off it (a Phi-3 whose name lacks
             "phi-3" keeps white space after its role tags), so it is never guessed from the folder.
-        outtype: one of OUTTYPES. K-quants are `quantize`'s.
         tree: a llama.cpp checkout to use instead of LLAMA_CPP_DIR's or the pinned one.
         vocab_only: write the tokenizer and no weights, which takes seconds and needs no weights.
 
@@ -53,8 +49,6 @@ def convert(
         ToolError: the converter failed; its last lines are in the error.
         EnvironmentFault: no converter, no space, no permission.
     """
-    if outtype not in OUTTYPES:
-        raise UsageError("convert.unknown_outtype", outtype=outtype, outtypes=", ".join(OUTTYPES))
     model_dir, out = model_dir.absolute(), out.absolute()
     if not (model_dir / "config.json").is_file():
         raise UsageError("convert.no_model_folder", model_dir=model_dir)
@@ -64,7 +58,7 @@ def convert(
         arguments = [
             str(model_dir),
             f"--outfile={part}",
-            f"--outtype={outtype}",
+            "--outtype=f16",
             f"--model-name={model_name}",
         ]
         run_tool(

@@ -21,7 +21,7 @@ from aegis.llama_cpp._log import captured_log
 from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
-from aegis.llama_cpp.text_stream import joined, until_stop
+from aegis.llama_cpp.text_stream import joined
 
 Message = Mapping[str, str]
 
@@ -101,17 +101,6 @@ class Runtime:
         tokens: list[int] = self._llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=special)
         return tokens
 
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD. `special` shows control tokens."""
-        known = self._known(tokens)
-        ids = (self._binding.llama_token * len(known))(*known)
-        data = _filled(
-            lambda buffer, size: self._binding.llama_detokenize(
-                self._vocab, ids, len(known), buffer, size, False, special
-            )
-        )
-        return data.decode("utf-8", errors="replace")
-
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits after each token, float32 (len(tokens), vocabulary), evaluated from an empty context.
 
@@ -149,16 +138,16 @@ class Runtime:
         max_tokens: int = 256,
         temperature: float = 0.8,
         seed: int = 0,
-        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Continue a prompt, piece by piece; a character made of several tokens comes whole.
+
+        The model's own end-of-text tokens end it.
 
         Args:
             prompt: text, tokenized as the file's own flags ask, or token ids.
             max_tokens: at most so many, and never more than the context has room for.
             temperature: 0 takes the likeliest token each time; above it, llama.cpp's default samplers.
             seed: the same seed gives the same text on the same machine.
-            stop: texts to end before. The model's own end-of-text tokens always end it.
 
         Raises:
             UsageError: the prompt does not fit the context.
@@ -167,7 +156,7 @@ class Runtime:
         self._refuse_overlong(len(tokens) + 1)
         if not tokens:
             raise UsageError("runtime.nothing_continue")
-        return until_stop(joined(self._pieces(tokens, max_tokens, temperature, seed)), stop)
+        return joined(self._pieces(tokens, max_tokens, temperature, seed))
 
     def chat(
         self,
@@ -175,10 +164,9 @@ class Runtime:
         max_tokens: int = 256,
         temperature: float = 0.8,
         seed: int = 0,
-        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Answer a conversation, as `complete` does, through the file's own chat template."""
-        return self.complete(self.chat_tokens(messages), max_tokens, temperature, seed, stop)
+        return self.complete(self.chat_tokens(messages), max_tokens, temperature, seed)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The ids llama.cpp sees of a conversation, up to where the assistant is to speak.

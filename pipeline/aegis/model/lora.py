@@ -7,7 +7,7 @@ adapts a third of Phi-3's attention, whose projections are fused. So names are r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -39,9 +39,6 @@ class Coverage:
             out_features=self.out_features,
             parameters=self.parameters,
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[str, ...]:

@@ -145,7 +145,8 @@ def run(
         setup.show_plan(chosen, run)
         return
     from aegis import run_all
-    from aegis.chat.ask import Limits
+    from aegis.chat.ask import Limits, ask
+    from aegis.demo.corpus import demo_prompts
     from aegis.runs.run import Run
     from aegis.stages.report import report as report_stage
 
@@ -155,8 +156,9 @@ def run(
     )
     progress.result(verify_screen.verified(verdict, run_dir.verify), verdict.as_json())
     if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
-        answers = run_all.before_and_after(exported.files[0])
-        progress.result(results.before_and_after(answers), answers)
+        prompts = demo_prompts()
+        answers = ask(run_dir, prompts, Limits(), models=("base", "gguf"))
+        progress.result(results.before_and_after(prompts, answers), answers)
     with run_dir.lock():
         page = report_stage(run_dir, Limits(), reuse=not overwrite)
     progress.result(f"{page}\n", {"report": page})

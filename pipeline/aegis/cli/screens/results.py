@@ -14,7 +14,7 @@ from aegis.messages.layout import cell_width, ljust, wrap
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
     from aegis.doctor import Finding
-    from aegis.run_all import Answer
+    from aegis.report.answers import ModelAnswers
     from aegis.stages.export import ExportReport
     from aegis.stages.import_soul import ImportReport
     from aegis.stages.merge import MergeReport
@@ -126,14 +126,17 @@ def serving(url: str, gguf: Path, context_tokens: int) -> str:
     return f"{url}\n  {phrase('screens.serving', model=gguf.stem, context=context_tokens)}"
 
 
-def before_and_after(pairs: Sequence[tuple[Answer, Answer]]) -> str:
-    """The demo's proof to the eye: the base's answers beside the finished file's."""
-    names = phrase("screens.question"), phrase("screens.base"), "aegis"
+def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) -> str:
+    """The demo's proof to the eye: the base's answers beside the finished file's, and what could not be asked."""
+    names = phrase("screens.question"), *(phrase("screens.base") if who.who == "base" else "aegis" for who in answers)
     width = max(map(cell_width, names)) + 2
     lines = [phrase("screens.before_and_after")]
-    for before, after in pairs:
-        texts = after.prompt, before.text, after.text
+    for number, question in enumerate(questions):
+        texts = question, *(who.answers[number].text if number < len(who.answers) else "-" for who in answers)
         lines.append("".join(f"\n  {ljust(name, width)}{text}" for name, text in zip(names, texts, strict=True)))
+    lines += [
+        f"\n  {ljust(name, width)}{who.missing}" for name, who in zip(names[1:], answers, strict=True) if who.missing
+    ]
     return "\n".join(lines) + "\n"
 
 
