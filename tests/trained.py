@@ -86,7 +86,7 @@ def write_chats(path: Path) -> Path:
 
 
 def small_training(base: Path, dataset: Path) -> TrainConfig:
-    """Everything resume must get right: NF4, dropout, accumulation, packing, an epoch border."""
+    """Everything resume must get right: NF4, dropout, accumulation, packing, kept text, an epoch border."""
     return TrainConfig(
         base_model=str(base),
         dataset=str(dataset),
@@ -102,6 +102,8 @@ def small_training(base: Path, dataset: Path) -> TrainConfig:
         logging_steps=1,
         heldout_rows=2,
         lora_dropout=0.1,
+        keep_every=3,
+        keep_windows=8,
     )
 
 

@@ -59,7 +59,7 @@ def test_going_on_is_never_having_stopped(
     steps(whole, config, 0, 3)
     folder = checkpoint.save(tmp_path, whole, 3, MANIFEST, keep=3)
     before, start = everything(whole), whole.soul.start.clone()
-    scaler = whole.scaler.state_dict()
+    scaled_by = whole.scaler.state_dict()
     wanted = steps(whole, config, 3, 8)
 
     resumed = new(seed=5)
@@ -70,7 +70,7 @@ def test_going_on_is_never_having_stopped(
     assert found.keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in found.items())
     assert torch.equal(resumed.soul.start, start)
-    assert resumed.scaler.state_dict() == scaler
+    assert resumed.scaler.state_dict() == scaled_by
     assert steps(resumed, config, 3, 8) == wanted
     assert all(torch.equal(value, everything(whole)[name]) for name, value in everything(resumed).items())
     assert torch.equal(resumed.soul.start, whole.soul.start)

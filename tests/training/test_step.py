@@ -11,6 +11,7 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.errors import DivergedError, IntegrityError
 from aegis.training import step as module
+from aegis.training import step_metrics
 from aegis.training.objective import summed_loss
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
@@ -160,10 +161,10 @@ def test_overflow_for_ever_is_divergence(make_state: MakeState, monkeypatch: pyt
     state = make_state(CONFIG, scaler=scaler(1024.0))
     stepper, before = Stepper(state, CONFIG), values(state)
     poison(monkeypatch)
-    for step in range(module._MAX_SKIPPED):
+    for step in range(step_metrics.MAX_SKIPPED):
         assert stepper.take(step, [noise(step)]).skipped
-    with pytest.raises(DivergedError, match=f"diverged at step {module._MAX_SKIPPED + 1}"):
-        stepper.take(module._MAX_SKIPPED, [noise(0)])
+    with pytest.raises(DivergedError, match=f"diverged at step {step_metrics.MAX_SKIPPED + 1}"):
+        stepper.take(step_metrics.MAX_SKIPPED, [noise(0)])
     assert not moved(before, state)
 
 
@@ -173,7 +174,7 @@ def test_a_good_step_begins_the_count_anew(make_state: MakeState, monkeypatch: p
     for _ in range(2):
         with monkeypatch.context() as patch:
             poison(patch)
-            for step in range(module._MAX_SKIPPED):
+            for step in range(step_metrics.MAX_SKIPPED):
                 assert stepper.take(step, [noise(step)]).skipped
         assert not stepper.take(99, [noise(99)]).skipped
 

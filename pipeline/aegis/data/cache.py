@@ -53,13 +53,22 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             try:
-                with (building / path.name).open("xb") as file:
-                    _write(file, windows, report)
+                write(building / path.name, windows, report)
                 (building / path.name).replace(path)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
         raise EnvironmentFault("data_cache.not_kept", parent=path.parent, error=str(error)) from error
+
+
+def write(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) -> None:
+    """As `store`, to a file that is not there yet, in a folder that nobody else sees.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with path.open("xb") as file:
+        _write(file, windows, report)
 
 
 def _write(file: IO[bytes], windows: Mapping[str, Windows], report: dict[str, Any]) -> None:

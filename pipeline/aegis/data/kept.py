@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from aegis.data import cache
 from aegis.data.packing import Windows
 from aegis.data.tokens import TokenFile, encoded
+from aegis.errors import IntegrityError
+from aegis.runs.manifest import Manifest, finished, read_manifest, verify_directory
+from aegis.runs.publish import publishing
+from aegis.runs.run import Run
 
 FILE_NAME = "kept.windows"
 _HELDOUT_PART = 8
@@ -37,6 +41,7 @@ class KeptReport:
         looping: how many ran into a repetition, which was cut off.
         too_short: how many were left out as too short, or written before.
         precision: "16bit" or "4bit", what the base wrote with; empty if it wrote nothing.
+        key: hash of what the writing depended on, but for device and precision; empty if not all is written.
     """
 
     source: str
@@ -48,6 +53,7 @@ class KeptReport:
     looping: int = 0
     too_short: int = 0
     precision: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,11 @@ def store(path: Path, kept: Kept) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    cache.store(path, {"train": kept.train, "heldout": kept.heldout}, asdict(kept.report))
+    cache.store(path, _parts(kept), asdict(kept.report))
+
+
+def _parts(kept: Kept) -> dict[str, Windows]:
+    return {"train": kept.train, "heldout": kept.heldout}
 
 
 def load(path: Path) -> Kept | None:
@@ -160,3 +170,41 @@ def load(path: Path) -> Kept | None:
         return None
     windows, report = found
     return Kept(windows["train"], windows["heldout"], KeptReport(**report))
+
+
+def publish(run: Run, kept: Kept, manifest: Manifest) -> None:
+    """Put kept text into a run, so that later stages have it wherever the run goes; nothing if it is there.
+
+    Raises:
+        UsageError, EnvironmentFault: as `publishing`.
+    """
+    if run.kept.is_dir() and finished(run.kept, manifest) is not None:
+        return
+    with publishing(run.kept, manifest, overwrite=True) as staging:
+        cache.write(staging.path / FILE_NAME, _parts(kept), asdict(kept.report))
+
+
+def of_run(run: Run, key: str) -> Kept | None:
+    """The text that a run holds, if the base wrote all of it under this key, and it is whole."""
+    try:
+        verify_directory(run.kept)
+    except IntegrityError:
+        return None
+    found = load(run.kept / FILE_NAME)
+    return found if found is not None and found.report.key == key else None
+
+
+def heldout_of(run: Run) -> Windows | None:
+    """The kept windows that a finished run's training never saw; None where it kept nothing.
+
+    Raises:
+        IntegrityError: they are damaged, missing or another training's.
+    """
+    wanted = read_manifest(run.adapter).inputs.get("kept")
+    if wanted is None:
+        return None
+    verify_directory(run.kept)
+    found = load(run.kept / FILE_NAME)
+    if found is None or found.sha256 != wanted:
+        raise IntegrityError("keep.other_text", folder=run.kept, adapter=run.adapter)
+    return found.heldout

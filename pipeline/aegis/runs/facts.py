@@ -75,11 +75,23 @@ class DataFacts(BaseModel):
     trained_tokens: int
 
 
+class KeptFacts(BaseModel):
+    """What the kept text is made of: `data.kept.KeptReport`, of which later stages read these."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    source: str
+    windows: int
+    heldout_windows: int
+    tokens: int
+
+
 class TrainResult(_Frozen):
     """What is the same however often the training was interrupted."""
 
     steps: int
     heldout_loss: float | None
+    keep_kl: float | None = None
     alpha: float
     gate: float
     trainable_parameters: int
@@ -92,6 +104,7 @@ class TrainFacts(Facts):
         base_model: Hub id, folder or "demo".
         device, compute_dtype: the torch device type that trained, and the dtype that it computed in.
         processes: processes that shared the training.
+        kept: None where keep was switched off.
         housekeeping: settings that change no weight, as the run was last given them.
         result: None in a checkpoint.
     """
@@ -104,6 +117,7 @@ class TrainFacts(Facts):
     compute_dtype: DtypeName
     processes: int
     data: DataFacts
+    kept: KeptFacts | None = None
     housekeeping: Mapping[str, Any]
     result: TrainResult | None = None
 

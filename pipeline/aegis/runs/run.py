@@ -2,6 +2,7 @@
 
     <run>/run.lock                     held while a stage works here
     <run>/checkpoints/step_000100/     what training can go on from
+    <run>/kept/                        the kept text, as it was trained on
     <run>/metrics.jsonl                one row a logging step
     <run>/pictures/                    what the training looked like
     <run>/adapter/                     train's result: LoRA adapter and soul
@@ -42,6 +43,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def kept(self) -> Path:
+        return self.root / "kept"
 
     @property
     def metrics(self) -> Path:

@@ -6,6 +6,7 @@ first, and tells the others what to go on from.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,16 +17,19 @@ import torch
 from aegis import progress
 from aegis.config.advice import harmful_settings
 from aegis.config.settings import TrainConfig
+from aegis.data import kept
 from aegis.data.dataset import Prepared
+from aegis.data.kept import Kept
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, Interrupted, UsageError
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, find_base, load_tokenizer
+from aegis.model.base_states import base_states
 from aegis.model.load import compute_dtype, dtype_name, require_device
 from aegis.report.plots.training import draw_all
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
-from aegis.runs.facts import AdapterFacts, DataFacts, TrainFacts, TrainResult
+from aegis.runs.facts import AdapterFacts, DataFacts, KeptFacts, TrainFacts, TrainResult
 from aegis.runs.manifest import Manifest, finished, read_manifest, versions
 from aegis.runs.metrics import read_metrics, truncate_metrics
 from aegis.runs.publish import discard, discard_leftovers, publishing, refuse_existing, sweep
@@ -34,6 +38,9 @@ from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
 from aegis.training.distributed.group import ProcessGroup, process_group, world_size
 from aegis.training.distributed.launcher import apply_launcher_config
+from aegis.training.execution import allocator
+from aegis.training.keep.batches import KeptText
+from aegis.training.keep.text import load_kept
 from aegis.training.loop import Loop, LoopOutcome
 from aegis.training.memory import MemoryParts
 from aegis.training.setup import build_state
@@ -61,6 +68,7 @@ class TrainReport:
     resumed_from: int
     loss: float | None
     heldout_loss: float | None
+    keep_kl: float | None
     alpha: float
     gate: float
     trainable_parameters: int
@@ -110,20 +118,23 @@ def train(
             refuse_existing(run.adapter, overwrite=overwrite or reuse)
 
         group.broadcast(open_run)
-        prepared = _Prepared.make(config, device, group, llama_cpp_dir)
+        prepared = _Prepared.make(config, device, group, run, llama_cpp_dir)
         start = group.broadcast(lambda: _start(prepared.manifest(), run, resume, overwrite, reuse))
         if start == _DONE:
             return _report_of(run.adapter, group)
         found = checkpoint.at(run.checkpoints, start) if start else None
+        if prepared.kept is not None and group.is_main:
+            kept.publish(run, prepared.kept, prepared.manifest())
+        kept_text = prepared.kept_text() if start < config.max_steps else None
         with build_state(config, prepared.base, prepared.device, found, group) as state:
             if start:
                 progress.say(phrase("train.resuming", start=start))
             try:
                 with _reporting(prepared, run, start) as tell:
-                    outcome = _loop(prepared, state, run, start, tell).run(start, config.max_steps)
+                    outcome = _loop(prepared, state, kept_text, run, start, tell).run(start, config.max_steps)
             except Interrupted as error:
                 raise error.with_fix(bilingual("train.go_on", run_root=run.root)) from None
-            report = prepared.report(run.adapter, state, outcome, start)
+            report = prepared.report(run.adapter, state, outcome, start, read_metrics(run.metrics))
             if group.is_main:
                 # a run killed between its last save and the removal of the oldest has one too many
                 checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
@@ -141,6 +152,7 @@ def _start(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reuse: b
     if overwrite:
         # only now, when base and data are known to be good
         discard(run.checkpoints)
+        discard(run.kept)
         run.metrics.unlink(missing_ok=True)
     if reuse and run.adapter.is_dir():
         if finished(run.adapter, manifest) is not None:
@@ -164,14 +176,17 @@ def _reporting(prepared: _Prepared, run: Run, start: int) -> AbstractContextMana
     return tracked(kind, run.root, start, config.model_dump(mode="json"))
 
 
-def _loop(prepared: _Prepared, state: TrainState, run: Run, start: int, report: Report) -> Loop:
+def _loop(
+    prepared: _Prepared, state: TrainState, kept_text: KeptText | None, run: Run, start: int, report: Report
+) -> Loop:
     if not prepared.group.is_main:
-        return prepared.loop(state)
+        return prepared.loop(state, kept_text)
     config, manifest = prepared.config, prepared.manifest()
     disk.require_space(run.root, _disk_needed(state, config), phrase("disk.checkpoints"))
     truncate_metrics(run.metrics, start)
     return prepared.loop(
         state,
+        kept_text,
         save=lambda step: checkpoint.save(run.checkpoints, state, step, manifest, keep=config.keep_checkpoints),
         metrics=run.metrics,
         report=report,
@@ -208,9 +223,10 @@ def dry_run(config: TrainConfig) -> TrainReport:
     device = require_device(config.device)
     with process_group(device) as group, apply_launcher_config(config, group, compute_dtype(device)) as config:
         prepared = _Prepared.make(config, device, group)
+        kept_text = prepared.kept_text()
         with build_state(config, prepared.base, prepared.device, None, group) as state:
             steps = min(DRY_RUN_STEPS, config.max_steps)
-            outcome = prepared.loop(state).run(0, steps)
+            outcome = prepared.loop(state, kept_text).run(0, steps)
             return prepared.report(Path(), state, outcome, 0)
 
 
@@ -221,12 +237,18 @@ class _Prepared:
     config: TrainConfig
     base: Base
     data: Prepared
+    kept: Kept | None
     device: torch.device
     group: ProcessGroup
 
     @classmethod
     def make(
-        cls, config: TrainConfig, device: torch.device, group: ProcessGroup, llama_cpp_dir: Path | None = None
+        cls,
+        config: TrainConfig,
+        device: torch.device,
+        group: ProcessGroup,
+        run: Run | None = None,
+        llama_cpp_dir: Path | None = None,
     ) -> _Prepared:
         if config.shard_base and group.world_size == 1:
             raise UsageError("train.split_alone")
@@ -236,18 +258,22 @@ class _Prepared:
             # what process 0 fetches and prepares, the others find in the caches
             base = find_base(config.base_model, config.revision)
             check_vocabulary(base, llama_cpp_dir)
-            data = load_training_set(config, load_tokenizer(base.folder))
-        found = [base.revision, data.report.content_sha256]
+            tokenizer = load_tokenizer(base.folder)
+            data = load_training_set(config, tokenizer)
+            with allocator.capped(device, config.gpu_memory_gib):
+                kept = load_kept(config, base, tokenizer, device, run)
+        found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        return cls(config, base, data, device, group)
+        return cls(config, base, data, kept, device, group)
 
     def manifest(self, result: TrainResult | None = None) -> Manifest:
         config = self.config.model_dump(mode="json", exclude=_HOUSEKEEPING)
+        kept = {} if self.kept is None else {"kept": self.kept.sha256}
         return Manifest(
             stage="train",
             config=config | {_SHARED: config[_SHARED] * self.group.world_size},
-            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256},
+            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256} | kept,
             facts=TrainFacts(
                 base_model=self.base.name,
                 revision=self.base.revision,
@@ -255,15 +281,26 @@ class _Prepared:
                 compute_dtype=dtype_name(compute_dtype(self.device)),
                 processes=self.group.world_size,
                 data=DataFacts(**asdict(self.data.report)),
+                kept=None if self.kept is None else KeptFacts(**asdict(self.kept.report)),
                 housekeeping=self.config.model_dump(mode="json", include=_HOUSEKEEPING),
                 result=result,
             ).recorded(),
         )
 
-    def loop(self, state: TrainState, **sinks: Any) -> Loop:
-        return Loop(state, self.config, self.data.train, self.data.heldout, group=self.group, **sinks)
+    def kept_text(self) -> KeptText | None:
+        """The kept windows with the base's states, which are worked out here and now."""
+        if self.kept is None:
+            return None
+        with allocator.capped(self.device, self.config.gpu_memory_gib):
+            spill = disk.cache_directory() / "kept"
+            return KeptText(self.kept.train, base_states(self.base, self.kept.train, self.device, spill))
 
-    def report(self, adapter: Path, state: TrainState, outcome: LoopOutcome, start: int) -> TrainReport:
+    def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
+        return Loop(state, self.config, self.data.train, self.data.heldout, kept_text, group=self.group, **sinks)
+
+    def report(
+        self, adapter: Path, state: TrainState, outcome: LoopOutcome, start: int, rows: Sequence[Mapping[str, Any]] = ()
+    ) -> TrainReport:
         alpha = state.soul.alpha.detach()
         return TrainReport(
             adapter=adapter,
@@ -271,6 +308,8 @@ class _Prepared:
             resumed_from=start,
             loss=outcome.loss,
             heldout_loss=outcome.heldout_loss,
+            # a run that was killed after its last step has it in its rows alone
+            keep_kl=outcome.keep_kl if outcome.keep_kl is not None or not rows else rows[-1].get("keep_kl"),
             alpha=alpha.item(),
             gate=torch.sigmoid(alpha).item(),
             trainable_parameters=sum(p.numel() for p in state.parameters().values() if p.requires_grad),

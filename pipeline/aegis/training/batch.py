@@ -61,6 +61,7 @@ class MicroBatch:
         edges: (documents + 1,) int32, where documents begin in the flattened windows; then their end, repeated. None
             where every window is one document.
         embedded: (windows, max_length, hidden_size), the embeddings of `input_ids` where the host looks them up.
+        base_hidden: (n, hidden_size), of kept text: what the base's final hidden states are at `rows`.
         longest: tokens that no document is longer than.
         trained: how many targets are not IGNORED.
     """
@@ -73,6 +74,7 @@ class MicroBatch:
     embedded: Tensor | None
     longest: int
     trained: int
+    base_hidden: Tensor | None = None
 
     @classmethod
     def make(
@@ -82,12 +84,14 @@ class MicroBatch:
         *,
         pinned: bool = False,
         embed: Callable[[Tensor], Tensor] | None = None,
+        base_states: Tensor | None = None,
     ) -> MicroBatch:
         """Make one on the CPU; without a shape, of the size it happens to have.
 
         Args:
             pinned: in page-locked memory, from which copies need not be waited for.
             embed: embeddings that stay with the host.
+            base_states: (windows, max_length, hidden_size), the base's final hidden states of kept text.
 
         Raises:
             EnvironmentFault: there is no memory that can be pinned.
@@ -116,6 +120,7 @@ class MicroBatch:
             None if embed is None else embed(torch.from_numpy(batch.input_ids)).detach(),
             shape.longest if shape is not None else batch.input_ids.shape[1],
             count,
+            None if base_states is None else base_states.flatten(0, 1)[torch.from_numpy(rows)],
         )
         if not pinned:
             return made
@@ -141,7 +146,7 @@ class MicroBatch:
         return MicroBatch(**values)
 
 
-_TENSORS = ("input_ids", "position_ids", "rows", "targets", "edges", "embedded")
+_TENSORS = ("input_ids", "position_ids", "rows", "targets", "edges", "embedded", "base_hidden")
 
 
 def _filled(values: np.ndarray, count: int, filler: int) -> np.ndarray:

@@ -7,12 +7,9 @@ same, as on a CPU (compiled for a GPU, another process may come to others: READM
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,48 +17,51 @@ from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
-from aegis.errors import DivergedError, IntegrityError, Interrupted
-from aegis.soul.angles import quantiles_in_degrees
-from aegis.soul.gate import gate, phase
-from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
+from aegis.errors import DivergedError, Interrupted
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
-from aegis.training.execution import allocator
 from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.options import host_embeddings
+from aegis.training.keep.batches import KeptBatches, KeptText
+from aegis.training.keep.schedule import NOTHING_KEPT
+from aegis.training.metrics_log import MetricsLog
 from aegis.training.state import TrainState
-from aegis.training.step import STARTING_STEPS, PendingStep, StepMetrics, Stepper
+from aegis.training.step import STARTING_STEPS, Stepper
+from aegis.training.step_metrics import PendingStep, StepMetrics
 from aegis.training.stop import OTHERS_ASKED, StopRequest, deferred_stop
 from aegis.training.throughput import Throughput
 from aegis.training.tracking import Report
-from aegis.training.update import rate_factor
 
 _EVALUATED_WINDOWS = 64
 """Held-out windows looked at: enough for two digits of the loss, little beside the steps between two looks."""
-_LOOKED_AT = "orthogonality_error", "det", "turned_degrees"
-"""Of a row, what a closer look at R finds."""
 
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """Where the loop stood when it ended, and how fast it went there (`pace`)."""
+    """Where the loop stood when it ended, and how fast it went there.
+
+    Attributes:
+        keep_kl: as the last row of metrics.jsonl has it.
+    """
 
     step: int
     loss: float | None
     heldout_loss: float | None
+    keep_kl: float | None
     tokens_per_second: float | None
     start_seconds: float = 0.0
 
 
 class Loop:
-    """Runs `config.max_steps` optimizer steps over `windows` from wherever `trainee` stands.
+    """Runs `config.max_steps` optimizer steps over `windows` from wherever `state` stands.
 
     Args:
         heldout: windows that are never trained on, or None.
+        kept: text on which the model keeps to its base, or None.
         save: called with the step after which a checkpoint is due; None to keep nothing.
         metrics: file that gets a JSON row each logging step, or None.
         report: gets that row as well, or None.
-        together: the processes that share each step; `save` and `metrics` are for the one that writes.
+        group: the processes that share each step; `save` and `metrics` are for the one that writes.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Loop:
         config: TrainConfig,
         windows: Windows,
         heldout: Windows | None,
+        kept: KeptText | None = None,
         *,
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
@@ -82,8 +83,7 @@ class Loop:
         self.heldout = heldout
         self.device = state.soul.skew.device
         self._save = save
-        self._metrics = metrics
-        self._report = report
+        self._log = MetricsLog(config, state.soul, metrics, report)
         self._group = group
         self._step_size = config.batch_size * config.gradient_accumulation_steps * group.world_size
         self._order = Order(len(windows), config.seed)
@@ -91,7 +91,17 @@ class Loop:
         if heldout is not None:
             self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
         self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
-        self._stepper = Stepper(state, config, group)
+        self._kept = None if kept is None else self._batches_of(kept)
+        self._stepper = Stepper(state, config, group, self._kept.example() if self._kept else None)
+
+    def _batches_of(self, kept: KeptText) -> KeptBatches:
+        of_kept = BatchShape.of(kept.windows, self.config.batch_size)
+        # layers see one shape, compiled once for both; the rows that reach the head are each pass's own
+        both = self._shape.and_of(of_kept)
+        self._shape = replace(both, rows=self._shape.rows)
+        shape = replace(both, rows=of_kept.rows)
+        on_gpu = self.device.type == "cuda"
+        return KeptBatches(kept, self.config, self._group, shape, pinned=on_gpu, embed=self._embed)
 
     def run(self, start: int, stop: int) -> LoopOutcome:
         """Take steps [start, stop); none if a run was killed between its last step and its publication.
@@ -104,7 +114,7 @@ class Loop:
         """
         config = self.config
         if start >= stop:
-            return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None)
+            return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None, None)
         self.state.model.train()
         numbers, heldout, ahead = None, None, None
         throughput = Throughput()
@@ -140,7 +150,7 @@ class Loop:
                     with throughput.paused():
                         heldout = self.evaluate(self.heldout)
                 if logged and numbers is not None:
-                    self._log(numbers, due, heldout if due else None, throughput.rate())
+                    self._log.write(numbers, due, heldout if due else None, throughput.rate())
                 if due and self._save is not None:
                     with throughput.paused():
                         self._save(done)
@@ -150,7 +160,14 @@ class Loop:
                     name = "train.stopped" if self._save is None else "train.stopped_and_saved"
                     raise Interrupted(name, exit_code=code, done=done, stop=stop)
         assert numbers is not None
-        return LoopOutcome(stop, numbers.task_loss, heldout, throughput.overall_rate(), throughput.start_seconds)
+        return LoopOutcome(
+            stop,
+            numbers.task_loss,
+            heldout,
+            self._log.keep_kl,
+            throughput.overall_rate(),
+            throughput.start_seconds,
+        )
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
@@ -182,7 +199,8 @@ class Loop:
         ours = chosen[share * self._group.rank :][:share]
         batches = [self._batch(self.windows, ours[i : i + size]) for i in range(0, share, size)]
         targets = int(self.windows.trained_per_window[chosen].sum())
-        return self._stepper.launch(step, batches, targets, stopping.exit_code is not None)
+        kept = self._kept.of_step(step) if self._kept else NOTHING_KEPT
+        return self._stepper.launch(step, batches, targets, stopping.exit_code is not None, kept)
 
     def _step_windows(self, step: int) -> list[int]:
         return self._order.indices(step, self._step_size)
@@ -197,51 +215,11 @@ class Loop:
     def _read(self, pending: PendingStep, stopping: StopRequest) -> StepMetrics:
         self._group.wait(pending.done, lambda: stopping.exit_code is not None)
         try:
-            return pending.read()
+            numbers = pending.read()
         except DivergedError as error:
             windows = self._step_windows(pending.step)
             raise DivergedError(
                 "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error
-
-    @torch.no_grad()
-    def _look_at_rotation(self) -> dict[str, Any]:
-        """What R is now, more closely than every step looks at it."""
-        soul = self.state.soul
-        rotation = soul.rotation()
-        # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
-        defect = orthogonality_defect(rotation.double()).abs().max().item()
-        det = determinant_sign(rotation).min().item()
-        return dict(zip(_LOOKED_AT, (defect, det, quantiles_in_degrees(soul.turned_angles())), strict=True))
-
-    def _log(self, numbers: StepMetrics, due: bool, heldout: float | None, tokens_per_second: float) -> None:
-        soul, done = self.state.soul, numbers.step + 1
-        # a dense rotation's take as long as many steps, so they are worked out where a checkpoint is due
-        looked = self._look_at_rotation() if due or soul.kind == "so8" else dict.fromkeys(_LOOKED_AT)
-        alpha, factor = numbers.alpha, rate_factor(self.config)
-        row: dict[str, Any] = {
-            "step": done,
-            "loss": numbers.task_loss + self.config.orthogonality_weight * numbers.orthogonality_loss,
-            "task_loss": numbers.task_loss,
-            "heldout_loss": heldout,
-            "alpha": alpha,
-            "gate": gate(alpha),
-            "phase": phase(alpha, self.config.alpha_target).value,
-            **looked,
-            "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
-            "learning_rate": self.config.learning_rate * factor(numbers.step),
-            "skipped": numbers.skipped,
-            "tokens_per_second": round(tokens_per_second, 1),
-            "peak_bytes": allocator.peak_bytes(self.device),
-        }
-        progress.metrics(row)
-        if self._metrics is not None:
-            with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        if self._report is not None:
-            self._report(row)
-        defect = looked["orthogonality_error"]
-        if defect is not None and not defect <= ORTHOGONALITY_BOUND:
-            raise IntegrityError("train.left_so", done=done, defect=defect)
-        if looked["det"] not in (None, 1):
-            raise IntegrityError("train.reflection", done=done)
+        self._log.add(numbers)
+        return numbers

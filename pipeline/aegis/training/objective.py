@@ -1,4 +1,4 @@
-"""What is minimised: the sum of the cross-entropies of a batch's trained tokens, through adapter and soul."""
+"""What is minimised, through adapter and soul: the cross-entropies of the data, and KL(base ‖ trained) on kept text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aegis.data.packing import IGNORED
 from aegis.model.soul_hook import decoder_of
 from aegis.training.batch import MicroBatch
+from aegis.training.kernels.chunked_divergence import head_divergence
 from aegis.training.kernels.chunked_loss import head_loss
 from aegis.training.state import TrainState
 
@@ -32,16 +34,36 @@ class _Chosen(torch.autograd.Function):
 def summed_loss(state: TrainState, batch: MicroBatch) -> Tensor:
     """Sum of the cross-entropies of a batch's targets in nats, scalar float32, in the graph if there is one."""
     head = state.model.get_output_embeddings()
+    return head_loss(
+        _chosen_hidden(state, batch),
+        head.weight,
+        getattr(head, "bias", None),
+        batch.targets,
+        compiled=state.options.compiled,
+    )
+
+
+def summed_divergence(state: TrainState, batch: MicroBatch) -> Tensor:
+    """Sum of KL(base ‖ trained) over a kept batch's rows in nats, scalar float32, in the graph if there is one."""
+    assert batch.base_hidden is not None, "kept text comes with the base's states"
+    head = state.model.get_output_embeddings()
+    return head_divergence(
+        _chosen_hidden(state, batch),
+        batch.base_hidden,
+        head.weight,
+        getattr(head, "bias", None),
+        batch.targets != IGNORED,
+        compiled=state.options.compiled,
+    )
+
+
+def _chosen_hidden(state: TrainState, batch: MicroBatch) -> Tensor:
+    """The mixed hidden states at a batch's rows, (n, hidden_size)."""
     # no attention mask: documents are kept apart by their edges, or by transformers from their positions
     edges = {} if batch.edges is None else {"cu_seq_lens_q": batch.edges, "max_length_q": batch.longest}
     start = {"input_ids": batch.input_ids} if batch.embedded is None else {"inputs_embeds": batch.embedded}
     hidden = decoder_of(state.model)(
         **start, position_ids=batch.position_ids, use_cache=False, **edges
     ).last_hidden_state
-    return head_loss(
-        _Chosen.apply(hidden.flatten(0, 1), batch.rows),  # type: ignore[no-untyped-call]
-        head.weight,
-        getattr(head, "bias", None),
-        batch.targets,
-        compiled=state.options.compiled,
-    )
+    chosen: Tensor = _Chosen.apply(hidden.flatten(0, 1), batch.rows)  # type: ignore[no-untyped-call]
+    return chosen

@@ -16,8 +16,8 @@ from aegis.config.settings import TrainConfig
 from aegis.soul.module import Soul
 from aegis.training.state import TrainState
 
-NUMBERS = ("task_loss", "orthogonality_loss", "grad_norm", "soul_norm", "asked", "alpha")
-"""What `Update.settle` leaves in `Update.numbers`, in this order."""
+NUMBERS = ("task_loss", "keep_loss", "orthogonality_loss", "grad_norm", "soul_norm", "asked", "alpha")
+"""What `Update.apply` leaves in `Update.numbers`, in this order."""
 
 
 def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.optim.AdamW:
@@ -52,12 +52,13 @@ class Update:
     """Gradients in one buffer, and what becomes of them.
 
     Attributes:
-        shared: float32, what the processes add up between `gather` and `settle`: the next four, one after the other.
+        shared: float32, what the processes add up between `collect` and `apply`: the next five, one after the other.
         gradients: every trainable parameter's, one after the other; `.grad` of each is a view of it.
         task_loss: scalar, this process's share.
+        keep_loss: scalar, of KL(base ‖ trained) on kept text, weighted; this process's share.
         soul_norm: scalar, 0 if the soul got no gradient here.
         asked: scalar, 1 if this process was asked to end; nothing here sets it.
-        numbers: (6,) float32, see NUMBERS.
+        numbers: (7,) float32, see NUMBERS.
     """
 
     def __init__(self, state: TrainState, config: TrainConfig) -> None:
@@ -65,9 +66,9 @@ class Update:
         self._parameters = [p for p in state.parameters().values() if p.requires_grad]
         device = state.soul.skew.device
         sizes = [parameter.numel() for parameter in self._parameters]
-        self.shared = torch.zeros(sum(sizes) + 3, device=device)
-        self.gradients = self.shared[:-3]
-        self.task_loss, self.soul_norm, self.asked = self.shared[-3:].unbind()
+        self.shared = torch.zeros(sum(sizes) + 4, device=device)
+        self.gradients = self.shared[:-4]
+        self.task_loss, self.keep_loss, self.soul_norm, self.asked = self.shared[-4:].unbind()
         for parameter, gradient in zip(self._parameters, self.gradients.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         self.numbers = torch.zeros(len(NUMBERS), device=device)
@@ -78,6 +79,7 @@ class Update:
         """Empty the buffers and build the rotation, once for all backward passes of the step."""
         self.gradients.zero_()
         self.task_loss.zero_()
+        self.keep_loss.zero_()
         self._trainee.adapters.cast()
         self._trainee.soul.cache_rotation()
 
@@ -103,7 +105,8 @@ class Update:
         norm = self.gradients.norm()
         self.gradients.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         alpha = state.soul.alpha.detach()
-        self.numbers.copy_(torch.stack([self.task_loss, self._ortho, norm, self.soul_norm, self.asked, alpha]))
+        found = [self.task_loss, self.keep_loss, self._ortho, norm, self.soul_norm, self.asked, alpha]
+        self.numbers.copy_(torch.stack(found))
         if state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
             state.scaler.update()

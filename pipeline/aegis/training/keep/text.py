@@ -25,6 +25,7 @@ from aegis.model.base_states import writing_base
 from aegis.model.base_text import WrittenTexts, openings, write_texts
 from aegis.runs import disk
 from aegis.runs.manifest import digest
+from aegis.runs.run import Run
 
 _FORMAT = "aegis-kept 1"
 _SEED = 1618
@@ -32,8 +33,13 @@ _SEED = 1618
 _MIN_WINDOWS = 2
 
 
-def load_kept(config: TrainConfig, base: Base, tokenizer: Any, device: torch.device) -> Kept | None:
+def load_kept(
+    config: TrainConfig, base: Base, tokenizer: Any, device: torch.device, run: Run | None = None
+) -> Kept | None:
     """Find or make what the config wants kept; None where keep is switched off.
+
+    Args:
+        run: may hold the text already, whatever became of the cache.
 
     Raises:
         DataError: there is too little of it.
@@ -47,7 +53,7 @@ def load_kept(config: TrainConfig, base: Base, tokenizer: Any, device: torch.dev
     of_data = {"written": 0, "data": config.keep_windows, "both": config.keep_windows // 2}[source]
     parts = []
     if of_data < config.keep_windows:
-        parts.append(_written(config, base, tokenizer, device, config.keep_windows - of_data))
+        parts.append(_written(config, base, tokenizer, device, config.keep_windows - of_data, run))
     if of_data:
         parts.append(_from_data(config, tokenizer, of_data))
     return parts[0] if len(parts) == 1 else _both(*parts)
@@ -72,6 +78,7 @@ def _both(written: Kept, data: Kept) -> Kept:
     report = replace(
         written.report,
         source="both",
+        key="",
         windows=len(written.train) + len(data.train),
         heldout_windows=len(written.heldout) + len(data.heldout),
         tokens=written.report.tokens + data.report.tokens,
@@ -79,15 +86,20 @@ def _both(written: Kept, data: Kept) -> Kept:
     return Kept(_in_turns([written.train, data.train]), _in_turns([written.heldout, data.heldout]), report)
 
 
-def _written(config: TrainConfig, base: Base, tokenizer: Any, device: torch.device, count: int) -> Kept:
-    path = disk.cache_directory() / "kept" / f"{_key(base, tokenizer, config.max_length, count)}.windows"
+def _written(
+    config: TrainConfig, base: Base, tokenizer: Any, device: torch.device, count: int, run: Run | None
+) -> Kept:
+    key = _key(base, tokenizer, config.max_length, count)
+    path = disk.cache_directory() / "kept" / f"{key}.windows"
     found = kept.load(path)
+    if found is None and run is not None and (found := kept.of_run(run, key)) is not None:
+        kept.store(path, found)
     if found is not None:
         report = found.report
         progress.say(phrase("keep.written_before", windows=report.windows, heldout=report.heldout_windows))
         return found
     began = time.monotonic()
-    made = _write(base, tokenizer, device, config.max_length, count)
+    made = _write(base, tokenizer, device, config.max_length, count, key)
     kept.store(path, made)
     report = made.report
     progress.say(
@@ -118,7 +130,7 @@ def _key(base: Base, tokenizer: Any, max_length: int, count: int) -> str:
     )[:32]
 
 
-def _write(base: Base, tokenizer: Any, device: torch.device, max_length: int, count: int) -> Kept:
+def _write(base: Base, tokenizer: Any, device: torch.device, max_length: int, count: int, key: str) -> Kept:
     kinds = openings(tokenizer)
     shares = [count // len(kinds) + (number < count % len(kinds)) for number in range(len(kinds))]
     written: list[WrittenTexts] = []
@@ -151,6 +163,7 @@ def _write(base: Base, tokenizer: Any, device: torch.device, max_length: int, co
         looping=_sum(written, lambda texts: texts.looping),
         too_short=_sum(written, lambda texts: texts.too_short),
         precision=precision,
+        key=key,
     )
     return kept.split(_in_turns([part for part in windows if len(part)]), report)
 

@@ -1,0 +1,101 @@
+"""The rows of metrics.jsonl: what a step came to, what was kept since the row before, and a closer look at R."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis import progress
+from aegis.config.settings import TrainConfig
+from aegis.errors import IntegrityError
+from aegis.soul.angles import quantiles_in_degrees
+from aegis.soul.gate import gate, phase
+from aegis.soul.module import Soul
+from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
+from aegis.training.execution import allocator
+from aegis.training.step_metrics import StepMetrics
+from aegis.training.tracking import Report
+from aegis.training.update import rate_factor
+
+_LOOKED_AT = "orthogonality_error", "det", "turned_degrees"
+"""Of a row, what a closer look at R finds."""
+
+
+class MetricsLog:
+    """Writes a row each logging step, to whoever watches, to a file and to a tracker.
+
+    Args:
+        file: gets the row as a line of JSON, or None.
+        report: gets it as well, or None.
+
+    Attributes:
+        keep_kl: of the last row.
+    """
+
+    def __init__(self, config: TrainConfig, soul: Soul, file: Path | None, report: Report | None) -> None:
+        self._config, self._soul, self._file, self._report = config, soul, file, report
+        self.keep_kl: float | None = None
+        self._kept: list[float] = []
+
+    def add(self, numbers: StepMetrics) -> None:
+        """Take a step's share of the next row; of steps in order, each once."""
+        if numbers.keep_kl is not None and not numbers.skipped:
+            self._kept.append(numbers.keep_kl)
+
+    def write(self, numbers: StepMetrics, due: bool, heldout: float | None, tokens_per_second: float) -> None:
+        """Write the row of a step that was added.
+
+        Args:
+            due: a checkpoint is due, so that a dense rotation is looked at too.
+
+        Raises:
+            IntegrityError: R is no rotation any more.
+        """
+        config, soul, done = self._config, self._soul, numbers.step + 1
+        # a dense rotation's take as long as many steps, so they are worked out where a checkpoint is due
+        looked = _look_at_rotation(soul) if due or soul.kind == "so8" else dict.fromkeys(_LOOKED_AT)
+        alpha, factor = numbers.alpha, rate_factor(config)
+        self.keep_kl = sum(self._kept) / len(self._kept) if self._kept else None
+        self._kept = []
+        loss = numbers.task_loss + config.orthogonality_weight * numbers.orthogonality_loss
+        row: dict[str, Any] = {
+            "step": done,
+            "loss": loss + config.keep_weight * (self.keep_kl or 0.0),
+            "task_loss": numbers.task_loss,
+            "heldout_loss": heldout,
+            "keep_kl": self.keep_kl,
+            "alpha": alpha,
+            "gate": gate(alpha),
+            "phase": phase(alpha, config.alpha_target).value,
+            **looked,
+            "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
+            "learning_rate": config.learning_rate * factor(numbers.step),
+            "skipped": numbers.skipped,
+            "tokens_per_second": round(tokens_per_second, 1),
+            "peak_bytes": allocator.peak_bytes(soul.skew.device),
+        }
+        progress.metrics(row)
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._report is not None:
+            self._report(row)
+        defect = looked["orthogonality_error"]
+        if defect is not None and not defect <= ORTHOGONALITY_BOUND:
+            raise IntegrityError("train.left_so", done=done, defect=defect)
+        if looked["det"] not in (None, 1):
+            raise IntegrityError("train.reflection", done=done)
+
+
+@torch.no_grad()
+def _look_at_rotation(soul: Soul) -> dict[str, Any]:
+    """What R is now, more closely than every step looks at it."""
+    rotation = soul.rotation()
+    # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
+    defect = orthogonality_defect(rotation.double()).abs().max().item()
+    det = determinant_sign(rotation).min().item()
+    return dict(zip(_LOOKED_AT, (defect, det, quantiles_in_degrees(soul.turned_angles())), strict=True))
