@@ -180,12 +180,15 @@ def test_a_missing_file_is_a_usage_error(source: str) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_directory_and_an_unknown_kind_are_usage_errors(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a directory"):
+def test_a_folder_without_data_and_an_unknown_kind_are_usage_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no file that is read"):
         open_source(tmp_path)
     (tmp_path / "data.xlsx").touch()
     with pytest.raises(UsageError, match=r"'\.xlsx' are not read"):
         open_source(tmp_path / "data.xlsx")
+    (tmp_path / "data.parquet.zst").touch()
+    with pytest.raises(UsageError, match=r"'\.zst' are not read"):
+        open_source(tmp_path / "data.parquet.zst")
 
 
 def test_the_hub_out_of_reach_is_the_environments_fault(monkeypatch: pytest.MonkeyPatch) -> None:

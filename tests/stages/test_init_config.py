@@ -83,14 +83,17 @@ def test_the_comments_are_in_the_readers_language(monkeypatch: pytest.MonkeyPatc
 def test_base_and_data_are_looked_for_without_network(tmp_path: Path, quick_base: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.touch()
+    empty = tmp_path / "empty"
+    empty.mkdir()
     assert check(str(quick_base), str(data)) == []
+    assert check(str(quick_base), str(tmp_path)) == []  # a folder of files
     assert check("demo", "demo") == []
     assert len(check("owner/name", "owner/data")) == 2  # taken for Hub ids, and said so
     for base, dataset in (
         ("./nowhere", str(data)),
         (str(tmp_path), str(data)),
         ("owner/name", "absent.jsonl"),
-        ("owner/name", str(tmp_path)),
+        ("owner/name", str(empty)),
         ("name", str(data)),
     ):
         with pytest.raises(UsageError):

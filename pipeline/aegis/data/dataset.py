@@ -118,7 +118,7 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
             for piece in of_row:
                 pieces.append(piece)
             first_piece.append(len(pieces))
-    rejects.check()
+    rejects.check(usable=len(keys) + dropped)
     if not keys:
         raise _nothing_to_learn(source.name, dropped)
 

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from aegis.data.lines import MAX_LINE_BYTES, decode_all, read_lines
+from aegis.data.json_rows import json_rows
+from aegis.data.lines import MAX_LINE_BYTES, read_lines
 from aegis.data.rejects import Rejects
+from aegis.data.rows import Row
+from aegis.data.streams import PACKED
 from aegis.errors import DataError, UsageError
 from aegis.messages import phrase
 
-MAX_ARRAY_BYTES = 1 << 30
-"""A JSON array has to be parsed whole; JSON Lines may be of any size."""
-
-
-class Row(NamedTuple):
-    """One row as it was read: `where` is for people (file:line), `value` whatever the file held."""
-
-    where: str
-    value: object
+Reader = Callable[["FileSource", Rejects], Iterator[Row]]
 
 
 @dataclass
@@ -31,7 +24,7 @@ class FileSource:
     """A file on this machine, measured in bytes."""
 
     path: Path
-    reader: Callable[[FileSource, Rejects], Iterator[Row]]
+    reader: Reader
     position: float = 0
     unit: str = "B"
     name: str = field(init=False)
@@ -54,50 +47,9 @@ class FileSource:
 
 
 def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
-    """JSON Lines, or one JSON array of objects in a file called .json."""
-    if source.path.suffix.lower() == ".json" and _starts_array(source.path):
-        yield from _array_rows(source)
-        return
-    for line in read_lines(source.path, rejects):
-        source.position = line.end
-        text = (line.text or "").strip()
-        if not text:
-            continue
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            rejects.add(line.where, _broken(error))
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-            rejects.add(line.where, phrase("files.unreadable_json", error=error))
-        else:
-            yield Row(line.where, value)
-
-
-def _broken(error: json.JSONDecodeError) -> str:
-    return phrase("files.broken", column=error.colno, error=error.msg.removesuffix(" at"))
-
-
-def _starts_array(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def _array_rows(source: FileSource) -> Iterator[Row]:
-    if source.total > MAX_ARRAY_BYTES:
-        raise DataError("files.huge_array", name=source.path.name, source_total=source.total / 1000000000.0)
-    text = decode_all(source.path)
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            "files.broken_array", source_name=source.name, lineno=error.lineno, broken=_broken(error)
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError("files.broken_json", source_name=source.name, error=error) from error
-    word = phrase("files.item")
-    for number, item in enumerate(items, 1):
-        source.position = source.total * number / len(items)
-        yield Row(f"{source.name}:{word} {number}", item)
+    for row, place in json_rows(source.path, rejects):
+        source.position = source.total if place is None else place
+        yield row
 
 
 def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
@@ -123,8 +75,12 @@ def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         yield Row(where, {"text": "\n".join(document)})
 
 
-def _csv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
-    """Comma-separated values with a header line; a row's place is the line it ends on."""
+def _tsv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
+    return _csv_rows(source, rejects, delimiter="\t")
+
+
+def _csv_rows(source: FileSource, rejects: Rejects, delimiter: str = ",") -> Iterator[Row]:
+    """Values with a header line; a row's place is the line it ends on."""
 
     def texts() -> Iterator[str]:
         for line in read_lines(source.path, rejects):
@@ -133,7 +89,7 @@ def _csv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
                 yield line.text
 
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.DictReader(texts(), strict=True)
+    reader = csv.DictReader(texts(), delimiter=delimiter, strict=True)
     try:
         for values in reader:
             where = f"{source.name}:{reader.line_num}"
@@ -161,11 +117,27 @@ def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         raise DataError("files.broken_parquet", source_name=source.name, error=str(error)) from error
 
 
-READERS: dict[str, Callable[[FileSource, Rejects], Iterator[Row]]] = {
+READERS: dict[str, Reader] = {
     ".jsonl": _json_rows,
     ".ndjson": _json_rows,
     ".json": _json_rows,
     ".txt": _text_rows,
     ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
     ".parquet": _parquet_rows,
 }
+"""By the ending of a file's name; a text file may be packed besides, as data.jsonl.gz."""
+
+
+def reader_of(path: Path) -> Reader | None:
+    """What reads a file of this name; None if nothing does."""
+    suffix = path.suffix.lower()
+    if suffix not in PACKED:
+        return READERS.get(suffix)
+    inner = Path(path.stem).suffix.lower()
+    return None if inner == ".parquet" else READERS.get(inner)
+
+
+def kinds() -> str:
+    """The endings that are read, for a message."""
+    return ", ".join((*sorted(READERS), *(f".jsonl{packed}" for packed in PACKED)))

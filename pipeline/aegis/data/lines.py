@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from aegis.data.rejects import Rejects
+from aegis.data.streams import PACKED, open_stream
 from aegis.errors import DataError
 from aegis.messages import phrase
 
@@ -34,7 +36,7 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
     Raises:
         DataError: the file as a whole is in another encoding; the message holds the command to convert it.
     """
-    with path.open("rb") as file:
+    with open_stream(path) as (file, place):
         _skip_mark(path, file)
         known_utf8 = False
         number = 0
@@ -54,18 +56,20 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
                     if not known_utf8:
                         _refuse_other_encoding(path, where, raw, file)
                     rejects.add(where, phrase("lines.row_not_utf8", byte=error.start + 1))
-            yield Line(where, text, file.tell())
+            yield Line(where, text, place())
 
 
-def decode_all(path: Path) -> str:
-    """The whole of a UTF-8 file.
+def decode_all(path: Path, max_bytes: int) -> str:
+    """The text of a UTF-8 file.
 
     Raises:
-        DataError: it is in another encoding.
+        DataError: it is in another encoding, or has more than `max_bytes`.
     """
-    with path.open("rb") as file:
+    with open_stream(path) as (file, _):
         _skip_mark(path, file)
-        raw = file.read()
+        raw = file.read(max_bytes + 1)
+        if len(raw) > max_bytes:
+            raise DataError("files.huge_array", name=path.name, limit_gb=max_bytes / 1e9)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -75,9 +79,9 @@ def decode_all(path: Path) -> str:
             raise DataError("lines.not_utf8", where=where) from error
 
 
-def _skip_mark(path: Path, file: BinaryIO) -> None:
+def _skip_mark(path: Path, file: BufferedReader) -> None:
     """Step over a UTF-8 byte order mark; refuse UTF-16 and UTF-32, with or without one."""
-    head = file.read(4096)
+    head = file.peek(4096)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise _other_encoding(path, "utf-32")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -86,17 +90,15 @@ def _skip_mark(path: Path, file: BinaryIO) -> None:
     for name, zeros in (("utf-16-le", head[1:4:2]), ("utf-16-be", head[0:3:2])):
         if zeros == b"\0\0":
             raise _other_encoding(path, name)
-    file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+    file.read(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
 
 
-def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BinaryIO) -> None:
+def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BufferedReader) -> None:
     """Raise when the text from here on reads as Japanese in an older encoding; the position is kept."""
-    here = file.tell()
     sample = raw[:_SAMPLE_BYTES]
     if len(raw) <= _SAMPLE_BYTES:
-        following, newline, _ = file.read(_SAMPLE_BYTES).rpartition(b"\n")
+        following, newline, _ = file.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES].rpartition(b"\n")
         sample += following + newline
-        file.seek(here)
     for name in ("cp932", "euc_jp"):
         text = codecs.getincrementaldecoder(name)("replace").decode(sample)
         if "\ufffd" not in text and _JAPANESE.search(text) and not _HALF_WIDTH.search(text):
@@ -104,6 +106,9 @@ def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BinaryIO) -
 
 
 def _other_encoding(path: Path, encoding: str, where: str = "") -> DataError:
+    if path.suffix.lower() in PACKED:
+        # the command below reads a file as it is
+        return DataError("lines.packed_encoding", path=path, encoding=encoding)
     label = {"cp932": "cp932 (Shift_JIS)", "euc_jp": "EUC-JP"}.get(encoding, encoding.upper())
     target = path.with_name(f"{path.stem}.utf8{path.suffix}")
     program = (

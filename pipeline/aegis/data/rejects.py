@@ -32,14 +32,20 @@ class Rejects:
         if len(self.listed) < max(SHOWN, self.skip_bad):
             self.listed.append((where, reason))
 
-    def check(self) -> None:
-        """Raise DataError when more rows are bad than `skip_bad` allows."""
-        if self.count <= self.skip_bad:
+    def check(self, usable: int | None = None) -> None:
+        """Raise DataError when more rows are bad than `skip_bad` allows, or when all are.
+
+        Args:
+            usable: how many rows are good, if that is known.
+        """
+        if not self.count or (self.count <= self.skip_bad and usable != 0):
             return
         lines = [f"  {where}: {reason}" for where, reason in self.listed[:SHOWN]]
         if self.count > SHOWN:
             lines.append(phrase("rejects.more", count=self.count - SHOWN))
         rows = phrase("rejects.row" if self.count == 1 else "rejects.rows", count=self.count)
+        if usable == 0:
+            raise DataError("rejects.all", rows=rows, name=self.name, lines="\n".join(lines))
         raise DataError("rejects.too_many", rows=rows, name=self.name, lines="\n".join(lines), count=self.count)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from aegis.data.files import READERS, FileSource, Row
+from aegis import progress
+from aegis.data.files import FileSource, kinds, reader_of
 from aegis.data.rejects import Rejects
+from aegis.data.rows import Row
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.messages import phrase
 
@@ -34,22 +37,22 @@ class Source(Protocol):
 
 
 def open_source(source: str | Path, *, split: str = "train", revision: str | None = None) -> Source:
-    """Find a file, or a Hub dataset named `owner/name`.
+    """Find a file, several of them, a folder of files, a folder of `save_to_disk`, or a Hub dataset `owner/name`.
+
+    Several files are named by a pattern (`data/*.jsonl`) or one behind the other with commas.
 
     Raises:
-        UsageError: no such file, a directory, a kind of file that is not read, no such dataset.
+        UsageError: no such file, a kind of file that is not read, no such dataset.
         EnvironmentFault: the Hub could not be reached.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        raise UsageError("sources.directory", path=path)
+        return _open_folder(path, split)
     if path.is_file():
-        reader = READERS.get(path.suffix.lower())
-        if reader is None:
-            raise UsageError(
-                "sources.unknown_suffix", path_name=path.name, suffix=path.suffix, readers=", ".join(sorted(READERS))
-            )
-        return FileSource(path, reader)
+        return _open_file(path)
+    found = _several(str(source))
+    if found:
+        return ManySources(str(source), [_open_file(each) for each in found])
     if is_hub_dataset(str(source)):
         return _open_hub(str(source), split, revision)
     raise UsageError("sources.no_file", path=path)
@@ -59,10 +62,71 @@ def is_hub_dataset(name: str) -> bool:
     """Whether a name is `owner/name` on the Hub, and no file here."""
     path = Path(name).expanduser()
     return (
-        path.suffix.lower() not in READERS
-        and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
-        and not path.exists()
+        reader_of(path) is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not path.exists()
     )
+
+
+def _open_file(path: Path) -> FileSource:
+    reader = reader_of(path)
+    if reader is None:
+        raise UsageError("sources.unknown_suffix", path_name=path.name, suffix=path.suffix, readers=kinds())
+    return FileSource(path, reader)
+
+
+def _several(name: str) -> list[Path]:
+    """The files of a pattern, or of a list with commas, in the order of their names or of the list."""
+    parts = [Path(part.strip()).expanduser() for part in name.split(",") if part.strip()]
+    if len(parts) > 1 and all(part.is_file() for part in parts):
+        return parts
+    if not any(sign in name for sign in "*?["):
+        return []
+    # Path's own takes no absolute pattern
+    matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207
+    return sorted(path for path in map(Path, matches) if path.is_file())
+
+
+def _open_folder(path: Path, split: str) -> Source:
+    """A folder: what `save_to_disk` of the datasets library wrote, or every file of it that can be read."""
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _open_saved(path, split)
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    readable = [file for file in files if reader_of(file)]
+    if not readable:
+        raise UsageError("sources.empty_folder", path=path, readers=kinds())
+    progress.say(phrase("sources.folder", path=path, count=len(readable), names=_first(readable)))
+    others = [file for file in files if file not in readable]
+    if others:
+        progress.say(phrase("sources.not_read", path=path, names=_first(others)))
+    return ManySources(str(path), [_open_file(file) for file in readable])
+
+
+def _first(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files[:8]) + (" ..." if len(files) > 8 else "")
+
+
+class ManySources:
+    """Several sources, one behind the other, as one."""
+
+    def __init__(self, name: str, sources: Sequence[Source]) -> None:
+        self.name = name
+        self.unit = "B"
+        self.position: float = 0
+        self.total: float = sum(source.total for source in sources)
+        self._sources = sources
+
+    def sha256(self) -> str:
+        """A digest of all of them in their order; their names do not count."""
+        return hashlib.sha256("".join(source.sha256() for source in self._sources).encode()).hexdigest()
+
+    def rows(self, rejects: Rejects) -> Iterator[Row]:
+        """The rows of each, in their order."""
+        done = 0.0
+        for source in self._sources:
+            for row in source.rows(rejects):
+                self.position = done + source.position
+                yield row
+            done += source.total
+            self.position = done
 
 
 @dataclass
@@ -88,6 +152,21 @@ class HubSource:
         for number, row in enumerate(self.data, 1):
             self.position = number
             yield Row(f"{self.name}:{word} {number}", row)
+
+
+def _open_saved(path: Path, split: str) -> HubSource:
+    """What `save_to_disk` wrote: a data set, or several by the names of their splits."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise UsageError("sources.not_saved", path=path, error=str(error)) from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise UsageError("sources.no_split", path=path, split=split, splits=", ".join(data))
+        data = data[split]
+    return HubSource(str(path), data)
 
 
 def _open_hub(dataset: str, split: str, revision: str | None) -> HubSource:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.data.files import READERS
+from aegis.data.files import reader_of
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
@@ -51,7 +51,7 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
 
 def is_hub_id(name: str) -> bool:
     """Whether a name looks like `owner/name` on the Hub, and not like a file of data."""
-    return bool(_HUB_ID.fullmatch(name)) and Path(name).suffix.lower() not in READERS
+    return bool(_HUB_ID.fullmatch(name)) and reader_of(Path(name)) is None
 
 
 def provenance_of_folder(folder: Path) -> Provenance:

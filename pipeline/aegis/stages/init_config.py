@@ -9,8 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from aegis.config.settings import DEMO, SECTIONS
-from aegis.data.files import READERS
-from aegis.data.sources import is_hub_dataset
+from aegis.data.sources import is_hub_dataset, open_source
 from aegis.errors import UsageError
 from aegis.messages import phrase, translate_help
 from aegis.messages.layout import wrap
@@ -83,14 +82,11 @@ def check(base_model: str, dataset: str) -> list[str]:
             remarks.append(phrase("template.hub_base", base_model=base_model))
         else:
             raise UsageError("template.no_base_model", base_model=base_model)
-    file = Path(dataset).expanduser()
     if dataset != DEMO:
         if is_hub_dataset(dataset):
             remarks.append(phrase("template.hub_data", dataset=dataset))
-        elif not file.is_file():
-            raise UsageError("template.no_file", file=file)
-        elif file.suffix.lower() not in READERS:
-            raise UsageError("template.unknown_suffix", suffix=file.suffix, readers=", ".join(READERS))
+        else:
+            open_source(dataset)
     return remarks
 
 

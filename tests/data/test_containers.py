@@ -1,0 +1,169 @@
+"""Rows are read out of every container that people keep them in, or the message names what it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+
+from aegis.data.dataset import prepare
+from aegis.data.lines import MAX_LINE_BYTES
+from aegis.data.rejects import Rejects
+from aegis.data.sources import open_source
+from aegis.errors import DataError, UsageError
+from tests.conftest import Recorder
+
+ROWS: list[dict[str, Any]] = [{"question": f"Hi {n}?", "answer": f"行\n{n}"} for n in range(5)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def values(source: str | Path) -> list[object]:
+    rejects = Rejects(str(source))
+    opened = open_source(source)
+    found = [row.value for row in opened.rows(rejects)]
+    rejects.check()
+    return found
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as packed:
+        packed.write(data)
+    return bytes(sink.getvalue())
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstd}
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_packed_lines_are_read_and_counted(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"data.jsonl.{kind}"
+    path.write_bytes(PACK[kind](b"\xef\xbb\xbf" + LINES))
+    assert values(path) == ROWS
+    source = open_source(path)
+    wheres = [row.where for row in source.rows(Rejects("x"))]
+    assert wheres == [f"{path}:{number}" for number in range(1, 6)]
+    assert 0 < source.position <= source.total
+
+
+@pytest.mark.parametrize("kind", PACK)
+@pytest.mark.parametrize("damage", ["cut", "no archive"])
+def test_a_damaged_archive_is_named(tmp_path: Path, kind: str, damage: str) -> None:
+    path = tmp_path / f"data.jsonl.{kind}"
+    packed = PACK[kind](LINES * 5000)
+    path.write_bytes(packed[: len(packed) // 2] if damage == "cut" else LINES)
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        values(path)
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_packed_line_without_end_is_not_held_in_memory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"data.jsonl.{kind}"
+    path.write_bytes(PACK[kind](b"x" * (8 * MAX_LINE_BYTES)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="longer than"):
+        values(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.jsonl.gz"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2),
+        json.dumps({"data": ROWS}),
+        json.dumps({"version": "1.0", "data": ROWS}, indent=4),
+        "\n".join(json.dumps(row, indent=2) for row in ROWS),
+        LINES.decode(),
+    ],
+    ids=["array", "printed array", "holder", "printed holder", "printed rows", "lines"],
+)
+def test_json_is_read_as_people_write_it(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    assert values(path) == ROWS
+
+
+def test_one_line_that_is_too_long_for_a_row_may_be_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    rows = [{"text": "x" * MAX_LINE_BYTES}, {"text": "y"}]
+    for document in (rows, {"rows": rows}):
+        path.write_text(json.dumps(document), encoding="utf-8")
+        assert values(path) == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"messages": [{"role": "user", "content": "a"}]}', '{"data": ["a", "b"]}', '{"data": [{"a": 1}], "b": [2]}'],
+)
+def test_a_row_that_only_looks_like_a_holder_is_a_row(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert values(path) == [json.loads(text)]
+
+
+def test_a_broken_document_is_named_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text('{\n  "a": 1\n}\n{\n  "a" 2\n}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{path}:5: broken JSON at column 7"):
+        values(path)
+    path.write_text('{"a": 1},\n{"a": 2},\n', encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{path}:1: broken JSON at column 9: Extra data"):
+        values(path)
+
+
+def test_tab_separated_values(tmp_path: Path) -> None:
+    path = tmp_path / "data.tsv"
+    path.write_text("question\tanswer\nHi, you?\tはい\n", encoding="utf-8")
+    assert values(path) == [{"question": "Hi, you?", "answer": "はい"}]
+
+
+def test_several_files_are_one_source(tmp_path: Path, reporter: Recorder) -> None:
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    (folder / "b.jsonl").write_bytes(LINES)
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (folder / "README.md").write_text("words", encoding="utf-8")
+    (folder / ".hidden.jsonl").write_text("{", encoding="utf-8")
+    for source in (folder, f"{folder}/*.jsonl*", f"{folder}/b.jsonl,{folder}/a.jsonl.gz"):
+        assert values(str(source)) == ROWS * 2
+    assert any("2 files are read, as one data set: a.jsonl.gz, b.jsonl" in text for text in reporter.said)
+    assert any("not read, because of their kind: README.md" in text for text in reporter.said)
+    one, other = open_source(folder), open_source(f"{folder}/*.jsonl")
+    assert one.sha256() != other.sha256()
+    rows = list(one.rows(Rejects("x")))
+    assert rows[0].where == f"{folder / 'a.jsonl.gz'}:1"
+    assert one.position == one.total
+    with pytest.raises(UsageError, match="There is no file"):
+        open_source(f"{folder}/*.csv")
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    data = datasets.Dataset.from_list(ROWS)
+    data.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "split"))
+    assert values(tmp_path / "one") == ROWS
+    assert values(tmp_path / "split") == ROWS
+    with pytest.raises(UsageError, match="no split 'validation'"):
+        open_source(tmp_path / "split", split="validation")
+
+
+def test_nobody_is_advised_to_leave_all_rows_out(phi: Any, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"frage": "a"}\n{"frage": "b"}\n', encoding="utf-8")
+    for skip_bad in (0, 2):
+        with pytest.raises(DataError, match="None of the 2 rows") as caught:
+            prepare(path, phi, skip_bad=skip_bad)
+        assert "--skip-bad" not in str(caught.value)
+        assert "--columns" in str(caught.value)
