@@ -157,7 +157,7 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
     outlook = VerifyOutlook(("trained", "wide", "Q4_K_M"), 2048, need, Need("ram_verify", 15_200_000_000, None))
     unsound = (
         Check(bilingual("alone.file", name="a"), "train", True, bilingual("alone.hash_as_published")),
-        Check(bilingual("structure.head"), "merge", False, Bilingual.same("model.safetensors\nlm_head.weight")),
+        Check(bilingual("merged.tensors"), "merge", False, Bilingual.same("model.safetensors\nlm_head.weight")),
     )
     plan, study = plan_report(), study_report()
     assert study.study is not None

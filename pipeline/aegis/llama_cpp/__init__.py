@@ -7,17 +7,20 @@ and `Runtime` loads the bindings when it opens a file.
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.convert import convert, refuse_code
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
-from aegis.llama_cpp.gguf_header import TensorInfo
+from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.quantize import (
     IMATRIX_TYPES,
     QUANT_TYPES,
+    file_type_of,
     parse_quant,
     parse_tensor_type,
     quantize,
     refuse_without_imatrix,
 )
+from aegis.llama_cpp.recipe import tensor_types
+from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
 from aegis.llama_cpp.runtime import Message, Runtime
 from aegis.llama_cpp.server import serve
 from aegis.llama_cpp.tree import find_tree, tree_at_hand
@@ -30,21 +33,26 @@ __all__ = [
     "Message",
     "Runtime",
     "TensorInfo",
+    "Value",
     "convert",
+    "dequantize_rows",
     "describe_library",
     "fallback_tensors",
+    "file_type_of",
     "find_tree",
     "imatrix_tool",
     "measure_importance",
     "parse_quant",
     "parse_tensor_type",
     "quantize",
+    "quantize_rows",
     "read_importance",
     "refuse_code",
     "refuse_foreign",
     "refuse_without_compiler",
     "refuse_without_imatrix",
     "serve",
+    "tensor_types",
     "trained_context",
     "tree_at_hand",
 ]

@@ -81,6 +81,27 @@ class GgufFile:
         for start in range(0, rows, step):
             yield self._values(flat, start, min(start + step, rows))
 
+    def raw_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows [start, stop) as they stand in the file, (rows, bytes of one row).
+
+        Read, not mapped: a map counts every page that was touched as this process's memory.
+
+        Raises:
+            IntegrityError: the file has no such tensor, or has become shorter.
+        """
+        info = self._info(name)
+        size = info.size_bytes // info.rows
+        raw = np.empty((stop - start, size), np.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(info.offset_bytes + start * size)
+            view: memoryview = raw.reshape(-1).data
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise IntegrityError("shards.ends_inside", file=self.path, name=name)
+                view = view[count:]
+        return raw
+
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:

@@ -52,6 +52,15 @@ class TensorInfo:
     offset_bytes: int
     size_bytes: int
 
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """All rows, of every expert where there are some."""
+        return math.prod(self.shape[:-1])
+
 
 def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
     """Metadata and tensors of a GGUF file, both in file order.

@@ -140,6 +140,15 @@ def quantize(
         refuse_damaged(part, bilingual("process.quantizer"))
 
 
+def file_type_of(quant: str) -> int:
+    """The number llama.cpp has for a file type, `general.file_type` in what it writes.
+
+    Raises:
+        UsageError: unknown.
+    """
+    return _ALL[parse_quant(quant)]
+
+
 def parse_tensor_type(name: str) -> int:
     """The number ggml has for a tensor type.
 

@@ -9,6 +9,19 @@ from typing import Any
 
 from aegis.errors import IntegrityError
 from aegis.model.base import TOKENIZER_FILES, Base
+from aegis.model.provenance import copy_licences
+
+
+def write_sidecars(base: Base, folder: Path, dtype: str) -> None:
+    """Write all that stands beside merged weights of `dtype` and is the base's: config, tokenizer, licences.
+
+    Raises:
+        IntegrityError: tokenizer_config.json is not JSON.
+    """
+    dtype_key = "dtype" if "dtype" in base.config else "torch_dtype"
+    write_config(base, folder, tie_word_embeddings=False, **{dtype_key: dtype})
+    copy_licences(base.folder, folder)
+    copy_tokenizer(base, folder)
 
 
 def write_config(base: Base, folder: Path, **changes: Any) -> None:

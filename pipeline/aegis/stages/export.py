@@ -5,34 +5,25 @@ The converter and the quantizer are llama.cpp's own; what they report is not tak
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from aegis import __version__, progress
 from aegis.config.settings import ExportConfig
-from aegis.errors import IntegrityError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
-from aegis.llama_cpp.ollama.modelfile import modelfile, stop_texts
-from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.families import check_family
-from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
-from aegis.report.card import CardFile, gguf_card
+from aegis.report.card import CardFile
 from aegis.runs import disk
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
 from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
+from aegis.verification.export_sidecars import context_tokens, end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
-from aegis.verification.texts import in_time
 
-MODELFILE = "Modelfile"
-_CONTEXT_TOKENS = 4096
-"""Room is left for the quantization's name in the 255 bytes that file systems allow."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +73,9 @@ def export_gguf(
     check_family(source_config)
     shards = ShardSet.open(model)
     name = general_name(config.name, model, str(source_config["model_type"]))
-    context_tokens = _context_tokens(source_config)
+    context = context_tokens(source_config)
     tokenizer = load_tokenizer(model)
-    ends = _end_tokens(model, source_config)
+    end_tokens(model, source_config)  # before the conversion, which may take minutes
 
     inputs = _inputs(model, shards)
     if config.imatrix is not None:
@@ -93,7 +84,7 @@ def export_gguf(
     quantized = [quant for quant in quants if quant != F16]
     files = {quant: f"{disk.file_stem(name)}-{quant}.gguf" for quant in (*quantized, F16)}
     published = {quant: file for quant, file in files.items() if quant != F16 or keep_f16}
-    facts = ExportFacts(name=name, context_tokens=context_tokens, files=published)
+    facts = ExportFacts(name=name, context_tokens=context, files=published)
     manifest = Manifest(
         stage="export-gguf",
         config={
@@ -104,7 +95,7 @@ def export_gguf(
         inputs=inputs,
         facts=facts.recorded(),
     )
-    report = ExportReport(out, name, tuple(out / file for file in published.values()), context_tokens)
+    report = ExportReport(out, name, tuple(out / file for file in published.values()), context)
     if reuse and finished(out, manifest) is not None:
         return report
 
@@ -125,18 +116,7 @@ def export_gguf(
             fallbacks[quant] = check_quantized(staging.path / files[quant], quant, config.head_quant)
         if not keep_f16:
             f16.unlink()
-        text = _modelfile(facts.first, tokenizer, ends, context_tokens)
-        (staging.path / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
-        copy_licences(model, staging.path)
-        card = gguf_card(
-            provenance_of_folder(model),
-            name,
-            _hashed(staging, list(published.values())),
-            __version__,
-            context_tokens=context_tokens,
-            long_rope=bool(source_config.get("original_max_position_embeddings")),
-        )
-        (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
+        write_export_sidecars(model, staging.path, name, _hashed(staging, list(published.values())), __version__)
         staging.facts = facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
     return report
 
@@ -164,39 +144,8 @@ def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
     return files_bytes(model, shards, [F16, *quantized])
 
 
-def _context_tokens(config: dict[str, Any]) -> int:
-    """The context to run with: past a LongRoPE base's original length llama.cpp changes the factors of every token."""
-    original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-    return min(_CONTEXT_TOKENS, int(original)) if original else _CONTEXT_TOKENS
-
-
 def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
     files = [CardFile(name, (path := staging.path / name).stat().st_size, file_sha256(path)) for name in names]
     for file in files:
         staging.hashed(file.name, file.bytes, file.sha256)
     return files
-
-
-def _modelfile(gguf: str, tokenizer: Any, end_tokens: list[int], context_tokens: int) -> str:
-    dialogue = in_time(lambda: dialogue_of(tokenizer))
-    if dialogue is None:
-        progress.warn(phrase("export.no_template"))
-    for departure in dialogue.departures if dialogue else ():
-        progress.say(phrase("export.departure", departure=departure))
-    ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens) if token]
-    return modelfile(gguf, dialogue, stop_texts(special_texts(tokenizer), dialogue, ends), context_tokens)
-
-
-def _end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
-    # the config's own eos alone never stops a Phi-3.5 at <|end|>; generation_config lists all three
-    ends = config.get("eos_token_id")
-    path = model / "generation_config.json"
-    if path.is_file():
-        try:
-            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", ends)
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise IntegrityError("export.not_an_object", path=path, error=str(error)) from None
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(isinstance(token, int) for token in ends):
-        raise IntegrityError("export.end_tokens", model=model, ends=ends)
-    return ends

@@ -21,9 +21,9 @@ from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import Base, find_base, weights_hash_of
 from aegis.model.load import dtype_name
-from aegis.model.provenance import CARD, copy_licences, provenance_of_merge
+from aegis.model.provenance import CARD, provenance_of_merge
 from aegis.model.shards import INDEX, write_index
-from aegis.model.sidecars import copy_tokenizer, write_config
+from aegis.model.sidecars import write_sidecars
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
@@ -128,10 +128,7 @@ def merge(
     with publishing(out, manifest, overwrite=overwrite) as staging:
         staging.inputs["base"], files = _rewrite(plan, staging)
         _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)
-        dtype_key = "dtype" if "dtype" in base.config else "torch_dtype"
-        write_config(base, staging.path, tie_word_embeddings=False, **{dtype_key: config.dtype})
-        copy_licences(base.folder, staging.path)
-        copy_tokenizer(base, staging.path)
+        write_sidecars(base, staging.path, config.dtype)
         card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
         (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report

@@ -27,11 +27,9 @@ from aegis import progress
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
-from aegis.llama_cpp import Runtime, convert
+from aegis.llama_cpp import Runtime
 from aegis.merging.base_weights import RoundTrip
-from aegis.merging.plan import DTYPES, MergePlan
-from aegis.messages import Bilingual, bilingual, phrase
-from aegis.model.adapter import load_adapter
+from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
 from aegis.model.load import Precision, load_base, require_device
@@ -40,13 +38,12 @@ from aegis.runs.facts import ExportFacts, TrainFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
-from aegis.soul.file import FILE_NAME as SOUL_FILE
-from aegis.soul.file import load_soul
-from aegis.verification import divergence, run_checks, texts, token_parity
+from aegis.verification import divergence, run_checks, texts
 from aegis.verification.divergence import Logits, Recording
 from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
 from aegis.verification.run_checks import Checks
 from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
+from aegis.verification.structure import Structure
 from aegis.verification.verdict import REPORT, BaseComparison, BaseRetention, Step, Verdict
 
 ROUNDING_KL = 1e-4
@@ -103,6 +100,7 @@ class _Examiner:
     checks: Checks
     work: Path
     sample: Sample
+    structure: Structure
     f16: Path
     quantized: dict[str, Path]
     round_trip: RoundTrip | None
@@ -128,18 +126,16 @@ class _Examiner:
                 texts.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
             )
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
-        f16 = run.gguf / exported.f16 if exported.f16 else None
-        if f16 is None:
-            f16 = work / "rebuilt-F16.gguf"
-            with checks.check(bilingual("verify.rebuilt"), "convert"):
-                convert(run.merged, f16, model_name=exported.name, tree=config.llama_cpp_dir)
+        reference = work / "reference-F16.gguf"
+        f16 = run.gguf / exported.f16 if exported.f16 else reference
         quantized = {quant: run.gguf / name for quant, name in exported.quantized.items()}
-        return cls(run, config, base, tokenizer, manifests, checks, work, sample, f16, quantized, round_trip)
+        structure = Structure(run, base, manifests, checks, tokenizer, reference, config.llama_cpp_dir)
+        return cls(run, config, base, tokenizer, manifests, checks, work, sample, structure, f16, quantized, round_trip)
 
     def examine(self) -> Verdict:
         """Structure first, and the models only when it holds."""
         if self.checks.ok:
-            self.look_at_structure()
+            self.structure.examine(self.sample.own_texts)
         if self.checks.ok:
             try:
                 return self.compare_models()
@@ -148,48 +144,6 @@ class _Examiner:
                 with self.checks.check(bilingual("verify.every_model"), maker):
                     raise error
         return Verdict(0, tuple(self.checks.done), tuple(self.steps), {}, None)
-
-    @property
-    def base_weights(self) -> str:
-        """What was merged into."""
-        return str(self.manifests["merge"].config.get("base_weights", "original"))
-
-    def plan(self, round_trip: RoundTrip | None = None) -> MergePlan:
-        """The merge over again, into the base's own weights or their round trip."""
-        adapter, soul = load_adapter(self.run.adapter), load_soul(self.run.adapter / SOUL_FILE)
-        return MergePlan.make(
-            self.base, adapter, soul, DTYPES[str(self.manifests["merge"].config["dtype"])], round_trip
-        )
-
-    def look_at_structure(self) -> None:
-        """Everything that needs no forward pass."""
-        run, checks = self.run, self.checks
-        with checks.check(bilingual("verify.orthogonal"), "train"):
-            if load_soul(run.adapter / SOUL_FILE).reflection:
-                raise IntegrityError("verify.reflection", path=run.adapter / SOUL_FILE)
-        with checks.check(bilingual("verify.fits"), "merge"):
-            # the head makes no round trip
-            run_checks.check_head(checks, self.plan(), run.merged)
-        run_checks.check_sidecars(checks, self.base, run.merged)
-        run_checks.check_finite(checks, run.merged)
-        # the base's own tokenizer: one that lost tokens on the way must not be measured against itself
-        run_checks.check_converted(checks, self.f16, run.merged, read_config(run.merged), self.tokenizer)
-        head_quant = self.manifests["convert"].config.get("head_quant")
-        for quant, path in self.quantized.items():
-            run_checks.check_types(checks, path, quant, head_quant)
-        for path in [self.f16, *self.quantized.values()]:
-            with checks.check(bilingual("verify.token_ids", name=path.name), "convert") as tell:
-                with Runtime(path, vocab_only=True) as runtime:
-                    parity = token_parity.compare_tokens(self.tokenizer, runtime, self.sample.own_texts)
-                if parity.wrong:
-                    raise IntegrityError(
-                        "verify.other_ids",
-                        wrong_count=len(parity.wrong),
-                        compared=parity.compared,
-                        wrong=Bilingual.joined("\n", parity.wrong[:5]),
-                    )
-                for told in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
-                    tell(told)
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other; only their logits, on disk, outlive them."""
@@ -213,7 +167,7 @@ class _Examiner:
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             recorded("trained", torch_logits(model, compared, phrase("verify.as_trained")))
         del model  # one at a time in memory
-        wide: Precision = "dequantized" if self.base_weights == "dequantized" else "16bit"
+        wide: Precision = "dequantized" if self.structure.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
             recorded("wide", torch_logits(model, compared, phrase("verify.wide")))
         del model
@@ -255,7 +209,7 @@ class _Examiner:
 
     def _merge_the_other_way(self, model: Any, round_trip: RoundTrip) -> None:
         """Put into the merged model what a merge with the other choice of base weights would have written."""
-        plan = self.plan(round_trip if self.base_weights == "original" else None)
+        plan = self.structure.plan(round_trip if self.structure.base_weights == "original" else None)
         with progress.task(phrase("verify.other_merge"), len(round_trip.weights), "weight") as bar, torch.no_grad():
             for name in sorted(round_trip.weights):
                 for start, stop, rows in plan.slabs(name, self.base.shards.entries[name]):
@@ -263,7 +217,9 @@ class _Examiner:
                 bar.advance()
 
     def _choices(self, trained: Recording, merged: Recording, other_way: Recording) -> tuple[BaseComparison, ...]:
-        both = {name: merged if name == self.base_weights else other_way for name in ("original", "dequantized")}
+        both = {
+            name: merged if name == self.structure.base_weights else other_way for name in ("original", "dequantized")
+        }
         return tuple(
             BaseComparison(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
             for name, found in both.items()

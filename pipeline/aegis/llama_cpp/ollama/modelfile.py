@@ -13,14 +13,18 @@ from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
 _SYSTEM_FIRST = '(eq (index $.Messages 0).Role "system")'
 
 
-def modelfile(gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int) -> str:
+def modelfile(
+    gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int, *, has_template: bool = True
+) -> str:
     """Return the text of a Modelfile that stands beside `gguf_name`.
 
     Without a `dialogue` no TEMPLATE is written, and a comment says so: Ollama then looks for a likeness in its own
     list, and passes the bare prompt on if it finds none.
     """
     lines = [f"FROM ./{gguf_name}"]
-    if dialogue is None:
+    if not has_template:
+        lines.append("# This model has no chat template: Ollama passes the bare prompt on.")
+    elif dialogue is None:
         lines += [
             "# The chat template of this model could not be put into Ollama's template language, so there is no",
             "# TEMPLATE here. llama-server --jinja and aegis chat use the one that is in the GGUF.",

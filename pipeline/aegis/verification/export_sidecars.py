@@ -1,0 +1,87 @@
+"""What stands beside GGUF files: Modelfile, card, licences. Written by export, derived once more by verify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aegis import progress
+from aegis.errors import IntegrityError
+from aegis.llama_cpp.ollama.chat_format import Dialogue
+from aegis.llama_cpp.ollama.modelfile import modelfile, stop_texts
+from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
+from aegis.messages import phrase
+from aegis.model.base import load_tokenizer, read_config
+from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
+from aegis.report.card import CardFile, gguf_card
+from aegis.verification.texts import in_time
+
+MODELFILE = "Modelfile"
+_CONTEXT_TOKENS = 4096
+
+
+def write_export_sidecars(
+    model: Path, folder: Path, name: str, files: Sequence[CardFile], version: str, *, remarks: bool = True
+) -> None:
+    """Write all that stands beside GGUF files and is no GGUF.
+
+    Args:
+        model: the folder they were converted from.
+        name: general.name.
+        files: the GGUF files, the one to run first.
+        version: of the program, for the card.
+        remarks: say what the Modelfile lacks of the chat template.
+
+    Raises:
+        IntegrityError: the folder's generation_config or chat template cannot be read.
+    """
+    config, tokenizer = read_config(model), load_tokenizer(model)
+    context = context_tokens(config)
+    dialogue = in_time(lambda: dialogue_of(tokenizer))
+    if remarks:
+        _say_what_is_lost(tokenizer, dialogue)
+    ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens(model, config)) if token]
+    stops = stop_texts(special_texts(tokenizer), dialogue, ends)
+    text = modelfile(files[0].name, dialogue, stops, context, has_template=bool(tokenizer.chat_template))
+    (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
+    copy_licences(model, folder)
+    long_rope = bool(config.get("original_max_position_embeddings"))
+    card = gguf_card(provenance_of_folder(model), name, files, version, context_tokens=context, long_rope=long_rope)
+    (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
+
+
+def _say_what_is_lost(tokenizer: Any, dialogue: Dialogue | None) -> None:
+    if not tokenizer.chat_template:
+        progress.warn(phrase("export.without_template"))
+    elif dialogue is None:
+        progress.warn(phrase("export.no_template"))
+    for departure in dialogue.departures if dialogue else ():
+        progress.say(phrase("export.departure", departure=departure))
+
+
+def context_tokens(config: dict[str, Any]) -> int:
+    """The context to run with: past a LongRoPE base's original length llama.cpp changes the factors of every token."""
+    original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    return min(_CONTEXT_TOKENS, int(original)) if original else _CONTEXT_TOKENS
+
+
+def end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
+    """The ids at which generation ends.
+
+    Raises:
+        IntegrityError: generation_config.json is no JSON object, or names something else than ids.
+    """
+    # the config's own eos alone never stops a Phi-3.5 at <|end|>; generation_config lists all three
+    ends = config.get("eos_token_id")
+    path = model / "generation_config.json"
+    if path.is_file():
+        try:
+            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", ends)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise IntegrityError("export.not_an_object", path=path, error=str(error)) from None
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(token, int) for token in ends):
+        raise IntegrityError("export.end_tokens", model=model, ends=ends)
+    return ends

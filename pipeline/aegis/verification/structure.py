@@ -1,0 +1,176 @@
+"""Everything of a run that needs no forward pass: bytes, stage by stage, each from what the stage before it made.
+
+A stage that does not hold is where it ends: what was made from it would differ too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import Runtime, convert
+from aegis.merging.base_weights import RoundTrip
+from aegis.merging.plan import DTYPES, MergePlan
+from aegis.messages import Bilingual, bilingual, phrase
+from aegis.model.adapter import load_adapter
+from aegis.model.base import Base, read_config
+from aegis.model.provenance import provenance_of_merge
+from aegis.model.shards import ShardSet
+from aegis.runs import disk
+from aegis.runs.facts import F16, ExportFacts, MergeFacts
+from aegis.runs.manifest import Manifest
+from aegis.runs.run import Run
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import load_soul
+from aegis.verification import (
+    gguf_equality,
+    merged_checks,
+    run_checks,
+    sidecar_checks,
+    token_parity,
+)
+from aegis.verification.gguf_checks import files_bytes
+from aegis.verification.quantized_checks import Recipe, check_quantized_file
+from aegis.verification.run_checks import Checks
+
+IMATRIX = "imatrix.gguf"
+"""As quantize-study publishes it."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A run, and what it was made from.
+
+    Attributes:
+        manifests: of "train", "merge" and "convert".
+        tokenizer: the base's own: one that lost tokens on the way must not be measured against itself.
+        reference: where the f16 GGUF goes that the converter writes from the merged folder once more.
+        tree: a llama.cpp checkout for the converter, None for the pinned one.
+    """
+
+    run: Run
+    base: Base
+    manifests: Mapping[str, Manifest]
+    checks: Checks
+    tokenizer: Any
+    reference: Path
+    tree: Path | None
+
+    def examine(self, own_texts: list[str]) -> None:
+        """Run every check until a stage does not hold.
+
+        Args:
+            own_texts: on which token ids are compared, beside the hard strings.
+
+        Raises:
+            EnvironmentFault: the disk has no room for the f16 file.
+        """
+        looks = (
+            self._look_at_trained,
+            self._look_at_merged,
+            self._look_at_merged_sidecars,
+            self._look_at_converted,
+            self._look_at_quantized,
+            self._look_at_export_sidecars,
+            lambda: self._look_at_tokens(own_texts),
+        )
+        for look in looks:
+            if self.checks.ok:
+                look()
+
+    @property
+    def exported(self) -> ExportFacts:
+        return ExportFacts.of(self.manifests["convert"])
+
+    @property
+    def base_weights(self) -> str:
+        """What was merged into."""
+        return str(self.manifests["merge"].config.get("base_weights", "original"))
+
+    def plan(self, round_trip: RoundTrip | None = None) -> MergePlan:
+        """The merge over again, into the base's own weights or their round trip."""
+        adapter, soul = load_adapter(self.run.adapter), load_soul(self.run.adapter / SOUL_FILE)
+        return MergePlan.make(
+            self.base, adapter, soul, DTYPES[str(self.manifests["merge"].config["dtype"])], round_trip
+        )
+
+    def _look_at_trained(self) -> None:
+        with self.checks.check(bilingual("verify.base"), "train"):
+            wanted, found = str(self.manifests["train"].inputs.get("base")), self.base.weights_hash
+            if wanted != found:
+                raise IntegrityError("verify.other_base", folder=self.base.folder, found=found[:12], wanted=wanted[:12])
+        with self.checks.check(bilingual("verify.orthogonal"), "train"):
+            if load_soul(self.run.adapter / SOUL_FILE).reflection:
+                raise IntegrityError("verify.reflection", path=self.run.adapter / SOUL_FILE)
+
+    def _look_at_merged(self) -> None:
+        with self.checks.check(bilingual("verify.fits"), "merge"):
+            round_trip, skipped = self._round_trip_of_merge()
+            plan, merged = self.plan(round_trip), ShardSet.open(self.run.merged)
+            merged_checks.check_tensors(self.checks, plan, merged, skipped=skipped)
+        run_checks.check_stock(self.checks, self.run.merged)
+
+    def _look_at_merged_sidecars(self) -> None:
+        plan = self.plan()
+        origin = provenance_of_merge(self.base, self.run.adapter, plan.soul)
+        sidecar_checks.check_merged_sidecars(self.checks, plan, origin, self.run.merged, self.manifests["merge"])
+
+    def _look_at_converted(self) -> None:
+        """The f16 GGUF: made once more, held against the folder, and the run's own held against it."""
+        merged, exported = self.run.merged, self.exported
+        with self.checks.check(bilingual("verify.rebuilt"), "convert"):
+            needed = files_bytes(merged, ShardSet.open(merged), [F16])
+            disk.require_space(self.reference, needed, phrase("disk.gguf_files"))
+            convert(merged, self.reference, model_name=exported.name, tree=self.tree)
+        if not self.checks.ok:
+            return
+        run_checks.check_converted(self.checks, self.reference, merged, read_config(merged), self.tokenizer)
+        if exported.f16 is not None:
+            gguf_equality.check_same(self.checks, self.run.gguf / exported.f16, self.reference)
+
+    def _look_at_quantized(self) -> None:
+        manifest, exported = self.manifests["convert"], self.exported
+        recipe = Recipe.of(manifest.config, manifest.inputs, self.run.study / IMATRIX)
+        with self.checks.check(bilingual("quantized.asked"), "quantize"):
+            asked = [quant for quant in manifest.config["quant"] if quant != F16]
+            if list(exported.quantized) != asked:
+                raise IntegrityError("quantized.not_asked", asked=", ".join(asked), found=", ".join(exported.quantized))
+        for quant, name in exported.quantized.items():
+            check_quantized_file(self.checks, self.run.gguf / name, quant, self.reference, recipe)
+
+    def _look_at_export_sidecars(self) -> None:
+        sidecar_checks.check_export_sidecars(self.checks, self.run.merged, self.run.gguf, self.manifests["convert"])
+
+    def _look_at_tokens(self, own_texts: list[str]) -> None:
+        for name in self.exported.files.values():
+            with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as tell:
+                with Runtime(self.run.gguf / name, vocab_only=True) as runtime:
+                    parity = token_parity.compare_tokens(self.tokenizer, runtime, own_texts)
+                if parity.wrong:
+                    raise IntegrityError(
+                        "verify.other_ids",
+                        wrong_count=len(parity.wrong),
+                        compared=parity.compared,
+                        wrong=Bilingual.joined("\n", parity.wrong[:5]),
+                    )
+                for told in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
+                    tell(told)
+
+    def _round_trip_of_merge(self) -> tuple[RoundTrip | None, frozenset[str]]:
+        """The NF4 round trip as merge made it, and the weights on which it cannot be made here: bitsandbytes' kernels
+        on a GPU and on a CPU may differ in the last place."""
+        if self.base_weights != "dequantized":
+            return None, frozenset()
+        facts = MergeFacts.of(self.manifests["merge"])
+        device = torch.device(str(facts.nf4_device))
+        made = replace(
+            RoundTrip.of(self.base, self.run.adapter), dtype=getattr(torch, str(facts.nf4_dtype)), device=device
+        )
+        if device.type == "cuda" and not torch.cuda.is_available():
+            return None, made.weights
+        return made, frozenset()

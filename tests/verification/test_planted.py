@@ -1,0 +1,148 @@
+"""The table of planted defects: each is found, at the stage that made it, by what `aegis verify` runs.
+
+Manifests fit in every one of them, so that no hash says anything.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.config.settings import VerifyConfig
+from aegis.runs.manifest import file_sha256
+from aegis.stages.verify import verify
+from aegis.verification import quantized_checks, quantized_rows, structure
+from tests.conftest import MakeRandom
+from tests.planted.beside import BESIDE_DEFECTS
+from tests.planted.finished import TOOLS, Defect, Finished
+from tests.planted.keys import KEY_DEFECTS
+from tests.planted.merged import MERGED_DEFECTS
+from tests.planted.weights import WEIGHT_DEFECTS
+
+DEFECTS = (*MERGED_DEFECTS, *WEIGHT_DEFECTS, *KEY_DEFECTS, *BESIDE_DEFECTS)
+FAMILIES = ("phi3", "qwen2", "llama")
+CASES = [(family, defect) for defect in DEFECTS for family in defect.families]
+
+
+class FinishedRuns:
+    """The finished run of each family, made when it is first asked for."""
+
+    def __init__(self, quick_base: Path, make_random: MakeRandom, tree: Path, scratch: Path) -> None:
+        self._quick_base, self._make_random, self._tree, self._scratch = quick_base, make_random, tree, scratch
+        self._made: dict[str, Finished] = {}
+
+    def __getitem__(self, family: str) -> Finished:
+        if family not in self._made:
+            self._made[family] = Finished.build(family, self._base(family), self._tree, self._scratch / family)
+        return self._made[family]
+
+    def _base(self, family: str) -> Path:
+        if family == "phi3":
+            return self._quick_base
+        base = self._make_random(
+            family, pre="qwen2" if family == "qwen2" else "llama-bpe", tie_word_embeddings=family == "llama"
+        )
+        if family == "qwen2":
+            (base / "chat_template.jinja").write_text(TOOLS, encoding="utf-8")
+        return base
+
+
+@pytest.fixture(scope="session")
+def finished_runs(
+    quick_base: Path, make_random: MakeRandom, knowing_tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FinishedRuns]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield FinishedRuns(quick_base, make_random, knowing_tree, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def tools_asked_once() -> Iterator[None]:
+    """Converter and quantizer answer the same question with the same bytes: each is asked once per session."""
+    convert, tensor_types = structure.convert, quantized_checks.tensor_types
+    converted: dict[str, bytes] = {}
+    typed: dict[tuple[object, ...], dict[str, str]] = {}
+
+    def convert_once(model: Path, out: Path, **settings: Any) -> None:
+        files = [path for path in sorted(model.iterdir()) if path.name != "manifest.json"]
+        key = str([(path.name, file_sha256(path)) for path in files] + [settings["model_name"]])
+        if key not in converted:
+            convert(model, out, **settings)
+            converted[key] = out.read_bytes()
+        out.write_bytes(converted[key])
+
+    def types_once(source: Path, quant: str, **settings: Any) -> dict[str, str]:
+        key = (file_sha256(source), quant, *settings.values())
+        if key not in typed:
+            typed[key] = tensor_types(source, quant, **settings)
+        return typed[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structure, "convert", convert_once)
+        patch.setattr(quantized_checks, "tensor_types", types_once)
+        yield
+
+
+def quick(finished: Finished) -> VerifyConfig:
+    return VerifyConfig(tokens=128, threads=1, device="cpu", llama_cpp_dir=finished.tree)
+
+
+@pytest.mark.usefixtures("tools_asked_once")
+@pytest.mark.parametrize(("family", "defect"), CASES, ids=[f"{family}: {defect.name}" for family, defect in CASES])
+def test_a_planted_defect_is_found_at_its_stage(
+    finished_runs: FinishedRuns, tmp_path: Path, family: str, defect: Defect
+) -> None:
+    finished = finished_runs[family]
+    run = finished.copy(tmp_path / "run")
+    try:
+        defect.plant(finished, run)
+        verdict = verify(run, quick(finished))
+        assert verdict.failed_stage == defect.stage, verdict.failures or "it passed"
+        assert not verdict.steps, "found by bytes, before any model ran"
+    finally:
+        shutil.rmtree(run.root)
+
+
+@pytest.mark.usefixtures("tools_asked_once")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_untouched_run_passes(finished_runs: FinishedRuns, tmp_path: Path, family: str) -> None:
+    """The control of the table, through every model; and again with the quantizer asked about a sample of rows."""
+    finished = finished_runs[family]
+    run = finished.copy(tmp_path / "run")
+    verdict = verify(run, quick(finished))
+    assert verdict.failures == []
+    assert verdict.steps
+
+
+@pytest.mark.usefixtures("tools_asked_once")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Q4_K_M of the plain base",
+        "Q4_K_M of an earlier step",
+        "one embedding row zeroed",
+        "2 % of a tensor's bytes",
+        "one value of the norm by one unit in Q4_K_M",
+        "Q4_K_S under the name Q4_K_M",
+        None,
+    ],
+)
+def test_a_sample_of_rows_finds_what_all_of_them_find(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """As in a model too large for the quantizer to be asked about every row."""
+    monkeypatch.setattr(quantized_rows, "EXACT_WEIGHTS", 0)
+    finished = finished_runs["phi3"]
+    run = finished.copy(tmp_path / "run")
+    if name is not None:
+        next(defect for defect in DEFECTS if defect.name == name).plant(finished, run)
+    assert verify(run, quick(finished)).failed_stage == (None if name is None else "quantize")
+
+
+def test_the_table_has_no_fewer_kinds_than_are_promised() -> None:
+    assert len({defect.name for defect in DEFECTS}) == len(DEFECTS) >= 60
+    assert {family for defect in DEFECTS for family in defect.families} == set(FAMILIES)
