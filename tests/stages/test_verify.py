@@ -177,12 +177,16 @@ def test_both_choices_of_base_weights_are_measured(run: Run) -> None:
 
 
 def test_a_merge_into_other_weights_than_it_says_is_found(run: Run) -> None:
-    """Merged into the original weights under a manifest that says dequantized: wide → merged is no rounding."""
+    """Merged into the original weights under a manifest that says dequantized, and how: the weights are others."""
     path = run.merged / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
     document["config"]["base_weights"] = "dequantized"
     path.write_text(json.dumps(document), encoding="utf-8")
-    make_gguf(run)
+    verdict = verify(run, QUICK)
+    assert verdict.failed_stage == "merge"
+    assert any("does not say how" in failure for failure in verdict.failures)
+    document["facts"] |= {"nf4_device": "cpu", "nf4_dtype": "float32"}
+    path.write_text(json.dumps(document), encoding="utf-8")
     verdict = verify(run, QUICK)
     assert verdict.failed_stage == "merge"
     assert any("is not what the merge makes" in failure for failure in verdict.failures)

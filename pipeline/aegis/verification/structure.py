@@ -167,10 +167,10 @@ class Structure:
         if self.base_weights != "dequantized":
             return None, frozenset()
         facts = MergeFacts.of(self.manifests["merge"])
-        device = torch.device(str(facts.nf4_device))
-        made = replace(
-            RoundTrip.of(self.base, self.run.adapter), dtype=getattr(torch, str(facts.nf4_dtype)), device=device
-        )
+        if facts.nf4_device is None or facts.nf4_dtype is None:
+            raise IntegrityError("merged.no_round_trip", merged=self.run.merged)
+        made, device = RoundTrip.of(self.base, self.run.adapter), torch.device(facts.nf4_device)
+        made = replace(made, dtype=DTYPES[facts.nf4_dtype], device=device)
         if device.type == "cuda" and not torch.cuda.is_available():
             return None, made.weights
         return made, frozenset()
