@@ -22,14 +22,12 @@ def modelfile(
     list, and passes the bare prompt on if it finds none.
     """
     lines = [f"FROM ./{gguf_name}"]
-    if not has_template:
-        lines.append("# This model has no chat template: Ollama passes the bare prompt on.")
-    elif dialogue is None:
+    if dialogue is None and has_template:
         lines += [
             "# The chat template of this model could not be put into Ollama's template language, so there is no",
             "# TEMPLATE here. llama-server --jinja and aegis chat use the one that is in the GGUF.",
         ]
-    else:
+    elif dialogue is not None:
         lines += [f"# Unlike the model's own chat template: {departure}." for departure in dialogue.departures]
         lines.append(f'TEMPLATE """{go_template(dialogue)}"""')
     # between its quotes Ollama takes every letter as it stands; it knows no escapes
