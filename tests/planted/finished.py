@@ -20,7 +20,7 @@ from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manifest
 from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
-from aegis.stages.merge import MergeInputs, inputs_of_run, merge
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from tests.gguf_edit import GgufEdit
 
@@ -64,7 +64,7 @@ class Finished:
             save_steps=4,
         )
         train(config, run, llama_cpp_dir=tree)
-        merge(inputs_of_run(run), run.merged, MergeConfig())
+        merge(MergeInputs.from_run(run), run.merged, MergeConfig())
         name = "tiny phi-3" if family == "phi3" else None
         export_gguf(run.merged, run.gguf, ExportConfig(keep_f16=True, name=name, llama_cpp_dir=tree))
         return cls(family, run, base, tree, scratch)

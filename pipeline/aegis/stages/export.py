@@ -25,7 +25,6 @@ from aegis.verification.export_sidecars import context_tokens, end_tokens, write
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 
 
-
 @dataclass(frozen=True)
 class ExportReport:
     """The files that were published, quantized ones first."""
