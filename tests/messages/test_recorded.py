@@ -19,7 +19,7 @@ from aegis.verification.run_checks import Check, Checks
 from tests.shown import english_in
 
 TEXTS: dict[str, Callable[[], Bilingual]] = {
-    "a plain name": lambda: bilingual("structure.head"),
+    "a plain name": lambda: bilingual("merged.tensors"),
     "a name with a place": lambda: bilingual("structure.files", folder="merged"),
     "a number in a format": lambda: bilingual("structure.gate", gate=0.25, kind="so8"),
     "a shape": lambda: bilingual("alone.shape.what", name="x", gguf_path=Path("a"), found=(2, 3), shape=(4, 5)),
@@ -61,7 +61,7 @@ def test_a_recorded_text_is_shown_as_it_was_then(
         {"english": "boom", "key": "structure.files", "values": {}},
         {"english": "boom", "key": "structure.gate", "values": {"gate": "text", "kind": 1}},
         {"english": "boom", "key": "structure.files", "values": "folder"},
-        {"english": "boom", "key": ["structure.head"], "values": {}},
+        {"english": "boom", "key": ["merged.tensors"], "values": {}},
         {"english": "boom", "parts": "none"},
         {"english": "boom", "key": "structure", "values": {}},
     ],
