@@ -149,7 +149,7 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
             "peak_gib": round(rows[-1]["peak_bytes"] / 2**30, 3),
             "first_ten_steps_s": round(warm, 1),
             "loss": rows[-1]["task_loss"],
-            "acceleration": vars(state.options),
+            "options": vars(state.options),
         }
 
 

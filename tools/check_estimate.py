@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.config.settings import TrainConfig
+from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 
 BOUND = 0.1
@@ -29,15 +30,8 @@ def settings_of(name: str) -> dict[str, str]:
 def compare(row: dict[str, Any], template: Path, capability: tuple[int, int]) -> float:
     """Print measured and estimated GiB of one row; returns how far off the estimate is, relative."""
     config = TrainConfig.model_validate(settings_of(row["name"]))
-    way = row["acceleration"]
-    found = MemoryEstimator(template, config, "cuda", capability).estimate(
-        config.max_length,
-        checkpointed_layers=way["recomputed"],
-        compiled=way["compiled"],
-        offload_checkpoints=way["offloaded"],
-        keep_attention=way.get("attention_spared", False),
-        offloaded_layers=way.get("parked", 0),
-    )
+    options = ExecutionOptions(**row["options"])
+    found = MemoryEstimator(template, config, "cuda", capability).estimate(config.max_length, options)
     estimated = found.peak / 2**30
     off = estimated / row["peak_gib"] - 1
     print(f"{row['name']:<62} measured {row['peak_gib']:7.2f}  estimated {estimated:7.2f} GiB  {off:+.1%}", flush=True)

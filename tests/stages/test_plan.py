@@ -119,10 +119,10 @@ def test_a_gpu_that_is_not_here(
     kept = report.variants[0].host_bytes
     assert kept > 0
     assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == kept
-    assert "host keeps" in text
+    assert "host memory  " in text
     on_a_cpu = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
     assert not any(need.what.startswith("RAM, training") for need in on_a_cpu.needs)
-    assert "host keeps" not in screens_plan.planned(on_a_cpu, config)
+    assert "host memory  " not in screens_plan.planned(on_a_cpu, config)
     offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
     report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
     assert report.variants[0].host_bytes > kept
@@ -155,10 +155,12 @@ def test_a_cap_on_a_gpu_that_is_not_here(
     narrow, text = capped(free.variants[0].memory.peak / 2**30)
     assert narrow.variants[0].checkpointed_layers > 0
     assert fits(text)[-1] == "NO"
-    assert "parked" not in text
+    assert "offloaded" not in text
 
 
-def test_parked_layers_are_told(make_random: MakeRandom, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_layers_have_a_row_and_a_legend(
+    make_random: MakeRandom, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A row of the table, a line that says what it means, and what the host must have."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     base = make_random("phi3", num_hidden_layers=8)
@@ -171,8 +173,8 @@ def test_parked_layers_are_told(make_random: MakeRandom, places: Places, monkeyp
     assert own.host_bytes > kept.host_bytes
     assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == own.host_bytes
     text = screens_plan.planned(report, config)
-    assert any(line.split()[:1] == ["parked"] and f"3/{report.layers}" in line for line in text.splitlines())
-    assert "parked: layers whose activations wait in the host's memory" in text
+    assert any(line.split()[:1] == ["offloaded"] and f"3/{report.layers}" in line for line in text.splitlines())
+    assert "offloaded: layers whose activations wait in host memory" in text
 
 
 def test_a_cap_is_the_least_that_is_compared_with(

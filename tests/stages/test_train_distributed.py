@@ -47,17 +47,12 @@ def befallen(self, number, batches, *arguments):
 step.Stepper.launch = befallen
 app.main()
 """
-# as `accelerate config` writes it, with two settings that are not done
-FSDP = """
+# as `accelerate config` writes it, with a precision that a CPU does not compute in
+ACCELERATE = """
 compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
+distributed_type: {kind}
 fsdp_config:
   fsdp_version: 2
-  fsdp_reshard_after_forward: true
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_cpu_ram_efficient_loading: true
-  fsdp_offload_params: true
-  fsdp_state_dict_type: SHARDED_STATE_DICT
 main_process_port: 0
 mixed_precision: bf16
 num_machines: 1
@@ -84,7 +79,7 @@ class Place:
     def run(self, name: str) -> Run:
         return Run(self.folder / name)
 
-    def launched(self, run: Run, *arguments: str, event: str | None = None) -> Ended:
+    def launched(self, run: Run, *arguments: str, event: str | None = None, json_output: bool = False) -> Ended:
         """The config in two processes that torchrun starts, each with half the forward passes."""
         program = ["-m", "--", "aegis"]
         if event is not None:
@@ -92,14 +87,15 @@ class Place:
             script.write_text(BEFALLEN.format(event=event), encoding="utf-8")
             program = [str(script), "--"]
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        return self._started([*launcher, *program, "train"], run, *arguments)
+        command = ["--json", "train"] if json_output else ["train"]
+        return self._started([*launcher, *program, *command], run, *arguments)
 
     def accelerated(self, run: Run, config: str, *arguments: str) -> Ended:
-        """As `launched`, by accelerate with this YAML for its config; results come as JSON."""
+        """Like `launched`, started by accelerate with this YAML as its config."""
         file = self.folder / "accelerate.yaml"
         file.write_text(config, encoding="utf-8")
         launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
-        return self._started([*launcher, "-m", "aegis", "--json", "train"], run, *arguments)
+        return self._started([*launcher, "-m", "aegis", "train"], run, *arguments)
 
     def _started(self, module: list[str], run: Run, *arguments: str) -> Ended:
         settings = self.folder / "run.toml"
@@ -274,37 +270,48 @@ def test_what_process_0_refuses_is_told_once(place: Place, whole: Run) -> None:
     assert "another process" not in ended.err
 
 
-def test_accelerates_fsdp_splits_the_base_and_changes_no_byte(place: Place, make_random: MakeRandom) -> None:
-    """Five layers, so that each of the two places for a layer that is put together is used again and again.
+def test_a_sharded_base_changes_no_byte(place: Place, make_random: MakeRandom) -> None:
+    """Five layers, so that each of the two buffers for a gathered layer is used several times.
 
-    A process holds of the base what plan says it would.
+    A process holds what plan estimates.
     """
     base = make_random("phi3", num_hidden_layers=5, num_key_value_heads=4)
-    split, whole = place.run("split"), place.run("not-split")
-    ended = place.accelerated(split, FSDP, "--base-model", str(base))
+    sharded, complete = place.run("sharded"), place.run("not-sharded")
+    ended = place.launched(sharded, "--base-model", str(base), "--shard-base", json_output=True)
     assert ended.code == 0, ended.err
-    assert "each of 2 processes keeps a part of the base's layers" in ended.out
-    assert ended.err.count("not done: mixed_precision bf16 (this device computes in float32); fsdp_offload_params") == 1
+    assert "each of 2 processes holds a shard of the base's layers" in ended.out
     report = json.loads(ended.out.splitlines()[-1])["report"]
     estimator = MemoryEstimator(base, place.config, "cpu")
-    assert report["memory"]["base"] == sum(vars(estimator.held(2)).values()) < estimator.base_bytes
+    assert report["memory"]["base"] == sum(vars(estimator.sharded_weights(2)).values()) < estimator.base_bytes
 
-    ended = place.launched(whole, "--base-model", str(base))
+    ended = place.launched(complete, "--base-model", str(base))
     assert ended.code == 0, ended.err
-    assert same_bytes(split, whole)
+    assert same_bytes(sharded, complete)
     # which resuming compares
-    assert [read_manifest(run.adapter).config["shard_base"] for run in (split, whole)] == [True, False]
+    assert [read_manifest(run.adapter).config["shard_base"] for run in (sharded, complete)] == [True, False]
 
 
-def test_a_process_of_a_split_base_that_dies_ends_the_run(place: Place) -> None:
-    ended = place.launched(place.run("split-bereft"), "--shard-base", event="os.kill(os.getpid(), signal.SIGKILL)")
+def test_accelerates_plain_launch_trains_and_its_fsdp_is_refused_once(place: Place, whole: Run) -> None:
+    plain, fsdp = place.run("accelerate"), place.run("accelerate-fsdp")
+    ended = place.accelerated(plain, ACCELERATE.format(kind="MULTI_GPU"))
+    assert ended.code == 0, ended.err
+    assert ended.err.count("mixed_precision bf16 is not used: this device computes in float32") == 1
+    assert same_bytes(plain, whole)
+    ended = place.accelerated(fsdp, ACCELERATE.format(kind="FSDP"))
+    assert ended.code != 0
+    assert ended.err.count("accelerate's config asks for FSDP, which is not supported") == 1, ended.err
+    assert not fsdp.adapter.exists()
+
+
+def test_a_process_of_a_sharded_base_that_dies_ends_the_run(place: Place) -> None:
+    ended = place.launched(place.run("sharded-bereft"), "--shard-base", event="os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.code != 0
     assert ended.err.count("aegis: another process of this training ended") == 1, ended.err
     assert "Traceback" not in ended.err.partition("aegis: another process")[0]
 
 
-def test_a_base_is_not_split_over_one_process(place: Place) -> None:
+def test_a_base_is_not_sharded_over_one_process(place: Place) -> None:
     with pytest.raises(UsageError, match="several processes"):
-        train(place.config.model_copy(update={"shard_base": True}), place.run("split-alone"))
+        train(place.config.model_copy(update={"shard_base": True}), place.run("sharded-alone"))
     with pytest.raises(ValueError, match="recomputes its layers"):
         TrainConfig(shard_base=True, compile="on")

@@ -9,6 +9,7 @@ import pytest
 from check_estimate import main
 
 from aegis.config.settings import TrainConfig
+from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom
 
@@ -19,15 +20,11 @@ def test_a_tenth_is_the_bound(
 ) -> None:
     base = make_random("phi3", num_hidden_layers=4)
     config = TrainConfig(max_length=128, rotation="dense")
-    peak = (
-        MemoryEstimator(base, config, "cuda", (9, 0))
-        .estimate(128, checkpointed_layers=0, compiled=True, offloaded_layers=3)
-        .peak
-    )
-    way = {"recomputed": 0, "compiled": True, "offloaded": False, "parked": 3}
+    options = ExecutionOptions(compiled=True, offloaded_layers=3)
+    peak = MemoryEstimator(base, config, "cuda", (9, 0)).estimate(128, options).peak
     name = "max_length=128 activation_checkpointing=on rotation=dense dataset=short"
     rows = [
-        {"name": name, "peak_gib": factor * peak / 2**30, "acceleration": way},
+        {"name": name, "peak_gib": factor * peak / 2**30, "options": vars(options)},
         {"name": "max_length=8192", "error": "out of memory"},
     ]
     file = tmp_path / "results.json"

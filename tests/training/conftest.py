@@ -1,4 +1,4 @@
-"""A trainee that needs no disk: a tiny random Llama with adapter and soul, and batches of noise."""
+"""A training state that needs no disk: a tiny random Llama with adapter and soul, and batches of noise."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
-from aegis.model.lora import attach_lora, resolve_targets
 from aegis.model.soul_hook import soul_hook
-from aegis.soul.module import Soul
+from aegis.training.assemble import assemble
 from aegis.training.batch import MicroBatch
-from aegis.training.kernels.lora_layers import LoraLayers
 from aegis.training.state import TrainState
 from aegis.training.update import make_optimizer
 
@@ -28,7 +26,7 @@ MakeState = Callable[..., TrainState]
 
 @pytest.fixture
 def make_state() -> Iterator[MakeState]:
-    """Make one; the same seed gives the same one. `scaler` makes it scale its loss, as float16 training does."""
+    """Make a state; the same seed gives the same state. `scaler` scales the loss, as float16 training does."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with ExitStack() as stack:
@@ -47,35 +45,19 @@ def make_state() -> Iterator[MakeState]:
             }
             with torch.random.fork_rng([]):
                 torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).requires_grad_(False)
-                targets = resolve_targets(model)
-                model = attach_lora(
-                    model,
-                    targets,
-                    rank=config.lora_r,
-                    alpha=8,
-                    dropout=config.lora_dropout,
-                    base_name="tiny",
-                    revision=None,
-                )
-            soul = Soul(
-                WIDTH,
-                kind=config.rotation,
-                seed=seed,
-                alpha=config.alpha_start,
-                alpha_is_learned=config.alpha != "scheduled",
-            )
+                base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).requires_grad_(False)
+            settings = config.model_copy(update={"lora_alpha": 8, "seed": seed})
+            model, lora_layers, soul, _ = assemble(base, settings, CPU, torch.float32, base_name="tiny")
             stack.enter_context(soul_hook(model, soul))
             scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-            adapters = LoraLayers(model, torch.float32, config.lora_dropout)
-            return TrainState(model.train(), soul, adapters, make_optimizer(model, soul, config), scaler)
+            return TrainState(model.train(), soul, lora_layers, make_optimizer(model, soul, config), scaler)
 
         yield make
 
 
 @pytest.fixture
 def partitioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for code generation, which takes a compiler half a minute: the parted graphs are run as they are."""
+    """Run the partitioned graphs directly: the compiler would take half a minute to generate code for them."""
     from torch._dynamo.backends.debugging import aot_eager_decomp_partition
 
     torch._dynamo.reset()

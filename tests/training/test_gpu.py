@@ -27,8 +27,10 @@ from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, skew_
 from aegis.soul.tf32 import allow_tf32
 from aegis.training import step as step_module
 from aegis.training.batch import BatchShape, MicroBatch
+from aegis.training.execution.activation_bytes import activation_bytes
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.execution.options import PLAIN, ExecutionOptions, activation_bytes, host_embeddings
+from aegis.training.execution.install import host_embeddings, install
+from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.kernels.lora_layers import LoraLayers
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
@@ -48,18 +50,18 @@ _SPARED = replace(_FAST, checkpointed_layers=LAYERS, offload_checkpoints=True, k
 WAYS = {
     "packed": ExecutionOptions(varlen_attention=True),
     "dequantized": _FAST,
-    "recomputed": replace(_FAST, checkpointed_layers=LAYERS),
-    "some recomputed": replace(_FAST, checkpointed_layers=2),
+    "checkpointed": replace(_FAST, checkpointed_layers=LAYERS),
+    "some checkpointed": replace(_FAST, checkpointed_layers=2),
     "offloaded": replace(_FAST, checkpointed_layers=LAYERS, offload_checkpoints=True),
     "captured": replace(_FAST, cuda_graphs=True),
     "captured, offloaded": replace(_FAST, cuda_graphs=True, checkpointed_layers=LAYERS, offload_checkpoints=True),
     "compiled": replace(_FAST, compiled=True),
-    "compiled, some recomputed": replace(_FAST, compiled=True, checkpointed_layers=2),
+    "compiled, some checkpointed": replace(_FAST, compiled=True, checkpointed_layers=2),
     "compiled, offloaded": replace(_FAST, compiled=True, checkpointed_layers=LAYERS, offload_checkpoints=True),
     "compiled, attention spared": replace(_SPARED, compiled=True),
-    "compiled, parked": replace(_FAST, compiled=True, offloaded_layers=2),
+    "compiled, offloaded layers": replace(_FAST, compiled=True, offloaded_layers=2),
     "all": replace(_FAST, compiled=True, cuda_graphs=True),
-    "all, recomputed": replace(_FAST, compiled=True, cuda_graphs=True, checkpointed_layers=LAYERS),
+    "all, checkpointed": replace(_FAST, compiled=True, cuda_graphs=True, checkpointed_layers=LAYERS),
     "all, some offloaded": replace(
         _FAST, compiled=True, cuda_graphs=True, checkpointed_layers=2, offload_checkpoints=True
     ),
@@ -67,7 +69,7 @@ WAYS = {
         _FAST, compiled=True, cuda_graphs=True, checkpointed_layers=LAYERS, offload_checkpoints=True
     ),
     "all, attention spared": replace(_SPARED, compiled=True, cuda_graphs=True),
-    "all, parked": replace(_FAST, compiled=True, cuda_graphs=True, offloaded_layers=2),
+    "all, offloaded layers": replace(_FAST, compiled=True, cuda_graphs=True, offloaded_layers=2),
 }
 
 Make = Callable[..., TrainState]
@@ -124,7 +126,7 @@ def make(base: Path) -> Iterator[Make]:
                 if "lora_B" in name:
                     parameter.data.normal_(0, 0.05)
             adapters = LoraLayers(model, compute_dtype(device), 0.1)
-            way.install(model, LENGTH)
+            install(way, model, LENGTH)
             soul = Soul(256, kind=config.rotation, init="random", seed=1).to(device)
             stack.enter_context(soul_hook(model, soul))
             scaler = torch.amp.GradScaler("cuda", enabled=False)
@@ -208,14 +210,14 @@ def test_a_compiled_layer_keeps_what_is_counted(make: Make) -> None:
     assert one_layer_keeps(make(WAYS["packed"])) > 1.3 * counted
 
 
-def test_what_is_parked_has_left_when_the_forward_pass_ends(make: Make) -> None:
+def test_offloaded_layers_have_left_when_the_forward_pass_ends(make: Make) -> None:
     """Two layers less are on the GPU, within 5 % of what is counted for them.
 
     The first one's input, which is the batch's, stays.
     """
     kept, one = layers_keep(make(WAYS["compiled"]), LAYERS), layer_bytes(make)
     given = LENGTH * 256 * 2
-    some = layers_keep(make(WAYS["compiled, parked"]), LAYERS)
+    some = layers_keep(make(WAYS["compiled, offloaded layers"]), LAYERS)
     assert kept - some == pytest.approx(2 * one - given, rel=0.05)
 
 
@@ -319,10 +321,10 @@ def test_float32_is_what_halves_add_up_to() -> None:
         ("all", "so8"),
         ("all", "dense"),
         ("all, offloaded", "so8"),
-        ("all, parked", "so8"),
-        ("compiled, parked", "so8"),
+        ("all, offloaded layers", "so8"),
+        ("compiled, offloaded layers", "so8"),
         ("packed", "dense"),
-        ("recomputed", "so8"),
+        ("checkpointed", "so8"),
     ],
 )
 def test_a_step_never_waits(make: Make, way: str, rotation: str) -> None:
@@ -374,7 +376,7 @@ def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
         ("all", "dense"),
         ("all, offloaded", "so8"),
         ("all, attention spared", "so8"),
-        ("all, parked", "so8"),
+        ("all, offloaded layers", "so8"),
     ],
 )
 def test_a_replayed_step_is_the_eager_step_to_the_bit(
@@ -389,7 +391,7 @@ def test_a_replayed_step_is_the_eager_step_to_the_bit(
     assert torch.equal(eager, gradients)
 
 
-@pytest.mark.parametrize("way", ["all", "all, offloaded", "all, parked"])
+@pytest.mark.parametrize("way", ["all", "all, offloaded", "all, offloaded layers"])
 def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = course(make(replace(WAYS[way], cuda_graphs=False)))
     original = step_module.summed_loss

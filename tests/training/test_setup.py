@@ -12,7 +12,7 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.errors import EnvironmentFault
 from aegis.model.base import find_base
-from aegis.training import memory, setup
+from aegis.training import setup
 from aegis.training.setup import build_state
 from tests.conftest import MakeRandom
 from tests.training.conftest import CPU
@@ -67,7 +67,7 @@ def test_the_cap_is_there_before_the_base(make_random: MakeRandom, monkeypatch: 
         events.append("load")
         return load(*given, **more)
 
-    monkeypatch.setattr(memory, "capped", capped)
+    monkeypatch.setattr(setup.allocator, "capped", capped)
     monkeypatch.setattr(setup, "load_base", loading)
     with build_state(config, find_base(config.base_model), CPU, None):
         events.append("train")
@@ -88,7 +88,7 @@ def test_a_full_gpu_names_its_cap(
 ) -> None:
     """In a step, and where the base itself does not fit. Of a GPU that is not here the cap is a stand-in."""
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu")
-    monkeypatch.setattr(memory, "capped", lambda *_: nullcontext(cap))
+    monkeypatch.setattr(setup.allocator, "capped", lambda *_: nullcontext(cap))
     base = find_base(config.base_model)
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     if loading:
@@ -102,8 +102,8 @@ def test_a_full_gpu_names_its_cap(
 
 def test_another_fault_keeps_its_own_advice(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu")
-    monkeypatch.setattr(memory, "capped", lambda *_: nullcontext(2.5))
-    fault = EnvironmentFault("together.world_size", text="x")
+    monkeypatch.setattr(setup.allocator, "capped", lambda *_: nullcontext(2.5))
+    fault = EnvironmentFault("distributed.world_size", text="x")
     advice = fault.fix
     with pytest.raises(EnvironmentFault), build_state(config, find_base(config.base_model), CPU, None):
         raise fault

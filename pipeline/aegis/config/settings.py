@@ -120,8 +120,8 @@ class TrainConfig(StageConfig):
     )
     shard_base: bool = Field(
         False,
-        description="with several processes: each keeps a part of every layer of the base, for bases too large; "
-        "where it is not given, accelerate's own config can ask for it (FSDP)",
+        description="with several processes: each holds a shard of every layer of the base, for a base too large "
+        "for one GPU",
     )
     seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
 

@@ -93,7 +93,7 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
     if load_in == "dequantized":
         model = load_base(folder, "4bit", device)
         return model.dequantize(dtype).to(dtype).requires_grad_(False)
-    quantization = _nf4(dtype) if load_in == "4bit" else None
+    quantization = nf4_config(dtype) if load_in == "4bit" else None
     return _from_pretrained(folder, dtype, {"": device}, quantization_config=quantization)
 
 
@@ -192,7 +192,7 @@ def nf4_weights(folder: Path) -> frozenset[str]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_config(config)
     # the very choice that from_pretrained makes
-    AutoHfQuantizer.from_config(_nf4(torch.float32)).preprocess_model(model=model, device_map=None)
+    AutoHfQuantizer.from_config(nf4_config(torch.float32)).preprocess_model(model=model, device_map=None)
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     if not found:
         raise UnsupportedModelError("load.nothing_in_nf4", folder=folder)
@@ -201,10 +201,15 @@ def nf4_weights(folder: Path) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name in found)
 
 
-def _nf4(dtype: torch.dtype) -> Any:
+def nf4_config(dtype: torch.dtype) -> Any:
+    """transformers' config for NF4 with double quantization, as every part of the program uses it.
+
+    Args:
+        dtype: the dtype that products are computed in.
+    """
     from transformers import BitsAndBytesConfig
 
-    # the LM head is left out by transformers' own default list, which naming any module here would replace
+    # transformers' default list of skipped modules has the LM head; a list of our own would replace it
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

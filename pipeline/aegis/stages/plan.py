@@ -30,8 +30,7 @@ from aegis.runs.disk import checkpoints_bytes, gguf_bytes
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
-from aegis.training.execution.allocator import cap_bytes
-from aegis.training.execution.options import free_bytes, usable_bytes
+from aegis.training.execution.allocator import cap_bytes, free_bytes, usable_bytes
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
 from aegis.verification.tokenizer_precheck import check_vocabulary

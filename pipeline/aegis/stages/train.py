@@ -37,7 +37,7 @@ from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
 from aegis.training.distributed.group import ProcessGroup, process_group, world_size
-from aegis.training.distributed.launcher import apply_launcher_config
+from aegis.training.distributed.launcher import refuse_unsupported_launch
 from aegis.training.execution import allocator
 from aegis.training.keep.batches import KeptText
 from aegis.training.keep.text import load_kept
@@ -51,8 +51,8 @@ from aegis.verification.tokenizer_precheck import check_vocabulary
 DRY_RUN_STEPS = 10
 _DONE = -1
 
-# what may differ between a run and its resumption without changing a single weight; the GPU's memory, capped or as free
-# as it happens to be, decides how many layers are parked or recomputed, which is rounding at most
+# settings that may differ between a run and its resumption without changing a weight. The GPU's free memory and the cap
+# on it decide how many layers are offloaded or checkpointed, which changes rounding at most
 _HOUSEKEEPING = {"device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
 
 # counted over all processes in a manifest, so that the same training may go on in another number of them
@@ -107,11 +107,8 @@ def train(
     """
     check_tracker(config.report_to)
     device = require_device(config.device)
-    with (
-        process_group(device) as group,
-        apply_launcher_config(config, group, compute_dtype(device)) as config,
-        ExitStack() as held,
-    ):
+    with process_group(device) as group, ExitStack() as held:
+        refuse_unsupported_launch(group, compute_dtype(device))
 
         def open_run() -> None:
             held.enter_context(run.lock())
@@ -202,17 +199,17 @@ def resume_config(run: Run) -> TrainConfig:
     found = checkpoint.newest_whole(run.checkpoints)
     if found is None:
         raise UsageError("train.no_checkpoint", run_root=run.root)
-    manifest, parts = found[1], world_size()
+    manifest, processes = found[1], world_size()
     config = {**TrainFacts.of(manifest).housekeeping, **manifest.config}
-    if config[_SHARED] % parts:
+    if config[_SHARED] % processes:
         raise UsageError(
             "train.not_divisible",
             run_root=run.root,
-            parts=parts,
-            config=config[_SHARED],
-            config_2=config["batch_size"],
+            world_size=processes,
+            forward_passes=config[_SHARED],
+            batch_size=config["batch_size"],
         )
-    return TrainConfig.model_validate(config | {_SHARED: config[_SHARED] // parts})
+    return TrainConfig.model_validate(config | {_SHARED: config[_SHARED] // processes})
 
 
 def dry_run(config: TrainConfig) -> TrainReport:
@@ -221,7 +218,8 @@ def dry_run(config: TrainConfig) -> TrainReport:
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
     """
     device = require_device(config.device)
-    with process_group(device) as group, apply_launcher_config(config, group, compute_dtype(device)) as config:
+    with process_group(device) as group:
+        refuse_unsupported_launch(group, compute_dtype(device))
         prepared = _Prepared.make(config, device, group)
         kept_text = prepared.kept_text()
         with build_state(config, prepared.base, prepared.device, None, group) as state:
@@ -251,7 +249,7 @@ class _Prepared:
         llama_cpp_dir: Path | None = None,
     ) -> _Prepared:
         if config.shard_base and group.world_size == 1:
-            raise UsageError("train.split_alone")
+            raise UsageError("train.shard_alone")
         for advice in harmful_settings(config):
             progress.warn(advice)
         with group.main_process_first():

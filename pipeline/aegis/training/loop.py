@@ -21,7 +21,7 @@ from aegis.errors import DivergedError, Interrupted
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.execution.options import host_embeddings
+from aegis.training.execution.install import host_embeddings
 from aegis.training.keep.batches import KeptBatches, KeptText
 from aegis.training.keep.schedule import NOTHING_KEPT
 from aegis.training.metrics_log import MetricsLog

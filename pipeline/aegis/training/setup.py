@@ -17,15 +17,16 @@ from aegis.errors import EnvironmentFault
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base
 from aegis.model.load import compute_dtype, load_base, silence_dropout
-from aegis.model.lora import Coverage, attach_lora, coverage, resolve_targets
+from aegis.model.lora import Coverage
 from aegis.model.soul_hook import decoder_of, soul_hook
-from aegis.soul.module import Soul
 from aegis.training import checkpoint
+from aegis.training.assemble import assemble
 from aegis.training.distributed.group import SINGLE, ProcessGroup, local_world_size
 from aegis.training.distributed.sharded_base import ShardedBase
 from aegis.training.execution import allocator
-from aegis.training.execution.options import ExecutionOptions, free_bytes
-from aegis.training.kernels.lora_layers import LoraLayers
+from aegis.training.execution.install import install
+from aegis.training.execution.options import ExecutionOptions
+from aegis.training.planning.machine import Gpu, Host
 from aegis.training.planning.planner import fit_to_memory
 from aegis.training.state import TrainState
 from aegis.training.update import make_optimizer
@@ -38,7 +39,7 @@ def build_state(
     """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs.
 
     Args:
-        together: the processes that hold the base together, if the config wants it split.
+        together: the processes that hold the base together, if the config wants it sharded.
 
     Raises:
         EnvironmentFault: the GPU's memory is full, now or inside the block; with the settings to lower.
@@ -51,44 +52,23 @@ def build_state(
         progress.warn(phrase("train.nothing_to_cap"))
     with allocator.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
         dtype = compute_dtype(device)
-        free = free_bytes(device) if device.type == "cuda" else None
-        model, split = _load(config, base, device, dtype, group)
+        gpu = Gpu.measure(device) if device.type == "cuda" else None
+        model, sharded = _load(config, base, device, dtype, group)
         silence_dropout(model)
         decoder: Any = decoder_of(model)
         layers = len(decoder.layers)
-        options = fit_to_memory(
-            ExecutionOptions.choose(config, model, device, dtype), config, base.folder, layers, device, free
-        )
+        options = ExecutionOptions.choose(config, model, device, dtype)
+        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure())
         progress.say(options.explain(layers))
         if config.cuda_graphs == "on" and not options.cuda_graphs:
             progress.warn(phrase("train.not_recordable"))
-        targets = resolve_targets(model, config.lora_targets)
-        _say_coverage(coverage(model, targets, config.lora_r))
-        with torch.random.fork_rng([]):
-            torch.manual_seed(config.seed)
-            model = attach_lora(
-                model,
-                targets,
-                rank=config.lora_r,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                base_name=base.name,
-                revision=base.revision,
-            )
-        adapters = LoraLayers(model, dtype, config.lora_dropout)
-        options.install(model, config.max_length, split)
-        soul = Soul(
-            model.config.get_text_config().hidden_size,
-            kind=config.rotation,
-            init=config.rotation_init,
-            map_=config.rotation_map,
-            seed=config.seed,
-            alpha=config.alpha_start,
-            alpha_is_learned=config.alpha != "scheduled",
-            counter_scale=config.counter_scale,
-        ).to(device)
+        model, lora_layers, soul, covered = assemble(
+            model, config, device, dtype, base_name=base.name, revision=base.revision
+        )
+        _say_coverage(covered)
+        install(options, model, config.max_length, sharded)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        state = TrainState(model, soul, adapters, make_optimizer(model, soul, config), scaler, options)
+        state = TrainState(model, soul, lora_layers, make_optimizer(model, soul, config), scaler, options)
         if resume_from is not None:
             checkpoint.load(resume_from, state)
         with soul_hook(model, soul):
@@ -104,9 +84,9 @@ def _load(
     with _share_of_cores():
         model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
     decoder: Any = decoder_of(model)
-    split = ShardedBase(decoder.layers, group.rank, group.world_size, device)
-    progress.say(phrase("train.split_over", parts=group.world_size))
-    return nn.Module.to(model, device), split
+    sharded = ShardedBase(decoder.layers, group.rank, group.world_size, device)
+    progress.say(phrase("train.sharded", world_size=group.world_size))
+    return nn.Module.to(model, device), sharded
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_columns_end_below_each_other(spoken: Language) -> None:
     steps = table_of(shown["verify"], phrase("screens_verify.models"), 4)
     bases = table_of(shown["verify"], phrase("screens_verify.trained_merged"), 3)
     study = table_of(shown["quantize-study"], f"  {phrase('screens_study.type')}", 3)
-    memory = table_of(shown["plan"], phrase("screens_plan.recomputed"), 12)
+    memory = table_of(shown["plan"], phrase("screens_plan.checkpointed"), 12)
     measured = table_of(shown["train --dry-run"], f"  {phrase('memory.base')}", 7)
     for table in (steps, bases, study, memory, measured):
         assert len({cell_width(line) for line in table}) == 1, table
@@ -85,7 +85,7 @@ def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> No
     """Two beside the names at 40 columns, one at least however narrow it is."""
     for columns, planner in ((40, 2), (64, 4), (12, 1)):
         lines = screens_plan.planned(plan_report(), SETTINGS, columns).splitlines()
-        (line,) = [line for line in lines if line.startswith(phrase("screens_plan.recomputed"))]
+        (line,) = [line for line in lines if line.startswith(phrase("screens_plan.checkpointed"))]
         assert line.count("/32") == planner
 
 
@@ -130,8 +130,8 @@ def test_a_whole_screen_of_each_language(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
     """Reports name things by a word that programs read; each has its text, and no text is left over."""
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
-    held = {f"held_{field.name}" for field in fields(ShardedWeights)}
-    assert words("memory", "en").keys() == parts | held
+    sharded = {field.name for field in fields(ShardedWeights)}
+    assert words("memory", "en").keys() == parts | sharded
     assert words("need", "en").keys() == set(get_args(plan.NeedName))
     assert words("kind", "en").keys() == set(get_args(verify_file.Kind))
     assert words("not_built", "en").keys() == set(get_args(get_type_hints(NotBuilt)["reason"]))

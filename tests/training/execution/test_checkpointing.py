@@ -1,6 +1,6 @@
-"""Recomputation gives the gradients of the plain way, keeps only inputs, and leaves nothing behind.
+"""Checkpointing gives the gradients of the plain forward pass, keeps only inputs and leaves nothing behind.
 
-That copies to pinned memory and back are waited for needs a GPU: test_gpu.py. Their order does not.
+Whether copies to pinned memory and back are waited for needs a GPU: test_gpu.py. Their order is tested here.
 """
 
 from __future__ import annotations
@@ -17,44 +17,47 @@ from aegis.errors import EnvironmentFault
 from aegis.training.execution.checkpointing import ActivationStore, HostActivationStore, Slot, checkpointed, saving_to
 from aegis.training.execution.options import IN_FLIGHT, is_offloaded
 
+CPU = torch.device("cpu")
+
 
 def layers() -> list[nn.Sequential]:
     torch.manual_seed(0)
     return [nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(3)]
 
 
-def through(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore | None, many: int = 3) -> Tensor:
+def forward(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore | None, count: int = 3) -> Tensor:
+    """The output of all layers, of which the first `count` are checkpointed."""
     for number, layer in enumerate(stack):
-        hidden = checkpointed(layer, hidden, store) if store is not None and number < many else layer(hidden)
+        hidden = checkpointed(layer, hidden, store) if store is not None and number < count else layer(hidden)
     return hidden
 
 
-@pytest.mark.parametrize("many", [1, 2, 3])
-def test_gradients_are_the_plain_ones(many: int) -> None:
-    """All layers recomputed or only the first ones; another input misses."""
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_checkpointed_layers_give_the_plain_gradients(count: int) -> None:
+    """Whether all layers are checkpointed or only the first; another input misses."""
     hidden = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     plain, ours, other = layers(), layers(), layers()
-    through(plain, hidden, None).square().sum().backward()
+    forward(plain, hidden, None).square().sum().backward()
     store = ActivationStore()
-    for _ in range(2):  # the same keeper serves every pass
+    for _ in range(2):  # the same store serves every pass
         for parameter in (p for layer in ours for p in layer.parameters()):
             parameter.grad = None
-        through(ours, hidden, store, many).square().sum().backward()
-    through(other, hidden + 0.1, store, many).square().sum().backward()
+        forward(ours, hidden, store, count).square().sum().backward()
+    forward(other, hidden + 0.1, store, count).square().sum().backward()
     for one, two, three in zip(plain, ours, other, strict=True):
         for wanted, found, missed in zip(one.parameters(), two.parameters(), three.parameters(), strict=True):
             assert torch.equal(wanted.grad, found.grad)
             assert not torch.allclose(wanted.grad, missed.grad)
 
 
-def test_an_input_without_gradient_does_not_stop_it() -> None:
-    """The embeddings' output needs none; the first layer's parameters get theirs all the same."""
+def test_a_layer_whose_input_needs_no_gradient_gets_its_own() -> None:
+    """The embeddings' output needs none; the first layer's parameters do."""
     (layer,) = layers()[:1]
     checkpointed(layer, torch.randn(2, 8), ActivationStore()).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_only_the_input_is_kept() -> None:
+def test_autograd_saves_nothing_of_checkpointed_layers() -> None:
     saved: list[Tensor] = []
     hidden = torch.randn(4, 8, requires_grad=True)
 
@@ -63,31 +66,31 @@ def test_only_the_input_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = through(layers(), hidden, ActivationStore())
+        output = forward(layers(), hidden, ActivationStore())
     assert saved == []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        through(layers(), hidden, None)
+        forward(layers(), hidden, None)
     assert saved
     output.sum().backward()
     assert hidden.grad is not None
 
 
-def test_layers_come_back_in_reverse_or_not_at_all() -> None:
+def test_a_store_refuses_to_pop_layers_in_another_order_or_twice() -> None:
     store = ActivationStore()
-    places = []
+    slots = []
     for number in range(2):
         store.begin()
-        places.append([store.push(torch.full((1,), 10.0 * number + own)) for own in range(2)])
+        slots.append([store.push(torch.full((1,), 10.0 * number + own)) for own in range(2)])
     with pytest.raises(AssertionError, match="in reverse"):
-        store.pop(places[0][0])
-    assert [store.pop(place).item() for place in reversed(places[1])] == [11, 10]
-    assert store.pop(places[0][0]).item() == 0
+        store.pop(slots[0][0])
+    assert [store.pop(slot).item() for slot in reversed(slots[1])] == [11, 10]
+    assert store.pop(slots[0][0]).item() == 0
     with pytest.raises(AssertionError, match="once"):
-        store.pop(places[0][0])
+        store.pop(slots[0][0])
 
 
 class Stream:
-    """Of a GPU that is not here, or an event on it: what it is given to do is done at once."""
+    """A stream or an event of a GPU that is not here: its work is done at once."""
 
     def record(self) -> None: ...
 
@@ -97,47 +100,46 @@ class Stream:
 
 
 class Watched(HostActivationStore):
-    """Tells what leaves, what comes back, and how many layers are on the GPU besides."""
+    """Records every event with the layers that have tensors on the GPU then: before a pop, after the other events."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._device = torch.device("cpu")
-        self.told: list[str] = []
-        self.most = 0
+        super().__init__(CPU)
+        self.events: list[tuple[str, set[int]]] = []
+        self.layers = 0
+
+    def start(self) -> None:
+        super().start()
+        self.layers = 0
+
+    def note(self, event: str) -> None:
+        self.events.append((event, self.resident_layers))
 
     def begin(self) -> None:
         super().begin()
-        self.told.append(f"begin {self._layer}")
+        self.note(f"begin {self.layers}")
+        self.layers += 1
 
     def drain(self, hidden: Tensor) -> None:
         super().drain(hidden)
-        assert not self._leaving
-        self.told.append("rest")
+        self.note("drain")
 
     def push(self, tensor: Tensor) -> Slot:
-        place = super().push(tensor)
-        self._count()
-        return place
+        slot = super().push(tensor)
+        self.note(f"push {slot.layer}")
+        return slot
 
-    def pop(self, place: Slot) -> Tensor:
-        tensor = super().pop(place)
-        if self.told[-1] != f"take {place.layer}":
-            self.told.append(f"take {place.layer}")
-        self._count()
-        return tensor
+    def pop(self, slot: Slot) -> Tensor:
+        self.note(f"pop {slot.layer}")
+        return super().pop(slot)
 
-    def _fetch(self, layer: int) -> None:
-        super()._fetch(layer)
-        self.told.append(f"fetch {layer}")
-        self._count()
-
-    def _count(self) -> None:
-        self.most = max(self.most, len({layer for layer, *_ in self._leaving} | self._coming.keys()))
+    def layers_of(self, kind: str) -> list[int]:
+        """The layers of all events of a kind, in order and each once."""
+        return list(dict.fromkeys(int(event.split()[1]) for event, _ in self.events if event.startswith(kind)))
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
-    """Stands in for one; returns what makes the next pinning fail."""
+    """Stand in for a GPU; returns a function that makes the next pinning fail."""
     empty_like, failing = torch.empty_like, []
 
     def pinned(tensor: Tensor, *, device: Any, pin_memory: bool = False) -> Tensor:
@@ -150,19 +152,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
         "Stream": Stream,
         "current_stream": Stream,
         "stream": nullcontext,
-        "current_device": lambda: 0,
         "Event": Stream,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     return failing.append
 
 
-def parking(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore, parked: int) -> Tensor:
-    """As `Acceleration` has it, without the compiler."""
+def offloading(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore, offloaded: int) -> Tensor:
+    """The output of all layers as `execution.install` runs them, without the compiler."""
+    store.start()
     for number, layer in enumerate(stack):
         if number == len(stack) - 1:
             store.drain(hidden)
-        if is_offloaded(number, len(stack), parked):
+        if is_offloaded(number, len(stack), offloaded):
             hidden = saving_to(layer, hidden, store, layer.parameters())
         else:
             hidden = layer(hidden)
@@ -170,69 +172,69 @@ def parking(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore, 
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("parked", [1, 2, 3, 4, 5])
-def test_parked_layers_leave_and_come_back_ahead_of_their_use(parked: int) -> None:
-    """Whatever lies between them: gradients to the bit, twice; two layers at most besides those that stay."""
+@pytest.mark.parametrize("offloaded", [1, 2, 3, 4, 5])
+def test_offloaded_layers_leave_and_come_back_before_they_are_used(offloaded: int) -> None:
+    """The gradients are equal to the bit, twice; at most two offloaded layers are on the GPU at a time."""
     hidden = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
     plain, ours = [*layers(), *layers()], [*layers(), *layers()]
-    through(plain, hidden, None).square().sum().backward()
+    forward(plain, hidden, None).square().sum().backward()
     store = Watched()
     for _ in range(2):
-        store.told, hidden.grad = [], None
+        store.events, hidden.grad = [], None
         for parameter in (p for layer in ours for p in layer.parameters()):
             parameter.grad = None
-        output = parking(ours, hidden, store, parked)
-        output.register_hook(lambda _: store.told.append("gradient"))
+        output = offloading(ours, hidden, store, offloaded)
+        output.register_hook(lambda _: store.note("gradient"))
         output.square().sum().backward()
-        last = parked - 1
-        begun = [f"begin {number}" for number in range(parked)]
-        # the last layer has let go of what it keeps before the first comes back
-        assert store.told[: parked + 3] == [*begun, "rest", "gradient", f"fetch {last}"]
-        rest = store.told[parked + 3 :]
-        assert [what for what in rest if "take" in what] == [f"take {n}" for n in range(last, -1, -1)]
-        for number in range(last):  # on its way before the one above it is worked on
-            assert rest.index(f"fetch {number}") < rest.index(f"take {number + 1}")
-        assert sum("fetch" in what for what in rest) == last
-    assert store.most == min(parked, IN_FLIGHT)
+        assert store.layers_of("begin") == list(range(offloaded))
+        assert store.layers_of("pop") == list(reversed(range(offloaded)))
+        names = [event for event, _ in store.events]
+        # nothing is on the GPU when the last layer begins, nor when the gradient of its output arrives
+        assert names.index("drain") < names.index("gradient") < names.index(f"pop {offloaded - 1}")
+        assert dict(store.events)["drain"] == dict(store.events)["gradient"] == set()
+        for event, resident in store.events:
+            if event.startswith("pop"):  # its copy back began before this pop, which only waits for it
+                assert int(event.split()[1]) in resident
+    assert max(len(resident) for _, resident in store.events) == min(offloaded, IN_FLIGHT)
     for one, two in zip(plain, ours, strict=True):
         for wanted, found in zip(one.parameters(), two.parameters(), strict=True):
             assert torch.equal(wanted.grad, found.grad)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_pass_that_came_to_no_end_is_forgotten() -> None:
-    """As when a step cannot be recorded: the next one's layers are the first again, in the same buffers."""
+def test_a_pass_that_did_not_end_is_forgotten() -> None:
+    """As when a step cannot be recorded: the next pass begins with layer 0 again, in the same buffers."""
     hidden = torch.randn(1, 4, 8, requires_grad=True)
     stack, store = layers(), Watched()
-    saving_to(stack[0], hidden, store, [])
-    parking(stack, hidden, store, 2)
     store.start()
-    assert not store._leaving
-    store.told = []
-    parking(stack, hidden, store, 2).sum().backward()
-    assert store.told[:4] == ["begin 0", "begin 1", "rest", "fetch 1"]
-    assert store.told[-2:] == ["take 1", "take 0"]
-    assert not store._coming
+    saving_to(stack[0], hidden, store, [])
+    offloading(stack, hidden, store, 2)
+    store.start()
+    assert not store.resident_layers
+    store.events = []
+    offloading(stack, hidden, store, 2).sum().backward()
+    assert (store.layers_of("begin"), store.layers_of("pop")) == ([0, 1], [1, 0])
+    assert not store.resident_layers
 
 
-@pytest.mark.parametrize("run", ["recomputed", "parked"])
-def test_a_host_without_room_is_told_with_what_to_do(gpu: Callable[[Exception], None], run: str) -> None:
-    """Where a first step pins its buffers; an error that is none of memory stays what it is."""
+@pytest.mark.parametrize("run", ["checkpointed", "offloaded"])
+def test_a_host_without_memory_is_reported_with_what_to_do(gpu: Callable[[Exception], None], run: str) -> None:
+    """The first step pins its buffers; an error of another kind is raised unchanged."""
     hidden = torch.randn(1, 4, 8, requires_grad=True)
     (layer,) = layers()[:1]
 
     def step() -> Tensor:
-        if run == "recomputed":
-            return checkpointed(layer, hidden, Watched())
-        return saving_to(layer, hidden, Watched(), layer.parameters())
+        if run == "checkpointed":
+            return checkpointed(layer, hidden, HostActivationStore(CPU))
+        return saving_to(layer, hidden, HostActivationStore(CPU), layer.parameters())
 
     step()
     gpu(RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"))
     with pytest.raises(EnvironmentFault) as caught:
         step()
+    assert caught.value.args[0] == "train.not_pinned"
     assert "CUDA error: out of memory" in caught.value.why
     assert "Search" not in caught.value.why
-    assert "--activation-checkpointing off" in caught.value.fix
     gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="illegal"):
         step()

@@ -12,7 +12,7 @@ from aegis.config.settings import TrainConfig
 from aegis.model.soul_hook import decoder_of
 from aegis.training.execution import compile
 from aegis.training.execution.checkpointing import ActivationStore, Slot, saving_to
-from aegis.training.execution.compile import compile_layer, compile_recomputed_layer
+from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
 from aegis.training.kernels.varlen_attention import install_attention
 from tests.training.conftest import MakeState
 
@@ -53,7 +53,7 @@ def through(layer: Any, run: Any, hidden: Tensor, arguments: dict[str, Any]) -> 
 
 
 @pytest.mark.usefixtures("partitioned")
-def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
+def test_a_compiled_layer_keeps_little_and_a_checkpointed_one_its_input(
     make_state: MakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, hidden, arguments = layer_and_arguments(make_state)
@@ -62,8 +62,8 @@ def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
     found = {}
     for name, run in (
         ("kept", compile_layer(plain)),
-        ("recomputed", compile_recomputed_layer(plain)),
-        ("attention spared", compile_recomputed_layer(plain, keep_attention=True)),
+        ("checkpointed", compile_checkpointed_layer(plain)),
+        ("attention kept", compile_checkpointed_layer(plain, keep_attention=True)),
     ):
         found[name], ours, all_ours = through(layer, run, hidden, arguments)
         torch.testing.assert_close(ours, gradient)
@@ -77,13 +77,13 @@ def test_a_layer_keeps_little_and_a_recomputed_one_its_input(
     torch._dynamo.reset()
     by_default, *_ = through(layer, compile_layer(plain), hidden, arguments)
     assert by_default > 1.1 * found["kept"]
-    assert found["recomputed"] == hidden.numel() + tables
-    assert found["attention spared"] == 2 * hidden.numel() + tables
+    assert found["checkpointed"] == hidden.numel() + tables
+    assert found["attention kept"] == 2 * hidden.numel() + tables
 
 
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.parametrize("windows", [1, 2])
-def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_state: MakeState, windows: int) -> None:
+def test_a_store_can_take_all_that_a_layer_keeps(make_state: MakeState, windows: int) -> None:
     """Flattened for a product or not, but for a few values a token of dropout and adapter; weights stay where they are.
 
     The length is a weight's width, so that one might be taken for the other.
@@ -93,10 +93,10 @@ def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_state: MakeState, win
     compiled = compile_layer(type(layer).forward)
 
     class Seen(ActivationStore):
-        def _pack(self, saved: Tensor) -> Tensor | Slot:
-            packed = super()._pack(saved)
-            (kept if isinstance(packed, Slot) else left).append(saved)
-            return packed
+        def keeps(self, saved: Tensor) -> bool:
+            is_kept = super().keeps(saved)
+            (kept if is_kept else left).append(saved)
+            return is_kept
 
     kept: list[Tensor] = []
     left: list[Tensor] = []
@@ -119,17 +119,17 @@ def test_all_that_a_layer_keeps_can_be_kept_elsewhere(make_state: MakeState, win
 
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.parametrize("keep_attention", [False, True])
-def test_what_a_recomputed_layer_keeps_can_be_kept_elsewhere(make_state: MakeState, keep_attention: bool) -> None:
+def test_a_store_can_take_all_that_a_checkpointed_layer_keeps(make_state: MakeState, keep_attention: bool) -> None:
     """What it has of every token, once a pass, and nothing that all layers share; the layer is compiled once."""
     layer, hidden, arguments = layer_and_arguments(make_state)
     _, gradient, _ = through(layer, type(layer).forward, hidden, arguments)
-    compiled = compile_recomputed_layer(type(layer).forward, keep_attention=keep_attention)
+    compiled = compile_checkpointed_layer(type(layer).forward, keep_attention=keep_attention)
     torch._dynamo.utils.counters.clear()
 
     class Seen(ActivationStore):
-        def keep(self, tensor: Tensor) -> Slot:
+        def push(self, tensor: Tensor) -> Slot:
             kept.append(tensor.numel())
-            return super().keep(tensor)
+            return super().push(tensor)
 
     kept: list[int] = []
     store = Seen()

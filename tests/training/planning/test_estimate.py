@@ -12,7 +12,8 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.model.load import footprint, load_base
 from aegis.soul.module import Soul
-from aegis.training.execution.options import activation_bytes
+from aegis.training.execution.activation_bytes import activation_bytes
+from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.memory import by_part
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.setup import build_state
@@ -23,7 +24,7 @@ GIB = 1 << 30
 HOPPER = (9, 0)
 
 # max_memory_allocated on an NVIDIA H200 (torch 2.11) at Phi-3.5-mini's shape, batch 1, layers compiled and the step
-# recorded (README, Benchmarks): tokens, layers recomputed with what they keep in the host's memory, layers parked, GiB
+# recorded: tokens, checkpointed layers with offloaded checkpoints and attention, offloaded layers, GiB
 MEASURED_GIB = (
     (512, 0, 0, 3.345),
     (2048, 0, 0, 6.616),
@@ -53,67 +54,72 @@ def estimator(phi35: Path) -> MemoryEstimator:
     return MemoryEstimator(phi35, TrainConfig(), capability=HOPPER)
 
 
-def test_within_a_tenth_of_what_a_gpu_took(estimator: MemoryEstimator) -> None:
-    """At 512, 2,048 and 4,096 tokens, activations kept, recomputed and parked."""
+def peak(estimator: MemoryEstimator, length: int, **options: Any) -> int:
+    return estimator.estimate(length, ExecutionOptions(**options)).peak
+
+
+def test_the_estimate_is_within_a_tenth_of_a_measured_peak(estimator: MemoryEstimator) -> None:
+    """At 512, 2,048 and 4,096 tokens; activations kept, checkpointed and offloaded."""
     assert (estimator.parameters, estimator.trained["adapter"]) == (3_821_079_552, 9_437_184)
     for length, checkpointed_layers, offloaded_layers, measured in MEASURED_GIB:
-        away = {"offload_checkpoints": checkpointed_layers > 0, "keep_attention": checkpointed_layers > 0}
-        estimate = estimator.estimate(
-            length, checkpointed_layers=checkpointed_layers, compiled=True, offloaded_layers=offloaded_layers, **away
+        found = peak(
+            estimator,
+            length,
+            compiled=True,
+            checkpointed_layers=checkpointed_layers,
+            offload_checkpoints=checkpointed_layers > 0,
+            keep_attention=checkpointed_layers > 0,
+            offloaded_layers=offloaded_layers,
         )
-        found = estimate.peak / GIB
-        assert abs(found / measured - 1) < 0.1, (length, checkpointed_layers, offloaded_layers, found, measured)
+        assert abs(found / GIB / measured - 1) < 0.1, (length, checkpointed_layers, offloaded_layers, found, measured)
 
 
-def test_one_that_takes_the_step_for_another_would_miss(estimator: MemoryEstimator) -> None:
-    """The control: the bound above can be missed, by the recomputation and by the compilation."""
-    assert estimator.estimate(512, checkpointed_layers=0, compiled=True).peak / GIB > 1.3 * 2.32
-    assert estimator.estimate(2048, checkpointed_layers=0).peak / GIB > 1.1 * 6.616
-    assert estimator.estimate(4096, checkpointed_layers=0, compiled=True).peak / GIB > 1.1 * 8.465
+def test_an_estimate_of_other_options_misses_the_measured_peak(estimator: MemoryEstimator) -> None:
+    """The control: without checkpointing or without compiling, the bound above is missed."""
+    assert peak(estimator, 512, compiled=True) / GIB > 1.3 * 2.32
+    assert peak(estimator, 2048) / GIB > 1.1 * 6.616
+    assert peak(estimator, 4096, compiled=True) / GIB > 1.1 * 8.465
 
 
-def test_a_parked_layer_is_there_while_others_are_not(estimator: MemoryEstimator) -> None:
-    """Each takes what it keeps away, but for one: of two that leave at a time, it may be there beside all that stay."""
+def test_each_offloaded_layer_lowers_the_peak_except_the_first(estimator: MemoryEstimator) -> None:
+    """Two layers are copied out at a time, so one of them may still be on the GPU beside all layers that stay."""
     one = activation_bytes(estimator.text, 512, 2)
-    peaks = [
-        estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=offloaded_layers).peak
-        for offloaded_layers in range(32)
-    ]
+    peaks = [peak(estimator, 512, compiled=True, offloaded_layers=number) for number in range(32)]
     assert peaks[1] == peaks[0]
     assert {before - after for before, after in pairwise(peaks[1:])} == {one}
-    # two layers are there, where of those that are recomputed one has been
-    checkpointed_layers = estimator.estimate(512, checkpointed_layers=32, compiled=True, offload_checkpoints=True).peak
-    assert checkpointed_layers < peaks[31] < checkpointed_layers + 2 * one
-    with pytest.raises(AssertionError, match="stays"):
-        estimator.estimate(512, checkpointed_layers=0, compiled=True, offloaded_layers=32)
+    # two layers are on the GPU, where one checkpointed layer is
+    checkpointed = peak(estimator, 512, compiled=True, checkpointed_layers=32, offload_checkpoints=True)
+    assert checkpointed < peaks[31] < checkpointed + 2 * one
+    with pytest.raises(AssertionError, match="the last layer"):
+        peak(estimator, 512, compiled=True, offloaded_layers=32)
 
 
 @pytest.mark.parametrize("checkpointed_layers", [0, 6])
-def test_the_line_through_two_and_three_layers_meets_the_whole_model(
-    make_random: MakeRandom, checkpointed_layers: int
-) -> None:
-    """All six layers run, and the estimate that runs three: the same to the byte."""
+def test_two_and_three_layers_predict_six_to_the_byte(make_random: MakeRandom, checkpointed_layers: int) -> None:
+    """A run of all six layers, and the estimate, which runs three at most."""
     folder = make_random("llama", num_hidden_layers=6)
     found = MemoryEstimator(folder, TrainConfig(base_model=str(folder)))
-    estimated = found.estimate(256, checkpointed_layers=checkpointed_layers)
-    peak, _ = found._run(256, 6, recompute=checkpointed_layers > 0, compiled=False)
-    assert estimated.activations + estimated.head_and_loss == peak
+    estimated = found.estimate(256, ExecutionOptions(checkpointed_layers=checkpointed_layers))
+    measured, _ = found.run_layers(256, 6, checkpointed=checkpointed_layers > 0, compiled=False)
+    assert estimated.activations + estimated.head_and_loss == measured
 
 
 @pytest.mark.parametrize("family", ["phi3", "llama", "mistral"])
 @pytest.mark.parametrize("load_in", ["4bit", "16bit"])
-def test_weights_and_trained_parts_are_exact(make_random: MakeRandom, reporter: Any, family: str, load_in: Any) -> None:
-    """Byte for byte what a real NF4 model, a real adapter and a real soul take, as they are trained."""
+def test_weights_and_trained_parts_are_estimated_to_the_byte(
+    make_random: MakeRandom, reporter: Any, family: str, load_in: Any
+) -> None:
+    """They equal what a real model in NF4 or 16 bit, a real adapter and a real soul take in training."""
     folder = make_random(family, tie_word_embeddings=family == "llama")
     config = TrainConfig(base_model=str(folder), load_in=load_in, lora_r=4, device="cpu")
     estimator = MemoryEstimator(folder, config, "cpu")
-    found = estimator.estimate(32, checkpointed_layers=0)
-    whole = load_base(folder, load_in, CPU)
-    assert found.weights == footprint(whole)
-    # on a GPU the input embeddings stay with the host, if they are not the head
+    found = estimator.estimate(32, PLAIN)
+    loaded = load_base(folder, load_in, CPU)
+    assert found.weights == footprint(loaded)
+    # on a GPU the input embeddings stay in host memory, unless they are the head
     on_gpu = MemoryEstimator(folder, config)
-    embeddings = whole.get_input_embeddings().weight.numel() * on_gpu.dtype.itemsize * (family != "llama")
-    assert on_gpu.hosted_bytes == on_gpu.base_bytes - on_gpu.estimate(32, checkpointed_layers=0).weights == embeddings
+    embeddings = loaded.get_input_embeddings().weight.numel() * on_gpu.dtype.itemsize * (family != "llama")
+    assert on_gpu.hosted_bytes == on_gpu.base_bytes - on_gpu.estimate(32, PLAIN).weights == embeddings
 
     from aegis.model.base import find_base
 
@@ -121,46 +127,40 @@ def test_weights_and_trained_parts_are_exact(make_random: MakeRandom, reporter: 
         parts = by_part(state, CPU)
     assert found.weights == parts.base
     assert found.adapter == parts.adapter == 4 * estimator.trained["adapter"]
-    # alpha, which the schedule moves, is held and not trained
+    # alpha is in memory, but the schedule moves it: it is not trained
     assert (found.soul, found.gradients, found.optimizer) == (parts.soul, parts.gradients, 2 * parts.gradients)
     assert found.workspace == 0
     assert found.peak == sum(vars(found).values())
 
 
-def test_what_costs_more_is_estimated_higher(make_random: MakeRandom) -> None:
+def test_larger_settings_have_a_larger_estimate(make_random: MakeRandom) -> None:
     folder = make_random("phi3", num_hidden_layers=8)
 
-    def peak(
-        length: int = 256,
-        checkpointed_layers: int = 4,
-        compiled: bool = False,
-        offload_checkpoints: bool = False,
-        **more: Any,
-    ) -> int:
+    def estimated(length: int = 256, options: ExecutionOptions | None = None, **more: Any) -> int:
         estimator = MemoryEstimator(folder, TrainConfig(base_model=str(folder), **more))
-        return estimator.estimate(
-            length, checkpointed_layers=checkpointed_layers, compiled=compiled, offload_checkpoints=offload_checkpoints
-        ).peak
+        return estimator.estimate(length, options or ExecutionOptions(checkpointed_layers=4)).peak
 
-    usual = peak()
-    assert peak(512) > usual
-    assert peak(checkpointed_layers=0) > usual > peak(checkpointed_layers=8)
-    assert peak(compiled=True) < usual
-    assert peak(checkpointed_layers=8, offload_checkpoints=True) < peak(checkpointed_layers=8)
-    assert peak(batch_size=4) > usual
-    assert peak(lora_r=256) > usual
-    assert peak(load_in="16bit") > usual
-    assert peak(rotation="dense") > usual
-    assert peak(alpha="learned") >= usual
+    usual, all_layers = estimated(), ExecutionOptions(checkpointed_layers=8)
+    assert estimated(512) > usual
+    assert estimated(options=PLAIN) > usual > estimated(options=all_layers)
+    assert estimated(options=ExecutionOptions(checkpointed_layers=4, compiled=True)) < usual
+    offloaded = ExecutionOptions(checkpointed_layers=8, offload_checkpoints=True)
+    assert estimated(options=offloaded) < estimated(options=all_layers)
+    assert estimated(batch_size=4) > usual
+    assert estimated(lora_r=256) > usual
+    assert estimated(load_in="16bit") > usual
+    assert estimated(rotation="dense") > usual
+    assert estimated(alpha="learned") >= usual
 
 
-def test_it_takes_nothing_and_leaves_nothing(make_random: MakeRandom) -> None:
-    """The same twice, whatever was asked in between; everything stays on the meta device."""
+def test_an_estimate_allocates_nothing_and_repeats(make_random: MakeRandom) -> None:
+    """The result does not depend on the estimates in between; everything stays on the meta device."""
     folder = make_random("llama")
     estimator = MemoryEstimator(folder, TrainConfig(base_model=str(folder)))
-    first = estimator.estimate(64, checkpointed_layers=2)
-    estimator.estimate(128, checkpointed_layers=0, compiled=True)
-    assert estimator.estimate(64, checkpointed_layers=2) == first
+    two_layers = ExecutionOptions(checkpointed_layers=2)
+    first = estimator.estimate(64, two_layers)
+    estimator.estimate(128, ExecutionOptions(compiled=True))
+    assert estimator.estimate(64, two_layers) == first
     assert {tensor.device.type for tensor in [*estimator.model.parameters(), *estimator.soul.parameters()]} == {"meta"}
     assert torch.is_grad_enabled()
     assert Soul(64)(torch.zeros(1, 64)).shape == (1, 64)

@@ -1,100 +1,106 @@
-"""Which neighbours a plan compares, and what "auto" comes to on a GPU of some size."""
+"""The neighbours that a plan compares, and what "auto" chooses on a GPU and a host of some size."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
-import torch
 
 from aegis.config.settings import TrainConfig
-from aegis.training.execution.options import PLAIN, ExecutionOptions, offloaded_bytes
-from aegis.training.execution.pinned import can_pin
-from aegis.training.planning import planner
+from aegis.training.execution.activation_bytes import offloaded_layer_bytes
+from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
+from aegis.training.planning.machine import Gpu, Host
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner, fit_to_memory
 from tests.conftest import MakeRandom
 from tests.training.conftest import phi35_config
 
 GIB = 2**30
+HOST = Host(24 * GIB, can_pin=lambda _: True)
 
 
-def test_a_gpus_memory_decides_what_is_recomputed(make_random: MakeRandom) -> None:
-    """ "auto" recomputes as many layers as it takes, and no more; the other settings are what they say.
-
-    Layers that are compiled are parked before: below.
-    """
+def test_auto_checkpoints_as_many_layers_as_memory_requires(make_random: MakeRandom) -> None:
+    """No more than it takes; the other settings do what they say. Compiled layers are offloaded first: see below."""
     folder = make_random("phi3", num_hidden_layers=8)
 
-    def own(setting: Any, free_bytes: int) -> MemoryPlan:
+    def chosen(setting: Any, free_bytes: int) -> MemoryPlan:
         config = TrainConfig(base_model=str(folder), activation_checkpointing=setting, max_length=512, compile="off")
-        return next(MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", free_bytes).neighbours())
+        return MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", free_bytes, host=HOST).chosen(512)
 
     plenty = 10**12
     for setting, free, checkpointed_layers in (("auto", plenty, 0), ("auto", 1, 8), ("on", plenty, 8), ("off", 1, 0)):
-        assert own(setting, free).checkpointed_layers == checkpointed_layers, setting
-    assert own("offload", plenty).offload_checkpoints
-    assert own("auto", 1).offload_checkpoints
-    kept, least = own("auto", plenty).memory.peak, own("on", plenty).memory.peak
-    between = own("auto", int((kept + least) / 2) + 2**29)
+        assert chosen(setting, free).checkpointed_layers == checkpointed_layers, setting
+    assert chosen("offload", plenty).offload_checkpoints
+    assert chosen("auto", 1).offload_checkpoints
+    none, every = chosen("auto", plenty).memory.peak, chosen("on", plenty).memory.peak
+    between = chosen("auto", int((none + every) / 2) + 2**29)
     assert between.checkpointed_layers in (4, 5)
-    assert least < between.memory.peak <= (kept + least) / 2
+    assert every < between.memory.peak <= (none + every) / 2
 
 
-def test_what_is_offloaded_takes_the_hosts_memory(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input a layer, and of compiled layers attention's result too where the host has room: as much here.
+def test_a_plan_compares_half_and_twice_the_length_and_the_opposite_checkpointing(make_random: MakeRandom) -> None:
+    """Only the first plan is the config's own."""
+    folder = make_random("phi3", num_hidden_layers=8)
+    config = TrainConfig(base_model=str(folder), max_length=512, compile="off")
+    plans = list(MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", 10**12, host=HOST).neighbours())
+    assert [(plan.max_length, plan.checkpointed_layers) for plan in plans] == [(512, 0), (256, 0), (1024, 0), (512, 8)]
+    assert [plan.asked_for for plan in plans] == [True, False, False, False]
 
-    Pieces are powers of two.
+
+def test_offloaded_checkpoints_are_counted_in_host_memory(make_random: MakeRandom) -> None:
+    """One input per layer, and attention's result of compiled layers if the host has memory: as much again here.
+
+    Every tensor takes a power of two.
     """
     folder = make_random("phi3", num_hidden_layers=8)
 
-    def taken(length: int = 512, available: int = 2**40, **settings: Any) -> int:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    def counted(length: int = 512, free_bytes: int = 2**40, **settings: Any) -> int:
         config = TrainConfig(base_model=str(folder), max_length=length, **settings)
         estimator = MemoryEstimator(folder, config)
-        return next(MemoryPlanner(estimator, config, "cuda", 10**12).neighbours()).host_bytes - estimator.hosted_bytes
+        planner = MemoryPlanner(estimator, config, "cuda", 10**12, host=Host(free_bytes))
+        return planner.chosen(length).host_bytes - estimator.hosted_bytes
 
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    piece = 512 * text["hidden_size"] * 2
-    assert piece.bit_count() == 1
+    tensor = 512 * text["hidden_size"] * 2
+    assert tensor.bit_count() == 1
     offload: dict[str, Any] = {"activation_checkpointing": "offload"}
-    assert taken(**offload, compile="off") == 8 * piece
-    assert taken(**offload, compile="on") == 16 * piece
-    assert taken(**offload, compile="on", available=20 * piece) == 8 * piece
-    assert taken(600, **offload, compile="off") == 16 * piece
-    assert taken(activation_checkpointing="on") == 0
+    assert counted(**offload, compile="off") == 8 * tensor
+    assert counted(**offload, compile="on") == 16 * tensor
+    assert counted(**offload, compile="on", free_bytes=20 * tensor) == 8 * tensor
+    assert counted(600, **offload, compile="off") == 16 * tensor
+    assert counted(activation_checkpointing="on") == 0
 
 
-def test_a_base_that_is_split_is_shown_in_several_processes(make_random: MakeRandom) -> None:
-    """All layers recomputed and none compiled, as it is trained; what each process holds falls with their number."""
+def test_a_sharded_base_is_planned_for_several_numbers_of_processes(make_random: MakeRandom) -> None:
+    """All layers are checkpointed and none is compiled, as in training; each process holds less of more processes."""
     folder = make_random("phi3", num_hidden_layers=8)
 
-    def split_ways(**settings: Any) -> MemoryPlanner:
+    def planner(**settings: Any) -> MemoryPlanner:
         config = TrainConfig(base_model=str(folder), max_length=512, **settings)
-        return MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", 10**12)
+        return MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", 10**12, host=HOST)
 
-    split, whole = split_ways(shard_base=True), next(split_ways(activation_checkpointing="on", compile="off").all())
-    variants = list(split.all())
-    assert not split.compiled
-    assert [(way.processes, way.checkpointed_layers, way.asked_for) for way in variants] == [
+    sharded = planner(shard_base=True)
+    complete = next(planner(activation_checkpointing="on", compile="off").neighbours())
+    plans = list(sharded.neighbours())
+    assert not sharded.compiled
+    assert [(plan.processes, plan.checkpointed_layers, plan.asked_for) for plan in plans] == [
         (n, 8, True) for n in (2, 3, 4, 8)
     ]
-    for way in variants:
-        assert way.held is not None
-        assert way.memory.weights == way.held.part + way.held.layers + way.held.whole
+    for plan in plans:
+        assert plan.sharded is not None
+        assert plan.memory.weights == sum(vars(plan.sharded).values())
         # nothing else is shared between them
-        assert way.memory.peak - way.memory.weights == whole.memory.peak - whole.memory.weights
-    parts = [way.held.part for way in variants if way.held is not None]
-    assert parts == sorted(parts, reverse=True)
-    assert whole.memory.weights - variants[0].memory.weights == parts[0] - variants[0].held.layers
-    lighter = next(split_ways(shard_base=True, activation_checkpointing="offload").all())
-    assert lighter.memory.peak < variants[0].memory.peak
-    assert lighter.host_bytes > variants[0].host_bytes > 0
+        assert plan.memory.peak - plan.memory.weights == complete.memory.peak - complete.memory.weights
+    weights = [plan.sharded for plan in plans if plan.sharded is not None]
+    shards = [held.shard for held in weights]
+    assert shards == sorted(shards, reverse=True)
+    assert complete.memory.weights - plans[0].memory.weights == shards[0] - weights[0].gathered_layers
+    offloading = next(planner(shard_base=True, activation_checkpointing="offload").neighbours())
+    assert offloading.memory.peak < plans[0].memory.peak
+    assert offloading.host_bytes > plans[0].host_bytes > 0
 
 
 @pytest.fixture(scope="module")
@@ -108,82 +114,79 @@ def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExecutionOptions]:
-    """What training chooses on a GPU that is not here, with so much of its memory free, and of its host's."""
+def trained(phi35: Path) -> Callable[..., ExecutionOptions]:
+    """What training chooses on a GPU and a host with this much free memory."""
 
     def choose(gib: float, host_gib: float = 24, pins: bool = True, **settings: Any) -> ExecutionOptions:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
-        monkeypatch.setattr(planner, "can_pin", lambda sizes: pins and sum(sizes) < host_gib * GIB)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(host_gib * GIB)))
+        host = Host(int(host_gib * GIB), can_pin=lambda sizes: pins and sum(sizes) < host_gib * GIB)
         config = TrainConfig(base_model=str(phi35), **settings)
         given = ExecutionOptions(varlen_attention=True, compiled=settings.get("compile") == "on")
-        return fit_to_memory(given, config, phi35, 32, torch.device("cuda"), int(gib * GIB))
+        return fit_to_memory(given, config, phi35, 32, Gpu((8, 6), int(gib * GIB)), host)
 
     return choose
 
 
-def test_training_keeps_parks_recomputes_and_offloads_as_the_memory_asks_for(
+def test_training_offloads_then_checkpoints_then_offloads_checkpoints(
     trained: Callable[..., ExecutionOptions],
 ) -> None:
-    """Of a 12 GB card: all of 2,048 tokens fit, 4,096 in part, more less, and at last the host keeps the inputs."""
+    """A 12 GB card: 2,048 tokens fit, 4,096 need more offloading, 8,192 checkpointing, 60,000 host memory as well."""
     found = [trained(11.5, compile="on", max_length=length) for length in (2048, 4096, 8192, 60_000)]
     assert found[0] == trained(80, compile="on", max_length=2048)
     assert trained(80, compile="on", max_length=4096).offloaded_layers < found[1].offloaded_layers < 8
     assert (found[0].checkpointed_layers, found[1].checkpointed_layers) == (0, 0)
     assert 0 < found[2].checkpointed_layers <= 32
-    assert [way.offloaded_layers > 0 for way in found] == [True, True, False, False]
-    assert [way.offload_checkpoints for way in found] == [False, False, False, True]
-    assert all(way.varlen_attention and way.compiled for way in found)
-    less = trained(3.2, compile="on", max_length=512)
-    assert 0 < less.checkpointed_layers < 32
-    assert not less.offload_checkpoints
+    assert [options.offloaded_layers > 0 for options in found] == [True, True, False, False]
+    assert [options.offload_checkpoints for options in found] == [False, False, False, True]
+    assert all(options.varlen_attention and options.compiled for options in found)
+    small = trained(3.2, compile="on", max_length=512)
+    assert 0 < small.checkpointed_layers < 32
+    assert not small.offload_checkpoints
     assert trained(2.8, compile="on", max_length=512).keep_attention
 
 
-def test_as_few_layers_are_parked_as_it_takes(trained: Callable[..., ExecutionOptions]) -> None:
-    """At most a third of them, and only compiled ones: what is not compiled keeps more than a link carries."""
+def test_as_few_layers_are_offloaded_as_memory_requires(trained: Callable[..., ExecutionOptions]) -> None:
+    """At most a third of them, and only compiled ones: the others keep more than a link carries."""
     found = [trained(gib, compile="on", max_length=4096) for gib in (80, 11.5, 11, 10.5, 9.8, 9)]
-    offloaded_layers = [way.offloaded_layers for way in found]
-    assert offloaded_layers == [2, *sorted(set(offloaded_layers[1:-1])), 0]
-    assert max(offloaded_layers) == 10 == 32 // 3
-    assert [way.checkpointed_layers > 0 for way in found] == [False] * 5 + [True]
+    offloaded = [options.offloaded_layers for options in found]
+    assert offloaded == [2, *sorted(set(offloaded[1:-1])), 0]
+    assert max(offloaded) == 10 == 32 // 3
+    assert [options.checkpointed_layers > 0 for options in found] == [False] * 5 + [True]
     plain = trained(11, compile="off", max_length=4096)
     assert plain.offloaded_layers == 0
     assert plain.checkpointed_layers > 0
 
 
-def test_some_layers_of_short_windows_are_parked_in_any_case(trained: Callable[..., ExecutionOptions]) -> None:
-    """Of 512 tokens twelve, which need less than half a GiB of the host; of longer windows what 640 MiB there hold."""
+def test_some_layers_of_short_windows_are_always_offloaded(trained: Callable[..., ExecutionOptions]) -> None:
+    """Twelve at 512 tokens, which take less than half a GiB of host memory; longer windows use at most 640 MiB."""
     found = {length: trained(80, compile="on", max_length=length) for length in (256, 512, 1024, 2048, 4096, 16_384)}
-    assert {length: way.offloaded_layers for length, way in found.items()} == {
+    assert {length: options.offloaded_layers for length, options in found.items()} == {
         256: 12, 512: 12, 1024: 8, 2048: 4, 4096: 2, 16_384: 0
     }  # fmt: skip
-    assert not any(way.checkpointed_layers for way in found.values())
+    assert not any(options.checkpointed_layers for options in found.values())
     assert trained(80, 1, compile="on", max_length=512).offloaded_layers == 6  # a quarter of the host's free memory
     assert trained(80, compile="off", max_length=512).offloaded_layers == 0
     assert trained(80, compile="on", max_length=512, activation_checkpointing="off").offloaded_layers == 0
 
 
-def test_the_host_must_have_room_for_what_is_parked(
-    trained: Callable[..., ExecutionOptions], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A quarter of what is free there: ten layers of 4,096 tokens take 3 GiB. A host without room has none parked.
-
-    Processes of one machine share it.
-    """
+def test_offloaded_layers_take_a_quarter_of_the_free_host_memory(trained: Callable[..., ExecutionOptions]) -> None:
+    """Ten layers of 4,096 tokens take 3 GiB; a host with less checkpoints them instead."""
     wanted = trained(9.8, 24, compile="on", max_length=4096)
-    needed = wanted.offloaded_layers * offloaded_bytes(phi35_config(), 4096, 2) / GIB
+    needed = wanted.offloaded_layers * offloaded_layer_bytes(phi35_config(), 4096, 2) / GIB
     assert wanted.offloaded_layers == 10
     assert trained(9.8, 4.01 * needed, compile="on", max_length=4096) == wanted
     less = trained(9.8, 3.99 * needed, compile="on", max_length=4096)
     assert (less.offloaded_layers, less.checkpointed_layers > 0) == (0, True)
-    for processes, offloaded_layers in ((2, 0), (1, 10)):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert trained(9.8, 4.01 * needed, compile="on", max_length=4096).offloaded_layers == offloaded_layers
 
 
-def test_a_host_that_cannot_pin_has_none_parked(trained: Callable[..., ExecutionOptions], reporter: Any) -> None:
-    """It is said, and the layers are kept where there is room, or recomputed."""
+def test_processes_of_one_machine_share_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = Host.measure().free_bytes
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Host.measure().free_bytes == pytest.approx(alone / 4, rel=0.2)
+
+
+def test_a_host_that_cannot_pin_offloads_no_layer(trained: Callable[..., ExecutionOptions], reporter: Any) -> None:
+    """A warning says so; the layers stay on the GPU if they fit, or are checkpointed."""
     settings: dict[str, Any] = {"compile": "on", "max_length": 512}
     assert trained(80, **settings).offloaded_layers == 12
     assert not reporter.warned
@@ -194,57 +197,32 @@ def test_a_host_that_cannot_pin_has_none_parked(trained: Callable[..., Execution
     assert (short.offloaded_layers, short.checkpointed_layers > 0) == (0, True)
 
 
-@pytest.mark.parametrize("error", ["CUDA error: out of memory", "CUDA error: an illegal memory access"])
-def test_pinning_is_tried_with_all_pieces(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
-    """This machine has nothing to pin for: torch's door is a stand-in. An error that is none of memory is raised."""
-    asked: list[int] = []
-    room = 3
+def test_offloaded_layers_are_counted_in_host_memory(phi35: Path) -> None:
+    """Beside the embeddings; only "auto" offloads layers."""
 
-    def empty(size: int, *, dtype: torch.dtype, pin_memory: bool) -> None:
-        assert (dtype, pin_memory) == (torch.uint8, True)
-        asked.append(size)
-        if len(asked) > room:
-            raise RuntimeError(error)
-
-    monkeypatch.setattr(torch, "empty", empty)
-    assert can_pin([8, 16, 8])
-    assert asked == [8, 16, 8]
-    room = 4
-    if "illegal" in error:
-        with pytest.raises(RuntimeError, match="illegal"):
-            can_pin([8, 16])
-    else:
-        assert not can_pin([8, 16])
-
-
-def test_what_is_parked_takes_the_hosts_memory(phi35: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the embeddings; a plan tells it. What is asked for otherwise is not parked."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * GIB))
-
-    def own(setting: Any) -> MemoryPlan:
+    def chosen(setting: Any) -> MemoryPlan:
         config = TrainConfig(base_model=str(phi35), activation_checkpointing=setting, compile="on")
-        return MemoryPlanner(MemoryEstimator(phi35, config), config, "cuda", 80 * GIB).chosen(512)
+        return MemoryPlanner(MemoryEstimator(phi35, config), config, "cuda", 80 * GIB, host=HOST).chosen(512)
 
-    kept, offloaded_layers = own("off"), own("auto")
+    kept, offloaded = chosen("off"), chosen("auto")
     embeddings = 32_064 * 3072 * 2
     assert (kept.offloaded_layers, kept.host_bytes) == (0, embeddings)
-    assert offloaded_layers.host_bytes == embeddings + offloaded_layers.offloaded_layers * offloaded_bytes(
-        phi35_config(), 512, 2
-    )
-    assert offloaded_layers.memory.peak < 3 * GIB < kept.memory.peak
-    assert [own(setting).offloaded_layers for setting in ("on", "off", "offload")] == [0, 0, 0]
+    layer = offloaded_layer_bytes(phi35_config(), 512, 2)
+    assert offloaded.host_bytes == embeddings + offloaded.offloaded_layers * layer
+    assert offloaded.memory.peak < 3 * GIB < kept.memory.peak
+    assert [chosen(setting).offloaded_layers for setting in ("on", "off", "offload")] == [0, 0, 0]
 
 
-def test_what_is_asked_for_is_done(trained: Callable[..., ExecutionOptions]) -> None:
+def test_explicit_settings_are_followed_whatever_the_memory(trained: Callable[..., ExecutionOptions]) -> None:
     assert trained(1, activation_checkpointing="off", max_length=8192).checkpointed_layers == 0
     assert trained(80, activation_checkpointing="on").checkpointed_layers == 32
     assert trained(80, activation_checkpointing="offload").offload_checkpoints
-    split = trained(80, shard_base=True)
-    assert (split.checkpointed_layers, split.offload_checkpoints) == (32, False)
+    sharded = trained(80, shard_base=True)
+    assert (sharded.checkpointed_layers, sharded.offload_checkpoints) == (32, False)
 
 
-def test_attention_is_spared_where_both_memories_have_room(trained: Callable[..., ExecutionOptions]) -> None:
-    """32 layers of 4,096 tokens take 2 GiB of the host's memory; nothing is spared of what is not compiled."""
+def test_attention_is_kept_if_both_memories_have_room(trained: Callable[..., ExecutionOptions]) -> None:
+    """32 layers of 4,096 tokens take 2 GiB of host memory; layers that are not compiled recompute attention."""
     offload: dict[str, Any] = {"activation_checkpointing": "offload", "compile": "on"}
     assert trained(11.5, 4.1, **offload, max_length=4096).keep_attention
     assert not trained(11.5, 3.9, **offload, max_length=4096).keep_attention
@@ -254,12 +232,12 @@ def test_attention_is_spared_where_both_memories_have_room(trained: Callable[...
     assert not trained(11.5, 200, **offload, max_length=60_000).keep_attention
 
 
-def test_a_cpu_does_what_is_asked_for(phi35: Path) -> None:
-    """A single process asks nobody for memory; "auto" keeps, and there is nowhere to offload to."""
+def test_a_cpu_follows_the_setting_without_offloading(phi35: Path) -> None:
+    """ "auto" keeps all activations, and there is no other memory to offload to."""
 
     def chosen(setting: Any) -> ExecutionOptions:
         config = TrainConfig(base_model=str(phi35), activation_checkpointing=setting)
-        return fit_to_memory(PLAIN, config, phi35, 32, torch.device("cpu"), None)
+        return fit_to_memory(PLAIN, config, phi35, 32, None, HOST)
 
     assert chosen("auto") == chosen("off") == PLAIN
     assert chosen("on") == chosen("offload") == ExecutionOptions(checkpointed_layers=32)

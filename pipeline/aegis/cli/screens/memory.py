@@ -35,19 +35,19 @@ def worked_out(report: PlanReport, columns: int | None) -> list[str]:
     # the config's own way comes first, and stays where there is room for one column only
     fitting = len(report.variants) if columns is None else max(1, (columns - width) // 12)
     shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.checkpointed_layers))
-    on_gpu, is_split = report.device != "CPU", shown[0].held is not None
+    on_gpu, is_sharded = report.device != "CPU", shown[0].sharded is not None
     title = phrase("screens_plan.gpu_memory" if on_gpu else "screens_plan.memory", unit=_unit(shown)[0])
-    split = phrase("screens_plan.split", loaded=report.base_bytes / 2**30) if is_split else ""
+    sharded = phrase("screens_plan.sharded", loaded=report.base_bytes / 2**30) if is_sharded else ""
     return [
         wrap("", title, columns),
         *(ljust(name, width) + "".join(rjust(value, 12) for value in values) for name, values in _rows(report, shown)),
         wrap("* ", phrase("screens_plan.legend"), columns),
         *(
-            [wrap("", phrase("screens_plan.parked_layers"), columns)]
+            [wrap("", phrase("screens_plan.offloaded_layers"), columns)]
             if any(way.offloaded_layers for way in shown)
             else []
         ),
-        *([wrap("", split, columns)] if split else []),
+        *([wrap("", sharded, columns)] if sharded else []),
         wrap("", _room(report, on_gpu), columns),
     ]
 
@@ -55,28 +55,31 @@ def worked_out(report: PlanReport, columns: int | None) -> list[str]:
 def _rows(report: PlanReport, variants: Sequence[MemoryPlan]) -> list[tuple[str, list[str]]]:
     """The table: of every row its name, and a text for each variant."""
     _, unit_bytes = _unit(variants)
-    held = [variant.held for variant in variants if variant.held is not None]
+    sharded = [variant.sharded for variant in variants if variant.sharded is not None]
 
     def amounts(counts: Iterable[int]) -> list[str]:
         return [f"{count / unit_bytes:.2f}" for count in counts]
 
     rows = [("", [str(variant.max_length) + ("*" if variant.asked_for else "") for variant in variants])]
-    if held:
+    if sharded:
         rows.append((phrase("screens_plan.processes"), [str(variant.processes) for variant in variants]))
     rows.append(
-        (phrase("screens_plan.recomputed"), [f"{variant.checkpointed_layers}/{report.layers}" for variant in variants])
+        (
+            phrase("screens_plan.checkpointed"),
+            [f"{variant.checkpointed_layers}/{report.layers}" for variant in variants],
+        )
     )
     if any(variant.offloaded_layers for variant in variants):
         rows.append(
-            (phrase("screens_plan.parked"), [f"{variant.offloaded_layers}/{report.layers}" for variant in variants])
+            (phrase("screens_plan.offloaded"), [f"{variant.offloaded_layers}/{report.layers}" for variant in variants])
         )
     if any(variant.host_bytes for variant in variants):
-        rows.append((phrase("screens_plan.host_keeps"), amounts(variant.host_bytes for variant in variants)))
+        rows.append((phrase("screens_plan.host_memory"), amounts(variant.host_bytes for variant in variants)))
     for part in vars(variants[0].memory):
-        rows.append((f"  {phrase(f'memory.{part}')}", amounts(getattr(variant.memory, part) for variant in variants)))
-        if part == "weights" and held:
-            for name in vars(held[0]):
-                rows.append((f"    {_named(f'held_{name}')}", amounts(getattr(of, name) for of in held)))
+        rows.append((f"  {_named(part)}", amounts(getattr(variant.memory, part) for variant in variants)))
+        if part == "weights" and sharded:
+            for name in vars(sharded[0]):
+                rows.append((f"    {_named(name)}", amounts(getattr(weights, name) for weights in sharded)))
     rows.append((phrase("memory.peak"), amounts(variant.memory.peak for variant in variants)))
     rows.append((phrase("screens_plan.fits"), [_fits(report, variant) for variant in variants]))
     return rows

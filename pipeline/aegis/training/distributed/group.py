@@ -1,8 +1,8 @@
-"""Several processes, one training: who they are, what they share, and how they end.
+"""One training in several processes: their group, what they share, and how they end.
 
-The processes are started by torchrun or accelerate, which set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR. Each takes
-its part of every step's windows; gradients are added up, so that all of them make the same update. Process 0 writes and
-speaks to people; what it decides (which checkpoint to go on from, that something is wrong) the others are told.
+torchrun or accelerate starts the processes and sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR. Each process takes
+its share of every step's windows; gradients are summed, so all processes make the same update. Process 0 writes files
+and prints. It broadcasts what it decides: the checkpoint to resume from, or that something is wrong.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from aegis.messages import phrase
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a step waits for the others; they may still be loading the base, and process 0 may be saving. After that
-they count as dead."""
+"""The longest wait of a step for the other processes, which may be loading the base or saving; then they count as dead.
+"""
 _PATIENCE = timedelta(days=2)
-"""How long they wait for process 0 before training: it may be downloading the base, or hashing a large data set."""
+"""The longest wait for process 0 before training: it may be downloading the base, or hashing a large data set."""
 _GRACE_S = 20.0
-"""From a launcher's SIGTERM to giving up on a step that does not end; torchrun kills 30 seconds after it."""
+"""Seconds from a launcher's SIGTERM until a step that does not end is given up; torchrun kills after 30."""
 _POLL_S = 2e-4
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """`parts` processes, of which this is number `rank`.
+    """The processes of a training, seen from one of them.
 
     Attributes:
-        talk: the process group for what is said in the host's memory; None when there is one process.
+        rank: this process's number, from 0.
+        world_size: number of processes.
+        cpu_group: torch's process group for tensors in host memory; None if there is one process.
     """
 
     rank: int = 0
@@ -50,11 +52,11 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files and speaks to people."""
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all processes.
+        """Replace `tensor` with its sum over all processes.
 
         Raises:
             PeerEnded: another process has ended.
@@ -64,37 +66,37 @@ class ProcessGroup:
                 dist.all_reduce(tensor)
 
     def broadcast(self, find: Callable[[], T]) -> T:
-        """What `find` returns in process 0, something JSON can hold, in all processes; it is called there alone.
+        """Call `find` in process 0 only and return its result, a JSON value, in all processes.
 
         Raises:
             AegisError: in process 0, what `find` raised.
-            SystemExit: in the others then, with the same exit code: process 0 says why.
+            SystemExit: then in the other processes, with the same exit code; process 0 prints the reason.
             PeerEnded: another process has ended.
         """
         if not self.is_main:
-            return self._hear()
-        with self._failure_told():
+            return self._receive()
+        with self._sharing_failure():
             found = find()
         self._broadcast({"found": found})
         return found
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """A block that process 0 goes through before the others.
+        """Run the block in process 0 first, then in the others.
 
         Raises:
-            SystemExit, PeerEnded: as `told`.
+            SystemExit, PeerEnded: as in `broadcast`.
         """
         if not self.is_main:
-            self._hear()
+            self._receive()
             yield
             return
-        with self._failure_told():
+        with self._sharing_failure():
             yield
         self._broadcast({"found": None})
 
     def barrier(self) -> None:
-        """Wait until every process has come here.
+        """Wait until every process has reached this call.
 
         Raises:
             PeerEnded: another process has ended.
@@ -103,36 +105,36 @@ class ProcessGroup:
             with dead_peers_explained():
                 dist.barrier(self.cpu_group)
 
-    def wait(self, done: Callable[[], bool], asked: Callable[[], bool]) -> None:
-        """Wait for the device to be `done`, watchful: it never will be if another process died within a step.
+    def wait(self, done: Callable[[], bool], stop_requested: Callable[[], bool]) -> None:
+        """Wait until the device has `done` the step; it never does if another process died in the middle of the step.
 
         Args:
-            asked: whether this process was asked to end, which a launcher does when it has lost another.
+            stop_requested: whether this process was asked to end. A launcher asks when it has lost another process.
 
         Raises:
-            PeerEnded: it was asked to, and the step did not end.
+            PeerEnded: the process was asked to end, and the step did not end.
         """
-        began: float | None = None
+        stop_began: float | None = None
         while self.world_size > 1 and not done():
-            if began is None and asked():
-                began = time.monotonic()
-            if began is not None and time.monotonic() - began > _GRACE_S:
-                raise _peer_ended(phrase("together.hangs"))
+            if stop_began is None and stop_requested():
+                stop_began = time.monotonic()
+            if stop_began is not None and time.monotonic() - stop_began > _GRACE_S:
+                raise _peer_ended(phrase("distributed.hangs"))
             time.sleep(_POLL_S)
 
     @contextmanager
-    def _failure_told(self) -> Iterator[None]:
+    def _sharing_failure(self) -> Iterator[None]:
         try:
             yield
         except AegisError as error:
             self._broadcast({"exit_code": error.exit_code})
             raise
 
-    def _hear(self) -> Any:
-        answer = self._broadcast(None)
-        if "exit_code" in answer:
-            raise SystemExit(answer["exit_code"])
-        return answer["found"]
+    def _receive(self) -> Any:
+        received = self._broadcast(None)
+        if "exit_code" in received:
+            raise SystemExit(received["exit_code"])
+        return received["found"]
 
     def _broadcast(self, value: Any) -> Any:
         if self.world_size == 1:
@@ -151,20 +153,20 @@ SINGLE = ProcessGroup()
 
 
 def world_size() -> int:
-    """How many processes the launcher started for one training; 1 without a launcher.
+    """Number of processes that the launcher started for this training; 1 without a launcher.
 
     Raises:
-        EnvironmentFault: WORLD_SIZE is no number.
+        EnvironmentFault: WORLD_SIZE is not a number.
     """
     text = os.environ.get("WORLD_SIZE", "1")
     try:
         return max(1, int(text))
     except ValueError:
-        raise EnvironmentFault("together.world_size", text=text) from None
+        raise EnvironmentFault("distributed.world_size", text=text) from None
 
 
 def local_world_size() -> int:
-    """How many of them this machine has, as the launcher says."""
+    """Number of these processes on this machine, from the launcher's LOCAL_WORLD_SIZE."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -172,17 +174,17 @@ def local_world_size() -> int:
 def process_group(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the other processes, if a launcher started several, while the block runs.
 
-    All of them leave a training that diverged or was interrupted together, and process 0 alone with the message.
+    All processes leave a diverged or interrupted training together, and process 0 alone reports it.
 
     Args:
-        device: this process's own.
+        device: this process's own device.
 
     Raises:
-        EnvironmentFault: the others do not come.
-        PeerEnded: one of them ended within the block.
+        EnvironmentFault: the other processes do not connect.
+        PeerEnded: another process ended within the block.
     """
-    parts = world_size()
-    if parts == 1:
+    size = world_size()
+    if size == 1:
         yield SINGLE
         return
     on_gpu = device.type == "cuda"
@@ -190,32 +192,32 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
-        group = ProcessGroup(dist.get_rank(), parts, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        group = ProcessGroup(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except (RuntimeError, ValueError) as error:
-        raise EnvironmentFault("together.not_met", world_size=parts, error=_first_line(error)) from error
+        raise EnvironmentFault("distributed.not_met", world_size=size, error=_first_line(error)) from error
     if not group.is_main:
         progress.install(progress.SilentReporter())
-    complete = True
+    all_alive = True
     try:
         yield group
     except (DivergedError, Interrupted) as error:
-        # not before process 0 has saved: a launcher ends all when the first one leaves
+        # process 0 saves first: the launcher ends all processes when the first one leaves
         group.barrier()
         if group.is_main:
             raise
         raise SystemExit(error.exit_code) from error
     except PeerEnded:
-        complete = False
+        all_alive = False
         raise
     finally:
-        # without one of them it would wait on a GPU for a sum that never comes, and the message with it
-        if complete:
+        # with a process missing, this waits on a GPU for a sum that never arrives, and the message is never printed
+        if all_alive:
             dist.destroy_process_group()
 
 
 @contextmanager
 def dead_peers_explained() -> Iterator[None]:
-    """Say of a collective call that fails what that means.
+    """Explain a collective call that fails.
 
     Raises:
         PeerEnded: another process has ended.
@@ -227,7 +229,7 @@ def dead_peers_explained() -> Iterator[None]:
 
 
 def _peer_ended(why: str) -> PeerEnded:
-    return PeerEnded("together.peer_ended", why=why)
+    return PeerEnded("distributed.peer_ended", why=why)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""A base that several processes hold: each keeps a part of every decoder layer, and two at a time are put together.
+"""A base that several processes hold: each keeps a shard of every decoder layer, and gathers two layers at a time.
 
-ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054) for weights that are frozen: no gradient ever goes the
-other way. Every layer must be recomputed in the backward pass: a weight that was kept for it would by then be another
-layer's. Embeddings, norms and LM head stay whole in every process.
+This is ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054) for frozen weights: no gradient is scattered.
+Every layer must be checkpointed: by the time of its backward pass, the buffer of its weights holds another layer's.
+Embeddings, norms and LM head are replicated in every process.
 """
 
 from __future__ import annotations
@@ -19,105 +19,109 @@ from torch import distributed as dist
 from aegis.training.distributed.group import dead_peers_explained
 
 RESIDENT_LAYERS = 2
-"""Layers that are whole at a time: the one that is worked on, and the one that is on its way."""
+"""Layers that are complete at a time: the one that runs, and the one that is being gathered."""
 _ALIGNED_BYTES = 256
-"""Where a tensor may begin, for any kernel to read it."""
+"""Every tensor begins at a multiple of this, so that any kernel can read it."""
 
 
-def layout(sizes: Iterable[int], parts: int) -> tuple[list[int], int]:
-    """Lay tensors of so many bytes in one row that so many parts divide.
+def layout(sizes: Iterable[int], world_size: int) -> tuple[list[int], int]:
+    """Lay out tensors of these sizes, in bytes, in one row that `world_size` divides.
 
     Returns:
-        where each of them begins, and the bytes of the row.
+        The start of each tensor, and the size of the row.
     """
     starts, end = [], 0
     for size in sizes:
         starts.append(end)
         end += math.ceil(size / _ALIGNED_BYTES) * _ALIGNED_BYTES
-    return starts, math.ceil(end / (parts * _ALIGNED_BYTES)) * parts * _ALIGNED_BYTES
+    return starts, math.ceil(end / (world_size * _ALIGNED_BYTES)) * world_size * _ALIGNED_BYTES
 
 
 class ShardedBase:
-    """The decoder layers' matrices, of which this process keeps one part in so many.
+    """The matrices of the decoder layers, of which this process keeps one shard per layer.
 
     Args:
-        layers: loaded and frozen, in the host's memory or on `device`; everything else is the caller's to move.
-        rank: of this process.
-        parts: how many processes there are; all of them make one, of equal layers.
-        device: where the parts are kept and the layers put together.
+        layers: loaded and frozen, in host memory or on `device`; the caller moves everything else.
+        rank: this process's number.
+        world_size: number of processes; all of them shard the same layers.
+        device: where the shards are kept and the layers are gathered.
+
+    Attributes:
+        buffer_bytes: memory for the gathered layers.
     """
 
-    def __init__(self, layers: nn.ModuleList, rank: int, parts: int, device: torch.device) -> None:
-        self._layers = [_Layer(layer, rank, parts, device) for layer in layers]
+    def __init__(self, layers: nn.ModuleList, rank: int, world_size: int, device: torch.device) -> None:
+        self._layers = [_ShardedLayer(layer, rank, world_size, device) for layer in layers]
         largest = max(layer.bytes for layer in self._layers)
-        self._rooms = [
+        self._buffers = [
             _Buffer(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in self._layers[:RESIDENT_LAYERS]
         ]
+        self.buffer_bytes = sum(buffer.memory.nbytes for buffer in self._buffers)
 
     def gather(self, number: int) -> None:
-        """Make layer `number` whole, until the layer after the next one is; all processes must come here alike.
+        """Make layer `number` complete, until the layer after the next one is gathered; all processes call this alike.
 
         Raises:
-            EnvironmentFault: another process has ended.
+            PeerEnded: another process has ended.
         """
         with dead_peers_explained():
-            self._begin(number).wait()
-            # the backward pass works a layer out again with gradients on, and comes from behind
+            self._start_gather(number).wait()
+            # the backward pass recomputes a layer with gradients on, from the last layer to the first
             following = number - 1 if torch.is_grad_enabled() else number + 1
             if 0 <= following < len(self._layers):
-                self._begin(following)
+                self._start_gather(following)
 
-    def _begin(self, number: int) -> _Buffer:
-        room, layer = self._rooms[number % len(self._rooms)], self._layers[number]
-        if room.holds != number:
-            if room.holds is not None:
-                # whoever came to it unasked would find another layer's bytes
-                self._layers[room.holds].unbind()
-            whole = room.memory[: layer.bytes]
-            layer.bind(whole)
-            room.holds, room.arriving = number, dist.all_gather_into_tensor(whole, layer.part, async_op=True)
-        return room
+    def _start_gather(self, number: int) -> _Buffer:
+        buffer, layer = self._buffers[number % len(self._buffers)], self._layers[number]
+        if buffer.layer != number:
+            if buffer.layer is not None:
+                # an ungathered layer must be empty, not hold another layer's bytes
+                self._layers[buffer.layer].unbind()
+            row = buffer.memory[: layer.bytes]
+            layer.bind(row)
+            buffer.layer, buffer.work = number, dist.all_gather_into_tensor(row, layer.shard, async_op=True)
+        return buffer
 
 
 @dataclass
 class _Buffer:
-    """Memory for one layer: which one it holds, and what is to be waited for before it is there."""
+    """Memory for one gathered layer: the layer's number, and the collective call that fills it."""
 
     memory: Tensor
-    holds: int | None = None
-    arriving: Any = None
+    layer: int | None = None
+    work: Any = None
 
     def wait(self) -> None:
-        if self.arriving is not None:
-            self.arriving.wait()
-            self.arriving = None
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
 
 
-class _Layer:
-    """One layer's matrices as one row of bytes: `bytes` of it in all, of which `part` is kept."""
+class _ShardedLayer:
+    """One layer's matrices as one row of `bytes` bytes, of which this process keeps `shard`."""
 
-    def __init__(self, layer: nn.Module, rank: int, parts: int, device: torch.device) -> None:
+    def __init__(self, layer: nn.Module, rank: int, world_size: int, device: torch.device) -> None:
         self._tensors = [(p, p.data.shape, p.data.dtype) for p in layer.parameters() if p.ndim > 1]
-        rows = [p.data.contiguous().view(-1).view(torch.uint8) for p, _, _ in self._tensors]
-        self._starts, self.bytes = layout((row.numel() for row in rows), parts)
-        whole = torch.zeros(self.bytes, dtype=torch.uint8)
-        for start, row in zip(self._starts, rows, strict=True):
-            whole[start : start + row.numel()] = row
-        self.part = whole.view(parts, -1)[rank].to(device, copy=True)
-        layer.register_buffer("aegis_part", self.part, persistent=False)
+        tensors = [p.data.contiguous().view(-1).view(torch.uint8) for p, _, _ in self._tensors]
+        self._starts, self.bytes = layout((tensor.numel() for tensor in tensors), world_size)
+        row = torch.zeros(self.bytes, dtype=torch.uint8)
+        for start, tensor in zip(self._starts, tensors, strict=True):
+            row[start : start + tensor.numel()] = tensor
+        self.shard = row.view(world_size, -1)[rank].to(device, copy=True)
+        layer.register_buffer("aegis_shard", self.shard, persistent=False)
         self.unbind()
         for parameter, _, _ in self._tensors:
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 state.to(device)
 
-    def bind(self, whole: Tensor) -> None:
-        """Let the parameters be what these bytes are, or soon will be."""
+    def bind(self, row: Tensor) -> None:
+        """Make the parameters views of `row`, which is being filled."""
         for (parameter, shape, dtype), start in zip(self._tensors, self._starts, strict=True):
             end = start + math.prod(shape) * dtype.itemsize
-            parameter.data = whole[start:end].view(dtype).view(shape)
+            parameter.data = row[start:end].view(dtype).view(shape)
 
     def unbind(self) -> None:
-        """Let the parameters be empty, as they are while the layer is in parts."""
+        """Make the parameters empty, as they are while the layer is not gathered."""
         for parameter, _, dtype in self._tensors:
-            parameter.data = torch.empty(0, dtype=dtype, device=self.part.device)
+            parameter.data = torch.empty(0, dtype=dtype, device=self.shard.device)

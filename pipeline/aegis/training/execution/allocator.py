@@ -1,4 +1,4 @@
-"""CUDA's allocator: how it grows, the cap on what it may hold, and the peak of what it held."""
+"""CUDA's allocator: how it grows, how much it may hold, how much is free, and the peak of what it held."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+_MAX_FILLED, _MIN_SPARE_BYTES = 0.9, 2**29
+"""The largest part of free memory that a plan may fill, and the bytes that it must leave: see `usable_bytes`."""
+
 
 def let_segments_grow(device: torch.device) -> None:
-    """Have the GPU's allocator lengthen what it has instead of taking new segments; a user's own settings stand.
+    """Let the GPU's allocator extend its segments instead of adding new ones; the user's own settings win.
 
-    Near the card's limit more than a tenth of the memory lay idle between segments of fixed size. Linux only: CUDA has
-    no such segments elsewhere.
+    Near the card's limit more than a tenth of the memory lay idle between segments of fixed size. CUDA has expandable
+    segments on Linux only.
     """
-    told = "PYTORCH_ALLOC_CONF" in os.environ or "PYTORCH_CUDA_ALLOC_CONF" in os.environ
-    if device.type == "cuda" and sys.platform == "linux" and not told:
+    configured = "PYTORCH_ALLOC_CONF" in os.environ or "PYTORCH_CUDA_ALLOC_CONF" in os.environ
+    if device.type == "cuda" and sys.platform == "linux" and not configured:
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
 
 
 def cap_bytes(gib: float | None, device: torch.device | None) -> int | None:
-    """What `gib` GiB leave of a GPU's memory; None where that is no limit: not given, a CPU, a card that has no more.
+    """`gib` in bytes; None where it limits nothing: it is not given, the device is a CPU, or the card has no more.
 
     Args:
-        device: None for a GPU that is not here.
+        device: None for a GPU that is not in this machine.
     """
     if gib is None or (device is not None and device.type != "cuda"):
         return None
@@ -36,10 +39,10 @@ def cap_bytes(gib: float | None, device: torch.device | None) -> int | None:
 
 @contextmanager
 def capped(device: torch.device, gib: float | None) -> Iterator[float | None]:
-    """Hold the GPU's allocator to `gib` GiB while the block runs; a lower limit that it has already stands.
+    """Limit the GPU's allocator to `gib` GiB while the block runs; a lower limit already in force stays.
 
     Yields:
-        `gib` where it is a limit, else None.
+        `gib` where it limits the allocator, else None.
     """
     cap = cap_bytes(gib, device)
     if cap is None:
@@ -50,7 +53,7 @@ def capped(device: torch.device, gib: float | None) -> Iterator[float | None]:
     try:
         yield gib
     finally:
-        # what comes after training in this process was promised nothing
+        # the limit is the training's own, not the process's
         torch.cuda.set_per_process_memory_fraction(before, device)
 
 
@@ -59,14 +62,30 @@ def _total_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new peak on a GPU; a CPU's cannot be reset."""
+    """Reset the GPU's peak; a CPU has none that could be reset."""
     if device.type == "cuda":
-        torch.cuda.init()  # its statistics are refused before anything else has used the GPU
+        torch.cuda.init()  # without it torch refuses its statistics until something has used the GPU
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most the GPU's allocator handed out; on a CPU the process's resident memory now."""
+    """The most bytes that the GPU's allocator handed out at once; on a CPU the process's resident memory now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of the GPU's memory that this process may still take."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, allowed - torch.cuda.memory_reserved(device))
+
+
+def usable_bytes(free: int) -> int:
+    """Bytes that a step may plan to use, given the free bytes.
+
+    The allocator needs the rest for gaps between tensors. While a step is recorded as a CUDA graph, memory of the steps
+    before it is still held as well: capped at 3 GiB, a step that was planned with 2.65 GiB asked for 3.05 then.
+    """
+    return min(int(_MAX_FILLED * free), free - _MIN_SPARE_BYTES)

@@ -1,10 +1,10 @@
-"""Decoder layers compiled by torch.compile, with a say in what they keep for the backward pass.
+"""Compiles decoder layers with torch.compile and decides what they keep for the backward pass.
 
-Left to itself the compiler keeps what the forward pass has made anyway, normed inputs and dropout masks among it, which
-are cheap to work out again from the rest: at Phi-3.5-mini's shape 102 KB a token and layer for 70. A recomputed layer
-keeps its input, and attention's result if it is told to: of all that a layer makes, that costs most to make again for
-its size, the more so the longer the window. Its backward pass works out again only what it needs: not the last matrix
-product, which a plain second forward pass would do in vain.
+By default the compiler keeps what the forward pass has computed anyway, for example normed inputs and dropout masks,
+which are cheap to recompute: at Phi-3.5-mini's shape 102 KB per token and layer instead of 70. A checkpointed layer
+keeps its input and, with `keep_attention`, attention's result: of all that a layer computes, that costs most to
+recompute for its size, and more so in longer windows. The backward pass of a compiled checkpointed layer recomputes
+only what it needs. It skips the last matrix product, which a plain second forward pass would compute for nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEEP_LESS = dict.fromkeys(
     ),
     False,
 )
-"""The partitioner's objections to working things out again; its cut through the graph stays the cheapest in bytes."""
+"""The partitioner's rules against recomputation, off; its cut through the graph is still the cheapest in bytes."""
 
 _ATTENTION = (
     "aten::_scaled_dot_product_cudnn_attention",
@@ -36,35 +36,37 @@ _ATTENTION = (
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "torch_attn::_varlen_attn",
 )
-"""What `model.packed` comes down to, by device and by whether a window holds several documents."""
+"""The operators that attention ends in, by device and by whether a window holds several documents."""
 
 
 def compile_layer(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a decoder layer's class's forward; one compilation serves all its layers of fixed shape."""
+    """Compile the forward of a decoder layer's class; one compilation serves all its layers of one shape."""
     return torch.compile(forward, dynamic=False, backend=_keeping_less)
 
 
-def compile_recomputed_layer(forward: Callable[..., Tensor], *, keep_attention: bool = False) -> Callable[..., Tensor]:
-    """As `compile_layer`, of layers that keep their input alone, or attention's result besides."""
+def compile_checkpointed_layer(
+    forward: Callable[..., Tensor], *, keep_attention: bool = False
+) -> Callable[..., Tensor]:
+    """Compile like `compile_layer`, for layers that keep only their input, or also attention's result."""
     kept = _attention_operators() if keep_attention else []
-    # its advice about operations in place, which a decoder layer has none of
+    # it warns about in-place operations, and a decoder layer has none
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
-    def again(layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def recomputing(layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = checkpoint(
             forward,
             layer,
             hidden,
             *args,
             use_reentrant=False,
-            # dropout repeats by itself (`model.dropout`)
+            # dropout repeats by itself (`kernels.dropout`)
             preserve_rng_state=False,
             context_fn=partial(create_selective_checkpoint_contexts, kept),
             **kwargs,
         )
         return output
 
-    return torch.compile(again, dynamic=False)
+    return torch.compile(recomputing, dynamic=False)
 
 
 def _keeping_less(graph: Any, inputs: Any) -> Any:

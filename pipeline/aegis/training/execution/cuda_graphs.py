@@ -1,5 +1,7 @@
-"""A step as CUDA graphs: recorded once, then launched as a whole, since launching its kernels one by one from Python
-takes longer than running them (a 512-token step of a 3.8 B model: 4,000 kernels).
+"""A step as CUDA graphs: recorded once, then launched in one call.
+
+Launching the kernels one by one from Python takes longer than running them: a 512-token step of a 3.8 B model has 4,000
+kernels.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import torch
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """A stream of its own for the block, on a GPU: a graph cannot be recorded on the default one.
+    """Run the block on a stream of its own, on a GPU: a graph cannot be recorded on the default stream.
 
-    It waits for what was launched before the block, and what comes after it waits for the block.
+    The block waits for what was launched before it, and what is launched after it waits for the block.
     """
     if device.type != "cuda":
         yield
@@ -27,24 +29,24 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 
 class GraphRecorder:
-    """Records functions on the current stream; what they were given must stay where it is, since a replay reads it.
+    """Records functions on the current stream. Their inputs must keep their addresses, because a replay reads them.
 
-    The graphs share one pool of memory, so they must be replayed in the order they were recorded in; one may be
-    replayed several times in its place.
+    The graphs share one pool of memory, so they must be replayed in the order of recording; each may be replayed
+    several times in its turn.
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Record what `function` launches, without running it; returns the replay.
+        """Record what `function` launches without running it; return the function that replays it.
 
         Raises:
-            RuntimeError: it cannot be recorded, since it waits for the GPU, say. What runs afterwards is not disturbed.
+            RuntimeError: it cannot be recorded, for example because it waits for the GPU. Later work is not affected.
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            # other threads may use CUDA meanwhile (pinning memory, say) without spoiling the recording
+            # other threads may use CUDA meanwhile (to pin memory, for example) without spoiling the recording
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
             ):
@@ -56,7 +58,7 @@ class GraphRecorder:
 
 
 def _renew_generator() -> None:
-    """Give the GPU's random generator a new state: the old one believes for good that it is being recorded."""
+    """Give the GPU's random generator a new state: the old one stays in recording mode for ever."""
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     renewed = torch.Generator(generator.device).manual_seed(generator.initial_seed())
     generator.graphsafe_set_state(renewed.graphsafe_get_state())

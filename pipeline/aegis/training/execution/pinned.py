@@ -1,4 +1,4 @@
-"""Pinned memory of the host, between which and a GPU copies need not be waited for; a machine may have too little."""
+"""Pinned host memory, which a GPU copies from and to in the background; a machine may have too little of it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from aegis.errors import EnvironmentFault
 
 _NO_MEMORY = ("out of memory", "enough memory", "allocate memory")
-"""What CUDA and torch's own allocator say of memory; an earlier kernel's error may come up in the same place."""
+"""Words by which CUDA and torch report too little memory; an earlier kernel's error may be raised here as well."""
 
 
 @contextmanager
 def pinning() -> Iterator[None]:
-    """Pin memory in the block.
+    """Explain a failure to pin memory in the block.
 
     Raises:
-        EnvironmentFault: there is not enough of it.
+        EnvironmentFault: there is not enough memory.
     """
     try:
         yield
@@ -29,14 +29,14 @@ def pinning() -> Iterator[None]:
 
 
 def can_pin(sizes: Iterable[int]) -> bool:
-    """Whether pieces of so many bytes can be pinned, all at once.
+    """Whether pieces of these sizes, in bytes, can be pinned all at once.
 
-    Torch's allocator keeps them, for whoever asks for as large ones later.
+    Torch's allocator keeps them and hands them out to later requests of the same sizes.
     """
     try:
         with pinning():
-            held = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+            pieces = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
     except EnvironmentFault:
         return False
-    del held
+    del pieces
     return True

@@ -1,6 +1,6 @@
-"""What memory decides of a training: how many layers are parked or recomputed, and what of them the host keeps.
+"""Plans a training's memory: how many layers are offloaded or checkpointed, and what the host's memory keeps of them.
 
-A plan compares the config's own way with its neighbours; training takes it.
+`aegis plan` compares the plan of a config with its neighbours; training follows it.
 """
 
 from __future__ import annotations
@@ -10,48 +10,46 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-import torch
-
 from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.messages import phrase
-from aegis.training.distributed.group import local_world_size
-from aegis.training.execution.options import (
-    ExecutionOptions,
-    compiles,
-    host_bytes,
-    offloaded_bytes,
-    offloaded_tensors,
-    usable_bytes,
+from aegis.training.execution.activation_bytes import (
+    kept_tensor_bytes,
+    offloaded_checkpoint_bytes,
+    offloaded_layer_bytes,
 )
-from aegis.training.execution.pinned import can_pin
+from aegis.training.execution.allocator import usable_bytes
+from aegis.training.execution.options import ExecutionOptions, compiles
 from aegis.training.planning.estimate import Estimate, MemoryEstimator, ShardedWeights
+from aegis.training.planning.machine import Gpu, Host
 
-PROCESSES = (2, 3, 4, 8)
-"""How many a base may be split over; the launcher knows, and a plan is made before it."""
-PARKED_ANYWAY, _ANYWAY_BYTES = 3 / 8, 640 << 20
-"""Of all layers, the part that "auto" parks in any case, and of the host's memory what that may take.
+WORLD_SIZES = (2, 3, 4, 8)
+"""Numbers of processes that a plan shards a base over; the launcher decides, after the plan."""
+_MIN_OFFLOADED, _MIN_OFFLOADED_BYTES = 3 / 8, 640 << 20
+"""Fraction of all layers that "auto" always offloads, and the most host memory for it.
 
-So much of a short window goes to and fro while the step is worked on: at 512 tokens a tenth of its memory for 3 % of
-its time (README, Benchmarks). Measured on an H200, whose link is slow beside its arithmetic.
+The copies of short windows take no longer than the step's computation: at 512 tokens offloading frees a tenth of the
+memory and adds 3 % to the time. Measured on an H200, whose link is slow beside its arithmetic.
 """
-OFFLOADABLE = 1 / 3
-"""Of all layers, the part that is parked where memory is short: more of a long window would take longer than working
-them out again does.
+_MAX_OFFLOADED = 1 / 3
+"""Fraction of all layers that are offloaded where memory is short.
+
+More layers of a long window would take longer to copy than to recompute.
 """
-_OFFLOADED_OF_HOST = 0.25
-"""Of the host's free memory, the part that parked layers may take."""
+_MAX_HOST_SHARE = 0.25
+"""Fraction of the host's free memory that offloaded layers may take."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One way to train: this config's, or a neighbour of it. `recomputed` and `parked` count layers.
+    """One plan: the config's own, or a neighbour of it.
 
     Attributes:
-        host_bytes: of the host's memory, for input embeddings that stay there and for what is offloaded or parked.
-        attention_spared: that is attention's results as well.
-        held: what each of `processes` has of a base that is split over them.
+        checkpointed_layers, offload_checkpoints, keep_attention, offloaded_layers: see `ExecutionOptions`.
+        asked_for: whether this is the config's own plan.
+        host_bytes: host memory for the input embeddings that stay there and for everything that is offloaded.
+        processes: number of processes that a sharded base is sharded over.
+        sharded: what each of them holds of it; None for a base that is not sharded.
     """
 
     max_length: int
@@ -63,18 +61,18 @@ class MemoryPlan:
     keep_attention: bool = False
     offloaded_layers: int = 0
     processes: int = 1
-    held: ShardedWeights | None = None
+    sharded: ShardedWeights | None = None
 
 
 class MemoryPlanner:
-    """This config's way to train, and the next smaller and larger ones.
+    """Makes the plan of a config, and its neighbours.
 
     Args:
         kind: "cuda" or "cpu".
-        free_bytes: of the GPU's memory, what training may take, the base included; None if the GPU is not here and
-            there is no cap.
-        compiled: whether layers are; None where it is not known yet whether the GPU has the kernels for it.
-        parks: whether layers may be parked.
+        free_bytes: GPU memory that training may take, the base included; None if there is no GPU here and no cap.
+        host: measured now if it is not given.
+        compiled: whether layers are compiled; None if it is not known whether the GPU has the kernels for it.
+        can_offload: whether layers may be offloaded.
     """
 
     def __init__(
@@ -84,168 +82,167 @@ class MemoryPlanner:
         kind: str,
         free_bytes: int | None,
         *,
+        host: Host | None = None,
         compiled: bool | None = None,
-        parks: bool = True,
+        can_offload: bool = True,
     ) -> None:
-        self._blueprint, self._config = estimator, config
+        self._estimator, self._config = estimator, config
+        self._host_free = (host or Host.measure()).free_bytes
         on_gpu = kind == "cuda"
         self.compiled = compiles(config, possible=on_gpu) if compiled is None else compiled
-        self._parks = parks and self.compiled
-        self._recomputed, self._offloaded = _asked_for(config, estimator.layers, on_gpu=on_gpu)
-        # nobody asks a CPU for memory
-        self._room = usable_bytes(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
+        self._can_offload = can_offload and self.compiled
+        self._configured = _configured_options(config, estimator.layers, on_gpu=on_gpu, compiled=self.compiled)
+        # the limit holds for a GPU only
+        self._max_peak = usable_bytes(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
 
     def neighbours(self) -> Iterator[MemoryPlan]:
-        """The config's own first; half and twice its length; then the other end of recomputation.
+        """The config's own plan; then half and twice its length; then all layers checkpointed, or none.
 
-        Of a base that is split: the config's own, in as many processes as there may be.
+        For a sharded base: the config's own plan, for several numbers of processes.
         """
         length = self._config.max_length
         if self._config.shard_base:
-            yield from (self._split(length, parts) for parts in PROCESSES)
+            yield from (self._sharded_plan(length, world_size) for world_size in WORLD_SIZES)
             return
         own = self.chosen(length)
         yield own
         yield replace(self.chosen(max(8, length // 2)), asked_for=False)
         yield replace(self.chosen(2 * length), asked_for=False)
-        yield self._variant(length, 0 if own.checkpointed_layers else self._blueprint.layers)
+        opposite = 0 if own.checkpointed_layers else self._estimator.layers
+        yield replace(self._plan(length, self._options(checkpointed_layers=opposite)), asked_for=False)
 
     def chosen(self, length: int) -> MemoryPlan:
-        """The config's own way, for windows of `length` tokens; of "auto", the first that fits, or else the last."""
+        """The config's own plan for windows of `length` tokens; "auto" takes the first that fits, or else the last."""
         if self._config.activation_checkpointing != "auto":
-            return self._variant(length, self._recomputed, offload_checkpoints=self._offloaded, asked_for=True)
-        for variant in self._from_quick_to_small(length):
-            if self._fits(variant.memory):
+            return self._plan(length, self._with_attention(length, self._configured))
+        for plan in self._from_fast_to_small(length):
+            if plan.memory.peak <= self._max_peak:
                 break
-        return variant
+        return plan
 
-    def _from_quick_to_small(self, length: int) -> Iterator[MemoryPlan]:
-        """Some layers are parked in any case; then ever more, or ever more recomputed; at last all are offloaded."""
-        layers, (offloaded_layers, most) = self._blueprint.layers, self._parkable(length)
-        yield from (
-            self._variant(length, 0, offloaded_layers=number, asked_for=True)
-            for number in range(offloaded_layers, most + 1)
-        )
-        yield from (self._variant(length, number, asked_for=True) for number in range(1, layers + 1))
-        yield self._variant(length, layers, offload_checkpoints=True, asked_for=True)
+    def _from_fast_to_small(self, length: int) -> Iterator[MemoryPlan]:
+        """Some layers are always offloaded; then more and more; then more and more checkpointed; at last offloaded."""
+        fewest, most = self._offloadable_layers(length)
+        for number in range(fewest, most + 1):
+            yield self._plan(length, self._options(offloaded_layers=number))
+        layers = self._estimator.layers
+        for number in range(1, layers + 1):
+            yield self._plan(length, self._options(checkpointed_layers=number))
+        last = self._options(checkpointed_layers=layers, offload_checkpoints=True)
+        yield self._plan(length, self._with_attention(length, last))
 
-    def _fits(self, memory: Estimate) -> bool:
-        return memory.peak <= self._room
-
-    def _variant(
-        self,
-        length: int,
-        checkpointed_layers: int,
-        *,
-        offload_checkpoints: bool = False,
-        offloaded_layers: int = 0,
-        asked_for: bool = False,
-    ) -> MemoryPlan:
-        spared = offload_checkpoints and self._spares_attention(length)
-        memory = self._estimate(length, checkpointed_layers, offload_checkpoints, spared, offloaded_layers)
-        host = self._blueprint.hosted_bytes + self._host_bytes(length, spared) * offload_checkpoints
-        host += offloaded_layers * self._parked_bytes(length)
-        return MemoryPlan(
-            length, checkpointed_layers, offload_checkpoints, asked_for, memory, host, spared, offloaded_layers
-        )
-
-    def _parkable(self, length: int) -> tuple[int, int]:
-        """How many layers are parked in any case, and how many at most."""
-        if not self._parks:
-            return 0, 0
-        layers, each = self._blueprint.layers, self._parked_bytes(length)
-        room = int(_OFFLOADED_OF_HOST * _host_memory())
-        anyway = min(int(PARKED_ANYWAY * layers), min(room, _ANYWAY_BYTES) // each)
-        return anyway, max(anyway, min(int(OFFLOADABLE * layers), room // each))
-
-    def _spares_attention(self, length: int) -> bool:
-        """Whether what attention makes in all layers fits into half of the host's free memory, beside their inputs.
-
-        On the GPU some of it is always on its way out or back.
-        """
-        if not self.compiled or self._host_bytes(length, True) > _host_memory() / 2:
-            return False
-        return self._fits(self._estimate(length, self._blueprint.layers, True, True))
-
-    def _estimate(
-        self, length: int, checkpointed_layers: int, offload_checkpoints: bool, spared: bool, offloaded_layers: int = 0
-    ) -> Estimate:
-        return self._blueprint.estimate(
-            length,
-            checkpointed_layers=checkpointed_layers,
+    def _options(
+        self, *, checkpointed_layers: int = 0, offload_checkpoints: bool = False, offloaded_layers: int = 0
+    ) -> ExecutionOptions:
+        return ExecutionOptions(
             compiled=self.compiled,
+            checkpointed_layers=checkpointed_layers,
             offload_checkpoints=offload_checkpoints,
-            keep_attention=spared,
             offloaded_layers=offloaded_layers,
         )
 
-    def _host_bytes(self, length: int, keep_attention: bool) -> int:
-        tokens, itemsize = self._config.batch_size * length, self._blueprint.dtype.itemsize
-        return host_bytes(self._blueprint.text, tokens, itemsize, keep_attention=keep_attention)
-
-    def _parked_bytes(self, length: int) -> int:
-        return offloaded_bytes(self._blueprint.text, self._config.batch_size * length, self._blueprint.dtype.itemsize)
-
-    def _split(self, length: int, parts: int) -> MemoryPlan:
-        checkpointed_layers, offload_checkpoints = self._recomputed, self._offloaded
-        memory = self._blueprint.estimate(
-            length, checkpointed_layers=checkpointed_layers, offload_checkpoints=offload_checkpoints, parts=parts
-        )
-        held = self._blueprint.held(parts)
-        host = self._blueprint.hosted_bytes + self._host_bytes(length, False) * offload_checkpoints
+    def _plan(self, length: int, options: ExecutionOptions) -> MemoryPlan:
         return MemoryPlan(
-            length, checkpointed_layers, offload_checkpoints, True, memory, host, processes=parts, held=held
+            max_length=length,
+            checkpointed_layers=options.checkpointed_layers,
+            offload_checkpoints=options.offload_checkpoints,
+            asked_for=True,
+            memory=self._estimator.estimate(length, options),
+            host_bytes=self._host_bytes(length, options),
+            keep_attention=options.keep_attention,
+            offloaded_layers=options.offloaded_layers,
         )
 
+    def _sharded_plan(self, length: int, world_size: int) -> MemoryPlan:
+        plan = self._plan(length, self._configured)
+        memory = self._estimator.estimate(length, self._configured, world_size=world_size)
+        return replace(plan, memory=memory, processes=world_size, sharded=self._estimator.sharded_weights(world_size))
 
-def _host_memory() -> int:
-    """Of what the host has free, the share of one process: all of a machine's look before any of them takes."""
-    return int(psutil.virtual_memory().available) // local_world_size()
+    def _offloadable_layers(self, length: int) -> tuple[int, int]:
+        """How many layers are always offloaded, and how many at most."""
+        if not self._can_offload:
+            return 0, 0
+        layers, each = self._estimator.layers, offloaded_layer_bytes(*self._sizes(length))
+        available = int(_MAX_HOST_SHARE * self._host_free)
+        fewest = min(int(_MIN_OFFLOADED * layers), min(available, _MIN_OFFLOADED_BYTES) // each)
+        return fewest, max(fewest, min(int(_MAX_OFFLOADED * layers), available // each))
+
+    def _with_attention(self, length: int, options: ExecutionOptions) -> ExecutionOptions:
+        """`options`, with attention's results offloaded beside the layers' inputs if there is memory for them.
+
+        They may take half of the host's free memory together. On the GPU some of it is always being copied.
+        """
+        if not (options.offload_checkpoints and options.compiled):
+            return options
+        kept = replace(options, keep_attention=True)
+        checkpoints = offloaded_checkpoint_bytes(*self._sizes(length), keep_attention=True)
+        if checkpoints > self._host_free / 2 or self._estimator.estimate(length, kept).peak > self._max_peak:
+            return options
+        return kept
+
+    def _host_bytes(self, length: int, options: ExecutionOptions) -> int:
+        sizes = self._sizes(length)
+        total = self._estimator.hosted_bytes + options.offloaded_layers * offloaded_layer_bytes(*sizes)
+        if options.offload_checkpoints:
+            total += offloaded_checkpoint_bytes(*sizes, keep_attention=options.keep_attention)
+        return total
+
+    def _sizes(self, length: int) -> tuple[object, int, int]:
+        return self._estimator.text, self._config.batch_size * length, self._estimator.dtype.itemsize
 
 
 def fit_to_memory(
-    acceleration: ExecutionOptions,
-    config: TrainConfig,
-    folder: Path,
-    layers: int,
-    device: torch.device,
-    free_bytes: int | None,
+    options: ExecutionOptions, config: TrainConfig, folder: Path, layers: int, gpu: Gpu | None, host: Host
 ) -> ExecutionOptions:
-    """Return `acceleration` with what memory decides.
+    """Return `options` with what memory decides.
 
     Args:
-        acceleration: as `Acceleration.choose` leaves it.
-        folder: the base's, of which config.json is read.
-        layers: of its decoder.
-        free_bytes: of a GPU's memory, before the base was loaded.
+        options: from `ExecutionOptions.choose`.
+        folder: the base's; only its config.json is read.
+        layers: number of its decoder layers.
+        gpu: measured before the base is loaded; None for a training on the CPU.
     """
-    on_gpu = device.type == "cuda"
-    if not on_gpu or config.shard_base:
-        checkpointed_layers, offload_checkpoints = _asked_for(config, layers, on_gpu=on_gpu)
-        return replace(acceleration, checkpointed_layers=checkpointed_layers, offload_checkpoints=offload_checkpoints)
-    estimator = MemoryEstimator(folder, config, "cuda", torch.cuda.get_device_capability(device))
+    if gpu is None or config.shard_base:
+        configured = _configured_options(config, layers, on_gpu=gpu is not None, compiled=options.compiled)
+        return _with_memory_of(configured, options)
+    estimator = MemoryEstimator(folder, config, "cuda", gpu.capability)
 
-    def own_way(*, parks: bool) -> MemoryPlan:
-        planner = MemoryPlanner(estimator, config, "cuda", free_bytes, compiled=acceleration.compiled, parks=parks)
-        return planner.chosen(config.max_length)
+    def plan(*, can_offload: bool) -> MemoryPlan:
+        return MemoryPlanner(
+            estimator,
+            config,
+            "cuda",
+            gpu.free_bytes,
+            host=host,
+            compiled=options.compiled,
+            can_offload=can_offload,
+        ).chosen(config.max_length)
 
-    own = own_way(parks=True)
-    pieces = offloaded_tensors(estimator.text, config.batch_size * config.max_length, estimator.dtype.itemsize)
-    if own.offloaded_layers and not can_pin(pieces * own.offloaded_layers):
-        progress.warn(phrase("train.cannot_park", offloaded_layers=own.offloaded_layers))
-        own = own_way(parks=False)
+    chosen = plan(can_offload=True)
+    sizes = kept_tensor_bytes(estimator.text, config.batch_size * config.max_length, estimator.dtype.itemsize)
+    if chosen.offloaded_layers and not host.can_pin(sizes * chosen.offloaded_layers):
+        progress.warn(phrase("train.cannot_offload", offloaded_layers=chosen.offloaded_layers))
+        chosen = plan(can_offload=False)
+    return _with_memory_of(chosen, options)
+
+
+def _with_memory_of(plan: MemoryPlan | ExecutionOptions, options: ExecutionOptions) -> ExecutionOptions:
     return replace(
-        acceleration,
-        checkpointed_layers=own.checkpointed_layers,
-        offload_checkpoints=own.offload_checkpoints,
-        keep_attention=own.keep_attention,
-        offloaded_layers=own.offloaded_layers,
+        options,
+        checkpointed_layers=plan.checkpointed_layers,
+        offload_checkpoints=plan.offload_checkpoints,
+        keep_attention=plan.keep_attention,
+        offloaded_layers=plan.offloaded_layers,
     )
 
 
-def _asked_for(config: TrainConfig, layers: int, *, on_gpu: bool) -> tuple[int, bool]:
-    """How many layers the settings have recomputed, and whether offloaded, as far as no memory is asked."""
-    wanted = config.activation_checkpointing
-    # a split base's layers are whole while they are worked on only
-    kept = wanted in ("off", "auto") and not config.shard_base
-    return 0 if kept else layers, wanted == "offload" and on_gpu
+def _configured_options(config: TrainConfig, layers: int, *, on_gpu: bool, compiled: bool) -> ExecutionOptions:
+    """The options that the settings ask for, before memory is considered."""
+    setting = config.activation_checkpointing
+    # the layers of a sharded base are complete only while they run, so all of them are checkpointed
+    keeps_all = setting in ("off", "auto") and not config.shard_base
+    return ExecutionOptions(
+        compiled=compiled,
+        checkpointed_layers=0 if keeps_all else layers,
+        offload_checkpoints=setting == "offload" and on_gpu,
+    )
