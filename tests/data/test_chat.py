@@ -244,6 +244,23 @@ def test_the_systems_message_must_not_vanish(byte_level: MakeTokenizer) -> None:
     assert "System role not supported" in refusal(tokenizer, chat("Hi", "Hello", system="丁寧に"))
 
 
+def test_a_system_message_without_a_place_is_put_before_the_first_question_when_asked(
+    byte_level: MakeTokenizer,
+) -> None:
+    silent = "{% for m in messages if m.role != 'system' %}{{ m.content }}<end_of_turn>{% endfor %}"
+    for template in (GEMMA, silent):
+        tokenizer = byte_level(template, ["<start_of_turn>", "<end_of_turn>"])
+        record = chat("Hi", "Hello", "Hi", "there", system="丁寧に")
+        assert "with --fold-system" in refusal(tokenizer, record)
+        example = encode(tokenizer, record, fold_system=True)
+        assert "丁寧に\n\nHi<end_of_turn>" in tokenizer.decode(example.ids)
+        assert learnt(tokenizer, example) == ["Hello<end_of_turn>", "there<end_of_turn>"]
+    # where the template has a place, it stays there
+    tokenizer = byte_level(CHATML, ["<|im_start|>", "<|im_end|>"])
+    plain, folded = encode(tokenizer, record), encode(tokenizer, record, fold_system=True)
+    assert plain.ids.tolist() == folded.ids.tolist()
+
+
 def test_a_token_across_the_border_of_prompt_and_completion_is_learnt(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer: ", "Hello").messages, "x:1", pair=True)

@@ -60,7 +60,18 @@ def render_chat(template: ChatTemplate, chat: Chat, *, fold_system: bool = False
             return _Rendering(template, form).done()
         except RowError as error:
             refusal = error
+    if not fold_system and chat.messages[0]["role"] == "system" and _is_taken(template, chat):
+        refusal = RowError(phrase("chat.no_place_for_system", refusal=refusal))
     raise refusal or AssertionError("a chat has a form")
+
+
+def _is_taken(template: ChatTemplate, chat: Chat) -> bool:
+    """Whether the template takes the chat with its system message put before the first question."""
+    try:
+        render_chat(template, chat, fold_system=True)
+    except RowError:
+        return False
+    return True
 
 
 def _forms(chat: Chat, fold_system: bool) -> Iterator[Chat]:
