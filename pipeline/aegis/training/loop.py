@@ -2,7 +2,7 @@
 
 Plain torch, no Trainer: data, dropout and α of step k are pure functions of the seed and k, so a checkpoint holds
 parameters and moments and nothing else, and a resumed run is the undisturbed run to the bit where its kernels are the
-same, as on a CPU (compiled for a GPU, another process may come to others: README, Benchmarks).
+same, as on a CPU (compiled for a GPU, another process may come to others: tools/README.md).
 """
 
 from __future__ import annotations
