@@ -16,7 +16,14 @@ from aegis.verification.verdict import read_report
 def test_an_export_that_fails_its_proof_is_not_left_at_its_name(quick_base: Path, tmp_path: Path) -> None:
     """Under a bound that no quantization can keep: exit 5, the files aside. Without it, the same run is proven."""
     run = Run(tmp_path / "run")
-    short = {"max_steps": 2, "warmup_steps": 1, "annealing_steps": 1, "batch_size": 2, "max_length": 32}
+    short = {
+        "max_steps": 2,
+        "keep_windows": 8,
+        "warmup_steps": 1,
+        "annealing_steps": 1,
+        "batch_size": 2,
+        "max_length": 32,
+    }
     configs = TrainConfig(base_model=str(quick_base), device="cpu", **short), MergeConfig(), ExportConfig()
     quick = VerifyConfig(tokens=128, threads=1, device="cpu")
     with pytest.raises(IntegrityError, match="the fault is in quantize") as caught:

@@ -45,7 +45,14 @@ def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setenv("LLAMA_CPP_DIR", str(converter_tree()))
         patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         run = Run(tmp_path_factory.mktemp("talk") / "run")
-        short = {"max_steps": 6, "warmup_steps": 1, "annealing_steps": 2, "save_steps": 6, "max_length": 64}
+        short = {
+            "max_steps": 6,
+            "keep_windows": 8,
+            "warmup_steps": 1,
+            "annealing_steps": 2,
+            "save_steps": 6,
+            "max_length": 64,
+        }
         config = TrainConfig(base_model=str(quick_base), device="cpu", batch_size=2, learning_rate=2e-2, **short)
         train(config, run)
         merge(MergeInputs.from_run(run), run.merged, MergeConfig())

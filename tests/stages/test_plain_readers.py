@@ -26,7 +26,14 @@ def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         run = Run(tmp_path_factory.mktemp("plain") / "run")
-        short = {"max_steps": 6, "warmup_steps": 1, "annealing_steps": 2, "save_steps": 6, "max_length": 64}
+        short = {
+            "max_steps": 6,
+            "keep_windows": 8,
+            "warmup_steps": 1,
+            "annealing_steps": 2,
+            "save_steps": 6,
+            "max_length": 64,
+        }
         train(TrainConfig(base_model=str(quick_base), device="cpu", learning_rate=2e-2, **short), run)
         merge(MergeInputs.from_run(run), run.merged, MergeConfig())
         yield run

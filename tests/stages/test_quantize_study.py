@@ -58,6 +58,7 @@ def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         base_model=str(quick_base),
         device="cpu",
         max_steps=24,
+        keep_windows=8,
         warmup_steps=1,
         annealing_steps=10,
         batch_size=4,

@@ -61,6 +61,7 @@ def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         base_model=str(quick_base),
         device="cpu",
         max_steps=24,
+        keep_windows=8,
         warmup_steps=1,
         annealing_steps=10,
         batch_size=4,
@@ -125,7 +126,14 @@ def test_other_families_are_proven(
 ) -> None:
     """Trained, merged, exported and verified whole: a tied head, and one with a bias, whose loss is found."""
     run = Run(tmp_path / "run")
-    short = {"max_steps": 4, "warmup_steps": 1, "annealing_steps": 2, "batch_size": 2, "max_length": 64}
+    short = {
+        "max_steps": 4,
+        "keep_windows": 8,
+        "warmup_steps": 1,
+        "annealing_steps": 2,
+        "batch_size": 2,
+        "max_length": 64,
+    }
     base = make_random(model_type, pre=pre, **settings)
     config = TrainConfig(base_model=str(base), device="cpu", learning_rate=1e-2, **short)
     train(config, run, llama_cpp_dir=knowing_tree)

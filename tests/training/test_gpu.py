@@ -31,6 +31,7 @@ from aegis.training.execution.activation_bytes import activation_bytes
 from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.install import host_embeddings, install
 from aegis.training.execution.options import PLAIN, ExecutionOptions
+from aegis.training.keep.schedule import KeptShare
 from aegis.training.kernels.lora_layers import LoraLayers
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
@@ -158,6 +159,31 @@ def course(state: TrainState, config: TrainConfig = CONFIG, cuts: tuple[int, ...
     return losses, stepper._update.gradients.clone()
 
 
+def kept_batch(state: TrainState, seed: int) -> MicroBatch:
+    """As `batch`, of kept text: every place counts, and the base's states are noise."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, VOCABULARY, (1, LENGTH))
+    cuts = (90, 200)
+    positions = np.concatenate([np.arange(end - start) for start, end in zip((0, *cuts), (*cuts, LENGTH), strict=True)])
+    states = torch.randn(1, LENGTH, 256, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    shape = BatchShape(rows=LENGTH, documents=5, longest=LENGTH)
+    made = Batch(ids, ids, positions[None], np.zeros_like(ids))
+    return MicroBatch.make(made, shape, pinned=True, embed=host_embeddings(state.model), base_states=states)
+
+
+def kept_course(state: TrainState, steps: int = 7, config: TrainConfig = CONFIG) -> Any:
+    """KL of the kept passes, one in every second step, and the last gradients; the steps are recorded at the third."""
+    stepper, device = Stepper(state, config, kept_example=kept_batch(state, 99)), torch.device("cuda")
+    found = []
+    with own_stream(device):
+        for step in range(steps):
+            kept = kept_batch(state, step)
+            share = KeptShare([kept], kept.trained) if step % 2 == 0 else KeptShare()
+            found.append(stepper.take(step, [batch(state, step)], share).keep_kl)
+        torch.cuda.synchronize()
+    return found, stepper._update.gradients.clone()
+
+
 def gap(one: torch.Tensor, other: torch.Tensor) -> float:
     return ((one - other).norm() / one.norm()).item()
 
@@ -177,6 +203,22 @@ def test_every_way_is_the_plain_way(make: Make, way: str, cuts: tuple[int, ...])
     assert gap(plain, course(make(PLAIN, reseeded), reseeded, cuts=cuts)[1]) > 0.2
     if cuts:
         assert gap(plain, course(make(PLAIN), cuts=())[1]) > 0.2
+
+
+@pytest.mark.parametrize(
+    "way", ["captured", "captured, offloaded", "compiled", "all", "all, recomputed", "all, parked"]
+)
+def test_kept_text_is_the_plain_ways_in_every_way(make: Make, way: str) -> None:
+    """Divergence and gradients, with a recorded piece of their own; a step without kept text misses."""
+    if WAYS[way].compiled and find_spec("triton") is None:
+        pytest.skip("needs triton")
+    plain_kl, plain = kept_course(make(PLAIN))
+    kl, gradients = kept_course(make(WAYS[way]))
+    assert [value is None for value in kl] == [False, True] * 3 + [False]
+    assert kl[::2] == pytest.approx(plain_kl[::2], rel=2e-2)
+    assert gap(plain, gradients) < 0.08
+    off = CONFIG.model_copy(update={"keep_weight": 1e-6})
+    assert gap(plain, kept_course(make(PLAIN), config=off)[1]) > 0.2
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")

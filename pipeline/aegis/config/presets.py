@@ -38,6 +38,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "rotation": "dense",
             "rotation_init": "random",
             "counter_scale": False,
+            "keep_weight": 0.0,
         },
         "export": {"name": "AEGIS-original-Borea-Phi-3.5-mini-Instruct-Jp"},
     },

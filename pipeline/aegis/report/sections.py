@@ -88,6 +88,7 @@ def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]
         "steps": as_number(found.result.steps, ",.0f"),
         "loss": as_number(rows[-1].get("task_loss") if rows else None, ".4f"),
         "heldout_loss": as_number(found.result.heldout_loss, ".4f"),
+        "keep_kl": _kept_value(found, label),
         "alpha": as_number(found.result.alpha, ".3f"),
         "gate": as_number(found.result.gate, ".4f"),
         "adapter_parameters": as_number(found.result.trainable_parameters, ",.0f"),
@@ -96,6 +97,15 @@ def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]
     }
     pictures = [run.pictures / name for name in PICTURES if (run.pictures / name).is_file()]
     return Section("training", facts, pictures=pictures)
+
+
+def _kept_value(found: AdapterFacts, label: Mapping[str, str]) -> str:
+    if found.kept is None:
+        return label["keep_off"]
+    kept = found.kept
+    return label["keep_value"].format(
+        kl=as_number(found.result.keep_kl, ".4f"), windows=kept.windows, heldout=kept.heldout_windows
+    )
 
 
 def data_section(parts: RunParts) -> Section:

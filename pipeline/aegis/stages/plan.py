@@ -22,6 +22,7 @@ from aegis.data.training_set import load_training_set
 from aegis.merging.plan import DTYPES
 from aegis.messages import phrase
 from aegis.model.base import Base, load_tokenizer, peek_base
+from aegis.model.base_states import states_bytes
 from aegis.model.load import require_device
 from aegis.model.lora import Coverage
 from aegis.model.shards import HEAD, ShardSet
@@ -37,7 +38,9 @@ from aegis.verification.tokenizer_precheck import check_vocabulary
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 
-NeedName = Literal["disk_run", "disk_scratch", "disk_download", "gpu_memory_verify", "ram_training", "ram_verify"]
+NeedName = Literal[
+    "disk_run", "disk_scratch", "disk_download", "gpu_memory_verify", "ram_kept", "ram_training", "ram_verify"
+]
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             variants=tuple(variants),
             needs=tuple(_needs(train, merge, export, verify, run, base, estimator, variants[0])),
             tokens=tokens,
-            flops_per_token=_flops_per_token(estimator, variants[0].checkpointed_layers),
+            flops_per_token=_flops_per_token(estimator, variants[0].checkpointed_layers, train),
             flops_per_second=_matrix_rate(device) if device else None,
         )
 
@@ -173,12 +176,14 @@ def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
     return load_training_set(config, load_tokenizer(base.folder), keep=False).report, ""
 
 
-def _flops_per_token(estimator: MemoryEstimator, recomputed: int) -> float:
+def _flops_per_token(estimator: MemoryEstimator, recomputed: int, config: TrainConfig) -> float:
     """Matrix products alone: forward, the gradient of the input, and forward again in the layers that are recomputed.
 
-    The base is frozen, so no product goes into its own gradient; attention and the adapter come on top.
+    The base is frozen, so no product goes into its own gradient; attention and the adapter come on top. A kept pass
+    costs what a pass of the data does, and comes with every `keep_every`-th of these.
     """
-    return 2.0 * estimator.matrix_parameters * (2 + recomputed / estimator.layers)
+    passes = 1 + (1 / config.keep_every if config.keep_weight else 0)
+    return 2.0 * estimator.matrix_parameters * (2 + recomputed / estimator.layers) * passes
 
 
 def _matrix_rate(device: torch.device) -> float:
@@ -228,6 +233,9 @@ def _needs(
         ),
         _verify_memory(verify, weights),
     ]
+    if train.keep_weight:
+        size = states_bytes(train.keep_windows, train.max_length, estimator.text.hidden_size, estimator.dtype)
+        needs.append(Need("ram_kept", way.processes * size, psutil.virtual_memory().available))
     if way.host_bytes:
         host = way.processes * way.host_bytes
         needs.append(Need("ram_training", host, psutil.virtual_memory().available))

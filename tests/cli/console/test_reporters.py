@@ -23,6 +23,7 @@ ROW = {
     "loss": 3.25,
     "task_loss": 3.2,
     "heldout_loss": 3.5,
+    "keep_kl": 0.0123,
     "alpha": 1.618,
     "gate": 0.8345,
     "phase": "golden",
@@ -94,7 +95,8 @@ def test_people_read_plain_lines_in_their_language(
         watch.step(1, 1, 3.25, 1.618)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "ステップ     10  損失 3.2000  検証用 3.5000  α +1.618  g 0.8345  🟢 黄金比に到達  812 トークン/秒"
+        "ステップ     10  損失 3.2000  検証用 3.5000  ベースとの KL 0.0123  "
+        "α +1.618  g 0.8345  🟢 黄金比に到達  812 トークン/秒"
     )
     assert lines[1].startswith("学習中: 25 %、残り約")
     assert lines[1].endswith("秒  損失 3.250  α +1.618")

@@ -15,7 +15,20 @@ from aegis.soul.gate import Phase
 from tests.cli.console.test_reporters import ROW
 from tests.shown import english_in
 
-LABELS = ("loss", "smoothed", "held-out", "checkpoint", "α", "phase", "g ", "rate", "speed", "memory")
+LABELS = (
+    "loss",
+    "smoothed",
+    "held-out",
+    "KL to base",
+    "R turned",
+    "checkpoint",
+    "α",
+    "phase",
+    "g ",
+    "rate",
+    "speed",
+    "memory",
+)
 
 
 class Screen(io.StringIO):
@@ -41,7 +54,8 @@ def drawn(width: int, encoding: str, *, known: bool = True) -> list[str]:
     if known:
         panel.step(412, 411, 2.5, 1.618)
         panel.metrics({**ROW, "step": 410, "peak_bytes": 3 << 30})
-        panel.metrics({**ROW, "step": 411, "peak_bytes": 1 << 30, "heldout_loss": None})
+        last = {"heldout_loss": None, "keep_kl": None, "turned_degrees": [0.0, 1, 2, 3.456, 4, 5, 6]}
+        panel.metrics({**ROW, "step": 411, "peak_bytes": 1 << 30, **last})
         panel.saved(410)
     console.print(panel.draw())
     return screen.getvalue().splitlines()
@@ -59,7 +73,17 @@ def test_it_fits_and_says_all(width: int, encoding: str) -> None:
     text = "\n".join(lines)
     assert all(len(line) <= width for line in lines)
     assert all(label in text for label in LABELS)
-    for told in ("412 of 500", "2.5000", "3.5000 (step 410)", "+1.618", "Golden Ratio Reached", "0.8345", "812"):
+    for told in (
+        "412 of 500",
+        "2.5000",
+        "3.5000 (step 410)",
+        "0.0123 (step 410)",
+        "3.46°",
+        "+1.618",
+        "Golden Ratio Reached",
+        "0.8345",
+        "812",
+    ):
         assert told in text, told
     assert "3.00 GiB at most" in text
     assert "step 410, 0 s ago" in text

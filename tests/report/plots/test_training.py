@@ -18,6 +18,7 @@ ROWS: list[dict[str, Any]] = [
         "step": step,
         "task_loss": 3.0 / (1 + step / 30),
         "heldout_loss": 3.2 / (1 + step / 40) if step % 50 == 0 else None,
+        "keep_kl": 0.01 * step if step % 20 == 0 else None,
         "alpha": SCHEDULE(step),
         "gate": gate(SCHEDULE(step)),
         "phase": phase(SCHEDULE(step)).name.lower(),
@@ -45,6 +46,15 @@ def test_the_same_training_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in PICTURES:
         with Image.open(tmp_path / "a" / name) as picture:
             assert (picture.format, picture.size) == ("PNG", (960, 432))
+
+
+def test_kept_text_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    """Where text was kept; without it, training.png is the loss alone."""
+    kept = drawn(tmp_path / "kept", ROWS)
+    without = drawn(tmp_path / "without", [{**row, "keep_kl": None} for row in ROWS])
+    older = drawn(tmp_path / "older", [{k: v for k, v in row.items() if k != "keep_kl"} for row in ROWS])
+    assert kept["training.png"] != without["training.png"] == older["training.png"]
+    assert kept["phase.png"] == without["phase.png"]
 
 
 @pytest.mark.parametrize(

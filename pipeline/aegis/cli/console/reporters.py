@@ -36,6 +36,8 @@ class ConsoleReporter:
         known = phrase("console.step", step=row["step"], loss=row["task_loss"])
         if row["heldout_loss"] is not None:
             known += f"  {phrase('console.heldout', loss=row['heldout_loss'])}"
+        if row.get("keep_kl") is not None:
+            known += f"  {phrase('console.kept', kl=row['keep_kl'])}"
         known += f"  α {row['alpha']:+.3f}  g {row['gate']:.4f}"
         if self._panel is not None:
             self._panel.metrics(row)

@@ -51,6 +51,7 @@ class TrainingPanel:
         self._row: dict[str, object] = {}
         self._peak_bytes = 0.0
         self._heldout: tuple[int, float] | None = None
+        self._kept: tuple[int, float] | None = None
         self._saved: tuple[int, float] | None = None
         self._bars = Progress(
             BarColumn(bar_width=None),
@@ -90,6 +91,8 @@ class TrainingPanel:
         self._peak_bytes = max(self._peak_bytes, _number(row, "peak_bytes"))
         if isinstance(row.get("heldout_loss"), float):
             self._heldout = int(str(row["step"])), float(str(row["heldout_loss"]))
+        if isinstance(row.get("keep_kl"), float):
+            self._kept = int(str(row["step"])), float(str(row["keep_kl"]))
 
     def draw(self) -> RenderableType:
         """The panel as things stand, for the width the console has now."""
@@ -109,9 +112,13 @@ class TrainingPanel:
         """An even number of them: label and value."""
         waiting = Text("-", style="dim")
         smoothed = Text(f"{self._sum / self._weight:.4f}") if self._weight else waiting
-        heldout, speed, memory = waiting, waiting, waiting
+        heldout, kept, turned, speed, memory = waiting, waiting, waiting, waiting, waiting
         if self._heldout:
             heldout = Text(phrase("live.loss_at", loss=self._heldout[1], step=self._heldout[0]))
+        if self._kept:
+            kept = Text(phrase("live.kept_at", kl=self._kept[1], step=self._kept[0]))
+        if isinstance(angles := self._row.get("turned_degrees"), list):
+            turned = Text(phrase("live.degrees", median=float(angles[len(angles) // 2])))
         if self._row:
             speed = Text(phrase("live.tokens_per_second", speed=_number(self._row, "tokens_per_second")))
             memory = Text(phrase("live.at_most", gib=self._peak_bytes / 2**30))
@@ -119,6 +126,8 @@ class TrainingPanel:
             (phrase("live.loss"), waiting if self._loss is None else Text(f"{self._loss:.4f}")),
             (phrase("live.smoothed"), smoothed),
             (phrase("live.heldout"), heldout),
+            (phrase("live.kept"), kept),
+            (phrase("live.turned"), turned),
             (phrase("live.checkpoint"), self._checkpoint()),
             ("α", waiting if self._alpha is None else Text(f"{self._alpha:+.3f}")),
             (phrase("live.phase"), waiting if self._alpha is None else self._phase(self._alpha)),

@@ -51,6 +51,7 @@ def trained(report: TrainReport, run: Path) -> str:
     losses = [
         *([] if report.loss is None else [phrase("screens.loss", loss=report.loss)]),
         *([] if report.heldout_loss is None else [phrase("screens.heldout_loss", loss=report.heldout_loss)]),
+        *([] if report.keep_kl is None else [phrase("screens.keep_kl", kl=report.keep_kl)]),
     ]
     steps = phrase("screens.steps", steps=report.steps)
     return (

@@ -53,8 +53,13 @@ def draw_all(rows: Rows, start: Angles, end: Angles, gate: float, folder: Path) 
 
 
 def draw_training(rows: Rows, path: Path) -> None:
-    """training.png: the loss of each logging step, the same smoothed, and the held-out loss where it was looked at."""
-    figure, axes = _figure()
+    """training.png: the loss of each logging step, the same smoothed, and the held-out loss where it was looked at.
+
+    Beside it, where text was kept, KL(base ‖ trained) on it.
+    """
+    kept_steps, kept = _column(rows, "keep_kl")
+    figure, panels = _figure(2 if len(kept_steps) else 1)
+    axes, *beside = np.ravel(panels)
     steps, losses = _column(rows, "task_loss")
     axes.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1, label="loss")
     axes.plot(steps, _smoothed(losses), color=_BLUE, linewidth=2, label="loss, smoothed")
@@ -65,6 +70,12 @@ def draw_training(rows: Rows, path: Path) -> None:
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_title("Training")
     axes.legend(frameon=False)
+    for right in beside:
+        right.plot(kept_steps, kept, color=_BLUE, linewidth=2)
+        right.annotate(f"{kept[-1]:.3f}", (kept_steps[-1], kept[-1]), xytext=(0, 8), **_NOTE, color=_BLUE)
+        right.set_ylim(bottom=0)
+        right.set_ylabel("KL(base ‖ trained), nats per token")
+        right.set_title("Kept text")
     _save(figure, path)
 
 

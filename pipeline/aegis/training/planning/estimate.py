@@ -26,6 +26,7 @@ from aegis.training.distributed.sharded_base import RESIDENT_LAYERS, layout
 from aegis.training.execution.activation_bytes import activation_bytes, attention_bytes
 from aegis.training.execution.install import install
 from aegis.training.execution.options import IN_FLIGHT, ExecutionOptions, has_own_head
+from aegis.training.kernels.chunked_divergence import head_divergence
 from aegis.training.kernels.chunked_loss import head_loss
 from aegis.training.kernels.varlen_attention import has_tabulable_rope
 from aegis.training.planning.allocation_tracker import AllocationTracker, emulating_cuda
@@ -235,6 +236,9 @@ class MemoryEstimator:
         hidden = self._decoder(input_ids=ids, position_ids=ids, use_cache=False, **mask).last_hidden_state
         head = self.model.get_output_embeddings()
         targets = ids.flatten()
+        chosen, bias = hidden.flatten(0, 1).index_select(0, targets), getattr(head, "bias", None)
         with tracker.part():
-            rows = hidden.flatten(0, 1).index_select(0, targets)
-            return head_loss(rows, head.weight, getattr(head, "bias", None), targets)
+            if self._config.keep_weight:
+                # a kept pass holds the base's states and both sides' logits: the fuller one of the two
+                return head_divergence(chosen, torch.empty_like(chosen), head.weight, bias, targets >= 0)
+            return head_loss(chosen, head.weight, bias, targets)

@@ -1,0 +1,110 @@
+"""train with keep: what a run holds of its kept text, and that it goes on with that text and no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aegis.config.settings import TrainConfig
+from aegis.data import kept
+from aegis.errors import IntegrityError, UsageError
+from aegis.runs.facts import AdapterFacts
+from aegis.runs.manifest import read_manifest, verify_directory
+from aegis.runs.run import Run
+from aegis.stages.train import train
+from aegis.training import step as step_module
+from aegis.training.keep import text
+from tests.trained import small_training, write_chats
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def config(quick_base: Path, tmp_path: Path, cache: Path) -> TrainConfig:
+    short = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
+    return short.model_copy(update={"max_steps": 4, "annealing_steps": 2})
+
+
+def test_a_run_holds_its_kept_text_and_what_was_held_out_of_it(
+    tmp_path: Path, config: TrainConfig, cache: Path
+) -> None:
+    """Without the cache too; damaged, it is refused. The rows and the manifest have the divergence."""
+    run = Run(tmp_path / "run")
+    report = train(config, run)
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    # accumulating two micro-batches a step, every third one brings a kept pass: in steps 0, 1 and 3
+    assert [row["keep_kl"] is None for row in rows] == [False, False, True, False]
+    assert rows[0]["keep_kl"] < 0.05
+    assert report.keep_kl == rows[-1]["keep_kl"]
+    assert rows[1]["loss"] == pytest.approx(rows[1]["task_loss"] + rows[1]["keep_kl"], abs=1e-4)
+    facts = AdapterFacts.read(run.adapter)
+    assert facts.result.keep_kl == report.keep_kl
+    assert facts.kept is not None
+    assert (facts.kept.source, facts.kept.windows, facts.kept.heldout_windows) == ("written", 7, 1)
+
+    (cached,) = (cache / "kept").glob("*.windows")
+    wanted = kept.load(cached)
+    assert wanted is not None
+    assert read_manifest(run.adapter).inputs["kept"] == wanted.sha256
+    shutil.rmtree(cache / "kept")
+    found = kept.heldout_of(run)
+    assert found is not None
+    assert np.array_equal(found.batch([0]).input_ids, wanted.heldout.batch([0]).input_ids)
+    assert train(config, run, reuse=True).keep_kl == report.keep_kl
+
+    path = run.kept / kept.FILE_NAME
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError):
+        kept.heldout_of(run)
+
+
+def test_other_kept_text_is_refused_with_the_difference(
+    tmp_path: Path, config: TrainConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that was killed goes on with the text it began with, from the run if the cache has gone."""
+    run = Run(tmp_path / "run")
+    launch = step_module.Stepper.launch
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self, step, *arguments):  # type: ignore[no-untyped-def]
+        if step == 3:
+            raise Killed
+        return launch(self, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Stepper, "launch", dying)
+        with pytest.raises(Killed):
+            train(config, run)
+    shutil.rmtree(cache / "kept")
+    aside = tmp_path / "aside"
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "_SEED", 3)
+        run.kept.rename(aside)
+        with pytest.raises(UsageError, match="hash of the kept"):
+            train(config, run)
+        with pytest.raises(UsageError, match=r"keep_weight: 1\.0 → 0\.5"):
+            train(config.model_copy(update={"keep_weight": 0.5}), run)
+        aside.rename(run.kept)
+        shutil.rmtree(cache / "kept")
+        assert train(config, run).resumed_from == 2
+    assert verify_directory(run.kept).inputs == read_manifest(run.adapter).inputs
+
+
+def test_switched_off_a_run_holds_none(tmp_path: Path, config: TrainConfig, cache: Path) -> None:
+    run = Run(tmp_path / "run")
+    report = train(config.model_copy(update={"keep_weight": 0.0}), run)
+    assert report.keep_kl is None
+    assert not run.kept.exists()
+    assert not (cache / "kept").exists()
+    assert kept.heldout_of(run) is None
+    assert "kept" not in read_manifest(run.adapter).inputs
