@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.chat import ask, conversation
+from aegis.chat import ask, conversation, load
 from aegis.chat.ask import Limits
 from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, UsageError
@@ -170,8 +170,8 @@ def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
             raise EnvironmentFault("disk.no_cache", directory="x", error="no memory for it")
         yield [Slow(clock)]
 
-    monkeypatch.setattr(conversation, "in_transformers", speaking)
-    monkeypatch.setattr(conversation, "speakers", speaking)
+    monkeypatch.setattr(load, "load_transformers_models", speaking)
+    monkeypatch.setattr(load, "load_models", speaking)
     base, trained, gguf = ask.ask(run, ["一", "二", "三"], Limits(max_tokens=4, seconds=5.5))
     assert (base.answers, base.missing) == ((), "x cannot be used as the cache")
     assert [(answer.text, answer.cut) for answer in trained.answers] == [("ああああ", False), ("ああ", True)]
@@ -181,8 +181,8 @@ def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch
 
 def test_a_japanese_page_is_japanese(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run that was verified in English: the names of checks, what they found, and what failed."""
-    report = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
-    names = [check["name"]["english"] for check in report["checks"]]
+    recorded = json.loads((run.verify / "report.json").read_text(encoding="utf-8"))
+    names = [check["name"]["english"] for check in recorded["checks"]]
     assert len(names) > 10
     english = html.unescape(words(report(run, Limits(count=0))))
     assert all(name in english for name in names)
