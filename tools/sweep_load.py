@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from aegis.model.shards import SINGLE, ShardSet, ShardWriter, write_index
+from aegis.model.shard_writer import ShardWriter, write_index
+from aegis.model.shards import SINGLE, ShardSet
 from aegis.runs.run import Run
 from aegis.soul.file import load_soul, save_soul
 from tests.faults.forked import Ended

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aegis.errors import AegisError, IntegrityError, UnsupportedModelError, UsageError
-from aegis.model.shards import INDEX, ShardSet, ShardWriter, read_header, write_index
+from aegis.model.shard_writer import ShardWriter, write_index
+from aegis.model.shards import INDEX, ShardSet, read_header
 
 TENSORS = {
     "half": torch.randn(37, 11, generator=torch.Generator().manual_seed(1)).half(),

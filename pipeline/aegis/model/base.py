@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,18 +16,16 @@ from typing import Any
 
 from aegis import progress
 from aegis.config.settings import DEMO
-from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.hub import download_bars, first_line, http_error
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+from aegis.hub import first_line
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import check_family, check_head_bias, unproven_parts
+from aegis.model.hub_download import DESCRIPTION, download
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import vocabulary_of
 
-_DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md")
 _READ_BYTES = 1 << 24
-_WAITS_S = (1, 3, 9)
 _PARTS = {"head": "base.part_head", "tokenizer": "base.part_tokenizer", "rope": "base.part_rope"}
 
 TOKENIZER_FILES = (
@@ -108,7 +105,7 @@ def find_base(name: str, revision: str | None = None) -> Base:
     elif not _is_hub_id(name):
         raise _no_base(name)
     else:
-        folder, commit = _download(name, revision)
+        folder, commit = download(name, revision)
     base = Base(name, folder, commit)
     check_family(base.config)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -214,9 +211,9 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
             folder = describe_demo_base(Path(scratch))
         elif _is_hub_id(name):
             try:
-                folder, commit = _download(name, revision, local_files_only=True)
+                folder, commit = download(name, revision, local_files_only=True)
             except EnvironmentFault:
-                folder, commit = _download(name, revision, _DESCRIPTION, local_dir=scratch)
+                folder, commit = download(name, revision, DESCRIPTION, local_dir=scratch)
         else:
             folder = Path(name).resolve()
             if not folder.is_dir():
@@ -233,63 +230,3 @@ def _is_hub_id(name: str) -> bool:
 
 def _no_base(name: str) -> UsageError:
     return UsageError("base.none", name=name)
-
-
-def _download(name: str, revision: str | None, patterns: Sequence[str] = _WANTED, **where: Any) -> tuple[Path, str]:
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        folder = _fetch(name, revision, patterns, **where)
-        # the cache calls a folder by its commit
-        commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
-    except HFValidationError as error:
-        raise UsageError("base.not_a_hub_name", name=name, error=first_line(error)) from None
-    except GatedRepoError:
-        raise EnvironmentFault("base.gated", name=name) from None
-    except RevisionNotFoundError:
-        raise UsageError("base.no_revision", name=name, revision=revision) from None
-    except RepositoryNotFoundError:
-        raise UsageError("base.not_on_hub", name=name) from None
-    except LocalEntryNotFoundError as error:
-        raise EnvironmentFault("base.offline", name=name, error=first_line(error)) from None
-    except (http_error(), OSError) as error:
-        raise EnvironmentFault("base.not_downloaded", name=name, error=first_line(error)) from None
-    except ValueError as error:
-        raise EnvironmentFault("base.other_answers", name=name, error=first_line(error)) from None
-    if "*.safetensors" in patterns and not any(folder.glob("*.safetensors")):
-        raise UnsupportedModelError("base.no_weights", name=name)
-    return folder, commit
-
-
-def _fetch(name: str, revision: str | None, patterns: Sequence[str], **where: Any) -> Path:
-    """Download what is missing. The Hub's library resumes and retries, but gives up at once on a server's error."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for wait_s in (*_WAITS_S, None):
-        try:
-            # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
-            with download_bars(phrase("base.downloading", name=name)) as bars:
-                return Path(
-                    snapshot_download(
-                        name,
-                        revision=revision,
-                        allow_patterns=list(patterns),
-                        ignore_patterns=["consolidated*"],
-                        tqdm_class=bars,
-                        **where,
-                    )
-                )
-        except HfHubHTTPError as error:
-            if wait_s is None or error.response.status_code < 500:
-                raise
-            progress.warn(phrase("base.trying_again", error=first_line(error), wait_s=wait_s))
-            time.sleep(wait_s)
-    raise AssertionError("the last try returns or raises")

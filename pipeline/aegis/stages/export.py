@@ -63,61 +63,93 @@ def export_gguf(
         EnvironmentFault: the disk is too small.
     """
     refuse_existing(out, overwrite=overwrite)
-    quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
-    for quant in quants:
-        refuse_without_imatrix(quant, config.imatrix)
-    if config.head_quant is not None:
-        parse_tensor_type(config.head_quant)
-    source_config = read_config(model)
-    check_family(source_config)
-    shards = ShardSet.open(model)
-    name = general_name(config.name, model, str(source_config["model_type"]))
-    context = context_tokens(source_config)
-    tokenizer = load_tokenizer(model)
-    end_tokens(model, source_config)  # before the conversion, which may take minutes
-
-    inputs = _inputs(model, shards)
-    if config.imatrix is not None:
-        inputs["imatrix"] = importance_sha256(config.imatrix, inputs["model"])
-    keep_f16 = config.keep_f16 or F16 in quants
-    quantized = [quant for quant in quants if quant != F16]
-    files = {quant: f"{disk.file_stem(name)}-{quant}.gguf" for quant in (*quantized, F16)}
-    published = {quant: file for quant, file in files.items() if quant != F16 or keep_f16}
-    facts = ExportFacts(name=name, context_tokens=context, files=published)
-    manifest = Manifest(
-        stage="export-gguf",
-        config={
-            **config.model_dump(mode="json", exclude={"llama_cpp_dir", "imatrix"}),
-            "name": name,
-            "quant": list(quants),
-        },
-        inputs=inputs,
-        facts=facts.recorded(),
-    )
-    report = ExportReport(out, name, tuple(out / file for file in published.values()), context)
+    work = _Export.prepare(model, config)
+    facts, manifest = work.facts, work.manifest()
+    report = ExportReport(out, facts.name, tuple(out / file for file in facts.files.values()), facts.context_tokens)
     if reuse and finished(out, manifest) is not None:
         return report
 
-    needed = disk_needed(model, shards, quantized)
+    needed = disk_needed(model, work.shards, work.quantized)
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
     with publishing(out, manifest, overwrite=overwrite) as staging:
-        f16 = staging.path / files[F16]
-        convert(model, f16, model_name=name, tree=config.llama_cpp_dir)
-        check_f16(f16, shards, source_config, tokenizer)
-        fallbacks = {}
-        for quant in quantized:
-            quantize(
-                f16, staging.path / files[quant], quant, output_tensor_type=config.head_quant, imatrix=config.imatrix
-            )
-            fallbacks[quant] = check_quantized(staging.path / files[quant], quant, config.head_quant)
-        if not keep_f16:
-            f16.unlink()
-        write_export_sidecars(model, staging.path, name, _hashed(staging, list(published.values())), __version__)
+        fallbacks = work.write_ggufs(staging.path)
+        files = _hashed(staging, list(facts.files.values()))
+        write_export_sidecars(model, staging.path, facts.name, files, __version__)
         staging.facts = facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
     return report
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One export: everything that is known before the first byte is written."""
+
+    model: Path
+    config: ExportConfig
+    quants: tuple[str, ...]
+    source_config: dict[str, Any]
+    shards: ShardSet
+    tokenizer: Any
+    facts: ExportFacts
+
+    @classmethod
+    def prepare(cls, model: Path, config: ExportConfig) -> _Export:
+        """Look at settings and folder, and refuse what could not be exported."""
+        quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
+        for quant in quants:
+            refuse_without_imatrix(quant, config.imatrix)
+        if config.head_quant is not None:
+            parse_tensor_type(config.head_quant)
+        source_config = read_config(model)
+        check_family(source_config)
+        shards = ShardSet.open(model)
+        name = general_name(config.name, model, str(source_config["model_type"]))
+        kept = [F16] if config.keep_f16 or F16 in quants else []
+        facts = ExportFacts(
+            name=name,
+            context_tokens=context_tokens(source_config),
+            files={quant: _file_name(name, quant) for quant in [*(quant for quant in quants if quant != F16), *kept]},
+        )
+        tokenizer = load_tokenizer(model)
+        end_tokens(model, source_config)  # before the conversion, which may take minutes
+        return cls(model, config, quants, source_config, shards, tokenizer, facts)
+
+    @property
+    def quantized(self) -> list[str]:
+        return list(self.facts.quantized)
+
+    def manifest(self) -> Manifest:
+        inputs = _inputs(self.model, self.shards)
+        if self.config.imatrix is not None:
+            inputs["imatrix"] = importance_sha256(self.config.imatrix, inputs["model"])
+        return Manifest(
+            stage="export-gguf",
+            config={
+                **self.config.model_dump(mode="json", exclude={"llama_cpp_dir", "imatrix"}),
+                "name": self.facts.name,
+                "quant": list(self.quants),
+            },
+            inputs=inputs,
+            facts=self.facts.recorded(),
+        )
+
+    def write_ggufs(self, folder: Path) -> dict[str, list[str]]:
+        """Convert and quantize, and check what came of it; returns each type's tensors that fell back to another."""
+        config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
+        convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
+        check_f16(f16, self.shards, self.source_config, self.tokenizer)
+        for quant, name in self.facts.quantized.items():
+            quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
+            fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+        if self.facts.f16 is None:
+            f16.unlink()
+        return fallbacks
+
+
+def _file_name(name: str, quant: str) -> str:
+    return f"{disk.file_stem(name)}-{quant}.gguf"
 
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:

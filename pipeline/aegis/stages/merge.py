@@ -22,7 +22,8 @@ from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import Base, find_base, weights_hash_of
 from aegis.model.load import dtype_name
 from aegis.model.provenance import CARD, provenance_of_merge
-from aegis.model.shards import INDEX, write_index
+from aegis.model.shard_writer import write_index
+from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk
@@ -96,28 +97,16 @@ def merge(
         EnvironmentFault: the disk is too small.
     """
     refuse_existing(out, overwrite=overwrite)
-    adapter = load_adapter(inputs.adapter)
-    soul_path = inputs.soul or inputs.adapter / SOUL_FILE
-    if inputs.soul is None and not soul_path.is_file():
-        raise IntegrityError("merge.no_soul", adapter=inputs.adapter, soul_file=SOUL_FILE)
-    soul = load_soul(soul_path)
-    base = find_base(inputs.base_model, inputs.revision)
-    round_trip = RoundTrip.of(base, inputs.adapter) if config.base_weights == "dequantized" else None
-    plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype], round_trip)
-    _refuse_folding_twice(base, soul_path, soul)
-    if soul.reflection:
-        progress.warn(phrase("merge.reflection", soul_path=soul_path))
-    if plan.scaled == "head":
-        progress.say(phrase("merge.counter_scale_in_head", model_type=base.config["model_type"]))
+    soul_path, plan = _plan(inputs, config)
+    base, soul = plan.base, plan.soul
     origin = provenance_of_merge(base, inputs.adapter, soul)
-
     manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
         inputs={"adapter": file_sha256(inputs.adapter / WEIGHTS), "soul": file_sha256(soul_path)},
         facts=_facts(plan, origin).recorded(),
     )
-    report = MergeReport(out, plan.tensors, plan.out_bytes, len(adapter.updates), soul.gate, plan.untied)
+    report = MergeReport(out, plan.tensors, plan.out_bytes, len(plan.adapter.updates), soul.gate, plan.untied)
     if reuse and (out / MANIFEST).is_file():
         known = replace(manifest, inputs={**manifest.inputs, "base": base.weights_hash})
         if finished(out, known) is not None:
@@ -132,6 +121,24 @@ def merge(
         card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
         (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report
+
+
+def _plan(inputs: MergeInputs, config: MergeConfig) -> tuple[Path, MergePlan]:
+    """The soul's file, and what becomes of each tensor; what does not fit each other is refused."""
+    adapter = load_adapter(inputs.adapter)
+    soul_path = inputs.soul or inputs.adapter / SOUL_FILE
+    if inputs.soul is None and not soul_path.is_file():
+        raise IntegrityError("merge.no_soul", adapter=inputs.adapter, soul_file=SOUL_FILE)
+    soul = load_soul(soul_path)
+    base = find_base(inputs.base_model, inputs.revision)
+    round_trip = RoundTrip.of(base, inputs.adapter) if config.base_weights == "dequantized" else None
+    plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype], round_trip)
+    _refuse_folding_twice(base, soul_path, soul)
+    if soul.reflection:
+        progress.warn(phrase("merge.reflection", soul_path=soul_path))
+    if plan.scaled == "head":
+        progress.say(phrase("merge.counter_scale_in_head", model_type=base.config["model_type"]))
+    return soul_path, plan
 
 
 def _facts(plan: MergePlan, origin: Provenance) -> MergeFacts:
