@@ -75,6 +75,12 @@ class AegisError(Exception):
         return _rebuilt, (type(self), self.key, state)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def _rebuilt(kind: type[_Error], key: str, state: dict[str, Any]) -> _Error:
     error = kind.__new__(kind, key)
     error.__dict__ |= {**state, "values": MappingProxyType(dict(state["values"]))}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from aegis import progress
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def http_error() -> type[Exception]:
@@ -17,10 +20,9 @@ def http_error() -> type[Exception]:
     return HfHubHTTPError.__mro__[1]
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name if it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `owner/name` of the Hub; a path of two parts has it too."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from aegis import progress
 from aegis.chat import load
 from aegis.chat.conversation import ChatModel, SamplingParams
 from aegis.config.settings import TrainConfig
-from aegis.errors import AegisError
+from aegis.errors import AegisError, first_line
 from aegis.messages import phrase
 from aegis.report.answers import Answer, ModelAnswers
 from aegis.runs.facts import TrainFacts
@@ -87,7 +87,7 @@ def _voice(
     except BrokenPipeError:  # whoever read our progress has gone
         raise
     except (AegisError, OSError, RuntimeError) as error:  # torch tells of a full GPU with a RuntimeError
-        return ModelAnswers(who, "", tuple(answers), str(error).partition("\n")[0])
+        return ModelAnswers(who, "", tuple(answers), first_line(error))
     return ModelAnswers(who, name, tuple(answers))
 
 

@@ -74,14 +74,7 @@ def _code_of(command: Callable[[], int | None]) -> int:
     except ImportError as error:
         return _incomplete(error)
     except OSError as error:
-        if disk.is_full(error):
-            fault = disk.full(Path(error.filename or "."), error)
-            print_error(fault.what, fault.why, fault.fix)
-            return fault.exit_code
-        if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            return _our_bug(error)
-        print_error(phrase("ending.unusable", path=error.filename), error.strerror or "")
-        return 2
+        return _os_error(error)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
             print_error(parser.describe_parse_error(error), fix=phrase("ending.help"))
@@ -93,6 +86,18 @@ def _print_aegis_error(error: AegisError) -> int:
     _keep(error)
     print_error(error.what, error.why, error.fix)
     return error.exit_code
+
+
+def _os_error(error: OSError) -> int:
+    """A full disk and a path that may not be used are not our bugs."""
+    if disk.is_full(error):
+        fault = disk.full(Path(error.filename or "."), error)
+        print_error(fault.what, fault.why, fault.fix)
+        return fault.exit_code
+    if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+        return _our_bug(error)
+    print_error(phrase("ending.unusable", path=error.filename), error.strerror or "")
+    return 2
 
 
 def _incomplete(error: ImportError) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from aegis.data.files import FileSource, kinds, reader_of
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.hub import is_hub_id
 from aegis.messages import phrase
 
 
@@ -58,12 +58,14 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
     raise UsageError("sources.no_file", path=path)
 
 
+def names_hub_dataset(name: str) -> bool:
+    """Whether a name is a Hub id and does not look like a file of data, on whichever machine."""
+    return is_hub_id(name) and reader_of(Path(name)) is None
+
+
 def is_hub_dataset(name: str) -> bool:
-    """Whether a name is `owner/name` on the Hub, and no file here."""
-    path = Path(name).expanduser()
-    return (
-        reader_of(path) is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not path.exists()
-    )
+    """Whether a name is a dataset's on the Hub, and no file here."""
+    return names_hub_dataset(name) and not Path(name).expanduser().exists()
 
 
 def _open_file(path: Path) -> FileSource:

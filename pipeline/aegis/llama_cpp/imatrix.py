@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError
@@ -20,6 +19,7 @@ from aegis.llama_cpp.building import WORKER, imatrix_tool
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
+from aegis.llama_cpp.threads import default_threads
 from aegis.messages import bilingual, phrase
 
 MIN_CHUNK_TOKENS = 32
@@ -55,7 +55,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
         arguments = [
             str(tool), "-m", str(gguf), "-f", text.name, "-o", part.name, "--output-format", "gguf",
             "-c", str(chunk_tokens), "-b", str(chunk_tokens), "-ub", str(chunk_tokens),
-            "-t", str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1),
+            "-t", str(threads or default_threads()),
             "-ngl", "0", "-fit", "off", "--parse-special", *(["--no-repack"] if has_amx() else []),
         ]
         # fmt: on

@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from aegis.errors import DataError, EnvironmentFault, IntegrityError, UsageError
@@ -22,6 +21,7 @@ from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.text_stream import joined
+from aegis.llama_cpp.threads import default_threads
 
 Message = Mapping[str, str]
 
@@ -67,7 +67,7 @@ class Runtime:
         log = captured_log()
         log.clear()
         keep_from_amx()
-        threads = threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        threads = threads or default_threads()
         try:
             self._llama: Any = llama_cpp.Llama(
                 model_path=os.fspath(path.absolute()),

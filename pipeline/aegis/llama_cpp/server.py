@@ -17,13 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from aegis.errors import EnvironmentFault, IntegrityError
 from aegis.llama_cpp._log import captured_log
 from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.gguf_file import GgufFile
+from aegis.llama_cpp.threads import default_threads
 
 HOST = "127.0.0.1"
 _NEEDED = ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
@@ -56,7 +55,7 @@ def serve(
         if not file.metadata.get("tokenizer.chat_template"):
             raise IntegrityError("server.no_chat_template", path=path)
     with _bound(port) as listener:
-        app = _app(path, context, threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+        app = _app(path, context, threads or default_threads())
         import uvicorn
 
         listener.listen()

@@ -16,8 +16,8 @@ from typing import Any
 
 from aegis import progress
 from aegis.config.settings import DEMO
-from aegis.errors import EnvironmentFault, IntegrityError, UsageError
-from aegis.hub import first_line
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
+from aegis.hub import is_hub_id
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.families import check_family, check_head_bias, unproven_parts
@@ -102,7 +102,7 @@ def find_base(name: str, revision: str | None = None) -> Base:
         folder = ensure_demo_base()
     elif os.path.isdir(name):  # noqa: PTH112 (unlike Path's, it is False for a name too long)
         folder = Path(name).resolve()
-    elif not _is_hub_id(name):
+    elif not _is_on_hub(name):
         raise _no_base(name)
     else:
         folder, commit = download(name, revision)
@@ -209,7 +209,7 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
             from aegis.demo.base import describe_demo_base
 
             folder = describe_demo_base(Path(scratch))
-        elif _is_hub_id(name):
+        elif _is_on_hub(name):
             try:
                 folder, commit = download(name, revision, local_files_only=True)
             except EnvironmentFault:
@@ -223,9 +223,9 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
         yield base
 
 
-def _is_hub_id(name: str) -> bool:
+def _is_on_hub(name: str) -> bool:
     # os.path's functions are False for a name too long, Path's are not
-    return not os.path.exists(name) and name.count("/") == 1 and not name.startswith((".", "/", "~"))  # noqa: PTH110
+    return is_hub_id(name) and not os.path.exists(name)  # noqa: PTH110
 
 
 def _no_base(name: str) -> UsageError:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.errors import EnvironmentFault, UnsupportedModelError, UsageError
-from aegis.hub import download_bars, first_line, http_error
+from aegis.errors import EnvironmentFault, UnsupportedModelError, UsageError, first_line
+from aegis.hub import download_bars, http_error
 from aegis.messages import phrase
 
 DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")

@@ -11,7 +11,7 @@ import torch
 
 from aegis import progress
 from aegis.doctor.gpu import torch_build
-from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.messages import phrase
 from aegis.model.nf4_format import BLOCK
 from aegis.runs.facts import DtypeName
@@ -147,9 +147,9 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, 
     except BrokenPipeError:  # whoever read our progress has gone: nothing is wrong with the base
         raise
     except torch.OutOfMemoryError as error:
-        raise EnvironmentFault("load.out_of_memory", error=str(error).partition("\n")[0]) from error
+        raise EnvironmentFault("load.out_of_memory", error=first_line(error)) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise IntegrityError("load.not_loaded", folder=folder, error=str(error).partition("\n")[0]) from error
+        raise IntegrityError("load.not_loaded", folder=folder, error=first_line(error)) from error
     if missing := sorted(outcome["missing_keys"]):
         # transformers fills these with random numbers and logs it
         raise IntegrityError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.data.files import reader_of
+from aegis.data.sources import names_hub_dataset
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
@@ -18,7 +17,6 @@ from aegis.soul.file import SoulRecord
 CARD = "README.md"
 _LICENCES = ("LICENSE*", "NOTICE*")
 _TEXTS = ("license", "license_name", "license_link")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenance:
@@ -28,7 +26,7 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
     settings: dict[str, Any] = {}
     if training is not None and "dataset" in training.config:
         named = str(training.config["dataset"])
-        on_hub = is_hub_id(named)
+        on_hub = names_hub_dataset(named)
         data = TrainFacts.of(training).data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
         # a path on somebody's disk is nobody else's business
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
@@ -47,11 +45,6 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
             "counter_scale": soul.counter_scale,
         },
     )
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name looks like `owner/name` on the Hub, and not like a file of data."""
-    return bool(_HUB_ID.fullmatch(name)) and reader_of(Path(name)) is None
 
 
 def provenance_of_folder(folder: Path) -> Provenance:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aegis.data.sources import names_hub_dataset
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, Language, words
-from aegis.model.provenance import is_hub_id
 from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
@@ -228,7 +228,7 @@ def commands(parts: RunParts) -> list[str]:
 def public(value: object) -> str:
     """A Hub id, or the last part of a path: the rest of it is about somebody's disk."""
     text = _as_text(value)
-    return text if is_hub_id(text) else Path(text).name or text
+    return text if names_hub_dataset(text) else Path(text).name or text
 
 
 def _as_text(value: object) -> str:

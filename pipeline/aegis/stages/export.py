@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from aegis import __version__, progress
 from aegis.config.settings import ExportConfig

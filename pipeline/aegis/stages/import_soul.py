@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from aegis import progress
-from aegis.errors import IntegrityError, UsageError
+from aegis.errors import IntegrityError, UsageError, first_line
 from aegis.messages import phrase
 from aegis.soul import rotation as so
 from aegis.soul.file import SoulRecord, save_soul
@@ -79,7 +79,7 @@ def _read(source: Path) -> Mapping[str, Any]:
         raise IntegrityError(
             "import_soul.unreadable",
             source=source,
-            hint=str(error).strip().partition("\n")[0] or type(error).__name__,
+            hint=first_line(error),
         ) from None
     if not isinstance(state, Mapping) or not {"alpha", "so8_rotation", "step"} <= state.keys():
         raise IntegrityError("import_soul.not_a_soul", source=source)

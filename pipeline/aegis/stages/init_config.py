@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from aegis.config.settings import DEMO, SECTIONS
 from aegis.data.sources import is_hub_dataset, open_source
 from aegis.errors import UsageError
+from aegis.hub import is_hub_id
 from aegis.messages import phrase, translate_help
 from aegis.messages.layout import wrap
 
@@ -78,7 +79,7 @@ def check(base_model: str, dataset: str) -> list[str]:
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise UsageError("template.no_config", folder=folder)
-        elif base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):
+        elif is_hub_id(base_model):
             remarks.append(phrase("template.hub_base", base_model=base_model))
         else:
             raise UsageError("template.no_base_model", base_model=base_model)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aegis import __version__, progress
-from aegis.errors import EnvironmentFault, IntegrityError, UsageError
-from aegis.hub import first_line, http_error
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
+from aegis.hub import http_error
 from aegis.messages import phrase
 from aegis.model.provenance import CARD
 from aegis.report.card import with_verdict

@@ -31,7 +31,7 @@ from aegis.report.plots.study import StudyPoint, draw_study
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts, Recommended, StudyFacts
 from aegis.runs.manifest import Manifest, digest, read_manifest
-from aegis.runs.publish import publishing, refuse_existing
+from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.runs.run import Run
 from aegis.verification import run_checks
 from aegis.verification.gguf_checks import check_f16, files_bytes
@@ -101,31 +101,36 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     if with_matrix:
         imatrix_tool()  # the conversion may take minutes: what cannot be compiled is said before
     progress.say(phrase("quantize_study.disk_peak", made_count=len(made), needed=disk.format_bytes(needed)))
-    model = digest({file: record.sha256 for file, record in merged.files.items()})
-    manifest = Manifest(
-        stage="quantize-study",
-        config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
-        inputs={"model": model, "convert": exported.identity},
-        facts={},
-    )
-    with publishing(run.study, manifest, overwrite=overwrite) as staging:
+    with publishing(run.study, _manifest(config, merged, exported), overwrite=overwrite) as staging:
         work = staging.path / "work"
         work.mkdir()
         if f16 is None:
             f16 = work / "F16.gguf"
             convert(run.merged, f16, model_name=name, tree=config.llama_cpp_dir)
             check_f16(f16, shards, read_config(run.merged), tokenizer)
-        surveyor = Sweep(config, material, f16, staging.path, work)
-        study = surveyor.run(made, left)
+        study = Sweep(config, material, f16, staging.path, work).run(made, left)
         shutil.rmtree(work)
-        report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
-        (staging.path / REPORT).write_text(report, encoding="utf-8")
-        _draw(study, staging.path / PICTURE)
-        chosen = study.recommended
-        staging.facts = StudyFacts(
-            name=name, recommended=Recommended(quant=chosen.quant, variant=chosen.variant)
-        ).recorded()
+        _write(study, name, staging)
     return StudyReport(run.study, name, len(made), needed, study)
+
+
+def _write(study: Study, name: str, staging: Staging) -> None:
+    """Report and picture."""
+    report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
+    (staging.path / REPORT).write_text(report, encoding="utf-8")
+    _draw(study, staging.path / PICTURE)
+    recommended = Recommended(quant=study.recommended.quant, variant=study.recommended.variant)
+    staging.facts = StudyFacts(name=name, recommended=recommended).recorded()
+
+
+def _manifest(config: StudyConfig, merged: Manifest, exported: Manifest) -> Manifest:
+    model = digest({file: record.sha256 for file, record in merged.files.items()})
+    return Manifest(
+        stage="quantize-study",
+        config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
+        inputs={"model": model, "convert": exported.identity},
+        facts={},
+    )
 
 
 def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[NotBuilt]]:

@@ -133,15 +133,18 @@ def train(
                 raise error.with_fix(bilingual("train.go_on", run_root=run.root)) from None
             report = prepared.report(run.adapter, state, outcome, start, read_metrics(run.metrics))
             if group.is_main:
-                # a run killed between its last save and the removal of the oldest has one too many
-                checkpoint.prune(run.checkpoints, outcome.step, config.keep_checkpoints)
-                # before the adapter, which is what tells that there is nothing left to do
-                _draw(state, run, prepared.manifest())
-                manifest = prepared.manifest(report.result)
-                with publishing(run.adapter, manifest, overwrite=overwrite or reuse) as staging:
-                    weights = prepared.base.weights_hash
-                    checkpoint.write_trained(staging.path, state.model, state.soul, outcome.step, weights)
+                _publish(prepared, state, run, report, overwrite=overwrite or reuse)
             return report
+
+
+def _publish(prepared: _Prepared, state: TrainState, run: Run, report: TrainReport, *, overwrite: bool) -> None:
+    # a run killed between its last save and the removal of the oldest has one too many
+    checkpoint.prune(run.checkpoints, report.steps, prepared.config.keep_checkpoints)
+    # before the adapter, which is what tells that there is nothing left to do
+    _draw(state, run, prepared.manifest())
+    with publishing(run.adapter, prepared.manifest(report.result), overwrite=overwrite) as staging:
+        weights = prepared.base.weights_hash
+        checkpoint.write_trained(staging.path, state.model, state.soul, report.steps, weights)
 
 
 def _start(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reuse: bool) -> int:

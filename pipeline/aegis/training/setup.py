@@ -13,7 +13,7 @@ from torch import nn
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
-from aegis.errors import EnvironmentFault
+from aegis.errors import EnvironmentFault, first_line
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base
 from aegis.model.load import compute_dtype, load_base, silence_dropout
@@ -118,7 +118,7 @@ def _oom_explained(config: TrainConfig, cap_gib: float | None) -> Iterator[None]
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
             "train.out_of_memory",
-            error=str(error).splitlines()[0],
+            error=first_line(error),
             max_length=config.max_length,
             batch_size=config.batch_size,
             activation_checkpointing=config.activation_checkpointing,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
+from aegis.errors import first_line
 from aegis.messages import phrase
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
@@ -204,12 +205,8 @@ class Stepper:
         except RuntimeError as error:
             self._capture, self._replays = False, {}
             self.state.soul.discard_cache()
-            progress.warn(phrase("train.not_recorded", error=_first_line(error)))
+            progress.warn(phrase("train.not_recorded", error=first_line(error)))
 
     @torch.no_grad()
     def _look_into(self, slot: MicroBatch) -> None:
         self._looked.copy_(summed_loss(self.state, slot))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

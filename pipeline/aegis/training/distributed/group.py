@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from aegis import progress
-from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted, PeerEnded
+from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted, PeerEnded, first_line
 from aegis.messages import phrase
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
         group = ProcessGroup(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except (RuntimeError, ValueError) as error:
-        raise EnvironmentFault("distributed.not_met", world_size=size, error=_first_line(error)) from error
+        raise EnvironmentFault("distributed.not_met", world_size=size, error=first_line(error)) from error
     if not group.is_main:
         progress.install(progress.SilentReporter())
     all_alive = True
@@ -225,12 +225,8 @@ def dead_peers_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _peer_ended(_first_line(error)) from error
+        raise _peer_ended(first_line(error)) from error
 
 
 def _peer_ended(why: str) -> PeerEnded:
     return PeerEnded("distributed.peer_ended", why=why)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

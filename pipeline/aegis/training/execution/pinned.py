@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from aegis.errors import EnvironmentFault
+from aegis.errors import EnvironmentFault, first_line
 
 _NO_MEMORY = ("out of memory", "enough memory", "allocate memory")
 """Words by which CUDA and torch report too little memory; an earlier kernel's error may be raised here as well."""
@@ -25,7 +25,7 @@ def pinning() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
-        raise EnvironmentFault("train.not_pinned", error=str(error).partition("\n")[0]) from error
+        raise EnvironmentFault("train.not_pinned", error=first_line(error)) from error
 
 
 def can_pin(sizes: Iterable[int]) -> bool:
