@@ -14,7 +14,8 @@ from aegis.merging.plan import MergePlan
 from aegis.messages import bilingual
 from aegis.model.base import read_config
 from aegis.model.provenance import CARD
-from aegis.model.shards import INDEX, write_index
+from aegis.model.shard_writer import write_index
+from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
 from aegis.report.card import CardFile, merged_card
 from aegis.runs.facts import ExportFacts, MergeFacts, Provenance
