@@ -5,9 +5,11 @@ In what is expected, ⟦ and ⟧ stand round what is trained on.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from aegis.data.chat import Encoder, Example
 from aegis.data.records import Chat, Message, Plain
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError
+from aegis.llama_cpp import Runtime, convert
 
 MakeReal = Callable[[str], Any]
 
@@ -264,3 +267,37 @@ def test_a_template_without_tools_or_thoughts_refuses_them_by_name(real: MakeRea
     for row, key in (("calling", "tools"), ("apart", "reasoning_content"), ("thinking", "enable_thinking")):
         with pytest.raises(DataError, match=key):
             encode(real("Phi-3.5"), ROWS[row])
+
+
+# Phi-3.5 and Gemma 3 need tokenizer.model, which the packages do not have
+IN_LLAMA_CPP = {"Qwen3": "Qwen3ForCausalLM", "Llama 3.1": "LlamaForCausalLM", "SmolLM3": "SmolLM3ForCausalLM"}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("family", IN_LLAMA_CPP)
+def test_llama_cpp_reads_the_rows_as_the_same_ids(real: MakeReal, tmp_path: Path, family: str) -> None:
+    """The control is a text that llama.cpp is to take for plain: the turns' tokens are then other ids."""
+    tokenizer = real(family)
+    folder = Path(tokenizer.name_or_path)
+    config = {
+        "architectures": [IN_LLAMA_CPP[family]],
+        "model_type": {"Qwen3": "qwen3", "Llama 3.1": "llama", "SmolLM3": "smollm3"}[family],
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "no_rope_layers": [1],
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    convert(folder, tmp_path / "vocabulary.gguf", model_name="vocabulary", vocab_only=True)
+    with Runtime(tmp_path / "vocabulary.gguf", vocab_only=True) as runtime:
+        for name, row in [names for names in EXPECTED if names[0] == family]:
+            text = re.sub("[⟦⟧]", "", EXPECTED[name, row])
+            ids = encode(tokenizer, ROWS[row])[0].ids.tolist()
+            assert runtime.tokenize(text, add_bos=False) == ids, row
+            assert runtime.tokenize(text, add_bos=False, special=False) != ids
