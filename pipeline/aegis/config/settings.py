@@ -35,7 +35,9 @@ class TrainConfig(StageConfig):
 
     base_model: str = Field(DEMO, description="Hub id or folder of the base (safetensors); 'demo' is the embedded one")
     revision: str | None = Field(None, description="Hub revision of the base; resolved to a commit and recorded")
-    dataset: str = Field(DEMO, description="file (.jsonl, .txt, ...) or Hub id; 'demo' is the embedded one")
+    dataset: str = Field(
+        DEMO, description="file (.jsonl, .txt, ...), folder, pattern or Hub id; 'demo' is the embedded one"
+    )
     columns: tuple[str, ...] = Field(
         (),
         description="the data's own names for columns, e.g. question=instruction; notes=ignore leaves a column out",
