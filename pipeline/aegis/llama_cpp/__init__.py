@@ -5,6 +5,7 @@ and `Runtime` loads the bindings when it opens a file.
 """
 
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
+from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.convert import convert, refuse_code
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
@@ -21,7 +22,7 @@ from aegis.llama_cpp.quantize import (
 )
 from aegis.llama_cpp.recipe import tensor_types
 from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
-from aegis.llama_cpp.runtime import Message, Runtime
+from aegis.llama_cpp.runtime import Runtime
 from aegis.llama_cpp.server import serve
 from aegis.llama_cpp.tree import find_tree, tree_at_hand
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+Message = Mapping[str, str]
+"""What a chat template of llama.cpp's is given: a role and a content."""
 
 
 class ChatTemplate:

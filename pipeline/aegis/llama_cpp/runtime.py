@@ -6,7 +6,7 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from aegis.errors import DataError, EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp._log import captured_log
 from aegis.llama_cpp.amx import keep_from_amx
-from aegis.llama_cpp.chat_template import ChatTemplate
+from aegis.llama_cpp.chat_template import ChatTemplate, Message
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.text_stream import joined
 from aegis.llama_cpp.threads import default_threads
-
-Message = Mapping[str, str]
 
 
 class Runtime:

@@ -11,10 +11,10 @@ from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
 from aegis.data.deadline import within
 from aegis.data.packing import Windows
 from aegis.errors import AegisError, DataError, IntegrityError, UsageError
+from aegis.llama_cpp import Message
 
 T = TypeVar("T")
 
-Message = dict[str, str]
 
 HARD_STRINGS = (
     "こんにちは。", "吾輩は猫である。名前はまだ無い。", "東京都千代田区１丁目２番３号", "ｶﾀｶﾅとカタカナ",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aegis.llama_cpp import Runtime
+from aegis.llama_cpp import Message, Runtime
 from aegis.messages import Bilingual, bilingual
-from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, Message, conversations_for, in_time
+from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversations_for, in_time
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _first_difference(ours: list[int], theirs: list[int]) -> Bilingual:
     )
 
 
-def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """The ids a chat is trained with, up to where the assistant speaks.
 
     The template's text is tokenized as it stands; a begin-of-text token comes first if the tokenizer adds one by

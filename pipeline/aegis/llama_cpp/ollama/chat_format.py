@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Message = dict[str, str]
+from aegis.llama_cpp.chat_template import Message
 
 
 @dataclass(frozen=True)

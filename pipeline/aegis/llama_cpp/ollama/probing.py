@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded, Message
+from aegis.llama_cpp.chat_template import Message
+from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
 
 Render = Callable[[Sequence[Message], bool], str]
 """Messages and whether to end with the generation prompt, to text: the model's own chat template."""
