@@ -88,9 +88,9 @@ def test_the_disk_is_what_the_files_take(quick_base: Path, dataset: Path, places
     weights, trained = report.parameters, 4 * (report.adapter_parameters + report.soul_parameters)
     needs = {need.what: need for need in report.needs}
     files = weights * 2 + weights * 2 + weights * 8.6 / 8 + (4 * 3 + 1) * trained
-    assert needs["disk, the run"].bytes == pytest.approx(files, rel=1e-3)
-    assert needs["RAM, verify"].bytes == 4 * weights
-    assert "disk, the download" not in needs
+    assert needs["disk_run"].bytes == pytest.approx(files, rel=1e-3)
+    assert needs["ram_verify"].bytes == 4 * weights
+    assert "disk_download" not in needs
 
 
 def test_the_embedded_default_before_it_is_made(places: Places) -> None:
@@ -118,17 +118,17 @@ def test_a_gpu_that_is_not_here(
     assert "not known without the GPU" in text
     kept = report.variants[0].host_bytes
     assert kept > 0
-    assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == kept
+    assert {need.what: need.bytes for need in report.needs}["ram_training"] == kept
     assert "host memory  " in text
     on_a_cpu = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
-    assert not any(need.what.startswith("RAM, training") for need in on_a_cpu.needs)
+    assert not any(need.what == "ram_training" for need in on_a_cpu.needs)
     assert "host memory  " not in screens_plan.planned(on_a_cpu, config)
     offloaded = config.model_copy(update={"activation_checkpointing": "offload"})
     report = plan(offloaded, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
     assert report.variants[0].host_bytes > kept
     split = config.model_copy(update={"shard_base": True})
     needs = plan(split, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run).needs
-    assert {need.what: need.bytes for need in needs}["RAM, training on a GPU"] == 2 * kept  # in two processes
+    assert {need.what: need.bytes for need in needs}["ram_training"] == 2 * kept  # in two processes
     assert "RAM, training on a GPU" in screens_plan.planned(report, offloaded)
 
 
@@ -171,7 +171,7 @@ def test_offloaded_layers_have_a_row_and_a_legend(
     own = report.variants[0]
     assert (kept.offloaded_layers, own.offloaded_layers, own.checkpointed_layers) == (0, 3, 0)
     assert own.host_bytes > kept.host_bytes
-    assert {need.what: need.bytes for need in report.needs}["RAM, training on a GPU"] == own.host_bytes
+    assert {need.what: need.bytes for need in report.needs}["ram_training"] == own.host_bytes
     text = screens_plan.planned(report, config)
     assert any(line.split()[:1] == ["offloaded"] and f"3/{report.layers}" in line for line in text.splitlines())
     assert "offloaded: layers whose activations wait in host memory" in text
@@ -248,7 +248,7 @@ def test_a_base_on_the_hub_is_looked_at_and_not_fetched(
     assert report.data is not None
     assert not any("safetensors" in pattern for pattern in hub[-1]["allow_patterns"])
     needs = {need.what: need.bytes for need in report.needs}
-    assert needs["disk, the download"] == 2 * report.parameters
+    assert needs["disk_download"] == 2 * report.parameters
     assert places.untouched()
 
 
@@ -287,14 +287,16 @@ def test_the_screen(quick_base: Path, dataset: Path, places: Places) -> None:
     assert all(word in text for word in ("weights", "adapter", "optimizer", "activations", "head and loss", "peak"))
 
 
-def test_the_screen_of_a_base_that_is_split(quick_base: Path, dataset: Path, places: Places) -> None:
+def test_the_screen_of_a_sharded_base_has_a_column_per_number_of_processes(
+    quick_base: Path, dataset: Path, places: Places
+) -> None:
     """A column for each number of processes; on a CPU they share the memory."""
     settings = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cpu", shard_base=True)
     report = plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), places.run)
     lines = screens_plan.planned(report, settings).splitlines()
     assert ["processes", "2", "3", "4", "8"] in [line.split() for line in lines]
-    assert sum(line.startswith(("    its part", "    two layers", "    what all")) for line in lines) == 3
-    assert any("each loads the whole base" in line for line in lines)
+    assert sum(line.startswith(("    its shard", "    gathered", "    in every")) for line in lines) == 3
+    assert any("each loads the complete base" in line for line in lines)
     peak = report.variants[0].memory.peak
     room = replace(report, free_bytes=3 * (peak + (1 << 30)))
     assert fits(screens_plan.planned(room, settings)) == ["yes", "yes", "NO", "NO"]
