@@ -93,7 +93,10 @@ def spawn(
     return run
 
 
-SMALL = ("--device", "cpu", "--max-length", 32, "--lora-r", 2, "--heldout-rows", 0, "--max-steps", 2, "--save-steps", 2)
+SMALL = (
+    *("--device", "cpu", "--max-length", 32, "--lora-r", 2, "--heldout-rows", 0, "--max-steps", 2, "--save-steps", 2),
+    *("--keep-windows", 8),
+)
 
 
 @pytest.fixture
@@ -169,8 +172,11 @@ def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
     assert all(command in told.out for command in COMMANDS)
 
 
-def test_the_originals_dry_run_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+def test_the_originals_dry_run_works(
+    aegis: Aegis, quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command line of the original's README, word for word but for the base: steps, and a line of what is next."""
+    monkeypatch.setenv("AEGIS_TRAIN_KEEP_WINDOWS", "8")
     told = aegis(
         "train", "--base-model", quick_base, "--max-steps", 10, "--batch-size", 1, "--max-length", 256, "--dry-run"
     )
@@ -178,10 +184,13 @@ def test_the_originals_dry_run_works(aegis: Aegis, quick_base: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_originals_training_works(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+def test_the_originals_training_works(
+    aegis: Aegis, quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All eight of the original's options, no dataset and no run: the embedded data, artifacts/<name of the base>."""
     base = tmp_path / "Borea Phi"
     shutil.copytree(quick_base, base)
+    monkeypatch.setenv("AEGIS_TRAIN_KEEP_WINDOWS", "8")
     told = aegis(
         *("train", "--base-model", base, "--max-steps", 2, "--warmup-steps", 1, "--annealing-steps", 1),
         *("--batch-size", 1, "--max-length", 64, "--learning-rate", "2e-4", "--save-steps", 1),

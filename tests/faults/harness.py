@@ -209,7 +209,7 @@ class Laboratory:
         training = (
             f"--base-model {self.base} --dataset {self.data} --device cpu --max-steps 2 --save-steps 1 "
             "--keep-checkpoints 1 --warmup-steps 1 --annealing-steps 1 --max-length 16 --learning-rate 1e-2 "
-            "--logging-steps 1 --heldout-rows 2 --lora-r 2"
+            "--logging-steps 1 --heldout-rows 2 --lora-r 2 --keep-windows 8 --keep-every 1"
         ).split()
         exporting = ["--quant", "Q8_0", "--keep-f16"]
         verifying = ["--tokens", "64", "--threads", "1"]

@@ -79,7 +79,7 @@ def test_what_does_not_fit_in_16_bit_writes_in_nf4(
     base = Base("tiny", make_random("llama"), None)
     with module.writing_base(base, CPU) as (_, precision):
         assert precision == "16bit"
-    monkeypatch.setattr(module, "_free_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(module, "free_bytes", lambda _: 1 << 20)
     with module.writing_base(base, CPU) as (model, precision):
         assert precision == "4bit"
         assert model.is_loaded_in_4bit

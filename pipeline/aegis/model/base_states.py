@@ -38,10 +38,11 @@ def fits_16bit(base: Base, device: torch.device) -> bool:
     """Whether the device's free memory holds the base as it is computed in, with room to work."""
     parameters = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
     needed = parameters * compute_dtype(device).itemsize + _BESIDE_BYTES
-    return needed <= _free_bytes(device)
+    return needed <= free_bytes(device)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that may still be taken on a device: of a GPU within this process's cap, of a CPU the host's."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     free, total = torch.cuda.mem_get_info(device)
@@ -51,10 +52,10 @@ def _free_bytes(device: torch.device) -> int:
 
 @contextmanager
 def writing_base(base: Base, device: torch.device) -> Iterator[tuple[Any, Precision]]:
-    """The base to write with, in 16 bit, or in NF4 where only that fits; gone when the block ends.
+    """The base to write with, in 16 bit, or in NF4 where only that fits; call `release` when nothing holds it any more.
 
     Raises:
-        EnvironmentFault: not even that fits.
+        EnvironmentFault: not even that fits, or the block runs out of the device's memory.
     """
     precision: Precision = "16bit" if fits_16bit(base, device) else "4bit"
     if precision == "4bit":
@@ -62,9 +63,12 @@ def writing_base(base: Base, device: torch.device) -> Iterator[tuple[Any, Precis
     model = load_base(base.folder, precision, device).eval()
     try:
         yield model, precision
-    finally:
-        del model
-        release(device)
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(error) from error
+
+
+def _out_of_memory(error: torch.OutOfMemoryError) -> EnvironmentFault:
+    return EnvironmentFault("load.out_of_memory", error=str(error).partition("\n")[0])
 
 
 def release(device: torch.device) -> None:
@@ -107,7 +111,7 @@ def base_states(base: Base, windows: Windows, device: torch.device, spill: Path)
                     states[start : numbers.stop] = _pass(decoder, windows, numbers, device)
                     bar.advance(len(numbers))
         except torch.OutOfMemoryError as error:
-            raise EnvironmentFault("load.out_of_memory", error=str(error).partition("\n")[0]) from error
+            raise _out_of_memory(error) from error
         finally:
             del model, decoder
             release(device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
 from aegis.data.deadline import within
 from aegis.data.kept import MIN_TOKENS, missing_tokens
+from aegis.model.base_states import free_bytes
 
 _QUESTION = "AEGIS7question"
 """Stands where the user's text would; no template has it."""
@@ -162,7 +163,7 @@ def _batch_rows(model: Any, length: int) -> int:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     row = text.num_hidden_layers * 2 * heads * width * model.dtype.itemsize * length + 16 * text.vocab_size
-    return int(min(_BATCH_GPU, max(1, torch.cuda.mem_get_info(model.device)[0] // 2 // row)))
+    return int(min(_BATCH_GPU, max(1, free_bytes(model.device) // 2 // row)))
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from aegis.data.training_set import load_training_set
 from aegis.errors import DataError
 from aegis.messages import phrase
 from aegis.model.base import Base
-from aegis.model.base_states import writing_base
+from aegis.model.base_states import release, writing_base
 from aegis.model.base_text import WrittenTexts, openings, write_texts
 from aegis.runs import disk
 from aegis.runs.manifest import digest
@@ -100,6 +100,7 @@ def _written(
         return found
     began = time.monotonic()
     made = _write(base, tokenizer, device, config.max_length, count, key)
+    release(device)
     kept.store(path, made)
     report = made.report
     progress.say(
