@@ -27,9 +27,10 @@ from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate
 from aegis.training.planning.planner import MemoryPlan
 from aegis.verification.divergence import Divergence
+from aegis.verification.rounding import Bounds
 from aegis.verification.run_checks import Check
 from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
-from aegis.verification.verdict import BaseComparison, BaseRetention, Step, Verdict
+from aegis.verification.verdict import BaseComparison, BaseRetention, Nearness, Step, Verdict
 
 RUN = Path("artifacts/mine")
 SETTINGS = TrainConfig(base_model="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp", dataset="mine.jsonl", device="cpu")
@@ -64,18 +65,20 @@ def verdict() -> Verdict:
             Check(bilingual("verify.orthogonal"), "train", True, Bilingual("", "")),
         ),
         steps=(
-            Step("trained → wide", "merge", far, None, None),
-            Step("wide → merged", "merge", near, 1e-4, 0.995),
-            Step("f16 → Q4_K_M", "quantize", far, None, None),
+            Step("trained → wide", "merge", far),
+            Step("wide → merged", "merge", near, Bounds(mean_kl=1e-4), rounding=True),
+            Step("f16 → Q4_K_M", "quantize", far),
         ),
         perplexity={"trained": 4.95, "wide": 4.91, "Q4_K_M": 4.975},
         kept=BaseRetention(2048, 1.914, 3.474, 1.914, 3.27, 1.0, 1.27),
         bases=(BaseComparison("original", True, far, 4.91), BaseComparison("dequantized", False, near, 4.95)),
+        nearness=(Nearness("Q4_K_M", 1.8e-2, 0.42, 1.4e-2, 6e-3),),
+        vocab_size=32064,
     )
 
 
 def failed_verdict() -> Verdict:
-    wrong = Step("wide → merged", "merge", Divergence(0.3, 0.4, 0.5, 0.6, 7.0), 1e-4, 0.995)
+    wrong = Step("wide → merged", "merge", Divergence(0.3, 0.4, 0.5, 0.6, 7.0), Bounds(mean_kl=1e-4), True)
     spoilt = Check(bilingual("alone.file", name="a"), "train", False, Bilingual.same("adapter.safetensors"))
     return replace(verdict(), checks=(spoilt,), steps=(wrong,), kept=None, bases=())
 

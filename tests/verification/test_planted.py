@@ -6,12 +6,15 @@ Manifests fit in every one of them, so that no hash says anything.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aegis import progress
+from aegis.cli import app
 from aegis.config.settings import VerifyConfig
 from aegis.runs.manifest import file_sha256
 from aegis.stages.verify import verify
@@ -141,6 +144,63 @@ def test_a_sample_of_rows_finds_what_all_of_them_find(
     if name is not None:
         next(defect for defect in DEFECTS if defect.name == name).plant(finished, run)
     assert verify(run, quick(finished)).failed_stage == (None if name is None else "quantize")
+
+
+@pytest.mark.usefixtures("tools_asked_once")
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("phi3", "Q4_K_M of the plain base"),
+        ("qwen2", "a merge removed in f16"),
+        ("llama", "one embedding by one unit"),
+        ("phi3", "a stop removed from the Modelfile"),
+    ],
+)
+def test_the_command_ends_with_5_and_names_the_stage(
+    finished_runs: FinishedRuns,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    name: str,
+) -> None:
+    finished = finished_runs[family]
+    run = finished.copy(tmp_path / "run")
+    defect = next(defect for defect in DEFECTS if defect.name == name)
+    defect.plant(finished, run)
+    monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path / "logs"))
+    arguments = ["verify", "--run", run.root, "--tokens", 64, "--device", "cpu", "--llama-cpp-dir", finished.tree]
+    monkeypatch.setattr(sys, "argv", ["aegis", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    progress.install(progress.SilentReporter())
+    assert ended.value.code == 5
+    assert f"NOT proven: the fault is in {defect.stage}" in capsys.readouterr().out
+
+
+TEXTS = {
+    "one character": "a" * 600,
+    "code": "def area(width, height):\n    return width * height\n\n" * 12,
+    "list": "- item 1: 3 pieces\n- item 2: 5 pieces\n" * 15,
+    "japanese": "りんごは赤い果物です。海には魚がいます。\n\n" * 20,
+}
+
+
+@pytest.mark.usefixtures("tools_asked_once")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_text_makes_an_untouched_run_fail(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, name: str
+) -> None:
+    """A sample of tools/sweep_false_alarms.py. Bytes do not depend on the text, and are compared elsewhere."""
+    monkeypatch.setattr(structure.Structure, "examine", lambda _structure, _texts: None)
+    finished = finished_runs[family]
+    run = finished.copy(tmp_path / "run")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXTS[name], encoding="utf-8")
+    verdict = verify(run, quick(finished).model_copy(update={"text": text, "tokens": 64}))
+    assert verdict.failures == []
+    assert verdict.steps
 
 
 def test_the_table_has_no_fewer_kinds_than_are_promised() -> None:

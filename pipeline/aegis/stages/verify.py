@@ -29,6 +29,7 @@ from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.merging.base_weights import RoundTrip
+from aegis.merging.plan import DTYPES
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
 from aegis.model.live import live_model
@@ -41,15 +42,12 @@ from aegis.runs.run import Run
 from aegis.verification import divergence, run_checks, texts
 from aegis.verification.divergence import Logits, Recording
 from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
+from aegis.verification.rounding import Bounds
 from aegis.verification.run_checks import Checks
 from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
 from aegis.verification.structure import Structure
-from aegis.verification.verdict import REPORT, BaseComparison, BaseRetention, Step, Verdict
+from aegis.verification.verdict import REPORT, BaseComparison, BaseRetention, Nearness, Step, Verdict
 
-ROUNDING_KL = 1e-4
-"""Mean KL in nats that 16-bit rounding stays under on real text."""
-ROUNDING_TOP1 = 0.995
-"""Share of positions whose likeliest token rounding leaves alone: only near-ties flip."""
 _PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
 """The stage that made the model after so many have run."""
@@ -151,14 +149,20 @@ class _Examiner:
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         compared, other = self.sample.compared, self.sample.other
+        layers = int(read_config(self.run.merged)["num_hidden_layers"])
         models, steps = self.models, self.steps
 
         def recorded(name: str, outputs: Iterable[Logits]) -> None:
             models[name] = divergence.record(self.work / f"{name}.npy", outputs, compared)
 
-        def step(before: str, after: str, stage: str, max_kl: float | None, min_top1: float | None = None) -> None:
+        def step(before: str, after: str, stage: str, max_kl: float | None) -> None:
             found = divergence.compare(models[before], models[after])
-            steps.append(Step(f"{before} → {after}", stage, found, max_kl, min_top1))
+            steps.append(Step(f"{before} → {after}", stage, found, Bounds(mean_kl=max_kl)))
+
+        def rounding(before: str, after: str, stage: str, rounded: torch.dtype) -> None:
+            found = divergence.compare(models[before], models[after])
+            bounds = Bounds.of_rounding(found, rounded, layers)
+            steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
 
         def on_other_text(name: str, model: Any) -> Recording:
             outputs = torch_logits(model, other, phrase("verify.on_other_text", name=name))
@@ -172,7 +176,11 @@ class _Examiner:
             recorded("wide", torch_logits(model, compared, phrase("verify.wide")))
         del model
         step("trained", "wide", "train", config.max_kl_nf4)
-        base_kept = on_other_text("base", load_base(self.base.folder, "16bit", device, dtype))
+        plain = load_base(self.base.folder, "16bit", device, dtype)
+        base_kept = on_other_text("base", plain)
+        recorded("base", torch_logits(plain, compared, phrase("verify.plain_base")))
+        of_base = divergence.compare(models["trained"], models.pop("base")).mean_kl
+        del plain
         merged = load_base(self.run.merged, "16bit", device, dtype)
         recorded("merged", torch_logits(merged, compared, phrase("verify.merged")))
         result_kept = on_other_text("merged", merged)
@@ -183,7 +191,9 @@ class _Examiner:
             other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
             bases = self._choices(models["trained"], models["merged"], other_way)
         del merged
-        step("wide", "merged", "merge", ROUNDING_KL, ROUNDING_TOP1)
+        merged_dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
+        # on a GPU the arithmetic itself is in float16
+        rounding("wide", "merged", "merge", max(merged_dtype, torch.float16, key=lambda kind: torch.finfo(kind).eps))
         prompt = compared[0][:_PROMPT_TOKENS]
         room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
         stuttering: list[str] = []
@@ -195,7 +205,7 @@ class _Examiner:
             if name in stuttering and "f16" not in stuttering:
                 raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
             if name == "f16":
-                step("merged", "f16", "convert", ROUNDING_KL, ROUNDING_TOP1)
+                rounding("merged", "f16", "convert", torch.float16)
             else:
                 step("f16", name, "quantize", config.max_kl_quantized)
         return Verdict(
@@ -205,7 +215,14 @@ class _Examiner:
             perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
             kept=BaseRetention.measure(base_kept, result_kept),
             bases=bases,
+            nearness=tuple(self._nearness(name, of_base) for name in self.quantized),
+            vocab_size=models["trained"].logits.shape[1],
         )
+
+    def _nearness(self, name: str, of_base: float) -> Nearness:
+        shipped = divergence.compare(self.models["trained"], self.models[name]).mean_kl
+        found = {step.name: step.found.mean_kl for step in self.steps}
+        return Nearness(name, shipped, of_base, found["trained → wide"], found[f"f16 → {name}"])
 
     def _merge_the_other_way(self, model: Any, round_trip: RoundTrip) -> None:
         """Put into the merged model what a merge with the other choice of base weights would have written."""

@@ -40,13 +40,24 @@ class Recording:
 
 @dataclass(frozen=True)
 class Divergence:
-    """What lies between a reference p and a model q, over all positions: KL(p‖q) in nats."""
+    """What lies between a reference p and a model q, over all positions: KL(p‖q) in nats.
+
+    Attributes:
+        top1: share of positions with the same likeliest token.
+        max_delta: the largest difference of two logits.
+        positions: how many were compared.
+        scale: root mean square over positions of the reference's logits' deviation over the vocabulary.
+        flip_lead: the largest lead, in logits, that the reference's likeliest token had where it is not the model's.
+    """
 
     mean_kl: float
     p99_kl: float
     max_kl: float
     top1: float
     max_delta: float
+    positions: int = 0
+    scale: float = 0.0
+    flip_lead: float = 0.0
 
 
 @contextmanager
@@ -86,17 +97,29 @@ def compare(reference: Recording, model: Recording) -> Divergence:
     """
     if reference.logits.shape != model.logits.shape:
         raise IntegrityError("divergence.vocabularies", shape=reference.logits.shape[1], shape_2=model.logits.shape[1])
-    kl, agreed, delta = [], 0, 0.0
+    kl, agreed, delta, spread, lead = [], 0, 0.0, 0.0, 0.0
     for rows in _slices(reference):
         one, other = reference.logits[rows].astype(np.float64), model.logits[rows].astype(np.float64)
         delta = max(delta, float(np.abs(one - other).max()))
-        agreed += int((one.argmax(-1) == other.argmax(-1)).sum())
+        same = one.argmax(-1) == other.argmax(-1)
+        agreed += int(same.sum())
+        spread += float(one.var(-1).sum())
+        if not same.all():
+            behind = one[~same].max(-1) - np.take_along_axis(one[~same], other[~same].argmax(-1)[:, None], -1)[:, 0]
+            lead = max(lead, float(behind.max()))
         p, q = log_softmax(one), log_softmax(other)
         kl.append((np.exp(p) * (p - q)).sum(-1))
     # rounding can leave a KL of −1e-17
     every = np.maximum(np.concatenate(kl), 0.0)
     return Divergence(
-        float(every.mean()), float(np.quantile(every, 0.99)), float(every.max()), agreed / len(every), delta
+        float(every.mean()),
+        float(np.quantile(every, 0.99)),
+        float(every.max()),
+        agreed / len(every),
+        delta,
+        len(every),
+        math.sqrt(spread / len(every)),
+        lead,
     )
 
 

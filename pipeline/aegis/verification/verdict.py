@@ -8,42 +8,100 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
-from aegis.messages import phrase
+from aegis.messages import Bilingual, phrase
 from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.verification.divergence import Divergence, Recording, best_temperature, perplexity
 from aegis.verification.reports import read_versioned
+from aegis.verification.rounding import NO_BOUNDS, Bounds
 from aegis.verification.run_checks import Check
 
 REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+_CAVEATS = frozenset({"merged.skipped", "quantized.no_imatrix"})
+"""Details of checks that hold as far as they go."""
 STAGES = ("train", "merge", "convert", "quantize")
 
 
 @dataclass(frozen=True)
 class Step:
-    """Two neighbouring models compared; the bounds are on the mean KL and on the top-1 agreement, None for no bound."""
+    """Two neighbouring models compared.
+
+    Attributes:
+        stage: that made the second of them.
+        bounds: what must hold.
+        rounding: whether rounding, and nothing else, may lie between the two.
+    """
 
     name: str
     stage: str
     found: Divergence
-    max_kl: float | None
-    min_top1: float | None
+    bounds: Bounds = NO_BOUNDS
+    rounding: bool = False
+
+    @property
+    def max_kl(self) -> float | None:
+        """The bound on the mean KL."""
+        return self.bounds.mean_kl
+
+    @property
+    def broken(self) -> list[str]:
+        """The names of the bounds that do not hold."""
+        return self.bounds.broken(self.found)
 
     @property
     def ok(self) -> bool:
-        kl_ok = self.max_kl is None or self.found.mean_kl <= self.max_kl
-        return kl_ok and (self.min_top1 is None or self.found.top1 >= self.min_top1)
+        return not self.broken
+
+    def broken_bound(self, name: str) -> str:
+        """One bound and what was found, for a line."""
+        return f"{name} {getattr(self.found, name):.3g} > {getattr(self.bounds, name):.3g}"
 
     @property
     def reason(self) -> str:
-        """Why there is this bound, or none."""
-        if self.min_top1 is not None:
+        """Why there are these bounds, or none."""
+        if self.rounding:
             return "rounding to 16 bit, and nothing else, may lie between these two"
-        if self.max_kl is not None:
+        if self.bounds.mean_kl is not None:
             return "a change of precision, with the bound that was asked for"
         return "a change of precision: reported, without a bound"
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """How near a shipped file is to the trained model, and how near the base itself is, on the same tokens.
+
+    Attributes:
+        name: of the quantization.
+        shipped, base: mean KL from the trained model, nats.
+        widening: mean KL trained → wide: training on NF4 against running on 16-bit weights.
+        rounding: mean KL f16 → this file.
+    """
+
+    name: str
+    shipped: float
+    base: float
+    widening: float
+    rounding: float
+
+    @property
+    def nearer(self) -> bool:
+        return self.shipped < self.base
+
+    @property
+    def too_small(self) -> bool:
+        """Whether the training changed the model by less than the precision it is shipped in does."""
+        return not self.nearer and self.base <= self.rounding
+
+    @property
+    def ok(self) -> bool:
+        return self.nearer or self.too_small
+
+    @property
+    def stage(self) -> str:
+        """Who took the file away from the trained model."""
+        return "merge" if self.widening >= self.rounding else "quantize"
 
 
 @dataclass(frozen=True)
@@ -111,22 +169,36 @@ class Verdict:
     perplexity: dict[str, float]
     kept: BaseRetention | None
     bases: tuple[BaseComparison, ...] = ()
+    nearness: tuple[Nearness, ...] = ()
+    vocab_size: int = 0
 
     @property
     def failed_stage(self) -> str | None:
         """The first stage, in the pipeline's order, at which something does not hold."""
         failed = {check.stage for check in self.checks if not check.ok}
         failed |= {step.stage for step in self.steps if not step.ok}
+        failed |= {near.stage for near in self.nearness if not near.ok}
         return next((stage for stage in STAGES if stage in failed), None)
+
+    @property
+    def left_open(self) -> list[Bilingual]:
+        """What no byte and no number here shows."""
+        said = [part for check in self.checks for part in (check.detail, *check.detail.parts)]
+        return [part for part in said if part.key in _CAVEATS]
 
     @property
     def failures(self) -> list[str]:
         """A line for everything that does not hold, in the pipeline's order."""
         lines = [(check.stage, f"{check.name.shown}: {check.detail.shown}") for check in self.checks if not check.ok]
         lines += [
-            (step.stage, phrase("verdict.step", name=step.name, mean_kl=step.found.mean_kl, top1=step.found.top1))
+            (step.stage, phrase("verdict.step", name=step.name, bounds=", ".join(map(step.broken_bound, step.broken))))
             for step in self.steps
             if not step.ok
+        ]
+        lines += [
+            (near.stage, phrase("verdict.not_nearer", name=near.name, shipped=near.shipped, base=near.base))
+            for near in self.nearness
+            if not near.ok
         ]
         return [f"{stage}: {line}" for stage, line in sorted(lines, key=lambda pair: STAGES.index(pair[0]))]
 
@@ -139,7 +211,11 @@ class Verdict:
             "failed_stage": self.failed_stage,
             "tokens": self.tokens,
             "checks": [check.as_json() for check in self.checks],
-            "steps": [{**asdict(step), "ok": step.ok, "reason": step.reason} for step in self.steps],
+            "steps": [
+                {**asdict(step), "ok": step.ok, "reason": step.reason, "max_kl": step.max_kl, "broken": step.broken}
+                for step in self.steps
+            ],
+            "nearness": [{**asdict(near), "ok": near.ok} for near in self.nearness],
             "perplexity": self.perplexity,
             "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}
             if self.kept

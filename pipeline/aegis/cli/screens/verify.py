@@ -22,21 +22,42 @@ def verified(verdict: Verdict, folder: Path) -> str:
     if verdict.steps:
         lines += ["", *_steps(verdict)]
     if verdict.perplexity:
-        values = "  ".join(f"{name} {value:.3f}" for name, value in verdict.perplexity.items())
+        values = "  ".join(f"{name} {_perplexity(value, verdict)}" for name, value in verdict.perplexity.items())
         lines += ["", f"{phrase('screens_verify.perplexity')}  {values}"]
     if verdict.bases:
         lines += ["", *_bases(verdict)]
     if verdict.kept is not None:
-        lines += _kept(verdict.kept)
+        lines += _kept(verdict.kept, verdict)
     lines += ["", phrase("screens_verify.report", path=folder / "report.json")]
     if verdict.failed_stage is None:
-        lines.append(phrase("screens_verify.proven", tokens=verdict.tokens))
+        lines += _headline(verdict)
     else:
         lines += [
             *(_first_line(failure) for failure in verdict.failures),
             phrase("screens_verify.not_proven", failed_stage=verdict.failed_stage),
         ]
     return "\n".join(lines)
+
+
+def _headline(verdict: Verdict) -> list[str]:
+    """What is proven, what is measured, what is neither."""
+    files = ", ".join(near.name for near in verdict.nearness)
+    lines = [phrase("screens_verify.proven", files=files)]
+    for near in verdict.nearness:
+        key = "screens_verify.measured" if near.nearer else "screens_verify.measured_further"
+        lines.append(phrase(key, name=near.name, shipped=near.shipped, base=near.base, tokens=verdict.tokens))
+    left_open = [part.shown for part in verdict.left_open]
+    for near in verdict.nearness[:1]:
+        if near.widening >= near.base:
+            left_open.append(phrase("screens_verify.widening", widening=near.widening, base=near.base))
+    return [*lines, phrase("screens_verify.neither", more="".join(f"; {text}" for text in left_open))]
+
+
+def _perplexity(value: float, verdict: Verdict) -> str:
+    """A perplexity, unless guessing among all tokens would be no worse: it then says nothing of the text."""
+    if verdict.vocab_size and value >= verdict.vocab_size:
+        return phrase("screens_verify.no_better_than_chance", vocab_size=verdict.vocab_size)
+    return f"{value:.3f}"
 
 
 def _checked(check: Check) -> str:
@@ -53,7 +74,7 @@ def _steps(verdict: Verdict) -> list[str]:
     columns = widths(heads, (20, 11, 11, 11, 9, 10, 9))
     lines = [table_row(heads, columns)]
     for step in verdict.steps:
-        bound = "-" if step.max_kl is None else f"{step.max_kl:.0e}"
+        bound = "-" if step.bounds.mean_kl is None else f"{step.bounds.mean_kl:.0e}"
         numbers = [*_divergence(step.found), f"{step.found.max_delta:.4f}", bound]
         lines.append(table_row([step.name, *numbers], columns) + ("" if step.ok else "  FAIL"))
     return lines
@@ -84,7 +105,9 @@ def _divergence(found: Divergence) -> list[str]:
     return [f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.max_kl:.2e}", f"{found.top1:.2%}"]
 
 
-def _kept(kept: BaseRetention) -> list[str]:
+def _kept(kept: BaseRetention, verdict: Verdict) -> list[str]:
+    if verdict.vocab_size and kept.base >= verdict.vocab_size:
+        return [phrase("screens_verify.unreadable", vocab_size=verdict.vocab_size)]
     tempered = phrase(
         "screens_verify.tempered",
         base=kept.base_tempered,
