@@ -1,6 +1,7 @@
-"""verify: proof that what was trained is what runs, model by model, and the name of the stage where it is not.
+"""verify: proof that the files come from this training, measurement of how near they are to it, and who is at fault.
 
-The same token ids go through five models, and neighbours are compared:
+Bytes first (verification/structure.py). When they hold, the same token ids go through five models, and neighbours are
+compared:
 
     trained     the base as it was trained on (NF4), adapter, live soul
     wide        the base in 16 bit, adapter, live soul; the base's own weights, or their NF4 round trip, as merged
@@ -9,8 +10,9 @@ The same token ids go through five models, and neighbours are compared:
     quantized   each quantized GGUF in llama.cpp
 
 wide → merged → f16 is rounding and has bounds; trained → wide and f16 → quantized are changes of precision, and are
-reported, with a bound if the user sets one. If asked, the merge that was not made is measured too: its weights are
-worked out in the place of the merged model's, one by one, and are never on disk.
+reported, with a bound if the user sets one. Each quantized file must be nearer to the trained model than the base is.
+If asked, the merge that was not made is measured too: its weights are worked out in the place of the merged model's,
+one by one, and are never on disk.
 """
 
 from __future__ import annotations

@@ -109,7 +109,9 @@ on other text  base 1.914, result 3.474
   lost 0.596 nats a token, 0.061 of it by temperature alone
 
 report: artifacts/mine/verify/report.json
-proven on 2048 tokens: what was trained is what runs"""
+proven: these files come from this training: Q4_K_M
+measured on 2048 tokens: Q4_K_M is 0.018 nats per token (mean KL) from the trained model; the base is 0.42
+neither proven nor measured: how it answers other texts than these"""
 
 JAPANESE = """\
   型       作り方                   MB    平均 KL       99 %    top-1  パープレキシティ    入力    生成
