@@ -151,40 +151,27 @@ class _Examiner:
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         compared, other = self.sample.compared, self.sample.other
-        layers = int(read_config(self.run.merged)["num_hidden_layers"])
-        models, steps = self.models, self.steps
-
-        def recorded(name: str, outputs: Iterable[Logits]) -> None:
-            models[name] = divergence.record(self.work / f"{name}.npy", outputs, compared)
-
-        def step(before: str, after: str, stage: str, max_kl: float | None) -> None:
-            found = divergence.compare(models[before], models[after])
-            steps.append(Step(f"{before} → {after}", stage, found, Bounds(mean_kl=max_kl)))
-
-        def rounding(before: str, after: str, stage: str, rounded: torch.dtype) -> None:
-            found = divergence.compare(models[before], models[after])
-            bounds = Bounds.of_rounding(found, rounded, layers)
-            steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
+        models = self.models
 
         def on_other_text(name: str, model: Any) -> Recording:
             outputs = torch_logits(model, other, phrase("verify.on_other_text", name=name))
             return divergence.record(self.work / f"{name}-other.npy", outputs, other)
 
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
-            recorded("trained", torch_logits(model, compared, phrase("verify.as_trained")))
+            self._record("trained", torch_logits(model, compared, phrase("verify.as_trained")))
         del model  # one at a time in memory
         wide: Precision = "dequantized" if self.structure.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
-            recorded("wide", torch_logits(model, compared, phrase("verify.wide")))
+            self._record("wide", torch_logits(model, compared, phrase("verify.wide")))
         del model
-        step("trained", "wide", "train", config.max_kl_nf4)
+        self._step("trained", "wide", "train", config.max_kl_nf4)
         plain = load_base(self.base.folder, "16bit", device, dtype)
         base_kept = on_other_text("base", plain)
-        recorded("base", torch_logits(plain, compared, phrase("verify.plain_base")))
+        self._record("base", torch_logits(plain, compared, phrase("verify.plain_base")))
         of_base = divergence.compare(models["trained"], models.pop("base")).mean_kl
         del plain
         merged = load_base(self.run.merged, "16bit", device, dtype)
-        recorded("merged", torch_logits(merged, compared, phrase("verify.merged")))
+        self._record("merged", torch_logits(merged, compared, phrase("verify.merged")))
         result_kept = on_other_text("merged", merged)
         bases: tuple[BaseComparison, ...] = ()
         if self.round_trip is not None:
@@ -195,31 +182,54 @@ class _Examiner:
         del merged
         merged_dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
         # on a GPU the arithmetic itself is in float16
-        rounding("wide", "merged", "merge", max(merged_dtype, torch.float16, key=lambda kind: torch.finfo(kind).eps))
-        prompt = compared[0][:_PROMPT_TOKENS]
-        room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
-        stuttering: list[str] = []
-        for name, path in {"f16": self.f16, **self.quantized}.items():
-            with Runtime(path, n_ctx=room, threads=config.threads, logits=True) as runtime:
-                recorded(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
-                if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
-                    stuttering.append(name)
-            if name in stuttering and "f16" not in stuttering:
-                raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
-            if name == "f16":
-                rounding("merged", "f16", "convert", torch.float16)
-            else:
-                step("f16", name, "quantize", config.max_kl_quantized)
+        self._rounding(
+            "wide", "merged", "merge", max(merged_dtype, torch.float16, key=lambda kind: torch.finfo(kind).eps)
+        )
+        self._run_in_llama()
         return Verdict(
             tokens=sum(map(len, compared)),
             checks=tuple(self.checks.done),
-            steps=tuple(steps),
+            steps=tuple(self.steps),
             perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
             kept=BaseRetention.measure(base_kept, result_kept),
             bases=bases,
             nearness=tuple(self._nearness(name, of_base) for name in self.quantized),
             vocab_size=models["trained"].logits.shape[1],
         )
+
+    def _run_in_llama(self) -> None:
+        """The f16 GGUF and each quantized one.
+
+        Raises:
+            IntegrityError: a quantized file repeats one token for ever, and the f16 file does not.
+        """
+        compared, threads = self.sample.compared, self.config.threads
+        prompt = compared[0][:_PROMPT_TOKENS]
+        room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
+        stuttering: list[str] = []
+        for name, path in {"f16": self.f16, **self.quantized}.items():
+            with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
+                self._record(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
+                if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
+                    stuttering.append(name)
+            if name in stuttering and "f16" not in stuttering:
+                raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
+            if name == "f16":
+                self._rounding("merged", "f16", "convert", torch.float16)
+            else:
+                self._step("f16", name, "quantize", self.config.max_kl_quantized)
+
+    def _record(self, name: str, outputs: Iterable[Logits]) -> None:
+        self.models[name] = divergence.record(self.work / f"{name}.npy", outputs, self.sample.compared)
+
+    def _step(self, before: str, after: str, stage: str, max_kl: float | None) -> None:
+        found = divergence.compare(self.models[before], self.models[after])
+        self.steps.append(Step(f"{before} → {after}", stage, found, Bounds(mean_kl=max_kl)))
+
+    def _rounding(self, before: str, after: str, stage: str, rounded: torch.dtype) -> None:
+        found = divergence.compare(self.models[before], self.models[after])
+        bounds = Bounds.of_rounding(found, rounded, int(read_config(self.run.merged)["num_hidden_layers"]))
+        self.steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
 
     def _nearness(self, name: str, of_base: float) -> Nearness:
         shipped = divergence.compare(self.models["trained"], self.models[name]).mean_kl

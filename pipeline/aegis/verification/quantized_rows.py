@@ -1,7 +1,7 @@
 """The weights of a quantized file against the f16 file's: within the type's own rounding, and made once more.
 
-Quantizing a model once more takes as long as quantizing it; reading its weights back takes a small part of that. So every
-row is read back and its distance from the f16's is
+Quantizing a model once more takes as long as quantizing it; reading its weights back takes a small part of that. So
+every row is read back and its distance from the f16's is
 measured, while the quantizer itself is asked about one row in 16, about every row that lies further off than those
 do, and about every row of a small tensor. Its answer decides, byte by byte, so that no bound has to be guessed.
 """
