@@ -140,7 +140,7 @@ def test_other_families_are_proven(
     make_merged(run)
     export = ExportConfig(keep_f16=True, llama_cpp_dir=knowing_tree)
     export_gguf(run.merged, run.gguf, export)
-    verdict = verify(run, QUICK)
+    verdict = verify(run, QUICK.model_copy(update={"llama_cpp_dir": knowing_tree}))
     assert verdict.failures == []
     found = {step.name: step.found for step in verdict.steps}
     assert found["wide → merged"].mean_kl < 1e-5
@@ -152,7 +152,7 @@ def test_other_families_are_proven(
         save_file(tensors, run.merged / "model.safetensors", metadata={"format": "pt"})
         reseal(run.merged)
         export_gguf(run.merged, run.gguf, export, overwrite=True)
-        verdict = verify(run, QUICK)
+        verdict = verify(run, QUICK.model_copy(update={"llama_cpp_dir": knowing_tree}))
         assert verdict.failed_stage == "merge"
         assert any("lm_head.bias" in failure for failure in verdict.failures)
 

@@ -269,13 +269,13 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
     exported = ExportFacts.of(manifests[-1])
     models = ("trained", "wide", "merged", "f16", *exported.quantized)
     return VerifyOutlook(
-        models, config.tokens, _verify_scratch(config, len(models), vocabulary, 0 if exported.f16 else weights),
+        models, config.tokens, _verify_scratch(config, len(models), vocabulary, weights),
         _verify_memory(config, weights),
     )  # fmt: skip
 
 
 def _verify_scratch(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int) -> Need:
-    """Every model's float32 logits, two of them on other text too, and the f16 file where it was not kept."""
+    """Every model's float32 logits, two of them on other text too, and the f16 file that is converted again."""
     place = tempfile.gettempdir()
     needed = (models + 2) * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
     return Need("disk_scratch", needed, disk.free_bytes(Path(place)), place)
