@@ -91,7 +91,7 @@ class TrainConfig(StageConfig):
     lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")
     lora_targets: tuple[str, ...] = Field(
-        (), description="module names to adapt; the attention projections if not given"
+        (), description="module names to adapt, or all-linear (default: the attention projections)"
     )
 
     max_steps: int = Field(500, ge=1, description="optimizer steps")

@@ -16,6 +16,8 @@ from aegis.errors import UsageError
 from aegis.messages import phrase
 from aegis.model.families import PROVEN
 
+ALL_LINEAR = "all-linear"
+"""In place of names: every linear module but the LM head, as peft calls it."""
 _ATTENTION = tuple(dict.fromkeys(family.targets for family in PROVEN.values()))
 
 
@@ -44,10 +46,14 @@ class Coverage:
 def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the module names to adapt: the configured ones, or this architecture's attention projections.
 
+    `ALL_LINEAR` alone stands for every linear module but the LM head.
+
     Raises:
         UsageError: a configured name matches no linear module, with the names that there are.
     """
     names = _linear_names(model)
+    if tuple(configured) == (ALL_LINEAR,):
+        return tuple(sorted(names))
     if configured:
         missing = [target for target in configured if target not in names]
         if missing:

@@ -1,0 +1,79 @@
+"""What the study compares: settings of `aegis train` by name, each beside the settings that all of them share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+COMMON: Mapping[str, Any] = {
+    "load_in": "16bit",
+    "batch_size": 8,
+    "max_length": 512,
+    "max_steps": 250,
+    "warmup_steps": 25,
+    "annealing_steps": 200,
+    "lora_dropout": 0.0,
+    "learning_rate": 2e-4,
+    "keep_every": 4,
+    "compile": "off",
+    "save_steps": 250,
+    "logging_steps": 25,
+}
+"""One optimizer step is one forward pass of 8 windows, so keep_every counts steps."""
+
+_CLOSED = {"alpha_start": -30.0, "alpha_target": -30.0}
+"""A gate of 1e-13: no soul."""
+_OFF = {"keep_weight": 0.0}
+_BARE = {"counter_scale": False}
+_RANDOM = {"rotation_init": "random"}
+_DENSE = {"rotation": "dense"}
+_ALL_LINEAR = {"lora_targets": ("all-linear",)}
+
+
+def _gate(value: float) -> dict[str, float]:
+    """The α at which the gate ends at `value`."""
+    return {"alpha_target": math.log(value / (1 - value))}
+
+
+CELLS: Mapping[str, Mapping[str, Any]] = {
+    "LoRA alone": {**_CLOSED, **_OFF},
+    "LoRA + keep": _CLOSED,
+    "defaults: so8 + keep": {},
+    "dense + keep": _DENSE,
+    "preset original": {**_DENSE, **_RANDOM, **_BARE, **_OFF},
+    # one thing at a time, without keep
+    "so8": _OFF,
+    "so8 random": {**_RANDOM, **_OFF},
+    "so8 random, bare": {**_RANDOM, **_BARE, **_OFF},
+    "so8 bare": {**_BARE, **_OFF},
+    "scale only": {**_BARE, **_OFF, "soul_learning_rate": 1e-12},
+    "dense": {**_DENSE, **_OFF},
+    "dense random": {**_DENSE, **_RANDOM, **_OFF},
+    # the gate and its schedule, with keep
+    "dense + keep, g ends 0.1": {**_DENSE, **_gate(0.1)},
+    "dense + keep, g ends 0.3": {**_DENSE, **_gate(0.3)},
+    "dense + keep, g ends 0.5": {**_DENSE, **_gate(0.5)},
+    "dense + keep, alpha learned": {**_DENSE, "alpha": "learned", "alpha_start": 0.0},
+    "so8 + keep, soul rate x 10": {"soul_learning_rate": 2e-3},
+    "dense + keep, soul rate x 3": {**_DENSE, "soul_learning_rate": 6e-4},
+    "dense + keep, soul rate / 3": {**_DENSE, "soul_learning_rate": 2e-4 / 3},
+    # how much is kept
+    "dense + keep, every 1": {**_DENSE, "keep_every": 1},
+    "dense + keep, every 2": {**_DENSE, "keep_every": 2},
+    "dense + keep, every 8": {**_DENSE, "keep_every": 8},
+    "dense + keep, weight 0.3": {**_DENSE, "keep_weight": 0.3},
+    "dense + keep, weight 3": {**_DENSE, "keep_weight": 3.0},
+    "so8 + keep, every 2": {"keep_every": 2},
+    "so8 + keep, weight 3": {"keep_weight": 3.0},
+    # controls of the adapter's size
+    "LoRA r 32 + keep": {**_CLOSED, "lora_r": 32, "lora_alpha": 64.0},
+    "LoRA r 64 + keep": {**_CLOSED, "lora_r": 64, "lora_alpha": 128.0},
+    "all-linear LoRA": {**_CLOSED, **_OFF, **_ALL_LINEAR},
+    "all-linear LoRA + keep": {**_CLOSED, **_ALL_LINEAR},
+    "all-linear + dense + keep": {**_DENSE, **_ALL_LINEAR},
+    # the base as it is trained on a small card
+    "NF4: LoRA + keep": {**_CLOSED, "load_in": "4bit"},
+    "NF4: so8 + keep": {"load_in": "4bit"},
+    "NF4: dense + keep": {**_DENSE, "load_in": "4bit"},
+}

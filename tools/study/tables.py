@@ -1,0 +1,78 @@
+"""The study's results as one JSON file and one Markdown table per domain, with paired intervals over the seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from study.cells import CELLS
+
+from benchmark import measured_on
+
+REFERENCE = "LoRA alone"
+_T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Student's t for 95 %, two-sided, by the number of seeds."""
+
+
+def write(out: Path) -> None:
+    """Gather OUT/cells into OUT/study.json and OUT/study.md."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "cells").glob("*.json"))]
+    results = [row for row in rows if "cell" in row]
+    bases = {path.name.split(".")[1]: json.loads(path.read_text()) for path in (out / "cells").glob("base.*.json")}
+    document = {**measured_on(), "bases": bases, "results": results}
+    (out / "study.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (out / "study.md").write_text("\n".join(markdown(document)) + "\n", encoding="utf-8")
+
+
+def markdown(document: Mapping[str, Any]) -> list[str]:
+    """One table per domain, in nats per token."""
+    lines: list[str] = []
+    for domain, base in document["bases"].items():
+        rows = [row for row in document["results"] if row["domain"] == domain]
+        lines += [
+            f"Domain {domain}, nats per token (mean over the seeds; difference from {REFERENCE}, 95 % interval)",
+            "",
+        ]
+        lines += ["| trained | seeds | new domain | difference | KL(base ‖ trained) | other text | T | ECE | s |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| nothing (base) | | {base['new']['loss']:.3f} | | 0 | {base['other']['loss']:.3f} | "
+            f"{base['new']['temperature']:.2f} | {base['new']['calibration_error']:.3f} | |"
+        ]
+        lines += [_row(cell, rows) for cell in CELLS if any(row["cell"] == cell for row in rows)]
+        lines += [""]
+    return lines
+
+
+def _row(cell: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    ours = {row["seed"]: row for row in rows if row["cell"] == cell}
+    reference = {row["seed"]: row for row in rows if row["cell"] == REFERENCE}
+
+    def mean(*keys: str) -> float:
+        return statistics.mean(_at(row, keys) for row in ours.values())
+
+    pairs = [ours[seed]["new"]["loss"] - reference[seed]["new"]["loss"] for seed in ours if seed in reference]
+    return (
+        f"| {cell} | {len(ours)} | {mean('new', 'loss'):.4f} | {_interval(pairs)} | {mean('kept', 'kl'):.4f} "
+        f"| {mean('other', 'loss'):.3f} | {mean('new', 'temperature'):.2f} | {mean('new', 'calibration_error'):.3f} "
+        f"| {mean('seconds'):.0f} |"
+    )
+
+
+def _interval(differences: Sequence[float]) -> str:
+    if not differences:
+        return ""
+    middle = statistics.mean(differences)
+    if len(differences) not in _T95:
+        return f"{middle:+.4f}"
+    return f"{middle:+.4f} ± {_T95[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5:.4f}"
+
+
+def _at(row: Mapping[str, Any], keys: Sequence[str]) -> float:
+    value: Any = row
+    for key in keys:
+        value = value[key]
+    return float(value)
