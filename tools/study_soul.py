@@ -39,6 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="start no training after this time")
     arguments.add_argument("--trial", action="store_true", help="four steps each, to try the study itself")
     arguments.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    arguments.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     return arguments.parse_args(argv)
 
 
@@ -60,12 +61,12 @@ def path_of(out: Path, job: Job) -> Path:
 def work(args: argparse.Namespace) -> None:
     """Make this worker's share of the results."""
     import torch
+    from study import measure
 
     from aegis.config.settings import TrainConfig
     from aegis.model.base import find_base, load_tokenizer
     from aegis.model.load import load_base
     from aegis.runs.run import Run
-    from study import measure
 
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,6 +80,9 @@ def work(args: argparse.Namespace) -> None:
         settings = {**COMMON, **CELLS[cell], **(TRIAL if args.trial else {})}
         return TrainConfig(base_model=str(args.base), dataset=files[domain], device=device.type, seed=seed, **settings)
 
+    if args.prepare:
+        _texts(config("defaults: so8 + keep", next(iter(files)), 0), run, tokenizer, args.other)
+        return
     for number, job in enumerate(jobs(args)):
         target = path_of(args.out, job)
         if number % args.workers != args.worker or target.is_file():
@@ -97,8 +101,9 @@ def work(args: argparse.Namespace) -> None:
 
 
 def _texts(config: Any, run: Any, tokenizer: Any, other: Path) -> Any:
-    from aegis.stages.train import train
     from study import measure
+
+    from aegis.stages.train import train
 
     # one step of a training that keeps: its run holds the windows that judge all others
     train(config.model_copy(update={"max_steps": 1, "save_steps": 1}), run, overwrite=True)
@@ -128,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "workers.log"
     with log.open("a", encoding="utf-8") as out:
+        # once, for all workers: the base writes its kept text into the cache
+        subprocess.run([sys.executable, __file__, *given, "--worker", "0", "--prepare"], stderr=out, check=True)
         workers = [
             subprocess.Popen([sys.executable, __file__, *given, "--worker", str(number)], stdout=sys.stdout, stderr=out)
             for number in range(args.workers)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.cells import CELLS
-
 from benchmark import measured_on
+
+from study.cells import CELLS
 
 REFERENCE = "LoRA alone"
 _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
