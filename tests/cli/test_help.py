@@ -116,7 +116,7 @@ def test_a_shell_is_offered_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> N
         context = CONTEXTS[command]
         return {item.value: item.help for item in context.command.shell_complete(context, start)}
 
-    assert offered("train", "--max-l") == {"--max-length": "tokens a window [512]"}
+    assert offered("train", "--max-l") == {"--max-length": "tokens per window [512]"}
     assert offered("aegis", "tra") == {"train": "Train an adapter and a soul."}
     monkeypatch.setenv(VARIABLE, "ja")
     assert offered("train", "--max-l") == {"--max-length": "1 ウィンドウのトークン数 [512]"}

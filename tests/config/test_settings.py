@@ -80,7 +80,7 @@ def test_the_original_preset_is_the_original_to_the_letter() -> None:
     config = resolve(TrainConfig, preset="original", environment={})
     assert (config.rotation, config.rotation_init, config.counter_scale) == ("dense", "random", False)
     (advice,) = harmful_settings(config)
-    assert "4.8 to 6.8 nats" in advice
+    assert "5.6 to 7.4 nats" in advice
     assert harmful_settings(TrainConfig()) == []
     assert len(harmful_settings(TrainConfig(counter_scale=False))) == 1
     assert len(harmful_settings(TrainConfig(rotation_init="random"))) == 1

@@ -54,6 +54,14 @@ def test_attention_by_the_familys_own_names(model_type: str, targets: tuple[str,
     assert sum(row.parameters for row in rows) == wanted > 0
 
 
+def test_all_linear_names_every_linear_module_but_the_head() -> None:
+    model = family("llama")
+    wanted = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(resolve_targets(model, ["all-linear"])) == wanted
+    with pytest.raises(UsageError):
+        resolve_targets(model, ["all-linear", "q_proj"])
+
+
 def test_coverage_is_what_peft_trains() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

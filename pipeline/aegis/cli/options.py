@@ -12,15 +12,15 @@ import typer
 from aegis.config.presets import PRESETS
 from aegis.config.settings import StageConfig
 
-RunOption = Annotated[Path | None, typer.Option("--run", help="the run's directory; artifacts/<base> if not given")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="directory of the run (default: artifacts/<base>)")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help=f"a set of settings: {', '.join(PRESETS)}")]
 FileOption = Annotated[
     Path | None, typer.Option("--config", help="TOML with [train], [merge], [export], [verify] and [study]")
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="check everything and say what it would take; write nothing")
+    bool, typer.Option("--dry-run", help="check everything and print what it needs; write nothing")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace existing output")]
 
 
 def add_setting_options(*models: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:

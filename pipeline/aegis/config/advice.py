@@ -1,7 +1,7 @@
 """Settings that are known to hurt the base, each with the figure that was measured.
 
-The figures: SmolLM2-135M-Instruct, 250 steps on Japanese prose, seeds 0 and 1; nats per token of KL(base ‖ trained) on
-text that the base wrote itself, where LoRA alone has 0.19 (tools/study_soul.py).
+The figures: SmolLM2-135M-Instruct, 250 steps on Japanese prose; nats per token of KL(base ‖ trained) on text that the
+base wrote itself, where LoRA alone has 0.24 (tools/study_soul.py, tools/README.md).
 """
 
 from __future__ import annotations

@@ -46,46 +46,50 @@ class TrainConfig(StageConfig):
         False,
         description="where the chat template has no place for a system message, put it before the first question",
     )
-    load_in: Literal["4bit", "16bit"] = Field("4bit", description="hold the base in NF4 or in 16 bit")
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where to train")
+    load_in: Literal["4bit", "16bit"] = Field("4bit", description="precision of the base: NF4 or 16 bit")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for training")
 
-    rotation: Literal["so8", "dense"] = Field("so8", description="blocks of 8 x 8, or one d x d rotation")
+    rotation: Literal["so8", "dense"] = Field("so8", description="kind of rotation: blocks of 8 x 8, or one d x d")
     rotation_init: Literal["identity", "random"] = Field(
         "identity", description="first value of the rotation: the identity, which is the base itself, or a random one"
     )
     counter_scale: bool = Field(
         True, description="divide the mix h + g R h by 1 + g, so that the gate alone changes no logit"
     )
-    rotation_map: Literal["exp", "cayley"] = Field("exp", description="skew matrix to rotation, of a so8 soul")
-    soul_learning_rate: float | None = Field(None, gt=0, description="of the soul; as --learning-rate if not given")
+    rotation_map: Literal["exp", "cayley"] = Field(
+        "exp", description="map from a skew-symmetric matrix to a rotation (so8 only)"
+    )
+    soul_learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of the soul (default: --learning-rate)"
+    )
     alpha: Literal["scheduled", "then-learned", "learned"] = Field(
         "scheduled",
-        description="who moves alpha: the schedule, the schedule and then the optimizer, the optimizer",
+        description="how alpha changes: by schedule, by schedule then learned, or learned",
     )
-    alpha_start: float = Field(ALPHA_START, description="alpha before annealing")
-    alpha_target: float = Field(GOLDEN_RATIO, description="alpha after annealing")
-    warmup_steps: int = Field(50, ge=0, description="steps with alpha at its start")
-    annealing_steps: int = Field(400, ge=0, description="steps over which alpha rises in a straight line")
+    alpha_start: float = Field(ALPHA_START, description="alpha before the annealing")
+    alpha_target: float = Field(GOLDEN_RATIO, description="alpha after the annealing")
+    warmup_steps: int = Field(50, ge=0, description="optimizer steps during which alpha stays at its start")
+    annealing_steps: int = Field(400, ge=0, description="optimizer steps over which alpha rises linearly")
     orthogonality_weight: float = Field(
-        0.1, ge=0, description="weight of |R'R - I|^2 in the loss that is told; it has no gradient"
+        0.1, ge=0, description="weight of the orthogonality term in the logged loss (no effect on training)"
     )
 
     keep_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of KL(base || trained) on kept text, which holds off forgetting; 0 switches it off",
+        description="weight of KL(base || trained) on kept text, against forgetting (0 switches keep off)",
     )
     keep_every: int = Field(
-        4, ge=1, description="forward passes of the data per forward pass of kept text, which takes as many windows"
+        4, ge=1, description="forward passes on data per forward pass on kept text, of as many windows"
     )
-    keep_windows: int = Field(
-        192, ge=8, description="windows of kept text; the last eighth of them is never trained on"
-    )
+    keep_windows: int = Field(192, ge=8, description="windows of kept text; the last eighth is never trained on")
     keep_source: Literal["auto", "written", "data", "both"] = Field(
         "auto",
-        description="kept text: what the base writes itself, --keep-data, half and half; auto takes the data if given",
+        description="kept text: written by the base, --keep-data, or half of each; auto uses --keep-data if given",
     )
-    keep_data: str | None = Field(None, description="file or Hub id of text whose answers are to stay the base's own")
+    keep_data: str | None = Field(
+        None, description="file or Hub id of text on which the model should stay like its base"
+    )
 
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: float = Field(32, gt=0, description="scale of the adapter: lora_alpha / lora_r")
@@ -95,46 +99,51 @@ class TrainConfig(StageConfig):
     )
 
     max_steps: int = Field(500, ge=1, description="optimizer steps")
-    batch_size: int = Field(1, ge=1, description="windows a forward pass")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes an optimizer step")
-    max_length: int = Field(512, ge=8, description="tokens a window")
-    packing: bool = Field(True, description="fill windows with several documents, kept apart")
-    learning_rate: float = Field(2e-4, gt=0, description="of the adapter")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="course of the learning rates")
-    weight_decay: float = Field(0.0, ge=0, description="of the adapter; the soul has none")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    batch_size: int = Field(1, ge=1, description="windows per forward pass")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes per optimizer step")
+    max_length: int = Field(512, ge=8, description="tokens per window")
+    packing: bool = Field(True, description="pack several documents into a window, without attention between them")
+    learning_rate: float = Field(2e-4, gt=0, description="learning rate of the adapter")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="schedule of the learning rates"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the adapter (none for the soul)")
+    max_grad_norm: float = Field(1.0, gt=0, description="maximum norm of the gradients; larger ones are scaled down")
     activation_checkpointing: Literal["auto", "on", "off", "offload"] = Field(
         "auto",
-        description="recompute activations to save memory, offload: and keep what remains in the host's; "
-        "auto parks some layers' there, and parks or recomputes more as the GPU's memory asks for",
+        description="how to save activation memory: on recomputes all layers, offload also moves their inputs to host "
+        "memory, auto offloads or recomputes as many layers as needed, off keeps everything",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="compile the decoder layers; auto does on a GPU if the run is long enough to gain by it"
+        "auto",
+        description="compile the decoder layers; auto compiles on a GPU when the run is long enough to save time",
     )
     cuda_graphs: Literal["auto", "on", "off"] = Field(
-        "auto", description="record the step as CUDA graphs and replay it; auto does wherever that works"
+        "auto", description="record the step as CUDA graphs and replay it; auto records wherever possible"
     )
     gpu_memory_gib: float | None = Field(
         None,
         gt=0,
-        description="GiB of a GPU's memory that training may hold, for a GPU that has other work too; what CUDA itself "
-        "takes comes on top; all that is free if not given",
+        description="limit of training to this many GiB of GPU memory, without CUDA's own overhead (default: all free "
+        "memory)",
     )
     shard_base: bool = Field(
         False,
         description="with several processes: each holds a shard of every layer of the base, for a base too large "
         "for one GPU",
     )
-    seed: int = Field(42, ge=0, lt=2**31, description="of everything random")
+    seed: int = Field(42, ge=0, lt=2**31, description="random seed")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
     save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that stay on disk")
+    keep_checkpoints: int = Field(3, ge=1, description="number of checkpoints to keep, the newest ones")
     report_to: Literal["none", "tensorboard", "trackio"] = Field(
-        "none", description="show the rows of metrics.jsonl there too; the package of that name must be installed"
+        "none", description="also log metrics.jsonl to this tracker, whose package must be installed"
     )
-    heldout_rows: int = Field(64, ge=0, description="rows kept out for the held-out loss, at most a tenth of all")
-    skip_bad: int = Field(0, ge=0, description="broken data rows to leave out before giving up")
+    heldout_rows: int = Field(
+        64, ge=0, description="rows held out for the validation loss, at most a tenth of all rows"
+    )
+    skip_bad: int = Field(0, ge=0, description="maximum number of broken data rows to leave out")
 
     @model_validator(mode="after")
     def _alpha_moves(self) -> TrainConfig:
@@ -172,10 +181,10 @@ class TrainConfig(StageConfig):
 class MergeConfig(StageConfig):
     """`aegis merge`"""
 
-    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="of the merged weights")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="dtype of the merged weights")
     base_weights: Literal["original", "dequantized"] = Field(
         "original",
-        description="merge into the base's own weights, or into what NF4 made of them in training",
+        description="base weights to merge into: the original ones, or those that went through NF4 in training",
     )
 
 
@@ -185,24 +194,26 @@ class ExportConfig(StageConfig):
     quant: tuple[str, ...] = Field(("Q4_K_M",), min_length=1, description="quantization types, one file each")
     keep_f16: bool = Field(False, description="keep the f16 GGUF the others are made from")
     name: str | None = Field(None, description="general.name of the GGUF and stem of its file name")
-    head_quant: str | None = Field(None, description="type of the LM head instead of the quantization's own, e.g. q8_0")
-    imatrix: Path | None = Field(None, description="importance matrix of this model, as quantize-study makes one")
-    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+    head_quant: str | None = Field(
+        None, description="quantization type of the LM head, e.g. q8_0 (default: the recipe's own)"
+    )
+    imatrix: Path | None = Field(None, description="importance matrix of this model, from quantize-study")
+    llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
 
 
 class VerifyConfig(StageConfig):
     """`aegis verify`"""
 
-    text: Path | None = Field(None, description="UTF-8 text to compare on, instead of the data's held-out rows")
-    tokens: int = Field(2048, ge=64, description="tokens that go through every model")
-    compare_bases: bool = Field(
-        False, description="measure both choices of merge's --base-weights on this text, whichever was merged"
+    text: Path | None = Field(None, description="UTF-8 text to compare on (default: the held-out rows of the data)")
+    tokens: int = Field(2048, ge=64, description="tokens to run through every model")
+    compare_bases: bool = Field(False, description="also measure the other choice of merge's --base-weights")
+    max_kl_nf4: float | None = Field(None, gt=0, description="maximum mean KL of NF4 against 16 bit, nats per token")
+    max_kl_quantized: float | None = Field(
+        None, gt=0, description="maximum mean KL of the quantization, nats per token"
     )
-    max_kl_nf4: float | None = Field(None, gt=0, description="bound on the mean KL of NF4 against 16 bit, nats")
-    max_kl_quantized: float | None = Field(None, gt=0, description="bound on the mean KL of quantization, nats")
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where transformers runs")
-    threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
-    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for the transformers models")
+    threads: int | None = Field(None, ge=1, description="number of threads for llama.cpp")
+    llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
 
 
 VARIANTS = ("plain", "imatrix", "head-q8_0", "imatrix+head-q8_0")
@@ -216,23 +227,21 @@ class StudyConfig(StageConfig):
         ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), min_length=1, description="quantization types to compare"
     )
     variants: tuple[str, ...] = Field(
-        VARIANTS[:3], min_length=1, description=f"ways to make each of them: {', '.join(VARIANTS)}"
+        VARIANTS[:3], min_length=1, description=f"variants of each type: {', '.join(VARIANTS)}"
     )
     text: Path | None = Field(
         None,
-        description="UTF-8 text of yours: three quarters of it make the importance matrix, the rest is measured on; "
-        "the run's training rows and held-out rows if not given",
+        description="UTF-8 text: three quarters for the importance matrix, the rest to measure on (default: the run's "
+        "training rows and held-out rows)",
     )
-    tokens: int = Field(2048, ge=64, description="tokens that go through every file")
-    calibration_tokens: int = Field(
-        16384, ge=256, description="tokens that the importance matrix is made from, at most"
-    )
+    tokens: int = Field(2048, ge=64, description="tokens to run through every file")
+    calibration_tokens: int = Field(16384, ge=256, description="maximum number of tokens for the importance matrix")
     tolerance: float = Field(
-        0.02, gt=0, description="mean KL in nats by which the recommended file may be worse than the best one"
+        0.02, gt=0, description="mean KL, nats per token, by which the recommended file may exceed the best one"
     )
     keep: bool = Field(False, description="keep every GGUF that was measured")
-    threads: int | None = Field(None, ge=1, description="threads for llama.cpp")
-    llama_cpp_dir: Path | None = Field(None, description="your own llama.cpp checkout for the converter")
+    threads: int | None = Field(None, ge=1, description="number of threads for llama.cpp")
+    llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
 
     @field_validator("variants")
     @classmethod

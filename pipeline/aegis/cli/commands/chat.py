@@ -18,22 +18,24 @@ from aegis.cli.shared import existing_run
 @command()
 def chat(
     run: RunOption = None,
-    gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="GGUF file, instead of --run")] = None,
     live: Annotated[
         bool, typer.Option("--live", help="the model as it was trained (base, adapter, soul) instead of the GGUF")
     ] = False,
     compare: Annotated[
-        Literal["base"] | None, typer.Option("--compare", help="ask the base the same, and show both answers")
+        Literal["base"] | None, typer.Option("--compare", help="ask the base too, and show both answers")
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask once and stop")] = None,
-    system: Annotated[str | None, typer.Option(help="a system message")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="the longest answer")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time")] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed, the same answers")] = 0,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask one question and stop")] = None,
+    system: Annotated[str | None, typer.Option(help="system message")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="sampling temperature; 0 always takes the most likely token")
+    ] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the answers")] = 0,
     context: Annotated[
-        int | None, typer.Option(min=8, help="tokens of context; what the model is good for if not given")
+        int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="as aegis --json: JSON lines on stdout")] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, as with aegis --json")] = False,
 ) -> None:
     """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. An empty line ends it."""
     from aegis.chat.conversation import Conversation, SamplingParams
@@ -57,14 +59,14 @@ def chat(
 @command()
 def serve(
     run: RunOption = None,
-    gguf: Annotated[Path | None, typer.Option(help="a GGUF file, when there is no --run")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="of 127.0.0.1; 0 takes a free one")] = 8080,
+    gguf: Annotated[Path | None, typer.Option(help="GGUF file, instead of --run")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = 8080,
     context: Annotated[
-        int | None, typer.Option(min=8, help="tokens of context; what the model is good for if not given")
+        int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="threads; the physical cores if not given")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="number of threads (default: the physical cores)")] = None,
 ) -> None:
-    """Serve the GGUF over OpenAI's protocol, on this machine only, until Ctrl-C."""
+    """Serve the GGUF over the OpenAI protocol, on this machine only, until Ctrl-C."""
     from aegis.llama_cpp import serve as run_server
     from aegis.llama_cpp import trained_context
 

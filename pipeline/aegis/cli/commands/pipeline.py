@@ -26,10 +26,12 @@ def train(
     run: RunOption = None,
     preset: PresetOption = None,
     config: FileOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="there must be a checkpoint to go on from")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="resume from the newest checkpoint; an error if there is none")
+    ] = False,
     overwrite: OverwriteOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="ten real steps for memory and speed; keeps nothing")
+        bool, typer.Option("--dry-run", help="take ten real steps to measure memory and speed; keep nothing")
     ] = False,
 ) -> None:
     """Train an adapter and a soul. Without arguments: the embedded default, on a CPU, in a minute or two."""
@@ -54,13 +56,13 @@ def train(
 def merge(
     flags: dict[str, Any],
     run: RunOption = None,
-    base_model: Annotated[str | None, typer.Option(help="base, when there is no --run")] = None,
-    revision: Annotated[str | None, typer.Option(help="its Hub revision")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter, when there is no --run")] = None,
+    base_model: Annotated[str | None, typer.Option(help="base model, instead of --run")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter, instead of --run")] = None,
     soul: Annotated[
-        Path | None, typer.Option(help="soul.safetensors; the one in the adapter's folder if not given")
+        Path | None, typer.Option(help="soul.safetensors (default: the one in the adapter's folder)")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write; <run>/merged if not given")] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder (default: <run>/merged)")] = None,
     preset: PresetOption = None,
     config: FileOption = None,
     overwrite: OverwriteOption = False,
@@ -92,10 +94,10 @@ def merge(
 @command("import-soul")
 def import_soul(
     soul: Annotated[Path, typer.Argument(help="soul.pt of one of the original's checkpoints")],
-    out: Annotated[Path, typer.Option(help="soul.safetensors to write")],
+    out: Annotated[Path, typer.Option(help="output file, soul.safetensors")],
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Turn the original pipeline's soul.pt into a soul.safetensors that merge takes; nothing in it is run."""
+    """Convert the original pipeline's soul.pt into a soul.safetensors for merge. No code in it is run."""
     from aegis.stages.import_soul import import_soul as stage
 
     report = stage(soul, out, overwrite=overwrite)
@@ -107,8 +109,8 @@ def import_soul(
 def export_gguf(
     flags: dict[str, Any],
     run: RunOption = None,
-    model: Annotated[Path | None, typer.Option(help="a merged folder, when there is no --run")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write; <run>/gguf if not given")] = None,
+    model: Annotated[Path | None, typer.Option(help="merged folder, instead of --run")] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder (default: <run>/gguf)")] = None,
     preset: PresetOption = None,
     config: FileOption = None,
     overwrite: OverwriteOption = False,
@@ -139,7 +141,7 @@ def run(
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """All stages in order, taking up where an earlier run stopped; ends with the proof."""
+    """Run all stages in order, resume where an earlier run stopped, and verify the result."""
     chosen = setup.all_settings(preset, config, flags)
     if dry_run:
         setup.show_plan(chosen, run)

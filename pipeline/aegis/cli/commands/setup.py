@@ -55,9 +55,9 @@ def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
 
 @command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout, for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
-    """Look at this machine and the installation: a line each, and what to type where something is amiss."""
+    """Check this machine and the installation: one line per item, and the command that fixes a problem."""
     from aegis.cli.console.reporters import JsonReporter
     from aegis.doctor import PROBES, Finding, examine, is_ready
 
@@ -82,7 +82,7 @@ def plan(
     preset: PresetOption = None,
     config: FileOption = None,
 ) -> None:
-    """Say what a whole run would take: model, data, adapter, memory by part, disk, time. Writes nothing."""
+    """Estimate what a run needs: model, data, adapter, memory by part, disk, time. Writes nothing."""
     show_plan(all_settings(preset, config, flags), run)
 
 
@@ -99,9 +99,9 @@ def show_plan(chosen: AllSettings, run: Path | None) -> None:
 
 @command()
 def init(
-    base_model: Annotated[str | None, typer.Option(help="Hub id or folder of the base; asked for if not given")] = None,
-    dataset: Annotated[str | None, typer.Option(help="file or Hub id; asked for if not given")] = None,
-    out: Annotated[Path, typer.Option(help="the file to write")] = Path("aegis.toml"),
+    base_model: Annotated[str | None, typer.Option(help="Hub id or folder of the base (default: ask)")] = None,
+    dataset: Annotated[str | None, typer.Option(help="data file or Hub id (default: ask)")] = None,
+    out: Annotated[Path, typer.Option(help="output file")] = Path("aegis.toml"),
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a commented aegis.toml for your base and data."""

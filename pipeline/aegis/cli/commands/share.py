@@ -16,14 +16,14 @@ from aegis.cli.shared import existing_run
 @command()
 def report(
     run: RunOption = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="ask this; may be given several times")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="questions of held-out chats to ask; 0 asks nothing")] = 4,
-    seconds: Annotated[float, typer.Option(min=0, help="for one model's answers; what runs over is cut")] = 60.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="the longest answer")] = 96,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="question to ask; may be repeated")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="number of held-out questions to ask; 0 asks none")] = 4,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="time limit per model in seconds; a longer answer is cut off")
+    ] = 60.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 96,
 ) -> None:
-    """Write one HTML page with everything known of a run: tables, pictures, answers before and after."""
+    """Write one HTML page about a run: tables, pictures, answers before and after."""
     from aegis.chat.ask import Limits
     from aegis.stages.report import report as report_stage
 
@@ -33,12 +33,14 @@ def report(
     progress.result(str(page), {"report": page})
 
 
-PartOption = Annotated[Literal["gguf", "merged"], typer.Option("--part", help="the GGUF files or the merged folder")]
+PartOption = Annotated[
+    Literal["gguf", "merged"], typer.Option("--part", help="what to take: the GGUF files or the merged folder")
+]
 
 
 @command()
 def card(run: RunOption = None, part: PartOption = "gguf") -> None:
-    """Print a model card, with what verify found in it."""
+    """Print a model card with the results of verify."""
     from aegis.stages.push import card as stage
 
     text = stage(existing_run(run), part)
@@ -47,13 +49,13 @@ def card(run: RunOption = None, part: PartOption = "gguf") -> None:
 
 @command()
 def push(
-    repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if it is not there")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hub; created if it does not exist")],
     run: RunOption = None,
     part: PartOption = "gguf",
-    public: Annotated[bool, typer.Option("--public", help="for all to see; private if not given")] = False,
-    unverified: Annotated[bool, typer.Option("--unverified", help="even if verify has not passed")] = False,
+    public: Annotated[bool, typer.Option("--public", help="make the repository public (default: private)")] = False,
+    unverified: Annotated[bool, typer.Option("--unverified", help="upload even if verify has not passed")] = False,
 ) -> None:
-    """Upload the GGUF files or the merged folder to the Hub, with its model card. Asks nothing."""
+    """Upload the GGUF files or the merged folder to the Hub, with its model card. Does not ask."""
     from aegis.stages.push import push as stage
 
     run_dir = existing_run(run)

@@ -23,15 +23,15 @@ from aegis.errors import UsageError
 def verify(
     flags: dict[str, Any],
     path: Annotated[
-        Path | None, typer.Argument(help="a checkpoint, adapter, soul, merged folder or GGUF to be checked by itself")
+        Path | None, typer.Argument(help="checkpoint, adapter, soul, merged folder or GGUF to check alone")
     ] = None,
     run: RunOption = None,
     preset: PresetOption = None,
     config: FileOption = None,
-    json: Annotated[bool, typer.Option("--json", help="the report as a JSON line on stdout")] = False,
+    json: Annotated[bool, typer.Option("--json", help="report as a JSON line on stdout")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Prove that what was trained is what runs; exit 5, and the guilty stage, if it is not."""
+    """Prove that the exported file is the trained model; if not, name the failed stage and exit 5."""
     if json:
         report_as_json()
     if path is not None:
@@ -72,7 +72,7 @@ def quantize_study(
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Measure what each quantization costs on your own text, and recommend one. --quant takes a list."""
+    """Measure what each quantization costs on your own text, and recommend one. --quant accepts a list."""
     settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
     from aegis.stages.quantize_study import quantize_study as stage
 
