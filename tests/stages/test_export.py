@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,6 +226,25 @@ def test_a_gguf_of_another_model_is_never_published(
     """The converter's word is not taken: here it hands over the file of another model."""
     with pytest.raises(IntegrityError, match=r"output\.weight is not lm_head\.weight"):
         export_gguf(make_random("llama"), tmp_path / "out", ExportConfig())
+    assert names(tmp_path) == []
+
+
+def test_a_gguf_that_llama_cpp_cannot_load_is_never_published(
+    quick_base: Path, tmp_path: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every type and row is as asked for, but a tensor has a name that llama.cpp does not look for."""
+    quantize = export.quantize
+
+    def renamed(source: Path, target: Path, *args: Any, **more: Any) -> None:
+        quantize(source, target, *args, **more)
+        data = target.read_bytes()
+        assert data.count(b"blk.0.attn_norm.weight") == 1
+        target.write_bytes(data.replace(b"blk.0.attn_norm.weight", b"blk.0.attn_nose.weight"))
+
+    monkeypatch.setattr(export, "quantize", renamed)
+    with pytest.raises(IntegrityError) as refused:
+        export_gguf(quick_base, tmp_path / "out", ExportConfig())
+    assert refused.value.key == "runtime.cannot_load"
     assert names(tmp_path) == []
 
 

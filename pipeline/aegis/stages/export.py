@@ -24,6 +24,7 @@ from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finishe
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.export_sidecars import context_tokens, end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
+from aegis.verification.logits import check_answers
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class _Export:
             fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
         if self.facts.f16 is None:
             f16.unlink()
+        for name in self.facts.files.values():
+            check_answers(folder / name)
         return fallbacks
 
 

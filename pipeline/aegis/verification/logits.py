@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from aegis import progress
+from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.verification.divergence import Logits
 
@@ -59,3 +61,14 @@ def repeats_one_token(runtime: Runtime, prompt: Sequence[int], end_token: int | 
         if token != ids[len(prompt)]:
             return False
     return True
+
+
+def check_answers(gguf: Path) -> None:
+    """Load a GGUF in llama.cpp and evaluate one token: no file is published that does not get as far.
+
+    Raises:
+        IntegrityError: llama.cpp cannot load the file, or its logits are not finite.
+    """
+    with Runtime(gguf, n_ctx=8, logits=True) as runtime:
+        if not np.isfinite(runtime.logits([0])).all():
+            raise IntegrityError("export.no_answer", path=gguf)
