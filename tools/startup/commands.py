@@ -14,6 +14,9 @@ from startup.lock import refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_IN_PARALLEL = ("-n", "auto", "--dist", "loadfile")
+"""One file's tests stay in one process, so that what a module makes for them is made once."""
+
 # The job must not reach for the network: what it needs is there after set-up.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -72,14 +75,17 @@ def _test(environment: Environment, rest: Sequence[str]) -> int:
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", *rest]),
+        ("pytest", ["pytest", *_IN_PARALLEL, *rest]),
     ]
     failed: list[tuple[str, int]] = []
     for number, (title, arguments) in enumerate(checks, start=1):
         if title == "pytest" and failed:
             say("FAILED so far: " + ", ".join(name for name, _ in failed) + ". pytest runs all the same.")
         Step(number, len(checks), title)
-        code = run_attached([environment.python, "-m", *arguments], cwd=ROOT, environment=child_environment())
+        # one thread per process: the processes are as many as the cores
+        code = run_attached(
+            [environment.python, "-m", *arguments], cwd=ROOT, environment=child_environment(OMP_NUM_THREADS="1")
+        )
         if code == 128 + signal.SIGINT:
             return code
         if code != 0:

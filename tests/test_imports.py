@@ -1,0 +1,30 @@
+"""The floors of the house: the contracts of pyproject.toml hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def contracts(file: Path) -> int:
+    return lint_imports(config_filename=str(file), no_cache=True, no_logo=True)
+
+
+def test_imports_run_one_way_and_no_stage_imports_a_stage() -> None:
+    assert contracts(PYPROJECT) == 0
+
+
+def test_an_import_upwards_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The control: with soul above stages, the imports that are there run upwards."""
+    text = PYPROJECT.read_text(encoding="utf-8")
+    assert '    "cli",\n' in text
+    other = tmp_path / "pyproject.toml"
+    other.write_text(
+        text.replace('    "cli",\n', '    "errors",\n    "cli",\n').replace('"hub | errors"', '"hub"'), "utf-8"
+    )
+    assert contracts(other) == 1
+    assert "aegis.errors" in capsys.readouterr().out
