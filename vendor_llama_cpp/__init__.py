@@ -23,7 +23,7 @@ def converter_tree(listener: Listener | None = None) -> Path:
     user's cache directory, or in AEGIS_CACHE_DIR. From then on no network is needed.
 
     Args:
-        listener: told each step that takes time, and how far the download is.
+        listener: called at each step that takes time, and how far the download is.
 
     Raises:
         VendorError: with `kind` "fetch", "hash", "archive" or "disk", and a `code`, one of `TEXTS`, that says which.

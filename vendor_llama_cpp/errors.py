@@ -87,7 +87,7 @@ TEXTS: Mapping[str, Text] = {
 
 
 class VendorError(Exception):
-    """llama.cpp's converter cannot be had.
+    """llama.cpp's converter is not available.
 
     `kind` says whose turn it is: "fetch" (network, pip, a missing file), "hash" (not the pinned bytes),
     "archive" (the pinned bytes are hostile or broken), "disk" (the cache cannot be written).

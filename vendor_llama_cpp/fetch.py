@@ -32,10 +32,10 @@ def verified_sdist(pin: Pin, workspace: Path, listener: Listener) -> Iterator[Bi
     Args:
         pin: what to fetch.
         workspace: an empty directory for the download; the caller removes it.
-        listener: told each step, and how much of the file has come.
+        listener: called at each step, and how much of the file has come.
 
     Raises:
-        VendorError: "fetch" if it cannot be had, "hash" if it is something else.
+        VendorError: "fetch" if it is not available, "hash" if it is something else.
     """
     given = os.environ.get(SDIST_VARIABLE)
     path = Path(given).expanduser() if given else _download(pin, workspace, listener)

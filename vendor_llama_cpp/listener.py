@@ -1,4 +1,4 @@
-"""Who is told what is under way while the converter is fetched."""
+"""What reports the progress while the converter is fetched."""
 
 from __future__ import annotations
 

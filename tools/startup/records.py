@@ -24,7 +24,7 @@ def broken(site_packages: Path, *, hashes: bool = False) -> list[Path]:
 def repair(site_packages: Path, *, hashes: bool = False) -> list[str]:
     """Take away what a killed uv left half done, so that the next one installs it anew; return the names.
 
-    Of a broken package only the `.dist-info` goes: the other files are overwritten by the reinstallation.
+    Only the `.dist-info` of a broken package is removed: the other files are overwritten by the reinstallation.
 
     Raises:
         StartError: something cannot be removed.

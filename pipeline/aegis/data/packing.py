@@ -111,7 +111,7 @@ class Pieces:
         return len(self._ends) - 1
 
     def lengths(self) -> NDArray[np.int64]:
-        """Of each piece, in tokens."""
+        """The length of each piece, in tokens."""
         ends = np.frombuffer(self._ends, np.int64)
         return ends[1:] - ends[:-1]
 

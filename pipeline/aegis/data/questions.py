@@ -43,7 +43,7 @@ def heldout_questions(
 
 
 def _encoded(source: Source, encoder: Encoder, columns: Sequence[str]) -> Iterator[tuple[Record, Example]]:
-    """Each row with its tokens; those that cannot be used were told of when the data was prepared."""
+    """Each row with its tokens; those that cannot be used were reported when the data was prepared."""
     silent = Rejects(source.name)
     rows = itertools.islice(records(source, silent, columns), _MOST_ROWS)
     while batch := list(itertools.islice(rows, _BATCH_ROWS)):

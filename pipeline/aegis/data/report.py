@@ -15,7 +15,7 @@ class DataReport:
 
     source: str
     content_sha256: str
-    """Of the file's bytes, or of the Hub dataset's rows."""
+    """sha256 of the file's bytes, or of the Hub dataset's rows."""
     rows: int
     """Usable rows, the training and the held-out ones together."""
     train_rows: int

@@ -39,7 +39,7 @@ def serve(
         port: 0 for any that is free.
         context: tokens that all of a request and its answer may have.
         threads: the physical cores if None.
-        ready: told the address, http://127.0.0.1:PORT/v1, when requests are taken.
+        ready: called with the address, http://127.0.0.1:PORT/v1, when requests are taken.
 
     Raises:
         EnvironmentFault: the server's packages are not installed, the port is taken, or memory is short.

@@ -28,7 +28,7 @@ from aegis.soul.fold import fold_head, scale_norm
 Source = Callable[[int, int], Tensor]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SLAB_BYTES = 4 << 20
-"""Of the base's tensors read and changed at a time."""
+"""Bytes of a base tensor to read and change at a time."""
 _PIECE_VALUES = 1 << 18
 
 

@@ -79,7 +79,7 @@ def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[
     """Write what the plan makes of one of the base's files.
 
     Args:
-        advance: told the bytes that were written, from this thread.
+        advance: called with the bytes that were written, from this thread.
 
     Raises:
         IntegrityError: the file shrank, or a value is not finite or does not fit the dtype.

@@ -25,7 +25,7 @@ VARIABLE = "AEGIS_LANG"
 
 @dataclass(frozen=True)
 class Bilingual:
-    """One text for a report, which is in English for whoever reads it, and for the reader, in any language.
+    """One text for a report, which is in English for every reader, and for the reader, in any language.
 
     It is a text of the catalogue with its values, words that are the same in every language, or several texts in a row.
 

@@ -24,7 +24,7 @@ from aegis.model.base_states import free_bytes
 _QUESTION = "AEGIS7question"
 """Stands where the user's text would; no template has it."""
 _MAX_TOKENS = 1024
-"""Of one text: longer windows hold several, and the cache stays small."""
+"""Maximum tokens of one text: longer windows hold several texts, and the cache stays small."""
 _LOOK_EVERY = 16
 """Tokens between two questions to the device whether all texts have ended."""
 _UNENDING = 32

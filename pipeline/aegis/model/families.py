@@ -138,7 +138,7 @@ def unproven_parts(
     Args:
         config: config.json.
         tensors: the names of the base's tensors.
-        vocabulary: its kind of tokenizer, if it could be told.
+        vocabulary: its kind of tokenizer, if it is known.
 
     Returns:
         Nothing but an empty dict for a proven base; None for a family that was not proven at all.

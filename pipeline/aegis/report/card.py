@@ -1,6 +1,6 @@
 """The model card: what a model is made of, under whose licence, what its files are, how it is run, what verify said.
 
-A card is a pure function of what it is told: no date, no machine, no path, so that the same run gives the same bytes.
+A card is a pure function of its arguments: no date, no machine, no path, so that the same run gives the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run's manifests, metrics and verify's report say, as the sections of a page; what is missing is said to be."""
+"""What a run's manifests, metrics and verify's report say, as the sections of a page; a missing part is named."""
 
 from __future__ import annotations
 

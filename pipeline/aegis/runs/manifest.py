@@ -80,7 +80,7 @@ def digest(value: object) -> str:
 
 
 def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
-    """sha256 of a file's content; `read` is told of each block's bytes."""
+    """sha256 of a file's content; `read` is called with each block's bytes."""
     with path.open("rb") as file:
         if read is None:
             return hashlib.file_digest(file, "sha256").hexdigest()

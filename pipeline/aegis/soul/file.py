@@ -73,7 +73,7 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
     """Write `soul` to `path`, after the same checks that loading makes.
 
     Raises:
-        IntegrityError: R is not a finite rotation, or not the reflection it is said to be; nothing is written.
+        IntegrityError: R is not a finite rotation, or `reflection` is wrong; nothing is written.
     """
     _check_rotation(path, soul.rotation, reflection=soul.reflection)
     rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation

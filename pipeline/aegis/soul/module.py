@@ -25,7 +25,7 @@ class Soul(nn.Module):
 
     A so8 soul is R = R₀ · map(A): R₀ is fixed (Haar or identity) and A, which starts at zero, is what is learned. A
     dense one carries R itself, from R₀ on: A is the next step alone, zero until an optimizer has moved it, and
-    `advance` turns R to R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501).
+    `retract` turns R to R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501).
 
     Everything is float32 whatever the base computes in: a half-precision α of 0.1 does not move under a learning rate
     of 1e-4, and half-precision `matrix_exp` returns NaN without a word.
@@ -80,9 +80,8 @@ class Soul(nn.Module):
     def rotation(self) -> Tensor:
         """Return R, (blocks, n, n) float32, in the graph if there is one.
 
-        A frozen soul builds it once. A trainable one builds it every time: whether its parameter has moved cannot
-        be told from the tensor's version, which fused optimizers on a GPU leave as it was. Between `hold` and
-        `let_go` it gives the one rotation that is held.
+        A frozen soul builds it once. A trainable one builds it every time, since fused optimizers on a GPU change the
+        parameter without a new tensor version. Between `cache_rotation` and `release` it returns the cached one.
         """
         if self._held is not None:
             return self._held[1]
@@ -93,25 +92,25 @@ class Soul(nn.Module):
         return self._kept
 
     def cache_rotation(self) -> None:
-        """Build R once for several backward passes; their gradients gather on it until `let_go`."""
+        """Build R once for several backward passes; their gradients gather on it until `release`."""
         built = self._build()
         held = built.detach().requires_grad_()
         held.grad = torch.zeros_like(held)
         self._held = built, held
 
     def discard_cache(self) -> None:
-        """Stop holding R, and forget what gathered."""
+        """Drop the cached R and its gradient."""
         self._held = None
 
     def release(self) -> tuple[Tensor, Tensor]:
-        """Stop holding R, and give the gradient that gathered on it to `skew`.
+        """Drop the cached R, and give the gradient that gathered on it to `skew`.
 
         Returns:
             ‖∂L/∂R‖ of what gathered, 0 if no backward pass went through the soul, and the orthogonality loss
             ‖RᵀR − I‖²_F; scalars. The latter has no gradient to give: R = SQ with `start` S and an orthogonal Q, and
             ‖Qᵀ(SᵀS)Q − I‖ = ‖SᵀS − I‖ whatever Q is.
         """
-        assert self._held is not None, "let_go without hold"
+        assert self._held is not None, "release without cache_rotation"
         (built, held), self._held = self._held, None
         assert held.grad is not None
         with _no_autocast(held.device.type):
@@ -121,10 +120,10 @@ class Soul(nn.Module):
 
     @torch.no_grad()
     def retract(self) -> None:
-        """Have R follow what the optimizer has made of A since `let_go`; a so8 soul's does by itself."""
+        """Have R follow what the optimizer has made of A since `release`; a so8 soul's does by itself."""
         defect, self._defect = self._defect, None
         if self.kind == "dense":
-            assert defect is not None, "advance without let_go"
+            assert defect is not None, "retract without release"
             with _no_autocast(self.skew.device.type):
                 self.start.copy_(retraction.retract(self.start, self.skew, defect))
             self.skew.zero_()

@@ -12,7 +12,7 @@ _LARGE = 64
 """Rows below which a product takes no time worth saving."""
 _GRAM_PARTS = 8
 _BITS_LESS = 13
-"""Of a float32's bits, those that TF32 leaves out."""
+"""Bits of a float32 mantissa that TF32 drops."""
 
 
 def _has_cores(matrices: Tensor) -> bool:

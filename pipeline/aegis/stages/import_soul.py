@@ -5,7 +5,7 @@ d, bias=False)), "step": …}. That state holds X ("original") and Q₀ ("base")
 tril(X)ᵀ (torch/nn/utils/parametrizations.py, `_Orthogonal.forward`, use_trivialization=True).
 
 Q₀ comes from the QR of a random matrix: for about half of the seeds its determinant is −1, and R a reflection. Such a
-soul was trained as one; it is said to be one, and folded as it is.
+soul was trained as one; the file names it, and it is folded as it is.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _card(directory: Path, found: dict[str, Any] | None) -> str:
 
 @contextmanager
 def _hub(repo: str) -> Iterator[Any]:
-    """The Hub's client, whose failures are told as ours; a token is in none of the texts."""
+    """The Hub's client, whose failures become ours; a token is in none of the texts."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

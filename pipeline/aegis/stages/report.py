@@ -1,6 +1,6 @@
 """report: everything a run's directories say of it, with its pictures, in one HTML file.
 
-What is missing is said to be missing: a report can be made of a training alone, or of a run whose parts are damaged.
+Missing parts are named: a report can be made of a training alone, or of a run whose parts are damaged.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class FileReport:
     checks: tuple[Check, ...]
 
     def as_json(self) -> dict[str, object]:
-        """As a program is told."""
+        """As JSON, for programs."""
         return {"path": self.path, "kind": self.kind, "checks": [check.as_json() for check in self.checks]}
 
     @property

@@ -22,11 +22,11 @@ from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
 
 _LOOKED_AT = "orthogonality_error", "det", "turned_degrees"
-"""Of a row, what a closer look at R finds."""
+"""Keys of a row that a closer look at R fills."""
 
 
 class MetricsLog:
-    """Writes a row each logging step, to whoever watches, to a file and to a tracker.
+    """Writes a row each logging step, to the reporter, to a file and to a tracker.
 
     Args:
         file: gets the row as a line of JSON, or None.

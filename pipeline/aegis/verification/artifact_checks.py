@@ -49,7 +49,7 @@ def check_hash(checks: Checks, path: Path, stage: str) -> None:
 
 
 def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
-    """R orthogonal, its determinant as it is said to be; a soul that we trained is never a reflection."""
+    """R orthogonal, its determinant as the file names it; a soul that we trained is never a reflection."""
     with checks.check(bilingual("alone.orthogonal"), "train") as tell:
         soul = load_soul(path)
         if soul.reflection and ours:

@@ -27,7 +27,10 @@ _CACHED = 1 << 20
 
 
 def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
-    """Of a GGUF of each type, at most, made from a folder: each has vectors in float32 and a vocabulary."""
+    """Upper bound on the bytes of one GGUF per type, made from a folder.
+
+    Each has vectors in float32 and a vocabulary.
+    """
     shapes = [entry.shape for entry in shards.entries.values()]
     weights = sum(math.prod(shape) for shape in shapes)
     vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
@@ -36,7 +39,7 @@ def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
 
 
 def importance_sha256(path: Path, model_digest: str) -> str:
-    """The sha256 of an importance matrix, once it is sure that it is this model's, as far as can be told.
+    """The sha256 of an importance matrix, after a check that it is this model's, as far as the file shows.
 
     Args:
         path: the matrix. One that quantize-study published has a manifest beside it, which names the model.

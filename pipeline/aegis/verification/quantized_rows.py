@@ -26,7 +26,7 @@ Importance = Mapping[str, NDArray[np.float32]]
 EXACT_WEIGHTS = 1 << 22
 """A tensor of so many weights or fewer is quantized once more as a whole."""
 EVERY = 16
-"""Of a larger one, one row in so many."""
+"""In a larger tensor, one row in this many is quantized again."""
 _SUSPICIOUS = 1.25
 """A row so much further from the f16's than the furthest of those is looked at as well."""
 _MAX_SUSPECTS = 64

@@ -25,7 +25,7 @@ from aegis.verification.gguf_checks import check_f16
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and the stage that is guilty if it does not hold."""
+    """One thing that was looked at, and the stage that failed if it does not hold."""
 
     name: Bilingual
     stage: str

@@ -12,7 +12,7 @@ from aegis.verification import texts as text
 MIN_TOKENS = 64
 _SEQUENCE_TOKENS = 512
 _LOGITS = 1 << 25
-"""Of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
+"""Maximum logits of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
 _OWN_TEXTS = 64
 
 
@@ -32,7 +32,7 @@ class Sample:
 
     @classmethod
     def of_text(cls, texts: Sequence[str], tokenizer: Any, tokens: int, limit: int) -> Sample:
-        """Of paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
+        """A sample of paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
         rendered = text.rendered(texts, tokenizer)
         chats = [tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
         own_texts = [*texts[:_OWN_TEXTS], *rendered[:_OWN_TEXTS]]
@@ -40,7 +40,7 @@ class Sample:
 
     @classmethod
     def of_chats(cls, rows: Sequence[list[int]], tokenizer: Any, tokens: int, limit: int) -> Sample:
-        """Of chats as they were trained on or held out; the other text is the embedded corpus's.
+        """A sample of chats as they were trained on or held out; the other text is the embedded corpus's.
 
         Args:
             rows: token ids, twice `tokens` in all if there are as many: half of what is compared is their plain text.

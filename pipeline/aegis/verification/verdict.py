@@ -1,4 +1,4 @@
-"""What a verification says: checks, steps between models, what was kept of the base, and who is guilty."""
+"""What a verification says: checks, steps between models, what was kept of the base, and the failed stage."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from aegis.runs.run import Run
 
 _FORMAT = "aegis-kept 1"
 _SEED = 1618
-"""Of what the base writes: its text is its own, whatever the training's seed, so that trainings may share it."""
+"""Seed of what the base writes: its text is its own, whatever the training's seed, so that trainings may share it."""
 _MIN_WINDOWS = 2
 
 

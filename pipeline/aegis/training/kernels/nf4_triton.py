@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 _BLOCKS = 32
-"""Of 64 values, done by one program; with two warps that was the quickest of twenty ways on an H200."""
+"""Blocks of 64 values per program; with two warps that was the quickest of twenty ways on an H200."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]

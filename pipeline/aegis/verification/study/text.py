@@ -36,7 +36,7 @@ class StudyText:
 
     @classmethod
     def of_file(cls, path: Path, tokenizer: Any, tokens: int, calibration_tokens: int, limit: int) -> StudyText:
-        """Of a UTF-8 file's paragraphs, or of its lines if it has fewer than four paragraphs.
+        """The two parts of a UTF-8 file's paragraphs, or of its lines if it has fewer than four paragraphs.
 
         Raises:
             UsageError: no such file.
@@ -56,7 +56,9 @@ class StudyText:
     def of_rows(
         cls, train: Windows, heldout: Windows | None, tokenizer: Any, tokens: int, calibration_tokens: int, limit: int
     ) -> StudyText:
-        """Of the rows a run was trained on; measured on those that it held out, or on every fourth if it held none.
+        """The two parts of a run's rows: those it was trained on, and those to measure on.
+
+        The second are the held-out rows, or every fourth row if none was held out.
 
         Raises:
             DataError: there is too little of them.
