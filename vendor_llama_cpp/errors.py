@@ -20,21 +20,21 @@ def _refused(reason: str) -> Text:
     """A pinned archive that is not unpacked."""
     return Text(
         "The llama.cpp source archive was refused",
-        f"Of the archive, {reason}. Nothing was written.",
+        f"{reason}. Nothing was written.",
         "Restore vendor_llama_cpp/pin.toml from git: the pinned archive has no such fault.",
     )
 
 
 TEXTS: Mapping[str, Text] = {
-    "archive.absolute": _refused("{name!r} is an absolute path"),
-    "archive.bomb": _refused("it inflates to more than {most} bytes"),
-    "archive.members": _refused("it has more than {most} members"),
-    "archive.name": _refused("{name!r} is not a plain file name"),
-    "archive.outside": _refused("{name!r} leads outside"),
-    "archive.size": _refused("the converter's files hold more than {most} bytes"),
-    "archive.special": _refused("{name!r} is a link, a device or another special file"),
-    "archive.twice": _refused("{name!r} is there twice"),
-    "archive.unreadable": _refused("it cannot be read to its end ({error})"),
+    "archive.absolute": _refused("In the archive, {name!r} is an absolute path"),
+    "archive.bomb": _refused("The archive inflates to more than {most} bytes"),
+    "archive.members": _refused("The archive has more than {most} members"),
+    "archive.name": _refused("In the archive, {name!r} is not a plain file name"),
+    "archive.outside": _refused("In the archive, {name!r} leads outside"),
+    "archive.size": _refused("The converter's files in the archive hold more than {most} bytes"),
+    "archive.special": _refused("In the archive, {name!r} is a link, a device or another special file"),
+    "archive.twice": _refused("In the archive, {name!r} appears twice"),
+    "archive.unreadable": _refused("The archive cannot be read to its end ({error})"),
     "disk.full": Text(
         "The disk is full",
         "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",

@@ -103,7 +103,7 @@ def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
     assert contents[-1] == "d"
     assert "a" not in contents
     assert all(echo.count_tokens(heard) + GREEDY.max_tokens <= 60 for heard in echo.heard)
-    assert "forgotten" in reporter.said[-1]
+    assert "oldest turns" in reporter.said[-1]
 
 
 def greedily(model: Any, tokenizer: Any, messages: list[dict[str, str]], count: int) -> str:

@@ -180,7 +180,7 @@ def test_the_originals_dry_run_works(
     told = aegis(
         "train", "--base-model", quick_base, "--max-steps", 10, "--batch-size", 1, "--max-length", 256, "--dry-run"
     )
-    assert (told.code, "10 of 10 steps taken" in told.out) == (0, True), told.err
+    assert (told.code, "10 of 10 steps run" in told.out) == (0, True), told.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -254,10 +254,10 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["merge", "--run", "nowhere"], 2, "there is no run at nowhere"),
         (["merge", "--run", "n" * 300], 2, ""),
         (["merge"], 2, "there is no run at"),
-        (["merge", "--base-model", "x"], 2, "which model is to be merged?"),
+        (["merge", "--base-model", "x"], 2, "no model to merge given"),
         (["merge", "--run", ".", "--soul", "x"], 2, "--soul"),
         (["merge", "--base-model", "{base}", "--adapter", ".", "--out", "o"], 2, "not an adapter folder"),
-        (["export-gguf", "--model", "{base}"], 2, "which model is to be exported?"),
+        (["export-gguf", "--model", "{base}"], 2, "no model to export given"),
         (["export-gguf", "--model", "{base}", "--out", "o", "--quant", "Q4_K_X"], 2, "Did you mean Q4_K_"),
         (["export-gguf", "--model", "{base}", "--out", "{base}"], 2, "exists"),
         (["export-gguf", "--model", ".", "--out", "o"], 2, "no config.json"),
@@ -470,14 +470,14 @@ def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> N
     """`verify PATH` says what it is and what is wrong, exits 0 or 5, and with --json says so in one line."""
     told = aegis("verify", quick_base)
     assert told.code == 0, told
-    assert told.out.endswith("sound, as far as one part alone can show\n")
+    assert told.out.endswith("no problems found (checked on its own)\n")
     copy = shutil.copytree(quick_base, tmp_path / "copy")
     config = copy / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"tie_word_embeddings": True}))
     told = aegis("verify", copy)
     assert told.code == 5
     assert "FAIL  head untied" in told.out
-    assert "NOT sound" in told.out
+    assert "problems found: the fault is in" in told.out
     told = aegis("verify", copy, "--json")
     assert told.code == 5
     report = json.loads(told.out.splitlines()[-1])["report"]

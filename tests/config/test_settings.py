@@ -104,7 +104,7 @@ def test_a_config_read_back_is_the_same_text(model: type[StageConfig]) -> None:
     [
         ({"keep_source": "data"}, "needs keep_data"),
         ({"keep_source": "both"}, "needs keep_data"),
-        ({"keep_source": "written", "keep_data": "a.txt"}, "leaves keep_data unread"),
+        ({"keep_source": "written", "keep_data": "a.txt"}, "does not use keep_data"),
         ({"keep_weight": 0.0, "keep_data": "a.txt"}, "switches keep off"),
         ({"keep_weight": 0.0, "keep_source": "written"}, "switches keep off"),
         ({"keep_windows": 7}, "keep_windows"),
@@ -172,8 +172,8 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         ("AEGIS_TRAIN_MAX_STEP", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
         ("AEGIS_TRIAN_MAX_STEPS", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
         ("AEGIS_MERGE_DTYP", "did you mean 'AEGIS_MERGE_DTYPE'?"),
-        ("AEGIS_CACHEDIR", "AEGIS_CACHEDIR is no variable"),
-        ("AEGIS_TRAIN_", "AEGIS_TRAIN_ is no variable"),
+        ("AEGIS_CACHEDIR", "AEGIS_CACHEDIR is not a variable"),
+        ("AEGIS_TRAIN_", "AEGIS_TRAIN_ is not a variable"),
     ],
 )
 def test_an_unknown_variable_is_refused(name: str, told: str) -> None:

@@ -90,8 +90,8 @@ def test_plain_text(write_rows: WriteRows) -> None:
         ({"messages": [U, {"role": "assistant", "content": " \n"}]}, "message 2: 'content' is empty"),
         ({"messages": [{"role": 1, "content": "x"}, A]}, "message 1: 'role' must be a string, found a number"),
         ({"conversations": [{"from": "human"}]}, "message 1: missing key 'value'"),
-        ({"prompt": "x"}, "keys 'prompt' make none of the known shapes"),
-        ({}, "keys (none) make none of the known shapes"),
+        ({"prompt": "x"}, "keys 'prompt' do not match any known shape"),
+        ({}, "keys (none) do not match any known shape"),
         ({"prompt": "x", "completion": 3}, "'completion' must be a string, found a number"),
         ({"instruction": "x", "input": 3, "output": "y"}, "'input' must be a string, found a number"),
         ({"text": True}, "'text' must be a string, found true or false"),
@@ -115,9 +115,9 @@ def test_the_first_usable_shape_holds_for_the_file(write_rows: WriteRows) -> Non
     good, bad = read(write_rows({"odd": 1}, {"text": "a"}, {"prompt": "a", "completion": "b"}, {"txt": "a"}))
     assert len(good) == 1
     assert bad[0][0] == "1"
-    assert bad[0][1].startswith("keys 'odd' make none of the known shapes: messages, conversations")
+    assert bad[0][1].startswith("keys 'odd' do not match any known shape: messages, conversations")
     assert bad[1:] == [
-        ("3", "the rows before have the shape text, this one has prompt/completion"),
+        ("3", "the earlier rows have the shape text, this one has prompt/completion"),
         ("4", "missing key 'text'"),
     ]
 
@@ -147,7 +147,7 @@ def test_a_column_that_is_there_twice_is_refused(write_rows: WriteRows) -> None:
     rejects = Rejects("x", skip_bad=1)
     row = {"question": "a", "q": "b", "answer": "c"}
     assert list(records(open_source(write_rows(row)), rejects, ["q=question"])) == []
-    assert "which the row has already" in rejects.listed[0][1]
+    assert "which the row already has" in rejects.listed[0][1]
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_cuda_build_that_sees_no_card(
     [
         ((8, 6), 2 * GB, "warn", "2.0 GB of 12.0 GB free"),
         ((7, 5), 11 * GB, "warn", "no bfloat16"),
-        ((6, 1), 11 * GB, "fail", "this torch has no code for it"),
+        ((6, 1), 11 * GB, "fail", "this torch has no code for this card"),
         ((8, 9), 11 * GB, "ok", "compute capability 8.9"),
     ],
 )

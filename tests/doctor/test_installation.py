@@ -80,7 +80,7 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_whole_one_passes(wanted: Path) -> None:
-    assert only(installation.packages()) == Finding("packages", "ok", "2 needed, all there and whole")
+    assert only(installation.packages()) == Finding("packages", "ok", "2 needed, all installed and complete")
 
 
 def test_what_is_missing_is_named_with_the_command(wanted: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_a_killed_pip_left_is_not_taken_for_installed(wanted: Path, damage:
         (info / "RECORD").unlink()
         (info / "INSTALLER").unlink()
     found = only(installation.packages())
-    assert (found.state, found.detail) == ("fail", "not whole: aegissecond")
+    assert (found.state, found.detail) == ("fail", "incomplete: aegissecond")
     assert "--ignore-installed --no-deps" in found.cure
     assert found.cure.endswith("aegissecond")
 

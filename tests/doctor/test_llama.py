@@ -83,4 +83,4 @@ def test_a_library_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (found.state, "libllama.so" in found.detail) == ("fail", True)
     text = (info / "METADATA").read_text(encoding="utf-8").replace("0.3.36", "0.3.30")
     (info / "METADATA").write_text(text, encoding="utf-8")
-    assert "pinned is 0.3.36" in only(llama.binding()).detail
+    assert "but 0.3.36 is pinned" in only(llama.binding()).detail

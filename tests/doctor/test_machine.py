@@ -64,7 +64,7 @@ def test_where_things_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_full_disk_and_one_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
     assert machine._disk("disk", tmp_path, 8e9, "cure") == Finding(
-        "disk", "warn", f"1.0 GB free, {tmp_path}; a 3.8 B base wants 8.0 GB", "cure"
+        "disk", "warn", f"1.0 GB free, {tmp_path}; a 3.8 B base needs 8.0 GB", "cure"
     )
 
     def refused(**_: object) -> None:

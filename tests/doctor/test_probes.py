@@ -53,7 +53,7 @@ def test_a_probe_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 FINDINGS = [
     Finding("python", "ok", "3.11.7"),
-    Finding("ollama", "warn", "installed, and nobody answers at http://127.0.0.1:11434", "ollama serve"),
+    Finding("ollama", "warn", "installed, but there is no answer at http://127.0.0.1:11434", "ollama serve"),
 ]
 
 
@@ -62,12 +62,12 @@ def test_the_screen() -> None:
     lines = results.diagnosed(FINDINGS).splitlines()
     assert lines == [
         "ok    Python  3.11.7",
-        "warn  Ollama  installed, and nobody answers at http://127.0.0.1:11434",
+        "warn  Ollama  installed, but there is no answer at http://127.0.0.1:11434",
         "      do: ollama serve",
-        "ready; 1 of 2 lines worth a look",
+        "ready; check 1 of 2 lines",
     ]
     text = results.diagnosed([*FINDINGS, Finding("torch", "fail", "a CPU-only build", "pip install torch")])
-    assert text.splitlines()[-1] == "not ready: torch; after each cure: aegis doctor"
+    assert text.splitlines()[-1] == "not ready: torch; after each fix run: aegis doctor"
     assert results.diagnosed(FINDINGS[:1]).splitlines()[-1] == "ready"
 
 

@@ -21,7 +21,7 @@ def only(findings: list[Finding]) -> Finding:
     return found
 
 
-@pytest.mark.parametrize(("token", "told"), [(TOKEN, "a token is there"), (None, "no token")])
+@pytest.mark.parametrize(("token", "told"), [(TOKEN, "a token is set"), (None, "no token")])
 def test_a_token_is_there_or_not(monkeypatch: pytest.MonkeyPatch, token: str | None, told: str) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -69,7 +69,7 @@ def test_the_newest_is_passed_over(
         os.utime(step, (age * 1000, age * 1000))
     ended = train(laboratory, tmp_path / "place")
     assert ended.code == 0, ended.said
-    assert "passing over a damaged checkpoint" in ended.said
+    assert "skipping a damaged checkpoint" in ended.said
     adapter = tmp_path / "place" / "run" / "adapter"
     for path in (whole / "adapter").iterdir():
         assert (adapter / path.name).read_bytes() == path.read_bytes(), path.name

@@ -99,7 +99,7 @@ def test_right_size_and_wrong_bytes(train, tmp_path: Path) -> None:  # type: ign
         ("gated", 3, "org/gated is gated"),
         ("private", 2, "no model 'org/private' on the Hub, or it is private"),
         ("down", 3, "not in the local cache and the Hub cannot be reached"),
-        ("portal", 3, "the answers are not the Hub's"),
+        ("portal", 3, "the responses do not come from the Hub"),
     ],
 )
 def test_each_refusal_has_a_message_of_its_own(train, tmp_path: Path, fault: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]

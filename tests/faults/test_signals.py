@@ -51,7 +51,7 @@ def test_once_saves_and_the_command_it_prints_goes_on(
     assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
     (saved,) = list_steps(Run(stopped / "run").checkpoints)
     verify_directory(saved)
-    printed = re.search(r"go on with: aegis (.+)", ended.said)
+    printed = re.search(r"continue with: aegis (.+)", ended.said)
     assert printed, ended.said
     again = laboratory.forked.aegis(stopped, *printed[1].split())
     assert again.code == 0, again.said

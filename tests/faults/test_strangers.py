@@ -112,7 +112,7 @@ def test_pickles_among_our_own_files(laboratory: Laboratory, tmp_path: Path, sen
     ("changes", "told"),
     [
         ({"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
-        ({"model_type": "evil", "architectures": ["EvilForCausalLM"]}, "no class of its own"),
+        ({"model_type": "evil", "architectures": ["EvilForCausalLM"]}, "has no class for it"),
         ({"model_type": "phi3", "architectures": ["EvilModel"]}, "not a decoder language model"),
     ],
 )

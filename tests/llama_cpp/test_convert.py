@@ -124,8 +124,9 @@ def test_a_folder_with_code_is_refused_and_none_of_it_runs(where: str, make_mode
 
 
 def test_bad_arguments_are_usage_errors(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no model folder"):
+    with pytest.raises(UsageError) as caught:
         convert(tmp_path, tmp_path / "out.gguf", model_name="phi-3")
+    assert caught.value.key == "convert.no_model_folder"
     with pytest.raises(EnvironmentFault, match="Cannot write"):
         convert(model, tmp_path / "absent" / "out.gguf", model_name="phi-3")
 

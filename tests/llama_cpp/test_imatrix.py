@@ -141,11 +141,13 @@ def test_one_made_from_it_fits(imatrix: Path, f16: Path) -> None:
 
 
 def test_what_is_no_importance_matrix_is_refused(f16: Path, imatrix: Path, tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match="no importance matrix"):
+    with pytest.raises(IntegrityError) as caught:
         read_importance(f16)
+    assert caught.value.key == "imatrix.other_type"
     (tmp_path / "cut.gguf").write_bytes(imatrix.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match="not a whole GGUF"):
+    with pytest.raises(IntegrityError) as caught:
         read_importance(tmp_path / "cut.gguf")
+    assert caught.value.key == "gguf_file.not_whole"
     with pytest.raises(UsageError, match="Cannot read"):
         quantize(f16, tmp_path / "out.gguf", "Q4_K_M", imatrix=tmp_path / "absent.gguf")
     with GgufFile(imatrix) as file:
@@ -154,8 +156,9 @@ def test_what_is_no_importance_matrix_is_refused(f16: Path, imatrix: Path, tmp_p
         data = bytearray(imatrix.read_bytes())
         data[at : at + 4] = np.float32(value).tobytes()
         (tmp_path / "bad.gguf").write_bytes(data)
-        with pytest.raises(IntegrityError, match="no sums of squares"):
+        with pytest.raises(IntegrityError) as caught:
             read_importance(tmp_path / "bad.gguf")
+        assert caught.value.key == "imatrix.no_sums"
 
 
 def test_a_text_that_is_too_short_is_the_tools_error_and_leaves_nothing(f16: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_families_that_lose_their_head(model_type: str) -> None:
                 "architectures": ["StrangeForCausalLM"],
                 "auto_map": {"AutoModelForCausalLM": "modeling_strange.StrangeForCausalLM"},
             },
-            "no class of its own",
+            "has no class for it",
         ),
         ({}, "this model"),
     ],

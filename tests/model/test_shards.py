@@ -145,8 +145,9 @@ def test_every_truncation_is_noticed(folder: Path) -> None:
     data = path.read_bytes()
     for size in (0, 4, 8, 9, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
-        with pytest.raises(IntegrityError, match="not a whole safetensors file"):
+        with pytest.raises(IntegrityError) as caught:
             ShardSet.open(folder)
+        assert caught.value.key == "shards.not_whole"
 
 
 def test_a_file_that_shrinks_after_it_was_opened(folder: Path) -> None:

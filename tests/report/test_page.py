@@ -105,4 +105,4 @@ def test_nothing_is_on_it_that_is_not_known(tmp_path: Path) -> None:
     empty = page(tmp_path, "x", questions=[], voices=[], no_samples="no chats", commands=[], versions={}, settings={})
     text = render(empty, "en")
     assert "no chats" in text
-    assert "Not there: gguf/" in text
+    assert "Not available: gguf/" in text

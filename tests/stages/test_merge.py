@@ -160,7 +160,7 @@ def test_an_adapter_that_does_not_say_how_it_was_trained(
     """… is taken for one trained on NF4, with a warning."""
     trained = make_trained(bases["phi3"])
     merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / "merged", DEQUANTIZED)
-    assert any("does not say how its base was held" in text for text in reporter.warned)
+    assert any("does not record how its base was held" in text for text in reporter.warned)
 
 
 def test_rows_that_are_not_whole_blocks_are_refused(

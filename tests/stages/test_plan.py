@@ -98,7 +98,7 @@ def test_the_embedded_default_before_it_is_made(places: Places) -> None:
     report = planned(places.run)
     assert report.here is False
     assert report.data is None
-    assert "made by the first run" in report.data_missing
+    assert "first run makes" in report.data_missing
     assert report.parameters > 10**6
     assert places.untouched()
 
@@ -114,7 +114,7 @@ def test_a_gpu_that_is_not_here(
     assert [variant.checkpointed_layers for variant in report.variants] == [0, 0, 0, report.layers]
     assert report.compiled
     text = screens_plan.planned(report, config)
-    assert "No GPU is here to say whether it fits" in text
+    assert "There is no GPU here, so it is not known whether it fits" in text
     assert "not known without the GPU" in text
     kept = report.variants[0].host_bytes
     assert kept > 0
@@ -174,7 +174,7 @@ def test_offloaded_layers_have_a_row_and_a_legend(
     assert {need.what: need.bytes for need in report.needs}["ram_training"] == own.host_bytes
     text = screens_plan.planned(report, config)
     assert any(line.split()[:1] == ["offloaded"] and f"3/{report.layers}" in line for line in text.splitlines())
-    assert "offloaded: layers whose activations wait in host memory" in text
+    assert "offloaded: layers whose activations are kept in host memory" in text
 
 
 def test_a_cap_is_the_least_that_is_compared_with(
@@ -254,7 +254,7 @@ def test_a_base_on_the_hub_is_looked_at_and_not_fetched(
 
 def test_a_hub_data_set_is_not_fetched(quick_base: Path, places: Places) -> None:
     report = planned(places.run, base_model=str(quick_base), dataset="owner/data")
-    assert (report.data, report.data_missing) == (None, "a Hub data set is not fetched for a plan")
+    assert (report.data, report.data_missing) == (None, "plan does not download Hub datasets")
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_only_what_verify_has_passed(push: Push, hub: Hub, run: Run) -> None:
     make_verdict(run)
     make(run.merged, "merge", {"README.md": CARDS["merged"]}, base="another")
     done = push("me/tiny")
-    assert (done.returncode, "merged/ was made anew" in done.stderr) == (5, True)
+    assert (done.returncode, "merged/ was rebuilt" in done.stderr) == (5, True)
     (run.verify / "manifest.json").unlink()
     done = push("me/tiny")
     assert (done.returncode, "has not been run" in done.stderr) == (5, True)
@@ -162,8 +162,8 @@ def test_a_changed_file_is_not_uploaded(push: Push, hub: Hub, run: Run) -> None:
     ("refused", "status", "environment", "code", "told"),
     [
         ("/api/repos/create", 403, {}, 3, "does not let you write"),
-        ("", 404, {"HF_TOKEN": "hf_other"}, 3, "did not take the upload"),
-        ("/api/models/me/tiny/commit", 400, {}, 3, "did not take the upload"),
+        ("", 404, {"HF_TOKEN": "hf_other"}, 3, "did not accept the upload"),
+        ("/api/models/me/tiny/commit", 400, {}, 3, "did not accept the upload"),
         ("/api/nothing", 0, {"HF_TOKEN": ""}, 3, "no Hub token"),
         ("/api/nothing", 0, {"HF_HUB_OFFLINE": "1"}, 3, "could not be uploaded"),
         ("/api/nothing", 0, {"HF_ENDPOINT": "http://127.0.0.1:9"}, 3, "could not be uploaded"),

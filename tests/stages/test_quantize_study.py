@@ -184,7 +184,7 @@ def test_a_matrix_of_another_model_is_refused_by_export(whole: StudyReport, run:
     assert "there is no importance matrix" in refused()
     (tmp_path / "study").mkdir()
     shutil.copyfile(next(run.gguf.glob("*.gguf")), config.imatrix)  # type: ignore[arg-type]
-    assert "is no importance matrix" in refused()
+    assert "is not an importance matrix" in refused()
     shutil.rmtree(tmp_path / "study")
     shutil.copytree(whole.out, tmp_path / "study")
     manifest = json.loads((tmp_path / "study" / MANIFEST).read_text(encoding="utf-8"))
@@ -274,7 +274,7 @@ def test_a_dry_run_writes_nothing_and_too_little_disk_is_said(run: Run, monkeypa
     ("settings", "error", "told"),
     [
         ({"quant": ("Q4_K_N",)}, UsageError, "Q4_K_N"),
-        ({"quant": ("Q4_K_M", "f16")}, UsageError, "F16 is no quantization"),
+        ({"quant": ("Q4_K_M", "f16")}, UsageError, "F16 is not a quantization"),
         ({"quant": ("IQ1_S",)}, UsageError, "IQ1_S needs an importance matrix"),
         ({"text": Path("absent.txt")}, UsageError, "no text at"),
     ],

@@ -92,7 +92,7 @@ def test_a_training_alone(run: Run) -> None:
     text = words(report(run, Limits(count=1, max_tokens=4)))
     assert "not verified: it has not been run" in text
     for folder in ("merged/", "gguf/", "verify/"):
-        assert f"Not there: {folder}" in text
+        assert f"Not available: {folder}" in text
     assert "<img" not in text
     assert text.count("<dt>trained</dt>") == 1
     assert "gguf has no manifest.json" in text
@@ -106,7 +106,7 @@ def test_a_training_alone(run: Run) -> None:
 def test_a_damaged_part(run: Run, part: str, damage: str) -> None:
     (run.root / part / "manifest.json").write_text(damage, encoding="utf-8")
     text = words(report(run, Limits(count=0)))
-    assert "Not there: " in text
+    assert "Not available: " in text
     assert "proven: what" not in text
 
 
@@ -134,7 +134,7 @@ def test_data_that_is_gone_or_changed(run: Run, finished: Run) -> None:
         assert "data.jsonl" in words(report(run, SHORT))
         given = words(report(run, SHORT, ["<i>質問</i>"]))
         assert "&lt;i&gt;質問&lt;/i&gt;" in given
-        assert "training never saw" not in given
+        assert "chats that were not trained on" not in given
     finally:
         data.write_bytes(kept)
 

@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     flip(run.checkpoints / "step_000004" / "resume.safetensors")
     report = train(config, run)
     assert report.resumed_from == 2
-    assert any("passing over a damaged checkpoint" in text for text in reporter.warned)
+    assert any("skipping a damaged checkpoint" in text for text in reporter.warned)
     assert trained_bytes(run) == trained_bytes(whole)
 
 
@@ -269,7 +269,7 @@ def test_a_signal_saves_and_ends(
         with pytest.raises(Interrupted, match="stopped after step 3") as caught:
             train(config, run)
     assert caught.value.exit_code == code
-    assert caught.value.fix == f"go on with: aegis train --resume --run {run.root}"
+    assert caught.value.fix == f"continue with: aegis train --resume --run {run.root}"
     assert resume_config(run).model_dump(exclude={"device", "save_steps", "logging_steps"}) == config.model_dump(
         exclude={"device", "save_steps", "logging_steps"}
     )
@@ -390,7 +390,7 @@ def test_going_on_under_other_versions_is_said(
     document["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(document), encoding="utf-8")
     train(config, run)
-    assert any("torch 1.0 → " in text and "to the bit" in text for text in reporter.warned)
+    assert any("torch 1.0 → " in text and "last bits" in text for text in reporter.warned)
     assert read_manifest(run.adapter).versions["torch"] != "1.0"
 
 

@@ -216,7 +216,7 @@ def test_a_killed_process_ends_the_run_and_two_go_on_exactly(
     shutil.copytree(bereft.root, run.root)
     ended = place.launched(run, "--resume")
     assert ended.code == 0, ended.err
-    assert ended.err.count("going on from step 4") == 1
+    assert ended.err.count("resuming from step 4") == 1
     assert same_bytes(run, whole)
 
 
@@ -236,7 +236,7 @@ def test_two_processes_go_on_where_one_stopped(place: Place, alone: Run, tmp_pat
     shutil.rmtree(run.adapter)
     ended = place.launched(run, "--resume")
     assert ended.code == 0, ended.err
-    assert ended.err.count("going on from step 4") == 1
+    assert ended.err.count("resuming from step 4") == 1
     assert apart(run, alone) < CLOSE
 
 

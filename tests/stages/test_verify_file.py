@@ -86,7 +86,7 @@ def test_sound_parts_are_sound(gguf: Path, stray: Path, adapter: Path, merged: P
         found = verify_file(path)
         assert (found.kind, failures(found), found.failed_stage) == (kind, [], None)
     assert "sha256 as published" in verify_file(next(gguf.glob("*.gguf"))).checks[0].detail.english
-    assert "cannot be told" in verify_file(stray).checks[0].detail.english
+    assert "cannot be detected" in verify_file(stray).checks[0].detail.english
 
 
 def test_what_it_is_not_for(tmp_path: Path, adapter: Path) -> None:
@@ -94,9 +94,9 @@ def test_what_it_is_not_for(tmp_path: Path, adapter: Path) -> None:
     shutil.copytree(adapter, run / "adapter")
     for path, told in (
         (tmp_path / "absent", "nothing at"),
-        (run, "whole run"),
-        (run.parent / "empty", "nothing that can be checked"),
-        (adapter / "adapter_config.json", "nothing that can be checked"),
+        (run, "run directory"),
+        (run.parent / "empty", "can't be verified"),
+        (adapter / "adapter_config.json", "can't be verified"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UsageError, match=told):
@@ -165,7 +165,7 @@ def test_a_reflection_is_only_taken_from_elsewhere(adapter: Path) -> None:
     soul.rotation[:, :, 0] *= -1
     save_soul(adapter / SOUL_FILE, type(soul)(soul.rotation, soul.alpha, soul.step, "", reflection=True))
     assert failures(verify_file(adapter)) == []
-    assert "not trained here" in "\n".join(failures(verify_file(sealed(adapter, "train"))))
+    assert "AEGIS did not train it" in "\n".join(failures(verify_file(sealed(adapter, "train"))))
 
 
 MERGED_DEFECTS = {
@@ -180,7 +180,7 @@ MERGED_DEFECTS = {
         "which no stock model has",
     ),
     "tied flag left": (config(tie_word_embeddings=True), "leaves the head tied"),
-    "code": (config(auto_map={"AutoModelForCausalLM": "x.Y"}), "names or holds code"),
+    "code": (config(auto_map={"AutoModelForCausalLM": "x.Y"}), "contains code"),
     "a refused family": (config(model_type="gemma2"), "is not supported"),
     "no config": (lambda folder: (folder / "config.json").write_text("[1"), "cannot be read"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer"),
@@ -246,14 +246,14 @@ def stored(key: bytes, code: str, value: int) -> Callable[[bytes], bytes]:
 GGUF_DEFECTS = {
     "head lost": (renamed(b"output.weight", b"outpux.weight"), "no output.weight"),
     "vocabulary lost": (renamed(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "has no vocabulary"),
-    "no end of text": (renamed(b"ggml.eos_token_id", b"ggml.eoz_token_id"), "no token that ends a text"),
+    "no end of text": (renamed(b"ggml.eos_token_id", b"ggml.eoz_token_id"), "no end-of-text token"),
     "eos out of range": (stored(b"tokenizer.ggml.eos_token_id", "I", 1 << 20), "eos is token 1048576"),
-    "another width": (stored(b"phi3.embedding_length", "I", 512), "by the metadata"),
+    "another width": (stored(b"phi3.embedding_length", "I", 512), "but the metadata gives"),
     "layers it has not": (stored(b"phi3.block_count", "I", 4_000_000_000), "does not hold the 4000000000 layers"),
     "rope factors lost": (renamed(b"rope_factors_long", b"rope_factors_lonx"), "rope_factors_long.weight"),
-    "architecture lost": (renamed(b"general.architecture", b"general.architecturx"), "names no architecture"),
-    "not a GGUF": (lambda data: b"GGML" + data[4:], "not a whole GGUF"),
-    "empty": (lambda data: b"", "not a whole GGUF"),
+    "architecture lost": (renamed(b"general.architecture", b"general.architecturx"), "does not name an architecture"),
+    "not a GGUF": (lambda data: b"GGML" + data[4:], "not a complete GGUF"),
+    "empty": (lambda data: b"", "not a complete GGUF"),
 }
 
 
@@ -286,7 +286,7 @@ def test_a_gguf_cut_anywhere(gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     for percent in range(100):
         path.write_bytes(data[: len(data) * percent // 100])
-        assert "not a whole GGUF" in "\n".join(failures(verify_file(path)))
+        assert "not a complete GGUF" in "\n".join(failures(verify_file(path)))
 
 
 def test_bits_flipped_anywhere(gguf: Path, tmp_path: Path) -> None:
@@ -329,11 +329,11 @@ KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
     [
         (KNOWN | {"ok": True, "failed_stage": None, "tokens": 9}, ""),
         (KNOWN | {"ok": False, "failed_stage": "merge"}, "fault is in merge"),
-        (KNOWN | {"ok": True, "version": SCHEMA_VERSION + 1}, "of another version"),
-        (KNOWN | {"ok": True, "schema": "other"}, "of another version"),
-        (KNOWN, "does not say"),
-        ([], "no report"),
-        ("text", "no report"),
+        (KNOWN | {"ok": True, "version": SCHEMA_VERSION + 1}, "by another version"),
+        (KNOWN | {"ok": True, "schema": "other"}, "by another version"),
+        (KNOWN, "does not record"),
+        ([], "not a report"),
+        ("text", "not a report"),
     ],
 )
 def test_reports(tmp_path: Path, content: object, told: str) -> None:

@@ -18,7 +18,7 @@ from aegis.stages.train import train
 from aegis.verification.tokenizer_precheck import check_vocabulary
 from tests.conftest import MakeRandom, Recorder
 
-ASKED = "asking llama.cpp's converter about the tokenizer"
+ASKED = "checking the tokenizer with llama.cpp's converter"
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,11 @@ def test_train_and_plan_refuse_before_any_work(
         base_model=str(make_random("qwen2", pre="qwen2")), dataset=str(tmp_path / "data.jsonl"), device="cpu"
     )
     run = Run(tmp_path / "run")
-    with pytest.raises(UnsupportedModelError, match="does not take the tokenizer"):
+    with pytest.raises(UnsupportedModelError) as caught:
         train(settings, run)
+    assert caught.value.key == "vocabulary.refused"
     assert not run.adapter.exists()
     assert not run.checkpoints.exists()
-    with pytest.raises(UnsupportedModelError, match="does not take the tokenizer"):
+    with pytest.raises(UnsupportedModelError) as caught:
         plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), run)
+    assert caught.value.key == "vocabulary.refused"

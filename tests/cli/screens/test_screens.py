@@ -106,18 +106,18 @@ original weights (this run)       1.48e-02   1.75e-01   5.19e-01   96.14%       
 dequantized weights               1.21e-07   1.13e-06   4.70e-06  100.00%       4.950
 on other text  base 1.914, result 3.474
   at the best temperature  base 1.914 (T 1.00), result 3.270 (T 1.27)
-  lost 0.596 nats a token, 0.061 of it by temperature alone
+  lost 0.596 nats per token, 0.061 of it by temperature alone
 
 report: artifacts/mine/verify/report.json
 proven: these files come from this training: Q4_K_M
 measured on 2048 tokens: Q4_K_M is 0.018 nats per token (mean KL) from the trained model; the base is 0.42
-neither proven nor measured: how it answers other texts than these"""
+neither proven nor measured: how it answers texts other than these"""
 
 JAPANESE = """\
-  型       作り方                   MB    平均 KL       99 %    top-1  パープレキシティ    入力    生成
-  F16      基準                7640.00                                            4.910     120     5.2
-→ Q4_K_M   plain               2390.00   1.48e-02   1.75e-01   96.14%             4.975     212    11.3
-  Q4_K_M   imatrix+head-q8_0   2490.00   1.48e-02   1.75e-01   96.14%             4.975     212    11.3  \
+  型       作り方                   MB    平均 KL       99 %    top-1  パープレキシティ  プロンプト処理    生成
+  F16      基準                7640.00                                            4.910             120     5.2
+→ Q4_K_M   plain               2390.00   1.48e-02   1.75e-01   96.14%             4.975             212    11.3
+  Q4_K_M   imatrix+head-q8_0   2490.00   1.48e-02   1.75e-01   96.14%             4.975             212    11.3  \
 imatrix と同じファイル
   IQ2_M    plain             作成せず: 重要度行列が必要です
 """
