@@ -1,18 +1,18 @@
-"""Every failure a person can do something about.
+"""Every failure that a user can do something about.
 
 AegisError                     exit code
 ├── UsageError                 2    the command line, the config file, a path
 ├── EnvironmentFault           3    GPU, disk, memory, a tool that is not installed
-│   └── PeerEnded              3    another process of the same training is gone
+│   └── PeerEnded              3    another process of the same training has ended
 ├── DataError                  4    the training text
 ├── IntegrityError             5    a file is not what its manifest says, or does not fit
-│   └── UnsupportedModelError  5    the base cannot come out of this pipeline unharmed
+│   └── UnsupportedModelError  5    the base would be damaged by this pipeline
 ├── DivergedError              6    loss or gradient is NaN or Inf
 ├── ToolError                  7    llama.cpp's converter or quantizer failed
 ├── LockedError                8    another run holds the directory
 └── Interrupted                129 / 130 / 143    SIGHUP, SIGINT, SIGTERM
 
-Anything else that reaches the top is our bug: it keeps its traceback and exits 1.
+Any other exception that reaches the top is a bug in AEGIS: its traceback is kept and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _Error = TypeVar("_Error", bound="AegisError")
 
 
 class AegisError(Exception):
-    """A failure as three short texts: what happened, why, and what to do now. It does not change once it is made.
+    """A failure as three short texts: what happened, why, and what to do now. Immutable.
 
     Args:
-        key: of its message, "module.name".
-        values: what fills the message's places.
+        key: key of the message, "module.name".
+        values: values of the message's placeholders.
 
     Attributes:
-        key, values: as given; of an error among the values, its text.
-        text: all of it in every language.
+        key, values: as given; an AegisError among the values is replaced by its text.
+        text: the complete text in every language.
         texts: its three parts.
-        what, why, fix: in the reader's language.
+        what, why, fix: the parts in the reader's language.
     """
 
     exit_code = 1
@@ -65,7 +65,7 @@ class AegisError(Exception):
         return self.texts.fix.shown
 
     def with_fix(self, fix: Bilingual) -> Self:
-        """The same failure with another way out; raise it `from` what this one came from."""
+        """Return the same failure with another `fix`; raise it `from` the cause of this one."""
         texts = self.texts._replace(fix=fix)
         text = Bilingual.joined("\n", [part for part in texts if part.english])
         return _rebuilt(type(self), self.key, {**self.__dict__, "text": text, "texts": texts})
@@ -76,7 +76,7 @@ class AegisError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name if it says nothing."""
+    """Return the first line of an error's text, or the name of its class if the text is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -96,7 +96,7 @@ class EnvironmentFault(AegisError):
 
 
 class PeerEnded(EnvironmentFault):
-    """Another process has ended, perhaps within something that all of them share."""
+    """Another process of the training has ended, possibly during a collective operation."""
 
 
 class DataError(AegisError):
@@ -108,7 +108,7 @@ class IntegrityError(AegisError):
 
 
 class UnsupportedModelError(IntegrityError):
-    """Refused before any work: the base would come out wrong."""
+    """The base is refused before any work, because the result would be wrong."""
 
 
 class DivergedError(AegisError):
@@ -124,7 +124,7 @@ class LockedError(AegisError):
 
 
 class Interrupted(AegisError):
-    """A signal ended the work after it was saved; `exit_code` is the signal's."""
+    """A signal stopped the work after it was saved; `exit_code` is the signal's."""
 
     def __init__(self, key: str, /, *, exit_code: int, **values: object) -> None:
         super().__init__(key, **values)

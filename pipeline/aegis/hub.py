@@ -1,4 +1,4 @@
-"""What the Hub's client raises, and how far its downloads are, for those who tell people about it."""
+"""The Hub client: the root of its errors, the form of its ids, and the progress of its downloads."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def http_error() -> type[Exception]:
-    """The HTTP library's own root of errors: which library that is changes with huggingface-hub's version."""
+    """Return the root class of the HTTP library's errors; the library depends on the version of huggingface-hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__mro__[1]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form `owner/name` of the Hub; a path of two parts has it too."""
+    """Return whether a name has the form `owner/name`, as a Hub id has; a path of two parts has it too."""
     return _HUB_ID.fullmatch(name) is not None
 
 
 @contextmanager
 def download_bars(title: str) -> Iterator[Any]:
-    """A tqdm class for the Hub's client: its bytes move one bar of ours, which opens when there is something to fetch.
+    """Yield a tqdm class for the Hub client that moves one bar, which opens when a download begins.
 
-    The client makes a bar each for what comes over the network and for what is written, and one that counts files; the
-    last one in bytes is what is written. Their totals grow as files begin.
+    The client makes one bar for bytes received, one for bytes written and one that counts files; the last bar in bytes
+    is the one for bytes written. The totals grow as files begin.
     """
     from tqdm.auto import tqdm
 

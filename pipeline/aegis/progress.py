@@ -1,7 +1,7 @@
-"""How a stage tells the outside what it is doing, without knowing of a console.
+"""How a stage reports progress without depending on a console.
 
-A stage calls the module's functions; the CLI installs a `Reporter` that draws them. Without one, in a
-notebook or a test, nothing is printed. What is said goes to the `logging` of this program's name as well.
+A stage calls the functions of this module; the CLI installs a `Reporter` that draws them. Without one, in a
+notebook or a test, nothing is printed. Messages also go to the logger named "aegis".
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One bar."""
+    """One progress bar."""
 
     def advance(self, amount: float = 1) -> None: ...
 
     def grow(self, amount: float) -> None:
-        """There is so much more to do than was known."""
+        """Add `amount` to the total."""
         ...
 
     def note(self, text: str) -> None: ...
 
 
 class Watch(Protocol):
-    """A training that is being watched, between two logging steps, whose rows go to `metrics`."""
+    """The display of a running training. It gets every step; the rows of logging steps go to `metrics`."""
 
     def step(self, done: int, read: int, loss: float, alpha: float) -> None:
-        """`done` steps are under way or over; loss and alpha are those of step `read`, which may be an earlier one."""
+        """`done` steps are started or finished; loss and alpha belong to step `read`, which may be earlier."""
         ...
 
     def saved(self, step: int) -> None: ...
 
 
 class Reporter(Protocol):
-    """Where progress goes: a terminal, plain lines, JSON lines, nowhere."""
+    """Where progress goes: a terminal, plain lines, JSON lines, or nowhere."""
 
     def say(self, text: str) -> None: ...
 
@@ -53,7 +53,7 @@ class Reporter(Protocol):
 
 
 class SilentTask:
-    """Shows nothing."""
+    """A task that shows nothing."""
 
     def advance(self, amount: float = 1) -> None:
         pass
@@ -66,7 +66,7 @@ class SilentTask:
 
 
 class SilentWatch:
-    """Watches nothing."""
+    """A watch that shows nothing."""
 
     def step(self, done: int, read: int, loss: float, alpha: float) -> None:
         pass
@@ -76,7 +76,7 @@ class SilentWatch:
 
 
 class SilentReporter:
-    """Says nothing. The default, so that importing a stage never prints."""
+    """The default reporter: it prints nothing, so that importing a stage never prints."""
 
     def say(self, text: str) -> None:
         pass
@@ -104,52 +104,52 @@ class SilentReporter:
 
 _reporter: Reporter = SilentReporter()
 _log = logging.getLogger("aegis")
-_log.addHandler(logging.NullHandler())  # without it, Python prints warnings nobody has asked to see
+_log.addHandler(logging.NullHandler())  # without it, Python prints warnings to stderr by default
 
 
 def install(reporter: Reporter) -> None:
-    """Send everything said from now on to `reporter`."""
+    """Send all later reports to `reporter`."""
     global _reporter
     _reporter = reporter
 
 
 def say(text: str) -> None:
-    """A line of information for the person."""
+    """Print a line of information for the user."""
     _log.info(text)
     _reporter.say(text)
 
 
 def warn(text: str) -> None:
-    """A line the person should not miss."""
+    """Print a warning."""
     _log.warning(text)
     _reporter.warn(text)
 
 
 def metrics(row: dict[str, object]) -> None:
-    """One logging step's numbers."""
+    """Report the numbers of one logging step."""
     _reporter.metrics(row)
 
 
 def result(text: str, report: object) -> None:
-    """What a command came to: the text for people, the report (dataclasses, lists, numbers) for programs."""
+    """Report the result of a command: `text` for people, `report` (dataclasses, lists, numbers) for programs."""
     _log.info(text)
     _reporter.result(text, report)
 
 
 def stream(speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
-    """A text shown as it comes, and returned when it is whole; `speaker` need not be named if they are `alone`."""
+    """Show a text piece by piece and return it complete; the name of `speaker` may be left out if it is `alone`."""
     return _reporter.stream(speaker, pieces, alone=alone)
 
 
 @contextmanager
 def task(title: str, total: float | None = None, unit: str = "it") -> Iterator[Task]:
-    """A bar over `total` units ('B' for bytes); `None` when the length is not known."""
+    """Show a bar over `total` units ('B' for bytes); a total of None means that the length is not known."""
     with _reporter.task(title, total, unit) as bar:
         yield bar
 
 
 @contextmanager
 def training(start: int, stop: int) -> Iterator[Watch]:
-    """A training from step `start` to step `stop`; its logging steps' numbers go to `metrics` meanwhile."""
+    """Show a training from step `start` to step `stop`; the numbers of its logging steps go to `metrics`."""
     with _reporter.training(start, stop) as watch:
         yield watch

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: with which exit code it then does, and who answers them meanwhile."""
+"""Signals that ask a process to end: their exit codes, and temporary handlers for them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 EXIT_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGBREAK": 143}
-"""By name. SIGBREAK is Windows' Ctrl-Break."""
+"""Exit codes by name of the signal. SIGBREAK is Ctrl-Break on Windows."""
 
 
 def terminating_signals() -> dict[int, int]:
-    """Exit codes by number, of those that this system has; without SIGHUP where nohup wished it away."""
+    """Return exit codes by number for the signals of this system, without SIGHUP if it is ignored (nohup)."""
     found = {number: code for name, code in EXIT_CODES.items() if (number := getattr(signal, name, None)) is not None}
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:

@@ -205,7 +205,7 @@ def test_control_tokens_in_a_text_are_refused(phi_like: Any, role: int) -> None:
         ("{{ messages[0].content }}", "leaves out or rewrites the assistant's message"),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "rewrites the user's message"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no token that ends the assistant's turn"),
-        ("{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "is not the beginning of"),
+        ("{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "not the beginning of"),
     ],
 )
 def test_a_template_that_cannot_be_used_says_why(byte_level: MakeTokenizer, template: str, reason: str) -> None:

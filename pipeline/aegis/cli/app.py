@@ -1,4 +1,4 @@
-"""The door: the options that hold for every command, and the main program. Nothing here loads torch."""
+"""The main program, and the options of all commands. Nothing here loads torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aegis.cli.shared import report_as_json
 from aegis.errors import UsageError
 
 _ORDER = [module.__name__ for module in (setup, pipeline, verify, share, chat)]
-"""How `aegis --help` lists the commands: in the order in which people use them."""
+"""Order of the commands in `aegis --help`: the order in which people use them."""
 
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.callback.__module__ if command.callback else ""))
 
@@ -48,14 +48,14 @@ def options(
         report_as_json()
         return
     if quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the Hub's own bars show downloads otherwise
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # otherwise the Hub client shows its own bars
     progress.install(ConsoleReporter(quiet=quiet))
 
 
 def main() -> None:
     """Run a command."""
     streams.prepare()
-    # the libraries' advice to programmers is not for those who run a command
+    # the libraries' warnings address programmers, not users of a command
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -69,7 +69,7 @@ def _command() -> int | None:
 
 
 def _refuse_undecodable(arguments: list[str]) -> None:
-    # the libraries that read and write weights take no such path, nor does a manifest
+    # neither the libraries that read and write weights nor a manifest can hold such a path
     for argument in arguments:
         try:
             argument.encode()

@@ -1,4 +1,4 @@
-"""How a command ends: with its exit code, and a message for a person; the traceback goes to the log file."""
+"""How a command ends: its exit code and an error message; the traceback goes to the log file."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _tracebacks = False
 
 
 def show_tracebacks(wanted: bool) -> None:
-    """Whether a traceback is shown as well, and not only kept."""
+    """Set whether tracebacks are also printed, not only logged."""
     global _tracebacks
     _tracebacks = wanted
 
 
 def run_and_exit(command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and leave the process with DESIGN's exit codes."""
+    """Run a command and end the process with one of the exit codes of `aegis.errors`."""
     codes = {
         number: code for number, code in terminating_signals().items() if number != signal.SIGINT
-    }  # Python answers that one
+    }  # Python handles SIGINT itself
 
     def terminate(number: int, _frame: FrameType | None) -> None:
-        """End as after Ctrl-C, so that what is half written is removed and llama.cpp's tools end as well."""
+        """End as after Ctrl-C, so that partial files are removed and llama.cpp's tools end too."""
         print_error(phrase("ending.terminated"))
         sys.exit(codes[number])
 
-    def heedful() -> int | None:
+    def with_handlers() -> int | None:
         with signal_handlers(codes, terminate):
             return command()
 
-    # a launcher that has lost one process ends the others; what happened to them is told all the same
+    # a launcher that lost one process terminates the others: ignore that while their own error is printed
     with signal_handlers(codes, signal.SIG_IGN):
-        sys.exit(_code_of(heedful))
+        sys.exit(_code_of(with_handlers))
 
 
 def _code_of(command: Callable[[], int | None]) -> int:
     try:
-        # a command's typer.Exit comes back as its number, and so does Ctrl-C
+        # Typer returns the code of typer.Exit, and 130 after Ctrl-C
         code = command() or 0
         if code == 130:
             print_error(phrase("ending.interrupted"))
@@ -61,9 +61,9 @@ def _code_of(command: Callable[[], int | None]) -> int:
         return 130
     except SystemExit as leaving:
         overtaken = leaving.__context__ if leaving.__cause__ is None else None
-        if isinstance(overtaken, AegisError):  # a signal came while it was on its way out
+        if isinstance(overtaken, AegisError):  # a signal came while this error was being handled
             return _print_aegis_error(overtaken)
-        # typer and rich end the process with 1 when whoever read our output has gone
+        # typer and rich exit with 1 when the reader of our output has closed the pipe
         if not isinstance(overtaken, BrokenPipeError):
             raise
         streams.silence()
@@ -76,7 +76,7 @@ def _code_of(command: Callable[[], int | None]) -> int:
     except OSError as error:
         return _os_error(error)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors, which typer does not name
+        if hasattr(error, "format_message"):  # Click's usage errors, which Typer does not export
             print_error(parser.describe_parse_error(error), fix=phrase("ending.help"))
             return 2
         return _our_bug(error)
@@ -89,7 +89,7 @@ def _print_aegis_error(error: AegisError) -> int:
 
 
 def _os_error(error: OSError) -> int:
-    """A full disk and a path that may not be used are not our bugs."""
+    """Report a full disk or a forbidden path as a user's error, any other OSError as a bug."""
     if disk.is_full(error):
         fault = disk.full(Path(error.filename or "."), error)
         print_error(fault.what, fault.why, fault.fix)
@@ -101,7 +101,7 @@ def _os_error(error: OSError) -> int:
 
 
 def _incomplete(error: ImportError) -> int:
-    """A package that is missing, cut short or of another version is the installation's fault; any other is ours."""
+    """Report a missing, truncated or wrong package as an incomplete installation, any other ImportError as a bug."""
     from aegis.doctor import installation
 
     (packages,) = installation.packages()
@@ -127,7 +127,7 @@ def _keep(error: Exception) -> None:
 
 
 def print_error(what: str, why: str = "", fix: str = "") -> None:
-    """Tell a person what happened, why, and what to do, each as far as there is something to say."""
+    """Print what happened, why, and what to do to stderr; empty parts are left out."""
     from rich.cells import cell_len
 
     lines = [f"aegis: {what}"]

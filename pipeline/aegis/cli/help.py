@@ -1,7 +1,7 @@
-"""--help for a reader whose language is not the source's: the same texts translated, laid out by a terminal's cells.
+"""--help in a language other than English: the same texts translated, and laid out by terminal cells.
 
-Typer's own formatter counts letters, of which a Japanese one takes two cells, and breaks lines at blanks, of which
-Japanese has none.
+Typer's own formatter counts letters and breaks lines at spaces. A Japanese letter takes two cells, and Japanese has no
+spaces between words.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from aegis.messages import translate_help
 from aegis.messages.layout import cell_width, ljust, wrap
 
 _MAX_NAME_CELLS = 30
-"""Cells of the column of names; what is beside a longer one begins on the next line."""
+"""Width of the column of names, in cells; the text beside a longer name begins on the next line."""
 _SENTENCE = "。"
 _TYPERS_WORDS = ("default", "required")
 
 
 class _Row(NamedTuple):
-    """A name, what it means, and the default and range that go with it."""
+    """A name, its description, and its default and range."""
 
     name: str
     text: str
     brackets: str
 
 
-def helped(command: Any, ctx: Any) -> str:
-    """A command's help; `ctx` is its context, of typer's click."""
+def format_help(command: Any, ctx: Any) -> str:
+    """Return a command's help; `ctx` is its Click context."""
     width = ctx.make_formatter().width
     usage = " ".join([ctx.command_path, *map(translate_help, command.collect_usage_pieces(ctx))])
     what = wrap("", translate_help(command.help), width - 2).splitlines()
@@ -37,24 +37,24 @@ def helped(command: Any, ctx: Any) -> str:
         rows = [record for parameter, record in parameters if parameter.param_type_name == kind]
         lines += _listed(title, rows, width)
     commands = getattr(command, "commands", {})
-    lines += _listed("Commands", [_Row(name, in_short(found), "") for name, found in commands.items()], width)
+    lines += _listed("Commands", [_Row(name, first_sentence(found), "") for name, found in commands.items()], width)
     return "\n".join(lines)
 
 
-def in_short(command: Any) -> str:
-    """The first sentence of a command's help."""
+def first_sentence(command: Any) -> str:
+    """Return the first sentence of a command's help."""
     return translate_help(command.help).partition(_SENTENCE)[0]
 
 
-def completed(items: list[Any]) -> list[Any]:
-    """What a shell is offered, each with its description."""
+def translate_completions(items: list[Any]) -> list[Any]:
+    """Return completion items with their descriptions translated."""
     for item in items:
         item.help = item.help and "".join(_with_default(item.help))
     return items
 
 
 def _record(parameter: Any, ctx: Any) -> _Row | None:
-    """How a parameter is written, and what it says; None for one that is not shown."""
+    """Return the row of a parameter, or None if it is hidden."""
     record = parameter.get_help_record(ctx)
     if record is None:
         return None
@@ -67,7 +67,7 @@ def _record(parameter: Any, ctx: Any) -> _Row | None:
 
 
 def _with_default(text: str) -> tuple[str, str]:
-    """An option's description, and the default that a setting's has behind it."""
+    """Return an option's description, and the default in brackets that follows it in settings."""
     default = ""
     if translate_help(text) == text and text.endswith("]"):
         text, bracket, default = text.rpartition(" [")
@@ -86,7 +86,7 @@ def _listed(title: str, rows: Sequence[_Row], width: int) -> list[str]:
             lines.append(start)
             start = ""
         texts = wrap("", row.text, width - edge).splitlines()
-        # what is in brackets is not parted
+        # a text in brackets is not broken
         if row.brackets and cell_width(texts[-1] + row.brackets) > width - edge:
             texts.append(row.brackets.strip())
         elif row.brackets:
@@ -96,5 +96,5 @@ def _listed(title: str, rows: Sequence[_Row], width: int) -> list[str]:
 
 
 def _beside(start: str, texts: Sequence[str]) -> list[str]:
-    """Lines at the right of something."""
+    """Return the lines with `start` before the first and an equal indent before the others."""
     return [(" " * cell_width(start) if number else start) + text for number, text in enumerate(texts)]

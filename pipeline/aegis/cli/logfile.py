@@ -1,4 +1,4 @@
-"""The log file: every command, what it said, and the traceback of whatever ended it. Bounded, and without secrets."""
+"""The log file: every command, its messages, and the traceback if it failed. Bounded, and without secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("aegis")
 
 
 def log_path() -> Path:
-    """aegis.log in AEGIS_LOG_DIR, or in the place this system keeps a user's logs."""
+    """Return the path of aegis.log, in AEGIS_LOG_DIR or in this system's folder for user logs."""
     from platformdirs import user_log_dir
 
     given = os.environ.get(VARIABLE)
@@ -34,7 +34,7 @@ def log_path() -> Path:
 
 
 def begin(arguments: Sequence[str]) -> None:
-    """Send what is logged to the file, warnings of libraries too; a log that cannot be written stops nobody."""
+    """Start logging to the file, including warnings of libraries; if it cannot be written, go on without a log."""
     logging.raiseExceptions = False
     path = log_path()
     try:
@@ -51,7 +51,7 @@ def begin(arguments: Sequence[str]) -> None:
 
 
 def ended_by(error: BaseException) -> None:
-    """Keep the traceback of what ended the command."""
+    """Log the traceback of the error that ended the command."""
     _log.error("ended by %s", type(error).__name__, exc_info=error)
 
 
@@ -61,7 +61,7 @@ def show(error: BaseException) -> None:
 
 
 class _File(RotatingFileHandler):
-    """One file and three older ones, a megabyte each; opened when the first line comes."""
+    """One file and three older ones of 1 MB each; opened at the first line."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=_FILE_BYTES, backupCount=_OLD_FILES, encoding="utf-8", delay=True)
@@ -69,7 +69,7 @@ class _File(RotatingFileHandler):
 
 
 class _WithoutSecrets(logging.Formatter):
-    """Takes out tokens wherever they stand, in an address or in a traceback."""
+    """Removes tokens from the complete text, including addresses and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

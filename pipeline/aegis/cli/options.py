@@ -1,4 +1,4 @@
-"""Command-line options: the ones commands share, and one for every field of a stage's config."""
+"""Command-line options: those that commands share, and one for every field of a stage's config."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace exis
 
 
 def add_setting_options(*models: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every field of the stage configs; what was given arrives as `flags`."""
+    """Add an option for every field of the stage configs; the given values arrive in `flags`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
@@ -49,7 +49,7 @@ def add_setting_options(*models: type[StageConfig]) -> Callable[[Callable[..., N
 
         def run(**given: Any) -> None:
             flags = {name: given.pop(name) for name in fields}
-            # typer hands over an empty list for a repeatable option that was not given
+            # Typer passes an empty list for a repeatable option that was not given
             command(**given, flags={name: value for name, value in flags.items() if value not in (None, [])})
 
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__

@@ -1,7 +1,6 @@
-"""Typer's part in the reader's language: --help, and what a command line is refused for.
+"""Typer's texts in the reader's language: --help, and errors in the command line.
 
-A refusal is known by the name of the parser's error: typer carries a click of its own or uses the installed one, as its
-version goes.
+Errors are recognised by class name, because Typer may bundle its own Click.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from aegis.messages import language, phrase, validation
 
 
 class Command(TyperCommand):
-    """A command that is described in the reader's language."""
+    """A command whose help is in the reader's language."""
 
     def get_help(self, ctx: Any) -> str:
-        return super().get_help(ctx) if language() == "en" else help.helped(self, ctx)
+        return super().get_help(ctx) if language() == "en" else help.format_help(self, ctx)
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        return super().get_short_help_str(limit) if language() == "en" else help.in_short(self)
+        return super().get_short_help_str(limit) if language() == "en" else help.first_sentence(self)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        return help.completed(super().shell_complete(ctx, incomplete))
+        return help.translate_completions(super().shell_complete(ctx, incomplete))
 
 
 class Commands(TyperGroup):
-    """The commands. The parser's error would not say which one was asked for, but in its text."""
+    """The command group. Click's own error names an unknown command only inside its text."""
 
     def get_help(self, ctx: Any) -> str:
-        return super().get_help(ctx) if language() == "en" else help.helped(self, ctx)
+        return super().get_help(ctx) if language() == "en" else help.format_help(self, ctx)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        return help.completed(super().shell_complete(ctx, incomplete))
+        return help.translate_completions(super().shell_complete(ctx, incomplete))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -48,7 +47,7 @@ class Commands(TyperGroup):
 
 
 def describe_parse_error(error: Any) -> str:
-    """What a parser's error says; its own English if it is of a kind that is not known here."""
+    """Describe a parser error in the reader's language, or return its English if its class is unknown here."""
     kind = type(error).__name__
     if kind == "MissingParameter" and error.param is not None:
         key = "usage.missing_argument" if error.param.param_type_name == "argument" else "usage.missing_option"
@@ -58,7 +57,7 @@ def describe_parse_error(error: Any) -> str:
         possible = phrase("usage.possible", names=names) if names else ""
         return phrase("usage.no_option", name=error.option_name, possible=possible)
     if kind == "BadOptionUsage":
-        # two faults of one kind, told apart by nothing but the text
+        # one class for two errors, which differ only in their text
         key = "usage.takes_no_value" if "does not take" in error.message else "usage.needs_value"
         return phrase(key, name=error.option_name)
     if kind == "BadParameter" and error.param is not None:
@@ -75,7 +74,7 @@ def _name(parameter: Any) -> str:
 
 
 def _problem(error: Any) -> str:
-    """What is wrong with a value: typer asks pydantic, older ones click's own types."""
+    """Describe what is wrong with a value; Typer validates with pydantic, older versions with Click's types."""
     found = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else None
     choices = get_args(getattr(getattr(error.param, "type_descriptor", None), "annotation", None))
     if found is not None and found["type"] == "value_error" and choices:

@@ -1,4 +1,4 @@
-"""What several commands do alike: find the run, lock it, report as JSON."""
+"""Helpers that several commands use: find the run, lock it, report as JSON."""
 
 from __future__ import annotations
 

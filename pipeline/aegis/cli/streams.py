@@ -1,4 +1,4 @@
-"""Where a command speaks to: a console without emoji, a reader that goes away, a terminal that is closed."""
+"""stdout and stderr that survive a console without emoji, a closed pipe and a closed terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Terminal(io.FileIO):
-    """A terminal that takes what is said to it after its window is closed, or its line is cut, without an error."""
+    """A terminal that ignores writes after its window or connection is closed."""
 
     def write(self, data: Any) -> int:
         try:
@@ -22,7 +22,7 @@ class _Terminal(io.FileIO):
 
 
 def prepare() -> None:
-    """Make stdout and stderr fit for any text, for as long as the command runs."""
+    """Make stdout and stderr accept any text, for as long as the command runs."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if os.name == "posix" and stream.isatty():
@@ -34,7 +34,7 @@ def prepare() -> None:
 
 
 def silence() -> None:
-    """Nothing more may be written, not even at interpreter exit."""
+    """Redirect stdout and stderr to the null device, so that nothing is written, not even at interpreter exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())

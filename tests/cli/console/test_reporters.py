@@ -95,7 +95,7 @@ def test_people_read_plain_lines_in_their_language(
         watch.step(1, 1, 3.25, 1.618)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "ステップ     10  損失 3.2000  検証用 3.5000  ベースとの KL 0.0123  "
+        "ステップ     10  損失 3.2000  検証損失 3.5000  ベースとの KL 0.0123  "
         "α +1.618  g 0.8345  🟢 黄金比に到達  812 トークン/秒"
     )
     assert lines[1].startswith("学習中: 25 %、残り約")

@@ -83,7 +83,7 @@ def serve(
 
 def _ask() -> str | None:
     try:
-        # what is not typed by a person needs no sign that it is awaited, and stdout may be read by a program
+        # no prompt if the input is not typed by a person: a program may be reading stdout
         return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "").strip() or None
     except EOFError:
         return None

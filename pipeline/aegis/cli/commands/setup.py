@@ -1,4 +1,4 @@
-"""The commands of the first hour: doctor, init, plan; and the settings that plan and run share."""
+"""The commands before a run: doctor, init, plan; and the settings that plan and run share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aegis.messages import layout, phrase
 
 @dataclass(frozen=True)
 class AllSettings:
-    """Every stage's."""
+    """The settings of every stage."""
 
     train: TrainConfig
     merge: MergeConfig
@@ -31,7 +31,7 @@ class AllSettings:
 
 
 def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    """What train is to do; with nothing said about the base, the embedded one, whose size has numbers of its own."""
+    """Return the settings of train; without a base, those of the embedded base, which has its own defaults."""
     settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
     if preset is None and settings.base_model == DEMO:
         return resolve(TrainConfig, preset=DEMO, file=config, flags=flags)
@@ -39,7 +39,7 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
 
 
 def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> AllSettings:
-    """What all stages are to do, from flags for any of them."""
+    """Return the settings of all stages, from flags for any of them."""
     train = train_settings(preset, config, _only(flags, TrainConfig))
     chosen = DEMO if preset is None and train.base_model == DEMO else preset
 
@@ -87,7 +87,7 @@ def plan(
 
 
 def show_plan(chosen: AllSettings, run: Path | None) -> None:
-    """Plan and print."""
+    """Make a plan and print it."""
     from aegis.run_all import default_run
     from aegis.runs.run import Run
     from aegis.stages.plan import plan as stage

@@ -1,4 +1,4 @@
-"""The commands that show a run to others: report, card, push."""
+"""The commands that share a run: report, card, push."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress on a terminal: bars that live, lines that stay; plain lines where there is no terminal; or JSON lines."""
+"""Reporters: live bars and lines on a terminal, plain lines without one, or JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aegis.soul.gate import Phase
 
 
 class ConsoleReporter:
-    """For people. Everything goes to stderr: stdout is for results."""
+    """Reports for people. Everything goes to stderr: stdout is for results."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -41,7 +41,7 @@ class ConsoleReporter:
         known += f"  α {row['alpha']:+.3f}  g {row['gate']:.4f}"
         if self._panel is not None:
             self._panel.metrics(row)
-            if row["heldout_loss"] is not None:  # what is worth keeping when the panel has gone
+            if row["heldout_loss"] is not None:  # these rows stay visible after the panel is removed
                 self.say(known)
             return
         named = phase_text(Phase(row["phase"]), self.console.encoding)
@@ -92,7 +92,7 @@ class ConsoleReporter:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """A terminal has room for one thing at a time that is drawn in place."""
+        """A terminal can show only one live display at a time."""
         self._drawing = True
         try:
             yield
@@ -101,7 +101,7 @@ class ConsoleReporter:
 
 
 class JsonReporter:
-    """For programs: one JSON object a line on stdout, people's text on stderr."""
+    """Reports for programs: one JSON object per line on stdout, texts for people on stderr."""
 
     def __init__(self) -> None:
         self._people = ConsoleReporter(quiet=True)

@@ -1,4 +1,4 @@
-"""How one piece of work is shown: a bar that lives, a line now and then, or a JSON object now and then."""
+"""How one task is shown: a live bar, a line from time to time, or a JSON object from time to time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def emit(row: dict[str, object]) -> None:
 
 
 def _plain(value: object) -> object:
-    """A value as JSON has it, which knows no NaN."""
+    """Return a value as JSON can hold it: without NaN and Inf."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -49,7 +49,7 @@ def _plain(value: object) -> object:
 
 
 def columns_for(total: float | None, unit: str, encoding: str) -> list[ProgressColumn]:
-    """What a bar shows beside its title; without a total, that it lives."""
+    """The columns of a bar; without a total, a spinner."""
     title = TextColumn("{task.description}", markup=False)
     note = TextColumn("{task.fields[note]}", markup=False)
     if total is None:
@@ -77,7 +77,7 @@ class BarTask:
 
 
 class _Countdown:
-    """How far something is, and when to say so again."""
+    """The progress of a task, and when to report it next."""
 
     def __init__(self, total: float | None, every_s: float) -> None:
         self.done = 0.0
@@ -86,7 +86,7 @@ class _Countdown:
         self._every_s = every_s
 
     def advance(self, amount: float) -> bool:
-        """Whether it is time for a word."""
+        """Return whether the next report is due."""
         self.done += amount
         now = time.monotonic()
         due = bool(self.total) and now - self._spoke >= self._every_s
@@ -98,13 +98,13 @@ class _Countdown:
         self.total = (self.total or 0) + amount
 
     def left_s(self) -> float:
-        """Seconds until the end, if it goes on as so far."""
+        """Return the seconds until the end, at the average speed so far."""
         passed = time.monotonic() - self.began
         return passed * ((self.total or 0.0) / self.done - 1) if self.done else 0.0
 
 
 class PlainTask:
-    """A line now and then, so that a log shows life and stays short."""
+    """A line from time to time, so that a log shows progress and stays short."""
 
     def __init__(self, console: Console, title: str, total: float | None) -> None:
         self._console = console
@@ -131,7 +131,7 @@ class PlainTask:
 
 
 class JsonTask:
-    """An object now and then."""
+    """A JSON object from time to time."""
 
     def __init__(self, title: str, total: float | None) -> None:
         self._title = title
@@ -152,7 +152,7 @@ class JsonTask:
 
 
 class TaskWatch:
-    """A training as a task like any other: its rows and its checkpoints are told by themselves."""
+    """A training shown as a task; its rows and checkpoints are reported separately."""
 
     def __init__(self, task: Task, start: int) -> None:
         self._task = task

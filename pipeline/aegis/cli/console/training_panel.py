@@ -1,4 +1,4 @@
-"""The training as a person watches it on a terminal: one panel that is drawn anew in place."""
+"""The live panel of a training on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aegis.soul.gate import Phase, gate, phase
 
 _SMOOTHING = 0.95
 _WIDE = 72
-"""From so many columns on, two facts stand beside each other."""
+"""Minimum width, in columns, for two facts per line."""
 _PHASES = {
     Phase.STABLE: "live.stable",
     Phase.TRANSITIONING: "live.transitioning",
@@ -28,7 +28,7 @@ _COLOURS = {Phase.STABLE: "blue", Phase.TRANSITIONING: "yellow", Phase.GOLDEN: "
 
 
 def phase_text(name: Phase, encoding: str) -> str:
-    """A phase as a console of this encoding can show it; cp932 knows the words and not the coloured circle."""
+    """Return the name of a phase as this encoding can show it; cp932 has the words but not the coloured circle."""
     text = phrase(_PHASES[name])
     try:
         text.encode(encoding)
@@ -38,7 +38,7 @@ def phase_text(name: Phase, encoding: str) -> str:
 
 
 class TrainingPanel:
-    """What is known of a training, and how it looks."""
+    """The state of a training, and its panel."""
 
     def __init__(self, console: Console, start: int, stop: int) -> None:
         self._console = console
@@ -61,19 +61,19 @@ class TrainingPanel:
             TimeRemainingColumn(),
             console=console,
             expand=True,
-            # long enough that the look at the held-out windows and the saving are in the estimate
+            # long enough that the estimate includes evaluation on the held-out windows and saving
             speed_estimate_period=600,
         )
         self._bar = self._bars.add_task("", total=stop, completed=start)
 
     @contextmanager
     def shown(self) -> Iterator[TrainingPanel]:
-        """Draw it until the block ends; then it is gone, and only the lines above it stay."""
+        """Show the panel until the block ends; then it is removed, and only the lines above it stay."""
         with Live(console=self._console, get_renderable=self.draw, refresh_per_second=4, transient=True):
             yield self
 
     def step(self, done: int, read: int, loss: float, alpha: float) -> None:
-        """Take a step's numbers; those of a step that was read before count once."""
+        """Record a step's numbers; a step that was read before is not counted twice."""
         self._bars.update(self._bar, completed=done)
         if read > self._read:
             self._read, self._loss, self._alpha = read, loss, alpha
@@ -81,13 +81,13 @@ class TrainingPanel:
             self._weight = _SMOOTHING * self._weight + 1 - _SMOOTHING
 
     def saved(self, step: int) -> None:
-        """A checkpoint stands."""
+        """Record that a checkpoint was saved."""
         self._saved = step, time.monotonic()
 
     def metrics(self, row: dict[str, object]) -> None:
-        """Take a logging step's row."""
+        """Record the row of a logging step."""
         self._row = row
-        # on a CPU a row has what is in use now
+        # on a CPU a row has the memory in use now
         self._peak_bytes = max(self._peak_bytes, _number(row, "peak_bytes"))
         if isinstance(row.get("heldout_loss"), float):
             self._heldout = int(str(row["step"])), float(str(row["heldout_loss"]))
@@ -95,7 +95,7 @@ class TrainingPanel:
             self._kept = int(str(row["step"])), float(str(row["keep_kl"]))
 
     def draw(self) -> RenderableType:
-        """The panel as things stand, for the width the console has now."""
+        """Return the panel of the current state, for the current width of the console."""
         wide = self._console.width >= _WIDE
         facts = self._facts()
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
@@ -109,7 +109,7 @@ class TrainingPanel:
         return Panel(Group(table, self._bars.get_renderable()), title=title, title_align="left")
 
     def _facts(self) -> list[tuple[str, Text]]:
-        """An even number of them: label and value."""
+        """Cells, label and value in turn: an even number."""
         waiting = Text("-", style="dim")
         smoothed = Text(f"{self._sum / self._weight:.4f}") if self._weight else waiting
         heldout, kept, turned, speed, memory = waiting, waiting, waiting, waiting, waiting
@@ -145,7 +145,7 @@ class TrainingPanel:
         return Text(phrase("live.saved", step=step, age=_age(time.monotonic() - moment)))
 
     def _phase(self, alpha: float) -> Text:
-        # the row knows the target, which α alone does not tell
+        # the row holds the target, which α alone does not show
         named = self._row.get("phase")
         name = Phase(named) if named else phase(alpha)
         return Text(phase_text(name, self._console.encoding), style=_COLOURS[name])

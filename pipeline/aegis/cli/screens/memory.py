@@ -1,4 +1,4 @@
-"""The memory while training, by part: as it was measured, and as plan works it out."""
+"""Training memory by part: as measured, and as estimated by plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.training.planning.planner import MemoryPlan
 
 _BESIDES_BYTES = 1 << 30
-"""What CUDA, or Python, takes beside what training asks for."""
+"""Memory that CUDA or Python takes in addition to what training allocates."""
 
 
 def _named(part: str) -> str:
@@ -22,17 +22,17 @@ def _named(part: str) -> str:
 
 
 def measured(memory: MemoryParts) -> list[str]:
-    """What train --dry-run measured, a line a part."""
+    """Return what train --dry-run measured, one line per part."""
     parts = [(_named(part), count) for part, count in vars(memory).items()]
     width = max(cell_width(name) for name, _ in parts) + 1
     return [f"  {ljust(name, width)}{count / 2**30:8.2f} GiB" for name, count in parts]
 
 
 def worked_out(report: PlanReport, columns: int | None) -> list[str]:
-    """What plan works out for every way to train, at the fullest moment of a step, as lines of a table."""
+    """Return plan's estimate of the peak of a step for every variant, as the lines of a table."""
     names = [name for name, _ in _rows(report, report.variants)]
     width = max(map(cell_width, names)) + 1
-    # the config's own way comes first, and stays where there is room for one column only
+    # the configured variant comes first, and is the one shown if there is room for only one column
     fitting = len(report.variants) if columns is None else max(1, (columns - width) // 12)
     shown = sorted(report.variants[:fitting], key=lambda variant: (variant.max_length, variant.checkpointed_layers))
     on_gpu, is_sharded = report.device != "CPU", shown[0].sharded is not None
@@ -53,7 +53,7 @@ def worked_out(report: PlanReport, columns: int | None) -> list[str]:
 
 
 def _rows(report: PlanReport, variants: Sequence[MemoryPlan]) -> list[tuple[str, list[str]]]:
-    """The table: of every row its name, and a text for each variant."""
+    """Return the rows of the table: a name, and a text per variant."""
     _, unit_bytes = _unit(variants)
     sharded = [variant.sharded for variant in variants if variant.sharded is not None]
 
@@ -93,7 +93,7 @@ def _fits(report: PlanReport, variant: MemoryPlan) -> str:
     free, fillable, peak = report.free_bytes, report.usable_bytes, variant.memory.peak
     if free is None and fillable is None:
         return "?"
-    # processes have a GPU each, and the host's memory together
+    # each process has its own GPU; all share the host's memory
     sharing = variant.processes if report.device == "CPU" else 1
     fits = (free is None or sharing * (peak + _BESIDES_BYTES) <= free) and (fillable is None or peak <= fillable)
     return phrase("screens_plan.yes") if fits else phrase("screens_plan.no")

@@ -1,4 +1,4 @@
-"""The texts of plan and of the dry runs: what it would take, before anything is done."""
+"""The texts of plan and of the dry runs: what the work would need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
 
 
 def planned(report: PlanReport, settings: TrainConfig, columns: int | None = None) -> str:
-    """After plan: model, data, adapter, memory by part for this way and its neighbours, disk, time."""
+    """After plan: model, data, adapter, memory by part for this variant and its neighbours, disk, time."""
     lines = [
         (phrase("screens_plan.base"), _base(report)),
         (phrase("screens_plan.data"), _data(report, settings)),
@@ -46,7 +46,7 @@ def planned(report: PlanReport, settings: TrainConfig, columns: int | None = Non
 
 
 def _named(lines: Sequence[tuple[str, str]], columns: int | None) -> list[str]:
-    """Texts that begin below each other, each with its name before it."""
+    """Return texts in one column, each after its name."""
     width = max(cell_width(name) for name, _ in lines) + 2
     return [wrap(ljust(name, width), text, columns) for name, text in lines]
 

@@ -1,4 +1,4 @@
-"""The texts a command ends with: what came out, where it is, what to type next."""
+"""The final text of each command: the result, where it is, and the next command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
 
 
 def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
-    """After doctor: a line a finding, what to type under it, one line of verdict; folded to a terminal's width."""
+    """After doctor: one line per finding with its fix below, and a line of verdict; folded to the terminal's width."""
     narrow = columns is not None and columns < 60
     width = 0 if narrow else max((cell_width(_named(finding)) for finding in findings), default=0)
     lines = []
@@ -61,7 +61,7 @@ def trained(report: TrainReport, run: Path) -> str:
 
 
 def dry_run(report: TrainReport, settings: TrainConfig) -> str:
-    """After train --dry-run: memory by part, speed, and what the whole run would take."""
+    """After train --dry-run: memory by part, speed, and the time of the complete run."""
     assert report.memory is not None
     assert report.tokens_per_second is not None
     tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
@@ -100,7 +100,7 @@ def imported(report: ImportReport) -> str:
 
 def exported(report: ExportReport) -> str:
     """After export-gguf and run: the files, and three ways to run the first."""
-    from aegis.report.card import ollama_name  # not above: doctor shows its findings without pydantic
+    from aegis.report.card import ollama_name  # imported here: doctor must work without pydantic
 
     first = report.files[0]
     lines = [report.name]
@@ -128,7 +128,7 @@ def serving(url: str, gguf: Path, context_tokens: int) -> str:
 
 
 def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) -> str:
-    """The demo's proof to the eye: the base's answers beside the finished file's, and what could not be asked."""
+    """After the demo: the base's answers beside those of the finished file, and the questions that were not asked."""
     names = phrase("screens.question"), *(phrase("screens.base") if who.who == "base" else "aegis" for who in answers)
     width = max(map(cell_width, names)) + 2
     lines = [phrase("screens.before_and_after")]
@@ -148,12 +148,12 @@ def initialised(out: Path) -> str:
 
 
 def next_commands(*commands: str) -> str:
-    """The lines that say what to type next, one under the other."""
+    """Return the next commands, one per line."""
     start = f"{phrase('screens.next')}: "
     return start + f"\n{' ' * cell_width(start)}".join(commands)
 
 
 def shell_quote(path: Path) -> str:
-    """A path as one word of a command line."""
+    """Return a path quoted as one word of a command line."""
     text = os.fspath(path)
     return f'"{text}"' if any(c.isspace() for c in text) else text

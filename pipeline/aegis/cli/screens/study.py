@@ -1,4 +1,4 @@
-"""The texts of quantize-study: a table of every file, the rule, the file that it recommends and how to make it."""
+"""The texts of quantize-study: a table of all files, the rule, the recommended file and the command that makes it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _texts(measured: Measured) -> list[str]:
 
 
 def command(report: StudyReport, study: Study, run: Path) -> str:
-    """What makes the recommended file, to the byte."""
+    """Return the command that makes the recommended file, byte for byte."""
     chosen = study.recommended
     parts = [f"aegis export-gguf --run {shell_quote(run)} --quant {chosen.quant}"]
     if "imatrix" in chosen.variant:

@@ -1,4 +1,4 @@
-"""The texts of verify: of a whole run, and of one part by itself."""
+"""The texts of verify: for a complete run, and for one part alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
 
 
 def verified(verdict: Verdict, folder: Path) -> str:
-    """After verify: every check, every step between two models, what was kept of the base, one line of verdict."""
+    """After verify: all checks, all steps between two models, how much of the base was kept, and a line of verdict."""
     lines = [_checked(check) for check in verdict.checks]
     if verdict.steps:
         lines += ["", *_steps(verdict)]
@@ -40,7 +40,7 @@ def verified(verdict: Verdict, folder: Path) -> str:
 
 
 def _headline(verdict: Verdict) -> list[str]:
-    """What is proven, what is measured, what is neither."""
+    """Return the lines on what is proven, what is measured, and what is neither."""
     files = ", ".join(near.name for near in verdict.nearness)
     lines = [phrase("screens_verify.proven", files=files)]
     for near in verdict.nearness:
@@ -54,7 +54,7 @@ def _headline(verdict: Verdict) -> list[str]:
 
 
 def _perplexity(value: float, verdict: Verdict) -> str:
-    """A perplexity, unless guessing among all tokens would be no worse: it then says nothing of the text."""
+    """Return a perplexity, or a note if it is no better than a guess among all tokens."""
     if verdict.vocab_size and value >= verdict.vocab_size:
         return phrase("screens_verify.no_better_than_chance", vocab_size=verdict.vocab_size)
     return f"{value:.3f}"
