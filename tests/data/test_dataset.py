@@ -212,7 +212,7 @@ def test_a_cache_that_cannot_be_written_leaves_nothing(phi: Any, write_rows: Wri
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
     with pytest.raises(EnvironmentFault) as caught:
         prepare(write_rows(row(1)), phi, cache_dir=tmp_path / "cache")
-    assert caught.value.key == "data_cache.not_kept"
+    assert caught.value.key == "tokens.disk"
 
 
 def test_a_tokenizer_without_padding_or_end_still_pads(byte_level: Any, write_rows: WriteRows) -> None:

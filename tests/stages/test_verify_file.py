@@ -163,7 +163,7 @@ def test_a_reflection_is_only_taken_from_elsewhere(adapter: Path) -> None:
     """One that says so passes beside an adapter without a manifest, and not in a folder that we published."""
     soul = load_soul(adapter / SOUL_FILE)
     soul.rotation[:, :, 0] *= -1
-    save_soul(adapter / SOUL_FILE, type(soul)(soul.rotation, soul.alpha, soul.step, "", reflection=True))
+    save_soul(adapter / SOUL_FILE, type(soul)(soul.rotation, soul.alpha, soul.step, "", soul.counter_scale, reflection=True))
     assert failures(verify_file(adapter)) == []
     assert "AEGIS did not train it" in "\n".join(failures(verify_file(sealed(adapter, "train"))))
 
