@@ -21,7 +21,7 @@ from aegis.llama_cpp import GgufFile
 from aegis.runs.manifest import MANIFEST, Manifest
 from aegis.runs.publish import publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
-from aegis.soul.file import load_soul, save_soul
+from aegis.soul.file import SoulRecord, load_soul, save_soul
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.verify_file import FileReport, verify_file
@@ -163,7 +163,8 @@ def test_a_reflection_is_only_taken_from_elsewhere(adapter: Path) -> None:
     """One that says so passes beside an adapter without a manifest, and not in a folder that we published."""
     soul = load_soul(adapter / SOUL_FILE)
     soul.rotation[:, :, 0] *= -1
-    save_soul(adapter / SOUL_FILE, type(soul)(soul.rotation, soul.alpha, soul.step, "", soul.counter_scale, reflection=True))
+    mirrored = SoulRecord(soul.rotation, soul.alpha, soul.step, "", soul.counter_scale, reflection=True)
+    save_soul(adapter / SOUL_FILE, mirrored)
     assert failures(verify_file(adapter)) == []
     assert "AEGIS did not train it" in "\n".join(failures(verify_file(sealed(adapter, "train"))))
 
