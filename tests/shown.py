@@ -27,10 +27,11 @@ from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate
 from aegis.training.planning.planner import MemoryPlan
 from aegis.verification.divergence import Divergence
+from aegis.verification.retention import BaseRetention
 from aegis.verification.rounding import Bounds
 from aegis.verification.run_checks import Check
 from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
-from aegis.verification.verdict import BaseComparison, BaseRetention, Nearness, Step, Verdict
+from aegis.verification.verdict import BaseComparison, Nearness, Step, Verdict
 
 RUN = Path("artifacts/mine")
 SETTINGS = TrainConfig(base_model="AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp", dataset="mine.jsonl", device="cpu")
@@ -70,7 +71,15 @@ def verdict() -> Verdict:
             Step("f16 → Q4_K_M", "quantize", far),
         ),
         perplexity={"trained": 4.95, "wide": 4.91, "Q4_K_M": 4.975},
-        kept=BaseRetention(2048, 1.914, 3.474, 1.914, 3.27, 1.0, 1.27),
+        retained=(
+            BaseRetention("kept", 2048, 0.021, 0.019, 2.31, 2.33, 2.31, 2.32, 1.0, 1.02, max_kl=0.05),
+            BaseRetention("other", 2048, 0.31, 0.29, 1.914, 3.474, 1.914, 3.27, 1.0, 1.27),
+        ),
+        summary=bilingual(
+            "retention.answers_and_knows",
+            answers=bilingual("retention.alike", kl=0.021, text=bilingual("retention.kept")),
+            knows=bilingual("retention.better", text=bilingual("retention.your_text"), nats=0.5),
+        ),
         bases=(BaseComparison("original", True, far, 4.91), BaseComparison("dequantized", False, near, 4.95)),
         nearness=(Nearness("Q4_K_M", 1.8e-2, 0.42, 1.4e-2, 6e-3),),
         vocab_size=32064,
@@ -80,7 +89,8 @@ def verdict() -> Verdict:
 def failed_verdict() -> Verdict:
     wrong = Step("wide → merged", "merge", Divergence(0.3, 0.4, 0.5, 0.6, 7.0), Bounds(mean_kl=1e-4), True)
     spoilt = Check(bilingual("alone.file", name="a"), "train", False, Bilingual.same("adapter.safetensors"))
-    return replace(verdict(), checks=(spoilt,), steps=(wrong,), kept=None, bases=())
+    far = replace(verdict().retained[0], max_kl=0.02)
+    return replace(verdict(), checks=(spoilt,), steps=(wrong,), retained=(far,), summary=None, bases=())
 
 
 def study_report() -> StudyReport:

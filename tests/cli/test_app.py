@@ -18,6 +18,7 @@ import pytest
 
 from aegis import progress
 from aegis.cli import app
+from aegis.cli.commands.setup import all_settings
 from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
 from aegis.doctor import Finding, installation
 from aegis.errors import UsageError
@@ -557,3 +558,11 @@ def test_several_processes_share_training_only(aegis: Aegis, monkeypatch: pytest
     told = aegis("run", "--device", "cpu")
     assert told.code == 2
     assert "launch aegis train" in told.err
+
+
+def test_a_bound_on_kept_text_without_keep_is_refused_before_training() -> None:
+    """Known from the settings; with keep on the same bound is taken."""
+    with pytest.raises(UsageError) as caught:
+        all_settings(None, None, {"keep_weight": 0.0, "max_kept_kl": 0.1})
+    assert caught.value.text.key == "verify.kept_nothing"
+    assert all_settings(None, None, {"max_kept_kl": 0.1}).verify.max_kept_kl == 0.1

@@ -37,7 +37,10 @@ REPORT: dict[str, Any] = {
         },
     ],
     "perplexity": {"trained": 5.073, "Q4_K_M": 5.112},
-    "kept": {"base": 1.914, "result": 3.572, "base_tempered": 1.914, "result_tempered": 3.361},
+    "retained": [
+        {"text": "other", "kl": 0.31, "base": 1.914, "result": 3.572, "base_tempered": 1.914, "result_tempered": 3.361}
+    ],
+    "summary": {"english": "the result has moved away from the base"},
 }
 
 
@@ -80,7 +83,7 @@ def test_the_context_is_advice_only_where_it_matters() -> None:
     assert "-c 2048" in short
 
 
-@pytest.mark.parametrize("report", [REPORT, {**REPORT, "kept": None}])
+@pytest.mark.parametrize("report", [REPORT, {**REPORT, "retained": [], "summary": None}])
 def test_the_verdict_takes_its_place(report: dict[str, Any]) -> None:
     """Before, it says that nothing was verified; after, the table; twice is once."""
     assert "before `aegis verify`" in card()
@@ -88,7 +91,8 @@ def test_the_verdict_takes_its_place(report: dict[str, Any]) -> None:
     assert "before `aegis verify`" not in text
     assert "| wide → merged | 1.10e-07 | 9.00e-07 | 2.00e-06 | 99.95% | 0.0082 | 1e-04 |" in text
     assert "proven on 2048 tokens" in text
-    assert ("base 1.914, this model 3.572" in text) == (report["kept"] is not None)
+    assert ("On text nobody trained on: base 1.914, this model 3.572" in text) == bool(report["retained"])
+    assert ("The result has moved away from the base." in text) == (report["summary"] is not None)
     assert with_verdict(text, report) == text
     assert ModelCard(text).data.to_dict() == ModelCard(card()).data.to_dict()
 

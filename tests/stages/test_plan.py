@@ -18,7 +18,7 @@ from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.model.shards import HEAD, ShardSet
-from aegis.runs.manifest import Manifest
+from aegis.runs.manifest import MANIFEST, Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.stages import plan as plan_module
@@ -321,8 +321,14 @@ def test_verify_is_planned_for_a_whole_run_only(finished: Run, places: Places, t
     assert outlook.models == ("trained", "wide", "merged", "f16", "Q4_K_M")
     vocabulary = ShardSet.open(finished.merged).entries[HEAD].shape[0]
     weights = outlook.memory.bytes // 4
-    # float32 logits of five models and of two on other text, and the f16 file, which was not kept
-    assert outlook.scratch.bytes == (5 + 2) * 100 * vocabulary * 4 + 2 * weights
+    # float32 logits of five models and the base, of two on other text, and the f16 file, which was not kept
+    assert outlook.scratch.bytes == (6 + 2) * 100 * vocabulary * 4 + 2 * weights
+    path = finished.adapter / MANIFEST
+    manifest = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps({**json.loads(manifest), "inputs": {"kept": "a"}}), encoding="utf-8")
+    keeping = plan_verify(finished, VerifyConfig(tokens=100, device="cpu"))
+    assert keeping.scratch.bytes - outlook.scratch.bytes == 2 * 100 * vocabulary * 4
+    path.write_text(manifest, encoding="utf-8")
     text = screens_plan.verify_planned(outlook)
     assert "every file is what its manifest says" in text
     assert places.untouched()

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from aegis.cli.screens import verify as screens_verify
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.errors import DataError, IntegrityError
+from aegis.data import kept
+from aegis.data.packing import Windows
+from aegis.errors import DataError, IntegrityError, UsageError
 from aegis.llama_cpp import GgufFile
 from aegis.model.base import load_tokenizer
 from aegis.runs.facts import TrainFacts
@@ -100,15 +103,16 @@ def test_a_sound_run_is_proven(run: Run) -> None:
     assert found["merged → f16"].mean_kl < 1e-5
     assert found["trained → wide"].mean_kl > 1e-4
     assert found["f16 → Q4_K_M"].mean_kl > 1e-4
-    assert verdict.kept is not None
-    assert verdict.kept.result_tempered <= verdict.kept.result
+    assert [found.text for found in verdict.retained] == ["kept", "other"]
+    assert all(found.result_tempered <= found.result for found in verdict.retained)
     report = read_report(run.verify / "report.json")
     assert (report["schema"], report["version"], report["ok"]) == (SCHEMA, SCHEMA_VERSION, True)
     assert [step["reason"].partition(" ")[0] for step in report["steps"]] == ["a", "rounding", "rounding", "a"]
     types = next(check["detail"]["english"] for check in report["checks"] if check["name"]["key"] == "structure.types")
     assert "0 fallbacks" in types.splitlines()[0]
     assert "output.weight: Q6_K" in types.splitlines()
-    assert report["kept"]["lost"] == pytest.approx(math.log(report["kept"]["result"] / report["kept"]["base"]))
+    other = report["retained"][1]
+    assert other["lost"] == pytest.approx(math.log(other["result"] / other["base"]))
     assert not list(run.root.glob(".verify-*"))
     assert (run.verify / "divergence.png").read_bytes().startswith(b"\x89PNG")
 
@@ -198,6 +202,65 @@ def test_a_merge_into_other_weights_than_it_says_is_found(run: Run) -> None:
     verdict = verify(run, QUICK)
     assert verdict.failed_stage == "merge"
     assert any("is not what the merge makes" in failure for failure in verdict.failures)
+
+
+def kl_by_hand(run: Run, windows: Windows) -> float:
+    """KL(base || result) over the first 256 tokens of these windows, by transformers alone."""
+    base, result = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (TrainFacts.read(run.adapter).base_model, run.merged)
+    )
+    found, room = [], QUICK.tokens
+    for piece in windows.pieces():
+        ids = torch.from_numpy(piece[:room].astype("int64"))[None]
+        room -= ids.shape[1]
+        if ids.shape[1] < 2:
+            break
+        with torch.no_grad():
+            p, q = (model(input_ids=ids).logits[0].double().log_softmax(-1) for model in (base, result))
+        found.append((p.exp() * (p - q)).sum(-1))
+    return float(torch.cat(found).mean())
+
+
+def test_verify_ends_with_what_was_kept_and_holds_it_to_a_bound(run: Run) -> None:
+    """The KL is that of the held-out windows; the sentence is worded by it; a bound below it fails at train."""
+    verdict = verify(run, QUICK)
+    found = verdict.retained[0]
+    stored = kept.load(run.kept / kept.FILE_NAME)
+    assert stored is not None
+    assert found.kl == pytest.approx(kl_by_hand(run, stored.heldout), rel=1e-3)
+    assert abs(found.kl - kl_by_hand(run, stored.train)) > 0.01 * found.kl
+    assert verdict.summary is not None
+    assert verdict.summary.values["answers"].values["kl"] == found.kl
+    assert verdict.summary.values["knows"].key == "retention.better"
+    assert screens_verify.verified(verdict, run.verify).splitlines()[-1] == verdict.summary.shown
+    report = read_report(run.verify / "report.json")
+    assert report["retained"][0]["kl"] == found.kl
+    assert report["summary"]["english"] == verdict.summary.english
+
+    below = verify(run, QUICK.model_copy(update={"max_kept_kl": found.kl * 0.9}))
+    assert below.failed_stage == "train"
+    assert len(below.failures) == 1
+    assert "max_kept_kl" in below.failures[0]
+    assert read_report(run.verify / "report.json")["failed_stage"] == "train"
+    above = verify(run, QUICK.model_copy(update={"max_kept_kl": found.kl * 1.1}))
+    assert above.failures == []
+
+
+def test_a_bound_on_kept_text_that_is_not_there_is_refused(run: Run) -> None:
+    """Without keep there are no kept windows, and without a bound nothing is amiss."""
+    path = run.adapter / MANIFEST
+    document = json.loads(path.read_text(encoding="utf-8"))
+    del document["inputs"]["kept"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        verify(run, QUICK.model_copy(update={"max_kept_kl": 0.1}))
+    assert caught.value.text.key == "verify.kept_nothing"
+    verdict = verify(run, QUICK)
+    assert verdict.failures == []
+    assert [found.text for found in verdict.retained] == ["other"]
+    assert verdict.summary is not None
+    assert verdict.summary.values["answers"].values["text"].key == "retention.other"
 
 
 # -- one defect each, as a careless or broken stage would have made it: with a manifest that fits ----------------
@@ -333,6 +396,7 @@ def quantized_file_spoiled(run: Run) -> None:
 CHANGED = (
     ("a shard", flipped(lambda run: run.merged / "model.safetensors"), "merge", "content changed"),
     ("the soul", flipped(lambda run: run.adapter / SOUL_FILE), "train", "content changed"),
+    ("the kept text", flipped(lambda run: run.kept / kept.FILE_NAME), "train", "content changed"),
     ("the f16", flipped(lambda run: next(run.gguf.glob("*F16*"))), "convert", "content changed"),
     ("Q4_K_M", flipped(lambda run: next(run.gguf.glob("*Q4*"))), "convert", "content changed"),
     ("the soul, swapped after the merge", other_soul_in_adapter, "merge", "another soul"),

@@ -211,6 +211,9 @@ class VerifyConfig(StageConfig):
     max_kl_quantized: float | None = Field(
         None, gt=0, description="maximum mean KL of the quantization, nats per token"
     )
+    max_kept_kl: float | None = Field(
+        None, gt=0, description="maximum mean KL(base || result) on kept text never trained on, nats per token"
+    )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for the transformers models")
     threads: int | None = Field(None, ge=1, description="number of threads for llama.cpp")
     llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")

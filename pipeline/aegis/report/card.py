@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aegis.messages import Bilingual
+
 if TYPE_CHECKING:  # it loads pydantic, which `aegis doctor` must do without where it is missing
     from aegis.runs.facts import Provenance
 
 _VERIFIED = "\n## Verified\n"
+_NOT_TRAINED_ON = {"kept": "kept text never trained on", "other": "text nobody trained on"}
 _NOT_YET = """
 Not in this file, which was sealed before `aegis verify` could run: `aegis card` prints it with what was found, and
 `aegis push` uploads it so.
@@ -81,11 +84,14 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
     )
     values = ", ".join(f"{model} {value:.3f}" for model, value in report["perplexity"].items())
     parts = [verdict, "\n".join(lines), f"Perplexity: {values}."]
-    if kept := report["kept"]:
+    for found in report["retained"]:
         parts.append(
-            f"On text nobody trained on: base {kept['base']:.3f}, this model {kept['result']:.3f}; each at its best "
-            f"temperature: {kept['base_tempered']:.3f}, {kept['result_tempered']:.3f}."
+            f"On {_NOT_TRAINED_ON[found['text']]}: base {found['base']:.3f}, this model {found['result']:.3f}; each at "
+            f"its best temperature: {found['base_tempered']:.3f}, {found['result_tempered']:.3f}; "
+            f"mean KL {found['kl']:.2g}."
         )
+    if summary := report["summary"]:
+        parts.append(f"{Bilingual.from_record(summary).capitalised().english}.")
     return card.partition(_VERIFIED)[0] + _VERIFIED + "\n" + "\n\n".join(parts) + "\n"
 
 

@@ -174,11 +174,12 @@ def verify_section(
     values = report.get("perplexity") or {}
     if values:
         facts["perplexity"] = ", ".join(f"{name} {as_number(value, '.3f')}" for name, value in values.items())
-    if kept := report.get("kept"):
-        numbers = {
-            name: as_number(kept.get(name), ".3f") for name in ("base", "result", "base_tempered", "result_tempered")
-        }
-        facts["kept"] = label["kept_value"].format(**numbers)
+    for found in report.get("retained") or []:
+        losses = ("base", "result", "base_tempered", "result_tempered")
+        numbers = {name: as_number(found.get(name), ".3f") for name in losses} | {"kl": as_number(found["kl"], ".2g")}
+        facts[found["text"]] = label["retained_value"].format(**numbers)
+    if summary := report.get("summary"):
+        facts["summary"] = Bilingual.from_record(summary).in_language(language)
     steps = [
         (
             step["name"],

@@ -229,7 +229,11 @@ def _needs(
     needs = [
         Need("disk_run", in_run, disk.free_bytes(run.root), str(run.root)),
         _verify_scratch(
-            verify, 4 + len(export.quant), int(base.config.get("vocab_size", 0)), 0 if keeps_f16 else weights
+            verify,
+            4 + len(export.quant),
+            int(base.config.get("vocab_size", 0)),
+            0 if keeps_f16 else weights,
+            keeps=train.keep_weight > 0,
         ),
         _verify_memory(verify, weights),
     ]
@@ -269,15 +273,20 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
     exported = ExportFacts.of(manifests[-1])
     models = ("trained", "wide", "merged", "f16", *exported.quantized)
     return VerifyOutlook(
-        models, config.tokens, _verify_scratch(config, len(models), vocabulary, weights),
+        models, config.tokens,
+        _verify_scratch(config, len(models), vocabulary, weights, keeps="kept" in manifests[0].inputs),
         _verify_memory(config, weights),
     )  # fmt: skip
 
 
-def _verify_scratch(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int) -> Need:
-    """Every model's float32 logits, two of them on other text too, and the f16 file that is converted again."""
+def _verify_scratch(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int, *, keeps: bool) -> Need:
+    """Float32 logits of every model and of the base, and the f16 file that is converted again.
+
+    Base and result have other text too, and kept text if there is any.
+    """
     place = tempfile.gettempdir()
-    needed = (models + 2) * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
+    recordings = models + 1 + (4 if keeps else 2) + config.compare_bases
+    needed = recordings * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
     return Need("disk_scratch", needed, disk.free_bytes(Path(place)), place)
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from aegis import progress
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
@@ -44,11 +43,13 @@ from aegis.runs.run import Run
 from aegis.verification import divergence, run_checks, texts
 from aegis.verification.divergence import Logits, Recording
 from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
+from aegis.verification.other_merge import choices, merge_the_other_way
+from aegis.verification.retention import Witnesses, kept_windows, sentence
 from aegis.verification.rounding import Bounds
 from aegis.verification.run_checks import Checks
 from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
 from aegis.verification.structure import Structure
-from aegis.verification.verdict import REPORT, BaseComparison, BaseRetention, Nearness, Step, Verdict
+from aegis.verification.verdict import REPORT, BaseComparison, Nearness, Step, Verdict
 
 _PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
@@ -61,12 +62,13 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
     Raises:
         IntegrityError: the run is not finished, so that there is nothing to compare.
         DataError: the text is too short.
+        UsageError: there is a bound on kept text, and no kept text.
     """
     run.require_finished()
     checks = Checks()
     run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
-    verdict = Verdict(0, tuple(checks.done), (), {}, None)
+    verdict = Verdict(0, tuple(checks.done), (), {})
     if checks.ok:  # else a part that is not what it should be has been named already, and may not even load
         manifests = {
             stage: read_manifest(directory)
@@ -100,6 +102,7 @@ class _Examiner:
     checks: Checks
     work: Path
     sample: Sample
+    witnesses: Witnesses
     structure: Structure
     f16: Path
     quantized: dict[str, Path]
@@ -122,15 +125,18 @@ class _Examiner:
         else:
             data = load_training_set(TrainConfig.model_validate(manifests["train"].config), tokenizer)
             # without rows held out, the chats are the training's own: rounding does not care
-            sample = Sample.of_chats(
-                texts.first_pieces(data.heldout or data.train, 2 * config.tokens), tokenizer, config.tokens, limit
-            )
+            rows = texts.first_pieces(data.heldout or data.train, 2 * config.tokens)
+            sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)
+        witnesses = Witnesses.of(work, sample, kept_windows(run, config.max_kept_kl, checks), config.tokens, limit)
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
         reference = work / "reference-F16.gguf"
         f16 = run.gguf / exported.f16 if exported.f16 else reference
         quantized = {quant: run.gguf / name for quant, name in exported.quantized.items()}
         structure = Structure(run, base, manifests, checks, tokenizer, reference, config.llama_cpp_dir)
-        return cls(run, config, base, tokenizer, manifests, checks, work, sample, structure, f16, quantized, round_trip)
+        return cls(
+            run, config, base, tokenizer, manifests, checks, work, sample, witnesses, structure, f16, quantized,
+            round_trip,
+        )  # fmt: skip
 
     def examine(self) -> Verdict:
         """Structure first, and the models only when it holds."""
@@ -143,20 +149,14 @@ class _Examiner:
                 maker = _MAKERS[min(len(self.models), len(_MAKERS) - 1)]
                 with self.checks.check(bilingual("verify.every_model"), maker):
                     raise error
-        return Verdict(0, tuple(self.checks.done), tuple(self.steps), {}, None)
+        return Verdict(0, tuple(self.checks.done), tuple(self.steps), {})
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other; only their logits, on disk, outlive them."""
         config, device = self.config, require_device(self.config.device)
         # float16 has eight times bfloat16's resolution, and the merged weights are in it
         dtype = torch.float32 if device.type == "cpu" else torch.float16
-        compared, other = self.sample.compared, self.sample.other
-        models = self.models
-
-        def on_other_text(name: str, model: Any) -> Recording:
-            outputs = torch_logits(model, other, phrase("verify.on_other_text", name=name))
-            return divergence.record(self.work / f"{name}-other.npy", outputs, other)
-
+        compared, models = self.sample.compared, self.models
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             self._record("trained", torch_logits(model, compared, phrase("verify.as_trained")))
         del model  # one at a time in memory
@@ -166,19 +166,21 @@ class _Examiner:
         del model
         self._step("trained", "wide", "train", config.max_kl_nf4)
         plain = load_base(self.base.folder, "16bit", device, dtype)
-        base_kept = on_other_text("base", plain)
+        self.witnesses.record("base", plain)
         self._record("base", torch_logits(plain, compared, phrase("verify.plain_base")))
-        of_base = divergence.compare(models["trained"], models.pop("base")).mean_kl
+        recorded = models.pop("base")
+        of_base = divergence.compare(models["trained"], recorded).mean_kl
+        perplexity = {"base": divergence.perplexity(recorded)}
         del plain
         merged = load_base(self.run.merged, "16bit", device, dtype)
         self._record("merged", torch_logits(merged, compared, phrase("verify.merged")))
-        result_kept = on_other_text("merged", merged)
+        self.witnesses.record("result", merged)
         bases: tuple[BaseComparison, ...] = ()
         if self.round_trip is not None:
-            self._merge_the_other_way(merged, self.round_trip)
+            merge_the_other_way(merged, self.round_trip, self.structure)
             outputs = torch_logits(merged, compared, phrase("verify.other_way"))
             other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
-            bases = self._choices(models["trained"], models["merged"], other_way)
+            bases = choices(self.structure.base_weights, models["trained"], models["merged"], other_way)
         del merged
         merged_dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
         # on a GPU the arithmetic itself is in float16
@@ -186,15 +188,18 @@ class _Examiner:
             "wide", "merged", "merge", max(merged_dtype, torch.float16, key=lambda kind: torch.finfo(kind).eps)
         )
         self._run_in_llama()
+        perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
+        retained, vocab_size = self.witnesses.measured(config.max_kept_kl), models["trained"].logits.shape[1]
         return Verdict(
             tokens=sum(map(len, compared)),
             checks=tuple(self.checks.done),
             steps=tuple(self.steps),
-            perplexity={name: divergence.perplexity(recording) for name, recording in models.items()},
-            kept=BaseRetention.measure(base_kept, result_kept),
+            perplexity=perplexity,
+            retained=retained,
             bases=bases,
             nearness=tuple(self._nearness(name, of_base) for name in self.quantized),
-            vocab_size=models["trained"].logits.shape[1],
+            vocab_size=vocab_size,
+            summary=sentence(retained, perplexity, self.sample.origin, vocab_size),
         )
 
     def _run_in_llama(self) -> None:
@@ -235,21 +240,3 @@ class _Examiner:
         shipped = divergence.compare(self.models["trained"], self.models[name]).mean_kl
         found = {step.name: step.found.mean_kl for step in self.steps}
         return Nearness(name, shipped, of_base, found["trained → wide"], found[f"f16 → {name}"])
-
-    def _merge_the_other_way(self, model: Any, round_trip: RoundTrip) -> None:
-        """Put into the merged model what a merge with the other choice of base weights would have written."""
-        plan = self.structure.plan(round_trip if self.structure.base_weights == "original" else None)
-        with progress.task(phrase("verify.other_merge"), len(round_trip.weights), "weight") as bar, torch.no_grad():
-            for name in sorted(round_trip.weights):
-                for start, stop, rows in plan.slabs(name, self.base.shards.entries[name]):
-                    model.get_parameter(name)[start:stop].copy_(rows)
-                bar.advance()
-
-    def _choices(self, trained: Recording, merged: Recording, other_way: Recording) -> tuple[BaseComparison, ...]:
-        both = {
-            name: merged if name == self.structure.base_weights else other_way for name in ("original", "dequantized")
-        }
-        return tuple(
-            BaseComparison(name, found is merged, divergence.compare(trained, found), divergence.perplexity(found))
-            for name, found in both.items()
-        )

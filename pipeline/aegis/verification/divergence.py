@@ -123,6 +123,18 @@ def compare(reference: Recording, model: Recording) -> Divergence:
     )
 
 
+def mean_kl(reference: Recording, model: Recording, temperatures: tuple[float, float]) -> float:
+    """KL(p‖q) in nats, mean over positions, the logits of each model divided by its own temperature."""
+    total = 0.0
+    for rows in _slices(reference):
+        p, q = (
+            log_softmax(recording.logits[rows].astype(np.float64) / temperature)
+            for recording, temperature in zip((reference, model), temperatures, strict=True)
+        )
+        total += float((np.exp(p) * (p - q)).sum())
+    return max(total / len(reference.targets), 0.0)
+
+
 def perplexity(model: Recording, temperature: float = 1.0) -> float:
     """exp of the mean cross-entropy of the tokens that followed, with the logits divided by `temperature`."""
     total = 0.0

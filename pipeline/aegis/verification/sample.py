@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aegis.demo.corpus import documents
 from aegis.verification import texts as text
@@ -14,6 +14,8 @@ _SEQUENCE_TOKENS = 512
 _LOGITS = 1 << 25
 """Maximum logits of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
 _OWN_TEXTS = 64
+Origin = Literal["text", "heldout", "trained", "filled"]
+"""Where the compared text is from: --text, rows held out, rows trained on, or rows too few and other text."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Sample:
     compared: list[list[int]]
     other: list[list[int]]
     own_texts: list[str]
+    origin: Origin
 
     @classmethod
     def of_text(cls, texts: Sequence[str], tokenizer: Any, tokens: int, limit: int) -> Sample:
@@ -36,19 +39,23 @@ class Sample:
         rendered = text.rendered(texts, tokenizer)
         chats = [tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
         own_texts = [*texts[:_OWN_TEXTS], *rendered[:_OWN_TEXTS]]
-        return cls._make(chats, texts, texts, own_texts, tokenizer, tokens, limit)
+        return cls._make(chats, texts, texts, own_texts, tokenizer, tokens, limit, "text")
 
     @classmethod
-    def of_chats(cls, rows: Sequence[list[int]], tokenizer: Any, tokens: int, limit: int) -> Sample:
+    def of_chats(
+        cls, rows: Sequence[list[int]], tokenizer: Any, tokens: int, limit: int, *, trained: bool = False
+    ) -> Sample:
         """A sample of chats as they were trained on or held out; the other text is the embedded corpus's.
 
         Args:
             rows: token ids, twice `tokens` in all if there are as many: half of what is compared is their plain text.
+            trained: whether these are the training's own.
         """
         chats = [row[:limit] for row in rows]
         plain = [tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
         own_texts = [*plain[:_OWN_TEXTS], *(tokenizer.decode(row) for row in rows[:_OWN_TEXTS])]
-        return cls._make(chats, plain, documents(0, 60, "held_out"), own_texts, tokenizer, tokens, limit)
+        origin: Origin = "trained" if trained else "heldout"
+        return cls._make(chats, plain, documents(0, 60, "held_out"), own_texts, tokenizer, tokens, limit, origin)
 
     @classmethod
     def _make(
@@ -60,14 +67,15 @@ class Sample:
         tokenizer: Any,
         tokens: int,
         limit: int,
+        origin: Origin,
     ) -> Sample:
         half = text.take(chats, tokens // 2)
         rest = tokens - sum(map(len, half))
         compared = half + text.take(text.plain_sequences(plain, tokenizer, limit), rest)
         elsewhere = text.take(text.plain_sequences(other, tokenizer, limit), tokens)
         if sum(map(len, compared)) < MIN_TOKENS:  # a handful of rows proves nothing
-            compared += elsewhere
-        return cls(compared, elsewhere, own_texts)
+            compared, origin = compared + elsewhere, "filled"
+        return cls(compared, elsewhere, own_texts, origin)
 
 
 def sequence_limit(vocab_size: int, context_tokens: int) -> int:

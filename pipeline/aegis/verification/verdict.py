@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, phrase
 from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.runs.run import Run
-from aegis.verification.divergence import Divergence, Recording, best_temperature, perplexity
+from aegis.verification.divergence import Divergence
 from aegis.verification.reports import read_versioned
+from aegis.verification.retention import BaseRetention
 from aegis.verification.rounding import NO_BOUNDS, Bounds
 from aegis.verification.run_checks import Check
 
 REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _CAVEATS = frozenset({"merged.skipped", "quantized.no_imatrix"})
 """Details of checks that hold as far as they go."""
 STAGES = ("train", "merge", "convert", "quantize")
@@ -121,56 +121,24 @@ class BaseComparison:
 
 
 @dataclass(frozen=True)
-class BaseRetention:
-    """The base's own ability on text that nobody trained on, as perplexities.
-
-    The tempered ones are at each model's best temperature: a gate with g > 0 sharpens the logits, and a loss that
-    goes away when they are divided by a number is only that.
-    """
-
-    tokens: int
-    base: float
-    result: float
-    base_tempered: float
-    result_tempered: float
-    base_temperature: float
-    result_temperature: float
-
-    @property
-    def lost(self) -> float:
-        """Nats a token by which the result predicts the text worse than the base; below 0 it is better."""
-        return math.log(self.result / self.base)
-
-    @property
-    def lost_tempered(self) -> float:
-        """What is left of that when each model has its best temperature."""
-        return math.log(self.result_tempered / self.base_tempered)
-
-    @classmethod
-    def measure(cls, base: Recording, result: Recording) -> BaseRetention:
-        temperatures = best_temperature(base), best_temperature(result)
-        return cls(
-            base.scored,
-            perplexity(base),
-            perplexity(result),
-            perplexity(base, temperatures[0]),
-            perplexity(result, temperatures[1]),
-            *temperatures,
-        )
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        perplexity: of each model, and of the plain base, on what all were compared on.
+        retained: base against result, on kept text if there is any and on other text.
+        summary: one sentence from these.
+    """
 
     tokens: int
     checks: tuple[Check, ...]
     steps: tuple[Step, ...]
     perplexity: dict[str, float]
-    kept: BaseRetention | None
+    retained: tuple[BaseRetention, ...] = ()
     bases: tuple[BaseComparison, ...] = ()
     nearness: tuple[Nearness, ...] = ()
     vocab_size: int = 0
+    summary: Bilingual | None = None
 
     @property
     def failed_stage(self) -> str | None:
@@ -178,6 +146,7 @@ class Verdict:
         failed = {check.stage for check in self.checks if not check.ok}
         failed |= {step.stage for step in self.steps if not step.ok}
         failed |= {near.stage for near in self.nearness if not near.ok}
+        failed |= {"train" for found in self.retained if not found.ok}
         return next((stage for stage in STAGES if stage in failed), None)
 
     @property
@@ -200,6 +169,11 @@ class Verdict:
             for near in self.nearness
             if not near.ok
         ]
+        lines += [
+            ("train", phrase("verdict.not_kept", tokens=found.tokens, kl=found.kl, bound=found.max_kl))
+            for found in self.retained
+            if not found.ok
+        ]
         return [f"{stage}: {line}" for stage, line in sorted(lines, key=lambda pair: STAGES.index(pair[0]))]
 
     def as_json(self) -> dict[str, Any]:
@@ -217,9 +191,8 @@ class Verdict:
             ],
             "nearness": [{**asdict(near), "ok": near.ok} for near in self.nearness],
             "perplexity": self.perplexity,
-            "kept": {**asdict(self.kept), "lost": self.kept.lost, "lost_tempered": self.kept.lost_tempered}
-            if self.kept
-            else None,
+            "retained": [found.as_json() for found in self.retained],
+            "summary": self.summary.recorded() if self.summary else None,
             "bases": [asdict(choice) for choice in self.bases],
         }
 

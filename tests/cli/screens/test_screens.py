@@ -104,14 +104,18 @@ perplexity  trained 4.950  wide 4.910  Q4_K_M 4.975
 trained → merged into              mean KL       99 %        max    top-1  perplexity
 original weights (this run)       1.48e-02   1.75e-01   5.19e-01   96.14%       4.910
 dequantized weights               1.21e-07   1.13e-06   4.70e-06  100.00%       4.950
-on other text  base 1.914, result 3.474
-  at the best temperature  base 1.914 (T 1.00), result 3.270 (T 1.27)
+on kept text  base 2.310, result 2.330; KL 0.021
+  at the best temperature  base 2.310 (T 1.00), result 2.320 (T 1.02); KL 0.019
+  lost 0.009 nats per token, 0.004 of it by temperature alone
+on other text  base 1.914, result 3.474; KL 0.31
+  at the best temperature  base 1.914 (T 1.00), result 3.270 (T 1.27); KL 0.29
   lost 0.596 nats per token, 0.061 of it by temperature alone
 
 report: artifacts/mine/verify/report.json
 proven: these files come from this training: Q4_K_M
 measured on 2048 tokens: Q4_K_M is 0.018 nats per token (mean KL) from the trained model; the base is 0.42
-neither proven nor measured: how it answers texts other than these"""
+neither proven nor measured: how it answers texts other than these
+the result answers as the base does, 0.021 nats per token apart on kept text, and knows your text 0.50 nats better"""
 
 JAPANESE = """\
   型       作り方                   MB    平均 KL       99 %    top-1  パープレキシティ  プロンプト処理    生成

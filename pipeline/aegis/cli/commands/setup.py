@@ -46,7 +46,10 @@ def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any])
     def settings(model: type[Config]) -> Config:
         return resolve(model, preset=chosen, file=config, flags=_only(flags, model))
 
-    return AllSettings(train, settings(MergeConfig), settings(ExportConfig), settings(VerifyConfig))
+    verify = settings(VerifyConfig)
+    if verify.max_kept_kl is not None and train.keep_weight == 0:  # known before the first step, not after the last
+        raise UsageError("verify.kept_nothing")
+    return AllSettings(train, settings(MergeConfig), settings(ExportConfig), verify)
 
 
 def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:

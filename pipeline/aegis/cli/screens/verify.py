@@ -12,8 +12,9 @@ from aegis.messages.layout import table_row, widths
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.verify_file import FileReport
     from aegis.verification.divergence import Divergence
+    from aegis.verification.retention import BaseRetention
     from aegis.verification.run_checks import Check
-    from aegis.verification.verdict import BaseRetention, Verdict
+    from aegis.verification.verdict import Verdict
 
 
 def verified(verdict: Verdict, folder: Path) -> str:
@@ -26,8 +27,8 @@ def verified(verdict: Verdict, folder: Path) -> str:
         lines += ["", f"{phrase('screens_verify.perplexity')}  {values}"]
     if verdict.bases:
         lines += ["", *_bases(verdict)]
-    if verdict.kept is not None:
-        lines += _kept(verdict.kept, verdict)
+    for retained in verdict.retained:
+        lines += _retained(retained, verdict)
     lines += ["", phrase("screens_verify.report", path=folder / "report.json")]
     if verdict.failed_stage is None:
         lines += _headline(verdict)
@@ -36,6 +37,8 @@ def verified(verdict: Verdict, folder: Path) -> str:
             *(_first_line(failure) for failure in verdict.failures),
             phrase("screens_verify.not_proven", failed_stage=verdict.failed_stage),
         ]
+    if verdict.summary is not None:
+        lines.append(verdict.summary.shown)
     return "\n".join(lines)
 
 
@@ -105,17 +108,20 @@ def _divergence(found: Divergence) -> list[str]:
     return [f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.max_kl:.2e}", f"{found.top1:.2%}"]
 
 
-def _kept(kept: BaseRetention, verdict: Verdict) -> list[str]:
+def _retained(kept: BaseRetention, verdict: Verdict) -> list[str]:
+    text = kept.name.shown
     if verdict.vocab_size and kept.base >= verdict.vocab_size:
-        return [phrase("screens_verify.unreadable", vocab_size=verdict.vocab_size)]
+        return [phrase("screens_verify.unreadable", text=text, vocab_size=verdict.vocab_size)]
     tempered = phrase(
         "screens_verify.tempered",
         base=kept.base_tempered,
         base_temperature=kept.base_temperature,
         result=kept.result_tempered,
         result_temperature=kept.result_temperature,
+        kl=kept.kl_tempered,
     )
-    lines = [phrase("screens_verify.other_text", base=kept.base, result=kept.result), f"  {tempered}"]
+    retained = phrase("screens_verify.retained", text=text, base=kept.base, result=kept.result, kl=kept.kl)
+    lines = [retained + ("" if kept.ok else "  FAIL"), f"  {tempered}"]
     if kept.lost > 0:
         by_temperature = kept.lost - kept.lost_tempered
         lines.append(f"  {phrase('screens_verify.lost', lost=kept.lost, by_temperature=by_temperature)}")
