@@ -240,7 +240,7 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["train", "--base-model", "./nowhere"], 2, "no base model at './nowhere'"),
         (["train", "--base-model", "owner/name"], 3, "not in the local cache"),
         (["train", "--base-model", "{base}", "--dataset", "absent.jsonl"], 2, "absent.jsonl"),
-        (["train", "--base-model", "{base}", "--dataset", "{base}"], 2, ""),
+        (["train", "--base-model", "{base}", "--dataset", "{base}"], 4, "can be used"),
         (["train", "--base-model", "{base}", "--config", "absent.toml"], 2, "no config file"),
         (["train", "--base-model", "{base}", "--run", "{base}/config.json"], 2, "cannot be used as a run directory"),
         (["train", "--base-model", "{base}", "--run", "n" * 300], 2, ""),

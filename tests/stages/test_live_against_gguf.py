@@ -125,6 +125,7 @@ def test_every_proven_family_is_here() -> None:
     assert kinds == {model_type: family.vocabulary for model_type, family in PROVEN.items() if family.vocabulary}
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_proven_family_is_proven_with_this_rope(base: Path, case: Case) -> None:
     """The table's kinds of rotary embedding are those of the cases."""
     config = read_config(base)

@@ -64,7 +64,8 @@ def trained_bytes(run: Run) -> dict[str, bytes]:
 def test_everything_trained_has_moved(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
     """R, every lora_A and every lora_B differ from the first checkpoint to the last; R is still a rotation."""
     run = Run(tmp_path / "run")
-    report = train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
+    report = random = {"rotation": rotation, "rotation_init": "random", "keep_checkpoints": 9}
+    train(config.model_copy(update=random), run)
     first, last = run.checkpoints / "step_000002", run.adapter
     before, after = load_file(first / "adapter_model.safetensors"), load_file(last / "adapter_model.safetensors")
     assert before.keys() == after.keys()
@@ -105,12 +106,13 @@ def test_metrics_follow_the_schedule(tmp_path: Path, config: TrainConfig) -> Non
 def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
     """In the last row, the angles between R's start and its end; a dense R's only where a checkpoint is due."""
     run = Run(tmp_path / "run")
-    train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
+    random = {"rotation": rotation, "rotation_init": "random", "keep_checkpoints": 9}
+    train(config.model_copy(update=random), run)
     rows = [json.loads(line)["turned_degrees"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row is None for row in rows] == ([False] * 8 if rotation == "so8" else [True, False] * 3 + [True, False])
     soul = load_soul(run.adapter / "soul.safetensors")
     start, end = (
-        Soul(soul.hidden_size, kind=soul.kind, init=config.rotation_init, seed=config.seed).origin,
+        Soul(soul.hidden_size, kind=soul.kind, init="random", seed=config.seed).origin,
         soul.rotation,
     )
     wanted = quantiles_in_degrees(rotation_angles(start.mT @ end))
@@ -134,7 +136,7 @@ def test_a_reflection_is_no_rotation(
     monkeypatch.setattr("aegis.soul.rotation.random_rotation", reflected)
     run = Run(tmp_path / "run")
     with pytest.raises(IntegrityError, match="reflection at step"):
-        train(config.model_copy(update={"rotation": rotation}), run)
+        train(config.model_copy(update={"rotation": rotation, "rotation_init": "random"}), run)
     assert not list(run.checkpoints.glob("step_*"))
 
 

@@ -120,8 +120,6 @@ def train(
         if start == _DONE:
             return _report_of(run.adapter, group)
         found = checkpoint.at(run.checkpoints, start) if start else None
-        if prepared.kept is not None and group.is_main:
-            kept.publish(run, prepared.kept, prepared.manifest())
         kept_text = prepared.kept_text() if start < config.max_steps else None
         with build_state(config, prepared.base, prepared.device, found, group) as state:
             if start:
@@ -183,6 +181,9 @@ def _loop(
         return prepared.loop(state, kept_text)
     config, manifest = prepared.config, prepared.manifest()
     disk.require_space(run.root, _disk_needed(state, config), phrase("disk.checkpoints"))
+    if prepared.kept is not None:
+        # only now: a training that refuses its settings leaves nothing in the run
+        kept.publish(run, prepared.kept, manifest)
     truncate_metrics(run.metrics, start)
     return prepared.loop(
         state,

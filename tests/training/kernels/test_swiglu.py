@@ -32,7 +32,7 @@ def through(mlp: nn.Sequential, scale: float = 1.0) -> list[Tensor]:
 def test_values_and_gradients_are_the_mlps_own(compiled: bool) -> None:
     plain, ours = make(), make()
     install_swiglu(ours)
-    assert type(ours[0]).__name__ == "GatedPhi3MLP"
+    assert type(ours[0]).__name__ == "SwigluPhi3MLP"
     assert isinstance(ours[0], Phi3MLP)
     if compiled:
         # the graph is run as it is: code generation takes a compiler half a minute
