@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "faults/test_full_disk.py::test_a_small_disk",
     ),
     "disk too small before the start": (
-        "test_cli.py::test_no_disk_is_the_environments_fault",
+        "cli/test_app.py::test_no_disk_is_the_environments_fault",
         "stages/test_merge.py::test_too_little_disk_is_said_before_the_work",
         "stages/test_export.py::test_too_little_disk_is_said_before_the_work",
     ),
@@ -54,8 +54,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "R is no rotation": ("soul/test_file.py::test_only_rotations_are_saved_or_loaded",),
     "GPU memory full": ("stages/test_train.py::test_a_full_gpu_names_the_settings_to_lower",),  # the error, not the GPU
     "two runs on one folder; the lock of a killed one": (
-        "test_cli.py::test_a_held_run_is_exit_8",
-        "test_runs.py::test_a_held_run_names_its_holder_and_a_killed_ones_lock_is_taken_over",
+        "cli/test_app.py::test_a_held_run_is_exit_8",
+        "runs/test_run.py::test_a_held_run_names_its_holder_and_a_killed_ones_lock_is_taken_over",
     ),
     "read-only folder, path is a file": (
         "faults/test_permissions.py::test_a_folder_that_may_not_be_written",
@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "data/test_sources.py::test_a_line_without_end_is_not_held_in_memory",
         "data/test_sources.py::test_byte_order_mark_and_line_ends_do_not_matter",
         "data/test_formats.py::test_a_row_that_cannot_be_used_says_why",
-        "test_cli.py::test_bad_data_names_the_line",
+        "cli/test_app.py::test_bad_data_names_the_line",
     ),
     "another encoding": (
         "data/test_sources.py::test_another_encoding_is_named_and_the_command_given_converts_it",
@@ -126,7 +126,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "folded twice": ("stages/test_merge.py::test_a_soul_without_a_base_is_taken_with_a_warning",),
     "parity of every stage": (
         "stages/test_verify.py::test_a_sound_run_is_proven",
-        "stages/test_verify.py::test_defects_are_found_and_blamed",
+        "verification/test_planted.py::test_a_planted_defect_is_found_at_its_stage",
     ),
     # export
     "a tool that fails, lies, hangs, prints without end": (
@@ -153,8 +153,8 @@ ROWS: dict[str, tuple[str, ...]] = {
         "doctor/test_machine.py::test_names_outside_ascii",
     ),
     "unknown pre-tokenizer, before training": (
-        "proof/test_vocabulary.py::test_an_unknown_pre_tokenizer",
-        "proof/test_vocabulary.py::test_train_and_plan_refuse_before_any_work",
+        "verification/test_tokenizer_precheck.py::test_an_unknown_pre_tokenizer",
+        "verification/test_tokenizer_precheck.py::test_train_and_plan_refuse_before_any_work",
     ),
     "hostile archive": (
         "vendor/test_unpack.py::test_a_hostile_member_anywhere_is_refused",
@@ -168,30 +168,30 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # not shown: an Ollama too old, for none was to be had here; AEGIS never starts it, so no name of its can be taken
     "Ollama absent, silent or somebody else; quotes in the system text": (
-        "doctor/test_outside.py::test_one_that_answers",
-        "doctor/test_outside.py::test_somebody_else_at_its_port",
-        "doctor/test_outside.py::test_one_that_is_not_there_is_no_fault",
-        "report/test_modelfile.py::test_a_default_system_prompt_full_of_quotes",
-        "report/test_modelfile.py::test_no_literal_leaks",
+        "doctor/test_services.py::test_one_that_answers",
+        "doctor/test_services.py::test_somebody_else_at_its_port",
+        "doctor/test_services.py::test_one_that_is_not_there_is_no_fault",
+        "llama_cpp/ollama/test_modelfile.py::test_a_default_system_prompt_full_of_quotes",
+        "llama_cpp/ollama/test_modelfile.py::test_no_literal_leaks",
     ),
     "GGUF that does not speak": (
         "stages/test_export.py::test_it_speaks_in_llama_cpp",
-        "stages/test_verify.py::test_defects_are_found_and_blamed",
+        "verification/test_planted.py::test_a_planted_defect_is_found_at_its_stage",
     ),
     "cp932, no terminal, closed pipe, 40 columns": (
-        "test_cli.py::test_a_narrow_cp932_pipe",
-        "test_cli.py::test_a_reader_that_goes_away",
-        "test_console.py::test_bars_on_a_terminal",
+        "cli/test_app.py::test_a_narrow_cp932_pipe",
+        "cli/test_app.py::test_a_reader_that_goes_away",
+        "cli/console/test_reporters.py::test_bars_on_a_terminal",
     ),
     "set-up interrupted": (
-        "tools/test_environment.py::test_an_environment_cut_short_is_made_anew",
+        "tools/test_set_up.py::test_a_start_that_is_interrupted_anywhere_is_finished_by_the_next",
         "tools/test_records.py::test_a_cut_installation_is_taken_away",
-        "doctor/test_examination.py::test_a_set_up_that_was_cut_short_is_never_ready",
+        "doctor/test_probes.py::test_a_set_up_that_was_cut_short_is_never_ready",
         "doctor/test_installation.py::test_what_is_missing_is_named_with_the_command",
         "doctor/test_installation.py::test_what_a_killed_pip_left_is_not_taken_for_installed",
         "doctor/test_kernel.py::test_a_missing_library_is_named",
         "doctor/test_llama.py::test_a_missing_binding",
-        "doctor/test_card.py::test_a_missing_compiler_has_its_command",
+        "doctor/test_gpu.py::test_a_missing_compiler_has_its_command",
     ),
 }  # fmt: skip
 
