@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis.data.deadline import within
+from aegis.data.loss_mask import Turn, first_reaching, tokens_of
 from aegis.data.prefixes import render_chat
 from aegis.data.records import Plain, Record
 from aegis.data.rejects import Rejects, RowError
 from aegis.data.template import ChatTemplate, ControlTokens
-from aegis.data.turns import Turn, first_reaching, tokens_of
 from aegis.errors import DataError, UnsupportedModelError
 
 RENDER_SECONDS = 60.0

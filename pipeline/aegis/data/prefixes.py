@@ -18,10 +18,10 @@ from itertools import product
 from typing import NamedTuple
 
 from aegis.data import thoughts
+from aegis.data.loss_mask import Turn
 from aegis.data.records import Chat, Message
 from aegis.data.rejects import RowError
 from aegis.data.template import ChatTemplate
-from aegis.data.turns import Turn
 from aegis.errors import DataError
 from aegis.messages import phrase
 

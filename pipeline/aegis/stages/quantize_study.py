@@ -35,8 +35,8 @@ from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.runs.run import Run
 from aegis.verification import run_checks
 from aegis.verification.gguf_checks import check_f16, files_bytes
+from aegis.verification.heldout_text import sequence_limit
 from aegis.verification.run_checks import Checks
-from aegis.verification.sample import sequence_limit
 from aegis.verification.study.result import NotBuilt, Study
 from aegis.verification.study.sweep import Sweep
 from aegis.verification.study.text import StudyText

@@ -42,12 +42,12 @@ from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.verification import divergence, run_checks, texts
 from aegis.verification.divergence import Logits, Recording
+from aegis.verification.heldout_text import MIN_TOKENS, Sample, sequence_limit
 from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
 from aegis.verification.other_merge import choices, merge_the_other_way
 from aegis.verification.retention import Witnesses, kept_windows, sentence
 from aegis.verification.rounding import Bounds
 from aegis.verification.run_checks import Checks
-from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
 from aegis.verification.structure import Structure
 from aegis.verification.verdict import REPORT, BaseComparison, Nearness, Step, Verdict
 

@@ -20,9 +20,9 @@ from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 from aegis.verification import texts
 from aegis.verification.divergence import Recording, best_temperature, compare, mean_kl, perplexity, record
+from aegis.verification.heldout_text import Origin, Sample
 from aegis.verification.logits import torch_logits
 from aegis.verification.run_checks import Checks
-from aegis.verification.sample import Origin, Sample
 
 TextName = Literal["kept", "other"]
 """Kept windows that were never trained on, and text of nobody's training."""

@@ -11,7 +11,7 @@ from aegis.data.packing import Windows
 from aegis.errors import DataError
 from aegis.messages import phrase
 from aegis.verification import texts
-from aegis.verification.sample import MIN_TOKENS, Sample
+from aegis.verification.heldout_text import MIN_TOKENS, Sample
 
 _MIN_CALIBRATION_TOKENS = 256
 _PARTS = 4

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aegis.model.base import load_tokenizer
-from aegis.verification.sample import MIN_TOKENS, Sample, sequence_limit
+from aegis.verification.heldout_text import MIN_TOKENS, Sample, sequence_limit
 
 TEXTS = [f"{number}番目のりんごは赤い果物です。" for number in range(30)]
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from aegis.data.turns import Turn, first_reaching, tokens_of
+from aegis.data.loss_mask import Turn, first_reaching, tokens_of
 from aegis.errors import DataError
 from tests.data.conftest import TEXTS
 
