@@ -144,7 +144,7 @@ def test_finished_means_whole_and_as_asked(published: Path, reporter: Recorder) 
     assert reporter.warned == []
     (published / "weights.bin").write_bytes(b"")
     assert finished(published, ASKED) is None
-    assert any("making out again" in text for text in reporter.warned)
+    assert any("rebuilding out" in text for text in reporter.warned)
 
 
 def test_large_hashing_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
