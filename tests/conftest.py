@@ -45,6 +45,12 @@ class Recorder(progress.SilentReporter):
         self.rows.append(row)
 
 
+@pytest.fixture(autouse=True)
+def _silent() -> None:
+    """No test prints through the reporter that a command of an earlier test has installed."""
+    progress.install(progress.SilentReporter())
+
+
 @pytest.fixture
 def reporter() -> Iterator[Recorder]:
     recorder = Recorder()
