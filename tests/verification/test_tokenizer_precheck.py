@@ -80,7 +80,7 @@ def test_code_of_the_base_is_not_run(quick_base: Path, tree: Path, tmp_path: Pat
 def test_without_a_converter_it_is_said(quick_base: Path, reporter: Recorder) -> None:
     """Nothing is fetched for a look ahead."""
     check_vocabulary(base_at(quick_base))
-    assert "will show at export" in reporter.said[0]
+    assert "export will show" in reporter.said[0]
 
 
 def test_train_and_plan_refuse_before_any_work(

@@ -46,5 +46,5 @@ def test_the_front_leaves_out_what_another_file_beats() -> None:
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "aegis-quantize-study", "version": 9}', "[" * 100_000])
 def test_a_damaged_report_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
-    with pytest.raises(IntegrityError, match=r"report\.json is"):
+    with pytest.raises(IntegrityError, match=r"report\.json (is|was written)"):
         read_study(tmp_path / "report.json")
