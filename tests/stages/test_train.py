@@ -64,8 +64,7 @@ def trained_bytes(run: Run) -> dict[str, bytes]:
 def test_everything_trained_has_moved(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
     """R, every lora_A and every lora_B differ from the first checkpoint to the last; R is still a rotation."""
     run = Run(tmp_path / "run")
-    report = random = {"rotation": rotation, "rotation_init": "random", "keep_checkpoints": 9}
-    train(config.model_copy(update=random), run)
+    report = train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
     first, last = run.checkpoints / "step_000002", run.adapter
     before, after = load_file(first / "adapter_model.safetensors"), load_file(last / "adapter_model.safetensors")
     assert before.keys() == after.keys()
