@@ -187,7 +187,7 @@ def test_a_frozen_soul_builds_its_rotation_once() -> None:
 
 def test_alpha_learns_only_when_told() -> None:
     hidden = torch.randn(4, 16)
-    fixed, learned = Soul(16, alpha=0.1), Soul(16, alpha=0.1, alpha_is_learned=True)
+    fixed, learned = (Soul(16, init="random", alpha=0.1, alpha_is_learned=moves) for moves in (False, True))
     fixed(hidden).square().mean().backward()
     learned(hidden).square().mean().backward()
     assert fixed.alpha.grad is None
