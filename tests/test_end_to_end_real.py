@@ -25,6 +25,7 @@ annealing_steps = 4
 max_length = 64
 learning_rate = 2e-3
 heldout_rows = 4
+keep_windows = 8
 logging_steps = 1
 [export]
 name = "SmolLM2-pirate"
