@@ -62,7 +62,8 @@ def test_what_was_trained_is_what_runs(newcomer: Newcomer, first: subprocess.Com
         assert found[rounding]["mean_kl"] <= 1e-4
         assert found[rounding]["top1"] >= 0.995
     assert found["f16 → Q4_K_M"]["mean_kl"] > 1e-4
-    assert "proven on 2048 tokens" in first.stdout
+    assert "proven: these files come from this training: Q4_K_M" in first.stdout
+    assert "measured on 2048 tokens" in first.stdout
 
 
 def test_the_change_of_voice_reaches_the_gguf(first: subprocess.CompletedProcess[str]) -> None:
