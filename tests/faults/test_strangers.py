@@ -93,7 +93,7 @@ def test_the_whole_pipeline_runs_none_of_it(laboratory: Laboratory, base: Path, 
 
 
 def test_pickles_among_our_own_files(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> None:
-    """In the checkpoint that training goes on from, in adapter, merged and gguf."""
+    """In the checkpoint that training goes on from, in adapter, merged and gguf: never read, and named by verify."""
     from tests.faults.forked import strike
 
     long = ("--max-steps", "40", "--save-steps", "1")
@@ -102,10 +102,12 @@ def test_pickles_among_our_own_files(laboratory: Laboratory, tmp_path: Path, sen
     run = Run(tmp_path / "run")
     for folder in list_steps(run.checkpoints):
         plant_pickles(folder, sentinel)
-    for job, folder in (("train", run.adapter), ("merge", run.merged), ("export", run.gguf), ("verify", run.verify)):
+    for job, folder in (("train", run.adapter), ("merge", run.merged), ("export", run.gguf)):
         ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments(job), *(long if job == "train" else ()))
         assert ended.code == 0, ended.said
         plant_pickles(folder, sentinel)
+    ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("verify"))
+    assert (ended.code, "adapter_model.bin must not exist" in ended.said) == (5, True), ended.said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,18 @@ class Nearness:
         return self.shipped < self.base
 
     @property
+    def precision(self) -> float:
+        """How far the two changes of precision alone may take the file from the trained model, in nats.
+
+        A small KL grows as a distance squared, so it is the square roots that add up, at most. Rounding may leave
+        a KL of nothing a little below zero.
+        """
+        return (math.sqrt(max(self.widening, 0.0)) + math.sqrt(max(self.rounding, 0.0))) ** 2
+
+    @property
     def too_small(self) -> bool:
-        """Whether the training changed the model by less than the precision it is shipped in does."""
-        return not self.nearer and self.base <= self.rounding
+        """Whether the training changed the model by less than the changes of precision do."""
+        return not self.nearer and self.base <= self.precision
 
     @property
     def ok(self) -> bool:
