@@ -15,10 +15,12 @@ from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual
 from aegis.model.lora import Coverage
 from aegis.report.answers import Answer, ModelAnswers
+from aegis.runs.needs import Need
 from aegis.stages.export import ExportReport
 from aegis.stages.import_soul import ImportReport
 from aegis.stages.merge import MergeReport
-from aegis.stages.plan import Need, PlanReport, VerifyOutlook
+from aegis.stages.plan import PlanReport
+from aegis.stages.plan_verify import VerifyOutlook
 from aegis.stages.push import PushReport
 from aegis.stages.quantize_study import StudyReport
 from aegis.stages.train import TrainReport

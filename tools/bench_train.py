@@ -33,7 +33,7 @@ from aegis.config.settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.demo.corpus import documents
 from aegis.model.base import find_base, load_tokenizer
-from aegis.model.load import choose_device
+from aegis.model.device import choose_device
 from aegis.runs.manifest import versions
 from aegis.training import setup
 from aegis.training.loop import Loop

@@ -19,7 +19,8 @@ import pytest
 from aegis import progress
 from aegis.cli import app
 from aegis.cli.commands.setup import all_settings
-from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
 from aegis.doctor import Finding, installation
 from aegis.errors import UsageError
 from aegis.runs.manifest import read_manifest

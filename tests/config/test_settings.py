@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import PRESETS
 from aegis.config.resolve import resolve
-from aegis.config.settings import ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
 from aegis.errors import UsageError
 
 

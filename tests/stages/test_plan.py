@@ -22,7 +22,8 @@ from aegis.runs.manifest import MANIFEST, Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.stages import plan as plan_module
-from aegis.stages.plan import PlanReport, plan, plan_verify
+from aegis.stages.plan import PlanReport, plan
+from aegis.stages.plan_verify import plan_verify
 from aegis.training.planning.planner import MemoryPlanner
 from tests.conftest import MakeRandom
 from tests.recorded import export_facts
@@ -182,9 +183,9 @@ def test_a_cap_is_the_least_that_is_compared_with(
 ) -> None:
     """Of a GPU with 11 GiB free that is not here: its functions are stand-ins, and nothing is multiplied on it."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(plan_module, "require_device", lambda _: gpu)
+    monkeypatch.setattr(plan_module, "find_device", lambda _: gpu)
     monkeypatch.setattr(plan_module, "free_bytes", lambda _: 11 * 2**30)
-    monkeypatch.setattr(plan_module, "_matrix_rate", lambda _: 1e13)
+    monkeypatch.setattr(plan_module, "matrix_rate", lambda _: 1e13)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * 2**30))

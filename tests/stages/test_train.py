@@ -31,9 +31,10 @@ from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
 from aegis.soul.module import Soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, random_rotation
-from aegis.stages.train import dry_run, resume_config, train
+from aegis.stages.train import dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
+from aegis.training.resume import resume_config
 from tests.conftest import Recorder
 from tests.trained import losses, small_training, write_chats
 

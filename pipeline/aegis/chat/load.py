@@ -62,8 +62,9 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.base import find_base, load_tokenizer
+    from aegis.model.device import choose_device
     from aegis.model.live import live_model
-    from aegis.model.load import choose_device, load_base
+    from aegis.model.load import load_base
 
     training = read_manifest(run.adapter)
     facts = TrainFacts.of(training)

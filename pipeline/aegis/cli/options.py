@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from aegis.config.presets import PRESETS
-from aegis.config.settings import StageConfig
+from aegis.config.stage_config import StageConfig
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="directory of the run (default: artifacts/<base>)")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help=f"a set of settings: {', '.join(PRESETS)}")]

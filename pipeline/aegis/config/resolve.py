@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from aegis.config.presets import PRESETS
-from aegis.config.settings import SECTIONS, StageConfig
+from aegis.config.settings import SECTIONS
+from aegis.config.stage_config import StageConfig
 from aegis.errors import UsageError
 from aegis.messages import phrase, validation
 

@@ -6,28 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from aegis.config.stage_config import StageConfig
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
 
 DEMO = "demo"
 """The name of the embedded default, as base model and as data set."""
-
-
-class StageConfig(BaseModel):
-    # defaults are validated too: an int that stands for a float would be another value once it was read back from JSON
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, validate_default=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _switches_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
-        # pydantic takes true for 1
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(phrase("config.switch"))
-        return value
 
 
 class TrainConfig(StageConfig):

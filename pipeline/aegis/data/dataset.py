@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aegis import progress
 from aegis.data import cache
@@ -103,13 +103,26 @@ def prepare(
     return prepared
 
 
-def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, folder: Path | None) -> Prepared:
-    rejects = Rejects(source.name, options.skip_bad)
-    pieces = Pieces(folder=folder)
-    keys, first_piece = array("Q"), array("q", [0])  # a row's key, and the number of its first piece
-    lengths, dropped = Lengths(options.max_length), 0
-    encoder = Encoder(tokenizer, fold_system=options.fold_system)
-    for example in _examples(source, encoder, rejects, options):
+class _Encoded(NamedTuple):
+    """All rows of a source, in its order.
+
+    Attributes:
+        keys: a row's key, of each row that has a piece.
+        first_piece: the number of its first piece, and the number of all.
+        dropped: rows of which nothing was left to learn.
+    """
+
+    pieces: Pieces
+    keys: array[int]
+    first_piece: array[int]
+    lengths: Lengths
+    dropped: int
+
+
+def _encode(examples: Iterable[Example], options: _Options, folder: Path | None) -> _Encoded:
+    pieces, lengths, dropped = Pieces(folder=folder), Lengths(options.max_length), 0
+    keys, first_piece = array("Q"), array("q", [0])
+    for example in examples:
         of_row = cut(example, options.max_length).pieces
         lengths.count(example)
         dropped += not of_row
@@ -118,25 +131,30 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
             for piece in of_row:
                 pieces.append(piece)
             first_piece.append(len(pieces))
+    return _Encoded(pieces, keys, first_piece, lengths, dropped)
+
+
+def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, folder: Path | None) -> Prepared:
+    rejects = Rejects(source.name, options.skip_bad)
+    encoder = Encoder(tokenizer, fold_system=options.fold_system)
+    pieces, keys, first_piece, lengths, dropped = _encode(_examples(source, encoder, rejects, options), options, folder)
     rejects.check(usable=len(keys) + dropped)
     if not keys:
         raise _nothing_to_learn(source.name, dropped)
 
     train, heldout = split_rows(np.frombuffer(keys, np.uint64), options.heldout_rows)
-    pad_token_id = _padding(tokenizer)
-
-    def packed(rows: NDArray[np.int64]) -> Windows:
-        return pack(
-            pieces,
-            chosen=pieces_of(rows, np.frombuffer(first_piece, np.int64)),
-            max_length=options.max_length,
-            packing=options.packing,
-            seed=options.seed,
-            pad_token_id=pad_token_id,
-            folder=folder,
-        )
-
-    windows, heldout_windows = packed(train), packed(heldout) if len(heldout) else None
+    into_windows = partial(
+        pack,
+        pieces,
+        max_length=options.max_length,
+        packing=options.packing,
+        seed=options.seed,
+        pad_token_id=_padding(tokenizer),
+        folder=folder,
+    )
+    pieces_of_rows = partial(pieces_of, first_piece=np.frombuffer(first_piece, np.int64))
+    windows = into_windows(chosen=pieces_of_rows(train))
+    heldout_windows = into_windows(chosen=pieces_of_rows(heldout)) if len(heldout) else None
     report = DataReport(
         source=source.name,
         content_sha256=digest,
@@ -150,7 +168,7 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
         trained_tokens=windows.trained_tokens,
         windows=len(windows),
         heldout_windows=len(heldout_windows or ()),
-        pad_token_id=pad_token_id,
+        pad_token_id=windows.pad_token_id,
         cut_tokens=lengths.cut_tokens,
         fitting_length=lengths.fitting(0.95),
         lost_thoughts=encoder.lost_thoughts,

@@ -57,32 +57,11 @@ class Runtime:
         """
         import llama_cpp
 
-        GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and take us along
         self.path = path
         self.n_ctx = n_ctx
         self._keeps_logits = logits
         self._has_weights = not vocab_only
-        log = captured_log()
-        log.clear()
-        keep_from_amx()
-        threads = threads or default_threads()
-        try:
-            self._llama: Any = llama_cpp.Llama(
-                model_path=os.fspath(path.absolute()),
-                n_ctx=n_ctx,
-                n_threads=threads,
-                n_threads_batch=threads,
-                logits_all=logits,
-                vocab_only=vocab_only,
-                verbose=False,
-            )
-        except ValueError as error:
-            text = "\n".join((str(error), *list(log)[-10:]))
-            if "llama_context" in str(error):
-                raise EnvironmentFault("runtime.no_context", n_ctx=n_ctx, text=text) from error
-            raise IntegrityError("runtime.cannot_load", path=path, text=text) from error
-        except jinja2.TemplateError as error:
-            raise IntegrityError("runtime.broken_chat_template", path=path, error=str(error)) from error
+        self._llama: Any = _load(path, n_ctx, threads or default_threads(), logits_all=logits, vocab_only=vocab_only)
         self._binding: Any = llama_cpp
         self._vocab = self._llama._model.vocab
         self._template = ChatTemplate(self._llama)
@@ -241,3 +220,29 @@ def _filled(fill: Callable[[Any, int], int]) -> bytes:
         buffer = ctypes.create_string_buffer(size)
         written = fill(buffer, size)
     return buffer.raw[:written]
+
+
+def _load(path: Path, n_ctx: int, threads: int, **options: bool) -> Any:
+    """The binding's own object. What llama.cpp logged goes into the error."""
+    import llama_cpp
+
+    GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and take us along
+    log = captured_log()
+    log.clear()
+    keep_from_amx()
+    try:
+        return llama_cpp.Llama(
+            model_path=os.fspath(path.absolute()),
+            n_ctx=n_ctx,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+            **options,
+        )
+    except ValueError as error:
+        text = "\n".join((str(error), *list(log)[-10:]))
+        if "llama_context" in str(error):
+            raise EnvironmentFault("runtime.no_context", n_ctx=n_ctx, text=text) from error
+        raise IntegrityError("runtime.cannot_load", path=path, text=text) from error
+    except jinja2.TemplateError as error:
+        raise IntegrityError("runtime.broken_chat_template", path=path, error=str(error)) from error

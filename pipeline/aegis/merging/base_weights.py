@@ -12,7 +12,8 @@ from aegis.errors import UnsupportedModelError, UsageError
 from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.messages import phrase
 from aegis.model.base import Base
-from aegis.model.load import choose_device, compute_dtype, nf4_weights
+from aegis.model.device import choose_device
+from aegis.model.load import compute_dtype, nf4_weights
 from aegis.model.shards import TensorEntry
 from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest

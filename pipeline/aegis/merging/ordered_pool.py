@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,10 +45,42 @@ class Scratch:
         return tensor
 
 
+Step: TypeAlias = Callable[[Item, Scratch], None]
+
+
+class _Worker(Generic[Item]):
+    """What each thread does with an item: `work` at once, then each of `then` when the item before has had it."""
+
+    def __init__(self, work: Step[Item], then: Sequence[Step[Item]]) -> None:
+        self._work, self._then = work, then
+        self._own = threading.local()
+
+    def begin(self) -> None:
+        """Prepare the thread that calls it."""
+        # a worker's own tensors are small: torch's helpers would spend their time waiting for each other and for a core
+        torch.set_num_threads(1)
+        self._own.scratch = Scratch()
+
+    def __call__(self, item: Item, before: Sequence[Future[None]], passed: Sequence[Future[None]]) -> None:
+        scratch: Scratch = self._own.scratch
+        try:
+            self._work(item, scratch)
+            for step, turn, done in zip(self._then, before, passed, strict=True):
+                turn.result()
+                step(item, scratch)
+                done.set_result(None)
+        except BaseException as error:
+            # nothing that comes after it may pass where this one did not
+            for done in passed:
+                if not done.done():
+                    done.set_exception(error)
+            raise
+
+
 def run_in_order(
     items: Iterable[Item],
-    work: Callable[[Item, Scratch], None],
-    *then: Callable[[Item, Scratch], None],
+    work: Step[Item],
+    *then: Step[Item],
 ) -> Generator[Item, None, None]:
     """Do `work` on several items at once, then each of `then` on one at a time, in the order of the items.
 
@@ -60,32 +92,12 @@ def run_in_order(
     Raises:
         Whatever an item met with first.
     """
-    own = threading.local()
-
-    def begin() -> None:
-        # a worker's own tensors are small: torch's helpers would spend their time waiting for each other and for a core
-        torch.set_num_threads(1)
-        own.scratch = Scratch()
-
-    def go(item: Item, before: Sequence[Future[None]], passed: Sequence[Future[None]]) -> None:
-        try:
-            work(item, own.scratch)
-            for step, turn, done in zip(then, before, passed, strict=True):
-                turn.result()
-                step(item, own.scratch)
-                done.set_result(None)
-        except BaseException as error:
-            # nothing that comes after it may pass where this one did not
-            for done in passed:
-                if not done.done():
-                    done.set_exception(error)
-            raise
-
+    go = _Worker(work, then)
     under_way: deque[tuple[Item, Future[None]]] = deque()
     with ExitStack() as stack:
         stack.callback(_restore_threads)
         # two at least: one reads while the other computes
-        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MAX_WORKERS), "work", begin)
+        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MAX_WORKERS), "work", go.begin)
         stack.callback(pool.shutdown, cancel_futures=True)
         before: list[Future[None]] = [Future() for _ in then]
         for turn in before:

@@ -84,56 +84,64 @@ def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[
     Raises:
         IntegrityError: the file shrank, or a value is not finite or does not fit the dtype.
     """
-    source_hash = hashlib.sha256(_header(plan, file))
     outputs = list(plan.outputs(file))
+    with ShardWriter(target, [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]) as writer:
+        rewriter = _Rewriter(plan, writer, hashlib.sha256(_header(plan, file)))
+        then = (rewriter.hash_source, rewriter.hold, rewriter.hash_target, rewriter.store)
+        with closing(run_in_order(_pieces(plan, outputs), rewriter.work, *then)) as done:
+            for piece in done:
+                if rows := piece.written:
+                    advance((rows.stop - rows.start) * _row_bytes(plan, rows.entry))
+                    writer.flush()
+    return RewrittenShard(rewriter.source_hash.digest(), writer.bytes, writer.sha256)
 
-    def leaving(rows: _Rows, scratch: Scratch) -> Tensor:
-        return scratch.tensor("leaving", rows.entry.shape_of(rows.start, rows.stop), plan.out_dtype(rows.entry))
 
-    def change(rows: _Rows, scratch: Scratch) -> None:
-        source = (
-            rows.weight.rows
-            if rows.weight
-            else lambda first, last: rows.memory(scratch)[first - rows.start : last - rows.start]
-        )
-        plan.change(rows.name, rows.start, rows.stop, source, leaving(rows, scratch), scratch)
+class _Rewriter:
+    """The steps that a piece goes through: `work` on several threads at once, the others one at a time, in order."""
 
-    def work(piece: _Piece, scratch: Scratch) -> None:
+    def __init__(self, plan: MergePlan, writer: ShardWriter, source_hash: hashlib._Hash) -> None:
+        self._plan, self._writer = plan, writer
+        self.source_hash = source_hash
+
+    def work(self, piece: _Piece, scratch: Scratch) -> None:
         if read := piece.read:
             read.entry.read(read.start, read.stop, into=read.memory(scratch))
             if read is piece.written:
-                change(read, scratch)
+                self._change(read, scratch)
 
-    def hash_source(piece: _Piece, scratch: Scratch) -> None:
+    def hash_source(self, piece: _Piece, scratch: Scratch) -> None:
         if (read := piece.read) and piece.counts:
-            source_hash.update(raw_bytes(read.memory(scratch)))
+            self.source_hash.update(raw_bytes(read.memory(scratch)))
 
-    def hold(piece: _Piece, scratch: Scratch) -> None:
+    def hold(self, piece: _Piece, scratch: Scratch) -> None:
         # one at a time: made of many short steps, two would wait for each other at the interpreter's lock
         if (read := piece.read) and read.weight:
             read.weight.quantize(read.start, read.memory(scratch), scratch)
             if read.stop == read.entry.rows:
                 read.weight.seal()
         if piece.written and piece.written is not piece.read:
-            change(piece.written, scratch)
+            self._change(piece.written, scratch)
 
-    with ShardWriter(target, [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]) as writer:
+    def hash_target(self, piece: _Piece, scratch: Scratch) -> None:
+        if piece.written:
+            self._writer.hash(self._result(piece.written, scratch))
 
-        def hash_target(piece: _Piece, scratch: Scratch) -> None:
-            if piece.written:
-                writer.hash(leaving(piece.written, scratch))
+    def store(self, piece: _Piece, scratch: Scratch) -> None:
+        if piece.written:
+            self._writer.store(self._result(piece.written, scratch))
 
-        def store(piece: _Piece, scratch: Scratch) -> None:
-            if piece.written:
-                writer.store(leaving(piece.written, scratch))
+    def _result(self, rows: _Rows, scratch: Scratch) -> Tensor:
+        """The memory of what is written."""
+        shape = rows.entry.shape_of(rows.start, rows.stop)
+        return scratch.tensor("result", shape, self._plan.out_dtype(rows.entry))
 
-        steps = (hash_source, hold, hash_target, store)
-        with closing(run_in_order(_pieces(plan, outputs), work, *steps)) as done:
-            for piece in done:
-                if rows := piece.written:
-                    advance((rows.stop - rows.start) * _row_bytes(plan, rows.entry))
-                    writer.flush()
-    return RewrittenShard(source_hash.digest(), writer.bytes, writer.sha256)
+    def _change(self, rows: _Rows, scratch: Scratch) -> None:
+        source = (
+            rows.weight.rows
+            if rows.weight
+            else lambda first, last: rows.memory(scratch)[first - rows.start : last - rows.start]
+        )
+        self._plan.change(rows.name, rows.start, rows.stop, source, self._result(rows, scratch), scratch)
 
 
 def _pieces(plan: MergePlan, outputs: list[tuple[str, TensorEntry]]) -> Iterator[_Piece]:

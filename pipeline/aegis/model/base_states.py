@@ -24,6 +24,7 @@ from aegis.data.packing import Windows
 from aegis.errors import EnvironmentFault
 from aegis.messages import phrase
 from aegis.model.base import Base
+from aegis.model.device import free_bytes
 from aegis.model.load import Precision, compute_dtype, load_base, load_offloaded
 from aegis.model.soul_hook import decoder_of
 
@@ -39,15 +40,6 @@ def fits_16bit(base: Base, device: torch.device) -> bool:
     parameters = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
     needed = parameters * compute_dtype(device).itemsize + _BESIDE_BYTES
     return needed <= free_bytes(device)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that may still be taken on a device: of a GPU within this process's cap, of a CPU the host's."""
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return int(min(free, allowed - torch.cuda.memory_reserved(device)))
 
 
 @contextmanager

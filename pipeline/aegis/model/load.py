@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import torch
 
 from aegis import progress
-from aegis.doctor.gpu import torch_build
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.messages import phrase
 from aegis.model.nf4_format import BLOCK
@@ -18,40 +16,6 @@ from aegis.runs.facts import DtypeName
 
 Precision = Literal["4bit", "16bit", "dequantized"]
 """How the base is held: in NF4, in 16 bit, or in 16 bit after a round trip through NF4."""
-
-
-def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
-    """Pick the device, or refuse one that is not there; each process that a launcher started has a GPU of its own.
-
-    Raises:
-        EnvironmentFault: "cuda" was asked for and torch sees none, or fewer than there are processes.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFault(
-            "load.cpu_only_torch" if torch.version.cuda is None else "load.no_driver", version=torch.__version__
-        )
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    if number >= torch.cuda.device_count():
-        raise EnvironmentFault("load.too_few_gpus", number=number, device_count=torch.cuda.device_count())
-    return torch.device("cuda", number)
-
-
-def require_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
-    """`choose_device` for long work: "auto" does not settle for the CPU beside a GPU that the driver sees.
-
-    "cpu" means the CPU, and so does a CUDA_VISIBLE_DEVICES that hides every GPU.
-
-    Raises:
-        EnvironmentFault: as `choose_device`; or torch does not use the GPU, with the command that cures it.
-    """
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    if wanted == "auto" and not hidden and not torch.cuda.is_available():
-        build = torch_build()[0]
-        if build.state == "fail":
-            raise EnvironmentFault("load.idle_gpu", build=build.detail, cure=build.cure)
-    return choose_device(wanted)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

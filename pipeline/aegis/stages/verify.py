@@ -33,8 +33,9 @@ from aegis.merging.base_weights import RoundTrip
 from aegis.merging.plan import DTYPES
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, find_base, load_tokenizer, read_config
+from aegis.model.device import require_device
 from aegis.model.live import live_model
-from aegis.model.load import Precision, load_base, require_device
+from aegis.model.load import Precision, load_base
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs.facts import ExportFacts, TrainFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest

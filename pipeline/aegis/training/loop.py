@@ -8,7 +8,7 @@ same, as on a CPU (compiled for a GPU, another process may come to others: tools
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,31 +25,15 @@ from aegis.training.execution.install import host_embeddings
 from aegis.training.keep.batches import KeptBatches, KeptText
 from aegis.training.keep.schedule import NOTHING_KEPT
 from aegis.training.metrics_log import MetricsLog
+from aegis.training.outcome import LoopOutcome, StepsTaken
 from aegis.training.state import TrainState
 from aegis.training.step import STARTING_STEPS, Stepper
-from aegis.training.step_metrics import PendingStep, StepMetrics
+from aegis.training.step_metrics import PendingStep
 from aegis.training.stop import OTHERS_ASKED, StopRequest, deferred_stop
-from aegis.training.throughput import Throughput
 from aegis.training.tracking import Report
 
 _EVALUATED_WINDOWS = 64
 """Held-out windows looked at: enough for two digits of the loss, little beside the steps between two looks."""
-
-
-@dataclass(frozen=True)
-class LoopOutcome:
-    """Where the loop stood when it ended, and how fast it went there.
-
-    Attributes:
-        keep_kl: as the last row of metrics.jsonl has it.
-    """
-
-    step: int
-    loss: float | None
-    heldout_loss: float | None
-    keep_kl: float | None
-    tokens_per_second: float | None
-    start_seconds: float = 0.0
 
 
 class Loop:
@@ -112,62 +96,65 @@ class Loop:
             IntegrityError: R left SO(n), or the soul is not in the graph.
             EnvironmentFault: another process has ended.
         """
-        config = self.config
         if start >= stop:
             return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None, None)
         self.state.model.train()
-        numbers, heldout, ahead = None, None, None
-        throughput = Throughput()
-        with (
-            own_stream(self.device),
-            deferred_stop() as stopping,
-            progress.training(start, stop) as watch,
-        ):
+        with own_stream(self.device), deferred_stop() as stopping, progress.training(start, stop) as watch:
+            taken = StepsTaken(start, stop, stopping, watch)
             for step in range(start, stop):
-                pending = self._launch(step, stopping)
-                # while the device works on this step, the host looks at the one before
-                if ahead is not None:
-                    numbers = self._read(ahead, stopping)
-                ahead = pending
-                if self._group.world_size > 1:
-                    # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind
-                    # it: from then on this thread would be stuck in a launch, where no signal reaches it
-                    numbers, ahead = self._read(ahead, stopping), None
-                throughput.add_step(config.max_length * self._step_size)
-                done = step + 1
-                last = done == stop
-                leaving = self._leaving(stopping, numbers)
-                due = done % config.save_steps == 0 or last or leaving
-                logged = due or done % config.logging_steps == 0 or done == 1
-                under_way = done == start + STARTING_STEPS and not last
-                if (logged or under_way) and ahead is not None:
-                    numbers, ahead = self._read(ahead, stopping), None
-                if under_way:
-                    throughput.end_warmup()
-                if numbers is not None:
-                    watch.step(done, numbers.step + 1, numbers.task_loss, numbers.alpha)
-                if due and self.heldout is not None:
-                    with throughput.paused():
-                        heldout = self.evaluate(self.heldout)
-                if logged and numbers is not None:
-                    self._log.write(numbers, due, heldout if due else None, throughput.rate())
-                if due and self._save is not None:
-                    with throughput.paused():
-                        self._save(done)
-                    watch.saved(done)
-                if leaving:
-                    code = stopping.exit_code or OTHERS_ASKED
-                    name = "train.stopped" if self._save is None else "train.stopped_and_saved"
-                    raise Interrupted(name, exit_code=code, done=done, stop=stop)
-        assert numbers is not None
+                self._take(step, taken)
+                self._settle(step + 1, taken)
+        assert taken.numbers is not None
         return LoopOutcome(
             stop,
-            numbers.task_loss,
-            heldout,
+            taken.numbers.task_loss,
+            taken.heldout,
             self._log.keep_kl,
-            throughput.overall_rate(),
-            throughput.start_seconds,
+            taken.throughput.overall_rate(),
+            taken.throughput.start_seconds,
         )
+
+    def _take(self, step: int, taken: StepsTaken) -> None:
+        """Launch a step; while the device works on it, the host reads the one before."""
+        pending = self._launch(step, taken.stopping)
+        self._read(taken)
+        taken.pending = pending
+        if self._group.world_size > 1:
+            # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind it: from
+            # then on this thread would be stuck in a launch, where no signal reaches it
+            self._read(taken)
+        taken.throughput.add_step(self.config.max_length * self._step_size)
+
+    def _settle(self, done: int, taken: StepsTaken) -> None:
+        """Log, evaluate, save and stop, where that is due after `done` steps.
+
+        Raises:
+            Interrupted: after a signal, once the step is saved.
+        """
+        config, last = self.config, done == taken.stop
+        leaving = self._leaving(taken)
+        due = done % config.save_steps == 0 or last or leaving
+        logged = due or done % config.logging_steps == 0 or done == 1
+        warmed_up = done == taken.start + STARTING_STEPS and not last
+        if logged or warmed_up:
+            self._read(taken)
+        if warmed_up:
+            taken.throughput.end_warmup()
+        if taken.numbers is not None:
+            taken.watch.step(done, taken.numbers.step + 1, taken.numbers.task_loss, taken.numbers.alpha)
+        if due and self.heldout is not None:
+            with taken.throughput.paused():
+                taken.heldout = self.evaluate(self.heldout)
+        if logged and taken.numbers is not None:
+            self._log.write(taken.numbers, due, taken.heldout if due else None, taken.throughput.rate())
+        if due and self._save is not None:
+            with taken.throughput.paused():
+                self._save(done)
+            taken.watch.saved(done)
+        if leaving:
+            code = taken.stopping.exit_code or OTHERS_ASKED
+            name = "train.stopped" if self._save is None else "train.stopped_and_saved"
+            raise Interrupted(name, exit_code=code, done=done, stop=taken.stop)
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
@@ -186,11 +173,11 @@ class Loop:
         group.all_reduce(total)
         return total.item() / max(1, int(windows.trained_per_window[:evaluated].sum()))
 
-    def _leaving(self, stopping: StopRequest, numbers: StepMetrics | None) -> bool:
+    def _leaving(self, taken: StepsTaken) -> bool:
         """Whether this is the last step. Several processes go by a step's numbers, which all of them read alike."""
         if self._group.world_size == 1:
-            return stopping.exit_code is not None
-        return numbers is not None and numbers.stop_requested
+            return taken.stopping.exit_code is not None
+        return taken.numbers is not None and taken.numbers.stop_requested
 
     def _launch(self, step: int, stopping: StopRequest) -> PendingStep:
         size = self.config.batch_size
@@ -212,14 +199,17 @@ class Loop:
         batch.labels[len(indices) :] = IGNORED
         return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)
 
-    def _read(self, pending: PendingStep, stopping: StopRequest) -> StepMetrics:
-        self._group.wait(pending.done, lambda: stopping.exit_code is not None)
+    def _read(self, taken: StepsTaken) -> None:
+        """Wait for the step that is under way, if there is one, and read its numbers."""
+        if (pending := taken.pending) is None:
+            return
+        self._group.wait(pending.done, lambda: taken.stopping.exit_code is not None)
         try:
-            numbers = pending.read()
+            taken.numbers = pending.read()
         except DivergedError as error:
             windows = self._step_windows(pending.step)
             raise DivergedError(
                 "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error
-        self._log.add(numbers)
-        return numbers
+        taken.pending = None
+        self._log.add(taken.numbers)

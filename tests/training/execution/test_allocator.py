@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegis.training.execution.allocator import free_bytes, usable_bytes
+from aegis.model.device import free_bytes
+from aegis.training.execution.allocator import usable_bytes
 
 CUDA = torch.device("cuda")
 GIB = 2**30

@@ -39,9 +39,10 @@ def train(
     from aegis.run_all import default_run
     from aegis.runs.run import Run
     from aegis.stages import train as stage
+    from aegis.training.resume import resume_config
 
     if resume and run and not (flags or preset or config):
-        settings = stage.resume_config(Run(run))
+        settings = resume_config(Run(run))
     if dry_run:
         report = stage.dry_run(settings)
         progress.result(results.dry_run(report, settings), report)

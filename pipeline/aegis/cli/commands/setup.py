@@ -15,7 +15,8 @@ from aegis.cli.registry import command
 from aegis.cli.screens import plan as plan_screen
 from aegis.cli.screens import results
 from aegis.config.resolve import Config, resolve
-from aegis.config.settings import DEMO, ExportConfig, MergeConfig, StageConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
 from aegis.errors import UsageError
 from aegis.messages import layout, phrase
 

@@ -48,7 +48,7 @@ def verify(
 
     run_dir = existing_run(run)
     if dry_run:
-        from aegis.stages.plan import plan_verify
+        from aegis.stages.plan_verify import plan_verify
 
         outlook = plan_verify(run_dir, settings)
         progress.result(plan.verify_planned(outlook), outlook)

@@ -12,9 +12,11 @@ from aegis.runs import disk
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
+    from aegis.runs.needs import Need
     from aegis.stages.export import ExportReport
     from aegis.stages.merge import MergeReport
-    from aegis.stages.plan import Need, PlanReport, VerifyOutlook
+    from aegis.stages.plan import PlanReport
+    from aegis.stages.plan_verify import VerifyOutlook
 
 
 def planned(report: PlanReport, settings: TrainConfig, columns: int | None = None) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
 
 _FLOOR = 1e-9
 """A logarithmic axis has no place for a KL of 0."""
@@ -30,13 +34,14 @@ def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(8, 4.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     scale, unit = (1e9, "GB") if max(point.bytes for point in points) >= 1e9 else (1e6, "MB")
     quants = list(dict.fromkeys(point.quant for point in sorted(points, key=lambda point: point.bytes)))
-    colours = {quant: colormaps["tab10" if len(quants) <= 10 else "tab20"](place) for place, quant in enumerate(quants)}
+    colours: dict[str, Any] = {
+        quant: colormaps["tab10" if len(quants) <= 10 else "tab20"](place) for place, quant in enumerate(quants)
+    }
 
     def at(point: StudyPoint) -> tuple[float, float]:
         return point.bytes / scale, max(_FLOOR, point.kl)
@@ -50,25 +55,8 @@ def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
     axes.scatter(*at(chosen), s=240, facecolors="none", edgecolors="#cf222e", linewidths=2, zorder=3)
 
     variants = [variant for variant in _MARKERS if any(point.variant == variant for point in points)]
-    axes.legend(
-        handles=[
-            *(Line2D([], [], color=colours[quant], linewidth=5, label=quant) for quant in quants),
-            *(
-                Line2D([], [], color="#57606a", marker=_MARKERS[variant], linewidth=0, label=variant)
-                for variant in variants
-            ),
-            Line2D([], [], color="#57606a", linewidth=1, label="no file beats these"),
-            Line2D([], [], color="#cf222e", linewidth=1, linestyle=":", label=f"limit {limit:.3g}"),
-            Line2D(
-                [], [], marker="o", markerfacecolor="none", markeredgecolor="#cf222e", markeredgewidth=2, markersize=10,
-                linewidth=0, label=f"recommended:\n{chosen.quant}, {chosen.variant}",
-            ),
-        ],
-        fontsize=8,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1),
-        frameon=False,
-    )  # fmt: skip
+    handles = _handles(colours, variants, limit, chosen)
+    axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     axes.set_yscale("log")
     axes.margins(x=0.06, y=0.1)
     axes.set_xlabel(f"size of the file, {unit}")
@@ -76,3 +64,19 @@ def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
     axes.set_title("Quantizations on your own text: lower and further left is better", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, metadata={"Software": None})
+
+
+def _handles(colours: Mapping[str, Any], variants: Sequence[str], limit: float, chosen: StudyPoint) -> Sequence[Line2D]:
+    """The legend's lines: the types by colour, the variants by shape, and what the other marks mean."""
+    from matplotlib.lines import Line2D
+
+    return [
+        *(Line2D([], [], color=colour, linewidth=5, label=quant) for quant, colour in colours.items()),
+        *(Line2D([], [], color="#57606a", marker=_MARKERS[name], linewidth=0, label=name) for name in variants),
+        Line2D([], [], color="#57606a", linewidth=1, label="no file beats these"),
+        Line2D([], [], color="#cf222e", linewidth=1, linestyle=":", label=f"limit {limit:.3g}"),
+        Line2D(
+            [], [], marker="o", markerfacecolor="none", markeredgecolor="#cf222e", markeredgewidth=2, markersize=10,
+            linewidth=0, label=f"recommended:\n{chosen.quant}, {chosen.variant}",
+        ),
+    ]  # fmt: skip

@@ -75,13 +75,6 @@ def peak_bytes(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes of the GPU's memory that this process may still take."""
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free, allowed - torch.cuda.memory_reserved(device))
-
-
 def usable_bytes(free: int) -> int:
     """Bytes that a step may plan to use, given the free bytes.
 

@@ -22,7 +22,8 @@ from aegis.errors import DataError
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.base_states import release, writing_base
-from aegis.model.base_text import WrittenTexts, openings, write_texts
+from aegis.model.base_text import WrittenTexts, write_texts
+from aegis.model.openings import openings
 from aegis.runs import disk
 from aegis.runs.manifest import digest
 from aegis.runs.run import Run

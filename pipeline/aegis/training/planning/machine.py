@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psutil
 import torch
 
+from aegis.model.device import free_bytes
 from aegis.training.distributed.group import local_world_size
-from aegis.training.execution.allocator import free_bytes
 from aegis.training.execution.pinned import can_pin
+
+_PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,23 @@ class Gpu:
     def measure(cls, device: torch.device) -> Gpu:
         """A GPU of this machine, now."""
         return cls(torch.cuda.get_device_capability(device), free_bytes(device))
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Multiply-adds a second, times two, of one big product in the dtype that training computes in, tried now."""
+    size = _PROBE_SIZE[device.type]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    matrix @ matrix
+    wait()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < _PROBE_SECONDS:
+        matrix @ matrix
+        wait()
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - began)

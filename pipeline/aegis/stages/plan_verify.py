@@ -1,0 +1,44 @@
+"""plan_verify: what verify would do in a finished run; the run's files are checked, nothing is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from aegis.config.settings import VerifyConfig
+from aegis.model.shards import HEAD, ShardSet
+from aegis.runs.facts import ExportFacts
+from aegis.runs.manifest import verify_directory
+from aegis.runs.needs import Need
+from aegis.runs.run import Run
+from aegis.verification.needs import memory_needed, scratch_needed
+
+
+@dataclass(frozen=True)
+class VerifyOutlook:
+    """What verify would do in a finished run: models one after the other, tokens through each, room it needs."""
+
+    models: tuple[str, ...]
+    tokens: int
+    scratch: Need
+    memory: Need
+
+
+def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
+    """Check that a run is whole, file by file, and say what verify would take; nothing is written.
+
+    Raises:
+        IntegrityError: the run is not finished, or a file is not what its manifest says.
+    """
+    run.require_finished()
+    manifests = [verify_directory(directory) for directory in (run.adapter, run.merged, run.gguf)]
+    shards = ShardSet.open(run.merged)
+    weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
+    vocabulary = shards.entries[HEAD].shape[0]
+    exported = ExportFacts.of(manifests[-1])
+    models = ("trained", "wide", "merged", "f16", *exported.quantized)
+    return VerifyOutlook(
+        models, config.tokens,
+        scratch_needed(config, len(models), vocabulary, weights, keeps="kept" in manifests[0].inputs),
+        memory_needed(config, weights),
+    )  # fmt: skip

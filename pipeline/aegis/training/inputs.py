@@ -1,0 +1,101 @@
+"""What a training starts from: base, data and kept text, found and read before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis import progress
+from aegis.config.advice import harmful_settings
+from aegis.config.settings import TrainConfig
+from aegis.data.dataset import Prepared
+from aegis.data.kept import Kept
+from aegis.data.training_set import load_training_set
+from aegis.errors import EnvironmentFault, UsageError
+from aegis.model.base import Base, find_base, load_tokenizer
+from aegis.model.base_states import base_states
+from aegis.model.load import compute_dtype, dtype_name
+from aegis.runs import disk
+from aegis.runs.facts import DataFacts, KeptFacts, TrainFacts, TrainResult
+from aegis.runs.manifest import Manifest
+from aegis.runs.run import Run
+from aegis.training.distributed.group import ProcessGroup
+from aegis.training.execution import allocator
+from aegis.training.keep.batches import KeptText
+from aegis.training.keep.text import load_kept
+from aegis.training.loop import Loop
+from aegis.training.resume import HOUSEKEEPING, SHARED
+from aegis.training.state import TrainState
+from aegis.verification.tokenizer_precheck import check_vocabulary
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Everything that is known before the base is loaded."""
+
+    config: TrainConfig
+    base: Base
+    data: Prepared
+    kept: Kept | None
+    device: torch.device
+    group: ProcessGroup
+
+    @classmethod
+    def make(
+        cls,
+        config: TrainConfig,
+        device: torch.device,
+        group: ProcessGroup,
+        run: Run | None = None,
+        llama_cpp_dir: Path | None = None,
+    ) -> TrainingInputs:
+        if config.shard_base and group.world_size == 1:
+            raise UsageError("train.shard_alone")
+        for advice in harmful_settings(config):
+            progress.warn(advice)
+        with group.main_process_first():
+            # what process 0 fetches and prepares, the others find in the caches
+            base = find_base(config.base_model, config.revision)
+            check_vocabulary(base, llama_cpp_dir)
+            tokenizer = load_tokenizer(base.folder)
+            data = load_training_set(config, tokenizer)
+            with allocator.capped(device, config.gpu_memory_gib):
+                kept = load_kept(config, base, tokenizer, device, run)
+        found = [base.revision, data.report.content_sha256, kept and kept.sha256]
+        if group.broadcast(lambda: found) != found:
+            raise EnvironmentFault("train.different_inputs")
+        return cls(config, base, data, kept, device, group)
+
+    def manifest(self, result: TrainResult | None = None) -> Manifest:
+        config = self.config.model_dump(mode="json", exclude=HOUSEKEEPING)
+        kept = {} if self.kept is None else {"kept": self.kept.sha256}
+        return Manifest(
+            stage="train",
+            config=config | {SHARED: config[SHARED] * self.group.world_size},
+            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256} | kept,
+            facts=TrainFacts(
+                base_model=self.base.name,
+                revision=self.base.revision,
+                device=self.device.type,
+                compute_dtype=dtype_name(compute_dtype(self.device)),
+                processes=self.group.world_size,
+                data=DataFacts(**asdict(self.data.report)),
+                kept=None if self.kept is None else KeptFacts(**asdict(self.kept.report)),
+                housekeeping=self.config.model_dump(mode="json", include=HOUSEKEEPING),
+                result=result,
+            ).recorded(),
+        )
+
+    def kept_text(self) -> KeptText | None:
+        """The kept windows with the base's states, which are worked out here and now."""
+        if self.kept is None:
+            return None
+        with allocator.capped(self.device, self.config.gpu_memory_gib):
+            spill = disk.cache_directory() / "kept"
+            return KeptText(self.kept.train, base_states(self.base, self.kept.train, self.device, spill))
+
+    def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
+        return Loop(state, self.config, self.data.train, self.data.heldout, kept_text, group=self.group, **sinks)

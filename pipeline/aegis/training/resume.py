@@ -1,0 +1,105 @@
+"""Where a training goes on: the newest checkpoint, if it is of the same settings, base and data."""
+
+from __future__ import annotations
+
+from aegis import progress
+from aegis.config.settings import TrainConfig
+from aegis.errors import UsageError
+from aegis.messages import phrase
+from aegis.runs.facts import TrainFacts
+from aegis.runs.manifest import Manifest, finished, read_manifest, versions
+from aegis.runs.publish import discard, discard_leftovers, sweep
+from aegis.runs.run import Run
+from aegis.training import checkpoint
+from aegis.training.distributed.group import world_size
+
+FINISHED = -1
+"""`first_step`'s answer where the run's adapter is the result already."""
+
+HOUSEKEEPING = {"device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
+"""Settings that may differ between a run and its resumption without changing a weight.
+
+The GPU's free memory and the cap on it decide how many layers are offloaded or checkpointed: this changes rounding at
+most.
+"""
+
+SHARED = "gradient_accumulation_steps"
+"""Counted over all processes in a manifest, so that the same training may go on in another number of them."""
+
+
+def first_step(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reuse: bool) -> int:
+    """The step to go on from, 0 for a fresh start, or FINISHED if the run's adapter is the result already.
+
+    Args:
+        manifest: of the training that is asked for.
+        resume: refuse a fresh start.
+        overwrite: discard what the run holds of an earlier training.
+        reuse: accept a finished adapter of the same manifest.
+
+    Raises:
+        UsageError: the run's checkpoint or adapter is of other settings, data or base, or there is none to resume.
+        IntegrityError: its manifest is damaged.
+    """
+    if overwrite:
+        # only now, when base and data are known to be good
+        discard(run.checkpoints)
+        discard(run.kept)
+        run.metrics.unlink(missing_ok=True)
+    if reuse and run.adapter.is_dir():
+        if finished(run.adapter, manifest) is not None:
+            return FINISHED
+        _refuse_changed(read_manifest(run.adapter), manifest, run)
+    discard_leftovers(run.checkpoints)
+    sweep(run.checkpoints)
+    found = checkpoint.newest_whole(run.checkpoints)
+    if found is not None:
+        _refuse_changed(found[1], manifest, run)
+        _warn_of_other_versions(found[1], manifest)
+        return checkpoint.step_of(found[0])
+    if resume:
+        raise UsageError("train.no_checkpoint", run_root=run.root)
+    return 0
+
+
+def resume_config(run: Run) -> TrainConfig:
+    """The settings an interrupted training was started with, so that they need not be given again.
+
+    Raises:
+        UsageError: there is no checkpoint, or its steps cannot be shared by as many processes as there are.
+    """
+    found = checkpoint.newest_whole(run.checkpoints)
+    if found is None:
+        raise UsageError("train.no_checkpoint", run_root=run.root)
+    manifest, processes = found[1], world_size()
+    config = {**TrainFacts.of(manifest).housekeeping, **manifest.config}
+    if config[SHARED] % processes:
+        raise UsageError(
+            "train.not_divisible",
+            run_root=run.root,
+            world_size=processes,
+            forward_passes=config[SHARED],
+            batch_size=config["batch_size"],
+        )
+    return TrainConfig.model_validate(config | {SHARED: config[SHARED] // processes})
+
+
+def _refuse_changed(old: Manifest, new: Manifest, run: Run) -> None:
+    before = {**old.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in old.inputs.items()}}
+    after = {**new.config, **{phrase("train.hash_of", name=name): value[:12] for name, value in new.inputs.items()}}
+    changed = [
+        f"{name}{phrase('train.of_all') if name == SHARED else ''}: {before.get(name)!r} → {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise UsageError("train.other_settings", run_root=run.root, changed="\n".join(changed))
+
+
+def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
+    """Say it when a run goes on where it would not come to the same bytes. Both are in the manifests it leaves."""
+    same = {"device", "compute_dtype"}
+    before = {**old.versions, **TrainFacts.of(old).model_dump(include=same)}
+    now = {**versions(), **TrainFacts.of(new).model_dump(include=same)}
+    changed = [f"{name} {before[name]} → {now.get(name)}" for name in before if before[name] != now.get(name)]
+    if changed:
+        progress.warn(phrase("train.other_versions", changed=", ".join(changed)))
