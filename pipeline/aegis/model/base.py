@@ -20,6 +20,7 @@ from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_lin
 from aegis.hub import is_hub_id
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
+from aegis.model.empty import load_config
 from aegis.model.families import check_family, check_head_bias, unproven_parts
 from aegis.model.hub_download import DESCRIPTION, download
 from aegis.model.shards import ShardSet
@@ -76,14 +77,7 @@ class Base:
         Raises:
             IntegrityError: transformers cannot make sense of config.json.
         """
-        from transformers import AutoConfig
-
-        try:
-            return bool(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).tie_word_embeddings)
-        except Exception as error:  # transformers checks some fields, and raises whatever the others lead to
-            raise IntegrityError(
-                "base.unreadable_config", path=self.folder / "config.json", error=first_line(error)
-            ) from error
+        return bool(load_config(self.folder).tie_word_embeddings)
 
 
 def find_base(name: str, revision: str | None = None) -> Base:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 
 from aegis import progress
-from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
+from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.messages import phrase
+from aegis.model.empty import empty_model
 from aegis.model.nf4_format import BLOCK
 from aegis.runs.facts import DtypeName
 
@@ -73,11 +74,7 @@ def load_offloaded(folder: Path, device: torch.device, scratch: Path) -> Any:
     Raises:
         EnvironmentFault, IntegrityError: as `load_base`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        empty = AutoModelForCausalLM.from_config(config)
+    empty = empty_model(folder)
     layers = empty.get_decoder().layers
     inside = {id(module) for module in layers.modules()}
     leaves = {
@@ -110,9 +107,12 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, 
             )
     except BrokenPipeError:  # whoever read our progress has gone: nothing is wrong with the base
         raise
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise EnvironmentFault("load.out_of_memory", error=first_line(error)) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except AegisError:
+        raise
+    except Exception as error:  # what config, constructor and weights lead to in transformers
+        empty_model(folder)  # where config.json alone is to blame, that is said
         raise IntegrityError("load.not_loaded", folder=folder, error=first_line(error)) from error
     if missing := sorted(outcome["missing_keys"]):
         # transformers fills these with random numbers and logs it
@@ -149,12 +149,9 @@ def nf4_weights(folder: Path) -> frozenset[str]:
         UnsupportedModelError: there are none, or one whose rows are not whole blocks.
     """
     from bitsandbytes.nn import Linear4bit
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config)
+    model = empty_model(folder)
     # the very choice that from_pretrained makes
     AutoHfQuantizer.from_config(nf4_config(torch.float32)).preprocess_model(model=model, device_map=None)
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}

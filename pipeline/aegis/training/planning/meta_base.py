@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aegis.model.empty import empty_model
 from aegis.model.load import nf4_config, silence_dropout
 from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
 from aegis.training.planning.allocation_tracker import FourBitProduct
@@ -21,13 +22,11 @@ def meta_base(folder: Path, load_in: Literal["4bit", "16bit"], dtype: torch.dtyp
         folder: only config.json is read.
         dtype: the dtype that training computes in.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        if load_in == "4bit":
+    model = empty_model(folder, dtype=dtype, attn_implementation="sdpa")
+    if load_in == "4bit":
+        with torch.device("meta"):
             quantizer = AutoHfQuantizer.from_config(nf4_config(dtype))
             quantizer.pre_quantized = False
             quantizer.preprocess_model(model=model, dtype=dtype, device_map=None)
