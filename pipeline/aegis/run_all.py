@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from aegis import progress
-from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
-from aegis.runs import disk
 from aegis.runs.run import Run
 from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import MergeInputs, merge
@@ -61,9 +59,3 @@ def run_all(
             verify=run.verify,
         )
     return exported, verdict
-
-
-def default_run(base_model: str) -> Run:
-    """Where a run goes that was given no --run: artifacts/<name of the base>."""
-    name = DEMO if base_model == DEMO else Path(base_model).name
-    return Run(Path("artifacts") / disk.file_stem(name, otherwise="run"))

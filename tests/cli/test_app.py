@@ -95,6 +95,7 @@ def spawn(
     return run
 
 
+DEMO = ("train", "--preset", "demo")
 SMALL = (
     *("--device", "cpu", "--max-length", 32, "--lora-r", 2, "--heldout-rows", 0, "--max-steps", 2, "--save-steps", 2),
     *("--keep-windows", 8),
@@ -206,7 +207,9 @@ def test_the_originals_training_works(
     assert "next: aegis merge --run artifacts/Borea-Phi" in told.out.replace("\\", "/")
     assert ESCAPE not in told.out + told.err
     again = aegis("train", "--base-model", base, "--max-steps", 2)
-    assert (again.code, "exists" in again.err) == (2, True)
+    assert (again.code, "is finished (2 steps)" in again.err) == (2, True)
+    assert "next: aegis merge --run artifacts/Borea-Phi" in again.err.replace("\\", "/")
+    assert "deletes checkpoints, metrics.jsonl, kept, pictures, adapter" in again.err
 
 
 def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
@@ -260,6 +263,9 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["merge", "--run", ".", "--soul", "x"], 2, "--soul"),
         (["merge", "--base-model", "{base}", "--adapter", ".", "--out", "o"], 2, "not an adapter folder"),
         (["export-gguf", "--model", "{base}"], 2, "no model to export given"),
+        (["train"], 2, "no base model given"),
+        (["run", "--dataset", "mine.jsonl", "--dry-run"], 2, "no base model given"),
+        (["plan", "--dataset", "mine.jsonl"], 2, "--preset demo"),
         (["export-gguf", "--model", "{base}", "--out", "o", "--quant", "Q4_K_X"], 2, "Did you mean Q4_K_"),
         (["export-gguf", "--model", "{base}", "--out", "{base}"], 2, "exists"),
         (["export-gguf", "--model", ".", "--out", "o"], 2, "no config.json"),
@@ -339,7 +345,7 @@ def test_what_the_system_says(
 ) -> None:
     """Ctrl-C, a full disk anywhere, a path that may not be written: no traceback."""
     monkeypatch.setattr(train_stage, "train", raising(error))
-    ended = aegis("train")
+    ended = aegis(*DEMO)
     assert (ended.code, told in ended.err) == (code, True), ended.err
 
 
@@ -349,7 +355,7 @@ def test_our_own_bugs_are_told_as_such(
     """Exit 1, one line, and where the traceback is; no traceback on the screen unless it is asked for."""
     log = tmp_path_factory.getbasetemp() / "logs" / "aegis.log"
     monkeypatch.setattr(train_stage, "train", raising(ZeroDivisionError("ours")))
-    ended = aegis("train")
+    ended = aegis(*DEMO)
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith("aegis: this is a bug: ZeroDivisionError: ours\n")
     assert str(log) in ended.err
@@ -362,7 +368,7 @@ def test_a_missing_package_is_the_installations_fault(aegis: Aegis, monkeypatch:
     lacking = Finding("packages", "fail", "missing: peft", "mend it so")
     monkeypatch.setattr(installation, "packages", lambda: [lacking])
     monkeypatch.setattr(train_stage, "train", raising(ModuleNotFoundError("No module named 'peft'", name="peft")))
-    ended = aegis("train")
+    ended = aegis(*DEMO)
     assert ended.code == 3
     assert "not completely installed: No module named 'peft'" in ended.err
     assert "missing: peft" in ended.err
@@ -375,13 +381,13 @@ def test_an_import_that_fails_in_a_complete_installation_is_our_bug(
 ) -> None:
     monkeypatch.setattr(installation, "packages", lambda: [Finding("packages", "ok", "all there")])
     monkeypatch.setattr(train_stage, "train", raising(ImportError("cannot import name 'x'", name="torch")))
-    assert aegis("train").code == 1
+    assert aegis(*DEMO).code == 1
 
 
 def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("cli.no_run", path="theirs"), 2)):
         monkeypatch.setattr(train_stage, "train", raising(error))
-        monkeypatch.setattr(sys, "argv", ["aegis", "--debug", "train"])
+        monkeypatch.setattr(sys, "argv", ["aegis", "--debug", *DEMO])
         with pytest.raises(SystemExit) as ended:
             app.main()
         told = capsys.readouterr().err
@@ -465,7 +471,7 @@ def test_a_commands_exit_code_gets_out(aegis: Aegis, monkeypatch: pytest.MonkeyP
     import typer
 
     monkeypatch.setattr(train_stage, "train", raising(typer.Exit(5)))
-    assert aegis("train").code == 5
+    assert aegis(*DEMO).code == 5
 
 
 def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
@@ -556,7 +562,7 @@ def test_a_reader_that_goes_away() -> None:
 def test_several_processes_share_training_only(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
     """`aegis run` under a launcher would merge as often as there are processes."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = aegis("run", "--device", "cpu")
+    told = aegis("run", "--preset", "demo", "--device", "cpu")
     assert told.code == 2
     assert "launch aegis train" in told.err
 
@@ -564,6 +570,6 @@ def test_several_processes_share_training_only(aegis: Aegis, monkeypatch: pytest
 def test_a_bound_on_kept_text_without_keep_is_refused_before_training() -> None:
     """Known from the settings; with keep on the same bound is taken."""
     with pytest.raises(UsageError) as caught:
-        all_settings(None, None, {"keep_weight": 0.0, "max_kept_kl": 0.1})
+        all_settings("demo", None, {"keep_weight": 0.0, "max_kept_kl": 0.1})
     assert caught.value.text.key == "verify.kept_nothing"
-    assert all_settings(None, None, {"max_kept_kl": 0.1}).verify.max_kept_kl == 0.1
+    assert all_settings("demo", None, {"max_kept_kl": 0.1}).verify.max_kept_kl == 0.1

@@ -173,7 +173,7 @@ class Laboratory:
         ended = self._aegis(place, write_state(place), job)
         code, said = ended.code, ended.said
         # asked again for what is there, train says so
-        stands = job == "train" and code == 2 and "exists" in said
+        stands = job == "train" and code == 2 and "is finished" in said
         if code != 0 and not stands:
             return f"started again it ended with {code}\n{said}"
         return differences(self._golden[job], _fingerprint(place))

@@ -113,6 +113,47 @@ def test_the_f16_file_goes_unless_it_was_asked_for(quick_base: Path, tmp_path: P
     assert report.files[0].name.endswith("-F16.gguf")
 
 
+def test_types_are_added_to_what_is_there(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+    """Neither a second command nor `run` without --quant takes a file away; what stood is the same file, byte by byte.
+
+    The control is --overwrite, which leaves what it was asked for alone.
+    """
+    out = tmp_path / "out"
+    export_gguf(quick_base, out, ExportConfig(quant=("Q8_0",), name="mine"))
+    (first,) = out.glob("*-Q8_0.gguf")
+    before = first.stat()
+
+    added = export_gguf(quick_base, out, ExportConfig(quant=("Q4_0", "q8_0")))
+    assert [file.name for file in added.files] == ["Phi-3-mine-Q8_0.gguf", "Phi-3-mine-Q4_0.gguf"]
+    assert (first.stat().st_size, first.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert ExportFacts.of(verify_directory(out)).fallback_tensors == {"Q8_0": [], "Q4_0": []}
+    assert "Q4_0.gguf" in (out / "README.md").read_text(encoding="utf-8")
+
+    again = export_gguf(quick_base, out, ExportConfig(), overwrite=True, reuse=True)
+    assert len(again.files) == 3
+    assert export_gguf(quick_base, out, ExportConfig(), overwrite=True, reuse=True) == again
+    assert len(converted) == 3
+
+    with pytest.raises(UsageError) as caught:
+        export_gguf(quick_base, out, ExportConfig(name="other"))
+    assert caught.value.key == "export.other_settings"
+    assert "name Phi-3-mine → Phi-3-other" in caught.value.why
+
+    only = export_gguf(quick_base, out, ExportConfig(quant=("Q4_0",)), overwrite=True)
+    assert sorted(out.glob("*.gguf")) == list(only.files)
+
+
+def test_an_export_of_other_settings_is_made_again_with_all_its_types(
+    quick_base: Path, tmp_path: Path, converted: list[str]
+) -> None:
+    out = tmp_path / "out"
+    export_gguf(quick_base, out, ExportConfig(quant=("Q8_0",)))
+    report = export_gguf(quick_base, out, ExportConfig(quant=("Q4_0",), head_quant="q8_0"), overwrite=True, reuse=True)
+    assert [file.stem.rpartition("-")[2] for file in report.files] == ["Q8_0", "Q4_0"]
+    with GgufFile(report.files[1]) as gguf:
+        assert gguf.tensors["output.weight"].type == "Q8_0"
+
+
 def test_the_heads_own_type(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
     report = export_gguf(quick_base, tmp_path / "out", ExportConfig(head_quant="q8_0"))
     with GgufFile(report.files[0]) as gguf:

@@ -29,6 +29,14 @@ def lock_unless_dry_run(run: Run, dry_run: bool) -> AbstractContextManager[None]
     return nullcontext() if dry_run else run.lock()
 
 
+def announce_overwrite(*places: Path | None, overwrite: bool) -> None:
+    """Name what --overwrite is about to replace."""
+    from aegis.runs.overwriting import announce
+
+    if overwrite:
+        announce([place for place in places if place is not None])
+
+
 def report_as_json() -> None:
     """Report progress and results as JSON lines."""
     from aegis.cli.console.reporters import JsonReporter

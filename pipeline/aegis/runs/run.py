@@ -31,6 +31,8 @@ from aegis.messages import phrase
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
 
+ARTIFACTS = Path("artifacts")
+"""Where runs go that are given no place of their own."""
 _LOCK = "run.lock"
 
 
@@ -39,6 +41,11 @@ class Run:
     """Names of the places in a run directory."""
 
     root: Path
+
+    @classmethod
+    def named_after(cls, base_model: str) -> Run:
+        """Where a run goes that was given no --run: artifacts/<name of the base>."""
+        return cls(ARTIFACTS / disk.file_stem(Path(base_model).name, otherwise="run"))
 
     @property
     def checkpoints(self) -> Path:

@@ -5,12 +5,15 @@ The converter and the quantizer are llama.cpp's own; what they report is not tak
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
 from aegis.config.settings import ExportConfig
+from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
@@ -20,7 +23,15 @@ from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
 from aegis.report.card import CardFile
 from aegis.runs import disk
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
-from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, finished, verify_directory
+from aegis.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    digest,
+    file_sha256,
+    finished,
+    read_manifest,
+    verify_directory,
+)
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.export_sidecars import context_tokens, end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
@@ -50,34 +61,47 @@ def export_gguf(
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
 
+    Types are added to an export of this folder with these settings that stands at `out`; what is there is kept.
+
     Args:
         model: a merged folder, or any stock model folder llama.cpp converts.
         out: the directory to publish.
         overwrite: replace what stands at `out`, once the new directory is whole.
-        reuse: with `overwrite`, keep what stands there if it was made like this from this folder.
+        reuse: with `overwrite`, replace only an export of other settings or of another folder, with all its types.
         dry_run: stop before the first byte is written; everything that would be refused is.
 
     Raises:
-        UsageError: unknown quantization, one that needs an importance matrix, or `out` exists.
+        UsageError: unknown quantization, one that needs an importance matrix, or `out` is not such an export.
         UnsupportedModelError: the architecture would lose its LM head.
         IntegrityError: the GGUF does not hold what the folder holds, or the importance matrix is another model's.
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
-    refuse_existing(out, overwrite=overwrite)
-    work = _Export.prepare(model, config)
+    adds = reuse or not overwrite
+    before = _known(out) if adds else None
+    if before is None:
+        refuse_existing(out, overwrite=overwrite)
+    work = _Export.prepare(model, config if before is None else _with_types_of(before, config))
     facts, manifest = work.facts, work.manifest()
     report = ExportReport(out, facts.name, tuple(out / file for file in facts.files.values()), facts.context_tokens)
-    if reuse and finished(out, manifest) is not None:
+    there = None if before is None else _made_alike(out, before, manifest, overwrite=overwrite)
+    missing = [quant for quant in facts.files if there is None or quant not in there.files]
+    if not missing:
         return report
+    for quant in missing:
+        refuse_without_imatrix(quant, config.imatrix)
+    if there is not None and before is not None and "imatrix" in before.inputs and config.imatrix is None:
+        raise UsageError("export.imatrix_again", out=out, missing=", ".join(missing))
 
-    needed = disk_needed(model, work.shards, work.quantized)
+    needed = disk_needed(model, work.shards, [quant for quant in missing if quant != F16])
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
-    with publishing(out, manifest, overwrite=overwrite) as staging:
-        fallbacks = work.write_ggufs(staging.path)
+    with publishing(out, manifest, overwrite=overwrite or there is not None) as staging:
+        for file in there.files.values() if there else ():
+            _take_over(out / file, staging)
+        fallbacks = {**(there.fallback_tensors if there else {}), **work.write_ggufs(staging.path)}
         files = _hashed(staging, list(facts.files.values()))
         write_export_sidecars(model, staging.path, facts.name, files, __version__)
         staging.facts = facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
@@ -100,8 +124,6 @@ class _Export:
     def prepare(cls, model: Path, config: ExportConfig) -> _Export:
         """Look at settings and folder, and refuse what could not be exported."""
         quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
-        for quant in quants:
-            refuse_without_imatrix(quant, config.imatrix)
         if config.head_quant is not None:
             parse_tensor_type(config.head_quant)
         source_config = read_config(model)
@@ -138,18 +160,84 @@ class _Export:
         )
 
     def write_ggufs(self, folder: Path) -> dict[str, list[str]]:
-        """Convert and quantize, and check what came of it; returns each type's tensors that fell back to another."""
+        """Make and check the files that `folder` lacks; returns each type's tensors that fell back to another."""
         config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
-        convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
-        check_f16(f16, self.shards, self.source_config, self.tokenizer)
+        missing = [name for name in self.facts.files.values() if not (folder / name).exists()]
+        if not f16.exists():
+            convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
+            check_f16(f16, self.shards, self.source_config, self.tokenizer)
         for quant, name in self.facts.quantized.items():
+            if name not in missing:
+                continue
             quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
             fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
         if self.facts.f16 is None:
             f16.unlink()
-        for name in self.facts.files.values():
+        for name in missing:
             check_answers(folder / name)
         return fallbacks
+
+
+def _known(out: Path) -> Manifest | None:
+    """Return the manifest of the export that stands at `out`; None where there is none that can be read."""
+    try:
+        found = read_manifest(out)
+        ExportFacts.of(found)
+        ExportConfig.model_validate(found.config)
+    except (IntegrityError, ValueError):
+        return None
+    return found
+
+
+def _with_types_of(before: Manifest, config: ExportConfig) -> ExportConfig:
+    """Return the settings with the types of an earlier export first, and its name and head unless others are given."""
+    old = ExportConfig.model_validate(before.config)
+    return config.model_copy(
+        update={
+            "quant": (*old.quant, *config.quant),
+            "keep_f16": old.keep_f16 or config.keep_f16,
+            "name": config.name or old.name,
+            "head_quant": config.head_quant or old.head_quant,
+        }
+    )
+
+
+def _made_alike(out: Path, before: Manifest, wanted: Manifest, *, overwrite: bool) -> ExportFacts | None:
+    """Return the facts of the export at `out` if it is whole and differs from the wanted one in its types alone.
+
+    An importance matrix that is not given again is the earlier one.
+
+    Raises:
+        UsageError: it differs, or is damaged, and may not be replaced.
+    """
+    types = {name: before.config[name] for name in ("quant", "keep_f16")}
+    imatrix = {name: value for name, value in before.inputs.items() if name == "imatrix"}
+    alike = replace(wanted, config={**wanted.config, **types}, inputs={**imatrix, **wanted.inputs})
+    if finished(out, alike) is not None:
+        return ExportFacts.of(before)
+    old, new = ({**config, **of.inputs} for config, of in ((before.config, before), (alike.config, wanted)))
+    changed = ", ".join(
+        f"{name} {_short(old.get(name))} → {_short(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+    if not overwrite:
+        raise UsageError("export.other_settings", out=out, changed=changed or phrase("export.damaged"))
+    if changed:
+        progress.say(phrase("export.again", out=out, changed=changed))
+    return None
+
+
+def _short(value: object) -> str:
+    return "-" if value is None else str(value)[:16]
+
+
+def _take_over(file: Path, staging: Staging) -> None:
+    """Put a file that stays into the new directory, without a copy where the disk can do that."""
+    try:
+        os.link(file, staging.path / file.name)
+    except OSError:
+        shutil.copyfile(file, staging.path / file.name)
 
 
 def _file_name(name: str, quant: str) -> str:

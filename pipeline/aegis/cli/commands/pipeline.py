@@ -13,7 +13,7 @@ from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetO
 from aegis.cli.registry import command
 from aegis.cli.screens import plan, results
 from aegis.cli.screens import verify as verify_screen
-from aegis.cli.shared import existing_run, lock_unless_dry_run
+from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run
 from aegis.config.resolve import resolve
 from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import UsageError
@@ -34,20 +34,26 @@ def train(
         bool, typer.Option("--dry-run", help="take ten real steps to measure memory and speed; keep nothing")
     ] = False,
 ) -> None:
-    """Train an adapter and a soul. Without arguments: the embedded default, on a CPU, in a minute or two."""
-    settings = setup.train_settings(preset, config, flags)
-    from aegis.run_all import default_run
+    """Train an adapter and a soul."""
+    from aegis.runs.overwriting import places_of_training, refuse_finished
     from aegis.runs.run import Run
+
+    if resume and run and not (flags or preset or config):
+        settings, run_dir = None, Run(run)
+    else:
+        settings = setup.train_settings(preset, config, flags)
+        run_dir = Run(run) if run else Run.named_after(settings.base_model)
+    if not dry_run:
+        announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
+        refuse_finished(run_dir, overwrite=overwrite)
     from aegis.stages import train as stage
     from aegis.training.resume import resume_config
 
-    if resume and run and not (flags or preset or config):
-        settings = resume_config(Run(run))
+    settings = settings or resume_config(run_dir)
     if dry_run:
         report = stage.dry_run(settings)
         progress.result(results.dry_run(report, settings), report)
         return
-    run_dir = Run(run) if run else default_run(settings.base_model)
     report = stage.train(settings, run_dir, resume=resume, overwrite=overwrite)
     progress.result(results.trained(report, run_dir.root), report)
 
@@ -78,6 +84,7 @@ def merge(
         if run or not (adapter and base_model and out):
             raise UsageError("cli.which_to_merge")
         inputs = stage.MergeInputs(base_model, adapter, soul, revision)
+        announce_overwrite(out, overwrite=overwrite and not dry_run)
         report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         if soul or revision:
@@ -85,6 +92,7 @@ def merge(
         run_dir = existing_run(run)
         with lock_unless_dry_run(run_dir, dry_run):
             inputs = stage.MergeInputs.from_run(run_dir)
+            announce_overwrite(out or run_dir.merged, overwrite=overwrite and not dry_run)
             report = stage.merge(inputs, out or run_dir.merged, settings, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         progress.result(plan.merge_planned(report), report)
@@ -124,10 +132,12 @@ def export_gguf(
     if model:
         if run or not out:
             raise UsageError("cli.which_to_export")
+        announce_overwrite(out, overwrite=overwrite and not dry_run)
         report = stage(model, out, settings, overwrite=overwrite, dry_run=dry_run)
     else:
         run_dir = existing_run(run)
         with lock_unless_dry_run(run_dir, dry_run):
+            announce_overwrite(out or run_dir.gguf, overwrite=overwrite and not dry_run)
             report = stage(run_dir.merged, out or run_dir.gguf, settings, overwrite=overwrite, dry_run=dry_run)
     progress.result(plan.export_planned(report) if dry_run else results.exported(report), report)
 
@@ -150,10 +160,12 @@ def run(
     from aegis import run_all
     from aegis.chat.ask import Limits, ask
     from aegis.demo.corpus import demo_prompts
+    from aegis.runs.overwriting import places_of_training
     from aegis.runs.run import Run
     from aegis.stages.report import report as report_stage
 
-    run_dir = Run(run) if run else run_all.default_run(chosen.train.base_model)
+    run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
+    announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
     exported, verdict = run_all.run_all(
         chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir, overwrite=overwrite
     )

@@ -32,10 +32,18 @@ class AllSettings:
 
 
 def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    """Return the settings of train; without a base, those of the embedded base, which has its own defaults."""
+    """Return the settings of train; the embedded base, asked for by name, has its own defaults.
+
+    Raises:
+        UsageError: no base is given.
+    """
     settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
-    if preset is None and settings.base_model == DEMO:
-        return resolve(TrainConfig, preset=DEMO, file=config, flags=flags)
+    if "base_model" not in settings.model_fields_set:
+        raise UsageError("cli.no_base")
+    if settings.base_model == DEMO:
+        return resolve(TrainConfig, preset=preset or DEMO, file=config, flags=flags)
+    if "dataset" not in settings.model_fields_set:
+        progress.warn(phrase("cli.demo_data"))
     return settings
 
 
@@ -92,11 +100,10 @@ def plan(
 
 def show_plan(chosen: AllSettings, run: Path | None) -> None:
     """Make a plan and print it."""
-    from aegis.run_all import default_run
     from aegis.runs.run import Run
     from aegis.stages.plan import plan as stage
 
-    run_dir = Run(run) if run else default_run(chosen.train.base_model)
+    run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir)
     progress.result(plan_screen.planned(report, chosen.train, layout.terminal_columns()), report)
 

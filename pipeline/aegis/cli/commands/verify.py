@@ -12,7 +12,7 @@ from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetO
 from aegis.cli.registry import command
 from aegis.cli.screens import plan, study
 from aegis.cli.screens import verify as verify_screen
-from aegis.cli.shared import existing_run, lock_unless_dry_run, report_as_json
+from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run, report_as_json
 from aegis.config.resolve import resolve
 from aegis.config.settings import StudyConfig, VerifyConfig
 from aegis.errors import UsageError
@@ -78,6 +78,7 @@ def quantize_study(
 
     run_dir = existing_run(run)
     with lock_unless_dry_run(run_dir, dry_run):
+        announce_overwrite(run_dir.study, overwrite=overwrite and not dry_run)
         report = stage(run_dir, settings, overwrite=overwrite, dry_run=dry_run)
     if report.study is None:
         progress.result(study.planned(report), report)

@@ -103,4 +103,7 @@ def command(report: StudyReport, study: Study, run: Path) -> str:
         parts.append(f"--imatrix {shell_quote(report.out / 'imatrix.gguf')}")
     if "head-q8_0" in chosen.variant:
         parts.append("--head-quant q8_0")
-    return " ".join([*parts, f"--name {shlex.quote(report.name)}", "--overwrite"])
+    parts.append(f"--name {shlex.quote(report.name)}")
+    if chosen.variant != "plain":  # a directory has one recipe: to such an export nothing can be added
+        parts.append("--overwrite")
+    return " ".join(parts)

@@ -1,0 +1,50 @@
+"""What --overwrite deletes is named before it happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aegis import progress
+from aegis.errors import UsageError
+from aegis.runs.overwriting import announce, places_of_training, refuse_finished
+from aegis.runs.run import Run
+
+
+class Heard(progress.SilentReporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_every_place_that_goes_is_named_with_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a handful, then their number; nothing is said where nothing stands."""
+    heard = Heard()
+    monkeypatch.setattr(progress, "_reporter", heard)
+    run = Run(tmp_path / "run")
+    announce(places_of_training(run))
+    assert heard.warnings == []
+    for number in range(9):
+        (run.checkpoints / f"step_{number:06}").mkdir(parents=True)
+    run.metrics.write_text("{}\n")
+    announce(places_of_training(run))
+    (told,) = heard.warnings
+    assert "step_000000" in told
+    assert "step_000008" not in told
+    assert "(+3)" in told
+    assert str(run.metrics) in told
+    assert "adapter" not in told
+
+
+def test_an_adapter_that_nothing_is_known_of_is_not_trained_over(tmp_path: Path) -> None:
+    """With --overwrite it is, and an empty run is nothing to refuse."""
+    run = Run(tmp_path / "run")
+    refuse_finished(run, overwrite=False)
+    run.adapter.mkdir(parents=True)
+    with pytest.raises(UsageError) as caught:
+        refuse_finished(run, overwrite=False)
+    assert caught.value.key == "publish.exists"
+    refuse_finished(run, overwrite=True)
