@@ -142,14 +142,15 @@ def test_weights_that_are_pickles_only(laboratory: Laboratory, base: Path, tmp_p
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
-def test_a_link_out_of_the_base_is_no_way_to_write(
+def test_a_link_out_of_the_base_is_no_way_to_read_or_to_write(
     laboratory: Laboratory, base: Path, tmp_path: Path, link: str
 ) -> None:
-    """merge copies the companions' contents into files of its own, and follows nothing when it writes."""
+    """What lies elsewhere would end up in merged/, in its manifest and on the Hub."""
     precious = tmp_path / "precious"
     precious.write_text('{"precious": true}', encoding="utf-8")
     (base / "added_tokens.json").unlink()
     (base / "added_tokens.json").symlink_to(precious if link == "file" else tmp_path)
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
-    assert "Traceback" not in ended.said
+    assert (ended.code, "is a link out of the model folder" in ended.said) == (5, True), ended.said
+    assert not (tmp_path / "run").exists()
     assert precious.read_text(encoding="utf-8") == '{"precious": true}'

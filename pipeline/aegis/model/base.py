@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.empty import load_config
 from aegis.model.families import check_family, check_head_bias, unproven_parts
 from aegis.model.hub_download import DESCRIPTION, download
+from aegis.model.own_files import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import vocabulary_of
 
@@ -119,17 +119,18 @@ def _warn_unproven(base: Base) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json.
+    """Read config.json, the first that is read of any model folder.
 
     Raises:
         UsageError: there is none.
-        IntegrityError: it is not a JSON object.
+        IntegrityError: it is not a JSON object, or the folder holds what is not its own.
     """
     path = folder / "config.json"
+    if not os.path.lexists(path):
+        raise UsageError("base.no_config", folder=folder)
+    check_own_files(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError("base.no_config", folder=folder) from None
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError("base.unreadable", path=path, error=str(error)) from None
     if not isinstance(config, dict):
@@ -152,7 +153,7 @@ def hash_weights(shards: ShardSet) -> str:
                 while block := file.read(_READ_BYTES):
                     inner.update(block)
                     bar.advance(len(block))
-            _refuse_spoiled(path, inner.hexdigest())
+            refuse_spoiled(path, inner.hexdigest())
             digests.append(inner.digest())
     return weights_hash_of(digests)
 
@@ -160,15 +161,6 @@ def hash_weights(shards: ShardSet) -> str:
 def weights_hash_of(digests: Iterable[bytes]) -> str:
     """The sha256 over the sha256 of each shard, in the order of their names."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _refuse_spoiled(path: Path, sha256: str) -> None:
-    # the Hub's cache names a large file by its sha256, and the Hub's library looks at its size alone
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
-        path.unlink()
-        blob.unlink()
-        raise IntegrityError("base.spoiled_download", path_name=path.name, sha256=sha256[:12], blob_name=blob.name[:12])
 
 
 def load_tokenizer(folder: Path) -> Any:
