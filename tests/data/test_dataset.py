@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
+from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
 from aegis.data.packing import Windows
 from aegis.errors import DataError, EnvironmentFault
@@ -206,6 +210,44 @@ def test_a_damaged_cache_is_made_again(phi: Any, write_rows: WriteRows, tmp_path
     again = prepare(path, phi, cache_dir=tmp_path / "cache")
     assert arrays(again) == arrays(fresh)
     assert kept.stat().st_size == len(content)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet"])
+@pytest.mark.parametrize("other", [True, False])
+def test_data_that_changes_while_it_is_read_is_refused_and_never_cached(
+    phi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: bool
+) -> None:
+    """Written over with the same rows it is the same data: only other rows make a difference."""
+    path, cache = tmp_path / name, tmp_path / "cache"
+
+    def write(answer: str) -> None:
+        rows = [row(number, answer) for number in range(400)]
+        if path.suffix == ".parquet":
+            pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+        elif path.suffix == ".csv":
+            lines = (f"{one['prompt']},{one['completion']}" for one in rows)
+            path.write_text("\n".join(("prompt,completion", *lines)))
+        else:
+            path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+
+    encode = Encoder.encode
+
+    def encode_after_it_was_written(encoder: Encoder, *given: Any) -> Any:
+        write("Bye" if other else "Hello")
+        return encode(encoder, *given)
+
+    write("Hello")
+    monkeypatch.setattr(Encoder, "encode", encode_after_it_was_written)
+    if other:
+        with pytest.raises(DataError) as caught:
+            prepare(path, phi, cache_dir=cache)
+        assert caught.value.key in ("dataset.changed", "files.broken_parquet")
+        monkeypatch.undo()
+        write("Hello")
+        assert list(cache.glob("*.windows")) == []
+    else:
+        assert prepare(path, phi, cache_dir=cache).report.rows == 400
+    assert "Bye 1" not in "".join(documents(phi, prepare(path, phi, cache_dir=cache).train))
 
 
 def test_a_cache_that_cannot_be_written_leaves_nothing(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:

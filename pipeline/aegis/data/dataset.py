@@ -87,7 +87,7 @@ def prepare(
         cache_dir: where the outcome is kept under a hash of all that it depends on; None keeps nothing.
 
     Raises:
-        DataError: rows that cannot be used, an empty dataset, no token to learn.
+        DataError: rows that cannot be used, an empty dataset, no token to learn, or it changed while it was read.
         UsageError: there is no such dataset.
     """
     options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit, tuple(columns), fold_system)
@@ -97,6 +97,9 @@ def prepare(
     prepared = _cached(path, opened.name) if path else None
     if prepared is None:
         prepared = _prepare(opened, digest, tokenizer, options, cache_dir)
+        if opened.sha256() != digest:
+            # what was read is neither the one nor the other, and under this hash it would be taken for the first
+            raise DataError("dataset.changed", name=opened.name)
         if path:
             cache.store(path, _named(prepared), asdict(prepared.report))
     prepared.report.warn(max_length)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,6 +145,10 @@ class HubSource:
         self.total: float = len(self.data)
 
     def sha256(self) -> str:
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256()
         for row in self.data:
             digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
