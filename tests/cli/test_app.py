@@ -431,7 +431,7 @@ def test_dry_runs_refuse_what_the_stage_refuses(aegis: Aegis, quick_base: Path, 
 def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
     told = aegis("init", "--base-model", quick_base, "--dataset", dataset, "--out", "my run.toml")
     assert told.code == 0, told.err
-    assert 'next: aegis plan --config "my run.toml"' in told.out
+    assert "next: aegis plan --config 'my run.toml'" in told.out
     told = aegis("train", "--config", "my run.toml", "--run", "r", *SMALL)
     assert told.code == 0, told.err
     config = read_manifest(tmp_path / "r" / "adapter").config

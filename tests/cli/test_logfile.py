@@ -116,3 +116,16 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("AEGIS_LOG_DIR", raising=False)
     assert logfile.log_path() == Path(user_log_dir("aegis-soul")) / "aegis.log"
+
+
+def test_the_file_may_be_shown_on_a_terminal(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a library or a stranger's file put into an error is written out, in the log and under --debug."""
+    logfile.begin(["train", "\x1b]0;owned\x07"])
+    try:
+        raise ValueError("\x1b[2J\x9b")
+    except ValueError as error:
+        logfile.ended_by(error)
+        logfile.show(error)
+    for text in (log.read_text(encoding="utf-8"), capsys.readouterr().err):
+        assert "\\x1b[2J\\x9b" in text
+        assert not set(text) & {"\x1b", "\x07", "\x9b"}

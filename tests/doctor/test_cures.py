@@ -57,16 +57,16 @@ def test_everything_anew_is_the_makers_own_command(made: str) -> None:
 def test_a_package_is_installed_within_our_bounds(made: str) -> None:
     found = cures.install("peft", "somebody-elses")
     if made == "uv":
-        assert found == 'uv pip install --python /env/bin/python "peft>=0.19,<0.22" somebody-elses'
+        assert found == "uv pip install --python /env/bin/python 'peft>=0.19,<0.22' somebody-elses"
     elif made == "pip":
-        assert found == '/env/bin/python -m pip install "peft>=0.19,<0.22" somebody-elses'
+        assert found == "/env/bin/python -m pip install 'peft>=0.19,<0.22' somebody-elses"
     else:
         assert found == cures.set_up_again()
 
 
 def test_torch_is_replaced_by_the_build_that_fits_the_card(made: str) -> None:
     """uv knows the indexes by name; where pip is the installer, it brings uv."""
-    by_uv = 'pip install --python /env/bin/python --torch-backend=auto --reinstall-package torch "torch>=2.11,<2.14"'
+    by_uv = "pip install --python /env/bin/python --torch-backend=auto --reinstall-package torch 'torch>=2.11,<2.14'"
     assert (
         cures.install_torch_for_card()
         == {
@@ -88,4 +88,4 @@ def test_windows_commands_are_powershells(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_a_path_with_spaces_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", r"C:\My Programs\python.exe")
-    assert cures.pip("list") == r'"C:\My Programs\python.exe" -m pip list'
+    assert cures.pip("list") == r"'C:\My Programs\python.exe' -m pip list"

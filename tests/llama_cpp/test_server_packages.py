@@ -17,5 +17,5 @@ def test_what_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPat
     with pytest.raises(EnvironmentFault) as raised:
         serve(Path("absent.gguf"), port=0, context=128)
     assert "sse_starlette" in raised.value.why
-    assert raised.value.fix.endswith('-m pip install "llama-cpp-python[server]==0.3.36"')
+    assert raised.value.fix.endswith("-m pip install 'llama-cpp-python[server]==0.3.36'")
     assert raised.value.exit_code == 3

@@ -15,6 +15,7 @@ import typer
 from aegis.cli import logfile, parser, streams
 from aegis.errors import AegisError
 from aegis.messages import phrase
+from aegis.messages.safe import shown
 from aegis.runs import disk
 from aegis.signals import signal_handlers, terminating_signals
 
@@ -136,7 +137,7 @@ def print_error(what: str, why: str = "", fix: str = "") -> None:
             lines.append(f"  {label}: {line}")
             label = " " * cell_len(label)
     try:
-        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.write(shown("\n".join(lines)) + "\n")
         sys.stderr.flush()
     except BrokenPipeError:
         streams.silence()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,15 +11,10 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from aegis import __version__
+from aegis.messages.safe import shown
 
 VARIABLE = "AEGIS_LOG_DIR"
 _FILE_BYTES, _OLD_FILES = 1_000_000, 3
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_SECRETS = (
-    (re.compile(r"hf_[A-Za-z0-9]{6,}"), "hf_…"),
-    (re.compile(r"(Bearer|Basic)\s+[^\s\"']+"), r"\1 …"),
-    (re.compile(r"://[^/\s@]+@"), "://…@"),
-)
 
 _log = logging.getLogger("aegis")
 
@@ -57,7 +51,7 @@ def ended_by(error: BaseException) -> None:
 
 def show(error: BaseException) -> None:
     """Print the traceback, for --debug."""
-    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.write(shown("".join(traceback.format_exception(error))))
 
 
 class _File(RotatingFileHandler):
@@ -65,17 +59,11 @@ class _File(RotatingFileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=_FILE_BYTES, backupCount=_OLD_FILES, encoding="utf-8", delay=True)
-        self.setFormatter(_WithoutSecrets("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(_Shown("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
 
 
-class _WithoutSecrets(logging.Formatter):
-    """Removes tokens from the complete text, including addresses and tracebacks."""
+class _Shown(logging.Formatter):
+    """The complete text, addresses and tracebacks included, as a terminal would get it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for name in _TOKEN_VARIABLES:
-            if value := os.environ.get(name):
-                text = text.replace(value, "…")
-        for pattern, shown in _SECRETS:
-            text = pattern.sub(shown, text)
-        return text
+        return shown(super().format(record))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from aegis.doctor.finding import CHECKOUT, WINDOWS
+from aegis.messages.safe import shell_program, shell_word
 
 DISTRIBUTION = "aegis-soul"
 
@@ -58,10 +59,10 @@ def install(*requirements: str, again: bool = False) -> str:
     how = how_installed()
     if how in ("start.py", "uv tool", "uvx"):
         return set_up_again()
-    words = [f'"{word}"' if any(c in word for c in ' <>"') else word for word in map(bounded, requirements)]
+    words = [shell_word(bounded(word)) for word in requirements]
     if how == "uv":
         flags = [f"--reinstall-package {_name(word)}" for word in requirements] + ["--no-deps"] if again else []
-        return " ".join(["uv", "pip", "install", "--python", python(), *flags, *words])
+        return " ".join(["uv", "pip", "install", "--python", shell_word(sys.executable), *flags, *words])
     return pip("install", *(["--ignore-installed", "--no-deps"] if again else []), *words)
 
 
@@ -76,7 +77,8 @@ def install_torch_for_card() -> str:
         return f"uv tool install --reinstall --torch-backend=auto {DISTRIBUTION}"
     if how == "uvx":
         return f"uvx --torch-backend=auto --refresh {DISTRIBUTION}"
-    arguments = f'pip install --python {python()} --torch-backend=auto --reinstall-package torch "{bounded("torch")}"'
+    into, torch = shell_word(sys.executable), shell_word(bounded("torch"))
+    arguments = f"pip install --python {into} --torch-backend=auto --reinstall-package torch {torch}"
     if how == "uv":
         return f"uv {arguments}"
     return f"{pip('install', 'uv')}; {python()} -m uv {arguments}"
@@ -89,7 +91,7 @@ def pip(*words: str) -> str:
 
 def python() -> str:
     """The Python that runs this, as a shell takes it."""
-    return f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    return shell_program(sys.executable)
 
 
 def bounded(requirement: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aegis.messages.safe import shell_word
+
 State = Literal["ok", "warn", "fail"]
 Name = Literal[
     "command_line",
@@ -56,7 +58,7 @@ class Finding:
 
 def environment_command(name: str, value: str) -> str:
     """The line that sets a variable in this system's usual shell."""
-    return f'setx {name} "{value}"' if WINDOWS else f"export {name}={value}"
+    return f"setx {name} {shell_word(value)}" if WINDOWS else f"export {name}={shell_word(value)}"
 
 
 def gigabytes(count: float) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import vendor_llama_cpp
 from aegis.errors import EnvironmentFault
+from aegis.messages.safe import shell_program
 from aegis.runs import disk
 from aegis.runs.manifest import file_sha256
 
@@ -103,7 +104,7 @@ def _place() -> Path:
 
 
 def _reinstall(version: str) -> str:
-    again = f'"{sys.executable}" -m pip install --force-reinstall --no-deps --no-binary {_BINDING} '
+    again = f"{shell_program(sys.executable)} -m pip install --force-reinstall --no-deps --no-binary {_BINDING} "
     return f"{again}{_BINDING}=={version}"
 
 

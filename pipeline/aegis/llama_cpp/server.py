@@ -47,7 +47,7 @@ def serve(
         IntegrityError: it is damaged, or has no chat template.
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        wanted = f'"llama-cpp-python[server]=={metadata.version("llama-cpp-python")}"'
+        wanted = f"llama-cpp-python[server]=={metadata.version('llama-cpp-python')}"
         raise EnvironmentFault(
             "server.no_packages", missing=", ".join(missing), executable=sys.executable, wanted=wanted
         )

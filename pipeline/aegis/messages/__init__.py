@@ -18,6 +18,8 @@ from importlib.resources import files
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
+from aegis.messages.safe import fill, shown
+
 Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
 VARIABLE = "AEGIS_LANG"
@@ -70,9 +72,9 @@ class Bilingual:
             }
             entry = _entry(self.key, spoken)
             lines = [entry] if isinstance(entry, str) else [entry.get(name) for name in ErrorText._fields]
-            text = "\n".join(filter(None, (line and line.format(**given) for line in lines)))
+            text = "\n".join(filter(None, (line and fill(line, given) for line in lines)))
         else:
-            text = self.words or self.separator.join(part.in_language(spoken) for part in self.parts)
+            text = shown(self.words) or self.separator.join(part.in_language(spoken) for part in self.parts)
         return text[:1].upper() + text[1:] if self.capital else text
 
     def capitalised(self) -> Bilingual:
@@ -152,7 +154,7 @@ def phrase(key: str, /, **values: object) -> str:
     text = _entry(key, language())
     if not isinstance(text, str):
         raise TypeError(f"{key} is an error, not a text")
-    return text.format(**values)
+    return fill(text, values)
 
 
 def bilingual(key: str, /, **values: object) -> Bilingual:

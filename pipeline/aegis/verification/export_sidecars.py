@@ -10,7 +10,7 @@ from typing import Any
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp.ollama.chat_format import Dialogue
-from aegis.llama_cpp.ollama.modelfile import modelfile, stop_texts
+from aegis.llama_cpp.ollama.modelfile import can_be_written, modelfile, stop_texts
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
@@ -44,6 +44,8 @@ def write_export_sidecars(
         _say_what_is_lost(tokenizer, dialogue)
     ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens(model, config)) if token]
     stops = stop_texts(special_texts(tokenizer), dialogue, ends)
+    if remarks and (left_out := [stop for stop in stops if not can_be_written(stop)]):
+        progress.warn(phrase("export.stops_left_out", stops=", ".join(map(repr, left_out))))
     text = modelfile(files[0].name, dialogue, stops, context, has_template=bool(tokenizer.chat_template))
     (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
     copy_licences(model, folder)

@@ -13,9 +13,10 @@ from rich.console import Console
 from aegis import progress
 from aegis.cli.console import tasks
 from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
+from aegis.cli.exit import print_error
 from aegis.cli.screens import results
 from aegis.errors import AegisError, EnvironmentFault, UsageError
-from aegis.messages import VARIABLE
+from aegis.messages import VARIABLE, phrase
 from aegis.report.card import ollama_name
 
 ROW = {
@@ -189,9 +190,26 @@ def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "m.gguf").write_bytes(bytes(1_500_000))
     text = results.exported(ExportReport(folder, "AEGIS 日本/Phi-3.5", (folder / "m.gguf",), 4096))
-    assert f'aegis chat --gguf "{folder / "m.gguf"}"' in text
+    assert f"aegis chat --gguf '{folder / 'm.gguf'}'" in text
     assert "ollama create aegis----phi-3.5 -f" in text
-    assert f'llama-server -m "{folder / "m.gguf"}" -c 4096' in text
+    assert f"llama-server -m '{folder / 'm.gguf'}' -c 4096" in text
     assert "1.5 MB" in text
-    assert results.shell_quote(Path("plain")) == "plain"
     assert ollama_name("日本") == "aegis"
+
+
+def test_nothing_that_is_shown_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model's own words piece by piece, a file's name, a library's error: what the terminal gets is ink."""
+    hostile = "\x1b]52;c;cm0gLXJm\x07"
+    reporter = ConsoleReporter()
+    assert reporter.stream(hostile, [hostile[:1], hostile[1:], "\x9b2J", "桜\n"], alone=False).startswith(hostile)
+    reporter.say(hostile)
+    reporter.warn(hostile)
+    reporter.result(hostile, {})
+    with reporter.task(phrase("base.downloading", name=hostile), 1, "B") as task:
+        task.advance()
+    print_error(hostile, hostile, hostile)
+    told = capsys.readouterr()
+    for text in (told.out, told.err):
+        assert not set(text) & {"\x1b", "\x07", "\x9b"}
+        assert text.count("\\x1b]52;c;cm0gLXJm\\x07") >= 2
+    assert "桜\n" in told.out

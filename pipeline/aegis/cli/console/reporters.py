@@ -12,6 +12,7 @@ from rich.progress import Progress
 from aegis.cli.console.tasks import BarTask, JsonTask, JsonWatch, PlainTask, TaskWatch, columns_for, emit
 from aegis.cli.console.training_panel import TrainingPanel, phase_text
 from aegis.messages import phrase
+from aegis.messages.safe import printable
 from aegis.progress import SilentTask, SilentWatch, Task, Watch
 from aegis.soul.gate import Phase
 
@@ -27,7 +28,7 @@ class ConsoleReporter:
 
     def say(self, text: str) -> None:
         if not self._quiet:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def warn(self, text: str) -> None:
         self.console.print(phrase("console.warning", text=text), style="yellow", markup=False)
@@ -48,14 +49,14 @@ class ConsoleReporter:
         self.say(f"{known}  {named}  {phrase('console.speed', speed=row['tokens_per_second'])}")
 
     def result(self, text: str, report: object) -> None:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
 
     def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:
-        sys.stdout.write("" if alone else f"{speaker}: ")
+        sys.stdout.write("" if alone else f"{printable(speaker)}: ")
         whole = ""
         for piece in pieces:
-            sys.stdout.write(piece)
+            sys.stdout.write(printable(piece))
             sys.stdout.flush()
             whole += piece
         sys.stdout.write("\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from aegis.cli.screens import memory
 from aegis.messages import phrase
 from aegis.messages.layout import cell_width, ljust, wrap
+from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
@@ -56,7 +56,7 @@ def trained(report: TrainReport, run: Path) -> str:
     steps = phrase("screens.steps", steps=report.steps)
     return (
         f"{report.adapter}\n  {steps}  {'  '.join(losses)}  α {report.alpha:.3f}  g {report.gate:.4f}\n"
-        f"{next_commands(f'aegis merge --run {shell_quote(run)}')}"
+        f"{next_commands(f'aegis merge --run {shell_word(run)}')}"
     )
 
 
@@ -79,7 +79,7 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
 
 def merged(report: MergeReport, run: Path | None) -> str:
     """After merge."""
-    where = f"--run {shell_quote(run)}" if run else f"--model {shell_quote(report.out)} --out FOLDER"
+    where = f"--run {shell_word(run)}" if run else f"--model {shell_word(report.out)} --out FOLDER"
     found = phrase(
         "screens.merged",
         tensors=report.tensors,
@@ -94,7 +94,7 @@ def imported(report: ImportReport) -> str:
     """After import-soul."""
     key = "screens.imported_reflection" if report.reflection else "screens.imported_rotation"
     found = phrase(key, step=report.step, alpha=report.alpha, gate=report.gate, size=report.hidden_size)
-    command = f"aegis merge --base-model BASE --adapter FOLDER --soul {shell_quote(report.out)} --out FOLDER"
+    command = f"aegis merge --base-model BASE --adapter FOLDER --soul {shell_word(report.out)} --out FOLDER"
     return f"{report.out}\n  {found}\n{next_commands(command)}"
 
 
@@ -107,9 +107,9 @@ def exported(report: ExportReport) -> str:
     lines += [f"  {file}  {file.stat().st_size / 1e6:.1f} MB" for file in report.files]
     lines += [
         f"{phrase('screens.next')}:",
-        f"  aegis chat --gguf {shell_quote(first)}",
-        f"  ollama create {ollama_name(report.name)} -f {shell_quote(first.parent / 'Modelfile')}",
-        f"  llama-server -m {shell_quote(first)} -c {report.context_tokens} --jinja",
+        f"  aegis chat --gguf {shell_word(first)}",
+        f"  ollama create {ollama_name(report.name)} -f {shell_word(first.parent / 'Modelfile')}",
+        f"  llama-server -m {shell_word(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)
 
@@ -143,7 +143,7 @@ def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) 
 
 def initialised(out: Path) -> str:
     """After init."""
-    first, second = (f"aegis {command} --config {shell_quote(out)}" for command in ("plan", "run"))
+    first, second = (f"aegis {command} --config {shell_word(out)}" for command in ("plan", "run"))
     return f"{out}\n{next_commands(first, second)}"
 
 
@@ -151,9 +151,3 @@ def next_commands(*commands: str) -> str:
     """Return the next commands, one per line."""
     start = f"{phrase('screens.next')}: "
     return start + f"\n{' ' * cell_width(start)}".join(commands)
-
-
-def shell_quote(path: Path) -> str:
-    """Return a path quoted as one word of a command line."""
-    text = os.fspath(path)
-    return f'"{text}"' if any(c.isspace() for c in text) else text

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
-from aegis.cli.screens.results import next_commands, shell_quote
+from aegis.cli.screens.results import next_commands
 from aegis.messages import phrase
 from aegis.messages.layout import table_row, widths
+from aegis.messages.safe import shell_word
 from aegis.runs import disk
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
@@ -46,8 +46,8 @@ def studied(report: StudyReport, study: Study, run: Path) -> str:
             "",
             phrase(
                 "screens_study.report",
-                report=shell_quote(report.out / "report.json"),
-                picture=shell_quote(report.out / "study.png"),
+                report=shell_word(report.out / "report.json"),
+                picture=shell_word(report.out / "study.png"),
             ),
             next_commands(command(report, study, run)),
         ]
@@ -98,12 +98,12 @@ def _texts(measured: Measured) -> list[str]:
 def command(report: StudyReport, study: Study, run: Path) -> str:
     """Return the command that makes the recommended file, byte for byte."""
     chosen = study.recommended
-    parts = [f"aegis export-gguf --run {shell_quote(run)} --quant {chosen.quant}"]
+    parts = [f"aegis export-gguf --run {shell_word(run)} --quant {chosen.quant}"]
     if "imatrix" in chosen.variant:
-        parts.append(f"--imatrix {shell_quote(report.out / 'imatrix.gguf')}")
+        parts.append(f"--imatrix {shell_word(report.out / 'imatrix.gguf')}")
     if "head-q8_0" in chosen.variant:
         parts.append("--head-quant q8_0")
-    parts.append(f"--name {shlex.quote(report.name)}")
+    parts.append(f"--name {shell_word(report.name)}")
     if chosen.variant != "plain":  # a directory has one recipe: to such an export nothing can be added
         parts.append("--overwrite")
     return " ".join(parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegis.cli.screens.results import shell_quote
 from aegis.messages import phrase
 from aegis.messages.layout import table_row, widths
+from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.verify_file import FileReport
@@ -130,7 +130,7 @@ def _retained(kept: BaseRetention, verdict: Verdict) -> list[str]:
 
 def examined(found: FileReport) -> str:
     """After verify PATH: every check, one line of verdict."""
-    lines = [f"{shell_quote(found.path)}: {phrase(f'kind.{found.kind}')}"]
+    lines = [f"{shell_word(found.path)}: {phrase(f'kind.{found.kind}')}"]
     for check in found.checks:
         lines.append(_checked(check))
         lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]

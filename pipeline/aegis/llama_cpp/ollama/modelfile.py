@@ -30,10 +30,18 @@ def modelfile(
     elif dialogue is not None:
         lines += [f"# Unlike the model's own chat template: {departure}." for departure in dialogue.departures]
         lines.append(f'TEMPLATE """{go_template(dialogue)}"""')
-    # between its quotes Ollama takes every letter as it stands; it knows no escapes
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if can_be_written(stop)]
     lines.append(f"PARAMETER num_ctx {context_tokens}")
     return "\n".join(lines) + "\n"
+
+
+def can_be_written(stop: str) -> bool:
+    """Whether a stop comes through a Modelfile as it is, and only as a stop.
+
+    Between its quotes Ollama takes every letter as it stands and knows no escapes. It drops what does not print, ends
+    the command at a quote before a line feed, and with three quotes at the start it takes in all that follows.
+    """
+    return stop.isprintable() and not f'"{stop}"'.startswith('"""')
 
 
 def go_template(dialogue: Dialogue) -> str:

@@ -1,0 +1,44 @@
+"""Tokens and passwords are left out of everything that is shown or logged: those of a known form, and those in use."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_ADDRESSES: tuple[str, ...] = ("HF_ENDPOINT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_PROXY", "UV_INDEX_URL", "UV_DEFAULT_INDEX")
+_ADDRESSES += tuple(name for kind in ("HTTP", "HTTPS", "ALL") for name in (f"{kind}_PROXY", f"{kind}_PROXY".lower()))
+_SHORTEST = 4
+"""A shorter part of a password is found in too many other words."""
+_FORMS = (
+    (re.compile(r"hf_[A-Za-z0-9]{20,}"), "hf_…"),
+    (re.compile(r"(Bearer|Basic)\s+[^\s\"']+"), r"\1 …"),
+    (re.compile(r"://[^/\s]+@"), "://…@"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text without what nobody else may read, which becomes an ellipsis."""
+    for secret in sorted(_in_use(), key=len, reverse=True):
+        text = text.replace(secret, "…")
+    for pattern, shown in _FORMS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def _in_use() -> set[str]:
+    """This environment's tokens, and what stands before the @ of its addresses, in the forms that libraries print."""
+    tokens = {os.environ.get(name, "") for name in _TOKENS}
+    users = {os.environ.get(name, "").rpartition("://")[2].rpartition("@")[0] for name in _ADDRESSES}
+    found = {*tokens, *(part for user in users for part in _parts(user))}
+    return {secret for secret in found if len(secret) >= _SHORTEST}
+
+
+def _parts(user: str) -> Iterator[str]:
+    """A name and a password: together, the password, and its pieces, which an error about a wrong port may quote."""
+    password = user.partition(":")[2]
+    for form in (password, unquote(password)):
+        yield from (form, *re.split("[:@/]", form))
+    yield from (user, unquote(user))

@@ -1,0 +1,130 @@
+"""Nothing that a stranger named is obeyed: not by the terminal that shows it, not by the shell it is pasted into."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aegis.errors import IntegrityError
+from aegis.messages import Bilingual, bilingual, phrase
+from aegis.messages.safe import printable, shell_program, shell_word, shown
+from aegis.messages.secrets import without_secrets
+
+WINDOW_TITLE = "\x1b]0;owned\x07"
+CLIPBOARD = "\x1b]52;c;cm0gLXJm\x1b\\"
+HOSTILE = [
+    WINDOW_TITLE,
+    CLIPBOARD,
+    "\x1b[2J",
+    "\x9b2J",
+    "\x9d0;x\x9c",
+    "a\rb",
+    "\b\b",
+    "\x7f",
+    "\u202etxt.exe",
+    "\ud800",
+]
+COMMANDS = [
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a;touch pwned",
+    "'; touch pwned; '",
+    '"; touch pwned; "',
+    "a\ntouch pwned",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_terminal_would_obey_is_written_out_at_every_door_of_the_catalogue(text: str) -> None:
+    error = IntegrityError("base.unreadable", path=f"/x/{text}", error=text)
+    given = bilingual("origin.unreadable_card", path=text, name=text)
+    for told in (
+        phrase("base.downloading", name=text),
+        *(str(error), error.what, error.why, error.text.english),
+        *(given.shown, given.in_language("ja"), Bilingual.same(text).shown, Bilingual.joined("\n", [given]).english),
+    ):
+        assert "\\" in told
+        assert not any(ord(c) < 32 and c != "\n" for c in told)
+        assert not any(c in told for c in "\x7f\x9b\x9c\x9d\u202e\ud800")
+        assert told == printable(told)
+
+
+@pytest.mark.parametrize("text", ["日本語、𠮷、😀", "a\nb\tc", "é ½ ←", "زبان", "\u200d"])
+def test_ordinary_text_of_any_script_stays_as_it_is(text: str) -> None:
+    assert printable(text) == phrase("base.downloading", name=text).partition(" ")[2] == text
+    assert shown(text) == text
+
+
+def test_a_line_end_of_windows_is_a_line_end() -> None:
+    assert printable("a\r\nb") == "a\nb"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+@pytest.mark.parametrize("name", [*COMMANDS, "my run", "-x", "日本 語", "plain"])
+def test_a_command_that_is_pasted_runs_nothing_that_a_name_says(tmp_path: Path, name: str) -> None:
+    """The control is the way it was: in double quotes the shell runs what stands in the name."""
+
+    def paste(command: str) -> str:
+        return subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    run = f"/runs/{name}"
+    assert paste(f"printf %s {shell_word(Path(run))}") == run
+    told = phrase("train.go_on", run_root=run)
+    assert paste(f"printf '%s|' {told.partition('aegis ')[2]}") == f"train|--resume|--run|{run}|"
+    assert not (tmp_path / "pwned").exists()
+    paste(f'printf %s "{run}"')
+    assert (tmp_path / "pwned").exists() == (name in ("$(touch pwned)", "`touch pwned`", '"; touch pwned; "'))
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        (r"C:\runs\mine", r"C:\runs\mine"),
+        (r"C:\my runs", r"'C:\my runs'"),
+        ("$(calc)", "'$(calc)'"),
+        ("it's", "'it''s'"),
+        ("it\u2019s", "'it\u2019\u2019s'"),
+        ("a;b", "'a;b'"),
+        ("@args", "'@args'"),
+        ("日本", "日本"),
+        ("", "''"),
+    ],
+)
+def test_powershell_has_quotes_of_its_own(name: str, word: str) -> None:
+    assert shell_word(name, windows=True) == word
+    assert shell_program(name, windows=True) == (f"& {word}" if word.startswith("'") else word)
+
+
+ADDRESSES = [
+    "https://user:s3cr3t-word@proxy.example:3128",
+    "user:s3cr3t-word@proxy.example:3128",
+    "http://user:s3cr3t-word%40x@proxy.example",
+    "http://user:s3cr3t-word@x:yz@proxy.example",
+    "http://s3cr3t-word@proxy.example",
+]
+
+
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_password_of_an_address_in_use_is_shown_in_any_form(
+    monkeypatch: pytest.MonkeyPatch, variable: str, address: str
+) -> None:
+    monkeypatch.setenv(variable, address)
+    for text in (address, address.rpartition("@")[0], "Invalid port: 's3cr3t-word'", "('user', 's3cr3t-word@x')"):
+        for told in (
+            str(IntegrityError("base.unreadable", path="x", error=text)),
+            phrase("base.trying_again", error=text, wait_s=1),
+            shown(text),
+        ):
+            assert "s3cr3t" not in told
+            assert "…" in told
+
+
+def test_an_address_without_a_password_and_a_word_that_is_none_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/api")
+    monkeypatch.setenv("HTTPS_PROXY", "http://u:abc@proxy.example")
+    for text in ("https://hub.example/api", "the alphabet begins with abc", "hf_transfer", "owner/name@main"):
+        assert without_secrets(text) == text
