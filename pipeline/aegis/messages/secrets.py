@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_ADDRESSES: tuple[str, ...] = ("HF_ENDPOINT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_PROXY", "UV_INDEX_URL", "UV_DEFAULT_INDEX")
+_ADDRESSES: tuple[str, ...] = (
+    "HF_ENDPOINT",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_PROXY",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+)
 _ADDRESSES += tuple(name for kind in ("HTTP", "HTTPS", "ALL") for name in (f"{kind}_PROXY", f"{kind}_PROXY".lower()))
 _SHORTEST = 4
 """A shorter part of a password is found in too many other words."""
