@@ -62,6 +62,7 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.base import find_base, load_tokenizer
+    from aegis.model.context import context_tokens
     from aegis.model.device import choose_device
     from aegis.model.live import live_model
     from aegis.model.load import load_base
@@ -71,7 +72,7 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     base = find_base(facts.base_model, facts.revision)
     tokenizer, device = load_tokenizer(base.folder), choose_device("auto")
     load_in: Any = training.config["load_in"]
-    length = context or int(base.config.get("original_max_position_embeddings") or 4096)
+    length = context or context_tokens(base.config)
     with ExitStack() as open_models:
         found: list[ChatModel] = []
         if compare:

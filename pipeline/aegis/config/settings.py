@@ -73,6 +73,11 @@ class TrainConfig(StageConfig):
         "auto",
         description="kept text: written by the base, --keep-data, or half of each; auto uses --keep-data if given",
     )
+    keep_chats: bool = Field(
+        True,
+        description="half of what the base writes as kept text are chats; off: documents alone, for training that is "
+        "meant to change how every question is answered",
+    )
     keep_data: str | None = Field(
         None, description="file or Hub id of text on which the model should stay like its base"
     )

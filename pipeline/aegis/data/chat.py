@@ -20,6 +20,7 @@ from aegis.data.records import Plain, Record
 from aegis.data.rejects import Rejects, RowError
 from aegis.data.template import ChatTemplate, ControlTokens
 from aegis.errors import DataError, UnsupportedModelError
+from aegis.llama_cpp import adds_begin_token
 
 RENDER_SECONDS = 60.0
 """Time for one call of `Encoder.encode` to render its chats; an honest template takes microseconds for each."""
@@ -72,7 +73,7 @@ class Encoder:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._bos = _leading_bos(tokenizer)
+        self._bos = [int(tokenizer.bos_token_id)] if adds_begin_token(tokenizer) else []
         self._eos: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     @cached_property
@@ -166,9 +167,3 @@ def _texts(record: Record) -> Iterator[tuple[str, bool]]:
 def _size(record: Record) -> int:
     """Bytes of a record's texts, four a character at most."""
     return 4 * sum(len(text) for text, _ in _texts(record))
-
-
-def _leading_bos(tokenizer: Any) -> list[int]:
-    """The begin-of-text token if the tokenizer puts it before a text by itself, else nothing."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []

@@ -4,6 +4,7 @@ Importing it loads neither torch nor the bindings: the converter and the quantiz
 and `Runtime` loads the bindings when it opens a file.
 """
 
+from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.convert import convert, refuse_code
@@ -35,6 +36,7 @@ __all__ = [
     "Runtime",
     "TensorInfo",
     "Value",
+    "adds_begin_token",
     "convert",
     "dequantize_rows",
     "describe_library",
@@ -56,4 +58,5 @@ __all__ = [
     "tensor_types",
     "trained_context",
     "tree_at_hand",
+    "with_begin_token",
 ]

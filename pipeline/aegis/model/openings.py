@@ -7,6 +7,7 @@ from typing import Any
 
 from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
 from aegis.data.deadline import within
+from aegis.llama_cpp import with_begin_token
 
 _QUESTION = "AEGIS7question"
 """Stands where the user's text would; no template has it."""
@@ -27,11 +28,14 @@ class Opening:
 
 def openings(tokenizer: Any) -> list[Opening]:
     """A document's, and before it a chat's if the tokenizer has a template that can be followed."""
-    found = []
-    if (chat := _chat_opening(tokenizer)) is not None:
-        found.append(chat)
+    chat = _chat_opening(tokenizer)
+    return [*([] if chat is None else [chat]), document_opening(tokenizer)]
+
+
+def document_opening(tokenizer: Any) -> Opening:
+    """The token that begins a text, or, where there is none, the one that ends the text before."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [*found, Opening((int(start or 0),))]
+    return Opening((int(start or 0),))
 
 
 def _chat_opening(tokenizer: Any) -> Opening | None:
@@ -49,10 +53,7 @@ def _chat_opening(tokenizer: Any) -> Opening | None:
     before, found, after = text.partition(_QUESTION)
     if not found:
         return None
-    ids = tokenizer(before, add_special_tokens=False).input_ids
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer("a").input_ids[:1] == [bos] and ids[:1] != [bos]:
-        ids = [bos, *ids]
+    ids = with_begin_token(tokenizer, tokenizer(before, add_special_tokens=False).input_ids)
     follow = tokenizer(after, add_special_tokens=False).input_ids
     return Opening(tuple(ids), tuple(follow)) if ids and follow else None
 

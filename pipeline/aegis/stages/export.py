@@ -17,6 +17,7 @@ from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
+from aegis.model.context import context_tokens
 from aegis.model.families import check_family
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
@@ -33,7 +34,7 @@ from aegis.runs.manifest import (
     verify_directory,
 )
 from aegis.runs.publish import Staging, publishing, refuse_existing
-from aegis.verification.export_sidecars import context_tokens, end_tokens, write_export_sidecars
+from aegis.verification.export_sidecars import end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.verification.logits import check_answers
 

@@ -14,12 +14,12 @@ from aegis.llama_cpp.ollama.modelfile import can_be_written, modelfile, stop_tex
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
+from aegis.model.context import context_tokens
 from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
 from aegis.report.card import CardFile, gguf_card
 from aegis.verification.texts import in_time
 
 MODELFILE = "Modelfile"
-_CONTEXT_TOKENS = 4096
 
 
 def write_export_sidecars(
@@ -61,12 +61,6 @@ def _say_what_is_lost(tokenizer: Any, dialogue: Dialogue | None) -> None:
         progress.warn(phrase("export.no_template"))
     for departure in dialogue.departures if dialogue else ():
         progress.say(phrase("export.departure", departure=departure))
-
-
-def context_tokens(config: dict[str, Any]) -> int:
-    """The context to run with: past a LongRoPE base's original length llama.cpp changes the factors of every token."""
-    original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-    return min(_CONTEXT_TOKENS, int(original)) if original else _CONTEXT_TOKENS
 
 
 def end_tokens(model: Path, config: dict[str, Any]) -> list[int]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from aegis import progress
 from aegis.errors import IntegrityError, UsageError
-from aegis.llama_cpp import GgufFile, fallback_tensors, read_importance
+from aegis.llama_cpp import GgufFile, adds_begin_token, fallback_tensors, read_importance
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES
+from aegis.model.context import original_context
 from aegis.model.shards import HEAD, HEAD_BIAS, ShardSet, TensorEntry
 from aegis.runs.disk import gguf_bytes
 from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_file
@@ -82,7 +83,7 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
             template = template.get("default")
         if template and gguf.metadata.get("tokenizer.chat_template") != template:
             wrong.append(bilingual("gguf.other_template"))
-        adds_bos = bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+        adds_bos = adds_begin_token(tokenizer)
         # unsaid, llama.cpp adds it for SentencePiece; for other tokenizers that depends on their pre-tokenizer
         unsaid = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
         if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", unsaid)) != adds_bos:
@@ -98,7 +99,7 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
                 ):
                     wrong.append(bilingual("gguf.other_rope", tensor=tensor, key=key))
             factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
-            expected = _longrope_attention_factor(source, scaling)
+            expected = _longrope_attention_factor(source)
             if source["model_type"] == "phi3" and (
                 not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
             ):
@@ -148,11 +149,11 @@ def _beyond_float16(bits: NDArray[np.uint16]) -> bool:
     return bool(bits.view(np.int16).max() >= 0x7C00 or bits.max() >= 0xFC00)
 
 
-def _longrope_attention_factor(config: dict[str, Any], scaling: dict[str, Any]) -> float:
+def _longrope_attention_factor(config: dict[str, Any]) -> float:
     """√(1 + ln s / ln L), s the context's growth and L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
-    key = "original_max_position_embeddings"
-    original = config.get(key) or scaling.get(key) or config["max_position_embeddings"]
-    growth = config["max_position_embeddings"] / original
+    longest: int = config["max_position_embeddings"]
+    original = original_context(config) or longest
+    growth = longest / original
     return 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
 
 

@@ -13,6 +13,7 @@ from aegis.errors import IntegrityError
 from aegis.merging.plan import MergePlan
 from aegis.messages import bilingual
 from aegis.model.base import read_config
+from aegis.model.context import context_tokens
 from aegis.model.provenance import CARD
 from aegis.model.shard_writer import write_index
 from aegis.model.shards import INDEX
@@ -20,7 +21,7 @@ from aegis.model.sidecars import write_sidecars
 from aegis.report.card import CardFile, merged_card
 from aegis.runs.facts import ExportFacts, MergeFacts, Provenance
 from aegis.runs.manifest import MANIFEST, Manifest
-from aegis.verification.export_sidecars import context_tokens, write_export_sidecars
+from aegis.verification.export_sidecars import write_export_sidecars
 from aegis.verification.run_checks import Checks
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aegis.llama_cpp import Message, Runtime
+from aegis.llama_cpp import Message, Runtime, with_begin_token
 from aegis.messages import Bilingual, bilingual
 from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversations_for, in_time
 
@@ -94,6 +94,4 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         IntegrityError: the template does not finish or fails.
     """
     text = in_time(lambda: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return [tokenizer.bos_token_id, *ids] if adds_bos and ids[:1] != [tokenizer.bos_token_id] else ids
+    return with_begin_token(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)

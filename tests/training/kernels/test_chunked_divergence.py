@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.training.kernels import chunked_loss
+from aegis.training.kernels import head_chunks
 from aegis.training.kernels.chunked_divergence import head_divergence
 
 
@@ -25,7 +25,7 @@ def plain(hidden: Tensor, base: Tensor, head: Tensor, bias: Tensor | None, count
 def test_value_and_gradient_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
     """For chunks that divide the rows and chunks that do not; KL the other way round misses."""
     vocab_size = 50
-    monkeypatch.setattr(chunked_loss, "CHUNK_BYTES", 8 * vocab_size * 5)
+    monkeypatch.setattr(head_chunks, "CHUNK_BYTES", 8 * vocab_size * 5)
     generator = torch.Generator().manual_seed(rows)
     head = torch.randn(vocab_size, 16, generator=generator)
     bias = torch.randn(vocab_size, generator=generator) if with_bias else None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.training.kernels import chunked_loss as chunked
+from aegis.training.kernels import head_chunks
 from aegis.training.kernels.chunked_loss import head_loss
 
 
@@ -18,7 +18,7 @@ def plain(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) ->
 def test_equals_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
     """For chunks that divide the rows and chunks that do not; a loss over shifted targets misses."""
     vocab_size = 50
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * vocab_size * 5)
+    monkeypatch.setattr(head_chunks, "CHUNK_BYTES", 4 * vocab_size * 5)
     generator = torch.Generator().manual_seed(rows)
     head = torch.randn(vocab_size, 16, generator=generator)
     bias = torch.randn(vocab_size, generator=generator) if with_bias else None

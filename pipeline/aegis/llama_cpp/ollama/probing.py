@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from aegis.llama_cpp.begin_token import adds_begin_token
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
 
@@ -68,8 +69,8 @@ def dialogue_of(tokenizer: Any) -> Dialogue | None:
         return text
 
     # what llama.cpp and Ollama add by themselves is what the tokenizer adds by itself
-    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    dialogue = take_apart(render, special_texts(tokenizer), tokenizer.bos_token if adds_bos else None)
+    begin = tokenizer.bos_token if adds_begin_token(tokenizer) else None
+    dialogue = take_apart(render, special_texts(tokenizer), begin)
     probe = [_message("user", "x")]
     if dialogue is not None and render(probe, True) != render(probe, True, template):
         return replace(dialogue, departures=(*dialogue.departures, DATED))

@@ -23,7 +23,7 @@ from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.base_states import release, writing_base
 from aegis.model.base_text import WrittenTexts, write_texts
-from aegis.model.openings import openings
+from aegis.model.openings import Opening, document_opening, openings
 from aegis.runs import disk
 from aegis.runs.manifest import digest
 from aegis.runs.run import Run
@@ -90,7 +90,8 @@ def _both(written: Kept, data: Kept) -> Kept:
 def _written(
     config: TrainConfig, base: Base, tokenizer: Any, device: torch.device, count: int, run: Run | None
 ) -> Kept:
-    key = _key(base, tokenizer, config.max_length, count)
+    kinds = openings(tokenizer) if config.keep_chats else [document_opening(tokenizer)]
+    key = _key(base, tokenizer, config.max_length, count, kinds)
     path = disk.cache_directory() / "kept" / f"{key}.windows"
     found = kept.load(path)
     if found is None and run is not None and (found := kept.of_run(run, key)) is not None:
@@ -100,7 +101,7 @@ def _written(
         progress.say(phrase("keep.written_before", windows=report.windows, heldout=report.heldout_windows))
         return found
     began = time.monotonic()
-    made = _write(base, tokenizer, device, config.max_length, count, key)
+    made = _write(base, tokenizer, device, config.max_length, count, kinds, key)
     release(device)
     kept.store(path, made)
     report = made.report
@@ -118,7 +119,7 @@ def _written(
     return made
 
 
-def _key(base: Base, tokenizer: Any, max_length: int, count: int) -> str:
+def _key(base: Base, tokenizer: Any, max_length: int, count: int, kinds: Sequence[Opening]) -> str:
     return digest(
         [
             _FORMAT,
@@ -128,12 +129,20 @@ def _key(base: Base, tokenizer: Any, max_length: int, count: int) -> str:
             {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             max_length,
             count,
+            [(opening.ids, opening.follow) for opening in kinds],
         ]
     )[:32]
 
 
-def _write(base: Base, tokenizer: Any, device: torch.device, max_length: int, count: int, key: str) -> Kept:
-    kinds = openings(tokenizer)
+def _write(
+    base: Base,
+    tokenizer: Any,
+    device: torch.device,
+    max_length: int,
+    count: int,
+    kinds: Sequence[Opening],
+    key: str,
+) -> Kept:
     shares = [count // len(kinds) + (number < count % len(kinds)) for number in range(len(kinds))]
     written: list[WrittenTexts] = []
     windows: list[Windows] = []

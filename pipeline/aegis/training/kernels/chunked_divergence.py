@@ -7,15 +7,12 @@ softmax(base).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aegis.training.kernels import chunked_loss
+from aegis.training.kernels.head_chunks import compile_once, head_chunks, scaled_gradient
 
 
 def _errors(
@@ -33,11 +30,6 @@ def _errors(
     return divergence, error.to(dtype)
 
 
-@cache
-def _compiled_errors() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(_errors, dynamic=False)
-
-
 class _HeadDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -49,14 +41,10 @@ class _HeadDivergence(torch.autograd.Function):
         counted: Tensor,
         compiled: bool,
     ) -> Tensor:
-        errors = _compiled_errors() if compiled else _errors
+        errors = compile_once(_errors) if compiled else _errors
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # two sides: half as many rows at a time as the task's loss has
-        chunks = max(1, math.ceil(8 * hidden.shape[0] * head.shape[0] / chunked_loss.CHUNK_BYTES))
-        height = max(1, math.ceil(hidden.shape[0] / chunks))
-        for start in range(0, hidden.shape[0], height):
-            rows = slice(start, start + height)
+        for rows in head_chunks(hidden, head, sides=2):
             divergence, error = errors(
                 hidden[rows] @ head.T, base_hidden[rows] @ head.T, bias, counted[rows], head.dtype
             )
@@ -68,8 +56,7 @@ class _HeadDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (None if gradient is None else gradient * outer[0].to(gradient.dtype)), None, None, None, None, None
+        return scaled_gradient(ctx, outer[0]), None, None, None, None, None
 
 
 def head_divergence(

@@ -8,18 +8,13 @@ states is all that is needed, and it is formed in the forward pass while the chu
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aegis.data.packing import IGNORED
-
-CHUNK_BYTES = 64 << 20
-"""Float32 logits held at a time."""
+from aegis.training.kernels.head_chunks import compile_once, head_chunks, scaled_gradient
 
 
 def _errors(logits: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -36,21 +31,13 @@ def _errors(logits: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.d
     return loss, error.to(dtype)
 
 
-@cache
-def _compiled_errors() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(_errors, dynamic=False)
-
-
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool) -> Tensor:
-        errors = _compiled_errors() if compiled else _errors
+        errors = compile_once(_errors) if compiled else _errors
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunks = max(1, math.ceil(4 * hidden.shape[0] * head.shape[0] / CHUNK_BYTES))
-        height = math.ceil(hidden.shape[0] / chunks)
-        for start in range(0, hidden.shape[0], max(1, height)):
-            rows = slice(start, start + height)
+        for rows in head_chunks(hidden, head):
             loss, error = errors(hidden[rows] @ head.T, bias, targets[rows], head.dtype)
             total += loss
             if gradient is not None:
@@ -60,8 +47,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (None if gradient is None else gradient * outer[0].to(gradient.dtype)), None, None, None, None
+        return scaled_gradient(ctx, outer[0]), None, None, None, None
 
 
 def head_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, *, compiled: bool = False) -> Tensor:
