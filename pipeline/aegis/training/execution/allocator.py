@@ -11,7 +11,7 @@ import psutil
 import torch
 
 _MAX_FILLED, _MIN_SPARE_BYTES = 0.9, 2**29
-"""The largest part of free memory that a plan may fill, and the bytes that it must leave: see `usable_bytes`."""
+"""The largest fraction of free memory that a plan may fill, and the bytes that it must leave: see `usable_bytes`."""
 
 
 def let_segments_grow(device: torch.device) -> None:
@@ -62,14 +62,14 @@ def _total_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset the GPU's peak; a CPU has none that could be reset."""
+    """Reset the GPU's peak; nothing on a CPU, whose peak is not counted."""
     if device.type == "cuda":
-        torch.cuda.init()  # without it torch refuses its statistics until something has used the GPU
+        torch.cuda.init()  # torch refuses its statistics until something has used the GPU
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most bytes that the GPU's allocator handed out at once; on a CPU the process's resident memory now."""
+    """Return the GPU allocator's peak in bytes; on a CPU the process's resident memory now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)

@@ -1,6 +1,6 @@
 """The options for a faster or smaller step, and the choice among them; `execution.install` puts them in place.
 
-varlen_attention     FlashAttention within documents and tabulated cosines: no mask, no question to the GPU
+varlen_attention     FlashAttention within documents and tabulated cosines: no mask, nothing is read from the GPU
 nf4_kernel           NF4 weights are read by a kernel of our own (`kernels.nf4_linear`)
 compiled             torch.compile fuses each decoder layer's small kernels (`execution.compile`)
 cuda_graphs          the step is replayed as CUDA graphs (`execution.cuda_graphs`)
@@ -35,7 +35,7 @@ _STAYING = 3
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """What is switched on; see the module.
+    """The options that are switched on; the module's docstring explains each.
 
     Attributes:
         checkpointed_layers: number of layers, counted from the first.
@@ -79,7 +79,7 @@ class ExecutionOptions:
         )
 
     def explain(self, layers: int) -> str:
-        """One line for people.
+        """Return the options as one line of text.
 
         Args:
             layers: number of decoder layers.

@@ -1,8 +1,7 @@
-"""KL(base ‖ trained) through the LM head, without ever holding all the logits of either side.
+"""KL(base ‖ trained) through the LM head, in chunks of rows: the logits of all rows never exist at the same time.
 
-As in `chunked_loss`, the head is frozen, so that the gradient of the trained hidden states is all that is needed; it is
-formed in the forward pass, while the logits of a chunk of rows are there: ∂KL/∂logits = softmax(trained) −
-softmax(base).
+As in `chunked_loss`, the head is frozen and only the trained hidden states need a gradient. The forward pass computes
+it while it has a chunk's logits: ∂KL/∂logits = softmax(trained) − softmax(base).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from aegis.training.kernels.head_chunks import compile_once, head_chunks, scaled
 def _errors(
     trained: Tensor, base: Tensor, bias: Tensor | None, counted: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Sum of a chunk's divergences, and softmax(trained) − softmax(base) in `dtype`; zero where not `counted`."""
+    """Return a chunk's summed divergence, and softmax(trained) − softmax(base) in `dtype`; zero where not `counted`."""
     trained, base = trained.float(), base.float()
     if bias is not None:
         trained, base = trained + bias.float(), base + bias.float()
@@ -68,18 +67,18 @@ def head_divergence(
     *,
     compiled: bool = False,
 ) -> Tensor:
-    """Sum of KL(base ‖ trained) over rows, of the softmaxes of hidden @ headᵀ + bias.
+    """Return KL(base ‖ trained) summed over rows; each distribution is softmax(hidden @ headᵀ + bias).
 
     Args:
-        hidden: (n, hidden_size), the trained model's, any float dtype.
-        base_hidden: (n, hidden_size), the base's at the same places, same dtype; gets no gradient.
-        head: the frozen LM head of both, (vocab_size, hidden_size), dtype of `hidden`.
+        hidden: (n, hidden_size), the trained model's hidden states, any float dtype.
+        base_hidden: (n, hidden_size), the base's hidden states at the same positions, same dtype; gets no gradient.
+        head: (vocab_size, hidden_size), the frozen LM head of both models, dtype of `hidden`.
         bias: (vocab_size,) or None.
-        counted: (n,) bool; the other rows count nothing.
-        compiled: let torch.compile make one kernel of the arithmetic between the matrix products.
+        counted: (n,) bool; the other rows add nothing.
+        compiled: let torch.compile fuse the arithmetic between the matrix products into one kernel.
 
     Returns:
-        Scalar float32 sum in nats, whose gradient reaches `hidden` only.
+        Scalar float32 sum in nats; its gradient reaches `hidden` only.
     """
     divergence: Tensor = _HeadDivergence.apply(  # type: ignore[no-untyped-call]
         hidden, base_hidden, head, bias, counted, compiled

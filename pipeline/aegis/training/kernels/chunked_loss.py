@@ -1,9 +1,9 @@
-"""The LM head and its loss, without ever holding all the logits.
+"""The LM head and its cross-entropy, in chunks of rows: the logits of all rows never exist at the same time.
 
-At 4096 tokens and a vocabulary of 32,064 the logits and their gradient are 2 GB in float32; here they exist for one
-chunk of rows at a time, and not at all where nothing is trained. The head is frozen, so the gradient of the hidden
-states is all that is needed, and it is formed in the forward pass while the chunk's logits are there
-(the idea of Wijmans et al. 2024, arXiv:2411.09009, and of Liger, arXiv:2410.10989, in plain torch).
+At 4096 tokens and a vocabulary of 32,064 the logits and their gradient are 2 GB in float32. Here they exist for one
+chunk of rows at a time, and rows that are not trained have none. The head is frozen and only the hidden states need a
+gradient, so the forward pass computes it while it has the chunk's logits (the idea of Wijmans et al. 2024,
+arXiv:2411.09009, and of Liger, arXiv:2410.10989, in plain torch).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aegis.training.kernels.head_chunks import compile_once, head_chunks, scaled
 
 
 def _errors(logits: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of a chunk, and softmax(logits) − onehot(targets) in `dtype`; zero where IGNORED."""
+    """Return a chunk's summed cross-entropy, and softmax(logits) − onehot(targets) in `dtype`; zero where IGNORED."""
     wide = logits.float()
     if bias is not None:
         wide = wide + bias.float()
@@ -51,14 +51,14 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, *, compiled: bool = False) -> Tensor:
-    """Sum of cross-entropies of `targets` under the logits hidden @ headᵀ + bias.
+    """Return the summed cross-entropy of `targets` under the logits hidden @ headᵀ + bias.
 
     Args:
         hidden: (n, hidden_size), the rows whose next token is trained, any float dtype.
-        head: the frozen LM head, (vocab_size, hidden_size), dtype of `hidden`.
+        head: (vocab_size, hidden_size), the frozen LM head, dtype of `hidden`.
         bias: (vocab_size,) or None.
-        targets: (n,) int64 token ids; rows with IGNORED count nothing.
-        compiled: let torch.compile make one kernel of the arithmetic between the two matrix products.
+        targets: (n,) int64 token ids; rows with IGNORED add nothing.
+        compiled: let torch.compile fuse the arithmetic between the two matrix products into one kernel.
 
     Returns:
         Scalar float32 sum in nats; divide by the number of targets of the whole optimizer step. Its gradient

@@ -1,8 +1,8 @@
 """The adapter's two products, result + scale · drop(x) Aᵀ Bᵀ (Hu et al. 2021, arXiv:2106.09685), and their gradients.
 
-What is saved for the backward pass is the input, which the base keeps anyway, and x·Aᵀ, r numbers a token; the dropout
-mask is worked out again (`model.dropout`). A and B come twice: the float32 masters, which get the gradients, and their
-casts, which are multiplied.
+The backward pass needs the input, which the base keeps anyway, and x·Aᵀ, which has r numbers per token; it computes the
+dropout mask again (`kernels.dropout`). A and B are passed twice: the float32 masters get the gradients, and their casts
+are multiplied.
 """
 
 from __future__ import annotations
@@ -52,6 +52,6 @@ class Up(torch.autograd.Function):
 def up_gradients(
     outer: Tensor, inner: Tensor, b_low: Tensor, scale: float, master_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `inner` and of B's master, of scale · inner Bᵀ."""
+    """Return the gradients of `inner` and of B's master, for the product scale · inner Bᵀ."""
     rows = outer.flatten(0, -2)
     return (rows @ b_low).mul(scale), (rows.mT @ inner).to(master_dtype).mul(scale)

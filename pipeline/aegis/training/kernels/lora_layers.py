@@ -1,8 +1,8 @@
-"""The adapter's arithmetic while it is trained: in the base's dtype, from float32 masters.
+"""peft's LoRA layers with training's own forward pass: products in the base's dtype, from float32 masters.
 
-peft keeps a float32 adapter by casting every activation to float32 and its product back, which at 512 tokens costs
-more than the adapter's own matrix products. Here the small matrices are cast instead, once a step; masters, their
-gradients and the optimizer stay float32.
+For a float32 adapter, peft casts every activation to float32 and the product back; at 512 tokens this costs more than
+the adapter's own matrix products. Here the small matrices are cast instead, once per step. Masters, their gradients and
+the optimizer stay in float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ADAPTER = "default"
 
 
 class _Adapted:
-    """Mixed into a peft LoRA layer's class: the same parameters, another forward pass."""
+    """A mixin for a peft LoRA layer's class: it replaces the forward pass and keeps the parameters."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         a, b = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
@@ -35,12 +35,12 @@ class _Adapted:
 
 
 class LoraLayers:
-    """All LoRA layers of a peft model, taken over for training.
+    """All LoRA layers of a peft model, with the forward pass of this module.
 
     Args:
-        model: from `model.lora.attach_lora`; its parameters stay peft's, under peft's names.
-        dtype: to compute in.
-        rate: of dropout before A.
+        model: from `model.lora.attach_lora`; its parameters and their names stay peft's.
+        dtype: the dtype that the products are computed in.
+        rate: the dropout rate before A.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype, rate: float) -> None:
@@ -50,7 +50,7 @@ class LoraLayers:
         device = self._layers[0].lora_A[_ADAPTER].weight.device
         self.dropout = DropoutRate(rate, device)
         self.seeds = torch.zeros(len(self._layers), dtype=torch.int32, device=device)
-        """One a layer, set before each forward pass with new dropout."""
+        """One seed per layer, set before each forward pass that needs a new dropout mask."""
         self._masters: list[Tensor] = []
         self._low: list[Tensor] = []
         for number, layer in enumerate(self._layers):
@@ -72,13 +72,13 @@ class LoraLayers:
         return low
 
     def cast(self) -> None:
-        """Cast the masters again; due after every optimizer step."""
+        """Cast the masters again; the caller does this after every optimizer step."""
         if self._low:
             torch._foreach_copy_(self._low, self._masters)
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """The adapters as they are now, whole, while the block runs."""
+        """Use the adapters' current values, without dropout, while the block runs."""
         self.cast()
         self.dropout.switch(on=False)
         try:
@@ -87,7 +87,7 @@ class LoraLayers:
             self.dropout.switch(on=True)
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
-        """Give each layer its dropout seed for the forward passes that follow."""
+        """Set each layer's dropout seed for the forward passes that follow."""
         host = torch.tensor(seeds, dtype=torch.int32)
         if self.seeds.is_cuda:
             host = host.pin_memory()

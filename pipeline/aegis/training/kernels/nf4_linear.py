@@ -1,13 +1,13 @@
-"""The base's linear layers while an adapter is trained on them: a frozen NF4 weight, read once a direction.
+"""A linear layer with a frozen NF4 weight, and the adapter's product in the same operator.
 
-y = x Wᵀ + b forward and dx = dy W backward, where W is dequantized anew each time and let go: at 3.8 B it would take
-7 GB to keep. bitsandbytes does the same in three kernels, whose writes reach half of the memory's speed; here one
-makes W from its codes and both levels of its scales (`model.nf4_kernel`), to the same bits. A third of a step of 512
-tokens was dequantization.
+Forward is y = x Wᵀ + b and backward is dx = dy W. Each of them dequantizes W and releases it again: for a 3.8 B model
+all of W would take 7 GB. bitsandbytes dequantizes in three kernels that write at half of the memory's speed; here one
+kernel computes W from its codes and both levels of its scales (`kernels.nf4_triton`), with the same bits. Before that,
+dequantization was a third of a step of 512 tokens.
 
-Both directions are operators that the compiler does not look into: it would find W in either and keep the first for the
-second. Where an adapter sits on the layer, its product is made first and W's is added to it in place: a sum of its own
-would read and write the result twice more.
+Forward and backward are custom operators, because torch.compile does not look inside them: otherwise it would see the
+same W in both, and keep it from forward to backward. Where the layer has an adapter, the adapter's product is computed
+first and x Wᵀ is added to it in place; a separate sum would read and write the result twice more.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _linear_backward_shape(outer: Tensor, *rest: Any) -> Tensor:
 
 
 class _Nf4Product(torch.autograd.Function):
-    """x Wᵀ + bias, and + scale · inner Bᵀ where there is an adapter."""
+    """x Wᵀ + bias, plus scale · inner Bᵀ where there is an adapter."""
 
     @staticmethod
     def forward(
@@ -104,7 +104,7 @@ class _Nf4Product(torch.autograd.Function):
 
 
 class Nf4Linear:
-    """Mixed into a bitsandbytes layer's class: the same weight, another product."""
+    """A mixin for the class of bitsandbytes' linear layer: it replaces the product and keeps the weight."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.with_low_rank(x, None, None, None, 1.0)
@@ -112,19 +112,19 @@ class Nf4Linear:
     def with_low_rank(
         self: Any, x: Tensor, inner: Tensor | None, b: Tensor | None, b_low: Tensor | None, scale: float
     ) -> Any:
-        """The layer's product and `low_rank.Up` in one, or its product alone."""
+        """Return the layer's product, plus `lora.Up`'s if `inner` is given."""
         return _Nf4Product.apply(  # type: ignore[no-untyped-call]
             x, self.bias, self.out_features, inner, b, b_low, scale, *self.aegis_state
         )
 
 
 def supports_nf4_linear(device: torch.device) -> bool:
-    """Whether the kernel can run: it is written in Triton, which torch brings along on Linux."""
+    """Whether the kernel can run: it needs a GPU and Triton, which torch installs on Linux."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
 def install_nf4_linear(model: Any) -> None:
-    """Take over every layer whose weight is in NF4 with doubly quantized scales; the weights stay where they are."""
+    """Mix `Nf4Linear` into every layer whose weight is NF4 with double quantization; the weights do not move."""
     from bitsandbytes.nn import Linear4bit
 
     for layer in model.modules():

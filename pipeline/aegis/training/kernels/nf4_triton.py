@@ -1,10 +1,10 @@
-"""NF4 with doubly quantized scales to 16 bit, in one kernel that writes at the memory's speed.
+"""Dequantizes NF4 with double quantization to 16 bit, in one Triton kernel that writes at the memory's speed.
 
-A block of 64 values is 32 bytes of codes, the first value in a byte's upper half, and an 8-bit code for its absmax; 256
-of those share a scale, and all of them an offset (Dettmers et al. 2023, arXiv:2305.14314, section 3). Products and sums
-are rounded one by one, as bitsandbytes' own kernels round them: the values are the same to the bit.
+A block of 64 values has 32 bytes of codes, the first value in a byte's upper half, and an 8-bit code for its absmax.
+256 absmax codes share a scale, and all of them share an offset (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+Each product and each sum is rounded by itself, as in bitsandbytes' kernels, so the values are the same to the bit.
 
-Only imported where there is Triton.
+Import this module only where Triton is installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 _BLOCKS = 32
-"""Blocks of 64 values per program; with two warps that was the quickest of twenty ways on an H200."""
+"""Blocks of 64 values per program; with two warps this was the fastest of twenty combinations on an H200."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -24,7 +24,7 @@ def _kernel(codes, absmax, absmax_code, absmax_scale, offset, nf4, out, blocks, 
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     there = block < blocks
     scale = tl.load(absmax_code + tl.load(absmax + block, mask=there, other=0).to(tl.int32))
-    # a product and a sum that the compiler may not contract
+    # the compiler must not contract this product and this sum into one operation
     scale = libdevice.mul_rn(scale, tl.load(absmax_scale + block // 256, mask=there, other=0.0))
     scale = libdevice.add_rn(scale, tl.load(offset))[:, None]
     there = there[:, None]
@@ -49,12 +49,12 @@ def dequantize(
     """Return the weight (rows, columns) in `dtype`, rows · columns a multiple of 64.
 
     Args:
-        codes: uint8, two values a byte.
-        absmax: uint8, one a block.
-        absmax_code: (256,) float32, what absmax' codes stand for.
-        absmax_scale: float32, one for 256 blocks.
+        codes: uint8, two values per byte.
+        absmax: uint8, one per block.
+        absmax_code: (256,) float32, the value of each code in `absmax`.
+        absmax_scale: float32, one per 256 blocks.
         offset: scalar float32.
-        nf4: (16,) float32, what the codes stand for.
+        nf4: (16,) float32, the value of each code in `codes`.
     """
     out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     blocks = out.numel() // 64

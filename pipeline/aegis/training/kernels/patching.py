@@ -1,4 +1,4 @@
-"""A library's layer with another forward pass: its parameters, names and place in the model stay."""
+"""Gives a library's layer another forward pass; its parameters and their names stay the same."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from functools import cache
 
 
 @cache
-def with_mixin(layer: type, by: type) -> type:
-    """The class of a layer with `by` mixed in before it.
+def with_mixin(layer: type, mixin: type) -> type:
+    """Return the subclass of `mixin` and `layer`, in this order.
 
-    One class for all layers of a kind: compiled code asks for it, and would be compiled anew for another.
+    All layers of a kind get the same class: compiled code checks the class, and a new one would be compiled again.
     """
-    return type(by.__name__.lstrip("_") + layer.__name__, (by, layer), {})
+    return type(mixin.__name__.lstrip("_") + layer.__name__, (mixin, layer), {})

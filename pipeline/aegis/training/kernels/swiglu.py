@@ -1,7 +1,7 @@
-"""SiLU(gate) · up where one product makes both, as in Phi-3's MLP, with a backward pass that reads them once.
+"""SiLU(gate) · up of an MLP whose gate and up come from one product (Phi-3), with a backward pass that reads each once.
 
-The gradient of gate and up is then one tensor, of which the compiler works out each half as one side of a choice, and
-reads gate, up and the outer gradient for both sides.
+torch.compile writes the gradient of gate and up as one tensor with a choice between two halves, and then reads gate, up
+and the outer gradient for both halves.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class _SwigluProduct(torch.autograd.Function):
 
 
 class _Swiglu:
-    """Mixed into an MLP's class: the same two layers, another way between them."""
+    """A mixin for an MLP's class: it keeps the two layers and replaces the activation between them."""
 
     def forward(self: Any, hidden: Tensor) -> Any:
         return self.down_proj(_SwigluProduct.apply(self.gate_up_proj(hidden)))  # type: ignore[no-untyped-call]
 
 
 def install_swiglu(model: Any) -> None:
-    """Take over the MLPs of Phi-3's kind; others stay as they are."""
+    """Mix `_Swiglu` into every MLP of Phi-3's kind; others stay as they are."""
     from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
     gated = with_mixin(Phi3MLP, _Swiglu)

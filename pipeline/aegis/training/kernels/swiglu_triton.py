@@ -1,6 +1,6 @@
-"""The gradient of SiLU(gate) · up in one kernel: three rows read, two written.
+"""The gradient of SiLU(gate) · up in one Triton kernel, which reads three rows and writes two.
 
-Only imported where there is Triton.
+Import this module only where Triton is installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
-"""Columns done by one program."""
+"""Columns per program."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -34,8 +34,8 @@ def swiglu_backward(outer: Tensor, gate_up: Tensor) -> Tensor:
     """Return the gradient of gate and up, with the shape of `gate_up` (…, 2 · width).
 
     Args:
-        outer: (…, width), the product's gradient, same dtype.
-        gate_up: gate's columns, then up's.
+        outer: (…, width), the gradient of the product, same dtype.
+        gate_up: (…, 2 · width), gate's columns, then up's.
     """
     outer, gate_up = outer.contiguous(), gate_up.contiguous()
     out, width = torch.empty_like(gate_up), outer.shape[-1]

@@ -1,8 +1,8 @@
-"""Attention and rotary embedding for packed windows that never ask the GPU a question.
+"""Attention and rotary embedding for packed windows, without reading a value from the GPU.
 
-transformers builds a mask for packed documents by looking at the positions from the host, and picks LongRoPE's factors
-in the same way; both make the GPU wait at every step and neither can be captured in a CUDA graph. Here the edges of the
-documents go to the kernel itself (FlashAttention's variable-length form, in torch), and cosines come from a table.
+For packed documents transformers reads the positions on the host, to build a mask and to choose LongRoPE's factors.
+Both make the GPU wait at every step, and neither can be captured in a CUDA graph. Here the kernel gets the edges of the
+documents (torch's variable-length form of FlashAttention), and cosines and sines come from a table.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 NAME = "aegis_packed"
 _TABLED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "proportional"})
-"""Rotary embeddings whose value depends on the position and, for longrope, on which side of one length it lies."""
+"""Rotary embeddings whose value depends on the position only and, for longrope, on whether it exceeds one length."""
 
 
 def supports_varlen(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this module can serve `model`: FlashAttention's kernels (sm_80 on, 16 bit), a rotary embedding known."""
+    """Whether `model` can use this module: it needs FlashAttention (sm_80 or newer, 16 bit) and a known rotary type."""
     config = model.config.get_text_config()
     kernels = (
         device.type == "cuda"
@@ -38,16 +38,16 @@ def supports_varlen(model: Any, device: torch.device, dtype: torch.dtype) -> boo
 
 
 def has_tabulable_rope(model: Any) -> bool:
-    """Whether the decoder has one rotary embedding, of a kind that a table can hold."""
+    """Whether the decoder has one rotary embedding, and a table can hold it."""
     kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", None)
     return isinstance(kind, str) and kind in _TABLED
 
 
 def install_attention(model: Any) -> None:
-    """Make `model` attend within documents only, by the edges passed to its decoder.
+    """Make `model` attend within documents only, given their edges.
 
-    The decoder then takes `cu_seq_lens_q` (int32, (documents + 1,), over the flattened windows) and `max_length_q` (the
-    longest document); without them every window is one document.
+    The decoder then takes `cu_seq_lens_q` ((documents + 1,) int32, edges in the flattened windows) and `max_length_q`
+    (tokens of the longest document); without them every window is one document.
     """
     from transformers import AttentionInterface
 
@@ -68,9 +68,12 @@ def _attend(
     max_length_q: int | None = None,
     **_more: Any,
 ) -> tuple[Tensor, None]:
-    """query (batch, heads, length, width); key and value may have fewer heads. Gives (batch, length, heads, width)."""
+    """Attend; query is (batch, heads, length, width), the result (batch, length, heads, width).
+
+    Key and value may have fewer heads.
+    """
     batch, _, length, _ = query.shape
-    # where queries, keys and values come from one product, its view would keep all three for the backward pass
+    # where queries, keys and values come from one product, a view of it would keep all three for the backward pass
     value = value.transpose(1, 2).contiguous().transpose(1, 2)
     windowed = sliding_window is not None and sliding_window < (max_length_q or length)
     if cu_seq_lens_q is None and not windowed:
@@ -101,7 +104,7 @@ def _by_documents(
 
 
 def _varlen_asks_for_gqa() -> bool:
-    # from torch 2.12 on grouped heads must be asked for; before, the kernel just took them
+    # since torch 2.12 grouped heads need this argument; before, the kernel accepted them without it
     from torch.nn.attention import varlen
 
     return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
@@ -111,12 +114,12 @@ _VARLEN_ASKS_FOR_GQA = _varlen_asks_for_gqa()
 
 
 class RotaryTable(nn.Module):
-    """A rotary embedding looked up by position, with the same values as the module it was made from.
+    """A rotary embedding that looks its values up by position; they equal those of `rotary`.
 
     Args:
-        rotary: the decoder's own.
-        length: positions 0 to length − 1 are tabled.
-        like: a tensor of the hidden state's dtype, on its device.
+        rotary: the decoder's own module.
+        length: the table holds positions 0 to length − 1.
+        like: a tensor with the hidden state's dtype and device.
     """
 
     def __init__(self, rotary: Any, length: int, like: Tensor) -> None:
@@ -129,12 +132,12 @@ class RotaryTable(nn.Module):
         whole = rotary(like, positions)
         self.long = [part[0].clone() for part in whole]
         if self.switch_at is not None:
-            # below the original length the short factors hold for every token of a batch
+            # a batch without a position beyond the original length uses the short factors for every token
             short = rotary(like, positions[:, :original])
             self.short = [torch.cat([s[0], far[original:]]) for s, far in zip(short, self.long, strict=True)]
 
     def forward(self, _hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (cos, sin), each position_ids.shape + (rotary width,)."""
+        """Return (cos, sin), each of shape position_ids.shape + (rotary width,)."""
         cos, sin = (part[position_ids] for part in self.long)
         if self.switch_at is not None:
             beyond = position_ids.max() >= self.switch_at

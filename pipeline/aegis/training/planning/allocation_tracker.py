@@ -1,7 +1,8 @@
-"""Counts what a step allocates without allocating it: the real graph is run on tensors that have a shape and no data.
+"""Counts what a step allocates without allocating it: the real graph runs on tensors that have a shape and no data.
 
-What a GPU does otherwise than the meta device is put in its place: products with 4-bit weights dequantize the whole
-matrix first, attention runs in one kernel that keeps no scores, dropout keeps a mask of bytes.
+Where a GPU allocates differently from the meta device, a function that allocates as the GPU does replaces the original:
+products with 4-bit weights dequantize the matrix first, attention is one kernel that keeps no scores, dropout keeps a
+mask of bytes.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ _BLOCK_BYTES = 512
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Bytes of the storages that were made inside the block and still live.
+    """Counts the bytes of the storages that are created inside the block and still exist.
 
     Args:
-        known: tensors that were there before; views of them cost nothing.
+        known: tensors that exist already; views of them count nothing.
 
     Attributes:
-        peak: the most that lived at once.
-        part_at_peak: how much of that was made inside `part` blocks.
+        peak: the largest number of bytes at one time.
+        part_at_peak: bytes of the peak that were created inside `part` blocks.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -43,7 +44,7 @@ class AllocationTracker(TorchDispatchMode):
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """What is made inside this block is counted by itself as well."""
+        """Count what this block creates separately as well."""
         self._in_part = True
         try:
             yield
@@ -80,24 +81,24 @@ class AllocationTracker(TorchDispatchMode):
 
 @contextmanager
 def emulating_cuda(*, fused: bool = False) -> Iterator[None]:
-    """Let attention and dropout allocate as their CUDA kernels do; for the recomputation in a backward pass too.
+    """Let attention and dropout allocate as their CUDA kernels do, also while a backward pass recomputes.
 
     Args:
         fused: the loss's arithmetic between its two matrix products is one compiled kernel.
     """
-    stands_in: list[tuple[Any, str, Any]] = [
+    replacements: list[tuple[Any, str, Any]] = [
         (functional, "scaled_dot_product_attention", _attention),
         (functional, "dropout", _dropout),
     ]
     if fused:
-        stands_in.append((chunked_loss, "_errors", _fused_errors))
-    before = [(module, name, getattr(module, name)) for module, name, _ in stands_in]
-    for module, name, function in stands_in:
+        replacements.append((chunked_loss, "_errors", _fused_errors))
+    originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
+    for module, name, function in replacements:
         setattr(module, name, function)
     try:
         yield
     finally:
-        for module, name, function in before:
+        for module, name, function in originals:
             setattr(module, name, function)
 
 
@@ -114,11 +115,11 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
 
 
 class _Attention(torch.autograd.Function):
-    """The memory-efficient kernel that a mask leads to: keeps q, k, v, the output, a float32 row sum, the mask."""
+    """The memory-efficient kernel that torch takes with a mask: it keeps q, k, v, output, float32 row sums and mask."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        # (batch, tokens, heads, width) in memory, as the kernel writes it
+        # the kernel writes (batch, tokens, heads, width)
         out = query.new_empty(query.transpose(1, 2).shape[:-1] + value.shape[-1:]).transpose(1, 2)
         row_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         bias = None if mask is None else mask.new_empty(mask.shape, dtype=query.dtype)
@@ -133,7 +134,7 @@ class _Attention(torch.autograd.Function):
 
 
 class FourBitProduct(torch.autograd.Function):
-    """x Wᵀ with W (out, in) in NF4: dequantized whole to the dtype of x, forwards and again backwards."""
+    """x Wᵀ with W (out, in) in NF4; forward and backward each dequantize all of W to the dtype of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, out_features: int, in_features: int) -> Tensor:

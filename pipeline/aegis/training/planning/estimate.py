@@ -239,6 +239,6 @@ class MemoryEstimator:
         chosen, bias = hidden.flatten(0, 1).index_select(0, targets), getattr(head, "bias", None)
         with tracker.part():
             if self._config.keep_weight:
-                # a kept pass holds the base's states and both sides' logits: the fuller one of the two
+                # a kept pass takes more than a pass of the data: it has the base's states and both models' logits
                 return head_divergence(chosen, torch.empty_like(chosen), head.weight, bias, targets >= 0)
             return head_loss(chosen, head.weight, bias, targets)

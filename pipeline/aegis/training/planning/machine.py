@@ -31,7 +31,7 @@ class Host:
 
     @classmethod
     def measure(cls) -> Host:
-        """This machine, now."""
+        """Measure this machine's memory now."""
         return cls(int(psutil.virtual_memory().available) // local_world_size())
 
 
@@ -41,7 +41,7 @@ class Gpu:
 
     Attributes:
         capability: its compute capability, (major, minor).
-        free_bytes: what training may take of its memory, the base included.
+        free_bytes: bytes of its memory that training may take, the base included.
     """
 
     capability: tuple[int, int]
@@ -49,12 +49,12 @@ class Gpu:
 
     @classmethod
     def measure(cls, device: torch.device) -> Gpu:
-        """A GPU of this machine, now."""
+        """Measure a GPU of this machine now."""
         return cls(torch.cuda.get_device_capability(device), free_bytes(device))
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Multiply-adds a second, times two, of one big product in the dtype that training computes in, tried now."""
+    """Measure the floating-point operations per second of one large matrix product, in training's compute dtype."""
     size = _PROBE_SIZE[device.type]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     matrix = torch.ones(size, size, dtype=dtype, device=device)
