@@ -41,8 +41,8 @@ def assemble(
     Args:
         base: a frozen transformers …ForCausalLM; it is changed in place.
         device: where the soul goes; the adapter goes where the base's layers are.
-        dtype: the dtype that the adapter's products are computed in; its parameters are float32, as the soul's are.
-        base_name: the base's name and its commit on the Hub, for the adapter's config.
+        dtype: the dtype that the adapter's products are computed in; adapter and soul have float32 parameters.
+        base_name, revision: the base's name and its commit on the Hub, for the adapter's config.
 
     Raises:
         UsageError: a configured target matches no module.

@@ -1,4 +1,4 @@
-"""What one forward pass gets: windows as tensors of a shape that stays the same from step to step."""
+"""Makes the inputs of a forward pass: windows as tensors whose shapes are the same in every step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from aegis.training.execution.pinned import pinning
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The most that any batch of a data set needs, so that one captured graph serves all of them.
+    """The sizes that no batch of a data set exceeds, so that one captured graph serves all of them.
 
     Attributes:
-        rows: trained tokens of a batch.
-        documents: documents of a batch, padding counted as one a window; None where every window holds one document.
+        rows: maximum number of trained tokens per batch.
+        documents: maximum number of documents per batch, with one per window for its padding; None if every window
+            holds one document.
         longest: tokens of the longest document.
     """
 
@@ -29,20 +30,20 @@ class BatchShape:
 
     @classmethod
     def of(cls, windows: Windows, batch_size: int) -> BatchShape:
-        """Measure a whole data set, without touching its tokens."""
+        """Measure a data set without reading its tokens."""
         pieces = np.diff(windows.first_piece)
         lengths = np.diff(windows.first_token)
         used = np.diff(windows.first_token[windows.first_piece])
         padding = int((windows.max_length - used).max(initial=0))
         return cls(
             rows=max(1, batch_size * int(windows.trained_per_window.max(initial=0))),
-            # a window's padding behind a single document needs no edge: no document looks forward
+            # padding behind a single document needs no edge: attention is causal
             documents=None if pieces.max(initial=1) <= 1 else batch_size * (int(pieces.max()) + (padding > 0)),
             longest=max(int(lengths.max(initial=1)), padding),
         )
 
     def and_of(self, other: BatchShape) -> BatchShape:
-        """The shape that serves both."""
+        """Return the smallest shape that serves both."""
         documents = None
         if self.documents is not None or other.documents is not None:
             documents = max(self.documents or 0, other.documents or 0)
@@ -51,19 +52,20 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Windows with the trained rows picked out.
+    """The windows of one forward pass, and the positions that are trained.
 
     Attributes:
         input_ids, position_ids: (windows, max_length) int64.
-        rows: (n,) int64, positions in the flattened windows whose next token is trained; then the
-            last position.
-        targets: (n,) int64, those tokens; then IGNORED.
-        edges: (documents + 1,) int32, where documents begin in the flattened windows; then their end, repeated. None
-            where every window is one document.
-        embedded: (windows, max_length, hidden_size), the embeddings of `input_ids` where the host looks them up.
-        base_hidden: (n, hidden_size), of kept text: what the base's final hidden states are at `rows`.
-        longest: tokens that no document is longer than.
-        trained: how many targets are not IGNORED.
+        rows: (n,) int64, positions in the flattened windows whose next token is trained; filled up with the last
+            position.
+        targets: (n,) int64, the tokens after `rows`; filled up with IGNORED.
+        edges: (documents + 1,) int32, starts of the documents in the flattened windows; filled up with the end of the
+            last one. None if every window is one document.
+        embedded: (windows, max_length, hidden_size), the embeddings of `input_ids` if the host looks them up, else
+            None.
+        base_hidden: (n, hidden_size), the base's final hidden states at `rows`, for kept text; else None.
+        longest: maximum number of tokens per document.
+        trained: number of targets that are not IGNORED.
     """
 
     input_ids: Tensor
@@ -86,15 +88,16 @@ class MicroBatch:
         embed: Callable[[Tensor], Tensor] | None = None,
         base_states: Tensor | None = None,
     ) -> MicroBatch:
-        """Make one on the CPU; without a shape, of the size it happens to have.
+        """Make a micro-batch on the CPU.
 
         Args:
-            pinned: in page-locked memory, from which copies need not be waited for.
-            embed: embeddings that stay with the host.
+            shape: the sizes to fill up to; None takes the batch's own sizes.
+            pinned: put it in page-locked memory, from which copies run in the background.
+            embed: the input embeddings if they are in the host's memory.
             base_states: (windows, max_length, hidden_size), the base's final hidden states of kept text.
 
         Raises:
-            EnvironmentFault: there is no memory that can be pinned.
+            EnvironmentFault: there is not enough memory that can be pinned.
         """
         following = np.full_like(batch.labels, IGNORED)
         following[:, :-1] = batch.labels[:, 1:]
@@ -106,7 +109,7 @@ class MicroBatch:
         single = shape.documents is None if shape is not None else len(starts) <= len(batch.input_ids)
         edges = None
         if shape is not None:
-            # the last place of a window is never trained: it can take the gradient, zero, of as many rows as there are
+            # a window's last position is never trained, so it can take the zero gradient of any number of rows
             rows, targets = _filled(rows, shape.rows, flat.size - 1), _filled(targets, shape.rows, IGNORED)
         if not single:
             documents = shape.documents if shape is not None and shape.documents is not None else len(starts)
@@ -128,11 +131,11 @@ class MicroBatch:
             return made._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on `device`, without waiting for the copy."""
+        """Copy to `device` without waiting for the copy."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def copy_into(self, slot: MicroBatch) -> None:
-        """Overwrite the tensors of a batch of the same shape, without waiting."""
+        """Copy into the tensors of `slot`, which has the same shape, without waiting for the copy."""
         for name in _TENSORS:
             target, source = getattr(slot, name), getattr(self, name)
             if source is not None:

@@ -1,12 +1,12 @@
-"""Checkpoints: what training goes on from, exactly, or not at all.
+"""Writes, reads and removes checkpoints; training resumes from one bit for bit, or not at all.
 
 step_000100/
     adapter_config.json, adapter_model.safetensors    the adapter, as peft reads it
     soul.safetensors                                  the soul, as merge reads it
     resume.safetensors                                the soul's state and the optimizer's moments
-    manifest.json                                     what it belongs to, and every file's hash
+    manifest.json                                     settings and input hashes, and every file's hash
 
-There is no state of random generators or of the data order: both are pure functions of the seed and the step.
+A checkpoint has no state of random generators or of the data order: both are pure functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _NAME = re.compile(r"step_(\d{6,})")
 
 
 def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash: str) -> None:
-    """Write adapter and soul, the two that later stages read, into an existing directory."""
-    # save_embedding_layers="auto" would ask the Hub whether the vocabulary was resized; it never is here
+    """Write adapter and soul, which later stages read, into an existing directory."""
+    # save_embedding_layers="auto" would ask the Hub whether the vocabulary was resized, and it never is
     model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     with torch.no_grad():
@@ -45,7 +45,7 @@ def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash:
 
 
 def save(folder: Path, state: TrainState, step: int, manifest: Manifest, *, keep: int) -> Path:
-    """Publish checkpoint `step` whole, then remove the oldest beyond `keep`."""
+    """Publish checkpoint `step`, then remove the oldest checkpoints beyond `keep`; return its directory."""
     final = at(folder, step)
     with publishing(final, manifest, overwrite=True) as staging:
         write_trained(staging.path, state.model, state.soul, step, manifest.inputs["base"])
@@ -55,38 +55,38 @@ def save(folder: Path, state: TrainState, step: int, manifest: Manifest, *, keep
 
 
 def at(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is."""
+    """Return the directory of the checkpoint after `step` steps."""
     return folder / f"step_{step:06d}"
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
     """Remove the oldest checkpoints beyond `keep`, counted from `step` down.
 
-    One with a later step is a damaged one that was passed over: it must not push out the one that was just saved.
+    A checkpoint with a later step is damaged and was skipped: it must not displace the one that was just saved.
     """
     for old in [found for found in list_steps(folder) if step_of(found) <= step][keep:]:
         try:
             discard(old)
-        except OSError as error:  # held open by another program, on Windows: no reason to stop training
+        except OSError as error:  # on Windows another program may have it open: this does not stop training
             progress.warn(phrase("checkpoint.not_removed", error=error))
 
 
 def list_steps(folder: Path) -> list[Path]:
-    """Checkpoints, newest step first; by name, since clocks go backwards."""
+    """List the checkpoints, latest step first; by name, since clocks can go backwards."""
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of steps a checkpoint was saved after."""
+    """Return the number of steps after which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest_whole(folder: Path) -> tuple[Path, Manifest] | None:
-    """Find the newest checkpoint whose every byte is as it was written; say why newer ones were passed over.
+    """Find the newest undamaged checkpoint; warn about each damaged one that is skipped.
 
     Returns:
-        The checkpoint and its manifest, or None if there never was one.
+        The checkpoint and its manifest, or None if there is no checkpoint.
 
     Raises:
         IntegrityError: there are checkpoints, and all of them are damaged.
@@ -103,10 +103,10 @@ def newest_whole(folder: Path) -> tuple[Path, Manifest] | None:
 
 
 def load(checkpoint: Path, state: TrainState) -> None:
-    """Put a checkpoint back into `trainee`, to the bit.
+    """Load a checkpoint into `state`, bit for bit.
 
     Raises:
-        IntegrityError: it does not hold exactly the tensors this run trains.
+        IntegrityError: its tensors are not exactly those that this run trains.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -141,10 +141,10 @@ def load(checkpoint: Path, state: TrainState) -> None:
 
 
 def _expected(state: TrainState, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The resume tensors this run would write, as far as their shapes go."""
+    """Return the resume tensors that this run would write; only their names and shapes count."""
     wanted = _soul_tensors(state.soul)
     for name, parameter in state.parameters().items():
-        # a parameter that has not been stepped yet, alpha before it is learned, has no moments
+        # a parameter without a step yet (alpha before it is learned) has no moments
         if f"steps.{name}" in saved:
             wanted |= {f"steps.{name}": torch.tensor(0), f"moment1.{name}": parameter, f"moment2.{name}": parameter}
     if state.scaler.is_enabled():
@@ -160,7 +160,7 @@ def _refuse_differences(checkpoint: Path, wanted: dict[str, Tensor], found: dict
 
 
 def _soul_tensors(soul: Soul) -> dict[str, Tensor]:
-    if soul.kind == "dense":  # between steps its skew is zero
+    if soul.kind == "dense":  # between steps the skew of a dense rotation is zero
         return {"soul.rotation": soul.start, "soul.alpha": soul.alpha}
     return {"soul.skew": soul.skew, "soul.alpha": soul.alpha, "soul.start": soul.start}
 

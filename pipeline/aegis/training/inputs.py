@@ -1,4 +1,4 @@
-"""What a training starts from: base, data and kept text, found and read before any weight is loaded."""
+"""Finds and reads base, data and kept text before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from aegis.verification.tokenizer_precheck import check_vocabulary
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Everything that is known before the base is loaded."""
+    """What a training knows before the base is loaded."""
 
     config: TrainConfig
     base: Base
@@ -57,7 +57,7 @@ class TrainingInputs:
         for advice in harmful_settings(config):
             progress.warn(advice)
         with group.main_process_first():
-            # what process 0 fetches and prepares, the others find in the caches
+            # process 0 downloads and prepares; the others find the results in the caches
             base = find_base(config.base_model, config.revision)
             check_vocabulary(base, llama_cpp_dir)
             tokenizer = load_tokenizer(base.folder)
@@ -90,7 +90,7 @@ class TrainingInputs:
         )
 
     def kept_text(self) -> KeptText | None:
-        """The kept windows with the base's states, which are worked out here and now."""
+        """Compute the base's states of the kept windows; None if nothing is kept."""
         if self.kept is None:
             return None
         with allocator.capped(self.device, self.config.gpu_memory_gib):

@@ -1,8 +1,8 @@
-"""The training loop: steps in order, what is logged, when it is saved, how it ends.
+"""The training loop: takes the steps in order, logs, evaluates, saves and stops.
 
-Plain torch, no Trainer: data, dropout and α of step k are pure functions of the seed and k, so a checkpoint holds
-parameters and moments and nothing else, and a resumed run is the undisturbed run to the bit where its kernels are the
-same, as on a CPU (compiled for a GPU, another process may come to others: tools/README.md).
+This is plain torch without transformers' Trainer. Data, dropout and α of step k are pure functions of the seed and k,
+so a checkpoint holds only parameters and moments. A resumed run equals the uninterrupted run bit for bit if its kernels
+are the same, as on a CPU; kernels that are compiled for a GPU may differ between processes (tools/README.md).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from aegis.training.stop import OTHERS_ASKED, StopRequest, deferred_stop
 from aegis.training.tracking import Report
 
 _EVALUATED_WINDOWS = 64
-"""Held-out windows looked at: enough for two digits of the loss, little beside the steps between two looks."""
+"""Held-out windows per evaluation: enough for two digits of the loss, cheap beside the steps between evaluations."""
 
 
 class Loop:
-    """Runs `config.max_steps` optimizer steps over `windows` from wherever `state` stands.
+    """Runs optimizer steps over `windows`, from the step that `state` has reached.
 
     Args:
         heldout: windows that are never trained on, or None.
-        kept: text on which the model keeps to its base, or None.
-        save: called with the step after which a checkpoint is due; None to keep nothing.
-        metrics: file that gets a JSON row each logging step, or None.
-        report: gets that row as well, or None.
-        group: the processes that share each step; `save` and `metrics` are for the one that writes.
+        kept: kept text with the base's states, or None.
+        save: called with the number of steps when a checkpoint is due; None to save nothing.
+        metrics: file that gets one JSON row per logging step, or None.
+        report: gets the same row, or None.
+        group: the processes that share each step; only process 0 passes `save` and `metrics`.
     """
 
     def __init__(
@@ -75,24 +75,24 @@ class Loop:
         if heldout is not None:
             self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
         self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
-        self._kept = None if kept is None else self._batches_of(kept)
+        self._kept = None if kept is None else self._kept_batches(kept)
         self._stepper = Stepper(state, config, group, self._kept.example() if self._kept else None)
 
-    def _batches_of(self, kept: KeptText) -> KeptBatches:
-        of_kept = BatchShape.of(kept.windows, self.config.batch_size)
-        # layers see one shape, compiled once for both; the rows that reach the head are each pass's own
-        both = self._shape.and_of(of_kept)
+    def _kept_batches(self, kept: KeptText) -> KeptBatches:
+        kept_shape = BatchShape.of(kept.windows, self.config.batch_size)
+        # the layers are compiled once, for one shape; only the number of rows at the head differs between the passes
+        both = self._shape.and_of(kept_shape)
         self._shape = replace(both, rows=self._shape.rows)
-        shape = replace(both, rows=of_kept.rows)
+        shape = replace(both, rows=kept_shape.rows)
         on_gpu = self.device.type == "cuda"
         return KeptBatches(kept, self.config, self._group, shape, pinned=on_gpu, embed=self._embed)
 
     def run(self, start: int, stop: int) -> LoopOutcome:
-        """Take steps [start, stop); none if a run was killed between its last step and its publication.
+        """Take steps [start, stop); there are none if a run was killed between its last step and its publication.
 
         Raises:
             Interrupted: after a signal, once the step is finished and saved; in all processes after the same step.
-            DivergedError: naming the windows of the step.
+            DivergedError: a loss or gradient is NaN or Inf; the error names the step's windows.
             IntegrityError: R left SO(n), or the soul is not in the graph.
             EnvironmentFault: another process has ended.
         """
@@ -115,18 +115,18 @@ class Loop:
         )
 
     def _take(self, step: int, taken: StepsTaken) -> None:
-        """Launch a step; while the device works on it, the host reads the one before."""
+        """Launch a step; while the device works on it, the host reads the previous one."""
         pending = self._launch(step, taken.stopping)
         self._read(taken)
         taken.pending = pending
         if self._group.world_size > 1:
-            # a sum that a dead process keeps from ending must be found before the GPU's queue is full behind it: from
-            # then on this thread would be stuck in a launch, where no signal reaches it
+            # if a process died, the all-reduce never ends. Read before the GPU's queue is full behind it: then this
+            # thread would be stuck in a launch, and no signal would reach it
             self._read(taken)
         taken.throughput.add_step(self.config.max_length * self._step_size)
 
     def _settle(self, done: int, taken: StepsTaken) -> None:
-        """Log, evaluate, save and stop, where that is due after `done` steps.
+        """Log, evaluate, save and stop, each if it is due after `done` steps.
 
         Raises:
             Interrupted: after a signal, once the step is saved.
@@ -158,23 +158,23 @@ class Loop:
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
-        """Mean cross-entropy in nats a trained token, without dropout, over the first windows.
+        """Return the mean cross-entropy of the first windows in nats per trained token, without dropout.
 
-        The processes take turns at its batches; all of them must call it, and get the same.
+        The processes share the batches; all of them must call this, and all get the same result.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         size, group = self.config.batch_size, self._group
         evaluated = min(len(windows), _EVALUATED_WINDOWS)
         turns = -(-evaluated // (size * group.world_size))
         with self.state.adapters.without_dropout():
-            # all take as many, the last of them perhaps at nothing: a base that is split needs them all
+            # all processes take the same number of batches, some perhaps empty: a sharded base needs all of them
             for start in range(size * group.rank, turns * size * group.world_size, size * group.world_size):
                 total += self._stepper.eval_loss(self._batch(windows, range(start, min(start + size, evaluated))))
         group.all_reduce(total)
         return total.item() / max(1, int(windows.trained_per_window[:evaluated].sum()))
 
     def _leaving(self, taken: StepsTaken) -> bool:
-        """Whether this is the last step. Several processes go by a step's numbers, which all of them read alike."""
+        """Whether the loop must stop now. Several processes decide by a step's numbers, which are the same in all."""
         if self._group.world_size == 1:
             return taken.stopping.exit_code is not None
         return taken.numbers is not None and taken.numbers.stop_requested
@@ -193,14 +193,14 @@ class Loop:
         return self._order.indices(step, self._step_size)
 
     def _batch(self, windows: Windows, indices: Sequence[int]) -> MicroBatch:
-        # the last look at the held-out windows may be at fewer than a batch, or at none; its shape stays the others'
+        # the last batch of an evaluation may have fewer windows, or none; it is filled up to keep its shape
         full = [*indices, *[0] * (self.config.batch_size - len(indices))]
         batch = windows.batch(full)
         batch.labels[len(indices) :] = IGNORED
         return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)
 
     def _read(self, taken: StepsTaken) -> None:
-        """Wait for the step that is under way, if there is one, and read its numbers."""
+        """Wait for the pending step, if there is one, and read its numbers."""
         if (pending := taken.pending) is None:
             return
         self._group.wait(pending.done, lambda: taken.stopping.exit_code is not None)

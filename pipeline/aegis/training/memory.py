@@ -1,4 +1,4 @@
-"""How much memory training takes, and where it goes."""
+"""Splits the measured peak memory of a training into its parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aegis.training.state import TrainState
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """Bytes by part. `activations` is what the peak leaves after the rest: activations, head, loss, workspace."""
+    """Bytes by part. `activations` is the peak without the other parts: activations, head, loss and workspace."""
 
     base: int
     adapter: int

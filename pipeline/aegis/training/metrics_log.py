@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl: what a step came to, what was kept since the row before, and a closer look at R."""
+"""Writes the rows of metrics.jsonl: a step's numbers, the keep loss since the previous row, and measures of R."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from aegis.training.step_metrics import StepMetrics
 from aegis.training.tracking import Report
 from aegis.training.update import rate_factor
 
-_LOOKED_AT = "orthogonality_error", "det", "turned_degrees"
-"""Keys of a row that a closer look at R fills."""
+_ROTATION_KEYS = "orthogonality_error", "det", "turned_degrees"
+"""Keys of a row that `_measure_rotation` fills."""
 
 
 class MetricsLog:
-    """Writes a row each logging step, to the reporter, to a file and to a tracker.
+    """Writes one row per logging step to the reporter, to a file and to a tracker.
 
     Args:
         file: gets the row as a line of JSON, or None.
-        report: gets it as well, or None.
+        report: the tracker's function, or None.
 
     Attributes:
-        keep_kl: of the last row.
+        keep_kl: the value in the last row.
     """
 
     def __init__(self, config: TrainConfig, soul: Soul, file: Path | None, report: Report | None) -> None:
@@ -42,7 +42,7 @@ class MetricsLog:
         self._kept: list[float] = []
 
     def add(self, numbers: StepMetrics) -> None:
-        """Take a step's share of the next row; of steps in order, each once."""
+        """Add a step to the next row; every step is added once, in order."""
         if numbers.keep_kl is not None and not numbers.skipped:
             self._kept.append(numbers.keep_kl)
 
@@ -50,14 +50,14 @@ class MetricsLog:
         """Write the row of a step that was added.
 
         Args:
-            due: a checkpoint is due, so that a dense rotation is looked at too.
+            due: a checkpoint is due, so a dense rotation is measured too.
 
         Raises:
-            IntegrityError: R is no rotation any more.
+            IntegrityError: R is not a rotation any more.
         """
         config, soul, done = self._config, self._soul, numbers.step + 1
-        # a dense rotation's take as long as many steps, so they are worked out where a checkpoint is due
-        looked = _look_at_rotation(soul) if due or soul.kind == "so8" else dict.fromkeys(_LOOKED_AT)
+        # measuring a dense rotation takes as long as many steps, so it is done with checkpoints only
+        measured = _measure_rotation(soul) if due or soul.kind == "so8" else dict.fromkeys(_ROTATION_KEYS)
         alpha, factor = numbers.alpha, rate_factor(config)
         self.keep_kl = sum(self._kept) / len(self._kept) if self._kept else None
         self._kept = []
@@ -71,7 +71,7 @@ class MetricsLog:
             "alpha": alpha,
             "gate": gate(alpha),
             "phase": phase(alpha, config.alpha_target).value,
-            **looked,
+            **measured,
             "grad_norm": numbers.grad_norm if math.isfinite(numbers.grad_norm) else None,
             "learning_rate": config.learning_rate * factor(numbers.step),
             "skipped": numbers.skipped,
@@ -84,18 +84,18 @@ class MetricsLog:
                 file.write(json.dumps(row) + "\n")
         if self._report is not None:
             self._report(row)
-        defect = looked["orthogonality_error"]
+        defect = measured["orthogonality_error"]
         if defect is not None and not defect <= ORTHOGONALITY_BOUND:
             raise IntegrityError("train.left_so", done=done, defect=defect)
-        if looked["det"] not in (None, 1):
+        if measured["det"] not in (None, 1):
             raise IntegrityError("train.reflection", done=done)
 
 
 @torch.no_grad()
-def _look_at_rotation(soul: Soul) -> dict[str, Any]:
-    """What R is now, more closely than every step looks at it."""
+def _measure_rotation(soul: Soul) -> dict[str, Any]:
+    """Measure R's orthogonality, determinant and angles; this is too slow for every step."""
     rotation = soul.rotation()
-    # in float64: in float32 the product's own rounding reaches the bound at a dense 3072 × 3072
+    # in float64: at a dense 3072 × 3072 the product's own rounding in float32 reaches the bound
     defect = orthogonality_defect(rotation.double()).abs().max().item()
     det = determinant_sign(rotation).min().item()
-    return dict(zip(_LOOKED_AT, (defect, det, quantiles_in_degrees(soul.turned_angles())), strict=True))
+    return dict(zip(_ROTATION_KEYS, (defect, det, quantiles_in_degrees(soul.turned_angles())), strict=True))

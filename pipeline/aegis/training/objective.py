@@ -1,4 +1,4 @@
-"""What is minimised, through adapter and soul: the cross-entropies of the data, and KL(base ‖ trained) on kept text."""
+"""Computes the losses that training minimises: cross-entropy on the data, and KL(base ‖ trained) on kept text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aegis.training.state import TrainState
 
 
 class _Chosen(torch.autograd.Function):
-    """hidden[rows], where a row that is chosen twice has no gradient: plain copies back, where indexing would sort."""
+    """hidden[rows], where repeated rows have a zero gradient: backward copies rows, and indexing would sort them."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, rows: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class _Chosen(torch.autograd.Function):
 
 
 def summed_loss(state: TrainState, batch: MicroBatch) -> Tensor:
-    """Sum of the cross-entropies of a batch's targets in nats, scalar float32, in the graph if there is one."""
+    """Return the summed cross-entropy of a batch's targets in nats, a differentiable float32 scalar."""
     head = state.model.get_output_embeddings()
     return head_loss(
         _chosen_hidden(state, batch),
@@ -44,7 +44,7 @@ def summed_loss(state: TrainState, batch: MicroBatch) -> Tensor:
 
 
 def summed_divergence(state: TrainState, batch: MicroBatch) -> Tensor:
-    """Sum of KL(base ‖ trained) over a kept batch's rows in nats, scalar float32, in the graph if there is one."""
+    """Return KL(base ‖ trained) summed over a kept batch's rows in nats, a differentiable float32 scalar."""
     assert batch.base_hidden is not None, "kept text comes with the base's states"
     head = state.model.get_output_embeddings()
     return head_divergence(
@@ -58,8 +58,8 @@ def summed_divergence(state: TrainState, batch: MicroBatch) -> Tensor:
 
 
 def _chosen_hidden(state: TrainState, batch: MicroBatch) -> Tensor:
-    """The mixed hidden states at a batch's rows, (n, hidden_size)."""
-    # no attention mask: documents are kept apart by their edges, or by transformers from their positions
+    """Return the soul's hidden states at a batch's rows, (n, hidden_size)."""
+    # no attention mask: the edges separate the documents, or transformers does by their positions
     edges = {} if batch.edges is None else {"cu_seq_lens_q": batch.edges, "max_length_q": batch.longest}
     start = {"input_ids": batch.input_ids} if batch.embedded is None else {"inputs_embeds": batch.embedded}
     hidden = decoder_of(state.model)(

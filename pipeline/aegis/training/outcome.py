@@ -1,4 +1,4 @@
-"""What the training loop has come to: the steps taken so far, and the outcome when it ends."""
+"""The state of a training loop that runs, and its outcome when it ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from aegis.training.throughput import Throughput
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """Where the loop stood when it ended, and how fast it went there.
+    """The step, losses and speed of a loop at its end.
 
     Attributes:
-        keep_kl: as the last row of metrics.jsonl has it.
+        loss, heldout_loss: nats per trained token.
+        keep_kl: the value in the last row of metrics.jsonl.
+        start_seconds: time of the first steps, which compile and record.
     """
 
     step: int
@@ -28,12 +30,12 @@ class LoopOutcome:
 
 @dataclass
 class StepsTaken:
-    """The steps of one `run` so far.
+    """The progress of one `Loop.run`.
 
     Attributes:
-        numbers: of the newest step that was read.
-        heldout: the newest held-out loss.
-        pending: the step that the device works on, not read yet.
+        numbers: the numbers of the latest step that was read.
+        heldout: the latest held-out loss.
+        pending: the step that the device works on; its numbers are not read yet.
     """
 
     start: int

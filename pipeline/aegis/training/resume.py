@@ -1,4 +1,4 @@
-"""Where a training goes on: the newest checkpoint, if it is of the same settings, base and data."""
+"""Decides where a training starts: at the newest checkpoint if settings, base and data are the same, else at step 0."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from aegis.training import checkpoint
 from aegis.training.distributed.group import world_size
 
 FINISHED = -1
-"""`first_step`'s answer where the run's adapter is the result already."""
+"""What `first_step` returns if the run's adapter is the result already."""
 
 HOUSEKEEPING = {"device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
 """Settings that may differ between a run and its resumption without changing a weight.
 
-The GPU's free memory and the cap on it decide how many layers are offloaded or checkpointed: this changes rounding at
-most.
+The GPU's free memory and the cap on it decide how many layers are offloaded or checkpointed; this changes only
+rounding.
 """
 
 SHARED = "gradient_accumulation_steps"
-"""Counted over all processes in a manifest, so that the same training may go on in another number of them."""
+"""A manifest counts this setting over all processes, so that another number of processes can resume the training."""
 
 
 def first_step(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reuse: bool) -> int:
-    """The step to go on from, 0 for a fresh start, or FINISHED if the run's adapter is the result already.
+    """Return the step to resume from, 0 for a fresh start, or FINISHED if the run's adapter is the result already.
 
     Args:
-        manifest: of the training that is asked for.
+        manifest: the manifest of the requested training.
         resume: refuse a fresh start.
-        overwrite: discard what the run holds of an earlier training.
-        reuse: accept a finished adapter of the same manifest.
+        overwrite: delete what an earlier training left in the run.
+        reuse: accept a finished adapter with the same manifest.
 
     Raises:
-        UsageError: the run's checkpoint or adapter is of other settings, data or base, or there is none to resume.
+        UsageError: the run's checkpoint or adapter has other settings, data or base; or there is none to resume.
         IntegrityError: its manifest is damaged.
     """
     if overwrite:
-        # only now, when base and data are known to be good
+        # only now: base and data are checked, so a wrong path cannot cost the old checkpoints
         discard(run.checkpoints)
         discard(run.kept)
         run.metrics.unlink(missing_ok=True)
@@ -62,10 +62,10 @@ def first_step(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reus
 
 
 def resume_config(run: Run) -> TrainConfig:
-    """The settings an interrupted training was started with, so that they need not be given again.
+    """Read the settings of an interrupted training from its newest checkpoint.
 
     Raises:
-        UsageError: there is no checkpoint, or its steps cannot be shared by as many processes as there are.
+        UsageError: there is no checkpoint, or the number of processes does not divide its micro-batches per step.
     """
     found = checkpoint.newest_whole(run.checkpoints)
     if found is None:
@@ -96,7 +96,7 @@ def _refuse_changed(old: Manifest, new: Manifest, run: Run) -> None:
 
 
 def _warn_of_other_versions(old: Manifest, new: Manifest) -> None:
-    """Say it when a run goes on where it would not come to the same bytes. Both are in the manifests it leaves."""
+    """Warn if device, dtype or package versions differ, because the result then has other bytes."""
     same = {"device", "compute_dtype"}
     before = {**old.versions, **TrainFacts.of(old).model_dump(include=same)}
     now = {**versions(), **TrainFacts.of(new).model_dump(include=same)}

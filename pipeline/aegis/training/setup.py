@@ -1,4 +1,4 @@
-"""The trainee put together: base, adapter, soul, optimizer, as a config wants them."""
+"""Builds the training state from a config: base, adapter, soul and optimizer."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ from aegis.training.update import make_optimizer
 def build_state(
     config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None, group: ProcessGroup = SINGLE
 ) -> Iterator[TrainState]:
-    """Load the base, attach adapter and soul, restore a checkpoint; the soul hangs on while the block runs.
+    """Load the base, attach the adapter, hook the soul while the block runs, and restore a checkpoint.
 
     Args:
-        together: the processes that hold the base together, if the config wants it sharded.
+        resume_from: the checkpoint to restore, or None.
+        group: the processes that a sharded base is sharded over.
 
     Raises:
-        EnvironmentFault: the GPU's memory is full, now or inside the block; with the settings to lower.
+        EnvironmentFault: the GPU's memory is full, now or inside the block; the message names the settings to lower.
         UsageError: a configured target matches no module.
-        IntegrityError: the checkpoint is of another set-up.
+        IntegrityError: the checkpoint has other tensors than this training.
     """
     allocator.let_segments_grow(device)
     allocator.reset_peak(device)
@@ -80,7 +81,7 @@ def _load(
 ) -> tuple[Any, ShardedBase | None]:
     if not config.shard_base:
         return load_base(base.folder, config.load_in, device), None
-    # by way of the host's memory, since it is too large for the card
+    # through the host's memory, because the base does not fit on one GPU
     with _share_of_cores():
         model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
     decoder: Any = decoder_of(model)
@@ -91,7 +92,7 @@ def _load(
 
 @contextmanager
 def _share_of_cores() -> Iterator[None]:
-    """Quantize with this process's share of the machine: torchrun gives every process one thread."""
+    """Quantize with this process's share of the cores: torchrun gives every process only one thread."""
     given = torch.get_num_threads()
     torch.set_num_threads(max(given, (os.cpu_count() or 1) // local_world_size()))
     try:
@@ -112,7 +113,7 @@ def _oom_explained(config: TrainConfig, cap_gib: float | None) -> Iterator[None]
         yield
     except EnvironmentFault as error:
         if cap_gib is not None and isinstance(error.__cause__, torch.OutOfMemoryError):
-            # the base, as it was loaded: it may be the cap that it does not fit
+            # the base ran out of memory while it was loaded, and the cap may be the reason
             raise error.with_fix(bilingual("train.raise_cap_for_base", cap=cap_gib)) from error.__cause__
         raise
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""What a training carries from step to step."""
+"""The training state: everything that a step reads and changes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from aegis.training.kernels.lora_layers import LoraLayers
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that changes while training, and how its step is run.
+    """What changes while training, and the options that a step runs with.
 
     Attributes:
-        model: peft model; its LoRA layers are taken over by `adapters`.
-        scaler: of the loss; only float16 needs it, elsewhere it is switched off.
+        model: the peft model.
+        adapters: its LoRA layers, with training's own forward pass.
+        scaler: the loss scaler; it is enabled for float16 only.
     """
 
     model: Any
@@ -30,6 +31,6 @@ class TrainState:
     options: ExecutionOptions = PLAIN
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters under names that stay the same from run to run."""
+        """Return the parameters of adapter and soul, under names that are the same in every run."""
         named = {f"adapter.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
         return named | {f"soul.{name}": p for name, p in self.soul.named_parameters()}

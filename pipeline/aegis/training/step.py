@@ -1,7 +1,7 @@
-"""One optimizer step, from the host's side: what is set before it, what is launched, and what its numbers say.
+"""Launches optimizer steps: sets learning rates, α and seeds, and runs forward, backward and update on the device.
 
-Nothing here waits for the device. A step is launched, and its numbers are read when the next one is under way; an
-update that must not happen has been held back on the device by then (`training.update`).
+Nothing here waits for the device. The host reads a step's numbers while the next step runs; by then the device itself
+has held back an update that must not happen (`training.update`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from aegis.training.step_metrics import PendingStep, StepCheck, StepMetrics
 from aegis.training.update import Update, rate_factor
 
 _EAGER_STEPS = 2
-"""Steps taken one kernel at a time before the step is recorded: libraries choose and load their kernels in them."""
+"""Steps that run kernel by kernel before a step is recorded: in them, libraries choose and load their kernels."""
 STARTING_STEPS = _EAGER_STEPS + 1
-"""Steps that take longer than those that follow: the last of them is recorded first."""
+"""The first steps, which take longer than the later ones: the last of them begins with the recording."""
 
 
 class Stepper:
-    """Takes optimizer steps; a step is a pure function of the trainee's state, its number and the data.
+    """Takes optimizer steps; a step is a pure function of the training state, its number and the data.
+
+    With `state.options.cuda_graphs` later steps are replayed as CUDA graphs; then every batch must have the same shape,
+    and every kept batch that of `kept_example`.
 
     Args:
         group: the processes that share each step.
-        kept_example: any kept batch, where kept text is trained on.
-
-    With `state.options.cuda_graphs` the step is replayed as CUDA graphs after the first ones; every batch must then
-    have the same shape, and every kept batch that of `kept_example`.
+        kept_example: any kept batch; None if there is no kept text.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Stepper:
         self._device = state.soul.skew.device
         self._share = torch.zeros((), device=self._device)
         self._keep_share = torch.zeros((), device=self._device)
-        self._looked = torch.zeros((), device=self._device)
+        self._eval_loss = torch.zeros((), device=self._device)
         self._check = StepCheck(scales=state.scaler.is_enabled(), keep_weight=config.keep_weight)
         self._capture = state.options.cuda_graphs
         self._taken = 0
@@ -72,7 +72,7 @@ class Stepper:
         self._replays: dict[str, Callable[[], None]] = {}
 
     def take(self, step: int, batches: Sequence[MicroBatch], kept: KeptShare = NOTHING_KEPT) -> StepMetrics:
-        """Take step `step`, counted from 0, over the given micro-batches, and wait for its numbers.
+        """Take step `step`, counted from 0, over the given micro-batches; wait for its numbers and return them.
 
         Raises:
             DivergedError, IntegrityError, EnvironmentFault: as `launch` and `PendingStep.read`.
@@ -84,14 +84,14 @@ class Stepper:
         step: int,
         batches: Sequence[MicroBatch],
         targets: int | None = None,
-        asked: bool = False,
+        stop_requested: bool = False,
         kept: KeptShare = NOTHING_KEPT,
     ) -> PendingStep:
-        """Start step `step`; the device has it to do when this returns.
+        """Launch step `step` and return without waiting for it.
 
         Args:
             targets: trained tokens of the step in all processes; those of `batches` if None.
-            asked: whether this process was asked to end, which the step's numbers tell the others.
+            stop_requested: whether this process was asked to end; the other processes read it in the step's numbers.
             kept: the kept text of the step.
 
         Raises:
@@ -101,27 +101,30 @@ class Stepper:
         learning = self._set(step, targets, kept.targets)
         if self._capture and self._taken >= _EAGER_STEPS and not self._replays:
             self._record(batches[0])
-        self._run("begin", self._update.zero)
+        self._run("zero", self._update.zero)
         for number, batch in enumerate(batches):
             self.state.adapters.set_seeds(self._seeds(step, self._group.rank * len(batches) + number))
-            self._pass("pass", batch, self._backward)
+            self._pass("backward", batch, self._backward)
         if kept.batches:
             self._keep(kept.batches)
-        self._run("gather", self._update.collect)
-        self._update.asked.fill_(asked)
+        self._run("collect", self._update.collect)
+        self._update.stop_requested.fill_(stop_requested)
         self._group.all_reduce(self._update.shared)
-        self._run("settle", lambda: self._update.apply(resting=None if learning else self.state.soul.alpha))
+        self._run("apply", lambda: self._update.apply(frozen=None if learning else self.state.soul.alpha))
         self._taken += 1
         return PendingStep(step, partial(self._check.check, step, targets, kept.targets), self._update.numbers)
 
     @torch.no_grad()
     def eval_loss(self, batch: MicroBatch) -> Tensor:
-        """Sum of the cross-entropies of a batch without dropout: a scalar on the device, overwritten by the next."""
-        self._pass("look", batch, self._look_into)
-        return self._looked
+        """Return a batch's summed cross-entropy, a scalar on the device that the next call overwrites.
+
+        The caller has switched dropout off.
+        """
+        self._pass("evaluate", batch, self._evaluate)
+        return self._eval_loss
 
     def _set(self, step: int, targets: int, kept_targets: int) -> bool:
-        """Set what depends on the step alone; returns whether α, if it can learn, learns in this step."""
+        """Set α, learning rates and loss weights of the step; return whether α, if it can learn, learns in it."""
         scheduled = self.config.alpha == "scheduled" or (
             self.config.alpha == "then-learned" and step <= self.schedule.last_step
         )
@@ -135,10 +138,10 @@ class Stepper:
         return self.config.alpha != "then-learned" or step >= self.schedule.last_step
 
     def _seeds(self, step: int, number: int) -> list[int]:
-        """Dropout seeds of one forward pass, one a layer.
+        """Return the dropout seeds of one forward pass, one per layer.
 
         Args:
-            number: of the micro-batch among those of all processes, so that it does not matter who takes it.
+            number: the micro-batch's number among those of all processes; so any process can take it.
         """
         text = f"{self.config.seed}/{step}/{number}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
@@ -147,14 +150,14 @@ class Stepper:
         return [int(value) for value in draw.integers(low, high, len(self.state.adapters))]
 
     def _keep(self, batches: Sequence[MicroBatch]) -> None:
-        """The kept passes: without dropout, since what is kept is the model as it will be used."""
+        """Run the kept passes, without dropout: the keep loss is about the model as it will be used."""
         self.state.adapters.dropout.switch(on=False)
         for batch in batches:
             self._pass("keep", batch, self._keep_backward)
         self.state.adapters.dropout.switch(on=True)
 
     def _pass(self, name: str, batch: MicroBatch, work: Callable[[MicroBatch], None]) -> None:
-        """Work on a batch: by replaying the piece of this name, if it was recorded."""
+        """Run one pass over a batch; replay the graph of this name if it was recorded."""
         replay = self._replays.get(name)
         if replay is None:
             work(batch.to(self._device))
@@ -176,30 +179,30 @@ class Stepper:
         self._replays.get(name, function)()
 
     def _record(self, example: MicroBatch) -> None:
-        """Record the parts of a step; without them, if this base's forward pass cannot be recorded, all stays eager."""
+        """Record the parts of a step; if this base's forward pass cannot be recorded, all steps stay eager."""
         slot = example.to(self._device)
         kept_slot = None if self._kept_example is None else self._kept_example.to(self._device)
-        # what has not run yet is run once before: a kernel compiled or loaded on its first use spoils a recording
-        self._look_into(slot)
+        # run what has not run yet: a kernel that is compiled or loaded on its first use spoils a recording
+        self._evaluate(slot)
         if kept_slot is not None:
             self._update.zero()
             self._keep_backward(kept_slot)
             self.state.soul.discard_cache()
-        # the graphs have memory of their own; what the steps so far have left would stand beside it unused
+        # the graphs have their own memory; what the previous steps left in the allocator would stay unused beside it
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         recorder = GraphRecorder()
-        pieces: dict[str, Callable[[], object]] = {"begin": self._update.zero, "pass": lambda: self._backward(slot)}
+        pieces: dict[str, Callable[[], object]] = {"zero": self._update.zero, "backward": lambda: self._backward(slot)}
         if kept_slot is not None:
             kept = kept_slot
             pieces["keep"] = lambda: self._keep_backward(kept)
             self._slots["keep"] = kept
         pieces |= {
-            "gather": self._update.collect,
-            "settle": self._update.apply,
-            "look": lambda: self._look_into(slot),
+            "collect": self._update.collect,
+            "apply": self._update.apply,
+            "evaluate": lambda: self._evaluate(slot),
         }
-        self._slots |= {"pass": slot, "look": slot}
+        self._slots |= {"backward": slot, "evaluate": slot}
         try:
             self._replays = {name: recorder.record(piece) for name, piece in pieces.items()}
         except RuntimeError as error:
@@ -208,5 +211,5 @@ class Stepper:
             progress.warn(phrase("train.not_recorded", error=first_line(error)))
 
     @torch.no_grad()
-    def _look_into(self, slot: MicroBatch) -> None:
-        self._looked.copy_(summed_loss(self.state, slot))
+    def _evaluate(self, slot: MicroBatch) -> None:
+        self._eval_loss.copy_(summed_loss(self.state, slot))

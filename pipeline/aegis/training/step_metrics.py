@@ -1,4 +1,4 @@
-"""A step's numbers: on their way from the device, and what the host makes of them when they arrive."""
+"""Copies a step's numbers from the device, and checks them on the host when they arrive."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from aegis.errors import DivergedError, IntegrityError
 from aegis.training.update import NUMBERS
 
 MAX_SKIPPED = 20
-"""Overflows in a row after which float16's loss scaling will not find a scale any more."""
+"""Maximum number of overflows in a row; after more, float16's loss scaling will not find a scale any more."""
 _LEFT_SO = 1e-4
-"""Orthogonality loss that is no rounding: a dense R of 3,072 rows comes to 1e-8, one cast to bfloat16 to 1e-2."""
+"""Orthogonality loss beyond rounding: a dense R of 3,072 rows has 1e-8, the same R cast to bfloat16 has 1e-2."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step came to.
+    """The numbers of one step.
 
     Attributes:
         task_loss: nats per trained token of the data.
@@ -43,11 +43,11 @@ class StepMetrics:
 
 
 class StepCheck:
-    """Judges the numbers of steps, in order.
+    """Checks the numbers of steps, in order.
 
     Args:
-        scales: whether float16's loss scaling may leave updates out.
-        keep_weight: of the kept text in the loss.
+        scales: whether float16's loss scaling may skip updates.
+        keep_weight: weight of the keep loss.
     """
 
     def __init__(self, *, scales: bool, keep_weight: float) -> None:
@@ -55,11 +55,11 @@ class StepCheck:
         self._skipped_in_a_row = 0
 
     def check(self, step: int, targets: int, kept_targets: int, values: Sequence[float]) -> StepMetrics:
-        """Make a step's numbers of what the device left.
+        """Make a step's metrics from `values`, in the order of NUMBERS.
 
         Raises:
             DivergedError: loss or gradients were NaN or Inf; nothing has been updated since.
-            IntegrityError: the soul got no gradient, so it is not in the graph; or its R is no rotation any more.
+            IntegrityError: the soul got no gradient, so it is not in the graph; or its R is not a rotation any more.
         """
         found = dict(zip(NUMBERS, values, strict=True))
         ortho, norm = found["orthogonality_loss"], found["grad_norm"]
@@ -78,7 +78,7 @@ class StepCheck:
             found["alpha"],
             targets,
             skipped,
-            stop_requested=found["asked"] > 0,
+            stop_requested=found["stop_requested"] > 0,
         )
 
     def _refuse_nonsense(self, step: int, task: float, keep: float, ortho: float, norm: float) -> bool:
@@ -88,16 +88,16 @@ class StepCheck:
             return False
         self._skipped_in_a_row += 1
         if self._scales and losses and self._skipped_in_a_row <= MAX_SKIPPED:
-            return True  # float16 overflowed in the gradient: the scaler leaves the update out and lowers its scale
+            return True  # float16 overflowed in the gradient: the scaler skips the update and lowers its scale
         raise DivergedError("train.diverged", step=step + 1, loss=task + keep, norm=norm)
 
 
 class PendingStep:
-    """A step under way.
+    """A step that the device works on.
 
     Args:
-        check: makes the step's metrics of `numbers` once they are here.
-        numbers: on the device; the next step overwrites them.
+        check: makes the step's metrics from its numbers, in the order of NUMBERS.
+        numbers: tensor on the device; the next step overwrites it.
     """
 
     def __init__(self, step: int, check: Callable[[Sequence[float]], StepMetrics], numbers: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Signals while training: the step is finished and saved first; asked twice, it stops at once.
+"""Stops a training on a signal: the first one finishes and saves the step, the second one stops at once.
 
-A terminal that is closed asks too (SIGHUP): who trains over a line that breaks keeps the step.
+SIGHUP counts as well: if the terminal of a remote training closes, the step is saved.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from aegis.messages import phrase
 from aegis.signals import EXIT_CODES, signal_handlers, terminating_signals
 
 OTHERS_ASKED = EXIT_CODES["SIGTERM"]
-"""The exit code of a process that ends because another one of its training was asked to."""
+"""The exit code of a process that ends because another process of its training was asked to end."""
 
 
 class StopRequest:
-    """Whether, and with which exit code, the user wants the loop to end."""
+    """Whether the loop must end, and with which exit code; None until a signal arrives."""
 
     exit_code: int | None = None
 
 
 @contextmanager
 def deferred_stop() -> Iterator[StopRequest]:
-    """Turn the first signal into a request, and leave the second to the handler that stood before.
+    """Turn the first signal into a stop request, and pass the second to the previous handler.
 
-    Outside the main thread nothing changes.
+    Outside the main thread this changes nothing.
     """
     request = StopRequest()
     codes = terminating_signals()
@@ -39,8 +39,8 @@ def deferred_stop() -> Iterator[StopRequest]:
             request.exit_code = codes[number]
             progress.warn(phrase("train.stopping"))
             return
-        if callable(standing := before[number]):
-            standing(number, frame)
+        if callable(previous := before[number]):
+            previous(number, frame)
         raise KeyboardInterrupt
 
     with signal_handlers(codes, handle):

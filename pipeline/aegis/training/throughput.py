@@ -1,5 +1,5 @@
-"""How fast training goes. The first steps count apart: kernels are compiled, loaded and recorded in them; looks at
-held-out windows and saving do not count."""
+"""Measures tokens per second. The first steps, which compile, load and record kernels, count separately; evaluation
+and saving do not count."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 class Throughput:
-    """Tokens a second, since the last row and in all.
+    """Tokens per second, since the last row and in all.
 
     Attributes:
-        start_seconds: what the first steps took; 0 until they are over.
+        start_seconds: time of the first steps; 0 until they are over.
     """
 
     def __init__(self) -> None:
@@ -21,18 +21,18 @@ class Throughput:
         self._tokens = self._tokens_since = 0
 
     def add_step(self, tokens: int) -> None:
-        """One more step, of so many tokens."""
+        """Count one more step of `tokens` tokens."""
         self._tokens += tokens
         self._tokens_since += tokens
 
     def end_warmup(self) -> None:
-        """The first steps are over."""
+        """Mark the end of the first steps."""
         now = time.perf_counter()
         self.start_seconds, self._began, self._tokens = now - self._began, now, 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens in the block is no training."""
+        """Leave the time of this block out."""
         began = time.perf_counter()
         yield
         passed = time.perf_counter() - began
@@ -40,12 +40,12 @@ class Throughput:
         self._since += passed
 
     def rate(self) -> float:
-        """Tokens a second since the last call."""
+        """Return the tokens per second since the last call."""
         now = time.perf_counter()
         rate = self._tokens_since / (now - self._since)
         self._since, self._tokens_since = now, 0
         return rate
 
     def overall_rate(self) -> float:
-        """Tokens a second in all, without the first steps if they are over."""
+        """Return the tokens per second of all steps, without the first steps if they are over."""
         return self._tokens / (time.perf_counter() - self._began)

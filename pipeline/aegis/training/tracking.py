@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl in TensorBoard or trackio as well, through accelerate's trackers; on this machine only."""
+"""Sends the rows of metrics.jsonl to TensorBoard or trackio on this machine, through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from aegis.errors import EnvironmentFault
 ReportTo = Literal["none", "tensorboard", "trackio"]
 Report = Callable[[Mapping[str, Any]], None]
 
-_MEDIAN, _MOST = 3, 6
-"""Where they stand in a row's `turned_degrees`."""
+_MEDIAN, _MAX = 3, 6
+"""Indices of the median and the maximum in a row's `turned_degrees`."""
 
 
 def check_tracker(report_to: ReportTo) -> None:
-    """Refuse a tracker whose package is not there, before any work.
+    """Check before any work that the tracker's package is installed.
 
     Raises:
-        EnvironmentFault: it is not installed.
+        EnvironmentFault: it is not.
     """
     if report_to != "none" and find_spec(report_to) is None:
         raise EnvironmentFault("tracking.no_package", report_to=report_to)
@@ -30,10 +30,10 @@ def check_tracker(report_to: ReportTo) -> None:
 
 @contextmanager
 def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any]) -> Iterator[Report]:
-    """Give a function that passes a row on.
+    """Yield a function that sends a row to the tracker.
 
-    TensorBoard's events go to tensorboard/ in the run; rows after `start`, which a resumed run writes again, are
-    withdrawn there. trackio keeps its own data base, under the run's name.
+    TensorBoard's events go to tensorboard/ in the run. A resumed run writes the rows after `start` again, so the old
+    ones are purged there. trackio keeps its own database, under the run's name.
     """
     if report_to == "none":
         yield lambda _row: None
@@ -41,8 +41,8 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, TrackioTracker
 
-    PartialState()  # accelerate's trackers will not speak without it
-    # stdout is for results, and trackio greets and takes leave on it
+    PartialState()  # accelerate's trackers need it
+    # stdout is for results, and trackio prints on it when it starts and finishes
     with redirect_stdout(sys.stderr):
         if report_to == "tensorboard":
             tracker: Any = TensorBoardTracker("tensorboard", run, purge_step=start + 1)
@@ -57,12 +57,12 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
             if report_to == "trackio":
                 import trackio
 
-                trackio.finish()  # else it takes leave again when the process ends
+                trackio.finish()  # otherwise it prints again when the process ends
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """What of a row is a number, under names of one level."""
+    """Return the numbers of a row under flat names."""
     found = {name: float(value) for name, value in row.items() if isinstance(value, int | float) and name != "step"}
     if isinstance(turned := row.get("turned_degrees"), list):
-        found |= {"turned_degrees_median": turned[_MEDIAN], "turned_degrees_most": turned[_MOST]}
+        found |= {"turned_degrees_median": turned[_MEDIAN], "turned_degrees_most": turned[_MAX]}
     return found

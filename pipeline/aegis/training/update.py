@@ -1,7 +1,7 @@
-"""The device's half of an optimizer step: gradients gathered, judged, clipped and applied, and the host asked nothing.
+"""The device's part of an optimizer step: collects, checks, clips and applies gradients without waiting for the host.
 
-An update that must not happen (a loss or a gradient that is NaN or Inf) is held back on the device, by the flag that
-torch's fused AdamW takes for float16's overflows; the host reads the numbers when they arrive and may then give up.
+If a loss or a gradient is NaN or Inf, the device itself holds the update back, with the flag that torch's fused AdamW
+has for float16's overflows. The host reads the numbers when they arrive, and may then stop the training.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aegis.config.settings import TrainConfig
 from aegis.soul.module import Soul
 from aegis.training.state import TrainState
 
-NUMBERS = ("task_loss", "keep_loss", "orthogonality_loss", "grad_norm", "soul_norm", "asked", "alpha")
-"""What `Update.apply` leaves in `Update.numbers`, in this order."""
+NUMBERS = ("task_loss", "keep_loss", "orthogonality_loss", "grad_norm", "soul_norm", "stop_requested", "alpha")
+"""The values in `Update.numbers` after `Update.apply`, in this order."""
 
 
 def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group for the adapter, one for the rotation and one for a learned α; the rates are tensors.
+    """Make AdamW with one group for the adapter, one for the rotation and one for a learned α; rates are tensors.
 
-    Weight decay stays off the soul: it would turn R back towards its random start and α towards zero.
+    The soul has no weight decay: it would turn R back towards its random start, and α towards zero.
     """
     device = soul.skew.device
     adapter = [p for p in model.parameters() if p.requires_grad]
@@ -40,7 +40,7 @@ def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.o
 
 
 def rate_factor(config: TrainConfig) -> Callable[[int], float]:
-    """The learning rates' factor as a function of the step."""
+    """Return the learning rates' factor as a function of the step."""
     if config.lr_schedule == "constant":
         return lambda step: 1.0
     if config.lr_schedule == "linear":
@@ -49,26 +49,26 @@ def rate_factor(config: TrainConfig) -> Callable[[int], float]:
 
 
 class Update:
-    """Gradients in one buffer, and what becomes of them.
+    """Collects all gradients in one buffer, and applies them.
 
     Attributes:
-        shared: float32, what the processes add up between `collect` and `apply`: the next five, one after the other.
-        gradients: every trainable parameter's, one after the other; `.grad` of each is a view of it.
+        shared: float32, the buffer that the processes sum between `collect` and `apply`; the next five are views of it.
+        gradients: the gradients of all trainable parameters, one after the other; each `.grad` is a view of it.
         task_loss: scalar, this process's share.
-        keep_loss: scalar, of KL(base ‖ trained) on kept text, weighted; this process's share.
-        soul_norm: scalar, 0 if the soul got no gradient here.
-        asked: scalar, 1 if this process was asked to end; nothing here sets it.
+        keep_loss: scalar, this process's share of the weighted KL(base ‖ trained) on kept text.
+        soul_norm: scalar, 0 if the soul got no gradient in this process.
+        stop_requested: scalar, 1 if this process was asked to end; the caller sets it.
         numbers: (7,) float32, see NUMBERS.
     """
 
     def __init__(self, state: TrainState, config: TrainConfig) -> None:
-        self._trainee, self._config = state, config
+        self._state, self._config = state, config
         self._parameters = [p for p in state.parameters().values() if p.requires_grad]
         device = state.soul.skew.device
         sizes = [parameter.numel() for parameter in self._parameters]
         self.shared = torch.zeros(sum(sizes) + 4, device=device)
         self.gradients = self.shared[:-4]
-        self.task_loss, self.keep_loss, self.soul_norm, self.asked = self.shared[-4:].unbind()
+        self.task_loss, self.keep_loss, self.soul_norm, self.stop_requested = self.shared[-4:].unbind()
         for parameter, gradient in zip(self._parameters, self.gradients.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         self.numbers = torch.zeros(len(NUMBERS), device=device)
@@ -76,46 +76,46 @@ class Update:
         self._halted = torch.zeros((), device=device)
 
     def zero(self) -> None:
-        """Empty the buffers and build the rotation, once for all backward passes of the step."""
+        """Zero the buffers, cast the adapter, and compute the rotation once for all backward passes of the step."""
         self.gradients.zero_()
         self.task_loss.zero_()
         self.keep_loss.zero_()
-        self._trainee.adapters.cast()
-        self._trainee.soul.cache_rotation()
+        self._state.adapters.cast()
+        self._state.soul.cache_rotation()
 
     def collect(self) -> None:
-        """Bring the rotation's gradient home."""
-        norm, ortho = self._trainee.soul.release()
+        """Pass the cached rotation's gradient on to the soul's parameters."""
+        norm, ortho = self._state.soul.release()
         self.soul_norm.copy_(norm)
         self._ortho.copy_(ortho)
 
-    def apply(self, *, resting: nn.Parameter | None = None) -> None:
-        """Clip and apply, or hold back; leaves `numbers`.
+    def apply(self, *, frozen: nn.Parameter | None = None) -> None:
+        """Clip the gradients and apply them, or hold the update back; then fill `numbers`.
 
         Args:
-            resting: a parameter that has a gradient and must not move yet.
+            frozen: a parameter that has a gradient and must not change in this step.
         """
-        state, kept = self._trainee, None
-        if resting is not None:
-            # without a gradient the optimizer passes it by, and makes no moments for it
-            kept, resting.grad = resting.grad, None
-            assert kept is not None
-            kept.zero_()
+        state, frozen_gradient = self._state, None
+        if frozen is not None:
+            # the optimizer skips a parameter without a gradient, and makes no moments for it
+            frozen_gradient, frozen.grad = frozen.grad, None
+            assert frozen_gradient is not None
+            frozen_gradient.zero_()
         state.scaler.unscale_(state.optimizer)
         norm = self.gradients.norm()
         self.gradients.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         alpha = state.soul.alpha.detach()
-        found = [self.task_loss, self.keep_loss, self._ortho, norm, self.soul_norm, self.asked, alpha]
+        found = [self.task_loss, self.keep_loss, self._ortho, norm, self.soul_norm, self.stop_requested, alpha]
         self.numbers.copy_(torch.stack(found))
         if state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
             state.scaler.update()
         else:
-            # once held back, always held back, until the host has looked: no later step may build on this one
+            # once an update is held back, all later ones are, until the host has read the numbers
             self._halted.logical_or_(self.numbers.isfinite().all().logical_not())
             state.optimizer.found_inf, state.optimizer.grad_scale = self._halted, None  # type: ignore[attr-defined]
             state.optimizer.step()
         state.soul.retract()
-        self.numbers[-1].copy_(alpha)  # as the step leaves it
-        if resting is not None:
-            resting.grad = kept
+        self.numbers[-1].copy_(alpha)  # α after the step
+        if frozen is not None:
+            frozen.grad = frozen_gradient

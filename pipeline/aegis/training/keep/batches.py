@@ -1,4 +1,4 @@
-"""Kept text as the loop takes it: the base's states of it, and each step's share as batches."""
+"""Makes the batches of kept text for each step, with the base's hidden states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aegis.training.keep.schedule import KeepSchedule, KeptShare
 
 @dataclass(frozen=True)
 class KeptText:
-    """Kept windows to train on, and the base's final hidden states of them.
+    """Kept windows to train on, and the base's final hidden states for them.
 
     Attributes:
         states: (windows, max_length, hidden_size) in the dtype that training computes in, in the host's memory.
@@ -30,8 +30,8 @@ class KeptBatches:
     """Makes each step's kept batches for one process.
 
     Args:
-        shape: that every batch gets.
-        pinned, embed: as `MicroBatch.make`.
+        shape: the shape of every batch.
+        pinned, embed: see `MicroBatch.make`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class KeptBatches:
     ) -> None:
         self._text, self._group, self._shape = text, group, shape
         self._pinned, self._embed = pinned, embed
-        # the layers of a base that is split are gathered by all processes, or by none
+        # all processes must gather the layers of a sharded base at the same time, so all run the same number of passes
         self._in_step = config.shard_base
         self._schedule = KeepSchedule(
             len(text.windows),
@@ -57,7 +57,7 @@ class KeptBatches:
         )
 
     def of_step(self, step: int) -> KeptShare:
-        """This process's share of a step."""
+        """Return this process's share of a step."""
         passes = self._schedule.passes(step)
         ours = [self._batch(chosen) for chosen in passes[self._group.rank :: self._group.world_size]]
         if self._in_step and len(ours) < -(-len(passes) // self._group.world_size):
@@ -66,7 +66,7 @@ class KeptBatches:
         return KeptShare(ours, targets)
 
     def example(self) -> MicroBatch:
-        """A batch like all others."""
+        """Return a batch with the shape of all others."""
         return self._batch(self._schedule.passes(0)[0])
 
     def _batch(self, chosen: Sequence[int], *, counted: bool = True) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""Which kept windows go through the model in which step: a pure function of the seed and the step."""
+"""Chooses the kept windows of each step, as a pure function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aegis.data.order import Order
 from aegis.training.batch import MicroBatch
 
 _STREAM = 0x6B656570
-"""Sets the order of kept windows apart from that of the data under the same seed."""
+"""Makes the order of kept windows differ from that of the data under the same seed."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class KeptShare:
 
     Attributes:
         batches: one per kept pass of this process.
-        targets: tokens that count in the step, of all processes.
+        targets: kept tokens that the step's loss counts, in all processes.
     """
 
     batches: Sequence[MicroBatch] = ()
@@ -33,11 +33,11 @@ class KeepSchedule:
     """One kept pass beside every `every`-th micro-batch, counted over all steps and processes from 0.
 
     Attributes:
-        windows: kept windows that are trained on, in endless epochs.
+        windows: number of kept windows; they are used in endless epochs.
         every: micro-batches of the data per kept pass.
-        micro_batches: of the data per step, in all processes.
+        micro_batches: micro-batches of the data per step, in all processes.
         batch_size: windows per pass.
-        seed: of the training.
+        seed: the training's seed.
     """
 
     windows: int
@@ -47,8 +47,8 @@ class KeepSchedule:
     seed: int
 
     def passes(self, step: int) -> list[list[int]]:
-        """The windows of each kept pass of a step, in all processes; none in many steps."""
+        """Return the windows of each kept pass of a step, in all processes; many steps have none."""
         order = Order(self.windows, self.seed ^ _STREAM)
         first = step * self.micro_batches
         due = range(first + -first % self.every, first + self.micro_batches, self.every)
-        return [order.indices(place // self.every, self.batch_size) for place in due]
+        return [order.indices(number // self.every, self.batch_size) for number in due]

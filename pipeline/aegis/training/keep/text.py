@@ -1,4 +1,4 @@
-"""The kept text of a training: written by the base, or the user's own, or both; from the cache where it was before."""
+"""Loads the kept text of a training: text that the base writes, the user's own, or both; written text is cached."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ from aegis.runs.run import Run
 
 _FORMAT = "aegis-kept 1"
 _SEED = 1618
-"""Seed of what the base writes: its text is its own, whatever the training's seed, so that trainings may share it."""
+"""Seed of the text that the base writes. It does not depend on the training's seed, so trainings can share the text."""
 _MIN_WINDOWS = 2
 
 
 def load_kept(
     config: TrainConfig, base: Base, tokenizer: Any, device: torch.device, run: Run | None = None
 ) -> Kept | None:
-    """Find or make what the config wants kept; None where keep is switched off.
+    """Find or make the kept text that the config asks for; None if keep is switched off.
 
     Args:
-        run: may hold the text already, whatever became of the cache.
+        run: where the text may be if it is not in the cache.
 
     Raises:
-        DataError: there is too little of it.
-        UsageError, EnvironmentFault, IntegrityError: as the data's reader and the base's loader do.
+        DataError: there is too little text.
+        UsageError, EnvironmentFault, IntegrityError: as in `load_training_set` and `writing_base`.
     """
     if config.keep_weight == 0:
         return None
     source = config.keep_source
     if source == "auto":
         source = "written" if config.keep_data is None else "data"
-    of_data = {"written": 0, "data": config.keep_windows, "both": config.keep_windows // 2}[source]
+    from_data = {"written": 0, "data": config.keep_windows, "both": config.keep_windows // 2}[source]
     parts = []
-    if of_data < config.keep_windows:
-        parts.append(_written(config, base, tokenizer, device, config.keep_windows - of_data, run))
-    if of_data:
-        parts.append(_from_data(config, tokenizer, of_data))
+    if from_data < config.keep_windows:
+        parts.append(_written(config, base, tokenizer, device, config.keep_windows - from_data, run))
+    if from_data:
+        parts.append(_from_data(config, tokenizer, from_data))
     return parts[0] if len(parts) == 1 else _both(*parts)
 
 
 def _from_data(config: TrainConfig, tokenizer: Any, count: int) -> Kept:
     name = str(config.keep_data)
-    asked = {"dataset": name, "heldout_rows": 0, "packing": True}
-    windows = load_training_set(config.model_copy(update=asked), tokenizer).train
+    changed = {"dataset": name, "heldout_rows": 0, "packing": True}
+    windows = load_training_set(config.model_copy(update=changed), tokenizer).train
     if len(windows) < _MIN_WINDOWS:
         raise DataError("keep.too_little", name=name, windows=len(windows))
     chosen = permutation(len(windows), _SEED, 0)[:count]
@@ -184,6 +184,6 @@ def _sum(written: Sequence[WrittenTexts], count: Callable[[WrittenTexts], int]) 
 
 
 def _in_turns(parts: Sequence[Windows]) -> Windows:
-    """Windows of several sets, one of each in turn, so that any stretch of them holds all kinds."""
+    """Interleave the windows of several sets, so that any stretch of them holds all kinds."""
     turns = itertools.zip_longest(*([(part, number) for number in range(len(part))] for part in parts))
     return kept.joined([chosen for turn in turns for chosen in turn if chosen is not None])
