@@ -1,4 +1,4 @@
-"""A LoRA adapter at rest, as peft saves it: what merge needs of it, and what merge refuses.
+"""Reads a LoRA adapter as peft saves it, and refuses what merge cannot reproduce exactly.
 
 ΔW = scale · B A with A (r, in) and B (out, r); scale = lora_alpha / r, or lora_alpha / √r with rslora
 (Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732).
@@ -25,8 +25,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
-# settings that leave the saved matrices the whole truth; any other that is switched on is refused by its name, so
-# that a variant of LoRA that is invented tomorrow is not merged wrongly today
+# with these settings, the saved matrices alone define the update. Any other setting that is switched on is refused, so
+# that an unknown variant of LoRA is not merged wrongly
 _UNDERSTOOD = frozenset({
     "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode",
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
@@ -39,20 +39,20 @@ _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class LowRank:
-    """One module's A (r, in), B (out, r), float32, and its scale."""
+    """One module's update: A (r, in) and B (out, r) in float32, and their scale."""
 
     a: Tensor
     b: Tensor
     scale: float
 
     def delta(self, start: int, stop: int, into: Tensor | None = None) -> Tensor:
-        """Rows [start, stop) of ΔW, float32, in memory of their own or `into` what is given."""
+        """Return rows [start, stop) of ΔW in float32, in new memory or `into` a given tensor."""
         return torch.mm(self.b[start:stop], self.a, out=into).mul_(self.scale)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """All low-rank updates of an adapter, by the name of the base weight they belong to."""
+    """All low-rank updates of an adapter, by the name of the base weight that each belongs to."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -63,8 +63,8 @@ def load_adapter(folder: Path) -> Adapter:
     """Read an adapter folder and refuse what merge cannot reproduce exactly.
 
     Raises:
-        UsageError: not an adapter folder, or one with features that cannot be merged, by name.
-        IntegrityError: damaged, non-finite, or an A without its B.
+        UsageError: it is not an adapter folder, or has a feature that cannot be merged; the message names it.
+        IntegrityError: it is damaged, a value is not finite, or an A has no B.
     """
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise UsageError("adapter.no_folder", folder=folder, missing=missing[0])
@@ -120,7 +120,7 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _by_pattern(patterns: object, module: str, default: object) -> object:
-    """A value by module name, as peft matches it: the pattern is the name's end, at a dot or the start."""
+    """Return the value for a module name, by peft's rule: the pattern matches the name's end, after a dot or whole."""
     if isinstance(patterns, dict):
         for pattern, value in patterns.items():
             try:

@@ -1,4 +1,4 @@
-"""The base model as it lies on disk: where it comes from, what it is, and the hash that names its weights."""
+"""Finds the base model on disk or on the Hub, checks it, and computes the hash that identifies its weights."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Base:
-    """A checked base.
+    """A base that was checked.
 
     Attributes:
-        name: what the user called it, a Hub id, a folder or "demo".
-        folder: where its files are.
-        revision: the Hub commit it was resolved to, or None for a folder.
+        name: the user's name for it: a Hub id, a folder or "demo".
+        folder: the folder with its files.
+        revision: the commit on the Hub; None for a folder.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Base:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json as it stands in the folder."""
+        """The content of config.json."""
         return read_config(self.folder)
 
     @cached_property
@@ -67,7 +67,7 @@ class Base:
 
     @cached_property
     def weights_hash(self) -> str:
-        """sha256 over the weights, whatever the config beside them says: the hash a soul knows its base by."""
+        """The sha256 of the weights alone, without the config; a soul records it to identify its base."""
         return hash_weights(self.shards)
 
     @cached_property
@@ -75,18 +75,18 @@ class Base:
         """Whether the LM head is the embedding matrix.
 
         Raises:
-            IntegrityError: transformers cannot make sense of config.json.
+            IntegrityError: transformers cannot read config.json.
         """
         return bool(load_config(self.folder).tie_word_embeddings)
 
 
 def find_base(name: str, revision: str | None = None) -> Base:
-    """Find a base by Hub id, folder or the name of the embedded default, and check that it can be used.
+    """Find a base by Hub id, by folder or as "demo", and check that it can be used.
 
     Raises:
-        UsageError: no such folder or repository.
-        EnvironmentFault: the Hub cannot be reached, or does not let us in.
-        UnsupportedModelError: the base cannot come out of the pipeline whole.
+        UsageError: there is no such folder or repository.
+        EnvironmentFault: the Hub cannot be reached, or refuses access.
+        UnsupportedModelError: the pipeline cannot reproduce this base exactly.
         IntegrityError: its files are damaged.
     """
     commit = None
@@ -119,11 +119,11 @@ def _warn_unproven(base: Base) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json, the first that is read of any model folder.
+    """Check a model folder's files and read its config.json; every other file is read after it.
 
     Raises:
-        UsageError: there is none.
-        IntegrityError: it is not a JSON object, or the folder holds what is not its own.
+        UsageError: there is no config.json.
+        IntegrityError: it is not a JSON object, or a link leads out of the folder.
     """
     path = folder / "config.json"
     if not os.path.lexists(path):
@@ -139,10 +139,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def hash_weights(shards: ShardSet) -> str:
-    """Read every shard, and return the hash of the weights.
+    """Read every shard and return the hash of the weights.
 
     Raises:
-        IntegrityError: a shard in the Hub's cache is not what the Hub said it is; it is removed.
+        IntegrityError: a shard in the Hub's cache does not have the hash that the Hub gave; it is removed.
     """
     total = sum(path.stat().st_size for path in shards.files)
     digests = []
@@ -159,14 +159,14 @@ def hash_weights(shards: ShardSet) -> str:
 
 
 def weights_hash_of(digests: Iterable[bytes]) -> str:
-    """The sha256 over the sha256 of each shard, in the order of their names."""
+    """Return the sha256 of the shards' sha256 digests, in the order of the shards' names."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the base's own tokenizer, from the base's folder and nowhere else.
+    """Load the tokenizer from the base's folder.
 
-    An adapter folder without config.json would give another tokenizer with other ids for the same text.
+    Never load it from an adapter folder: without a config.json there, the same text could get other ids.
 
     Raises:
         IntegrityError: transformers cannot read it.
@@ -175,21 +175,21 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its parsers raise
+    except Exception as error:  # transformers passes on what its parsers raise
         raise IntegrityError("base.no_tokenizer", folder=folder, error=first_line(error)) from error
 
 
 @contextmanager
 def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
-    """A base's config and tokenizer, for looking at: its weights may not be here, and nothing is written or kept.
+    """Yield a base whose config and tokenizer can be read; its weights may be missing, and nothing is kept.
 
-    What is not on this machine is fetched into a folder that goes when the block ends; of the embedded default, only
-    the config can be had before it is made.
+    Files that are not on this machine are downloaded into a folder that is removed at the end of the block. Before the
+    demo's base is made, it has only a config.
 
     Raises:
         UsageError, EnvironmentFault, UnsupportedModelError, IntegrityError: as `find_base` does.
     """
-    with TemporaryDirectory(prefix="aegis-glimpse-") as scratch:
+    with TemporaryDirectory(prefix="aegis-peek-") as scratch:
         commit = None
         if name == DEMO:
             from aegis.demo.base import describe_demo_base
@@ -210,7 +210,7 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
 
 
 def _is_on_hub(name: str) -> bool:
-    # os.path's functions are False for a name too long, Path's are not
+    # for a name that is too long, os.path.exists returns False and Path.exists raises
     return is_hub_id(name) and not os.path.exists(name)  # noqa: PTH110
 
 

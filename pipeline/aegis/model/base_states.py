@@ -1,7 +1,7 @@
-"""The base as kept text needs it: in 16 bit where that fits, and its final hidden states of windows, worked out once.
+"""Computes the base's final hidden states of kept windows, once, and loads the base to write kept text.
 
-Where 16 bit do not fit the device, the layers come from the shards one after the other (accelerate's offloading); a
-pass then takes many windows at a time, since every pass reads all weights.
+The base is in 16 bit. If it does not fit the device, its layers are read from the shards one after the other
+(accelerate's offloading); a pass then takes many windows, because every pass reads all weights.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from aegis.model.load import Precision, compute_dtype, load_base, load_offloaded
 from aegis.model.soul_hook import decoder_of
 
 _BESIDE_BYTES = 1 << 30
-"""What a pass needs beside the weights."""
+"""Bytes that a pass needs beside the weights."""
 _PASS_TOKENS, _OFFLOADED_PASS_TOKENS = 2048, 16384
 _PART_OF_MEMORY = 4
-"""States may take one part in so many of the host's free memory; more goes to a file."""
+"""States may take 1 / _PART_OF_MEMORY of the host's free memory; larger ones go to a file."""
 
 
 def fits_16bit(base: Base, device: torch.device) -> bool:
-    """Whether the device's free memory holds the base as it is computed in, with room to work."""
+    """Whether the base in its compute dtype, and what a pass needs, fit the device's free memory."""
     parameters = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
     needed = parameters * compute_dtype(device).itemsize + _BESIDE_BYTES
     return needed <= free_bytes(device)
@@ -44,10 +44,12 @@ def fits_16bit(base: Base, device: torch.device) -> bool:
 
 @contextmanager
 def writing_base(base: Base, device: torch.device) -> Iterator[tuple[Any, Precision]]:
-    """The base to write with, in 16 bit, or in NF4 where only that fits; call `release` when nothing holds it any more.
+    """Load the base to write text with, in 16 bit or, if that does not fit, in NF4; yield it and its precision.
+
+    Call `release` after the block, when nothing refers to the base any more.
 
     Raises:
-        EnvironmentFault: not even that fits, or the block runs out of the device's memory.
+        EnvironmentFault: NF4 does not fit either, or the block runs out of the device's memory.
     """
     precision: Precision = "16bit" if fits_16bit(base, device) else "4bit"
     if precision == "4bit":
@@ -64,7 +66,7 @@ def _out_of_memory(error: torch.OutOfMemoryError) -> EnvironmentFault:
 
 
 def release(device: torch.device) -> None:
-    """Give the memory of what was just dropped back to the device."""
+    """Return the memory of objects that were just dropped to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -72,11 +74,11 @@ def release(device: torch.device) -> None:
 
 @torch.no_grad()
 def base_states(base: Base, windows: Windows, device: torch.device, spill: Path) -> Tensor:
-    """The 16-bit base's final, normed hidden states of every place of every window, without adapter and soul.
+    """Compute the 16-bit base's hidden states after the final norm, for every position, without adapter and soul.
 
     Args:
-        windows: each document in them apart from the others.
-        spill: a folder for them where the host's memory does not hold them.
+        windows: their documents do not attend to each other.
+        spill: folder for the states if they do not fit the host's memory.
 
     Returns:
         (windows, max_length, hidden_size) in the dtype that `device` computes in, in the host's memory or mapped into
@@ -113,13 +115,13 @@ def base_states(base: Base, windows: Windows, device: torch.device, spill: Path)
 def _pass(decoder: Any, windows: Windows, numbers: Sequence[int], device: torch.device) -> Tensor:
     batch = windows.batch(numbers)
     ids, positions = (torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.position_ids))
-    # no attention mask: transformers keeps documents apart by their positions
+    # no attention mask: transformers separates documents by their positions
     states: Tensor = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     return states
 
 
 def states_bytes(windows: int, max_length: int, hidden_size: int, dtype: torch.dtype) -> int:
-    """What `base_states` returns takes."""
+    """Return the bytes of what `base_states` returns."""
     return windows * max_length * hidden_size * dtype.itemsize
 
 
@@ -129,7 +131,7 @@ def _allocate(shape: tuple[int, int, int], dtype: torch.dtype, spill: Path) -> T
         return torch.empty(shape, dtype=dtype)
     try:
         spill.mkdir(parents=True, exist_ok=True)
-        # the map keeps the file until the last tensor on it is gone
+        # the mapping keeps the file until its last tensor is gone
         with tempfile.TemporaryFile(dir=spill) as file:
             file.truncate(size)
             mapped = mmap.mmap(file.fileno(), size)

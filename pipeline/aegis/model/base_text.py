@@ -1,7 +1,7 @@
-"""Text that a base writes itself: sampled in batches at temperature 1, with a static cache.
+"""Lets a base write text: sampled in batches at temperature 1, with a static cache.
 
-A chat base begins at the user's turn of its template: it writes the question, the template's own tokens follow, and
-it writes the answer. What a base writes is what its training left in it, which no other text is known to be.
+A chat base begins at the user's turn of its template: it writes the question, the template's own tokens follow, and it
+writes the answer. A base's own samples show what its training left in it; no other text is known to do so.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from aegis.model.openings import Opening, end_tokens
 
 _MAX_TOKENS = 1024
 """Maximum tokens of one text: longer windows hold several texts, and the cache stays small."""
-_LOOK_EVERY = 16
-"""Tokens between two questions to the device whether all texts have ended."""
-_UNENDING = 32
-"""Tokens before which a document that has no questions does not end: some bases open with a fixed line."""
+_CHECK_EVERY = 16
+"""Tokens between two checks on the device whether all texts have ended."""
+_MIN_DOCUMENT = 32
+"""Minimum tokens of a document without questions: some bases open with a fixed line and end there."""
 _MAX_PERIOD, _REPEATS, _MIN_LOOP = 64, 4, 32
-"""A loop: at most so many tokens, repeated so often, and so many tokens long in all."""
+"""A loop: a piece of at most _MAX_PERIOD tokens, repeated _REPEATS times, at least _MIN_LOOP tokens in all."""
 _MIN_BATCH, _BATCH_CPU, _BATCH_GPU = 8, 64, 192
 _TRIES = 8
-"""Times the tokens asked for that may be sampled before giving up on a base that says too little."""
+"""Sampled tokens per requested token before a base that writes too little is given up."""
 
 
 @dataclass
 class WrittenTexts:
-    """Texts as token ids, and what became of those that were sampled."""
+    """Texts as token ids, and counts of all sampled texts: ended, cut at a loop, dropped as too short."""
 
     texts: list[NDArray[np.int32]] = field(default_factory=list)
     sampled: int = 0
@@ -48,31 +48,31 @@ class WrittenTexts:
         return sum(map(len, self.texts))
 
     def missing(self, windows: int, max_length: int) -> int:
-        """Tokens that are not there yet, of so many windows."""
+        """Return how many tokens are missing to fill `windows` windows."""
         return missing_tokens([len(text) for text in self.texts], windows, max_length)
 
 
 def write_texts(
     model: Any, tokenizer: Any, opening: Opening, *, windows: int, max_length: int, seed: int
 ) -> Iterator[WrittenTexts]:
-    """Have the base write until its texts fill so many windows, or there is no hope of it.
+    """Let the base write until its texts fill `windows` windows, or too many samples were of no use.
 
     Args:
         model: the base, frozen, on its device.
-        max_length: tokens of a window; a text has at most 1,024.
-        seed: of the sampling; the same seed, batch and device give the same text.
+        max_length: tokens per window; a text has at most 1,024.
+        seed: the sampling's seed; the same seed, batch and device give the same text.
 
     Yields:
-        After each batch all that there is so far, the same object.
+        The same object after each batch, with all texts so far.
     """
     length = max(len(opening.ids) + 1, min(max_length, _MAX_TOKENS))
     generator = torch.Generator(model.device).manual_seed(seed)
     written, seen, spent = WrittenTexts(), set[bytes](), 0
-    most = _batch_rows(model, length)
+    max_rows = _batch_rows(model, length)
     while (missing := written.missing(windows, max_length)) and spent < _TRIES * windows * max_length + length:
-        # as long as texts have turned out so far; a few rows more take hardly any time, another batch does
+        # estimate by the mean length so far; a few rows more cost hardly any time, and another batch does
         typical = max(MIN_TOKENS, written.tokens // written.sampled if written.sampled else length // 2)
-        rows = min(most, max(_MIN_BATCH, math.ceil(missing / typical)))
+        rows = min(max_rows, max(_MIN_BATCH, math.ceil(missing / typical)))
         for text, ended in sample(
             model,
             opening,
@@ -96,7 +96,7 @@ def write_texts(
 
 
 def _batch_rows(model: Any, length: int) -> int:
-    """Texts that are written side by side: what half the free memory holds of keys, values and logits."""
+    """Return the texts per batch: keys, values and logits take at most half the free memory."""
     if model.device.type != "cuda":
         return _BATCH_CPU
     text = model.config.get_text_config()
@@ -117,14 +117,14 @@ def sample(
     known: int,
     generator: torch.Generator,
 ) -> list[tuple[NDArray[np.int32], bool]]:
-    """Sample `rows` texts of at most `length` tokens at temperature 1, side by side.
+    """Sample a batch of `rows` texts of at most `length` tokens at temperature 1.
 
     Args:
         ends: tokens that end a question or a text.
-        known: ids from this one on have no token, and are never written.
+        known: number of ids that have a token; larger ids are never sampled.
 
     Returns:
-        Each text with its opening, and whether the base ended it; its last token is the one that ended it then.
+        Each text with its opening, and whether the base ended it; then its last token is the end token.
     """
     from transformers import StaticCache
 
@@ -132,21 +132,21 @@ def sample(
     cache = StaticCache(config=model.config, max_cache_len=length)
     state = _Rows(opening, rows, length, ends, device)
     following = state.ids[:, :start]
-    for place in range(start, length):
+    for position in range(start, length):
         logits = model(input_ids=following, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         wide = logits.float()
         wide[:, known:] = -math.inf
-        # the largest of p / e with exponential e is a draw from p, and asks the device nothing
+        # the argmax of p / e, with exponential e, is a sample from p; it does not make the host wait for the device
         chance = wide.softmax(-1)
         drawn = (chance / torch.empty_like(chance).exponential_(generator=generator)).argmax(-1)
-        following = state.put(place, drawn).unsqueeze(1)
-        if place % _LOOK_EVERY == 0 and bool(state.ended.all()):
+        following = state.put(position, drawn).unsqueeze(1)
+        if position % _CHECK_EVERY == 0 and bool(state.ended.all()):
             break
     return state.texts()
 
 
 class _Rows:
-    """Texts under way: of each row its tokens so far, and whether question and text have ended."""
+    """The texts of a batch while they are sampled: each row's tokens, and whether its question and text have ended."""
 
     def __init__(self, opening: Opening, rows: int, length: int, ends: frozenset[int], device: torch.device) -> None:
         self._start = len(opening.ids)
@@ -154,28 +154,28 @@ class _Rows:
         self.ids[:, : self._start] = torch.tensor(opening.ids, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self._ends = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
-        # one more, for rows that wait for nothing
+        # one more entry, for rows that have no forced token to write
         self._follow = torch.tensor([*opening.follow, 0], device=device)
         self._count = len(opening.follow)
         self._next = torch.full((rows,), self._count, device=device)
         self._answering = torch.full((rows,), self._count == 0, device=device)
         self._lengths = torch.full((rows,), length, device=device)
-        self._unending = 0 if self._count else min(_UNENDING, length // 2)
+        self._min_tokens = 0 if self._count else min(_MIN_DOCUMENT, length // 2)
 
-    def put(self, place: int, drawn: Tensor) -> Tensor:
-        """Take what was drawn for `place`, or what the template wants there instead; returns what was written."""
+    def put(self, position: int, drawn: Tensor) -> Tensor:
+        """Write at `position` each row's drawn token, or the template's token if one is due; return the tokens."""
         waiting = self._next < self._count
         is_end = torch.isin(drawn, self._ends) & ~waiting
-        asked = is_end & ~self._answering
-        self._next = torch.where(asked, 0, self._next)
-        self._answering = self._answering | asked
+        question_ends = is_end & ~self._answering
+        self._next = torch.where(question_ends, 0, self._next)
+        self._answering = self._answering | question_ends
         forced = self._next < self._count
         token = torch.where(forced, self._follow[self._next], drawn)
         self._next = self._next + forced
-        self.ids[:, place] = token
-        if place - self._start >= self._unending:
+        self.ids[:, position] = token
+        if position - self._start >= self._min_tokens:
             ending = is_end & ~forced & ~self.ended
-            self._lengths = torch.where(ending, place + 1, self._lengths)
+            self._lengths = torch.where(ending, position + 1, self._lengths)
             self.ended = self.ended | ending
         return token
 
@@ -185,7 +185,7 @@ class _Rows:
 
 
 def without_loop(text: NDArray[np.int32]) -> NDArray[np.int32]:
-    """A text up to where it begins to repeat one piece for good or for long; the piece stays once."""
+    """Cut a text where it begins to repeat a piece many times; the piece stays once."""
     cut = len(text)
     for period in range(1, min(_MAX_PERIOD, len(text) // 2) + 1):
         same = np.flatnonzero(text[period:] != text[:-period])

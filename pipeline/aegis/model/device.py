@@ -1,4 +1,4 @@
-"""The device of the work, and how much memory it has left."""
+"""Chooses the device, and measures its free memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DeviceName = Literal["auto", "cuda", "cpu"]
 
 
 def choose_device(wanted: DeviceName) -> torch.device:
-    """Pick the device, or refuse one that is not there; each process that a launcher started has a GPU of its own.
+    """Choose the device, or refuse one that does not exist; each process of a launcher gets its own GPU.
 
     Raises:
-        EnvironmentFault: "cuda" was asked for and torch sees none, or fewer than there are processes.
+        EnvironmentFault: "cuda" is wanted, and torch sees no GPU, or fewer GPUs than there are processes.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault(
@@ -33,12 +33,13 @@ def choose_device(wanted: DeviceName) -> torch.device:
 
 
 def require_device(wanted: DeviceName) -> torch.device:
-    """`choose_device` for long work: "auto" does not settle for the CPU beside a GPU that the driver sees.
+    """Choose the device for long work: "auto" does not take the CPU while the driver sees a GPU.
 
     "cpu" means the CPU, and so does a CUDA_VISIBLE_DEVICES that hides every GPU.
 
     Raises:
-        EnvironmentFault: as `choose_device`; or torch does not use the GPU, with the command that cures it.
+        EnvironmentFault: as in `choose_device`; or torch cannot use the GPU, and the message has the command that
+            mends it.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
     if wanted == "auto" and not hidden and not torch.cuda.is_available():
@@ -49,14 +50,14 @@ def require_device(wanted: DeviceName) -> torch.device:
 
 
 def find_device(wanted: DeviceName) -> torch.device | None:
-    """`require_device` for a plan: None for a GPU that was asked for and is not in this machine."""
+    """Choose as `require_device` does, for a plan: None for a GPU that is wanted and is not in this machine."""
     if wanted == "cuda" and not torch.cuda.is_available():
         return None
     return require_device(wanted)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process may still take of a device's memory: of a GPU within its cap, of a CPU the host's."""
+    """Return the bytes that this process may still allocate: on a GPU within its cap, on a CPU in the host's memory."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""A base without its weights: transformers builds it from config.json alone, or the key that is to blame is named."""
+"""Builds a base without its weights from config.json; if transformers cannot, finds the key that causes the error."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from aegis.errors import IntegrityError
 from aegis.messages import phrase
 
 _SECONDS = 20.0
-"""Time for finding the key that is to blame; a model of 48 layers is built in a third of a second."""
+"""Time limit for finding the key that causes an error; building a model of 48 layers takes a third of a second."""
 
 
 def load_config(folder: Path) -> Any:
-    """config.json as transformers understands it.
+    """Load config.json as a transformers config.
 
     Raises:
-        IntegrityError: transformers cannot make sense of it.
+        IntegrityError: transformers cannot read it.
     """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers checks some fields, and raises whatever the others lead to
+    except Exception as error:  # transformers checks only some fields; a wrong value in another can raise anything
         raise _refused(folder, error) from error
 
 
 def empty_model(folder: Path, **options: Any) -> Any:
-    """The …ForCausalLM of a folder on the meta device; only config.json is read.
+    """Build a folder's …ForCausalLM on the meta device; only config.json is read.
 
     Args:
-        options: for `from_config`, such as `dtype`.
+        options: arguments of `from_config`, such as `dtype`.
 
     Raises:
-        IntegrityError: transformers cannot build it, with the keys that keep it from that, if they can be known.
+        IntegrityError: transformers cannot build it; the message names the keys that cause this, if they are found.
     """
     config = load_config(folder)
     try:
@@ -61,7 +61,7 @@ def _refused(folder: Path, error: Exception) -> IntegrityError:
 
 
 def _keys_to_blame(folder: Path) -> list[str]:
-    """The keys of config.json without any one of which the model can be built, with their values."""
+    """Return the keys of config.json, with values, each of which alone prevents the model from being built."""
     from transformers import PretrainedConfig
     from transformers.utils import logging
 
@@ -70,7 +70,7 @@ def _keys_to_blame(folder: Path) -> list[str]:
     except Exception:  # not even JSON: the error itself says so
         return []
     end, level = time.monotonic() + _SECONDS, logging.get_verbosity()
-    logging.set_verbosity_error()  # each trial would warn of the same once more
+    logging.set_verbosity_error()  # otherwise each trial repeats the same warnings
     try:
         return [
             f"{key} = {value!r}"
@@ -86,6 +86,6 @@ def _builds_without(key: str, values: Mapping[str, Any]) -> bool:
 
     try:
         _built(AutoConfig.for_model(**{name: value for name, value in values.items() if name != key}))
-    except Exception:  # this key alone is not to blame
+    except Exception:  # the error has another cause as well
         return False
     return True

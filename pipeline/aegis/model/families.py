@@ -1,8 +1,8 @@
-"""Which bases come through the pipeline unharmed, and which are refused before any work, with the reason.
+"""Lists the model families that the pipeline reproduces exactly, and those that are refused, with the reason.
 
-What llama.cpp's converter does to each was read in its tree (conversion/*.py at the pinned commit), what its runtime
-loads in src/models/*.cpp. What is called proven here has an end-to-end test, live soul against GGUF, for every LM
-head and tokenizer it names; the README's table is made from this.
+What llama.cpp's converter does to each family was read in its source (conversion/*.py at the pinned commit), and what
+its runtime loads in src/models/*.cpp. A proven family has an end-to-end test, live soul against GGUF, for every LM head
+and tokenizer that it names. The README's table is made from PROVEN.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True)
 class Family:
-    """A family that comes through whole.
+    """A family that the pipeline reproduces exactly.
 
     Attributes:
-        name: as people call it.
-        heads: the LM heads it was proven with.
-        ropes: the kinds of rotary embedding it was proven with, as `rope_of` calls them.
-        targets: its attention projections, which the adapter goes on.
-        vocabulary: the kind of tokenizer whose ids were compared in transformers and llama.cpp, if any were.
-        remark: what is special about it.
-        norm: the final norm, whose output only the LM head reads.
+        name: the name in the README's table.
+        heads: the LM heads that it was proven with.
+        ropes: the kinds of rotary embedding that it was proven with, by the names of `rope_of`.
+        targets: its attention projections, which get the adapter.
+        vocabulary: the kind of tokenizer whose ids were compared between transformers and llama.cpp; None if none were.
+        remark: the last column of the README's table.
+        norm: the module of the final norm; only the LM head reads its output.
         norm_offset: o of a norm that multiplies by w + o: 1 for Gemma's RMSNorm.
     """
 
@@ -86,10 +86,10 @@ _GEMMA_27B_LAYERS = 62
 
 
 def check_family(config: Mapping[str, Any]) -> None:
-    """Refuse a base, by its config.json, that cannot come out whole.
+    """Refuse a base that the pipeline cannot reproduce exactly, by its config.json alone.
 
     Raises:
-        UnsupportedModelError: with the reason; nothing was read but the config.
+        UnsupportedModelError: it cannot; the message has the reason.
     """
     model_type = str(config.get("model_type", ""))
     listed = config.get("architectures")
@@ -120,11 +120,11 @@ def check_head_bias(config: Mapping[str, Any], tensors: Collection[str]) -> None
     """Refuse a base whose LM head has a bias that llama.cpp would not load.
 
     Args:
-        config: config.json.
+        config: the content of config.json.
         tensors: the names of the base's tensors.
 
     Raises:
-        UnsupportedModelError: with the reason.
+        UnsupportedModelError: it has one.
     """
     if HEAD_BIAS in tensors and config.get("model_type") not in _BIASED_HEADS:
         raise UnsupportedModelError("families.head_bias", model_type=config.get("model_type"))
@@ -133,15 +133,15 @@ def check_head_bias(config: Mapping[str, Any], tensors: Collection[str]) -> None
 def unproven_parts(
     config: Mapping[str, Any], tensors: Collection[str], vocabulary: Vocabulary | None
 ) -> dict[str, str] | None:
-    """What a base has that its family was not proven with: the part and what it is here.
+    """Return the parts of a base that its family was not proven with, and their kind.
 
     Args:
-        config: config.json.
+        config: the content of config.json.
         tensors: the names of the base's tensors.
         vocabulary: its kind of tokenizer, if it is known.
 
     Returns:
-        Nothing but an empty dict for a proven base; None for a family that was not proven at all.
+        An empty dict for a proven base; None for a family that was not proven.
     """
     family = PROVEN.get(str(config.get("model_type")))
     if family is None:
@@ -157,18 +157,18 @@ def unproven_parts(
 
 
 def head_of(config: Mapping[str, Any], tensors: Collection[str]) -> HeadKind:
-    """The kind of LM head a base has."""
+    """Return the kind of a base's LM head."""
     if HEAD_BIAS in tensors:
         return "with bias"
     return "tied" if HEAD not in tensors or config.get("tie_word_embeddings") is True else "own"
 
 
 def rope_of(config: Mapping[str, Any]) -> str:
-    """The kind of rotary embedding by config.json, old or new, and whether it turns only a part of each head."""
+    """Return the kind of rotary embedding by an old or new config.json, and whether it turns only a part of a head."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
         return "unknown"
-    # Gemma 3 has one for each kind of layer
+    # Gemma 3 has one rotary embedding per kind of layer
     each = [scaling, *(inner for inner in scaling.values() if isinstance(inner, Mapping))]
     kinds = {str(inner.get("rope_type") or inner.get("type") or "default") for inner in each}
     kind = ", ".join(sorted(kinds - {"default"})) or "default"
@@ -177,7 +177,7 @@ def rope_of(config: Mapping[str, Any]) -> str:
 
 
 def families_table() -> str:
-    """What was proven, as the README has it: a Markdown table."""
+    """Return the README's Markdown table of proven families."""
     rows = ["| family | `model_type` | LM head | adapter on | token ids | |", "| --- | --- | --- | --- | --- | --- |"]
     for model_type, family in PROVEN.items():
         targets = ", ".join(f"`{target}`" for target in family.targets)
@@ -187,7 +187,10 @@ def families_table() -> str:
 
 
 def _check_attention_scale(called: str, config: Mapping[str, Any]) -> None:
-    """Gemma 3 configs may scale attention as they like; llama.cpp reads it off the shape (src/models/gemma3.cpp)."""
+    """Refuse a Gemma 3 whose config has another attention scale than llama.cpp takes from its shape.
+
+    (src/models/gemma3.cpp)
+    """
     head_dim, scalar = config.get("head_dim", 256), config.get("query_pre_attn_scalar", 256)
     if config.get("num_hidden_layers") == _GEMMA_27B_LAYERS:
         head_dim = config.get("hidden_size", 0) // max(1, config.get("num_attention_heads", 1))
@@ -198,7 +201,7 @@ def _check_attention_scale(called: str, config: Mapping[str, Any]) -> None:
 def _has_native_class(model_type: str) -> bool:
     if model_type in PROVEN:
         return True
-    # a second to load, which a merge of a proven family need not spend
+    # this import takes a second, and a proven family does not need it
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -1,4 +1,4 @@
-"""A base from the Hub: its files without any code, failures in words, and another try where the server failed."""
+"""Downloads a base from the Hub, without any code; explains failures, and retries after a server's error."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _WAITS_S = (1, 3, 9)
 
 
 def download(name: str, revision: str | None, patterns: Sequence[str] = WANTED, **where: Any) -> tuple[Path, str]:
-    """Fetch what is missing of a model on the Hub.
+    """Download the missing files of a model on the Hub.
 
     Args:
-        patterns: the files that are wanted.
-        where: of the Hub's library: `local_dir`, `local_files_only`.
+        patterns: glob patterns of the wanted files.
+        where: `local_dir` or `local_files_only`, for huggingface_hub.
 
     Returns:
-        The folder and the commit that `revision` stands for.
+        The folder, and the commit of `revision`.
 
     Raises:
-        UsageError: no such repository or revision.
-        EnvironmentFault: the Hub cannot be reached, or does not let us in.
+        UsageError: there is no such repository or revision.
+        EnvironmentFault: the Hub cannot be reached, or refuses access.
         UnsupportedModelError: there are no safetensors weights.
     """
     from huggingface_hub import model_info
@@ -43,7 +43,7 @@ def download(name: str, revision: str | None, patterns: Sequence[str] = WANTED, 
 
     try:
         folder = _fetch(name, revision, patterns, **where)
-        # the cache calls a folder by its commit
+        # in the cache, a folder's name is its commit
         commit = str(model_info(name, revision=revision).sha) if "local_dir" in where else folder.name
     except HFValidationError as error:
         raise UsageError("base.not_a_hub_name", name=name, error=first_line(error)) from None
@@ -65,13 +65,13 @@ def download(name: str, revision: str | None, patterns: Sequence[str] = WANTED, 
 
 
 def _fetch(name: str, revision: str | None, patterns: Sequence[str], **where: Any) -> Path:
-    """Download what is missing. The Hub's library resumes and retries, but gives up at once on a server's error."""
+    """Download what is missing. huggingface_hub resumes and retries, but gives up at once after a server's error."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait_s in (*_WAITS_S, None):
         try:
-            # *.py stays where it is: the native class is used, code that comes with a model is not even fetched
+            # *.py is not downloaded: transformers' native class is used, and no code of a model's author
             with download_bars(phrase("base.downloading", name=name)) as bars:
                 return Path(
                     snapshot_download(

@@ -1,4 +1,4 @@
-"""A trained model, alive: base, adapter and soul as they were when training ended."""
+"""Loads a trained model without merging it: base, adapter and soul as they were when training ended."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def live_model(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Any]:
-    """Give a model in eval mode whose forward pass goes through adapter and soul.
+    """Yield a model in eval mode whose forward pass includes adapter and soul.
 
     Args:
         adapter: folder with the adapter and its soul.
-        load_in: the base's precision; training's own is usually "4bit".
-        dtype: to compute in; as in training if None.
+        load_in: the base's precision; training usually uses "4bit".
+        dtype: the dtype to compute in; training's if None.
 
     Raises:
         IntegrityError: adapter or soul do not fit the base.
@@ -42,7 +42,7 @@ def live_model(
     model = load_base(base.folder, load_in, device, dtype)
     try:
         with warnings.catch_warnings():
-            # peft leaves what the file lacks as it was initialised, which is no adapter at all
+            # peft keeps the initial values of what the file lacks, and these have no effect
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             model = PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
@@ -52,7 +52,7 @@ def live_model(
 
 
 def soul_module(record: SoulRecord) -> Soul:
-    """The soul of a record as a module: R is its start, its skew is zero, exp(0) = I."""
+    """Make a module from a soul's record: R is its start, and its skew is zero, since exp(0) = I."""
     soul = Soul(record.hidden_size, kind=record.kind, alpha=record.alpha, counter_scale=record.counter_scale)
     with torch.no_grad():
         soul.start.copy_(record.rotation)

@@ -1,4 +1,4 @@
-"""The base in memory, as it is trained: NF4 or 16 bit, on a GPU or a CPU, by transformers' native class."""
+"""Loads the base into memory: NF4 or 16 bit, on a GPU or a CPU, with transformers' native class."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from aegis.model.nf4_format import BLOCK
 from aegis.runs.facts import DtypeName
 
 Precision = Literal["4bit", "16bit", "dequantized"]
-"""How the base is held: in NF4, in 16 bit, or in 16 bit after a round trip through NF4."""
+"""The base's precision in memory: NF4, 16 bit, or 16 bit after a round trip through NF4."""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the GPU has it, float16 on older ones, float32 on a CPU (whose half precision is slower)."""
+    """Return bfloat16 if the GPU supports it, float16 on older GPUs, and float32 on a CPU, where 16 bit is slower."""
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
 def dtype_name(dtype: torch.dtype) -> DtypeName:
-    """The name of a dtype that training computes in, as a manifest records it."""
+    """Return the name of training's compute dtype, as a manifest records it."""
     names: dict[torch.dtype, DtypeName] = {
         torch.float32: "float32",
         torch.bfloat16: "bfloat16",
@@ -37,18 +37,18 @@ def dtype_name(dtype: torch.dtype) -> DtypeName:
 
 
 def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """Load the base for training: frozen, in eval dtype, NF4 with double quantization or whole.
+    """Load the base, frozen, in the given precision; "4bit" is NF4 with double quantization.
 
-    "dequantized" is the NF4 of training's own dtype, read back by bitsandbytes and then cast to `dtype`.
+    "dequantized" quantizes in training's own dtype, lets bitsandbytes dequantize, and casts the result to `dtype`.
 
-    Nothing is cast to float32 behind the user's back: peft's prepare_model_for_kbit_training would do so to the
-    embeddings, norms, head and with them the residual stream (+0.4 GB and activations × 1.6 at 3.8 B).
+    Nothing is cast to float32: peft's prepare_model_for_kbit_training would cast embeddings, norms and head, and with
+    them the residual stream (at 3.8 B parameters 0.4 GB more, and 1.6 times the activations).
 
     Args:
-        dtype: to compute in; `compute_dtype(device)` if None.
+        dtype: the dtype to compute in; `compute_dtype(device)` if None.
 
     Returns:
-        A transformers …ForCausalLM on `device`, every parameter frozen.
+        A transformers …ForCausalLM on `device`.
 
     Raises:
         EnvironmentFault: it does not fit the memory.
@@ -63,16 +63,16 @@ def load_base(folder: Path, load_in: Precision, device: torch.device, dtype: tor
 
 
 def load_offloaded(folder: Path, device: torch.device, scratch: Path) -> Any:
-    """Load the base in 16 bit, its layers left in the shards: the weights of each come to `device` while it runs.
+    """Load the base in 16 bit with its layers on disk: each layer's weights come to `device` while it runs.
 
     Args:
-        scratch: an empty folder for weights that cannot be read where they lie.
+        scratch: an empty folder for weights that accelerate cannot read from the shards.
 
     Returns:
-        As `load_base`, for passes without gradients.
+        A model like that of `load_base`, for passes without gradients.
 
     Raises:
-        EnvironmentFault, IntegrityError: as `load_base`.
+        EnvironmentFault, IntegrityError: as in `load_base`.
     """
     empty = empty_model(folder)
     layers = empty.get_decoder().layers
@@ -91,7 +91,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, 
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would run through ours
+    logging.disable_progress_bar()  # it would break into our own
     try:
         with progress.task(phrase("load.loading")):
             model, outcome = AutoModelForCausalLM.from_pretrained(
@@ -105,14 +105,14 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, 
                 output_loading_info=True,
                 **options,
             )
-    except BrokenPipeError:  # whoever read our progress has gone: nothing is wrong with the base
+    except BrokenPipeError:  # the reader of our progress output ended; the base is not at fault
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise EnvironmentFault("load.out_of_memory", error=first_line(error)) from error
     except AegisError:
         raise
-    except Exception as error:  # what config, constructor and weights lead to in transformers
-        empty_model(folder)  # where config.json alone is to blame, that is said
+    except Exception as error:  # transformers can raise anything for a bad config or bad weights
+        empty_model(folder)  # raises the better message if config.json alone is the cause
         raise IntegrityError("load.not_loaded", folder=folder, error=first_line(error)) from error
     if missing := sorted(outcome["missing_keys"]):
         # transformers fills these with random numbers and logs it
@@ -122,9 +122,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, 
     model.requires_grad_(False)
     model.config.use_cache = False
     for module in model.modules():
-        # with AVX512-BF16, bitsandbytes repacks a CPU weight for good at the first forward pass in eval mode, for a
-        # kernel that computes in bfloat16 and has no backward: training after a look at the held-out loss would go
-        # on with wrong gradients
+        # with AVX512-BF16, bitsandbytes repacks a CPU weight permanently at the first forward pass in eval mode, for a
+        # kernel that computes in bfloat16 and has no backward: after an evaluation, training would have wrong gradients
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if model.get_output_embeddings() is None:
@@ -133,7 +132,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, device_map: Mapping[str, 
 
 
 def silence_dropout(model: torch.nn.Module) -> None:
-    """Switch off dropout that a base brings along: it is frozen, and only the adapter's is trained against."""
+    """Switch off the base's own dropout: it is frozen, and only the adapter has dropout in training."""
     module: Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -143,16 +142,16 @@ def silence_dropout(model: torch.nn.Module) -> None:
 
 
 def nf4_weights(folder: Path) -> frozenset[str]:
-    """Names of the weights that `load_base` holds in NF4, found out on headers alone.
+    """Return the names of the weights that `load_base` holds in NF4; only config.json is read.
 
     Raises:
-        UnsupportedModelError: there are none, or one whose rows are not whole blocks.
+        UnsupportedModelError: there are none, or the rows of one are not divisible into blocks.
     """
     from bitsandbytes.nn import Linear4bit
     from transformers.quantizers import AutoHfQuantizer
 
     model = empty_model(folder)
-    # the very choice that from_pretrained makes
+    # from_pretrained makes the same choice
     AutoHfQuantizer.from_config(nf4_config(torch.float32)).preprocess_model(model=model, device_map=None)
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     if not found:
@@ -163,7 +162,7 @@ def nf4_weights(folder: Path) -> frozenset[str]:
 
 
 def nf4_config(dtype: torch.dtype) -> Any:
-    """transformers' config for NF4 with double quantization, as every part of the program uses it.
+    """Return transformers' config for NF4 with double quantization; the whole program uses this one.
 
     Args:
         dtype: the dtype that products are computed in.
@@ -177,10 +176,10 @@ def nf4_config(dtype: torch.dtype) -> Any:
 
 
 def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int:
-    """Bytes of a model's parameters and buffers as they lie in memory, NF4 constants included.
+    """Return the bytes of a model's parameters and buffers in memory, NF4's constants included.
 
     Args:
-        device: whose memory is meant; all of it if None.
+        device: count only what is on this device; None counts all.
     """
     total = 0
     for tensor in [*model.parameters(), *model.buffers()]:

@@ -1,7 +1,7 @@
-"""LoRA on the live base: which modules get an adapter, and a table that says so.
+"""Chooses the modules that get an adapter, counts its parameters, and attaches it with peft.
 
-peft accepts a list of names of which some match nothing, and says nothing: the usual q_proj, k_proj, v_proj, o_proj
-adapts a third of Phi-3's attention, whose projections are fused. So names are resolved against the loaded model.
+peft ignores names in a list that match no module: the usual q_proj, k_proj, v_proj, o_proj adapts only a third of
+Phi-3's attention, whose projections are fused. So names are checked against the loaded model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from aegis.messages import phrase
 from aegis.model.families import PROVEN
 
 ALL_LINEAR = "all-linear"
-"""In place of names: every linear module but the LM head, as peft calls it."""
+"""peft's word for every linear module except the LM head."""
 _ATTENTION = tuple(dict.fromkeys(family.targets for family in PROVEN.values()))
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How one target name is met in the model."""
+    """The modules of one target name, and the adapter's parameters on them."""
 
     target: str
     modules: int
@@ -32,7 +32,7 @@ class Coverage:
     parameters: int
 
     def explain(self) -> str:
-        """One line for people."""
+        """Return it as one line of text."""
         return phrase(
             "lora.coverage",
             target=self.target,
@@ -46,10 +46,10 @@ class Coverage:
 def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the module names to adapt: the configured ones, or this architecture's attention projections.
 
-    `ALL_LINEAR` alone stands for every linear module but the LM head.
+    `ALL_LINEAR` alone means every linear module except the LM head.
 
     Raises:
-        UsageError: a configured name matches no linear module, with the names that there are.
+        UsageError: a configured name matches no linear module; the message lists the model's names.
     """
     names = _linear_names(model)
     if tuple(configured) == (ALL_LINEAR,):
@@ -66,7 +66,7 @@ def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[s
 
 
 def coverage(model: nn.Module, targets: Sequence[str], rank: int) -> list[Coverage]:
-    """Count what an adapter of `rank` on `targets` would hold; the model may be on the meta device."""
+    """Count the parameters of an adapter of `rank` on `targets`; the model may be on the meta device."""
     rows = []
     for target in targets:
         found = [module for name, module in _linear_modules(model) if name.rpartition(".")[2] == target]
@@ -95,7 +95,7 @@ def attach_lora(
     """Wrap `model` with a trainable float32 adapter.
 
     Returns:
-        The peft model; its saved config names the base as the user did.
+        The peft model; its saved config has `base_name` and `revision`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -109,13 +109,13 @@ def attach_lora(
         revision=revision,
     )
     wrapped = get_peft_model(model, config)
-    # peft writes the folder the base was loaded from; people want the name they gave
+    # peft would write the folder that the base was loaded from; users expect the name they gave
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     return wrapped
 
 
 def _linear_modules(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    # bitsandbytes' Linear4bit is a Linear with the true in_features and out_features
+    # bitsandbytes' Linear4bit is an nn.Linear with the real in_features and out_features
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]

@@ -1,4 +1,4 @@
-"""NF4 as bitsandbytes stores it: codes of 4 bits, and the blocks that share a scale."""
+"""The block sizes of NF4 as bitsandbytes stores it."""
 
 from __future__ import annotations
 

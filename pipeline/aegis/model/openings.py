@@ -1,4 +1,4 @@
-"""How a text that a base writes begins, and what ends it: at the user's turn of its template, or as a document."""
+"""Defines how a text that a base writes begins (as the user's turn of a chat, or as a document), and what ends it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aegis.data.deadline import within
 from aegis.llama_cpp import with_begin_token
 
 _QUESTION = "AEGIS7question"
-"""Stands where the user's text would; no template has it."""
+"""A placeholder for the user's text; no template contains it."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Opening:
     """How a text begins.
 
     Attributes:
-        ids: what every text begins with.
-        follow: what the template puts between question and answer; empty for a document.
+        ids: the tokens that every text begins with.
+        follow: the template's tokens between question and answer; empty for a document.
     """
 
     ids: tuple[int, ...]
@@ -27,7 +27,7 @@ class Opening:
 
 
 def openings(tokenizer: Any) -> list[Opening]:
-    """A document's, and before it a chat's if the tokenizer has a template that can be followed."""
+    """Return the opening of a document, after that of a chat if the tokenizer has a usable template."""
     chat = _chat_opening(tokenizer)
     return [*([] if chat is None else [chat]), document_opening(tokenizer)]
 
@@ -43,12 +43,12 @@ def _chat_opening(tokenizer: Any) -> Opening | None:
         return None
 
     def render() -> str:
-        asked = [{"role": "user", "content": _QUESTION}]
-        return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+        messages = [{"role": "user", "content": _QUESTION}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     try:
         text = within(RENDER_SECONDS, render, memory_bytes=RENDER_BYTES)
-    except Exception:  # a template is a program: it can raise anything; documents remain
+    except Exception:  # a template is a program and can raise anything; the base then writes documents only
         return None
     before, found, after = text.partition(_QUESTION)
     if not found:
@@ -59,7 +59,7 @@ def _chat_opening(tokenizer: Any) -> Opening | None:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a turn or a text, by the base's own files."""
+    """Return the tokens that end a turn or a text, according to the base's own files."""
     found: set[int] = set()
     for listed in (
         getattr(model.generation_config, "eos_token_id", None),

@@ -1,7 +1,7 @@
-"""What a model folder may hold: files and folders of its own; no link out of it, no pipe and no device.
+"""Refuses a model folder with a link out of it, a pipe or a device.
 
-A stranger's folder may name any file of this machine by a symbolic link. What is read of a base ends up in merged/, in
-its manifest and on the Hub, so nothing that lies elsewhere is read, hashed, copied or removed.
+A symbolic link in a stranger's folder may point to any file of this machine. The content of a base ends up in merged/,
+in its manifest and on the Hub, so no file outside the folder is read, hashed, copied or removed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def check_own_files(folder: Path) -> None:
-    """Refuse a model folder in which anything is not its own.
+    """Check that a model folder contains only its own files and folders.
 
-    Links are followed inside the folder, and from a folder in the Hub's cache into the blobs of its repository.
+    A link may lead to another place in the folder and, in the Hub's cache, to the blobs of its repository.
 
     Raises:
-        IntegrityError: naming the link that leads out, or what is neither file nor folder.
+        IntegrityError: a link leads out, or an entry is neither a file nor a folder; the message names it.
     """
     root = folder.resolve()
     allowed = [root, *_cache_blobs(root)]
@@ -36,12 +36,12 @@ def check_own_files(folder: Path) -> None:
 
 
 def refuse_spoiled(path: Path, sha256: str) -> None:
-    """Remove a weight file from the Hub's cache if its content is not what its name there says, and refuse it.
+    """Remove a weight file from the Hub's cache if its content does not have the sha256 in its name.
 
-    The cache calls a large file by its sha256, and the Hub's library looks at its size alone.
+    In the cache, a large file's name is its sha256; huggingface_hub checks only its size.
 
     Raises:
-        IntegrityError: it has been removed.
+        IntegrityError: the file was removed.
     """
     blob = path.resolve()
     known = path.is_symlink() and blob.parent in _cache_blobs(path.parent.resolve()) and _SHA256.fullmatch(blob.name)
@@ -52,20 +52,20 @@ def refuse_spoiled(path: Path, sha256: str) -> None:
 
 
 def _cache_blobs(folder: Path) -> list[Path]:
-    """Where the files of models--OWNER--NAME/snapshots/COMMIT really are; nothing for any other folder."""
+    """Return the folder with the files of models--OWNER--NAME/snapshots/COMMIT; an empty list for any other folder."""
     repository = folder.parent.parent
     in_cache = folder.parent.name == "snapshots" and repository.name.startswith("models--")
     return [repository / "blobs"] if in_cache else []
 
 
 def _entries(root: Path) -> Iterator[Path]:
-    # os.walk does not enter a folder that is a link: what it leads to is judged as a whole
-    for place, folders, files in os.walk(root):
-        yield from (Path(place, name) for name in (*folders, *files))
+    # os.walk does not enter a folder that is a link, so the link itself is checked
+    for directory, folders, files in os.walk(root):
+        yield from (Path(directory, name) for name in (*folders, *files))
 
 
 def _target(path: Path) -> Path | None:
-    """Where a path ends; None for a link that leads in a circle."""
+    """Resolve a path; None for a link that leads in a circle."""
     try:
         return path.resolve() if path.is_symlink() else path
     except (OSError, RuntimeError):

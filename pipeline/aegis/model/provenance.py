@@ -1,4 +1,4 @@
-"""What a model card says of a model's origin: gathered when it is merged, kept in the manifest, read at export."""
+"""Collects a model's origin for its card: `merge` records it in the manifest, and export and card read it there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEXTS = ("license", "license_name", "license_link")
 
 
 def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenance:
-    """The origin of what `merge` makes; without a manifest beside the adapter its training stays unknown."""
+    """Return the origin of a merged model; without a manifest beside the adapter, its training is unknown."""
     training = read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
@@ -28,7 +28,7 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
         named = str(training.config["dataset"])
         on_hub = names_hub_dataset(named)
         data = TrainFacts.of(training).data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
-        # a path on somebody's disk is nobody else's business
+        # a local path is private: the card gets the last part of it only
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
         settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
     return Provenance(
@@ -48,14 +48,14 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
 
 
 def provenance_of_folder(folder: Path) -> Provenance:
-    """The origin of a model folder: what merge wrote down, or what can be seen of any other folder."""
+    """Return the origin of a model folder: what merge recorded, or for another folder its name and its own card."""
     if (merged := MergeFacts.known(folder)) is not None:
         return merged.origin
     return Provenance(base=folder.resolve().name, metadata=card_metadata(folder, None))
 
 
 def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
-    """Licence and language as a model folder's own card says them, as far as they are well formed."""
+    """Read licence and language from a model folder's own card; malformed values are left out."""
     from huggingface_hub import metadata_load
 
     found: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
     if path.is_file():
         try:
             found = metadata_load(path) or {}
-        except Exception as error:  # a stranger's YAML may break anywhere
+        except Exception as error:  # a stranger's YAML can raise anything
             progress.warn(phrase("origin.unreadable_card", path=path, name=type(error).__name__))
     kept = {name: found[name] for name in _TEXTS if isinstance(found.get(name), str)}
     languages = found.get("language")
@@ -79,12 +79,12 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
 
 
 def licence_files(folder: Path) -> list[Path]:
-    """The licence and notice files that have to travel with a model."""
+    """List the licence and notice files that must be copied with a model."""
     return sorted(path for pattern in _LICENCES for path in folder.glob(pattern) if path.is_file())
 
 
 def copy_licences(source: Path, target: Path) -> None:
-    """Copy them beside what was made from the model."""
+    """Copy the licence and notice files of a model to the folder of one that is made from it."""
     for path in licence_files(source):
         shutil.copyfile(path, target / path.name)
 

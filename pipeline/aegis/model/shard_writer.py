@@ -1,6 +1,6 @@
-"""safetensors files, written in one pass: the header first, since every shape and dtype is known before.
+"""Writes safetensors files in one pass and hashes every byte; the header comes first, since all shapes are known.
 
-Each byte is hashed on its way. The format is described in `shards`.
+The format is described in `shards`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES
 
 
 class ShardWriter:
-    """Write one safetensors file front to back; its size and sha256 are known when it is closed.
+    """Writes one safetensors file from front to back; its size and sha256 are known when it is closed.
 
-    `write` does all; `hash`, `store` and `flush` are its parts, for threads that each do one of them in order.
+    `write` hashes and stores; threads can call `hash`, `store` and `flush` separately, each in the order of the data.
 
     Args:
         path: must not exist.
-        tensors: (name, dtype, shape) in the order their data will come.
+        tensors: (name, dtype, shape) in the order of their data.
     """
 
     def __init__(self, path: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
@@ -51,23 +51,23 @@ class ShardWriter:
         self._put(start_of_file)
 
     def write(self, rows: Tensor) -> None:
-        """Append a piece of the next tensor."""
+        """Append the next rows of the current tensor."""
         rows = rows.contiguous()
         self.hash(rows)
         self.store(rows)
 
     def hash(self, rows: Tensor) -> None:
-        """Take a contiguous piece into the file's hash."""
+        """Add contiguous rows to the file's hash."""
         self._sha256.update(raw_bytes(rows))
 
     def store(self, rows: Tensor) -> None:
-        """Write a contiguous piece."""
+        """Write contiguous rows."""
         raw = raw_bytes(rows)
         self._left -= raw.nbytes
         self._put(raw)
 
     def flush(self) -> None:
-        """Send what has gathered since the last time to the disk, if it is much: little is then left for the end."""
+        """Flush to the disk if much was written since the last flush; so little is left for the end."""
         if self.bytes - self._flushed >= _FLUSH_BYTES:
             self._flushed = self.bytes
             os.fsync(self._file.fileno())
@@ -96,6 +96,6 @@ class ShardWriter:
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
-    """Write the index that names each tensor's shard."""
+    """Write the index, which names each tensor's shard."""
     document = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

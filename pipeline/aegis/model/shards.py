@@ -1,6 +1,6 @@
-"""safetensors files, read in bounded memory: any rows of any tensor, with plain reads.
+"""Reads any rows of any tensor of safetensors files in bounded memory.
 
-A memory map would count every page it touched as ours.
+It uses plain reads: every page of a memory map that was touched would count as this process's memory.
 
 The format: 8 bytes little-endian header length, a JSON header name → {dtype, shape, data_offsets}, then the data
 (https://github.com/huggingface/safetensors, "Format").
@@ -44,7 +44,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: its file, dtype, shape and the offset of its first byte in the file."""
+    """One tensor's file, dtype, shape, and the offset of its first byte in the file."""
 
     name: str
     file: Path
@@ -61,14 +61,14 @@ class TensorEntry:
         return self.shape[0] if self.shape else 1
 
     def shape_of(self, start: int, stop: int) -> tuple[int, ...]:
-        """The shape of rows [start, stop); a scalar is one row."""
+        """Return the shape of rows [start, stop); a scalar is one row."""
         return stop - start, *self.shape[1:]
 
     def read(self, start: int = 0, stop: int | None = None, into: Tensor | None = None) -> Tensor:
-        """Read rows [start, stop) of the first dimension into memory of our own.
+        """Read rows [start, stop) of the first dimension.
 
         Args:
-            into: contiguous, of the rows' number and dtype, to be filled and returned.
+            into: a contiguous tensor of the rows' shape and dtype to fill and return; None allocates one.
 
         Raises:
             IntegrityError: the file is shorter than its header says.
@@ -87,7 +87,7 @@ class TensorEntry:
         return into
 
     def slabs(self, slab_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut the first dimension into [start, stop) pieces of about `slab_bytes`."""
+        """Divide the first dimension into slabs, ranges [start, stop) of about `slab_bytes`."""
         if not self.shape:
             yield 0, 1
             return
@@ -106,10 +106,10 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path) -> ShardSet:
-        """Read the index and every header; no tensor.
+        """Read the index and every header, but no tensor.
 
         Raises:
-            UnsupportedModelError: no safetensors weights.
+            UnsupportedModelError: there are no safetensors weights.
             IntegrityError: a file is missing or damaged, or the index and the files disagree.
         """
         weight_map = _read_index(folder)
@@ -131,7 +131,7 @@ class ShardSet:
         return cls(folder, files, entries)
 
     def in_file(self, file: Path) -> list[TensorEntry]:
-        """The tensors of one file in the order they lie there."""
+        """Return the tensors of one file in the order of their data."""
         return sorted((e for e in self.entries.values() if e.file == file), key=lambda e: (e.offset_bytes, e.name))
 
     @property
@@ -143,8 +143,9 @@ def read_header(file: Path) -> list[TensorEntry]:
     """Return the tensors of one safetensors file.
 
     Raises:
-        UsageError: no such file.
-        IntegrityError: not a whole safetensors file (checked by the safetensors library), or of an unknown dtype.
+        UsageError: there is no such file.
+        IntegrityError: it is not a complete safetensors file (the safetensors library checks it).
+        UnsupportedModelError: a tensor has an unknown dtype.
     """
     try:
         with safe_open(file, "pt"):
@@ -175,7 +176,7 @@ def read_header(file: Path) -> list[TensorEntry]:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """The index's tensor → shard; empty where there is no index."""
+    """Return the index's map from tensor to shard; empty if there is no index."""
     index = folder / INDEX
     if not index.is_file():
         return {}
@@ -196,7 +197,7 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
     single = (folder / SINGLE).is_file()
     names = sorted(set(weight_map.values()))
     if single and names and names != [SINGLE]:
-        # transformers would train on the one and this program merge the others
+        # transformers would train on the single file, and this program would merge the shards
         raise IntegrityError("shards.both_kinds", folder=folder, single=SINGLE)
     if names:
         if missing := [name for name in names if not (folder / name).is_file()]:
@@ -213,6 +214,6 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor, to be read or filled."""
+    """Return the memory of a contiguous tensor, to read or to fill."""
     raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(raw)

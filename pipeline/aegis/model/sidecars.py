@@ -1,4 +1,4 @@
-"""What stands beside the weights in a model folder of ours: config and tokenizer of the base, and none of its code."""
+"""Writes the files beside the weights of a model folder: the base's config, tokenizer and licences, but no code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aegis.model.provenance import copy_licences
 
 
 def write_sidecars(base: Base, folder: Path, dtype: str) -> None:
-    """Write all that stands beside merged weights of `dtype` and is the base's: config, tokenizer, licences.
+    """Write the base's config, tokenizer and licences beside merged weights of `dtype`.
 
     Raises:
         IntegrityError: tokenizer_config.json is not JSON.
@@ -25,8 +25,9 @@ def write_sidecars(base: Base, folder: Path, dtype: str) -> None:
 
 
 def write_config(base: Base, folder: Path, **changes: Any) -> None:
-    """Write the base's config.json with `changes`, without what names code or a quantization."""
-    # the base's own file, edited: one saved by transformers 5 renames rope_scaling, and other readers lose LongRoPE
+    """Write the base's config.json with `changes`, without the keys that name code or a quantization."""
+    # edit the base's own file: transformers 5 would save rope_scaling under another name, and other readers would lose
+    # LongRoPE
     config: dict[str, Any] = {**base.config, **changes}
     for key in ("auto_map", "quantization_config"):
         config.pop(key, None)
@@ -42,7 +43,7 @@ def copy_tokenizer(base: Base, folder: Path) -> None:
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
-    # a tokenizer class named here would be run by whoever loads the folder with code allowed, the converter among them
+    # whoever loads the folder with remote code allowed, as the converter does, would run a tokenizer class named here
     path = folder / "tokenizer_config.json"
     if path.is_file():
         try:

@@ -1,7 +1,7 @@
-"""Hang a soul on a base.
+"""Registers a soul as a forward hook on a base's decoder.
 
-It hangs on the decoder's output, after the final norm, by a forward hook: training, evaluation and `generate` then
-all pass through it. Never round `lm_head`: fused losses read lm_head.weight and walk past whatever wraps the module.
+The hook changes the decoder's output, after the final norm, so training, evaluation and `generate` all use the soul.
+It must not wrap `lm_head`: fused losses read lm_head.weight directly and would skip a wrapper.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aegis.soul.module import Soul
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """The stack that ends with the final norm and gives last_hidden_state; `model` may be wrapped by peft."""
+    """Return the decoder, whose output is last_hidden_state after the final norm; `model` may be a peft model."""
     decoder = model.get_base_model().get_decoder() if hasattr(model, "get_base_model") else model.get_decoder()
     if not isinstance(decoder, nn.Module):
         raise UsageError("attach.no_decoder", name=type(model).__name__)
@@ -26,10 +26,10 @@ def decoder_of(model: Any) -> nn.Module:
 
 @contextmanager
 def soul_hook(model: Any, soul: Soul) -> Iterator[None]:
-    """Let every forward pass of `model` go through `soul` inside the block.
+    """Apply `soul` in every forward pass of `model` while the block runs.
 
     Raises:
-        UsageError: the widths differ.
+        UsageError: the hidden sizes differ.
     """
     width = model.config.get_text_config().hidden_size
     if width != soul.hidden_size:

@@ -1,4 +1,4 @@
-"""Which kind of vocabulary a base has: llama.cpp treats the two kinds by different rules, whatever the model's type."""
+"""Finds a base's kind of vocabulary: llama.cpp has different rules for the two kinds, whatever the model's type is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PHI3 = re.compile(r"(phi)-?(3)", re.IGNORECASE)
 
 
 def vocabulary_of(folder: Path) -> Vocabulary | None:
-    """The kind of tokenizer a model folder has, by its files; None if they do not tell."""
+    """Return the kind of tokenizer in a model folder by its files; None if they do not show it."""
     described = folder / "tokenizer.json"
     if described.is_file():
         content = described.read_bytes()
@@ -28,10 +28,10 @@ def vocabulary_of(folder: Path) -> Vocabulary | None:
 
 
 def name_for_llama_cpp(name: str, model_type: str, vocabulary: Vocabulary | None) -> str:
-    """The name with what llama.cpp reads off it: for a vocabulary of Phi-3's kind "phi-3", for any other no such word.
+    """Return a name for general.name: with "phi-3" for Phi-3's kind of vocabulary, and without it for any other.
 
-    With "phi-3" or "phi3" in general.name, llama.cpp lets role tags take in the white space behind them, and looks
-    <s>, </s> and <unk> up in the vocabulary (src/llama-vocab.cpp at the pinned commit). A Phi-3 without it gets more
+    With "phi-3" or "phi3" in general.name, llama.cpp lets role tags include the white space after them, and looks up
+    <s>, </s> and <unk> in the vocabulary (src/llama-vocab.cpp at the pinned commit). A Phi-3 without it gets more
     tokens in every chat prompt; a byte-level vocabulary with it, such as Phi-4-mini's, cannot be loaded.
     """
     if vocabulary == "byte-level BPE":

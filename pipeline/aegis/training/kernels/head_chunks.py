@@ -1,4 +1,4 @@
-"""The LM head's rows a chunk at a time, so that their logits never exist all at once."""
+"""Divides the rows at the LM head into chunks, so that the logits of all rows never exist at the same time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 64 << 20
-"""Float32 logits held at a time."""
+"""Bytes of float32 logits per chunk."""
 
 
 @cache
 def compile_once(errors: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`errors` as torch.compile makes one kernel of it, the same one for all callers."""
+    """Compile `errors` into one kernel; all callers share the compiled function."""
     return torch.compile(errors, dynamic=False)
 
 
 def head_chunks(hidden: Tensor, head: Tensor, *, sides: int = 1) -> Iterator[slice]:
-    """Ranges of rows whose logits fit in CHUNK_BYTES.
+    """Yield ranges of rows whose logits fit in CHUNK_BYTES.
 
     Args:
         hidden: (n, hidden_size).
         head: (vocab_size, hidden_size).
-        sides: models whose logits exist at once.
+        sides: number of models whose logits exist at the same time.
     """
     chunks = max(1, math.ceil(4 * sides * hidden.shape[0] * head.shape[0] / CHUNK_BYTES))
     height = max(1, math.ceil(hidden.shape[0] / chunks))
@@ -35,6 +35,6 @@ def head_chunks(hidden: Tensor, head: Tensor, *, sides: int = 1) -> Iterator[sli
 
 
 def scaled_gradient(ctx: Any, outer: Tensor) -> Tensor | None:
-    """The gradient of the hidden states that the forward pass saved, times that of the sum."""
+    """Return the hidden states' gradient from the forward pass, times the gradient of the sum."""
     (gradient,) = ctx.saved_tensors
     return None if gradient is None else gradient * outer.to(gradient.dtype)
