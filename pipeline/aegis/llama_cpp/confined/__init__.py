@@ -1,0 +1,7 @@
+"""What a stranger's input may hang, blow up or crash happens in a process of its own, with a deadline and a bound."""
+
+from aegis.llama_cpp.confined.frames import Message
+from aegis.llama_cpp.confined.process import Confined
+from aegis.llama_cpp.confined.running import Ended, Failed, Overdue, TooLarge
+
+__all__ = ["Confined", "Ended", "Failed", "Message", "Overdue", "TooLarge"]

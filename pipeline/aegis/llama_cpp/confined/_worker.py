@@ -1,0 +1,85 @@
+"""The confined process: answers one request after the other with a module's `answers`. Run as a file.
+
+    python -P -B _worker.py IMPORT_FROM MODULE
+
+Requests come on standard input and answers leave on standard output; what the module prints goes to standard error.
+When the other end of standard input closes, this process stops, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from typing import IO, Any
+
+_TEXT_CHARS = 2000
+"""Of what a template, or a library, says of itself: it may say a gigabyte."""
+
+
+def main(import_from: str, module: str) -> None:
+    """Answer until nobody asks any more."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.path.insert(0, import_from)
+
+    from aegis.llama_cpp.confined.frames import Message, read
+
+    waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    cancelled = threading.Event()
+
+    def listen() -> None:
+        while (message := read(requests)) is not None:
+            if message.fields.get("cancel"):
+                cancelled.set()
+            else:
+                waiting.put(message)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    answers = importlib.import_module(module).answers
+    while True:
+        message = waiting.get()
+        cancelled.clear()
+        _answer(answers, message, cancelled, replies)
+
+
+def _answer(answers: Any, message: Any, cancelled: threading.Event, replies: IO[bytes]) -> None:
+    from aegis.errors import AegisError
+    from aegis.llama_cpp.confined.frames import Message, write
+    from aegis.llama_cpp.confined.limits import limited
+
+    limits = message.fields.pop("limits")
+    last: dict[str, object]
+    try:
+        with limited(**limits):
+            for reply in answers(message, cancelled):
+                write(replies, Message({"reply": reply.fields}, reply.blob))
+        last = {"end": True}
+    except MemoryError:
+        last = {"too_large": True}
+    except AegisError as error:
+        last = {"error": type(error).__name__, "key": error.key, "values": {**error.values}}
+    except Exception as error:  # a template, and a model's own words, can raise anything
+        last = {"failed": type(error).__name__, "text": str(error)[:_TEXT_CHARS], "trace": _trace()}
+    write(replies, Message(_writable(last)))
+
+
+def _trace() -> str:
+    return traceback.format_exc(limit=-20)[-10 * _TEXT_CHARS :]
+
+
+def _writable(fields: dict[str, object]) -> dict[str, object]:
+    """Fields that JSON can hold: a value that it cannot is written as text."""
+    written: dict[str, object] = json.loads(json.dumps(fields, default=str))
+    return written
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,49 @@
+"""What the system itself holds a process to: memory, on Linux, and processor time, wherever there are such limits."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HAS_MEMORY_LIMIT = sys.platform.startswith("linux")
+
+
+@contextmanager
+def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
+    """Bound this process while the block runs.
+
+    Args:
+        memory_bytes: an allocation that takes the process further beyond what it has now fails, before the memory is
+            touched: a template may multiply a string by a billion in one instruction.
+        seconds: of every processor; then the system ends this process. Whoever waits for it ends it much sooner, but
+            may have been killed.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    before = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)}
+    try:
+        if memory_bytes is not None and HAS_MEMORY_LIMIT:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes)
+        if seconds is not None:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            spent = used.ru_utime + used.ru_stime
+            _lower(resource.RLIMIT_CPU, math.ceil(spent + seconds * (os.cpu_count() or 1)) + 1)
+        yield
+    finally:
+        for kind, limits in before.items():
+            resource.setrlimit(kind, limits)
+
+
+def _lower(kind: int, limit: int) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))

@@ -1,0 +1,171 @@
+"""One confined process from its start to its end: what is sent to it, what it answers, how it ended."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from aegis import errors
+from aegis.llama_cpp.confined import frames
+from aegis.llama_cpp.confined.frames import Message
+from aegis.llama_cpp.confined.limits import HAS_MEMORY_LIMIT
+
+_WORKER = Path(__file__).with_name("_worker.py")
+_IMPORT_FROM = Path(__file__).parents[3]
+_LOOK_SECONDS = 0.1
+_KEPT_LINES, _LINE_CHARS = 20, 400
+if sys.platform == "win32":
+    _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    _OWN_GROUP = 0  # a session of its own there: Ctrl-C reaches this process, which ends the other
+
+
+class Overdue(TimeoutError):
+    """The process did not answer in time, and has been killed."""
+
+
+class TooLarge(MemoryError):
+    """An answer would have taken more memory than it may."""
+
+
+class Ended(RuntimeError):
+    """The process ended by itself before it had answered; the text is how, and the last it printed."""
+
+
+class Failed(RuntimeError):
+    """What was asked for raised: `kind` is the exception's class, `trace` its traceback."""
+
+    def __init__(self, kind: str, text: str, trace: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.trace = trace
+
+
+class Running:
+    """One process from its start to its end."""
+
+    def __init__(self, module: str) -> None:
+        self.owner = os.getpid()
+        self.child = subprocess.Popen(
+            [sys.executable, "-P", "-B", str(_WORKER), str(_IMPORT_FROM), module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUTF8": "1"},
+            creationflags=_OWN_GROUP,
+            start_new_session=sys.platform != "win32",
+        )
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        assert self.child.stderr is not None
+        self._requests = self.child.stdin
+        self._answers: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._printing = threading.Thread(target=_keep_lines, args=(self.child.stderr, self._last_lines), daemon=True)
+        self._printing.start()
+        threading.Thread(target=_hand_over, args=(self.child.stdout, self._answers), daemon=True).start()
+        # without a reference to this object, which would keep it alive
+        self._end = weakref.finalize(self, _end, self.child, self.owner)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.child.poll() is None
+
+    def send(self, message: Message) -> None:
+        # a process that has gone is told of by the answer that does not come
+        with suppress(OSError):
+            frames.write(self._requests, message)
+
+    def answer(self, seconds: float, memory_bytes: int | None) -> Message | None:
+        """The next answer to the request, or None after the last."""
+        message = self._next(seconds, None if HAS_MEMORY_LIMIT else memory_bytes)
+        fields = message.fields
+        if "reply" in fields:
+            return Message(fields["reply"], message.blob)
+        if "too_large" in fields:
+            raise TooLarge
+        if "failed" in fields:
+            raise Failed(fields["failed"], fields["text"], fields["trace"])
+        if "error" in fields:
+            raise getattr(errors, fields["error"])(fields["key"], **fields["values"])
+        return None
+
+    def cancel(self, seconds: float) -> bool:
+        """Ask it to leave off, and wait until it has; whether it has."""
+        self.send(Message({"cancel": True}))
+        try:
+            while self.answer(seconds, None) is not None:
+                pass
+        except (Failed, TooLarge, errors.AegisError):
+            return True
+        except (Overdue, Ended):
+            return False
+        return True
+
+    def end(self) -> None:
+        self._end()
+
+    def _next(self, seconds: float, memory_bytes: int | None) -> Message:
+        until = time.monotonic() + seconds
+        before = _resident(self.child.pid) if memory_bytes is not None else 0
+        while True:
+            with suppress(queue.Empty):
+                message = self._answers.get(timeout=min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
+                if message is None:
+                    raise Ended(self._how_it_ended())
+                return message
+            if time.monotonic() > until:
+                self.end()
+                raise Overdue
+            if memory_bytes is not None and _resident(self.child.pid) > before + memory_bytes:
+                self.end()
+                raise TooLarge
+
+    def _how_it_ended(self) -> str:
+        code = self.child.wait()
+        self._printing.join(1.0)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return "\n".join((how, *self._last_lines))
+
+
+def _hand_over(stream: IO[bytes], answers: queue.SimpleQueue[Message | None]) -> None:
+    with stream:
+        while (message := frames.read(stream)) is not None:
+            answers.put(message)
+    answers.put(None)
+
+
+def _keep_lines(stream: IO[bytes], lines: deque[str]) -> None:
+    with stream:
+        while line := stream.readline(1 << 16):
+            text = line.decode("utf-8", "replace").rstrip()
+            lines.append("".join(c if c.isprintable() else " " for c in text)[:_LINE_CHARS])
+
+
+def _resident(pid: int) -> int:
+    import psutil
+
+    with suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def _end(child: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:
+        return
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+    if child.stdin is not None:
+        with suppress(OSError):
+            child.stdin.close()

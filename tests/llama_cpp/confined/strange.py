@@ -1,0 +1,49 @@
+"""What a stranger's input makes a confined process do: the module that the tests' processes answer with."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from aegis.errors import DataError
+from aegis.llama_cpp.confined import Message
+
+_KEPT: list[object] = []
+
+
+def answers(message: Message, cancelled: threading.Event) -> Iterator[Message]:
+    """Do what `do` says."""
+    match message.fields["do"]:
+        case "echo":
+            yield message
+        case "remember":
+            _KEPT.append(message.fields["what"])
+        case "recall":
+            yield Message({"kept": _KEPT, "pid": os.getpid()})
+        case "loop":
+            while True:
+                pass
+        case "one call into C":
+            yield Message({"number": str(3 ** (10**8))})
+        case "climb":
+            text = "a"
+            while True:
+                text += text[: 1 << 24]
+        case "crash":
+            os.abort()
+        case "raise":
+            raise ValueError("its own words" * message.fields.get("times", 1))
+        case "refuse":
+            raise DataError("chat.no_template", where="row 3")
+        case "print":
+            print("\x1b[31mnot an answer", flush=True)
+            yield Message({})
+            os._exit(7)
+        case "count":
+            for number in range(10**9):
+                if cancelled.is_set():
+                    return
+                yield Message({"number": number})
+                time.sleep(0.001)

@@ -1,0 +1,148 @@
+"""A confined process: what it is asked comes back as it was, and nothing that it does holds up who asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aegis.errors import DataError
+from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge, running
+
+STRANGE = "tests.llama_cpp.confined.strange"
+SECONDS = 60.0
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture
+def confined() -> Iterator[Confined]:
+    process = Confined(STRANGE)
+    yield process
+    process.close()
+
+
+def recalled(confined: Confined) -> dict[str, object]:
+    return confined.ask({"do": "recall"}, seconds=SECONDS).fields
+
+
+def test_a_message_comes_back_as_it_was(confined: Confined) -> None:
+    said = {"do": "echo", "text": "春\ud800\n", "nested": [{"a": None, "b": 1.5}]}
+    answer = confined.ask({**said}, b"\x00\xff", seconds=SECONDS)
+    assert (answer.fields, answer.blob) == (said, b"\x00\xff")
+
+
+def test_one_process_answers_many_requests_after_its_setup() -> None:
+    confined = Confined(STRANGE, Message({"do": "remember", "what": "the setup"}))
+    first, second = recalled(confined), recalled(confined)
+    assert first == second == {"kept": ["the setup"], "pid": confined.pid}
+    confined.close()
+    assert confined.pid is None
+
+
+@pytest.mark.parametrize("what", ["loop", "one call into C"])
+def test_what_does_not_end_is_killed_at_its_deadline(confined: Confined, what: str) -> None:
+    """Also where no other thread of it would get to run; and the next request is answered."""
+    confined.start(SECONDS)
+    pid = confined.pid
+    assert pid is not None
+    with pytest.raises(Overdue):
+        confined.ask({"do": what}, seconds=0.3)
+    assert not psutil.pid_exists(pid)
+    assert recalled(confined)["pid"] != pid
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux limits")
+def test_memory_is_refused_before_it_is_taken(confined: Confined) -> None:
+    pid = recalled(confined)["pid"]
+    with pytest.raises(TooLarge):
+        confined.ask({"do": "climb"}, seconds=SECONDS, memory_bytes=100 << 20)
+    assert recalled(confined)["pid"] == pid, "which did not even end"
+
+
+def test_where_the_system_refuses_no_memory_the_process_is_watched(
+    confined: Confined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows and macOS: it is killed when it has grown too far."""
+    monkeypatch.setattr(running, "HAS_MEMORY_LIMIT", False)
+    with pytest.raises(TooLarge):
+        confined.ask({"do": "climb"}, seconds=SECONDS, memory_bytes=100 << 20)
+    assert recalled(confined)["kept"] == []
+
+
+def test_a_crash_is_told_with_how_it_ended_and_the_next_request_is_answered(confined: Confined) -> None:
+    with pytest.raises(Ended, match=r"SIGABRT|exit code"):
+        confined.ask({"do": "crash"}, seconds=SECONDS)
+    assert recalled(confined)["kept"] == []
+
+
+def test_a_killed_process_is_replaced(confined: Confined) -> None:
+    before = recalled(confined)["pid"]
+    assert isinstance(before, int)
+    psutil.Process(before).kill()
+    while psutil.pid_exists(before) and psutil.Process(before).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert recalled(confined)["pid"] != before
+
+
+def test_what_is_raised_there_is_raised_here(confined: Confined) -> None:
+    with pytest.raises(Failed, match=r"^its own words$") as failed:
+        confined.ask({"do": "raise"}, seconds=SECONDS)
+    assert failed.value.kind == "ValueError"
+    assert "strange.py" in failed.value.trace
+    with pytest.raises(DataError) as refused:
+        confined.ask({"do": "refuse"}, seconds=SECONDS)
+    assert refused.value.key == "chat.no_template"
+    assert refused.value.values == {"where": "row 3"}
+
+
+def test_an_error_of_ten_megabytes_is_cut(confined: Confined) -> None:
+    with pytest.raises(Failed) as failed:
+        confined.ask({"do": "raise", "times": 10**6}, seconds=SECONDS)
+    assert len(str(failed.value)) <= 2000
+    assert len(failed.value.trace) <= 20_000
+
+
+def test_what_is_printed_is_no_answer_and_loses_its_control_codes(confined: Confined) -> None:
+    answers = confined.stream({"do": "print"}, seconds=SECONDS)
+    assert next(answers) == Message({})
+    with pytest.raises(Ended) as ended:
+        next(answers)
+    assert str(ended.value) == "exit code 7\n [31mnot an answer"
+
+
+def test_who_stops_listening_lets_it_be_cancelled(confined: Confined) -> None:
+    confined.start(SECONDS)
+    pid = confined.pid
+    for answer in confined.stream({"do": "count"}, seconds=SECONDS):
+        if answer.fields["number"] == 3:
+            break
+    assert recalled(confined)["pid"] == pid
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_it_ends_with_the_process_that_asked(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C at once; a killed parent's when the system has counted its processor time."""
+    script = tmp_path / "asks.py"
+    script.write_text(
+        "from aegis.llama_cpp.confined import Confined\n"
+        f"confined = Confined({STRANGE!r})\n"
+        "confined.start(60)\n"
+        "print(confined.pid, flush=True)\n"
+        "confined.ask({'do': 'one call into C'}, seconds=3.0)\n",
+        encoding="utf-8",
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.2)
+        os.kill(parent.pid, number)
+        assert parent.wait(5) == -number
+    child.wait(30)
