@@ -24,7 +24,7 @@ from aegis.llama_cpp.quantize import (
 from aegis.llama_cpp.recipe import tensor_types
 from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
 from aegis.llama_cpp.runtime import Runtime
-from aegis.llama_cpp.server import serve
+from aegis.llama_cpp.serving import serve
 from aegis.llama_cpp.tree import find_tree, tree_at_hand
 
 __all__ = [

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 
 from aegis.errors import DataError
-from aegis.llama_cpp.confined import Message
+from aegis.llama_cpp.confined import Caller, Message
 
 _KEPT: list[object] = []
 
 
-def answers(message: Message, cancelled: threading.Event) -> Iterator[Message]:
+def answers(message: Message, caller: Caller) -> Iterator[Message]:
     """Do what `do` says."""
     match message.fields["do"]:
         case "echo":
@@ -41,9 +40,14 @@ def answers(message: Message, cancelled: threading.Event) -> Iterator[Message]:
             print("\x1b[31mnot an answer", flush=True)
             yield Message({})
             os._exit(7)
+        case "take a second":
+            for _ in range(10):
+                time.sleep(0.1)
+                caller.let_wait()
+            yield Message({})
         case "count":
             for number in range(10**9):
-                if cancelled.is_set():
+                if caller.has_left:
                     return
                 yield Message({"number": number})
                 time.sleep(0.001)

@@ -109,6 +109,11 @@ def test_an_error_of_ten_megabytes_is_cut(confined: Confined) -> None:
     assert len(failed.value.trace) <= 20_000
 
 
+def test_an_answer_that_is_said_to_be_under_way_is_waited_for(confined: Confined) -> None:
+    confined.start(SECONDS)
+    assert confined.ask({"do": "take a second"}, seconds=0.8) == Message({})
+
+
 def test_what_is_printed_is_no_answer_and_loses_its_control_codes(confined: Confined) -> None:
     answers = confined.stream({"do": "print"}, seconds=SECONDS)
     assert next(answers) == Message({})

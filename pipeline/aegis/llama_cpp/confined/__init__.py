@@ -1,7 +1,8 @@
 """What a stranger's input may hang, blow up or crash happens in a process of its own, with a deadline and a bound."""
 
+from aegis.llama_cpp.confined.caller import Caller
 from aegis.llama_cpp.confined.frames import Message
 from aegis.llama_cpp.confined.process import Confined
 from aegis.llama_cpp.confined.running import Ended, Failed, Overdue, TooLarge
 
-__all__ = ["Confined", "Ended", "Failed", "Message", "Overdue", "TooLarge"]
+__all__ = ["Caller", "Confined", "Ended", "Failed", "Message", "Overdue", "TooLarge"]

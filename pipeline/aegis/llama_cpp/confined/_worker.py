@@ -29,15 +29,18 @@ def main(import_from: str, module: str) -> None:
     os.dup2(2, 1)
     sys.path.insert(0, import_from)
 
+    from aegis.llama_cpp.confined.caller import Caller
     from aegis.llama_cpp.confined.frames import Message, read
+    from aegis.llama_cpp.confined.limits import forget_inherited_limits
 
+    forget_inherited_limits()
     waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    cancelled = threading.Event()
+    caller = Caller(replies)
 
     def listen() -> None:
         while (message := read(requests)) is not None:
-            if message.fields.get("cancel"):
-                cancelled.set()
+            if "left" in message.fields:
+                caller.leave(message.fields["left"])
             else:
                 waiting.put(message)
         os._exit(0)
@@ -46,20 +49,20 @@ def main(import_from: str, module: str) -> None:
     answers = importlib.import_module(module).answers
     while True:
         message = waiting.get()
-        cancelled.clear()
-        _answer(answers, message, cancelled, replies)
+        caller.come(message.fields["number"])
+        _answer(answers, message, caller, replies)
 
 
-def _answer(answers: Any, message: Any, cancelled: threading.Event, replies: IO[bytes]) -> None:
+def _answer(answers: Any, message: Any, caller: Any, replies: IO[bytes]) -> None:
     from aegis.errors import AegisError
     from aegis.llama_cpp.confined.frames import Message, write
     from aegis.llama_cpp.confined.limits import limited
 
-    limits = message.fields.pop("limits")
+    request = Message(message.fields["request"], message.blob)
     last: dict[str, object]
     try:
-        with limited(**limits):
-            for reply in answers(message, cancelled):
+        with limited(**message.fields["limits"]):
+            for reply in answers(request, caller):
                 write(replies, Message({"reply": reply.fields}, reply.blob))
         last = {"end": True}
     except MemoryError:

@@ -16,11 +16,10 @@ from aegis.llama_cpp.confined.running import Failed, Running, TooLarge
 
 
 class Confined:
-    """A process that answers with `answers(message, cancelled)` of a module.
+    """A process that answers with `answers(message, caller)` of a module.
 
     Args:
-        module: its name; `answers` takes a `Message` and an event that is set when nobody wants the rest, and yields
-            `Message`s.
+        module: its name; `answers` takes a `Message` and a `Caller`, and yields `Message`s.
         setup: what each new process is asked first.
     """
 
@@ -29,6 +28,7 @@ class Confined:
         self._setup = setup
         self._lock = threading.Lock()
         self._running: Running | None = None
+        self._number = 0
 
     def ask(
         self, fields: dict[str, object], blob: bytes = b"", *, seconds: float, memory_bytes: int | None = None
@@ -53,13 +53,14 @@ class Confined:
         with self._lock:
             running = self._started(seconds)
             whole = False
+            self._number += 1
             try:
-                running.send(Message({**fields, "limits": _limits(seconds, memory_bytes)}, blob))
+                running.send(Message(_envelope(fields, self._number, seconds, memory_bytes), blob))
                 while (answer := running.answer(seconds, memory_bytes)) is not None:
                     yield answer
                 whole = True
             except GeneratorExit:
-                whole = running.cancel(seconds)
+                whole = running.cancel(self._number, seconds)
                 raise
             except (Failed, TooLarge, AegisError):
                 whole = running.is_alive
@@ -67,6 +68,11 @@ class Confined:
             finally:
                 if not whole:
                     self.close()
+
+    def leave_off(self) -> None:
+        """Tell the process, from any thread, that nobody wants the rest of what `stream` is giving out."""
+        if running := self._running:
+            running.tell_left(self._number)
 
     @property
     def pid(self) -> int | None:
@@ -92,7 +98,7 @@ class Confined:
         self._running = running = Running(self._module)
         if self._setup is not None:
             try:
-                running.send(Message({**self._setup.fields, "limits": _limits(seconds, None)}, self._setup.blob))
+                running.send(Message(_envelope(self._setup.fields, 0, seconds, None), self._setup.blob))
                 while running.answer(seconds, None) is not None:
                     pass
             except BaseException:
@@ -101,5 +107,6 @@ class Confined:
         return running
 
 
-def _limits(seconds: float, memory_bytes: int | None) -> dict[str, float | None]:
-    return {"seconds": seconds, "memory_bytes": memory_bytes}
+def _envelope(fields: dict[str, object], number: int, seconds: float, memory_bytes: int | None) -> dict[str, object]:
+    limits = {"seconds": seconds, "memory_bytes": memory_bytes}
+    return {"request": fields, "number": number, "limits": limits}

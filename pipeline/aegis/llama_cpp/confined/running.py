@@ -89,6 +89,8 @@ class Running:
     def answer(self, seconds: float, memory_bytes: int | None) -> Message | None:
         """The next answer to the request, or None after the last."""
         message = self._next(seconds, None if HAS_MEMORY_LIMIT else memory_bytes)
+        while "under_way" in message.fields:
+            message = self._next(seconds, None if HAS_MEMORY_LIMIT else memory_bytes)
         fields = message.fields
         if "reply" in fields:
             return Message(fields["reply"], message.blob)
@@ -100,9 +102,13 @@ class Running:
             raise getattr(errors, fields["error"])(fields["key"], **fields["values"])
         return None
 
-    def cancel(self, seconds: float) -> bool:
+    def tell_left(self, number: int) -> None:
+        """Tell that nobody wants the rest of the answers to the request of this number."""
+        self.send(Message({"left": number}))
+
+    def cancel(self, number: int, seconds: float) -> bool:
         """Ask it to leave off, and wait until it has; whether it has."""
-        self.send(Message({"cancel": True}))
+        self.tell_left(number)
         try:
             while self.answer(seconds, None) is not None:
                 pass

@@ -22,7 +22,7 @@ from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp import Runtime, convert, serve
 from tests.llama_cpp.conftest import MakeModel
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONTEXT = 256  # llama.cpp rounds up to a multiple of it
 MESSAGES = [{"role": "system", "content": "短く。"}, {"role": "user", "content": "先生は何をする人ですか。"}]
 AS_LLAMA_CPP: dict[str, Any] = {"repeat_penalty": 1.0}
@@ -95,9 +95,9 @@ def client(server: Server) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def answer(gguf: Path) -> str:
-    """What llama.cpp itself says, through the template in the file."""
+    """What llama.cpp itself says, through the template in the file; a SentencePiece word brings its space along."""
     with Runtime(gguf, n_ctx=CONTEXT, threads=1) as runtime:
-        return "".join(runtime.chat(MESSAGES, 12, temperature=0))
+        return "".join(runtime.chat(MESSAGES, 12, temperature=0)).lstrip()
 
 
 def ask(client: Any, **settings: Any) -> Any:

@@ -1,0 +1,179 @@
+"""The front door of a server: which requests there are, who may ask, and what every one of them is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from aegis.llama_cpp.serving.bodies import Kind, read_request
+from aegis.llama_cpp.serving.refusal import Refusal
+from aegis.llama_cpp.serving.turns import Turns
+
+HOST = "127.0.0.1"
+WAITING = 32
+"""Requests that may wait for their turn: more than clients that wait a few minutes would be answered."""
+_HERE = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
+_LOOK_SECONDS = 0.5
+_DONE = b"data: [DONE]\n\n"
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_log = logging.getLogger(__name__)
+
+
+class Answering(Protocol):
+    """What answers: `engine.Engine`, or a test's."""
+
+    def answers(self, kind: Kind, request: Any) -> AsyncGenerator[dict[str, Any], None]: ...
+
+    def leave_off(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_app(engine: Answering, name: str, *, waiting: int = WAITING) -> Starlette:
+    """The application.
+
+    Args:
+        engine: what answers; closed when the server ends.
+        name: the model's.
+        waiting: requests that may wait.
+    """
+    turns = Turns(waiting)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "me"}]})
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            engine.close()
+
+    def answering(kind: Kind) -> _Endpoint:
+        return _Endpoint(engine, turns, kind)
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", answering("chat"), methods=["POST"]),
+            Route("/v1/completions", answering("completion"), methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+            Middleware(CORSMiddleware, allow_origin_regex=_HERE, allow_methods=["*"], allow_headers=["*"]),
+        ],
+        exception_handlers={HTTPException: _no_such_thing},
+        lifespan=lifespan,
+    )
+
+
+def _no_such_thing(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    refusal = Refusal(status, "serving.no_such_thing", method=request.method, path=request.url.path)
+    return JSONResponse(refusal.body, status)
+
+
+class _Endpoint:
+    """Answers one kind of request, whole or piece by piece.
+
+    An application of its own, and no function that returns a response: the turn is given back however the request ends,
+    also when its response is never begun.
+    """
+
+    def __init__(self, engine: Answering, turns: Turns, kind: Kind) -> None:
+        self._engine = engine
+        self._turns = turns
+        self._kind: Kind = kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        reply = _Reply(scope, receive, send)
+        try:
+            wanted = await read_request(request, self._kind)
+            async with (
+                self._turns.turn(request.is_disconnected),
+                self._watched(request),
+                aclosing(self._engine.answers(self._kind, wanted)) as pieces,
+            ):
+                async for piece in pieces:
+                    if wanted.stream:
+                        await reply.piece(piece)
+                    else:
+                        await reply.whole(piece)
+            await reply.end()
+        except ClientDisconnect:
+            return
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+        except Exception:
+            _log.exception("a request failed")
+            await reply.refuse(Refusal(500, "serving.failed"))
+
+    @asynccontextmanager
+    async def _watched(self, request: Request) -> AsyncIterator[None]:
+        """Have the model leave off when the client goes; it would hold up those who wait."""
+
+        async def watch() -> None:
+            while not await request.is_disconnected():
+                await asyncio.sleep(_LOOK_SECONDS)
+            self._engine.leave_off()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+
+class _Reply:
+    """A response that is begun by its first piece: what goes wrong before that has a status, what goes wrong later is
+    the last event."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        self._respond: Callable[[Response], Any] = lambda response: response(scope, receive, send)
+        self._begun = False
+
+    async def piece(self, fields: dict[str, Any]) -> None:
+        if not self._begun:
+            self._begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send_event(fields)
+
+    async def whole(self, fields: dict[str, Any]) -> None:
+        await self._respond(JSONResponse(fields))
+
+    async def end(self) -> None:
+        """End the stream, if one was begun."""
+        if self._begun:
+            await self._send({"type": "http.response.body", "body": _DONE})
+
+    async def refuse(self, refusal: Refusal) -> None:
+        if not self._begun:
+            await self._respond(JSONResponse(refusal.body, refusal.status, refusal.headers))
+            return
+        await self._send_event(refusal.body)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _send_event(self, fields: dict[str, Any]) -> None:
+        event = f"data: {json.dumps(fields, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})

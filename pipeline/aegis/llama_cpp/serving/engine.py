@@ -1,0 +1,104 @@
+"""The model's process as an asynchronous server asks it; what goes wrong there is a refusal here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from aegis.errors import AegisError, EnvironmentFault
+from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge
+from aegis.llama_cpp.serving.bodies import Kind
+from aegis.llama_cpp.serving.refusal import Refusal
+
+_MODULE = "aegis.llama_cpp.serving._model_worker"
+_LOAD_SECONDS = 1800.0
+SILENT_SECONDS = 600.0
+"""A prompt as long as the context, on a slow machine."""
+ANSWER_BYTES = 2 << 30
+"""Memory that a request may take: a grammar can grow without end while it is used."""
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One model; who calls sees to it that it has one request at a time."""
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        self._path = path
+        self._context = context
+        setup = {"path": str(path.absolute()), "context": context, "threads": threads}
+        self._worker = Confined(_MODULE, Message(setup))
+
+    def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            EnvironmentFault: llama.cpp cannot run it.
+        """
+        try:
+            self._worker.start(_LOAD_SECONDS)
+        except (Ended, Overdue, Failed) as error:
+            raise EnvironmentFault(
+                "server.cannot_run", path_name=self._path.name, context=self._context, text=str(error)
+            ) from error
+
+    def leave_off(self) -> None:
+        """Tell the model that nobody wants the rest of the answer that it is giving."""
+        self._worker.leave_off()
+
+    def close(self) -> None:
+        """End the model's process."""
+        self._worker.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The model's process."""
+        return self._worker.pid
+
+    async def answers(self, kind: Kind, request: Any) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer, or its pieces, in OpenAI's form.
+
+        Raises:
+            Refusal: there is no answer, or no more of it.
+        """
+        fields = {"kind": kind, "request": request.model_dump(mode="json", exclude_unset=True)}
+        pieces = self._worker.stream(fields, seconds=SILENT_SECONDS, memory_bytes=ANSWER_BYTES)
+        try:
+            while (piece := await run_in_threadpool(_next, pieces)) is not None:
+                yield piece.fields
+        except (AegisError, Overdue, TooLarge, Ended, Failed) as error:
+            raise self._refusal(error, request) from error
+        finally:
+            # the next request is asked when the model has left off, and not before
+            await asyncio.shield(run_in_threadpool(_close, pieces))
+
+    def _refusal(self, error: Exception, request: Any) -> Refusal:
+        if isinstance(error, AegisError):
+            return Refusal(400, "serving.unusable", error=self._without_path(str(error)))
+        if isinstance(error, Failed) and "exceed context window" in str(error):
+            return Refusal(400, "serving.context_length_exceeded", error=str(error), context=self._context)
+        if isinstance(error, Failed):
+            _log.warning("a request failed: %s", error.trace)
+            return Refusal(400, "serving.unusable", error=self._without_path(f"{error.kind}: {error}"))
+        _log.warning("the model's process: %s: %s", type(error).__name__, error)
+        # nothing else in a request is a program
+        constrained = any(getattr(request, name, None) for name in ("grammar", "response_format", "tools", "functions"))
+        return Refusal(400, "serving.grammar_too_much") if constrained else Refusal(500, "serving.model_ended")
+
+    def _without_path(self, text: str) -> str:
+        return text.replace(str(self._path.absolute()), self._path.name).replace(str(self._path), self._path.name)
+
+
+def _next(pieces: Iterator[Message]) -> Message | None:
+    return next(pieces, None)
+
+
+def _close(pieces: Any) -> None:
+    with suppress(AegisError, Overdue, TooLarge, Ended, Failed):
+        pieces.close()

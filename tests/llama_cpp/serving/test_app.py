@@ -1,0 +1,240 @@
+"""The front door: what is let in, who waits, and what everybody is told, with an engine that does as a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the dev extra")
+pytest.importorskip("llama_cpp.server.types", reason="needs the dev extra")
+httpx = pytest.importorskip("httpx2", reason="needs the dev extra")
+
+from aegis.llama_cpp.serving import bodies  # noqa: E402
+from aegis.llama_cpp.serving.app import make_app  # noqa: E402
+from aegis.llama_cpp.serving.refusal import Refusal  # noqa: E402
+
+CHAT = {"messages": [{"role": "user", "content": "春は？"}]}
+URL = "/v1/chat/completions"
+
+
+class Engine:
+    """Gives out three pieces, each when it is let, and counts who is answered at a time."""
+
+    def __init__(self) -> None:
+        self.let = asyncio.Semaphore(0)
+        self.fails_after: int | None = None
+        self.answered = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self.left = 0
+        self.closed = False
+
+    async def answers(self, kind: str, request: Any) -> AsyncGenerator[dict[str, Any], None]:
+        left = self.left
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            for number in range(3 if request.stream else 1):
+                await self.let.acquire()
+                if self.left > left:
+                    return
+                if number == self.fails_after:
+                    raise Refusal(500, "serving.model_ended")
+                yield {"choices": [], "number": number}
+            self.answered += 1
+        finally:
+            self.at_once -= 1
+
+    def leave_off(self) -> None:
+        self.left += 1
+        self.let.release()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def run(test: Callable[[Engine, Any], Awaitable[None]], *, waiting: int = 2) -> Engine:
+    engine = Engine()
+
+    async def all_of_it() -> None:
+        transport = httpx.ASGITransport(make_app(engine, "a model", waiting=waiting))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
+            await test(engine, client)
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 60))
+    return engine
+
+
+def code_of(response: Any) -> str:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return str(error["code"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "not_json"),
+        (b"{", 400, "not_json"),
+        (b"[" * 100_000, 400, "not_json"),
+        (b'{"messages": [], "seed": ' + b"9" * 5000 + b"}", 400, "not_json"),
+        (b"\xff\xfe", 400, "not_json"),
+        (b"[]", 400, "invalid"),
+        (b"null", 400, "invalid"),
+        (b'{"messages": 3}', 400, "invalid"),
+        (b'{"messages": [], "temperature": "hot"}', 400, "invalid"),
+        (b'{"messages": [], "n": 2}', 400, "only_one"),
+        (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', 400, "invalid"),
+        (b"[" + b"0," * (bodies.MAX_BODY_BYTES // 2) + b"0]", 413, "body_too_large"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_with_its_reason(body: bytes, status: int, code: str) -> None:
+    async def test(engine: Engine, client: Any) -> None:
+        response = await client.post(URL, content=body)
+        assert (response.status_code, code_of(response)) == (status, code)
+
+    assert run(test).most_at_once == 0
+
+
+def test_a_body_without_a_length_is_read_no_further_than_allowed() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1 << 20
+            yield b" " * (1 << 20)
+
+    async def test(engine: Engine, client: Any) -> None:
+        response = await client.post(URL, content=endless())
+        assert (response.status_code, code_of(response)) == (413, "body_too_large")
+
+    run(test)
+    assert sent <= 2 * bodies.MAX_BODY_BYTES
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bodies.read_request.__kwdefaults__, "body_seconds", 0.1)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async def test(engine: Engine, client: Any) -> None:
+        response = await client.post(URL, content=slow())
+        assert (response.status_code, code_of(response)) == (408, "body_too_slow")
+
+    run(test)
+
+
+def test_what_is_not_there_is_told_in_the_same_form() -> None:
+    async def test(engine: Engine, client: Any) -> None:
+        for method, path, status in (("GET", "/v1/embeddings", 404), ("GET", URL, 405), ("POST", "/v1/models", 405)):
+            response = await client.request(method, path)
+            assert (response.status_code, code_of(response)) == (status, "no_such_thing")
+
+    run(test)
+
+
+def events(response: Any) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def test_every_client_is_answered_whole_in_its_turn_or_refused_with_a_time_to_come_back() -> None:
+    """Two wait beside the one that is answered; a fourth is told."""
+
+    async def test(engine: Engine, client: Any) -> None:
+        asked = []
+        for _ in range(4):
+            asked.append(asyncio.create_task(client.post(URL, json={**CHAT, "stream": True})))
+            await asyncio.sleep(0.05)
+        refused = await asked.pop()
+        assert (refused.status_code, code_of(refused)) == (503, "too_many")
+        assert int(refused.headers["retry-after"]) >= 1
+        for _ in range(9):
+            engine.let.release()
+        for response in await asyncio.gather(*asked):
+            assert response.status_code == 200
+            assert [event if event == "[DONE]" else event["number"] for event in events(response)] == [
+                0,
+                1,
+                2,
+                "[DONE]",
+            ]
+
+    engine = run(test)
+    assert (engine.answered, engine.most_at_once, engine.left) == (3, 1, 0)
+
+
+def test_an_answer_that_breaks_off_says_so_and_does_not_end_as_a_whole_one() -> None:
+    async def test(engine: Engine, client: Any) -> None:
+        engine.fails_after = 2
+        for _ in range(3):
+            engine.let.release()
+        *pieces, last = events(await client.post(URL, json={**CHAT, "stream": True}))
+        assert [piece["number"] for piece in pieces] == [0, 1]
+        assert last["error"]["code"] == "model_ended"
+
+    run(test)
+
+
+def test_an_answer_that_never_begins_has_the_status_of_its_failure() -> None:
+    async def test(engine: Engine, client: Any) -> None:
+        engine.fails_after = 0
+        for stream in (True, False):
+            engine.let.release()
+            response = await client.post(URL, json={**CHAT, "stream": stream})
+            assert (response.status_code, code_of(response)) == (500, "model_ended")
+
+    run(test)
+
+
+def test_who_goes_away_while_waiting_holds_nobody_up() -> None:
+    async def test(engine: Engine, client: Any) -> None:
+        app = make_app(engine, "a model", waiting=2)
+        first, second, third = (_Client(app) for _ in range(3))
+        await asyncio.sleep(0.05)
+        second.leave.set()
+        await asyncio.wait_for(second.done, 10)
+        first.leave.set()
+        await asyncio.wait_for(first.done, 10)
+        assert engine.left == 1, "the one that was being answered"
+        for _ in range(3):
+            engine.let.release()
+        await asyncio.wait_for(third.done, 10)
+        assert b"[DONE]" in third.body
+
+    run(test)
+
+
+class _Client:
+    """Speaks ASGI itself: an httpx client has no way to go away."""
+
+    def __init__(self, app: Any) -> None:
+        self.leave = asyncio.Event()
+        self.body = b""
+        self._asked = False
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": URL,
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        self.done = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": json.dumps({**CHAT, "stream": True}).encode()}
+        await self.leave.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.body += message.get("body", b"")
