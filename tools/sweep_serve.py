@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,9 +39,6 @@ class Server(NamedTuple):
         """Kill the process that holds the model, as a fault of llama.cpp's would end it."""
         model = max(psutil.Process(self.process.pid).children(), key=lambda child: child.memory_info().rss)
         model.kill()
-        with suppress(psutil.NoSuchProcess):
-            while model.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.01)
 
 
 @contextmanager

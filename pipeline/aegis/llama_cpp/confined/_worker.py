@@ -50,6 +50,7 @@ def main(import_from: str, module: str) -> None:
     while True:
         message = waiting.get()
         caller.come(message.fields["number"])
+        caller.let_wait()
         _answer(answers, message, caller, replies)
 
 

@@ -14,6 +14,8 @@ from aegis.errors import AegisError
 from aegis.llama_cpp.confined.frames import Message
 from aegis.llama_cpp.confined.running import Failed, Running, TooLarge
 
+_TRIES = 2
+
 
 class Confined:
     """A process that answers with `answers(message, caller)` of a module.
@@ -51,11 +53,11 @@ class Confined:
             AegisError: the one that was raised there.
         """
         with self._lock:
-            running = self._started(seconds)
-            whole = False
             self._number += 1
+            request = Message(_envelope(fields, self._number, seconds, memory_bytes), blob)
+            whole = False
             try:
-                running.send(Message(_envelope(fields, self._number, seconds, memory_bytes), blob))
+                running = self._asked(request, seconds)
                 while (answer := running.answer(seconds, memory_bytes)) is not None:
                     yield answer
                 whole = True
@@ -63,7 +65,7 @@ class Confined:
                 whole = running.cancel(self._number, seconds)
                 raise
             except (Failed, TooLarge, AegisError):
-                whole = running.is_alive
+                whole = self._running is not None and self._running.is_alive
                 raise
             finally:
                 if not whole:
@@ -89,6 +91,16 @@ class Confined:
         if self._running:
             self._running.end()
             self._running = None
+
+    def _asked(self, request: Message, seconds: float) -> Running:
+        """A process that has taken up the request: one that has ended since the last is replaced."""
+        for _ in range(_TRIES):
+            running = self._started(seconds)
+            running.send(request)
+            if running.takes_up(seconds):
+                break
+            self.close()
+        return running
 
     def _started(self, seconds: float) -> Running:
         running = self._running

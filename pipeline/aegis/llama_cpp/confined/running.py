@@ -19,6 +19,7 @@ from aegis import errors
 from aegis.llama_cpp.confined import frames
 from aegis.llama_cpp.confined.frames import Message
 from aegis.llama_cpp.confined.limits import HAS_MEMORY_LIMIT
+from aegis.messages.safe import printable
 
 _WORKER = Path(__file__).with_name("_worker.py")
 _IMPORT_FROM = Path(__file__).parents[3]
@@ -85,6 +86,14 @@ class Running:
         # a process that has gone is told of by the answer that does not come
         with suppress(OSError):
             frames.write(self._requests, message)
+
+    def takes_up(self, seconds: float) -> bool:
+        """Wait until the request is under way; False if the process had ended before."""
+        try:
+            self._next(seconds, None)
+        except Ended:
+            return False
+        return True
 
     def answer(self, seconds: float, memory_bytes: int | None) -> Message | None:
         """The next answer to the request, or None after the last."""
@@ -154,8 +163,7 @@ def _hand_over(stream: IO[bytes], answers: queue.SimpleQueue[Message | None]) ->
 def _keep_lines(stream: IO[bytes], lines: deque[str]) -> None:
     with stream:
         while line := stream.readline(1 << 16):
-            text = line.decode("utf-8", "replace").rstrip()
-            lines.append("".join(c if c.isprintable() else " " for c in text)[:_LINE_CHARS])
+            lines.append(printable(line.decode("utf-8", "replace").rstrip())[:_LINE_CHARS])
 
 
 def _resident(pid: int) -> int:
