@@ -129,3 +129,12 @@ def test_the_file_may_be_shown_on_a_terminal(log: Path, capsys: pytest.CaptureFi
     for text in (log.read_text(encoding="utf-8"), capsys.readouterr().err):
         assert "\\x1b[2J\\x9b" in text
         assert not set(text) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_one_long_message_does_not_fill_the_log(log: Path) -> None:
+    logfile.begin(["train"])
+    progress.warn("begins " + "x" * 10_000_000 + " ends")
+    text = log.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    assert "begins" in text
+    assert " ends" in text

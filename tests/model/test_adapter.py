@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aegis.errors import IntegrityError, UsageError
 from aegis.model.adapter import CONFIG, WEIGHTS, load_adapter
+from aegis.model.adapter_patterns import values_of
 
 MODULE = "model.layers.0.self_attn.o_proj"
 A = f"base_model.model.{MODULE}.lora_A.weight"
@@ -74,6 +75,9 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
         ({A: torch.full((2, 6), torch.nan)}, "NaN or Inf"),
         ({B: torch.full((4, 2), torch.inf)}, "NaN or Inf"),
         ({A: None, B: None}, "holds no LoRA matrices"),
+        ({A: torch.ones(2, 6, dtype=torch.complex64)}, "has dtype C64"),
+        ({A: torch.ones(2, 6).to(torch.float8_e8m0fnu)}, "has dtype F8_E8M0"),
+        ({A: torch.ones(2, 6, dtype=torch.int64)}, "not a matrix of real numbers"),
     ],
 )
 def test_bad_matrices(tmp_path: Path, change: dict[str, Tensor | None], told: str) -> None:
@@ -93,11 +97,52 @@ def test_bad_matrices(tmp_path: Path, change: dict[str, Tensor | None], told: st
         {"lora_alpha": float("inf")},
         {"r": None},
         {"rank_pattern": {"(": 2}},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": 1e39},
+        {"lora_alpha": -1e300},
+        {"alpha_pattern": {"o_proj": 10**400}},
+        {"rank_pattern": {f"a{number}|o_proj": 2 for number in range(1000)}},
+        {"rank_pattern": {"(?=o_proj)o_proj": 2}},
+        {"rank_pattern": {"\ud800[a]": 2}},
     ],
 )
 def test_bad_numbers(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match=CONFIG):
         load_adapter(write(tmp_path, tensors(), **config))
+
+
+ENDLESS = [r"(\w+\w+)+!", "(a|a|[a-z_.0-9]+)*$!", "(.*)*x" * 5, "([a-z]+)*[a-z]+[0-9]+", "(((.+)+)+)+~"]
+
+
+@pytest.mark.parametrize("pattern", ENDLESS)
+def test_no_pattern_keeps_the_reading_from_ending(tmp_path: Path, pattern: str) -> None:
+    """RE2's time is linear in the name's length; Python's engine would take 2^n steps for these."""
+    module = f"model.layers.0.{'a' * 4000}.o_proj"
+    weights = {f"base_model.model.{module}.lora_{name[-8]}.weight": tensor for name, tensor in tensors().items()}
+    adapter = load_adapter(write(tmp_path, weights, rank_pattern={pattern: 3}, alpha_pattern={pattern: 9}))
+    assert adapter.updates[f"{module}.weight"].scale == 8 / 2
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"o_proj": 1, "self_attn.o_proj": 2},
+        {"self_attn.o_proj": 2, "o_proj": 1},
+        {"proj": 1, "attn.o_proj": 2, "o_proj": 3},
+        {r".*\.o_proj": 4, "o_proj": 1},
+        {"o_proj": 1, r".*\.o_proj": 4},
+        {r"layers\.[1-9]\..*": 4, r"layers\.0\..*o_proj": 5},
+        {"q_proj|o_proj": 6},
+        {MODULE: 7, "": 8},
+        {"": 8},
+        {"o_pro[j]": 9},
+    ],
+)
+def test_the_pattern_that_counts_is_the_one_that_peft_takes(patterns: dict[str, int]) -> None:
+    from peft.utils.other import get_pattern_key
+
+    wanted = patterns.get(get_pattern_key(patterns.keys(), MODULE))
+    assert values_of(patterns, [MODULE], CONFIG).get(MODULE) == wanted
 
 
 @pytest.mark.parametrize(
@@ -166,5 +211,5 @@ def test_damaged_files(tmp_path: Path, name: str, data: bytes) -> None:
 def test_a_truncated_file(tmp_path: Path) -> None:
     path = write(tmp_path, tensors()) / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match="cannot be read"):
+    with pytest.raises(IntegrityError, match="not a complete safetensors file"):
         load_adapter(tmp_path)

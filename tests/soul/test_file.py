@@ -1,5 +1,6 @@
 """soul.safetensors: what was saved comes back, and nothing else is taken for a soul."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,74 @@ def test_a_file_of_version_1_has_no_counter_scale(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as refused:
         load_soul(path)
     assert refused.value.args[0] == "soul.counter_scale"
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        torch.tensor([255], dtype=torch.uint8).view(torch.float8_e8m0fnu),  # its NaN, which torch calls finite
+        torch.tensor(float("nan")),
+        torch.tensor(float("-inf")),
+        torch.tensor(1.0).half(),
+        torch.tensor(1.0 + 1.0j),
+        torch.tensor(1),
+        torch.tensor(True),
+        torch.zeros(0),
+        torch.zeros(2),
+    ],
+    ids=lambda alpha: f"{alpha.dtype} {tuple(alpha.shape)}",
+)
+def test_alpha_is_one_finite_float32_or_there_is_no_soul(tmp_path: Path, alpha: torch.Tensor) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        load_soul(rewritten(tmp_path, {"alpha": alpha}, {}))
+    assert refused.value.key in ("soul.alpha", "soul.incomplete")
+    assert load_soul(rewritten(tmp_path, {"alpha": torch.tensor([0.5])}, {})).alpha == 0.5
+
+
+@pytest.mark.parametrize("step", ["-5", "", " 5", "1_0", "5.0", "９", "9" * 19, "9" * 5000, "+5"])
+def test_a_step_is_a_number_from_zero_on(tmp_path: Path, step: str) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        load_soul(rewritten(tmp_path, {}, {"step": step}))
+    assert refused.value.key == "soul.step"
+    assert load_soul(rewritten(tmp_path, {}, {"step": "0"})).step == 0
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"rotation": torch.eye(8).repeat(4, 1, 1).double()}, {}),
+        ({"rotation": torch.eye(8, dtype=torch.complex64).repeat(4, 1, 1)}, {}),
+        ({"rotation": torch.zeros(0, 8, 8)}, {"hidden_size": "0"}),
+        ({"rotation": torch.zeros(1, 0, 0)}, {"hidden_size": "0"}),
+        ({"rotation": torch.eye(4).repeat(8, 1, 1)}, {}),
+        ({}, {"kind": "dense"}),
+        ({}, {"kind": "so4"}),
+        ({}, {"hidden_size": "032"}),
+    ],
+)
+def test_another_rotation_is_not_taken_for_one(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        load_soul(rewritten(tmp_path, tensors, metadata))
+    assert refused.value.key in ("soul.shape", "soul.incomplete")
+    assert load_soul(rewritten(tmp_path, {}, {})).kind == "so8"
+
+
+@pytest.mark.parametrize(("change", "key"), [({"alpha": 1e39}, "soul.alpha"), ({"step": -1}, "soul.step")])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, change: dict[str, float], key: str) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        save_soul(tmp_path / "soul.safetensors", replace(record(), **change))
+    assert refused.value.key == key
+    assert not (tmp_path / "soul.safetensors").exists()
+
+
+def rewritten(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+    """A good soul with other tensors and metadata, in no file that `save_soul` would write."""
+    path = folder / "soul.safetensors"
+    save_soul(path, record())
+    with safe_open(path, "pt") as file:
+        known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        told = file.metadata()
+    save_file(known | tensors, path, told | metadata)
+    return path

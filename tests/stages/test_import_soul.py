@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,49 @@ def test_what_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], tol
     saved(tmp_path / "soul.pt", original(1), **changes)
     with pytest.raises(IntegrityError, match=told):
         import_soul(tmp_path / "soul.pt", tmp_path / "soul.safetensors")
+    assert not (tmp_path / "soul.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"alpha": 1e39},
+        {"alpha": -(10**400)},
+        {"alpha": 10**5000},
+        {"alpha": torch.tensor(1e300, dtype=torch.float64)},
+        {"alpha": torch.tensor(1.0 + 1.0j)},
+        {"alpha": torch.ones(1).to_sparse()},
+        {"alpha": torch.ones(1, device="meta")},
+        {"step": -5},
+        {"step": 10**400},
+        {"step": torch.tensor(5)},
+        {"so8_rotation": state_with(original=torch.eye(32).to_sparse())},
+        {"so8_rotation": state_with(base=torch.eye(32, device="meta"))},
+        {"so8_rotation": state_with(original=torch.eye(32, dtype=torch.complex64))},
+        {"so8_rotation": state_with(original=torch.full((32, 32), 1e300, dtype=torch.float64))},
+    ],
+)
+def test_values_that_are_no_good_are_refused_and_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        import_soul(saved(tmp_path / "soul.pt", original(1), **changes), tmp_path / "out" / "soul.safetensors")
+    assert refused.value.key.startswith(("import_soul.", "soul."))
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_an_archive_that_is_larger_unpacked_is_never_unpacked(tmp_path: Path) -> None:
+    """torch.save packs nothing; the control is the same soul, repacked without packing."""
+    honest = saved(tmp_path / "honest.pt", original(1))
+    for how, refused in ((zipfile.ZIP_STORED, False), (zipfile.ZIP_DEFLATED, True)):
+        path = tmp_path / f"{how}.pt"
+        with zipfile.ZipFile(honest) as source, zipfile.ZipFile(path, "w", how) as target:
+            for name in source.namelist():
+                target.writestr(name, source.read(name))
+            target.writestr("honest/data/99", bytes(1 << 24))
+        if refused:
+            with pytest.raises(IntegrityError, match="larger unpacked"):
+                import_soul(path, tmp_path / "soul.safetensors")
+        else:
+            import_soul(path, tmp_path / "good.safetensors")
     assert not (tmp_path / "soul.safetensors").exists()
 
 

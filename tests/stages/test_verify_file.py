@@ -144,7 +144,7 @@ ADAPTER_DEFECTS = {
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(
             (folder / "adapter_model.safetensors").read_bytes()[:-9]
         ),
-        "cannot be read",
+        "not a complete safetensors file",
     ),
     "config cut": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read"),
 }

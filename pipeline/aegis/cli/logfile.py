@@ -15,6 +15,7 @@ from aegis.messages.safe import shown
 
 VARIABLE = "AEGIS_LOG_DIR"
 _FILE_BYTES, _OLD_FILES = 1_000_000, 3
+_RECORD_CHARACTERS = 100_000
 
 _log = logging.getLogger("aegis")
 
@@ -66,4 +67,7 @@ class _Shown(logging.Formatter):
     """The complete text, addresses and tracebacks included, as a terminal would get it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        text = super().format(record)
+        # a row of data may be quoted whole: its two ends say enough
+        cut = len(text) - _RECORD_CHARACTERS
+        return shown(text if cut <= 0 else f"{text[: _RECORD_CHARACTERS // 2]} … {text[-_RECORD_CHARACTERS // 2 :]}")

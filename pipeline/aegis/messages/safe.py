@@ -54,6 +54,12 @@ def fill(text: str, values: dict[str, Any]) -> str:
 
 
 class _Formatter(string.Formatter):
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        try:
+            return super().convert_field(value, conversion)
+        except ValueError:  # Python writes no integer of more than 4,300 digits
+            return f"<{type(value).__name__}>"
+
     def format_field(self, value: Any, format_spec: str) -> Any:
         if format_spec == "shell":
             return shell_word(value)

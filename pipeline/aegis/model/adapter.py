@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UsageError
+from aegis.limits import read_json
+from aegis.model.adapter_patterns import values_of
+from aegis.model.shards import read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -69,30 +69,37 @@ def load_adapter(folder: Path) -> Adapter:
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise UsageError("adapter.no_folder", folder=folder, missing=missing[0])
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError("adapter.unreadable", folder=folder, error=str(error)) from None
     if not isinstance(config, dict):
         raise IntegrityError("adapter.not_an_object", path=folder / CONFIG)
     _refuse_unsupported(folder, config)
 
     halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for entry in read_header(folder / WEIGHTS):
+        key = entry.name
         match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
         if match is None:
             raise UsageError("adapter.not_a_lora_matrix", folder=folder, key=key)
-        wide = tensor.float()
-        if wide.ndim != 2 or not wide.numel():
-            raise IntegrityError("adapter.not_a_matrix", folder=folder, key=key, wide_shape=tuple(wide.shape))
+        if len(entry.shape) != 2 or not entry.bytes or not entry.dtype.is_floating_point:
+            raise IntegrityError(
+                "adapter.not_a_matrix", folder=folder, key=key, wide_shape=entry.shape, dtype=entry.dtype
+            )
+        wide = entry.read().float()
         if not torch.isfinite(wide).all():
             raise IntegrityError("adapter.holds_nan_inf", folder=folder, key=key)
         halves.setdefault(match[1], {})[match[2]] = wide
+    ranks, alphas = (values_of(config.get(name), halves, CONFIG) for name in ("rank_pattern", "alpha_pattern"))
     updates = {}
     for module, pair in halves.items():
         if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
             raise IntegrityError("adapter.half_a_pair", folder=folder, module=module)
-        updates[f"{module}.weight"] = LowRank(pair["A"], pair["B"], _scale(config, module, pair["A"].shape[0]))
+        rank = pair["A"].shape[0]
+        if (configured := ranks.get(module, config.get("r"))) != rank:
+            raise IntegrityError("adapter.rank", module=module, rank=rank, config=CONFIG, configured=configured)
+        scale = _scale(config, alphas.get(module, config.get("lora_alpha")), rank)
+        updates[f"{module}.weight"] = LowRank(pair["A"], pair["B"], scale)
     if not updates:
         raise IntegrityError("adapter.no_matrices", folder=folder)
     return Adapter(folder, config, updates)
@@ -109,24 +116,11 @@ def _refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
         raise UsageError("adapter.changed_base", folder=folder, init=init)
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    configured = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
-    if configured != rank:
-        raise IntegrityError("adapter.rank", module=module, rank=rank, config=CONFIG, configured=configured)
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+def _scale(config: Mapping[str, Any], alpha: object, rank: int) -> float:
+    try:
+        scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        scale = math.nan
+    if isinstance(alpha, bool | str) or not abs(scale) <= torch.finfo(torch.float32).max:
         raise IntegrityError("adapter.lora_alpha", config=CONFIG, alpha=alpha)
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: object, module: str, default: object) -> object:
-    """Return the value for a module name, by peft's rule: the pattern matches the name's end, after a dot or whole."""
-    if isinstance(patterns, dict):
-        for pattern, value in patterns.items():
-            try:
-                matches = re.match(rf"(.*\.)?({pattern})$", module)
-            except re.error as error:
-                raise IntegrityError("adapter.no_pattern", config=CONFIG, pattern=pattern, error=str(error)) from None
-            if matches:
-                return value
-    return default
+    return scale

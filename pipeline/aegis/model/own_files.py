@@ -6,6 +6,7 @@ in its manifest and on the Hub, so no file outside the folder is read, hashed, c
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aegis.errors import IntegrityError
+from aegis.limits import CONFIG_BYTES, INDEX_BYTES, TOKENIZER_BYTES
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -23,7 +25,7 @@ def check_own_files(folder: Path) -> None:
     A link may lead to another place in the folder and, in the Hub's cache, to the blobs of its repository.
 
     Raises:
-        IntegrityError: a link leads out, or an entry is neither a file nor a folder; the message names it.
+        IntegrityError: naming the link that leads out, what is neither file nor folder, or a text that is too large.
     """
     root = folder.resolve()
     allowed = [root, *_cache_blobs(root)]
@@ -33,6 +35,8 @@ def check_own_files(folder: Path) -> None:
             raise IntegrityError("base.link_leads_out", path=path, target=target or path.readlink())
         if target.exists() and not stat.S_ISREG(target.stat().st_mode) and not target.is_dir():
             raise IntegrityError("base.no_regular_file", path=path)
+        if target.is_file() and target.stat().st_size > (most := _most_bytes(path)):
+            raise IntegrityError("base.too_large", path=path, most=most / 1e6)
 
 
 def refuse_spoiled(path: Path, sha256: str) -> None:
@@ -62,6 +66,16 @@ def _entries(root: Path) -> Iterator[Path]:
     # os.walk does not enter a folder that is a link, so the link itself is checked
     for directory, folders, files in os.walk(root):
         yield from (Path(directory, name) for name in (*folders, *files))
+
+
+def _most_bytes(path: Path) -> float:
+    """What is read as a whole, by this program or by transformers; weights are read piece by piece."""
+    if path.name in ("config.json", "generation_config.json"):
+        return CONFIG_BYTES
+    if path.name.endswith(".index.json"):
+        return INDEX_BYTES
+    whole = path.suffix in (".json", ".txt", ".model", ".jinja", ".md") or path.name.startswith(("LICENSE", "NOTICE"))
+    return TOKENIZER_BYTES if whole else math.inf
 
 
 def _target(path: Path) -> Path | None:

@@ -21,12 +21,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
+from aegis.limits import INDEX_BYTES, TooLarge
 from aegis.messages import bilingual
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEAD = "lm_head.weight"
 HEAD_BIAS = "lm_head.bias"
+
+_MAX_SIZE = 1 << 48
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -148,10 +151,12 @@ def read_header(file: Path) -> list[TensorEntry]:
         UnsupportedModelError: a tensor has an unknown dtype.
     """
     try:
-        with safe_open(file, "pt"):
-            pass
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
+            if length > INDEX_BYTES:
+                raise TooLarge(f"header: > {INDEX_BYTES} bytes")
+            with safe_open(file, "pt"):
+                pass
             header = json.loads(handle.read(length))
     except FileNotFoundError:
         raise UsageError("shards.no_file", file=file) from None
@@ -163,6 +168,8 @@ def read_header(file: Path) -> list[TensorEntry]:
             continue
         if record["dtype"] not in DTYPES:
             raise UnsupportedModelError("shards.unknown_dtype", file=file, name=name, record=record["dtype"])
+        if max(record["shape"], default=0) > _MAX_SIZE:  # of a tensor without a value
+            raise IntegrityError("shards.not_whole", file=file, error=f"{name}: {record['shape']}")
         entries.append(
             TensorEntry(
                 name,

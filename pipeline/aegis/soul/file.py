@@ -9,9 +9,12 @@ reflection, as only a soul that was trained elsewhere can be. Version 1 had no c
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +32,9 @@ FILE_NAME = "soul.safetensors"
 _READ_VERSIONS = ("1", "2")
 _DETERMINANT, _REFLECTED = "determinant", "-1"
 _COUNTER_SCALE = "counter_scale"
+_NAMES = ("rotation", "alpha")
+_STEP = re.compile(r"[0-9]{1,18}")
+_MAX_VALUES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,15 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
     """Write `soul` to `path`, after the same checks that loading makes.
 
     Raises:
-        IntegrityError: R is not a finite rotation, or `reflection` is wrong; nothing is written.
+        IntegrityError: R is not a finite rotation, `reflection` is wrong, α is not finite in float32, or the step is
+            negative; nothing is written.
     """
     _check_rotation(path, soul.rotation, reflection=soul.reflection)
     rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation
-    tensors = {"rotation": rotation.cpu().contiguous(), "alpha": torch.tensor(soul.alpha, dtype=torch.float32)}
+    alpha = torch.tensor(soul.alpha, dtype=torch.float32)
+    _check_alpha(path, alpha)
+    _step(path, str(soul.step))
+    tensors = {"rotation": rotation.cpu().contiguous(), "alpha": alpha}
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -104,7 +114,9 @@ def load_soul(path: Path) -> SoulRecord:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            known = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # a header may name types and sizes that torch can make no tensor of
+            tensors = {name: file.get_tensor(name) for name in _NAMES if name in known and _fits(known[name])}
     except (SafetensorError, OSError, ValueError) as error:
         raise IntegrityError("soul.unreadable", path=path, error=str(error)) from error
     if metadata.get("format") != FORMAT or metadata.get("version") not in _READ_VERSIONS:
@@ -116,24 +128,22 @@ def load_soul(path: Path) -> SoulRecord:
             version_2=metadata.get("version"),
         )
     rotation, alpha = tensors.get("rotation"), tensors.get("alpha")
-    if rotation is None or alpha is None or rotation.dtype != torch.float32 or alpha.numel() != 1:
+    if rotation is None or alpha is None or alpha.numel() != 1:
         raise IntegrityError("soul.incomplete", path=path)
     if rotation.ndim == 2:
         rotation = rotation.unsqueeze(0)
     if (
         rotation.ndim != 3
         or rotation.shape[1] != rotation.shape[2]
+        or (rotation.shape[0] > 1 and rotation.shape[1] != so.BLOCK)
+        or metadata.get("kind") != ("dense" if rotation.shape[0] == 1 else "so8")
         or metadata.get("hidden_size") != str(rotation.shape[0] * rotation.shape[1])
     ):
         raise IntegrityError("soul.shape", path=path, rotation_shape=tuple(rotation.shape))
     reflection = metadata.get(_DETERMINANT) == _REFLECTED
     _check_rotation(path, rotation, reflection=reflection)
-    try:
-        step = int(metadata.get("step", ""))
-    except ValueError as error:
-        raise IntegrityError("soul.step", path=path, step=metadata.get("step")) from error
-    if not torch.isfinite(alpha).all():
-        raise IntegrityError("soul.alpha", path=path, alpha=alpha.item())
+    step = _step(path, metadata.get("step", ""))
+    _check_alpha(path, alpha)
     scaled = metadata.get(_COUNTER_SCALE, "false" if metadata["version"] == "1" else "")
     if scaled not in ("true", "false"):
         raise IntegrityError("soul.counter_scale", path=path, found=scaled)
@@ -147,6 +157,21 @@ def _with_sorted_header(data: bytes) -> bytes:
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def _fits(known: Any) -> bool:
+    return known.get_dtype() == "F32" and 0 < math.prod(known.get_shape()) < _MAX_VALUES
+
+
+def _check_alpha(path: Path, alpha: Tensor) -> None:
+    if not torch.isfinite(alpha).all():
+        raise IntegrityError("soul.alpha", path=path, alpha=alpha.item())
+
+
+def _step(path: Path, text: str) -> int:
+    if _STEP.fullmatch(text) is None:
+        raise IntegrityError("soul.step", path=path, step=text)
+    return int(text)
 
 
 def _check_rotation(path: Path, rotation: Tensor, *, reflection: bool) -> None:

@@ -10,22 +10,24 @@ soul was trained as one; the file names it, and it is folded as it is.
 
 from __future__ import annotations
 
-import math
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from aegis import progress
 from aegis.errors import IntegrityError, UsageError, first_line
+from aegis.limits import SOUL_PICKLE_BYTES, TooLarge
 from aegis.messages import phrase
 from aegis.soul import rotation as so
 from aegis.soul.file import SoulRecord, save_soul
 
+_STEPS = 10**18
 _ORIGINAL, _BASE = "parametrizations.weight.original", "parametrizations.weight.0.base"
 
 
@@ -74,6 +76,7 @@ def import_soul(source: Path, out: Path, *, overwrite: bool = False) -> ImportRe
 
 def _read(source: Path) -> Mapping[str, Any]:
     try:
+        _refuse_bomb(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises whatever the file makes it raise
         raise IntegrityError(
@@ -86,6 +89,19 @@ def _read(source: Path) -> Mapping[str, Any]:
     return state
 
 
+def _refuse_bomb(source: Path) -> None:
+    """Refuse an archive that is larger unpacked than it is: torch.save packs nothing, and puts one short pickle in.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile: it is not what torch.save writes.
+    """
+    with zipfile.ZipFile(source) as archive:
+        members = archive.infolist()
+    pickles = sum(member.file_size for member in members if member.filename.endswith(".pkl"))
+    if sum(member.file_size for member in members) > source.stat().st_size or pickles > SOUL_PICKLE_BYTES:
+        raise TooLarge("zip: larger unpacked")
+
+
 def _rebuilt(source: Path, state: Any) -> Tensor:
     """R, (1, d, d) float64. Half precision would break it, and torch's own forward keeps the dtype it is given."""
     if not isinstance(state, Mapping) or set(state) != {_ORIGINAL, _BASE}:
@@ -93,9 +109,9 @@ def _rebuilt(source: Path, state: Any) -> Tensor:
     original, base = state[_ORIGINAL], state[_BASE]
     for name, tensor in ((_ORIGINAL, original), (_BASE, base)):
         # a few bytes can claim any shape: with strides of zero, or without data
-        if not isinstance(tensor, Tensor) or tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
+        if not _is_plain(tensor) or tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
             raise IntegrityError("import_soul.not_square", source=source, name=name)
-        if not tensor.is_floating_point() or tensor.is_meta or tensor.nbytes > source.stat().st_size:
+        if not tensor.is_floating_point() or tensor.nbytes > source.stat().st_size:
             raise IntegrityError(
                 "import_soul.dtype", source=source, name=name, dtype=tensor.dtype, tensor_shape=tuple(tensor.shape)
             )
@@ -115,15 +131,25 @@ def _rebuilt(source: Path, state: Any) -> Tensor:
 
 def _alpha(source: Path, state: Mapping[str, Any]) -> float:
     alpha = state["alpha"]
-    if isinstance(alpha, Tensor) and alpha.numel() == 1:
+    if _is_plain(alpha) and alpha.numel() == 1:
         alpha = alpha.item()
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not abs(alpha) <= torch.finfo(torch.float32).max:
         raise IntegrityError("import_soul.alpha", source=source, alpha=alpha)
     return float(alpha)
 
 
 def _step(source: Path, state: Mapping[str, Any]) -> int:
     step = state["step"]
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < _STEPS:
         raise IntegrityError("import_soul.step", source=source, step=step)
     return step
+
+
+def _is_plain(tensor: Any) -> TypeGuard[Tensor]:
+    """Whether it is a tensor with values in memory, a place for each: not sparse, quantized or without data."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+    )
