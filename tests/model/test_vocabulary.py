@@ -24,17 +24,28 @@ def test_a_folder_tells_its_vocabulary(tmp_path: Path) -> None:
     assert vocabulary_of(tmp_path) == "byte-level BPE"
 
 
+BYTE_LEVEL = {"pre_tokenizer": {"type": "ByteLevel"}, "added_tokens": [{"content": "<|end|>", "rstrip": True}]}
+SENTENCEPIECE = {"model": {"byte_fallback": True}, "added_tokens": [{"content": "</s>", "rstrip": True}]}
+OF_PHI_3 = {"model": {"byte_fallback": True}, "added_tokens": [{"content": "<|user|>", "rstrip": True}]}
+
+
 @pytest.mark.parametrize(
-    ("name", "model_type", "vocabulary", "expected"),
+    ("name", "model_type", "tokenizer", "expected"),
     [
-        ("tiny", "phi3", "SentencePiece", "Phi-3-tiny"),
-        ("My PHI3", "phi3", "SentencePiece", "My PHI3"),
+        ("tiny", "phi3", SENTENCEPIECE, "Phi-3-tiny"),
+        ("My PHI3", "phi3", SENTENCEPIECE, "My PHI3"),
         ("tiny", "phi3", None, "Phi-3-tiny"),
-        ("Phi-4-mini", "phi3", "byte-level BPE", "Phi-4-mini"),
-        ("phi-3-small", "phi3", "byte-level BPE", "phi_3-small"),
-        ("Llama-Phi3-distill", "llama", "byte-level BPE", "Llama-Phi_3-distill"),
-        ("tiny", "llama", "SentencePiece", "tiny"),
+        ("Phi-4-mini", "phi3", BYTE_LEVEL, "Phi-4-mini"),
+        ("phi-3-small", "phi3", BYTE_LEVEL, "phi_3-small"),
+        ("Llama-Phi3-distill", "llama", BYTE_LEVEL, "Llama-Phi_3-distill"),
+        ("tiny", "llama", SENTENCEPIECE, "tiny"),
+        ("tiny", "mistral", OF_PHI_3, "Phi-3-tiny"),
+        ("tiny", "llama", None, "tiny"),
     ],
 )
-def test_the_name_follows_the_vocabulary(name: str, model_type: str, vocabulary: object, expected: str) -> None:
-    assert name_for_llama_cpp(name, model_type, vocabulary) == expected  # type: ignore[arg-type]
+def test_the_name_follows_the_vocabulary(
+    tmp_path: Path, name: str, model_type: str, tokenizer: object, expected: str
+) -> None:
+    if tokenizer:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert name_for_llama_cpp(name, model_type, tmp_path) == expected

@@ -11,11 +11,11 @@ import pytest
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import UnsupportedModelError
 from aegis.llama_cpp import find_tree
-from aegis.model.base import Base
+from aegis.model.base import Base, load_tokenizer
 from aegis.runs.run import Run
 from aegis.stages.plan import plan
 from aegis.stages.train import train
-from aegis.verification.tokenizer_precheck import check_vocabulary
+from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary
 from tests.conftest import MakeRandom, Recorder
 
 ASKED = "checking the tokenizer with llama.cpp's converter"
@@ -33,27 +33,32 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def ask(base: Base, tree: Path | None = None, *, keep: bool = True) -> None:
+    with converted_vocabulary(base, tree, keep=keep):
+        pass
+
+
 def base_at(folder: Path) -> Base:
     return Base("someone/model", folder, None)
 
 
 def test_a_tokenizer_that_is_taken_is_asked_about_once(quick_base: Path, tree: Path, reporter: Recorder) -> None:
     for _ in range(2):
-        check_vocabulary(base_at(quick_base), tree)
+        ask(base_at(quick_base), tree)
     assert reporter.said.count(ASKED) == 1
 
 
 def test_nothing_is_kept_if_it_may_not_be(quick_base: Path, tree: Path, cache: Path) -> None:
-    check_vocabulary(base_at(quick_base), tree, keep=False)
+    ask(base_at(quick_base), tree, keep=False)
     assert not cache.exists()
 
 
 def test_an_unknown_pre_tokenizer(make_random: MakeRandom, tree: Path, knowing_tree: Path, cache: Path) -> None:
     """Refused with the converter's reason; the control is a converter that knows it."""
     base = base_at(make_random("llama", pre="llama-bpe"))
-    check_vocabulary(base, knowing_tree)
+    ask(base, knowing_tree)
     with pytest.raises(UnsupportedModelError, match=r"pre-tokenizer was not recognized"):
-        check_vocabulary(base, tree)
+        ask(base, tree)
     assert len(list((cache / "vocabularies").iterdir())) == 1
 
 
@@ -61,7 +66,7 @@ def test_a_phi_3_without_its_sentencepiece_file(quick_base: Path, tree: Path, tm
     shutil.copytree(quick_base, tmp_path / "base")
     (tmp_path / "base" / "tokenizer.model").unlink()
     with pytest.raises(UnsupportedModelError, match=r"tokenizer\.model"):
-        check_vocabulary(base_at(tmp_path / "base"), tree)
+        ask(base_at(tmp_path / "base"), tree)
 
 
 def test_code_of_the_base_is_not_run(quick_base: Path, tree: Path, tmp_path: Path) -> None:
@@ -73,13 +78,13 @@ def test_code_of_the_base_is_not_run(quick_base: Path, tree: Path, tmp_path: Pat
         content = json.loads((folder / name).read_text(encoding="utf-8"))
         content["auto_map"] = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]}
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    check_vocabulary(base_at(folder), tree)
+    ask(base_at(folder), tree)
     assert not (tmp_path / "sentinel").exists()
 
 
 def test_without_a_converter_it_is_said(quick_base: Path, reporter: Recorder) -> None:
     """Nothing is fetched for a look ahead."""
-    check_vocabulary(base_at(quick_base))
+    ask(base_at(quick_base))
     assert "export will show" in reporter.said[0]
 
 
@@ -100,3 +105,54 @@ def test_train_and_plan_refuse_before_any_work(
     with pytest.raises(UnsupportedModelError) as caught:
         plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), run)
     assert caught.value.key == "vocabulary.refused"
+
+
+def replace_in_text(folder: Path, to: Path, *, pattern: str, content: str) -> Path:
+    """Have transformers' half of a tokenizer read one word as another; llama.cpp reads its other half."""
+    shutil.copytree(folder, to)
+    document = json.loads((to / "tokenizer.json").read_text(encoding="utf-8"))
+    replacing = {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+    inner = [document["normalizer"]] if document["normalizer"] else []
+    document["normalizer"] = {"type": "Sequence", "normalizers": [replacing, *inner]}
+    (to / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    return to
+
+
+def test_ids_that_differ_are_known_before_the_training(quick_base: Path, tree: Path, tmp_path: Path) -> None:
+    """On the hard strings, and on the user's own rows alone; the control is the tokenizer as it is."""
+    everywhere = replace_in_text(quick_base, tmp_path / "everywhere", pattern="こ", content="そ")
+    own = replace_in_text(quick_base, tmp_path / "own", pattern="xyzzy", content="plugh")
+    for folder, texts, passes in (
+        (quick_base, ["say xyzzy"], True),
+        (everywhere, [], False),
+        (own, ["say nothing"], True),
+        (own, ["say xyzzy"], False),
+    ):
+        base = base_at(folder)
+        with converted_vocabulary(base, tree) as vocabulary:
+            assert vocabulary is not None
+            if passes:
+                check_ids(base, vocabulary, load_tokenizer(folder), texts)
+                continue
+            with pytest.raises(UnsupportedModelError) as caught:
+                check_ids(base, vocabulary, load_tokenizer(folder), texts)
+            assert caught.value.key == "vocabulary.other_ids"
+
+
+def test_train_and_plan_compare_the_rows(
+    quick_base: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tree))
+    folder = replace_in_text(quick_base, tmp_path / "base", pattern="xyzzy", content="plugh")
+    (tmp_path / "data.jsonl").write_text('{"text": "say xyzzy"}\n' * 4, encoding="utf-8")
+    data = str(tmp_path / "data.jsonl")
+    settings = TrainConfig(base_model=str(folder), dataset=data, device="cpu", keep_weight=0)
+    run = Run(tmp_path / "run")
+    for begin in (
+        lambda: train(settings, run),
+        lambda: plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), run),
+    ):
+        with pytest.raises(UnsupportedModelError) as caught:
+            begin()
+        assert caught.value.key == "vocabulary.other_ids"
+    assert not run.checkpoints.exists()

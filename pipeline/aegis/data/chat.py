@@ -38,6 +38,14 @@ class Example(NamedTuple):
     is_document: bool
 
 
+class Encoded(NamedTuple):
+    """A row's place, its text as the tokenizer was given it, and what came of that."""
+
+    where: str
+    text: str
+    example: Example
+
+
 class _Job(NamedTuple):
     """A text to tokenize. `turns` is None for text learnt from character `learnt_from` on."""
 
@@ -94,6 +102,14 @@ class Encoder:
         Raises:
             DataError: the tokenizer's chat template cannot be used at all, or is missing and needed.
         """
+        return [encoded.example for encoded in self.encode_texts(records, rejects)]
+
+    def encode_texts(self, records: Sequence[Record], rejects: Rejects) -> list[Encoded]:
+        """Encode a batch as `encode` does; returns each row with its place and its text too.
+
+        Raises:
+            DataError: the tokenizer's chat template cannot be used at all, or is missing and needed.
+        """
         memory_bytes = RENDER_BYTES + _COPIES * sum(_size(record) for record in records)
         try:
             jobs = within(self._render_seconds, lambda: self._jobs(records, rejects), memory_bytes=memory_bytes)
@@ -105,7 +121,10 @@ class Encoder:
         placed = any(not job.is_learnt_whole for job in jobs)
         encode = self._backend.encode_batch if placed else self._backend.encode_batch_fast
         encodings = encode([job.text for job in jobs], add_special_tokens=False)
-        return [self._example(job, encoding) for job, encoding in zip(jobs, encodings, strict=True)]
+        return [
+            Encoded(job.where, job.text, self._example(job, encoding))
+            for job, encoding in zip(jobs, encodings, strict=True)
+        ]
 
     def _jobs(self, records: Sequence[Record], rejects: Rejects) -> list[_Job]:
         jobs = []

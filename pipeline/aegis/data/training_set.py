@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis.config.settings import DEMO, TrainConfig
-from aegis.data.chat import Encoder
+from aegis.data.chat import Encoded, Encoder
 from aegis.data.dataset import Prepared, prepare
+from aegis.data.formats import records
 from aegis.data.questions import heldout_questions
+from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import DataError
 from aegis.runs import disk
@@ -40,6 +43,26 @@ def load_training_set(config: TrainConfig, tokenizer: Any, *, keep: bool = True)
             fold_system=config.fold_system,
             cache_dir=disk.cache_directory() / "data" if keep else None,
         )
+
+
+def first_rows(config: TrainConfig, tokenizer: Any, count: int, *, keep: bool = True) -> list[Encoded]:
+    """The first rows of a config's data set that can be used, encoded, at most `count`.
+
+    Args:
+        keep: as for `load_training_set`.
+
+    Raises:
+        UsageError, DataError, EnvironmentFault: as `prepare` does; rows that cannot be used are passed over.
+    """
+    with _source(config.dataset, keep) as name:
+        source = open_source(name)
+        silent = Rejects(source.name)  # they are reported where the data is prepared
+        encoder = Encoder(tokenizer, fold_system=config.fold_system)
+        found: list[Encoded] = []
+        rows = records(source, silent, config.columns)
+        while len(found) < count and (batch := list(islice(rows, count - len(found)))):
+            found += encoder.encode_texts(batch, silent)
+        return found
 
 
 def load_heldout_questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int) -> list[str]:

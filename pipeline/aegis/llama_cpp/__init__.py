@@ -7,7 +7,7 @@ and `Runtime` loads the bindings when it opens a file.
 from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.chat_template import Message
-from aegis.llama_cpp.convert import convert, refuse_code
+from aegis.llama_cpp.convert import convert, refuse_code, try_conversion
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
@@ -58,5 +58,6 @@ __all__ = [
     "tensor_types",
     "trained_context",
     "tree_at_hand",
+    "try_conversion",
     "with_begin_token",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from aegis.errors import IntegrityError, ToolError, UsageError
@@ -49,29 +50,39 @@ def convert(
         ToolError: the converter failed; its last lines are in the error.
         EnvironmentFault: no converter, no space, no permission.
     """
-    model_dir, out = model_dir.absolute(), out.absolute()
+    out = out.absolute()
+    options = ["--outtype=f16", f"--model-name={model_name}", *(["--vocab-only"] if vocab_only else [])]
+    with published(out) as part:
+        _run(model_dir, part, options, tree)
+        refuse_damaged(part, bilingual("process.converter"))
+
+
+def try_conversion(model_dir: Path, tree: Path | None = None) -> None:
+    """Let the converter look for a place for every tensor of a folder; nothing is written.
+
+    Raises:
+        UsageError, IntegrityError, ToolError, EnvironmentFault: as `convert` does.
+    """
+    _run(model_dir, model_dir.absolute() / "nothing.gguf", ["--dry-run"], tree, writes=False)
+
+
+def _run(model_dir: Path, part: Path, options: Sequence[str], tree: Path | None, *, writes: bool = True) -> None:
+    model_dir = model_dir.absolute()
     if not (model_dir / "config.json").is_file():
         raise UsageError("convert.no_model_folder", model_dir=model_dir)
     refuse_code(model_dir)
     tree = find_tree(tree)
-    with published(out) as part:
-        arguments = [
-            str(model_dir),
-            f"--outfile={part}",
-            "--outtype=f16",
-            f"--model-name={model_name}",
-        ]
-        run_tool(
-            bilingual("process.converter"),
-            tree / CONVERTER,
-            [*arguments, "--vocab-only"] if vocab_only else arguments,
-            part=part,
-            title=phrase("process.converting"),
-            fraction=_fraction,
-            import_from=tree,
-            environment=_ENVIRONMENT,
-        )
-        refuse_damaged(part, bilingual("process.converter"))
+    run_tool(
+        bilingual("process.converter"),
+        tree / CONVERTER,
+        [str(model_dir), f"--outfile={part}", *options],
+        part=part,
+        title=phrase("process.converting"),
+        fraction=_fraction,
+        import_from=tree,
+        environment=_ENVIRONMENT,
+        writes=writes,
+    )
 
 
 def refuse_code(model_dir: Path) -> None:

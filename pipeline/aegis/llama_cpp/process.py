@@ -80,6 +80,7 @@ def run_tool(
     environment: Mapping[str, str | None] | None = None,
     line_end: bytes = LINE_END,
     silence_limit_s: float = SILENCE_LIMIT_S,
+    writes: bool = True,
 ) -> None:
     """Run a Python script to its end, in `part`'s directory, with a progress bar.
 
@@ -94,6 +95,7 @@ def run_tool(
         environment: changes to this process's environment; None removes a variable.
         line_end: a pattern of what ends a line; some tools print their progress without one.
         silence_limit_s: how long it may print nothing.
+        writes: whether `part` must be there at the end.
 
     Raises:
         ToolError: it failed or hung; carries its last lines.
@@ -128,7 +130,7 @@ def run_tool(
     if code != 0:
         reason = bilingual("process.signal", number=-code) if code < 0 else bilingual("process.code", code=code)
         raise _failure(tool, bilingual("process.ended", reason=reason), listener, part)
-    if not part.is_file():
+    if writes and not part.is_file():
         raise _failure(tool, bilingual("process.no_file"), listener, part)
 
 

@@ -57,16 +57,7 @@ class MergePlan:
     def make(
         cls, base: Base, adapter: Adapter, soul: SoulRecord, dtype: torch.dtype, round_trip: RoundTrip | None = None
     ) -> MergePlan:
-        entries = base.shards.entries
-        head = entries.get(HEAD)
-        untied = head is None
-        if head is None:
-            if not base.tied:
-                raise IntegrityError("merging.no_head", base_folder=base.folder, head=HEAD)
-            embeddings = [entry for name, entry in entries.items() if name.endswith("embed_tokens.weight")]
-            if len(embeddings) != 1:
-                raise IntegrityError("merging.no_embeddings", base_folder=base.folder)
-            head = embeddings[0]
+        entries, head = base.shards.entries, head_entry(base)
         if head.shape[-1] != soul.hidden_size:
             raise IntegrityError("merging.other_width", hidden_size=soul.hidden_size, head_shape=head.shape[-1])
         misfits: list[Bilingual] = []
@@ -81,7 +72,7 @@ class MergePlan:
             more = [bilingual("merging.more", count=len(misfits) - 5)] if len(misfits) > 5 else []
             raise IntegrityError("merging.other_adapter", misfits=Bilingual.joined("\n", [*misfits[:5], *more]))
         norm = _norm_offsets(base) if soul.counter_scale else {}
-        return cls(base, adapter, soul, dtype, head, untied, norm, round_trip)
+        return cls(base, adapter, soul, dtype, head, head.name != HEAD, norm, round_trip)
 
     @property
     def scaled(self) -> Literal["norm", "head", ""]:
@@ -174,6 +165,23 @@ class MergePlan:
             return wide
         folded = fold_head(wide, self.soul.rotation, self.soul.gate)
         return folded.mul_(self.soul.scale) if self.scaled == "head" else folded
+
+
+def head_entry(base: Base) -> TensorEntry:
+    """The tensor that the LM head is made of: itself, or the embeddings that it is tied to.
+
+    Raises:
+        IntegrityError: the base has neither.
+    """
+    entries = base.shards.entries
+    if HEAD in entries:
+        return entries[HEAD]
+    if not base.tied:
+        raise IntegrityError("merging.no_head", base_folder=base.folder, head=HEAD)
+    embeddings = [entry for name, entry in entries.items() if name.endswith("embed_tokens.weight")]
+    if len(embeddings) != 1:
+        raise IntegrityError("merging.no_embeddings", base_folder=base.folder)
+    return embeddings[0]
 
 
 def _norm_offsets(base: Base) -> dict[str, float]:

@@ -65,6 +65,11 @@ def resolve_targets(model: nn.Module, configured: Sequence[str] = ()) -> tuple[s
     raise UsageError("lora.unknown_projections", names=", ".join(sorted(names)))
 
 
+def adapted_weights(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The names of the weights that an adapter on `targets` would change; the model may be on the meta device."""
+    return [f"{name}.weight" for name, _ in _linear_modules(model) if name.rpartition(".")[2] in targets]
+
+
 def coverage(model: nn.Module, targets: Sequence[str], rank: int) -> list[Coverage]:
     """Count the parameters of an adapter of `rank` on `targets`; the model may be on the meta device."""
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -27,13 +28,24 @@ def vocabulary_of(folder: Path) -> Vocabulary | None:
     return "byte-level BPE" if (folder / "merges.txt").is_file() else None
 
 
-def name_for_llama_cpp(name: str, model_type: str, vocabulary: Vocabulary | None) -> str:
+def name_for_llama_cpp(name: str, model_type: str, folder: Path) -> str:
     """Return a name for general.name: with "phi-3" for Phi-3's kind of vocabulary, and without it for any other.
 
     With "phi-3" or "phi3" in general.name, llama.cpp lets role tags include the white space after them, and looks up
     <s>, </s> and <unk> in the vocabulary (src/llama-vocab.cpp at the pinned commit). A Phi-3 without it gets more
-    tokens in every chat prompt; a byte-level vocabulary with it, such as Phi-4-mini's, cannot be loaded.
+    tokens in every chat prompt, and so does a Llama or Mistral with Phi-3's vocabulary; a byte-level vocabulary with
+    it, such as Phi-4-mini's, cannot be loaded.
     """
-    if vocabulary == "byte-level BPE":
+    if vocabulary_of(folder) == "byte-level BPE":
         return _PHI3.sub(r"\1_\2", name)
-    return name if model_type != "phi3" or _PHI3.search(name) else f"Phi-3-{name}"
+    is_of_its_kind = model_type == "phi3" or _takes_in_white_space(folder)
+    return name if not is_of_its_kind or _PHI3.search(name) else f"Phi-3-{name}"
+
+
+def _takes_in_white_space(folder: Path) -> bool:
+    """Return whether role tags include the white space after them, by tokenizer.json."""
+    try:
+        tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        return any(token["rstrip"] and token["content"].startswith("<|") for token in tokens)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -20,7 +20,7 @@ from aegis.model.base import load_tokenizer, read_config
 from aegis.model.context import context_tokens
 from aegis.model.families import check_family
 from aegis.model.shards import ShardSet
-from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
+from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
 from aegis.runs import disk
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
@@ -247,7 +247,7 @@ def _file_name(name: str, quant: str) -> str:
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:
     """Return general.name: what was asked for or the base's name, as llama.cpp needs it for this vocabulary."""
-    return name_for_llama_cpp(wanted or _base_name(model) + "-AEGIS", model_type, vocabulary_of(model))
+    return name_for_llama_cpp(wanted or _base_name(model) + "-AEGIS", model_type, model)
 
 
 def _base_name(model: Path) -> str:

@@ -30,8 +30,9 @@ from aegis.training.execution.allocator import cap_bytes, usable_bytes
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import matrix_rate
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
+from aegis.verification.base_precheck import check_base
 from aegis.verification.needs import memory_needed, scratch_needed
-from aegis.verification.tokenizer_precheck import check_vocabulary
+from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,15 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             for variant in planner.neighbours():
                 variants.append(variant)
                 bar.advance()
-        data, missing = _data(train, base)
-        if (base.folder / "tokenizer_config.json").is_file():
-            check_vocabulary(base, export.llama_cpp_dir, keep=False)
+        here = any(base.folder.glob("*.safetensors"))
+        data, missing = _data(train, base, export.llama_cpp_dir)
+        if here:
+            check_base(base, train.lora_targets, export.llama_cpp_dir, keep=False)
         return PlanReport(
             base=base.name,
             revision=base.revision,
             folder=str(base.folder),
-            here=any(base.folder.glob("*.safetensors")),
+            here=here,
             model_type=str(base.config["model_type"]),
             parameters=estimator.parameters,
             base_bytes=estimator.base_bytes,
@@ -130,12 +132,18 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         )
 
 
-def _data(config: TrainConfig, base: Base) -> tuple[DataReport | None, str]:
+def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataReport | None, str]:
+    """What becomes of the rows, or why they are not looked at."""
     if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
         return None, phrase("plan.no_demo_base_yet")
-    if config.dataset != DEMO and is_hub_dataset(config.dataset):
-        return None, phrase("plan.hub_data")
-    return load_training_set(config, load_tokenizer(base.folder), keep=False).report, ""
+    with converted_vocabulary(base, tree, keep=False) as vocabulary:
+        if config.dataset != DEMO and is_hub_dataset(config.dataset):
+            return None, phrase("plan.hub_data")
+        tokenizer = load_tokenizer(base.folder)
+        data = load_training_set(config, tokenizer, keep=False)
+        if vocabulary is not None:
+            check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer, keep=False))
+        return data.report, ""
 
 
 def _flops_per_token(estimator: MemoryEstimator, recomputed: int, config: TrainConfig) -> float:

@@ -29,7 +29,8 @@ from aegis.training.keep.text import load_kept
 from aegis.training.loop import Loop
 from aegis.training.resume import HOUSEKEEPING, SHARED
 from aegis.training.state import TrainState
-from aegis.verification.tokenizer_precheck import check_vocabulary
+from aegis.verification.base_precheck import check_base
+from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ class TrainingInputs:
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
             base = find_base(config.base_model, config.revision)
-            check_vocabulary(base, llama_cpp_dir)
             tokenizer = load_tokenizer(base.folder)
-            data = load_training_set(config, tokenizer)
+            with converted_vocabulary(base, llama_cpp_dir) as vocabulary:
+                check_base(base, config.lora_targets, llama_cpp_dir)
+                data = load_training_set(config, tokenizer)
+                if vocabulary is not None:
+                    check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
             with allocator.capped(device, config.gpu_memory_gib):
                 kept = load_kept(config, base, tokenizer, device, run)
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]

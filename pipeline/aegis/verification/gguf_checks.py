@@ -108,6 +108,32 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
         raise IntegrityError("gguf.differs", wrong=Bilingual.joined("\n", wrong))
 
 
+def check_pieces(path: Path, tokenizer: Any) -> int:
+    """Compare a GGUF's added and special tokens with the tokenizer's.
+
+    Returns:
+        The number of its tokens.
+
+    Raises:
+        IntegrityError: naming the first that differs.
+    """
+    with GgufFile(path) as gguf:
+        tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list):
+            raise IntegrityError("structure.no_vocabulary", f16_name=path.name)
+        for text, token in sorted(tokenizer.get_added_vocab().items(), key=lambda pair: pair[1]):
+            if token >= len(tokens) or tokens[token] != text:
+                found = tokens[token] if token < len(tokens) else bilingual("structure.nothing")
+                raise IntegrityError("structure.other_piece", token=token, found=found, f16_name=path.name, text=text)
+        for key, wanted in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
+            found_id = gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if wanted is not None and found_id != wanted:
+                raise IntegrityError(
+                    "structure.other_special_token", key=key, found_id=found_id, f16_name=path.name, wanted=wanted
+                )
+    return len(tokens)
+
+
 def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[Bilingual]:
     """What is wrong with the LM head's bias: the folder's and the GGUF's, which is float32, must be the same."""
     bias, name = shards.entries.get(HEAD_BIAS), "output.bias"

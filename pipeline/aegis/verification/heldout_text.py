@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ MIN_TOKENS = 64
 _SEQUENCE_TOKENS = 512
 _LOGITS = 1 << 25
 """Maximum logits of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
-_OWN_TEXTS = 64
+OWN_TEXTS = 64
+"""Rows of the user's whose ids are compared in transformers and in llama.cpp."""
 Origin = Literal["text", "heldout", "trained", "filled"]
 """Where the compared text is from: --text, rows held out, rows trained on, or rows too few and other text."""
 
@@ -38,7 +40,7 @@ class Sample:
         """A sample of paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
         rendered = text.rendered(texts, tokenizer)
         chats = [tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
-        own_texts = [*texts[:_OWN_TEXTS], *rendered[:_OWN_TEXTS]]
+        own_texts = [*texts[:OWN_TEXTS], *rendered[:OWN_TEXTS]]
         return cls._make(chats, texts, texts, own_texts, tokenizer, tokens, limit, "text")
 
     @classmethod
@@ -53,9 +55,9 @@ class Sample:
         """
         chats = [row[:limit] for row in rows]
         plain = [tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
-        own_texts = [*plain[:_OWN_TEXTS], *(tokenizer.decode(row) for row in rows[:_OWN_TEXTS])]
         origin: Origin = "trained" if trained else "heldout"
-        return cls._make(chats, plain, documents(0, 60, "held_out"), own_texts, tokenizer, tokens, limit, origin)
+        own = own_texts(rows, tokenizer)
+        return cls._make(chats, plain, documents(0, 60, "held_out"), own, tokenizer, tokens, limit, origin)
 
     @classmethod
     def _make(
@@ -76,6 +78,12 @@ class Sample:
         if sum(map(len, compared)) < MIN_TOKENS:  # a handful of rows proves nothing
             compared, origin = compared + elsewhere, "filled"
         return cls(compared, elsewhere, own_texts, origin)
+
+
+def own_texts(rows: Iterable[list[int]], tokenizer: Any) -> list[str]:
+    """The first rows as texts, without their special tokens and with them: what is tokenized on both sides."""
+    first = list(itertools.islice(rows, OWN_TEXTS))
+    return [*(tokenizer.decode(row, skip_special_tokens=True) for row in first), *map(tokenizer.decode, first)]
 
 
 def sequence_limit(vocab_size: int, context_tokens: int) -> int:

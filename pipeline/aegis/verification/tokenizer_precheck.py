@@ -1,59 +1,113 @@
-"""What llama.cpp's converter says of a base's tokenizer, asked before the training instead of after it.
+"""What llama.cpp makes of a base's tokenizer, asked before the training instead of after it.
 
-It knows a byte-level tokenizer by a hash of the ids it gives a fixed text, and refuses one it does not know; a Phi-3
-without tokenizer.model it refuses as well. Only the converter itself knows all of its reasons, so it is run on config
-and tokenizer alone, which takes seconds; a tokenizer that it took is not asked about again.
+Its converter knows a byte-level tokenizer by a hash of the ids it gives a fixed text, and refuses one it does not know;
+a Phi-3 without tokenizer.model it refuses as well. Only the converter itself knows all of its reasons, so it is run on
+config and tokenizer alone, which takes seconds. What it writes is kept, and is asked for the ids of hard strings and of
+the user's own rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from aegis import progress
-from aegis.errors import ToolError, UnsupportedModelError
-from aegis.llama_cpp import convert, tree_at_hand
-from aegis.messages import phrase
+from aegis.config.settings import TrainConfig
+from aegis.data.dataset import Prepared
+from aegis.data.training_set import first_rows
+from aegis.errors import AegisError, ToolError, UnsupportedModelError
+from aegis.llama_cpp import Runtime, convert, tree_at_hand
+from aegis.messages import Bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES, Base
 from aegis.model.sidecars import copy_tokenizer, write_config
+from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.runs import disk
+from aegis.verification.gguf_checks import check_pieces
+from aegis.verification.heldout_text import OWN_TEXTS, own_texts
+from aegis.verification.token_parity import compare_tokens
 
-_KNOWN = "vocabularies"
+_KEPT = "vocabularies"
 
 
-def check_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> None:
-    """Refuse a base whose tokenizer the converter would refuse.
+@contextmanager
+def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> Iterator[Path | None]:
+    """A GGUF of a base's tokenizer without weights, while the block runs; None if the converter is not here yet.
 
     Args:
         tree: the llama.cpp checkout that the export will use, if not LLAMA_CPP_DIR's or the pinned one.
-        keep: remember in the cache that it was taken; without it, nothing is written.
+        keep: keep it in the cache, and take it from there; without it, nothing is left.
 
     Raises:
-        UnsupportedModelError: with what the converter said.
+        UnsupportedModelError: the converter refuses the tokenizer, with what it said.
         EnvironmentFault: no space.
     """
     found = tree_at_hand(tree)
     if found is None:
         progress.say(phrase("vocabulary.not_here"))
+        yield None
         return
-    known = disk.cache_place() / _KNOWN / _digest(base.folder, found)
-    if known.is_file():
-        return
-    progress.say(phrase("vocabulary.asking"))
     with TemporaryDirectory(prefix="aegis-vocabulary-") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        write_config(base, folder)
-        copy_tokenizer(base, folder)
-        try:
-            convert(folder, Path(scratch) / "out.gguf", model_name="vocabulary", tree=found, vocab_only=True)
-        except ToolError as error:
-            raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=error.why) from error
-    if keep:
-        disk.cache_directory()
-        known.parent.mkdir(exist_ok=True)
-        known.touch()
+        kept = disk.cache_place() / _KEPT / f"{_digest(base.folder, found)}.gguf"
+        if not kept.is_file():
+            if keep:
+                disk.cache_directory()
+                kept.parent.mkdir(exist_ok=True)
+            else:
+                kept = Path(scratch) / "vocabulary.gguf"
+            _convert(base, Path(scratch), kept, found)
+        yield kept
+
+
+def check_ids(base: Base, vocabulary: Path, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Refuse a base whose tokenizer llama.cpp reads otherwise, as verify would after the training.
+
+    Args:
+        vocabulary: what `converted_vocabulary` gave.
+        tokenizer: the base's, in transformers.
+        texts: the user's own.
+
+    Raises:
+        UnsupportedModelError: added tokens, special tokens or the ids of a text differ.
+    """
+    try:
+        check_pieces(vocabulary, tokenizer)
+        with Runtime(vocabulary, vocab_only=True) as runtime:
+            parity = compare_tokens(tokenizer, runtime, texts)
+    except AegisError as error:
+        raise UnsupportedModelError("vocabulary.other", base_name=base.name, why=error) from error
+    if parity.wrong:
+        raise UnsupportedModelError(
+            "vocabulary.other_ids",
+            base_name=base.name,
+            wrong_count=len(parity.wrong),
+            compared=parity.compared,
+            wrong=Bilingual.joined("\n", parity.wrong[:5]),
+        )
+
+
+def sample_texts(config: TrainConfig, data: Prepared, tokenizer: Any, *, keep: bool = True) -> list[str]:
+    """The user's own: the first rows, and those that verify will look at, held out if there are any."""
+    windows = data.train if data.heldout is None else data.heldout
+    first = [row.text for row in first_rows(config, tokenizer, OWN_TEXTS, keep=keep)]
+    return [*first, *own_texts((piece.tolist() for piece in windows.pieces()), tokenizer)]
+
+
+def _convert(base: Base, scratch: Path, out: Path, tree: Path) -> None:
+    progress.say(phrase("vocabulary.asking"))
+    folder = scratch / "model"
+    folder.mkdir()
+    write_config(base, folder)
+    copy_tokenizer(base, folder)
+    # llama.cpp reads off the name how white space behind role tags is taken
+    name = name_for_llama_cpp("vocabulary", str(base.config["model_type"]), base.folder)
+    try:
+        convert(folder, out, model_name=name, tree=tree, vocab_only=True)
+    except ToolError as error:
+        raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=error.why) from error
 
 
 def _digest(folder: Path, tree: Path) -> str:

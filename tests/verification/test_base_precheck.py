@@ -1,0 +1,111 @@
+"""What would stop merge or export is known before the training, from headers; the control is the base as it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aegis.config.settings import TrainConfig
+from aegis.errors import AegisError, UnsupportedModelError, UsageError
+from aegis.model.base import Base
+from aegis.runs.run import Run
+from aegis.stages.train import train
+from aegis.training import setup
+from aegis.verification.base_precheck import check_base
+from tests.conftest import MakeRandom, Recorder
+
+Change = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def rewritten(folder: Path, to: Path, change: Change) -> Base:
+    shutil.copytree(folder, to)
+    path = to / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    return Base("someone/model", to, None)
+
+
+def with_tensor(name: str) -> Change:
+    return lambda tensors: {**tensors, name: torch.zeros(4, 4)}
+
+
+def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def test_weights_of_the_bare_decoder(make_random: MakeRandom, tmp_path: Path) -> None:
+    base = rewritten(make_random("llama"), tmp_path / "base", bare)
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_base(base, ())
+    assert caught.value.key == "precheck.other_names"
+    assert caught.value.values["wanted"] == "model.layers.0.self_attn.q_proj.weight"
+    assert caught.value.values["found"] == "layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "model.layers.0.self_attn.attn_bias", "score.weight"])
+def test_a_tensor_without_a_place_in_a_proven_family(make_random: MakeRandom, tmp_path: Path, name: str) -> None:
+    base = rewritten(make_random("llama"), tmp_path / "base", with_tensor(name))
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_base(base, ())
+    assert caught.value.key == "precheck.stray_tensors"
+    assert caught.value.values["stray"] == name
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen2", "qwen3", "gemma3_text", "phi", "mistral", "smollm3"])
+def test_proven_families_pass(make_random: MakeRandom, tmp_path: Path, model_type: str) -> None:
+    """So does what the converter passes over: old files hold the frequencies of their rotary embeddings."""
+    tied = model_type in ("gemma3_text", "smollm3")
+    folder = make_random(model_type, tie_word_embeddings=tied)
+    check_base(rewritten(folder, tmp_path / "base", with_tensor("model.layers.0.self_attn.rotary_emb.inv_freq")), ())
+
+
+@pytest.mark.timeout(300)
+def test_of_another_family_the_converter_is_asked_once(
+    make_random: MakeRandom, knowing_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+) -> None:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    folder = make_random("olmo2", pre="llama-bpe")
+    for _ in range(2):
+        check_base(Base("someone/model", folder, None), (), knowing_tree)
+    assert len([said for said in reporter.said if "checking the tensors" in said]) == 1
+    stray = rewritten(folder, tmp_path / "base", with_tensor("v_head.summary.weight"))
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_base(stray, (), knowing_tree)
+    assert caught.value.key == "precheck.not_converted"
+    assert "v_head.summary" in caught.value.why
+
+
+def test_train_asks_before_it_loads_the_base(
+    make_random: MakeRandom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise AssertionError("the base was loaded")
+
+    monkeypatch.setattr(setup, "load_base", load)
+    (tmp_path / "data.jsonl").write_text('{"text": "春の花は桜です。"}\n' * 4, encoding="utf-8")
+    whole = make_random("phi3")
+    no_names = rewritten(whole, tmp_path / "names", bare).folder
+    stray = rewritten(whole, tmp_path / "stray", with_tensor("v_head.summary.weight")).folder
+    for folder, targets, kind, key in (
+        (no_names, (), UnsupportedModelError, "precheck.other_names"),
+        (stray, (), UnsupportedModelError, "precheck.stray_tensors"),
+        (whole, ("no_proj",), UsageError, "lora.no_module"),
+    ):
+        settings = TrainConfig(
+            base_model=str(folder),
+            dataset=str(tmp_path / "data.jsonl"),
+            device="cpu",
+            lora_targets=targets,
+            keep_weight=0,
+        )
+        with pytest.raises(kind) as caught:
+            train(settings, Run(tmp_path / "run"))
+        assert isinstance(caught.value, AegisError)
+        assert caught.value.key == key
+    with pytest.raises(AssertionError, match="the base was loaded"):
+        train(settings.model_copy(update={"lora_targets": ()}), Run(tmp_path / "run"))
