@@ -119,7 +119,7 @@ def test_knows_how_far_it_has_turned(kind: so.Kind) -> None:
     soul = Soul(16, kind=kind, init="random", seed=1, alpha=0.5)
     assert soul.turned_angles().max() < 1e-3
     learn(soul, 30, 0.05, torch.block_diag(*so.random_rotation(2, 8, torch.Generator().manual_seed(9))))
-    wanted = rotation_angles(soul.origin.mT @ soul.rotation().detach())
+    wanted = rotation_angles(soul.initial.mT @ soul.rotation().detach())
     assert torch.allclose(soul.turned_angles().sort().values, wanted.sort().values, atol=1e-3)
     assert soul.turned_angles().max() > 0.3
 

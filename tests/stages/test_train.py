@@ -112,7 +112,7 @@ def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConf
     assert [row is None for row in rows] == ([False] * 8 if rotation == "so8" else [True, False] * 3 + [True, False])
     soul = load_soul(run.adapter / "soul.safetensors")
     start, end = (
-        Soul(soul.hidden_size, kind=soul.kind, init="random", seed=config.seed).origin,
+        Soul(soul.hidden_size, kind=soul.kind, init="random", seed=config.seed).initial,
         soul.rotation,
     )
     wanted = quantiles_in_degrees(rotation_angles(start.mT @ end))

@@ -1,4 +1,4 @@
-"""The NF4 round trip of a whole base: which weights an adapter saw through NF4, and in which dtype, on which device."""
+"""Decides which weights of a base go through the NF4 round trip, in which dtype and on which device."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from aegis.runs.manifest import MANIFEST, read_manifest
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Which weights go through NF4 and how.
+    """The weights that go through NF4, and how.
 
     Attributes:
-        weights: names in the base's shards.
-        dtype: that training computed in: what goes in is cast to it, what comes out is in it.
-        device: that quantizes.
+        weights: their names in the base's shards.
+        dtype: training's compute dtype; values are cast to it before, and come back in it.
+        device: the device that quantizes.
     """
 
     weights: frozenset[str]
@@ -35,11 +35,11 @@ class RoundTrip:
 
     @classmethod
     def of(cls, base: Base, adapter: Path) -> RoundTrip:
-        """Learn from an adapter's manifest how its base was held; without one, as this machine would hold it.
+        """Read from the adapter's manifest how its base was quantized; without one, as this machine would do it.
 
         Raises:
-            UsageError: it was trained on 16-bit weights.
-            UnsupportedModelError: the base has no weights that can make the round trip.
+            UsageError: the adapter was trained on 16-bit weights.
+            UnsupportedModelError: the base has no weights that can be quantized, or another name for one.
         """
         device = choose_device("auto")
         dtype = compute_dtype(device)
@@ -61,5 +61,5 @@ class RoundTrip:
         return cls(weights, dtype, device)
 
     def begin(self, entry: TensorEntry) -> Nf4Weight:
-        """The round trip of one weight, with nothing in it yet."""
+        """Start the round trip of one weight."""
         return Nf4Weight(entry.shape, self.dtype, self.device)

@@ -1,9 +1,9 @@
-"""The NF4 round trip: a weight as bitsandbytes holds it while an adapter is trained on it, slab by slab.
+"""Computes the NF4 round trip of a weight, slab by slab: the values that an adapter is trained on.
 
-A weight is cut into blocks of 64 along its flattened values; each is kept as 4-bit codes and its largest magnitude,
-absmax. Double quantization then keeps absmax, less its mean over the whole weight, in 8 bit (Dettmers et al. 2023,
-arXiv:2305.14314, section 3). So the codes can be had slab by slab, but no value of the round trip before every
-absmax is known: in between, codes and absmax are held, 0.57 bytes a value.
+bitsandbytes divides the flattened weight into blocks of 64, and stores each as 4-bit codes and its largest magnitude,
+absmax. Double quantization then stores absmax, minus its mean over the weight, in 8 bit (Dettmers et al. 2023,
+arXiv:2305.14314, section 3). So codes can be computed slab by slab, but values only after every absmax is known: until
+then codes and absmax are kept, 0.57 bytes per value.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from aegis.merging.ordered_pool import Scratch
 from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
 
 _PIECE = 1 << 17
-"""Values worked on at a time, so that they stay in the processor's cache."""
+"""Values per call, so that they stay in the processor's cache."""
 
 
 class Nf4Weight:
-    """One weight on its round trip: `quantize` every row, `seal`, then take `rows`.
+    """The round trip of one weight: `quantize` every row, call `seal`, then read `rows`.
 
     Args:
-        shape: of the weight, (out_features, in_features), in_features divisible by 64: slabs of rows are then whole
-            blocks. (bitsandbytes' AVX512 kernel also loses its place between absmax in any other weight.)
-        dtype: that training holds and computes in: values are cast to it before, and come back in it.
-        device: where bitsandbytes quantizes. Its kernels on a GPU and on a CPU may differ in the last place.
+        shape: (out_features, in_features), in_features divisible by 64, so that rows consist of whole blocks.
+            (bitsandbytes' AVX512 kernel also reads the wrong absmax for any other weight.)
+        dtype: training's compute dtype; values are cast to it before, and come back in it.
+        device: where bitsandbytes quantizes. Its kernels on a GPU and on a CPU may differ in the last digit.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -42,10 +42,10 @@ class Nf4Weight:
         self._absmax = torch.empty(math.prod(shape) // BLOCK, dtype=torch.float32, device=device)
 
     def quantize(self, start: int, rows: Tensor, scratch: Scratch) -> None:
-        """Take in rows from `start` on, in any order and from any thread.
+        """Quantize rows, the first of which is row `start`; in any order and from any thread.
 
         Args:
-            slab: the thread's, for what lies in between.
+            scratch: the thread's memory for intermediate values.
         """
         values, first = rows.reshape(-1), start * self._columns
         for at in range(0, len(values), _PIECE):
@@ -57,10 +57,10 @@ class Nf4Weight:
             _quantize(part, codes, absmax, scratch)
 
     def seal(self) -> None:
-        """Once all rows are there, quantize the absmax themselves, as bitsandbytes' quantize_4bit does at its end.
+        """Quantize the absmax after all rows, as bitsandbytes' quantize_4bit does at its end; from any thread.
 
-        From any thread: torch adds up in as many parts as it may use threads, so the mean is the one of the thread that
-        began this weight only with its number of them.
+        torch splits a sum by its number of threads, and the worker threads have only one. So the mean is computed with
+        the number of the thread that created this weight.
         """
         from bitsandbytes import functional
 
@@ -74,7 +74,7 @@ class Nf4Weight:
         self._absmax = functional.dequantize_blockwise(codes, state).add_(offset)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of the round trip, on the CPU, in `dtype`."""
+        """Return rows [start, stop) of the round trip, on the CPU, in `dtype`."""
         from bitsandbytes import functional
 
         first, end = start * self._columns, stop * self._columns
@@ -85,10 +85,10 @@ class Nf4Weight:
 
 
 def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, scratch: Scratch) -> None:
-    """Fill in the codes, two a byte, and the absmax of flat values that begin with a block.
+    """Compute the codes, two per byte, and the absmax of flat values that begin at the start of a block.
 
-    On a CPU bitsandbytes finds a code by binary search among the 15 bounds between codes, some 35 million a second;
-    counting the bounds below a value gives the same number in less than a tenth of the time.
+    On a CPU, bitsandbytes finds a code by binary search among the 15 bounds between codes, some 35 million per second;
+    counting the bounds below a value gives the same code in less than a tenth of the time.
     """
     from bitsandbytes import functional
 
@@ -107,7 +107,7 @@ def _quantize(values: Tensor, codes: Tensor, absmax: Tensor, scratch: Scratch) -
         np.greater(scaled, bound, out=above)
         np.add(counted, above.view(np.uint8), out=counted)
     pairs = counted.reshape(-1).view("<u2")
-    # the first code of two lies in the lower byte; a product puts it before the other one
+    # the first of two codes is in the lower byte; the product moves it in front of the other one
     np.multiply(pairs, 0x1001, out=pairs)
     np.right_shift(pairs, 8, out=pairs)
     np.copyto(codes.numpy(), pairs, casting="unsafe")

@@ -1,8 +1,8 @@
-"""Pieces on their way from disk to disk: several at once, each in one thread all the way, taking turns in their order.
+"""Runs a pipeline of steps over items in several threads, while the later steps keep the order of the items.
 
-Reading, arithmetic, hashing and writing all let go of the interpreter's lock, so they run side by side on two cores.
-A piece keeps its thread because what one core has written another hashes a third slower, line by line out of the
-first one's cache. Memory is bounded by the number of threads.
+Reading, arithmetic, hashing and writing all release the interpreter's lock, so they run in parallel on two cores. One
+thread takes an item through all steps: another core would hash it a third slower, because it would have to fetch the
+data from the first core's cache. The number of threads bounds the memory.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 MAX_WORKERS = 8
-_LINED_UP = 32
-"""Items that threads can go on with while the caller is busy with one that has gone all the way."""
+_MAX_PENDING = 32
+"""Maximum number of items that threads work on while the caller is busy with a finished one."""
 
 
 class Scratch:
-    """A thread's memory for the item in hand: new memory costs more page faults than casting a weight takes time."""
+    """A thread's reusable memory: with new memory, page faults would take longer than casting a weight."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._seen: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def tensor(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The memory for one use, as a tensor; the same one for the same use, shape and dtype."""
+        """Return a tensor in the memory for `use`; the same tensor for the same use, shape and dtype."""
         tensor = self._seen.get((use, shape, dtype))
         if tensor is None:
             size = math.prod(shape) * dtype.itemsize
@@ -49,15 +49,15 @@ Step: TypeAlias = Callable[[Item, Scratch], None]
 
 
 class _Worker(Generic[Item]):
-    """What each thread does with an item: `work` at once, then each of `then` when the item before has had it."""
+    """Takes an item through its steps: `work` at once, then each of `then` when the previous item has passed it."""
 
     def __init__(self, work: Step[Item], then: Sequence[Step[Item]]) -> None:
         self._work, self._then = work, then
         self._own = threading.local()
 
     def begin(self) -> None:
-        """Prepare the thread that calls it."""
-        # a worker's own tensors are small: torch's helpers would spend their time waiting for each other and for a core
+        """Prepare the calling thread."""
+        # a worker's tensors are small: torch's helper threads would only wait for each other and for a core
         torch.set_num_threads(1)
         self._own.scratch = Scratch()
 
@@ -70,7 +70,7 @@ class _Worker(Generic[Item]):
                 step(item, scratch)
                 done.set_result(None)
         except BaseException as error:
-            # nothing that comes after it may pass where this one did not
+            # no later item may pass a step that this item did not finish
             for done in passed:
                 if not done.done():
                     done.set_exception(error)
@@ -82,39 +82,39 @@ def run_in_order(
     work: Step[Item],
     *then: Step[Item],
 ) -> Generator[Item, None, None]:
-    """Do `work` on several items at once, then each of `then` on one at a time, in the order of the items.
+    """Run `work` on several items at once, then each of `then` on one item at a time, in the order of the items.
 
-    Close the iterator (contextlib.closing) to stop early: threads end with what they have in hand.
+    Close the iterator (contextlib.closing) to stop early: each thread finishes its current item.
 
     Yields:
-        Each item once it has gone all the way, in order.
+        Each item after its last step, in order.
 
     Raises:
-        Whatever an item met with first.
+        The first error that a step raised.
     """
-    go = _Worker(work, then)
-    under_way: deque[tuple[Item, Future[None]]] = deque()
+    worker = _Worker(work, then)
+    pending: deque[tuple[Item, Future[None]]] = deque()
     with ExitStack() as stack:
         stack.callback(_restore_threads)
-        # two at least: one reads while the other computes
-        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MAX_WORKERS), "work", go.begin)
+        # at least two: one reads while the other computes
+        pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MAX_WORKERS), "work", worker.begin)
         stack.callback(pool.shutdown, cancel_futures=True)
         before: list[Future[None]] = [Future() for _ in then]
         for turn in before:
             turn.set_result(None)
         for item in items:
-            if len(under_way) == _LINED_UP:
-                done, last = under_way.popleft()
+            if len(pending) == _MAX_PENDING:
+                done, last = pending.popleft()
                 last.result()
                 yield done
             passed: list[Future[None]] = [Future() for _ in then]
-            under_way.append((item, pool.submit(go, item, before, passed)))
+            pending.append((item, pool.submit(worker, item, before, passed)))
             before = passed
-        for done, last in under_way:
+        for done, last in pending:
             last.result()
             yield done
 
 
 def _restore_threads() -> None:
-    # a worker's number also became the one that threads begin with; this thread still has its own
+    # a worker's number of threads became the default of new threads; this thread still has the original number
     torch.set_num_threads(torch.get_num_threads())

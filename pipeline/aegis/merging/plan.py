@@ -1,6 +1,6 @@
-"""What becomes of each tensor of a base when an adapter and a soul are merged into it.
+"""Plans and computes the merge of an adapter and a soul into the tensors of a base.
 
-The arithmetic of `aegis merge`, and of `aegis verify`, which does the head over again.
+`aegis merge` uses this arithmetic, and `aegis verify` computes the head again with it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from aegis.soul.fold import fold_head, scale_norm
 Source = Callable[[int, int], Tensor]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SLAB_BYTES = 4 << 20
-"""Bytes of a base tensor to read and change at a time."""
+"""Bytes of a base tensor per slab."""
 _PIECE_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What becomes of every tensor, decided on headers alone.
+    """What the merge does with every tensor, decided from headers alone.
 
     Attributes:
-        head: what the LM head is made of: itself, or the embeddings it is tied to.
-        untied: whether it was.
-        norm: the tensors of the final norm that take the soul's counter-scale, and the offset of each; where they are
+        head: the source of the LM head: itself, or the embeddings if it is tied to them.
+        untied: whether the head was tied, and becomes a tensor of its own.
+        norm: the tensors of the final norm that take the soul's counter-scale, with the offset of each; if there are
             none, the head takes it.
-        round_trip: of the weights that are merged into what NF4 leaves of them; None for all as they are.
+        round_trip: the NF4 round trip of the base's weights before the merge; None merges into the original weights.
     """
 
     base: Base
@@ -76,13 +76,13 @@ class MergePlan:
 
     @property
     def scaled(self) -> Literal["norm", "head", ""]:
-        """What takes the soul's counter-scale: "norm" or "head"; "" for a soul without one."""
+        """The module that takes the soul's counter-scale, "norm" or "head"; "" for a soul without one."""
         if not self.soul.counter_scale:
             return ""
         return "norm" if self.norm else "head"
 
     def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
-        """(name to write, tensor to make it from) of one shard, in the order of the base's bytes."""
+        """Yield (name to write, source tensor) for one shard, in the order of the base's bytes."""
         for entry in self.base.shards.in_file(file):
             yield entry.name, entry
         if self.untied and file == self.head.file:
@@ -105,7 +105,7 @@ class MergePlan:
         return sum(sizes)
 
     def slabs(self, name: str, entry: TensorEntry) -> Iterator[tuple[int, int, Tensor]]:
-        """Rows [start, stop) of tensor `name` as they leave, made of `entry`, slab by slab.
+        """Yield start, stop and rows [start, stop) of the merged tensor `name`, made from `entry`, slab by slab.
 
         Raises:
             IntegrityError: a value is not finite, or does not fit the dtype.
@@ -124,28 +124,28 @@ class MergePlan:
             yield start, stop, out
 
     def change(self, name: str, start: int, stop: int, source: Source, out: Tensor, scratch: Scratch) -> None:
-        """Make rows [start, stop) of tensor `name` as they leave.
+        """Compute rows [start, stop) of the merged tensor `name`.
 
         Args:
-            source: gives any of these rows of the weight that is merged into, by first and last.
-            out: to be filled, in the dtype of what leaves.
-            slab: for what lies in between.
+            source: returns rows [first, last) of the weight that is merged into, within [start, stop).
+            out: the tensor to fill, in the dtype of the merged tensor.
+            scratch: memory for intermediate values.
 
         Raises:
             IntegrityError: a value is not finite, or does not fit the dtype.
         """
         untouched = name != HEAD and name not in self.adapter.updates and name not in self.norm
-        # rows that stay in the processor's cache; a dense soul's product wants many at once
+        # few rows stay in the processor's cache; for the head, a dense soul's product is faster with many rows
         parts = 1 if name == HEAD else -(-out.numel() // _PIECE_VALUES)
         step = -(-(stop - start) // parts)
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            rows, leaving = source(first, last), out[first - start : last - start]
+            rows, merged = source(first, last), out[first - start : last - start]
             if untouched and (rows.dtype == out.dtype or not rows.is_floating_point()):
-                leaving.copy_(rows)
+                merged.copy_(rows)
             else:
-                # torch casts bfloat16 to float16 value by value; through float32, which holds both, it is fast
-                leaving.copy_(self._wide(name, first, rows, scratch))
+                # torch casts bfloat16 to float16 value by value; through float32, which can hold both, it is fast
+                merged.copy_(self._wide(name, first, rows, scratch))
         if not out.is_floating_point() or _finite(out):
             return
         largest = float(self._wide(name, start, source(start, stop), scratch).abs().max())
@@ -154,7 +154,7 @@ class MergePlan:
         raise IntegrityError("merging.holds_nan_inf", name=name)
 
     def _wide(self, name: str, start: int, rows: Tensor, scratch: Scratch) -> Tensor:
-        """The rows in float32, updated, folded and scaled."""
+        """Return the rows in float32, with the adapter's update, the fold and the counter-scale."""
         wide = scratch.tensor("wide", tuple(rows.shape), torch.float32).copy_(rows)
         if update := self.adapter.updates.get(name):
             delta = scratch.tensor("delta", tuple(rows.shape), torch.float32)
@@ -185,7 +185,7 @@ def head_entry(base: Base) -> TensorEntry:
 
 
 def _norm_offsets(base: Base) -> dict[str, float]:
-    """The tensors of a proven family's final norm; of another family it is not known what its norm computes."""
+    """Return the tensors of a proven family's final norm with their offsets; for other families the norm is unknown."""
     family = PROVEN.get(str(base.config.get("model_type")))
     weight = f"{family.norm}.weight" if family else ""
     if family is None or weight not in base.shards.entries:
@@ -195,5 +195,5 @@ def _norm_offsets(base: Base) -> dict[str, float]:
 
 
 def _finite(values: Tensor) -> bool:
-    # the extremes are NaN if any value is, and one pass is five times faster than isfinite on every value
+    # minimum and maximum are NaN if any value is; one pass is five times faster than isfinite on every value
     return not values.numel() or all(math.isfinite(extreme) for extreme in torch.stack(torch.aminmax(values)).tolist())

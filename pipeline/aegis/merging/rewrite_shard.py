@@ -1,11 +1,11 @@
-"""One shard of a base made into one shard of the merged model, in one pass over the disk.
+"""Makes one shard of the merged model from one shard of the base, in one pass over the disk.
 
-A piece of rows is read and changed in one of several threads, which then, when it is the piece's turn, hashes what was
-read, hashes what leaves and writes it; flushing goes on beside them. Nothing is read twice.
+One of several threads reads and changes a piece of rows. When it is the piece's turn, the same thread hashes what it
+read, hashes what it writes, and writes it; the caller flushes meanwhile. Nothing is read twice.
 
-A weight that goes through NF4 can leave only when all of it was read, and is held as codes until then. Its rows leave
-beside those of later tensors that are being read: so the threads have both kinds of work all the time, and no weight
-has to wait for the last rows of its own.
+A weight that goes through NF4 can be written only after all of it was read; until then its codes are kept. Its rows are
+written while later tensors are read, so the threads always have both kinds of work, and no thread waits for the last
+rows of a weight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aegis.model.shards import HEAD, TensorEntry, raw_bytes
 
 @dataclass(frozen=True)
 class RewrittenShard:
-    """What was read and written: the source's sha256, the target's size and sha256."""
+    """The result of `rewrite_shard`: the source's sha256, the target's size and sha256."""
 
     source_sha256: bytes
     bytes: int
@@ -41,9 +41,9 @@ class _Rows:
     """Rows of one tensor.
 
     Attributes:
-        name: of the tensor that is written.
-        weight: their round trip through NF4.
-        kept: the whole tensor's memory, if it makes no round trip and still has to wait for a weight before it.
+        name: the name of the tensor that is written.
+        weight: the round trip through NF4, if the tensor makes one.
+        kept: memory for all of the tensor, if it makes no round trip but must wait for an earlier weight.
     """
 
     name: str
@@ -54,7 +54,7 @@ class _Rows:
     kept: Tensor | None = None
 
     def memory(self, scratch: Scratch) -> Tensor:
-        """Where they are read into."""
+        """Return the memory that the rows are read into."""
         if self.kept is not None:
             return self.kept
         return scratch.tensor("source", self.entry.shape_of(self.start, self.stop), self.entry.dtype)
@@ -62,12 +62,13 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What a thread does in one go.
+    """One item of a thread's work.
 
     Attributes:
-        read: rows to be read; those to be written if they do not have to wait.
-        written: rows to be written.
-        counts: whether what is read belongs to the source's hash: not when the embeddings come again as the head.
+        read: the rows to read; the same object as `written` if they need not wait.
+        written: the rows to write.
+        counts: whether the read bytes belong to the source's hash; False when the embeddings are read again as the
+            head.
     """
 
     read: _Rows | None
@@ -76,13 +77,13 @@ class _Piece:
 
 
 def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[int], None]) -> RewrittenShard:
-    """Write what the plan makes of one of the base's files.
+    """Write the merged shard `target` from the base's `file`.
 
     Args:
-        advance: called with the bytes that were written, from this thread.
+        advance: called in this thread with the number of bytes that were written.
 
     Raises:
-        IntegrityError: the file shrank, or a value is not finite or does not fit the dtype.
+        IntegrityError: the file became shorter, or a value is not finite or does not fit the dtype.
     """
     outputs = list(plan.outputs(file))
     with ShardWriter(target, [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]) as writer:
@@ -114,7 +115,7 @@ class _Rewriter:
             self.source_hash.update(raw_bytes(read.memory(scratch)))
 
     def hold(self, piece: _Piece, scratch: Scratch) -> None:
-        # one at a time: made of many short steps, two would wait for each other at the interpreter's lock
+        # one at a time: it has many short steps, and two threads would wait for each other at the interpreter's lock
         if (read := piece.read) and read.weight:
             read.weight.quantize(read.start, read.memory(scratch), scratch)
             if read.stop == read.entry.rows:
@@ -131,7 +132,7 @@ class _Rewriter:
             self._writer.store(self._result(piece.written, scratch))
 
     def _result(self, rows: _Rows, scratch: Scratch) -> Tensor:
-        """The memory of what is written."""
+        """Return the memory of the rows to write."""
         shape = rows.entry.shape_of(rows.start, rows.stop)
         return scratch.tensor("result", shape, self._plan.out_dtype(rows.entry))
 
@@ -145,9 +146,9 @@ class _Rewriter:
 
 
 def _pieces(plan: MergePlan, outputs: list[tuple[str, TensorEntry]]) -> Iterator[_Piece]:
-    """All that is read and all that is written, each in the file's order.
+    """Yield all reads and all writes, each in the file's order.
 
-    The rows held in between are never more than the largest weight's.
+    The rows that wait between the two are never more than those of the largest weight.
     """
     held: deque[_Rows] = deque()
     for name, entry in outputs:
@@ -173,7 +174,7 @@ def _pieces(plan: MergePlan, outputs: list[tuple[str, TensorEntry]]) -> Iterator
 
 
 def _header(plan: MergePlan, file: Path) -> bytes:
-    """Everything before the first tensor; the format has no gaps behind it."""
+    """Return the bytes before the first tensor; the format has no gaps after them."""
     entries = plan.base.shards.in_file(file)
     with file.open("rb") as handle:
         return handle.read(entries[0].offset_bytes if entries else -1)

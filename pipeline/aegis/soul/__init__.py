@@ -1,5 +1,5 @@
 """The soul: a rotation R and a gate g on the final hidden state h, mixed = h + g·R h.
 
-This is what AEGIS is. The package is pure torch and knows nothing of models, runs or files but its own. Nothing is
-imported here: the gate's numbers are wanted where torch is not loaded.
+This room is pure torch and knows no model, no run and no file but its own. This module imports nothing, so that the
+gate's numbers can be used without loading torch.
 """

@@ -1,9 +1,9 @@
-"""soul.safetensors: what of a soul outlives its training.
+"""Writes, reads and checks soul.safetensors.
 
 Tensors: `rotation` float32, (hidden_size/8, 8, 8) for so8 or (hidden_size, hidden_size) for dense, with
 thought = F.linear(h, R); `alpha`, a float32 scalar. Metadata (strings): format, version, kind, hidden_size, step,
-base_hash; counter_scale, "true" or "false": whether the mix is divided by 1 + g; determinant, "-1", where R is a
-reflection, as only a soul that was trained elsewhere can be. Version 1 had no counter_scale, which means "false".
+base_hash; counter_scale, "true" or "false", whether the mix is divided by 1 + g; determinant, "-1", only if R is a
+reflection, which an imported soul can be. Version 1 had no counter_scale, which means "false".
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _MAX_VALUES = 1 << 40
 
 @dataclass(frozen=True)
 class SoulRecord:
-    """A soul at rest.
+    """A soul as it is saved.
 
     Attributes:
         rotation: R, (blocks, n, n) float32.
         alpha: α; the gate is its sigmoid.
-        step: the optimizer step it was saved after.
-        base_hash: sha256 that names the base's weights, or "" if unknown.
+        step: number of optimizer steps after which it was saved.
+        base_hash: sha256 of the base's weights, or "" if it is unknown.
         counter_scale: whether the mix is divided by 1 + g.
-        reflection: det R = −1; ours never are, and a record that does not say so is refused if it is one.
+        reflection: det R = −1. Training never makes one; a reflection without this mark is refused.
     """
 
     rotation: Tensor
@@ -63,7 +63,7 @@ class SoulRecord:
 
     @property
     def scale(self) -> float:
-        """c, by which the mix is multiplied: 1/(1 + g), or 1 without counter-scale."""
+        """The factor c of the mix: 1/(1 + g), or 1 without counter-scale."""
         return counter_scale(self.gate) if self.counter_scale else 1.0
 
     @property
@@ -76,7 +76,7 @@ class SoulRecord:
 
 
 def save_soul(path: Path, soul: SoulRecord) -> None:
-    """Write `soul` to `path`, after the same checks that loading makes.
+    """Write `soul` to `path` after the checks that `load_soul` makes.
 
     Raises:
         IntegrityError: R is not a finite rotation, `reflection` is wrong, α is not finite in float32, or the step is
@@ -106,8 +106,8 @@ def load_soul(path: Path) -> SoulRecord:
     """Read and check a soul.
 
     Raises:
-        UsageError: no such file.
-        IntegrityError: it is damaged, of another format or version, or its R is not a finite rotation.
+        UsageError: there is no such file.
+        IntegrityError: it is damaged, has another format or version, or its R is not a finite rotation.
     """
     if not path.is_file():
         raise UsageError("soul.none", path=path)
@@ -151,7 +151,7 @@ def load_soul(path: Path) -> SoulRecord:
 
 
 def _with_sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in order: the library's order changes from process to process."""
+    """Sort the metadata of a safetensors file: the library's order changes from process to process."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()

@@ -1,10 +1,10 @@
-"""The fold: an LM head and a final norm that need no soul.
+"""Folds a soul into an LM head and a final norm, which then need no soul.
 
-The soul stands between the final norm and the LM head, where nothing else reads the hidden state:
+The soul acts between the final norm and the LM head, where nothing else reads the hidden state:
 
     logits = W · c(h + g·R h) + b = W (I + gR) · (c h) + b,    c = 1/(1 + g), or 1 without counter-scale.
 
-So the head becomes W (I + gR), and c goes into the norm that makes h: both are exact.
+So the head becomes W (I + gR), and c goes into the norm that computes h: both are exact.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from aegis.errors import IntegrityError
 
 
 def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
-    """Return W′ = W (I + gR), the head that gives with h what W gives with h + g·R h.
+    """Return W′ = W (I + gR), the head that computes from h what W computes from h + g·R h.
 
-    logits = W (h + g·R h) = W (I + gR) h. This holds because the soul stands after the final norm, with nothing
-    but the head behind it; the head's bias, if any, is not touched. R multiplies column vectors here
+    logits = W (h + g·R h) = W (I + gR) h. This holds because the soul comes after the final norm, and only the head
+    comes after the soul; the head's bias, if any, does not change. R multiplies column vectors here
     (thought = F.linear(h, R)); with h @ R the same fold would need Rᵀ.
 
     Args:
         head: W, any rows of the LM head, (rows, hidden_size), any float dtype.
-        rotation: R as (hidden_size/n, n, n) blocks, float32 or float64: the arithmetic is done in this dtype.
+        rotation: R as (hidden_size/n, n, n) blocks, float32 or float64; the computation is in this dtype.
         gate: g.
 
     Returns:
@@ -51,11 +51,11 @@ def counter_scale(gate: float) -> float:
 def scale_norm(values: Tensor, scale: float, offset: float) -> Tensor:
     """Return the values of a final norm whose output is `scale` times as large.
 
-    A norm gives x̂·(w + o) + b, where the offset o is 0, or 1 for Gemma's RMSNorm. Its weight becomes
+    A norm computes x̂·(w + o) + b, where the offset o is 0, or 1 for Gemma's RMSNorm. Its weight becomes
     (w + o)·c − o, and its bias, which has no offset, b·c.
 
     Args:
-        values: w or b, (hidden_size,), float32 or float64: the arithmetic is done in this dtype.
+        values: w or b, (hidden_size,), float32 or float64; the computation is in this dtype.
         scale: c.
         offset: o; 0 for a bias.
 

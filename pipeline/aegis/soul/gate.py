@@ -1,4 +1,4 @@
-"""The gate: α over the steps, g = sigmoid(α), and the name of the phase it is in."""
+"""Computes the gate: α as a function of the step, g = sigmoid(α), and the phase of α."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class AlphaSchedule:
-    """α as a pure function of the optimizer step: flat, a straight line, flat."""
+    """α as a pure function of the optimizer step: constant, linear, constant."""
 
     warmup_steps: int
     annealing_steps: int
@@ -28,7 +28,7 @@ class AlphaSchedule:
     target: float = GOLDEN_RATIO
 
     def __call__(self, step: int) -> float:
-        """Return α for the step about to be taken, counted from 0."""
+        """Return α for step `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.start
         done = step - self.warmup_steps
@@ -48,7 +48,7 @@ def gate(alpha: float) -> float:
 
 
 def phase(alpha: float, target: float = GOLDEN_RATIO) -> Phase:
-    """Name the phase of the transition that α is in."""
+    """Return the phase of α's transition from its start to `target`."""
     if alpha <= _STABLE_BELOW:
         return Phase.STABLE
     if abs(alpha - target) < _GOLDEN_WITHIN:

@@ -1,4 +1,4 @@
-"""The soul as it is trained: a skew parameter, the rotation it makes, and the gate."""
+"""The soul as a torch module: a skew-symmetric parameter, the rotation made from it, and the gate."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ Init = Literal["random", "identity"]
 
 
 class Soul(nn.Module):
-    """mixed = (h + g·R h)/(1 + g), g = sigmoid(α), with a rotation R that skew-symmetric matrices move.
+    """Computes mixed = (h + g·R h)/(1 + g), g = sigmoid(α), with a rotation R made from skew-symmetric matrices.
 
     The counter-scale 1/(1 + g) keeps the mix at the size of h: with R = I the soul changes nothing, at any gate.
     Without it, mixed = h + g·R h, and the gate alone multiplies every logit by 1 + g.
 
-    A so8 soul is R = R₀ · map(A): R₀ is fixed (Haar or identity) and A, which starts at zero, is what is learned. A
-    dense one carries R itself, from R₀ on: A is the next step alone, zero until an optimizer has moved it, and
-    `retract` turns R to R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501).
+    In a so8 soul, R = R₀ · map(A): R₀ is fixed (Haar or identity), and A starts at zero and is learned. A dense soul
+    stores R itself, which starts at R₀; A is only the next step, zero until an optimizer has changed it, and `retract`
+    replaces R by R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501).
 
-    Everything is float32 whatever the base computes in: a half-precision α of 0.1 does not move under a learning rate
-    of 1e-4, and half-precision `matrix_exp` returns NaN without a word.
+    Everything is float32, whatever the base computes in: a half-precision α of 0.1 does not move under a learning rate
+    of 1e-4, and half-precision `matrix_exp` silently returns NaN.
 
     Args:
         hidden_size: d, the width of the base's final hidden state.
         kind: "so8" (d/8 blocks of 8 × 8) or "dense" (one d × d rotation).
         init: "random" (Haar, from `seed`) or "identity".
-        map_: "exp" or "cayley", of a so8 soul.
-        seed: of the random start.
+        map_: "exp" or "cayley"; for a so8 soul only.
+        seed: the seed of a random start.
+        alpha: the first α.
+        alpha_is_learned: whether α gets a gradient.
         counter_scale: divide the mix by 1 + g.
 
     Attributes:
         skew: A's free entries, (blocks, n(n−1)/2) float32.
-        alpha: scalar float32 parameter; it only gets a gradient when `alpha_is_learned`.
-        start: what A turns on from, (blocks, n, n) float32 buffer: R₀, or of a dense soul R.
-        origin: R₀, on the CPU.
+        alpha: scalar float32 parameter.
+        start: (blocks, n, n) float32 buffer: R₀, or R for a dense soul.
+        initial: R₀, on the CPU.
     """
 
     start: Tensor
@@ -70,7 +72,7 @@ class Soul(nn.Module):
         else:
             start = torch.eye(n).repeat(blocks, 1, 1)
         self.register_buffer("start", start)
-        self.origin = start.clone()
+        self.initial = start.clone()
         self.skew = nn.Parameter(torch.zeros(blocks, n * (n - 1) // 2))
         self.alpha = nn.Parameter(torch.tensor(alpha), requires_grad=alpha_is_learned)
         self._kept: Tensor | None = None
@@ -78,10 +80,10 @@ class Soul(nn.Module):
         self._defect: Tensor | None = None
 
     def rotation(self) -> Tensor:
-        """Return R, (blocks, n, n) float32, in the graph if there is one.
+        """Return R, (blocks, n, n) float32, differentiable if `skew` is.
 
-        A frozen soul builds it once. A trainable one builds it every time, since fused optimizers on a GPU change the
-        parameter without a new tensor version. Between `cache_rotation` and `release` it returns the cached one.
+        A frozen soul computes R once. A trainable one computes it every time, because fused optimizers on a GPU change
+        the parameter without a new tensor version. Between `cache_rotation` and `release` it returns the cached R.
         """
         if self._held is not None:
             return self._held[1]
@@ -92,7 +94,7 @@ class Soul(nn.Module):
         return self._kept
 
     def cache_rotation(self) -> None:
-        """Build R once for several backward passes; their gradients gather on it until `release`."""
+        """Compute R once for several backward passes; their gradients accumulate on it until `release`."""
         built = self._build()
         held = built.detach().requires_grad_()
         held.grad = torch.zeros_like(held)
@@ -103,12 +105,12 @@ class Soul(nn.Module):
         self._held = None
 
     def release(self) -> tuple[Tensor, Tensor]:
-        """Drop the cached R, and give the gradient that gathered on it to `skew`.
+        """Drop the cached R, and pass its accumulated gradient on to `skew`.
 
         Returns:
-            ‖∂L/∂R‖ of what gathered, 0 if no backward pass went through the soul, and the orthogonality loss
-            ‖RᵀR − I‖²_F; scalars. The latter has no gradient to give: R = SQ with `start` S and an orthogonal Q, and
-            ‖Qᵀ(SᵀS)Q − I‖ = ‖SᵀS − I‖ whatever Q is.
+            Two scalars: ‖∂L/∂R‖ of the accumulated gradient, 0 if no backward pass used the soul; and the orthogonality
+            loss ‖RᵀR − I‖²_F. The latter has no gradient: R = SQ with `start` S and an orthogonal Q, and
+            ‖Qᵀ(SᵀS)Q − I‖ = ‖SᵀS − I‖ for every Q.
         """
         assert self._held is not None, "release without cache_rotation"
         (built, held), self._held = self._held, None
@@ -120,7 +122,7 @@ class Soul(nn.Module):
 
     @torch.no_grad()
     def retract(self) -> None:
-        """Have R follow what the optimizer has made of A since `release`; a so8 soul's does by itself."""
+        """Apply the optimizer's change of A to R, after `release`; a so8 soul needs no such step."""
         defect, self._defect = self._defect, None
         if self.kind == "dense":
             assert defect is not None, "retract without release"
@@ -129,20 +131,20 @@ class Soul(nn.Module):
             self.skew.zero_()
 
     def turned_angles(self) -> Tensor:
-        """By how much R has turned from R₀: the angles of R₀ᵀR, float64 in radians, on the CPU."""
+        """Return the angles of R₀ᵀR, by which R has turned from its start; float64 in radians, on the CPU."""
         if self.kind == "dense":
-            return rotation_angles(self.origin.mT @ self.start.cpu())
+            return rotation_angles(self.initial.mT @ self.start.cpu())
         return turned_angles(self.skew, self.start.shape[-1], self.map)
 
     def _build(self) -> Tensor:
-        # autocast would hand the matrix product to bfloat16, and R would be orthogonal to 2e-3 only
+        # with autocast the matrix product would be in bfloat16, and R orthogonal to 2e-3 only
         with _no_autocast(self.skew.device.type):
             if self.kind == "dense":
                 return retraction.trivialized(self.start, self.skew)
             return self.start @ so.rotate(so.skew_matrix(self.skew, self.start.shape[-1]), self.map)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return the mix of h and R h with the shape and dtype of `hidden` (…, hidden_size); summed in float32."""
+        """Return the mix of h and R h, computed in float32, with the shape and dtype of `hidden` (…, hidden_size)."""
         with _no_autocast(hidden.device.type):
             wide, coarse = hidden.float(), hidden.dtype != torch.float32
             gate = torch.sigmoid(self.alpha)
@@ -160,5 +162,5 @@ class Soul(nn.Module):
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    # the meta device, on which memory is estimated, has none to switch off
+    # the meta device, on which memory is estimated, has no autocast
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

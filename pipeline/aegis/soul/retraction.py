@@ -1,6 +1,6 @@
-"""A rotation that is carried from step to step: its gradient, and the turn that an optimizer's step gives it.
+"""The gradient and the retraction of a dense soul's rotation, which is updated in place from step to step.
 
-Of a dense soul. To map all it has learned anew at every step would take an inverse of hidden_size rows.
+To compute the rotation at every step from one skew-symmetric matrix would take an inverse of hidden_size rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aegis.soul.rotation import below_diagonal, exp_less_identity, skew_matrix
 from aegis.soul.tf32 import allow_tf32, rounded_to_tf32
 
 LARGEST_TURN, MEAN_TURN = 0.5, 0.05
-"""Radians by which one step turns any plane, about, and all of them in the quadratic mean."""
+"""Approximate maximum turn of a plane in one step, and of all planes in the quadratic mean, in radians."""
 _POWER_ITERATIONS = 6
 
 
@@ -30,7 +30,7 @@ def trivialized(rotation: Tensor, entries: Tensor) -> Tensor:
 
 
 class _Trivialized(torch.autograd.Function):
-    """d(R · exp(A)) = R dA at A = 0, so A's gradient is RᵀG, and what moves A_ij moves A_ji the other way."""
+    """d(R · exp(A)) = R dA at A = 0, so A's gradient is RᵀG; A_ji = −A_ij gives the difference below."""
 
     @staticmethod
     def forward(ctx: Any, entries: Tensor, rotation: Tensor) -> Tensor:
@@ -47,13 +47,13 @@ class _Trivialized(torch.autograd.Function):
 
 
 def retract(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
-    """Return R · exp(A), drawn back to SO(n) from where rounding had led R.
+    """Return R · exp(A), moved back to SO(n) from where rounding had moved R.
 
-    R(I − Δ/2) is R's nearest rotation to first order in its defect Δ = RᵀR − I (Newton's iteration for the polar
-    decomposition: Higham, Functions of Matrices, 2008, section 8.3), so what a step's rounding brings in, the next
-    one takes out. On a GPU the products are coarse (`coarse_products`), but for R itself, which is added to: where A
-    is small, so is the error. A longer step than LARGEST_TURN and MEAN_TURN allow is shortened, since beyond them the
-    error would be more than rounding; at 3,072 rows they begin at four times the usual learning rate.
+    R(I − Δ/2) is the rotation nearest to R, to first order in its defect Δ = RᵀR − I (Newton's iteration for the polar
+    decomposition: Higham, Functions of Matrices, 2008, section 8.3). So each step removes the rounding error of the
+    previous one. On a GPU the products are in TF32 (`allow_tf32`), but they are added to R in float32: if A is small,
+    so is the error. A step beyond LARGEST_TURN or MEAN_TURN is shortened, because its error would be larger than
+    rounding; at 3,072 rows this begins at four times the usual learning rate.
 
     Args:
         rotation: R, (1, n, n) float32.
@@ -67,10 +67,10 @@ def retract(rotation: Tensor, entries: Tensor, defect: Tensor) -> Tensor:
 
 
 def _one_step(skew: Tensor) -> Tensor:
-    """A, shortened if it must be, and rounded as its products will round it.
+    """Return A, shortened if necessary, and rounded to TF32 as its products would round it.
 
-    A² must be the square of the A that it is added to, or their sum is no part of a rotation. (An optimizer's first
-    step has entries of one size, which would all be rounded the same way.)
+    A² must be the square of the same A that it is added to; otherwise their sum does not give a rotation. (In an
+    optimizer's first step all entries have one size, and all would be rounded in the same direction.)
     """
     mean = skew.norm() / skew.shape[-1] ** 0.5
     times = torch.maximum(_largest_angle(skew) / LARGEST_TURN, mean / MEAN_TURN)
@@ -78,7 +78,7 @@ def _one_step(skew: Tensor) -> Tensor:
 
 
 def _largest_angle(skew: Tensor) -> Tensor:
-    """The largest singular value of A, by power iteration: from below, within a few per cent where one stands out."""
+    """Estimate A's largest singular value by power iteration: from below, within a few per cent if it is isolated."""
     vector = torch.arange(skew.shape[-1], dtype=skew.dtype, device=skew.device).cos()
     length = vector.norm()
     for _ in range(_POWER_ITERATIONS):

@@ -1,7 +1,7 @@
-"""Rotations in SO(n), made from skew-symmetric matrices.
+"""Makes rotations in SO(n) from skew-symmetric matrices, applies and checks them.
 
-A rotation is held as a stack of blocks, (blocks, n, n): the so8 kind is hidden_size/8 blocks of 8 × 8, the
-dense kind one block of hidden_size × hidden_size, which is not mapped anew at every step but carried (`soul.carried`).
+A rotation is a stack of blocks, (blocks, n, n): hidden_size/8 blocks of 8 × 8 for so8, or one block of
+hidden_size × hidden_size for dense, which is updated in place at every step (`soul.retraction`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Map = Literal["exp", "cayley"]
 
 BLOCK = 8
 ORTHOGONALITY_BOUND = 1e-5
-"""Largest entry of |RᵀR − I| that counts as rounding; float32 maps stay two orders below it, a carried R below half."""
+"""Largest entry of |RᵀR − I| that counts as rounding: so8's maps stay two orders below it, a dense R below half."""
 
 _HALVINGS = 6
 
@@ -28,7 +28,7 @@ def block_shape(kind: Kind, hidden_size: int) -> tuple[int, int]:
     """Return (blocks, n) for a hidden size.
 
     Raises:
-        UsageError: so8 and `hidden_size` is not a multiple of 8.
+        UsageError: the kind is so8, and `hidden_size` is not a multiple of 8.
     """
     if kind == "dense":
         return 1, hidden_size
@@ -46,7 +46,7 @@ def skew_matrix(entries: Tensor, n: int) -> Tensor:
 
 
 def below_diagonal(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the free entries of matrices (blocks, n, n), in their order."""
+    """Return the rows and the columns of the free entries of matrices (blocks, n, n), in their order."""
     n = matrices.shape[-1]
     row, column = torch.tril_indices(n, n, -1, device=matrices.device)
     return row, column
@@ -55,27 +55,30 @@ def below_diagonal(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def rotate(skew: Tensor, kind: Map) -> Tensor:
     """Map skew-symmetric matrices A (blocks, n, n) to rotations of the same shape, det +1.
 
-    exp(A) reaches every rotation; Cayley, (I − A/2)⁻¹(I + A/2), agrees with it to second order in A, is several
-    times cheaper and cannot reach an angle of exactly π.
+    exp(A) reaches every rotation. Cayley, (I − A/2)⁻¹(I + A/2), agrees with it to second order in A, is several times
+    cheaper, and cannot reach an angle of exactly π.
     """
     eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     if kind == "exp":
         return (eye + exp_less_identity(skew.double(), _HALVINGS)).to(skew.dtype)
-    # I − A/2 is never singular, so nothing asks whether it is: a GPU would wait for the answer
+    # I − A/2 is never singular, so solve_ex does not check it: a check would make a GPU wait
     return torch.linalg.solve_ex(eye - skew / 2, eye + skew / 2)[0]
 
 
 def exp_less_identity(skew: Tensor, halvings: int) -> Tensor:
-    """exp(A) − I: a Taylor polynomial of degree 8 of A/2ᵏ, squared k times as (I + Z)² − I = 2Z + Z².
+    """Return exp(A) − I: a Taylor polynomial of degree 8 of A/2ᵏ, squared k times as (I + Z)² − I = 2Z + Z².
 
     The error of the polynomial is below (|A|/2ᵏ)⁹/9! · 2ᵏ: 5e-9 at k = 6 and |A| = 20, three full turns, and at k = 0
-    and |A| = 0.5. `matrix_exp` would look at the norms from the host to choose its degree, which makes a GPU wait and
-    cannot be captured in a CUDA graph. (Scaling and squaring: Higham, chapter 10.)
+    and |A| = 0.5. `matrix_exp` reads the norms on the host to choose its degree; this makes a GPU wait, and a CUDA
+    graph cannot capture it. (Scaling and squaring: Higham, chapter 10.)
+
+    Args:
+        halvings: k.
     """
     a = skew / 2**halvings
     a2 = a @ a
     a3, a4 = a2 @ a, a2 @ a2
-    # in place, since a large matrix is read and written in the time of a product's tenth
+    # in place: to read and write a large matrix once more would take a tenth of a product's time
     tail = (a / 120).add_(a2, alpha=1 / 720).add_(a3, alpha=1 / 5040).add_(a4, alpha=1 / 40320)
     tail.diagonal(dim1=-2, dim2=-1).add_(1 / 24)
     power = a.add(a2, alpha=1 / 2).add_(a3, alpha=1 / 6).baddbmm_(a4, tail)
@@ -101,8 +104,7 @@ def apply_rotation(rotation: Tensor, hidden: Tensor, *, coarse: bool = False) ->
     """Return R h for every vector of `hidden` (…, hidden_size), the row form F.linear(h, R).
 
     Args:
-        coarse: the hidden states come from 16 bit and go back to it, and a dense R need not be more exact than they
-            are (`coarse_products`).
+        coarse: the hidden states come from 16 bit and go back to it, so a dense R's product may be in TF32.
     """
     blocks, n, _ = rotation.shape
     if blocks == 1:
@@ -129,7 +131,7 @@ class _CoarselyTurned(torch.autograd.Function):
 
 
 def orthogonality_defect(rotation: Tensor) -> Tensor:
-    """Return RᵀR − I, (blocks, n, n): zero for an orthogonal R, and what the orthogonality loss squares."""
+    """Return RᵀR − I, (blocks, n, n): zero for an orthogonal R; the orthogonality loss is the sum of its squares."""
     defect = gram(rotation)
     defect.diagonal(dim1=-2, dim2=-1).sub_(1)
     return defect
@@ -138,6 +140,6 @@ def orthogonality_defect(rotation: Tensor) -> Tensor:
 def determinant_sign(rotation: Tensor) -> Tensor:
     """Return the sign of each block's determinant, (blocks,): +1 a rotation, −1 a reflection.
 
-    In float32 it cannot be mistaken: an orthogonal matrix is as far from a singular one as a matrix can be.
+    float32 is exact enough: all singular values of an orthogonal matrix are 1, so it is far from a singular one.
     """
     return torch.linalg.slogdet(rotation).sign

@@ -1,4 +1,4 @@
-"""Products of large float32 matrices on a GPU's tensor cores: coarse where that will do, whole by halves where not."""
+"""Multiplies large float32 matrices on a GPU's tensor cores: in TF32, or in two parts for float32's accuracy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _LARGE = 64
-"""Rows below which a product takes no time worth saving."""
+"""Minimum number of rows for which tensor cores save time."""
 _GRAM_PARTS = 8
 _BITS_LESS = 13
 """Bits of a float32 mantissa that TF32 drops."""
@@ -21,10 +21,10 @@ def _has_cores(matrices: Tensor) -> bool:
 
 @contextmanager
 def allow_tf32(matrices: Tensor) -> Iterator[None]:
-    """Let a GPU's tensor cores make float32 products of large matrices, of factors rounded to 10 bits (TF32).
+    """Allow TF32 for products of large float32 matrices in the block: tensor cores round the factors to 10 bits.
 
-    For what meets bfloat16's 8 bits anyway, gradients that come from there and hidden states that go back to it, and
-    for what is small beside the float32 it is added to.
+    Use it for values that are bfloat16 (8 bits) before or after, such as gradients and hidden states, and for products
+    that are small beside the float32 values that they are added to.
     """
     if not _has_cores(matrices):
         yield
@@ -38,19 +38,19 @@ def allow_tf32(matrices: Tensor) -> Iterator[None]:
 
 
 def gram(matrices: Tensor) -> Tensor:
-    """Return MᵀM, (blocks, n, n), to the accuracy of its dtype."""
+    """Return MᵀM, (blocks, n, n), with the accuracy of its dtype."""
     if _has_cores(matrices) and matrices.dtype == torch.float32:
         return _gram_of_halves(matrices)
     return matrices.mT @ matrices
 
 
 def _gram_of_halves(matrices: Tensor) -> Tensor:
-    """MᵀM to float32's accuracy on tensor cores that round factors to 10 bits.
+    """Return MᵀM with float32's accuracy, on tensor cores that round factors to 10 bits.
 
-    M = H + L with the upper bits in H, whose products are exact, and MᵀM = HᵀH + HᵀL + (HᵀL)ᵀ but for LᵀL, 2⁻²² beside
-    1; HᵀL is so small that bfloat16 will do for it. A tensor core cuts off where it sums up, always downwards, so HᵀH
-    comes in parts that are added outside (Ootomo and Yokota 2022, arXiv:2203.03341). At 3,072 rows an H200 takes a
-    third of the time of float32, and is as far off, 2e-6.
+    M = H + L, where H has the upper bits and its products are exact. MᵀM = HᵀH + HᵀL + (HᵀL)ᵀ + LᵀL; LᵀL, 2⁻²² beside
+    1, is left out, and HᵀL is so small that bfloat16 is enough. A tensor core truncates its sums, always downwards, so
+    HᵀH is computed in parts that are added outside (Ootomo and Yokota 2022, arXiv:2203.03341). At 3,072 rows an H200
+    takes a third of the time of float32, with the same error, 2e-6.
     """
     upper = rounded_to_tf32(matrices)
     crossed = upper.bfloat16().mT @ (matrices - upper).bfloat16()
@@ -62,6 +62,6 @@ def _gram_of_halves(matrices: Tensor) -> Tensor:
 
 
 def rounded_to_tf32(values: Tensor) -> Tensor:
-    """Round float32 to the nearest that TF32 has, which keeps 10 bits behind the leading one."""
+    """Round float32 values to the nearest TF32 values, which have 10 bits after the leading one."""
     half, mask = 1 << (_BITS_LESS - 1), -(1 << _BITS_LESS)
     return ((values.view(torch.int32) + half) & mask).view(torch.float32)

@@ -229,7 +229,7 @@ def dry_run(config: TrainConfig) -> TrainReport:
 
 def _draw(state: TrainState, run: Run, manifest: Manifest) -> None:
     soul = state.soul
-    start, end = (rotation_angles(rotation).numpy() for rotation in (soul.origin, soul.rotation()))
+    start, end = (rotation_angles(rotation).numpy() for rotation in (soul.initial, soul.rotation()))
     with publishing(run.pictures, manifest, overwrite=True) as staging:
         draw_all(read_metrics(run.metrics), start, end, torch.sigmoid(soul.alpha.detach()).item(), staging.path)
 
