@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aegis.cli.screens import plan as screens_plan
 from aegis.cli.screens import results, verify
+from aegis.cli.screens import runs as screens_runs
 from aegis.cli.screens import study as screens_study
 from aegis.config.settings import TrainConfig
 from aegis.data.report import DataReport
@@ -15,6 +16,7 @@ from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual
 from aegis.model.lora import Coverage
 from aegis.report.answers import Answer, ModelAnswers
+from aegis.runs.listing import RunSummary
 from aegis.runs.needs import Need
 from aegis.stages.export import ExportReport
 from aegis.stages.import_soul import ImportReport
@@ -161,6 +163,14 @@ def plan_report() -> PlanReport:
     )
 
 
+def run_summaries() -> list[RunSummary]:
+    return [
+        RunSummary(Path("artifacts/demo"), "exported", 400, 1.31, 61_000_000, "proven"),
+        RunSummary(Path("artifacts/mine"), "training", 120, None, 240_000_000, "none"),
+        RunSummary(Path("artifacts/Borea-Phi-3.5-mini-Instruct-Jp"), "merged", 500, 1.29, 7_900_000_000, "outdated"),
+    ]
+
+
 def every_screen(columns: int | None = None) -> dict[str, str]:
     """All texts by name; those that are folded, for a terminal of so many columns."""
     memory = MemoryParts(2 * _GIB, 38 << 20, 1 << 20, 38 << 20, 76 << 20, _GIB, 4 * _GIB)
@@ -200,8 +210,8 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
                 ModelAnswers("gguf", "Q4_K_M", (Answer("桜でござる。"),)),
             ],
         ),
-        "verify": verify.verified(verdict(), RUN / "verify"),
-        "verify, failed": verify.verified(failed_verdict(), RUN / "verify"),
+        "verify": verify.verified(verdict(), RUN / "verify", columns),
+        "verify, failed": verify.verified(failed_verdict(), RUN / "verify", columns),
         "verify PATH": verify.examined(FileReport(Path("merged"), "model_folder", unsound)),
         "verify PATH, sound": verify.examined(FileReport(Path("m.gguf"), "gguf", unsound[:1])),
         "verify --dry-run": screens_plan.verify_planned(outlook),
@@ -228,5 +238,6 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         ),
         "plan, quick": screens_plan.planned(replace(plan, tokens=2560, flops_per_second=4.2e13), SETTINGS, columns),
         "quantize-study --dry-run": screens_study.planned(study),
-        "quantize-study": screens_study.studied(study, study.study, RUN),
+        "quantize-study": screens_study.studied(study, study.study, RUN, columns),
+        "list": screens_runs.listed(run_summaries(), columns),
     }

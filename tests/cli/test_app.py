@@ -18,7 +18,7 @@ import pytest
 
 from aegis import progress
 from aegis.cli import app
-from aegis.cli.commands.setup import all_settings
+from aegis.cli.settings import all_settings
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
 from aegis.doctor import Finding, installation
@@ -258,7 +258,7 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["trian"], 2, "trian"),
         (["merge", "--run", "nowhere"], 2, "there is no run at nowhere"),
         (["merge", "--run", "n" * 300], 2, ""),
-        (["merge"], 2, "there is no run at"),
+        (["merge"], 2, "there is no run in artifacts"),
         (["merge", "--base-model", "x"], 2, "no model to merge given"),
         (["merge", "--run", ".", "--soul", "x"], 2, "--soul"),
         (["merge", "--base-model", "{base}", "--adapter", ".", "--out", "o"], 2, "not an adapter folder"),
@@ -291,6 +291,69 @@ def test_failures_have_a_code_and_a_message(
     assert ended.err.startswith("aegis: ") or "warning" in ended.err or "\naegis: " in ended.err
     assert told in ended.err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--preset", "demo", "--dataset", "absent.jsonl"],
+        ["run", "--preset", "borea-12gb", "--dataset", "absent.jsonl", "--dry-run"],
+        ["run", "--base-model", "./nowhere", "--dataset", "demo"],
+        ["plan", "--preset", "demo", "--quant", "Q4KM"],
+        ["run", "--preset", "demo", "--text", "absent.txt"],
+        ["export-gguf", "--quant", "Q4KM"],
+        ["verify", "--text", "absent.txt"],
+        ["merge"],
+        ["push", "name-without-owner"],
+        ["report", "--run", "nowhere"],
+    ],
+)
+def test_cheap_mistakes_are_told_before_torch_is_loaded(
+    spawn: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path, arguments: list[str]
+) -> None:
+    """Where importing torch ends the process, they are told all the same; the control gets to torch, and ends there."""
+    (tmp_path / "guard" / "torch").mkdir(parents=True)
+    (tmp_path / "guard" / "torch" / "__init__.py").write_text("raise SystemExit(77)")
+    paths = os.pathsep.join([str(tmp_path / "guard"), str(ROOT / "pipeline"), str(ROOT)])
+    ended = spawn(*arguments, PYTHONPATH=paths)
+    assert (ended.returncode, ended.stdout) == (2, b""), ended.stderr
+    assert ended.stderr.startswith(b"aegis: ")
+    assert len(ended.stderr.decode().splitlines()) <= 3
+    if arguments == ["merge"]:
+        assert spawn("plan", "--preset", "demo", PYTHONPATH=paths).returncode == 77
+
+
+def test_options_of_every_command_stand_before_it_and_after_it(aegis: Aegis) -> None:
+    for arguments in (("--json", "version"), ("version", "--json")):
+        told = aegis(*arguments)
+        assert json.loads(told.out) == {"event": "result", "report": {"version": "0.1.0"}}
+    assert aegis("version").out == "0.1.0\n"
+    assert aegis("version", "--no-such-option").code == 2
+    assert "show the traceback" in aegis("merge", "-h").out
+
+
+def test_help_is_asked_for_in_three_ways(aegis: Aegis) -> None:
+    """And an error in a command's options names that command's own help."""
+    assert aegis("help", "merge").out == aegis("merge", "-h").out == aegis("merge", "--help").out
+    assert aegis("help").out == aegis("-h").out == aegis().out
+    assert "did you mean" in aegis("help", "mrege").err.lower()
+    assert "do: aegis merge --help" in aegis("merge", "--nope").err
+
+
+def test_a_run_need_not_be_named(aegis: Aegis, tmp_path: Path) -> None:
+    """The only one is taken, or the one that was used last, and which is said; a name in artifacts/ does."""
+    assert (aegis("list").code, aegis("card").code) == (2, 2)
+    for number, name in enumerate(("older", "newer")):
+        root = tmp_path / "artifacts" / name
+        (root / "checkpoints").mkdir(parents=True)
+        os.utime(root, (number, number))
+    told = aegis("card")
+    assert (told.code, f"run: {Path('artifacts') / 'newer'} (used last, of 2" in told.err) == (2, True), told
+    assert str(Path("artifacts") / "older") in aegis("card", "--run", "older").err
+    assert "there are: " in aegis("card", "--run", "oldest").err
+    rows = json.loads(aegis("list", "--json").out)["report"]["runs"]
+    assert [row["state"] for row in rows] == ["started", "started"]
+    assert "older" in aegis("list").out
 
 
 def test_bad_data_names_the_line(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
@@ -357,7 +420,7 @@ def test_our_own_bugs_are_told_as_such(
     monkeypatch.setattr(train_stage, "train", raising(ZeroDivisionError("ours")))
     ended = aegis(*DEMO)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("aegis: this is a bug: ZeroDivisionError: ours\n")
+    assert "\naegis: this is a bug: ZeroDivisionError: ours\n" in ended.err
     assert str(log) in ended.err
     assert log.read_text(encoding="utf-8").rstrip().endswith("ZeroDivisionError: ours")
     assert "Traceback" in log.read_text(encoding="utf-8").rpartition("ended by")[2]
@@ -385,7 +448,7 @@ def test_an_import_that_fails_in_a_complete_installation_is_our_bug(
 
 
 def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("cli.no_run", path="theirs"), 2)):
+    for error, code in ((ZeroDivisionError("ours"), 1), (UsageError("cli.no_run", path="theirs", hint=""), 2)):
         monkeypatch.setattr(train_stage, "train", raising(error))
         monkeypatch.setattr(sys, "argv", ["aegis", "--debug", *DEMO])
         with pytest.raises(SystemExit) as ended:
@@ -463,6 +526,10 @@ def test_the_shell_completes(spawn: Callable[..., subprocess.CompletedProcess[by
     assert (done.returncode, done.stdout.split()) == (0, [b"export-gguf"]), done.stderr
     done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis train --max-l", COMP_CWORD="2")
     assert (done.returncode, done.stdout.split()) == (0, [b"--max-length"]), done.stderr
+    for words, wanted in (("--preset bo", b"borea-12gb"), ("--quant Q8", b"Q8_0"), ("--load-in 1", b"16bit")):
+        line = f"aegis run {words}"
+        done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD="3")
+        assert (done.returncode, done.stdout.split()) == (0, [wanted]), (words, done)
     done = spawn(_AEGIS_COMPLETE="source_bash")
     assert (done.returncode, b"complete -o default -F _aegis_completion aegis" in done.stdout) == (0, True)
 

@@ -24,7 +24,7 @@ def test_a_signal_hides_no_error_that_is_on_its_way_out(capsys: pytest.CaptureFi
 
     def command() -> int:
         try:
-            raise UsageError("cli.no_run", path="here")
+            raise UsageError("cli.no_run", path="here", hint="")
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 

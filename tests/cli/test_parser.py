@@ -64,7 +64,8 @@ def test_a_command_line_is_refused_in_the_readers_language(
     what, fix = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert what == f"aegis: {REFUSED[line][spoken == 'ja']}"
-    assert fix.startswith("  do: aegis --help" if spoken == "en" else "  対処: aegis --help")
+    own = "aegis" if line.startswith("-") or line in ("trian", "zzz") else f"aegis {line.split()[0]}"
+    assert fix.startswith(f"  do: {own} --help" if spoken == "en" else f"  対処: {own} --help")
     assert spoken == "en" or english_in(f"{what}\n{fix}") == []
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.messages.layout import cell_width, ljust, rjust, table_row, widths, wrap
+from aegis.messages.layout import cell_width, coloured, fold, ljust, paint, rjust, table, wrap
+from aegis.messages.safe import printable
 
 JAPANESE = (
     "学習したものと実際に動くものが同じであることを、数値で確かめます。GPU メモリー（GiB）は `aegis plan` で"
@@ -58,13 +60,49 @@ def test_a_line_feed_in_an_errors_text_does_not_break_the_indent() -> None:
     assert wrap("fail  torch  ", "one\ntwo", 40) == "fail  torch  one two"
 
 
+HEADS = ["モデル", "平均 KL", "パープレキシティ"]
+ROWS = [["f16", "1.21e-07", "4.910"], ["f16 → Q4_K_M", "1.48e-02", "4.975"]]
+
+
 def test_columns_stand_in_any_language() -> None:
-    heads = ["モデル", "平均 KL", "パープレキシティ"]
-    columns = widths(heads, (10, 11, 12))
-    assert columns == [10, 11, 18]
-    lines = [table_row(heads, columns), table_row(["f16", "1.21e-07", "4.910"], columns)]
-    assert lines == ["モデル        平均 KL  パープレキシティ", "f16          1.21e-07             4.910"]
-    assert {cell_width(line) for line in lines} == {39}
-    assert len({len(line) for line in lines}) == 2  # the control: letters do not tell
-    assert table_row(["F16", "基準"], (9, 18, 9), names=2) == "F16      基準              "
+    """Names at the left, numbers at the right; counting letters, the control, would not tell."""
+    lines = table(HEADS, ROWS, None)
+    assert lines == [
+        "モデル         平均 KL  パープレキシティ",
+        "f16           1.21e-07             4.910",
+        "f16 → Q4_K_M  1.48e-02             4.975",
+    ]
+    assert {cell_width(line) for line in lines} == {40}
+    assert len({len(line) for line in lines}) == 2
+    assert table(HEADS, ROWS, 40) == lines
+    assert table(["a", "b", "c"], [["F16", "基準", "1"]], None, names=2)[1] == "F16  基準  1"
     assert (ljust("魂", 4), rjust("魂", 4), ljust("long", 2), rjust("long", 2)) == ("魂  ", "  魂", "long", "long")
+
+
+def test_a_table_that_is_too_wide_is_folded_row_by_row() -> None:
+    """Each number beside the head that it stands under, as many on a line as there is room for."""
+    assert table(HEADS, ROWS, 39) == [
+        "",
+        "f16\n  平均 KL 1.21e-07\n  パープレキシティ 4.910",
+        "f16 → Q4_K_M\n  平均 KL 1.48e-02\n  パープレキシティ 4.975",
+    ]
+    assert table(["a", "b", "c"], [["x" * 30, "1", ""]], 20) == ["", f"{'x' * 30}\n  b 1"]
+    assert table(["n", "b", "c"], [["x" * 30, "1", "2"]], 20)[1].splitlines()[1:] == ["  b 1  c 2"]
+
+
+def test_a_text_keeps_its_own_indent_where_it_is_folded() -> None:
+    assert fold("one\n  two three four", 10) == "one\n  two\n  three\n  four"
+    assert fold("  two three four", None) == "  two three four"
+
+
+def test_a_colour_is_for_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a file nor NO_COLOR gets one; what makes a name printable leaves ours alone, and no other sequence."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert paint("ok", "good") == "ok"
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("WT_SESSION", "1")
+    assert coloured(printable(paint("ok", "good") + "\x1b[31m")) == "\x1b[32mok\x1b[0m\\x1b[31m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert paint("ok", "good") == "ok"

@@ -4,15 +4,13 @@ import ast
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import start
-import typer
 import yaml
 
 import aegis
-from aegis.cli.app import app
+from aegis.cli import app, registry
 from aegis.config.presets import PRESETS
 
 GITHUB = Path(__file__).resolve().parents[2] / ".github"
@@ -70,8 +68,8 @@ def test_notebooks_are_python_and_name_commands_that_exist(notebook: Path) -> No
     ast.parse(re.sub(r"^(\s*)[!%].*", r"\1pass", text, flags=re.MULTILINE))
     commands = re.findall(r"\baegis (\w[\w-]*)", without_comments(text))
     assert {"doctor", "run", "report"} <= set(commands)
-    group: Any = typer.main.get_command(app)
-    assert set(commands) <= set(group.commands)
+    assert app.COMMAND_MODULES
+    assert set(commands) <= set(registry.commands())
     assert set(re.findall(r"--preset ([\w-]+)", text)) <= set(PRESETS)
 
 

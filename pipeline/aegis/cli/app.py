@@ -10,17 +10,23 @@ from typing import Annotated
 
 import typer
 
-from aegis import __version__, progress
-from aegis.cli import exit, logfile, streams
-from aegis.cli.commands import chat, pipeline, setup, share, verify
-from aegis.cli.registry import app
-from aegis.cli.shared import report_as_json
+from aegis import __version__
+from aegis.cli import exit, logfile, output, parser, streams
+from aegis.cli.commands import about, chat, pipeline, runs, setup, share, verify
+from aegis.cli.options import DebugOption, JsonOption, QuietOption
 from aegis.errors import UsageError
 
-_ORDER = [module.__name__ for module in (setup, pipeline, verify, share, chat)]
-"""Order of the commands in `aegis --help`: the order in which people use them."""
+COMMAND_MODULES = (setup, pipeline, verify, runs, share, chat, about)
+"""They add their commands when they are imported."""
 
-app.registered_commands.sort(key=lambda command: _ORDER.index(command.callback.__module__ if command.callback else ""))
+app = typer.Typer(
+    name="aegis",
+    cls=parser.Commands,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": parser.HELP_OPTIONS},
+    help="Train a LoRA adapter and a soul on a language model, merge and fold both, and get a GGUF for llama.cpp.",
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,22 +40,16 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="print the version and stop", is_eager=True, callback=_show_version)
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="only warnings and results")] = False,
-    json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, warnings on stderr")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of whatever ends the command")] = False,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Settings that hold for every command."""
-    from aegis.cli.console.reporters import ConsoleReporter
-
-    exit.show_tracebacks(debug)
     logfile.begin(sys.argv[1:])
-
-    if json:
-        report_as_json()
-        return
-    if quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # otherwise the Hub client shows its own bars
-    progress.install(ConsoleReporter(quiet=quiet))
+    output.begin()
+    for name, wanted in (("quiet", quiet), ("json", json), ("debug", debug)):
+        if wanted:
+            output.choose(name)
 
 
 def main() -> None:

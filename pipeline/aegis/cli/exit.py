@@ -8,15 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
-from aegis.cli import logfile, parser, streams
+from aegis.cli import logfile, streams
 from aegis.errors import AegisError
 from aegis.messages import phrase
 from aegis.messages.safe import shown
-from aegis.runs import disk
 from aegis.signals import signal_handlers, terminating_signals
 
 _tracebacks = False
@@ -78,9 +77,17 @@ def _code_of(command: Callable[[], int | None]) -> int:
         return _os_error(error)
     except Exception as error:
         if hasattr(error, "format_message"):  # Click's usage errors, which Typer does not export
-            print_error(parser.describe_parse_error(error), fix=phrase("ending.help"))
-            return 2
+            return _print_parse_error(error)
         return _our_bug(error)
+
+
+def _print_parse_error(error: Any) -> int:
+    from aegis.cli import parser
+
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "aegis"
+    print_error(parser.describe_parse_error(error), fix=phrase("ending.help", command=command))
+    return 2
 
 
 def _print_aegis_error(error: AegisError) -> int:
@@ -91,6 +98,8 @@ def _print_aegis_error(error: AegisError) -> int:
 
 def _os_error(error: OSError) -> int:
     """Report a full disk or a forbidden path as a user's error, any other OSError as a bug."""
+    from aegis.runs import disk
+
     if disk.is_full(error):
         fault = disk.full(Path(error.filename or "."), error)
         print_error(fault.what, fault.why, fault.fix)

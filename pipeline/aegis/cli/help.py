@@ -1,25 +1,37 @@
-"""--help in a language other than English: the same texts translated, and laid out by terminal cells.
+"""--help: the texts of commands and options in the reader's language, laid out by terminal cells, in groups.
 
-Typer's own formatter counts letters and breaks lines at spaces. A Japanese letter takes two cells, and Japanese has no
-spaces between words.
+Typer's own formatter counts letters, cuts a command's text off and breaks lines at spaces. A Japanese letter takes two
+cells, and Japanese has no spaces between words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from aegis.cli import registry
 from aegis.messages import translate_help
 from aegis.messages.layout import cell_width, ljust, wrap
 
 _MAX_NAME_CELLS = 30
 """Width of the column of names, in cells; the text beside a longer name begins on the next line."""
-_SENTENCE = "。"
-_TYPERS_WORDS = ("default", "required")
+_SENTENCE = re.compile(r"。|(?<=\w)\.(?=\s|$)")
+_TYPE = re.compile(r"<(.+)>$")
+_TYPES = {
+    "str": "TEXT",
+    "path": "PATH",
+    "int": "N",
+    "int range": "N",
+    "float": "X",
+    "float range": "X",
+    "list[str]": "TEXT ...",
+}
+"""Typer's names of types, and those of a manual page; a list of choices stands for itself."""
 
 
 class _Row(NamedTuple):
-    """A name, its description, and its default and range."""
+    """A name, its description, and its default."""
 
     name: str
     text: str
@@ -32,60 +44,70 @@ def format_help(command: Any, ctx: Any) -> str:
     usage = " ".join([ctx.command_path, *map(translate_help, command.collect_usage_pieces(ctx))])
     what = wrap("", translate_help(command.help), width - 2).splitlines()
     lines = [wrap(f"{translate_help('Usage')}: ", usage, width), "", *_beside("  ", what)]
-    parameters = [(parameter, record) for parameter in command.get_params(ctx) if (record := _record(parameter, ctx))]
-    for kind, title in (("argument", "Arguments"), ("option", "Options")):
-        rows = [record for parameter, record in parameters if parameter.param_type_name == kind]
+    if hasattr(command, "commands"):
+        entries = registry.commands().values()
+        edge = max(len(entry.name) for entry in entries)
+        for panel in registry.PANELS:
+            rows = [_Row(entry.name, first_sentence(entry.help), "") for entry in entries if entry.panel == panel]
+            lines += _listed(panel, rows, width, edge)
+    for title, rows in _panels(command, ctx).items():
         lines += _listed(title, rows, width)
-    commands = getattr(command, "commands", {})
-    lines += _listed("Commands", [_Row(name, first_sentence(found), "") for name, found in commands.items()], width)
+    entry = registry.commands().get(command.name)
+    if entry and entry.examples:
+        lines += ["", f"{translate_help('Examples')}:", *(f"  {example}" for example in entry.examples)]
     return "\n".join(lines)
 
 
-def first_sentence(command: Any) -> str:
+def first_sentence(text: str) -> str:
     """Return the first sentence of a command's help."""
-    return translate_help(command.help).partition(_SENTENCE)[0]
+    return _SENTENCE.split(translate_help(text), maxsplit=1)[0]
 
 
 def translate_completions(items: list[Any]) -> list[Any]:
     """Return completion items with their descriptions translated."""
     for item in items:
-        item.help = item.help and "".join(_with_default(item.help))
+        item.help = item.help and translate_help(item.help)
     return items
 
 
-def _record(parameter: Any, ctx: Any) -> _Row | None:
+def _panels(command: Any, ctx: Any) -> dict[str, list[_Row]]:
+    """Return the rows of arguments and options by the title of their group, those of no group first."""
+    found: dict[str, list[_Row]] = {"Arguments": [], "Options": []}
+    for parameter in command.get_params(ctx):
+        kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+        title = getattr(parameter, "rich_help_panel", None) or kind
+        if (row := _row(parameter, ctx)) is not None:
+            found.setdefault(title, []).append(row)
+    return found
+
+
+def _row(parameter: Any, ctx: Any) -> _Row | None:
     """Return the row of a parameter, or None if it is hidden."""
     record = parameter.get_help_record(ctx)
     if record is None:
         return None
-    names, text = record
-    own, default = _with_default(parameter.help)
-    typers = text.removeprefix(parameter.help)
-    for word in _TYPERS_WORDS:
-        typers = typers.replace(word, translate_help(word))
-    return _Row(names, own, default + typers)
+    names = _TYPE.sub(lambda found: _TYPES.get(found[1], found[1]), record[0])
+    brackets = ""
+    if parameter.required:
+        brackets = f" [{translate_help('required')}]"
+    elif isinstance(parameter.show_default, str):
+        brackets = f" [{parameter.show_default}]"
+    elif parameter.show_default and parameter.default not in (None, False, "", [], ()):
+        brackets = f" [{parameter.default}]"
+    return _Row(names, translate_help(parameter.help), brackets)
 
 
-def _with_default(text: str) -> tuple[str, str]:
-    """Return an option's description, and the default in brackets that follows it in settings."""
-    default = ""
-    if translate_help(text) == text and text.endswith("]"):
-        text, bracket, default = text.rpartition(" [")
-        default = bracket + default
-    return translate_help(text), default
-
-
-def _listed(title: str, rows: Sequence[_Row], width: int) -> list[str]:
+def _listed(title: str, rows: Sequence[_Row], width: int, names: int = 0) -> list[str]:
     if not rows:
         return []
-    edge = min(max(cell_width(row.name) for row in rows), _MAX_NAME_CELLS) + 4
+    edge = min(names or max(cell_width(row.name) for row in rows), _MAX_NAME_CELLS, width // 2) + 4
     lines = ["", f"{translate_help(title)}:"]
     for row in rows:
         start = f"  {row.name}"
         if cell_width(start) + 2 > edge:
             lines.append(start)
             start = ""
-        texts = wrap("", row.text, width - edge).splitlines()
+        texts = wrap("", row.text, width - edge).splitlines() or [""]
         # a text in brackets is not broken
         if row.brackets and cell_width(texts[-1] + row.brackets) > width - edge:
             texts.append(row.brackets.strip())
@@ -95,6 +117,6 @@ def _listed(title: str, rows: Sequence[_Row], width: int) -> list[str]:
     return lines
 
 
-def _beside(start: str, texts: Sequence[str]) -> list[str]:
+def _beside(start: str, texts: Iterable[str]) -> list[str]:
     """Return the lines with `start` before the first and an equal indent before the others."""
     return [(" " * cell_width(start) if number else start) + text for number, text in enumerate(texts)]

@@ -10,40 +10,65 @@ from typing import Any, get_args
 
 from typer.core import TyperCommand, TyperGroup
 
-from aegis.cli import help
+from aegis.cli import help, registry
 from aegis.errors import UsageError
-from aegis.messages import language, phrase, validation
+from aegis.messages import phrase
+
+HELP_OPTIONS = ["-h", "--help"]
 
 
 class Command(TyperCommand):
-    """A command whose help is in the reader's language."""
+    """A command whose help is ours in every language."""
 
     def get_help(self, ctx: Any) -> str:
-        return super().get_help(ctx) if language() == "en" else help.format_help(self, ctx)
+        return help.format_help(self, ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:  # Click does not tell every error whose options it is about
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        return super().get_short_help_str(limit) if language() == "en" else help.first_sentence(self)
+        return help.first_sentence(self.help or "")
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         return help.translate_completions(super().shell_complete(ctx, incomplete))
 
 
 class Commands(TyperGroup):
-    """The command group. Click's own error names an unknown command only inside its text."""
+    """The command group, which builds a command when it is asked for it.
+
+    Click's own error names an unknown command only inside its text.
+    """
 
     def get_help(self, ctx: Any) -> str:
-        return super().get_help(ctx) if language() == "en" else help.format_help(self, ctx)
+        return help.format_help(self, ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(registry.commands())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = registry.commands().get(cmd_name)
+        return found and found.built
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         return help.translate_completions(super().shell_complete(ctx, incomplete))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
-        if name.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, name) is not None:
+        if name.startswith("-") or ctx.resilient_parsing or name in registry.commands():
             return super().resolve_command(ctx, args)
-        close = ", ".join(map(repr, difflib.get_close_matches(name, self.commands)))
-        nearest = phrase("usage.did_you_mean", names=close) if close else ""
-        raise UsageError("usage.no_command", name=name, nearest=nearest)
+        raise no_command(name)
+
+
+def no_command(name: str) -> UsageError:
+    """Return the error for an unknown command, with the nearest names."""
+    close = ", ".join(map(repr, difflib.get_close_matches(name, registry.commands())))
+    nearest = phrase("usage.did_you_mean", names=close) if close else ""
+    return UsageError("usage.no_command", name=name, nearest=nearest)
 
 
 def describe_parse_error(error: Any) -> str:
@@ -75,6 +100,8 @@ def _name(parameter: Any) -> str:
 
 def _problem(error: Any) -> str:
     """Describe what is wrong with a value; Typer validates with pydantic, older versions with Click's types."""
+    from aegis.messages import validation
+
     found = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else None
     choices = get_args(getattr(getattr(error.param, "type_descriptor", None), "annotation", None))
     if found is not None and found["type"] == "value_error" and choices:

@@ -1,32 +1,46 @@
-"""Helpers that several commands use: find the run, lock it, report as JSON."""
+"""Helpers that several commands use: find the run, lock it, name what goes, load."""
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aegis import progress
-from aegis.config.settings import DEMO
 from aegis.errors import UsageError
-from aegis.runs.run import Run
+from aegis.messages import phrase
+
+if TYPE_CHECKING:  # `aegis --help` does without
+    from aegis.runs.run import Run
 
 
-def existing_run(run: Path | None) -> Run:
-    """Return the run that `--run` names, or the demo's.
+def existing_run(path: Path | None) -> Run:
+    """Return the run that `--run` names, a name in artifacts/ included, or the one that was used last, which is said.
 
     Raises:
-        UsageError: there is no such directory.
+        UsageError: there is no such directory, or no run.
     """
-    path = run or Path("artifacts") / DEMO
+    from aegis.runs.run import ARTIFACTS, Run
+
+    known = Run.known()
+    if path is None:
+        if not known:
+            raise UsageError("cli.no_runs", artifacts=ARTIFACTS)
+        key = "cli.only_run" if len(known) == 1 else "cli.last_run"
+        progress.say(phrase(key, root=known[-1].root, count=len(known)))
+        return known[-1]
+    if not path.is_dir() and (ARTIFACTS / path).is_dir():
+        return Run(ARTIFACTS / path)
     if not path.is_dir():
-        raise UsageError("cli.no_run", path=path)
+        names = ", ".join(str(run.root) for run in reversed(known[-5:]))
+        hint = phrase("cli.runs_there", names=names) if known else phrase("cli.run_made")
+        raise UsageError("cli.no_run", path=path, hint=hint)
     return Run(path)
 
 
-def lock_unless_dry_run(run: Run, dry_run: bool) -> AbstractContextManager[None]:
-    """Lock a run for a command that writes to it."""
-    return nullcontext() if dry_run else run.lock()
+def lock_unless_dry_run(run: Run | None, dry_run: bool) -> AbstractContextManager[None]:
+    """Lock a run for a command that writes to it; a folder outside of any run needs no lock."""
+    return nullcontext() if run is None or dry_run else run.lock()
 
 
 def announce_overwrite(*places: Path | None, overwrite: bool) -> None:
@@ -35,11 +49,3 @@ def announce_overwrite(*places: Path | None, overwrite: bool) -> None:
 
     if overwrite:
         announce([place for place in places if place is not None])
-
-
-def report_as_json() -> None:
-    """Report progress and results as JSON lines."""
-    from aegis.cli.console.reporters import JsonReporter
-
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    progress.install(JsonReporter())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aegis.config.settings import DEMO
+DEMO = "demo"
+"""The name of the embedded default: a preset, a base model and a data set."""
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # small enough for two CPU cores; what each number does at full size is the other preset's business

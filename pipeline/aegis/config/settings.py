@@ -8,12 +8,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aegis.config.presets import DEMO
 from aegis.config.stage_config import StageConfig
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
-
-DEMO = "demo"
-"""The name of the embedded default, as base model and as data set."""
 
 
 class TrainConfig(StageConfig):

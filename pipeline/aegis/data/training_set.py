@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aegis.config.settings import DEMO, TrainConfig
+from aegis.config.presets import DEMO
+from aegis.config.settings import TrainConfig
 from aegis.data.chat import Encoded, Encoder
 from aegis.data.dataset import Prepared, prepare
 from aegis.data.formats import records

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Literal
 from unicodedata import east_asian_width
 
 _WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
 """Letters between which a line may be broken; all of them take two cells."""
 _OPENING = "（「『［｛〈《【"
 _CLOSING = "）」』］｝〉》】、。，．・：；！？ー々〜ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮ:;,)"
+Colour = Literal["good", "warning", "bad"]
+# letters of a private plane: what a stranger named is printable, so that an escape sequence of ours would be none
+_MARKS: dict[Colour, str] = {"good": "\U000f0001", "warning": "\U000f0002", "bad": "\U000f0003"}
+_END = "\U000f0000"
+_SEQUENCES = str.maketrans(
+    {_END: "\x1b[0m", _MARKS["good"]: "\x1b[32m", _MARKS["warning"]: "\x1b[33m", _MARKS["bad"]: "\x1b[31m"}
+)
 _PIECE = re.compile(rf"\s+|[{_OPENING}]*(?:[^\s{_WIDE}]+|[{_WIDE}])[{_CLOSING}]*")
 """Spaces, a word, or one wide letter; with what must not end a line before it, and not begin one after it."""
 
@@ -40,15 +49,53 @@ def rjust(text: str, width: int) -> str:
     return " " * (width - cell_width(text)) + text
 
 
-def widths(heads: Sequence[str], least: Sequence[int]) -> list[int]:
-    """The columns of a table in cells: each has room for its head with two blanks, in any language."""
-    return [max(width, cell_width(head) + 2) for head, width in zip(heads, least, strict=True)]
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, names: int = 1) -> list[str]:
+    """The head of a table and a text per row: so many names at the left of their columns, then numbers at the right.
+
+    On a terminal that is too narrow there is no head (""), and a row is its names, and below them each number with the
+    head that it stands under.
+    """
+    widths = [max(map(cell_width, column)) for column in zip(heads, *rows, strict=True)]
+    if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:
+        return ["  ".join(_cells(row, widths, names)).rstrip() for row in (heads, *rows)]
+    pairs = [[f"{head} {text}" for head, text in zip(heads, row, strict=True) if text][names:] for row in rows]
+    return ["", *("\n".join(_folded(row[:names], texts, columns)) for row, texts in zip(rows, pairs, strict=True))]
 
 
-def table_row(texts: Sequence[str], columns: Sequence[int], names: int = 1) -> str:
-    """A line of a table, or its beginning: so many names at the left of their columns, then numbers at the right."""
-    pairs = list(zip(texts, columns, strict=False))
-    return "".join([ljust(*pair) for pair in pairs[:names]] + [rjust(*pair) for pair in pairs[names:]])
+def _cells(row: Sequence[str], widths: Sequence[int], names: int) -> list[str]:
+    pairs = list(zip(row, widths, strict=True))
+    return [ljust(*pair) for pair in pairs[:names]] + [rjust(*pair) for pair in pairs[names:]]
+
+
+def _folded(names: Sequence[str], texts: Sequence[str], columns: int) -> list[str]:
+    lines = ["  ".join(filter(None, names))]
+    for text in texts:
+        if len(lines) > 1 and cell_width(f"{lines[-1]}  {text}") <= columns:
+            lines[-1] += f"  {text}"
+        else:
+            lines.append(f"  {text}")
+    return lines
+
+
+def fold(text: str, columns: int | None) -> str:
+    """A text whose lines that are too wide are broken; a line's own indent is kept."""
+    lines = []
+    for line in text.split("\n"):
+        bare = line.lstrip(" ")
+        fits = columns is None or cell_width(line) <= columns
+        lines.append(line if fits else wrap(line[: len(line) - len(bare)], bare, columns))
+    return "\n".join(lines)
+
+
+def paint(text: str, colour: Colour) -> str:
+    """A text marked with a colour where results go to a terminal that shows colours, else as it is."""
+    shows = sys.stdout.isatty() and "NO_COLOR" not in os.environ and (os.name != "nt" or "WT_SESSION" in os.environ)
+    return f"{_MARKS[colour]}{text}{_END}" if shows else text
+
+
+def coloured(text: str) -> str:
+    """A text with its marks turned into what a terminal obeys; for one that is printable, and not before."""
+    return text.translate(_SEQUENCES)
 
 
 def wrap(start: str, text: str, columns: int | None) -> str:

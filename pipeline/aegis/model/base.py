@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import progress
-from aegis.config.settings import DEMO
+from aegis.config.presets import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
-from aegis.hub import is_hub_id
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.empty import load_config
 from aegis.model.families import check_family, check_head_bias, unproven_parts
+from aegis.model.given import is_on_hub, no_base
 from aegis.model.hub_download import DESCRIPTION, download
 from aegis.model.own_files import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
@@ -96,8 +96,8 @@ def find_base(name: str, revision: str | None = None) -> Base:
         folder = ensure_demo_base()
     elif os.path.isdir(name):  # noqa: PTH112 (unlike Path's, it is False for a name too long)
         folder = Path(name).resolve()
-    elif not _is_on_hub(name):
-        raise _no_base(name)
+    elif not is_on_hub(name):
+        raise no_base(name)
     else:
         folder, commit = download(name, revision)
     base = Base(name, folder, commit)
@@ -195,7 +195,7 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
             from aegis.demo.base import describe_demo_base
 
             folder = describe_demo_base(Path(scratch))
-        elif _is_on_hub(name):
+        elif is_on_hub(name):
             try:
                 folder, commit = download(name, revision, local_files_only=True)
             except EnvironmentFault:
@@ -203,16 +203,7 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
         else:
             folder = Path(name).resolve()
             if not folder.is_dir():
-                raise _no_base(name)
+                raise no_base(name)
         base = Base(name, folder, commit)
         check_family(base.config)
         yield base
-
-
-def _is_on_hub(name: str) -> bool:
-    # for a name that is too long, os.path.exists returns False and Path.exists raises
-    return is_hub_id(name) and not os.path.exists(name)  # noqa: PTH110
-
-
-def _no_base(name: str) -> UsageError:
-    return UsageError("base.none", name=name)

@@ -47,6 +47,13 @@ class Run:
         """Where a run goes that was given no --run: artifacts/<name of the base>."""
         return cls(ARTIFACTS / disk.file_stem(Path(base_model).name, otherwise="run"))
 
+    @classmethod
+    def known(cls) -> list[Run]:
+        """The runs in artifacts/, the one that was used last at the end."""
+        found = [cls(path) for path in ARTIFACTS.glob("*") if path.is_dir() and not path.name.startswith(".")]
+        runs = [run for run in found if any(place.exists() for place in (run.checkpoints, run.adapter, run.metrics))]
+        return sorted(runs, key=lambda run: run.root.stat().st_mtime)
+
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"

@@ -8,12 +8,13 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from aegis.config.settings import DEMO, SECTIONS
+from aegis.config.presets import DEMO
+from aegis.config.settings import SECTIONS
 from aegis.data.sources import is_hub_dataset, open_source
 from aegis.errors import UsageError
-from aegis.hub import is_hub_id
 from aegis.messages import phrase, translate_help
 from aegis.messages.layout import wrap
+from aegis.model.given import is_on_hub, refuse_no_base
 
 _WIDTH = 118
 
@@ -74,15 +75,9 @@ def check(base_model: str, dataset: str) -> list[str]:
         UsageError: a folder or file is named that is not there or is of no use.
     """
     remarks = []
-    folder = Path(base_model).expanduser()
-    if base_model != DEMO:
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise UsageError("template.no_config", folder=folder)
-        elif is_hub_id(base_model):
-            remarks.append(phrase("template.hub_base", base_model=base_model))
-        else:
-            raise UsageError("template.no_base_model", base_model=base_model)
+    refuse_no_base(base_model)
+    if base_model != DEMO and is_on_hub(base_model):
+        remarks.append(phrase("template.hub_base", base_model=base_model))
     if dataset != DEMO:
         if is_hub_dataset(dataset):
             remarks.append(phrase("template.hub_data", dataset=dataset))

@@ -12,7 +12,8 @@ import torch
 
 from aegis import progress
 from aegis.config.advice import harmful_settings
-from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.presets import DEMO
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set

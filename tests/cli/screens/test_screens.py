@@ -12,17 +12,28 @@ from aegis.cli.screens import plan as screens_plan
 from aegis.doctor import finding
 from aegis.messages import LANGUAGES, VARIABLE, Language, phrase, words
 from aegis.messages.layout import cell_width
-from aegis.stages import plan, verify_file
+from aegis.runs import listing, needs
+from aegis.stages import verify_file
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate, ShardedWeights
 from aegis.verification.study.result import NotBuilt
 from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
 
 GROUPS = (
-    *("doctor", "ending", "finding", "kind", "memory", "need", "not_built", "screens"),
+    *(
+        "doctor",
+        "ending",
+        "finding",
+        "kind",
+        "list_head",
+        "memory",
+        "need",
+        "not_built",
+        "screens",
+    ),
     *("screens_plan", "screens_study", "screens_verify"),
 )
-VALUES = {"base", "trained", "adapter", "aegis", "GPU", "Hub", "Ollama", "Python", "torch", "triton"}
+VALUES = {"base", "trained", "adapter", "aegis", "GPU", "Hub", "Ollama", "Python", "ppl", "run", "torch", "triton"}
 """Words that stand in a report as they are: models, a speaker, programs and libraries."""
 
 
@@ -52,11 +63,27 @@ def test_every_screen_is_japanese(monkeypatch: pytest.MonkeyPatch) -> None:
         assert english_in(english[name]) or labels_in(english[name]), name
 
 
-def test_folded_screens_fit_a_narrow_terminal(spoken: Language) -> None:
-    """But for what has no place to break: the base's name on the Hub."""
-    for name, text in every_screen(40).items():
-        if name.startswith(("doctor", "plan")):
-            assert all(cell_width(line) <= 40 for line in text.splitlines() if "Borea" not in line), name
+FOLDED = ("doctor", "plan", "verify", "quantize-study", "list")
+WHOLE = ("Borea", "aegis export-gguf", "report.json", "study.png")
+"""In lines that are not broken: the base's name on the Hub, a command to copy, and paths."""
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_folded_screens_fit_the_terminal(spoken: Language, columns: int) -> None:
+    """The control: as they are for a file, some are wider."""
+    for name, text in every_screen(columns).items():
+        if name.startswith(FOLDED) and "--dry-run" not in name and "PATH" not in name:
+            lines = [line for line in text.splitlines() if not any(word in line for word in WHOLE)]
+            assert [line for line in lines if cell_width(line) > columns] == [], name
+    assert max(cell_width(line) for line in every_screen()["verify"].splitlines()) > columns
+
+
+def test_tables_are_tables_at_80_columns(spoken: Language) -> None:
+    """A row per line, under one head; at 40 the head is beside each number."""
+    heads = {"verify": f"{phrase('screens_verify.models')}  ", "list": f"{phrase('list_head.run')}  "}
+    for name, head in heads.items():
+        assert any(line.startswith(head) for line in every_screen(80)[name].splitlines()), name
+        assert not any(line.startswith(head) for line in every_screen(40)[name].splitlines()), name
 
 
 def table_of(text: str, words: str, count: int) -> list[str]:
@@ -91,19 +118,18 @@ def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> No
 
 ENGLISH = """\
 ok    files of adapter/  3 tensors
-ok    R orthogonal, det +1  \
+ok    R orthogonal, det +1
 
-
-models                  mean KL       99 %        max    top-1   max |Δ|    bound
-trained → wide         1.48e-02   1.75e-01   5.19e-01   96.14%    4.0666        -
-wide → merged          1.21e-07   1.13e-06   4.70e-06  100.00%    0.0126    1e-04
-f16 → Q4_K_M           1.48e-02   1.75e-01   5.19e-01   96.14%    4.0666        -
+models           mean KL      99 %       max    top-1  max |Δ|  bound
+trained → wide  1.48e-02  1.75e-01  5.19e-01   96.14%   4.0666      -
+wide → merged   1.21e-07  1.13e-06  4.70e-06  100.00%   0.0126  1e-04
+f16 → Q4_K_M    1.48e-02  1.75e-01  5.19e-01   96.14%   4.0666      -
 
 perplexity  trained 4.950  wide 4.910  Q4_K_M 4.975
 
-trained → merged into              mean KL       99 %        max    top-1  perplexity
-original weights (this run)       1.48e-02   1.75e-01   5.19e-01   96.14%       4.910
-dequantized weights               1.21e-07   1.13e-06   4.70e-06  100.00%       4.950
+trained → merged into         mean KL      99 %       max    top-1    ppl
+original weights (this run)  1.48e-02  1.75e-01  5.19e-01   96.14%  4.910
+dequantized weights          1.21e-07  1.13e-06  4.70e-06  100.00%  4.950
 on kept text  base 2.310, result 2.330; KL 0.021
   at the best temperature  base 2.310 (T 1.00), result 2.320 (T 1.02); KL 0.019
   lost 0.009 nats per token, 0.004 of it by temperature alone
@@ -118,12 +144,12 @@ neither proven nor measured: how it answers texts other than these
 the result answers as the base does, 0.021 nats per token apart on kept text, and knows your text 0.50 nats better"""
 
 JAPANESE = """\
-  型       作り方                   MB    平均 KL       99 %    top-1  パープレキシティ  プロンプト処理    生成
-  F16      基準                7640.00                                            4.910             120     5.2
-→ Q4_K_M   plain               2390.00   1.48e-02   1.75e-01   96.14%             4.975             212    11.3
-  Q4_K_M   imatrix+head-q8_0   2490.00   1.48e-02   1.75e-01   96.14%             4.975             212    11.3  \
-imatrix と同じファイル
-  IQ2_M    plain             作成せず: 重要度行列が必要です
+  型      作り方                  MB   平均 KL   top-1    ppl  プロンプト処理  生成
+  F16     基準               7640.00                    4.910             120   5.2
+→ Q4_K_M  plain              2390.00  1.48e-02  96.14%  4.975             212  11.3
+  Q4_K_M  imatrix+head-q8_0  2490.00  1.48e-02  96.14%  4.975             212  11.3
+    imatrix と同じファイル
+  IQ2_M  plain  作成せず: 重要度行列が必要です
 """
 
 
@@ -138,9 +164,11 @@ def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
     sharded = {field.name for field in fields(ShardedWeights)}
     assert words("memory", "en").keys() == parts | sharded
-    assert words("need", "en").keys() == set(get_args(plan.NeedName))
+    assert words("need", "en").keys() == set(get_args(needs.NeedName))
     assert words("kind", "en").keys() == set(get_args(verify_file.Kind))
     assert words("not_built", "en").keys() == set(get_args(get_type_hints(NotBuilt)["reason"]))
+    assert words("list_state", "en").keys() == set(get_args(listing.State))
+    assert words("list_proof", "en").keys() == set(get_args(listing.Proof))
     assert words("finding", "en").keys() == set(get_args(finding.Name))
 
 

@@ -11,11 +11,14 @@ import typer
 from aegis import progress
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
-from aegis.cli.screens import results
 from aegis.cli.shared import existing_run
 
 
-@command()
+@command(
+    "Use and share the model",
+    "aegis chat",
+    'aegis chat --compare base -p "What do dogs say?"',
+)
 def chat(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="GGUF file, instead of --run")] = None,
@@ -35,15 +38,11 @@ def chat(
     context: Annotated[
         int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, as with aegis --json")] = False,
 ) -> None:
     """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. An empty line ends it."""
     from aegis.chat.conversation import Conversation, SamplingParams
     from aegis.chat.load import load_models
-    from aegis.cli.console.reporters import JsonReporter
 
-    if json:
-        progress.install(JsonReporter())
     run_dir = None if gguf and not run else existing_run(run)
     told = [{"role": "system", "content": system}] if system else []
     sampling = SamplingParams(max_tokens, temperature, seed)
@@ -56,7 +55,7 @@ def chat(
                 return
 
 
-@command()
+@command("Use and share the model", "aegis serve --port 8080")
 def serve(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="GGUF file, instead of --run")] = None,
@@ -67,6 +66,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(min=1, help="number of threads (default: the physical cores)")] = None,
 ) -> None:
     """Serve the GGUF over the OpenAI protocol, on this machine only, until Ctrl-C."""
+    from aegis.cli.screens import results
     from aegis.llama_cpp import serve as run_server
     from aegis.llama_cpp import trained_context
 

@@ -1,4 +1,4 @@
-"""The commands of the pipeline: train, merge, import-soul, export-gguf, run."""
+"""The commands of the pipeline: run, train, merge, export-gguf, import-soul."""
 
 from __future__ import annotations
 
@@ -8,22 +8,76 @@ from typing import Annotated, Any
 import typer
 
 from aegis import progress
+from aegis.cli import output
 from aegis.cli.commands import setup
-from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, add_setting_options
+from aegis.cli.options import DryRunOption, FileOption, NewRunOption, OverwriteOption, PresetOption, RunOption
 from aegis.cli.registry import command
-from aegis.cli.screens import plan, results
-from aegis.cli.screens import verify as verify_screen
 from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run
-from aegis.config.resolve import resolve
-from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import UsageError
+from aegis.messages import layout
+
+_STAGES = "A run, stage by stage"
 
 
-@command()
-@add_setting_options(TrainConfig)
+@command(
+    _STAGES,
+    "aegis run --preset demo",
+    "aegis run --preset borea-12gb --dataset mine.jsonl",
+    "aegis run --base-model owner/name --dataset mine.jsonl --run artifacts/NAME",
+    settings=("train", "merge", "export", "verify"),
+)
+def run(
+    flags: dict[str, Any],
+    run: NewRunOption = None,
+    preset: PresetOption = None,
+    config: FileOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run all stages in order, resume where an earlier run stopped, and verify the result."""
+    from aegis.cli.settings import all_settings
+
+    chosen = all_settings(preset, config, flags)
+    if dry_run:
+        setup.show_plan(chosen, run)
+        return
+    from aegis.cli.screens import results
+    from aegis.cli.screens import verify as verify_screen
+    from aegis.config.presets import DEMO
+    from aegis.runs.overwriting import places_of_training
+    from aegis.runs.run import Run
+
+    run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
+    announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
+    output.say_that_it_loads()
+    from aegis import run_all
+    from aegis.chat.ask import Limits, ask
+    from aegis.demo.corpus import demo_prompts
+    from aegis.stages.report import report as report_stage
+
+    exported, verdict = run_all.run_all(
+        chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir, overwrite=overwrite
+    )
+    progress.result(verify_screen.verified(verdict, run_dir.verify, layout.terminal_columns()), verdict.as_json())
+    if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
+        prompts = demo_prompts()
+        answers = ask(run_dir, prompts, Limits(), models=("base", "gguf"))
+        progress.result(results.before_and_after(prompts, answers), answers)
+    with run_dir.lock():
+        page = report_stage(run_dir, Limits(), reuse=not overwrite)
+    progress.result(f"{page}\n", {"report": page})
+    progress.result(results.exported(exported), exported)
+
+
+@command(
+    _STAGES,
+    "aegis train --preset borea-12gb --dataset mine.jsonl --dry-run",
+    "aegis train --resume --run artifacts/NAME",
+    settings=("train",),
+)
 def train(
     flags: dict[str, Any],
-    run: RunOption = None,
+    run: NewRunOption = None,
     preset: PresetOption = None,
     config: FileOption = None,
     resume: Annotated[
@@ -35,17 +89,20 @@ def train(
     ] = False,
 ) -> None:
     """Train an adapter and a soul."""
+    from aegis.cli.screens import results
+    from aegis.cli.settings import train_settings
     from aegis.runs.overwriting import places_of_training, refuse_finished
     from aegis.runs.run import Run
 
     if resume and run and not (flags or preset or config):
         settings, run_dir = None, Run(run)
     else:
-        settings = setup.train_settings(preset, config, flags)
+        settings = train_settings(preset, config, flags)
         run_dir = Run(run) if run else Run.named_after(settings.base_model)
     if not dry_run:
         announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
         refuse_finished(run_dir, overwrite=overwrite)
+    output.say_that_it_loads()
     from aegis.stages import train as stage
     from aegis.training.resume import resume_config
 
@@ -58,8 +115,12 @@ def train(
     progress.result(results.trained(report, run_dir.root), report)
 
 
-@command()
-@add_setting_options(MergeConfig)
+@command(
+    _STAGES,
+    "aegis merge",
+    "aegis merge --base-model owner/name --adapter FOLDER --out FOLDER",
+    settings=("merge",),
+)
 def merge(
     flags: dict[str, Any],
     run: RunOption = None,
@@ -76,45 +137,60 @@ def merge(
     dry_run: DryRunOption = False,
 ) -> None:
     """Merge the adapter into the base's 16-bit weights and fold the soul into the LM head."""
-    settings = resolve(MergeConfig, preset=preset, file=config, flags=flags)
-    from aegis.stages import merge as stage
+    from aegis.cli.screens import plan, results
+    from aegis.config.resolve import resolve
+    from aegis.config.settings import MergeConfig
 
+    settings = resolve(MergeConfig, preset=preset, file=config, flags=flags)
     run_dir = None
-    if adapter or base_model:
-        if run or not (adapter and base_model and out):
-            raise UsageError("cli.which_to_merge")
-        inputs = stage.MergeInputs(base_model, adapter, soul, revision)
-        announce_overwrite(out, overwrite=overwrite and not dry_run)
-        report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
-    else:
+    if not (adapter or base_model):
         if soul or revision:
             raise UsageError("cli.soul_without_base")
         run_dir = existing_run(run)
-        with lock_unless_dry_run(run_dir, dry_run):
-            inputs = stage.MergeInputs.from_run(run_dir)
-            announce_overwrite(out or run_dir.merged, overwrite=overwrite and not dry_run)
-            report = stage.merge(inputs, out or run_dir.merged, settings, overwrite=overwrite, dry_run=dry_run)
+    elif run or not (adapter and base_model and out):
+        raise UsageError("cli.which_to_merge")
+    output.say_that_it_loads()
+    from aegis.stages import merge as stage
+
+    with lock_unless_dry_run(run_dir, dry_run):
+        if run_dir is not None:
+            inputs, place = stage.MergeInputs.from_run(run_dir), out or run_dir.merged
+        else:
+            assert base_model is not None
+            assert adapter is not None
+            assert out is not None
+            inputs, place = stage.MergeInputs(base_model, adapter, soul, revision), out
+        announce_overwrite(place, overwrite=overwrite and not dry_run)
+        report = stage.merge(inputs, place, settings, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         progress.result(plan.merge_planned(report), report)
         return
     progress.result(results.merged(report, run_dir.root if run_dir else None), report)
 
 
-@command("import-soul")
+@command("More", "aegis import-soul soul.pt --out soul.safetensors", name="import-soul")
 def import_soul(
     soul: Annotated[Path, typer.Argument(help="soul.pt of one of the original's checkpoints")],
     out: Annotated[Path, typer.Option(help="output file, soul.safetensors")],
     overwrite: OverwriteOption = False,
 ) -> None:
     """Convert the original pipeline's soul.pt into a soul.safetensors for merge. No code in it is run."""
+    from aegis.cli.screens import results
+
+    output.say_that_it_loads()
     from aegis.stages.import_soul import import_soul as stage
 
     report = stage(soul, out, overwrite=overwrite)
     progress.result(results.imported(report), report)
 
 
-@command("export-gguf")
-@add_setting_options(ExportConfig)
+@command(
+    _STAGES,
+    "aegis export-gguf --quant Q8_0",
+    "aegis export-gguf --model FOLDER --out FOLDER --quant Q4_K_M,Q6_K",
+    name="export-gguf",
+    settings=("export",),
+)
 def export_gguf(
     flags: dict[str, Any],
     run: RunOption = None,
@@ -125,56 +201,23 @@ def export_gguf(
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Convert the merged folder to GGUF and quantize it. --quant may be given several times."""
-    settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
-    from aegis.stages.export import export_gguf as stage
+    """Convert the merged folder to GGUF and quantize it. --quant may be given several times; types are added."""
+    from aegis.cli.screens import plan, results
+    from aegis.cli.settings import export_settings
 
-    if model:
-        if run or not out:
-            raise UsageError("cli.which_to_export")
-        announce_overwrite(out, overwrite=overwrite and not dry_run)
-        report = stage(model, out, settings, overwrite=overwrite, dry_run=dry_run)
+    settings = export_settings(preset, config, flags)
+    run_dir = None
+    if model and out and not run:
+        source, place = model, out
+    elif model:
+        raise UsageError("cli.which_to_export")
     else:
         run_dir = existing_run(run)
-        with lock_unless_dry_run(run_dir, dry_run):
-            announce_overwrite(out or run_dir.gguf, overwrite=overwrite and not dry_run)
-            report = stage(run_dir.merged, out or run_dir.gguf, settings, overwrite=overwrite, dry_run=dry_run)
+        source, place = run_dir.merged, out or run_dir.gguf
+    output.say_that_it_loads()
+    from aegis.stages.export import export_gguf as stage
+
+    with lock_unless_dry_run(run_dir, dry_run):
+        announce_overwrite(place, overwrite=overwrite and not dry_run)
+        report = stage(source, place, settings, overwrite=overwrite, dry_run=dry_run)
     progress.result(plan.export_planned(report) if dry_run else results.exported(report), report)
-
-
-@command()
-@add_setting_options(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)
-def run(
-    flags: dict[str, Any],
-    run: RunOption = None,
-    preset: PresetOption = None,
-    config: FileOption = None,
-    overwrite: OverwriteOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
-    """Run all stages in order, resume where an earlier run stopped, and verify the result."""
-    chosen = setup.all_settings(preset, config, flags)
-    if dry_run:
-        setup.show_plan(chosen, run)
-        return
-    from aegis import run_all
-    from aegis.chat.ask import Limits, ask
-    from aegis.demo.corpus import demo_prompts
-    from aegis.runs.overwriting import places_of_training
-    from aegis.runs.run import Run
-    from aegis.stages.report import report as report_stage
-
-    run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
-    announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
-    exported, verdict = run_all.run_all(
-        chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir, overwrite=overwrite
-    )
-    progress.result(verify_screen.verified(verdict, run_dir.verify), verdict.as_json())
-    if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
-        prompts = demo_prompts()
-        answers = ask(run_dir, prompts, Limits(), models=("base", "gguf"))
-        progress.result(results.before_and_after(prompts, answers), answers)
-    with run_dir.lock():
-        page = report_stage(run_dir, Limits(), reuse=not overwrite)
-    progress.result(f"{page}\n", {"report": page})
-    progress.result(results.exported(exported), exported)

@@ -1,80 +1,29 @@
-"""The commands before a run: doctor, init, plan; and the settings that plan and run share."""
+"""The commands before a run: doctor, init, plan."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aegis import progress
-from aegis.cli.options import FileOption, OverwriteOption, PresetOption, RunOption, add_setting_options
+from aegis.cli.options import FileOption, NewRunOption, OverwriteOption, PresetOption
 from aegis.cli.registry import command
-from aegis.cli.screens import plan as plan_screen
-from aegis.cli.screens import results
-from aegis.config.resolve import Config, resolve
-from aegis.config.settings import DEMO, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.config.stage_config import StageConfig
 from aegis.errors import UsageError
 from aegis.messages import layout, phrase
 
-
-@dataclass(frozen=True)
-class AllSettings:
-    """The settings of every stage."""
-
-    train: TrainConfig
-    merge: MergeConfig
-    export: ExportConfig
-    verify: VerifyConfig
+if TYPE_CHECKING:
+    from aegis.cli.settings import AllSettings
 
 
-def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    """Return the settings of train; the embedded base, asked for by name, has its own defaults.
-
-    Raises:
-        UsageError: no base is given.
-    """
-    settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
-    if "base_model" not in settings.model_fields_set:
-        raise UsageError("cli.no_base")
-    if settings.base_model == DEMO:
-        return resolve(TrainConfig, preset=preset or DEMO, file=config, flags=flags)
-    if "dataset" not in settings.model_fields_set:
-        progress.warn(phrase("cli.demo_data"))
-    return settings
-
-
-def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> AllSettings:
-    """Return the settings of all stages, from flags for any of them."""
-    train = train_settings(preset, config, _only(flags, TrainConfig))
-    chosen = DEMO if preset is None and train.base_model == DEMO else preset
-
-    def settings(model: type[Config]) -> Config:
-        return resolve(model, preset=chosen, file=config, flags=_only(flags, model))
-
-    verify = settings(VerifyConfig)
-    if verify.max_kept_kl is not None and train.keep_weight == 0:  # known before the first step, not after the last
-        raise UsageError("verify.kept_nothing")
-    return AllSettings(train, settings(MergeConfig), settings(ExportConfig), verify)
-
-
-def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if name in model.model_fields}
-
-
-@command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
-) -> None:
+@command("Before a run", "aegis doctor")
+def doctor() -> None:
     """Check this machine and the installation: one line per item, and the command that fixes a problem."""
-    from aegis.cli.console.reporters import JsonReporter
+    from aegis.cli.screens import results
     from aegis.doctor import PROBES, Finding, examine, is_ready
 
-    if as_json:
-        progress.install(JsonReporter())
     findings: list[Finding] = []
     with progress.task(phrase("doctor.looking"), len(PROBES), "look") as bar:
         for finding in examine():
@@ -86,21 +35,31 @@ def doctor(
         raise typer.Exit(3)
 
 
-@command()
-@add_setting_options(TrainConfig, MergeConfig, ExportConfig, VerifyConfig)
+@command(
+    "Before a run",
+    "aegis plan --preset borea-12gb --dataset mine.jsonl",
+    "aegis plan --config aegis.toml --max-length 1024",
+    settings=("train", "merge", "export", "verify"),
+)
 def plan(
     flags: dict[str, Any],
-    run: RunOption = None,
+    run: NewRunOption = None,
     preset: PresetOption = None,
     config: FileOption = None,
 ) -> None:
     """Estimate what a run needs: model, data, adapter, memory by part, disk, time. Writes nothing."""
+    from aegis.cli.settings import all_settings
+
     show_plan(all_settings(preset, config, flags), run)
 
 
 def show_plan(chosen: AllSettings, run: Path | None) -> None:
     """Make a plan and print it."""
+    from aegis.cli import output
+    from aegis.cli.screens import plan as plan_screen
     from aegis.runs.run import Run
+
+    output.say_that_it_loads()
     from aegis.stages.plan import plan as stage
 
     run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
@@ -108,7 +67,11 @@ def show_plan(chosen: AllSettings, run: Path | None) -> None:
     progress.result(plan_screen.planned(report, chosen.train, layout.terminal_columns()), report)
 
 
-@command()
+@command(
+    "Before a run",
+    "aegis init",
+    "aegis init --base-model owner/name --dataset mine.jsonl",
+)
 def init(
     base_model: Annotated[str | None, typer.Option(help="Hub id or folder of the base (default: ask)")] = None,
     dataset: Annotated[str | None, typer.Option(help="data file or Hub id (default: ask)")] = None,
@@ -116,6 +79,7 @@ def init(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a commented aegis.toml for your base and data."""
+    from aegis.cli.screens import results
     from aegis.stages import init_config
 
     if out.exists() and not overwrite:
@@ -125,7 +89,7 @@ def init(
     remarks = init_config.check(base_model, dataset)
     init_config.write(out, base_model, dataset)
     for remark in remarks:
-        progress.warn(remark)
+        progress.say(remark)
     progress.result(
         results.initialised(out), {"file": out, "base_model": base_model, "dataset": dataset, "remarks": remarks}
     )

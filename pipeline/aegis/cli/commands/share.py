@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 import typer
 
 from aegis import progress
+from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
-from aegis.cli.screens import results
 from aegis.cli.shared import existing_run
+from aegis.errors import UsageError
+from aegis.hub import is_hub_id
 
 
-@command()
+@command("What came of it", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
 def report(
     run: RunOption = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="question to ask; may be repeated")] = None,
@@ -24,10 +26,11 @@ def report(
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 96,
 ) -> None:
     """Write one HTML page about a run: tables, pictures, answers before and after."""
+    run_dir = existing_run(run)
+    output.say_that_it_loads()
     from aegis.chat.ask import Limits
     from aegis.stages.report import report as report_stage
 
-    run_dir = existing_run(run)
     with run_dir.lock():
         page = report_stage(run_dir, Limits(samples, max_tokens, seconds), prompt or ())
     progress.result(str(page), {"report": page})
@@ -38,27 +41,36 @@ PartOption = Annotated[
 ]
 
 
-@command()
+@command("Use and share the model", "aegis card --part merged")
 def card(run: RunOption = None, part: PartOption = "gguf") -> None:
     """Print a model card with the results of verify."""
+    run_dir = existing_run(run)
+    output.say_that_it_loads()
     from aegis.stages.push import card as stage
 
-    text = stage(existing_run(run), part)
+    text = stage(run_dir, part)
     progress.result(text.rstrip(), {"card": text})
 
 
-@command()
+@command("Use and share the model", "aegis push owner/name", "aegis push owner/name --part merged --public")
 def push(
-    repo: Annotated[str, typer.Argument(help="owner/name on the Hub; created if it does not exist")],
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="owner/name on the Hub; created if it does not exist")
+    ],
     run: RunOption = None,
     part: PartOption = "gguf",
     public: Annotated[bool, typer.Option("--public", help="make the repository public (default: private)")] = False,
     unverified: Annotated[bool, typer.Option("--unverified", help="upload even if verify has not passed")] = False,
 ) -> None:
     """Upload the GGUF files or the merged folder to the Hub, with its model card. Does not ask."""
+    from aegis.cli.screens import results
+
+    if not is_hub_id(repo):
+        raise UsageError("cli.no_owner", repo=repo)
+    run_dir = existing_run(run)
+    output.say_that_it_loads()
     from aegis.stages.push import push as stage
 
-    run_dir = existing_run(run)
     with run_dir.lock():
         report = stage(run_dir, repo, part, public=public, unverified=unverified)
     progress.result(results.pushed(report), report)

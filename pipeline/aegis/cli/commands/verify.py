@@ -8,18 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from aegis import progress
-from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption, add_setting_options
+from aegis.cli import output
+from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption
 from aegis.cli.registry import command
-from aegis.cli.screens import plan, study
-from aegis.cli.screens import verify as verify_screen
-from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run, report_as_json
-from aegis.config.resolve import resolve
-from aegis.config.settings import StudyConfig, VerifyConfig
+from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run
 from aegis.errors import UsageError
+from aegis.messages import layout
 
 
-@command()
-@add_setting_options(VerifyConfig)
+@command(
+    "A run, stage by stage",
+    "aegis verify",
+    "aegis verify artifacts/NAME/gguf/NAME-Q4_K_M.gguf",
+    settings=("verify",),
+)
 def verify(
     flags: dict[str, Any],
     path: Annotated[
@@ -28,15 +30,17 @@ def verify(
     run: RunOption = None,
     preset: PresetOption = None,
     config: FileOption = None,
-    json: Annotated[bool, typer.Option("--json", help="report as a JSON line on stdout")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Prove that the exported file is the trained model; if not, name the failed stage and exit 5."""
-    if json:
-        report_as_json()
+    from aegis.cli.screens import plan
+    from aegis.cli.screens import verify as verify_screen
+    from aegis.cli.settings import verify_settings
+
     if path is not None:
         if run or preset or config or flags:
             raise UsageError("cli.part_or_run")
+        output.say_that_it_loads()
         from aegis.stages.verify_file import verify_file
 
         found = verify_file(path)
@@ -44,9 +48,9 @@ def verify(
         if found.failed_stage:
             raise typer.Exit(5)
         return
-    settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
-
+    settings = verify_settings(preset, config, flags)
     run_dir = existing_run(run)
+    output.say_that_it_loads()
     if dry_run:
         from aegis.stages.plan_verify import plan_verify
 
@@ -57,13 +61,17 @@ def verify(
 
     with run_dir.lock():
         verdict = stage(run_dir, settings)
-    progress.result(verify_screen.verified(verdict, run_dir.verify), verdict.as_json())
+    progress.result(verify_screen.verified(verdict, run_dir.verify, layout.terminal_columns()), verdict.as_json())
     if verdict.failed_stage:
         raise typer.Exit(5)
 
 
-@command("quantize-study")
-@add_setting_options(StudyConfig)
+@command(
+    "What came of it",
+    "aegis quantize-study --quant Q4_K_M,Q5_K_M,Q6_K",
+    name="quantize-study",
+    settings=("study",),
+)
 def quantize_study(
     flags: dict[str, Any],
     run: RunOption = None,
@@ -73,14 +81,20 @@ def quantize_study(
     dry_run: DryRunOption = False,
 ) -> None:
     """Measure what each quantization costs on your own text, and recommend one. --quant accepts a list."""
-    settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
+    from aegis.cli.screens import study
+    from aegis.cli.settings import study_settings
+
+    settings = study_settings(preset, config, flags)
+    run_dir = existing_run(run)
+    output.say_that_it_loads()
     from aegis.stages.quantize_study import quantize_study as stage
 
-    run_dir = existing_run(run)
     with lock_unless_dry_run(run_dir, dry_run):
         announce_overwrite(run_dir.study, overwrite=overwrite and not dry_run)
         report = stage(run_dir, settings, overwrite=overwrite, dry_run=dry_run)
     if report.study is None:
         progress.result(study.planned(report), report)
         return
-    progress.result(study.studied(report, report.study, run_dir.root), report.study.as_json())
+    progress.result(
+        study.studied(report, report.study, run_dir.root, layout.terminal_columns()), report.study.as_json()
+    )

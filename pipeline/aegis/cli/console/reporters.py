@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 from aegis.cli.console.tasks import BarTask, JsonTask, JsonWatch, PlainTask, TaskWatch, columns_for, emit
 from aegis.cli.console.training_panel import TrainingPanel, phase_text
 from aegis.messages import phrase
+from aegis.messages.layout import coloured
 from aegis.messages.safe import printable
 from aegis.progress import SilentTask, SilentWatch, Task, Watch
 from aegis.soul.gate import Phase
@@ -31,7 +33,8 @@ class ConsoleReporter:
             self.console.print(printable(text), markup=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(phrase("console.warning", text=text), style="yellow", markup=False)
+        # a style of the whole line would leak into a live panel that is drawn again below it
+        self.console.print(Text(phrase("console.warning", text=text), style="yellow"))
 
     def metrics(self, row: dict[str, object]) -> None:
         known = phrase("console.step", step=row["step"], loss=row["task_loss"])
@@ -49,7 +52,7 @@ class ConsoleReporter:
         self.say(f"{known}  {named}  {phrase('console.speed', speed=row['tokens_per_second'])}")
 
     def result(self, text: str, report: object) -> None:
-        sys.stdout.write(f"{printable(text)}\n")
+        sys.stdout.write(f"{coloured(printable(text))}\n")
         sys.stdout.flush()
 
     def stream(self, speaker: str, pieces: Iterable[str], *, alone: bool) -> str:

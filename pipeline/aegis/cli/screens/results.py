@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
 from aegis.messages import phrase
-from aegis.messages.layout import cell_width, ljust, wrap
+from aegis.messages.layout import Colour, cell_width, ljust, paint, wrap
 from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
@@ -39,7 +39,13 @@ def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
         lines.append(("", phrase("doctor.ready_and_warned", warned=warned, count=len(findings))))
     else:
         lines.append(("", phrase("doctor.ready")))
-    return "\n".join(wrap(start, text, columns) for start, text in lines)
+    return "\n".join(_painted(wrap(start, text, columns)) for start, text in lines)
+
+
+def _painted(line: str) -> str:
+    colours: dict[str, Colour] = {"ok": "good", "warn": "warning", "fail": "bad"}
+    state = line.partition(" ")[0]
+    return paint(state, colours[state]) + line[len(state) :] if state in colours else line
 
 
 def _named(finding: Finding) -> str:

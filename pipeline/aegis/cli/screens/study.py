@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aegis.cli.screens.results import next_commands
 from aegis.messages import phrase
-from aegis.messages.layout import table_row, widths
+from aegis.messages.layout import fold, paint, table
 from aegis.messages.safe import shell_word
 from aegis.runs import disk
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
 
     from aegis.stages.quantize_study import StudyReport
     from aegis.verification.study.result import Measured, Study
-
-_MIN = (9, 18, 9, 11, 11, 9, 12, 8, 8)
 
 
 def planned(report: StudyReport) -> str:
@@ -29,60 +27,48 @@ def planned(report: StudyReport) -> str:
     )
 
 
-def studied(report: StudyReport, study: Study, run: Path) -> str:
+def studied(report: StudyReport, study: Study, run: Path, columns: int | None = None) -> str:
     """After quantize-study."""
-    return "\n".join(
-        [
-            *_table(study),
-            "",
-            phrase("screens_study.measured", tokens=study.tokens),
-            f"· {phrase('screens_study.front')}",
-            f"→ {phrase('screens_study.rule', tolerance=study.tolerance, percent=100 * study.tolerance)}",
-            *(
-                [phrase("screens_study.importance", tokens=study.importance.tokens)]
-                if study.importance is not None
-                else []
-            ),
-            "",
-            phrase(
-                "screens_study.report",
-                report=shell_word(report.out / "report.json"),
-                picture=shell_word(report.out / "study.png"),
-            ),
-            next_commands(command(report, study, run)),
-        ]
-    )
+    said = [
+        phrase("screens_study.measured", tokens=study.tokens),
+        f"· {phrase('screens_study.front')}",
+        f"→ {phrase('screens_study.rule', tolerance=study.tolerance, percent=100 * study.tolerance)}",
+    ]
+    if study.importance is not None:
+        said.append(phrase("screens_study.importance", tokens=study.importance.tokens))
+    page, picture = (shell_word(report.out / name) for name in ("report.json", "study.png"))
+    said += ["", phrase("screens_study.report", report=page, picture=picture)]
+    folded = [fold(line, columns) for line in said]
+    return "\n".join([*_table(study, columns), "", *folded, next_commands(command(report, study, run))])
 
 
-def _table(study: Study) -> list[str]:
+def _table(study: Study, columns: int | None) -> list[str]:
     heads = [
         phrase("screens_study.type"),
         phrase("screens_study.variant"),
         "MB",
         phrase("screens_verify.mean_kl"),
-        "99 %",
         "top-1",
-        phrase("screens_verify.perplexity"),
+        phrase("screens_study.perplexity"),
         phrase("screens_study.reads"),
         phrase("screens_study.writes"),
     ]
-    columns = widths(heads, _MIN)
     reference, front, chosen = study.reference, study.front, study.recommended
-    numbers = [
-        *(f"{reference.bytes / 1e6:.2f}", "", "", "", f"{reference.perplexity:.3f}"),
-        *(f"{reference.speed.reading:.0f}", f"{reference.speed.writing:.1f}"),
+    first = [
+        *("F16", phrase("screens_study.reference"), f"{reference.bytes / 1e6:.2f}", "", ""),
+        *(f"{reference.perplexity:.3f}", f"{reference.speed.reading:.0f}", f"{reference.speed.writing:.1f}"),
     ]
-    lines = [
-        f"  {table_row(heads, columns, names=2)}",
-        f"  {table_row(['F16', phrase('screens_study.reference'), *numbers], columns, names=2)}",
-    ]
-    for found in study.measured:
-        mark = "→" if found == chosen else "·" if found in front else " "
-        same = phrase("screens_study.same_file", variant=found.same_as) if found.same_as else ""
-        lines.append(f"{mark} {table_row(_texts(found), columns, names=2)}{same and f'  {same}'}")
+    room = None if columns is None else columns - 2
+    head, *texts = table(heads, [first, *map(_texts, study.measured)], room, names=2)
+    lines = [*([f"  {head}"] if head else []), f"  {texts[0]}"]
+    for found, text in zip(study.measured, texts[1:], strict=True):
+        mark = paint("→", "good") if found == chosen else "·" if found in front else " "
+        lines.append(f"{mark} {text}")
+        if found.same_as:
+            lines.append(f"    {phrase('screens_study.same_file', variant=found.same_as)}")
     for left in study.left:
-        start = table_row([left.quant, left.variant], columns, names=2)
-        lines.append(f"  {start}{phrase('screens_study.not_made', reason=phrase(f'not_built.{left.reason}'))}")
+        reason = phrase("screens_study.not_made", reason=phrase(f"not_built.{left.reason}"))
+        lines.append(fold(f"  {left.quant}  {left.variant}  {reason}", columns))
     return lines
 
 
@@ -90,7 +76,7 @@ def _texts(measured: Measured) -> list[str]:
     found = measured.found
     return [
         *(measured.quant, measured.variant, f"{measured.bytes / 1e6:.2f}"),
-        *(f"{found.mean_kl:.2e}", f"{found.p99_kl:.2e}", f"{found.top1:.2%}", f"{measured.perplexity:.3f}"),
+        *(f"{found.mean_kl:.2e}", f"{found.top1:.2%}", f"{measured.perplexity:.3f}"),
         *(f"{measured.speed.reading:.0f}", f"{measured.speed.writing:.1f}"),
     ]
 

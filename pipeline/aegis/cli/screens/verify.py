@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis.messages import phrase
-from aegis.messages.layout import table_row, widths
+from aegis.messages.layout import fold, paint, table, wrap
 from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
@@ -17,29 +17,28 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.verification.verdict import Verdict
 
 
-def verified(verdict: Verdict, folder: Path) -> str:
+def verified(verdict: Verdict, folder: Path, columns: int | None = None) -> str:
     """After verify: all checks, all steps between two models, how much of the base was kept, and a line of verdict."""
-    lines = [_checked(check) for check in verdict.checks]
+    lines = [_checked(check, columns) for check in verdict.checks]
     if verdict.steps:
-        lines += ["", *_steps(verdict)]
+        lines += ["", *_steps(verdict, columns)]
     if verdict.perplexity:
         values = "  ".join(f"{name} {_perplexity(value, verdict)}" for name, value in verdict.perplexity.items())
-        lines += ["", f"{phrase('screens_verify.perplexity')}  {values}"]
+        lines += ["", wrap(f"{phrase('screens_verify.perplexity')}  ", values, columns)]
     if verdict.bases:
-        lines += ["", *_bases(verdict)]
-    for retained in verdict.retained:
-        lines += _retained(retained, verdict)
-    lines += ["", phrase("screens_verify.report", path=folder / "report.json")]
+        lines += ["", *_bases(verdict, columns)]
+    said = [line for retained in verdict.retained for line in _retained(retained, verdict)]
+    said += ["", phrase("screens_verify.report", path=folder / "report.json")]
     if verdict.failed_stage is None:
-        lines += _headline(verdict)
+        proven, *rest = _headline(verdict)
     else:
-        lines += [
-            *(_first_line(failure) for failure in verdict.failures),
-            phrase("screens_verify.not_proven", failed_stage=verdict.failed_stage),
-        ]
+        said += [_first_line(failure) for failure in verdict.failures]
+        proven, rest = phrase("screens_verify.not_proven", failed_stage=verdict.failed_stage), []
     if verdict.summary is not None:
-        lines.append(verdict.summary.shown)
-    return "\n".join(lines)
+        rest.append(verdict.summary.shown)
+    lines += [fold(line, columns) for line in said]
+    lines.append(paint(fold(proven, columns), "good" if verdict.failed_stage is None else "bad"))
+    return "\n".join([*lines, *(fold(line, columns) for line in rest)])
 
 
 def _headline(verdict: Verdict) -> list[str]:
@@ -63,41 +62,42 @@ def _perplexity(value: float, verdict: Verdict) -> str:
     return f"{value:.3f}"
 
 
-def _checked(check: Check) -> str:
-    return f"{'ok  ' if check.ok else 'FAIL'}  {check.name.shown}  {_first_line(check.detail.shown)}"
+def _checked(check: Check, columns: int | None) -> str:
+    state, name, detail = ("ok  " if check.ok else "FAIL"), check.name.shown, _first_line(check.detail.shown)
+    line = wrap(f"{state}  {name}  ", detail, columns).rstrip()
+    return paint(state, "good" if check.ok else "bad") + line[len(state) :]
 
 
-def _steps(verdict: Verdict) -> list[str]:
+def _steps(verdict: Verdict, columns: int | None) -> list[str]:
     heads = [
         phrase("screens_verify.models"),
         *_divergence_heads(),
         phrase("screens_verify.max_delta"),
         phrase("screens_verify.bound"),
     ]
-    columns = widths(heads, (20, 11, 11, 11, 9, 10, 9))
-    lines = [table_row(heads, columns)]
+    rows = []
     for step in verdict.steps:
         bound = "-" if step.bounds.mean_kl is None else f"{step.bounds.mean_kl:.0e}"
-        numbers = [*_divergence(step.found), f"{step.found.max_delta:.4f}", bound]
-        lines.append(table_row([step.name, *numbers], columns) + ("" if step.ok else "  FAIL"))
-    return lines
+        rows.append([step.name, *_divergence(step.found), f"{step.found.max_delta:.4f}", bound])
+    head, *lines = table(heads, rows, columns)
+    marks = ["" if step.ok else f"  {paint('FAIL', 'bad')}" for step in verdict.steps]
+    return [*filter(None, [head]), *(line + mark for line, mark in zip(lines, marks, strict=True))]
 
 
-def _bases(verdict: Verdict) -> list[str]:
+def _bases(verdict: Verdict, columns: int | None) -> list[str]:
     heads = [
         phrase("screens_verify.trained_merged"),
         *_divergence_heads(),
-        phrase("screens_verify.perplexity"),
+        phrase("screens_study.perplexity"),
     ]
-    columns = widths(heads, (31, 11, 11, 11, 9, 12))
-    lines = [table_row(heads, columns)]
+    rows = []
     for choice in verdict.bases:
         if choice.merged:
             name = phrase("screens_verify.weights_of_this_run", name=choice.name)
         else:
             name = phrase("screens_verify.weights", name=choice.name)
-        lines.append(table_row([name, *_divergence(choice.found), f"{choice.perplexity:.3f}"], columns))
-    return lines
+        rows.append([name, *_divergence(choice.found), f"{choice.perplexity:.3f}"])
+    return [line for line in table(heads, rows, columns) if line]
 
 
 def _divergence_heads() -> list[str]:
@@ -132,7 +132,7 @@ def examined(found: FileReport) -> str:
     """After verify PATH: every check, one line of verdict."""
     lines = [f"{shell_word(found.path)}: {phrase(f'kind.{found.kind}')}"]
     for check in found.checks:
-        lines.append(_checked(check))
+        lines.append(_checked(check, None))
         lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]
     if found.failed_stage is None:
         lines.append(phrase("screens_verify.sound"))

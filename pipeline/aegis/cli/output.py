@@ -1,0 +1,44 @@
+"""How a command reports: for people, results and warnings alone, or as JSON lines; and whether it shows tracebacks.
+
+The options may stand before the command and after it, so that each of them is chosen when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+
+from aegis import progress
+from aegis.cli import exit
+
+_chosen: set[str] = set()
+
+
+def begin() -> None:
+    """Report for people, until something else is chosen."""
+    _chosen.clear()
+    exit.show_tracebacks(False)
+    _install()
+
+
+def choose(name: str) -> None:
+    """Choose "quiet", "json" or "debug", besides what is chosen already."""
+    _chosen.add(name)
+    if name == "debug":
+        exit.show_tracebacks(True)
+        return
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # otherwise the Hub client shows its own bars
+    _install()
+
+
+def say_that_it_loads() -> None:
+    """Say that the command is at work, before libraries are loaded that take seconds."""
+    from aegis.messages import phrase
+
+    if "json" not in _chosen:
+        progress.say(phrase("cli.loading"))
+
+
+def _install() -> None:
+    from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
+
+    progress.install(JsonReporter() if "json" in _chosen else ConsoleReporter(quiet="quiet" in _chosen))

@@ -1,0 +1,118 @@
+"""The settings that train, plan and run start from, and what of them is refused before torch is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis import progress
+from aegis.config.presets import DEMO
+from aegis.config.resolve import resolve
+from aegis.config.settings import ExportConfig, MergeConfig, StudyConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
+from aegis.data.sources import is_hub_dataset, open_source
+from aegis.errors import UsageError
+from aegis.messages import phrase
+from aegis.model.given import refuse_no_base
+
+
+@dataclass(frozen=True)
+class AllSettings:
+    """The settings of every stage."""
+
+    train: TrainConfig
+    merge: MergeConfig
+    export: ExportConfig
+    verify: VerifyConfig
+
+
+def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
+    """Return the settings of train; the embedded base, asked for by name, has its own defaults.
+
+    Raises:
+        UsageError: no base is given, or base or data are not there.
+    """
+    settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
+    if "base_model" not in settings.model_fields_set:
+        raise UsageError("cli.no_base")
+    if settings.base_model == DEMO:
+        settings = resolve(TrainConfig, preset=preset or DEMO, file=config, flags=flags)
+    elif "dataset" not in settings.model_fields_set:
+        progress.warn(phrase("cli.demo_data"))
+    refuse_no_base(settings.base_model)
+    for source in (settings.dataset, settings.keep_data or DEMO):
+        # of a folder, the files are named when they are read
+        if source != DEMO and not is_hub_dataset(source) and not Path(source).expanduser().is_dir():
+            open_source(source)
+    return settings
+
+
+def export_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> ExportConfig:
+    """Return the settings of export-gguf.
+
+    Raises:
+        UsageError: there is no such type, or no such file.
+    """
+    settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
+    _refuse_unknown_types(settings.quant, settings.head_quant)
+    _refuse_absent(settings.imatrix, settings.llama_cpp_dir)
+    return settings
+
+
+def verify_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> VerifyConfig:
+    """Return the settings of verify.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
+    _refuse_absent(settings.text, settings.llama_cpp_dir)
+    return settings
+
+
+def study_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> StudyConfig:
+    """Return the settings of quantize-study.
+
+    Raises:
+        UsageError: there is no such type, or no such file.
+    """
+    settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
+    _refuse_unknown_types(settings.quant, None)
+    _refuse_absent(settings.text, settings.llama_cpp_dir)
+    return settings
+
+
+def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> AllSettings:
+    """Return the settings of all stages, from flags for any of them.
+
+    Raises:
+        UsageError: as those of each stage do, or verify is asked for what keep alone can give.
+    """
+    train = train_settings(preset, config, _only(flags, TrainConfig))
+    chosen = DEMO if preset is None and train.base_model == DEMO else preset
+    merge = resolve(MergeConfig, preset=chosen, file=config, flags=_only(flags, MergeConfig))
+    export = export_settings(chosen, config, _only(flags, ExportConfig))
+    verify = verify_settings(chosen, config, _only(flags, VerifyConfig))
+    if verify.max_kept_kl is not None and train.keep_weight == 0:  # known before the first step, not after the last
+        raise UsageError("verify.kept_nothing")
+    return AllSettings(train, merge, export, verify)
+
+
+def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if name in model.model_fields}
+
+
+def _refuse_unknown_types(quants: tuple[str, ...], head: str | None) -> None:
+    from aegis.llama_cpp import parse_quant, parse_tensor_type
+
+    for quant in quants:
+        parse_quant(quant)
+    if head is not None:
+        parse_tensor_type(head)
+
+
+def _refuse_absent(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.expanduser().exists():
+            raise UsageError("cli.no_path", path=path)

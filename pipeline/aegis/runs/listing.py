@@ -1,0 +1,73 @@
+"""What `aegis list` says of a run, from manifests and metrics alone: no weights are read and no file is hashed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from aegis.errors import IntegrityError
+from aegis.runs.facts import AdapterFacts, VerifyFacts
+from aegis.runs.manifest import read_manifest
+from aegis.runs.metrics import read_metrics
+from aegis.runs.run import Run
+
+State = Literal["started", "training", "trained", "merged", "exported"]
+Proof = Literal["proven", "refuted", "outdated", "none", "damaged"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run in short.
+
+    Attributes:
+        state: how far it has come.
+        loss: held-out loss, in nats per token; None where none was measured.
+        proof: what verify found of what stands there now.
+    """
+
+    path: Path
+    state: State
+    step: int
+    loss: float | None
+    bytes: int
+    proof: Proof
+
+
+def summarized(run: Run) -> RunSummary:
+    """Return a run in short; a damaged manifest is told as such."""
+    rows = read_metrics(run.metrics)
+    losses = [row["heldout_loss"] for row in rows if row.get("heldout_loss") is not None]
+    step, loss = (rows[-1]["step"] if rows else 0), (losses[-1] if losses else None)
+    proof = _proof(run)
+    if run.adapter.is_dir():
+        try:
+            result = AdapterFacts.read(run.adapter).result
+            step, loss = result.steps, result.heldout_loss
+        except IntegrityError:
+            proof = "damaged"
+    size = sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
+    return RunSummary(run.root, _state(run, step), step, loss, size, proof)
+
+
+def _state(run: Run, step: int) -> State:
+    reached: tuple[tuple[State, Path], ...] = (
+        ("exported", run.gguf),
+        ("merged", run.merged),
+        ("trained", run.adapter),
+    )
+    found = next((state for state, place in reached if place.is_dir()), None)
+    return found or ("training" if step else "started")
+
+
+def _proof(run: Run) -> Proof:
+    if not run.verify.is_dir() or not run.gguf.is_dir():
+        return "none"
+    try:
+        manifest = read_manifest(run.verify)
+        parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
+        if any(read_manifest(place).identity != manifest.inputs.get(stage) for stage, place in parts.items()):
+            return "outdated"
+        return "proven" if VerifyFacts.of(manifest).ok else "refuted"
+    except IntegrityError:
+        return "damaged"

@@ -1,0 +1,63 @@
+"""What `aegis list` says of each run, from what stands in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from aegis.runs.facts import TrainResult
+from aegis.runs.listing import summarized
+from aegis.runs.manifest import Manifest
+from aegis.runs.publish import publishing
+from aegis.runs.run import Run
+from tests.recorded import train_facts
+
+RESULT = TrainResult(steps=30, heldout_loss=1.25, alpha=1.6, gate=0.8, trainable_parameters=9)
+
+
+def publish(directory: Path, stage: str, inputs: dict[str, str], facts: dict[str, object]) -> str:
+    manifest = Manifest(stage=stage, config={}, inputs=inputs, facts=facts)
+    with publishing(directory, manifest, overwrite=True) as staging:
+        (staging.path / "file").write_text("x")
+    return manifest.identity
+
+
+def test_a_run_is_told_by_what_stands_in_it(tmp_path: Path) -> None:
+    """From the first row of its metrics to the proof, which holds for the files that it was about and no others."""
+    run = Run(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    assert (summarized(run).state, summarized(run).proof) == ("started", "none")
+    rows = [{"step": 10, "heldout_loss": 1.5}, {"step": 20, "heldout_loss": None}]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = summarized(run)
+    assert (found.state, found.step, found.loss) == ("training", 20, 1.5)
+
+    parts = {"train": publish(run.adapter, "train", {}, train_facts(result=RESULT))}
+    found = summarized(run)
+    assert (found.state, found.step, found.loss) == ("trained", 30, 1.25)
+    parts["merge"] = publish(run.merged, "merge", {}, {})
+    parts["convert"] = publish(run.gguf, "export-gguf", {}, {})
+    assert (summarized(run).state, summarized(run).proof) == ("exported", "none")
+    for ok, proof in ((True, "proven"), (False, "refuted")):
+        publish(run.verify, "verify", parts, {"ok": ok})
+        assert summarized(run).proof == proof
+    publish(run.gguf, "export-gguf", {"model": "another"}, {})
+    assert summarized(run).proof == "outdated"
+    (run.gguf / "manifest.json").write_text("{")
+    assert summarized(run).proof == "damaged"
+    assert summarized(run).bytes > 0
+
+
+def test_the_last_run_is_the_one_that_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is no run does not count."""
+    monkeypatch.chdir(tmp_path)
+    assert Run.known() == []
+    for number, name in enumerate(("b", "a", "c")):
+        root = Path("artifacts") / name
+        (root / "checkpoints").mkdir(parents=True)
+        os.utime(root, (1000 + number, 1000 + number))
+    (Path("artifacts") / "pictures").mkdir()
+    assert [run.root.name for run in Run.known()] == ["b", "a", "c"]
