@@ -106,6 +106,27 @@ def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
     assert "oldest turns" in reporter.said[-1]
 
 
+def test_an_answer_that_was_stopped_is_kept_as_far_as_it_came() -> None:
+    """And a question that got no answer at all is not: roles alternate, whatever happened."""
+    talk = Conversation(Echo(), GREEDY)
+    pieces = talk.ask("a")
+    assert next(pieces) == "1"
+    pieces.close()
+    assert talk.history == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]
+
+    class Mute(Echo):
+        def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
+            raise KeyboardInterrupt
+            yield ""
+
+    talk.chat_model = Mute()
+    with pytest.raises(KeyboardInterrupt):
+        list(talk.ask("b"))
+    assert len(talk.history) == 2
+    assert talk.take_back() == "a"
+    assert (talk.take_back(), talk.history) == ("", [])
+
+
 def greedily(model: Any, tokenizer: Any, messages: list[dict[str, str]], count: int) -> str:
     """By the logits of whole prompts, without a cache or a generate()."""
     ids = chat_ids(tokenizer, messages)

@@ -5,7 +5,7 @@ Each model has its own history, so that models that get the same questions conti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,8 +44,8 @@ class Conversation:
     sampling: SamplingParams
     history: list[dict[str, str]] = field(default_factory=list)
 
-    def ask(self, text: str) -> Iterator[str]:
-        """The answer, piece by piece; kept in the history when it is whole.
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """The answer, piece by piece; what came of it is kept in the history, and a question without an answer is not.
 
         Raises:
             UsageError: this question alone does not fit the context.
@@ -53,13 +53,49 @@ class Conversation:
         self.history.append({"role": "user", "content": text})
         self._make_room()
         answer = ""
-        for piece in self.chat_model.generate(self.history, self.sampling):
-            # a SentencePiece word brings its space along; said again in the history, it would be one too many
-            text = piece if answer else piece.lstrip()
-            answer += text
-            if text:
-                yield text
+        try:
+            for piece in self.chat_model.generate(self.history, self.sampling):
+                # a SentencePiece word brings its space along; said again in the history, it would be one too many
+                text = piece if answer else piece.lstrip()
+                answer += text
+                if text:
+                    yield text
+        except Exception:
+            self.history.pop()
+            raise
+        except BaseException:  # stopped by Ctrl-C, or nobody listens any more
+            self._keep(answer)
+            raise
         self.history.append({"role": "assistant", "content": answer})
+
+    def _keep(self, answer: str) -> None:
+        if answer:
+            self.history.append({"role": "assistant", "content": answer})
+        else:
+            self.history.pop()
+
+    @property
+    def system(self) -> str:
+        """The system message, "" if there is none."""
+        return self.history[0]["content"] if self.history and self.history[0]["role"] == "system" else ""
+
+    def start_over(self, system: str) -> None:
+        """Forget what was said, under this system message, or under none if it is empty."""
+        self.history = [{"role": "system", "content": system}] if system else []
+
+    def take_back(self) -> str:
+        """Forget the last question with its answer, and return the question; "" if there is none."""
+        if not self.history or self.history[-1]["role"] != "assistant":
+            return ""
+        question = self.history[-2]["content"]
+        del self.history[-2:]
+        return question
+
+    def answer_tokens(self) -> int:
+        """Tokens of the last answer: what it adds to an empty one."""
+        *before, last = self.history
+        count = self.chat_model.count_tokens
+        return count(self.history) - count([*before, {**last, "content": ""}])
 
     def _make_room(self) -> None:
         """Forget the oldest questions with their answers until half of an answer, at least, has room."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from aegis import progress
+from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
 from aegis.cli.shared import existing_run
@@ -39,20 +39,21 @@ def chat(
         int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
     ] = None,
 ) -> None:
-    """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. An empty line ends it."""
+    """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. /? lists its commands."""
     from aegis.chat.conversation import Conversation, SamplingParams
     from aegis.chat.load import load_models
+    from aegis.cli.dialogue import Dialogue
 
     run_dir = None if gguf and not run else existing_run(run)
     told = [{"role": "system", "content": system}] if system else []
     sampling = SamplingParams(max_tokens, temperature, seed)
+    output.say_that_it_loads()
     with load_models(run_dir, gguf, live=live, compare=compare == "base", context=context) as chat_models:
-        conversations = [Conversation(chat_model, sampling, list(told)) for chat_model in chat_models]
-        while text := prompt if prompt is not None else _ask():
-            for conversation in conversations:
-                progress.stream(conversation.chat_model.name, conversation.ask(text), alone=len(conversations) == 1)
-            if prompt is not None:
-                return
+        dialogue = Dialogue([Conversation(chat_model, sampling, list(told)) for chat_model in chat_models])
+        if prompt is None:
+            dialogue.run()
+        else:
+            dialogue.ask(prompt)
 
 
 @command("Use and share the model", "aegis serve --port 8080")
@@ -79,11 +80,3 @@ def serve(
         threads=threads,
         ready=lambda url: progress.result(results.serving(url, path, length), {"url": url, "model": path.stem}),
     )
-
-
-def _ask() -> str | None:
-    try:
-        # no prompt if the input is not typed by a person: a program may be reading stdout
-        return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "").strip() or None
-    except EOFError:
-        return None

@@ -1,0 +1,118 @@
+"""A chat on a terminal: what is typed is a question, a command, or nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from aegis.chat.conversation import Conversation, SamplingParams
+from aegis.cli.dialogue import Dialogue
+from aegis.errors import UsageError
+from aegis.llama_cpp import Message
+from tests.conftest import Recorder
+
+Chat = Callable[[str], list[str]]
+
+
+class Parrot:
+    """Says what it was told, and which seed it was given; it is stopped in the middle of "stop"."""
+
+    name = "parrot"
+    context = 4096
+
+    def __init__(self) -> None:
+        self.heard: list[list[Message]] = []
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return sum(len(message["content"]) for message in messages)
+
+    def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
+        self.heard.append([dict(message) for message in messages])
+        question = messages[-1]["content"]
+        if question == "too long":
+            raise UsageError("talk.which")
+        yield f"{question}/{sampling.seed}"
+        if question == "stop":
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def parrot() -> Parrot:
+    return Parrot()
+
+
+@pytest.fixture
+def chat(
+    parrot: Parrot, reporter: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Chat:
+    """Type these lines at a terminal; returns what was said about them."""
+
+    def run(typed: str) -> list[str]:
+        terminal = io.StringIO(typed)
+        for stream in (terminal, sys.stdout):
+            monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        Dialogue([Conversation(parrot, SamplingParams())]).run()
+        return reporter.said
+
+    return run
+
+
+def questions(parrot: Parrot) -> list[str]:
+    return [heard[-1]["content"] for heard in parrot.heard]
+
+
+def test_an_empty_line_is_nothing_and_bye_ends_it(chat: Chat, parrot: Parrot) -> None:
+    """A banner first, and after each answer how fast it was; what stands behind /bye is not asked."""
+    said = chat("hello\n\n   \nagain\n/bye\nmore\n")
+    assert questions(parrot) == ["hello", "again"]
+    assert "parrot" in said[0]
+    assert "/?" in said[0]
+    assert [text for text in said if text.startswith("7 tokens, ")] == said[1:]
+
+
+def test_the_end_of_the_input_ends_it(chat: Chat, parrot: Parrot) -> None:
+    chat("hello")
+    assert questions(parrot) == ["hello"]
+
+
+def test_several_lines_are_one_question(chat: Chat, parrot: Parrot) -> None:
+    """One that the input ends in is none."""
+    chat('"""one\n\ntwo"""\n"""three"""\n"""four\n')
+    assert questions(parrot) == ["one\n\ntwo", "three"]
+
+
+def test_commands_are_no_questions(chat: Chat, parrot: Parrot, tmp_path: Path) -> None:
+    """History, system message and seed change as they say; an unknown one is told."""
+    file = tmp_path / "chats.jsonl"
+    said = chat(
+        f"/system be brief\na\nb\n/regenerate\n/save {file}\n/save {file}\n/clear\nc\n/system\n/nope\n/?\n/save\n"
+    )
+    assert questions(parrot) == ["a", "b", "b", "c"]
+    assert [message["content"] for message in parrot.heard[2]] == ["be brief", "a", "a/0", "b"]
+    assert [message["content"] for message in parrot.heard[3]] == ["be brief", "c"]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[0])["messages"][-1] == {"role": "assistant", "content": "b/1"}
+    assert "be brief" in said
+    assert any("/nope" in text for text in said)
+    assert any("/regenerate" in text for text in said)
+
+
+def test_nothing_to_take_back_is_told(chat: Chat, parrot: Parrot) -> None:
+    said = chat("/regenerate\n/save x\n/system\n")
+    assert len(said) == 4
+    assert parrot.heard == []
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Chat, parrot: Parrot) -> None:
+    """What was said stays in the history; a question that fails leaves nothing there."""
+    said = chat("stop\ntoo long\nhello\n")
+    assert questions(parrot) == ["stop", "too long", "hello"]
+    assert "stopped" in said
+    assert [message["content"] for message in parrot.heard[-1]] == ["stop", "stop/0", "hello"]
