@@ -14,6 +14,7 @@ from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.training.distributed.group import world_size
+from aegis.verification.run_precheck import Later
 from aegis.verification.verdict import Verdict
 
 
@@ -39,8 +40,8 @@ def run_all(
     if world_size() > 1:
         raise UsageError("run.one_process")
     progress.say(phrase("run.train", adapter=run.adapter))
-    own_llama_cpp = export_config.llama_cpp_dir
-    train(train_config, run, overwrite=overwrite, reuse=not overwrite, llama_cpp_dir=own_llama_cpp)
+    later = Later(merge_config, export_config, is_certain=True)
+    train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
     progress.say(phrase("run.merge", merged=run.merged))
     merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
     progress.say(phrase("run.export", gguf=run.gguf))

@@ -22,6 +22,7 @@ from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
+from aegis.verification.run_precheck import Later
 from tests.gguf_edit import GgufEdit
 
 SHARD = "model.safetensors"
@@ -63,7 +64,7 @@ class Finished:
             learning_rate=1e-2 if family == "phi3" else 3e-3,
             save_steps=4,
         )
-        train(config, run, llama_cpp_dir=tree)
+        train(config, run, later=Later(export=ExportConfig(llama_cpp_dir=tree)))
         merge(MergeInputs.from_run(run), run.merged, MergeConfig())
         name = "tiny phi-3" if family == "phi3" else None
         export_gguf(run.merged, run.gguf, ExportConfig(keep_f16=True, name=name, llama_cpp_dir=tree))

@@ -33,6 +33,7 @@ from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.verification import run_checks, texts
+from aegis.verification.run_precheck import Later
 from aegis.verification.structure import Structure
 from aegis.verification.texts import CONVERSATIONS, HARD_STRINGS
 from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, read_report
@@ -140,7 +141,7 @@ def test_other_families_are_proven(
     }
     base = make_random(model_type, pre=pre, **settings)
     config = TrainConfig(base_model=str(base), device="cpu", learning_rate=1e-2, **short)
-    train(config, run, llama_cpp_dir=knowing_tree)
+    train(config, run, later=Later(export=ExportConfig(llama_cpp_dir=knowing_tree)))
     make_merged(run)
     export = ExportConfig(keep_f16=True, llama_cpp_dir=knowing_tree)
     export_gguf(run.merged, run.gguf, export)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
-from aegis.errors import AegisError, UnsupportedModelError, UsageError
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.errors import AegisError, EnvironmentFault, UnsupportedModelError, UsageError
 from aegis.model.base import Base
 from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training import setup
 from aegis.verification.base_precheck import check_base
+from aegis.verification.run_precheck import Later, check_later
 from tests.conftest import MakeRandom, Recorder
 
 Change = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -78,6 +79,45 @@ def test_of_another_family_the_converter_is_asked_once(
         check_base(stray, (), knowing_tree)
     assert caught.value.key == "precheck.not_converted"
     assert "v_head.summary" in caught.value.why
+
+
+def test_what_merge_and_export_refuse_by_their_settings(make_random: MakeRandom, tmp_path: Path) -> None:
+    base = Base("someone/model", make_random("llama"), None)
+    odd = Base("someone/model", make_random("llama", hidden_size=80, num_attention_heads=2, head_dim=64), None)
+    dequantized = MergeConfig(base_weights="dequantized")
+    for which, load_in, later, key in (
+        (base, "4bit", Later(dequantized), None),
+        (base, "16bit", Later(dequantized), "precheck.no_round_trip"),
+        (odd, "4bit", Later(dequantized), "load.odd_rows"),
+        (odd, "4bit", Later(), None),
+        (base, "4bit", Later(export=ExportConfig(quant=("Q9_K",))), "quantize.unknown_type"),
+        (base, "4bit", Later(export=ExportConfig(quant=("IQ2_XXS",))), "quantize.needs_imatrix"),
+        (base, "4bit", Later(export=ExportConfig(head_quant="q9")), "quantize.unknown_tensor_type"),
+    ):
+        train_config = TrainConfig.model_validate({"load_in": load_in})
+        if key is None:
+            check_later(which, train_config, later, Run(tmp_path / "run"))
+            continue
+        with pytest.raises(AegisError) as caught:
+            check_later(which, train_config, later, Run(tmp_path / "run"))
+        assert caught.value.key == key
+
+
+def test_a_disk_too_small_for_the_end(
+    make_random: MakeRandom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+) -> None:
+    """Refused where merge and export follow at once; else said. What is there already needs no room."""
+    base, run = Base("someone/model", make_random("llama"), None), Run(tmp_path / "run")
+    free = 1000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
+    check_later(base, TrainConfig(), Later(), run)
+    assert any("merge and export would need" in text for text in reporter.warned)
+    with pytest.raises(EnvironmentFault) as caught:
+        check_later(base, TrainConfig(), Later(is_certain=True), run)
+    assert caught.value.key == "disk.too_small"
+    run.merged.mkdir(parents=True)
+    (run.merged / "model.safetensors").write_bytes(b"0" * (1 << 24))
+    check_later(base, TrainConfig(), Later(is_certain=True), run)
 
 
 def test_train_asks_before_it_loads_the_base(

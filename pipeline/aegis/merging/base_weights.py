@@ -55,11 +55,20 @@ class RoundTrip:
                 device = torch.device("cpu")
         else:
             progress.warn(phrase("round_trip.unknown", adapter=adapter, dtype=dtype))
-        weights = nf4_weights(base.folder)
-        if lost := sorted(weights - base.shards.entries.keys()):
-            raise UnsupportedModelError("round_trip.other_name", lost=lost[0], base_name=base.name)
-        return cls(weights, dtype, device)
+        return cls(round_trip_weights(base), dtype, device)
 
     def begin(self, entry: TensorEntry) -> Nf4Weight:
         """Start the round trip of one weight."""
         return Nf4Weight(entry.shape, self.dtype, self.device)
+
+
+def round_trip_weights(base: Base) -> frozenset[str]:
+    """Return the names of the weights that a training in 4 bit holds in NF4.
+
+    Raises:
+        UnsupportedModelError: the base has none, or one that cannot make the round trip.
+    """
+    weights = nf4_weights(base.folder)
+    if lost := sorted(weights - base.shards.entries.keys()):
+        raise UnsupportedModelError("round_trip.other_name", lost=lost[0], base_name=base.name)
+    return weights

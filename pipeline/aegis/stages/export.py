@@ -14,7 +14,7 @@ from typing import Any
 from aegis import __version__, progress
 from aegis.config.settings import ExportConfig
 from aegis.errors import IntegrityError, UsageError
-from aegis.llama_cpp import convert, parse_quant, parse_tensor_type, quantize, refuse_without_imatrix
+from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.context import context_tokens
@@ -37,6 +37,7 @@ from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.export_sidecars import end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.verification.logits import check_answers
+from aegis.verification.run_precheck import asked_quants
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,7 @@ class _Export:
     @classmethod
     def prepare(cls, model: Path, config: ExportConfig) -> _Export:
         """Look at settings and folder, and refuse what could not be exported."""
-        quants = tuple(dict.fromkeys(parse_quant(name) for name in config.quant))
-        if config.head_quant is not None:
-            parse_tensor_type(config.head_quant)
+        quants = asked_quants(config)
         source_config = read_config(model)
         check_family(source_config)
         shards = ShardSet.open(model)

@@ -17,14 +17,13 @@ from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, Verify
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
-from aegis.merging.plan import DTYPES
 from aegis.messages import phrase
 from aegis.model.base import Base, load_tokenizer, peek_base
 from aegis.model.base_states import states_bytes
 from aegis.model.device import find_device, free_bytes
 from aegis.model.lora import Coverage
 from aegis.runs import disk
-from aegis.runs.disk import checkpoints_bytes, gguf_bytes
+from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.needs import Need
 from aegis.runs.run import Run
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
@@ -33,6 +32,7 @@ from aegis.training.planning.machine import matrix_rate
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
 from aegis.verification.base_precheck import check_base
 from aegis.verification.needs import memory_needed, scratch_needed
+from aegis.verification.run_precheck import Later, check_later, later_bytes
 from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
 
 
@@ -107,6 +107,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         data, missing = _data(train, base, export.llama_cpp_dir)
         if here:
             check_base(base, train.lora_targets, export.llama_cpp_dir, keep=False)
+            check_later(base, train, Later(merge, export))
         return PlanReport(
             base=base.name,
             revision=base.revision,
@@ -171,11 +172,7 @@ def _needs(
 
     weights = estimator.parameters
     trained = 4 * sum(estimator.trained.values())
-    in_run = (
-        checkpoints_bytes(trained, train.keep_checkpoints)
-        + weights * DTYPES[merge.dtype].itemsize
-        + gguf_bytes(weights, {"F16", *export.quant})
-    )
+    in_run = checkpoints_bytes(trained, train.keep_checkpoints) + later_bytes(weights, merge, export.quant)
     keeps_f16 = export.keep_f16 or "F16" in export.quant
     needs = [
         Need("disk_run", in_run, disk.free_bytes(run.root), str(run.root)),

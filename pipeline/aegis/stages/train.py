@@ -42,6 +42,7 @@ from aegis.training.resume import FINISHED, first_step
 from aegis.training.setup import build_state
 from aegis.training.state import TrainState
 from aegis.training.tracking import Report, check_tracker, tracked
+from aegis.verification.run_precheck import Later
 
 DRY_RUN_STEPS = 10
 
@@ -122,7 +123,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     reuse: bool = False,
-    llama_cpp_dir: Path | None = None,
+    later: Later | None = None,
 ) -> TrainReport:
     """Train, or go on where an interrupted training of the same settings, data and base stopped.
 
@@ -130,7 +131,7 @@ def train(
         resume: refuse to start afresh: there must be a checkpoint to go on from.
         overwrite: throw away what the run already holds of training, and start afresh.
         reuse: take a finished adapter of the same settings, data and base for an answer.
-        llama_cpp_dir: the llama.cpp checkout that will convert the result, if it is not the usual one.
+        later: the settings of merge and export, if they are not the defaults: what they would refuse is refused now.
 
     Raises:
         UsageError: the run is finished already, or was started with other settings, data or base.
@@ -141,7 +142,7 @@ def train(
     device = require_device(config.device)
     with process_group(device) as group, _opened(run, group, replace=overwrite or reuse):
         refuse_unsupported_launch(group, compute_dtype(device))
-        inputs = TrainingInputs.make(config, device, group, run, llama_cpp_dir)
+        inputs = TrainingInputs.make(config, device, group, run, later)
         start = group.broadcast(lambda: first_step(inputs.manifest(), run, resume, overwrite, reuse))
         if start == FINISHED:
             return TrainReport.read(run.adapter, group)
@@ -211,7 +212,7 @@ def _loop(
     )
 
 
-def dry_run(config: TrainConfig) -> TrainReport:
+def dry_run(config: TrainConfig, later: Later | None = None) -> TrainReport:
     """Take ten real steps at the settings' own size and report memory and speed; nothing is kept.
 
     The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
@@ -219,7 +220,7 @@ def dry_run(config: TrainConfig) -> TrainReport:
     device = require_device(config.device)
     with process_group(device) as group:
         refuse_unsupported_launch(group, compute_dtype(device))
-        inputs = TrainingInputs.make(config, device, group)
+        inputs = TrainingInputs.make(config, device, group, later=later)
         kept_text = inputs.kept_text()
         with build_state(config, inputs.base, device, None, group) as state:
             steps = min(DRY_RUN_STEPS, config.max_steps)

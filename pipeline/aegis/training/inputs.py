@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from aegis.training.loop import Loop
 from aegis.training.resume import HOUSEKEEPING, SHARED
 from aegis.training.state import TrainState
 from aegis.verification.base_precheck import check_base
+from aegis.verification.run_precheck import Later, check_later
 from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
 
 
@@ -51,7 +51,7 @@ class TrainingInputs:
         device: torch.device,
         group: ProcessGroup,
         run: Run | None = None,
-        llama_cpp_dir: Path | None = None,
+        later: Later | None = None,
     ) -> TrainingInputs:
         if config.shard_base and group.world_size == 1:
             raise UsageError("train.shard_alone")
@@ -61,8 +61,10 @@ class TrainingInputs:
             # process 0 downloads and prepares; the others find the results in the caches
             base = find_base(config.base_model, config.revision)
             tokenizer = load_tokenizer(base.folder)
-            with converted_vocabulary(base, llama_cpp_dir) as vocabulary:
-                check_base(base, config.lora_targets, llama_cpp_dir)
+            later = later or Later()
+            with converted_vocabulary(base, later.export.llama_cpp_dir) as vocabulary:
+                check_base(base, config.lora_targets, later.export.llama_cpp_dir)
+                check_later(base, config, later, run)
                 data = load_training_set(config, tokenizer)
                 if vocabulary is not None:
                     check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))

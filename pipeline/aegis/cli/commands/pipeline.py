@@ -90,28 +90,30 @@ def train(
 ) -> None:
     """Train an adapter and a soul."""
     from aegis.cli.screens import results
-    from aegis.cli.settings import train_settings
+    from aegis.cli.settings import all_settings
     from aegis.runs.overwriting import places_of_training, refuse_finished
     from aegis.runs.run import Run
 
     if resume and run and not (flags or preset or config):
-        settings, run_dir = None, Run(run)
+        chosen, run_dir = None, Run(run)
     else:
-        settings = train_settings(preset, config, flags)
-        run_dir = Run(run) if run else Run.named_after(settings.base_model)
+        chosen = all_settings(preset, config, flags)
+        run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     if not dry_run:
         announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
         refuse_finished(run_dir, overwrite=overwrite)
     output.say_that_it_loads()
     from aegis.stages import train as stage
     from aegis.training.resume import resume_config
+    from aegis.verification.run_precheck import Later
 
-    settings = settings or resume_config(run_dir)
+    settings = chosen.train if chosen else resume_config(run_dir)
+    later = Later(chosen.merge, chosen.export) if chosen else Later()
     if dry_run:
-        report = stage.dry_run(settings)
+        report = stage.dry_run(settings, later)
         progress.result(results.dry_run(report, settings), report)
         return
-    report = stage.train(settings, run_dir, resume=resume, overwrite=overwrite)
+    report = stage.train(settings, run_dir, resume=resume, overwrite=overwrite, later=later)
     progress.result(results.trained(report, run_dir.root), report)
 
 

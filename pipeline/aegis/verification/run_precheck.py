@@ -1,0 +1,81 @@
+"""What merge and export will ask of their settings and of the disk, asked before the training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from aegis import progress
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.errors import UsageError
+from aegis.llama_cpp import parse_quant, parse_tensor_type, refuse_without_imatrix
+from aegis.merging.base_weights import round_trip_weights
+from aegis.merging.plan import DTYPES, head_entry
+from aegis.messages import phrase
+from aegis.model.base import Base
+from aegis.model.shards import HEAD
+from aegis.runs import disk
+from aegis.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Later:
+    """The settings of the stages that follow a training.
+
+    Attributes:
+        is_certain: whether they follow in the same command, so that the disk must hold their files too.
+    """
+
+    merge: MergeConfig = field(default_factory=lambda: MergeConfig.model_validate({}))
+    export: ExportConfig = field(default_factory=lambda: ExportConfig.model_validate({}))
+    is_certain: bool = False
+
+
+def asked_quants(export: ExportConfig) -> tuple[str, ...]:
+    """Return the quantization types to make, each once, by llama.cpp's own names.
+
+    Raises:
+        UsageError: an unknown type.
+    """
+    quants = tuple(dict.fromkeys(parse_quant(name) for name in export.quant))
+    if export.head_quant is not None:
+        parse_tensor_type(export.head_quant)
+    return quants
+
+
+def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = None) -> None:
+    """Refuse what merge or export would refuse by their settings, and look whether the disk has room for both.
+
+    Args:
+        run: where their files go; None asks nothing of the disk.
+
+    Raises:
+        UsageError: unknown quantizations, or an NF4 round trip of weights that are not trained in NF4.
+        UnsupportedModelError: the base has no weights that can make the NF4 round trip.
+        EnvironmentFault: the disk is too small for a run that goes on to the end.
+    """
+    quants = asked_quants(later.export)
+    if run is None or not run.gguf.is_dir():  # files that are there already were made with one
+        for quant in quants:
+            refuse_without_imatrix(quant, later.export.imatrix)
+    if later.merge.base_weights == "dequantized":
+        if train.load_in != "4bit":
+            raise UsageError("precheck.no_round_trip", load_in=train.load_in)
+        round_trip_weights(base)
+    if run is None:
+        return
+    entries = base.shards.entries
+    weights = sum(math.prod(entry.shape) for entry in entries.values())
+    weights += 0 if HEAD in entries else math.prod(head_entry(base).shape)
+    here = sum(path.stat().st_size for part in (run.merged, run.gguf) for path in part.rglob("*") if path.is_file())
+    needed = later_bytes(weights, later.merge, quants) - here
+    if later.is_certain:
+        disk.require_space(run.root, needed, phrase("disk.merge_and_export"))
+    elif (free := disk.free_bytes(run.root)) < needed:
+        room = disk.format_bytes(free)
+        progress.warn(phrase("precheck.disk_later", where=run.root, needed=disk.format_bytes(needed), free=room))
+
+
+def later_bytes(weights: int, merge: MergeConfig, quants: tuple[str, ...]) -> int:
+    """Return an upper bound on the bytes of the merged folder and all GGUF files, the f16 file included."""
+    return weights * DTYPES[merge.dtype].itemsize + disk.gguf_bytes(weights, {"F16", *quants})
