@@ -1,4 +1,4 @@
-"""What can be proved of one part by itself: a soul, an adapter, a model folder, a GGUF, an earlier report."""
+"""Checks one artifact by itself: a soul, an adapter, a model folder, a GGUF or an earlier report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 def check_hashes(checks: Checks, directory: Path, stage: str) -> Manifest | None:
-    """Every file of a published directory; None if it has no manifest, or a damaged one."""
+    """Check every file of a published directory by its hash; return None if the manifest is missing or damaged."""
     manifest = None
     with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
         if (directory / MANIFEST).is_file():
@@ -42,14 +42,14 @@ def check_hashes(checks: Checks, directory: Path, stage: str) -> Manifest | None
 
 
 def check_hash(checks: Checks, path: Path, stage: str) -> None:
-    """One file, by the manifest beside it if there is one."""
+    """Check one file by the manifest beside it, if there is one."""
     with checks.check(bilingual("alone.file", name=path.name), stage) as tell:
         known = verify_file(path)
         tell(bilingual("alone.hash_as_published") if known else bilingual("alone.not_in_manifest", manifest=MANIFEST))
 
 
 def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
-    """R orthogonal, its determinant as the file names it; a soul that we trained is never a reflection."""
+    """Check that R is orthogonal and has the recorded determinant; a soul trained here is never a reflection."""
     with checks.check(bilingual("alone.orthogonal"), "train") as tell:
         soul = load_soul(path)
         if soul.reflection and ours:
@@ -67,7 +67,7 @@ def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
 
 
 def check_adapter(checks: Checks, folder: Path) -> None:
-    """Finite, an A to every B, of the rank it says, and on the same modules in every layer."""
+    """Check that an adapter is finite, has A and B of the configured rank, and has the same modules in every layer."""
     with checks.check(bilingual("alone.adapter_whole"), "train") as tell:
         adapter = load_adapter(folder)
         _refuse_gaps(bilingual("alone.the_adapter", folder=folder), _LAYER, list(adapter.updates))
@@ -75,7 +75,7 @@ def check_adapter(checks: Checks, folder: Path) -> None:
 
 
 def check_checkpoint(checks: Checks, folder: Path) -> None:
-    """An adapter's folder, with or without a soul."""
+    """Check an adapter's folder, with or without a soul."""
     manifest = check_hashes(checks, folder, "train")
     check_adapter(checks, folder)
     if (folder / SOUL_FILE).is_file() or manifest is not None:
@@ -83,7 +83,7 @@ def check_checkpoint(checks: Checks, folder: Path) -> None:
 
 
 def check_model(checks: Checks, folder: Path) -> None:
-    """A merged folder, or any folder that claims a head of its own."""
+    """Check a merged folder, or any model folder with an LM head of its own."""
     check_hashes(checks, folder, "merge")
     with checks.check(bilingual("alone.folder"), "merge") as tell:
         config, shards = read_config(folder), ShardSet.open(folder)
@@ -115,7 +115,7 @@ def check_model(checks: Checks, folder: Path) -> None:
 
 
 def check_gguf(checks: Checks, path: Path) -> None:
-    """A GGUF by itself: whole, of one model, with a head, a vocabulary that fits, and finite values."""
+    """Check that a GGUF is complete, holds one model with a head and a matching vocabulary, and has finite values."""
     with checks.check(bilingual("alone.readable"), "convert") as tell, GgufFile(path) as gguf:
         tell(_one_model(gguf))
     if not checks.done[-1].ok:
@@ -132,7 +132,7 @@ def check_gguf(checks: Checks, path: Path) -> None:
 
 
 def check_report(checks: Checks, path: Path) -> None:
-    """What an earlier verify found."""
+    """Check the report of an earlier verify, and its verdict."""
     with checks.check(bilingual("alone.report", name=path.name), "verify"):
         report = read_report(path)
     if checks.done[-1].ok:
@@ -144,7 +144,7 @@ def check_report(checks: Checks, path: Path) -> None:
 
 
 def check_study(checks: Checks, path: Path) -> None:
-    """What an earlier quantize-study recommends."""
+    """Check the report of an earlier quantize-study."""
     with checks.check(bilingual("alone.report", name=path.name), "quantize") as tell:
         report = read_study(path)
         tell(bilingual("alone.measured", files=len(report.get("measured") or ()), tokens=report.get("tokens")))
@@ -185,7 +185,7 @@ def _vocabulary(gguf: GgufFile) -> Bilingual:
 
 
 def _tensors(gguf: GgufFile) -> None:
-    """The head, the embeddings and the rope factors have the sizes the metadata says, and no layer lacks a tensor."""
+    """Refuse head, embeddings or rope factors of other sizes than the metadata says, and a layer without a tensor."""
     family, tensors = gguf.metadata["general.architecture"], gguf.tensors
     vocabulary = gguf.metadata.get("tokenizer.ggml.tokens")
     width, layers, context, original, rotated = (
@@ -217,7 +217,7 @@ def _tensors(gguf: GgufFile) -> None:
 
 
 def _refuse_gaps(what: object, pattern: re.Pattern[str], names: list[str]) -> int:
-    """Return how many layers there are; refuse a layer that is missing, or lacks what the others have."""
+    """Return the number of layers; refuse a missing layer, or a layer that lacks what the others have."""
     layers: dict[int, set[str]] = {}
     for name in names:
         if (match := pattern.fullmatch(name)) is not None:
@@ -225,7 +225,7 @@ def _refuse_gaps(what: object, pattern: re.Pattern[str], names: list[str]) -> in
     if layers and max(layers) + 1 != len(layers):
         raise IntegrityError("alone.missing_layers", what=what, layers=max(layers))
     every = set().union(*layers.values())
-    # some families have layers of several kinds: a part that most layers have is lost where it is not
+    # some families have layers of several kinds: only a part that most layers have is required in all
     common = {part for part in every if 2 * sum(part in have for have in layers.values()) > len(layers)}
     for layer, have in sorted(layers.items()):
         if lost := sorted(common - have):
@@ -235,7 +235,7 @@ def _refuse_gaps(what: object, pattern: re.Pattern[str], names: list[str]) -> in
 
 def _finite(gguf: GgufFile) -> Bilingual:
     total = sum(info.size_bytes for info in gguf.tensors.values())
-    # a damaged scale may be anything: what it makes of its block is looked at, not warned of
+    # a damaged scale may have any value: its block is checked below, so numpy need not warn
     with progress.task(phrase("alone.reading_tensors"), total, "B") as bar, np.errstate(all="ignore"):
         for name, info in gguf.tensors.items():
             for values in gguf.slabs(name, _SLAB_BYTES):

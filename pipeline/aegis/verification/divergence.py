@@ -1,4 +1,4 @@
-"""How far two models are apart on the same tokens: KL, top-1 agreement, largest logit difference, perplexity."""
+"""Measures how far two models differ on the same tokens: KL, top-1 agreement, largest logit difference, perplexity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aegis.errors import IntegrityError
 
 Logits = NDArray[np.float32]
 _CHUNK = 1 << 23
-"""Logits looked at together: 67 MB in float64, of which a comparison holds half a dozen at a time."""
+"""Logits per chunk: 67 MB in float64; a comparison holds about six such arrays at a time."""
 _TEMPERATURES = (0.25, 8.0)
 
 
@@ -26,7 +26,7 @@ class Recording:
 
     Attributes:
         logits: (positions, vocab_size) float32, memory-mapped.
-        targets: (positions,) int64, the token that follows each position, −1 at a sequence's end.
+        targets: (positions,) int64, the token that follows each position; −1 at the end of a sequence.
     """
 
     logits: Logits
@@ -40,14 +40,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Divergence:
-    """What lies between a reference p and a model q, over all positions: KL(p‖q) in nats.
+    """The difference between a reference p and a model q over all positions; KL is KL(p‖q) in nats.
 
     Attributes:
-        top1: share of positions with the same likeliest token.
-        max_delta: the largest difference of two logits.
-        positions: how many were compared.
-        scale: root mean square over positions of the reference's logits' deviation over the vocabulary.
-        flip_lead: the largest lead, in logits, that the reference's likeliest token had where it is not the model's.
+        top1: fraction of positions with the same most likely token.
+        max_delta: the largest difference between two logits.
+        positions: number of compared positions.
+        scale: the standard deviation of the reference's logits over the vocabulary, root mean square over positions.
+        flip_lead: the largest lead, in logits, of the reference's most likely token over the model's, where the two
+            differ.
     """
 
     mean_kl: float
@@ -62,24 +63,25 @@ class Divergence:
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Path]:
-    """A directory for recordings: 2,048 positions take 263 MB of a vocabulary of 32,064, 2.1 GB of one of 262,144.
+    """Make a directory for recordings while the block runs.
 
-    It stands where `beside` will be published, under a name that publishing sweeps if this process is killed: a
-    system's own folder for temporary files may be in memory.
+    2,048 positions take 263 MB with a vocabulary of 32,064, and 2.1 GB with one of 262,144. The directory is next to
+    `beside`, because the system's folder for temporary files may be in memory. Its name is one that publishing removes
+    if this process is killed.
     """
     with TemporaryDirectory(prefix=f".{beside.name}.staging-", dir=beside.parent, ignore_cleanup_errors=True) as found:
         yield Path(found)
 
 
 def record(path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[int]]) -> Recording:
-    """Write a model's logits, one array a sequence, to `path`, plain rows of float32.
+    """Write a model's logits, one array per sequence, to `path` as plain float32 rows.
 
     Raises:
-        IntegrityError: a model gave NaN or Inf, or another number of positions.
+        IntegrityError: the model returned NaN or Inf, or another number of positions.
     """
     targets = np.concatenate([np.asarray([*sequence[1:], -1], np.int64) for sequence in sequences])
     width = 0
-    # written, not mapped: on a full disk a write fails and a store into a mapped page ends the process
+    # written, not mapped: on a full disk a write raises, but a store into a mapped page ends the process
     with path.open("wb") as file:
         for sequence, logits in zip(sequences, outputs, strict=True):
             if len(logits) != len(sequence) or not np.isfinite(logits).all():
@@ -124,7 +126,7 @@ def compare(reference: Recording, model: Recording) -> Divergence:
 
 
 def mean_kl(reference: Recording, model: Recording, temperatures: tuple[float, float]) -> float:
-    """KL(p‖q) in nats, mean over positions, the logits of each model divided by its own temperature."""
+    """Return the mean KL(p‖q) in nats, with the logits of each model divided by its own temperature."""
     total = 0.0
     for rows in _slices(reference):
         p, q = (
@@ -136,7 +138,7 @@ def mean_kl(reference: Recording, model: Recording, temperatures: tuple[float, f
 
 
 def perplexity(model: Recording, temperature: float = 1.0) -> float:
-    """exp of the mean cross-entropy of the tokens that followed, with the logits divided by `temperature`."""
+    """Return exp of the mean cross-entropy of the following tokens, with the logits divided by `temperature`."""
     total = 0.0
     for rows in _slices(model):
         targets = model.targets[rows]
@@ -147,9 +149,9 @@ def perplexity(model: Recording, temperature: float = 1.0) -> float:
 
 
 def best_temperature(model: Recording) -> float:
-    """The temperature of the lowest perplexity, by golden-section search in its logarithm.
+    """Find the temperature with the lowest perplexity, by golden-section search in its logarithm.
 
-    The cross-entropy is convex in 1/T (it is a log-sum-exp minus a linear term), so the search finds the minimum.
+    The cross-entropy is convex in 1/T (a log-sum-exp minus a linear term), so the search finds the minimum.
     """
     ratio = (math.sqrt(5) - 1) / 2
     low, high = (math.log(bound) for bound in _TEMPERATURES)
@@ -168,7 +170,7 @@ def best_temperature(model: Recording) -> float:
 
 
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-probabilities over the last axis."""
+    """Return log-probabilities over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     normed: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return normed

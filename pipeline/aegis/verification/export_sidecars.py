@@ -1,4 +1,4 @@
-"""What stands beside GGUF files: Modelfile, card, licences. Written by export, derived once more by verify."""
+"""Writes the files beside GGUF files: Modelfile, card and licences. Export publishes them; verify makes them again."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MODELFILE = "Modelfile"
 def write_export_sidecars(
     model: Path, folder: Path, name: str, files: Sequence[CardFile], version: str, *, remarks: bool = True
 ) -> None:
-    """Write all that stands beside GGUF files and is no GGUF.
+    """Write the Modelfile, the card and the licences beside GGUF files.
 
     Args:
-        model: the folder they were converted from.
+        model: the folder that the files were converted from.
         name: general.name.
-        files: the GGUF files, the one to run first.
-        version: of the program, for the card.
-        remarks: say what the Modelfile lacks of the chat template.
+        files: the GGUF files; the first is the one to run.
+        version: the program's version, for the card.
+        remarks: print what the Modelfile cannot reproduce of the chat template.
 
     Raises:
         IntegrityError: the folder's generation_config or chat template cannot be read.
@@ -64,12 +64,12 @@ def _say_what_is_lost(tokenizer: Any, dialogue: Dialogue | None) -> None:
 
 
 def end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
-    """The ids at which generation ends.
+    """Return the token ids at which generation ends.
 
     Raises:
-        IntegrityError: generation_config.json is no JSON object, or names something else than ids.
+        IntegrityError: generation_config.json is not a JSON object, or lists something other than ids.
     """
-    # the config's own eos alone never stops a Phi-3.5 at <|end|>; generation_config lists all three
+    # with the eos token of config.json alone, a Phi-3.5 never stops at <|end|>; generation_config lists all three
     ends = config.get("eos_token_id")
     path = model / "generation_config.json"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""What a GGUF must hold, compared with the folder it was made from."""
+"""Checks a GGUF against the folder that it was made from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_fil
 _SLAB_BYTES = 16 << 20
 _HEADER_BYTES = 1 << 20
 _CACHED = 1 << 20
-"""Float16 numbers looked at twice: as many as a processor's cache keeps."""
+"""Float16 values per check: each is read twice, so they must fit in the processor's cache."""
 
 
 def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
-    """Upper bound on the bytes of one GGUF per type, made from a folder.
+    """Return an upper bound on the bytes of one GGUF per type, made from a folder.
 
-    Each has vectors in float32 and a vocabulary.
+    Each has float32 vectors and a vocabulary.
     """
     shapes = [entry.shape for entry in shards.entries.values()]
     weights = sum(math.prod(shape) for shape in shapes)
@@ -40,15 +40,16 @@ def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
 
 
 def importance_sha256(path: Path, model_digest: str) -> str:
-    """The sha256 of an importance matrix, after a check that it is this model's, as far as the file shows.
+    """Check an importance matrix, and return its sha256.
 
     Args:
-        path: the matrix. One that quantize-study published has a manifest beside it, which names the model.
-        model_digest: of the files of the merged folder, as a manifest's inputs have it.
+        path: the matrix. If quantize-study published it, the manifest beside it names its model; otherwise the model
+            cannot be checked.
+        model_digest: the digest of the merged folder's files, as in a manifest's inputs.
 
     Raises:
-        UsageError: no such file.
-        IntegrityError: it is none, changed since it was published, or is of another model.
+        UsageError: there is no such file.
+        IntegrityError: it is not an importance matrix, changed since it was published, or belongs to another model.
     """
     if not path.is_file():
         raise UsageError("gguf.no_imatrix", path=path)
@@ -61,10 +62,10 @@ def importance_sha256(path: Path, model_digest: str) -> str:
 
 
 def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: Any) -> None:
-    """Compare the f16 GGUF with the folder it was made from.
+    """Compare the f16 GGUF with the folder that it was made from.
 
     Raises:
-        IntegrityError: naming every difference.
+        IntegrityError: they differ; the message lists every difference.
     """
     wrong: list[Bilingual] = []
     with GgufFile(path) as gguf:
@@ -84,9 +85,9 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
         if template and gguf.metadata.get("tokenizer.chat_template") != template:
             wrong.append(bilingual("gguf.other_template"))
         adds_bos = adds_begin_token(tokenizer)
-        # unsaid, llama.cpp adds it for SentencePiece; for other tokenizers that depends on their pre-tokenizer
-        unsaid = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
-        if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", unsaid)) != adds_bos:
+        # without the key, llama.cpp adds the token for SentencePiece; for others it depends on the pre-tokenizer
+        default = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
+        if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", default)) != adds_bos:
             wrong.append(bilingual("gguf.other_bos", theirs=not adds_bos, ours=adds_bos))
         scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
         if isinstance(scaling, dict) and "long_factor" in scaling:
@@ -135,7 +136,7 @@ def check_pieces(path: Path, tokenizer: Any) -> int:
 
 
 def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[Bilingual]:
-    """What is wrong with the LM head's bias: the folder's and the GGUF's, which is float32, must be the same."""
+    """Return what is wrong with the LM head's bias: the folder's and the GGUF's (float32) must be equal."""
     bias, name = shards.entries.get(HEAD_BIAS), "output.bias"
     if bias is None:
         return [bilingual("gguf.needless_bias", name=name)] if name in gguf.tensors else []
@@ -150,7 +151,7 @@ def _rows(gguf: GgufFile, name: str) -> int:
 
 
 def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:
-    """Whether a GGUF's tensor is, to the bit, the shard's tensor cast to float16."""
+    """Whether a GGUF's tensor equals the shard's tensor cast to float16, bit for bit."""
     if stored.shape != entry.shape or stored.dtype != np.float16:
         return False
     return all(
@@ -160,7 +161,7 @@ def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:
 
 
 def _not_finite(gguf: GgufFile) -> list[str]:
-    """Tensors with values beyond float16's range, as a bfloat16 or float32 folder may have."""
+    """Return the names of tensors with values beyond float16's range, which bfloat16 and float32 can have."""
     found = []
     for name, info in gguf.tensors.items():
         if info.type == "F16":
@@ -171,12 +172,12 @@ def _not_finite(gguf: GgufFile) -> list[str]:
 
 
 def _beyond_float16(bits: NDArray[np.uint16]) -> bool:
-    # of the positive ones the largest is told by the signed order, of the negative ones by the unsigned
+    # read as signed integers, the largest is a positive float; as unsigned integers, a negative one
     return bool(bits.view(np.int16).max() >= 0x7C00 or bits.max() >= 0xFC00)
 
 
 def _longrope_attention_factor(config: dict[str, Any]) -> float:
-    """√(1 + ln s / ln L), s the context's growth and L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
+    """Return √(1 + ln s / ln L), with the context's growth s and original length L (LongRoPE, arXiv:2402.13753, eq. 6)."""
     longest: int = config["max_position_embeddings"]
     original = original_context(config) or longest
     growth = longest / original
@@ -184,7 +185,7 @@ def _longrope_attention_factor(config: dict[str, Any]) -> float:
 
 
 def check_quantized(path: Path, quant: str, head_quant: str | None) -> list[str]:
-    """Return the tensors that fell back to another type; refuse those that had no reason to."""
+    """Return the tensors that fell back to another type; refuse a fallback without a reason."""
     with GgufFile(path) as gguf:
         fallbacks = fallback_tensors(gguf, quant, output_tensor_type=head_quant)
         if "output.weight" not in gguf.tensors and "token_embd.weight" not in gguf.tensors:

@@ -1,4 +1,4 @@
-"""Two GGUF files compared: key by key, tensor by tensor, byte by byte."""
+"""Compares two GGUF files key by key, tensor by tensor and byte by byte."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Slab:
 
     @classmethod
     def cut(cls, info: TensorInfo, slab_bytes: int = SLAB_BYTES) -> Iterator[Slab]:
-        """All rows of a tensor, some at a time."""
+        """Divide a tensor into slabs of about `slab_bytes`."""
         step = max(1, slab_bytes * info.rows // max(1, info.size_bytes))
         for start in range(0, info.rows, step):
             yield cls(info, start, min(start + step, info.rows))
@@ -40,9 +40,9 @@ class Slab:
 
 
 def check_same(checks: Checks, found: Path, reference: Path) -> None:
-    """The run's own f16 GGUF is, to the byte, what the converter writes from the merged folder.
+    """Check that the run's f16 GGUF equals, byte for byte, what the converter writes from the merged folder.
 
-    The converter's output is a pure function of the folder, the name and its own version: no date, no path.
+    The converter's output is a pure function of the folder, the name and its own version; it has no date and no path.
     """
     with (
         checks.check(bilingual("equality.same"), "convert") as tell,
@@ -57,36 +57,36 @@ def check_same(checks: Checks, found: Path, reference: Path) -> None:
                 for slab in Slab.cut(two.tensors[name]):
                     refuse_other_rows(one, two, slab)
                     bar.advance(slab.bytes)
-        # types of numbers, the order of keys and the gaps between tensors are left
+        # what remains: types of numbers, the order of keys, and the gaps between tensors
         if not _same_content(found, reference):
             raise IntegrityError("equality.header", path=found)
         tell(bilingual("equality.bytes", count=found.stat().st_size))
 
 
 def refuse_other_keys(found: GgufFile, reference: GgufFile, changed: dict[str, Value] | None = None) -> None:
-    """Refuse metadata that is not the reference's.
+    """Refuse metadata that differs from the reference's.
 
     Args:
-        changed: keys whose value is another than the reference's, and which.
+        changed: keys with another value than the reference's, and that value.
 
     Raises:
-        IntegrityError: naming the first keys.
+        IntegrityError: it differs; the message names the first keys.
     """
     wanted = {**reference.metadata, **(changed or {})}
     odd = [key for key in wanted.keys() | found.metadata.keys() if not _same(found.metadata.get(key), wanted.get(key))]
     if odd:
-        told = [_difference(key, found.metadata.get(key), wanted.get(key)) for key in sorted(odd)[:_SHOWN]]
-        raise IntegrityError("equality.keys", path=found.path, count=len(odd), wrong=Bilingual.joined("\n", told))
+        lines = [_difference(key, found.metadata.get(key), wanted.get(key)) for key in sorted(odd)[:_SHOWN]]
+        raise IntegrityError("equality.keys", path=found.path, count=len(odd), wrong=Bilingual.joined("\n", lines))
 
 
 def refuse_other_tensors(found: GgufFile, reference: GgufFile, types: dict[str, str] | None = None) -> None:
     """Refuse a file whose tensors have other names, shapes or types than the reference's.
 
     Args:
-        types: the type each is to have, if not the reference's.
+        types: the expected type of each tensor; the reference's if None.
 
     Raises:
-        IntegrityError: naming the first one.
+        IntegrityError: there is one; the message names the first.
     """
     if odd := sorted(found.tensors.keys() ^ reference.tensors.keys()):
         key = "equality.tensor_lost" if odd[0] in reference.tensors else "equality.tensor_extra"
@@ -98,15 +98,15 @@ def refuse_other_tensors(found: GgufFile, reference: GgufFile, types: dict[str, 
         if have != wanted:
             wrong.append(bilingual("equality.kind", name=name, found=have[1], wanted=wanted[1]))
     if wrong:
-        told = Bilingual.joined("\n", wrong[:_SHOWN])
-        raise IntegrityError("equality.kinds", path=found.path, count=len(wrong), wrong=told)
+        lines = Bilingual.joined("\n", wrong[:_SHOWN])
+        raise IntegrityError("equality.kinds", path=found.path, count=len(wrong), wrong=lines)
 
 
 def refuse_other_rows(found: GgufFile, reference: GgufFile, slab: Slab) -> None:
-    """Refuse rows that are not the reference's to the byte.
+    """Refuse rows that differ from the reference's in any byte.
 
     Raises:
-        IntegrityError: naming tensor and row.
+        IntegrityError: they differ; the message names the tensor and the row.
     """
     one, two = (file.raw_rows(slab.info.name, slab.start, slab.stop) for file in (found, reference))
     if not np.array_equal(one, two):
@@ -115,16 +115,16 @@ def refuse_other_rows(found: GgufFile, reference: GgufFile, slab: Slab) -> None:
 
 
 def _same(one: Value | None, other: Value | None) -> bool:
-    # True is 1 in Python, and NaN is not itself
+    # in Python True equals 1, and NaN does not equal itself
     return type(one) is type(other) and (one == other or repr(one) == repr(other))
 
 
 def _difference(key: str, found: Value | None, wanted: Value | None) -> Bilingual:
     if isinstance(found, list) and isinstance(wanted, list):
-        places = [place for place, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]]
-        if not places:
+        different = [index for index, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]]
+        if not different:
             return bilingual("equality.length", key=key, found=len(found), wanted=len(wanted))
-        at = places[0]
+        at = different[0]
         return bilingual("equality.item", key=key, place=at, found=_shown(found[at]), wanted=_shown(wanted[at]))
     missing = bilingual("equality.missing")
     return bilingual(

@@ -1,4 +1,4 @@
-"""What the models are compared on: token ids of the user's text, half of them chats, and text of nobody's training."""
+"""Chooses the text that models are compared on: the user's, half of it as chats, and text that nobody trained on."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from aegis.verification import texts as text
 MIN_TOKENS = 64
 _SEQUENCE_TOKENS = 512
 _LOGITS = 1 << 25
-"""Maximum logits of one sequence: 134 MB. A vocabulary of 262,144 then has sequences of 128 tokens."""
+"""Maximum logits per sequence: 134 MB. With a vocabulary of 262,144 a sequence then has 128 tokens."""
 OWN_TEXTS = 64
 """Rows of the user's whose ids are compared in transformers and in llama.cpp."""
 Origin = Literal["text", "heldout", "trained", "filled"]
-"""Where the compared text is from: --text, rows held out, rows trained on, or rows too few and other text."""
+"""The origin of the compared text: --text, held-out rows, trained rows, or too few rows with other text added."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One verification's text.
+    """The text of one verification.
 
     Attributes:
         compared: token ids that go through every model.
-        other: token ids on which base and result are compared for what was kept.
+        other: token ids on which base and result are compared, to see what the training changed elsewhere.
         own_texts: some of the user's texts, plain and as the base's chat template renders them.
     """
 
@@ -37,7 +37,7 @@ class Sample:
 
     @classmethod
     def of_text(cls, texts: Sequence[str], tokenizer: Any, tokens: int, limit: int) -> Sample:
-        """A sample of paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
+        """Make a sample from paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
         rendered = text.rendered(texts, tokenizer)
         chats = [tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
         own_texts = [*texts[:OWN_TEXTS], *rendered[:OWN_TEXTS]]
@@ -47,11 +47,11 @@ class Sample:
     def of_chats(
         cls, rows: Sequence[list[int]], tokenizer: Any, tokens: int, limit: int, *, trained: bool = False
     ) -> Sample:
-        """A sample of chats as they were trained on or held out; the other text is the embedded corpus's.
+        """Make a sample from trained or held-out chats; the other text comes from the demo's corpus.
 
         Args:
-            rows: token ids, twice `tokens` in all if there are as many: half of what is compared is their plain text.
-            trained: whether these are the training's own.
+            rows: token ids, twice `tokens` in all if there are enough: half of the sample is their plain text.
+            trained: whether the training saw these rows.
         """
         chats = [row[:limit] for row in rows]
         plain = [tokenizer.decode(chat, skip_special_tokens=True) for chat in chats]
@@ -87,5 +87,5 @@ def own_texts(rows: Iterable[list[int]], tokenizer: Any) -> list[str]:
 
 
 def sequence_limit(vocab_size: int, context_tokens: int) -> int:
-    """Tokens of the longest sequence: what the model is run with, and what the logits of one take in memory."""
+    """Return the maximum tokens per sequence, limited by the context and by the memory of the logits."""
     return max(2, min(_SEQUENCE_TOKENS, context_tokens, _LOGITS // vocab_size))

@@ -1,4 +1,4 @@
-"""A model as a source of logits, one at a time in memory: in transformers, or in llama.cpp."""
+"""Computes logits with transformers or llama.cpp, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aegis.verification.divergence import Logits
 
 
 def torch_logits(model: Any, sequences: Sequence[Sequence[int]], title: str) -> Iterator[Logits]:
-    """Run each sequence by itself through a transformers model; yields (tokens, vocab_size) float32."""
+    """Run each sequence by itself through a transformers model; yield (tokens, vocab_size) float32."""
     device = next(model.parameters()).device
     with progress.task(title, len(sequences), "sequence") as bar:
         for sequence in sequences:
@@ -30,10 +30,10 @@ def torch_logits(model: Any, sequences: Sequence[Sequence[int]], title: str) -> 
 def llama_logits(
     runtime: Runtime, sequences: Sequence[Sequence[int]], title: str, rates: list[float] | None = None
 ) -> Iterator[Logits]:
-    """Run each sequence by itself through llama.cpp; yields (tokens, vocab_size) float32.
+    """Run each sequence by itself through llama.cpp; yield (tokens, vocab_size) float32.
 
     Args:
-        rates: gets each sequence's tokens a second, the logits of every token included.
+        rates: gets each sequence's tokens per second, with the logits of every token.
     """
     with progress.task(title, len(sequences), "sequence") as bar:
         for sequence in sequences:
@@ -46,11 +46,11 @@ def llama_logits(
 
 
 def repeats_one_token(runtime: Runtime, prompt: Sequence[int], end_token: int | None, tokens: int = 32) -> bool:
-    """Whether a GGUF, always taking its likeliest token after `prompt`, says one and the same `tokens` times.
+    """Whether a GGUF repeats one token `tokens` times when it takes the most likely token after `prompt`.
 
     Args:
-        runtime: opened with logits=True and room for prompt and answer.
-        end_token: where the model may stop.
+        runtime: opened with logits=True, and with a context for prompt and answer.
+        end_token: the token that ends an answer.
     """
     ids = list(prompt)
     while len(ids) < len(prompt) + tokens:
@@ -64,7 +64,7 @@ def repeats_one_token(runtime: Runtime, prompt: Sequence[int], end_token: int | 
 
 
 def check_answers(gguf: Path) -> None:
-    """Load a GGUF in llama.cpp and evaluate one token: no file is published that does not get as far.
+    """Load a GGUF in llama.cpp and evaluate one token; a file that fails here is not published.
 
     Raises:
         IntegrityError: llama.cpp cannot load the file, or its logits are not finite.

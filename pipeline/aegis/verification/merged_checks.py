@@ -1,8 +1,8 @@
-"""The merged weights: every tensor made once more from base, adapter and soul, and compared with what was written.
+"""Checks the merged weights: makes every tensor again from base, adapter and soul, and compares the bytes.
 
-The arithmetic of a merge is float32 in pieces of fixed size on one thread, so on one machine the same bytes come out.
-Another processor may add up the terms of a product in another order. What that changes is the side of a rounding tie on
-which a value falls: one unit in its last place, and only where the float32 value lies on the tie.
+A merge computes in float32, in pieces of fixed size on one thread, so one machine always writes the same bytes. Another
+processor may sum the terms of a product in another order. This can only move a value to the other side of a rounding
+tie: it changes by one unit in the last place, and only if the float32 value is at the tie.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from aegis.model.shards import HEAD, ShardSet, TensorEntry, raw_bytes
 from aegis.verification.run_checks import Checks
 
 SUM_ERROR = 2.0**-20
-"""How far two orders of summation leave a float32 sum apart, as a share of the row's largest magnitude: 16 terms of
-float32's 2⁻²⁴ each."""
+"""Maximum difference between two orders of a float32 sum, as a fraction of the row's largest magnitude: 16 times
+float32's 2⁻²⁴."""
 
 
 @dataclass
 class _Work:
-    """One tensor on its way through the pool.
+    """One tensor to compare.
 
     Attributes:
-        ties: values that were rounded to the other side of a tie.
+        ties: number of values that were rounded to the other side of a tie.
     """
 
     name: str
@@ -43,10 +43,10 @@ class _Work:
 
 
 def check_tensors(checks: Checks, plan: MergePlan, merged: ShardSet, *, skipped: frozenset[str] = frozenset()) -> None:
-    """Every tensor of the merged folder is what the plan makes of base, adapter and soul; none is missing or more.
+    """Check that the merged folder has exactly the tensors that the plan makes from base, adapter and soul.
 
     Args:
-        skipped: tensors that went through NF4 on a GPU, where there is none to do the same.
+        skipped: tensors that went through NF4 on a GPU, if this machine has none.
     """
     with checks.check(bilingual("merged.tensors"), "merge") as tell:
         work = [item for item in _pairs(plan, merged) if item.name not in skipped]
@@ -90,7 +90,7 @@ def _compare(plan: MergePlan, item: _Work) -> None:
         stored = item.stored.read(start, stop, into=scratch.tensor("stored", tuple(rows.shape), rows.dtype))
         if _same_bytes(rows, stored):
             continue
-        # a weight that no sum goes into has no excuse
+        # a weight that is not a sum must have the same bytes
         summed = item.name == HEAD or item.name in plan.adapter.updates
         different = int((rows != stored).sum())
         if not (summed and rows.is_floating_point() and _ties_only(_wide(plan, item, start, stop), stored)):
@@ -104,13 +104,13 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
 
 
 def _wide(plan: MergePlan, item: _Work, start: int, stop: int) -> Tensor:
-    """The same rows before they are cast."""
+    """Return the rows before the cast."""
     wide = replace(plan, dtype=torch.float32)
     return next(rows for first, last, rows in wide.slabs(item.name, item.source) if (first, last) == (start, stop))
 
 
 def _ties_only(wide: Tensor, stored: Tensor) -> bool:
-    """Whether `stored` is a right rounding of values no further from `wide` than summation in another order leaves."""
+    """Whether `stored` is a correct rounding of values that differ from `wide` by no more than the order of sums."""
     found = stored.float()
     if not torch.isfinite(found).all():
         return False

@@ -1,4 +1,4 @@
-"""The disk and the memory that verify takes."""
+"""Estimates the disk space and the memory that verify needs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from aegis.runs.needs import Need, NeedName
 
 
 def scratch_needed(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int, *, keeps: bool) -> Need:
-    """Float32 logits of every model and of the base, and the f16 file that is converted again.
+    """Estimate the disk space for float32 logits of every model and of the base, and for the f16 file made again.
 
-    Base and result have other text too, and kept text if there is any.
+    Base and result also have logits on other text, and on kept text if there is any.
     """
-    place = tempfile.gettempdir()
+    folder = tempfile.gettempdir()
     recordings = models + 1 + (4 if keeps else 2) + config.compare_bases
     needed = recordings * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
-    return Need("disk_scratch", needed, disk.free_bytes(Path(place)), place)
+    return Need("disk_scratch", needed, disk.free_bytes(Path(folder)), folder)
 
 
 def memory_needed(config: VerifyConfig, weights: int) -> Need:
-    """A whole model: float16 on a GPU, float32 on a CPU; llama.cpp maps its files, which can leave memory again."""
+    """Estimate the memory for one model: float16 on a GPU, float32 on a CPU.
+
+    llama.cpp does not count: it maps its files, and the system can drop mapped pages.
+    """
     device = find_device(config.device)
     on_gpu = device is None or device.type == "cuda"
     name: NeedName = "gpu_memory_verify" if on_gpu else "ram_verify"

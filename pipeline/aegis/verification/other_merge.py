@@ -1,4 +1,4 @@
-"""The other choice of merge's base weights, measured in the place of the merged model's, never on disk."""
+"""Measures the other choice of merge's `base_weights`, in the memory of the merged model, without writing it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aegis.verification.verdict import BaseComparison
 
 
 def merge_the_other_way(model: Any, round_trip: RoundTrip, structure: Structure) -> None:
-    """Put into the merged model what a merge with the other choice of base weights would have written."""
+    """Replace the merged model's weights with those that a merge with the other choice would have written."""
     plan = structure.plan(round_trip if structure.base_weights == "original" else None)
     with progress.task(phrase("verify.other_merge"), len(round_trip.weights), "weight") as bar, torch.no_grad():
         for name in sorted(round_trip.weights):
@@ -27,7 +27,7 @@ def merge_the_other_way(model: Any, round_trip: RoundTrip, structure: Structure)
 def choices(
     base_weights: str, trained: Recording, merged: Recording, other_way: Recording
 ) -> tuple[BaseComparison, ...]:
-    """Both choices against the model as trained; `base_weights` is the one that was merged."""
+    """Compare both choices with the model as trained; `base_weights` is the choice that was merged."""
     both = {name: merged if name == base_weights else other_way for name in ("original", "dequantized")}
     return tuple(
         BaseComparison(name, found is merged, compare(trained, found), perplexity(found))

@@ -1,4 +1,4 @@
-"""A quantized GGUF against the f16 file it was made from: keys, types, weights."""
+"""Checks a quantized GGUF against the f16 file that it was made from: keys, types and weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run's quantized files were made.
+    """The settings that a run's files were quantized with.
 
     Attributes:
-        head_quant: the type asked for `output.weight`, None for llama.cpp's choice.
-        with_imatrix: whether an importance matrix was given.
-        importance: its values, if the file is at hand.
+        head_quant: the requested type of `output.weight`; None for llama.cpp's choice.
+        with_imatrix: whether an importance matrix was used.
+        importance: its values; None if its file is not found.
     """
 
     head_quant: str | None
@@ -35,28 +35,28 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], inputs: Mapping[str, str], *candidates: Path) -> Recipe:
-        """From the export's manifest.
+        """Read the recipe from the export's manifest.
 
         Args:
-            candidates: where the importance matrix may be; one of them counts if it has the right hash.
+            candidates: paths where the importance matrix may be; the first with the recorded hash is read.
         """
         wanted = inputs.get("imatrix")
-        at_hand = [path for path in candidates if wanted and path.is_file() and file_sha256(path) == wanted]
+        found = [path for path in candidates if wanted and path.is_file() and file_sha256(path) == wanted]
         head_quant = config.get("head_quant")
-        importance = read_importance(at_hand[0]) if at_hand else None
+        importance = read_importance(found[0]) if found else None
         return cls(None if head_quant is None else str(head_quant), wanted is not None, importance)
 
     @property
     def exact(self) -> bool:
-        """Whether the quantizer can be asked for the same bytes."""
+        """Whether the quantizer can make the same bytes again."""
         return not self.with_imatrix or self.importance is not None
 
 
 def check_quantized_file(checks: Checks, path: Path, quant: str, f16: Path, recipe: Recipe) -> None:
-    """Everything that llama.cpp's quantizer decides, as it decides it; the rows only if keys and types hold.
+    """Check that keys, types and rows are those of llama.cpp's quantizer; rows only if keys and types are right.
 
     Args:
-        f16: what the converter writes from the merged folder.
+        f16: the converter's output from the merged folder.
     """
     before = len(checks.done)
     with (

@@ -1,9 +1,9 @@
-"""The weights of a quantized file against the f16 file's: within the type's own rounding, and made once more.
+"""Compares the weights of a quantized file with the f16 file's, and quantizes some of them again.
 
-Quantizing a model once more takes as long as quantizing it; reading its weights back takes a small part of that. So
-every row is read back and its distance from the f16's is
-measured, while the quantizer itself is asked about one row in 16, about every row that lies further off than those
-do, and about every row of a small tensor. Its answer decides, byte by byte, so that no bound has to be guessed.
+Quantizing a model again takes as long as the first time; dequantizing its weights is much faster. So every row is
+dequantized, and its distance from the f16 row is measured. The quantizer itself quantizes again one row in 16, every
+row that is further away than those, and every row of a small tensor. These rows are compared byte by byte, so no bound
+has to be guessed.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from aegis.verification.gguf_equality import Slab, refuse_other_rows
 
 Importance = Mapping[str, NDArray[np.float32]]
 EXACT_WEIGHTS = 1 << 22
-"""A tensor of so many weights or fewer is quantized once more as a whole."""
+"""Maximum weights of a tensor that is quantized again completely."""
 EVERY = 16
 """In a larger tensor, one row in this many is quantized again."""
 _SUSPICIOUS = 1.25
-"""A row so much further from the f16's than the furthest of those is looked at as well."""
+"""A row is quantized again too if its distance is this many times the largest distance among those rows."""
 _MAX_SUSPECTS = 64
-"""Per slab: where more are wrong, one of these is."""
+"""Suspicious rows that are quantized again per slab; if more rows are wrong, one of these is among them."""
 _AS_NEAR = 1.01
 _TIES = 1 / 50
-"""Another processor may round a scale's near-tie the other way: such a row is as near to the f16's as the quantizer's
+"""Another processor may round a scale's near-tie the other way: such a row is as near to the f16 row as the quantizer's
 own, and rare."""
 _FURTHER = 2.0
-"""What an importance matrix that is not at hand may add to a row's distance, as a factor on the distance without."""
+"""How many times further a row may be if it was quantized with an importance matrix that is not found."""
 _SLAB_BYTES = 4 << 20
 
 
 @dataclass
 class _Rows:
-    """Rows of one tensor on their way through the pool.
+    """Rows of one tensor to compare.
 
     Attributes:
-        asked: rows that the quantizer was asked about.
-        ties: rows among them with other bytes, as near to the f16's as the quantizer's.
+        asked: number of rows that were quantized again.
+        ties: how many of them have other bytes, but are as near to the f16 rows as the quantizer's.
     """
 
     slab: Slab
@@ -56,7 +56,7 @@ class _Rows:
 
 @dataclass
 class Comparison:
-    """What came of it, over all tensors."""
+    """The counts of a comparison over all tensors; see `_Rows`."""
 
     rows: int = 0
     asked: int = 0
@@ -67,12 +67,12 @@ def compare_rows(found: GgufFile, reference: GgufFile, importance: Importance | 
     """Compare every weight of a quantized file with the f16 file's.
 
     Args:
-        found: its tensors have the names, shapes and types they should.
-        importance: what it was quantized with, None if with nothing.
-        exact: False if it was quantized with an importance matrix that is not at hand.
+        found: the quantized file; names, shapes and types of its tensors were checked.
+        importance: the importance matrix that it was quantized with; None if there was none.
+        exact: False if it was quantized with an importance matrix that is not found.
 
     Raises:
-        IntegrityError: naming the tensor and the row.
+        IntegrityError: a row differs by more than rounding; the message names the tensor and the row.
     """
     slabs = [slab for info in reference.tensors.values() for slab in Slab.cut(info, _SLAB_BYTES)]
     asked: dict[str, int] = {}
@@ -112,7 +112,7 @@ def _compare(found: GgufFile, reference: GgufFile, item: _Rows, importance: Impo
     weights = importance.get(name)
 
     def ask(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Quantize some rows once more; returns how far the quantizer's own lie from the f16's."""
+        """Quantize some rows again and compare them; return the distances of the quantizer's rows from the f16's."""
         own = _quantized(values[rows], kind, weights, slab.info, slab.start + rows)
         off = _distances(dequantize_rows(own, kind, slab.info.columns), values[rows])
         if not exact:
@@ -130,7 +130,7 @@ def _compare(found: GgufFile, reference: GgufFile, item: _Rows, importance: Impo
     if slab.info.rows * slab.info.columns <= EXACT_WEIGHTS:
         ask(every)
         return
-    # a pure function of the row's number: the same rows each time, not the same columns of a repeating pattern
+    # a hash of the row's number: always the same rows, and no regular pattern
     sample = every[(slab.start + every) * 2654435761 % 2**32 < 2**32 // EVERY]
     sample = sample if len(sample) else every[:1]
     usual = ask(sample).max()
@@ -147,7 +147,7 @@ def _quantized(
 ) -> NDArray[np.uint8]:
     if weights is None or len(weights) == info.columns:
         return quantize_rows(values, kind, weights)
-    # one set of columns for each expert
+    # one importance vector per expert
     of_expert = weights.reshape(-1, info.columns)[rows // info.shape[-2]]
     return np.concatenate([quantize_rows(values[at : at + 1], kind, of_expert[at]) for at in range(len(rows))])
 
@@ -157,8 +157,8 @@ def _float_rows(file: GgufFile, slab: Slab) -> NDArray[np.float32]:
 
 
 def _distances(values: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
-    """|values − reference| of each row as a share of |reference|."""
-    with np.errstate(all="ignore"):  # a damaged scale may be anything
+    """Return |values − reference| / |reference| of each row."""
+    with np.errstate(all="ignore"):  # a damaged scale may have any value
         off = np.sqrt(np.einsum("ij,ij->i", values - reference, values - reference, dtype=np.float64))
         size = np.sqrt(np.einsum("ij,ij->i", reference, reference, dtype=np.float64))
         relative = np.where(off == 0, 0.0, off / size)

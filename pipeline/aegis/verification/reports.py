@@ -1,4 +1,4 @@
-"""A report.json on disk: which kind it says it is, and in which version."""
+"""Reads a report.json and checks its kind and version."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def read_versioned(path: Path, schema: str, version: int, *, damaged: str, other
     """Read a report of one kind and version.
 
     Args:
-        damaged: the key of the message for a file that is no report at all.
-        other: the key of the message for one of another kind or version.
+        damaged: the key of the message for a file that is not a report.
+        other: the key of the message for a report of another kind or version.
 
     Raises:
-        IntegrityError: it is one of these.
+        IntegrityError: one of these two.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))

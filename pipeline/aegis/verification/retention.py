@@ -1,7 +1,7 @@
-"""What a training left of its base: how far base and result are apart on text that nobody trained on, in one sentence.
+"""Measures how far a training moved the result from its base on text that nobody trained on, and says it in a sentence.
 
-KL(base ‖ result) and both losses, each also at its best temperature: a gate that is not counter-scaled sharpens the
-logits, and a distance that goes away when they are divided by a number is only that.
+It measures KL(base ‖ result) and both losses, each also at its best temperature: a gate without counter-scale sharpens
+the logits, and a temperature removes such a difference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aegis.verification.logits import torch_logits
 from aegis.verification.run_checks import Checks
 
 TextName = Literal["kept", "other"]
-"""Kept windows that were never trained on, and text of nobody's training."""
+"""Held-out kept windows, and text that nobody trained on."""
 _NAMES: dict[TextName, str] = {"kept": "retention.kept", "other": "retention.other"}
 _TITLES = {
     ("base", "kept"): "verify.base_on_kept",
@@ -34,19 +34,20 @@ _TITLES = {
     ("result", "other"): "verify.result_on_other",
 }
 _ALIKE, _MOVED = 0.05, 0.3
-"""Mean KL, nats: up to the first a result answers as its base does; beyond the second it does not any more."""
+"""Mean KL in nats: up to the first, a result answers like its base; beyond the second, it answers differently."""
 _NO_GAIN = 0.005
 """Nats per token, which the sentence rounds to 0.00."""
 
 
 @dataclass(frozen=True)
 class BaseRetention:
-    """Base and result on one text: KL(base ‖ result), mean per token in nats, and perplexities.
+    """Base and result on one text: mean KL(base ‖ result) in nats per token, and perplexities.
 
     Attributes:
-        text: which one.
-        tokens: that were predicted.
-        max_kl: the bound that was asked for.
+        text: the kind of text.
+        tokens: number of predicted tokens.
+        kl_tempered, base_tempered, result_tempered: the values with each model at its best temperature.
+        max_kl: the bound that the user set, or None.
     """
 
     text: TextName
@@ -63,7 +64,7 @@ class BaseRetention:
 
     @property
     def name(self) -> Bilingual:
-        """What the text is called."""
+        """The text's name in both languages."""
         return bilingual(_NAMES[self.text])
 
     @property
@@ -77,11 +78,11 @@ class BaseRetention:
 
     @property
     def lost_tempered(self) -> float:
-        """What is left of that when each model has its best temperature."""
+        """`lost` with each model at its best temperature."""
         return math.log(self.result_tempered / self.base_tempered)
 
     def as_json(self) -> dict[str, Any]:
-        """As a report has it."""
+        """Return the entry of a report."""
         return {**asdict(self), "ok": self.ok, "lost": self.lost, "lost_tempered": self.lost_tempered}
 
     @classmethod
@@ -107,10 +108,10 @@ class BaseRetention:
 
 
 def kept_windows(run: Run, max_kept_kl: float | None, checks: Checks) -> Windows | None:
-    """The kept windows that training never saw; None where it kept nothing, and where they failed their check.
+    """Return the held-out kept windows; None if the training had no kept text, or if they failed their check.
 
     Raises:
-        UsageError: there are none, and there is a bound on them.
+        UsageError: the training had no kept text, and `max_kept_kl` is set.
     """
     found = None
     if "kept" in read_manifest(run.adapter).inputs:
@@ -124,10 +125,11 @@ def kept_windows(run: Run, max_kept_kl: float | None, checks: Checks) -> Windows
 
 @dataclass
 class Witnesses:
-    """The texts on which base and result are compared, and what each said of them.
+    """The texts on which base and result are compared, and the recorded logits of both.
 
     Attributes:
         work: folder for recordings.
+        texts: token ids by kind of text.
     """
 
     work: Path
@@ -136,23 +138,23 @@ class Witnesses:
 
     @classmethod
     def of(cls, work: Path, sample: Sample, kept: Windows | None, tokens: int, limit: int) -> Witnesses:
-        """The other text, and of kept windows `tokens` tokens, each piece cut to `limit`."""
+        """Take the sample's other text, and `tokens` tokens of the kept windows, each piece cut to `limit`."""
         pieces = [] if kept is None else [piece[:limit].tolist() for piece in kept.pieces()]
         found: dict[TextName, list[list[int]]] = {"kept": texts.take(pieces, tokens), "other": sample.other}
         return cls(work, {name: sequences for name, sequences in found.items() if sequences})
 
     def record(self, name: Literal["base", "result"], model: Any) -> None:
-        """Run each text through a transformers model.
+        """Run each text through a transformers model and record its logits.
 
         Raises:
-            IntegrityError: it gave NaN or Inf.
+            IntegrityError: the model returned NaN or Inf.
         """
         for text, sequences in self.texts.items():
             outputs = torch_logits(model, sequences, phrase(_TITLES[name, text]))
             self._recorded[name, text] = record(self.work / f"{name}-{text}.npy", outputs, sequences)
 
     def measured(self, max_kept_kl: float | None) -> tuple[BaseRetention, ...]:
-        """Both models on each text, once both were recorded."""
+        """Compare the two models on each text; both must be recorded."""
         bounds: dict[TextName, float | None] = {"kept": max_kept_kl, "other": None}
         return tuple(
             BaseRetention.measure(text, self._recorded["base", text], self._recorded["result", text], bounds[text])
@@ -163,14 +165,14 @@ class Witnesses:
 def sentence(
     retained: Sequence[BaseRetention], perplexities: Mapping[str, float], origin: Origin, vocab_size: int
 ) -> Bilingual | None:
-    """How near the result's answers are to the base's, and what it learned; None where nothing of it was measured.
+    """Describe how near the result's answers are to the base's, and what it learned; None if neither was measured.
 
     Args:
         perplexities: of "base" and "merged" on the sample.
-        origin: where the sample comes from. A text given with --text is its own other text, and says nothing of
-            how the result answers elsewhere.
+        origin: the sample's origin. With --text, the other text is the same text, and shows nothing about answers
+            elsewhere.
     """
-    # a text that the base predicts no better than chance shows nothing of what it knew
+    # a text that the base predicts no better than chance shows nothing about its knowledge
     readable = {found.text: found for found in retained if found.base < vocab_size}
     judge = readable.get("kept") or (readable.get("other") if origin != "text" else None)
     if judge is None:
@@ -178,13 +180,13 @@ def sentence(
     key = "retention.far"
     if judge.kl <= _MOVED:
         key = "retention.alike" if judge.kl <= _ALIKE else "retention.moved"
-    said = bilingual(key, kl=judge.kl, text=judge.name)
+    answers = bilingual(key, kl=judge.kl, text=judge.name)
     if origin == "filled" or perplexities["base"] >= vocab_size:
-        return bilingual("retention.answers", answers=said)
+        return bilingual("retention.answers", answers=answers)
     gained = math.log(perplexities["base"] / perplexities["merged"])
     key = "retention.better" if gained > 0 else "retention.worse"
     if abs(gained) < _NO_GAIN:
         key = "retention.as_well"
     own = bilingual("retention.trained_text" if origin == "trained" else "retention.your_text")
     learned = bilingual(key, text=own, nats=abs(gained))
-    return bilingual("retention.answers_and_knows", answers=said, knows=learned)
+    return bilingual("retention.answers_and_knows", answers=answers, knows=learned)

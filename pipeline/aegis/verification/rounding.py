@@ -1,9 +1,9 @@
-"""How far rounding alone may move a model's output: bounds from the dtype, the depth and the logits' own scale.
+"""Computes how far rounding alone may move a model's output: bounds from the dtype, the depth and the logits' scale.
 
-A weight or an activation rounded to a dtype is off by a random share of it, u = eps / 2 at most. Each layer adds such
-an error, so that a logit is off by about δ = u √(1 + layers) s, s the spread of the logits at one position. Between
-softmaxes of logits that differ by an error of deviation δ lies KL ≈ δ² / 2 (second order, Var(error) under p). A token
-may change places with the likeliest one only where its logit was no further behind than both errors together.
+A weight or an activation rounded to a dtype has a random relative error of at most u = eps / 2. Each layer adds such an
+error, so a logit has an error of about δ = u √(1 + layers) s, where s is the spread of the logits at one position. If
+two sets of logits differ by an error of deviation δ, then KL ≈ δ² / 2 between their softmaxes (second order, Var(error)
+under p). Another token can become the most likely one only if its logit was behind by at most the sum of both errors.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from aegis.verification.divergence import Divergence
 
 MIN_POSITIONS = 64
-"""Fewer carry no verdict."""
+"""With fewer positions there are no bounds."""
 _MIN_FOR_P99 = 200
-"""Below that the 99th percentile is the largest or second largest value."""
+"""With fewer positions, the 99th percentile is the largest or second largest value."""
 _MARGIN = 2.0
-"""On δ, whose constant depends on how each program sums."""
+"""A factor on δ, whose constant depends on how each program sums."""
 _AT_P99, _AT_MAX = 2.0, 4.0
-"""How much further than the mean's the error of one position in 100, and of the worst one, may be."""
+"""How many times the mean error one position in 100, and the worst one, may have."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one comparison must stay under; None for no bound.
+    """Upper bounds of one comparison; None for no bound.
 
     Attributes:
         mean_kl, p99_kl, max_kl: in nats.
-        flip_lead: the lead, in logits, from which a likeliest token must stay the likeliest.
+        flip_lead: a most likely token with a larger lead than this, in logits, must stay the most likely one.
     """
 
     mean_kl: float | None = None
@@ -41,7 +41,7 @@ class Bounds:
 
     @classmethod
     def of_rounding(cls, found: Divergence, dtype: torch.dtype, layers: int) -> Bounds:
-        """For two models between which lies one rounding of the weights or activations to `dtype`."""
+        """Return the bounds for two models that differ by one rounding of weights or activations to `dtype`."""
         if found.positions < MIN_POSITIONS:
             return cls()
         delta = _MARGIN * torch.finfo(dtype).eps / 2 * math.sqrt(1 + layers) * found.scale
@@ -53,7 +53,7 @@ class Bounds:
         )
 
     def broken(self, found: Divergence) -> list[str]:
-        """The names of the bounds that a comparison does not keep."""
+        """Return the names of the bounds that a comparison exceeds."""
         return [
             name
             for name in ("mean_kl", "p99_kl", "max_kl", "flip_lead")

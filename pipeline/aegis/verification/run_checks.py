@@ -1,4 +1,4 @@
-"""What can be proved of a run without running a model: each file is the one that was published, each part is ours."""
+"""Checks a run's files without running a model: each is the one that was published, and made from the one before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aegis.verification.gguf_checks import check_f16, check_pieces
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and the stage that failed if it does not hold."""
+    """The result of one check, and the stage that is at fault if it failed."""
 
     name: Bilingual
     stage: str
@@ -32,7 +32,7 @@ class Check:
     detail: Bilingual
 
     def as_json(self) -> dict[str, Any]:
-        """As a report has it."""
+        """Return the entry of a report."""
         return {
             "name": self.name.recorded(),
             "stage": self.stage,
@@ -42,7 +42,7 @@ class Check:
 
 
 class Checks:
-    """A list of checks under way; a check that raises an `AegisError` has failed, with the error for its detail."""
+    """Collects checks; a check that raises an `AegisError` has failed, and the error is its detail."""
 
     def __init__(self) -> None:
         self.done: list[Check] = []
@@ -53,12 +53,12 @@ class Checks:
 
     @contextmanager
     def check(self, name: Bilingual, stage: str) -> Iterator[Callable[[Bilingual], None]]:
-        """Run the block as one check; it may give a detail, and raises to fail."""
+        """Run the block as one check; the block may call the function with details, and raises to fail."""
         details: list[Bilingual] = []
         try:
             yield details.append
         except EnvironmentFault:
-            raise  # a full disk says nothing of the run
+            raise  # a full disk is not the run's fault
         except AegisError as error:
             self.done.append(Check(name, stage, False, error.text))
         else:
@@ -66,7 +66,7 @@ class Checks:
 
 
 def check_published(checks: Checks, run: Run) -> None:
-    """Hash every published file, and follow the chain: each stage must have worked on what the one before published."""
+    """Hash every published file, and check that each stage worked on what the stage before it published."""
     manifests: dict[str, Manifest] = {}
     for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf)):
         with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
@@ -88,7 +88,7 @@ def check_published(checks: Checks, run: Run) -> None:
 
 
 def check_stock(checks: Checks, merged: Path) -> None:
-    """A folder that any program reads rightly: the head is its own, and nothing in it is ours or code."""
+    """Check that any program can read a merged folder: its head is untied, and it has no code and no AEGIS tensors."""
     with checks.check(bilingual("structure.stock"), "merge"):
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         if config.get("tie_word_embeddings") is not False:
@@ -100,7 +100,7 @@ def check_stock(checks: Checks, merged: Path) -> None:
 
 
 def check_finite(checks: Checks, merged: Path) -> None:
-    """Look at every value of the merged shards."""
+    """Check that every value of the merged shards is finite."""
     with checks.check(bilingual("structure.finite"), "merge") as tell:
         entries = ShardSet.open(merged).entries
         for entry in entries.values():
@@ -112,7 +112,7 @@ def check_finite(checks: Checks, merged: Path) -> None:
 
 
 def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, Any], tokenizer: Any) -> None:
-    """The f16 GGUF against the folder: head, template, add_bos, rope tensors, name, vocabulary, special tokens."""
+    """Compare the f16 GGUF with the folder: head, template, add_bos, rope tensors, vocabulary and special tokens."""
     with checks.check(bilingual("structure.converted"), "convert"):
         check_f16(f16, ShardSet.open(merged), config, tokenizer)
     with checks.check(bilingual("structure.vocabulary"), "convert") as tell:

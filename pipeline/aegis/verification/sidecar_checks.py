@@ -1,4 +1,4 @@
-"""What stands beside weights and GGUF files, derived once more and compared: nothing else may stand there."""
+"""Checks the files beside weights and GGUF files: makes them again and compares; no other file may be there."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from aegis.verification.run_checks import Checks
 def check_merged_sidecars(
     checks: Checks, plan: MergePlan, origin: Provenance, merged: Path, manifest: Manifest
 ) -> None:
-    """config.json, tokenizer, generation_config, index, licences and card of the merged folder.
+    """Check config.json, tokenizer, generation_config, index, licences and card of the merged folder.
 
     Args:
-        origin: as it follows from base, adapter and soul.
+        origin: the origin computed from base, adapter and soul.
     """
     with (
         checks.check(bilingual("sidecars.merged"), "merge") as tell,
@@ -52,7 +52,7 @@ def check_merged_sidecars(
 
 
 def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Manifest) -> None:
-    """Modelfile, card and licences beside the GGUF files."""
+    """Check Modelfile, card and licences beside the GGUF files."""
     with (
         checks.check(bilingual("sidecars.gguf"), "convert") as tell,
         TemporaryDirectory(prefix="aegis-beside-") as work,
@@ -68,10 +68,6 @@ def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Ma
         tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
 
 
-def _scratch() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="aegis-sidecars-")
-
-
 def _card_files(manifest: Manifest, names: Sequence[str]) -> list[CardFile]:
     if lost := [name for name in names if name not in manifest.files]:
         raise IntegrityError("sidecars.unlisted", name=lost[0])
@@ -83,7 +79,7 @@ def _compare(derived: Path, folder: Path, weights: Sequence[str], manifest: Mani
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if odd := sorted(found - wanted - {*weights, MANIFEST}):
         raise IntegrityError("sidecars.extra", path=folder / odd[0])
-    # what another version of this program wrote of itself may be worded otherwise
+    # another version of this program may have worded its card differently
     unlike = {CARD} if manifest.versions.get("aegis") != __version__ else set()
     for name in sorted(wanted - unlike):
         path = folder / name
@@ -94,7 +90,7 @@ def _compare(derived: Path, folder: Path, weights: Sequence[str], manifest: Mani
 
 
 def _first_difference(derived: Path, found: Path) -> str:
-    """The keys of a JSON object, or the line of a text, that differ."""
+    """Return the first keys of a JSON object, or the first line of a text, that differ."""
     if found.suffix == ".json":
         try:
             before, after = (json.loads(path.read_bytes()) for path in (derived, found))

@@ -1,6 +1,6 @@
-"""Everything of a run that needs no forward pass: bytes, stage by stage, each from what the stage before it made.
+"""Checks a run stage by stage without a forward pass: makes each stage's files again from the stage before it.
 
-A stage that does not hold is where it ends: what was made from it would differ too.
+The first stage that fails ends the checks: everything made from it would differ too.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from aegis.verification.quantized_checks import Recipe, check_quantized_file
 from aegis.verification.run_checks import Checks
 
 IMATRIX = "imatrix.gguf"
-"""As quantize-study publishes it."""
+"""The file's name in quantize-study's directory."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """A run, and what it was made from.
+    """A run, and the base that it was made from.
 
     Attributes:
-        manifests: of "train", "merge" and "convert".
-        tokenizer: the base's own: one that lost tokens on the way must not be measured against itself.
-        reference: where the f16 GGUF goes that the converter writes from the merged folder once more.
-        tree: a llama.cpp checkout for the converter, None for the pinned one.
+        manifests: the manifests of "train", "merge" and "convert".
+        tokenizer: the base's own; a tokenizer that lost tokens on the way must not be compared with itself.
+        reference: path for the f16 GGUF that the converter makes again from the merged folder.
+        tree: a llama.cpp checkout for the converter; None for the pinned one.
     """
 
     run: Run
@@ -62,26 +62,26 @@ class Structure:
     tree: Path | None
 
     def examine(self, own_texts: list[str]) -> None:
-        """Run every check until a stage does not hold.
+        """Run the checks in order until one fails.
 
         Args:
-            own_texts: on which token ids are compared, beside the hard strings.
+            own_texts: texts whose token ids are compared, beside the hard strings.
 
         Raises:
-            EnvironmentFault: the disk has no room for the f16 file.
+            EnvironmentFault: the disk has no space for the f16 file.
         """
-        looks = (
-            self._look_at_trained,
-            self._look_at_merged,
-            self._look_at_merged_sidecars,
-            self._look_at_converted,
-            self._look_at_quantized,
-            self._look_at_export_sidecars,
-            lambda: self._look_at_tokens(own_texts),
+        stages = (
+            self._check_trained,
+            self._check_merged,
+            self._check_merged_sidecars,
+            self._check_converted,
+            self._check_quantized,
+            self._check_export_sidecars,
+            lambda: self._check_tokens(own_texts),
         )
-        for look in looks:
+        for check in stages:
             if self.checks.ok:
-                look()
+                check()
 
     @property
     def exported(self) -> ExportFacts:
@@ -89,17 +89,17 @@ class Structure:
 
     @property
     def base_weights(self) -> str:
-        """What was merged into."""
+        """The base weights that the adapter was merged into."""
         return str(self.manifests["merge"].config.get("base_weights", "original"))
 
     def plan(self, round_trip: RoundTrip | None = None) -> MergePlan:
-        """The merge over again, into the base's own weights or their round trip."""
+        """Plan the merge again, into the base's own weights or their round trip."""
         adapter, soul = load_adapter(self.run.adapter), load_soul(self.run.adapter / SOUL_FILE)
         return MergePlan.make(
             self.base, adapter, soul, DTYPES[str(self.manifests["merge"].config["dtype"])], round_trip
         )
 
-    def _look_at_trained(self) -> None:
+    def _check_trained(self) -> None:
         with self.checks.check(bilingual("verify.base"), "train"):
             wanted, found = str(self.manifests["train"].inputs.get("base")), self.base.weights_hash
             if wanted != found:
@@ -108,20 +108,20 @@ class Structure:
             if load_soul(self.run.adapter / SOUL_FILE).reflection:
                 raise IntegrityError("verify.reflection", path=self.run.adapter / SOUL_FILE)
 
-    def _look_at_merged(self) -> None:
+    def _check_merged(self) -> None:
         with self.checks.check(bilingual("verify.fits"), "merge"):
             round_trip, skipped = self._round_trip_of_merge()
             plan, merged = self.plan(round_trip), ShardSet.open(self.run.merged)
             merged_checks.check_tensors(self.checks, plan, merged, skipped=skipped)
         run_checks.check_stock(self.checks, self.run.merged)
 
-    def _look_at_merged_sidecars(self) -> None:
+    def _check_merged_sidecars(self) -> None:
         plan = self.plan()
         origin = provenance_of_merge(self.base, self.run.adapter, plan.soul)
         sidecar_checks.check_merged_sidecars(self.checks, plan, origin, self.run.merged, self.manifests["merge"])
 
-    def _look_at_converted(self) -> None:
-        """The f16 GGUF: made once more, held against the folder, and the run's own held against it."""
+    def _check_converted(self) -> None:
+        """Make the f16 GGUF again, compare it with the folder, and compare the run's f16 GGUF with it."""
         merged, exported = self.run.merged, self.exported
         with self.checks.check(bilingual("verify.rebuilt"), "convert"):
             needed = files_bytes(merged, ShardSet.open(merged), [F16])
@@ -133,7 +133,7 @@ class Structure:
         if exported.f16 is not None:
             gguf_equality.check_same(self.checks, self.run.gguf / exported.f16, self.reference)
 
-    def _look_at_quantized(self) -> None:
+    def _check_quantized(self) -> None:
         manifest, exported = self.manifests["convert"], self.exported
         recipe = Recipe.of(manifest.config, manifest.inputs, self.run.study / IMATRIX)
         with self.checks.check(bilingual("quantized.asked"), "quantize"):
@@ -143,10 +143,10 @@ class Structure:
         for quant, name in exported.quantized.items():
             check_quantized_file(self.checks, self.run.gguf / name, quant, self.reference, recipe)
 
-    def _look_at_export_sidecars(self) -> None:
+    def _check_export_sidecars(self) -> None:
         sidecar_checks.check_export_sidecars(self.checks, self.run.merged, self.run.gguf, self.manifests["convert"])
 
-    def _look_at_tokens(self, own_texts: list[str]) -> None:
+    def _check_tokens(self, own_texts: list[str]) -> None:
         for name in self.exported.files.values():
             with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as tell:
                 with Runtime(self.run.gguf / name, vocab_only=True) as runtime:
@@ -158,12 +158,14 @@ class Structure:
                         compared=parity.compared,
                         wrong=Bilingual.joined("\n", parity.wrong[:5]),
                     )
-                for told in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
-                    tell(told)
+                for line in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
+                    tell(line)
 
     def _round_trip_of_merge(self) -> tuple[RoundTrip | None, frozenset[str]]:
-        """The NF4 round trip as merge made it, and the weights on which it cannot be made here: bitsandbytes' kernels
-        on a GPU and on a CPU may differ in the last place."""
+        """Return merge's NF4 round trip, and the weights for which this machine cannot repeat it.
+
+        bitsandbytes' kernels on a GPU and on a CPU may differ in the last digit.
+        """
         if self.base_weights != "dequantized":
             return None, frozenset()
         facts = MergeFacts.of(self.manifests["merge"])

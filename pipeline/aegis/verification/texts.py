@@ -1,4 +1,4 @@
-"""The tokens that are compared, and strings on which two tokenizers like to disagree."""
+"""Makes token sequences from texts, renders chats in limited time, and lists strings on which tokenizers often differ."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
         {"role": "user", "content": "三つ目"},
     ),
 )
-# After a tag that strips the white space behind it, as Phi-3's role tags do, transformers takes away a full-width
-# space too and llama.cpp only ASCII: a difference of theirs that no conversion can mend. Said, not counted.
+# After a tag that strips the white space behind it, as Phi-3's role tags do, transformers strips a full-width space
+# too, and llama.cpp only ASCII. No conversion can mend this difference: it is reported and not counted.
 FULL_WIDTH_START: tuple[Message, ...] = ({"role": "user", "content": "　全角で始まる"},)
 WITH_SYSTEM: tuple[Message, ...] = (
     {"role": "system", "content": "短く答えてください。"},
@@ -54,12 +54,12 @@ WITH_SYSTEM: tuple[Message, ...] = (
 
 
 def first_pieces(windows: Windows, tokens: int) -> list[list[int]]:
-    """The first documents of the windows, `tokens` in all; the others are not looked at."""
+    """Return the first documents of the windows, `tokens` tokens in all; the others are not read."""
     return take((piece.tolist() for piece in windows.pieces()), tokens)
 
 
 def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:
-    """The first sequences of two tokens and more, until `tokens` are had; the last is cut to fit."""
+    """Return the first sequences with at least two tokens, `tokens` tokens in all; the last is cut to fit."""
     taken: list[list[int]] = []
     left = tokens
     for sequence in sequences:
@@ -72,7 +72,7 @@ def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:
 
 
 def plain_sequences(texts: Iterable[str], tokenizer: Any, max_length: int) -> Iterable[list[int]]:
-    """Token ids of plain texts, as the tokenizer begins a text, cut into sequences of at most `max_length`."""
+    """Yield the token ids of plain texts, with the tokenizer's begin token, in sequences of at most `max_length`."""
     for text in texts:
         ids = tokenizer(text).input_ids
         for start in range(0, len(ids), max_length):
@@ -80,11 +80,11 @@ def plain_sequences(texts: Iterable[str], tokenizer: Any, max_length: int) -> It
 
 
 def read_text(path: Path, tokenizer: Any, min_tokens: int) -> list[str]:
-    """The paragraphs of a UTF-8 file.
+    """Read the paragraphs of a UTF-8 file.
 
     Raises:
-        UsageError: no such file.
-        DataError: not UTF-8, or shorter than `min_tokens`.
+        UsageError: there is no such file.
+        DataError: it is not UTF-8, or shorter than `min_tokens`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -100,12 +100,12 @@ def read_text(path: Path, tokenizer: Any, min_tokens: int) -> list[str]:
 
 
 def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """Texts as questions and answers, through the tokenizer's template; none without one, or if it refuses them."""
+    """Render texts as questions and answers with the tokenizer's template; none without one, or if it refuses them."""
     if not tokenizer.chat_template:
         return []
     chats = [
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        for asked, answered in itertools.pairwise([*texts, *texts[:1]])
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in itertools.pairwise([*texts, *texts[:1]])
     ]
 
     def render() -> list[str]:
@@ -118,7 +118,7 @@ def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
 
 
 def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
-    """The chats this tokenizer's template accepts; none without a template."""
+    """Return the chats that the tokenizer's template accepts; none without a template."""
 
     def accepts(messages: tuple[Message, ...]) -> bool:
         try:
@@ -133,7 +133,7 @@ def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
 
 
 def in_time(work: Callable[[], T]) -> T:
-    """Return `work()`, which renders a stranger's chat template, in the time and memory that training gives it.
+    """Return `work()`, which renders a stranger's chat template, within training's limits of time and memory.
 
     Raises:
         IntegrityError: it does not finish, or the template raises.

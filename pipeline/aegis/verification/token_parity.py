@@ -1,4 +1,4 @@
-"""Token-id parity: the same text must be the same ids in transformers and in llama.cpp."""
+"""Compares token ids: the same text must have the same ids in transformers and in llama.cpp."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversatio
 
 @dataclass(frozen=True)
 class Parity:
-    """What came of tokenizing the same texts on both sides.
+    """The result of tokenizing the same texts in both programs.
 
     Attributes:
-        compared: how many texts and chats.
-        wrong: a line for each on which the ids differ.
-        remarks: differences that are the two programs' own, and that no conversion can mend.
+        compared: number of texts and chats.
+        wrong: one line per text or chat whose ids differ.
+        remarks: differences between the two programs that no conversion can mend.
     """
 
     compared: int
@@ -67,7 +67,7 @@ def _composed(text: str) -> str:
 
 
 def _is_composed_first(tokenizer: Any, text: str) -> bool:
-    """Whether the tokenizer gives a text the ids of its composed form, as Qwen's does and llama.cpp never."""
+    """Whether the tokenizer composes a text (NFC) first; Qwen's does so, and llama.cpp never does."""
     composed = _composed(text)
     return composed != text and bool(tokenizer(text).input_ids == tokenizer(composed).input_ids)
 
@@ -85,10 +85,10 @@ def _first_difference(ours: list[int], theirs: list[int]) -> Bilingual:
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The ids a chat is trained with, up to where the assistant speaks.
+    """Return the ids that a chat is trained with, up to the assistant's next turn.
 
-    The template's text is tokenized as it stands; a begin-of-text token comes first if the tokenizer adds one by
-    itself and the template has not written it.
+    The template's text is tokenized without special tokens; a begin-of-text token comes first if the tokenizer adds
+    one and the template has not written it.
 
     Raises:
         IntegrityError: the template does not finish or fails.

@@ -1,9 +1,8 @@
-"""What llama.cpp makes of a base's tokenizer, asked before the training instead of after it.
+"""Checks before the training that llama.cpp converts a base's tokenizer and gives texts the same token ids.
 
-Its converter knows a byte-level tokenizer by a hash of the ids it gives a fixed text, and refuses one it does not know;
-a Phi-3 without tokenizer.model it refuses as well. Only the converter itself knows all of its reasons, so it is run on
-config and tokenizer alone, which takes seconds. What it writes is kept, and is asked for the ids of hard strings and of
-the user's own rows.
+llama.cpp's converter knows a byte-level tokenizer by a hash of its ids for a fixed text, and refuses an unknown one; it
+also refuses a Phi-3 without tokenizer.model. Only the converter knows all of its reasons, so it is run on config and
+tokenizer alone, which takes seconds. Its output is cached, and gives the ids of hard strings and of the user's rows.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ _KEPT = "vocabularies"
 
 @contextmanager
 def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> Iterator[Path | None]:
-    """A GGUF of a base's tokenizer without weights, while the block runs; None if the converter is not here yet.
+    """Yield a GGUF of a base's tokenizer without weights; None if the converter is not on this machine yet.
 
     Args:
-        tree: the llama.cpp checkout that the export will use, if not LLAMA_CPP_DIR's or the pinned one.
-        keep: keep it in the cache, and take it from there; without it, nothing is left.
+        tree: the llama.cpp checkout that the export will use; None for LLAMA_CPP_DIR's or the pinned one.
+        keep: read it from the cache and keep it there; without it, nothing is left on the disk.
 
     Raises:
-        UnsupportedModelError: the converter refuses the tokenizer, with what it said.
-        EnvironmentFault: no space.
+        UnsupportedModelError: the converter refuses the tokenizer; the message has its reason.
+        EnvironmentFault: the disk has no space.
     """
     found = tree_at_hand(tree)
     if found is None:
@@ -63,12 +62,12 @@ def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = T
 
 
 def check_ids(base: Base, vocabulary: Path, tokenizer: Any, texts: Sequence[str]) -> None:
-    """Refuse a base whose tokenizer llama.cpp reads otherwise, as verify would after the training.
+    """Refuse a base whose tokenizer gives other ids in llama.cpp, as verify would do after the training.
 
     Args:
-        vocabulary: what `converted_vocabulary` gave.
+        vocabulary: the file of `converted_vocabulary`.
         tokenizer: the base's, in transformers.
-        texts: the user's own.
+        texts: the user's own texts.
 
     Raises:
         UnsupportedModelError: added tokens, special tokens or the ids of a text differ.
@@ -90,7 +89,7 @@ def check_ids(base: Base, vocabulary: Path, tokenizer: Any, texts: Sequence[str]
 
 
 def sample_texts(config: TrainConfig, data: Prepared, tokenizer: Any, *, keep: bool = True) -> list[str]:
-    """The user's own: the first rows, and those that verify will look at, held out if there are any."""
+    """Return texts of the user: the first rows, and those that verify will use, held-out rows if there are any."""
     windows = data.train if data.heldout is None else data.heldout
     first = [row.text for row in first_rows(config, tokenizer, OWN_TEXTS, keep=keep)]
     return [*first, *own_texts((piece.tolist() for piece in windows.pieces()), tokenizer)]
@@ -102,7 +101,7 @@ def _convert(base: Base, scratch: Path, out: Path, tree: Path) -> None:
     folder.mkdir()
     write_config(base, folder)
     copy_tokenizer(base, folder)
-    # llama.cpp reads off the name how white space behind role tags is taken
+    # llama.cpp decides by the name whether a role tag includes the white space after it
     name = name_for_llama_cpp("vocabulary", str(base.config["model_type"]), base.folder)
     try:
         convert(folder, out, model_name=name, tree=tree, vocab_only=True)
@@ -111,7 +110,7 @@ def _convert(base: Base, scratch: Path, out: Path, tree: Path) -> None:
 
 
 def _digest(folder: Path, tree: Path) -> str:
-    """A hash of all that the answer depends on: config, tokenizer and converter."""
+    """Hash everything that the result depends on: config, tokenizer and converter."""
     digest = hashlib.sha256()
     ours = [path for name in ("config.json", *TOKENIZER_FILES) if (path := folder / name).is_file()]
     for path in (*ours, *sorted(tree.glob("conversion/*.py")), *sorted(tree.glob("*.py"))):

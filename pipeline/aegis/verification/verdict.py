@@ -1,4 +1,4 @@
-"""What a verification says: checks, steps between models, what was kept of the base, and the failed stage."""
+"""The result of a verification: checks, steps between models, retention of the base, and the failed stage."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
 SCHEMA_VERSION = 5
 _CAVEATS = frozenset({"merged.skipped", "quantized.no_imatrix"})
-"""Details of checks that hold as far as they go."""
+"""Keys of details that say what a passed check could not cover."""
 STAGES = ("train", "merge", "convert", "quantize")
 
 
 @dataclass(frozen=True)
 class Step:
-    """Two neighbouring models compared.
+    """The comparison of two neighbouring models.
 
     Attributes:
-        stage: that made the second of them.
-        bounds: what must hold.
-        rounding: whether rounding, and nothing else, may lie between the two.
+        stage: the stage that made the second model.
+        bounds: the upper bounds.
+        rounding: whether the two may differ by rounding only.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Step:
 
     @property
     def broken(self) -> list[str]:
-        """The names of the bounds that do not hold."""
+        """The names of the exceeded bounds."""
         return self.bounds.broken(self.found)
 
     @property
@@ -56,12 +56,12 @@ class Step:
         return not self.broken
 
     def broken_bound(self, name: str) -> str:
-        """One bound and what was found, for a line."""
+        """Return a bound and the found value as text."""
         return f"{name} {getattr(self.found, name):.3g} > {getattr(self.bounds, name):.3g}"
 
     @property
     def reason(self) -> str:
-        """Why there are these bounds, or none."""
+        """The reason for these bounds, or for having none."""
         if self.rounding:
             return "rounding to 16 bit, and nothing else, may lie between these two"
         if self.bounds.mean_kl is not None:
@@ -71,12 +71,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near a shipped file is to the trained model, and how near the base itself is, on the same tokens.
+    """The distances of a shipped file and of the base from the trained model, on the same tokens.
 
     Attributes:
-        name: of the quantization.
-        shipped, base: mean KL from the trained model, nats.
-        widening: mean KL trained → wide: training on NF4 against running on 16-bit weights.
+        name: the file's quantization type.
+        shipped, base: mean KL from the trained model, in nats.
+        widening: mean KL trained → wide: from NF4 weights, as in training, to 16-bit weights.
         rounding: mean KL f16 → this file.
     """
 
@@ -92,10 +92,10 @@ class Nearness:
 
     @property
     def precision(self) -> float:
-        """How far the two changes of precision alone may take the file from the trained model, in nats.
+        """The largest distance from the trained model that the two changes of precision explain, in nats.
 
-        A small KL grows as a distance squared, so it is the square roots that add up, at most. Rounding may leave
-        a KL of nothing a little below zero.
+        A small KL is like a squared distance, so at most the square roots add up. Rounding can make a KL of zero
+        slightly negative.
         """
         return (math.sqrt(max(self.widening, 0.0)) + math.sqrt(max(self.rounding, 0.0))) ** 2
 
@@ -110,18 +110,18 @@ class Nearness:
 
     @property
     def stage(self) -> str:
-        """Who took the file away from the trained model."""
+        """The stage that moved the file further from the trained model."""
         return "merge" if self.widening >= self.rounding else "quantize"
 
 
 @dataclass(frozen=True)
 class BaseComparison:
-    """One of merge's choices of base weights, measured on the same tokens as everything else.
+    """One choice of merge's `base_weights`, measured on the same tokens as everything else.
 
     Attributes:
-        name: as merge's base_weights calls it.
-        merged: whether the run was merged so.
-        found: what lies between the model as trained and this one.
+        name: the choice.
+        merged: whether the run was merged with it.
+        found: the divergence from the model as trained.
     """
 
     name: str
@@ -132,12 +132,12 @@ class BaseComparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All of it.
+    """All results of a verification.
 
     Attributes:
-        perplexity: of each model, and of the plain base, on what all were compared on.
-        retained: base against result, on kept text if there is any and on other text.
-        summary: one sentence from these.
+        perplexity: of each model, and of the base, on the compared text.
+        retained: base and result on kept text, if there is any, and on other text.
+        summary: one sentence about these.
     """
 
     tokens: int
@@ -152,7 +152,7 @@ class Verdict:
 
     @property
     def failed_stage(self) -> str | None:
-        """The first stage, in the pipeline's order, at which something does not hold."""
+        """The first stage, in the pipeline's order, with a failure."""
         failed = {check.stage for check in self.checks if not check.ok}
         failed |= {step.stage for step in self.steps if not step.ok}
         failed |= {near.stage for near in self.nearness if not near.ok}
@@ -161,13 +161,13 @@ class Verdict:
 
     @property
     def left_open(self) -> list[Bilingual]:
-        """What no byte and no number here shows."""
-        said = [part for check in self.checks for part in (check.detail, *check.detail.parts)]
-        return [part for part in said if part.key in _CAVEATS]
+        """The details that say what was not checked."""
+        details = [part for check in self.checks for part in (check.detail, *check.detail.parts)]
+        return [part for part in details if part.key in _CAVEATS]
 
     @property
     def failures(self) -> list[str]:
-        """A line for everything that does not hold, in the pipeline's order."""
+        """One line per failure, in the pipeline's order."""
         lines = [(check.stage, f"{check.name.shown}: {check.detail.shown}") for check in self.checks if not check.ok]
         lines += [
             (step.stage, phrase("verdict.step", name=step.name, bounds=", ".join(map(step.broken_bound, step.broken))))
@@ -187,7 +187,7 @@ class Verdict:
         return [f"{stage}: {line}" for stage, line in sorted(lines, key=lambda pair: STAGES.index(pair[0]))]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of report.json."""
+        """Return the content of report.json."""
         return {
             "schema": SCHEMA,
             "version": SCHEMA_VERSION,
@@ -211,7 +211,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report.json.
 
     Raises:
-        IntegrityError: it is damaged, or of another version.
+        IntegrityError: it is damaged, or has another version.
     """
     report = read_versioned(path, SCHEMA, SCHEMA_VERSION, damaged="verdict.no_report", other="verdict.other_version")
     if not isinstance(report.get("ok"), bool):
@@ -220,7 +220,10 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def read_verdict(run: Run) -> tuple[dict[str, Any] | None, str]:
-    """verify's report, if it is about what now stands in the run, and why it is no pass ("" if it is).
+    """Read verify's report about the run's current files.
+
+    Returns:
+        The report, None if it is missing or about other files; and the reason why it is not a pass, "" if it is one.
 
     Raises:
         IntegrityError: a manifest or the report is damaged.

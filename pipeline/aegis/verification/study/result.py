@@ -1,4 +1,4 @@
-"""What a quantization study found, and which file it recommends by one stated rule."""
+"""The result of a quantization study, and the rule by which it recommends a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second in llama.cpp on this machine, medians: texts read as a whole, and one token after the other."""
+    """Median tokens per second in llama.cpp on this machine: `reading` texts at once, `writing` token by token."""
 
     reading: float
     writing: float
@@ -25,11 +25,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Measured:
-    """One file.
+    """The measurements of one file.
 
     Attributes:
-        found: f16 against it.
-        same_as: the variant measured before that is this file to the byte, whose numbers these are.
+        found: its divergence from f16.
+        same_as: an earlier variant with the same bytes, whose numbers were taken; else None.
     """
 
     quant: str
@@ -44,7 +44,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class NotBuilt:
-    """A combination that was not built; why, for people, is the text `not_built.REASON`."""
+    """A combination that was not built; the text of its reason is the message `not_built.REASON`."""
 
     quant: str
     variant: str
@@ -53,7 +53,7 @@ class NotBuilt:
 
 @dataclass(frozen=True)
 class Reference:
-    """The f16 file that all are compared with."""
+    """The f16 file, which all others are compared with."""
 
     bytes: int
     sha256: str
@@ -63,7 +63,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Importance:
-    """How the importance matrix was made: of which file and which text, by their sha256."""
+    """The file and the text that the importance matrix was made from, by their sha256."""
 
     gguf_sha256: str
     text_sha256: str
@@ -73,11 +73,12 @@ class Importance:
 
 @dataclass(frozen=True)
 class Study:
-    """All of it.
+    """All results of a study.
 
     Attributes:
-        tokens: so many were measured on, none of them part of the importance matrix's text.
-        tolerance: nats; see `rule`.
+        tokens: number of measured tokens; the importance matrix was made from other text.
+        tolerance: in nats; see `rule`.
+        left: the combinations that were not built.
     """
 
     tokens: int
@@ -89,7 +90,7 @@ class Study:
 
     @property
     def rule(self) -> str:
-        """How the recommended file is chosen."""
+        """The rule that chooses the recommended file."""
         return (
             f"the smallest file whose mean KL is at most {self.tolerance:g} nats above the lowest one "
             f"(where f16 is right, that is {100 * self.tolerance:.3g} % of perplexity)"
@@ -97,16 +98,16 @@ class Study:
 
     @property
     def recommended(self) -> Measured:
-        """By `rule`; of files of one size the nearer to f16, and of equal ones the variant that was asked for first."""
+        """The file that `rule` chooses; for equal sizes the one nearer to f16, then the variant that came first."""
         return recommend(self.measured, self.tolerance)
 
     @property
     def front(self) -> tuple[Measured, ...]:
-        """The files that no other beats in size and KL, by size."""
+        """The files that no other file beats in both size and KL, by size."""
         return pareto_front(self.measured)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of report.json."""
+        """Return the content of report.json."""
         front = self.front
         chosen = self.recommended
         return {
@@ -124,13 +125,13 @@ class Study:
 
 
 def recommend(measured: Sequence[Measured], tolerance: float) -> Measured:
-    """The smallest of the files whose mean KL is within `tolerance` nats of the lowest."""
+    """Return the smallest of the files whose mean KL is within `tolerance` nats of the lowest."""
     limit = min(row.found.mean_kl for row in measured) + tolerance
     return min((row for row in measured if row.found.mean_kl <= limit), key=lambda row: (row.bytes, row.found.mean_kl))
 
 
 def pareto_front(measured: Sequence[Measured]) -> tuple[Measured, ...]:
-    """The files of which no other is smaller at no higher KL, or nearer at no larger size; by size, each file once."""
+    """Return the files that no other file beats in both size and KL, by size, each file once."""
     front: list[Measured] = []
     for row in sorted(measured, key=lambda row: (row.bytes, row.found.mean_kl)):
         if not front or row.found.mean_kl < front[-1].found.mean_kl:
@@ -142,6 +143,6 @@ def read_study(path: Path) -> dict[str, Any]:
     """Read a study's report.json.
 
     Raises:
-        IntegrityError: it is damaged, or of another version.
+        IntegrityError: it is damaged, or has another version.
     """
     return read_versioned(path, SCHEMA, SCHEMA_VERSION, damaged="study.no_report", other="study.other_version")

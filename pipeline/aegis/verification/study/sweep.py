@@ -1,4 +1,4 @@
-"""Makes the files of a quantization study one after the other, measures each beside f16, and removes it."""
+"""Makes the files of a quantization study one after the other, compares each with f16, and removes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WRITTEN_TOKENS = 32
 
 @dataclass
 class Sweep:
-    """One study under way: makes files in `out`, scratch in `work`."""
+    """One study: it makes files in `out` and temporary files in `work`."""
 
     config: StudyConfig
     material: StudyText
@@ -35,7 +35,7 @@ class Sweep:
     measured: list[Measured] = field(default_factory=list)
 
     def run(self, made: list[tuple[str, str]], left: list[NotBuilt]) -> Study:
-        """Everything, f16 first."""
+        """Measure f16, then every file of `made`."""
         importance = self._importance() if any("imatrix" in variant for _, variant in made) else None
         reference, speed = self._run(self.f16, "f16")
         for number, (quant, variant) in enumerate(made, 1):
@@ -57,7 +57,7 @@ class Sweep:
     def _importance(self) -> Importance:
         text, tokens = self.out / CALIBRATION, self.material.calibration_tokens
         text.write_text(self.material.calibration, encoding="utf-8", newline="\n")
-        # two chunks are the least; llama.cpp may count a few tokens less than the tokenizer did
+        # llama.cpp needs two chunks, and may count a few tokens less than the tokenizer did
         chunk_tokens = max(MIN_CHUNK_TOKENS, min(_CHUNK_TOKENS, tokens // 3))
         measure_importance(self.f16, text, self.out / IMATRIX, chunk_tokens=chunk_tokens, threads=self.config.threads)
         return Importance(file_sha256(self.f16), file_sha256(text), tokens, chunk_tokens)
@@ -87,17 +87,17 @@ class Sweep:
         return Measured(quant, variant, size, sha256, found, perplexity, speed, same_as)
 
     def _run(self, file: Path, title: str) -> tuple[Recording, Speed]:
-        """Its logits, over those of the file before unless that is f16, and how fast it is."""
+        """Record a file's logits and measure its speed; the logits replace those of the previous file, but not f16's."""
         sequences = self.material.measured
         longest = max(sequences, key=len)
         with Runtime(file, n_ctx=max(2, len(longest)), threads=self.config.threads, logits=True) as runtime:
-            # the weights come off the disk with the first one, which is not to be timed
+            # the first pass reads the weights from the disk and must not be timed
             runtime.logits(longest[:_WRITTEN_TOKENS])
             path = self.work / ("f16.npy" if file == self.f16 else "quantized.npy")
-            path.unlink(missing_ok=True)  # it may still be mapped: written over, it would change under the reader
+            path.unlink(missing_ok=True)  # it may still be mapped: writing into it would change the reader's data
             rates: list[float] = []
             recording = divergence.record(path, llama_logits(runtime, sequences, title, rates), sequences)
             writing = 1 / runtime.seconds_a_token(longest[: _WRITTEN_TOKENS + 1])
-        # short sequences are slower a token
+        # short sequences are slower per token
         long = [rate for rate, sequence in zip(rates, sequences, strict=True) if 2 * len(sequence) >= len(longest)]
         return recording, Speed(median(long), writing)

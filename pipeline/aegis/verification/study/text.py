@@ -1,4 +1,4 @@
-"""The text of a quantization study, in two parts: a file is not judged on the text that its rounding was fitted to."""
+"""Divides the text of a quantization study in two: a file is not measured on the text of its importance matrix."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from aegis.verification.heldout_text import MIN_TOKENS, Sample
 
 _MIN_CALIBRATION_TOKENS = 256
 _PARTS = 4
-"""One part in so many is measured on, the others make the importance matrix."""
+"""One part in _PARTS is measured on; the others make the importance matrix."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class StudyText:
-    """Half of each part are chats as the base's template renders them, half plain text.
+    """The two parts of a study's text; half of each is chats as the base's template renders them, half plain text.
 
     Attributes:
-        calibration: what the importance matrix is made from, as llama.cpp's tool reads it.
-        calibration_tokens: how many that is.
+        calibration: the text that the importance matrix is made from.
+        calibration_tokens: its number of tokens.
         measured: token ids that go through every file.
     """
 
@@ -36,11 +36,11 @@ class StudyText:
 
     @classmethod
     def of_file(cls, path: Path, tokenizer: Any, tokens: int, calibration_tokens: int, limit: int) -> StudyText:
-        """The two parts of a UTF-8 file's paragraphs, or of its lines if it has fewer than four paragraphs.
+        """Divide a UTF-8 file's paragraphs, or its lines if it has fewer than four paragraphs.
 
         Raises:
-            UsageError: no such file.
-            DataError: not UTF-8, too short, or in one piece.
+            UsageError: there is no such file.
+            DataError: it is not UTF-8, too short, or in one piece.
         """
         parts = texts.read_text(path, tokenizer, _PARTS * MIN_TOKENS)
         if len(parts) < _PARTS:
@@ -56,12 +56,12 @@ class StudyText:
     def of_rows(
         cls, train: Windows, heldout: Windows | None, tokenizer: Any, tokens: int, calibration_tokens: int, limit: int
     ) -> StudyText:
-        """The two parts of a run's rows: those it was trained on, and those to measure on.
+        """Divide a run's rows: trained rows for the importance matrix, and held-out rows to measure on.
 
-        The second are the held-out rows, or every fourth row if none was held out.
+        If there are no held-out rows, every fourth row is measured on.
 
         Raises:
-            DataError: there is too little of them.
+            DataError: there are too few rows.
         """
         if heldout is not None:
             kept, apart = texts.first_pieces(train, calibration_tokens), texts.first_pieces(heldout, 2 * tokens)
@@ -91,7 +91,7 @@ def _refuse_short(what: str, kept: list[list[int]], apart: list[list[int]]) -> N
 
 
 def _apart(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
-    """All but every fourth, and every fourth."""
+    """Return all items except every fourth, and every fourth item."""
     listed = list(items)
-    kept = [item for place, item in enumerate(listed) if place % _PARTS != _PARTS - 1]
+    kept = [item for number, item in enumerate(listed) if number % _PARTS != _PARTS - 1]
     return kept, listed[_PARTS - 1 :: _PARTS]
