@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
+from aegis.runs.manifest import MANIFEST
 from aegis.runs.run import Run
 from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import MergeInputs, merge
@@ -39,14 +43,14 @@ def run_all(
     """
     if world_size() > 1:
         raise UsageError("run.one_process")
-    progress.say(phrase("run.train", adapter=run.adapter))
-    later = Later(merge_config, export_config, is_certain=True)
-    train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
-    progress.say(phrase("run.merge", merged=run.merged))
-    merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
-    progress.say(phrase("run.export", gguf=run.gguf))
-    exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
-    progress.say(phrase("run.verify", verify=run.verify))
+    with _named("run.train", run.adapter):
+        later = Later(merge_config, export_config, is_certain=True)
+        train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
+    with _named("run.merge", run.merged):
+        merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
+    with _named("run.export", run.gguf):
+        exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
+    progress.say(phrase("run.verify", place=run.verify))
     verdict = verify(run, verify_config)
     if verdict.failed_stage is not None:
         failed = run.gguf.with_name(run.gguf.name + ".failed")
@@ -60,3 +64,18 @@ def run_all(
             verify=run.verify,
         )
     return exported, verdict
+
+
+@contextmanager
+def _named(key: str, place: Path) -> Iterator[None]:
+    """Say what is made and where; and afterwards, if it stood there already, that it was kept."""
+    progress.say(phrase(key, place=place))
+    before = _published(place)
+    yield
+    if before is not None and _published(place) == before:
+        progress.say(phrase("run.kept", place=place))
+
+
+def _published(place: Path) -> int | None:
+    manifest = place / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else None

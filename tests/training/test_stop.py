@@ -21,7 +21,7 @@ def test_the_first_asks_and_the_second_stops(number: signal.Signals, code: int, 
         assert request.exit_code is None
         os.kill(os.getpid(), number)
         assert request.exit_code == code
-        assert reporter.warned == ["stopping after this step; press again to stop at once"]
+        assert reporter.said == ["stopping after this step; press again to stop at once"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

@@ -37,7 +37,7 @@ def deferred_stop() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         if request.exit_code is None:
             request.exit_code = codes[number]
-            progress.warn(phrase("train.stopping"))
+            progress.say(phrase("train.stopping"))
             return
         if callable(previous := before[number]):
             previous(number, frame)

@@ -106,7 +106,10 @@ class TrainingPanel:
         for pair in pairs:
             table.add_row(*(cell for fact in pair for cell in fact))
         title = Text(phrase("live.title", done=self._bars.tasks[0].completed, stop=self._stop))
-        return Panel(Group(table, self._bars.get_renderable()), title=title, title_align="left")
+        rows = Group(table, self._bars.get_renderable())
+        # on Ctrl-C a terminal writes ^C where the cursor is: behind a line that is full it would begin one that nobody
+        # erases
+        return Group(Panel(rows, title=title, title_align="left"), Text())
 
     def _facts(self) -> list[tuple[str, Text]]:
         """Cells, label and value in turn: an even number."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
 from aegis.messages import phrase
-from aegis.messages.layout import cell_width, ljust, wrap
+from aegis.messages.layout import cell_width, fold, ljust, terminal_columns, wrap
 from aegis.runs import disk
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
@@ -132,7 +132,7 @@ def merge_planned(report: MergeReport) -> str:
         gate=report.gate,
         untied=phrase("screens.untied") if report.untied else "",
     )
-    return f"{found}\n{phrase('screens_plan.parts_fit')}"
+    return f"{fold(found, terminal_columns())}\n{phrase('screens_plan.parts_fit')}"
 
 
 def export_planned(report: ExportReport) -> str:

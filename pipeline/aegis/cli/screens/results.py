@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
 from aegis.messages import phrase
-from aegis.messages.layout import Colour, cell_width, ljust, paint, wrap
+from aegis.messages.layout import Colour, cell_width, fold, ljust, paint, terminal_columns, wrap
 from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
@@ -60,10 +60,12 @@ def trained(report: TrainReport, run: Path) -> str:
         *([] if report.keep_kl is None else [phrase("screens.keep_kl", kl=report.keep_kl)]),
     ]
     steps = phrase("screens.steps", steps=report.steps)
-    return (
-        f"{report.adapter}\n  {steps}  {'  '.join(losses)}  α {report.alpha:.3f}  g {report.gate:.4f}\n"
-        f"{next_commands(f'aegis merge --run {shell_word(run)}')}"
-    )
+    found = f"  {steps}  {'  '.join(losses)}  α {report.alpha:.3f}  g {report.gate:.4f}"
+    return f"{report.adapter}\n{_folded(found)}\n{next_commands(f'aegis merge --run {shell_word(run)}')}"
+
+
+def _folded(text: str) -> str:
+    return fold(text, terminal_columns())
 
 
 def dry_run(report: TrainReport, settings: TrainConfig) -> str:
@@ -93,7 +95,7 @@ def merged(report: MergeReport, run: Path | None) -> str:
         gate=report.gate,
         untied=phrase("screens.untied") if report.untied else "",
     )
-    return f"{report.out}\n  {found}\n{next_commands(f'aegis export-gguf {where}')}"
+    return f"{report.out}\n{_folded(f'  {found}')}\n{next_commands(f'aegis export-gguf {where}')}"
 
 
 def imported(report: ImportReport) -> str:
@@ -101,20 +103,21 @@ def imported(report: ImportReport) -> str:
     key = "screens.imported_reflection" if report.reflection else "screens.imported_rotation"
     found = phrase(key, step=report.step, alpha=report.alpha, gate=report.gate, size=report.hidden_size)
     command = f"aegis merge --base-model BASE --adapter FOLDER --soul {shell_word(report.out)} --out FOLDER"
-    return f"{report.out}\n  {found}\n{next_commands(command)}"
+    return f"{report.out}\n{_folded(f'  {found}')}\n{next_commands(command)}"
 
 
 def exported(report: ExportReport) -> str:
-    """After export-gguf and run: the files, and three ways to run the first."""
+    """After export-gguf and run: the files, and how to run the first."""
     from aegis.report.card import ollama_name  # imported here: doctor must work without pydantic
 
-    first = report.files[0]
+    first, name = report.files[0], ollama_name(report.name)
     lines = [report.name]
     lines += [f"  {file}  {file.stat().st_size / 1e6:.1f} MB" for file in report.files]
     lines += [
         f"{phrase('screens.next')}:",
         f"  aegis chat --gguf {shell_word(first)}",
-        f"  ollama create {ollama_name(report.name)} -f {shell_word(first.parent / 'Modelfile')}",
+        f"  ollama create {name} -f {shell_word(first.parent / 'Modelfile')}",
+        f"  ollama run {name}",
         f"  llama-server -m {shell_word(first)} -c {report.context_tokens} --jinja",
     ]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis.messages import phrase
-from aegis.messages.layout import fold, paint, table, wrap
+from aegis.messages.layout import fold, paint, table, terminal_columns, wrap
 from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
@@ -132,7 +132,7 @@ def examined(found: FileReport) -> str:
     """After verify PATH: every check, one line of verdict."""
     lines = [f"{shell_word(found.path)}: {phrase(f'kind.{found.kind}')}"]
     for check in found.checks:
-        lines.append(_checked(check, None))
+        lines.append(_checked(check, terminal_columns()))
         lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]
     if found.failed_stage is None:
         lines.append(phrase("screens_verify.sound"))
