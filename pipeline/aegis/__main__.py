@@ -1,4 +1,4 @@
-"""The `aegis` command, and `python -m aegis`: the door, or, in a set-up that is not whole, what it lacks."""
+"""Starts the `aegis` command and `python -m aegis`; in an incomplete installation, prints what is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Open the door; where a package it is made of is missing, say so instead of showing a traceback."""
+    """Run the command line; if a package is missing, print the doctor's findings instead of a traceback."""
     try:
         from aegis.cli import app
     except ImportError as error:
@@ -25,8 +25,8 @@ def _diagnosed(error: ImportError) -> int:
 
     streams.prepare()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    door = Finding("command_line", "fail", phrase("doctor.not_installed_whole", error=error), set_up_again())
-    sys.stderr.write(diagnosed([door, *examine()]) + "\n")
+    finding = Finding("command_line", "fail", phrase("doctor.not_installed_whole", error=error), set_up_again())
+    sys.stderr.write(diagnosed([finding, *examine()]) + "\n")
     return 3
 
 

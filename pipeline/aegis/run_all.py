@@ -1,4 +1,4 @@
-"""The stages in order: the one place that knows more than one of them."""
+"""Runs the stages in order; only this module knows more than one stage."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def run_all(
     *,
     overwrite: bool = False,
 ) -> tuple[ExportReport, Verdict]:
-    """Train, merge, export, verify; what is done and unchanged is kept, what is half done goes on.
+    """Train, merge, export and verify; finished unchanged stages are kept, and an interrupted training is resumed.
 
     Args:
-        overwrite: train afresh even if the run holds another training.
+        overwrite: start a new training even if the run has another one.
 
     Raises:
-        UsageError: several processes were launched: only training is shared.
-        IntegrityError: verify found a fault; the export is then not left at its name.
-        AegisError: as the stages do.
+        UsageError: a launcher started several processes; only training can be shared.
+        IntegrityError: verify found a fault; the export is then renamed to gguf.failed.
+        AegisError: as in the stages.
     """
     if world_size() > 1:
         raise UsageError("run.one_process")

@@ -1,6 +1,6 @@
-"""The same questions to the base, to the trained model and to the finished file, each alone in memory, in bounded time.
+"""Asks the base, the trained model and the GGUF the same questions, one model at a time, in bounded time.
 
-What cannot be asked, and why, is part of the answer: a report is written either way.
+If a model cannot be asked, the result says why, so that a report can be written anyway.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from aegis.runs.run import Run
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on the asking.
+    """The limits of `ask`.
 
     Attributes:
-        count: questions, where none are given.
-        max_tokens: of one answer.
-        seconds: for all answers of one model, loading it left out; the answer that runs over is cut.
+        count: number of held-out questions, if none are given.
+        max_tokens: maximum tokens per answer.
+        seconds: time limit for all answers of one model, loading not included; a longer answer is cut.
     """
 
     count: int = 4
@@ -38,10 +38,10 @@ class Limits:
 
 
 def questions_of(run: Run, count: int) -> list[str]:
-    """Questions that the run's training held out.
+    """Return questions from the rows that the run's training held out.
 
     Raises:
-        AegisError: as reading its data does; it may be gone, or changed.
+        AegisError: its data cannot be read any more, or has changed.
     """
     from aegis.data.training_set import load_heldout_questions
     from aegis.model.base import find_base, load_tokenizer
@@ -56,16 +56,16 @@ def questions_of(run: Run, count: int) -> list[str]:
 def ask(
     run: Run, questions: Sequence[str], limits: Limits, models: Sequence[str] = ("base", "trained", "gguf")
 ) -> list[ModelAnswers]:
-    """Put the questions to each of `models`, greedily: so asked, the same model says the same."""
-    asked: dict[str, Callable[[], AbstractContextManager[list[ChatModel]]]] = {
+    """Ask each of `models` the questions, at temperature 0, so that the same model always gives the same answers."""
+    loaders: dict[str, Callable[[], AbstractContextManager[list[ChatModel]]]] = {
         "base": lambda: load.load_transformers_models(run, live=False, compare=True, context=None),
         "trained": lambda: load.load_transformers_models(run, live=True, compare=False, context=None),
         "gguf": lambda: load.load_models(run, None, live=False, compare=False, context=None),
     }
-    return [_voice(who, open_model, questions, limits) for who, open_model in asked.items() if who in models]
+    return [_ask_model(who, open_model, questions, limits) for who, open_model in loaders.items() if who in models]
 
 
-def _voice(
+def _ask_model(
     who: str,
     open_model: Callable[[], AbstractContextManager[list[ChatModel]]],
     questions: Sequence[str],
@@ -84,9 +84,9 @@ def _voice(
                     break
                 answers.append(_answer(chat_model, question, limits.max_tokens, until))
                 bar.advance()
-    except BrokenPipeError:  # whoever read our progress has gone
+    except BrokenPipeError:  # the reader of our progress output has ended
         raise
-    except (AegisError, OSError, RuntimeError) as error:  # torch tells of a full GPU with a RuntimeError
+    except (AegisError, OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full GPU
         return ModelAnswers(who, "", tuple(answers), first_line(error))
     return ModelAnswers(who, name, tuple(answers))
 

@@ -1,6 +1,6 @@
-"""What a chat is: a model that answers, how it samples, and the history of one conversation.
+"""A chat: the protocol of a model that answers, its sampling parameters, and the history of one conversation.
 
-Each model has its own history, so that models that get the same questions continue from their own answers.
+Each model has its own history, so models that get the same questions continue from their own answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aegis.messages import phrase
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How answers are given: at most so many tokens; temperature 0 takes the likeliest each time."""
+    """How a model samples its answers; temperature 0 always takes the most likely token."""
 
     max_tokens: int = 256
     temperature: float = 0.7
@@ -24,38 +24,40 @@ class SamplingParams:
 
 
 class ChatModel(Protocol):
-    """A model that continues a conversation."""
+    """A model that answers a conversation; `context` is its maximum number of tokens."""
 
     name: str
     context: int
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of a conversation up to where the model is to speak."""
+        """Return the tokens of a conversation up to the model's next turn."""
         ...
 
-    def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]: ...
+    def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
+        """Yield the answer piece by piece."""
+        ...
 
 
 @dataclass
 class Conversation:
-    """What was said to one speaker and what it answered."""
+    """One model, and its history of questions and answers."""
 
     chat_model: ChatModel
     sampling: SamplingParams
     history: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """The answer, piece by piece; what came of it is kept in the history, and a question without an answer is not.
+        """Yield the answer piece by piece; even an interrupted one is added to the history, if it has any text.
 
         Raises:
-            UsageError: this question alone does not fit the context.
+            UsageError: the question alone does not fit the context.
         """
         self.history.append({"role": "user", "content": text})
         self._make_room()
         answer = ""
         try:
             for piece in self.chat_model.generate(self.history, self.sampling):
-                # a SentencePiece word brings its space along; said again in the history, it would be one too many
+                # a SentencePiece word includes the space before it; in the history it would be one space too many
                 text = piece if answer else piece.lstrip()
                 answer += text
                 if text:
@@ -98,7 +100,7 @@ class Conversation:
         return count(self.history) - count([*before, {**last, "content": ""}])
 
     def _make_room(self) -> None:
-        """Forget the oldest questions with their answers until half of an answer, at least, has room."""
+        """Remove the oldest questions and answers until the next answer, or half of the context, is free."""
         wanted = min(self.sampling.max_tokens, self.chat_model.context // 2)
         first = 1 if self.history[0]["role"] == "system" else 0
         forgotten = 0

@@ -1,4 +1,4 @@
-"""A GGUF in llama.cpp as a chat model."""
+"""The chat model of a GGUF, in llama.cpp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aegis.llama_cpp import Message, Runtime
 
 
 class GgufModel:
-    """A GGUF in llama.cpp, through its own chat template."""
+    """A GGUF in llama.cpp, with its own chat template."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.name = runtime.path.stem

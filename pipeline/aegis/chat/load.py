@@ -1,4 +1,4 @@
-"""The models that a run offers for a chat: its GGUF, the live model as it was trained, the base."""
+"""Loads the models of a run for a chat: its GGUF, the live model as it was trained, and the base."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from aegis.runs.run import Run
 def load_models(
     run: Run | None, gguf: Path | None, *, live: bool, compare: bool, context: int | None
 ) -> Iterator[list[ChatModel]]:
-    """Load who is to speak; with `compare`, the base comes first.
+    """Load the models for a chat while the block runs; with `compare`, the base comes first.
 
     Args:
         run: needed for the live model and the base.
-        gguf: a file instead of the run's.
-        live: base (as it was trained on, usually NF4), adapter and soul in transformers, instead of the GGUF.
-        context: tokens; what the model is good for if None.
+        gguf: a file to use instead of the run's.
+        live: load base (in training's precision, usually NF4), adapter and soul in transformers, instead of the GGUF.
+        context: maximum tokens of a conversation; the model's own if None.
 
     Raises:
-        UsageError: the live model or the base of a file whose run is not known.
-        IntegrityError, EnvironmentFault: as loading does.
+        UsageError: the live model or the base is wanted, and the run is not known.
+        IntegrityError, EnvironmentFault: as in `load_transformers_models` and `Runtime`.
     """
     with ExitStack() as open_models:
         found: list[ChatModel] = []
@@ -55,10 +55,10 @@ def _known(run: Run | None) -> Run:
 
 @contextmanager
 def load_transformers_models(run: Run, *, live: bool, compare: bool, context: int | None) -> Iterator[list[ChatModel]]:
-    """Load the base as it was trained on, the live model, or both, in this order.
+    """Load the base in training's precision, the live model, or both, in this order.
 
     Raises:
-        IntegrityError, EnvironmentFault: as loading does.
+        IntegrityError, EnvironmentFault: as in `load_base` and `live_model`.
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.base import find_base, load_tokenizer

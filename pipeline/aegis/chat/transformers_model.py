@@ -1,4 +1,4 @@
-"""A model in transformers that answers piece by piece."""
+"""The chat model of a base or a live model, in transformers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from aegis.chat.conversation import SamplingParams
 from aegis.errors import UsageError
 from aegis.verification.token_parity import chat_ids
 
-# llama.cpp's defaults, so that the same temperature means the same on both sides
+# llama.cpp's defaults, so that a temperature means the same in both programs
 _TOP_K, _TOP_P, _MIN_P = 40, 0.95, 0.05
 
 
 class TransformersModel:
-    """A …ForCausalLM and the base's tokenizer; whatever hangs on the model (adapter, soul) speaks with it."""
+    """A …ForCausalLM, with its adapter and soul if it has them, and the base's tokenizer."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, context: int) -> None:
         self.name = name
@@ -29,10 +29,12 @@ class TransformersModel:
         return len(self._ids(messages))
 
     def generate(self, messages: Sequence[Mapping[str, str]], sampling: SamplingParams) -> Iterator[str]:
-        """Answer, from a thread whose failure is raised here; an answer nobody waits for any more is given up.
+        """Yield the answer piece by piece; closing the iterator stops the generation.
+
+        The model runs in a thread; an exception there is raised here.
 
         Raises:
-            UsageError: the conversation leaves no room for an answer.
+            UsageError: the conversation leaves no space for an answer.
         """
         from transformers import TextIteratorStreamer
 

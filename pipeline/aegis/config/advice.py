@@ -1,7 +1,7 @@
-"""Settings that are known to hurt the base, each with the figure that was measured.
+"""Warns of settings that are known to hurt the base, with the measured figures.
 
-The figures: SmolLM2-135M-Instruct, 250 steps on Japanese prose; nats per token of KL(base ‖ trained) on text that the
-base wrote itself, where LoRA alone has 0.24 (tools/study_soul.py, tools/README.md).
+The figures are KL(base ‖ trained) in nats per token on text that the base wrote itself, for SmolLM2-135M-Instruct after
+250 steps on Japanese prose; LoRA alone has 0.24 (tools/study_soul.py, tools/README.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from aegis.messages import phrase
 
 
 def harmful_settings(config: TrainConfig) -> list[str]:
-    """Return one sentence per setting that is known to hurt the base; none for the defaults."""
+    """Return one sentence per harmful setting; none for the defaults."""
     found = []
     if config.rotation_init == "random":
         found.append("advice.random_start" if config.counter_scale else "advice.random_start_unscaled")

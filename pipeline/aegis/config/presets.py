@@ -1,4 +1,4 @@
-"""The presets: settings that belong together, by name."""
+"""The presets: named groups of settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DEMO = "demo"
 """The name of the embedded default: a preset, a base model and a data set."""
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    # small enough for two CPU cores; what each number does at full size is the other preset's business
+    # small enough for two CPU cores; borea-12gb has the settings of full size
     "demo": {
         "train": {
             "base_model": DEMO,
@@ -27,12 +27,12 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
         "export": {"name": "AEGIS-tiny-Phi-3"},
     },
-    # the target base on a 12 GB card: every number is a default of the settings
+    # the target base on a 12 GB card: all numbers are the settings' defaults
     "borea-12gb": {
         "train": {"base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"},
         "export": {"name": "AEGIS-Borea-Phi-3.5-mini-Instruct-Jp"},
     },
-    # the original to the letter, as a control: orthogonal(nn.Linear(d, d)), mixed = h + g·R h
+    # the original without changes, as a control: orthogonal(nn.Linear(d, d)), mixed = h + g·R h
     "original": {
         "train": {
             "base_model": "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp",

@@ -1,6 +1,6 @@
-"""Where a setting's value comes from: the defaults, a preset, a TOML file, the environment, the command line.
+"""Resolves the settings of a stage from defaults, preset, TOML file, environment and command line.
 
-Later ones win. An unknown key is refused with the nearest name that exists.
+Later sources win. An unknown key is refused, and the message has the nearest known name.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def resolve(
         preset: a name in `PRESETS`.
         file: TOML with the tables [train], [merge], [export], [verify] and [study].
         environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.
-        flags: what the command line said; None values were not given.
+        flags: the command line's settings; None means that the flag was not given.
 
     Raises:
-        UsageError: unknown preset, key or value, with the nearest name that exists.
+        UsageError: a preset, key or value is unknown; the message has the nearest known name.
     """
     section = next(name for name, known in SECTIONS.items() if known is model)
     values: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def resolve(
     values |= _read_environment(os.environ if environment is None else environment).get(section, {})
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
     for key in ("quant", "variants", "lora_targets", "columns"):
-        # a b, or a,b: the environment knows no lists, and people write either on a command line
+        # accept "a,b" as well as two values: the environment has no lists, and people use both on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):
             values[key] = [part.strip() for text in given for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""What can be set: one typed, frozen model per stage, with its defaults."""
+"""The settings of every stage: one typed, frozen model per stage, with defaults and descriptions."""
 
 from __future__ import annotations
 
@@ -145,13 +145,13 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _map_is_of_blocks(self) -> TrainConfig:
+    def _map_needs_blocks(self) -> TrainConfig:
         if self.rotation == "dense" and self.rotation_map != "exp":
             raise ValueError(phrase("config.map_of_dense"))
         return self
 
     @model_validator(mode="after")
-    def _keep_is_of_one_mind(self) -> TrainConfig:
+    def _keep_settings_agree(self) -> TrainConfig:
         if self.keep_data is None and self.keep_source in ("data", "both"):
             raise ValueError(phrase("config.keep_needs_data", source=self.keep_source))
         if self.keep_data is not None and self.keep_source == "written":
@@ -161,7 +161,7 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _split_layers_are_recomputed(self) -> TrainConfig:
+    def _sharded_layers_are_recomputed(self) -> TrainConfig:
         if self.shard_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
             raise ValueError(phrase("config.split_recomputes"))
         return self
@@ -209,7 +209,7 @@ class VerifyConfig(StageConfig):
 
 
 VARIANTS = ("plain", "imatrix", "head-q8_0", "imatrix+head-q8_0")
-"""How a quantization can be made: as it is, with an importance matrix, with the LM head kept at 8 bits, both."""
+"""The variants of a quantization: plain, with an importance matrix, with an 8-bit LM head, or with both."""
 
 
 class StudyConfig(StageConfig):

@@ -1,7 +1,7 @@
-"""What `aegis doctor` looks at: the installation, the card, the machine, what lies outside of it.
+"""The probes of `aegis doctor`: the installation, the GPU, the machine and services.
 
-Nothing here imports anything but the standard library until a probe runs, and a probe that fails is a finding: the
-set-ups that need a doctor most are those in which something does not import.
+This room imports only the standard library until a probe runs, and a probe that raises is a finding: a doctor is needed
+most where an import fails.
 """
 
 from aegis.doctor.cures import set_up_again

@@ -1,4 +1,4 @@
-"""The command that mends an installation: it depends on how this one was made."""
+"""Returns the command that mends an installation; it depends on how the environment was made."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from aegis.messages.safe import shell_program, shell_word
 DISTRIBUTION = "aegis-soul"
 
 How = Literal["start.py", "uv tool", "uvx", "uv", "pip"]
-"""Made by tools/start.py, `uv tool install`, `uvx`, `uv venv`, or by venv or pipx, whose installer is pip."""
+"""What made the environment: tools/start.py, `uv tool install`, `uvx`, `uv venv`; or venv or pipx, which use pip."""
 
 
 def how_installed() -> How:
-    """How the environment that runs this was made, by what its maker leaves in it."""
+    """Find out what made the current environment, by the files that its maker leaves in it."""
     prefix = Path(sys.prefix)
     if (prefix / "start").is_dir():
         return "start.py"
@@ -35,7 +35,7 @@ def how_installed() -> How:
 
 
 def set_up_again() -> str:
-    """The command that brings the installation to what it should be."""
+    """Return the command that repairs the installation."""
     how = how_installed()
     if how == "start.py" or (how in ("uv", "pip") and _is_checkout()):
         return r"py tools\start.py setup" if WINDOWS else "python3 tools/start.py setup"
@@ -48,13 +48,13 @@ def set_up_again() -> str:
 
 
 def install(*requirements: str, again: bool = False) -> str:
-    """The command that installs `requirements`, within the bounds that this program has for them.
+    """Return the command that installs `requirements` within this program's version bounds.
 
-    Where the environment is its maker's alone, the command is the maker's, which installs all that is needed.
+    In an environment that its maker manages alone, this is the maker's command, which installs everything.
 
     Args:
         requirements: names, or names with a version.
-        again: even where they are there: their files, without what they need.
+        again: reinstall their files even if they are installed, without their dependencies.
     """
     how = how_installed()
     if how in ("start.py", "uv tool", "uvx"):
@@ -67,7 +67,7 @@ def install(*requirements: str, again: bool = False) -> str:
 
 
 def install_torch_for_card() -> str:
-    """The command that replaces torch by the build that fits the driver, by uv's own knowledge of PyTorch's indexes."""
+    """Return the command that replaces torch with the build for the driver; uv knows PyTorch's indexes."""
     how = how_installed()
     if how == "start.py":
         if WINDOWS:
@@ -85,23 +85,23 @@ def install_torch_for_card() -> str:
 
 
 def pip(*words: str) -> str:
-    """A pip command for the Python that runs this."""
+    """Return a pip command for the current Python."""
     return " ".join([python(), "-m", "pip", *words])
 
 
 def python() -> str:
-    """The Python that runs this, as a shell takes it."""
+    """Return the path of the current Python, quoted for a shell."""
     return shell_program(sys.executable)
 
 
 def bounded(requirement: str) -> str:
-    """A bare name with the bounds that this program has for it; anything else as it is."""
+    """Return a bare name with this program's version bounds; anything else as it is."""
     wanted = {_name(text): re.sub(r"\s*;.*", "", text) for text in requirements_of_ours()}
     return wanted.get(requirement.lower(), requirement)
 
 
 def requirements_of_ours() -> list[str]:
-    """What the checkout asks for, or, where there is none, what the installed package does."""
+    """Return the requirements of the checkout's pyproject.toml; without a checkout, of the installed package."""
     project = CHECKOUT / "pyproject.toml"
     if project.is_file():
         return [str(text) for text in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]]

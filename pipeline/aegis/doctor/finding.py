@@ -1,4 +1,4 @@
-"""What a probe found out, and what several probes write."""
+"""The findings of probes, and text that several probes use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Name = Literal[
     "torch",
     "triton",
 ]
-"""What is looked at; its name for people is the text `finding.NAME`."""
+"""The checked thing; its text is the message `finding.NAME`."""
 
 WINDOWS = os.name == "nt"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -44,10 +44,10 @@ class Finding:
     """One line of the doctor's report.
 
     Attributes:
-        name: what was looked at.
-        state: "ok"; "warn" where something is less than it could be; "fail" where work will not go through.
-        detail: what is there, in one line.
-        cure: the one command, or the one step, that mends it; empty when there is nothing to mend.
+        name: what was checked.
+        state: "ok"; "warn" if something could be better; "fail" if work will fail.
+        detail: what was found, in one line.
+        cure: the one command or step that mends it; "" if there is nothing to mend.
     """
 
     name: Name
@@ -57,10 +57,10 @@ class Finding:
 
 
 def environment_command(name: str, value: str) -> str:
-    """The line that sets a variable in this system's usual shell."""
+    """Return the command that sets an environment variable in this system's usual shell."""
     return f"setx {name} {shell_word(value)}" if WINDOWS else f"export {name}={shell_word(value)}"
 
 
 def gigabytes(count: float) -> str:
-    """A size for people, in powers of 1000."""
+    """Return a size in GB (powers of 1000) as text."""
     return f"{count / 1e9:.1f} GB"

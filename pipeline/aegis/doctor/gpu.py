@@ -1,4 +1,4 @@
-"""The NVIDIA card, seen by the driver's own library and not by torch: whether torch sees it too is the question."""
+"""Probes of the NVIDIA card through the driver's own library, and of whether torch can use the card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aegis.doctor.finding import WINDOWS, Finding, gigabytes
 from aegis.messages import phrase
 
 MIN_FREE_BYTES = 4e9
-"""Room for the target base at the defaults: 2.6 GiB, and what CUDA itself takes."""
+"""Memory for the target base with the default settings: 2.6 GiB, and CUDA's own overhead."""
 
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 _DRIVERS = "https://www.nvidia.com/drivers"
@@ -24,7 +24,7 @@ _BUILDS_CUDA = (13, 0)
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU as the driver describes it. `holders`: process name and id, and bytes if the driver tells."""
+    """One GPU by the driver's data; `holders` has each process's name and id, and its bytes if they are known."""
 
     name: str
     capability: tuple[int, int]
@@ -35,7 +35,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver's version, the newest CUDA it runs, and the cards it drives."""
+    """The driver's version, the newest CUDA version that it supports, and its cards."""
 
     version: str
     cuda: tuple[int, int]
@@ -49,7 +49,7 @@ def seen_by_driver() -> Driver | None:
 
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:  # no library, no driver loaded, or another one than the library
+    except nvml.NVMLError:  # no library, no driver loaded, or a driver of another version than the library
         return None
     try:
         cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -97,7 +97,7 @@ def _process_name(pid: int) -> str:
 
 
 def _without_driver() -> bool:
-    """Whether the PCI bus has an NVIDIA card all the same (Linux tells; elsewhere nobody does)."""
+    """Whether the PCI bus has an NVIDIA card without a driver; only Linux shows it."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
             vendor, kind = ((device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
@@ -109,7 +109,7 @@ def _without_driver() -> bool:
 
 
 def driver() -> list[Finding]:
-    """The driver, and whether a card lacks one."""
+    """Check the driver, and whether a card has none."""
     found = seen_by_driver()
     if found is not None:
         detail = phrase("doctor.driver", version=found.version, cuda=_dotted(found.cuda))
@@ -122,7 +122,7 @@ def driver() -> list[Finding]:
 
 
 def torch_build() -> list[Finding]:
-    """Which build torch is, and whether it is the one for the card."""
+    """Check whether torch's build is the one for the card."""
     import torch
 
     found, version, cuda = seen_by_driver(), str(torch.__version__), torch.version.cuda
@@ -151,7 +151,7 @@ def torch_build() -> list[Finding]:
 
 
 def gpus() -> list[Finding]:
-    """Each card: capability, free memory, and who holds the rest."""
+    """Check each card's compute capability and free memory, and list the processes that hold the rest."""
     import torch
 
     found = seen_by_driver()
@@ -181,7 +181,7 @@ def gpus() -> list[Finding]:
 
 
 def _is_built_for(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether sm_86 or an older sm_8x is in the list, or PTX of any older generation."""
+    """Whether the list has code for the card: the same major version and no higher minor one, or any older PTX."""
     for name in built_for:
         kind, _, digits = name.partition("_")
         digits = digits.rstrip("af")
@@ -196,7 +196,7 @@ def _is_built_for(capability: tuple[int, int], built_for: list[str]) -> bool:
 
 
 def triton() -> list[Finding]:
-    """The compiler that torch and bitsandbytes use on a card."""
+    """Check Triton, the compiler that torch and bitsandbytes use on a card."""
     found = seen_by_driver()
     if found is None or not found.cards:
         return []

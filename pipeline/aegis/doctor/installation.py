@@ -1,4 +1,4 @@
-"""The installation: Python, how far the set-up got, and every package that is needed, whole and in its version."""
+"""Probes of the installation: Python, the set-up, and all needed packages with their versions and files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 
 
 def python() -> list[Finding]:
-    """Its version, and that it is a 64-bit one."""
+    """Check Python's version, and that it is a 64-bit one."""
     bits = 8 * struct.calcsize("P")
     detail = phrase("doctor.python", version=platform.python_version(), bits=bits, executable=sys.executable)
     again = r"py -3.13 tools\start.py setup" if WINDOWS else "python3.13 tools/start.py setup"
@@ -31,7 +31,7 @@ def python() -> list[Finding]:
 
 
 def set_up() -> list[Finding]:
-    """How far tools/start.py got in the environment that runs this; its last act is to write stamp.json."""
+    """Check whether tools/start.py finished the current environment; it writes stamp.json last."""
     records = Path(sys.prefix) / "start"
     if not records.is_dir():
         return [Finding("set_up", "ok", phrase("doctor.own_environment", prefix=sys.prefix))]
@@ -42,12 +42,12 @@ def set_up() -> list[Finding]:
 
 
 def packages() -> list[Finding]:
-    """Every package that this one needs, directly or not: there, whole, and in a version that fits."""
+    """Check that every direct or indirect requirement is installed, complete, and in a suitable version."""
     try:
         missing, misfits, broken, count = _survey()
-    except ModuleNotFoundError:  # of the library that reads requirements; without it, names are all there is
+    except ModuleNotFoundError:  # `packaging` itself is missing; without it, only names can be checked
         missing, misfits, broken, count = _absent(), {}, [], 0
-    told = [
+    problems = [
         phrase(key, names=", ".join(names))
         for key, names in (
             ("doctor.missing", missing),
@@ -56,11 +56,11 @@ def packages() -> list[Finding]:
         )
         if names
     ]
-    if not told:
+    if not problems:
         return [Finding("packages", "ok", phrase("doctor.packages", count=count))]
-    # an installer takes a package without its files for installed
+    # an installer considers a package without its files installed, so it must reinstall
     cure = install(*broken, again=True) if broken else install(*missing, *misfits)
-    return [Finding("packages", "fail", "; ".join(told), cure)]
+    return [Finding("packages", "fail", "; ".join(problems), cure)]
 
 
 def _absent() -> list[str]:
@@ -70,7 +70,8 @@ def _absent() -> list[str]:
 
 
 def _survey() -> tuple[list[str], dict[str, str], list[str], int]:
-    """Names that are missing, of another version (with what to say of it), not whole; and how many were looked at."""
+    """Return the missing names, those of another version with a text, the incomplete ones, and the number of checked
+    packages."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -105,16 +106,16 @@ def _survey() -> tuple[list[str], dict[str, str], list[str], int]:
 
 
 def _is_whole(found: metadata.Distribution) -> bool:
-    """Whether every module, library and data file that the installer recorded is there in its size.
+    """Whether every file that the installer recorded exists with its recorded size.
 
-    A killed pip leaves packages that have their metadata and not their files.
+    A killed pip leaves packages that have their metadata but not their files.
     """
     record = found.read_text("RECORD")
     if record is None:
-        return found.read_text("INSTALLER") is not None  # conda and distributions keep no RECORD
+        return found.read_text("INSTALLER") is not None  # conda and Linux distributions have no RECORD
     root = str(found.locate_file(""))
     for row in csv.reader(record.splitlines()):
-        # bytecode and scripts are made on this machine; what has no size there is not vouched for
+        # bytecode and scripts are made on this machine; an entry without a size cannot be checked
         if len(row) != 3 or not row[2] or "__pycache__" in row[0] or row[0].startswith(".."):
             continue
         try:

@@ -1,4 +1,4 @@
-"""Four bits for real: a small matrix through bitsandbytes on the device that training would use, and back."""
+"""Probe of bitsandbytes: quantizes a small matrix to NF4, multiplies and differentiates on training's device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from aegis.messages import phrase
 _ROWS, _COLUMNS = 128, 256
 _BLOCK = 64
 _NF4_ERROR = (0.05, 0.15)
-"""Relative error of NF4 on normally distributed numbers: 0.09, give or take."""
+"""Bounds of NF4's relative error on normally distributed numbers, which is about 0.09."""
 
 
 def smoke() -> list[Finding]:
-    """Quantize, multiply forwards and backwards as training does, and compare with the numbers worked out plainly."""
+    """Quantize, multiply forward and backward as training does, and compare with the exact results."""
     if find_spec("bitsandbytes") is None:
         return [Finding("kernel", "fail", phrase("doctor.no_bitsandbytes"), install("bitsandbytes"))]
     import torch
@@ -32,7 +32,7 @@ def smoke() -> list[Finding]:
     reinstall = install("bitsandbytes", again=True)
     try:
         quantization, product, gradient = _errors(torch, bitsandbytes.functional, bitsandbytes.matmul_4bit, device)
-    except Exception as error:  # a library for another CUDA raises what it likes
+    except Exception as error:  # a library for another CUDA can raise anything
         return [Finding("kernel", "fail", f"{where}: {type(error).__name__}: {error}", reinstall)]
     detail = phrase("doctor.nf4", where=where, quantization=quantization, product=product, gradient=gradient)
     bound = 1e-2 if device.type == "cuda" else 1e-4
@@ -41,7 +41,7 @@ def smoke() -> list[Finding]:
 
 
 def _errors(torch: Any, functional: Any, matmul_4bit: Any, device: Any) -> tuple[float, float, float]:
-    """Relative errors: of the matrix after quantization, of x Wᵀ and of its gradient against the dequantized W."""
+    """Return the relative errors of the quantized matrix, and of x Wᵀ and its gradient against the dequantized W."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     weight = torch.randn(_ROWS, _COLUMNS, generator=generator).to(device, dtype)
@@ -63,7 +63,7 @@ def _errors(torch: Any, functional: Any, matmul_4bit: Any, device: Any) -> tuple
 
 @contextmanager
 def _compiler_left_alone(torch: Any) -> Iterator[None]:
-    """Let bitsandbytes be imported without torch's compiler, which its 8-bit optimizers ask for and costs seconds."""
+    """Import bitsandbytes without loading torch's compiler, which its 8-bit optimizers use and which takes seconds."""
     if "bitsandbytes" in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""llama.cpp: the converter against its pinned digest, the binding against its pinned version and its own hashes."""
+"""Probes of llama.cpp: the converter by its pinned digest, the binding by its pinned version and its own hashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BINDING = "llama-cpp-python"
 
 
 def converter() -> list[Finding]:
-    """The tree that conversions run from: one of the user's own, or the pinned one, every byte compared."""
+    """Check the converter's source tree: the user's own, or the pinned one, byte by byte."""
     own = os.environ.get("LLAMA_CPP_DIR")
     if own:
         if (Path(own).expanduser() / "convert_hf_to_gguf.py").is_file():
@@ -35,7 +35,7 @@ def converter() -> list[Finding]:
 
 
 def binding() -> list[Finding]:
-    """llama-cpp-python: there, in the pinned version, its library unchanged since it was installed, and it loads."""
+    """Check that llama-cpp-python has the pinned version, that its library is unchanged, and that it loads."""
     from vendor_llama_cpp import load_pin
 
     pin = load_pin()

@@ -1,4 +1,4 @@
-"""The machine: memory and WSL's share of it, the disks that are written to, names of folders, the console."""
+"""Probes of the machine: memory and WSL's share of it, disks, folder names and the console."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from aegis.doctor.finding import WINDOWS, Finding, Name, environment_command, gi
 from aegis.messages import phrase
 
 MIN_RAM_BYTES = 4e9
-"""Merge and export take under 1 GB; loading a base, the tokenizer and torch take the rest."""
+"""Merge and export need less than 1 GB; torch, the tokenizer and loading a base need the rest."""
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _LETTERS = "α 🔵🟡🟢 日本語"
 
 
 def memory() -> list[Finding]:
-    """RAM as this process may use it: WSL gets half of the machine by default, a container what it was given."""
+    """Check the RAM that this process may use: WSL gets half of the machine by default, a container has its limit."""
     import psutil
 
     found = psutil.virtual_memory()
@@ -57,7 +57,10 @@ def _container_limit() -> int | None:
 
 
 def disks() -> list[Finding]:
-    """Room where AEGIS writes. A 3.8 B base: 7.6 GB to download, 18 GB for merge and export, 7.6 GB to verify."""
+    """Check the free space where AEGIS writes.
+
+    A 3.8 B base needs 7.6 GB for the download, 18 GB for merge and export, and 7.6 GB for verify.
+    """
     from huggingface_hub import constants
 
     from aegis.runs import disk
@@ -72,14 +75,14 @@ def disks() -> list[Finding]:
 
 
 def _disk(name: Name, place: Path, wanted_bytes: float, cure: str) -> Finding:
-    standing = place
-    while not standing.exists():
-        standing = standing.parent
-    free = shutil.disk_usage(standing).free
+    existing = place
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     detail = phrase("doctor.disk", free=gigabytes(free), place=place)
     try:
-        # asked of the file system itself: permission bits say little on Windows and on network drives
-        with tempfile.TemporaryFile(dir=standing):
+        # try to write: permission bits mean little on Windows and on network drives
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         return Finding(name, "fail", phrase("doctor.not_writable", found=detail, error=error.strerror), cure)
@@ -89,7 +92,7 @@ def _disk(name: Name, place: Path, wanted_bytes: float, cure: str) -> Finding:
 
 
 def paths() -> list[Finding]:
-    """Folders with names outside ASCII, which some Windows programs cannot open, and names this system cannot hold."""
+    """Check for folder names outside ASCII, which some Windows programs cannot open, and for the encoding of names."""
     from aegis.runs import disk
 
     places = [Path.cwd(), disk.cache_place(), Path(tempfile.gettempdir()), Path(sys.prefix)]
@@ -105,8 +108,8 @@ def paths() -> list[Finding]:
 
 
 def console() -> list[Finding]:
-    """Whether the console's encoding has the letters that are shown."""
-    stream = sys.__stdout__  # sys.stdout is a bar's own while one is drawn
+    """Check that the console's encoding can show AEGIS's characters."""
+    stream = sys.__stdout__  # while a progress bar is drawn, sys.stdout is the bar's
     encoding = stream.encoding if stream else "ascii"
     try:
         _LETTERS.encode(encoding)

@@ -1,4 +1,4 @@
-"""All probes in order; whatever one of them throws is a finding too."""
+"""Runs all probes in order; an exception in a probe is a finding too."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ PROBES: tuple[tuple[Name, Probe], ...] = (
 
 
 def examine() -> Iterator[Finding]:
-    """Run every probe; findings come as they are made."""
+    """Run every probe, and yield each finding at once."""
     for name, probe in PROBES:
         try:
             yield from probe()
         except ImportError as error:
             yield Finding(name, "fail", phrase("doctor.not_looked_at", why=error), set_up_again())
-        except Exception as error:  # a half-installed library raises whatever it likes
+        except Exception as error:  # an incomplete library can raise anything
             why = f"{type(error).__name__}: {error}"
             yield Finding(name, "fail", phrase("doctor.not_looked_at", why=why), set_up_again())
 
 
 def is_ready(findings: list[Finding]) -> bool:
-    """Whether nothing stands in the way of a run."""
+    """Whether no finding prevents a run."""
     return all(finding.state != "fail" for finding in findings)

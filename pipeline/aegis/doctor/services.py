@@ -1,4 +1,4 @@
-"""What lies outside: the Hub's token and offline mode, and Ollama if it is there."""
+"""Probes of services: the Hub's token and offline mode, and Ollama."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMEOUT_S = 1.0
 
 
 def hub() -> list[Finding]:
-    """Whether there is a token, never which one, and whether the network may be used."""
+    """Check whether there is a token, without showing it, and whether the Hub's offline mode is on."""
     from huggingface_hub import constants, get_token
 
     token = phrase("doctor.token") if get_token() else phrase("doctor.no_token")
@@ -29,7 +29,7 @@ def hub() -> list[Finding]:
 
 
 def ollama() -> list[Finding]:
-    """Ollama is one of two ways to run the result; nothing here needs it."""
+    """Check whether Ollama is installed and running; it is one of two ways to run the result and not required."""
     address = _ollama_address()
     version = _ollama_version(address)
     if version is not None:
@@ -40,7 +40,7 @@ def ollama() -> list[Finding]:
 
 
 def _ollama_address() -> str:
-    """OLLAMA_HOST as Ollama reads it: host, host:port or a URL; 0.0.0.0 is what a server binds to, not a place."""
+    """Return OLLAMA_HOST as a URL, read as Ollama reads it: host, host:port or a URL; 0.0.0.0 means this machine."""
     given = os.environ.get("OLLAMA_HOST", "").strip()
     if not given:
         return _OLLAMA
@@ -51,7 +51,7 @@ def _ollama_address() -> str:
 
 
 def _ollama_version(address: str) -> str | None:
-    # no proxy: it is this machine, or one that the user named
+    # no proxy: it is this machine, or one in the user's own network
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(f"{address}/api/version", timeout=_TIMEOUT_S) as answer:

@@ -1,7 +1,7 @@
-"""THE seam to llama.cpp: nobody else starts a process, opens a GGUF or talks to its library.
+"""The only room that uses llama.cpp: no other starts a process, opens a GGUF or calls its library.
 
-Importing it loads neither torch nor the bindings: the converter and the quantizer are processes of their own,
-and `Runtime` loads the bindings when it opens a file.
+Importing it loads neither torch nor the bindings: the converter and the quantizer run in processes of their own, and
+`Runtime` loads the bindings when it opens a file.
 """
 
 from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token

@@ -1,10 +1,10 @@
-"""Runs one script in a process that cannot outlive its parent. Run as a file; the standard library only.
+"""Runs one script in a process that cannot outlive its parent. It is run as a file and uses only the standard library.
 
     python -P -B _child.py PART IMPORT_FROM SCRIPT [ARGUMENT ...]
 
-The parent holds the other end of this process's standard input. When the parent ends, however it ends, the
-system closes that end, the read below returns, PART (the half-written output) is removed and this process
-stops. This needs no signal and no job object, and works the same everywhere.
+The parent holds the other end of this process's standard input. When the parent ends, for any reason, the system closes
+that end, the read below returns, PART (the incomplete output) is removed and this process stops. This needs no signal
+and no job object, and works on every system.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def _end_with_parent(lifeline: int, part: str) -> None:
     with contextlib.suppress(OSError):
         while os.read(lifeline, 4096):
             pass
-    # On Windows an open file cannot be removed: there the half-written file stays, under its temporary name.
+    # On Windows an open file cannot be removed: the incomplete file stays there, under its temporary name.
     with contextlib.suppress(OSError):
-        os.unlink(part)  # noqa: PTH108 - pathlib would cost a fifth of this process's start
+        os.unlink(part)  # noqa: PTH108 (importing pathlib would take a fifth of this process's start)
     os._exit(1)
 
 
 def main(part: str, import_from: str, script: str, *arguments: str) -> None:
-    """Run `script` as `__main__` with `arguments`; `import_from`, if not empty, goes first on sys.path."""
+    """Run `script` as `__main__` with `arguments`; `import_from`, if not empty, is put first on sys.path."""
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,4 +1,4 @@
-"""llama.cpp's log: kept for errors instead of printed."""
+"""Keeps the last lines of llama.cpp's log for error messages, instead of printing them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _KEPT_LINES = 40
 
 @cache
 def captured_log() -> deque[str]:
-    """The last lines llama.cpp logged in this process. The first call takes the log over from the bindings,
-    which would print its errors over the progress bars."""
+    """Return the last lines that llama.cpp logged in this process.
+
+    The first call replaces the bindings' log callback, which would print errors over the progress bars.
+    """
     import llama_cpp
 
     lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -23,7 +25,7 @@ def captured_log() -> deque[str]:
             lines.append(line)
 
     llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
-    # llama.cpp holds a bare pointer: the callback has to live as long as the process
+    # llama.cpp holds only a pointer: the callback must live as long as the process
     _callbacks.append(keep)
     return lines
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, in a process of its own: it may abort() on a bad file. Run by _child.py."""
+"""Calls llama.cpp's quantizer, which may abort() on a bad file, so it needs its own process. Run by _child.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import llama_cpp
 
 
 def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: str, imatrix: str) -> int:
-    """Quantize `source` into `out`; 0 or llama.cpp's error code.
+    """Quantize `source` into `out`; return 0 or llama.cpp's error code.
 
     Args:
         source: the GGUF to read.
@@ -19,7 +19,7 @@ def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: st
             system's code page on Windows.
         ftype: the llama_ftype number.
         output_tensor_type: the ggml_type number for output.weight, or "" for llama.cpp's own choice.
-        threads: how many; 0 for one each core.
+        threads: number of threads; 0 for one per core.
         imatrix: an importance matrix, or "" for none.
     """
 
@@ -34,7 +34,7 @@ def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: st
     if output_tensor_type:
         parameters.output_tensor_type = int(output_tensor_type)
     if imatrix:
-        # kept until the quantizer, which holds bare pointers, is done
+        # keep the array until the quantizer is done: it holds only pointers
         entries = _entries(Path(imatrix))
         parameters.imatrix = entries
     code = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(parameters))
@@ -42,7 +42,7 @@ def main(source: str, out: str, ftype: str, output_tensor_type: str, threads: st
 
 
 def _entries(path: Path) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
-    """The matrix as llama.cpp takes it: an array that ends with an entry without a name."""
+    """Return the matrix in llama.cpp's form: an array that ends with an entry without a name."""
     from aegis.llama_cpp.imatrix import read_importance
 
     importance = read_importance(path)

@@ -1,4 +1,4 @@
-"""llama.cpp's quantizer on a dry run, in a process of its own: what it prints is its answer. Run by _child.py."""
+"""Runs llama.cpp's quantizer dry, and reads the tensor types from what it prints. Run by _child.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINE = re.compile(
 
 
 def main(source: str, out: str, ftype: str, output_tensor_type: str, imatrix: str) -> int:
-    """Write {tensor: type} as JSON to `out`; 0 or llama.cpp's error code.
+    """Write {tensor: type} as JSON to `out`; return 0 or llama.cpp's error code.
 
     Args:
         source: the GGUF to read.

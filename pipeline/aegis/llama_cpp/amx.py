@@ -1,8 +1,8 @@
-"""llama.cpp without Intel's AMX, whose tiles it can set up from memory that was never written.
+"""Keeps llama.cpp from using Intel's AMX, whose tiles it may set up from uninitialized memory.
 
-Its struct of tile settings reaches the processor through `_tile_loadconfig`, of which GCC's headers say that it reads 8
-bytes (gcc/config/i386/amxtileintrin.h, GCC 12); so the compiler drops the zeros behind them, and where the stack held
-something else the instruction faults. Weights that are not repacked never come there.
+llama.cpp passes its tile settings to `_tile_loadconfig`. GCC's header declares that this reads 8 bytes
+(gcc/config/i386/amxtileintrin.h, GCC 12), so the compiler drops the zeros after them, and the instruction faults if the
+stack had other bytes there. Weights that are not repacked do not use this code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @cache
 def has_amx() -> bool:
-    """Whether the installed llama.cpp was compiled for it, as it is on a machine that has it."""
+    """Whether the installed llama.cpp was compiled for AMX, as it is on a machine with AMX."""
     import llama_cpp
 
     return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
@@ -21,7 +21,7 @@ def has_amx() -> bool:
 
 @cache
 def keep_from_amx() -> None:
-    """Have every model that is loaded in this process leave its weights as they are, where they could go to AMX."""
+    """Let no model that is loaded in this process repack its weights, if llama.cpp was compiled for AMX."""
     if not has_amx():
         return
     from llama_cpp import llama_cpp as binding

@@ -1,10 +1,10 @@
-"""llama.cpp's own imatrix tool, compiled on first use and kept in the cache.
+"""Compiles llama.cpp's imatrix tool on first use, and keeps it in the cache.
 
-llama-common holds all that the tool is made of but its one source file, which comes from the pinned tree, of the same
-commit. `common_library` finds the library, or compiles it, which takes minutes where the tool takes one.
+The tool is one source file from the pinned tree and the library llama-common of the same commit. `common_library` finds
+this library or compiles it, which takes several minutes; the tool itself takes one.
 
-It is linked as a library whose `main` a Python process calls: so the tool runs, as the converter and the quantizer do,
-in a process that cannot outlive this one.
+The tool is linked as a library, and a Python process calls its `main`. So it runs, like the converter and the
+quantizer, in a process that cannot outlive this one.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _BUILDING = ".building-"
 
 
 def refuse_without_compiler() -> None:
-    """Find out, without writing anything, whether `imatrix_tool` has what it needs.
+    """Check, without writing anything, that `imatrix_tool` has what it needs.
 
     Raises:
-        EnvironmentFault: no compiler, no binding, Windows.
+        EnvironmentFault: there is no compiler or no binding, or this is Windows.
     """
     if _kept() is None:
         _compiler()
 
 
 def imatrix_tool() -> Path:
-    """The compiled tool, for `WORKER` to load; compiled now if the cache does not hold one for these libraries.
+    """Return the path of the compiled tool for `WORKER`; compile it if the cache has none for these libraries.
 
     Raises:
-        EnvironmentFault: no compiler, no binding, Windows, no source to be had.
-        ToolError: it did not compile, or does not start; names the log.
+        EnvironmentFault: there is no compiler, binding or source, or this is Windows.
+        ToolError: it did not compile, or does not start; the message names the log.
     """
     if (tool := _kept()) is not None:
         return tool
@@ -73,15 +73,15 @@ def imatrix_tool() -> Path:
 
 
 def _kept() -> Path | None:
-    """The tool for the libraries that are there, if it has been compiled."""
+    """Return the compiled tool for the existing libraries; None if there is none."""
     libraries = find_libraries()
     tool = None if libraries is None else _place(libraries)
     return tool if tool is not None and tool.is_file() else None
 
 
 def _place(libraries: Libraries) -> Path:
-    """Where the tool for these libraries is kept."""
-    # the folder too: it is written into the tool as the place to load the libraries from
+    """Return the path of the tool for these libraries."""
+    # the folder counts too: the tool loads the libraries from this path, which is linked into it
     made_of = {
         "tree": vendor_llama_cpp.load_pin().tree_sha256,
         "folder": str(libraries.libraries),
@@ -91,7 +91,7 @@ def _place(libraries: Libraries) -> Path:
 
 
 def _run_pip(command: list[str], environment: dict[str, str]) -> None:
-    """Compile the libraries, with the log beside them."""
+    """Run pip to compile the libraries; its log is written beside them."""
     progress.say(phrase("building.compiling_libraries"))
     log = disk.cache_place().absolute() / "llama.cpp-tools" / "libraries.log"
     what = phrase("building.did_not_compile")
@@ -100,7 +100,10 @@ def _run_pip(command: list[str], environment: dict[str, str]) -> None:
 
 
 def _build(tool: Path, libraries: Libraries, tree: Path) -> None:
-    """Compile beside `tool`, see that it starts, and rename. The lock is held: what lies here half made is nobody's."""
+    """Compile beside `tool`, check that it starts, and rename it.
+
+    This process holds the lock, so incomplete folders here belong to no live process.
+    """
     for leftover in tool.parent.glob(f"{_BUILDING}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     compiler = _compiler()
@@ -118,7 +121,7 @@ def _build(tool: Path, libraries: Libraries, tree: Path) -> None:
 
 def _command(compiler: list[str], out: Path, libraries: Libraries, tree: Path) -> list[str]:
     folder = str(libraries.libraries)
-    # DT_RPATH and not its successor, which would not hold for the libraries that these libraries need
+    # DT_RPATH and not DT_RUNPATH, which would not apply to the libraries that these libraries need
     old_rpath = [] if sys.platform == "darwin" else ["-Xlinker", "--disable-new-dtags", "-Xlinker", "--no-undefined"]
     # fmt: off
     return [
@@ -169,7 +172,7 @@ def _logged(
 
 
 def _compiler() -> list[str]:
-    """The C++ compiler as the start of a command: CXX, which may carry options, or the first one in PATH."""
+    """Return the C++ compiler as the start of a command: CXX, which may have options, or the first one in PATH."""
     given = shlex.split(os.environ.get("CXX", ""))
     for candidate in [given] if given else [["c++"], ["g++"], ["clang++"]]:
         if path := shutil.which(candidate[0]):

@@ -1,4 +1,4 @@
-"""A GGUF's own chat template, as llama-server applies it."""
+"""Applies a GGUF's own chat template as llama-server does."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 Message = Mapping[str, str]
-"""What a chat template of llama.cpp's is given: a role and a content."""
+"""A message of a chat: `role` and `content`."""
 
 
 class ChatTemplate:
-    """Renders a conversation; a `ChatFormatter` of the bindings, whose own never add a begin token.
+    """Renders a conversation; unlike the bindings' own `ChatFormatter`s, it lets a begin token be added.
 
     Raises:
         jinja2.TemplateError: the template cannot be compiled.
     """
 
     def __init__(self, llama: Any) -> None:
-        """Take the template of a loaded `llama_cpp.Llama`; there may be none."""
+        """Read the template of a loaded `llama_cpp.Llama`, if it has one."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         bos, eos = (
@@ -35,8 +35,8 @@ class ChatTemplate:
         """Render `messages`.
 
         Returns:
-            A `ChatFormatterResponse`: `prompt`, and as `added_special` whether the template wrote the begin token;
-            otherwise the file's flag decides about one, as in llama-server. The model's end tokens are its stops.
+            A `ChatFormatterResponse`: the `prompt`, and in `added_special` whether the template wrote the begin token;
+            if it did not, the file's flag decides, as in llama-server. The stops are the model's end tokens.
         """
         response = self._formatter(**request)
         wrote_bos = bool(self._bos) and response.prompt.startswith(self._bos)

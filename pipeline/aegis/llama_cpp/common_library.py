@@ -1,7 +1,7 @@
-"""llama.cpp's libraries with llama-common among them, which its tools are linked against.
+"""Finds or compiles llama.cpp's libraries with llama-common, which its tools are linked against.
 
-The set-up installs the binding without llama-common: nothing but imatrix needs it, and it takes longer to compile than
-all the rest. Where the installed binding has none, pip compiles the pinned release once more, with it, into the cache.
+The set-up installs the binding without llama-common: only imatrix needs it, and it takes longer to compile than the
+rest. If the installed binding does not have it, pip compiles the pinned release again, with it, into the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BINDING = "llama-cpp-python"
 
 @dataclass(frozen=True)
 class Libraries:
-    """Where llama.cpp's libraries and headers are."""
+    """The folders of llama.cpp's libraries and headers."""
 
     libraries: Path
     headers: Path
@@ -39,10 +39,10 @@ class Libraries:
 
 
 def find_libraries() -> Libraries | None:
-    """The installed binding's libraries, else those that were compiled into the cache; None if neither is there.
+    """Return the installed binding's libraries, else those that were compiled into the cache, else None.
 
     Raises:
-        EnvironmentFault: the binding is missing or of another version, or this is Windows.
+        EnvironmentFault: the binding is missing or has another version, or this is Windows.
     """
     if sys.platform == "win32":
         raise EnvironmentFault("building.windows")
@@ -64,13 +64,13 @@ def find_libraries() -> Libraries | None:
 
 
 def compile_libraries(run: Callable[[list[str], dict[str, str]], None]) -> Libraries:
-    """Compile the pinned release with llama-common into the cache, which gets it by one rename.
+    """Compile the pinned release with llama-common, and put it into the cache by one rename.
 
     Args:
         run: runs a command in an environment, and raises if it fails.
 
     Raises:
-        EnvironmentFault: what was compiled has no such library.
+        EnvironmentFault: the compiled release does not have the library.
     """
     pin, place = vendor_llama_cpp.load_pin(), _place()
     part = place.with_name(place.name + ".part")
@@ -98,7 +98,7 @@ def compile_libraries(run: Callable[[list[str], dict[str, str]], None]) -> Libra
 
 
 def _place() -> Path:
-    """Where in the cache the release with llama-common is kept."""
+    """Return the folder in the cache for the release with llama-common."""
     pin = vendor_llama_cpp.load_pin()
     return disk.cache_place().absolute() / "llama.cpp-tools" / f"{pin.distribution}-{pin.sha256[:12]}"
 

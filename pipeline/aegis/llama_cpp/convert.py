@@ -1,4 +1,4 @@
-"""Convert: a folder of safetensors to one GGUF, by llama.cpp's own converter."""
+"""Converts a folder of safetensors to one GGUF with llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from aegis.runs import disk
 _NO_ROOM_BYTES = 1 << 20
 _WRITING = re.compile(r"Writing:\s+(\d+)%")
 _ENVIRONMENT: dict[str, str | None] = {
-    # Everything it needs is in the folder; it must neither ask the network nor find something newer there.
+    # Everything it needs is in the folder; it must not use the network or find something newer there.
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
-    # Set, it would import PyPI's gguf, which lacks what the tree's converter uses under the same version.
+    # With this variable it would import PyPI's gguf, which has the same version but lacks what this converter uses.
     "NO_LOCAL_GGUF": None,
 }
 
@@ -34,21 +34,21 @@ def convert(
     tree: Path | None = None,
     vocab_only: bool = False,
 ) -> None:
-    """Write `model_dir` as an f16 GGUF at `out`, which appears only when whole.
+    """Convert `model_dir` to an f16 GGUF at `out`, which appears only when it is complete.
 
     Args:
-        model_dir: config.json, tokenizer files and safetensors of a stock architecture, no code.
-        out: the file to write; one that is there is replaced at the end.
-        model_name: becomes `general.name`. llama.cpp reads the family off it (a Phi-3 whose name lacks
-            "phi-3" keeps white space after its role tags), so it is never guessed from the folder.
+        model_dir: a folder with config.json, tokenizer files and safetensors of a stock architecture, and no code.
+        out: the file to write; an existing file is replaced at the end.
+        model_name: becomes `general.name`. llama.cpp decides by this name (a Phi-3 without "phi-3" in its name keeps
+            white space after its role tags), so it is never guessed from the folder.
         tree: a llama.cpp checkout to use instead of LLAMA_CPP_DIR's or the pinned one.
-        vocab_only: write the tokenizer and no weights, which takes seconds and needs no weights.
+        vocab_only: write the tokenizer without weights, which takes seconds and needs no weights.
 
     Raises:
-        UsageError: a bad argument.
-        IntegrityError: the folder brings code of its own, which the converter would run.
-        ToolError: the converter failed; its last lines are in the error.
-        EnvironmentFault: no converter, no space, no permission.
+        UsageError: an argument is wrong.
+        IntegrityError: the folder has code of its own, which the converter would run.
+        ToolError: the converter failed; the error has its last lines.
+        EnvironmentFault: there is no converter, no space or no permission.
     """
     out = out.absolute()
     options = ["--outtype=f16", f"--model-name={model_name}", *(["--vocab-only"] if vocab_only else [])]
@@ -58,10 +58,10 @@ def convert(
 
 
 def try_conversion(model_dir: Path, tree: Path | None = None) -> None:
-    """Let the converter look for a place for every tensor of a folder; nothing is written.
+    """Check that the converter knows every tensor of a folder; nothing is written.
 
     Raises:
-        UsageError, IntegrityError, ToolError, EnvironmentFault: as `convert` does.
+        UsageError, IntegrityError, ToolError, EnvironmentFault: as in `convert`.
     """
     _run(model_dir, model_dir.absolute() / "nothing.gguf", ["--dry-run"], tree, writes=False)
 
@@ -86,10 +86,10 @@ def _run(model_dir: Path, part: Path, options: Sequence[str], tree: Path | None,
 
 
 def refuse_code(model_dir: Path) -> None:
-    """Refuse a folder the converter would run code from: it loads the tokenizer with trust_remote_code=True.
+    """Refuse a folder with code: the converter loads the tokenizer with trust_remote_code=True and would run it.
 
     Raises:
-        IntegrityError: naming the files.
+        IntegrityError: it has code; the message names the files.
     """
     found = [Bilingual.same(name) for name in sorted(path.name for path in model_dir.rglob("*.py"))]
     for name in ("config.json", "tokenizer_config.json"):
@@ -104,12 +104,12 @@ def refuse_code(model_dir: Path) -> None:
 
 
 def refuse_damaged(part: Path, tool: Bilingual) -> None:
-    """A tool's word is not taken for it: what it wrote must read as a GGUF, whole to the last tensor.
+    """Check that a tool's output is a complete GGUF; its exit code alone is not enough.
 
     Raises:
-        ToolError: it does not.
-        EnvironmentFault: it does not, and the disk is full: the quantizer does not look whether its last bytes,
-            the header among them, reach the disk.
+        ToolError: it is not.
+        EnvironmentFault: it is not, and the disk is full: the quantizer does not check that its last bytes, which
+            include the header, reach the disk.
     """
     try:
         GgufFile(part).close()

@@ -1,4 +1,4 @@
-"""Read a GGUF: its metadata, its tensors, and the tensors that did not get the type they were meant to."""
+"""Reads a GGUF: its metadata, its tensors, and the tensors that fell back to another type."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _NEVER_QUANTIZED = ("_norm.weight", "ffn_gate_inp.weight")
 
 
 class GgufFile:
-    """A GGUF file, mapped and not loaded: opening one of any size takes memory for its header only.
+    """A memory-mapped GGUF file: opening it takes memory for its header only.
 
     Attributes:
-        path: where it is.
-        metadata: every key, in file order; arrays as lists.
-        tensors: by name, in file order.
+        path: the file's path.
+        metadata: every key in the file's order; arrays are lists.
+        tensors: by name, in the file's order.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open and check it.
+        """Open a file and check its header.
 
         Raises:
             UsageError: there is no such file, or it cannot be read.
-            IntegrityError: it is no GGUF, damaged, or cut short.
+            IntegrityError: it is not a GGUF, damaged, or cut off.
         """
         self.path = path
         try:
@@ -57,11 +57,11 @@ class GgufFile:
         self._data: mmap.mmap | None = data
 
     def tensor(self, name: str) -> NDArray[np.generic]:
-        """One tensor's values, in its numpy shape.
+        """Return one tensor's values in its numpy shape.
 
         Returns:
-            A read-only view of the file for the types numpy has (F32, F16, integers), valid after `close`
-            too; a new float32 array, dequantized by PyPI's gguf, for all others.
+            For types that numpy has (F32, F16, integers), a read-only view of the file, which stays valid after
+            `close`; for all others a new float32 array, dequantized by PyPI's gguf.
 
         Raises:
             IntegrityError: the file has no such tensor, or its type cannot be dequantized.
@@ -69,7 +69,7 @@ class GgufFile:
         return self._values(self._info(name), 0, None)
 
     def slabs(self, name: str, slab_bytes: int) -> Iterator[NDArray[np.generic]]:
-        """One tensor's values as `tensor` gives them, some rows at a time: about `slab_bytes` of float32 each.
+        """Yield one tensor's values as `tensor` does, in slabs of rows with about `slab_bytes` of float32.
 
         Raises:
             IntegrityError: the file has no such tensor, or its type cannot be dequantized.
@@ -82,9 +82,9 @@ class GgufFile:
             yield self._values(flat, start, min(start + step, rows))
 
     def raw_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of rows [start, stop) as they stand in the file, (rows, bytes of one row).
+        """Return the bytes of rows [start, stop) in the file, (rows, bytes per row) uint8.
 
-        Read, not mapped: a map counts every page that was touched as this process's memory.
+        They are read, not mapped: every page of a map that was touched counts as this process's memory.
 
         Raises:
             IntegrityError: the file has no such tensor, or has become shorter.
@@ -109,7 +109,7 @@ class GgufFile:
         return info
 
     def _values(self, info: TensorInfo, start: int, stop: int | None) -> NDArray[np.generic]:
-        """Entries [start, stop) of the first dimension."""
+        """Return entries [start, stop) of the first dimension."""
         assert self._data is not None, "the file is open"
         stop = info.shape[0] if stop is None else stop
         shape = (stop - start, *info.shape[1:])
@@ -129,10 +129,10 @@ class GgufFile:
         return values
 
     def close(self) -> None:
-        """Let go of the file. Views handed out keep their own hold on it."""
+        """Close the file; existing views stay valid."""
         data, self._data = self._data, None
         if data is not None:
-            # while a view points into it, it cannot be closed; the last view to go unmaps it
+            # a map with views cannot be closed; it is unmapped when the last view is gone
             with suppress(BufferError):
                 data.close()
 
@@ -149,13 +149,13 @@ class GgufFile:
 
 
 def trained_context(path: Path) -> int:
-    """The tokens of context a model is run with: what it was first trained for, 4096 at most.
+    """Return the context to run a model with, in tokens: its original context length, at most 4096.
 
-    Beyond the original length of a LongRoPE model llama.cpp switches every token to the long factors; beyond
-    4096 the context of a small card's model takes memory for nothing.
+    Beyond the original length of a LongRoPE model, llama.cpp uses the long factors for every token. A context of more
+    than 4096 tokens would waste memory.
 
     Raises:
-        IntegrityError: the file does not say.
+        IntegrityError: the file has no context length.
     """
     with GgufFile(path) as file:
         family = file.metadata.get("general.architecture")
@@ -167,23 +167,23 @@ def trained_context(path: Path) -> int:
 
 
 def _block_size_of(quant: str) -> int:
-    """How many weights a block of this quantization holds; mixtures are named after their type and a size."""
+    """Return the weights per block of a quantization; mixtures are named after their type and a size."""
     for name in (quant, quant.rpartition("_")[0]):
         if name in GGMLQuantizationType.__members__:
             return block_size(name)
-    return block_size("Q8_K")  # IQ2_M and its like mix types that all have the blocks of K-quants
+    return block_size("Q8_K")  # IQ2_M and similar mixtures have only types with the blocks of K-quants
 
 
 def fallback_tensors(file: GgufFile, quant: str, *, output_tensor_type: str | None = None) -> list[TensorInfo]:
-    """The weights of a quantized file that fell back to a type with smaller blocks than `quant`'s.
+    """Return the weights of a quantized file that fell back to a type with smaller blocks than `quant`'s.
 
-    llama.cpp does so, with only a line in its log, where a row is not a whole number of blocks (256 weights
-    for K-quants): the file grows and is not what its name says.
+    llama.cpp does so, with only a line in its log, if a row is not divisible into blocks (256 weights for K-quants).
+    The file is then larger, and its name is wrong.
 
     Args:
-        file: what `quantize` wrote.
-        quant: what it was asked for, as `parse_quant` returns it.
-        output_tensor_type: as given to `quantize`; `output.weight` may then have that type.
+        file: the output of `quantize`.
+        quant: the requested type, as `parse_quant` returns it.
+        output_tensor_type: the argument of `quantize`; `output.weight` may have this type.
     """
     wanted = _block_size_of(quant)
     chosen = output_tensor_type.upper() if output_tensor_type else None

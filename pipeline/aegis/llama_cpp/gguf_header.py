@@ -1,8 +1,7 @@
-"""The header of a GGUF file, read with every number checked before it is believed.
+"""Reads the header of a GGUF file, and checks every number before using it.
 
-Not by PyPI's GGUFReader: it makes several numpy views for each of a vocabulary's strings (0.85 s and 85 MB
-for Phi-3's 32064 tokens) and follows the lengths of a damaged file wherever they lead. Layout:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+PyPI's GGUFReader makes several numpy views per string of a vocabulary (0.85 s and 85 MB for Phi-3's 32064 tokens), and
+trusts the lengths in a damaged file. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _MAX_DIMENSIONS = 4
 
 
 class DamagedGguf(ValueError):
-    """What is wrong, as a clause."""
+    """The header is wrong; `what` says how, as a clause."""
 
     def __init__(self, what: Bilingual) -> None:
         super().__init__(what.shown)
@@ -40,10 +39,12 @@ class DamagedGguf(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies and what it is.
+    """One tensor's name, shape, type and place in the file.
 
-    `shape` is numpy's order, rows first (GGUF stores it reversed); `type` is ggml's name ("F16", "Q4_K");
-    `offset_bytes` counts from the start of the file.
+    Attributes:
+        shape: in numpy's order, rows first; GGUF stores it reversed.
+        type: ggml's name, such as "F16" or "Q4_K".
+        offset_bytes: offset from the start of the file.
     """
 
     name: str
@@ -58,15 +59,15 @@ class TensorInfo:
 
     @property
     def rows(self) -> int:
-        """All rows, of every expert where there are some."""
+        """The number of rows, of all experts if there are any."""
         return math.prod(self.shape[:-1])
 
 
 def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
-    """Metadata and tensors of a GGUF file, both in file order.
+    """Return the metadata and tensors of a GGUF file, both in the file's order.
 
     Raises:
-        DamagedGguf: not a GGUF, not whole, or not consistent.
+        DamagedGguf: it is not a GGUF, incomplete or inconsistent.
     """
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
@@ -108,7 +109,7 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
 
 
 def block_size(type_name: str) -> int:
-    """How many weights of a row one block of this ggml type holds (Q4_K: 256, Q8_0: 32, F16: 1)."""
+    """Return the weights per block of a ggml type (Q4_K: 256, Q8_0: 32, F16: 1)."""
     return int(GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][0])
 
 
@@ -138,7 +139,7 @@ def _aligned(position: int, alignment: int) -> int:
 
 
 class _Cursor:
-    """Reads little-endian values off the front of the file."""
+    """Reads little-endian values one after the other from the start of the file."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.position = 0

@@ -1,7 +1,7 @@
-"""The importance matrix: how large the inputs of each weight's columns are on a text, by llama.cpp's own imatrix.
+"""Measures an importance matrix with llama.cpp's imatrix: the size of the inputs of each weight's columns on a text.
 
-A quantizer that is given it rounds the columns that matter more carefully. The file is a GGUF of its own kind: for each
-weight the sums of squares, `<name>.in_sum2`, and of how many rows, `<name>.counts`.
+With it, a quantizer rounds important columns more carefully. The file is a GGUF with its own type: for each weight it
+has the sums of squares, `<name>.in_sum2`, and the number of rows, `<name>.counts`.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from aegis.llama_cpp.threads import default_threads
 from aegis.messages import bilingual, phrase
 
 MIN_CHUNK_TOKENS = 32
-"""The tool looks at no fewer than 16 tokens at a time, and wants two chunks."""
+"""The tool needs at least 16 tokens per chunk, and two chunks."""
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _CHUNKS = re.compile(r"computing over (\d+) chunks")
 _CHUNK = re.compile(r"\[(\d+)\]\d+\.\d{4}")
-# the tool prints "[1]7.1234,[2]6.5678," without a line's end
+# the tool prints "[1]7.1234,[2]6.5678," without an end of line
 _LINE_END = rb"[\r\n]+|(?<=\.\d{4}),"
 
 
 def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, threads: int | None = None) -> None:
-    """Run `text` through `gguf` and write the importance matrix at `out`, which appears only when whole.
+    """Run `text` through `gguf` and write the importance matrix at `out`, which appears only when it is complete.
 
     Args:
-        gguf: an f16 GGUF. It runs on the CPU.
-        text: UTF-8, at least two chunks long, in the folder of `out`: its name becomes part of the file, and a whole
-            path would tell where it lay. "<|end|>" and its like are read as the tokens they name.
-        out: the file to write; one that is there is replaced at the end.
-        chunk_tokens: how long the pieces are that the text is cut into.
-        threads: the physical cores if None.
+        gguf: an f16 GGUF; it runs on the CPU.
+        text: a UTF-8 file of at least two chunks, in the folder of `out`: the tool records its name, and a path would
+            record where it was. "<|end|>" and the like are read as special tokens.
+        out: the file to write; an existing file is replaced at the end.
+        chunk_tokens: tokens per chunk.
+        threads: number of threads; the physical cores if None.
 
     Raises:
-        ToolError: it did not compile, failed, or wrote no matrix.
-        EnvironmentFault: no compiler, no space, no permission.
+        ToolError: the tool did not compile, failed, or wrote no matrix.
+        EnvironmentFault: there is no compiler, no space or no permission.
     """
     tool = imatrix_tool()
     gguf, out = gguf.absolute(), out.absolute()
@@ -66,7 +66,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
             part=part,
             title=phrase("process.measuring"),
             fraction=_Progress(),
-            # it would take settings, a model among them, from LLAMA_ARG_*
+            # the tool would read settings, even a model, from LLAMA_ARG_*
             environment={name: None for name in os.environ if name.startswith("LLAMA_")},
             line_end=_LINE_END,
         )
@@ -75,7 +75,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
 
 
 class _Progress:
-    """Reads how many chunks there are, and which is done."""
+    """Reads from the tool's output how many chunks there are, and which one is done."""
 
     def __init__(self) -> None:
         self._chunks = 0
@@ -89,11 +89,11 @@ class _Progress:
 
 
 def read_importance(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Mean squares of the inputs of each weight's columns, (experts · columns,) float32, by the weight's name.
+    """Return the mean squares of the inputs of each weight's columns, (experts · columns,) float32, by weight name.
 
     Raises:
-        UsageError: no such file.
-        IntegrityError: damaged, or no importance matrix.
+        UsageError: there is no such file.
+        IntegrityError: it is damaged, or not an importance matrix.
     """
     found: dict[str, NDArray[np.float32]] = {}
     with GgufFile(path) as file:
@@ -103,12 +103,12 @@ def read_importance(path: Path) -> dict[str, NDArray[np.float32]]:
             if not name.endswith(_SUMS):
                 continue
             weight = name.removesuffix(_SUMS)
-            # without experts, a dimension of 1 is not written
+            # without experts, the file leaves a dimension of 1 out
             sums, counts = (np.asarray(file.tensor(weight + part), np.float32).ravel() for part in (_SUMS, _COUNTS))
             if sums.size % counts.size or not np.isfinite(sums).all() or (sums < 0).any():
                 raise IntegrityError("imatrix.no_sums", path=path, name=name)
             rows = np.repeat(counts, sums.size // counts.size)
-            # an expert that no token went through says nothing, and llama-quantize takes 1 for it
+            # llama-quantize uses 1 for an expert that no token went through
             means = np.where(rows > 0, sums / np.maximum(rows, 1), 1)
             found[weight] = means.astype(np.float32)
     if not found:
@@ -117,11 +117,11 @@ def read_importance(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def refuse_foreign(path: Path, gguf: Path) -> None:
-    """Refuse an importance matrix that is of another model than `gguf`, as far as names and sizes tell.
+    """Refuse an importance matrix of another model than `gguf`, as far as names and sizes show it.
 
     Raises:
-        UsageError: no such file.
-        IntegrityError: damaged, no importance matrix, or of weights that `gguf` has not, or has in another size.
+        UsageError: there is no such file.
+        IntegrityError: it is damaged, not an importance matrix, or has a weight that `gguf` does not have in this size.
     """
     importance = read_importance(path)
     wrong = []

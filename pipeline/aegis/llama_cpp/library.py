@@ -1,4 +1,4 @@
-"""llama.cpp's library as this installation has it."""
+"""Describes the installed llama.cpp library."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from aegis.messages import phrase
 
 
 def describe_library() -> str:
-    """Load the library and say what it was built for.
+    """Load the library, and return a text that says whether it was built for a GPU.
 
     Raises:
-        ImportError, OSError, RuntimeError: it is not there, or does not load.
+        ImportError, OSError, RuntimeError: it is not installed, or does not load.
     """
     import llama_cpp
 

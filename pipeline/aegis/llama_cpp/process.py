@@ -1,7 +1,7 @@
-"""Start a tool of llama.cpp, watch it, keep its last lines, and leave no trace of it when it fails.
+"""Starts a tool of llama.cpp, watches it, keeps its last lines, and removes its output if it fails.
 
-What the tool prints is read by a thread as fast as it comes, and dropped but for the last lines: a tool that
-prints a gigabyte, or bytes that are no text, costs neither memory nor a deadlock.
+A thread reads all output at once and keeps only the last lines: a tool that prints a gigabyte, or bytes that are not
+text, takes no memory and cannot cause a deadlock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aegis.messages import Bilingual, bilingual
 
 KEPT_LINES = 20
 SILENCE_LIMIT_S = 1800.0
-"""A tool that says nothing for so long has hung: its slowest step, one big tensor, takes minutes."""
+"""A tool that prints nothing for this long has hung: its slowest step, one big tensor, takes minutes."""
 
 LINE_END = rb"[\r\n]+"
 _MAX_LINE_BYTES = 4096
@@ -37,7 +37,7 @@ _DISK_FULL = re.compile(
     r"No space left on device|Errno 28\b|Errno 27\b|Disk quota exceeded|not enough space on the disk"
     r"|\d+ requested and \d+ written|basic_ios::clear"  # numpy's tofile; C++ streams
 )
-# In a group of its own the child gets no Ctrl-C: this process does, ends the child, and cleans up.
+# In its own group the child gets no Ctrl-C: this process gets it, ends the child, and cleans up.
 if sys.platform == "win32":
     _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
 else:
@@ -45,17 +45,16 @@ else:
 _RUNNER = Path(__file__).with_name("_child.py")
 
 Fraction = Callable[[str], float | None]
-"""How much of the work a printed line shows to be done, 0 to 1, or None for a line that is not about that."""
+"""Returns the finished fraction of the work, 0 to 1, from a printed line; None for a line without it."""
 
 
 @contextmanager
 def published(out: Path) -> Iterator[Path]:
-    """A temporary path beside `out` that becomes `out` by one rename when the block ends well.
+    """Yield a temporary path beside `out`, which becomes `out` by one rename if the block succeeds.
 
-    On any failure, Ctrl-C included, it is removed and whatever was at `out` is left as it was. Flushing it to the
-    disk is left to who publishes it: an f16 file that is only quantized need never get there. The name is plain
-    ASCII: llama.cpp opens its output with the system's code page on Windows, and the converter takes braces in a
-    name for a template.
+    On any failure, even Ctrl-C, it is removed and `out` stays as it was. It is not flushed to the disk: publishing does
+    that, and an f16 file that is only quantized need not be flushed. The name is ASCII, because llama.cpp opens its
+    output with the system's code page on Windows; it has no braces, which the converter takes for a template.
     """
     part = out.parent / f".part-{uuid4().hex}.gguf"
     try:
@@ -88,18 +87,18 @@ def run_tool(
         tool: its name, for errors.
         script: what to run, an absolute path.
         arguments: its arguments; no shell sees them.
-        part: the file it writes. Removed by the child itself if this process dies.
-        title: over the bar.
-        fraction: reads the progress off a printed line.
-        import_from: goes first on its sys.path.
+        part: the file that it writes; the child removes it if this process dies.
+        title: the progress bar's title.
+        fraction: reads the progress from a printed line.
+        import_from: put first on the script's sys.path.
         environment: changes to this process's environment; None removes a variable.
-        line_end: a pattern of what ends a line; some tools print their progress without one.
-        silence_limit_s: how long it may print nothing.
-        writes: whether `part` must be there at the end.
+        line_end: pattern of an end of line; some tools print their progress without one.
+        silence_limit_s: maximum seconds without output.
+        writes: whether `part` must exist at the end.
 
     Raises:
-        ToolError: it failed or hung; carries its last lines.
-        EnvironmentFault: it failed for want of disk space.
+        ToolError: the script failed or hung; the error has its last lines.
+        EnvironmentFault: it failed because the disk is full.
     """
     listener = _Listener(fraction, line_end)
     command = [sys.executable, "-P", "-B", str(_RUNNER), str(part), str(import_from or ""), str(script)]
@@ -122,7 +121,7 @@ def run_tool(
         _end(child)
         reader.join(timeout=5)
         for pipe in (child.stdin, child.stdout):
-            # A grandchild may still hold the pipe; closing under a blocked reader would block as well.
+            # A grandchild may still hold the pipe; closing it while the reader is blocked would block too.
             if pipe is not None and not (pipe is child.stdout and reader.is_alive()):
                 pipe.close()
     if code is None:
@@ -135,7 +134,7 @@ def run_tool(
 
 
 def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limit_s: float) -> int | None:
-    """Follow the child to its end; its exit code, or None if it fell silent for too long."""
+    """Watch the child until it ends; return its exit code, or None if it printed nothing for too long."""
     with progress.task(title, total=100, unit="%") as bar:
         shown = 0.0
         while True:
@@ -193,7 +192,7 @@ def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and, where there are process groups, what it started. No effect on one that has ended."""
+    """Kill the child and, where there are process groups, its own children; nothing if it has ended."""
     if child.poll() is not None:
         return
     if sys.platform == "win32":

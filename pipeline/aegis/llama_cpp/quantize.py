@@ -1,4 +1,4 @@
-"""Quantize: an f16 GGUF to a small one, by llama.cpp's own `llama_model_quantize`."""
+"""Quantizes an f16 GGUF with llama.cpp's `llama_model_quantize`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUANT_TYPES: Mapping[str, int] = MappingProxyType(
         "Q2_K": 10,
     }
 )
-"""llama.cpp's name for a file type, and its llama_ftype; those that need an importance matrix left out."""
+"""llama.cpp's names and llama_ftype numbers of the file types that need no importance matrix."""
 
 IMATRIX_TYPES: Mapping[str, int] = MappingProxyType(
     {
@@ -54,19 +54,19 @@ IMATRIX_TYPES: Mapping[str, int] = MappingProxyType(
         "IQ1_S": 24,
     }
 )
-"""Those that llama.cpp refuses to make without an importance matrix: what came out would be of no use."""
+"""The file types that llama.cpp refuses to make without an importance matrix: the result would be useless."""
 _ALL = {**QUANT_TYPES, **IMATRIX_TYPES}
 
-# Whole lines only: an error is printed on the rest of the line of the tensor it is about.
+# Complete lines only: an error is printed on the rest of its tensor's line.
 _TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\] .* MiB")
 _WORKER = Path(__file__).with_name("_quantize_worker.py")
 
 
 def parse_quant(name: str) -> str:
-    """The canonical spelling of a quantization ("q4_k_m" is Q4_K_M).
+    """Return the canonical name of a quantization ("q4_k_m" is Q4_K_M).
 
     Raises:
-        UsageError: unknown; names the nearest one.
+        UsageError: it is unknown; the message has the nearest name.
     """
     canonical = name.strip().upper().replace("-", "_")
     if canonical in _ALL:
@@ -81,7 +81,7 @@ def parse_quant(name: str) -> str:
 
 
 def refuse_without_imatrix(quant: str, imatrix: Path | None) -> None:
-    """Refuse a quantization that cannot do without an importance matrix.
+    """Refuse a quantization that needs an importance matrix and has none.
 
     Raises:
         UsageError: there is none.
@@ -99,23 +99,23 @@ def quantize(
     output_tensor_type: str | None = None,
     imatrix: Path | None = None,
 ) -> None:
-    """Write `source` as `quant` at `out`, which appears only when whole.
+    """Quantize `source` to `quant` at `out`, which appears only when it is complete.
 
-    llama.cpp's mixtures are kept as they are: Q4_K_M gives `output.weight`, which carries the soul, Q6_K.
+    llama.cpp's mixtures do not change: Q4_K_M gives `output.weight`, which has the soul, the type Q6_K.
 
     Args:
         source: an f32, f16 or bf16 GGUF.
-        out: the file to write; one that is there is replaced at the end.
-        quant: a name in QUANT_TYPES or IMATRIX_TYPES, in any case.
-        threads: how many to use; all cores if None.
-        output_tensor_type: another ggml type for `output.weight`, "q8_0" say.
-        imatrix: an importance matrix of `source`. It leaves `output.weight` out.
+        out: the file to write; an existing file is replaced at the end.
+        quant: a name in QUANT_TYPES or IMATRIX_TYPES, in upper or lower case.
+        threads: number of threads; all cores if None.
+        output_tensor_type: another ggml type for `output.weight`, for example "q8_0".
+        imatrix: an importance matrix of `source`; it does not cover `output.weight`.
 
     Raises:
-        UsageError: an unknown type, one that needs an importance matrix, or a file that is not there.
-        IntegrityError: the importance matrix is damaged, or another model's.
-        ToolError: the quantizer failed; its last lines are in the error.
-        EnvironmentFault: no space, no permission.
+        UsageError: the type is unknown or needs an importance matrix, or a file does not exist.
+        IntegrityError: the importance matrix is damaged, or belongs to another model.
+        ToolError: the quantizer failed; the error has its last lines.
+        EnvironmentFault: there is no space or no permission.
     """
     quant = parse_quant(quant)
     refuse_without_imatrix(quant, imatrix)
@@ -141,19 +141,19 @@ def quantize(
 
 
 def file_type_of(quant: str) -> int:
-    """The number llama.cpp has for a file type, `general.file_type` in what it writes.
+    """Return llama.cpp's number of a file type, which it writes as `general.file_type`.
 
     Raises:
-        UsageError: unknown.
+        UsageError: it is unknown.
     """
     return _ALL[parse_quant(quant)]
 
 
 def parse_tensor_type(name: str) -> int:
-    """The number ggml has for a tensor type.
+    """Return ggml's number of a tensor type.
 
     Raises:
-        UsageError: unknown.
+        UsageError: it is unknown.
     """
     try:
         return int(GGMLQuantizationType[name.upper()])

@@ -1,4 +1,4 @@
-"""Which type llama.cpp's quantizer gives each tensor of a file: its own answer, from a run that quantizes nothing."""
+"""Finds the type that llama.cpp's quantizer gives each tensor of a file, by a dry run of the quantizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WORKER = Path(__file__).with_name("_recipe_worker.py")
 def tensor_types(
     source: Path, quant: str, *, output_tensor_type: str | None = None, with_imatrix: bool = False
 ) -> dict[str, str]:
-    """The ggml type of every tensor after `quantize(source, …, quant)`, by the tensor's name.
+    """Return the ggml type of every tensor after `quantize(source, …, quant)`, by the tensor's name.
 
     Args:
-        with_imatrix: an importance matrix is given; the recipes of the smallest types depend on whether there is one.
+        with_imatrix: whether there is an importance matrix; the mixtures of the smallest types depend on it.
 
     Raises:
         ToolError: the quantizer refuses the file.

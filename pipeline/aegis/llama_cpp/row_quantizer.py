@@ -1,8 +1,8 @@
-"""Rows of a weight through llama.cpp's own quantizer and back, in this process.
+"""Quantizes and dequantizes rows of a weight with llama.cpp's own functions, in this process.
 
-`ggml_quantize_chunk` is what `llama_model_quantize` calls for every chunk of rows (src/llama-quant.cpp,
-llama_tensor_quantize_impl): a row's bytes depend on that row and on the importance matrix alone. Both calls let go of
-the interpreter's lock.
+`llama_model_quantize` calls `ggml_quantize_chunk` for every chunk of rows (src/llama-quant.cpp,
+llama_tensor_quantize_impl): a row's bytes depend only on that row and on the importance matrix. Both calls release the
+interpreter's lock.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def quantize_rows(
     """Quantize rows as llama.cpp's quantizer does.
 
     Args:
-        values: (rows, columns) float32, finite, the columns whole blocks of the type.
-        type_name: ggml's name, "Q4_K".
+        values: (rows, columns) float32, finite; the columns are divisible into blocks of the type.
+        type_name: ggml's name, such as "Q4_K".
         importance: (columns,) float32.
 
     Returns:
-        (rows, bytes of one row) uint8.
+        (rows, bytes per row) uint8.
 
     Raises:
-        ValueError: the type has no quantizer without an importance matrix (llama.cpp would abort the process).
+        ValueError: the type needs an importance matrix (llama.cpp would abort the process).
     """
     kind = GGMLQuantizationType[type_name]
     library = _library()
@@ -69,10 +69,10 @@ def quantize_rows(
 
 
 def dequantize_rows(raw: NDArray[np.uint8], type_name: str, columns: int) -> NDArray[np.float32]:
-    """The values that rows of a quantized weight stand for.
+    """Dequantize rows of a weight.
 
     Args:
-        raw: (rows, bytes of one row) uint8.
+        raw: (rows, bytes per row) uint8.
 
     Returns:
         (rows, columns) float32.
@@ -87,7 +87,7 @@ def dequantize_rows(raw: NDArray[np.uint8], type_name: str, columns: int) -> NDA
 
 
 def row_bytes(type_name: str, columns: int) -> int:
-    """How many bytes a row takes."""
+    """Return the bytes per row."""
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
     assert columns % block == 0, (type_name, columns)
     return columns // int(block) * int(size)

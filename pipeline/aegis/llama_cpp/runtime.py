@@ -1,4 +1,4 @@
-"""Run a GGUF in llama.cpp: token ids, logits, text, chat."""
+"""Runs a GGUF in llama.cpp: token ids, logits, text and chat."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from aegis.llama_cpp.threads import default_threads
 
 
 class Runtime:
-    """A GGUF loaded by llama.cpp, on the CPU. Use it in a `with` block: it holds the whole model.
+    """A GGUF loaded by llama.cpp on the CPU. Use it in a `with` block, because it holds the complete model.
 
-    No call depends on the ones before it: each starts from an empty context.
+    No call depends on earlier ones: each starts with an empty context.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class Runtime:
         *,
         vocab_only: bool = False,
     ) -> None:
-        """Load it.
+        """Load a file.
 
         Args:
             path: the GGUF.
-            n_ctx: tokens the context holds. Above a LongRoPE model's original length (4096 for Phi-3.5),
-                llama.cpp uses the long factors for every prompt, short ones too, and the output differs.
-            threads: for the computation; the physical cores if None.
-            logits: keep the logits of every position, so that `logits` works. Costs n_ctx · vocabulary · 4
-                bytes of address space, of which the positions that are evaluated become memory.
-            vocab_only: load the tokenizer and no weights; enough for token ids, and for a file without any.
+            n_ctx: maximum tokens of the context. Above a LongRoPE model's original length (4096 for Phi-3.5), llama.cpp
+                uses the long factors for every prompt, even a short one, and the output differs.
+            threads: number of threads; the physical cores if None.
+            logits: keep the logits of every position, for `logits`. This reserves n_ctx · vocabulary · 4 bytes of
+                address space; only evaluated positions take memory.
+            vocab_only: load the tokenizer without weights; this is enough for token ids.
 
         Raises:
-            UsageError: no such file.
-            IntegrityError: damaged, or not a model llama.cpp can run.
-            EnvironmentFault: not enough memory for the context.
+            UsageError: there is no such file.
+            IntegrityError: it is damaged, or llama.cpp cannot run it.
+            EnvironmentFault: there is not enough memory for the context.
         """
         import llama_cpp
 
@@ -67,22 +67,22 @@ class Runtime:
         self._template = ChatTemplate(self._llama)
 
     def tokenize(self, text: str, *, add_bos: bool, special: bool = True) -> list[int]:
-        """The token ids of a text.
+        """Return the token ids of a text.
 
         Args:
             text: any string.
-            add_bos: add what the file's `add_bos_token` (and `add_eos_token`) flags ask for, which may be
-                nothing. False adds nothing.
-            special: read "<|end|>" and its like as the tokens they name, not as letters.
+            add_bos: add the tokens that the file's flags `add_bos_token` and `add_eos_token` ask for, perhaps none.
+                False adds nothing.
+            special: read "<|end|>" and the like as special tokens, not as characters.
         """
         tokens: list[int] = self._llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=special)
         return tokens
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after each token, float32 (len(tokens), vocabulary), evaluated from an empty context.
+        """Return the logits after each token, (len(tokens), vocabulary) float32, from an empty context.
 
         Raises:
-            UsageError: more tokens than the context holds.
+            UsageError: there are more tokens than the context holds.
         """
         assert self._keeps_logits, "the runtime was opened with logits=True"
         tokens = self._known(tokens)
@@ -93,10 +93,10 @@ class Runtime:
         return kept
 
     def seconds_a_token(self, tokens: Sequence[int]) -> float:
-        """How long one token takes when they come one by one, as when a text is written: the median over `tokens`.
+        """Return the median seconds per token when tokens are evaluated one by one, as when a text is written.
 
         Raises:
-            UsageError: more tokens than the context holds.
+            UsageError: there are more tokens than the context holds.
         """
         tokens = self._known(tokens)
         self._refuse_overlong(len(tokens))
@@ -116,14 +116,14 @@ class Runtime:
         temperature: float = 0.8,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Continue a prompt, piece by piece; a character made of several tokens comes whole.
+        """Continue a prompt; yield text piece by piece, and a character of several tokens as one piece.
 
-        The model's own end-of-text tokens end it.
+        The model's end-of-text tokens end the text.
 
         Args:
-            prompt: text, tokenized as the file's own flags ask, or token ids.
-            max_tokens: at most so many, and never more than the context has room for.
-            temperature: 0 takes the likeliest token each time; above it, llama.cpp's default samplers.
+            prompt: text, tokenized by the file's own flags, or token ids.
+            max_tokens: maximum tokens, limited by the context as well.
+            temperature: 0 always takes the most likely token; above 0, llama.cpp's default samplers are used.
             seed: the same seed gives the same text on the same machine.
 
         Raises:
@@ -142,14 +142,14 @@ class Runtime:
         temperature: float = 0.8,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Answer a conversation, as `complete` does, through the file's own chat template."""
+        """Answer a conversation with the file's own chat template; see `complete`."""
         return self.complete(self.chat_tokens(messages), max_tokens, temperature, seed)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The ids llama.cpp sees of a conversation, up to where the assistant is to speak.
+        """Return llama.cpp's ids of a conversation, up to the assistant's next turn.
 
         Args:
-            messages: each with "role" and "content".
+            messages: each has "role" and "content".
 
         Raises:
             IntegrityError: the file has no chat template.
@@ -208,9 +208,9 @@ class Runtime:
 
 
 def _filled(fill: Callable[[Any, int], int]) -> bytes:
-    """What llama.cpp writes into a buffer, which it is given again, larger, if it says that it is too small.
+    """Return what llama.cpp writes into a buffer; call it again with a larger one if it needs more.
 
-    The bindings' own `token_to_piece` returns its whole buffer, zeros included, and cuts at 32 bytes.
+    The bindings' own `token_to_piece` returns its complete buffer with zeros, and cuts at 32 bytes.
     """
     size = 64
     buffer = ctypes.create_string_buffer(size)
@@ -223,10 +223,10 @@ def _filled(fill: Callable[[Any, int], int]) -> bytes:
 
 
 def _load(path: Path, n_ctx: int, threads: int, **options: bool) -> Any:
-    """The binding's own object. What llama.cpp logged goes into the error."""
+    """Load the binding's own object; an error has llama.cpp's last log lines."""
     import llama_cpp
 
-    GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and take us along
+    GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and end this process
     log = captured_log()
     log.clear()
     keep_from_amx()

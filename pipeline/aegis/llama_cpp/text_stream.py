@@ -1,4 +1,4 @@
-"""Turn a stream of byte pieces into a stream of text that a person can be shown as it comes."""
+"""Decodes a stream of byte pieces to a stream of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 def joined(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Decode UTF-8 across pieces: a character whose bytes come in several tokens comes out whole."""
+    """Decode UTF-8 across pieces: a character whose bytes are in several tokens is yielded as one piece."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for piece in pieces:
         if text := decoder.decode(piece):

@@ -1,4 +1,4 @@
-"""How many threads llama.cpp computes with where nobody says."""
+"""The default number of threads for llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import psutil
 
 
 def default_threads() -> int:
-    """The physical cores: a second thread per core makes matrix products no faster."""
+    """Return the number of physical cores: a second thread per core does not make matrix products faster."""
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Which copy of llama.cpp's converter is used: a flag's, LLAMA_CPP_DIR's, or the pinned one."""
+"""Finds the source tree of llama.cpp's converter: a flag's, LLAMA_CPP_DIR's, or the pinned one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _FAULTS: dict[str, type[AegisError]] = {
 
 
 def find_tree(override: Path | None = None) -> Path:
-    """The converter's directory: `override`, else LLAMA_CPP_DIR, else the pinned tree, fetched if need be.
+    """Return the converter's directory: `override`, else LLAMA_CPP_DIR, else the pinned tree, downloaded if necessary.
 
     Returns:
         An absolute path.
 
     Raises:
-        UsageError: the directory that was named holds no converter.
-        EnvironmentFault: the pinned tree is not in the cache and cannot be fetched or written.
-        IntegrityError: what was fetched is not the pinned release.
+        UsageError: the named directory has no converter.
+        EnvironmentFault: the pinned tree is not in the cache, and cannot be downloaded or written.
+        IntegrityError: the download is not the pinned release.
     """
     if (named := _named(override)) is not None:
         return named
@@ -39,21 +39,21 @@ def find_tree(override: Path | None = None) -> Path:
 
 
 def pinned_tree() -> Path:
-    """The pinned release's directory, whatever else is named: what is linked against the installed libraries fits them.
+    """Return the pinned release's directory, even if another is named: only this one fits the installed libraries.
 
     Raises:
-        EnvironmentFault, IntegrityError: as `find_tree` does.
+        EnvironmentFault, IntegrityError: as in `find_tree`.
     """
     try:
         with ExitStack() as held:
             return vendor_llama_cpp.converter_tree(_Teller(held))
     except vendor_llama_cpp.VendorError as error:
-        # that package stands alone and speaks English; its codes are our group's names
+        # that package has its own English messages; its codes are the names in our catalogue
         raise _FAULTS[error.kind](f"vendor.{error.code}", **error.facts) from error
 
 
 class _Teller:
-    """Tells of the fetching; a bar opens with the first bytes, and closes when the stack does."""
+    """Reports the download; a bar opens with the first bytes, and closes with the stack."""
 
     def __init__(self, held: ExitStack) -> None:
         self._held = held
@@ -77,10 +77,10 @@ class _Teller:
 
 
 def tree_at_hand(override: Path | None = None) -> Path | None:
-    """`find_tree` without fetching anything: None if the pinned tree would have to be.
+    """Return the converter's directory like `find_tree`, but None if the pinned tree would have to be downloaded.
 
     Raises:
-        UsageError: the directory that was named holds no converter.
+        UsageError: the named directory has no converter.
     """
     return _named(override) or vendor_llama_cpp.kept_tree()
 

@@ -1,8 +1,8 @@
-"""What AEGIS says to people, by key, in the language they read.
+"""Returns AEGIS's messages by key in the reader's language.
 
-One file a language, en.toml and ja.toml, with the same keys and the same places to fill. A key is "module.name".
-Commands and settings are described where they are, in English; help_ja.toml has the other language by the English text,
-so that one that was changed is missed, and not taken for the old one.
+There is one file per language, en.toml and ja.toml, with the same keys and the same placeholders. A key is
+"module.name". Commands and settings have their English descriptions in the source; help_ja.toml has the Japanese ones
+by the English text, so a changed description has no translation until it is translated again.
 The language is AEGIS_LANG ("en" or "ja"), else the locale's if there is a file for it, else English.
 """
 
@@ -27,16 +27,16 @@ VARIABLE = "AEGIS_LANG"
 
 @dataclass(frozen=True)
 class Bilingual:
-    """One text for a report, which is in English for every reader, and for the reader, in any language.
+    """A text in every language: a report records its key, values and English, and a reader sees his own language.
 
-    It is a text of the catalogue with its values, words that are the same in every language, or several texts in a row.
+    It is a message with its values, a text that is the same in every language, or several texts joined.
 
     Attributes:
-        key: of the catalogue, else "": of a text or an error, "module.name", or of an error's part, "module.name.what".
-        values: what fills the places; a value may be such a text itself.
-        words: the text where there is no key.
-        parts, separator: the texts in a row where there are several.
-        capital: whether the first letter is written as at the start of a sentence.
+        key: the key of a message or an error, "module.name", or of an error's part, "module.name.what"; else "".
+        values: the values of the placeholders; a value may be a `Bilingual` itself.
+        words: the text, if there is no key.
+        parts, separator: the joined texts, if there are several.
+        capital: whether the first letter is a capital.
     """
 
     key: str = ""
@@ -48,7 +48,7 @@ class Bilingual:
 
     @classmethod
     def same(cls, text: str) -> Bilingual:
-        """What is the same in every language, or is known in one only."""
+        """Make a text that is the same in every language, or known in only one."""
         return cls(words=text)
 
     @classmethod
@@ -87,7 +87,7 @@ class Bilingual:
         return Bilingual(parts=(self, Bilingual(words=text)))
 
     def recorded(self) -> dict[str, Any]:
-        """The text as JSON: its English, and what `from_record` makes it in another language from."""
+        """Return the text as JSON: its English, and the key and values for `from_record`."""
         record: dict[str, Any] = {"english": self.english}
         if self.key:
             record |= {"key": self.key, "values": {name: _as_json(value) for name, value in self.values.items()}}
@@ -97,7 +97,7 @@ class Bilingual:
 
     @classmethod
     def from_record(cls, record: object) -> Bilingual:
-        """A recorded text; its English in every language where its key or its values are not known any more."""
+        """Read a recorded text; it stays English in every language if its key or placeholders do not exist any more."""
         if not isinstance(record, Mapping):
             return cls.same(str(record))
         english = cls.same(str(record.get("english", "")))
@@ -140,17 +140,17 @@ class ErrorText(NamedTuple):
 
 
 def language() -> Language:
-    """The language to speak."""
+    """Return the reader's language."""
     names = (VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG")
-    asked = next((text for name in names if (text := os.environ.get(name))), None) or locale.getlocale()[0] or ""
-    found = asked.replace("-", "_").partition("_")[0].lower()
-    # Windows sets none of the variables, and calls the language by its English name
+    wanted = next((text for name in names if (text := os.environ.get(name))), None) or locale.getlocale()[0] or ""
+    found = wanted.replace("-", "_").partition("_")[0].lower()
+    # Windows sets none of the variables, and its locale has the language's English name
     found = {"japanese": "ja"}.get(found, found)
     return "ja" if found == "ja" else "en"
 
 
 def phrase(key: str, /, **values: object) -> str:
-    """The text `key` with its places filled."""
+    """Return the message `key` with its placeholders filled."""
     text = _entry(key, language())
     if not isinstance(text, str):
         raise TypeError(f"{key} is an error, not a text")
@@ -158,9 +158,9 @@ def phrase(key: str, /, **values: object) -> str:
 
 
 def bilingual(key: str, /, **values: object) -> Bilingual:
-    """The text `key` with its places filled, for a report and for the reader; so are texts that fill a place.
+    """Return the message `key` with its values, for a report and for the reader.
 
-    A value that is neither a plain one nor a text stands for its `str`: nothing of it is kept.
+    A value that JSON cannot hold, and that is not a `Bilingual`, is replaced by its `str`.
     """
     if not isinstance(_entry(key, "en"), str):
         raise TypeError(f"{key} is an error, not a text")
@@ -168,7 +168,7 @@ def bilingual(key: str, /, **values: object) -> Bilingual:
 
 
 def error_texts(key: str, /, **values: object) -> tuple[Bilingual, ErrorText]:
-    """The error `key` with its places filled, and its three parts."""
+    """Return the error `key` with its values, as one text and as its three parts."""
     parts = _entry(key, "en")
     if not isinstance(parts, dict):
         raise TypeError(f"{key} is a text, not an error")
@@ -188,25 +188,25 @@ def _plain(value: object) -> object:
 
 
 def words(group: str, spoken: Language) -> dict[str, str]:
-    """All texts of one group by name, as they stand: for a page that is filled with them elsewhere."""
+    """Return all messages of one group by name, with their placeholders, for a page's template."""
     return {name: text for name, text in catalogue(spoken)[group].items() if isinstance(text, str)}
 
 
 def translate_help(text: str) -> str:
-    """A description that stands in the source in English, a setting's or a command's, in the reader's language."""
+    """Translate the English description of a setting or a command into the reader's language."""
     spoken = language()
     return text if spoken == "en" else descriptions(spoken).get(text, text)
 
 
 @cache
 def descriptions(spoken: Language) -> dict[str, str]:
-    """What `described` knows, by the English text."""
+    """Return the translated descriptions by their English text."""
     return tomllib.loads((files(__name__) / f"help_{spoken}.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def catalogue(spoken: Language) -> dict[str, Any]:
-    """All of one language's messages by group, as its file has them."""
+    """Return all messages of one language by group."""
     return tomllib.loads((files(__name__) / f"{spoken}.toml").read_text(encoding="utf-8"))
 
 

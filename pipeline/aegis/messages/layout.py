@@ -1,4 +1,4 @@
-"""Text by the cells of a terminal, of which a Japanese letter takes two: columns that stand, lines that fold."""
+"""Aligns columns and wraps lines by terminal cells; a Japanese character takes two cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from unicodedata import east_asian_width
 
 _WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
-"""Letters between which a line may be broken; all of them take two cells."""
+"""Characters between which a line may be broken; all of them take two cells."""
 _OPENING = "（「『［｛〈《【"
 _CLOSING = "）」』］｝〉》】、。，．・：；！？ー々〜ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮ:;,)"
 Colour = Literal["good", "warning", "bad"]
@@ -22,38 +22,39 @@ _SEQUENCES = str.maketrans(
     {_END: "\x1b[0m", _MARKS["good"]: "\x1b[32m", _MARKS["warning"]: "\x1b[33m", _MARKS["bad"]: "\x1b[31m"}
 )
 _PIECE = re.compile(rf"\s+|[{_OPENING}]*(?:[^\s{_WIDE}]+|[{_WIDE}])[{_CLOSING}]*")
-"""Spaces, a word, or one wide letter; with what must not end a line before it, and not begin one after it."""
+"""Spaces, a word or one wide character, with the marks before it that must not end a line, and those after it that must
+not begin one."""
 
 
 def terminal_columns() -> int | None:
-    """How wide the terminal is that results go to; None for a file or a pipe."""
+    """Return the width of the terminal that stdout goes to, in cells; None for a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def cell_width(text: str) -> int:
-    """How many cells of a terminal a text takes."""
+    """Return the width of a text in terminal cells."""
     try:
         from rich.cells import cell_len
-    except ImportError:  # doctor's texts are shown where it may be missing
+    except ImportError:  # doctor also runs where rich is missing
         return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
     return cell_len(text)
 
 
 def ljust(text: str, width: int) -> str:
-    """A text at the left of so many cells; as it is if it takes more."""
+    """Pad a text on the right to `width` cells; a wider text stays as it is."""
     return text + " " * (width - cell_width(text))
 
 
 def rjust(text: str, width: int) -> str:
-    """A text at the right of so many cells; as it is if it takes more."""
+    """Pad a text on the left to `width` cells; a wider text stays as it is."""
     return " " * (width - cell_width(text)) + text
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, names: int = 1) -> list[str]:
-    """The head of a table and a text per row: so many names at the left of their columns, then numbers at the right.
+    """Return a table's head and one text per row; the first `names` columns are aligned left, the others right.
 
-    On a terminal that is too narrow there is no head (""), and a row is its names, and below them each number with the
-    head that it stands under.
+    If the terminal is too narrow for the table, the head is "", and a row has its names, and below them each number with
+    its column's head.
     """
     widths = [max(map(cell_width, column)) for column in zip(heads, *rows, strict=True)]
     if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:
@@ -99,10 +100,10 @@ def coloured(text: str) -> str:
 
 
 def wrap(start: str, text: str, columns: int | None) -> str:
-    """A line that keeps its indent on a terminal of so many columns; as it is where there is none.
+    """Wrap `start + text` to `columns` cells, with later lines indented to `start`; None does not wrap.
 
-    It is broken at spaces, and between Japanese letters unless a mark belongs to one of them; a path or an address is
-    left whole.
+    Lines break at spaces, and between Japanese characters unless a mark belongs to one of them; a path or an address is
+    not broken.
     """
     if columns is None:
         return start + text

@@ -1,7 +1,7 @@
-"""What a stranger named is safe on a terminal, and safe in a command that a person pastes.
+"""Makes strangers' text safe on a terminal, and in a command that a person copies.
 
-Names of files, templates, a GGUF's metadata, a tool's log and a model's own words may hold anything: an escape
-sequence that rewrites the screen or the clipboard, or `$(...)` that the shell of whoever copies a line would run.
+Names of files, templates, a GGUF's metadata, a tool's log and a model's own output may contain anything: an escape
+sequence that changes the screen or the clipboard, or `$(...)` that a shell would run.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import Any
 
 from aegis.messages.secrets import without_secrets
 
-# C0 but tab and line feed, DEL and C1 (a terminal obeys them); marks that turn the direction of what follows; halves
-# of surrogate pairs, which no stream can write
+# C0 except tab and line feed, DEL and C1, which a terminal obeys; marks that change the direction of text; halves of
+# surrogate pairs, which no stream can write
 _UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _POWERSHELL_PLAIN = re.compile(r"[\w./\\:=+-]+")
 _POWERSHELL_QUOTES = re.compile("(['\u2018-\u201b])")
-"""PowerShell ends a text in single quotes at any of them, and takes two of the same for one that is meant."""
+"""Each of these ends a PowerShell text in single quotes; doubled, it is the character itself."""
 
 
 def printable(text: str) -> str:
-    r"""The text with every character that a terminal would obey written out, as \x1b; applied twice, the same."""
+    r"""Write out every character that a terminal would obey, as \x1b; a second application changes nothing."""
     text = text.replace("\r\n", "\n")
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def shown(text: str) -> str:
-    """What may stand on a terminal or in a log: printable, and without secrets."""
+    """Make a text safe for a terminal or a log: printable, and without secrets."""
     return printable(without_secrets(text))
 
 
 def shell_word(word: object, *, windows: bool = os.name == "nt") -> str:
-    """One word of a command line, for a POSIX shell, or on Windows for PowerShell; quoted only where it has to be."""
+    """Quote one word of a command line if necessary, for a POSIX shell, or on Windows for PowerShell."""
     text = os.fspath(word) if isinstance(word, os.PathLike) else str(word)
     if not windows:
         return shlex.quote(text)
@@ -43,13 +43,13 @@ def shell_word(word: object, *, windows: bool = os.name == "nt") -> str:
 
 
 def shell_program(path: object, *, windows: bool = os.name == "nt") -> str:
-    """The first word of a command line: PowerShell takes a quoted one for a text, unless it is called."""
+    """Quote the first word of a command line; PowerShell runs a quoted one only after the call operator &."""
     word = shell_word(path, windows=windows)
     return f"& {word}" if windows and word.startswith("'") else word
 
 
 def fill(text: str, values: dict[str, Any]) -> str:
-    """The text with its places filled, as `shown`; {x:shell} is one word of a command, {x:program} its first."""
+    """Fill a message's placeholders and apply `shown`; {x:shell} is a word of a command, {x:program} its first word."""
     return shown(_FORMATTER.vformat(text, (), values))
 
 

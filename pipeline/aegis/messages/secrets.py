@@ -1,4 +1,4 @@
-"""Tokens and passwords are left out of everything that is shown or logged: those of a known form, and those in use."""
+"""Removes tokens and passwords from text: those of a known form, and those of this environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ADDRESSES: tuple[str, ...] = (
 )
 _ADDRESSES += tuple(name for kind in ("HTTP", "HTTPS", "ALL") for name in (f"{kind}_PROXY", f"{kind}_PROXY".lower()))
 _SHORTEST = 4
-"""A shorter part of a password is found in too many other words."""
+"""Minimum length of a secret: a shorter part of a password would be found in too many other words."""
 _FORMS = (
     (re.compile(r"hf_[A-Za-z0-9]{20,}"), "hf_…"),
     (re.compile(r"(Bearer|Basic)\s+[^\s\"']+"), r"\1 …"),
@@ -27,7 +27,7 @@ _FORMS = (
 
 
 def without_secrets(text: str) -> str:
-    """The text without what nobody else may read, which becomes an ellipsis."""
+    """Replace every secret in a text by an ellipsis."""
     for secret in sorted(_in_use(), key=len, reverse=True):
         text = text.replace(secret, "…")
     for pattern, shown in _FORMS:
@@ -36,7 +36,7 @@ def without_secrets(text: str) -> str:
 
 
 def _in_use() -> set[str]:
-    """This environment's tokens, and what stands before the @ of its addresses, in the forms that libraries print."""
+    """Return this environment's tokens and its addresses' users (before the @), in the forms that libraries print."""
     tokens = {os.environ.get(name, "") for name in _TOKENS}
     users = {os.environ.get(name, "").rpartition("://")[2].rpartition("@")[0] for name in _ADDRESSES}
     found = {*tokens, *(part for user in users for part in _parts(user))}
@@ -44,7 +44,7 @@ def _in_use() -> set[str]:
 
 
 def _parts(user: str) -> Iterator[str]:
-    """A name and a password: together, the password, and its pieces, which an error about a wrong port may quote."""
+    """Yield the forms of a name with its password: both, the password, and its pieces, which an error may quote."""
     password = user.partition(":")[2]
     for form in (password, unquote(password)):
         yield from (form, *re.split("[:@/]", form))

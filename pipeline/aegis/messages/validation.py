@@ -1,4 +1,4 @@
-"""What pydantic says of a value that will not do, in the reader's language."""
+"""Describes pydantic's validation errors in the reader's language."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _KINDS = {
     "too_short": "problems.too_few",
     "tuple_type": "problems.tuple_type",
 }
-"""Its names for the ways in which a value can be wrong; those that no setting of ours can meet are left out."""
+"""pydantic's error types and their messages, without the types that no setting of AEGIS can have."""
 
 
 def describe_validation_error(problem: ErrorDetails) -> str:
-    """One problem as a text; pydantic's own English where there is no other."""
+    """Return one problem as text; pydantic's own English if there is no message for its type."""
     kind, values = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
         first, _, last = str(values["expected"]).rpartition(" or ")

@@ -1,4 +1,4 @@
-"""What models said, as a report shows it."""
+"""The answers of models, for a report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Answer:
-    """`cut`: time ran out before it ended."""
+    """One answer; `cut` if the time limit ended it."""
 
     text: str
     cut: bool = False
@@ -19,8 +19,8 @@ class ModelAnswers:
 
     Attributes:
         who: base, trained or gguf.
-        name: of the quantization, for the file.
-        missing: why it could not be asked, or not to the end; "" if it could.
+        name: the file's quantization type, for gguf.
+        missing: why answers are missing; "" if none are.
     """
 
     who: str

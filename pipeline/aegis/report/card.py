@@ -1,6 +1,6 @@
-"""The model card: what a model is made of, under whose licence, what its files are, how it is run, what verify said.
+"""Writes the model card: origin, licence, training, files, how to run the model, and verify's result.
 
-A card is a pure function of its arguments: no date, no machine, no path, so that the same run gives the same bytes.
+A card is a pure function of its arguments, without date, machine or path, so the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class CardFile:
-    """A file as a card lists it."""
+    """A file in a card's list."""
 
     name: str
     bytes: int
@@ -33,7 +33,7 @@ class CardFile:
 
 
 def merged_card(origin: Provenance, name: str, files: Sequence[CardFile], version: str) -> str:
-    """The card of a merged folder."""
+    """Return the card of a merged folder."""
     run = (
         "It is an ordinary transformers folder:\n\n```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -46,10 +46,10 @@ def merged_card(origin: Provenance, name: str, files: Sequence[CardFile], versio
 def gguf_card(
     origin: Provenance, name: str, files: Sequence[CardFile], version: str, *, context_tokens: int, long_rope: bool
 ) -> str:
-    """The card that stands beside GGUF files, the first of which is the one to run.
+    """Return the card of GGUF files; the first of `files` is the one to run.
 
     Args:
-        long_rope: the model has rope factors for long contexts, so that `context_tokens` is not to be exceeded.
+        long_rope: whether the model has rope factors for long contexts; then `context_tokens` must not be exceeded.
     """
     first = files[0].name
     run = (
@@ -66,7 +66,7 @@ def gguf_card(
 
 
 def with_verdict(card: str, report: Mapping[str, Any]) -> str:
-    """The card with what verify found (its report.json) in place of its last section."""
+    """Replace a card's last section with verify's result, the content of its report.json."""
     lines = [
         "| models | mean KL | 99 % | max | top-1 | max abs Δ | bound |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -96,7 +96,7 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
 
 
 def ollama_name(name: str) -> str:
-    """A name as Ollama takes it."""
+    """Return `name` with the characters that Ollama accepts."""
     return (
         "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()).strip("._-") or "aegis"
     )

@@ -1,7 +1,7 @@
-"""A report as one HTML file: nothing in it asks for anything outside it, and nothing in it is run.
+"""Renders a report as one HTML file that loads nothing from outside and runs no script.
 
 Names of models, rows of data, answers and errors are strangers' text: the template escapes every value, and the page's
-own security policy allows pictures that are in it and styles that are in it, and nothing else.
+security policy allows only its own pictures and styles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; `numeric` columns stand to the right."""
+    """Rows of text; `numeric` columns are aligned to the right."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -28,13 +28,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is under it.
+    """A section of the page.
 
     Attributes:
-        key: its label.
+        key: the label of its heading.
         facts: label → value.
-        pictures: PNG files, whose names are labels too.
-        missing: why there is nothing; "" if there is.
+        pictures: PNG files; their names are labels too.
+        missing: why the section is empty; "" if it is not.
     """
 
     key: str
@@ -46,18 +46,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says.
+    """The content of a report.
 
     Attributes:
         state: proven, not_proven or not_verified.
-        why: what is behind that state.
-        headline: label → value, the few numbers that come first.
-        questions, voices: what was asked, and what each model answered.
-        heldout: whether the questions are of held-out chats.
-        no_samples: why nothing was asked; "" if it was.
+        why: the reason for that state.
+        headline: label → value, the few numbers at the top.
+        questions, voices: the questions, and each model's answers.
+        heldout: whether the questions come from held-out chats.
+        no_samples: why there are no questions; "" if there are.
         settings: stage → its settings.
-        commands: how the result is run.
-        versions: of what it was made with.
+        commands: the commands that run the result.
+        versions: package → version.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Page:
 
 
 def render(page: Page, language: Language) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -85,5 +85,5 @@ def render(page: Page, language: Language) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG file as a URI that holds it."""
+    """Return a PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""What a run's manifests, metrics and verify's report say, as the sections of a page; a missing part is named."""
+"""Makes the sections of a report's page from a run's manifests, metrics and verify's report; names missing parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FactsOfStage = TypeVar("FactsOfStage", bound=Facts)
 
 @dataclass
 class RunParts:
-    """The manifests of what is there, under the names of labels, and why the others are not."""
+    """The manifests and facts of a run's finished stages by label, and the reasons why others are missing."""
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class RunParts:
 
     @classmethod
     def of(cls, run: Run) -> RunParts:
-        """Read what a run holds."""
+        """Read the manifests of a run."""
         parts = cls()
         parts.training = parts._read(run, "training", AdapterFacts)
         parts.merged = parts._read(run, "merge", MergeFacts)
@@ -51,7 +51,7 @@ class RunParts:
             manifest = read_manifest(run.root / folder)
             facts = kind.of(manifest)
         except IntegrityError as error:
-            # a path on somebody's disk is nobody else's business
+            # a local path is private, so the page does not show it
             there = (run.root / folder / MANIFEST).is_file()
             self.missing[name] = f"{folder}/{MANIFEST}: {error.why}" if there else f"{folder}/"
             return None
@@ -59,7 +59,7 @@ class RunParts:
         return facts
 
     def settings(self) -> dict[str, dict[str, str]]:
-        """Every stage's settings."""
+        """Return every stage's settings as text."""
         return {
             name: {
                 key: public(value) if key in _PATHS else _as_text(value) for key, value in sorted(found.config.items())
@@ -69,14 +69,14 @@ class RunParts:
 
     @property
     def gguf_files(self) -> list[str]:
-        """Names of the GGUF files, the one to run first."""
+        """The names of the GGUF files; the file to run comes first."""
         if self.exported is None:
             return []
         return [name for name in self.exported.files.values() if name in self.manifests["export"].files]
 
 
 def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
-    """Base, steps, losses, gate, speed, and the pictures."""
+    """Make the section on the training: base, steps, losses, gate, speed and plots."""
     found = parts.training
     if found is None:
         return Section("training", {}, missing=parts.missing["training"])
@@ -109,7 +109,7 @@ def _kept_value(found: AdapterFacts, label: Mapping[str, str]) -> str:
 
 
 def data_section(parts: RunParts) -> Section:
-    """What was trained on."""
+    """Make the section on the training data."""
     if parts.training is None:
         return Section("data", {}, missing=parts.missing["training"])
     found = parts.training.data
@@ -126,7 +126,7 @@ def data_section(parts: RunParts) -> Section:
 
 
 def merge_section(parts: RunParts) -> Section:
-    """What was folded into what."""
+    """Make the section on the merge."""
     merged = parts.merged
     if merged is None:
         return Section("merge", {}, missing=parts.missing["merge"])
@@ -145,7 +145,7 @@ def merge_section(parts: RunParts) -> Section:
 
 
 def export_section(parts: RunParts) -> Section:
-    """The GGUF files."""
+    """Make the section on the GGUF files."""
     exported = parts.exported
     if exported is None:
         return Section("export", {}, missing=parts.missing["export"])
@@ -166,7 +166,7 @@ def export_section(parts: RunParts) -> Section:
 def verify_section(
     run: Run, parts: RunParts, report: Mapping[str, Any] | None, why: str, language: Language
 ) -> Section:
-    """verify's tables and picture."""
+    """Make the section on verify: its tables and its plot."""
     label = words("page", language)
     if report is None:
         return Section("verify", {}, missing=parts.missing.get("verify", why))
@@ -204,7 +204,7 @@ def verify_section(
 
 
 def files_section(parts: RunParts) -> Section:
-    """Every published file, with its hash."""
+    """Make the section that lists every published file with its hash."""
     rows = [
         (f"{_PARTS[name]}/{file}", f"{record.bytes:,}", record.sha256)
         for name, manifest in parts.manifests.items()
@@ -214,7 +214,7 @@ def files_section(parts: RunParts) -> Section:
 
 
 def commands(parts: RunParts) -> list[str]:
-    """How the GGUF is run, a line each; none without one."""
+    """Return the commands that run the GGUF; none without a GGUF."""
     files, exported = parts.gguf_files, parts.exported
     if exported is None or not files:
         return []
@@ -227,7 +227,7 @@ def commands(parts: RunParts) -> list[str]:
 
 
 def public(value: object) -> str:
-    """A Hub id, or the last part of a path: the rest of it is about somebody's disk."""
+    """Return a Hub id as it is, or the last part of a local path: the rest of the path is private."""
     text = _as_text(value)
     return text if names_hub_dataset(text) else Path(text).name or text
 
@@ -241,5 +241,5 @@ def _as_text(value: object) -> str:
 
 
 def as_number(value: object, form: str) -> str:
-    """A number in a format, a dash for anything else."""
+    """Format a number; a dash for anything else."""
     return format(value, form) if isinstance(value, int | float) else "-"

@@ -1,4 +1,4 @@
-"""The disk: where the cache is, whether there is room before the work, and what to say when it runs out."""
+"""Finds the cache folder, checks free disk space before work begins, and reports a full disk."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from aegis.errors import EnvironmentFault, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
-"""safetensors wraps the error in one of its own; 112 is Windows' number for a full disk, 122 Linux's for a quota."""
+"""safetensors wraps the system's error in its own; 112 is Windows' number for a full disk, 122 Linux's for a quota."""
 
-_STEM_BYTES = 200  # a file name may have 255, and gets an ending
+_STEM_BYTES = 200  # a file name may have 255 bytes, and an ending is added
 
 _BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
-"""Bits a weight; every other type stays under 8.6, Q8_0's, with room for the f32 norms."""
+"""Bits per weight; every other type has fewer than 8.6, which is Q8_0 with the f32 norms."""
 
 
 def cache_place() -> Path:
-    """AEGIS_CACHE_DIR, or the user's cache folder for this program; it may not be there yet."""
+    """Return AEGIS_CACHE_DIR, or the user's cache folder for this program; it may not exist yet."""
     given = os.environ.get("AEGIS_CACHE_DIR")
     return Path(given).expanduser() if given else Path(user_cache_dir("aegis-soul"))
 
 
 def cache_directory() -> Path:
-    """`cache_place`, made if need be.
+    """Return `cache_place`, and create it if necessary.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: it cannot be created.
     """
     directory = cache_place()
     try:
@@ -44,29 +44,29 @@ def cache_directory() -> Path:
 
 
 def file_stem(name: str, otherwise: str = "model") -> str:
-    """A file name made of `name`: letters, digits, dots and dashes of any script; never an option, hidden, too long."""
+    """Make a safe file name from `name`: letters and digits of any script, no leading "-" or ".", at most 200 bytes."""
     clean = re.sub(r"[^\w.-]+", "-", name).encode()[:_STEM_BYTES].decode(errors="ignore")
     return clean.strip("-.") or otherwise
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, the user's share of it, or what one file may take is full."""
+    """Whether an error means that the disk is full, a quota is reached, or a file is too large."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return _FULL_IN_RUST.search(str(error)) is not None
 
 
 def full(path: Path, error: BaseException) -> EnvironmentFault:
-    """The error to raise when writing `path` met a full disk."""
+    """Make the error to raise when writing `path` failed because of a full disk."""
     free = shutil.disk_usage(_existing(path)).free
     return EnvironmentFault("disk.full", path=path, free=format_bytes(free), error=error)
 
 
 def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
-    """Refuse before the work starts if the disk cannot hold it.
+    """Check before the work starts that the disk has enough space.
 
     Raises:
-        EnvironmentFault: with what is needed and what is free.
+        EnvironmentFault: it has not; the message has the needed and the free bytes.
     """
     free = shutil.disk_usage(_existing(path)).free
     if free < needed_bytes:
@@ -80,12 +80,12 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """What is free on the disk that `path` is, or would be, on."""
+    """Return the free bytes on the disk of `path`, which need not exist."""
     return shutil.disk_usage(_existing(path.absolute())).free
 
 
 def format_bytes(count: float) -> str:
-    """A size for people, in powers of 1000."""
+    """Return a size as text, in powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -100,13 +100,13 @@ def _existing(path: Path) -> Path:
 
 
 def checkpoints_bytes(trained_bytes: int, keep: int) -> int:
-    """Bytes of all checkpoints kept at once plus the adapter.
+    """Return the bytes of all checkpoints that exist at one time, plus the adapter.
 
-    A checkpoint holds the trained parameters and their two moments; one more stands while the oldest is not yet gone.
+    A checkpoint has the trained parameters and their two moments; one more exists until the oldest is removed.
     """
     return (keep + 1) * 3 * trained_bytes + trained_bytes
 
 
 def gguf_bytes(weights: int, quants: Iterable[str]) -> int:
-    """Upper bound on the bytes of one GGUF per type."""
+    """Return an upper bound on the bytes of one GGUF per type."""
     return int(weights * sum(_BITS_AT_MOST.get(quant, 8.6) for quant in quants) / 8)

@@ -1,6 +1,6 @@
-"""What a stage found out and later stages rely on: one frozen class per stage, kept as `facts` in its manifest.
+"""The typed facts that stages record in their manifests for later stages: one frozen class per stage.
 
-This module alone knows the keys: a stage writes `XFacts(...).recorded()` and reads `XFacts.read(directory)`.
+Only this module knows the keys: a stage writes `XFacts(...).recorded()` and reads `XFacts.read(directory)`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aegis.messages.validation import describe_validation_error
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 
 F16 = "F16"
-"""The type under which `ExportFacts.files` has the unquantized GGUF."""
+"""The key of the unquantized GGUF in `ExportFacts.files`."""
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -32,10 +32,10 @@ class Facts(_Frozen):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        """The facts of a manifest that was read.
+        """Return the facts of a manifest.
 
         Raises:
-            IntegrityError: another stage wrote it, or its facts are not those that this stage records.
+            IntegrityError: another stage wrote the manifest, or its facts are not those of this stage.
         """
         path = manifest.path or Path(MANIFEST)
         if manifest.stage != cls.stage:
@@ -50,20 +50,20 @@ class Facts(_Frozen):
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """The facts of a published directory.
+        """Read the facts of a published directory.
 
         Raises:
-            IntegrityError: there is no manifest, or as `of`.
+            IntegrityError: there is no manifest; or as in `of`.
         """
         return cls.of(read_manifest(directory))
 
     def recorded(self) -> dict[str, Any]:
-        """As the manifest has them."""
+        """Return the facts as a manifest records them."""
         return self.model_dump(mode="json")
 
 
 class DataFacts(BaseModel):
-    """What became of the training data: `data.dataset.DataReport`, of which later stages read these."""
+    """The part of `data.dataset.DataReport` that later stages read; the manifest has all of it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -76,7 +76,7 @@ class DataFacts(BaseModel):
 
 
 class KeptFacts(BaseModel):
-    """What the kept text is made of: `data.kept.KeptReport`, of which later stages read these."""
+    """The part of `data.kept.KeptReport` that later stages read; the manifest has all of it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -87,7 +87,7 @@ class KeptFacts(BaseModel):
 
 
 class TrainResult(_Frozen):
-    """What is the same however often the training was interrupted."""
+    """The result of a training; it does not depend on interruptions."""
 
     steps: int
     heldout_loss: float | None
@@ -98,14 +98,14 @@ class TrainResult(_Frozen):
 
 
 class TrainFacts(Facts):
-    """What train records, in the adapter's folder and in each checkpoint.
+    """The facts that train records in the adapter's folder and in each checkpoint.
 
     Attributes:
         base_model: Hub id, folder or "demo".
-        device, compute_dtype: the torch device type that trained, and the dtype that it computed in.
-        processes: processes that shared the training.
-        kept: None where keep was switched off.
-        housekeeping: settings that change no weight, as the run was last given them.
+        device, compute_dtype: the torch device type and the dtype of the training.
+        processes: number of processes.
+        kept: None if keep was switched off.
+        housekeeping: the run's latest values of settings that do not change a weight.
         result: None in a checkpoint.
     """
 
@@ -123,21 +123,21 @@ class TrainFacts(Facts):
 
 
 class AdapterFacts(TrainFacts):
-    """The facts of a training that ended: those beside the adapter."""
+    """The facts of a finished training, which are beside the adapter."""
 
     result: TrainResult
 
 
 class Provenance(_Frozen):
-    """Where a model comes from, in values that a manifest can keep.
+    """The origin of a model, in values that a manifest can keep.
 
     Attributes:
         base: Hub id, or the name of a folder.
         on_hub: whether `base` is a Hub id.
-        revision: its commit.
-        metadata: what the base's own card says of licence and language.
-        data, settings: of the training; empty if they are not known.
-        soul: α, g and the kind of rotation that was folded; empty if none was.
+        revision: the base's commit.
+        metadata: licence and language from the base's own card.
+        data, settings: the training's data and settings; empty if they are not known.
+        soul: α, g and the kind of rotation of the folded soul; empty if there is none.
     """
 
     base: str
@@ -150,14 +150,15 @@ class Provenance(_Frozen):
 
 
 class MergeFacts(Facts):
-    """What merge records in the merged folder.
+    """The facts that merge records in the merged folder.
 
     Attributes:
-        soul_step: optimizer steps after which the soul was saved.
-        rotation: kind of R, "so8" or "dense".
-        counter_scale: what took the factor 1/(1 + g): "norm" (the final norm), "head", or "" if the soul has none.
+        soul_step: number of optimizer steps after which the soul was saved.
+        rotation: the kind of R, "so8" or "dense".
+        counter_scale: the module that took the factor 1/(1 + g): "norm" (the final norm), "head", or "" if the soul has
+            none.
         determinant: −1 if R is a reflection.
-        nf4_dtype, nf4_device: how the base weights went through NF4; None where they did not.
+        nf4_dtype, nf4_device: dtype and device of the base weights' round trip through NF4; None without one.
     """
 
     stage: ClassVar[str] = "merge"
@@ -177,7 +178,7 @@ class MergeFacts(Facts):
 
     @classmethod
     def known(cls, folder: Path) -> Self | None:
-        """The facts of a model folder, None for one that merge did not write.
+        """Read the facts of a model folder; None if merge did not write it.
 
         Raises:
             IntegrityError: its manifest is damaged.
@@ -189,12 +190,12 @@ class MergeFacts(Facts):
 
 
 class ExportFacts(Facts):
-    """What export-gguf records beside the GGUF files.
+    """The facts that export-gguf records beside the GGUF files.
 
     Attributes:
         name: general.name in the files.
         context_tokens: the context to run them with.
-        files: quantization type → file name; the one to run first, `F16` last and only if it was kept.
+        files: quantization type → file name; the file to run comes first, `F16` last and only if it was kept.
         fallback_tensors: quantization type → tensors that llama.cpp quantized to another type.
     """
 
@@ -207,12 +208,12 @@ class ExportFacts(Facts):
 
     @property
     def first(self) -> str:
-        """Name of the file to run."""
+        """The name of the file to run."""
         return next(iter(self.files.values()))
 
     @property
     def f16(self) -> str | None:
-        """Name of the unquantized file, None if it was not kept."""
+        """The name of the unquantized file; None if it was not kept."""
         return self.files.get(F16)
 
     @property
@@ -222,7 +223,7 @@ class ExportFacts(Facts):
 
 
 class VerifyFacts(Facts):
-    """What verify records beside its report."""
+    """The facts that verify records beside its report."""
 
     stage: ClassVar[str] = "verify"
 
@@ -237,7 +238,7 @@ class Recommended(_Frozen):
 
 
 class StudyFacts(Facts):
-    """What quantize-study records beside its report; `name` is general.name of the measured files."""
+    """The facts that quantize-study records beside its report; `name` is general.name of the measured files."""
 
     stage: ClassVar[str] = "quantize-study"
 

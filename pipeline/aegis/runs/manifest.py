@@ -1,6 +1,6 @@
-"""manifest.json: what a published directory was made from, by what, and what its files must be.
+"""Reads and checks manifest.json: a published directory's stage, settings, inputs, and the hashes of its files.
 
-safetensors and GGUF carry no checksum, so a flipped bit in either loads without a word; this is where it shows.
+safetensors and GGUF have no checksum, so a program loads a file with a flipped bit without an error; the hash shows it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FORMAT = "aegis-manifest"
 VERSION = 1
 _READ_BYTES = 1 << 24
 _WORTH_A_BAR_BYTES = 1 << 28
-"""About a quarter of a second."""
+"""Hashing this much takes about a quarter of a second; less gets no progress bar."""
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "gguf", "llama-cpp-python")
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file as the manifest knows it."""
+    """The size and the sha256 of one file."""
 
     bytes: int
     sha256: str
@@ -38,15 +38,16 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json holds.
+    """The content of manifest.json.
 
     Attributes:
         stage: the command that made the directory.
-        config: the resolved settings it ran with.
+        config: its settings.
         inputs: name → hash of everything it was made from.
-        facts: what the stage found out and later stages rely on; read through `aegis.runs.facts` alone.
+        facts: what the stage records for later stages; only `aegis.runs.facts` reads it.
         files: relative path → size and hash.
-        path: the file that was read, None for one that is being made.
+        versions: package → version.
+        path: the file that was read; None for a new manifest.
     """
 
     stage: str
@@ -59,12 +60,12 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """A hash of what was asked and from what: equal identities make equal directories."""
+        """A hash of stage, settings and inputs: equal identities make equal directories."""
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
+    """Return the versions of all packages that can change a result."""
     found = {"aegis": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -75,12 +76,12 @@ def versions() -> dict[str, str]:
 
 
 def digest(value: object) -> str:
-    """sha256 of a JSON value, independent of key order."""
+    """Return the sha256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
-    """sha256 of a file's content; `read` is called with each block's bytes."""
+    """Return the sha256 of a file's content; `read` is called with the number of bytes of each block."""
     with path.open("rb") as file:
         if read is None:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,7 +94,7 @@ def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
 
 @contextmanager
 def hashing(name: str, total_bytes: int) -> Iterator[Callable[[int], object] | None]:
-    """A bar for the hashing of so many bytes, or None where they are too few to wait for."""
+    """Yield the function that advances a progress bar over `total_bytes`; None if they are too few for a bar."""
     if total_bytes < _WORTH_A_BAR_BYTES:
         yield None
         return
@@ -135,7 +136,7 @@ def verify_directory(directory: Path) -> Manifest:
     """Check every file of a published directory against its manifest.
 
     Raises:
-        IntegrityError: naming each file that is missing, of another size, or changed.
+        IntegrityError: a file is missing or changed; the message names each one.
     """
     manifest = read_manifest(directory)
     wrong: list[Bilingual] = []
@@ -152,10 +153,10 @@ def verify_directory(directory: Path) -> Manifest:
 
 
 def verify_file(path: Path) -> bool:
-    """Check one file of a published directory against the manifest beside it; False if there is none that knows it.
+    """Check one file against the manifest beside it; return False if there is no manifest or it does not list the file.
 
     Raises:
-        IntegrityError: the file, or the manifest, is not what it was.
+        IntegrityError: the file has changed, or the manifest is damaged.
     """
     if not (path.parent / MANIFEST).is_file():
         return False
@@ -176,7 +177,7 @@ def _difference(path: Path, record: FileRecord, read: Callable[[int], object] | 
 
 
 def finished(final: Path, manifest: Manifest) -> Manifest | None:
-    """The manifest of `final` if it is whole and was made with these settings from these inputs, else None."""
+    """Return the manifest of `final` if it is undamaged and has the same settings and inputs, else None."""
     if not (final / MANIFEST).is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row each logging step, in the run's own folder; what a crash tore off is not read."""
+"""Reads metrics.jsonl, which has one row per logging step; rows that a crash left incomplete are skipped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file, none if there is no file."""
+    """Return the complete rows of a metrics file; none if there is no file."""
     return [row for _, row in _whole(path)]
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run will write again."""
+    """Remove the rows after `step`, which a resumed run will write again."""
     if not path.is_file():
         return
     kept = [line + "\n" for line, row in _whole(path) if row["step"] <= step]
@@ -30,6 +30,6 @@ def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
             whole = isinstance(row["step"], int)
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # torn by a crash
+            continue  # a crash left this row incomplete
         if whole:
             yield line, row

@@ -1,4 +1,4 @@
-"""Room that something needs, on a disk or in memory, beside the room that there is."""
+"""Compares the space that work needs, on a disk or in memory, with the free space."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ NeedName = Literal[
 
 @dataclass(frozen=True)
 class Need:
-    """Something that needs room.
+    """A need for space on a disk or in memory.
 
     Attributes:
-        what: its name; for people it is the text `need.WHAT`.
-        bytes: at most.
-        free_bytes: what there is; None for a GPU that is not here.
+        what: its name; its text is the message `need.WHAT`.
+        bytes: an upper bound.
+        free_bytes: free bytes; None for a GPU that is not in this machine.
+        where: the folder, for a disk.
     """
 
     what: NeedName

@@ -1,4 +1,4 @@
-"""What --overwrite deletes, named before it happens; and the refusal to train where a training is finished."""
+"""Names the files that --overwrite deletes before it happens, and refuses to train in a run that has a result."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _NAMED = 6
 
 
 def announce(places: Sequence[Path]) -> None:
-    """Name the files that stand at these places, which the command is about to replace."""
+    """Print the existing files and folders among `places`, which the command is about to replace."""
     found = [_described(place) for place in places if place.exists()]
     if found:
         progress.warn(phrase("overwriting.replaces", places="\n  ".join(found)))
 
 
 def places_of_training(run: Run) -> list[Path]:
-    """Return what a training that starts over removes from its run."""
+    """Return the files and folders that a training which starts over removes from its run."""
     return [run.checkpoints, run.metrics, run.kept, run.pictures, run.adapter]
 
 
 def refuse_finished(run: Run, *, overwrite: bool) -> None:
-    """Refuse to train in a run that holds a result.
+    """Refuse to train in a run that has a result.
 
     Raises:
-        UsageError: with the number of steps, the next command, and what --overwrite would delete.
+        UsageError: it has one; the message has its steps, the next command, and what --overwrite would delete.
     """
     if overwrite or not run.adapter.is_dir():
         refuse_existing(run.adapter, overwrite=overwrite)

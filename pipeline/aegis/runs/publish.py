@@ -1,4 +1,4 @@
-"""A directory appears under its final name by one rename, whole and with its manifest, or not at all."""
+"""Publishes a directory: it appears under its final name by one rename, complete with its manifest, or not at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest,
 
 @contextmanager
 def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[Staging]:
-    """Give a sibling directory to fill; when the block ends well, seal it and rename it to `final`.
+    """Yield a directory beside `final` to fill; if the block succeeds, seal it and rename it to `final`.
 
-    Files that were hashed while being written can be told to the `Staging`; the rest are hashed here. On any
-    exception the staging directory is removed and `final` is as it was.
+    `Staging.hashed` takes hashes that were computed while files were written; the other files are hashed here. On any
+    exception the staging directory is removed and `final` stays as it was.
 
     Raises:
-        UsageError: `final` exists and `overwrite` is not set, or nothing can be written beside it.
+        UsageError: `final` exists and `overwrite` is not set, or its parent is not writable.
         EnvironmentFault: the disk is full.
     """
     refuse_existing(final, overwrite=overwrite)
@@ -52,19 +52,23 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
 
 
 def refuse_existing(final: Path, *, overwrite: bool) -> None:
-    """Refuse to write where something stands, before any work is done."""
+    """Refuse to replace an existing `final` without `overwrite`, before any work is done.
+
+    Raises:
+        UsageError: it exists, it is not a directory, or its name cannot be used.
+    """
     try:
-        stands = final.exists()
-    except OSError as error:  # a name too long, a parent that may not be entered
+        exists = final.exists()
+    except OSError as error:  # the name is too long, or the parent cannot be entered
         raise UsageError("publish.not_writable", final=final, error=str(error)) from None
-    if stands and not final.is_dir():
+    if exists and not final.is_dir():
         raise UsageError("publish.not_a_directory", final=final)
-    if stands and not overwrite:
+    if exists and not overwrite:
         raise UsageError("publish.exists", final=final)
 
 
 def discard_leftovers(final: Path) -> None:
-    """Remove what a killed process left beside `final`; what it had set aside and not replaced comes back."""
+    """Remove what a killed process left beside `final`; put back a directory that it moved away and did not replace."""
     name = glob.escape(final.name)
     trash = list(final.parent.glob(f".{name}.trash-*"))
     if trash and not final.exists():
@@ -74,9 +78,9 @@ def discard_leftovers(final: Path) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Remove a published directory. It leaves its name by one rename, so that no part of it ever stands there.
+    """Remove a published directory: rename it first, so that its name never shows an incomplete directory.
 
-    A process killed after the rename leaves it as `discard_leftovers` and `sweep` know it.
+    If the process is killed after the rename, `discard_leftovers` and `sweep` remove the rest.
     """
     if directory.exists():
         aside = directory.with_name(f".{directory.name}.staging-{os.getpid()}")
@@ -86,18 +90,20 @@ def discard(directory: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half made, or half removed, in a folder of published directories.
+    """Remove incomplete directories that killed processes left in a folder of published directories.
 
-    Only for a folder that nobody else writes to: the staging directory of a living process looks the same.
+    Use it only for a folder that no other process writes to: the staging directory of a live process looks the same.
     """
     for leftover in folder.glob(".*.staging-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 class Staging:
-    """A directory being filled.
+    """A directory that is filled before it is published.
 
-    `inputs` that only show meanwhile go into its manifest too; `facts`, if set, in place of the manifest's.
+    Attributes:
+        facts: if set, the manifest gets these instead of its own.
+        inputs: further inputs for the manifest, which are known only while the directory is filled.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,11 +113,11 @@ class Staging:
         self._hashed: dict[str, FileRecord] = {}
 
     def hashed(self, name: str, size_bytes: int, sha256: str) -> None:
-        """Tell a file's hash that was computed while it was written."""
+        """Record a file's hash that was computed while the file was written."""
         self._hashed[name] = FileRecord(size_bytes, sha256)
 
     def seal(self, manifest: Manifest) -> None:
-        """Flush every file to disk and write the manifest, last."""
+        """Flush every file to the disk, and write the manifest last."""
         files = {}
         paths = {p.relative_to(self.path).as_posix(): p for p in sorted(self.path.rglob("*")) if p.is_file()}
         unread = sum(path.stat().st_size for name, path in paths.items() if name not in self._hashed)
@@ -136,7 +142,8 @@ class Staging:
 
 
 def _replace_directory(source: Path, final: Path) -> None:
-    # a directory cannot be renamed onto a full one: the old one steps aside first, and goes once the new one stands
+    # a directory cannot replace one that is not empty: rename the old one first, and remove it after the new one is in
+    # place
     trash = final.with_name(f".{final.name}.trash-{os.getpid()}")
     if final.exists():
         _rename(final, trash)

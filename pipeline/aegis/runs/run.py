@@ -1,19 +1,19 @@
-"""A run: one directory that holds everything from checkpoints to GGUF.
+"""The layout and the lock of a run, the directory that holds everything from checkpoints to GGUF.
 
-    <run>/run.lock                     held while a stage works here
-    <run>/checkpoints/step_000100/     what training can go on from
-    <run>/kept/                        the kept text, as it was trained on
-    <run>/metrics.jsonl                one row a logging step
-    <run>/pictures/                    what the training looked like
+    <run>/run.lock                     locked while a stage works here
+    <run>/checkpoints/step_000100/     states that training can resume from
+    <run>/kept/                        the kept text of the training
+    <run>/metrics.jsonl                one row per logging step
+    <run>/pictures/                    plots of the training
     <run>/adapter/                     train's result: LoRA adapter and soul
     <run>/merged/                      merge's result: a stock model folder
     <run>/gguf/                        export's result: GGUF files and Modelfile
-    <run>/verify/                      verify's report and picture
-    <run>/study/                       quantize-study's report, picture and importance matrix
-    <run>/report/                      all of it on one page
+    <run>/verify/                      verify's report and plot
+    <run>/study/                       quantize-study's report, plot and importance matrix
+    <run>/report/                      everything on one HTML page
 
-Every published directory carries manifest.json: who made it from what, and each file's size and sha256. A directory
-appears under its final name by one rename, when it is whole, or not at all.
+Every published directory has a manifest.json with its stage, inputs and settings, and each file's size and sha256. A
+directory appears under its final name by one rename, when it is complete, or not at all.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
 
 ARTIFACTS = Path("artifacts")
-"""Where runs go that are given no place of their own."""
+"""The folder of runs without --run."""
 _LOCK = "run.lock"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Names of the places in a run directory."""
+    """The paths in a run directory."""
 
     root: Path
 
     @classmethod
     def named_after(cls, base_model: str) -> Run:
-        """Where a run goes that was given no --run: artifacts/<name of the base>."""
+        """Return the run of a command without --run: artifacts/<name of the base>."""
         return cls(ARTIFACTS / disk.file_stem(Path(base_model).name, otherwise="run"))
 
     @classmethod
@@ -95,17 +95,17 @@ class Run:
         return self.root / "report"
 
     def require_finished(self) -> None:
-        """Refuse a run that lacks what train, merge or export-gguf publishes.
+        """Check that train, merge and export-gguf have published their results.
 
         Raises:
-            IntegrityError: naming the first stage that has to be run.
+            IntegrityError: one has not; the message names the first stage to run.
         """
         for directory, stage in ((self.adapter, "train"), (self.merged, "merge"), (self.gguf, "export-gguf")):
             if not directory.is_dir():
                 raise IntegrityError("runs.unfinished", run_root=self.root, directory_name=directory.name, stage=stage)
 
     def first_gguf(self) -> Path:
-        """The exported file to run.
+        """Return the path of the exported file to run.
 
         Raises:
             IntegrityError: there is none, or the manifest is damaged.
@@ -117,11 +117,11 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock of a process that died is taken over.
+        """Lock the run for this process while the block runs; a dead process's lock does not count.
 
         Raises:
-            LockedError: another process works here.
-            UsageError: the directory cannot be made or written.
+            LockedError: another process works in this run.
+            UsageError: the directory cannot be created or written.
             EnvironmentFault: the disk is full.
         """
         try:
@@ -140,14 +140,14 @@ class Run:
             yield
         finally:
             pid_file.unlink(missing_ok=True)
-            # a stage that refused its input leaves no trace of having been asked
+            # a stage that refused its input leaves no empty run directory
             empty = self.root.is_dir() and {path.name for path in self.root.iterdir()} <= {_LOCK}
             if empty and os.name != "nt":
-                # while it is still held, so that it is nobody else's; Windows lets no held file go
+                # remove it while this process holds it, so that it is not another's; Windows cannot remove a held file
                 (self.root / _LOCK).unlink(missing_ok=True)
             lock.release()
             if empty:
-                with suppress(OSError):  # another run may have moved in
+                with suppress(OSError):  # another process may have started a run here
                     if os.name == "nt":
                         (self.root / _LOCK).unlink(missing_ok=True)
                     self.root.rmdir()

@@ -1,4 +1,4 @@
-"""Makes token sequences from texts, renders chats in limited time, and lists strings on which tokenizers often differ."""
+"""Makes token sequences from texts, renders chats in limited time, and lists strings on which tokenizers differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat format as literal text round each message, enough to put a conversation together."""
+"""A chat format as literal text around each message, from which a conversation can be rendered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aegis.llama_cpp.chat_template import Message
 
 @dataclass(frozen=True)
 class Folded:
-    """A system message inside the first or the last user message: `lead`, its text, `between`, the user's words."""
+    """A system message inside the first or the last user message: `lead`, its text, `between`, then the user's text."""
 
     lead: str
     between: str
@@ -19,16 +19,16 @@ class Folded:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Literal text of a chat format.
+    """The literal text of a chat format.
 
     Attributes:
-        opening: before the first message when there is no system message (a default system prompt, often nothing).
-        system: text before and after a system message, or where in a user message it goes; None if the format has
-            no place for one.
+        opening: text before the first message if there is no system message (a default system prompt, often "").
+        system: text before and after a system message, or its place in a user message; None if the format has no
+            system message.
         user, assistant: text before and after such a message.
-        cue: what asks the model to speak.
-        skips_empty_system: an empty system message is as none.
-        departures: what the template does and this does not, a sentence each.
+        cue: the generation prompt.
+        skips_empty_system: whether an empty system message counts as none.
+        departures: differences from the template, one sentence each.
     """
 
     opening: str
@@ -40,16 +40,16 @@ class Dialogue:
     departures: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Put a conversation together, ending with the cue.
+        """Render a conversation, ending with the cue.
 
         Raises:
-            ValueError: it has a system message, and the format has no place for one.
+            ValueError: it has a system message, and the format has none.
         """
         first = messages[0] if messages and messages[0]["role"] == "system" else None
         if first is not None and not first["content"] and self.skips_empty_system:
             first, messages = None, messages[1:]
         parts = [] if first is not None and isinstance(self.system, tuple) else [self.opening]
-        for place, message in enumerate(messages):
+        for number, message in enumerate(messages):
             around, content = {"user": self.user, "assistant": self.assistant}.get(message["role"]), message["content"]
             if around is None:
                 if isinstance(self.system, Folded) and message is first:
@@ -59,7 +59,7 @@ class Dialogue:
                 around = self.system
             elif first is not None and isinstance(self.system, Folded):
                 host = len(messages) - 1 if self.system.in_last else 1
-                if place == host:
+                if number == host:
                     content = self.system.lead + first["content"] + self.system.between + content
             parts += [around[0], content, around[1]]
         return "".join([*parts, self.cue])

@@ -1,7 +1,7 @@
-"""Ollama's Modelfile: the chat format as a Go template, the stops, the context.
+"""Writes Ollama's Modelfile: the chat format as a Go template, the stops and the context.
 
-All three are written out. Ollama guesses a template by its likeness to a list and finds none for Phi-3.5, and its
-default context grows with the card, past the point where llama.cpp changes Phi-3.5's rope factors for every token.
+All three are explicit: Ollama guesses a template from a list and finds none for Phi-3.5, and its default context grows
+with the card, beyond the length from which llama.cpp changes Phi-3.5's rope factors for every token.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _SYSTEM_FIRST = '(eq (index $.Messages 0).Role "system")'
 def modelfile(
     gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int, *, has_template: bool = True
 ) -> str:
-    """Return the text of a Modelfile that stands beside `gguf_name`.
+    """Return the text of a Modelfile in the folder of `gguf_name`.
 
-    Without a `dialogue` no TEMPLATE is written, and a comment says so: Ollama then looks for a likeness in its own
-    list, and passes the bare prompt on if it finds none.
+    Without a `dialogue` it has no TEMPLATE, and a comment says so: Ollama then looks for a similar template in its own
+    list, and passes the prompt on without a template if it finds none.
     """
     lines = [f"FROM ./{gguf_name}"]
     if dialogue is None and has_template:
@@ -36,16 +36,16 @@ def modelfile(
 
 
 def can_be_written(stop: str) -> bool:
-    """Whether a stop comes through a Modelfile as it is, and only as a stop.
+    """Whether Ollama reads a stop from a Modelfile unchanged, and only as a stop.
 
-    Between its quotes Ollama takes every letter as it stands and knows no escapes. It drops what does not print, ends
-    the command at a quote before a line feed, and with three quotes at the start it takes in all that follows.
+    Between quotes Ollama reads every character literally and knows no escapes. It drops characters that do not print,
+    ends the command at a quote before a line feed, and reads everything after three quotes at the start.
     """
     return stop.isprintable() and not f'"{stop}"'.startswith('"""')
 
 
 def go_template(dialogue: Dialogue) -> str:
-    """Return the dialogue as a text/template over .Messages; every literal is a quoted constant, so none can leak."""
+    """Return the dialogue as a Go template over .Messages; every literal is a quoted constant, so none can leak."""
     branches = []
     if isinstance(dialogue.system, tuple):
         condition = 'eq .Role "system"'
@@ -61,7 +61,7 @@ def go_template(dialogue: Dialogue) -> str:
     opening = ""
     if dialogue.opening:
         own = isinstance(dialogue.system, tuple)
-        unless = f"{{{{- if not {_system_told(dialogue.skips_empty_system)} }}}}" if own else ""
+        unless = f"{{{{- if not {_has_system(dialogue.skips_empty_system)} }}}}" if own else ""
         opening = f"{unless}{_text(dialogue.opening)}{'{{ end }}' if own else ''}\n"
     return (
         f"{opening}{{{{- range $i, $_ := .Messages }}}}\n{{{{- {body}\n{{{{- end }}}}\n{{{{- end }}}}"
@@ -74,19 +74,19 @@ def _around(literals: tuple[str, str], inside: str) -> str:
 
 
 def _folded(system: Folded, skips_empty: bool) -> str:
-    """The system message where it stands inside a user message: the one after it, or the last."""
-    place = "(eq (len (slice $.Messages $i)) 1)" if system.in_last else "(eq $i 1)"
-    told = _system_told(skips_empty)
+    """Return the template of a system message inside a user message: the one after it, or the last."""
+    is_host = "(eq (len (slice $.Messages $i)) 1)" if system.in_last else "(eq $i 1)"
+    has_system = _has_system(skips_empty)
     text = f"{_text(system.lead)}{{{{ (index $.Messages 0).Content }}}}{_text(system.between)}"
-    return f"{{{{ if and {told} {place} }}}}{text}{{{{ end }}}}"
+    return f"{{{{ if and {has_system} {is_host} }}}}{text}{{{{ end }}}}"
 
 
-def _system_told(skips_empty: bool) -> str:
+def _has_system(skips_empty: bool) -> str:
     return f"(and {_SYSTEM_FIRST} (index $.Messages 0).Content)" if skips_empty else _SYSTEM_FIRST
 
 
 def stop_texts(special_tokens: Sequence[str], dialogue: Dialogue | None, end_tokens: Sequence[str]) -> list[str]:
-    """The texts at which generation ends: the model's end tokens, and any tag that opens a turn."""
+    """Return the texts at which generation ends: the model's end tokens, and the tags that open a turn."""
     opening = "" if dialogue is None else dialogue.user[0] + dialogue.assistant[0] + dialogue.cue
     tags = [token for token in special_tokens if token in opening]
     return list(dict.fromkeys([*end_tokens, *tags]))
@@ -99,7 +99,7 @@ def _text(literal: str) -> str:
 
 
 def _go_letter(letter: str) -> str:
-    """A letter inside a Go string constant; Ollama's parser drops what does not print, an ideographic space too."""
+    """Escape a character of a Go string constant; Ollama's parser drops unprintable ones, even an ideographic space."""
     if letter == "\n":
         return "\\n"
     if letter in '"\\':

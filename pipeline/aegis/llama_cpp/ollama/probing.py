@@ -1,8 +1,8 @@
-"""A chat template taken apart: the literal text round each message, found by rendering probes.
+"""Finds the literal text around each message of a chat template by rendering probes.
 
-Enough for every template that puts fixed text before and after each message, or the system message into a user's.
-Whether it is enough for this one is not assumed: the parts are put together again and compared with what the
-template renders. What the template does to the words themselves is looked for, and named.
+This describes every template that writes fixed text before and after each message, or puts the system message into a
+user's message. Whether it describes a given template is checked: conversations are rendered from the parts and compared
+with the template's own output. Known other effects of templates are tested, and named.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
 
 Render = Callable[[Sequence[Message], bool], str]
-"""Messages and whether to end with the generation prompt, to text: the model's own chat template."""
+"""The model's chat template: takes messages, and whether to add the generation prompt; returns the text."""
 
 
 class TextOf(Protocol):
-    """A template's text of a conversation, or None if it refuses it."""
+    """Renders a conversation with a template; None if the template refuses it."""
 
     def __call__(self, messages: Sequence[Message], cue: bool = True) -> str | None: ...
 
 
 _SYSTEM, _USER, _REPLY, _AGAIN = "\ue000S", "\ue000U", "\ue000A", "\ue000B"
 DATED = "the date is the one the chat template has for engines without a calendar"
-# for a template that asks `strftime_now is defined`; the newline goes with the tag, as it does for every template
+# for a template that tests `strftime_now is defined`; jinja drops the newline after the tag, as in every template
 _NO_CALENDAR = "{% set strftime_now = no_such_thing %}\n"
 
 
@@ -50,16 +50,16 @@ _HABITS: tuple[tuple[str, list[Message]], ...] = (
         [*(_message(role, "x") for role in ("system", "user", "assistant", "system", "user"))],
     ),
 )
-"""What templates do beyond fixed text, and a conversation on which it shows."""
+"""Effects of templates beyond fixed text, each with a conversation that shows it."""
 
 
 def dialogue_of(tokenizer: Any) -> Dialogue | None:
-    """The chat format of a transformers tokenizer's template, if literal text round each message describes it."""
+    """Return the chat format of a transformers tokenizer's template; None if literal text cannot describe it."""
     if not tokenizer.chat_template:
         return None
     try:
         template = tokenizer.get_chat_template()
-    except ValueError:  # several, and none of them the default
+    except ValueError:  # there are several templates, and none is the default
         return None
 
     def render(messages: Sequence[Message], cue: bool, template: str = _NO_CALENDAR + template) -> str:
@@ -68,7 +68,7 @@ def dialogue_of(tokenizer: Any) -> Dialogue | None:
         )
         return text
 
-    # what llama.cpp and Ollama add by themselves is what the tokenizer adds by itself
+    # llama.cpp and Ollama add the begin token if the tokenizer does
     begin = tokenizer.bos_token if adds_begin_token(tokenizer) else None
     dialogue = take_apart(render, special_texts(tokenizer), begin)
     probe = [_message("user", "x")]
@@ -78,24 +78,24 @@ def dialogue_of(tokenizer: Any) -> Dialogue | None:
 
 
 def special_texts(tokenizer: Any) -> list[str]:
-    """Every text that is one token by decree, sorted."""
+    """Return the texts of all special and added tokens, sorted."""
     return sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
 
 
 def take_apart(render: Render, special_tokens: Sequence[str], bos_token: str | None) -> Dialogue | None:
-    """Derive the dialogue format of a template, or None if literal text round messages does not describe it.
+    """Derive the chat format of a template; None if literal text around messages does not describe it.
 
     Args:
         render: the template.
-        special_tokens: texts that are one token; no cut goes through one.
-        bos_token: left out where the rendering starts with it, for llama.cpp and Ollama add it themselves; None if
-            they do not.
+        special_tokens: texts of single tokens, which are never divided.
+        bos_token: removed from the start of the rendered text, because llama.cpp and Ollama add it; None if they do
+            not.
     """
 
     def text_of(messages: Sequence[Message], cue: bool = True) -> str | None:
         try:
             text = render(messages, cue)
-        except Exception:  # a template may raise anything at what it does not want to see
+        except Exception:  # a template may refuse a conversation with any exception
             return None
         return text[len(bos_token) :] if bos_token and text.startswith(bos_token) else text
 
@@ -103,7 +103,7 @@ def take_apart(render: Render, special_tokens: Sequence[str], bos_token: str | N
         return text_of(messages) == dialogue.render(messages)
 
     dialogue = _without_system(text_of, special_tokens)
-    # other lengths and more turns than the probes: what counts letters or messages shows here
+    # texts of other lengths and more turns than the probes reveal a template that counts characters or messages
     longer = [
         *(_message("user", _USER), _message("assistant", _REPLY), _message("user", _AGAIN)),
         *(_message("assistant", "longer " + _REPLY * 9), _message("user", "x")),
@@ -131,7 +131,7 @@ def _without_system(text_of: TextOf, special_tokens: Sequence[str]) -> Dialogue 
     before, after_user, after_reply, end = parts
     reply_suffix = _common(after_reply, pieces(user, reply, cue=False)[-1], special_tokens)
     user_prefix = after_reply.removeprefix(reply_suffix)
-    if not before.endswith(user_prefix):  # the last reply of a conversation ends in another way
+    if not before.endswith(user_prefix):  # the last reply of a conversation has another end
         user_prefix = _common(before, after_reply, special_tokens, from_end=True)
     user_suffix = _common(end, pieces(user, cue=False)[-1], special_tokens)
     return Dialogue(
@@ -144,7 +144,7 @@ def _without_system(text_of: TextOf, special_tokens: Sequence[str]) -> Dialogue 
 
 
 def _system_form(bare: Dialogue, text: str) -> tuple[str, str] | Folded | None:
-    """Where a template put the system message of `text`, by what stands round it; still to be proven."""
+    """Guess from the text around it how a template renders a system message; the caller must check it."""
     before, found, after = text.partition(_SYSTEM)
     if not found:
         return None
@@ -175,7 +175,7 @@ def _departures(dialogue: Dialogue, text_of: TextOf) -> Iterator[str]:
 
 
 def _common(one: str, other: str, special_tokens: Sequence[str], *, from_end: bool = False) -> str:
-    """The longest common prefix (or suffix) of two texts that cuts through no special token."""
+    """Return the longest common prefix (or suffix) of two texts that does not divide a special token."""
     units = re.compile(
         "|".join([*(re.escape(token) for token in sorted(special_tokens, key=len, reverse=True)), "."]), re.S
     )

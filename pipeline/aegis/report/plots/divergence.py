@@ -1,4 +1,4 @@
-"""Pictures of a run, readable at the size of a README."""
+"""Draws verify's plot: the KL of each step between neighbouring models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class ComparedStep(Protocol):
-    """What a picture needs of a comparison of two models."""
+    """The part of a comparison of two models that the plot needs."""
 
     @property
     def name(self) -> str: ...
@@ -37,11 +37,11 @@ class Spread(Protocol):
 
 
 _FLOOR = 1e-12
-"""Below this a KL is float64's own rounding, and a logarithmic axis needs something to stand on."""
+"""A smaller KL is float64's rounding, and a logarithmic axis needs a lower end."""
 
 
 def draw_divergence(steps: Sequence[ComparedStep], path: Path) -> None:
-    """Draw the KL of each step, mean to maximum, on a logarithmic axis, with the bounds that hold."""
+    """Draw the KL of each step from mean to maximum on a logarithmic axis, with the bounds on the mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.2 + 0.55 * len(steps)), dpi=120, layout="constrained")

@@ -1,4 +1,4 @@
-"""The picture of a quantization study: size against KL, the files that no other beats, and the recommended one."""
+"""Draws the plot of a quantization study: size against KL, the files that no other beats, and the recommended one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _FLOOR = 1e-9
-"""A logarithmic axis has no place for a KL of 0."""
+"""A logarithmic axis cannot show a KL of 0."""
 _MARKERS = {"plain": "o", "imatrix": "^", "head-q8_0": "s", "imatrix+head-q8_0": "D"}
 
 
 @dataclass(frozen=True)
 class StudyPoint:
-    """One file: its size, its mean KL in nats, and whether no other beats it in both."""
+    """One file: size, mean KL in nats, whether no other file beats it in both, and whether it is recommended."""
 
     quant: str
     variant: str
@@ -28,9 +28,9 @@ class StudyPoint:
 
 
 def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
-    """Draw every file by size and KL, the front as a line, the limit of the rule, and the one that it chose.
+    """Draw every file by size and KL, the front as a line, the rule's limit, and the recommended file.
 
-    A colour is a type and a shape is a variant: names beside the points would lie on one another.
+    The colour shows the type and the shape the variant: names beside the points would overlap.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
     scale, unit = (1e9, "GB") if max(point.bytes for point in points) >= 1e9 else (1e6, "MB")
     quants = list(dict.fromkeys(point.quant for point in sorted(points, key=lambda point: point.bytes)))
     colours: dict[str, Any] = {
-        quant: colormaps["tab10" if len(quants) <= 10 else "tab20"](place) for place, quant in enumerate(quants)
+        quant: colormaps["tab10" if len(quants) <= 10 else "tab20"](number) for number, quant in enumerate(quants)
     }
 
     def at(point: StudyPoint) -> tuple[float, float]:
@@ -67,7 +67,7 @@ def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
 
 
 def _handles(colours: Mapping[str, Any], variants: Sequence[str], limit: float, chosen: StudyPoint) -> Sequence[Line2D]:
-    """The legend's lines: the types by colour, the variants by shape, and what the other marks mean."""
+    """Make the legend's lines: types by colour, variants by shape, and the other marks."""
     from matplotlib.lines import Line2D
 
     return [

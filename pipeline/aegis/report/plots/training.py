@@ -1,7 +1,7 @@
-"""What a training looked like, as pictures readable at the size of a README.
+"""Draws the plots of a training, readable at the size of a README.
 
-They are drawn from the rows of metrics.jsonl and from R at both ends: the same training gives the same bytes. A row
-of an older version, which lacks a number, is left out where that number is drawn.
+They are drawn from the rows of metrics.jsonl and from R before and after: the same training gives the same bytes. A row
+of an older version that lacks a number is left out of that number's plot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PHASES = {
     "golden": ("Golden Ratio Reached", "#dafbe1"),
 }
 _SMOOTHING = 0.6
-_MOST = 1e300
+_MAX_VALUE = 1e300
 
 
 PICTURES = ("training.png", "phase.png", "rotation.png", "spectrum.png")
@@ -41,9 +41,9 @@ def draw_all(rows: Rows, start: Angles, end: Angles, gate: float, folder: Path) 
     """Draw PICTURES into a folder.
 
     Args:
-        rows: of metrics.jsonl.
+        rows: the rows of metrics.jsonl.
         start, end: the angles of R before and after training, in radians.
-        gate: g after it.
+        gate: g after training.
     """
     training, phase, rotation, spectrum = (folder / name for name in PICTURES)
     draw_training(rows, training)
@@ -53,9 +53,9 @@ def draw_all(rows: Rows, start: Angles, end: Angles, gate: float, folder: Path) 
 
 
 def draw_training(rows: Rows, path: Path) -> None:
-    """training.png: the loss of each logging step, the same smoothed, and the held-out loss where it was looked at.
+    """Draw training.png: the loss of each logging step, also smoothed, and the held-out loss.
 
-    Beside it, where text was kept, KL(base ‖ trained) on it.
+    A second panel has KL(base ‖ trained) on kept text, if there is any.
     """
     kept_steps, kept = _column(rows, "keep_kl")
     figure, panels = _figure(2 if len(kept_steps) else 1)
@@ -80,7 +80,7 @@ def draw_training(rows: Rows, path: Path) -> None:
 
 
 def draw_phase(rows: Rows, path: Path) -> None:
-    """phase.png: α and g over the steps, on the colours of the three phases."""
+    """Draw phase.png: α and g over the steps, on the colours of the three phases."""
     figure, axes = _figure()
     steps, alphas = _column(rows, "alpha")
     named = [(row["step"], row["phase"]) for row in rows if str(row.get("phase")) in _PHASES]
@@ -108,10 +108,10 @@ def draw_phase(rows: Rows, path: Path) -> None:
 
 
 def draw_rotation(rows: Rows, start: Angles, end: Angles, path: Path) -> None:
-    """rotation.png: by how much R turned away from its start, over the steps; and all of R's angles then and now.
+    """Draw rotation.png: how far R turned from its start over the steps, and all of R's angles before and after.
 
     Args:
-        start, end: the angles of R, in radians.
+        start, end: the angles of R before and after training, in radians.
     """
     figure, (left, right) = _figure(2)
     known = [(row["step"], row["turned_degrees"]) for row in rows if _are_quantiles(row.get("turned_degrees"))]
@@ -136,10 +136,10 @@ def draw_rotation(rows: Rows, start: Angles, end: Angles, path: Path) -> None:
 
 
 def draw_spectrum(angles: Angles, gate: float, path: Path) -> None:
-    """spectrum.png: the eigenvalues 1 + g·e^{iθ} of I + gR, and its singular values, which are their sizes.
+    """Draw spectrum.png: the eigenvalues 1 + g·e^{iθ} of I + gR, and its singular values, their absolute values.
 
     Args:
-        angles: of R, in radians.
+        angles: the angles θ of R, in radians.
         gate: g.
     """
     figure, (left, right) = _figure(2)
@@ -190,7 +190,7 @@ def _column(rows: Rows, name: str) -> tuple[list[int], list[float]]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and -_MOST < value < _MOST
+    return isinstance(value, int | float) and -_MAX_VALUE < value < _MAX_VALUE
 
 
 def _are_quantiles(value: object) -> bool:
@@ -198,15 +198,15 @@ def _are_quantiles(value: object) -> bool:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential moving average, each mean over what has been seen so far."""
-    told, total, weight = [], 0.0, 0.0
+    """Return an exponential moving average; each mean is over the values so far."""
+    means, total, weight = [], 0.0, 0.0
     for value in values:
         total = _SMOOTHING * total + (1 - _SMOOTHING) * value
         weight = _SMOOTHING * weight + 1 - _SMOOTHING
-        told.append(total / weight)
-    return told
+        means.append(total / weight)
+    return means
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # without the version of the drawing program in it, the same numbers give the same bytes
+    # without matplotlib's version in the file, the same numbers give the same bytes
     figure.savefig(path, metadata={"Software": None})

@@ -87,7 +87,7 @@ class Sweep:
         return Measured(quant, variant, size, sha256, found, perplexity, speed, same_as)
 
     def _run(self, file: Path, title: str) -> tuple[Recording, Speed]:
-        """Record a file's logits and measure its speed; the logits replace those of the previous file, but not f16's."""
+        """Record a file's logits and measure its speed; its logits replace the previous file's, but not f16's."""
         sequences = self.material.measured
         longest = max(sequences, key=len)
         with Runtime(file, n_ctx=max(2, len(longest)), threads=self.config.threads, logits=True) as runtime:
