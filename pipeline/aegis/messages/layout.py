@@ -53,8 +53,8 @@ def rjust(text: str, width: int) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, names: int = 1) -> list[str]:
     """Return a table's head and one text per row; the first `names` columns are aligned left, the others right.
 
-    If the terminal is too narrow for the table, the head is "", and a row has its names, and below them each number with
-    its column's head.
+    If the terminal is too narrow for the table, the head is "", and a row has its names, and below them each number
+    with its column's head.
     """
     widths = [max(map(cell_width, column)) for column in zip(heads, *rows, strict=True)]
     if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:

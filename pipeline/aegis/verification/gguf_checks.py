@@ -177,7 +177,7 @@ def _beyond_float16(bits: NDArray[np.uint16]) -> bool:
 
 
 def _longrope_attention_factor(config: dict[str, Any]) -> float:
-    """Return √(1 + ln s / ln L), s the context's growth and L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
+    """Return √(1 + ln s / ln L), s the context's growth, L its original length (LongRoPE, arXiv:2402.13753, eq. 6)."""
     longest: int = config["max_position_embeddings"]
     original = original_context(config) or longest
     growth = longest / original
