@@ -17,7 +17,6 @@ from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError, first_line
 from aegis.messages import phrase
 from aegis.report.answers import Answer, ModelAnswers
-from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 
@@ -44,13 +43,12 @@ def questions_of(run: Run, count: int) -> list[str]:
         AegisError: its data cannot be read any more, or has changed.
     """
     from aegis.data.training_set import load_heldout_questions
-    from aegis.model.base import find_base, load_tokenizer
+    from aegis.model.trained_base import trained_base
 
     manifest = read_manifest(run.adapter)
-    facts = TrainFacts.of(manifest)
-    base = find_base(facts.base_model, facts.revision)
+    base = trained_base(run.adapter)
     config = TrainConfig.model_validate(manifest.config)
-    return load_heldout_questions(config, load_tokenizer(base.folder), manifest.inputs["data"], count)
+    return load_heldout_questions(config, base.tokenizer(), manifest.inputs["data"], count)
 
 
 def ask(

@@ -11,7 +11,6 @@ from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
 from aegis.errors import UsageError
 from aegis.llama_cpp import Runtime, trained_context
-from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 
@@ -61,16 +60,15 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
         IntegrityError, EnvironmentFault: as in `load_base` and `live_model`.
     """
     from aegis.chat.transformers_model import TransformersModel
-    from aegis.model.base import find_base, load_tokenizer
     from aegis.model.context import context_tokens
     from aegis.model.device import choose_device
     from aegis.model.live import live_model
     from aegis.model.load import load_base
+    from aegis.model.trained_base import trained_base
 
     training = read_manifest(run.adapter)
-    facts = TrainFacts.of(training)
-    base = find_base(facts.base_model, facts.revision)
-    tokenizer, device = load_tokenizer(base.folder), choose_device("auto")
+    base = trained_base(run.adapter)
+    tokenizer, device = base.tokenizer(), choose_device("auto")
     load_in: Any = training.config["load_in"]
     length = context or context_tokens(base.config)
     with ExitStack() as open_models:

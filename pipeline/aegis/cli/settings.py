@@ -41,6 +41,7 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     elif "dataset" not in settings.model_fields_set:
         progress.warn(phrase("cli.demo_data"))
     refuse_no_base(settings.base_model)
+    _refuse_absent(settings.chat_template)
     for source in (settings.dataset, settings.keep_data or DEMO):
         # of a folder, the files are named when they are read
         if source != DEMO and not is_hub_dataset(source) and not Path(source).expanduser().is_dir():

@@ -30,6 +30,9 @@ class TrainConfig(StageConfig):
         False,
         description="where the chat template has no place for a system message, put it before the first question",
     )
+    chat_template: Path | None = Field(
+        None, description="file of a Jinja chat template to train with and to ship, in place of the base's own"
+    )
     load_in: Literal["4bit", "16bit"] = Field("4bit", description="precision of the base: NF4 or 16 bit")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for training")
 

@@ -29,13 +29,14 @@ from aegis.model.vocabulary import vocabulary_of
 _READ_BYTES = 1 << 24
 _PARTS = {"head": "base.part_head", "tokenizer": "base.part_tokenizer", "rope": "base.part_rope"}
 
+TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "chat_template.json",
     "vocab.json",
     "merges.txt",
@@ -50,11 +51,13 @@ class Base:
         name: the user's name for it: a Hub id, a folder or "demo".
         folder: the folder with its files.
         revision: the commit on the Hub; None for a folder.
+        chat_template: a template in place of the one in its files, if there is one.
     """
 
     name: str
     folder: Path
     revision: str | None
+    chat_template: str | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -78,6 +81,17 @@ class Base:
             IntegrityError: transformers cannot read config.json.
         """
         return bool(load_config(self.folder).tie_word_embeddings)
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer.
+
+        Raises:
+            IntegrityError: transformers cannot read it.
+        """
+        tokenizer = load_tokenizer(self.folder)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        return tokenizer
 
 
 def find_base(name: str, revision: str | None = None) -> Base:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
-from aegis.model.base import TOKENIZER_FILES, Base
+from aegis.model.base import TEMPLATE, TOKENIZER_FILES, Base
 from aegis.model.provenance import copy_licences
 
 
@@ -35,7 +35,7 @@ def write_config(base: Base, folder: Path, **changes: Any) -> None:
 
 
 def copy_tokenizer(base: Base, folder: Path) -> None:
-    """Copy the tokenizer's files and generation_config.json.
+    """Copy the tokenizer's files and generation_config.json; a chat template of its own replaces theirs.
 
     Raises:
         IntegrityError: tokenizer_config.json is not JSON.
@@ -50,8 +50,12 @@ def copy_tokenizer(base: Base, folder: Path) -> None:
             tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise IntegrityError("convert.not_json", path=base.folder / path.name, error=str(error)) from None
-        if isinstance(tokenizer_config, dict) and tokenizer_config.pop("auto_map", None) is not None:
-            _write_json(path, tokenizer_config)
+        dropped = ("auto_map",) if base.chat_template is None else ("auto_map", "chat_template")
+        if isinstance(tokenizer_config, dict) and any(name in tokenizer_config for name in dropped):
+            _write_json(path, {name: value for name, value in tokenizer_config.items() if name not in dropped})
+    if base.chat_template is not None:
+        (folder / "chat_template.json").unlink(missing_ok=True)
+        (folder / TEMPLATE).write_text(base.chat_template, encoding="utf-8", newline="\n")
 
 
 def _write_json(path: Path, value: object) -> None:

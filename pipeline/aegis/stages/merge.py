@@ -19,12 +19,13 @@ from aegis.merging.plan import DTYPES, MergePlan
 from aegis.merging.rewrite_shard import rewrite_shard
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
-from aegis.model.base import Base, find_base, weights_hash_of
+from aegis.model.base import TEMPLATE, Base, find_base, weights_hash_of
 from aegis.model.load import dtype_name
 from aegis.model.provenance import CARD, provenance_of_merge
 from aegis.model.shard_writer import write_index
 from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
+from aegis.model.trained_base import TEMPLATE_INPUT, with_template_of
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
@@ -100,10 +101,11 @@ def merge(
     soul_path, plan = _plan(inputs, config)
     base, soul = plan.base, plan.soul
     origin = provenance_of_merge(base, inputs.adapter, soul)
+    template = {} if base.chat_template is None else {TEMPLATE_INPUT: file_sha256(inputs.adapter / TEMPLATE)}
     manifest = Manifest(
         stage="merge",
         config=config.model_dump(mode="json"),
-        inputs={"adapter": file_sha256(inputs.adapter / WEIGHTS), "soul": file_sha256(soul_path)},
+        inputs={"adapter": file_sha256(inputs.adapter / WEIGHTS), "soul": file_sha256(soul_path)} | template,
         facts=_facts(plan, origin).recorded(),
     )
     report = MergeReport(out, plan.tensors, plan.out_bytes, len(plan.adapter.updates), soul.gate, plan.untied)
@@ -130,7 +132,7 @@ def _plan(inputs: MergeInputs, config: MergeConfig) -> tuple[Path, MergePlan]:
     if inputs.soul is None and not soul_path.is_file():
         raise IntegrityError("merge.no_soul", adapter=inputs.adapter, soul_file=SOUL_FILE)
     soul = load_soul(soul_path)
-    base = find_base(inputs.base_model, inputs.revision)
+    base = with_template_of(find_base(inputs.base_model, inputs.revision), inputs.adapter)
     round_trip = RoundTrip.of(base, inputs.adapter) if config.base_weights == "dequantized" else None
     plan = MergePlan.make(base, adapter, soul, DTYPES[config.dtype], round_trip)
     _refuse_folding_twice(base, soul_path, soul)

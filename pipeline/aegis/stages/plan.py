@@ -18,10 +18,11 @@ from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
 from aegis.messages import phrase
-from aegis.model.base import Base, load_tokenizer, peek_base
+from aegis.model.base import Base, peek_base
 from aegis.model.base_states import states_bytes
 from aegis.model.device import find_device, free_bytes
 from aegis.model.lora import Coverage
+from aegis.model.trained_base import with_template
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.needs import Need
@@ -89,7 +90,8 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     for advice in harmful_settings(train):
         progress.warn(advice)
     device = find_device(train.device)
-    with peek_base(train.base_model, train.revision) as base:
+    with peek_base(train.base_model, train.revision) as found:
+        base = with_template(found, train.chat_template)
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
         capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
         free = free_bytes(device) if device else None
@@ -141,7 +143,7 @@ def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataRepor
     with converted_vocabulary(base, tree, keep=False) as vocabulary:
         if config.dataset != DEMO and is_hub_dataset(config.dataset):
             return None, phrase("plan.hub_data")
-        tokenizer = load_tokenizer(base.folder)
+        tokenizer = base.tokenizer()
         data = load_training_set(config, tokenizer, keep=False)
         if vocabulary is not None:
             check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer, keep=False))

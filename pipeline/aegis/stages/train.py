@@ -19,6 +19,7 @@ from aegis.config.settings import TrainConfig
 from aegis.data import kept
 from aegis.errors import Interrupted
 from aegis.messages import bilingual, phrase
+from aegis.model.base import TEMPLATE
 from aegis.model.device import require_device
 from aegis.model.load import compute_dtype
 from aegis.report.plots.training import draw_all
@@ -184,6 +185,8 @@ def _publish(inputs: TrainingInputs, state: TrainState, run: Run, report: TrainR
     with publishing(run.adapter, inputs.manifest(report.result), overwrite=overwrite) as staging:
         weights = inputs.base.weights_hash
         checkpoint.write_trained(staging.path, state.model, state.soul, report.steps, weights)
+        if inputs.base.chat_template is not None:
+            (staging.path / TEMPLATE).write_text(inputs.base.chat_template, encoding="utf-8", newline="\n")
 
 
 def _tracked(inputs: TrainingInputs, run: Run, start: int) -> AbstractContextManager[Report]:

@@ -32,12 +32,13 @@ from aegis.llama_cpp import Runtime
 from aegis.merging.base_weights import RoundTrip
 from aegis.merging.plan import DTYPES
 from aegis.messages import bilingual, phrase
-from aegis.model.base import Base, find_base, load_tokenizer, read_config
+from aegis.model.base import Base, read_config
 from aegis.model.device import require_device
 from aegis.model.live import live_model
 from aegis.model.load import Precision, load_base
+from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
-from aegis.runs.facts import ExportFacts, TrainFacts, VerifyFacts
+from aegis.runs.facts import ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
@@ -116,9 +117,9 @@ class _Examiner:
     def begin(
         cls, run: Run, config: VerifyConfig, manifests: dict[str, Manifest], checks: Checks, work: Path
     ) -> _Examiner:
-        facts, exported = TrainFacts.of(manifests["train"]), ExportFacts.of(manifests["convert"])
-        base = find_base(facts.base_model, facts.revision)
-        tokenizer = load_tokenizer(base.folder)
+        exported = ExportFacts.of(manifests["convert"])
+        base = trained_base(run.adapter)
+        tokenizer = base.tokenizer()
         limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), exported.context_tokens)
         if config.text is not None:
             paragraphs = texts.read_text(config.text, tokenizer, MIN_TOKENS)

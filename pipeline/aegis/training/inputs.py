@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,10 @@ from aegis.data.dataset import Prepared
 from aegis.data.kept import Kept
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, UsageError
-from aegis.model.base import Base, find_base, load_tokenizer
+from aegis.model.base import Base, find_base
 from aegis.model.base_states import base_states
 from aegis.model.load import compute_dtype, dtype_name
+from aegis.model.trained_base import TEMPLATE_INPUT, with_template
 from aegis.runs import disk
 from aegis.runs.facts import DataFacts, KeptFacts, TrainFacts, TrainResult
 from aegis.runs.manifest import Manifest
@@ -59,8 +61,8 @@ class TrainingInputs:
             progress.warn(advice)
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
-            base = find_base(config.base_model, config.revision)
-            tokenizer = load_tokenizer(base.folder)
+            base = with_template(find_base(config.base_model, config.revision), config.chat_template)
+            tokenizer = base.tokenizer()
             later = later or Later()
             with converted_vocabulary(base, later.export.llama_cpp_dir) as vocabulary:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
@@ -78,10 +80,12 @@ class TrainingInputs:
     def manifest(self, result: TrainResult | None = None) -> Manifest:
         config = self.config.model_dump(mode="json", exclude=HOUSEKEEPING)
         kept = {} if self.kept is None else {"kept": self.kept.sha256}
+        text = self.base.chat_template
+        template = {} if text is None else {TEMPLATE_INPUT: hashlib.sha256(text.encode()).hexdigest()}
         return Manifest(
             stage="train",
             config=config | {SHARED: config[SHARED] * self.group.world_size},
-            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256} | kept,
+            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256} | kept | template,
             facts=TrainFacts(
                 base_model=self.base.name,
                 revision=self.base.revision,

@@ -16,11 +16,13 @@ from aegis.training.distributed.group import world_size
 FINISHED = -1
 """What `first_step` returns if the run's adapter is the result already."""
 
-HOUSEKEEPING = {"device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to"}
+HOUSEKEEPING = {
+    "device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to", "chat_template",
+}  # fmt: skip
 """Settings that may differ between a run and its resumption without changing a weight.
 
 The GPU's free memory and the cap on it decide how many layers are offloaded or checkpointed; this changes only
-rounding.
+rounding. A chat template is compared by its content, wherever its file lies.
 """
 
 SHARED = "gradient_accumulation_steps"

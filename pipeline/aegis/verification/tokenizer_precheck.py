@@ -50,7 +50,7 @@ def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = T
         yield None
         return
     with TemporaryDirectory(prefix="aegis-vocabulary-") as scratch:
-        kept = disk.cache_place() / _KEPT / f"{_digest(base.folder, found)}.gguf"
+        kept = disk.cache_place() / _KEPT / f"{_digest(base, found)}.gguf"
         if not kept.is_file():
             if keep:
                 disk.cache_directory()
@@ -109,10 +109,10 @@ def _convert(base: Base, scratch: Path, out: Path, tree: Path) -> None:
         raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=error.why) from error
 
 
-def _digest(folder: Path, tree: Path) -> str:
+def _digest(base: Base, tree: Path) -> str:
     """Hash everything that the result depends on: config, tokenizer and converter."""
-    digest = hashlib.sha256()
-    ours = [path for name in ("config.json", *TOKENIZER_FILES) if (path := folder / name).is_file()]
+    digest = hashlib.sha256((base.chat_template or "").encode())
+    ours = [path for name in ("config.json", *TOKENIZER_FILES) if (path := base.folder / name).is_file()]
     for path in (*ours, *sorted(tree.glob("conversion/*.py")), *sorted(tree.glob("*.py"))):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
