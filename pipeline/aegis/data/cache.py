@@ -1,6 +1,7 @@
-"""Windows on disk: one file, written whole or not at all, checked when it is read, its tokens left where they are.
+"""Stores windows in one file, atomically, and loads them with a check of the hash; the tokens stay on the disk.
 
-A line of JSON; the arrays of each part, as `numpy.save` writes them; the tokens of each part; the SHA-256 of all that.
+The file has a line of JSON; the arrays of each part, as `numpy.save` writes them; the tokens of each part; and the
+SHA-256 of all that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BLOCK_TOKENS = 1 << 18
 
 
 class _Hashing:
-    """A file to write to, with the hash of what was written."""
+    """A file to write to that hashes what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -43,12 +44,12 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
     """Write named windows and a JSON report to `path`.
 
     Raises:
-        EnvironmentFault: the disk is full or the folder cannot be written.
+        EnvironmentFault: the disk is full, or the folder is not writable.
     """
     building = path.parent / ".building"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # one writer at a time, so that whatever stands in the one place for unfinished files is a killed one's
+        # one writer at a time, so an unfinished file in `building` belongs to a killed process
         with filelock.FileLock(path.parent / ".lock"):
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
@@ -62,7 +63,7 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
 
 
 def write(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) -> None:
-    """As `store`, to a file that is not there yet, in a folder that nobody else sees.
+    """Write like `store`, to a new file in a folder that no other process uses.
 
     Raises:
         OSError: the disk is full.
@@ -85,7 +86,7 @@ def _write(file: IO[bytes], windows: Mapping[str, Windows], report: dict[str, An
 
 
 def load(path: Path) -> tuple[dict[str, Windows], dict[str, Any]] | None:
-    """Read what `store` wrote; None when the file is absent, and when it is damaged, which removes it."""
+    """Read the output of `store`; None if the file is missing, or damaged, in which case it is removed."""
     if not path.is_file():
         return None
     with suppress(OSError, KeyError, ValueError), path.open("rb") as file:
@@ -96,7 +97,7 @@ def load(path: Path) -> tuple[dict[str, Windows], dict[str, Any]] | None:
 
 
 def _is_whole(file: IO[bytes]) -> bool:
-    """Does it end in the hash of what comes before? Leaves the file at its beginning."""
+    """Whether the file ends with the hash of the bytes before it; then go back to its start."""
     digest, last = hashlib.sha256(), b""
     while block := file.read(_BLOCK_TOKENS * CODE.itemsize):
         digest.update(last[:-_DIGEST_BYTES])

@@ -1,6 +1,6 @@
-"""From records to token ids, with a mask that says which tokens are trained on.
+"""Encodes records to token ids, with a mask of the tokens that are trained.
 
-A chat is trained on the assistant's tokens and on the token that ends its turn; prefixes.py finds the turns.
+In a chat, the assistant's tokens and the token that ends its turn are trained; prefixes.py finds the turns.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from aegis.errors import DataError, UnsupportedModelError
 from aegis.llama_cpp import adds_begin_token
 
 RENDER_SECONDS = 60.0
-"""Time for one call of `Encoder.encode` to render its chats; an honest template takes microseconds for each."""
+"""Time limit of one call of `Encoder.encode` for rendering; an honest template takes microseconds per chat."""
 
 RENDER_BYTES = 200 << 20
-"""Memory for it, beside a few copies of the text itself."""
+"""Memory limit for it, without a few copies of the text itself."""
 _COPIES = 8
 
 
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A row's place, its text as the tokenizer was given it, and what came of that."""
+    """A row's place, its rendered text, and its example."""
 
     where: str
     text: str
@@ -47,7 +47,7 @@ class Encoded(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A text to tokenize. `turns` is None for text learnt from character `learnt_from` on."""
+    """A text to tokenize. `turns` is None for text that is trained from character `learnt_from` on."""
 
     where: str
     text: str
@@ -61,19 +61,19 @@ class _Job(NamedTuple):
 
 
 class Encoder:
-    """Turns records into examples for one tokenizer.
+    """Encodes records to examples with one tokenizer.
 
-    The begin-of-text token is written exactly when the tokenizer writes one by itself and the template has not
-    done so, which is also what llama.cpp does with the same text.
+    The begin-of-text token is added if the tokenizer adds one and the template has not written it; llama.cpp does the
+    same with the same text.
     """
 
     def __init__(self, tokenizer: Any, *, fold_system: bool = False, render_seconds: float = RENDER_SECONDS) -> None:
         if not tokenizer.is_fast:
             raise UnsupportedModelError("chat.slow_tokenizer")
         self.lost_thoughts = 0
-        """Chats of which the template left a thought out."""
+        """Number of chats in which the template left a thought out."""
         self.unopened = 0
-        """Chats with an answer that has no thought, though the model will be asked with an opened one."""
+        """Number of chats with an answer without a thought, although the prompt opens one."""
         self._fold_system = fold_system
         self._render_seconds = render_seconds
         self._tokenizer = tokenizer
@@ -86,7 +86,7 @@ class Encoder:
 
     @cached_property
     def _control(self) -> ControlTokens:
-        # not in __init__: it renders the template, which has to happen in time
+        # not in __init__: it renders the template, and this must be within the time limit
         return ControlTokens(self._tokenizer, self._template)
 
     @cached_property
@@ -97,7 +97,7 @@ class Encoder:
         return enders
 
     def encode(self, records: Sequence[Record], rejects: Rejects) -> list[Example]:
-        """Encode a batch; rows that cannot be used go to `rejects`.
+        """Encode a batch; unusable rows go to `rejects`.
 
         Raises:
             DataError: the tokenizer's chat template cannot be used at all, or is missing and needed.
@@ -105,7 +105,7 @@ class Encoder:
         return [encoded.example for encoded in self.encode_texts(records, rejects)]
 
     def encode_texts(self, records: Sequence[Record], rejects: Rejects) -> list[Encoded]:
-        """Encode a batch as `encode` does; returns each row with its place and its text too.
+        """Encode a batch like `encode`, and return each row's place and text too.
 
         Raises:
             DataError: the tokenizer's chat template cannot be used at all, or is missing and needed.
@@ -117,7 +117,7 @@ class Encoder:
             raise DataError(
                 "chat.template_hangs", render_seconds=self._render_seconds, records_count=len(records)
             ) from error
-        # keeping the tokens' places takes longer than finding the tokens
+        # recording the tokens' positions takes longer than tokenizing
         placed = any(not job.is_learnt_whole for job in jobs)
         encode = self._backend.encode_batch if placed else self._backend.encode_batch_fast
         encodings = encode([job.text for job in jobs], add_special_tokens=False)
@@ -169,7 +169,7 @@ class Encoder:
 
 
 def _texts(record: Record) -> Iterator[tuple[str, bool]]:
-    """Every text of a record, and whether the assistant writes it."""
+    """Yield every text of a record, and whether the assistant writes it."""
     if isinstance(record, Plain):
         yield record.text, False
         return
@@ -184,5 +184,5 @@ def _texts(record: Record) -> Iterator[tuple[str, bool]]:
 
 
 def _size(record: Record) -> int:
-    """Bytes of a record's texts, four a character at most."""
+    """Return an upper bound on the bytes of a record's texts: four per character."""
     return 4 * sum(len(text) for text, _ in _texts(record))

@@ -1,4 +1,4 @@
-"""A row's list of messages: roles, texts, thoughts, tool calls, and which turns are trained on."""
+"""Reads a row's list of messages: roles, texts, thoughts, tool calls, and which turns are trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MESSAGE_KEYS = (
     "role", "from", "content", "value", "weight", "train", "loss", "name", "tool_calls", "tool_call_id",
     "function_call", "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
-"""What is understood in a message."""
+"""The known keys of a message."""
 
 _ROLES = {
     "human": "user",
@@ -34,22 +34,22 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Conversation(NamedTuple):
-    """`context`: numbers, from 0, of the assistant's messages that are not trained on."""
+    """`context`: numbers, from 0, of the assistant's messages that are not trained."""
 
     messages: list[Message]
     context: frozenset[int]
 
 
 def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> Conversation:
-    """Read a list of messages, each with role and content, or with from and value.
+    """Read a list of messages, each with `role` and `content`, or with `from` and `value`.
 
     Args:
-        value: what the row holds.
+        value: the row's value.
         columns: the user's names for keys.
-        trained_from: number of the first message that may be trained on, from 0.
+        trained_from: number of the first message that may be trained, from 0.
 
     Raises:
-        RowError: it is no such list, or no assistant's message of it is to be trained on.
+        RowError: it is not such a list, or none of the assistant's messages is trained.
     """
     if not isinstance(value, list):
         raise RowError(phrase("formats.conversation_not_a_list", value=kind(value)))
@@ -59,7 +59,7 @@ def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> C
         if not isinstance(item, Mapping):
             raise RowError(phrase("formats.message_not_an_object", number=number, item=kind(item)))
         message, is_trained = _message(Fields(columns.renamed(item), number))
-        # `"system": ""` is how many datasets say that there is none
+        # in many datasets, `"system": ""` means that there is no system message
         if message["role"] == "system" and not message["content"]:
             trained_from -= number <= trained_from
             continue
@@ -101,7 +101,7 @@ def _message(fields: Fields) -> tuple[Message, bool]:
 
 
 def _content(fields: Fields, key: str, *, may_be_blank: bool) -> str | None:
-    """The message's text; of a list of parts, the texts, one a line, as llama.cpp's server joins them."""
+    """Return the message's text; the texts of a list of parts are joined by newlines, as in llama.cpp's server."""
     value = fields.take(key)
     if value is None and may_be_blank:
         return None
@@ -127,7 +127,7 @@ def _add_calls(message: Message, fields: Fields) -> None:
 
 
 def _calls(fields: Fields, key: str) -> list[dict[str, object]]:
-    """Tool calls as templates take them: {"type": "function", "function": {"name", "arguments"}}, parsed."""
+    """Return tool calls in the form of templates: {"type": "function", "function": {"name", "arguments"}}, parsed."""
     found = fields.structure(key)
     calls = []
     for item in found if isinstance(found, list) else [found]:
@@ -145,7 +145,7 @@ def _calls(fields: Fields, key: str) -> list[dict[str, object]]:
 
 
 def function_of(item: object) -> tuple[Mapping[str, object], Mapping[str, object]] | None:
-    """What stands round a function's name, and what stands beside it; None if there is no name."""
+    """Return the object of a function, and the inner object with its name; None if there is no name."""
     if not isinstance(item, Mapping):
         return None
     inner = item.get("function", item)
@@ -162,7 +162,7 @@ def _parsed(fields: Fields, arguments: object) -> object:
 
 
 def _is_trained(fields: Fields, role: str) -> bool:
-    """What the turn's `weight`, `train` or `loss` says; a turn without one is trained on if it is the assistant's."""
+    """Return whether `weight`, `train` and `loss` allow a turn to be trained; without them, it is."""
     wanted: list[bool] = []
     for key in ("weight", "train", "loss"):
         value: Any = fields.take(key)
@@ -177,7 +177,7 @@ def _is_trained(fields: Fields, role: str) -> bool:
 
 
 def check_order(messages: list[Message]) -> None:
-    """Check that roles take turns: the user, the assistant, and tools between an assistant's call and its answer.
+    """Check the order of roles: user, assistant, and tools between an assistant's call and its answer.
 
     Raises:
         RowError: they do not.

@@ -1,4 +1,4 @@
-"""From a source to what a training loop reads: training windows, held-out windows, and a report."""
+"""Prepares a data set for the training loop: training windows, held-out windows and a report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BATCH_ROWS = 256
 
 
 class _Options(NamedTuple):
-    """What `prepare` was asked for, as far as the outcome depends on it."""
+    """The arguments of `prepare` that its result depends on."""
 
     max_length: int
     packing: bool
@@ -47,7 +47,7 @@ class _Options(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """`heldout` is None when nothing was held out."""
+    """The windows and the report of a data set; `heldout` is None if nothing was held out."""
 
     train: Windows
     heldout: Windows | None
@@ -75,19 +75,19 @@ def prepare(
     Args:
         source: a file, or a Hub dataset's id; `split` and `revision` are for the latter.
         tokenizer: a fast transformers tokenizer, loaded from the base's own folder.
-        max_length: tokens a window.
-        packing: several rows a window; otherwise one, padded.
-        seed: of the packing and of the choice of held-out rows.
-        heldout_rows: rows kept out of training, at most a tenth of the distinct ones. They are chosen by content,
-            and their duplicates are left out too.
-        skip_bad: rows that cannot be used and are left out with a warning; one more is an error.
-        limit: use only that many rows, from the top.
+        max_length: tokens per window.
+        packing: put several rows into a window; otherwise each window has one row and padding.
+        seed: the seed of the packing and of the choice of held-out rows.
+        heldout_rows: number of rows to hold out, at most a tenth of the distinct ones. They are chosen by content, and
+            their duplicates are not trained either.
+        skip_bad: maximum number of unusable rows to leave out with a warning; one more is an error.
+        limit: use only this many rows, from the start.
         columns: the user's names for keys, such as `question=instruction` or `notes=ignore`.
-        fold_system: where the chat template has no place for a system message, put it before the first question.
-        cache_dir: where the outcome is kept under a hash of all that it depends on; None keeps nothing.
+        fold_system: if the chat template has no system message, put it before the first question.
+        cache_dir: folder to keep the result in, under a hash of all that it depends on; None keeps nothing.
 
     Raises:
-        DataError: rows that cannot be used, an empty dataset, no token to learn, or it changed while it was read.
+        DataError: rows cannot be used, the dataset is empty, no token is trained, or it changed while it was read.
         UsageError: there is no such dataset.
     """
     options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit, tuple(columns), fold_system)
@@ -98,7 +98,7 @@ def prepare(
     if prepared is None:
         prepared = _prepare(opened, digest, tokenizer, options, cache_dir)
         if opened.sha256() != digest:
-            # what was read is neither the one nor the other, and under this hash it would be taken for the first
+            # the rows are a mixture of two versions, and must not be cached under the first one's hash
             raise DataError("dataset.changed", name=opened.name)
         if path:
             cache.store(path, _named(prepared), asdict(prepared.report))
@@ -110,9 +110,9 @@ class _Encoded(NamedTuple):
     """All rows of a source, in its order.
 
     Attributes:
-        keys: a row's key, of each row that has a piece.
-        first_piece: the number of its first piece, and the number of all.
-        dropped: rows of which nothing was left to learn.
+        keys: the key of each row that has a piece.
+        first_piece: the number of each row's first piece, and then the number of all pieces.
+        dropped: number of rows without a trained token.
     """
 
     pieces: Pieces
@@ -182,7 +182,7 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
 
 
 def _examples(source: Source, encoder: Encoder, rejects: Rejects, options: _Options) -> Iterator[Example]:
-    """Encode in batches, which is what makes a fast tokenizer fast, and keep the bar moving."""
+    """Encode in batches, because a fast tokenizer is fast only in batches, and advance the progress bar."""
     rows: Iterator[Record] = islice(records(source, rejects, options.columns), options.limit)
     done = 0.0
     with progress.task(phrase("dataset.reading"), total=source.total, unit=source.unit) as bar:
@@ -199,7 +199,7 @@ def _nothing_to_learn(name: str, dropped: int) -> DataError:
 
 
 def _padding(tokenizer: Any) -> int:
-    """Any token will do: padding is never learnt and never seen by a document."""
+    """Return a padding token; any one works, because padding is never trained and no document attends to it."""
     for name in ("pad_token_id", "eos_token_id"):
         token_id = getattr(tokenizer, name)
         if token_id is not None:
@@ -226,7 +226,7 @@ def _named(prepared: Prepared) -> dict[str, Windows]:
 
 
 def _cached(path: Path, name: str) -> Prepared | None:
-    """The outcome kept at `path`; None when there is none or it is damaged. The same data may have a new name."""
+    """Load the result at `path`; None if it is missing or damaged. The same data may have another name now."""
     found = cache.load(path)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Run code that may never end or take all memory, such as a stranger's chat template, and stop it in time."""
+"""Runs code within limits of time and memory, such as a stranger's chat template, which may never end."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ _BLOWS = 3
 
 
 class _Stop(BaseException):
-    """Raised inside the overdue thread; not an Exception, so the code cannot mean to catch it."""
+    """Raised inside the overdue thread; it is not an Exception, so ordinary code does not catch it."""
 
 
 def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = None) -> T:
     """Return `work()`, or raise TimeoutError after `seconds`.
 
-    On Linux an allocation that would take the process `memory_bytes` beyond what it has now fails with MemoryError,
-    before the memory is touched: a template may multiply a string by a billion in one instruction.
+    On Linux, an allocation that would take the process more than `memory_bytes` beyond its current size fails with
+    MemoryError before the memory is touched: a template may multiply a string by a billion in one instruction.
 
-    The work runs in a thread of its own and, when overdue, gets an exception raised in it at its next Python
-    instruction. A single call into C that never returns cannot be stopped so; the thread is then left behind,
-    as a daemon that does not keep the process alive.
+    The work runs in its own thread; when its time is over, an exception is raised in the thread at its next Python
+    instruction. This cannot stop a single call into C that never returns; the thread then remains as a daemon, which
+    does not keep the process alive.
+
+    Raises:
+        TimeoutError: the time is over.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
-            # in here, and not around: a thread that finds no memory to begin with leaves its starter waiting for ever
+            # inside the thread: if a thread cannot get the memory to start, the thread that starts it waits for ever
             if memory_bytes is not None:
                 _bound_memory(memory_bytes)
             outcome.append(work())
@@ -50,7 +53,7 @@ def within(seconds: float, work: Callable[[], T], *, memory_bytes: int | None = 
         thread.start()
         thread.join(seconds)
     if thread.is_alive():
-        # Python drops an exception that is raised while it clears a weak reference: then once more
+        # Python drops an exception that is raised while it clears a weak reference, so try several times
         for _ in range(_BLOWS):
             if thread.is_alive():
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop))
@@ -73,7 +76,7 @@ def _bound_memory(more_bytes: int) -> None:
 
 @contextmanager
 def _memory_limit_kept() -> Iterator[None]:
-    """Put the process's limit back as it was."""
+    """Restore the process's memory limit after the block."""
     if not sys.platform.startswith("linux"):
         yield
         return

@@ -1,4 +1,4 @@
-"""The values of one row, or of one message, each taken by its key: what nobody took is harmless, or it is refused."""
+"""Reads the values of a row or a message by key; a value that nothing reads is refused, unless it is harmless."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aegis.errors import UsageError
 from aegis.messages import phrase
 
 IGNORE = "ignore"
-"""What `--columns NAME=ignore` calls a column that is left out on purpose."""
+"""The word in `--columns NAME=ignore` for a column that is left out on purpose."""
 
 HARMLESS = frozenset((
     "id", "_id", "uuid", "idx", "index", "row_id", "prompt_id", "conversation_id", "conv_id", "session_id", "thread_id",
@@ -28,7 +28,7 @@ HARMLESS = frozenset((
     "length", "len", "char_count", "word_count", "score", "rating", "quality", "difficulty", "level",
     "meta", "metadata", "__index_level_0__", "cache_control",
 ))  # fmt: skip
-"""Keys that say where a row is from or what it is about. Their values are in no prompt, so they change nothing."""
+"""Keys for a row's origin or topic. Their values are not part of a prompt, so they can be left out."""
 
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 _KINDS = {
@@ -42,14 +42,14 @@ _KINDS = {
 
 
 class Columns:
-    """A user's own names for keys, as `question=instruction` and `notes=ignore` say.
+    """A user's own names for keys, such as `question=instruction` and `notes=ignore`.
 
     Args:
-        pairs: NAME=KNOWN each; NAME is a key of rows or of messages, KNOWN one that is understood, or "ignore".
-        known: the keys that are understood.
+        pairs: NAME=KNOWN; NAME is a key of rows or messages, KNOWN a known key or "ignore".
+        known: the known keys.
 
     Raises:
-        UsageError: a pair that is none, or a key that is not understood.
+        UsageError: a pair does not have this form, or KNOWN is not a known key.
     """
 
     def __init__(self, pairs: Iterable[str], known: Collection[str]) -> None:
@@ -67,7 +67,7 @@ class Columns:
             self._names[name] = meaning
 
     def renamed(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        """The values under the names that are understood, the ignored ones left out."""
+        """Return the values under known names, without the ignored ones."""
         if not self._names:
             return values
         found: dict[str, object] = {}
@@ -82,30 +82,30 @@ class Columns:
 
 
 class Fields:
-    """Values by key. `number` is the message's, from 1; None stands for the row itself."""
+    """The values of a row or a message by key. `number` is the message's number from 1; None for the row itself."""
 
     def __init__(self, values: Mapping[str, object], number: int | None = None) -> None:
-        # null, "", [] and {} are how tables say that a row has no such value
+        # in tables, null, "", [] and {} mean that a row does not have the value
         self._values = {key: value for key, value in values.items() if not _is_empty(value)}
         self._given = values
         self._label = "" if number is None else phrase("formats.label", number=number)
         self._taken: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        """Whether there is a value, and not an empty one."""
+        """Whether there is a value that is not empty."""
         return key in self._values
 
     def first(self, keys: Sequence[str]) -> str | None:
-        """The first of these keys that has a value."""
+        """Return the first of these keys that has a value; None if none has."""
         return next((key for key in keys if key in self._values), None)
 
     def take(self, key: str) -> object:
-        """The value, or None where it is absent or empty."""
+        """Return the value; None if it is missing or empty."""
         self._taken.add(key)
         return self._values.get(key)
 
     def text(self, key: str) -> str:
-        """The value, which must be a text that is not blank.
+        """Return the value, which must be a text that is not blank.
 
         Raises:
             RowError: it is not.
@@ -121,11 +121,11 @@ class Fields:
         return self.checked(key, value)
 
     def optional_text(self, key: str) -> str | None:
-        """As `text`; None where the key is absent or its value empty."""
+        """Return the value like `text`; None if it is missing or empty."""
         return self.text(key) if key in self._values else None
 
     def structure(self, key: str) -> object:
-        """The value, or what it holds where it is JSON in a string; None where it is absent or an empty string."""
+        """Return the value, parsed if it is JSON in a string; None if it is missing or an empty string."""
         self._taken.add(key)
         value = self._given.get(key)
         if not isinstance(value, str) or not value:
@@ -136,10 +136,10 @@ class Fields:
             raise self.error("formats.not_json", key=key) from None
 
     def checked(self, key: str, value: str) -> str:
-        """`value`, which holds no character that a tokenizer cannot take.
+        """Return `value` after a check that it has no character that a tokenizer cannot encode.
 
         Raises:
-            RowError: it does.
+            RowError: it has one.
         """
         if match := _UNENCODABLE.search(value):
             what = phrase("formats.nul" if match.group() == "\0" else "formats.surrogate")
@@ -147,17 +147,17 @@ class Fields:
         return value
 
     def error(self, message: str, /, **values: object) -> RowError:
-        """A RowError whose text begins with the place."""
+        """Make a RowError whose text begins with the place."""
         return RowError(phrase(message, label=self._label, **values))
 
     def finish(self, used: Iterable[str] = ()) -> None:
-        """Refuse what nobody took.
+        """Refuse values that were not read.
 
         Args:
-            used: the texts that the record holds. A column that repeats them, or a part of them, loses nothing.
+            used: the texts of the record. A column that repeats them, or a part of them, can be left out.
 
         Raises:
-            RowError: a key is not understood and not known as harmless.
+            RowError: a key is neither known nor harmless.
         """
         left = [
             key
@@ -169,7 +169,7 @@ class Fields:
 
 
 def kind(value: object) -> str:
-    """What a value is, in the reader's words."""
+    """Return the kind of a value in the reader's language."""
     if value is None:
         return "null"
     key = _KINDS.get(type(value))
@@ -177,7 +177,7 @@ def kind(value: object) -> str:
 
 
 def names(keys: object) -> str:
-    """The first keys, for a message."""
+    """Return the first keys as text for a message."""
     quoted = [repr(key) for key in keys] if isinstance(keys, (list, dict)) else []
     return ", ".join(quoted[:8]) + (" ..." if len(quoted) > 8 else "") if quoted else "(none)"
 
@@ -187,7 +187,7 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_repetition(value: object, used: list[str]) -> bool:
-    """Whether a text stands in one of the texts already, or has all of them in it, as a rendered chat has."""
+    """Whether a text is contained in one of the used texts, or contains all of them, as a rendered chat does."""
     if not isinstance(value, str) or not used:
         return False
     stripped = value.strip()

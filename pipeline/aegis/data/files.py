@@ -1,4 +1,4 @@
-"""The kinds of file that hold rows, each read in bounded memory."""
+"""Reads rows from files of several formats in bounded memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
 
 
 def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
-    """Plain text: documents stand apart by blank lines."""
+    """Read plain text: blank lines separate documents."""
     where, document, size, usable = "", list[str](), 0, True
     for line in read_lines(source.path, rejects):
         source.position = line.end
@@ -64,7 +64,7 @@ def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
             continue
         where = where or line.where
         if line.text is None or not usable:
-            usable = False  # a document with a hole is not the document
+            usable = False  # a document with a missing line is not used
             continue
         document.append(line.text.rstrip("\r\n"))
         size += len(document[-1])
@@ -80,7 +80,7 @@ def _tsv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
 
 
 def _csv_rows(source: FileSource, rejects: Rejects, delimiter: str = ",") -> Iterator[Row]:
-    """Values with a header line; a row's place is the line it ends on."""
+    """Read values with a header line; a row's place is the line on which it ends."""
 
     def texts() -> Iterator[str]:
         for line in read_lines(source.path, rejects):
@@ -126,11 +126,11 @@ READERS: dict[str, Reader] = {
     ".tsv": _tsv_rows,
     ".parquet": _parquet_rows,
 }
-"""By the ending of a file's name; a text file may be packed besides, as data.jsonl.gz."""
+"""Readers by the suffix of a file's name; a text file may also be packed, such as data.jsonl.gz."""
 
 
 def reader_of(path: Path) -> Reader | None:
-    """What reads a file of this name; None if nothing does."""
+    """Return the reader for a file of this name; None if there is none."""
     suffix = path.suffix.lower()
     if suffix not in PACKED:
         return READERS.get(suffix)
@@ -139,5 +139,5 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def kinds() -> str:
-    """The endings that are read, for a message."""
+    """Return the readable suffixes as text for a message."""
     return ", ".join((*sorted(READERS), *(f".jsonl{packed}" for packed in PACKED)))

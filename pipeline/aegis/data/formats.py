@@ -1,4 +1,4 @@
-"""The shapes a row may have, brought to two records: a chat, or a plain text."""
+"""Converts rows of several shapes to records: a chat or a plain text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _QUESTIONS = ("instruction", "prompt", "question", "query", "input", "text")
 _ANSWERS = ("output", "response", "answer", "completion")
 _SYSTEM = ("system", "system_prompt")
 _MORE = ("input", "context")
-"""What a question is about: it follows the question."""
+"""Keys of further text for a question, which is added after it."""
 _PAIR = ("chosen", "rejected")
 
 KNOWN_KEYS = frozenset(
     (*MESSAGE_KEYS, *_LISTS, *_QUESTIONS, *_ANSWERS, *_SYSTEM, *_MORE, "history", "tools", "chat_template_kwargs")
 )
-"""What a column may be called with `--columns`."""
+"""The known keys, which `--columns` can assign to a column."""
 
 
 class _Shape(NamedTuple):
-    """`keys`: those that every row of this shape has."""
+    """A shape of rows; `keys` are the keys that every row of this shape has."""
 
     keys: tuple[str, ...]
     convert: Callable[[Fields, tuple[str, ...], Columns, str], Record]
@@ -38,17 +38,17 @@ class _Shape(NamedTuple):
 
 
 def records(source: Source, rejects: Rejects, columns: Sequence[str] = ()) -> Iterator[Record]:
-    """Every usable row of `source`; the others go to `rejects`.
+    """Yield a record for every usable row of `source`; the other rows go to `rejects`.
 
-    The first row that has a known shape sets the shape for the whole source: a row of another shape is more
-    likely a mistake (two files joined) than an intention. Each key of a row is used, known to be harmless, or the
-    row is refused with its name.
+    The first row with a known shape sets the shape of the source: a row of another shape is more likely a mistake (two
+    joined files) than intended. A row with a key that is neither used nor known to be harmless is refused, and the
+    message names the key.
 
     Args:
-        columns: the user's names for keys, `question=instruction` or `notes=ignore` each.
+        columns: the user's names for keys, such as `question=instruction` or `notes=ignore`.
 
     Raises:
-        UsageError: one of `columns` is no such pair.
+        UsageError: one of `columns` does not have this form.
     """
     renaming = Columns(columns, KNOWN_KEYS)
     shape: _Shape | None = None
@@ -74,7 +74,7 @@ def _shape_of(row: Mapping[str, object]) -> _Shape | None:
     for key in _LISTS:
         if key in row:
             return _Shape((key,), _chat)
-    # an empty `input` beside an `instruction` is no question
+    # an empty `input` beside an `instruction` is not a question
     question = next((key for key in _QUESTIONS if row.get(key)), None)
     question = question or next((key for key in _QUESTIONS if key in row), None)
     answer = next((key for key in _ANSWERS if row.get(key)), None) or next((k for k in _ANSWERS if k in row), None)
@@ -110,25 +110,25 @@ def _plain(fields: Fields, keys: tuple[str, ...], columns: Columns, where: str) 
 
 
 def _exchange(fields: Fields, keys: tuple[str, ...], columns: Columns, where: str) -> Chat:
-    """A question and its answer; or, as trl has it, a list of messages and the messages that complete it."""
+    """Convert a question and its answer; or, as in trl, a list of messages and the messages that complete it."""
     question, answer = keys
     prompt, completion = fields.take(question), fields.take(answer)
     if isinstance(prompt, list) and isinstance(completion, list):
         messages, context = conversation([*prompt, *completion], columns, trained_from=len(prompt))
         return _finished(fields, messages, context, where)
-    asked = fields.text(question)
+    question_text = fields.text(question)
     for key in _MORE:
         if key != question and key in fields:
-            asked += "\n\n" + fields.text(key)
+            question_text += "\n\n" + fields.text(key)
     reply: Message = {"role": "assistant", "content": fields.text(answer)}
     if "reasoning_content" in fields:
         reply["reasoning_content"] = fields.text("reasoning_content")
-    messages = [*_history(fields), {"role": "user", "content": asked}, reply]
+    messages = [*_history(fields), {"role": "user", "content": question_text}, reply]
     return _finished(fields, messages, frozenset(), where, pair=keys == ("prompt", "completion"))
 
 
 def _history(fields: Fields) -> list[Message]:
-    """Earlier turns as LLaMA-Factory writes them: [[question, answer], ...]."""
+    """Read earlier turns in LLaMA-Factory's form: [[question, answer], ...]."""
     value = fields.structure("history")
     if value is None:
         return []
@@ -144,7 +144,7 @@ def _history(fields: Fields) -> list[Message]:
 def _finished(
     fields: Fields, messages: list[Message], context: frozenset[int], where: str, *, pair: bool = False
 ) -> Chat:
-    """The chat with what stands beside its messages: a system text, tools, variables of the template."""
+    """Make the chat from its messages and the row's other values: system text, tools, variables of the template."""
     key = fields.first(_SYSTEM)
     if key:
         system: Message = {"role": "system", "content": fields.text(key)}
@@ -161,7 +161,7 @@ def _finished(
 
 
 def _tools(fields: Fields) -> list[dict[str, object]] | None:
-    """Definitions as llama.cpp's server wants them, {"type": "function", "function": {...}}; a bare one is put in."""
+    """Return definitions in llama.cpp's form, {"type": "function", "function": {...}}; wrap a bare function."""
     found = fields.structure("tools")
     if not found:
         return None

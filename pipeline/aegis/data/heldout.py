@@ -1,4 +1,4 @@
-"""Which rows are held out of training: chosen by what the model would see of them, duplicates and all."""
+"""Chooses the held-out rows by their tokens, so that a row and its duplicates are on the same side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aegis.data.chat import Example
 
 
 def row_key(pieces: list[Example], seed: int) -> int:
-    """What the model would see of a row, hashed to 64 bits: rows alike to it are alike here."""
+    """Hash a row's tokens and mask to 64 bits: rows with the same tokens and mask have the same key."""
     digest = hashlib.blake2b(digest_size=8, key=str(seed).encode())
     for piece in pieces:
         digest.update(piece.ids.tobytes() + piece.trained.tobytes())
@@ -19,16 +19,16 @@ def row_key(pieces: list[Example], seed: int) -> int:
 
 
 def pieces_of(rows: NDArray[np.int64], first_piece: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers of these rows' pieces; the rows are in ascending order."""
+    """Return the numbers of these rows' pieces, in ascending order."""
     chosen = np.zeros(len(first_piece) - 1, np.bool_)
     chosen[rows] = True
     return np.flatnonzero(np.repeat(chosen, np.diff(first_piece)))
 
 
 def split(keys: NDArray[np.uint64], heldout_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training and held-out rows by number: those with the lowest keys are held out, each once.
+    """Return the numbers of training rows and of held-out rows; the distinct rows with the lowest keys are held out.
 
-    By content, not by place, so a row and its duplicates go together.
+    The choice depends on content, not on order, so a row and its duplicates are on the same side.
     """
     distinct, first_row = np.unique(keys, return_index=True)
     count = min(heldout_rows, len(distinct) // 10)

@@ -1,5 +1,5 @@
-"""Rows out of JSON in the ways that people write it: an object a line, one array, an object that holds the array,
-objects over several lines.
+"""Reads rows from JSON in its usual forms: one object per line, an array, an object that holds the array, or objects
+over several lines.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from aegis.errors import DataError
 from aegis.messages import phrase
 
 MAX_DOCUMENT_BYTES = 1 << 30
-"""A JSON document has to be parsed as one; JSON Lines may be of any size."""
+"""A JSON document must be parsed at once; JSON Lines may have any size."""
 
 _HOLDERS = ("data", "rows", "train", "examples", "items", "instances", "records")
-"""What a document calls the array of its rows."""
+"""Keys under which a document may hold the array of its rows."""
 
 _HEAD_BYTES = 4096
 _HOLDS_ROWS = re.compile(rb'\{\s*"(' + "|".join(_HOLDERS).encode() + rb')"\s*:\s*\[')
@@ -30,7 +30,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_rows(path: Path, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
-    """Each row of a .jsonl, .ndjson or .json file, with how many bytes of the file have been read, if that is known.
+    """Yield each row of a .jsonl, .ndjson or .json file, and the number of bytes read so far, or None if unknown.
 
     Raises:
         DataError: the file is one JSON document, and broken or too large.
@@ -53,20 +53,20 @@ def json_rows(path: Path, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
 
 
 def _is_document(path: Path) -> bool:
-    """Whether the file is to be parsed as one: an array, an object that holds one, or objects over several lines."""
+    """Whether the file must be parsed at once: an array, an object that holds one, or objects over several lines."""
     with open_stream(path) as (file, _):
         head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
     lines = (line for line in read_lines(path, Rejects("")) if line.text is None or line.text.strip())
     first, second = [*(line.text for line in islice(lines, 2)), "", ""][:2]
     if first is None:
-        # too long for a row
+        # the line is too long for a row
         return head.startswith(b"[") or _HOLDS_ROWS.match(head) is not None
     try:
         value = json.loads(first)
     except RecursionError:
         return False
     except ValueError:
-        # an array over several lines, or an object that goes on with a key of its own
+        # an array over several lines, or an object that continues with another key
         text, following = first.strip(), (second or "").lstrip()
         begins = text.startswith("{") and text.endswith(("{", "[", ",")) and not text.endswith("},")
         goes_on = following.startswith(('"', "}", "]")) or (text.endswith("[") and following.startswith(("{", "[")))
@@ -77,7 +77,7 @@ def _is_document(path: Path) -> bool:
 
 
 def _held(value: Mapping[str, Any]) -> list[Any] | None:
-    """The array of rows in a document, beside which there is nothing but a word about it."""
+    """Return the array of rows in a document; None if the document has other arrays or objects."""
     for key in _HOLDERS:
         rows = value.get(key)
         rest = (other for name, other in value.items() if name != key)
@@ -99,7 +99,7 @@ def _document_rows(path: Path) -> Iterator[Row]:
 
 
 def _documents(path: Path, text: str) -> Iterator[Any]:
-    """Every JSON value of a text, one behind the other."""
+    """Yield the JSON values of a text, one after the other."""
     decoder, at = json.JSONDecoder(), 0
     try:
         while True:

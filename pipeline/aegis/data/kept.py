@@ -1,6 +1,6 @@
-"""Kept text: windows on which a training keeps to its base, the last eighth of them for judging only.
+"""Kept text: windows for the keep loss, which holds a training near its base; the last eighth is only evaluated.
 
-All tokens of a kept text count but its first, which nothing comes before.
+Every token of a kept text counts except the first, because nothing comes before it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from aegis.runs.run import Run
 
 FILE_NAME = "kept.windows"
 _HELDOUT_PART = 8
-"""One window in so many is never trained on."""
+"""One window in _HELDOUT_PART is held out."""
 MIN_TOKENS = 8
-"""A text or a rest of a window below this teaches nothing worth a place."""
+"""Minimum tokens of a text, and of the rest of a window that is still filled."""
 
 
 @dataclass(frozen=True)
 class KeptReport:
-    """What kept text is made of, in numbers for people.
+    """The numbers of a kept text.
 
     Attributes:
-        source: "written" by the base, "data" of the user's, "both".
-        windows, heldout_windows: for training, and never trained on.
-        tokens: of both.
-        texts: that the base wrote and that were looked at; 0 if it wrote none.
-        ended: of these, how many the base ended itself.
-        looping: how many ran into a repetition, which was cut off.
-        too_short: how many were left out as too short, or written before.
-        precision: "16bit" or "4bit", what the base wrote with; empty if it wrote nothing.
-        key: hash of what the writing depended on, but for device and precision; empty if not all is written.
+        source: "written" by the base, the user's "data", or "both".
+        windows, heldout_windows: number of trained and of held-out windows.
+        tokens: tokens in all windows.
+        texts: number of texts that the base wrote; 0 if it wrote none.
+        ended: how many of them the base ended itself.
+        looping: how many were cut off where they began to repeat.
+        too_short: how many were left out because they were too short, or equal to an earlier one.
+        precision: "16bit" or "4bit", the base's precision when it wrote; "" if it wrote nothing.
+        key: hash of everything that the written text depends on, except device and precision; "" if not all text is
+            written.
     """
 
     source: str
@@ -58,7 +59,7 @@ class KeptReport:
 
 @dataclass(frozen=True)
 class Kept:
-    """Windows to keep to, and those that judge it."""
+    """The kept windows for training, and the held-out ones for evaluation."""
 
     train: Windows
     heldout: Windows
@@ -66,7 +67,7 @@ class Kept:
 
     @property
     def sha256(self) -> str:
-        """A hash of every token and of where texts begin."""
+        """A hash of every token and of the starts of texts."""
         digest = hashlib.sha256()
         for part in (self.train, self.heldout):
             for array in (part.first_piece, part.first_token):
@@ -76,7 +77,7 @@ class Kept:
 
 
 def split(windows: Windows, report: KeptReport) -> Kept:
-    """Set the last eighth apart, one window at least; there must be two."""
+    """Hold the last eighth of the windows out, at least one; there must be two windows."""
     heldout = max(1, len(windows) // _HELDOUT_PART)
     train = len(windows) - heldout
     assert train > 0, "one window is nothing to split"
@@ -85,7 +86,7 @@ def split(windows: Windows, report: KeptReport) -> Kept:
 
 
 def fill(texts: Sequence[NDArray[np.int32]], count: int, max_length: int, pad_token_id: int) -> Windows:
-    """Put texts one after the other into at most `count` windows; the end of one that does not fit is lost."""
+    """Put texts one after the other into at most `count` windows; the end of a text that does not fit is lost."""
     tokens, first_token, first_piece = TokenFile.unnamed(), [0], [0]
     remaining = iter(texts)
     for window in _layout([len(text) for text in texts], count, max_length):
@@ -100,14 +101,14 @@ def fill(texts: Sequence[NDArray[np.int32]], count: int, max_length: int, pad_to
 
 
 def missing_tokens(lengths: Sequence[int], count: int, max_length: int) -> int:
-    """Tokens of text that `fill` would still have room for."""
+    """Return the number of tokens that `fill` could still take."""
     used = [sum(window) for window in _layout(lengths, count, max_length)]
     room = max_length - used[-1] if used else 0
     return (count - len(used)) * max_length + (room if room >= _room_wanted(max_length) else 0)
 
 
 def _layout(lengths: Sequence[int], count: int, max_length: int) -> list[list[int]]:
-    """How many tokens of each text go into each window, in order."""
+    """Return the number of tokens of each text for each window, in order."""
     windows: list[list[int]] = []
     room = 0
     for length in lengths:
@@ -126,12 +127,12 @@ def _room_wanted(max_length: int) -> int:
 
 
 def select(windows: Windows, numbers: Sequence[int]) -> Windows:
-    """The windows of these numbers, in this order."""
+    """Return the windows with these numbers, in this order."""
     return joined([(windows, number) for number in numbers])
 
 
 def joined(chosen: Sequence[tuple[Windows, int]]) -> Windows:
-    """Windows out of several sets of one length, in this order; there must be one."""
+    """Join windows from several sets with the same length, in this order; there must be at least one."""
     tokens, first_token, first_piece = TokenFile.unnamed(), [0], [0]
     for windows, number in chosen:
         edges = windows.first_token[windows.first_piece[number] : windows.first_piece[number + 1] + 1]
@@ -151,10 +152,10 @@ def _windows(
 
 
 def store(path: Path, kept: Kept) -> None:
-    """Write kept text to a file, whole or not at all.
+    """Write kept text to a file, atomically.
 
     Raises:
-        EnvironmentFault: the disk is full or the folder cannot be written.
+        EnvironmentFault: the disk is full, or the folder is not writable.
     """
     cache.store(path, _parts(kept), asdict(kept.report))
 
@@ -164,7 +165,7 @@ def _parts(kept: Kept) -> dict[str, Windows]:
 
 
 def load(path: Path) -> Kept | None:
-    """Read what `store` wrote; None when the file is absent, and when it is damaged, which removes it."""
+    """Read the output of `store`; None if the file is missing, or damaged, in which case it is removed."""
     found = cache.load(path)
     if found is None:
         return None
@@ -173,10 +174,10 @@ def load(path: Path) -> Kept | None:
 
 
 def publish(run: Run, kept: Kept, manifest: Manifest) -> None:
-    """Put kept text into a run, so that later stages have it wherever the run goes; nothing if it is there.
+    """Publish kept text in a run, so that later stages have it even if the run moves; nothing if it is there.
 
     Raises:
-        UsageError, EnvironmentFault: as `publishing`.
+        UsageError, EnvironmentFault: as in `publishing`.
     """
     if run.kept.is_dir() and finished(run.kept, manifest) is not None:
         return
@@ -185,7 +186,7 @@ def publish(run: Run, kept: Kept, manifest: Manifest) -> None:
 
 
 def of_run(run: Run, key: str) -> Kept | None:
-    """The text that a run holds, if the base wrote all of it under this key, and it is whole."""
+    """Return a run's kept text if the base wrote all of it with this key and it is undamaged, else None."""
     try:
         verify_directory(run.kept)
     except IntegrityError:
@@ -195,10 +196,10 @@ def of_run(run: Run, key: str) -> Kept | None:
 
 
 def heldout_of(run: Run) -> Windows | None:
-    """The kept windows that a finished run's training never saw; None where it kept nothing.
+    """Return the held-out kept windows of a finished run; None if its training had no kept text.
 
     Raises:
-        IntegrityError: they are damaged, missing or another training's.
+        IntegrityError: they are damaged, missing, or belong to another training.
     """
     wanted = read_manifest(run.adapter).inputs.get("kept")
     if wanted is None:

@@ -1,4 +1,4 @@
-"""How long the chats are, and what of them a window cuts off."""
+"""Counts the lengths of chats, and the tokens that a window cuts off."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from aegis.data.chat import Example
 
 
 class Lengths:
-    """Lengths of chats in tokens, four bytes each. A document is never cut, so it does not count.
+    """The lengths of chats in tokens, four bytes each. A document is never cut off, so it does not count.
 
     Args:
-        max_length: tokens that a window holds.
+        max_length: tokens per window.
     """
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
         self._lengths = array("I")
         self.too_long = 0
-        """Chats longer than a window."""
+        """Number of chats longer than a window."""
         self.cut_tokens = 0
-        """Their tokens behind the end of the window."""
+        """Number of their tokens after the end of the window."""
 
     def count(self, example: Example) -> None:
         """Count one row."""
@@ -35,7 +35,7 @@ class Lengths:
         self.cut_tokens += max(0, length - self._max_length)
 
     def fitting(self, share: float) -> int:
-        """The smallest window that holds this share of the chats uncut; 0 if there is none."""
+        """Return the smallest window length that holds this fraction of the chats completely; 0 without chats."""
         if not self._lengths:
             return 0
         lengths = np.sort(np.frombuffer(self._lengths, np.uint32))

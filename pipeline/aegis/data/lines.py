@@ -1,4 +1,4 @@
-"""A text file line by line in bounded memory, with the ways in which a file is not UTF-8 told apart."""
+"""Reads a text file line by line in bounded memory, and recognises other encodings than UTF-8."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from aegis.errors import DataError
 from aegis.messages import phrase
 
 MAX_LINE_BYTES = 8 << 20
-"""Longer lines are refused, not read: a row of this size is a broken file far more often than a row."""
+"""Longer lines are refused without being read: such a line is almost always a broken file."""
 
 _SAMPLE_BYTES = 1 << 16
 _JAPANESE = re.compile(r"[ぁ-ゖァ-ヶ]")
-_HALF_WIDTH = re.compile(r"[\uff61-\uff9f]")  # what EUC-JP looks like when it is read as cp932
+_HALF_WIDTH = re.compile(r"[\uff61-\uff9f]")  # EUC-JP that is read as cp932 has such characters
 
 
 class Line(NamedTuple):
-    """`text` is None for a line that went to the rejects; `end` is the offset in bytes behind it."""
+    """One line; `text` is None if it went to the rejects, and `end` is the byte offset after it."""
 
     where: str
     text: str | None
@@ -31,10 +31,10 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
-    r"""Lines of a UTF-8 file, their ends (\n or \r\n) kept, a byte order mark left out.
+    r"""Yield the lines of a UTF-8 file with their ends (\n or \r\n), without a byte order mark.
 
     Raises:
-        DataError: the file as a whole is in another encoding; the message holds the command to convert it.
+        DataError: the file is in another encoding; the message has the command to convert it.
     """
     with open_stream(path) as (file, place):
         _skip_mark(path, file)
@@ -60,7 +60,7 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
 
 
 def decode_all(path: Path, max_bytes: int) -> str:
-    """The text of a UTF-8 file.
+    """Return the text of a UTF-8 file.
 
     Raises:
         DataError: it is in another encoding, or has more than `max_bytes`.
@@ -80,7 +80,7 @@ def decode_all(path: Path, max_bytes: int) -> str:
 
 
 def _skip_mark(path: Path, file: BufferedReader) -> None:
-    """Step over a UTF-8 byte order mark; refuse UTF-16 and UTF-32, with or without one."""
+    """Skip a UTF-8 byte order mark; refuse UTF-16 and UTF-32, with or without a mark."""
     head = file.peek(4096)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise _other_encoding(path, "utf-32")
@@ -94,7 +94,7 @@ def _skip_mark(path: Path, file: BufferedReader) -> None:
 
 
 def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BufferedReader) -> None:
-    """Raise when the text from here on reads as Japanese in an older encoding; the position is kept."""
+    """Raise if the text from here on is Japanese in an older encoding; keep the file's position."""
     sample = raw[:_SAMPLE_BYTES]
     if len(raw) <= _SAMPLE_BYTES:
         following, newline, _ = file.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES].rpartition(b"\n")
@@ -107,7 +107,7 @@ def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BufferedRea
 
 def _other_encoding(path: Path, encoding: str, where: str = "") -> DataError:
     if path.suffix.lower() in PACKED:
-        # the command below reads a file as it is
+        # the command below cannot read a packed file
         return DataError("lines.packed_encoding", path=path, encoding=encoding)
     label = {"cp932": "cp932 (Shift_JIS)", "euc_jp": "EUC-JP"}.get(encoding, encoding.upper())
     target = path.with_name(f"{path.stem}.utf8{path.suffix}")

@@ -1,7 +1,7 @@
-"""Which tokens of an encoded text are learnt, by asking for the places of a few.
+"""Finds the trained tokens of an encoded text from the positions of a few tokens.
 
-A tokenizer hands out the places of all tokens as a list of tuples, which takes Python longer than the encoding took.
-Places never fall along a text, so where something begins is found by bisection.
+A tokenizer returns the positions of all tokens as a list of tuples, which takes longer than encoding the text.
+Positions never decrease along a text, so bisection finds where something begins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aegis.errors import DataError
 
 
 class Turn(NamedTuple):
-    """One assistant's turn in a rendered chat, in characters: the turn ends between `content_end` and `limit`."""
+    """One turn of the assistant in a rendered chat, in characters; it ends between `content_end` and `limit`."""
 
     start: int
     content_end: int
@@ -22,9 +22,9 @@ class Turn(NamedTuple):
 
 
 def first_reaching(encoding: Any, character: int) -> int:
-    """The first token that ends behind `character`, or begins there or later; how many there are if none does.
+    """Return the first token that ends after `character`, or begins there or later; the number of tokens if none does.
 
-    A token that holds the prompt's last space and the completion's first word is learnt.
+    A token with the prompt's last space and the completion's first word is trained.
     """
 
     def reaches(token: int) -> bool:
@@ -35,17 +35,17 @@ def first_reaching(encoding: Any, character: int) -> int:
 
 
 def tokens_of(turns: Iterable[Turn], encoding: Any, enders: list[int]) -> Iterator[slice]:
-    """The tokens of each turn, the one that ends it the last.
+    """Yield the tokens of each turn, up to and with the token that ends it.
 
     Args:
         turns: in the order of the text.
-        enders: the tokens that may end a turn, in that order too.
+        enders: the tokens that may end a turn, in the order of the text.
 
     Raises:
-        DataError: none of them ends one of the turns.
+        DataError: no such token ends a turn.
     """
     for turn in turns:
-        # A token that begins before the turn belongs to the prompt: `<|assistant|>` swallows spaces after it
+        # A token that begins before the turn belongs to the prompt: `<|assistant|>` includes the spaces after it
         first = bisect_left(range(len(encoding)), turn.start, key=lambda token: encoding.token_to_chars(token)[0])
         last = _ender(turn, encoding, enders[bisect_left(enders, first) :])
         if last is None:

@@ -1,4 +1,4 @@
-"""Which windows a step sees: a pure function of the seed and the step, so that resuming needs no iterator state."""
+"""Chooses the windows of each step, as a pure function of the seed and the step: resuming needs no iterator state."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 
 def permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The numbers 0 to count - 1, shuffled by sorting on a hash (SplitMix64) of seed, epoch and number.
+    """Return the numbers 0 to count - 1, shuffled by sorting on a hash (SplitMix64) of seed, epoch and number.
 
-    Written out, since numpy and Python keep the right to change their shuffles, and a run that goes on under a
-    newer version must see the same rows.
+    numpy and Python may change their shuffles, and a run that resumes with a newer version must see the same rows.
     """
     with np.errstate(over="ignore"):
         start = _mix(_mix(np.array([seed], np.uint64)) ^ np.array([epoch], np.uint64))
@@ -28,12 +27,12 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-_permutation = lru_cache(maxsize=2)(permutation)  # a batch lies in one epoch, or across two
+_permutation = lru_cache(maxsize=2)(permutation)  # a batch is in one epoch or in two
 
 
 @dataclass(frozen=True)
 class Order:
-    """Endless epochs over `windows` windows, each epoch shuffled anew and following the last without a gap."""
+    """Endless epochs over `windows` windows; each has its own order and follows the previous one without a gap."""
 
     windows: int
     seed: int
@@ -43,8 +42,8 @@ class Order:
             raise ValueError("an order needs at least one window")
 
     def indices(self, step: int, batch_size: int) -> list[int]:
-        """The windows of step `step`, counted from 0; `batch_size` includes gradient accumulation."""
+        """Return the windows of step `step`, counted from 0; `batch_size` includes gradient accumulation."""
         return [
-            int(_permutation(self.windows, self.seed, place // self.windows)[place % self.windows])
-            for place in range(step * batch_size, (step + 1) * batch_size)
+            int(_permutation(self.windows, self.seed, number // self.windows)[number % self.windows])
+            for number in range(step * batch_size, (step + 1) * batch_size)
         ]

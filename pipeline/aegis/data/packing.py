@@ -1,7 +1,7 @@
-"""Examples side by side in windows of one fixed length, each document apart from its neighbours.
+"""Packs examples into windows of one fixed length, with the documents separated.
 
-Apart means: positions restart at 0 in each, from which transformers builds a block-diagonal causal mask (when it
-gets no attention mask and no cache), and no label asks one document's last token for the next one's first.
+Positions restart at 0 in each document, so transformers builds a block-diagonal causal mask (if it gets no attention
+mask and no cache), and no label makes one document's last token predict the next document's first.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from aegis.data.order import permutation
 from aegis.data.tokens import Codes, TokenFile, encoded, ids_of
 
 IGNORED = -100
-"""The label of a token that is not learnt: what `torch.nn.functional.cross_entropy` leaves out by default."""
+"""The label of a token that is not trained, which `torch.nn.functional.cross_entropy` ignores by default."""
 
 _BUFFER = 4096
-"""Examples fitted against one another at a time: more pack no tighter, and fewer would."""
+"""Examples that are packed at a time: more do not pack tighter, and fewer pack worse."""
 
 
 class Batch(NamedTuple):
-    """Each (batch, max_length) int64. `labels` are not shifted: labels[i] is ids[i] or IGNORED."""
+    """Arrays of shape (batch, max_length), int64. `labels` are not shifted: labels[i] is input_ids[i] or IGNORED."""
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -39,10 +39,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `max_length` tokens, kept as the tokens of their pieces without padding.
+    """Windows of `max_length` tokens, stored as the tokens of their pieces without padding.
 
-    Window w holds the pieces first_piece[w] to first_piece[w + 1], one after the other; piece p holds the tokens
-    first_token[p] to first_token[p + 1]. All arrays are int64.
+    Window w has the pieces [first_piece[w], first_piece[w + 1]) one after the other; piece p has the tokens
+    [first_token[p], first_token[p + 1]). All arrays are int64.
     """
 
     max_length: int
@@ -51,23 +51,23 @@ class Windows:
     first_token: NDArray[np.int64]
     first_piece: NDArray[np.int64]
     trained_per_window: NDArray[np.int64]
-    """How many labels of each window are not IGNORED."""
+    """Number of labels per window that are not IGNORED."""
 
     def __len__(self) -> int:
         return len(self.first_piece) - 1
 
     @property
     def trained_tokens(self) -> int:
-        """How many labels are not IGNORED."""
+        """The number of labels that are not IGNORED."""
         return int(self.trained_per_window.sum())
 
     def pieces(self) -> Iterator[NDArray[np.int32]]:
-        """The token ids of each piece."""
+        """Yield the token ids of each piece."""
         for start, stop in pairwise(self.first_token):
             yield ids_of(self.tokens.read(int(start), int(stop)))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The windows of these numbers, one a row. Padding is one more document, nothing of it learnt."""
+        """Return the windows with these numbers, one per row; padding is one more document, and is not trained."""
         shape = (len(indices), self.max_length)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
@@ -86,11 +86,11 @@ class Windows:
 
 
 class Pieces:
-    """Examples as they come: their tokens on disk, eight bytes for each in memory.
+    """A growing list of examples: their tokens are on the disk, and each takes eight bytes of memory.
 
     Args:
-        examples: the first ones.
-        folder: on the disk that is to hold the tokens; the system's temporary folder if None.
+        examples: the first examples.
+        folder: folder for the tokens; the system's temporary folder if None.
 
     Raises:
         EnvironmentFault: the disk is full, here and in `append`.
@@ -103,7 +103,7 @@ class Pieces:
             self.append(example)
 
     def append(self, piece: Example) -> None:
-        """Add one; that it was a document is forgotten."""
+        """Add an example; `is_document` is not stored."""
         self._tokens.append(encoded(piece.ids, piece.trained))
         self._ends.append(len(self._tokens))
 
@@ -111,26 +111,26 @@ class Pieces:
         return len(self._ends) - 1
 
     def lengths(self) -> NDArray[np.int64]:
-        """The length of each piece, in tokens."""
+        """Return the length of each piece in tokens."""
         ends = np.frombuffer(self._ends, np.int64)
         return ends[1:] - ends[:-1]
 
     def codes(self, number: int) -> Codes:
-        """The tokens of one piece."""
+        """Return the tokens of one piece."""
         return self._tokens.read(self._ends[number], self._ends[number + 1])
 
 
 class Cut(NamedTuple):
-    """An example brought to the window's length: no piece is left when nothing in reach was to be learnt."""
+    """An example cut to the window's length; there is no piece if no token within the window is trained."""
 
     pieces: list[Example]
     truncated: bool
 
 
 def cut(example: Example, max_length: int) -> Cut:
-    """A document goes into as many pieces as it needs; of a chat that is too long the end is lost.
+    """Cut a document into as many pieces as it needs, and cut off the end of a chat that is too long.
 
-    The first token of a piece is never learnt, since nothing in its window comes before it.
+    The first token of a piece is never trained, because nothing comes before it in its window.
     """
     ids, trained, is_document = example
     starts = range(0, len(ids), max_length) if is_document else [0]
@@ -153,11 +153,11 @@ def pack(
     chosen: NDArray[np.int64] | None = None,
     folder: Path | None = None,
 ) -> Windows:
-    """Put pieces of at most `max_length` tokens into windows; without `packing`, one in each.
+    """Put pieces of at most `max_length` tokens into windows; without `packing`, one per window.
 
     Args:
-        chosen: the numbers of the pieces to take; all if None.
-        folder: on the disk that is to hold the tokens; the system's temporary folder if None.
+        chosen: the numbers of the pieces to use; all if None.
+        folder: folder for the tokens; the system's temporary folder if None.
 
     Raises:
         EnvironmentFault: the disk is full.
@@ -165,29 +165,29 @@ def pack(
     lengths = pieces.lengths()
     order = np.arange(len(lengths)) if chosen is None else chosen
     if packing:
-        places, first_piece = _best_fit(lengths[order], max_length, seed)
-        order = order[places]
-        del places  # eight bytes a piece
+        packed, first_piece = _best_fit(lengths[order], max_length, seed)
+        order = order[packed]
+        del packed  # eight bytes per piece
     else:
         first_piece = np.arange(len(order) + 1)
     first_token = np.zeros(len(order) + 1, dtype=np.int64)
     np.cumsum(lengths[order], out=first_token[1:])
     tokens = TokenFile.unnamed(folder)
     trained = np.empty(len(order), dtype=np.int64)
-    for place, number in enumerate(order):
+    for index, number in enumerate(order):
         codes = pieces.codes(int(number))
         tokens.append(codes)
-        trained[place] = np.count_nonzero(codes >= 0)
+        trained[index] = np.count_nonzero(codes >= 0)
     trained_per_window = np.add.reduceat(trained, first_piece[:-1]) if len(order) else trained
     return Windows(max_length, pad_token_id, tokens, first_token, first_piece, trained_per_window)
 
 
 def _best_fit(lengths: NDArray[np.int64], max_length: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Best-fit decreasing, a shuffled buffer at a time, so that neighbours in the file do not stay neighbours.
+    """Pack by best-fit decreasing, in shuffled buffers, so that neighbours in the file do not stay neighbours.
 
     Returns:
-        The pieces' places in the order of the windows, and the first piece of each window. Flat, and not a list of
-        numbers for each window: that takes ten times the memory of the numbers.
+        The pieces' indices in the order of the windows, and the first piece of each window. Flat arrays, because a list
+        per window would take ten times the memory.
     """
     shuffled = permutation(len(lengths), seed, 0)
     order, first_piece = array("q"), array("q", [0])
@@ -198,9 +198,9 @@ def _best_fit(lengths: NDArray[np.int64], max_length: int, seed: int) -> tuple[N
         for number, length in sorted(
             zip(numbers.tolist(), lengths[numbers].tolist(), strict=True), key=lambda pair: -pair[1]
         ):
-            place = bisect_left(room, (length, 0))
-            if place < len(room):
-                free, window = room.pop(place)
+            fitting = bisect_left(room, (length, 0))
+            if fitting < len(room):
+                free, window = room.pop(fitting)
                 windows[window].append(number)
             else:
                 free, window = max_length, len(windows)

@@ -1,12 +1,12 @@
-"""A chat as one text, and where in it the assistant's turns are, found by prefix rendering.
+"""Renders a chat to one text, and finds the assistant's turns in it by rendering prefixes.
 
 Turn i begins where the rendering of the messages before it, with the generation prompt, ends. So the model is trained
-on exactly what it has to write when llama.cpp hands it that prompt. `{% generation %}` blocks would need templates
-that have them; Phi-3.5's does not.
+on exactly what it must write when llama.cpp gives it that prompt. `{% generation %}` blocks are no alternative, because
+many templates, such as Phi-3.5's, do not have them.
 
-Two kinds of template are no continuation of their prompts, and are rendered all the same, which is reported: those
-that leave earlier answers' thoughts out (Qwen3, QwQ), and those whose prompt opens a thought (QwQ, R1-Distill) where
-the row's answer has none.
+With two kinds of template, the text does not continue its prompts; it is rendered anyway, and this is reported:
+templates that leave out the thoughts of earlier answers (Qwen3, QwQ), and templates whose prompt opens a thought (QwQ,
+R1-Distill) if the row's answer has none.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from aegis.errors import DataError
 from aegis.messages import phrase
 
 _MODE = re.compile(r"/(no_)?think\b")
-"""How SmolLM3 is put into a mode by its system message; the template takes the word away."""
+"""The word in SmolLM3's system message that sets its mode; the template removes it."""
 
 
 class Rendered(NamedTuple):
-    """`turns`: those that are trained on, in characters of `text`.
+    """A rendered chat.
 
-    `lost_thoughts`: the template leaves a thought of the row out. `unopened`: the model will be asked with an opened
-    thought, and an answer of the row has none.
+    Attributes:
+        turns: the trained turns, in characters of `text`.
+        lost_thoughts: whether the template leaves a thought of the row out.
+        unopened: whether the prompt opens a thought and an answer of the row has none.
     """
 
     text: str
@@ -43,12 +45,12 @@ class Rendered(NamedTuple):
 
 
 def render_chat(template: ChatTemplate, chat: Chat, *, fold_system: bool = False) -> Rendered:
-    """Render a chat in the first form that its template takes.
+    """Render a chat in the first form that its template accepts.
 
     Args:
-        template: the tokenizer's.
+        template: the tokenizer's template.
         chat: the row.
-        fold_system: where the template has no place for a system message, put it before the first question.
+        fold_system: if the template has no system message, put it before the first question.
 
     Raises:
         RowError: the template refuses the chat, or leaves something of it out.
@@ -66,7 +68,7 @@ def render_chat(template: ChatTemplate, chat: Chat, *, fold_system: bool = False
 
 
 def _is_taken(template: ChatTemplate, chat: Chat) -> bool:
-    """Whether the template takes the chat with its system message put before the first question."""
+    """Whether the template accepts the chat with its system message before the first question."""
     try:
         render_chat(template, chat, fold_system=True)
     except RowError:
@@ -75,9 +77,9 @@ def _is_taken(template: ChatTemplate, chat: Chat) -> bool:
 
 
 def _forms(chat: Chat, fold_system: bool) -> Iterator[Chat]:
-    """The chat as it is, then what templates want in its place, as llama.cpp finds out by trying too.
+    """Yield the chat as it is, then in other forms that some templates need; llama.cpp also tries them.
 
-    Arguments of a call as an object or as JSON; null or "" for the text of a message that only calls.
+    A call's arguments are an object or JSON; the text of a message that only calls is null or "".
     """
     calls = any("tool_calls" in message for message in chat.messages)
     blank = any(message["content"] is None for message in chat.messages)
@@ -134,7 +136,7 @@ class _Rendering:
         return self._template.render(messages, prompt=prompt, tools=chat.tools, variables=chat.variables)
 
     def _check_variables(self, text: str) -> None:
-        """Refuse what stands beside the messages and does not reach the text."""
+        """Refuse tools and variables that do not appear in the text."""
         chat = self._chat
         for name in chat.variables:
             if not self._template.names(name, chat.tools):
@@ -146,7 +148,7 @@ class _Rendering:
                 raise RowError(phrase("chat.key_left_out", key="tools"))
 
     def _with_last_thought(self, text: str) -> str:
-        """The text with the last answer's thought as the model writes it, where the template leaves even that out."""
+        """Add the last answer's thought, as the model writes it, if the template leaves it out."""
         *before, last = self._chat.messages
         content = last["content"] or ""
         parts = thoughts.split(content)
@@ -169,7 +171,7 @@ class _Rendering:
         return prompt + written + text[found + len(answer.strip()) :]
 
     def _check_message(self, message: Message, text: str, *, is_last: bool) -> None:
-        """Refuse a message of which something does not reach the text, an earlier thought excepted."""
+        """Refuse a message if a part of it does not appear in the text; an earlier thought may be missing."""
         content = (message["content"] or "").strip()
         if not _stands_in(content, text) and not self._is_shown_in_parts(message, content, text):
             raise RowError(phrase("chat.message_left_out", message=message["role"]))
@@ -192,10 +194,10 @@ class _Rendering:
         return True
 
     def _start(self, text: str, number: int) -> int:
-        """Where the turn of the message of this number, from 0, begins."""
+        """Return where the turn of message `number`, from 0, begins."""
         before = self._chat.messages[:number]
         for shown in (False, True):
-            # as the template shows it once it is an earlier one
+            # without thoughts, as templates show earlier answers
             earlier = [thoughts.stripped(message) for message in before] if shown else before
             prompt = self._render(earlier, prompt=True)
             if text.startswith(prompt):
@@ -208,7 +210,7 @@ class _Rendering:
 
 
 def _end_of(message: Message, text: str, start: int, limit: int) -> int:
-    """Where the message's text ends in text[start:limit]; a template may have stripped it, or its thought."""
+    """Return where the message's text ends in text[start:limit]; a template may have stripped it or its thought."""
     content = message["content"] or ""
     parts = thoughts.split(content)
     for written in (content, content.strip(), *((parts.answer.strip(),) if parts else ())):
@@ -230,7 +232,7 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 def _stands_in(leaf: object, text: str) -> bool:
-    """Whether a value is in the text, as it is, as JSON or as Python writes it: templates write tools' answers so."""
+    """Whether a value is in the text: as it is, as JSON, or as Python writes it, as templates do for tools' answers."""
     if isinstance(leaf, str):
         return any(form in text for form in (leaf, json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]))
     return json.dumps(leaf) in text or str(leaf) in text

@@ -1,4 +1,4 @@
-"""The questions of held-out chats: what a model can be asked that its training did not show it."""
+"""Finds the questions of held-out chats, which the training has not seen."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from aegis.data.rejects import Rejects
 from aegis.data.sources import Source
 
 _BATCH_ROWS = 256
-_MOST_ROWS = 100_000
-"""Rows looked at: the held-out ones are spread evenly, and a few are wanted."""
+_MAX_ROWS = 100_000
+"""Maximum number of rows to read: held-out rows are spread evenly, and only a few are needed."""
 
 
 def heldout_questions(
     source: Source, encoder: Encoder, heldout: Windows, count: int, columns: Sequence[str] = ()
 ) -> list[str]:
-    """The first user turns of the first held-out chats, each question once.
+    """Return the first user turns of the first held-out chats, each question once.
 
-    What was held out is known by its tokens, so the rows are encoded again until enough have been recognised.
+    Held-out rows are recognised by their tokens, so rows are encoded again until enough are found.
 
     Args:
         heldout: windows of the same source, encoder and length.
-        count: how many at most.
-        columns: the user's names for keys, as the data was prepared with.
+        count: maximum number of questions.
+        columns: the user's names for keys, as in `prepare`.
     """
     known = {piece.tobytes() for piece in heldout.pieces()}
     found: dict[str, None] = {}
@@ -36,16 +36,16 @@ def heldout_questions(
             break
         pieces = cut(example, heldout.max_length).pieces
         if isinstance(record, Chat) and pieces and pieces[0].ids.tobytes() in known:
-            asked = next((message["content"] for message in record.messages if message["role"] == "user"), None)
-            if asked and asked.strip():
-                found[asked] = None
+            question = next((message["content"] for message in record.messages if message["role"] == "user"), None)
+            if question and question.strip():
+                found[question] = None
     return list(found)
 
 
 def _encoded(source: Source, encoder: Encoder, columns: Sequence[str]) -> Iterator[tuple[Record, Example]]:
-    """Each row with its tokens; those that cannot be used were reported when the data was prepared."""
+    """Yield each row with its tokens; unusable rows were reported when the data was prepared."""
     silent = Rejects(source.name)
-    rows = itertools.islice(records(source, silent, columns), _MOST_ROWS)
+    rows = itertools.islice(records(source, silent, columns), _MAX_ROWS)
     while batch := list(itertools.islice(rows, _BATCH_ROWS)):
         examples = encoder.encode(batch, silent)
         if len(examples) == len(batch):

@@ -1,4 +1,4 @@
-"""What every row becomes: a chat, or a plain text."""
+"""The two kinds of record that rows are converted to: a chat and a plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NotRequired, Required, TypedDict
 
 
 class Message(TypedDict, total=False):
-    """`role` is system, user, assistant or tool. `content` is None where an assistant only calls tools."""
+    """A message; `role` is system, user, assistant or tool, and `content` is None if an assistant only calls tools."""
 
     role: Required[str]
     content: Required[str | None]
@@ -20,15 +20,15 @@ class Message(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """An optional system message, then turns, the assistant's the last.
+    """An optional system message, then turns; the last is the assistant's.
 
     Attributes:
-        messages: in the form that chat templates take.
-        where: its place, for people.
-        pair: written as prompt and completion, so it may be joined as it stands if there is no chat template.
-        context: numbers, from 0, of assistant messages that are shown and not trained on.
-        tools: definitions of functions, for the template's variable of that name.
-        variables: more of the template's own variables, such as enable_thinking.
+        messages: in the form of chat templates.
+        where: the row's place, for messages to the user.
+        pair: whether the row had prompt and completion; without a chat template, the two are simply joined.
+        context: numbers, from 0, of assistant messages that are not trained.
+        tools: definitions of functions, for the template's variable `tools`.
+        variables: other variables of the template, such as enable_thinking.
     """
 
     messages: list[Message]
@@ -41,7 +41,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A document with no roles: every token of it is trained on."""
+    """A document without roles; every token is trained."""
 
     text: str
     where: str

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: collected with place and reason, then either tolerated or refused together."""
+"""Collects unusable rows with place and reason, and then accepts or refuses all of them at once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SHOWN = 5
 
 
 class RowError(ValueError):
-    """One row cannot be used; the text says why."""
+    """A row cannot be used; the text is the reason."""
 
 
 @dataclass
 class Rejects:
     """The unusable rows of one source.
 
-    Nothing is refused at the first bad row: a person should see whether one line is broken or all are.
+    The first bad row does not stop the reading: the user should see whether one line is broken or all are.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Rejects:
         """Raise DataError when more rows are bad than `skip_bad` allows, or when all are.
 
         Args:
-            usable: how many rows are good, if that is known.
+            usable: number of good rows, if it is known.
         """
         if not self.count or (self.count <= self.skip_bad and usable != 0):
             return
@@ -50,7 +50,7 @@ class Rejects:
 
 
 def warn_skipped(name: str, skipped: list[tuple[str, str]]) -> None:
-    """Name every row that was left out under `skip_bad`."""
+    """Print every row that `skip_bad` left out."""
     if skipped:
         progress.warn(phrase("rejects.left_out", skipped_count=len(skipped), name=name))
     for where, reason in skipped:

@@ -1,4 +1,4 @@
-"""What became of a data set's rows."""
+"""The report on a data set's rows, and its warnings."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from aegis.messages import phrase
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows. The token counts are those of the training windows, padding left out."""
+    """Counts of a data set's rows, tokens and windows; tokens are those of the training windows without padding."""
 
     source: str
     content_sha256: str
     """sha256 of the file's bytes, or of the Hub dataset's rows."""
     rows: int
-    """Usable rows, the training and the held-out ones together."""
+    """Number of usable rows, for training and held out."""
     train_rows: int
     heldout_rows: int
     duplicates_of_heldout: int
     truncated: int
-    """Chats longer than a window: their end is lost."""
+    """Number of chats longer than a window, whose end is lost."""
     dropped: int
-    """Rows of which no token within a window is trained on."""
+    """Number of rows without a trained token within a window."""
     tokens: int
     trained_tokens: int
     windows: int
     heldout_windows: int
     pad_token_id: int
     cut_tokens: int = 0
-    """Tokens of chats behind the end of their window."""
+    """Number of the chats' tokens after the end of their window."""
     fitting_length: int = 0
-    """Tokens that a window would have to hold for 95 % of the chats to fit; 0 if there is none."""
+    """Window length that 95 % of the chats fit into; 0 without chats."""
     lost_thoughts: int = 0
-    """Chats of which the chat template leaves an earlier answer's thought out."""
+    """Number of chats in which the template leaves the thought of an earlier answer out."""
     unopened: int = 0
-    """Chats whose answer has no thought, though the prompt opens one."""
+    """Number of chats with an answer without a thought, although the prompt opens one."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Bad rows that were tolerated: place and reason."""
+    """Place and reason of each bad row that was left out."""
 
     def warn(self, max_length: int) -> None:
-        """Report which rows were left out or cut, and what the chat template does to thoughts.
+        """Warn of rows that were left out or cut, and of what the chat template does to thoughts.
 
         Args:
-            max_length: tokens that a window holds.
+            max_length: tokens per window.
         """
         warn_skipped(self.source, self.skipped)
         total = self.rows + self.dropped

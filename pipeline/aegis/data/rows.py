@@ -1,4 +1,4 @@
-"""One row as it was read."""
+"""A row of a source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """`where` is for people (file:line), `value` whatever the file held."""
+    """A row as it was read: `where` is its place for messages (file:line), `value` what the file has there."""
 
     where: str
     value: object

@@ -1,4 +1,4 @@
-"""Where rows come from: a local file or a Hub dataset."""
+"""Opens the sources of rows: files, folders and Hub datasets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aegis.messages import phrase
 
 
 class Source(Protocol):
-    """`position` moves towards `total` (both in `unit`) while `rows` is being read."""
+    """A source of rows; `position` moves towards `total` (both in `unit`) while `rows` is read."""
 
     name: str
     total: float
@@ -29,22 +29,22 @@ class Source(Protocol):
     position: float
 
     def sha256(self) -> str:
-        """A digest of all rows, in hex."""
+        """Return a digest of all rows in hexadecimal."""
         ...
 
     def rows(self, rejects: Rejects) -> Iterator[Row]:
-        """Every row that could be read; the others go to `rejects`."""
+        """Yield every row that can be read; the others go to `rejects`."""
         ...
 
 
 def open_source(source: str | Path, *, split: str = "train", revision: str | None = None) -> Source:
-    """Find a file, several of them, a folder of files, a folder of `save_to_disk`, or a Hub dataset `owner/name`.
+    """Open a file, several files, a folder of files, a folder of `save_to_disk`, or a Hub dataset `owner/name`.
 
-    Several files are named by a pattern (`data/*.jsonl`) or one behind the other with commas.
+    Several files are given by a pattern (`data/*.jsonl`) or separated by commas.
 
     Raises:
-        UsageError: no such file, a kind of file that is not read, no such dataset.
-        EnvironmentFault: the Hub could not be reached.
+        UsageError: there is no such file or dataset, or the format is not known.
+        EnvironmentFault: the Hub cannot be reached.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -60,12 +60,12 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
 
 
 def names_hub_dataset(name: str) -> bool:
-    """Whether a name is a Hub id and does not look like a file of data, on whichever machine."""
+    """Whether a name has the form of a Hub id and not of a data file; this does not depend on the machine."""
     return is_hub_id(name) and reader_of(Path(name)) is None
 
 
 def is_hub_dataset(name: str) -> bool:
-    """Whether a name is a dataset's on the Hub, and no file here."""
+    """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
     return names_hub_dataset(name) and not Path(name).expanduser().exists()
 
 
@@ -77,19 +77,19 @@ def _open_file(path: Path) -> FileSource:
 
 
 def _several(name: str) -> list[Path]:
-    """The files of a pattern, or of a list with commas, in the order of their names or of the list."""
+    """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
     parts = [Path(part.strip()).expanduser() for part in name.split(",") if part.strip()]
     if len(parts) > 1 and all(part.is_file() for part in parts):
         return parts
     if not any(sign in name for sign in "*?["):
         return []
-    # Path's own takes no absolute pattern
+    # Path.glob accepts no absolute pattern
     matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207
     return sorted(path for path in map(Path, matches) if path.is_file())
 
 
 def _open_folder(path: Path, split: str) -> Source:
-    """A folder: what `save_to_disk` of the datasets library wrote, or every file of it that can be read."""
+    """Open a folder that the datasets library's `save_to_disk` wrote, or all readable files of any other folder."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path, split)
     files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
@@ -108,7 +108,7 @@ def _first(files: Sequence[Path]) -> str:
 
 
 class ManySources:
-    """Several sources, one behind the other, as one."""
+    """Several sources, one after the other, as one source."""
 
     def __init__(self, name: str, sources: Sequence[Source]) -> None:
         self.name = name
@@ -118,11 +118,11 @@ class ManySources:
         self._sources = sources
 
     def sha256(self) -> str:
-        """A digest of all of them in their order; their names do not count."""
+        """Return a digest of all sources in their order; their names do not count."""
         return hashlib.sha256("".join(source.sha256() for source in self._sources).encode()).hexdigest()
 
     def rows(self, rejects: Rejects) -> Iterator[Row]:
-        """The rows of each, in their order."""
+        """Yield the rows of each source in order."""
         done = 0.0
         for source in self._sources:
             for row in source.rows(rejects):
@@ -162,7 +162,7 @@ class HubSource:
 
 
 def _open_saved(path: Path, split: str) -> HubSource:
-    """What `save_to_disk` wrote: a data set, or several by the names of their splits."""
+    """Open the output of `save_to_disk`: a data set, or several by the names of their splits."""
     import datasets
 
     try:
@@ -177,7 +177,7 @@ def _open_saved(path: Path, split: str) -> HubSource:
 
 
 def _open_hub(dataset: str, split: str, revision: str | None) -> HubSource:
-    """Fetch a Hub dataset; `datasets` 4 and later run no code out of a dataset's repository."""
+    """Download a Hub dataset; `datasets` 4 and later do not run code from a dataset's repository."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""A file's bytes, unpacked on the way where it is gzip or Zstandard."""
+"""Opens a file as a stream of bytes, and unpacks gzip and Zstandard."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from aegis.errors import DataError
 
 PACKED = (".gz", ".zst")
-"""Endings that may follow that of a text file."""
+"""Suffixes that may follow the suffix of a text file."""
 
 _BUFFER_BYTES = 1 << 17
 
 
 class Stream(NamedTuple):
-    """`place`: how much of the file on the disk has been read, in bytes. `file` can peek."""
+    """An open stream; `place` returns the number of bytes read from the file on the disk, and `file` can peek."""
 
     file: io.BufferedReader[Any]
     place: Callable[[], int]
@@ -27,10 +27,10 @@ class Stream(NamedTuple):
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[Stream]:
-    """Open a file, unpacked; only what a buffer holds is in memory.
+    """Open a file, unpacked; only one buffer of it is in memory.
 
     Raises:
-        DataError: in the reading, the packed file is damaged or ends too soon.
+        DataError: while reading, if the packed file is damaged or incomplete.
     """
     with io.BufferedReader(path.open("rb", buffering=0), _BUFFER_BYTES) as raw:
         if path.suffix.lower() not in PACKED:

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: rendered as transformers and llama.cpp render it, and which tokens it is built from."""
+"""Renders a tokenizer's chat template as transformers and llama.cpp do, and finds the control tokens it writes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NAMED = ("bos_token", "eos_token", "pad_token")
 _ENDS_GENERATION = re.compile(
     r"<\|(endoftext|end_of_text|eot_id|eom_id|im_end|end|return|call)\|>|<end_of_turn>|<EOT>|</s>|<eos>"
 )
-"""Tokens at which llama.cpp ends an answer because of their names, whatever the template does with them."""
+"""Tokens at which llama.cpp ends an answer because of their names, even if the template does not use them."""
 
 
 class ChatTemplate:
-    """The template of one tokenizer, which has one.
+    """The template of a tokenizer that has one.
 
-    `apply_chat_template` renders with the same compiled template, but copies the messages first, in case they hold
-    more than text. The copy takes longer than the rendering, and a chat is rendered once for each of its answers.
+    `apply_chat_template` uses the same compiled template, but copies the messages first, because they may contain more
+    than text. The copy takes longer than rendering, and a chat is rendered once per answer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -46,12 +46,12 @@ class ChatTemplate:
         tools: list[dict[str, object]] | None = None,
         variables: Mapping[str, object] | None = None,
     ) -> str:
-        """The messages as one text.
+        """Render the messages to one text.
 
         Args:
-            prompt: end with what opens the assistant's turn.
-            tools: for the template's variable of that name.
-            variables: others of its variables.
+            prompt: add the generation prompt.
+            tools: the template's variable `tools`.
+            variables: other variables of the template.
 
         Raises:
             RowError: the template refuses these messages.
@@ -74,15 +74,15 @@ class ChatTemplate:
         return str(text)
 
     def names(self, variable: str, tools: list[dict[str, object]] | None = None) -> bool:
-        """Whether the template speaks of a variable, or of a message's key, that a row may set."""
+        """Whether the template uses a variable, or a message's key, that a row may set."""
         if variable in _OWN_VARIABLES or variable in self._special_tokens:
             return False
         return re.search(rf"\b{re.escape(variable)}\b", self._tokenizer.get_chat_template(tools=tools)) is not None
 
     def turn_tokens(self, added: Sequence[str]) -> frozenset[str] | None:
-        """Those of the added tokens that open and end the turns of a plain chat; None if the template takes none.
+        """Return the added tokens that open and end a plain chat's turns; None if the template refuses such a chat.
 
-        White space and the tags of a thought are not among them, though templates write both between turns.
+        White space and the tags of a thought do not count, although templates write both between turns.
         """
         roles = ("user", "assistant", "user", "assistant")
         probe: list[Message] = [{"role": role, "content": text} for role, text in zip(roles, _PROBE, strict=True)]
@@ -97,14 +97,14 @@ class ChatTemplate:
 
 
 class ControlTokens:
-    """Which of a tokenizer's added tokens must not stand in a row's text.
+    """The added tokens of a tokenizer that a row's text must not contain.
 
-    Everywhere: what opens or ends a turn, and what ends an answer in llama.cpp. In any text but the assistant's
-    own: special tokens too. An answer may hold others, such as <think> or <tool_call>, for it is made of them.
-    White space is never one, though Gemma has it among its added tokens.
+    No text may contain a token that opens or ends a turn, or ends an answer in llama.cpp. Texts that the assistant does
+    not write may not contain special tokens either. An answer may contain other tokens, such as <think> or <tool_call>.
+    White space is always allowed, although Gemma has it among its added tokens.
 
     Args:
-        template: the tokenizer's, if it has one.
+        template: the tokenizer's template, if it has one.
     """
 
     def __init__(self, tokenizer: Any, template: ChatTemplate | None) -> None:
@@ -114,7 +114,7 @@ class ControlTokens:
         named = {getattr(tokenizer, name) for name in _NAMED}
         ending = {text for text in contents if text in named or _ENDS_GENERATION.fullmatch(text)}
         special = {token.content for token in added.values() if token.special}
-        # a template that takes no plain chat: any added token may be one of its turns'
+        # the template refuses a plain chat, so any added token may open or end a turn
         of_turns = ending | (set(contents) if turns is None else turns)
         self.enders = frozenset(token_id for token_id, token in added.items() if token.content in of_turns)
         """Ids of the tokens that may end a turn."""
@@ -123,10 +123,10 @@ class ControlTokens:
         self._elsewhere = _any_of(in_answers | special)
 
     def check(self, text: str, *, is_answer: bool) -> None:
-        """Refuse a text that would end its turn, or open another, where it is rendered.
+        """Refuse a text that would end its turn, or open another one, when it is rendered.
 
         Raises:
-            RowError: it holds such a token.
+            RowError: it contains such a token.
         """
         if match := (self._in_answers if is_answer else self._elsewhere).search(text):
             raise RowError(phrase("chat.control_token", match=match.group()))

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, where templates and data write it into the answer: <think>...</think>."""
+"""Handles a model's thoughts in an answer's text, as templates and data write them: <think>...</think>."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _OPENING = re.compile(rf"{_TAG}(?:\s*{_TAG})*\s*\Z", re.IGNORECASE)
 
 
 class Parts(NamedTuple):
-    """An answer's text in two, the tags of the thought left out."""
+    """An answer's text in two parts, without the tags of the thought."""
 
     thought: str
     answer: str
 
 
 def is_thought_tag(text: str) -> bool:
-    """Whether a text is the tag that opens or closes a thought."""
+    """Whether a text is a tag that opens or closes a thought."""
     return re.fullmatch(_TAG, text, re.IGNORECASE) is not None
 
 
 def split(content: str) -> Parts | None:
-    """A thought and the answer behind it; None if there is no thought in the text."""
+    """Divide a text into a thought and the answer after it; None if it has no thought."""
     closings = list(_CLOSING.finditer(content))
     if not closings:
         return None
@@ -35,17 +35,17 @@ def split(content: str) -> Parts | None:
 
 
 def without_opening(prompt: str) -> str:
-    """A prompt without the tags of a thought at its end, which some templates open or skip for the model."""
+    """Remove the tags of a thought from a prompt's end; some templates open or skip a thought there."""
     return _OPENING.sub("", prompt)
 
 
 def continued(prompt: str, content: str) -> str:
-    """`content` as the model writes it behind the prompt, which may have opened the thought already."""
+    """Return `content` as the model writes it after the prompt, which may have opened the thought already."""
     return _LEADING.sub("", content, count=1) if _opens(prompt) else content
 
 
 def as_content(prompt: str, thought: str, answer: str) -> str | None:
-    """A thought that stands apart from its answer, as the model writes both; None if the prompt opens no thought."""
+    """Join a thought and its answer as the model writes both; None if the prompt does not open a thought."""
     match = re.search(rf"([<\[])({_NAME})([>\]])\s*\Z", prompt, re.IGNORECASE)
     if match is None:
         return None
@@ -54,7 +54,7 @@ def as_content(prompt: str, thought: str, answer: str) -> str | None:
 
 
 def stripped(message: Message) -> Message:
-    """A message without its thought, as templates show earlier answers."""
+    """Remove the thought from a message, as templates do for earlier answers."""
     content = message["content"]
     parts = split(content) if content and message["role"] == "assistant" else None
     short: Message = {**message, "content": parts.answer.lstrip("\n") if parts else content}
@@ -63,7 +63,7 @@ def stripped(message: Message) -> Message:
 
 
 def is_closed(prompt: str) -> bool:
-    """Whether the prompt ends with a thought that is over already."""
+    """Whether the prompt ends with a closed thought."""
     return re.search(rf"{_CLOSING.pattern}\s*\Z", prompt, re.IGNORECASE) is not None
 
 

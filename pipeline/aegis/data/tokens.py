@@ -1,4 +1,4 @@
-"""Token ids on disk, each with whether it is learnt: a data set's size is then no matter of memory."""
+"""Stores token ids and their loss mask on the disk, so that memory does not limit a data set's size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aegis.errors import EnvironmentFault
 from aegis.messages import phrase
 
 Codes = NDArray[np.int32]
-"""Token ids, those that are not learnt as their complement: ~id, which is negative."""
+"""Token ids; an id that is not trained is stored as its complement ~id, which is negative."""
 
 CODE = np.dtype("<i4")
 
@@ -25,25 +25,25 @@ _PENDING_BYTES = 1 << 20
 
 
 def encoded(ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> Codes:
-    """Ids and their mask in one array."""
+    """Encode ids and their mask in one array."""
     return np.where(learnt, ids, ~ids)
 
 
 def ids_of(codes: Codes) -> NDArray[np.int32]:
-    """The ids, learnt or not."""
+    """Return the ids, trained or not."""
     return np.where(codes < 0, ~codes, codes)
 
 
 class TokenFile:
-    """Codes in a file, four bytes each, appended to its end and read a piece at a time; threads may read at once.
+    """A file of codes, four bytes each, for appending and for reading ranges; several threads may read at once.
 
     The file is closed with the last reference.
 
     Args:
-        file: open for reading, unbuffered, and for writing if anything is to be appended.
-        folder: that it lies in, for messages.
+        file: open for reading, unbuffered, and for writing if codes are appended.
+        folder: the file's folder, for messages.
         offset: bytes before the first code.
-        count: codes that are there.
+        count: number of existing codes.
     """
 
     def __init__(self, file: RawIOBase, folder: Path, offset: int = 0, count: int = 0) -> None:
@@ -57,13 +57,13 @@ class TokenFile:
 
     @classmethod
     def unnamed(cls, folder: Path | None = None) -> TokenFile:
-        """A new file that nobody else sees and that goes when it is closed or its process is killed.
+        """Make a new file without a name, which disappears when it is closed or its process is killed.
 
         Args:
-            folder: on the disk that is to hold it; the system's temporary folder if None.
+            folder: folder for the file; the system's temporary folder if None.
 
         Raises:
-            EnvironmentFault: none can be made there.
+            EnvironmentFault: it cannot be created there.
         """
         folder = folder or Path(tempfile.gettempdir())
         try:
@@ -76,7 +76,7 @@ class TokenFile:
         return self._count
 
     def append(self, codes: Codes) -> None:
-        """Write codes behind the last.
+        """Append codes.
 
         Raises:
             EnvironmentFault: the disk is full.
@@ -87,10 +87,10 @@ class TokenFile:
             self._flush()
 
     def read(self, start: int, stop: int) -> Codes:
-        """Codes `start` to `stop`.
+        """Return codes [start, stop).
 
         Raises:
-            EnvironmentFault: the disk is full, of what had still to be written; or the file has become shorter.
+            EnvironmentFault: the disk is full when pending codes are written; or the file has become shorter.
         """
         read = bytearray((stop - start) * CODE.itemsize)
         view = memoryview(read)

@@ -1,4 +1,4 @@
-"""What a config trains on, and what it holds out: the same call, from the same cache, wherever it is wanted."""
+"""Loads the training and held-out windows of a config, for every stage from the same cache."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from aegis.runs import disk
 
 
 def load_training_set(config: TrainConfig, tokenizer: Any, *, keep: bool = True) -> Prepared:
-    """Read, encode and pack the data set a config names.
+    """Read, encode and pack the data set that a config names.
 
     Args:
-        keep: keep the outcome in the cache for the next time; without it, nothing is written.
+        keep: keep the result in the cache; without it, nothing is written.
 
     Raises:
-        UsageError, DataError, EnvironmentFault: as `prepare` does.
+        UsageError, DataError, EnvironmentFault: as in `prepare`.
     """
     with _source(config.dataset, keep) as source:
         return prepare(
@@ -47,13 +47,13 @@ def load_training_set(config: TrainConfig, tokenizer: Any, *, keep: bool = True)
 
 
 def first_rows(config: TrainConfig, tokenizer: Any, count: int, *, keep: bool = True) -> list[Encoded]:
-    """The first rows of a config's data set that can be used, encoded, at most `count`.
+    """Encode the first `count` usable rows of a config's data set; unusable rows are skipped.
 
     Args:
-        keep: as for `load_training_set`.
+        keep: as in `load_training_set`.
 
     Raises:
-        UsageError, DataError, EnvironmentFault: as `prepare` does; rows that cannot be used are passed over.
+        UsageError, DataError, EnvironmentFault: as in `prepare`.
     """
     with _source(config.dataset, keep) as name:
         source = open_source(name)
@@ -67,14 +67,14 @@ def first_rows(config: TrainConfig, tokenizer: Any, count: int, *, keep: bool = 
 
 
 def load_heldout_questions(config: TrainConfig, tokenizer: Any, data_sha256: str, count: int) -> list[str]:
-    """Questions out of the chats that a config's training held out; none if it held none out, or has no chats.
+    """Return questions from the chats that a config's training held out; none if there are no such chats.
 
     Args:
-        data_sha256: of the data that was trained on.
+        data_sha256: the hash of the training's data.
 
     Raises:
         DataError: the data has changed since.
-        UsageError, EnvironmentFault: as `training_data`.
+        UsageError, EnvironmentFault: as in `load_training_set`.
     """
     prepared = load_training_set(config, tokenizer)
     if prepared.report.content_sha256 != data_sha256:
