@@ -17,7 +17,7 @@ from aegis.cli.options import DebugOption, JsonOption, QuietOption
 from aegis.errors import UsageError
 
 COMMAND_MODULES = (setup, pipeline, verify, runs, share, chat, about)
-"""They add their commands when they are imported."""
+"""Importing these modules registers their commands."""
 
 app = typer.Typer(
     name="aegis",

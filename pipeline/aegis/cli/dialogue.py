@@ -1,4 +1,4 @@
-"""A chat on a terminal: lines that can be edited, commands that begin with a slash, answers that Ctrl-C stops."""
+"""Runs a chat on a terminal: editable lines, commands that begin with a slash, and answers that Ctrl-C stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUOTES = '"""'
 
 
 class Dialogue:
-    """One person and one or several models, each with a history of its own."""
+    """A chat of one user with one or several models, each with its own history."""
 
     def __init__(self, conversations: Sequence[Conversation]) -> None:
         self._conversations = conversations
@@ -35,7 +35,7 @@ class Dialogue:
     def run(self) -> None:
         """Ask and answer until /bye or the end of the input."""
         if self._typed:
-            with suppress(ImportError):  # Windows' console edits lines by itself
+            with suppress(ImportError):  # the console of Windows has its own line editing
                 import readline  # noqa: F401
             model = self._conversations[-1].chat_model
             progress.say(phrase("chat.banner", name=model.name, context=model.context))
@@ -51,7 +51,7 @@ class Dialogue:
                 self.ask(text)
 
     def ask(self, text: str) -> None:
-        """Put one question to every model; on a terminal, say how fast each answered, and let Ctrl-C stop an answer."""
+        """Ask every model one question; on a terminal, print each model's speed, and let Ctrl-C stop an answer."""
         for conversation in self._conversations:
             began = time.monotonic()
             pieces, alone = conversation.ask(text), len(self._conversations) == 1
@@ -65,7 +65,7 @@ class Dialogue:
                 pieces.close()
                 progress.say(phrase("chat.stopped"))
                 return
-            except AegisError as error:  # a question that is too long is no reason to leave
+            except AegisError as error:  # a question that is too long does not end the chat
                 progress.warn(str(error))
                 return
             seconds = time.monotonic() - began
@@ -73,7 +73,7 @@ class Dialogue:
             progress.say(phrase("chat.speed", count=count, speed=count / seconds if seconds else 0.0))
 
     def _read(self) -> str | None:
-        """Return what was typed, several lines between triple quotes as one text; None at the end of the input."""
+        """Read a question, or several lines between triple quotes; return None at the end of the input."""
         try:
             text = self._line("> ")
             if text.startswith(_QUOTES):
@@ -92,7 +92,7 @@ class Dialogue:
             return ""
 
     def _line(self, prompt: str) -> str:
-        # no prompt if the input is not typed by a person: a program may be reading stdout
+        # no prompt if the input is not a terminal: a program may be reading stdout
         return input(prompt if self._typed else "")
 
     def _clear(self, _rest: str) -> None:

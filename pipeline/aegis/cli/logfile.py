@@ -64,10 +64,10 @@ class _File(RotatingFileHandler):
 
 
 class _Shown(logging.Formatter):
-    """The complete text, addresses and tracebacks included, as a terminal would get it."""
+    """Makes a record's complete text, with addresses and traceback, safe as for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        # a row of data may be quoted whole: its two ends say enough
+        # a record may quote a complete row of data: its two ends are enough
         cut = len(text) - _RECORD_CHARACTERS
         return shown(text if cut <= 0 else f"{text[: _RECORD_CHARACTERS // 2]} … {text[-_RECORD_CHARACTERS // 2 :]}")

@@ -68,7 +68,7 @@ _GROUPS = {
 
 
 def everywhere() -> list[Any]:
-    """Return --quiet, --json and --debug for one command: they hold wherever they stand in the line."""
+    """Return --quiet, --json and --debug for one command; they may be anywhere on the command line."""
 
     def declared(quiet: QuietOption = False, json: JsonOption = False, debug: DebugOption = False) -> None:
         """Declare the options."""
@@ -134,7 +134,7 @@ def _options_of(sections: tuple[str, ...]) -> Iterator[inspect.Parameter]:
 
 
 def _default(value: object) -> str | bool:
-    """Return a setting's default as --help shows it, False where it is nothing."""
+    """Return a setting's default as --help shows it; False if it has none."""
     if isinstance(value, bool):
         return "on" if value else "off"
     shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,6 +1,6 @@
-"""How a command reports: for people, results and warnings alone, or as JSON lines; and whether it shows tracebacks.
+"""Sets how a command reports: for people, only results and warnings, or JSON lines; and whether it prints tracebacks.
 
-The options may stand before the command and after it, so that each of them is chosen when it is read.
+The options may be before or after the command, so each takes effect when it is read.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _chosen: set[str] = set()
 
 
 def begin() -> None:
-    """Report for people, until something else is chosen."""
+    """Report for people until another form is chosen."""
     _chosen.clear()
     exit.show_tracebacks(False)
     _install()
 
 
 def choose(name: str) -> None:
-    """Choose "quiet", "json" or "debug", besides what is chosen already."""
+    """Choose "quiet", "json" or "debug", in addition to earlier choices."""
     _chosen.add(name)
     if name == "debug":
         exit.show_tracebacks(True)
@@ -31,7 +31,7 @@ def choose(name: str) -> None:
 
 
 def say_that_it_loads() -> None:
-    """Say that the command is at work, before libraries are loaded that take seconds."""
+    """Print that the command is loading, before libraries that take seconds to load."""
     from aegis.messages import phrase
 
     if "json" not in _chosen:

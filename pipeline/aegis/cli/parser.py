@@ -18,7 +18,7 @@ HELP_OPTIONS = ["-h", "--help"]
 
 
 class Command(TyperCommand):
-    """A command whose help is ours in every language."""
+    """A command with AEGIS's own help texts and layout."""
 
     def get_help(self, ctx: Any) -> str:
         return help.format_help(self, ctx)
@@ -27,7 +27,7 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            if getattr(error, "ctx", ctx) is None:  # Click does not tell every error whose options it is about
+            if getattr(error, "ctx", ctx) is None:  # Click does not set the context of every error
                 error.ctx = ctx  # type: ignore[attr-defined]
             raise
 
@@ -39,7 +39,7 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """The command group, which builds a command when it is asked for it.
+    """The command group, which builds a command when it is needed.
 
     Click's own error names an unknown command only inside its text.
     """

@@ -1,4 +1,4 @@
-"""The commands by name: `aegis --help` needs their names and texts alone, and each is built when it is called."""
+"""Registers the commands by name: `aegis --help` needs names and texts alone, and a command is built when called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PANELS = ("Before a run", "A run, stage by stage", "What came of it", "Use and s
 
 @dataclass(frozen=True)
 class Entry:
-    """A command that is known, and not built yet.
+    """A registered command, which is built when it is needed.
 
     Attributes:
         settings: sections of the config whose settings are options of the command.
@@ -54,7 +54,7 @@ _entries: dict[str, Entry] = {}
 def command(
     panel: str, *examples: str, name: str | None = None, settings: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function as a command of its name, or of another one."""
+    """Register a function as a command under its own name or `name`."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         called = name or function.__name__

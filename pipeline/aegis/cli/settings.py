@@ -1,4 +1,4 @@
-"""The settings that train, plan and run start from, and what of them is refused before torch is loaded."""
+"""Resolves the settings of the commands, and refuses wrong ones before torch is loaded."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class AllSettings:
 
 
 def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    """Return the settings of train; the embedded base, asked for by name, has its own defaults.
+    """Return the settings of train; the demo's base, if it is named, has its own defaults.
 
     Raises:
-        UsageError: no base is given, or base or data are not there.
+        UsageError: no base is given, or base or data do not exist.
     """
     settings = resolve(TrainConfig, preset=preset, file=config, flags=flags)
     if "base_model" not in settings.model_fields_set:
@@ -43,7 +43,7 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     refuse_no_base(settings.base_model)
     _refuse_absent(settings.chat_template)
     for source in (settings.dataset, settings.keep_data or DEMO):
-        # of a folder, the files are named when they are read
+        # a folder's files are checked when they are read
         if source != DEMO and not is_hub_dataset(source) and not Path(source).expanduser().is_dir():
             open_source(source)
     return settings
@@ -88,7 +88,7 @@ def all_settings(preset: str | None, config: Path | None, flags: dict[str, Any])
     """Return the settings of all stages, from flags for any of them.
 
     Raises:
-        UsageError: as those of each stage do, or verify is asked for what keep alone can give.
+        UsageError: as for each stage; or verify has a bound on kept text, and keep is off.
     """
     train = train_settings(preset, config, _only(flags, TrainConfig))
     chosen = DEMO if preset is None and train.base_model == DEMO else preset

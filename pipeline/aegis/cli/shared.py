@@ -1,4 +1,4 @@
-"""Helpers that several commands use: find the run, lock it, name what goes, load."""
+"""Helpers of several commands: find the run, lock it, and name what is replaced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from aegis import progress
 from aegis.errors import UsageError
 from aegis.messages import phrase
 
-if TYPE_CHECKING:  # `aegis --help` does without
+if TYPE_CHECKING:  # `aegis --help` must not load it
     from aegis.runs.run import Run
 
 
 def existing_run(path: Path | None) -> Run:
-    """Return the run that `--run` names, a name in artifacts/ included, or the one that was used last, which is said.
+    """Return the run that `--run` names, by path or by its name in artifacts/; without it, the run used last.
 
     Raises:
         UsageError: there is no such directory, or no run.
@@ -44,7 +44,7 @@ def lock_unless_dry_run(run: Run | None, dry_run: bool) -> AbstractContextManage
 
 
 def announce_overwrite(*places: Path | None, overwrite: bool) -> None:
-    """Name what --overwrite is about to replace."""
+    """Print what --overwrite is about to replace."""
     from aegis.runs.overwriting import announce
 
     if overwrite:

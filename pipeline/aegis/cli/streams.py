@@ -1,4 +1,4 @@
-"""stdout and stderr that survive a console without emoji, a closed pipe and a closed terminal."""
+"""Makes stdout and stderr survive a console without emoji, a closed pipe and a closed terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""export-gguf: a merged folder to GGUF files that llama.cpp and Ollama run, and a look at what the tools made of it.
+"""export-gguf: converts a merged folder to GGUF files for llama.cpp and Ollama, and checks the result.
 
-The converter and the quantizer are llama.cpp's own; what they report is not taken on trust.
+The converter and the quantizer are llama.cpp's own; their output is checked, not trusted.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from aegis.verification.run_precheck import asked_quants
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The files that were published, quantized ones first."""
+    """The published files, the quantized ones first."""
 
     out: Path
     name: str
     files: tuple[Path, ...]
     context_tokens: int
     disk_bytes: int | None = None
-    """What a dry run found is needed at most, the f16 file on the way included."""
+    """Upper bound on the needed disk space, with the temporary f16 file; only from a dry run."""
 
 
 def export_gguf(
@@ -63,19 +63,19 @@ def export_gguf(
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
 
-    Types are added to an export of this folder with these settings that stands at `out`; what is there is kept.
+    If `out` has an export of the same folder with the same settings, types are added to it and its files stay.
 
     Args:
-        model: a merged folder, or any stock model folder llama.cpp converts.
+        model: a merged folder, or any stock model folder that llama.cpp converts.
         out: the directory to publish.
-        overwrite: replace what stands at `out`, once the new directory is whole.
-        reuse: with `overwrite`, replace only an export of other settings or of another folder, with all its types.
-        dry_run: stop before the first byte is written; everything that would be refused is.
+        overwrite: replace `out` when the new directory is complete.
+        reuse: with `overwrite`, replace only an export with other settings or of another folder, with all its types.
+        dry_run: stop before the first byte is written; all checks are made.
 
     Raises:
-        UsageError: unknown quantization, one that needs an importance matrix, or `out` is not such an export.
+        UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export.
         UnsupportedModelError: the architecture would lose its LM head.
-        IntegrityError: the GGUF does not hold what the folder holds, or the importance matrix is another model's.
+        IntegrityError: the GGUF differs from the folder, or the importance matrix belongs to another model.
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
@@ -112,7 +112,7 @@ def export_gguf(
 
 @dataclass(frozen=True)
 class _Export:
-    """One export: everything that is known before the first byte is written."""
+    """What an export knows before the first byte is written."""
 
     model: Path
     config: ExportConfig
@@ -124,7 +124,7 @@ class _Export:
 
     @classmethod
     def prepare(cls, model: Path, config: ExportConfig) -> _Export:
-        """Look at settings and folder, and refuse what could not be exported."""
+        """Read settings and folder, and refuse what cannot be exported."""
         quants = asked_quants(config)
         source_config = read_config(model)
         check_family(source_config)
@@ -160,7 +160,7 @@ class _Export:
         )
 
     def write_ggufs(self, folder: Path) -> dict[str, list[str]]:
-        """Make and check the files that `folder` lacks; returns each type's tensors that fell back to another."""
+        """Make and check the files that `folder` lacks; return each type's tensors that fell back to another type."""
         config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
         missing = [name for name in self.facts.files.values() if not (folder / name).exists()]
         if not f16.exists():
@@ -179,7 +179,7 @@ class _Export:
 
 
 def _known(out: Path) -> Manifest | None:
-    """Return the manifest of the export that stands at `out`; None where there is none that can be read."""
+    """Return the manifest of the export at `out`; None if there is no readable one."""
     try:
         found = read_manifest(out)
         ExportFacts.of(found)
@@ -190,7 +190,7 @@ def _known(out: Path) -> Manifest | None:
 
 
 def _with_types_of(before: Manifest, config: ExportConfig) -> ExportConfig:
-    """Return the settings with the types of an earlier export first, and its name and head unless others are given."""
+    """Return the settings with an earlier export's types first, and its name and head type unless others are given."""
     old = ExportConfig.model_validate(before.config)
     return config.model_copy(
         update={
@@ -203,12 +203,12 @@ def _with_types_of(before: Manifest, config: ExportConfig) -> ExportConfig:
 
 
 def _made_alike(out: Path, before: Manifest, wanted: Manifest, *, overwrite: bool) -> ExportFacts | None:
-    """Return the facts of the export at `out` if it is whole and differs from the wanted one in its types alone.
+    """Return the facts of the export at `out` if it is undamaged and differs from the wanted one only in its types.
 
-    An importance matrix that is not given again is the earlier one.
+    If no importance matrix is given, the earlier one counts.
 
     Raises:
-        UsageError: it differs, or is damaged, and may not be replaced.
+        UsageError: it differs or is damaged, and must not be replaced.
     """
     types = {name: before.config[name] for name in ("quant", "keep_f16")}
     imatrix = {name: value for name, value in before.inputs.items() if name == "imatrix"}
@@ -233,7 +233,7 @@ def _short(value: object) -> str:
 
 
 def _take_over(file: Path, staging: Staging) -> None:
-    """Put a file that stays into the new directory, without a copy where the disk can do that."""
+    """Put an existing file into the new directory, by a hard link if the disk supports it, else by a copy."""
     try:
         os.link(file, staging.path / file.name)
     except OSError:
@@ -245,7 +245,7 @@ def _file_name(name: str, quant: str) -> str:
 
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:
-    """Return general.name: what was asked for or the base's name, as llama.cpp needs it for this vocabulary."""
+    """Return general.name: the wanted name or the base's, in the form that llama.cpp needs for this vocabulary."""
     return name_for_llama_cpp(wanted or _base_name(model) + "-AEGIS", model_type, model)
 
 
@@ -263,7 +263,7 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
 
 
 def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
-    """The most that stands on the disk at a time: every file."""
+    """Return the largest number of bytes on the disk at one time: all files."""
     return files_bytes(model, shards, [F16, *quantized])
 
 

@@ -1,11 +1,11 @@
-"""import-soul: a soul.pt of the original pipeline to a soul.safetensors that merge takes.
+"""import-soul: converts a soul.pt of the original pipeline to a soul.safetensors for merge.
 
 The original saved, with torch.save, {"alpha": α, "so8_rotation": the state of parametrizations.orthogonal(nn.Linear(d,
 d, bias=False)), "step": …}. That state holds X ("original") and Q₀ ("base"), and R = Q₀ exp(A) with A = tril(X) −
 tril(X)ᵀ (torch/nn/utils/parametrizations.py, `_Orthogonal.forward`, use_trivialization=True).
 
-Q₀ comes from the QR of a random matrix: for about half of the seeds its determinant is −1, and R a reflection. Such a
-soul was trained as one; the file names it, and it is folded as it is.
+Q₀ comes from the QR of a random matrix: for about half of the seeds its determinant is −1, and R is a reflection. Such
+a soul was trained as a reflection; the file records this, and the soul is folded without a change.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ORIGINAL, _BASE = "parametrizations.weight.original", "parametrizations.weight.
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What was read and written."""
+    """The values of the imported soul."""
 
     out: Path
     hidden_size: int
@@ -44,16 +44,16 @@ class ImportReport:
 
 
 def import_soul(source: Path, out: Path, *, overwrite: bool = False) -> ImportReport:
-    """Read the original's soul.pt and write soul.safetensors, which appears only when it is whole.
+    """Read the original's soul.pt and write soul.safetensors, which appears only when it is complete.
 
     Args:
-        source: what torch.save wrote. Only tensors and plain values are read from it; nothing in it is run.
+        source: a file of torch.save. Only tensors and plain values are read from it; no code in it is run.
         out: the file to write.
-        overwrite: replace what stands at `out`.
+        overwrite: replace an existing `out`.
 
     Raises:
-        UsageError: no such file, or `out` exists.
-        IntegrityError: not a pickle of tensors alone, not a soul, or its R is not orthogonal.
+        UsageError: there is no such file, or `out` exists.
+        IntegrityError: it is not a pickle of tensors only, not a soul, or its R is not orthogonal.
     """
     if not source.is_file():
         raise UsageError("import_soul.no_soul", source=source)
@@ -78,7 +78,7 @@ def _read(source: Path) -> Mapping[str, Any]:
     try:
         _refuse_bomb(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises whatever the file makes it raise
+    except Exception as error:  # unpickling can raise anything
         raise IntegrityError(
             "import_soul.unreadable",
             source=source,
@@ -90,10 +90,10 @@ def _read(source: Path) -> Mapping[str, Any]:
 
 
 def _refuse_bomb(source: Path) -> None:
-    """Refuse an archive that is larger unpacked than it is: torch.save packs nothing, and puts one short pickle in.
+    """Refuse a compressed archive or a large pickle: torch.save compresses nothing and writes one short pickle.
 
     Raises:
-        ValueError, OSError, zipfile.BadZipFile: it is not what torch.save writes.
+        ValueError, OSError, zipfile.BadZipFile: torch.save did not write this file.
     """
     with zipfile.ZipFile(source) as archive:
         members = archive.infolist()
@@ -103,7 +103,7 @@ def _refuse_bomb(source: Path) -> None:
 
 
 def _rebuilt(source: Path, state: Any) -> Tensor:
-    """R, (1, d, d) float64. Half precision would break it, and torch's own forward keeps the dtype it is given."""
+    """Compute R, (1, d, d) float64. Half precision would break it, and torch's own forward keeps the input's dtype."""
     if not isinstance(state, Mapping) or set(state) != {_ORIGINAL, _BASE}:
         raise IntegrityError("import_soul.no_rotation", source=source)
     original, base = state[_ORIGINAL], state[_BASE]
@@ -147,7 +147,7 @@ def _step(source: Path, state: Mapping[str, Any]) -> int:
 
 
 def _is_plain(tensor: Any) -> TypeGuard[Tensor]:
-    """Whether it is a tensor with values in memory, a place for each: not sparse, quantized or without data."""
+    """Whether it is a dense tensor with data: not sparse, quantized, nested or on the meta device."""
     return (
         isinstance(tensor, Tensor)
         and tensor.layout == torch.strided

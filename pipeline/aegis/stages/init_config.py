@@ -1,4 +1,4 @@
-"""aegis.toml for a person to fill in: every setting with its description, the defaults commented out."""
+"""init: writes an aegis.toml with every setting and its description; defaults are commented out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDTH = 118
 
 
 def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
-    """The file's text, its comments for the reader; `resolve` reads back base and data, and else the defaults."""
+    """Return the file's text, with comments in the reader's language; `resolve` reads base, data and the defaults."""
     chosen = {"train": {"base_model": base_model, "dataset": dataset}}
     parts = [_comment(phrase("template.header", name=name)) + "\n"]
     for section, model in SECTIONS.items():
@@ -52,7 +52,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _toml(value: object) -> str:
-    """A value as TOML writes it; strings with what TOML has to have escaped."""
+    """Return a value in TOML's syntax, with strings escaped."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | os.PathLike):
@@ -66,13 +66,13 @@ def _toml(value: object) -> str:
 
 
 def check(base_model: str, dataset: str) -> list[str]:
-    """Look, without network, whether base and data are there.
+    """Check without network whether base and data exist.
 
     Returns:
-        What could not be looked at, for the person to know.
+        Remarks on what could not be checked.
 
     Raises:
-        UsageError: a folder or file is named that is not there or is of no use.
+        UsageError: a named folder or file does not exist or cannot be used.
     """
     remarks = []
     refuse_no_base(base_model)
@@ -87,7 +87,7 @@ def check(base_model: str, dataset: str) -> list[str]:
 
 
 def write(out: Path, base_model: str, dataset: str) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
         UsageError: it cannot be written.

@@ -1,9 +1,9 @@
-"""merge: adapter into the base's 16-bit weights, soul into the LM head, in one pass over the shards.
+"""merge: merges the adapter into the base's 16-bit weights and folds the soul into the head, in one pass over shards.
 
-A slab of rows is read, widened to float32, updated, checked, cast once and written; the whole model is never in
-memory. The base is hashed on the way, and what was made of it is published only if it is the base that adapter and
-soul were trained on. What comes out is a stock model folder: the base's architecture, tokenizer files and config, an
-LM head of its own, no code, no trace of a soul.
+A slab of rows is read, widened to float32, updated, checked, cast once and written; the complete model is never in
+memory. The base is hashed in the same pass, and the result is published only if adapter and soul were trained on this
+base. The result is a stock model folder: the base's architecture, tokenizer files and config, an untied LM head, no
+code, and no tensors of a soul.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from aegis.soul.file import SoulRecord, load_soul
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """What is merged into what.
+    """The inputs of a merge.
 
     Attributes:
         base_model: Hub id, folder or "demo".
         adapter: folder with adapter_config.json and adapter_model.safetensors.
-        soul: soul.safetensors, or None for the one in the adapter's folder.
+        soul: soul.safetensors; None for the one in the adapter's folder.
         revision: Hub revision of the base.
     """
 
@@ -54,7 +54,7 @@ class MergeInputs:
 
     @classmethod
     def from_run(cls, run: Run) -> MergeInputs:
-        """Read from a run's adapter which base it belongs to.
+        """Make the inputs from a run's adapter, which records its base.
 
         Raises:
             IntegrityError: the run has no finished adapter.
@@ -65,7 +65,7 @@ class MergeInputs:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was done: tensors and bytes written, weights changed by the adapter, g of the folded soul."""
+    """The result of a merge: tensors and bytes written, weights changed by the adapter, g of the folded soul."""
 
     out: Path
     tensors: int
@@ -87,12 +87,12 @@ def merge(
     """Merge and fold into a new folder `out`.
 
     Args:
-        overwrite: replace what stands at `out`, once the new folder is whole.
-        reuse: with `overwrite`, keep what stands there if it was made like this from these inputs.
-        dry_run: stop before the first byte is written; everything that would be refused is.
+        overwrite: replace `out` when the new folder is complete.
+        reuse: with `overwrite`, keep `out` if it has the same settings and inputs.
+        dry_run: stop before the first byte is written; all checks are made.
 
     Raises:
-        UsageError: `out` exists, an input is not there, or the adapter has a feature that cannot be merged.
+        UsageError: `out` exists, an input does not exist, or the adapter has a feature that cannot be merged.
         UnsupportedModelError: the base's family loses its head in conversion.
         IntegrityError: adapter or soul belong to another base, a value is not finite or does not fit the dtype.
         EnvironmentFault: the disk is too small.
@@ -126,7 +126,7 @@ def merge(
 
 
 def _plan(inputs: MergeInputs, config: MergeConfig) -> tuple[Path, MergePlan]:
-    """The soul's file, and what becomes of each tensor; what does not fit each other is refused."""
+    """Return the soul's file and the merge plan; refuse inputs that do not fit each other."""
     adapter = load_adapter(inputs.adapter)
     soul_path = inputs.soul or inputs.adapter / SOUL_FILE
     if inputs.soul is None and not soul_path.is_file():
@@ -181,7 +181,7 @@ def _check_base_hash(base: Base, found: str, adapter: Path, soul_path: Path, sou
 
 
 def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
-    """Write every shard; returns the hash of the base's weights as they were read, and what was written."""
+    """Write every shard; return the hash of the base's weights as they were read, and the written files."""
     digests, files = [], []
     with progress.task(phrase("merge.merging"), plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:

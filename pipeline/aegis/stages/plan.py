@@ -1,4 +1,4 @@
-"""plan: what a whole run would take, from shapes, the data and this machine; nothing is written."""
+"""plan: estimates what a complete run needs, from shapes, data and this machine; nothing is written."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from aegis.verification.tokenizer_precheck import check_ids, converted_vocabular
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All that can be said before a run.
+    """The estimates for a run.
 
     Attributes:
-        base_bytes: of the whole base as training holds it.
-        data: None, with the reason in `data_missing`, where the rows could not be looked at.
-        variants: memory while training on `device`, the config's own way among them.
-        free_bytes: of that device's memory; None if it is not here.
-        cap_bytes: what training may hold of a GPU's at most; None if that is all of it.
-        needs: disks and memory, at their fullest.
-        flops_per_second: of one big matrix product, measured now; None if the device is not here. Tokens times FLOP a
-            token by this is the least time, if steps were nothing but matrix products.
+        base_bytes: bytes of the base as training holds it.
+        data: the report on the rows; None, with the reason in `data_missing`, if they cannot be read now.
+        variants: memory plans for `device`: the config's own and its neighbours.
+        free_bytes: free bytes of that device's memory; None if the device is not in this machine.
+        cap_bytes: limit of training's GPU memory; None without a limit.
+        needs: upper bounds on disk space and memory.
+        flops_per_second: measured for one large matrix product; None if the device is not in this machine. Tokens times
+            FLOP per token, divided by this, is the minimum time, as if steps were only matrix products.
     """
 
     base: str
@@ -77,15 +77,15 @@ class PlanReport:
 
     @property
     def usable_bytes(self) -> int | None:
-        """What a step may fill of the cap, of which the allocator needs the rest; None without a cap."""
+        """The bytes of the cap that a step may fill, because the allocator needs the rest; None without a cap."""
         return None if self.cap_bytes is None else usable_bytes(self.cap_bytes)
 
 
 def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: VerifyConfig, run: Run) -> PlanReport:
-    """Look at base, data and machine, and work out what train, merge, export-gguf and verify would take.
+    """Estimate from base, data and machine what train, merge, export-gguf and verify need.
 
     Raises:
-        UsageError, EnvironmentFault, UnsupportedModelError, DataError: as the stages would.
+        UsageError, EnvironmentFault, UnsupportedModelError, DataError: as in the stages.
     """
     for advice in harmful_settings(train):
         progress.warn(advice)
@@ -137,7 +137,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
 
 
 def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataReport | None, str]:
-    """What becomes of the rows, or why they are not looked at."""
+    """Return the report on the rows; or None, and why they cannot be read now."""
     if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
         return None, phrase("plan.no_demo_base_yet")
     with converted_vocabulary(base, tree, keep=False) as vocabulary:
@@ -151,10 +151,10 @@ def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataRepor
 
 
 def _flops_per_token(estimator: MemoryEstimator, recomputed: int, config: TrainConfig) -> float:
-    """Matrix products alone: forward, the gradient of the input, and forward again in the layers that are recomputed.
+    """Return the FLOP per token of matrix products: forward, gradient of the input, and forward again if checkpointed.
 
-    The base is frozen, so no product goes into its own gradient; attention and the adapter come on top. A kept pass
-    costs what a pass of the data does, and comes with every `keep_every`-th of these.
+    The base is frozen, so its own gradient needs no products; attention and adapter are not counted. A kept pass costs
+    as much as a pass of the data, and there is one per `keep_every` of these.
     """
     passes = 1 + (1 / config.keep_every if config.keep_weight else 0)
     return 2.0 * estimator.matrix_parameters * (2 + recomputed / estimator.layers) * passes
@@ -168,7 +168,7 @@ def _needs(
     run: Run,
     base: Base,
     estimator: MemoryEstimator,
-    way: MemoryPlan,
+    own: MemoryPlan,
 ) -> Sequence[Need]:
     from huggingface_hub import constants
 
@@ -189,9 +189,9 @@ def _needs(
     ]
     if train.keep_weight:
         size = states_bytes(train.keep_windows, train.max_length, estimator.text.hidden_size, estimator.dtype)
-        needs.append(Need("ram_kept", way.processes * size, psutil.virtual_memory().available))
-    if way.host_bytes:
-        host = way.processes * way.host_bytes
+        needs.append(Need("ram_kept", own.processes * size, psutil.virtual_memory().available))
+    if own.host_bytes:
+        host = own.processes * own.host_bytes
         needs.append(Need("ram_training", host, psutil.virtual_memory().available))
     if base.revision is not None and not any(base.folder.glob("*.safetensors")):
         hub = Path(constants.HF_HUB_CACHE)

@@ -1,4 +1,4 @@
-"""plan_verify: what verify would do in a finished run; the run's files are checked, nothing is written."""
+"""plan_verify: checks a finished run's files and estimates what verify needs; nothing is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aegis.verification.needs import memory_needed, scratch_needed
 
 @dataclass(frozen=True)
 class VerifyOutlook:
-    """What verify would do in a finished run: models one after the other, tokens through each, room it needs."""
+    """What verify would do in a finished run: the models in order, the tokens for each, disk space and memory."""
 
     models: tuple[str, ...]
     tokens: int
@@ -25,10 +25,10 @@ class VerifyOutlook:
 
 
 def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
-    """Check that a run is whole, file by file, and say what verify would take; nothing is written.
+    """Check every file of a run, and estimate what verify needs; nothing is written.
 
     Raises:
-        IntegrityError: the run is not finished, or a file is not what its manifest says.
+        IntegrityError: the run is not finished, or a file differs from its manifest.
     """
     run.require_finished()
     manifests = [verify_directory(directory) for directory in (run.adapter, run.merged, run.gguf)]

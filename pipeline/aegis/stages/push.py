@@ -1,7 +1,7 @@
-"""push: a run's GGUF files or merged folder to a repository on the Hub, with a card that says what verify found.
+"""push: uploads a run's GGUF files or merged folder to the Hub, with a card that has verify's result.
 
-What is uploaded is what the manifest names, checked against it first. The manifest itself stays: it knows paths on
-this disk. The card is written anew, with verify's table; the sealed one, which verify could not be in, stays as it is.
+It uploads the files that the manifest lists, after a check. The manifest itself is not uploaded, because it has paths
+of this disk. The uploaded card has verify's table; the card in the run was sealed before verify and does not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Part = Literal["gguf", "merged"]
 
 @dataclass(frozen=True)
 class PushReport:
-    """What was uploaded and where to."""
+    """The uploaded files, and their repository."""
 
     repo: str
     url: str
@@ -37,17 +37,17 @@ class PushReport:
 
 
 def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: bool = False) -> PushReport:
-    """Upload one part of a run in one commit. Asks nothing; nothing is deleted on the other side.
+    """Upload one part of a run in one commit, without a question; nothing in the repository is deleted.
 
     Args:
-        repo: owner/name; made if it is not there, private unless `public`. One that is there stays as visible as it
-            is.
-        unverified: upload what verify has not passed too; the card then says so.
+        repo: owner/name; created if it does not exist, private unless `public`. An existing repository keeps its
+            visibility.
+        unverified: upload even if verify has not passed; the card then says so.
 
     Raises:
-        IntegrityError: verify has not passed this run, or a file is not what the manifest says.
-        UsageError: no such part, or `repo` is not the name of a repository.
-        EnvironmentFault: the Hub cannot be reached, or does not let us in.
+        IntegrityError: verify has not passed this run, or a file differs from the manifest.
+        UsageError: the run does not have this part, or `repo` is not the name of a repository.
+        EnvironmentFault: the Hub cannot be reached, or refuses access.
     """
     directory = _directory(run, part)
     manifest = verify_directory(directory)
@@ -68,11 +68,11 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
 
 
 def card(run: Run, part: Part) -> str:
-    """The card of one part of a run, with what verify found of it if it has been run.
+    """Return the card of one part of a run, with verify's result if there is one.
 
     Raises:
-        UsageError: no such part.
-        IntegrityError: it has no card, or a manifest is damaged.
+        UsageError: the run does not have this part.
+        IntegrityError: the part has no card, or a manifest is damaged.
     """
     return _card(_directory(run, part), read_verdict(run)[0])
 
@@ -95,7 +95,7 @@ def _card(directory: Path, found: dict[str, Any] | None) -> str:
 
 @contextmanager
 def _hub(repo: str) -> Iterator[Any]:
-    """The Hub's client, whose failures become ours; a token is in none of the texts."""
+    """Yield the Hub's client; translate its errors to AEGIS's, without the token in their texts."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -103,16 +103,16 @@ def _hub(repo: str) -> Iterator[Any]:
     if token is None:
         raise EnvironmentFault("push.no_token")
 
-    def told(error: BaseException) -> str:
+    def line_of(error: BaseException) -> str:
         return first_line(error).replace(token, "…")
 
     try:
         yield HfApi(token=token, library_name="aegis", library_version=__version__)
     except HFValidationError as error:
-        raise UsageError("push.not_a_name", repo=repo, told=told(error)) from None
+        raise UsageError("push.not_a_name", repo=repo, told=line_of(error)) from None
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise EnvironmentFault("push.not_allowed", repo=repo, told=told(error)) from None
-        raise EnvironmentFault("push.not_taken", repo=repo, told=told(error)) from None
+            raise EnvironmentFault("push.not_allowed", repo=repo, told=line_of(error)) from None
+        raise EnvironmentFault("push.not_taken", repo=repo, told=line_of(error)) from None
     except (http_error(), OSError, RuntimeError) as error:
-        raise EnvironmentFault("push.not_uploaded", repo=repo, told=told(error)) from None
+        raise EnvironmentFault("push.not_uploaded", repo=repo, told=line_of(error)) from None

@@ -1,8 +1,8 @@
-"""quantize-study: what each quantization of a run's model costs on the user's own text, and which one to take.
+"""quantize-study: measures what each quantization costs on the user's own text, and recommends one.
 
-Every type asked for is made plainly, with an importance matrix of the user's own text, and with the LM head, which
-carries the soul, at 8 bits. Each file is compared with the f16 GGUF on text that the matrix was not made from, and
-goes before the next one is made. The conversion is proven by verify; here only quantization differs.
+Each requested type is made plain, with an importance matrix of the user's text, and with an 8-bit LM head, which has
+the soul. Each file is compared with the f16 GGUF on text that the matrix was not made from, and removed before the next
+one is made. verify proves the conversion; this stage measures only the quantization.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from aegis.verification.study.text import StudyText
 REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")
 _IMATRIX_BYTES = 1 << 20
-"""Beside its values, which are counted: names and header."""
+"""Names and header of an importance matrix; its values are counted separately."""
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What came of it; `study` is None after a dry run.
+    """The result of a study; `study` is None after a dry run.
 
     Attributes:
-        name: general.name of the files, which makes the recommended one again to the byte.
-        made: combinations that are made and measured.
-        disk_bytes: the most that stands on the disk at a time.
+        name: general.name of the files; with it, export makes the recommended file again byte for byte.
+        made: number of combinations that are made and measured.
+        disk_bytes: the largest number of bytes on the disk at one time.
     """
 
     out: Path
@@ -68,15 +68,15 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     """Make, measure and remove every combination, and publish the report, the picture and the importance matrix.
 
     Args:
-        run: with a merged model and its export.
+        run: a run with a merged model and its export.
         overwrite: replace an earlier study.
-        dry_run: stop before the first byte is written; everything that would be refused is.
+        dry_run: stop before the first byte is written; all checks are made.
 
     Raises:
-        UsageError: an unknown type, nothing that can be made, or a study is there.
-        IntegrityError: the run is not finished, or not what its manifests say.
-        DataError: too little text.
-        EnvironmentFault: the disk is too small, or no compiler for the importance matrix.
+        UsageError: a type is unknown, no combination can be made, or there is a study already.
+        IntegrityError: the run is not finished, or differs from its manifests.
+        DataError: there is too little text.
+        EnvironmentFault: the disk is too small, or there is no compiler for the importance matrix.
         ToolError: a tool of llama.cpp failed.
     """
     refuse_existing(run.study, overwrite=overwrite)
@@ -99,7 +99,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     if dry_run:
         return StudyReport(run.study, name, len(made), needed)
     if with_matrix:
-        imatrix_tool()  # the conversion may take minutes: what cannot be compiled is said before
+        imatrix_tool()  # before the conversion, which may take minutes, so that a failed compilation shows early
     progress.say(phrase("quantize_study.disk_peak", made_count=len(made), needed=disk.format_bytes(needed)))
     with publishing(run.study, _manifest(config, merged, exported), overwrite=overwrite) as staging:
         work = staging.path / "work"
@@ -115,7 +115,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
 
 
 def _write(study: Study, name: str, staging: Staging) -> None:
-    """Report and picture."""
+    """Write the report and the plot."""
     report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
     (staging.path / REPORT).write_text(report, encoding="utf-8")
     _draw(study, staging.path / PICTURE)
@@ -134,7 +134,7 @@ def _manifest(config: StudyConfig, merged: Manifest, exported: Manifest) -> Mani
 
 
 def _combinations(config: StudyConfig) -> tuple[list[tuple[str, str]], list[NotBuilt]]:
-    """Types and variants that can be made, and those that cannot."""
+    """Return the combinations of type and variant that can be made, and those that cannot."""
     quants = list(dict.fromkeys(parse_quant(name) for name in config.quant))
     if unquantized := [quant for quant in quants if quant in _NOT_QUANTIZED]:
         raise UsageError("quantize_study.not_a_quantization", unquantized=unquantized[0])
@@ -176,7 +176,8 @@ def _disk_needed(
     *,
     rebuild: bool,
 ) -> int:
-    """The f16 file if it was not kept, one quantized file or all, the logits of f16 and of one file, the matrix."""
+    """Return the bytes of the f16 file if it is made again, of one or all quantized files, of two recordings and of
+    the importance matrix."""
     sizes = [files_bytes(run.merged, shards, [quant]) for quant, _ in made]
     logits = 2 * sum(map(len, material.measured)) * vocab_size * 4
     columns = sum(4 * entry.shape[-1] for entry in shards.entries.values() if len(entry.shape) > 1)

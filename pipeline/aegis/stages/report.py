@@ -1,6 +1,6 @@
-"""report: everything a run's directories say of it, with its pictures, in one HTML file.
+"""report: writes one HTML file with everything that a run's directories record, and with its plots.
 
-Missing parts are named: a report can be made of a training alone, or of a run whose parts are damaged.
+It names missing parts, so a report can be written for a training alone, or for a run with damaged parts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Samples:
-    """What was asked and answered; `missing` says why nothing was."""
+    """The questions and the models' answers; `missing` says why there are none."""
 
     questions: Sequence[str] = ()
     voices: Sequence[ModelAnswers] = ()
@@ -38,15 +38,15 @@ class Samples:
 
 
 def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bool = False) -> Path:
-    """Ask the models, write report/report.html into a run in place of an older one, and return the file.
+    """Ask the models, write report/report.html into a run, replacing an older one, and return its path.
 
     Args:
-        limits: bounds on the answers; a count of 0 without `questions` asks nothing.
-        questions: what to ask; questions of held-out chats if there are none.
-        reuse: keep a report that was made with these settings from these parts.
+        limits: limits of the answers; a count of 0 without `questions` asks nothing.
+        questions: the questions; those of held-out chats if there are none.
+        reuse: keep a report with the same settings and parts.
 
     Raises:
-        UsageError: the run holds no training.
+        UsageError: the run has no finished training.
         EnvironmentFault: the disk is full.
     """
     if not run.adapter.is_dir():
@@ -71,10 +71,10 @@ def _samples(run: Run, limits: Limits, questions: Sequence[str]) -> Samples:
     if limits.count == 0 and not questions:
         return Samples(missing="--samples 0")
     try:
-        asked = list(questions) or ask.questions_of(run, limits.count)
+        chosen = list(questions) or ask.questions_of(run, limits.count)
     except AegisError as error:
         return Samples(missing=error.what)
-    return Samples(asked, ask.ask(run, asked, limits) if asked else (), heldout=not questions)
+    return Samples(chosen, ask.ask(run, chosen, limits) if chosen else (), heldout=not questions)
 
 
 def _page(run: Run, parts: RunParts, samples: Samples, reader: Language) -> Page:

@@ -1,7 +1,7 @@
-"""train: base and data in, an adapter and a soul out, with checkpoints that a killed run goes on from.
+"""train: trains an adapter and a soul on base and data, with checkpoints that a killed run resumes from.
 
-Several processes may share one training (`training.distributed`): rank 0 holds the run, and reads and hashes base and
-data first; it broadcasts the step to go on from.
+Several processes may share one training (`training.distributed`): rank 0 locks the run, reads and hashes base and data
+first, and broadcasts the step to resume from.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DRY_RUN_STEPS = 10
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What training came to; its speed without the first steps, which took `start_seconds`."""
+    """The result of a training; its speed is without the first steps, which took `start_seconds`."""
 
     adapter: Path
     steps: int
@@ -68,7 +68,7 @@ class TrainReport:
 
     @property
     def result(self) -> TrainResult:
-        """What is the same whenever and however often the run was interrupted."""
+        """The part of the result that does not depend on interruptions."""
         return TrainResult(**{name: getattr(self, name) for name in TrainResult.model_fields})
 
     @classmethod
@@ -82,7 +82,7 @@ class TrainReport:
         resumed_from: int = 0,
         rows: Sequence[Mapping[str, Any]] = (),
     ) -> TrainReport:
-        """The report of a training that has just ended; `rows` are its metrics, from the first step."""
+        """Make the report of a training that has just ended; `rows` are its metrics from the first step."""
         alpha = state.soul.alpha.detach()
         return cls(
             adapter=adapter,
@@ -90,7 +90,7 @@ class TrainReport:
             resumed_from=resumed_from,
             loss=outcome.loss,
             heldout_loss=outcome.heldout_loss,
-            # a run that was killed after its last step has it in its rows alone
+            # for a run that was killed after its last step, only the rows have it
             keep_kl=outcome.keep_kl if outcome.keep_kl is not None or not rows else rows[-1].get("keep_kl"),
             alpha=alpha.item(),
             gate=torch.sigmoid(alpha).item(),
@@ -103,7 +103,7 @@ class TrainReport:
 
     @classmethod
     def read(cls, adapter: Path, group: ProcessGroup) -> TrainReport:
-        """The report of a finished training, without what only its processes knew: loss, speed and memory."""
+        """Read the report of a finished training, without loss, speed and memory, which are not recorded."""
         result = AdapterFacts.read(adapter).result
         return cls(
             adapter=adapter,
@@ -126,18 +126,18 @@ def train(
     reuse: bool = False,
     later: Later | None = None,
 ) -> TrainReport:
-    """Train, or go on where an interrupted training of the same settings, data and base stopped.
+    """Train, or resume an interrupted training with the same settings, data and base.
 
     Args:
-        resume: refuse to start afresh: there must be a checkpoint to go on from.
-        overwrite: throw away what the run already holds of training, and start afresh.
-        reuse: take a finished adapter of the same settings, data and base for an answer.
-        later: the settings of merge and export, if they are not the defaults: what they would refuse is refused now.
+        resume: refuse a fresh start: there must be a checkpoint to resume from.
+        overwrite: delete what an earlier training left in the run, and start again.
+        reuse: accept a finished adapter with the same settings, data and base.
+        later: the settings of merge and export, if they are not the defaults; what they would refuse is refused now.
 
     Raises:
-        UsageError: the run is finished already, or was started with other settings, data or base.
-        UnsupportedModelError: the base could not be converted in the end.
-        EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: as their classes say.
+        UsageError: the run is finished, or was started with other settings, data or base.
+        UnsupportedModelError: the base could not be converted later.
+        EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: see `aegis.errors`.
     """
     check_tracker(config.report_to)
     device = require_device(config.device)
@@ -166,7 +166,7 @@ def train(
 
 @contextmanager
 def _opened(run: Run, group: ProcessGroup, *, replace: bool) -> Iterator[None]:
-    """Hold the run's lock in rank 0 while the block runs; refuse a finished adapter unless it may be replaced."""
+    """Lock the run in rank 0 while the block runs; refuse a finished adapter unless `replace` is set."""
     with ExitStack() as held:
 
         def open_run() -> None:
@@ -178,9 +178,9 @@ def _opened(run: Run, group: ProcessGroup, *, replace: bool) -> Iterator[None]:
 
 
 def _publish(inputs: TrainingInputs, state: TrainState, run: Run, report: TrainReport, *, overwrite: bool) -> None:
-    # a run killed between its last save and the removal of the oldest has one too many
+    # a run that was killed between saving and removing the oldest has one checkpoint too many
     checkpoint.prune(run.checkpoints, report.steps, inputs.config.keep_checkpoints)
-    # before the adapter, which shows that there is nothing left to do
+    # before the adapter, because an existing adapter means that the training is finished
     _draw(state, run, inputs.manifest())
     with publishing(run.adapter, inputs.manifest(report.result), overwrite=overwrite) as staging:
         weights = inputs.base.weights_hash
@@ -203,7 +203,7 @@ def _loop(
     config, manifest = inputs.config, inputs.manifest()
     disk.require_space(run.root, _disk_needed(state, config), phrase("disk.checkpoints"))
     if inputs.kept is not None:
-        # only now: a training that refuses its settings leaves nothing in the run
+        # only now, so that a training which refuses its settings leaves nothing in the run
         kept.publish(run, inputs.kept, manifest)
     truncate_metrics(run.metrics, start)
     return inputs.loop(
@@ -216,9 +216,9 @@ def _loop(
 
 
 def dry_run(config: TrainConfig, later: Later | None = None) -> TrainReport:
-    """Take ten real steps at the settings' own size and report memory and speed; nothing is kept.
+    """Take ten real steps with the settings' own sizes, and report memory and speed; nothing is kept.
 
-    The soul's gate is held at the schedule's first ten steps, as in the run itself; the checkpoint is not written.
+    The gate follows the schedule's first ten steps, as in the run itself; no checkpoint is written.
     """
     device = require_device(config.device)
     with process_group(device) as group:

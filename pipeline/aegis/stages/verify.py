@@ -1,18 +1,18 @@
-"""verify: proof that the files come from this training, measurement of how near they are to it, and who is at fault.
+"""verify: proves that a run's files come from its training, measures how near they are to it, and names a failed stage.
 
-Bytes first (verification/structure.py). When they hold, the same token ids go through five models, and neighbours are
-compared:
+It checks the bytes first (verification/structure.py). If they are right, the same token ids go through five models, and
+neighbouring models are compared:
 
-    trained     the base as it was trained on (NF4), adapter, live soul
+    trained     the base in training's precision (NF4), adapter, live soul
     wide        the base in 16 bit, adapter, live soul; the base's own weights, or their NF4 round trip, as merged
-    merged      the merged folder in stock transformers; no code of ours in its forward pass
+    merged      the merged folder in stock transformers, without AEGIS's code
     f16         its f16 GGUF in llama.cpp
     quantized   each quantized GGUF in llama.cpp
 
 wide → merged → f16 is rounding and has bounds; trained → wide and f16 → quantized are changes of precision, and are
 reported, with a bound if the user sets one. Each quantized file must be nearer to the trained model than the base is.
-If asked, the merge that was not made is measured too: its weights are worked out in the place of the merged model's,
-one by one, and are never on disk.
+With `compare_bases`, the merge with the other base weights is measured too: its weights replace the merged model's in
+memory, one by one, and are never on the disk.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ from aegis.verification.verdict import REPORT, BaseComparison, Nearness, Step, V
 
 _PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
-"""The stage that made the model after so many have run."""
+"""The stage that made the next model, by the number of models that have run."""
 
 
 def verify(run: Run, config: VerifyConfig) -> Verdict:
     """Check a finished run, and write verify/report.json and verify/divergence.png into it.
 
     Raises:
-        IntegrityError: the run is not finished, so that there is nothing to compare.
+        IntegrityError: the run is not finished, so there is nothing to compare.
         DataError: the text is too short.
-        UsageError: there is a bound on kept text, and no kept text.
+        UsageError: there is a bound on kept text, but no kept text.
     """
     run.require_finished()
     checks = Checks()
     run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
     verdict = Verdict(0, tuple(checks.done), (), {})
-    if checks.ok:  # else a part that is not what it should be has been named already, and may not even load
+    if checks.ok:  # otherwise a failed part is named already, and may not even load
         manifests = {
             stage: read_manifest(directory)
             for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
@@ -94,7 +94,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
 
 @dataclass
 class _Examiner:
-    """One verification under way."""
+    """One verification of a run."""
 
     run: Run
     config: VerifyConfig
@@ -109,7 +109,7 @@ class _Examiner:
     f16: Path
     quantized: dict[str, Path]
     round_trip: RoundTrip | None
-    """What the two choices of base weights differ in, if they are to be compared."""
+    """The NF4 round trip, the difference between the two choices of base weights; None if they are not compared."""
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -126,7 +126,7 @@ class _Examiner:
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
         else:
             data = load_training_set(TrainConfig.model_validate(manifests["train"].config), tokenizer)
-            # without rows held out, the chats are the training's own: rounding does not care
+            # without held-out rows, trained rows are used: for rounding this makes no difference
             rows = texts.first_pieces(data.heldout or data.train, 2 * config.tokens)
             sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)
         witnesses = Witnesses.of(work, sample, kept_windows(run, config.max_kept_kl, checks), config.tokens, limit)
@@ -141,7 +141,7 @@ class _Examiner:
         )  # fmt: skip
 
     def examine(self) -> Verdict:
-        """Structure first, and the models only when it holds."""
+        """Check the structure, and compare the models only if it is right."""
         if self.checks.ok:
             self.structure.examine(self.sample.own_texts)
         if self.checks.ok:
@@ -154,14 +154,14 @@ class _Examiner:
         return Verdict(0, tuple(self.checks.done), tuple(self.steps), {})
 
     def compare_models(self) -> Verdict:
-        """Run the models one after the other; only their logits, on disk, outlive them."""
+        """Run the models one after the other and compare their logits, which are on the disk."""
         config, device = self.config, require_device(self.config.device)
-        # float16 has eight times bfloat16's resolution, and the merged weights are in it
+        # float16 has eight times the resolution of bfloat16, and the merged weights are float16
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         compared, models = self.sample.compared, self.models
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
             self._record("trained", torch_logits(model, compared, phrase("verify.as_trained")))
-        del model  # one at a time in memory
+        del model  # only one model in memory at a time
         wide: Precision = "dequantized" if self.structure.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
             self._record("wide", torch_logits(model, compared, phrase("verify.wide")))
@@ -185,7 +185,7 @@ class _Examiner:
             bases = choices(self.structure.base_weights, models["trained"], models["merged"], other_way)
         del merged
         merged_dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
-        # on a GPU the arithmetic itself is in float16
+        # on a GPU the computation itself is in float16
         self._rounding(
             "wide", "merged", "merge", max(merged_dtype, torch.float16, key=lambda kind: torch.finfo(kind).eps)
         )
@@ -205,7 +205,7 @@ class _Examiner:
         )
 
     def _run_in_llama(self) -> None:
-        """The f16 GGUF and each quantized one.
+        """Run the f16 GGUF and each quantized one.
 
         Raises:
             IntegrityError: a quantized file repeats one token for ever, and the f16 file does not.
@@ -213,13 +213,13 @@ class _Examiner:
         compared, threads = self.sample.compared, self.config.threads
         prompt = compared[0][:_PROMPT_TOKENS]
         room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
-        stuttering: list[str] = []
+        repeating: list[str] = []
         for name, path in {"f16": self.f16, **self.quantized}.items():
             with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
                 self._record(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
                 if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
-                    stuttering.append(name)
-            if name in stuttering and "f16" not in stuttering:
+                    repeating.append(name)
+            if name in repeating and "f16" not in repeating:
                 raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
             if name == "f16":
                 self._rounding("merged", "f16", "convert", torch.float16)

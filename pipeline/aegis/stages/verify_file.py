@@ -1,4 +1,4 @@
-"""examine (`aegis verify PATH`): one part by itself, by what it is: soul, checkpoint, adapter, model folder, GGUF."""
+"""verify_file (`aegis verify PATH`): checks one file or folder alone: soul, checkpoint, adapter, model folder, GGUF."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _REPORT = "report.json"
 _PARTS = ("adapter", "merged", "gguf")
 
 Kind = Literal["gguf", "soul", "report", "adapter", "model_folder", "study", "gguf_folder"]
-"""What it can be; for people it is the text `kind.KIND`."""
+"""The kinds of files and folders; the text of a kind is the message `kind.KIND`."""
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What was looked at, as what, and everything that was checked."""
+    """The checked path, its kind, and all checks."""
 
     path: Path
     kind: Kind
     checks: tuple[Check, ...]
 
     def as_json(self) -> dict[str, object]:
-        """As JSON, for programs."""
+        """Return the report as JSON values."""
         return {"path": self.path, "kind": self.kind, "checks": [check.as_json() for check in self.checks]}
 
     @property
     def failed_stage(self) -> str | None:
-        """The stage that made the first thing that does not hold."""
+        """The stage of the first failed check."""
         return next((check.stage for check in self.checks if not check.ok), None)
 
 
 def verify_file(path: Path) -> FileReport:
-    """Check what can be checked of one file or folder without the others of its run.
+    """Check one file or folder as far as possible without the rest of its run.
 
     Raises:
-        UsageError: no such thing, nothing this program makes, or a whole run.
+        UsageError: it does not exist, is not a product of AEGIS, or is a complete run.
     """
     checks = Checks()
     if path.is_file():

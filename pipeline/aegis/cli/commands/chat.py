@@ -45,11 +45,11 @@ def chat(
     from aegis.cli.dialogue import Dialogue
 
     run_dir = None if gguf and not run else existing_run(run)
-    told = [{"role": "system", "content": system}] if system else []
+    history = [{"role": "system", "content": system}] if system else []
     sampling = SamplingParams(max_tokens, temperature, seed)
     output.say_that_it_loads()
     with load_models(run_dir, gguf, live=live, compare=compare == "base", context=context) as chat_models:
-        dialogue = Dialogue([Conversation(chat_model, sampling, list(told)) for chat_model in chat_models])
+        dialogue = Dialogue([Conversation(chat_model, sampling, list(history)) for chat_model in chat_models])
         if prompt is None:
             dialogue.run()
         else:

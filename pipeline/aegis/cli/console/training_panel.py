@@ -107,12 +107,11 @@ class TrainingPanel:
             table.add_row(*(cell for fact in pair for cell in fact))
         title = Text(phrase("live.title", done=self._bars.tasks[0].completed, stop=self._stop))
         rows = Group(table, self._bars.get_renderable())
-        # on Ctrl-C a terminal writes ^C where the cursor is: behind a line that is full it would begin one that nobody
-        # erases
+        # on Ctrl-C a terminal writes ^C at the cursor: after a full line it would begin a new line that is not erased
         return Group(Panel(rows, title=title, title_align="left"), Text())
 
     def _facts(self) -> list[tuple[str, Text]]:
-        """Cells, label and value in turn: an even number."""
+        """Return an even number of pairs of label and value."""
         waiting = Text("-", style="dim")
         smoothed = Text(f"{self._sum / self._weight:.4f}") if self._weight else waiting
         heldout, kept, turned, speed, memory = waiting, waiting, waiting, waiting, waiting

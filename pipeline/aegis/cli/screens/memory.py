@@ -44,7 +44,7 @@ def worked_out(report: PlanReport, columns: int | None) -> list[str]:
         wrap("* ", phrase("screens_plan.legend"), columns),
         *(
             [wrap("", phrase("screens_plan.offloaded_layers"), columns)]
-            if any(way.offloaded_layers for way in shown)
+            if any(variant.offloaded_layers for variant in shown)
             else []
         ),
         *([wrap("", sharded, columns)] if sharded else []),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def listed(runs: Sequence[RunSummary], columns: int | None) -> str:
-    """After list: one row per run, the one that was used last at the end."""
+    """After list: one row per run; the run that was used last is at the end."""
     heads = [phrase(f"list_head.{name}") for name in ("run", "state", "loss", "size", "proof")]
     rows = [
         [

@@ -29,16 +29,16 @@ def planned(report: StudyReport) -> str:
 
 def studied(report: StudyReport, study: Study, run: Path, columns: int | None = None) -> str:
     """After quantize-study."""
-    said = [
+    lines = [
         phrase("screens_study.measured", tokens=study.tokens),
         f"· {phrase('screens_study.front')}",
         f"→ {phrase('screens_study.rule', tolerance=study.tolerance, percent=100 * study.tolerance)}",
     ]
     if study.importance is not None:
-        said.append(phrase("screens_study.importance", tokens=study.importance.tokens))
+        lines.append(phrase("screens_study.importance", tokens=study.importance.tokens))
     page, picture = (shell_word(report.out / name) for name in ("report.json", "study.png"))
-    said += ["", phrase("screens_study.report", report=page, picture=picture)]
-    folded = [fold(line, columns) for line in said]
+    lines += ["", phrase("screens_study.report", report=page, picture=picture)]
+    folded = [fold(line, columns) for line in lines]
     return "\n".join([*_table(study, columns), "", *folded, next_commands(command(report, study, run))])
 
 
@@ -90,6 +90,6 @@ def command(report: StudyReport, study: Study, run: Path) -> str:
     if "head-q8_0" in chosen.variant:
         parts.append("--head-quant q8_0")
     parts.append(f"--name {shell_word(report.name)}")
-    if chosen.variant != "plain":  # a directory has one recipe: to such an export nothing can be added
+    if chosen.variant != "plain":  # a directory has one recipe, so types cannot be added to another one's export
         parts.append("--overwrite")
     return " ".join(parts)

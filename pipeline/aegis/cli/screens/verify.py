@@ -27,16 +27,16 @@ def verified(verdict: Verdict, folder: Path, columns: int | None = None) -> str:
         lines += ["", wrap(f"{phrase('screens_verify.perplexity')}  ", values, columns)]
     if verdict.bases:
         lines += ["", *_bases(verdict, columns)]
-    said = [line for retained in verdict.retained for line in _retained(retained, verdict)]
-    said += ["", phrase("screens_verify.report", path=folder / "report.json")]
+    below = [line for retained in verdict.retained for line in _retained(retained, verdict)]
+    below += ["", phrase("screens_verify.report", path=folder / "report.json")]
     if verdict.failed_stage is None:
         proven, *rest = _headline(verdict)
     else:
-        said += [_first_line(failure) for failure in verdict.failures]
+        below += [_first_line(failure) for failure in verdict.failures]
         proven, rest = phrase("screens_verify.not_proven", failed_stage=verdict.failed_stage), []
     if verdict.summary is not None:
         rest.append(verdict.summary.shown)
-    lines += [fold(line, columns) for line in said]
+    lines += [fold(line, columns) for line in below]
     lines.append(paint(fold(proven, columns), "good" if verdict.failed_stage is None else "bad"))
     return "\n".join([*lines, *(fold(line, columns) for line in rest)])
 
