@@ -270,8 +270,8 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["export-gguf", "--model", "{base}", "--out", "{base}"], 2, "exists"),
         (["export-gguf", "--model", ".", "--out", "o"], 2, "no config.json"),
         (["chat", "--gguf", "absent.gguf", "-p", "x"], 2, "absent.gguf"),
-        (["chat", "--run", "."], 5, "manifest.json"),
-        (["chat", "--live", "--run", "."], 5, "manifest.json"),
+        (["chat", "--run", "."], 5, "is not finished"),
+        (["chat", "--live", "--run", "."], 5, "is not finished"),
         (["serve", "--gguf", "absent.gguf"], 2, "absent.gguf"),
         (["serve", "--gguf", "absent.gguf", "--host", "0.0.0.0"], 2, "--host"),
         (["serve", "--run", "nowhere"], 2, "there is no run at nowhere"),
@@ -279,7 +279,7 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["report", "--run", "nowhere"], 2, "there is no run at nowhere"),
         (["card", "--run", "."], 2, "has no gguf/"),
         (["push", "owner/name", "--run", ".", "--part", "weights"], 2, "--part"),
-        (["push", "--run", "."], 2, "repo"),
+        (["push", "--run", "."], 2, "OWNER/NAME"),
     ],
 )
 def test_failures_have_a_code_and_a_message(

@@ -11,7 +11,7 @@ from aegis.messages import VARIABLE
 from tests.shown import english_in
 
 REFUSED = {
-    "import-soul": ("Missing argument 'soul'.", "引数 'soul' を指定してください"),
+    "import-soul": ("Missing argument SOUL.", "引数 SOUL を指定してください"),
     "import-soul x": ("Missing option '--out'.", "オプション '--out' を指定してください"),
     "train --max-step 3": (
         "No such option: --max-step (Possible options: --max-steps, --save-steps, --warmup-steps)",
@@ -28,11 +28,11 @@ REFUSED = {
         "オプション '--resume' に値は付けられません",
     ),
     "train --max-steps many": (
-        "Invalid value for '--max-steps': Input should be a valid integer, unable to parse string as an integer",
+        "Invalid value for '--max-steps': must be a whole number",
         "'--max-steps' の値が正しくありません: 整数を指定してください",
     ),
     "report --samples -1": (
-        "Invalid value for '--samples': Input should be greater than or equal to 0",
+        "Invalid value for '--samples': must be at least 0",
         "'--samples' の値が正しくありません: 0 以上の値を指定してください",
     ),
     "train --rotation cubic": (

@@ -141,9 +141,9 @@ def print_error(what: str, why: str = "", fix: str = "") -> None:
     from rich.cells import cell_len
 
     lines = [f"aegis: {what}"]
-    for label, text in ((phrase("ending.why"), why), (phrase("ending.do"), fix)):
+    for label, text in ((f"{phrase('ending.why')}: ", why), (f"{phrase('ending.do')}: ", fix)):
         for line in text.splitlines():
-            lines.append(f"  {label}: {line}")
+            lines.append(f"  {label}{line}")
             label = " " * cell_len(label)
     try:
         sys.stderr.write(shown("\n".join(lines)) + "\n")

@@ -95,6 +95,8 @@ def describe_parse_error(error: Any) -> str:
 
 
 def _name(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name.upper())
     return " / ".join(map(repr, parameter.opts))
 
 

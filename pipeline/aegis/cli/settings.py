@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
+from aegis.cli import shared
 from aegis.config.presets import DEMO
 from aegis.config.resolve import resolve
 from aegis.config.settings import ExportConfig, MergeConfig, StudyConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
-from aegis.data.sources import is_hub_dataset, open_source
+from aegis.data.fields import Columns
+from aegis.data.formats import KNOWN_KEYS
+from aegis.data.sources import refuse_absent
 from aegis.errors import UsageError
+from aegis.llama_cpp import parse_quant, parse_tensor_type, refuse_without_imatrix
 from aegis.messages import phrase
 from aegis.model.given import refuse_no_base
 
@@ -41,11 +45,11 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     elif "dataset" not in settings.model_fields_set:
         progress.warn(phrase("cli.demo_data"))
     refuse_no_base(settings.base_model)
-    _refuse_absent(settings.chat_template)
+    shared.refuse_absent(settings.chat_template)
     for source in (settings.dataset, settings.keep_data or DEMO):
-        # a folder's files are checked when they are read
-        if source != DEMO and not is_hub_dataset(source) and not Path(source).expanduser().is_dir():
-            open_source(source)
+        if source != DEMO:
+            refuse_absent(source)
+    Columns(settings.columns, KNOWN_KEYS)
     return settings
 
 
@@ -56,8 +60,8 @@ def export_settings(preset: str | None, config: Path | None, flags: dict[str, An
         UsageError: there is no such type, or no such file.
     """
     settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
-    _refuse_unknown_types(settings.quant, settings.head_quant)
-    _refuse_absent(settings.imatrix, settings.llama_cpp_dir)
+    _refuse_unknown_types(settings.quant, settings.head_quant, settings.imatrix)
+    shared.refuse_absent(settings.imatrix, settings.llama_cpp_dir)
     return settings
 
 
@@ -68,7 +72,7 @@ def verify_settings(preset: str | None, config: Path | None, flags: dict[str, An
         UsageError: there is no such file.
     """
     settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
-    _refuse_absent(settings.text, settings.llama_cpp_dir)
+    shared.refuse_absent(settings.text, settings.llama_cpp_dir)
     return settings
 
 
@@ -79,8 +83,9 @@ def study_settings(preset: str | None, config: Path | None, flags: dict[str, Any
         UsageError: there is no such type, or no such file.
     """
     settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
-    _refuse_unknown_types(settings.quant, None)
-    _refuse_absent(settings.text, settings.llama_cpp_dir)
+    for quant in settings.quant:
+        parse_quant(quant)
+    shared.refuse_absent(settings.text, settings.llama_cpp_dir)
     return settings
 
 
@@ -104,16 +109,8 @@ def _only(flags: dict[str, Any], model: type[StageConfig]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if name in model.model_fields}
 
 
-def _refuse_unknown_types(quants: tuple[str, ...], head: str | None) -> None:
-    from aegis.llama_cpp import parse_quant, parse_tensor_type
-
+def _refuse_unknown_types(quants: tuple[str, ...], head: str | None, imatrix: Path | None) -> None:
     for quant in quants:
-        parse_quant(quant)
+        refuse_without_imatrix(parse_quant(quant), imatrix)
     if head is not None:
         parse_tensor_type(head)
-
-
-def _refuse_absent(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and not path.expanduser().exists():
-            raise UsageError("cli.no_path", path=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,17 @@ def existing_run(path: Path | None) -> Run:
         hint = phrase("cli.runs_there", names=names) if known else phrase("cli.run_made")
         raise UsageError("cli.no_run", path=path, hint=hint)
     return Run(path)
+
+
+def refuse_absent(*paths: Path | None) -> None:
+    """Refuse a path that names nothing; one that is not given is no fault.
+
+    Raises:
+        UsageError: there is no such file or folder.
+    """
+    for path in paths:
+        if path is not None and not os.path.exists(path.expanduser()):  # noqa: PTH110 (False for a name too long)
+            raise UsageError("cli.no_path", path=path)
 
 
 def lock_unless_dry_run(run: Run | None, dry_run: bool) -> AbstractContextManager[None]:

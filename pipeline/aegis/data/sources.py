@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.data.files import FileSource, kinds, reader_of
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
-from aegis.errors import EnvironmentFault, UsageError
+from aegis.errors import DataError, EnvironmentFault, UsageError
 from aegis.hub import is_hub_id
 from aegis.messages import phrase
 
@@ -57,6 +57,24 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
     if is_hub_dataset(str(source)):
         return _open_hub(str(source), split, revision)
     raise UsageError("sources.no_file", path=path)
+
+
+def refuse_absent(source: str) -> None:
+    """Refuse data that is not here, empty, or of a kind that is not read; nothing is read, and the Hub is not asked.
+
+    Raises:
+        UsageError: no such file, or no file of it is of a kind that is read.
+        DataError: the file is empty.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        if not saved and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
+            raise UsageError("sources.empty_folder", path=path, readers=kinds())
+    elif not is_hub_dataset(source):
+        open_source(source)
+        if path.is_file() and path.stat().st_size == 0:
+            raise DataError("dataset.empty", name=path.name)
 
 
 def names_hub_dataset(name: str) -> bool:

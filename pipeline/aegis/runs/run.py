@@ -94,15 +94,17 @@ class Run:
     def report(self) -> Path:
         return self.root / "report"
 
-    def require_finished(self) -> None:
-        """Check that train, merge and export-gguf have published their results.
+    def require_finished(self, *stages: str) -> None:
+        """Refuse a run that lacks what these stages publish; without any, what train, merge or export-gguf publishes.
 
         Raises:
-            IntegrityError: one has not; the message names the first stage to run.
+            IntegrityError: naming the first stage that has to be run.
         """
-        for directory, stage in ((self.adapter, "train"), (self.merged, "merge"), (self.gguf, "export-gguf")):
-            if not directory.is_dir():
-                raise IntegrityError("runs.unfinished", run_root=self.root, directory_name=directory.name, stage=stage)
+        places = {"train": self.adapter, "merge": self.merged, "export-gguf": self.gguf}
+        if all(places[stage].is_dir() for stage in stages or places):
+            return
+        stage, directory = next((stage, place) for stage, place in places.items() if not place.is_dir())
+        raise IntegrityError("runs.unfinished", run_root=self.root, directory_name=directory.name, stage=stage)
 
     def first_gguf(self) -> Path:
         """Return the path of the exported file to run.

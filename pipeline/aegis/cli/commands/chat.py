@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +11,10 @@ from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
-from aegis.cli.shared import existing_run
+from aegis.cli.shared import existing_run, refuse_absent
+
+if TYPE_CHECKING:
+    from aegis.runs.run import Run
 
 
 @command(
@@ -44,7 +47,10 @@ def chat(
     from aegis.chat.load import load_models
     from aegis.cli.dialogue import Dialogue
 
+    refuse_absent(gguf)
     run_dir = None if gguf and not run else existing_run(run)
+    if run_dir is not None and not gguf:
+        run_dir.require_finished("train" if live else "export-gguf")
     history = [{"role": "system", "content": system}] if system else []
     sampling = SamplingParams(max_tokens, temperature, seed)
     output.say_that_it_loads()
@@ -71,7 +77,8 @@ def serve(
     from aegis.llama_cpp import serve as run_server
     from aegis.llama_cpp import trained_context
 
-    path = gguf or existing_run(run).first_gguf()
+    refuse_absent(gguf)
+    path = gguf or _exported(existing_run(run))
     length = context or trained_context(path)
     run_server(
         path,
@@ -80,3 +87,8 @@ def serve(
         threads=threads,
         ready=lambda url: progress.result(results.serving(url, path, length), {"url": url, "model": path.stem}),
     )
+
+
+def _exported(run: Run) -> Path:
+    run.require_finished("export-gguf")
+    return run.first_gguf()

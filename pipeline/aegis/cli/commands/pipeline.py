@@ -12,7 +12,7 @@ from aegis.cli import output
 from aegis.cli.commands import setup
 from aegis.cli.options import DryRunOption, FileOption, NewRunOption, OverwriteOption, PresetOption, RunOption
 from aegis.cli.registry import command
-from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run
+from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run, refuse_absent
 from aegis.errors import UsageError
 from aegis.messages import layout
 
@@ -151,10 +151,12 @@ def merge(
         run_dir = existing_run(run)
     elif run or not (adapter and base_model and out):
         raise UsageError("cli.which_to_merge")
-    output.say_that_it_loads()
-    from aegis.stages import merge as stage
-
     with lock_unless_dry_run(run_dir, dry_run):
+        if run_dir is not None:
+            run_dir.require_finished("train")
+        output.say_that_it_loads()
+        from aegis.stages import merge as stage
+
         if run_dir is not None:
             inputs, place = stage.MergeInputs.from_run(run_dir), out or run_dir.merged
         else:
@@ -179,6 +181,7 @@ def import_soul(
     """Convert the original pipeline's soul.pt into a soul.safetensors for merge. No code in it is run."""
     from aegis.cli.screens import results
 
+    refuse_absent(soul)
     output.say_that_it_loads()
     from aegis.stages.import_soul import import_soul as stage
 
@@ -216,10 +219,12 @@ def export_gguf(
     else:
         run_dir = existing_run(run)
         source, place = run_dir.merged, out or run_dir.gguf
-    output.say_that_it_loads()
-    from aegis.stages.export import export_gguf as stage
-
     with lock_unless_dry_run(run_dir, dry_run):
+        if run_dir is not None:
+            run_dir.require_finished("merge")
+        output.say_that_it_loads()
+        from aegis.stages.export import export_gguf as stage
+
         announce_overwrite(place, overwrite=overwrite and not dry_run)
         report = stage(source, place, settings, overwrite=overwrite, dry_run=dry_run)
     progress.result(plan.export_planned(report) if dry_run else results.exported(report), report)

@@ -11,7 +11,7 @@ from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption
 from aegis.cli.registry import command
-from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run
+from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run, refuse_absent
 from aegis.errors import UsageError
 from aegis.messages import layout
 
@@ -40,6 +40,7 @@ def verify(
     if path is not None:
         if run or preset or config or flags:
             raise UsageError("cli.part_or_run")
+        refuse_absent(path)
         output.say_that_it_loads()
         from aegis.stages.verify_file import verify_file
 
@@ -50,6 +51,7 @@ def verify(
         return
     settings = verify_settings(preset, config, flags)
     run_dir = existing_run(run)
+    run_dir.require_finished()
     output.say_that_it_loads()
     if dry_run:
         from aegis.stages.plan_verify import plan_verify
@@ -86,6 +88,7 @@ def quantize_study(
 
     settings = study_settings(preset, config, flags)
     run_dir = existing_run(run)
+    run_dir.require_finished()
     output.say_that_it_loads()
     from aegis.stages.quantize_study import quantize_study as stage
 
