@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aegis.errors import IntegrityError
+from aegis.errors import AegisError, IntegrityError, first_line
 from aegis.messages import phrase
 
 _SECONDS = 20.0
@@ -44,6 +45,21 @@ def empty_model(folder: Path, **options: Any) -> Any:
         return _built(config, **options)
     except Exception as error:  # a model's constructor can raise anything
         raise _refused(folder, error) from error
+
+
+@contextmanager
+def step_of_config(folder: Path) -> Iterator[None]:
+    """Take steps of a model without weights; what they raise is the fault of the config that describes it.
+
+    Raises:
+        IntegrityError: with what torch or transformers raised.
+    """
+    try:
+        yield
+    except AegisError:
+        raise
+    except Exception as error:  # sizes that do not fit together show in any operation
+        raise IntegrityError("base.no_step", path=folder / "config.json", error=first_line(error)) from error
 
 
 def _built(config: Any, **options: Any) -> Any:

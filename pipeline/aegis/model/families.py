@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from aegis.errors import UnsupportedModelError
 from aegis.messages import phrase
+from aegis.model.config_size import check_size
 from aegis.model.shards import HEAD, HEAD_BIAS
 from aegis.model.vocabulary import Vocabulary
 
@@ -112,6 +113,7 @@ def check_family(config: Mapping[str, Any]) -> None:
         raise UnsupportedModelError("families.not_a_decoder", called=called)
     if not _has_native_class(model_type):
         raise UnsupportedModelError("families.no_class", called=called)
+    check_size(config)
     if model_type == "gemma3_text":
         _check_attention_scale(called, config)
 

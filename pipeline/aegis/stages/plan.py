@@ -20,6 +20,7 @@ from aegis.data.training_set import load_training_set
 from aegis.messages import phrase
 from aegis.model.base import Base, peek_base
 from aegis.model.base_states import states_bytes
+from aegis.model.empty import step_of_config
 from aegis.model.device import find_device, free_bytes
 from aegis.model.lora import Coverage
 from aegis.model.trained_base import with_template
@@ -97,7 +98,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         free = free_bytes(device) if device else None
         cap = cap_bytes(train.gpu_memory_gib, device)
         room = min((limit for limit in (free, cap) if limit is not None), default=None)
-        with progress.task(phrase("plan.memory"), 5, "way") as bar:
+        with progress.task(phrase("plan.memory"), 5, "way") as bar, step_of_config(base.folder):
             estimator = MemoryEstimator(base.folder, train, kind, capability)
             bar.advance()
             planner = MemoryPlanner(estimator, train, kind, room)
