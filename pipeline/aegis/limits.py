@@ -33,15 +33,17 @@ ROW_BYTES = 8 << 20
 """A row of data: if a row is longer, the file is almost always broken."""
 ROW_FIELDS = 1 << 14
 """Columns of a CSV file."""
-DOCUMENT_BYTES = 1 << 30
-"""A JSON document that is not JSON Lines, and must be in memory completely."""
-PARQUET_CHUNK_BYTES = 1 << 29
-"""An unpacked column of a row group: 512 MiB; writers make row groups of 128 MiB or less."""
+PARQUET_BYTES = 1 << 31
+PARQUET_SECONDS = 120.0
+"""Memory of the process that unpacks a Parquet file, and its time for each batch: a row group has 128 MiB or less."""
 
-GGUF_HEADER_BYTES = 1 << 27
-GGUF_ARRAY_ITEMS = VOCABULARY
-GGUF_ITEMS = 1 << 22
-"""Values in all arrays: vocabulary, scores, types and merges of the largest vocabulary are one million."""
+GGUF_HEADER_BYTES = 1 << 26
+"""15 MB for a vocabulary of 262,144 tokens."""
+GGUF_ITEMS = 1 << 21
+"""Values of all arrays together: tokens, scores, types and merges of the largest vocabulary are 1.3 million."""
+GGUF_KEYS = 1 << 12
+GGUF_TENSORS = 1 << 17
+GGUF_STRING_BYTES = 1 << 24
 
 
 class TooLarge(ValueError):

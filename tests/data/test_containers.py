@@ -13,10 +13,10 @@ import pyarrow
 import pytest
 
 from aegis.data.dataset import prepare
-from aegis.data.lines import MAX_LINE_BYTES
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import DataError, UsageError
+from aegis.limits import ROW_BYTES
 from tests.conftest import Recorder
 
 ROWS: list[dict[str, Any]] = [{"question": f"Hi {n}?", "answer": f"行\n{n}"} for n in range(5)]
@@ -65,13 +65,13 @@ def test_a_damaged_archive_is_named(tmp_path: Path, kind: str, damage: str) -> N
 @pytest.mark.parametrize("kind", PACK)
 def test_a_packed_line_without_end_is_not_held_in_memory(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"data.jsonl.{kind}"
-    path.write_bytes(PACK[kind](b"x" * (8 * MAX_LINE_BYTES)))
+    path.write_bytes(PACK[kind](b"x" * (8 * ROW_BYTES)))
     tracemalloc.start()
     with pytest.raises(DataError, match="longer than"):
         values(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * MAX_LINE_BYTES
+    assert peak < 4 * ROW_BYTES
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.jsonl.gz"])
@@ -95,7 +95,7 @@ def test_json_is_read_as_people_write_it(tmp_path: Path, name: str, text: str) -
 
 def test_one_line_that_is_too_long_for_a_row_may_be_an_array(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
-    rows = [{"text": "x" * MAX_LINE_BYTES}, {"text": "y"}]
+    rows = [{"text": "x" * ROW_BYTES}, {"text": "y"}]
     for document in (rows, {"rows": rows}):
         path.write_text(json.dumps(document), encoding="utf-8")
         assert values(path) == rows

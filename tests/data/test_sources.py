@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from aegis.data.lines import MAX_LINE_BYTES
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import DataError, EnvironmentFault, UsageError
+from aegis.limits import ROW_BYTES
 
 WriteRows = Callable[..., Path]
 JAPANESE = '{"text": "今日は天気がよいので、散歩に行きました。"}\n'
@@ -74,7 +74,7 @@ def test_tolerated_rows_are_kept_with_their_reasons(write_rows: WriteRows) -> No
     ("line", "reason"),
     [
         (b'{"text": "a\x00b"}', "broken JSON at column 12: Invalid control character"),
-        (b'{"text": "ok"}' + b" " * 10_000_000, f"longer than {MAX_LINE_BYTES:,} bytes"),
+        (b'{"text": "ok"}' + b" " * 10_000_000, f"longer than {ROW_BYTES:,} bytes"),
         (b'{"n": ' + b"9" * 5000 + b"}", "JSON that cannot be read"),
         (b"[" * 100_000, "JSON that cannot be read"),
         (b'{"text": "\xe3\x81"}', "not UTF-8 at byte 11 of the line"),
@@ -92,12 +92,12 @@ def test_a_bad_line_costs_only_itself(tmp_path: Path, line: bytes, reason: str) 
 
 def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_bytes(b"x" * (8 * MAX_LINE_BYTES))
+    path.write_bytes(b"x" * (8 * ROW_BYTES))
     tracemalloc.start()
     refusal(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * MAX_LINE_BYTES
+    assert peak < 4 * ROW_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt", ".csv"])

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegis.data.json_rows import json_rows
-from aegis.data.lines import MAX_LINE_BYTES, read_lines
+from aegis.data.lines import read_lines
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
 from aegis.data.streams import PACKED
 from aegis.errors import DataError, UsageError
+from aegis.limits import PARQUET_BYTES, PARQUET_SECONDS, ROW_BYTES, ROW_FIELDS
 from aegis.messages import phrase
 
 Reader = Callable[["FileSource", Rejects], Iterator[Row]]
@@ -68,8 +69,8 @@ def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
             continue
         document.append(line.text.rstrip("\r\n"))
         size += len(document[-1])
-        if size > MAX_LINE_BYTES:
-            rejects.add(where, phrase("files.long_document", characters=MAX_LINE_BYTES))
+        if size > ROW_BYTES:
+            rejects.add(where, phrase("files.long_document", characters=ROW_BYTES))
             usable, document = False, []
     if document and usable:
         yield Row(where, {"text": "\n".join(document)})
@@ -82,16 +83,26 @@ def _tsv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
 def _csv_rows(source: FileSource, rejects: Rejects, delimiter: str = ",") -> Iterator[Row]:
     """Read values with a header line; a row's place is the line on which it ends."""
 
+    size = 0
+
     def texts() -> Iterator[str]:
+        nonlocal size
         for line in read_lines(source.path, rejects):
             source.position = line.end
             if line.text is not None:
+                size += len(line.text)
+                if size > ROW_BYTES:  # a row goes on over the lines while a quote is open
+                    raise csv.Error(phrase("files.long_row", characters=ROW_BYTES))
                 yield line.text
 
-    csv.field_size_limit(MAX_LINE_BYTES)
+    csv.field_size_limit(ROW_BYTES)
     reader = csv.DictReader(texts(), delimiter=delimiter, strict=True)
     try:
+        if len(reader.fieldnames or ()) > ROW_FIELDS:
+            raise csv.Error(phrase("files.many_columns", most=ROW_FIELDS))
+        size = 0
         for values in reader:
+            size = 0
             where = f"{source.name}:{reader.line_num}"
             if None in values:
                 rejects.add(where, phrase("files.too_many_fields"))
@@ -102,19 +113,25 @@ def _csv_rows(source: FileSource, rejects: Rejects, delimiter: str = ",") -> Ite
 
 
 def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    """Rows of a file that may be a thousand times its size unpacked: another process reads it, in bounded memory."""
+    from aegis.llama_cpp.confined import Confined, Ended, Overdue, TooLarge
 
+    word, number, reader = phrase("files.row"), 0, Confined("aegis.data.parquet_worker")
+    asked: dict[str, object] = {"path": str(source.path.absolute()), "name": source.name}
     try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            word, number = phrase("files.row"), 0
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    source.position = source.total * number / file.metadata.num_rows
+        for answer in reader.stream(asked, seconds=PARQUET_SECONDS, memory_bytes=PARQUET_BYTES):
+            for row in answer.fields["rows"]:
+                number += 1
+                source.position = source.total * number / answer.fields["of"]
+                if row is None:
+                    rejects.add(f"{source.name}:{word} {number}", phrase("files.long_row", characters=ROW_BYTES))
+                else:
                     yield Row(f"{source.name}:{word} {number}", row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError("files.broken_parquet", source_name=source.name, error=str(error)) from error
+    except (TooLarge, Overdue, Ended) as error:
+        what = phrase("files.parquet_bomb", most=PARQUET_BYTES / 1e9, seconds=PARQUET_SECONDS)
+        raise DataError("files.broken_parquet", source_name=source.name, error=what) from error
+    finally:
+        reader.close()
 
 
 READERS: dict[str, Reader] = {

@@ -11,29 +11,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aegis.data.lines import decode_all, read_lines
+from aegis.data.json_stream import JsonStream
+from aegis.data.lines import read_lines
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
 from aegis.data.streams import open_stream
-from aegis.errors import DataError
 from aegis.messages import phrase
-
-MAX_DOCUMENT_BYTES = 1 << 30
-"""A JSON document must be parsed at once; JSON Lines may have any size."""
 
 _HOLDERS = ("data", "rows", "train", "examples", "items", "instances", "records")
 """Keys under which a document may hold the array of its rows."""
 
 _HEAD_BYTES = 4096
 _HOLDS_ROWS = re.compile(rb'\{\s*"(' + "|".join(_HOLDERS).encode() + rb')"\s*:\s*\[')
-_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_rows(path: Path, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
     """Yield each row of a .jsonl, .ndjson or .json file, and the number of bytes read so far, or None if unknown.
 
     Raises:
-        DataError: the file is one JSON document, and broken or too large.
+        DataError: the file is one JSON document, and broken, or a value in it is larger than a row may be.
     """
     if _is_document(path):
         yield from ((row, None) for row in _document_rows(path))
@@ -87,34 +83,43 @@ def _held(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _document_rows(path: Path) -> Iterator[Row]:
-    text = decode_all(path, MAX_DOCUMENT_BYTES)
-    items = list(_documents(path, text))
-    if len(items) == 1 and isinstance(items[0], list):
-        items = items[0]
-    elif len(items) == 1 and isinstance(items[0], dict) and (held := _held(items[0])) is not None:
-        items = held
     word = phrase("files.item")
-    for number, item in enumerate(items, 1):
+    for number, item in enumerate(_items(path), 1):
         yield Row(f"{path}:{word} {number}", item)
 
 
-def _documents(path: Path, text: str) -> Iterator[Any]:
-    """Yield the JSON values of a text, one after the other."""
-    decoder, at = json.JSONDecoder(), 0
-    try:
-        while True:
-            space = _SPACE.match(text, at)
-            at = space.end() if space else at
-            if at >= len(text):
-                return
-            value, at = decoder.raw_decode(text, at)
-            yield value
-    except json.JSONDecodeError as error:
-        raise DataError(
-            "files.broken_document", source_name=path, lineno=error.lineno, broken=_broken(error)
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError("files.broken_json", source_name=path, error=error) from error
+def _items(path: Path) -> Iterator[Any]:
+    """The items of the array, or of the array that the object holds, or the values one behind the other."""
+    stream = JsonStream(path)
+    if stream.peek() == "[":
+        yield from stream.items()
+        stream.end()
+    elif (holder := _holder(path)) is not None:
+        for key in stream.members():
+            if key == holder:
+                yield from stream.items()
+            else:
+                stream.value()
+    else:
+        while stream.peek():
+            yield stream.value()
+
+
+def _holder(path: Path) -> str | None:
+    """As `_held`, of a document that may be too large for memory: the key of its rows, if it is one that holds rows."""
+    stream, arrays, others = JsonStream(path), dict[str, bool](), False
+    if stream.peek() != "{":
+        return None
+    for key in stream.members():
+        if key in _HOLDERS and stream.peek() == "[":
+            kinds = {isinstance(item, dict) for item in stream.items()}
+            arrays[key] = kinds == {True}
+        else:
+            others |= isinstance(stream.value(), list | dict)
+    if stream.peek() or others or len(arrays) != 1:
+        return None
+    ((key, holds_rows),) = arrays.items()
+    return key if holds_rows else None
 
 
 def _broken(error: json.JSONDecodeError) -> str:

@@ -12,12 +12,11 @@ from typing import NamedTuple
 from aegis.data.rejects import Rejects
 from aegis.data.streams import PACKED, open_stream
 from aegis.errors import DataError
+from aegis.limits import ROW_BYTES
 from aegis.messages import phrase
 
-MAX_LINE_BYTES = 8 << 20
-"""Longer lines are refused without being read: such a line is almost always a broken file."""
-
 _SAMPLE_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 20
 _JAPANESE = re.compile(r"[ぁ-ゖァ-ヶ]")
 _HALF_WIDTH = re.compile(r"[\uff61-\uff9f]")  # EUC-JP that is read as cp932 has such characters
 
@@ -40,14 +39,14 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
         _skip_mark(path, file)
         known_utf8 = False
         number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
+        while raw := file.readline(ROW_BYTES + 1):
             number += 1
             where = f"{path}:{number}"
             text = None
-            if len(raw) > MAX_LINE_BYTES:
+            if len(raw) > ROW_BYTES:
                 while raw and not raw.endswith(b"\n"):
                     raw = file.readline(_SAMPLE_BYTES)
-                rejects.add(where, phrase("lines.too_long", bytes=MAX_LINE_BYTES))
+                rejects.add(where, phrase("lines.too_long", bytes=ROW_BYTES))
             else:
                 try:
                     text = raw.decode("utf-8")
@@ -59,24 +58,28 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
             yield Line(where, text, place())
 
 
-def decode_all(path: Path, max_bytes: int) -> str:
-    """Return the text of a UTF-8 file.
+def decoded(path: Path) -> Iterator[str]:
+    """The text of a UTF-8 file, piece by piece.
 
     Raises:
-        DataError: it is in another encoding, or has more than `max_bytes`.
+        DataError: it is in another encoding.
     """
     with open_stream(path) as (file, _):
         _skip_mark(path, file)
-        raw = file.read(max_bytes + 1)
-        if len(raw) > max_bytes:
-            raise DataError("files.huge_array", name=path.name, limit_gb=max_bytes / 1e9)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            number = raw.count(b"\n", 0, error.start) + 1
-            where = f"{path}:{number}"
-            _refuse_other_encoding(path, where, raw[error.start :], file)
-            raise DataError("lines.not_utf8", where=where) from error
+        decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
+        while True:
+            raw = file.read(_PIECE_BYTES)
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                number += error.object.count(b"\n", 0, error.start)
+                _refuse_other_encoding(path, f"{path}:{number}", error.object[error.start :], file)
+                raise DataError("lines.not_utf8", where=f"{path}:{number}") from error
+            number += text.count("\n")
+            if text:
+                yield text
+            if not raw:
+                return
 
 
 def _skip_mark(path: Path, file: BufferedReader) -> None:

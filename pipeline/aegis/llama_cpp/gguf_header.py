@@ -14,14 +14,11 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from aegis.limits import GGUF_HEADER_BYTES, GGUF_ITEMS, GGUF_KEYS, GGUF_STRING_BYTES, GGUF_TENSORS
 from aegis.messages import Bilingual, bilingual
 
 Scalar = str | int | float | bool
 Value = Scalar | list[Scalar]
-
-MAX_HEADER_BYTES = 1 << 27
-MAX_ARRAY_ITEMS = 1 << 20
-"""Four times the largest vocabulary there is. Both bounds keep a damaged length from taking all memory."""
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -79,12 +76,12 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
         )
     n_tensors, n_values = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Value] = {}
-    for _ in cursor.counted(n_values):
+    for _ in cursor.counted(n_values, GGUF_KEYS):
         key = cursor.string()
         if key in metadata:
             raise DamagedGguf(bilingual("gguf_header.key_twice", key=key))
         metadata[key] = cursor.value(cursor.number("I"))
-    declared = [_declaration(cursor) for _ in cursor.counted(n_tensors)]
+    declared = [_declaration(cursor) for _ in cursor.counted(n_tensors, GGUF_TENSORS)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise DamagedGguf(bilingual("gguf_header.alignment", alignment=alignment))
@@ -144,7 +141,8 @@ class _Cursor:
     def __init__(self, data: mmap.mmap) -> None:
         self.position = 0
         self._data = data
-        self._end = min(len(data), MAX_HEADER_BYTES)
+        self._items = 0
+        self._end = min(len(data), GGUF_HEADER_BYTES)
 
     def take(self, size: int) -> bytes:
         start, self.position = self.position, self.position + size
@@ -152,9 +150,9 @@ class _Cursor:
             raise DamagedGguf(bilingual("gguf_header.header_cut_off", end=self._end))
         return self._data[start : self.position]
 
-    def counted(self, count: int) -> Iterator[int]:
-        """`range(count)`, unless not even one byte for each item is left."""
-        if count > self._end - self.position:
+    def counted(self, count: int, most: int = GGUF_ITEMS) -> Iterator[int]:
+        """`range(count)`, unless that is too many, or not even one byte for each item is left."""
+        if count > min(most, self._end - self.position):
             raise DamagedGguf(bilingual("gguf_header.too_many_items", count=count, end=self._end - self.position))
         return iter(range(count))
 
@@ -163,14 +161,18 @@ class _Cursor:
         return value
 
     def string(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8", errors="replace")
+        size = self.number("Q")
+        if size > GGUF_STRING_BYTES:
+            raise DamagedGguf(bilingual("gguf_header.header_cut_off", end=self._end))
+        return self.take(size).decode("utf-8", errors="replace")
 
     def value(self, type_id: int) -> Value:
         if type_id != _ARRAY:
             return self._scalars(type_id, 1)[0]
         item_type, count = self.number("I"), self.number("Q")
-        if count > MAX_ARRAY_ITEMS:
-            raise DamagedGguf(bilingual("gguf_header.huge_array", count=count))
+        self._items += count
+        if self._items > GGUF_ITEMS:
+            raise DamagedGguf(bilingual("gguf_header.huge_array", count=self._items))
         return self._scalars(item_type, count)
 
     def _scalars(self, type_id: int, count: int) -> list[Scalar]:

@@ -30,8 +30,8 @@ def check_size(config: Mapping[str, Any]) -> None:
             raise UnsupportedModelError("families.too_large", key=key, value=value, most=most)
         layers = max(layers, value) if most == LAYERS else layers
         experts = max(experts, value) if most == EXPERTS else experts
-    if layers * experts > EXPERTS_OF_ALL_LAYERS:
-        raise UnsupportedModelError("families.too_large", key="experts", value=layers * experts, most=EXPERTS_OF_ALL_LAYERS)
+    if (both := layers * experts) > EXPERTS_OF_ALL_LAYERS:
+        raise UnsupportedModelError("families.too_large", key="experts", value=both, most=EXPERTS_OF_ALL_LAYERS)
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -20,8 +20,8 @@ from aegis.data.training_set import load_training_set
 from aegis.messages import phrase
 from aegis.model.base import Base, peek_base
 from aegis.model.base_states import states_bytes
-from aegis.model.empty import step_of_config
 from aegis.model.device import find_device, free_bytes
+from aegis.model.empty import step_of_config
 from aegis.model.lora import Coverage
 from aegis.model.trained_base import with_template
 from aegis.runs import disk

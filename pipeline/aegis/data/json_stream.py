@@ -1,0 +1,129 @@
+"""JSON values off a file one after the other, in bounded memory: an array's items, an object's members, any values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aegis.data.lines import decoded
+from aegis.errors import DataError
+from aegis.limits import ROW_BYTES
+from aegis.messages import phrase
+
+_LEAST_HELD = ROW_BYTES + (1 << 16)
+_LONGEST_WORD = 16
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class JsonStream:
+    """A text that is read on as its values are taken; never more than a few values of the largest size are held."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pieces = decoded(path)
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._column = 1, 1  # of the text's first character
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is no space; "" at the end."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read_on()
+
+    def take(self, *characters: str) -> str:
+        """The next character, which has to be one of these.
+
+        Raises:
+            DataError: it is another.
+        """
+        found = self.peek()
+        if found not in characters or not found:
+            raise self._broken(self._at, f"Expecting {' or '.join(map(repr, characters))}")
+        self._at += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, as Python has it.
+
+        Raises:
+            DataError: broken, or larger than a row may be.
+        """
+        self.peek()
+        if not self._ended and len(self._text) - self._at <= _LEAST_HELD:
+            self._read_on()
+        try:
+            value, self._at = self._decoder.raw_decode(self._text, self._at)
+        except json.JSONDecodeError as error:
+            near_end = error.pos > len(self._text) - _LONGEST_WORD or error.msg.startswith("Unterminated")
+            if near_end and not self._ended:
+                raise self._too_long() from None
+            raise self._broken(error.pos, error.msg.removesuffix(" at")) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError("files.broken_json", source_name=self._path, error=error) from error
+        return value
+
+    def items(self) -> Iterator[Any]:
+        """The values of the array that comes next."""
+        self.take("[")
+        if self.peek() == "]":
+            self.take("]")
+            return
+        while True:
+            yield self.value()
+            if self.take(",", "]") == "]":
+                return
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that comes next; who gets one takes its value from the stream before the next."""
+        self.take("{")
+        if self.peek() == "}":
+            self.take("}")
+            return
+        while True:
+            if self.peek() != '"':
+                raise self._broken(self._at, "Expecting property name enclosed in double quotes")
+            key = self.value()
+            self.take(":")
+            yield key
+            if self.take(",", "}") == "}":
+                return
+
+    def end(self) -> None:
+        """Nothing may follow.
+
+        Raises:
+            DataError: something does.
+        """
+        if self.peek():
+            raise self._broken(self._at, "Extra data")
+
+    def _read_on(self) -> None:
+        """Forget what has been taken, and hold what one row may have at most, if there is as much."""
+        gone = self._text[: self._at]
+        self._line += gone.count("\n")
+        self._column = len(gone) - gone.rfind("\n") if "\n" in gone else self._column + len(gone)
+        pieces, size = [self._text[self._at :]], len(self._text) - self._at
+        while size <= ROW_BYTES + ROW_BYTES // 4 and not self._ended:
+            piece = next(self._pieces, "")
+            self._ended = not piece
+            pieces.append(piece)
+            size += len(piece)
+        self._text, self._at = "".join(pieces), 0
+
+    def _broken(self, at: int, message: str) -> DataError:
+        before = self._text[:at]
+        line = self._line + before.count("\n")
+        column = at - before.rfind("\n") if "\n" in before else self._column + at
+        broken = phrase("files.broken", column=column, error=message)
+        return DataError("files.broken_document", source_name=self._path, lineno=line, broken=broken)
+
+    def _too_long(self) -> DataError:
+        line = self._line + self._text[: self._at].count("\n")
+        return DataError("files.long_value", source_name=self._path, line=line, most=ROW_BYTES / 1e6)

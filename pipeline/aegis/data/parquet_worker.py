@@ -1,0 +1,59 @@
+"""Rows of a Parquet file, read in a confined process: a few bytes of it may stand for gigabytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from aegis.errors import DataError
+from aegis.limits import ROW_BYTES
+from aegis.llama_cpp.confined import Caller, Message
+
+_BATCH_ROWS = 256
+
+
+def answers(request: Message, caller: Caller) -> Iterator[Message]:
+    """Yield rows as JSON has them, in their order; None stands for one that is too long.
+
+    A value that JSON has no form for, a date or bytes, becomes an object with the name of its type, which is no text.
+
+    Raises:
+        DataError: it is not a Parquet file, or a damaged one.
+    """
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        with pyarrow.parquet.ParquetFile(request.fields["path"], pre_buffer=False) as file:
+            rows: list[Any] = []
+            size, of = 0, file.metadata.num_rows
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
+                for place in range(batch.num_rows):
+                    (row,) = batch.slice(place, 1).to_pylist()
+                    length = _length(row)
+                    rows.append(_as_json(row) if length <= ROW_BYTES else None)
+                    size += length
+                    if size > ROW_BYTES:
+                        yield Message({"rows": rows, "of": of})
+                        rows, size = [], 0
+                if rows:
+                    yield Message({"rows": rows, "of": of})
+                    rows, size = [], 0
+    except MemoryError:  # pyarrow's is an ArrowException as well
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError("files.broken_parquet", source_name=request.fields["name"], error=str(error)) from error
+
+
+def _length(value: Any) -> int:
+    """About as many characters as JSON needs for it."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + _length(inner) for key, inner in value.items())
+    return sum(map(_length, value)) if isinstance(value, list | tuple) else 8
+
+
+def _as_json(row: Any) -> Any:
+    return json.loads(json.dumps(row, default=lambda value: {type(value).__name__: None}))
