@@ -145,7 +145,7 @@ def test_a_file_without_a_template_and_a_template_that_refuses(f16: Path, tmp_pa
     ):
         runtime.chat_tokens([{"role": "user", "content": "桃"}])
     (tmp_path / "broken.gguf").write_bytes(data.replace(b"message['content']", b"message|no_filter_"))
-    with pytest.raises(IntegrityError, match="no_filter_"):
+    with pytest.raises(DataError, match="no_filter_"):
         Runtime(tmp_path / "broken.gguf", n_ctx=64, threads=1)
 
 

@@ -22,6 +22,7 @@ from aegis.llama_cpp.quantize import (
     refuse_without_imatrix,
 )
 from aegis.llama_cpp.recipe import tensor_types
+from aegis.llama_cpp.rendering import Raised, chat_text, chat_texts
 from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
 from aegis.llama_cpp.runtime import Runtime
 from aegis.llama_cpp.serving import serve
@@ -33,10 +34,13 @@ __all__ = [
     "QUANT_TYPES",
     "GgufFile",
     "Message",
+    "Raised",
     "Runtime",
     "TensorInfo",
     "Value",
     "adds_begin_token",
+    "chat_text",
+    "chat_texts",
     "convert",
     "dequantize_rows",
     "describe_library",

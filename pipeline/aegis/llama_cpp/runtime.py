@@ -11,14 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis.errors import DataError, EnvironmentFault, IntegrityError, UsageError
+from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp._log import captured_log
 from aegis.llama_cpp.amx import keep_from_amx
-from aegis.llama_cpp.chat_template import ChatTemplate, Message
+from aegis.llama_cpp.chat_template import ChatTemplate, Message, refuse_unusable_templates
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.text_stream import joined
 from aegis.llama_cpp.threads import default_threads
@@ -54,6 +53,7 @@ class Runtime:
             UsageError: there is no such file.
             IntegrityError: it is damaged, or llama.cpp cannot run it.
             EnvironmentFault: there is not enough memory for the context.
+            DataError: its chat template cannot be compiled in bounds.
         """
         import llama_cpp
 
@@ -153,14 +153,11 @@ class Runtime:
 
         Raises:
             IntegrityError: the file has no chat template.
-            DataError: the template refuses the conversation.
+            DataError: the template refuses the conversation, does not finish, or takes too much memory.
         """
         if not self._template:
             raise IntegrityError("runtime.no_chat_template", path=self.path)
-        try:
-            rendered = self._template(messages=[dict(message) for message in messages])
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise DataError("runtime.template_refuses", error=str(error)) from error
+        rendered = self._template(messages=[dict(message) for message in messages])
         return self.tokenize(rendered.prompt, add_bos=not rendered.added_special)
 
     def close(self) -> None:
@@ -226,7 +223,8 @@ def _load(path: Path, n_ctx: int, threads: int, **options: bool) -> Any:
     """Load the binding's own object; an error has llama.cpp's last log lines."""
     import llama_cpp
 
-    GgufFile(path).close()  # llama.cpp may abort() on a damaged file, and end this process
+    with GgufFile(path) as file:  # llama.cpp may abort() on a damaged file, and end this process
+        refuse_unusable_templates(file.metadata)
     log = captured_log()
     log.clear()
     keep_from_amx()
@@ -244,5 +242,3 @@ def _load(path: Path, n_ctx: int, threads: int, **options: bool) -> Any:
         if "llama_context" in str(error):
             raise EnvironmentFault("runtime.no_context", n_ctx=n_ctx, text=text) from error
         raise IntegrityError("runtime.cannot_load", path=path, text=text) from error
-    except jinja2.TemplateError as error:
-        raise IntegrityError("runtime.broken_chat_template", path=path, error=str(error)) from error

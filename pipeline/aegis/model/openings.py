@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
-from aegis.data.deadline import within
-from aegis.llama_cpp import with_begin_token
+from aegis.errors import DataError
+from aegis.llama_cpp import chat_text, with_begin_token
 
 _QUESTION = "AEGIS7question"
 """A placeholder for the user's text; no template contains it."""
@@ -42,13 +41,9 @@ def _chat_opening(tokenizer: Any) -> Opening | None:
     if not tokenizer.chat_template:
         return None
 
-    def render() -> str:
-        messages = [{"role": "user", "content": _QUESTION}]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
     try:
-        text = within(RENDER_SECONDS, render, memory_bytes=RENDER_BYTES)
-    except Exception:  # a template is a program and can raise anything; the base then writes documents only
+        text = chat_text(tokenizer, [{"role": "user", "content": _QUESTION}], prompt=True)
+    except DataError:  # the base then writes documents only
         return None
     before, found, after = text.partition(_QUESTION)
     if not found:

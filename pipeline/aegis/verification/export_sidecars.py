@@ -17,7 +17,6 @@ from aegis.model.base import load_tokenizer, read_config
 from aegis.model.context import context_tokens
 from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
 from aegis.report.card import CardFile, gguf_card
-from aegis.verification.texts import in_time
 
 MODELFILE = "Modelfile"
 
@@ -35,11 +34,12 @@ def write_export_sidecars(
         remarks: print what the Modelfile cannot reproduce of the chat template.
 
     Raises:
-        IntegrityError: the folder's generation_config or chat template cannot be read.
+        IntegrityError: the folder's generation_config cannot be read.
+        DataError: its chat template cannot be used.
     """
     config, tokenizer = read_config(model), load_tokenizer(model)
     context = context_tokens(config)
-    dialogue = in_time(lambda: dialogue_of(tokenizer))
+    dialogue = dialogue_of(tokenizer)
     if remarks:
         _say_what_is_lost(tokenizer, dialogue)
     ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens(model, config)) if token]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from aegis.data.chat import RENDER_BYTES, RENDER_SECONDS
-from aegis.data.deadline import within
 from aegis.data.packing import Windows
-from aegis.errors import AegisError, DataError, IntegrityError, UsageError
-from aegis.llama_cpp import Message
-
-T = TypeVar("T")
-
+from aegis.errors import DataError, UsageError
+from aegis.llama_cpp import Message, Raised, chat_texts
 
 HARD_STRINGS = (
     "こんにちは。", "吾輩は猫である。名前はまだ無い。", "東京都千代田区１丁目２番３号", "ｶﾀｶﾅとカタカナ",
@@ -108,27 +103,17 @@ def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
         for question, answer in itertools.pairwise([*texts, *texts[:1]])
     ]
 
-    def render() -> list[str]:
-        try:
-            return [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-        except Exception:  # a template may refuse a chat with any exception
-            return []
-
-    return in_time(render)
+    found = chat_texts(tokenizer, chats, prompt=False)
+    written = [text for text in found if not isinstance(text, Raised)]
+    return written if len(written) == len(chats) else []
 
 
 def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
     """Return the chats that the tokenizer's template accepts; none without a template."""
 
-    def accepts(messages: tuple[Message, ...]) -> bool:
-        try:
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception:  # a template may refuse a role with any exception
-            return False
-        return True
-
     if not tokenizer.chat_template:
         return []
+<<<<<<< HEAD
     return in_time(lambda: [messages for messages in (*CONVERSATIONS, WITH_SYSTEM) if accepts(messages)])
 
 
@@ -146,3 +131,8 @@ def in_time(work: Callable[[], T]) -> T:
         raise IntegrityError("export.template_hangs", error=str(error)) from None
     except Exception as error:  # a template is a program: it can raise anything
         raise IntegrityError("text.template_fails", name=type(error).__name__, error=error) from error
+=======
+    chats = (*CONVERSATIONS, WITH_SYSTEM)
+    found = chat_texts(tokenizer, chats, prompt=True)
+    return [chat for chat, text in zip(chats, found, strict=True) if not isinstance(text, Raised)]
+>>>>>>> d18318d (Strangers' chat templates are compiled and rendered in a confined process, for chat, serve, export and verify)

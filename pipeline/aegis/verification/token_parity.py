@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aegis.llama_cpp import Message, Runtime, with_begin_token
+from aegis.llama_cpp import Message, Runtime, chat_text, with_begin_token
 from aegis.messages import Bilingual, bilingual
-from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversations_for, in_time
+from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversations_for
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
     """Tokenize hard strings, `texts` and chats in transformers and in llama.cpp.
 
     Raises:
-        IntegrityError: a chat template, the tokenizer's or the file's, does not finish or fails.
+        DataError: a chat template, the tokenizer's or the file's, does not finish or fails.
     """
     wrong: list[Bilingual] = []
     composed = False
@@ -59,7 +59,7 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
 
 
 def _their_ids(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
-    return in_time(lambda: runtime.chat_tokens(list(messages)))
+    return runtime.chat_tokens(list(messages))
 
 
 def _composed(text: str) -> str:
@@ -91,7 +91,7 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     one and the template has not written it.
 
     Raises:
-        IntegrityError: the template does not finish or fails.
+        DataError: the template does not finish or fails.
     """
-    text = in_time(lambda: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    text = chat_text(tokenizer, messages, prompt=True)
     return with_begin_token(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)

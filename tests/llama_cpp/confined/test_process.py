@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from aegis.errors import DataError
-from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge, running
+from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge, process
 
 STRANGE = "tests.llama_cpp.confined.strange"
 SECONDS = 60.0
@@ -78,7 +78,8 @@ def test_where_the_system_refuses_no_memory_the_process_is_watched(
     confined: Confined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows and macOS: it is killed when it has grown too far."""
-    monkeypatch.setattr(running, "HAS_MEMORY_LIMIT", False)
+    envelope = process._envelope
+    monkeypatch.setattr(process, "_envelope", lambda *request: envelope(*request[:-1], None))
     with pytest.raises(TooLarge):
         confined.ask({"do": "climb"}, seconds=SECONDS, memory_bytes=100 << 20)
     assert recalled(confined)["kept"] == []

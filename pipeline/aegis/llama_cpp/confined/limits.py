@@ -27,11 +27,12 @@ def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
         return
     import resource
 
-    before = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)}
+    before = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CPU)}
     try:
         if memory_bytes is not None and HAS_MEMORY_LIMIT:
-            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes)
+            # data and stacks, as the limit counts them; address space that is only reserved is no memory
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+            _lower(resource.RLIMIT_DATA, pages * resource.getpagesize() + memory_bytes)
         if seconds is not None:
             used = resource.getrusage(resource.RUSAGE_SELF)
             spent = used.ru_utime + used.ru_stime
@@ -40,6 +41,20 @@ def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
     finally:
         for kind, limits in before.items():
             resource.setrlimit(kind, limits)
+
+
+def private_bytes(pid: int) -> int:
+    """Memory of a process that no file gives back: a mapped model's weights are not counted. 0 if there is none."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        found = process.memory_info()
+        if sys.platform == "darwin":
+            return int(process.memory_full_info().uss)
+        return int(found.private if sys.platform == "win32" else found.rss - found.shared)
+    except psutil.Error:
+        return 0
 
 
 def forget_inherited_limits() -> None:

@@ -18,7 +18,7 @@ from typing import IO
 from aegis import errors
 from aegis.llama_cpp.confined import frames
 from aegis.llama_cpp.confined.frames import Message
-from aegis.llama_cpp.confined.limits import HAS_MEMORY_LIMIT
+from aegis.llama_cpp.confined.limits import private_bytes
 from aegis.messages.safe import printable
 
 _WORKER = Path(__file__).with_name("_worker.py")
@@ -97,9 +97,9 @@ class Running:
 
     def answer(self, seconds: float, memory_bytes: int | None) -> Message | None:
         """The next answer to the request, or None after the last."""
-        message = self._next(seconds, None if HAS_MEMORY_LIMIT else memory_bytes)
+        message = self._next(seconds, memory_bytes)
         while "under_way" in message.fields:
-            message = self._next(seconds, None if HAS_MEMORY_LIMIT else memory_bytes)
+            message = self._next(seconds, memory_bytes)
         fields = message.fields
         if "reply" in fields:
             return Message(fields["reply"], message.blob)
@@ -132,7 +132,7 @@ class Running:
 
     def _next(self, seconds: float, memory_bytes: int | None) -> Message:
         until = time.monotonic() + seconds
-        before = _resident(self.child.pid) if memory_bytes is not None else 0
+        before = private_bytes(self.child.pid) if memory_bytes is not None else 0
         while True:
             with suppress(queue.Empty):
                 message = self._answers.get(timeout=min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
@@ -142,7 +142,7 @@ class Running:
             if time.monotonic() > until:
                 self.end()
                 raise Overdue
-            if memory_bytes is not None and _resident(self.child.pid) > before + memory_bytes:
+            if memory_bytes is not None and private_bytes(self.child.pid) > before + memory_bytes:
                 self.end()
                 raise TooLarge
 
@@ -164,14 +164,6 @@ def _keep_lines(stream: IO[bytes], lines: deque[str]) -> None:
     with stream:
         while line := stream.readline(1 << 16):
             lines.append(printable(line.decode("utf-8", "replace").rstrip())[:_LINE_CHARS])
-
-
-def _resident(pid: int) -> int:
-    import psutil
-
-    with suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
-    return 0
 
 
 def _end(child: subprocess.Popen[bytes], owner: int) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from aegis.errors import DataError
 from aegis.llama_cpp.begin_token import adds_begin_token
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
+from aegis.llama_cpp.rendering import Raised, chat_texts
 
 Render = Callable[[Sequence[Message], bool], str]
 """The model's chat template: takes messages, and whether to add the generation prompt; returns the text."""
@@ -54,7 +56,11 @@ _HABITS: tuple[tuple[str, list[Message]], ...] = (
 
 
 def dialogue_of(tokenizer: Any) -> Dialogue | None:
-    """Return the chat format of a transformers tokenizer's template; None if literal text cannot describe it."""
+    """Return the chat format of a transformers tokenizer's template; None if literal text cannot describe it.
+
+    Raises:
+        DataError: the template cannot be compiled, does not finish, or takes too much memory.
+    """
     if not tokenizer.chat_template:
         return None
     try:
@@ -63,9 +69,9 @@ def dialogue_of(tokenizer: Any) -> Dialogue | None:
         return None
 
     def render(messages: Sequence[Message], cue: bool, template: str = _NO_CALENDAR + template) -> str:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=cue, chat_template=template
-        )
+        (text,) = chat_texts(tokenizer, [messages], prompt=cue, source=template)
+        if isinstance(text, Raised):
+            raise ValueError(text)
         return text
 
     # llama.cpp and Ollama add the begin token if the tokenizer does
@@ -95,6 +101,8 @@ def take_apart(render: Render, special_tokens: Sequence[str], bos_token: str | N
     def text_of(messages: Sequence[Message], cue: bool = True) -> str | None:
         try:
             text = render(messages, cue)
+        except DataError:  # it does not finish: nor would it the next time
+            raise
         except Exception:  # a template may refuse a conversation with any exception
             return None
         return text[len(bos_token) :] if bos_token and text.startswith(bos_token) else text

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from aegis.errors import EnvironmentFault, IntegrityError
+from aegis.llama_cpp.chat_template import refuse_unusable_templates
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.threads import default_threads
 
@@ -39,6 +40,7 @@ def serve(
         EnvironmentFault: the server's packages are not installed, the port is taken, or memory is short.
         UsageError: no such file.
         IntegrityError: it is damaged, or has no chat template.
+        DataError: its chat template cannot be compiled in bounds.
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         wanted = f"llama-cpp-python[server]=={metadata.version('llama-cpp-python')}"
@@ -48,6 +50,7 @@ def serve(
     with GgufFile(path) as file:
         if not file.metadata.get("tokenizer.chat_template"):
             raise IntegrityError("server.no_chat_template", path=path)
+        refuse_unusable_templates(file.metadata)
     with _bound(port) as listener:
         import uvicorn
 

@@ -1,0 +1,101 @@
+"""Strangers' chat templates, rendered in a confined process: the one place that every command renders them through.
+
+A template is a program. It may loop for ever, double a text until no memory is left, or raise a number to a power in
+one instruction, which holds Python's lock so that neither a deadline nor Ctrl-C reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from aegis.errors import DataError
+from aegis.llama_cpp.confined import Confined, Ended, Failed, Overdue, TooLarge
+
+RENDER_SECONDS = 60.0
+"""Time for one batch of chats; an honest template takes microseconds for each."""
+RENDER_BYTES = 256 << 20
+"""Memory for it, beside a few copies of the text itself."""
+COPIES = 16
+
+Flavour = Literal["transformers", "llama.cpp"]
+_confined = Confined("aegis.llama_cpp._rendering_worker")
+
+
+class Raised(NamedTuple):
+    """What a template raised instead of writing a text: the exception's class, and its words."""
+
+    kind: str
+    text: str
+
+    def error(self) -> DataError:
+        """It as a failure: the template's."""
+        return DataError("rendering.raises", name=self.kind, error=self.text)
+
+
+def render(flavour: Flavour, source: str, calls: Sequence[Mapping[str, object]]) -> list[str | Raised]:
+    """Render a template once for each of `calls`, its variables.
+
+    Args:
+        flavour: whose environment, and whose functions and filters.
+        source: the template.
+
+    Raises:
+        DataError: it cannot be compiled, does not finish, or takes too much memory.
+    """
+    fields: dict[str, object] = {"flavour": flavour, "source": source, "calls": list(calls)}
+    memory_bytes = RENDER_BYTES + COPIES * (len(source) + _size(fields["calls"]))
+    try:
+        answer = _confined.ask(fields, seconds=RENDER_SECONDS, memory_bytes=memory_bytes)
+    except Failed as error:
+        raise DataError("rendering.unusable", name=error.kind, error=str(error)) from error
+    except (Overdue, TooLarge, Ended) as error:
+        raise out_of_bounds(error, RENDER_SECONDS) from error
+    return [Raised(*found) if isinstance(found, list) else found for found in answer.fields["rendered"]]
+
+
+def out_of_bounds(error: Overdue | TooLarge | Ended, seconds: float) -> DataError:
+    """What a confined process's end says of the template, or the tokenizer, that it was given."""
+    if isinstance(error, Overdue):
+        return DataError("rendering.hangs", seconds=seconds)
+    if isinstance(error, TooLarge):
+        return DataError("rendering.too_large")
+    return DataError("rendering.ended", how=str(error))
+
+
+def chat_texts(
+    tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, object]]], *, prompt: bool, source: str | None = None
+) -> list[str | Raised]:
+    """Conversations through the template of a transformers tokenizer, as `apply_chat_template` writes them.
+
+    Args:
+        prompt: end with what opens the assistant's turn.
+        source: a template instead of the tokenizer's.
+
+    Raises:
+        DataError: as `render`.
+    """
+    shared = {"tools": None, "documents": None, "add_generation_prompt": prompt, **tokenizer.special_tokens_map}
+    calls = [{**shared, "messages": [dict(message) for message in messages]} for messages in conversations]
+    try:
+        source = source or tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none of them the default
+        return [Raised("ValueError", str(error)) for _ in calls]
+    return render("transformers", source, calls)
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, object]], *, prompt: bool) -> str:
+    """One conversation; raises DataError also where the template raises."""
+    (found,) = chat_texts(tokenizer, [messages], prompt=prompt)
+    if isinstance(found, Raised):
+        raise found.error()
+    return found
+
+
+def _size(value: object) -> int:
+    """Bytes of the texts in a value, four a character at most."""
+    if isinstance(value, str):
+        return 4 * len(value)
+    if isinstance(value, Mapping):
+        return sum(_size(key) + _size(inner) for key, inner in value.items())
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
