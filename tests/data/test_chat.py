@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from aegis.data.chat import Encoder, Example
+from aegis.data.chat import Encoder
+from aegis.data.example import Example
 from aegis.data.records import Chat, Plain, Record
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError, UnsupportedModelError
@@ -220,10 +221,29 @@ def test_a_template_reaches_nothing_of_python(byte_level: MakeTokenizer) -> None
 
 def test_a_template_that_does_not_end_is_stopped(byte_level: MakeTokenizer) -> None:
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
-    started = time.monotonic()
-    message = refusal(byte_level(loops), chat("Hi", "Hello"), render_seconds=0.3)
-    assert "does not finish" in message
-    assert time.monotonic() - started < 5
+    with pytest.raises(DataError) as refused:
+        encode(byte_level(loops), chat("Hi", "Hello"), seconds=0.3)
+    assert refused.value.key == "rendering.hangs"
+
+
+def test_a_template_that_works_inside_one_call_or_takes_all_memory_is_stopped(byte_level: MakeTokenizer) -> None:
+    """Neither gives Python's lock back, nor is a row's own refusal."""
+    power = "{% set x = 3**(messages|length * 10**8) %}"
+    doubling = "{% set box = namespace(x='a') %}{% for i in range(64) %}{% set box.x = box.x + box.x %}{% endfor %}"
+    for template in (power, doubling):
+        with pytest.raises(DataError) as refused:
+            encode(byte_level(template), chat("Hi", "Hello"), seconds=0.5 if template == power else 60)
+        assert refused.value.key in ("rendering.hangs", "rendering.too_large")
+    tokenizer = byte_level(CHATML, ["<|im_start|>", "<|im_end|>"])
+    assert learnt(tokenizer, encode(tokenizer, chat("Hi", "Hello"))) == ["Hello<|im_end|>"]
+
+
+def test_a_normalizer_that_writes_a_megabyte_per_letter_is_stopped(byte_level: MakeTokenizer) -> None:
+    tokenizer = byte_level(CHATML, ["<|im_start|>", "<|im_end|>"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("春", "h" * 2**20)
+    with pytest.raises(DataError) as refused:
+        encode(tokenizer, chat("Hi", "春" * 4000))
+    assert refused.value.key in ("rendering.hangs", "rendering.too_large", "rendering.ended")
 
 
 def test_one_bad_row_of_a_batch_costs_only_itself(phi: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aegis.data.chat import Example
+from aegis.data.example import Example
 from aegis.data.packing import Batch, Pieces, pack
 
 MakeModel = Callable[[str], Any]

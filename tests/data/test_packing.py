@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aegis.data.chat import Example
+from aegis.data.example import Example
 from aegis.data.packing import IGNORED, Pieces, Windows, cut, pack
 
 PAD = 9

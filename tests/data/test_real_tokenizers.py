@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from aegis.data.chat import Encoder, Example
+from aegis.data.chat import Encoder
+from aegis.data.example import Example
 from aegis.data.records import Chat, Message, Plain
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError

@@ -25,12 +25,11 @@ from safetensors.torch import save as save_tensors
 
 from aegis.config.resolve import resolve
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.data.chat import RENDER_BYTES, Encoder
+from aegis.data.chat import Encoder
 from aegis.data.dataset import prepare
-from aegis.data.deadline import within
 from aegis.data.records import Chat
 from aegis.data.rejects import Rejects
-from aegis.errors import AegisError, IntegrityError
+from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile, trained_context
 from aegis.llama_cpp.ollama.probing import dialogue_of
 from aegis.model.adapter import load_adapter
@@ -271,10 +270,8 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
         chat = Chat([{"role": "user", "content": "春は"}, {"role": "assistant", "content": "桜でござる。"}], "row 1")
         rejects = Rejects("data")
         try:
-            Encoder(tokenizer, render_seconds=0.3).encode([chat], rejects)
-            within(0.3, lambda: dialogue_of(tokenizer), memory_bytes=RENDER_BYTES)
-        except TimeoutError as error:
-            raise IntegrityError("export.template_hangs", error=error) from error
+            Encoder(tokenizer, seconds=0.3).encode([chat], rejects)
+            dialogue_of(tokenizer)
         finally:
             tokenizer.chat_template = template_of_base
         rejects.check()

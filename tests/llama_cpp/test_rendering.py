@@ -73,7 +73,6 @@ def test_what_does_not_end_or_takes_all_memory_is_refused(
     flavour: Any, source: str, keys: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = {"messages": CHAT, "bos_token": "", "eos_token": ""}
-    assert render(flavour, "honest", [call]) == ["honest"]
     monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.5 if "rendering.hangs" in keys else 60.0)
     with pytest.raises(DataError) as refused:
         render(flavour, source, [call])
@@ -90,7 +89,6 @@ def test_a_file_whose_template_cannot_even_be_compiled_is_refused(
     # the same length, so that the file stays whole
     assert data.count(b"{{ '<|assistant|>\n' }}") == 1
     (tmp_path / "x.gguf").write_bytes(data.replace(b"{{ '<|assistant|>\n' }}", b"{{ 3**(10**8)       }}"))
-    render("llama.cpp", "honest", [])
     monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.5)
     with pytest.raises(DataError) as refused:
         Runtime(tmp_path / "x.gguf", n_ctx=64, threads=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aegis.config.settings import TrainConfig
-from aegis.data.chat import Example
+from aegis.data.example import Example
 from aegis.data.packing import IGNORED, Pieces, Windows, pack
 from aegis.errors import EnvironmentFault
 from aegis.training.batch import BatchShape, MicroBatch

@@ -16,7 +16,8 @@ import numpy as np
 
 from aegis import progress
 from aegis.data import cache
-from aegis.data.chat import Encoder, Example
+from aegis.data.chat import Encoder
+from aegis.data.example import Example
 from aegis.data.formats import records
 from aegis.data.heldout import pieces_of, row_key
 from aegis.data.heldout import split as split_rows

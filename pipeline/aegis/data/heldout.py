@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis.data.chat import Example
+from aegis.data.example import Example
 
 
 def row_key(pieces: list[Example], seed: int) -> int:

@@ -7,7 +7,7 @@ from array import array
 
 import numpy as np
 
-from aegis.data.chat import Example
+from aegis.data.example import Example
 
 
 class Lengths:

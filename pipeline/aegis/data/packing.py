@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis.data.chat import Example
+from aegis.data.example import Example
 from aegis.data.order import permutation
 from aegis.data.tokens import Codes, TokenFile, encoded, ids_of
 

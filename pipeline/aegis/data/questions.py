@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from aegis.data.chat import Encoder, Example
+from aegis.data.chat import Encoder
+from aegis.data.example import Example
 from aegis.data.formats import records
 from aegis.data.packing import Windows, cut
 from aegis.data.records import Chat, Record

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jinja2
 
 from aegis.data.records import Message
 from aegis.data.rejects import RowError
 from aegis.data.thoughts import is_thought_tag
+from aegis.data.tokenizer_parts import TokenizerParts
 from aegis.errors import DataError
 from aegis.messages import phrase
 
 _PROBE = ("first", "second", "third", "fourth")
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
-_NAMED = ("bos_token", "eos_token", "pad_token")
 _ENDS_GENERATION = re.compile(
     r"<\|(endoftext|end_of_text|eot_id|eom_id|im_end|end|return|call)\|>|<end_of_turn>|<EOT>|</s>|<eos>"
 )
@@ -31,12 +30,12 @@ class ChatTemplate:
     than text. The copy takes longer than rendering, and a chat is rendered once per answer.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, parts: TokenizerParts) -> None:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self._compiled = _compile_jinja_template
-        self._tokenizer = tokenizer
-        self._special_tokens = tokenizer.special_tokens_map
+        self._parts = parts
+        self._special_tokens = parts.special_tokens
 
     def render(
         self,
@@ -58,7 +57,7 @@ class ChatTemplate:
             DataError: it cannot be used at all.
         """
         try:
-            template = self._compiled(self._tokenizer.get_chat_template(tools=tools))
+            template = self._compiled(self._source(tools))
             text = template.render(
                 messages=messages,
                 tools=tools,
@@ -68,7 +67,9 @@ class ChatTemplate:
                 **(variables or {}),
             )
         except (jinja2.exceptions.SecurityError, jinja2.TemplateSyntaxError) as error:
-            raise DataError("chat.template_unusable", name=type(error).__name__, error=error) from error
+            raise DataError("rendering.unusable", name=type(error).__name__, error=error) from error
+        except MemoryError:
+            raise
         except Exception as error:  # a template is a program: it can raise anything
             raise RowError(phrase("chat.template_refuses", name=type(error).__name__, error=error)) from error
         return str(text)
@@ -77,7 +78,13 @@ class ChatTemplate:
         """Whether the template uses a variable, or a message's key, that a row may set."""
         if variable in _OWN_VARIABLES or variable in self._special_tokens:
             return False
-        return re.search(rf"\b{re.escape(variable)}\b", self._tokenizer.get_chat_template(tools=tools)) is not None
+        return re.search(rf"\b{re.escape(variable)}\b", self._source(tools)) is not None
+
+    def _source(self, tools: list[dict[str, object]] | None) -> str:
+        source = self._parts.template if tools is None else self._parts.tools_template
+        if source is None:
+            raise ValueError(self._parts.no_default)
+        return source
 
     def turn_tokens(self, added: Sequence[str]) -> frozenset[str] | None:
         """Return the added tokens that open and end a plain chat's turns; None if the template refuses such a chat.
@@ -107,16 +114,15 @@ class ControlTokens:
         template: the tokenizer's template, if it has one.
     """
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate | None) -> None:
-        added = {token_id: token for token_id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        contents = [token.content for token in added.values()]
+    def __init__(self, parts: TokenizerParts, template: ChatTemplate | None) -> None:
+        added = [(number, text) for number, text, _ in parts.added if text.strip()]
+        contents = [text for _, text in added]
         turns = template.turn_tokens(contents) if template else frozenset()
-        named = {getattr(tokenizer, name) for name in _NAMED}
-        ending = {text for text in contents if text in named or _ENDS_GENERATION.fullmatch(text)}
-        special = {token.content for token in added.values() if token.special}
+        ending = {text for text in contents if text in parts.named or _ENDS_GENERATION.fullmatch(text)}
+        special = {text for _, text, is_special in parts.added if is_special and text.strip()}
         # the template refuses a plain chat, so any added token may open or end a turn
         of_turns = ending | (set(contents) if turns is None else turns)
-        self.enders = frozenset(token_id for token_id, token in added.items() if token.content in of_turns)
+        self.enders = frozenset(number for number, text in added if text in of_turns)
         """Ids of the tokens that may end a turn."""
         in_answers = ending | special if turns is None else of_turns
         self._in_answers = _any_of(in_answers)

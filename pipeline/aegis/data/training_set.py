@@ -12,8 +12,9 @@ from typing import Any
 
 from aegis.config.presets import DEMO
 from aegis.config.settings import TrainConfig
-from aegis.data.chat import Encoded, Encoder
+from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
+from aegis.data.example import Encoded
 from aegis.data.formats import records
 from aegis.data.questions import heldout_questions
 from aegis.data.rejects import Rejects

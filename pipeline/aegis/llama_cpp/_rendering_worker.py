@@ -13,8 +13,14 @@ _Render = Callable[[dict[str, Any]], str]
 
 
 def answers(message: Message, caller: Caller) -> Iterator[Message]:
-    """Compile `source`, and give out what each of `calls` makes of it: a text, or what it raised."""
+    """Compile `source`, and give out what each of `calls` makes of it: a text, or what it raised.
+
+    Before that, once, load what compiles it.
+    """
     fields = message.fields
+    if "source" not in fields:
+        _compiled(fields["flavour"], "")
+        return
     render = _compiled(fields["flavour"], fields["source"])
     yield Message({"rendered": [_outcome(render, call) for call in fields["calls"]]})
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from aegis.errors import DataError
-from aegis.llama_cpp.confined import Confined, Ended, Failed, Overdue, TooLarge
+from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge
 
 RENDER_SECONDS = 60.0
 """Time for one batch of chats; an honest template takes microseconds for each."""
@@ -19,7 +19,11 @@ RENDER_BYTES = 256 << 20
 COPIES = 16
 
 Flavour = Literal["transformers", "llama.cpp"]
-_confined = Confined("aegis.llama_cpp._rendering_worker")
+_WORKER = "aegis.llama_cpp._rendering_worker"
+_confined: dict[Flavour, Confined] = {
+    "transformers": Confined(_WORKER, Message({"flavour": "transformers"})),
+    "llama.cpp": Confined(_WORKER, Message({"flavour": "llama.cpp"})),
+}
 
 
 class Raised(NamedTuple):
@@ -46,7 +50,7 @@ def render(flavour: Flavour, source: str, calls: Sequence[Mapping[str, object]])
     fields: dict[str, object] = {"flavour": flavour, "source": source, "calls": list(calls)}
     memory_bytes = RENDER_BYTES + COPIES * (len(source) + _size(fields["calls"]))
     try:
-        answer = _confined.ask(fields, seconds=RENDER_SECONDS, memory_bytes=memory_bytes)
+        answer = _confined[flavour].ask(fields, seconds=RENDER_SECONDS, memory_bytes=memory_bytes)
     except Failed as error:
         raise DataError("rendering.unusable", name=error.kind, error=str(error)) from error
     except (Overdue, TooLarge, Ended) as error:

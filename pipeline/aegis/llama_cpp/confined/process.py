@@ -15,6 +15,8 @@ from aegis.llama_cpp.confined.frames import Message
 from aegis.llama_cpp.confined.running import Failed, Running, TooLarge
 
 _TRIES = 2
+_START_SECONDS = 60.0
+"""For a process to start, load its module and be set up, at least: nobody's input slows that down."""
 
 
 class Confined:
@@ -94,6 +96,7 @@ class Confined:
 
     def _asked(self, request: Message, seconds: float) -> Running:
         """A process that has taken up the request: one that has ended since the last is replaced."""
+        seconds = max(seconds, _START_SECONDS)
         for _ in range(_TRIES):
             running = self._started(seconds)
             running.send(request)

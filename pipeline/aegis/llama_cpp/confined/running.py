@@ -131,15 +131,18 @@ class Running:
         self._end()
 
     def _next(self, seconds: float, memory_bytes: int | None) -> Message:
-        until = time.monotonic() + seconds
+        waited = 0.0
         before = private_bytes(self.child.pid) if memory_bytes is not None else 0
         while True:
+            began = time.monotonic()
             with suppress(queue.Empty):
-                message = self._answers.get(timeout=min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
+                message = self._answers.get(timeout=min(_LOOK_SECONDS, max(0.0, seconds - waited)))
                 if message is None:
                     raise Ended(self._how_it_ended())
                 return message
-            if time.monotonic() > until:
+            # a machine that slept, or a process that was stopped, has not waited
+            waited += min(time.monotonic() - began, 10 * _LOOK_SECONDS)
+            if waited >= seconds:
                 self.end()
                 raise Overdue
             if memory_bytes is not None and private_bytes(self.child.pid) > before + memory_bytes:

@@ -1,0 +1,35 @@
+"""The process that renders and tokenizes rows, as `confined` runs it."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import transformers.utils.chat_template_utils  # noqa: F401 - what compiles templates, loaded before anyone waits
+
+from aegis import messages
+from aegis.data import wire
+from aegis.data.row_encoder import RowEncoder
+from aegis.data.tokenizer_parts import TokenizerParts
+from aegis.llama_cpp.confined import Caller, Message
+
+_KEPT = 2
+_encoders: OrderedDict[str, RowEncoder] = OrderedDict()
+
+
+def answers(message: Message, caller: Caller) -> Iterator[Message]:
+    """Learn a tokenizer by its parts; or encode a batch of records, unless the tokenizer is not known."""
+    fields = message.fields
+    name = fields["tokenizer"]
+    os.environ[messages.VARIABLE] = fields["language"]  # of the reasons for which rows are refused
+    if fields["do"] == "learn":
+        _encoders[name] = RowEncoder(TokenizerParts.from_bytes(message.blob))
+        while len(_encoders) > _KEPT:
+            _encoders.popitem(last=False)
+        yield Message({})
+    elif name not in _encoders:
+        yield Message({"unknown": True})
+    else:
+        batch = _encoders[name].encode(wire.records_of(message.blob), fold_system=fields["fold_system"])
+        yield wire.message_of(batch, texts=fields["texts"])

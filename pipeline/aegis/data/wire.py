@@ -1,0 +1,85 @@
+"""Records and examples between this process and the one that encodes: a record is a line of JSON, tokens are bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aegis.data.example import Encoded, Example
+from aegis.data.records import Chat, Plain, Record
+from aegis.data.row_encoder import Batch
+from aegis.errors import first_line
+from aegis.llama_cpp.confined import Message
+
+
+def lines_of(records: Sequence[Record]) -> tuple[bytes, list[tuple[str, str]]]:
+    """Records as lines, and place and reason of those that cannot be written: they are nested too deep, say."""
+    lines, unwritable = [], []
+    for record in records:
+        try:
+            lines.append(json.dumps(_fields_of(record), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        except (RecursionError, TypeError, ValueError) as error:
+            unwritable.append((record.where, first_line(error)))
+    return b"\n".join(lines), unwritable
+
+
+def records_of(lines: bytes) -> list[Record]:
+    """The records again."""
+    return [_record_of(json.loads(line.decode("utf-8", "surrogatepass"))) for line in lines.split(b"\n") if line]
+
+
+def _fields_of(record: Record) -> dict[str, Any]:
+    if isinstance(record, Plain):
+        return {"text": record.text, "where": record.where}
+    fields: dict[str, Any] = {"messages": record.messages, "where": record.where}
+    if record.pair:
+        fields["pair"] = True
+    if record.context:
+        fields["context"] = sorted(record.context)
+    if record.tools is not None:
+        fields["tools"] = record.tools
+    if record.variables:
+        fields["variables"] = dict(record.variables)
+    return fields
+
+
+def _record_of(fields: Mapping[str, Any]) -> Record:
+    if "text" in fields:
+        return Plain(**fields)
+    return Chat(**{**fields, "context": frozenset(fields.get("context", ()))})
+
+
+def message_of(batch: Batch, *, texts: bool) -> Message:
+    """What became of a batch, as a message; the rows' places and texts only where they are wanted."""
+    examples = [row.example for row in batch.rows]
+    fields = {
+        "lengths": [len(example.ids) for example in examples],
+        "documents": [example.is_document for example in examples],
+        "texts": [(row.where, row.text) if texts else ("", "") for row in batch.rows],
+        "rejects": batch.rejects,
+        "lost_thoughts": batch.lost_thoughts,
+        "unopened": batch.unopened,
+    }
+    parts = [*(example.ids for example in examples), *(example.trained for example in examples)]
+    return Message(fields, b"".join(part.tobytes() for part in parts))
+
+
+def batch_of(message: Message) -> Batch:
+    """What became of a batch again."""
+    fields = message.fields
+    lengths = fields["lengths"]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    count = int(ends[-1]) if len(ends) else 0
+    ids = np.frombuffer(message.blob, np.int32, count)
+    trained = np.frombuffer(message.blob, np.bool_, count, offset=ids.nbytes)
+    rows = [
+        Encoded(where, text, Example(ids[end - length : end], trained[end - length : end], is_document))
+        for end, length, is_document, (where, text) in zip(
+            ends.tolist(), lengths, fields["documents"], fields["texts"], strict=True
+        )
+    ]
+    rejects = [(where, reason) for where, reason in fields["rejects"]]
+    return Batch(rows, rejects, fields["lost_thoughts"], fields["unopened"])
