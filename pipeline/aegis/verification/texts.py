@@ -102,7 +102,6 @@ def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         for question, answer in itertools.pairwise([*texts, *texts[:1]])
     ]
-
     found = chat_texts(tokenizer, chats, prompt=False)
     written = [text for text in found if not isinstance(text, Raised)]
     return written if len(written) == len(chats) else []
@@ -110,29 +109,8 @@ def rendered(texts: Sequence[str], tokenizer: Any) -> list[str]:
 
 def conversations_for(tokenizer: Any) -> list[tuple[Message, ...]]:
     """Return the chats that the tokenizer's template accepts; none without a template."""
-
     if not tokenizer.chat_template:
         return []
-<<<<<<< HEAD
-    return in_time(lambda: [messages for messages in (*CONVERSATIONS, WITH_SYSTEM) if accepts(messages)])
-
-
-def in_time(work: Callable[[], T]) -> T:
-    """Return `work()`, which renders a stranger's chat template, within training's limits of time and memory.
-
-    Raises:
-        IntegrityError: it does not finish, or the template raises.
-    """
-    try:
-        return within(RENDER_SECONDS, work, memory_bytes=RENDER_BYTES)
-    except AegisError:
-        raise
-    except TimeoutError as error:
-        raise IntegrityError("export.template_hangs", error=str(error)) from None
-    except Exception as error:  # a template is a program: it can raise anything
-        raise IntegrityError("text.template_fails", name=type(error).__name__, error=error) from error
-=======
     chats = (*CONVERSATIONS, WITH_SYSTEM)
     found = chat_texts(tokenizer, chats, prompt=True)
     return [chat for chat, text in zip(chats, found, strict=True) if not isinstance(text, Raised)]
->>>>>>> d18318d (Strangers' chat templates are compiled and rendered in a confined process, for chat, serve, export and verify)
