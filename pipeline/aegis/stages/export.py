@@ -13,7 +13,6 @@ from typing import Any
 
 from aegis import __version__, progress
 from aegis.config.settings import ExportConfig
-from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
@@ -24,16 +23,9 @@ from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
 from aegis.runs import disk
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
-from aegis.runs.manifest import (
-    MANIFEST,
-    Manifest,
-    digest,
-    file_sha256,
-    finished,
-    read_manifest,
-    verify_directory,
-)
+from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
+from aegis.verification.earlier_export import EarlierExport
 from aegis.verification.export_sidecars import end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.verification.logits import check_answers
@@ -79,21 +71,20 @@ def export_gguf(
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
-    adds = reuse or not overwrite
-    before = _known(out) if adds else None
-    if before is None:
+    earlier = EarlierExport.find(out) if reuse or not overwrite else None
+    if earlier is None:
         refuse_existing(out, overwrite=overwrite)
-    work = _Export.prepare(model, config if before is None else _with_types_of(before, config))
+    work = _Export.prepare(model, earlier.with_its_types(config) if earlier else config)
     facts, manifest = work.facts, work.manifest()
     report = ExportReport(out, facts.name, tuple(out / file for file in facts.files.values()), facts.context_tokens)
-    there = None if before is None else _made_alike(out, before, manifest, overwrite=overwrite)
+    there = earlier.facts_if_alike(manifest, overwrite=overwrite) if earlier else None
     missing = [quant for quant in facts.files if there is None or quant not in there.files]
     if not missing:
         return report
     for quant in missing:
         refuse_without_imatrix(quant, config.imatrix)
-    if there is not None and before is not None and "imatrix" in before.inputs and config.imatrix is None:
-        raise UsageError("export.imatrix_again", out=out, missing=", ".join(missing))
+    if there is not None and earlier is not None:
+        earlier.refuse_lost_imatrix(config, missing)
 
     needed = disk_needed(model, work.shards, [quant for quant in missing if quant != F16])
     disk.require_space(out, needed, phrase("disk.gguf_files"))
@@ -101,12 +92,7 @@ def export_gguf(
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
     with publishing(out, manifest, overwrite=overwrite or there is not None) as staging:
-        for file in there.files.values() if there else ():
-            _take_over(out / file, staging)
-        fallbacks = {**(there.fallback_tensors if there else {}), **work.write_ggufs(staging.path)}
-        files = _hashed(staging, list(facts.files.values()))
-        write_export_sidecars(model, staging.path, facts.name, files, __version__)
-        staging.facts = facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
+        work.fill(staging, out, there)
     return report
 
 
@@ -159,6 +145,15 @@ class _Export:
             facts=self.facts.recorded(),
         )
 
+    def fill(self, staging: Staging, out: Path, there: ExportFacts | None) -> None:
+        """Put all files into the new directory: those that stand in `out` as they are, the others made and checked."""
+        for file in there.files.values() if there else ():
+            _take_over(out / file, staging)
+        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path)}
+        files = _hashed(staging, list(self.facts.files.values()))
+        write_export_sidecars(self.model, staging.path, self.facts.name, files, __version__)
+        staging.facts = self.facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
+
     def write_ggufs(self, folder: Path) -> dict[str, list[str]]:
         """Make and check the files that `folder` lacks; return each type's tensors that fell back to another type."""
         config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
@@ -176,60 +171,6 @@ class _Export:
         for name in missing:
             check_answers(folder / name)
         return fallbacks
-
-
-def _known(out: Path) -> Manifest | None:
-    """Return the manifest of the export at `out`; None if there is no readable one."""
-    try:
-        found = read_manifest(out)
-        ExportFacts.of(found)
-        ExportConfig.model_validate(found.config)
-    except (IntegrityError, ValueError):
-        return None
-    return found
-
-
-def _with_types_of(before: Manifest, config: ExportConfig) -> ExportConfig:
-    """Return the settings with an earlier export's types first, and its name and head type unless others are given."""
-    old = ExportConfig.model_validate(before.config)
-    return config.model_copy(
-        update={
-            "quant": (*old.quant, *config.quant),
-            "keep_f16": old.keep_f16 or config.keep_f16,
-            "name": config.name or old.name,
-            "head_quant": config.head_quant or old.head_quant,
-        }
-    )
-
-
-def _made_alike(out: Path, before: Manifest, wanted: Manifest, *, overwrite: bool) -> ExportFacts | None:
-    """Return the facts of the export at `out` if it is undamaged and differs from the wanted one only in its types.
-
-    If no importance matrix is given, the earlier one counts.
-
-    Raises:
-        UsageError: it differs or is damaged, and must not be replaced.
-    """
-    types = {name: before.config[name] for name in ("quant", "keep_f16")}
-    imatrix = {name: value for name, value in before.inputs.items() if name == "imatrix"}
-    alike = replace(wanted, config={**wanted.config, **types}, inputs={**imatrix, **wanted.inputs})
-    if finished(out, alike) is not None:
-        return ExportFacts.of(before)
-    old, new = ({**config, **of.inputs} for config, of in ((before.config, before), (alike.config, wanted)))
-    changed = ", ".join(
-        f"{name} {_short(old.get(name))} → {_short(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    )
-    if not overwrite:
-        raise UsageError("export.other_settings", out=out, changed=changed or phrase("export.damaged"))
-    if changed:
-        progress.say(phrase("export.again", out=out, changed=changed))
-    return None
-
-
-def _short(value: object) -> str:
-    return "-" if value is None else str(value)[:16]
 
 
 def _take_over(file: Path, staging: Staging) -> None:

@@ -98,14 +98,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         free = free_bytes(device) if device else None
         cap = cap_bytes(train.gpu_memory_gib, device)
         room = min((limit for limit in (free, cap) if limit is not None), default=None)
-        with progress.task(phrase("plan.memory"), 5, "way") as bar, step_of_config(base.folder):
-            estimator = MemoryEstimator(base.folder, train, kind, capability)
-            bar.advance()
-            planner = MemoryPlanner(estimator, train, kind, room)
-            variants = []
-            for variant in planner.neighbours():
-                variants.append(variant)
-                bar.advance()
+        estimator, planner, variants = _memory_plans(base, train, kind, capability, room)
         here = any(base.folder.glob("*.safetensors"))
         data, missing = _data(train, base, export.llama_cpp_dir)
         if here:
@@ -135,6 +128,21 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             flops_per_token=_flops_per_token(estimator, variants[0].checkpointed_layers, train),
             flops_per_second=matrix_rate(device) if device else None,
         )
+
+
+def _memory_plans(
+    base: Base, train: TrainConfig, kind: Literal["cuda", "cpu"], capability: tuple[int, int] | None, room: int | None
+) -> tuple[MemoryEstimator, MemoryPlanner, list[MemoryPlan]]:
+    """Estimate the memory of the chosen plan and of its neighbours, with a bar."""
+    variants = []
+    with progress.task(phrase("plan.memory"), 5, "plan") as bar, step_of_config(base.folder):
+        estimator = MemoryEstimator(base.folder, train, kind, capability)
+        bar.advance()
+        planner = MemoryPlanner(estimator, train, kind, room)
+        for variant in planner.neighbours():
+            variants.append(variant)
+            bar.advance()
+    return estimator, planner, variants
 
 
 def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataReport | None, str]:
