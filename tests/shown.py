@@ -157,6 +157,8 @@ def plan_report() -> PlanReport:
             Need("ram_verify", 15_200_000_000, 16_000_000_000),
             Need("disk_download", 7_600_000_000, 90_000_000_000, "/hub"),
         ),
+        steps=500,
+        passes=20.0,
         tokens=256_000,
         flops_per_token=1.5e10,
         flops_per_second=4.2e13,
@@ -174,7 +176,9 @@ def run_summaries() -> list[RunSummary]:
 def every_screen(columns: int | None = None) -> dict[str, str]:
     """All texts by name; those that are folded, for a terminal of so many columns."""
     memory = MemoryParts(2 * _GIB, 38 << 20, 1 << 20, 38 << 20, 76 << 20, _GIB, 4 * _GIB)
-    trained = TrainReport(RUN / "adapter", 500, 0, 1.2, 1.3, 0.02, 1.618, 0.8345, 9_447_936, 1, 812.5, 21.0, memory)
+    trained = TrainReport(
+        RUN / "adapter", 500, 500, 22.5, 0, 1.2, 1.3, 0.02, 1.618, 0.8345, 9_447_936, 1, 812.5, 21.0, memory
+    )
     merged = MergeReport(RUN / "merged", 195, 7_640_000_000, 64, 0.8345, True)
     exported = ExportReport(RUN / "gguf", "mine", (Path(__file__),), 4096, 9_600_000_000)
     soul = ImportReport(Path("soul.safetensors"), 3072, 500, 1.618, 0.8345, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -35,6 +36,7 @@ from aegis.stages.train import dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
 from aegis.training.resume import resume_config
+from aegis.training.update import rate_factor
 from tests.conftest import Recorder
 from tests.trained import losses, small_training, write_chats
 
@@ -458,3 +460,69 @@ def test_a_step_that_does_not_divide_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
         resume_config(run)
+
+
+def test_epochs_are_steps_in_the_record_too(tmp_path: Path, config: TrainConfig, reporter: Recorder) -> None:
+    """So the same command goes on, and other epochs are other settings."""
+    run, config = Run(tmp_path / "run"), config.model_copy(update={"epochs": 1.5, "keep_weight": 0})
+    report = train(config, run)
+    windows = read_manifest(run.adapter).facts["data"]["windows"]
+    steps = -(-3 * windows // 4)
+    assert (report.steps, read_manifest(run.adapter).config["max_steps"]) == (steps, steps)
+    assert report.passes == 2 * steps / windows
+    assert any(f"{report.passes:.3g} times" in text for text in reporter.said)
+    assert reporter.rows[-1]["epoch"] == round(report.passes, 4)
+    assert train(config, run, reuse=True).steps == steps
+    with pytest.raises(UsageError) as caught:
+        train(config.model_copy(update={"epochs": 2.0}), run, reuse=True)
+    assert caught.value.key == "train.other_settings"
+
+
+def test_the_best_checkpoint_is_the_result(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It outlives newer ones, and is published to the byte; the control is the same training without keep_best."""
+    by_step = {2: 3.0, 3: 0.1, 4: 1.0, 6: 2.0, 8: 2.5}
+    monkeypatch.setattr(loop.HeldoutWatch, "add", lambda self, step, loss: None)
+    monkeypatch.setattr(loop.Loop, "evaluate", lambda self, windows: by_step[self._done])
+    settle = loop.Loop._settle
+
+    def settling(self: Any, done: int, taken: Any) -> None:
+        self._done = done
+        settle(self, done, taken)
+
+    monkeypatch.setattr(loop.Loop, "_settle", settling)
+    config = config.model_copy(update={"keep_weight": 0, "keep_checkpoints": 1})
+    last = train(config, Run(tmp_path / "last"))
+    assert last.steps == 8
+    run = Run(tmp_path / "best")
+    best = train(config.model_copy(update={"keep_best": True}), run)
+    assert (best.steps, best.heldout_loss, best.planned_steps) == (4, 1.0, 8)
+    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_000004", "step_000008"]
+    for name in ("adapter_model.safetensors", "soul.safetensors"):
+        found = (run.adapter / name).read_bytes()
+        assert found == (run.checkpoints / "step_000004" / name).read_bytes()
+        assert found != (tmp_path / "last" / "adapter" / name).read_bytes()
+        assert (run.checkpoints / "step_000008" / name).read_bytes() == (
+            tmp_path / "last" / "adapter" / name
+        ).read_bytes()
+
+
+def test_the_best_checkpoint_needs_held_out_rows(tmp_path: Path, config: TrainConfig) -> None:
+    with pytest.raises(UsageError) as caught:
+        train(config.model_copy(update={"keep_best": True, "heldout_rows": 0}), Run(tmp_path / "run"))
+    assert caught.value.key == "train.nothing_held_out"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_warms_up_and_without_it_nothing_changes(schedule: str) -> None:
+    plain = rate_factor(TrainConfig.model_validate({"max_steps": 100, "lr_schedule": schedule}))
+    before: dict[str, Any] = {
+        "constant": lambda step: 1.0,
+        "linear": lambda step: 1 - step / 100,
+        "cosine": lambda step: 0.5 * (1 + math.cos(math.pi * step / 100)),
+    }
+    assert [plain(step) for step in range(100)] == [before[schedule](step) for step in range(100)]
+    warm = rate_factor(TrainConfig.model_validate({"max_steps": 100, "lr_schedule": schedule, "lr_warmup_steps": 4}))
+    assert [warm(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert warm(99) == pytest.approx(plain(99), abs=0.02)

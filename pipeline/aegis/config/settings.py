@@ -91,6 +91,9 @@ class TrainConfig(StageConfig):
     )
 
     max_steps: int = Field(500, ge=1, description="optimizer steps")
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the data, in place of --max-steps (default: what --max-steps come to)"
+    )
     batch_size: int = Field(1, ge=1, description="windows per forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes per optimizer step")
     max_length: int = Field(512, ge=8, description="tokens per window")
@@ -98,6 +101,9 @@ class TrainConfig(StageConfig):
     learning_rate: float = Field(2e-4, gt=0, description="learning rate of the adapter")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="schedule of the learning rates"
+    )
+    lr_warmup_steps: int = Field(
+        0, ge=0, description="optimizer steps during which the learning rates rise linearly from zero"
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the adapter (none for the soul)")
     max_grad_norm: float = Field(1.0, gt=0, description="maximum norm of the gradients; larger ones are scaled down")
@@ -129,6 +135,10 @@ class TrainConfig(StageConfig):
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
     save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="number of checkpoints to keep, the newest ones")
+    keep_best: bool = Field(
+        False,
+        description="take the checkpoint with the lowest held-out loss for the result, and keep it (default: the last)",
+    )
     report_to: Literal["none", "tensorboard", "trackio"] = Field(
         "none", description="also log metrics.jsonl to this tracker, whose package must be installed"
     )

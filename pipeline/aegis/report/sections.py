@@ -15,7 +15,7 @@ from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
 from aegis.runs.disk import format_bytes
-from aegis.runs.facts import AdapterFacts, ExportFacts, Facts, MergeFacts, VerifyFacts
+from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, Facts, MergeFacts, VerifyFacts
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.runs.run import Run
 
@@ -119,10 +119,18 @@ def data_section(parts: RunParts) -> Section:
         "heldout_rows": as_number(found.heldout_rows, ",.0f"),
         "tokens": as_number(found.tokens, ",.0f"),
         "trained_tokens": as_number(found.trained_tokens, ",.0f"),
+        "passes": as_number(_passes(parts.manifests["training"].config, found), ".2f"),
         "truncated": as_number(found.truncated, ",.0f"),
         "sha256": found.content_sha256,
     }
     return Section("data", facts)
+
+
+def _passes(config: Mapping[str, Any], data: DataFacts) -> float | None:
+    """How often the training saw each window; a manifest counts the accumulation over all processes."""
+    windows = (data.model_extra or {}).get("windows")
+    per_step = config["batch_size"] * config["gradient_accumulation_steps"]
+    return config["max_steps"] * per_step / windows if windows else None
 
 
 def merge_section(parts: RunParts) -> Section:

@@ -14,6 +14,7 @@ from aegis import progress
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import DEMO
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.data.passes import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
@@ -49,6 +50,7 @@ class PlanReport:
         free_bytes: free bytes of that device's memory; None if the device is not in this machine.
         cap_bytes: limit of training's GPU memory; None without a limit.
         needs: upper bounds on disk space and memory.
+        passes: how often the training sees the data; None if the rows cannot be read now.
         flops_per_second: measured for one large matrix product; None if the device is not in this machine. Tokens times
             FLOP per token, divided by this, is the minimum time, as if steps were only matrix products.
     """
@@ -72,6 +74,8 @@ class PlanReport:
     compiled: bool
     variants: tuple[MemoryPlan, ...]
     needs: tuple[Need, ...]
+    steps: int
+    passes: float | None
     tokens: int
     flops_per_token: float
     flops_per_second: float | None
@@ -93,6 +97,9 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     device = find_device(train.device)
     with peek_base(train.base_model, train.revision) as found:
         base = with_template(found, train.chat_template)
+        data, missing = _data(train, base, export.llama_cpp_dir)
+        if data is not None:
+            train = with_steps(train, data.windows)
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
         capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
         free = free_bytes(device) if device else None
@@ -100,7 +107,6 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         room = min((limit for limit in (free, cap) if limit is not None), default=None)
         estimator, planner, variants = _memory_plans(base, train, kind, capability, room)
         here = any(base.folder.glob("*.safetensors"))
-        data, missing = _data(train, base, export.llama_cpp_dir)
         if here:
             check_base(base, train.lora_targets, export.llama_cpp_dir, keep=False)
             check_later(base, train, Later(merge, export))
@@ -124,7 +130,9 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             compiled=planner.compiled,
             variants=tuple(variants),
             needs=tuple(_needs(train, merge, export, verify, run, base, estimator, variants[0])),
-            tokens=train.max_steps * train.batch_size * train.gradient_accumulation_steps * train.max_length,
+            steps=train.max_steps,
+            passes=passes(train, data.windows) if data is not None else None,
+            tokens=train.max_steps * windows_per_step(train) * train.max_length,
             flops_per_token=_flops_per_token(estimator, variants[0].checkpointed_layers, train),
             flops_per_second=matrix_rate(device) if device else None,
         )

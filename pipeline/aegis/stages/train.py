@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from aegis.report.plots.training import draw_all
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.facts import AdapterFacts, TrainResult
-from aegis.runs.manifest import Manifest
+from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.metrics import read_metrics, truncate_metrics
 from aegis.runs.publish import publishing, refuse_existing
 from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint, memory
+from aegis.training.best import best_step
 from aegis.training.distributed.group import ProcessGroup, process_group
 from aegis.training.distributed.launcher import refuse_unsupported_launch
 from aegis.training.inputs import TrainingInputs
@@ -50,10 +51,18 @@ DRY_RUN_STEPS = 10
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The result of a training; its speed is without the first steps, which took `start_seconds`."""
+    """The result of a training; its speed is without the first steps, which took `start_seconds`.
+
+    Attributes:
+        steps: the step whose adapter and soul were saved.
+        planned_steps: number of steps of the complete training.
+        passes: how often the complete training sees the data.
+    """
 
     adapter: Path
     steps: int
+    planned_steps: int
+    passes: float
     resumed_from: int
     loss: float | None
     heldout_loss: float | None
@@ -75,9 +84,9 @@ class TrainReport:
     def of(
         cls,
         adapter: Path,
+        inputs: TrainingInputs,
         state: TrainState,
         outcome: LoopOutcome,
-        group: ProcessGroup,
         *,
         resumed_from: int = 0,
         rows: Sequence[Mapping[str, Any]] = (),
@@ -87,6 +96,8 @@ class TrainReport:
         return cls(
             adapter=adapter,
             steps=outcome.step,
+            planned_steps=inputs.config.max_steps,
+            passes=inputs.passes,
             resumed_from=resumed_from,
             loss=outcome.loss,
             heldout_loss=outcome.heldout_loss,
@@ -95,21 +106,23 @@ class TrainReport:
             alpha=alpha.item(),
             gate=torch.sigmoid(alpha).item(),
             trainable_parameters=sum(p.numel() for p in state.parameters().values() if p.requires_grad),
-            processes=group.world_size,
+            processes=inputs.group.world_size,
             tokens_per_second=outcome.tokens_per_second,
             start_seconds=outcome.start_seconds,
             memory=memory.by_part(state, alpha.device),
         )
 
     @classmethod
-    def read(cls, adapter: Path, group: ProcessGroup) -> TrainReport:
+    def read(cls, adapter: Path, inputs: TrainingInputs) -> TrainReport:
         """Read the report of a finished training, without loss, speed and memory, which are not recorded."""
         result = AdapterFacts.read(adapter).result
         return cls(
             adapter=adapter,
+            planned_steps=inputs.config.max_steps,
+            passes=inputs.passes,
             resumed_from=result.steps,
             loss=None,
-            processes=group.world_size,
+            processes=inputs.group.world_size,
             tokens_per_second=None,
             start_seconds=0.0,
             memory=None,
@@ -144,9 +157,10 @@ def train(
     with process_group(device) as group, _opened(run, group, replace=overwrite or reuse):
         refuse_unsupported_launch(group, compute_dtype(device))
         inputs = TrainingInputs.make(config, device, group, run, later)
+        config = inputs.config
         start = group.broadcast(lambda: first_step(inputs.manifest(), run, resume, overwrite, reuse))
         if start == FINISHED:
-            return TrainReport.read(run.adapter, group)
+            return TrainReport.read(run.adapter, inputs)
         found = checkpoint.at(run.checkpoints, start) if start else None
         kept_text = inputs.kept_text() if start < config.max_steps else None
         with build_state(config, inputs.base, device, found, group) as state:
@@ -157,8 +171,9 @@ def train(
                     outcome = _loop(inputs, state, kept_text, run, start, report_row).run(start, config.max_steps)
             except Interrupted as error:
                 raise error.with_fix(bilingual("train.go_on", run_root=run.root)) from None
+            outcome = _best(inputs, state, run, outcome)
             rows = read_metrics(run.metrics)
-            report = TrainReport.of(run.adapter, state, outcome, group, resumed_from=start, rows=rows)
+            report = TrainReport.of(run.adapter, inputs, state, outcome, resumed_from=start, rows=rows)
             if group.is_main:
                 _publish(inputs, state, run, report, overwrite=overwrite or reuse)
             return report
@@ -179,7 +194,7 @@ def _opened(run: Run, group: ProcessGroup, *, replace: bool) -> Iterator[None]:
 
 def _publish(inputs: TrainingInputs, state: TrainState, run: Run, report: TrainReport, *, overwrite: bool) -> None:
     # a run that was killed between saving and removing the oldest has one checkpoint too many
-    checkpoint.prune(run.checkpoints, report.steps, inputs.config.keep_checkpoints)
+    checkpoint.prune(run.checkpoints, report.planned_steps, inputs.config.keep_checkpoints, spare=report.steps)
     # before the adapter, because an existing adapter means that the training is finished
     _draw(state, run, inputs.manifest())
     with publishing(run.adapter, inputs.manifest(report.result), overwrite=overwrite) as staging:
@@ -206,13 +221,37 @@ def _loop(
         # only now, so that a training which refuses its settings leaves nothing in the run
         kept.publish(run, inputs.kept, manifest)
     truncate_metrics(run.metrics, start)
+
+    def save(step: int) -> None:
+        best = _best_step(run, config) if config.keep_best else None
+        checkpoint.save(run.checkpoints, state, step, manifest, keep=config.keep_checkpoints, spare=best)
+
     return inputs.loop(
         state,
         kept_text,
-        save=lambda step: checkpoint.save(run.checkpoints, state, step, manifest, keep=config.keep_checkpoints),
+        save=save,
         metrics=run.metrics,
         report=report,
     )
+
+
+def _best_step(run: Run, config: TrainConfig) -> int | None:
+    return best_step(read_metrics(run.metrics), config.save_steps, config.max_steps)
+
+
+def _best(inputs: TrainingInputs, state: TrainState, run: Run, outcome: LoopOutcome) -> LoopOutcome:
+    """With keep_best, load the checkpoint with the lowest held-out loss; return its outcome."""
+    if not inputs.config.keep_best:
+        return outcome
+    best = inputs.group.broadcast(lambda: _best_step(run, inputs.config))
+    if best is None or best == outcome.step:
+        return outcome
+    found = checkpoint.at(run.checkpoints, best)
+    verify_directory(found)
+    checkpoint.load(found, state)
+    row = next(row for row in read_metrics(run.metrics) if row["step"] == best)
+    progress.say(phrase("train.best", step=best, loss=row["heldout_loss"]))
+    return replace(outcome, step=best, loss=row["task_loss"], heldout_loss=row["heldout_loss"], keep_kl=row["keep_kl"])
 
 
 def dry_run(config: TrainConfig, later: Later | None = None) -> TrainReport:
@@ -226,9 +265,9 @@ def dry_run(config: TrainConfig, later: Later | None = None) -> TrainReport:
         inputs = TrainingInputs.make(config, device, group, later=later)
         kept_text = inputs.kept_text()
         with build_state(config, inputs.base, device, None, group) as state:
-            steps = min(DRY_RUN_STEPS, config.max_steps)
+            steps = min(DRY_RUN_STEPS, inputs.config.max_steps)
             outcome = inputs.loop(state, kept_text).run(0, steps)
-            return TrainReport.of(Path(), state, outcome, group)
+            return TrainReport.of(Path(), inputs, state, outcome)
 
 
 def _draw(state: TrainState, run: Run, manifest: Manifest) -> None:

@@ -44,13 +44,15 @@ def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash:
     save_soul(directory / SOUL_FILE, SoulRecord(rotation, soul.alpha.item(), step, base_hash, soul.counter_scale))
 
 
-def save(folder: Path, state: TrainState, step: int, manifest: Manifest, *, keep: int) -> Path:
-    """Publish checkpoint `step`, then remove the oldest checkpoints beyond `keep`; return its directory."""
+def save(
+    folder: Path, state: TrainState, step: int, manifest: Manifest, *, keep: int, spare: int | None = None
+) -> Path:
+    """Publish checkpoint `step`, then remove the oldest checkpoints beyond `keep` but `spare`; return its directory."""
     final = at(folder, step)
     with publishing(final, manifest, overwrite=True) as staging:
         write_trained(staging.path, state.model, state.soul, step, manifest.inputs["base"])
         save_file(_resume_tensors(state), staging.path / _RESUME)
-    prune(folder, step, keep)
+    prune(folder, step, keep, spare=spare)
     return final
 
 
@@ -59,12 +61,14 @@ def at(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
-def prune(folder: Path, step: int, keep: int) -> None:
-    """Remove the oldest checkpoints beyond `keep`, counted from `step` down.
+def prune(folder: Path, step: int, keep: int, *, spare: int | None = None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, counted from `step` down, but not that of step `spare`.
 
     A checkpoint with a later step is damaged and was skipped: it must not displace the one that was just saved.
     """
     for old in [found for found in list_steps(folder) if step_of(found) <= step][keep:]:
+        if step_of(old) == spare:
+            continue
         try:
             discard(old)
         except OSError as error:  # on Windows another program may have it open: this does not stop training

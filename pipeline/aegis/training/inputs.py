@@ -13,8 +13,10 @@ from aegis.config.advice import harmful_settings
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.kept import Kept
+from aegis.data.passes import passes, with_steps
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.messages import phrase
 from aegis.model.base import Base, find_base
 from aegis.model.base_states import base_states
 from aegis.model.load import compute_dtype, dtype_name
@@ -70,15 +72,27 @@ class TrainingInputs:
                 data = load_training_set(config, tokenizer)
                 if vocabulary is not None:
                     check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
+            if config.keep_best and data.heldout is None:
+                raise UsageError("train.nothing_held_out")
             with allocator.capped(device, config.gpu_memory_gib):
                 kept = load_kept(config, base, tokenizer, device, run)
+        config = with_steps(config, len(data.train), group.world_size)
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        return cls(config, base, data, kept, device, group)
+        inputs = cls(config, base, data, kept, device, group)
+        progress.say(phrase("train.passes", windows=len(data.train), steps=config.max_steps, passes=inputs.passes))
+        return inputs
+
+    @property
+    def passes(self) -> float:
+        """How often the complete training sees the data."""
+        return passes(self.config, len(self.data.train), self.group.world_size)
 
     def manifest(self, result: TrainResult | None = None) -> Manifest:
-        config = self.config.model_dump(mode="json", exclude=HOUSEKEEPING)
+        # with keep_best, the steps at which the held-out loss is measured decide which checkpoint is the result
+        fixed = {"save_steps"} if self.config.keep_best else set()
+        config = self.config.model_dump(mode="json", exclude=HOUSEKEEPING - fixed)
         kept = {} if self.kept is None else {"kept": self.kept.sha256}
         text = self.base.chat_template
         template = {} if text is None else {TEMPLATE_INPUT: hashlib.sha256(text.encode()).hexdigest()}

@@ -17,8 +17,10 @@ from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
+from aegis.data.passes import windows_per_step
 from aegis.errors import DivergedError, Interrupted
 from aegis.training.batch import BatchShape, MicroBatch
+from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.install import host_embeddings
@@ -67,9 +69,10 @@ class Loop:
         self.heldout = heldout
         self.device = state.soul.skew.device
         self._save = save
-        self._log = MetricsLog(config, state.soul, metrics, report)
         self._group = group
-        self._step_size = config.batch_size * config.gradient_accumulation_steps * group.world_size
+        self._step_size = windows_per_step(config, group.world_size)
+        self._log = MetricsLog(config, state.soul, metrics, report, self._step_size / len(windows))
+        self._watch = HeldoutWatch()
         self._order = Order(len(windows), config.seed)
         self._shape = BatchShape.of(windows, config.batch_size)
         if heldout is not None:
@@ -145,6 +148,7 @@ class Loop:
         if due and self.heldout is not None:
             with taken.throughput.paused():
                 taken.heldout = self.evaluate(self.heldout)
+            self._watch.add(done, taken.heldout)
         if logged and taken.numbers is not None:
             self._log.write(taken.numbers, due, taken.heldout if due else None, taken.throughput.rate())
         if due and self._save is not None:

@@ -31,13 +31,17 @@ class MetricsLog:
     Args:
         file: gets the row as a line of JSON, or None.
         report: the tracker's function, or None.
+        epochs_per_step: passes over the data per step.
 
     Attributes:
         keep_kl: the value in the last row.
     """
 
-    def __init__(self, config: TrainConfig, soul: Soul, file: Path | None, report: Report | None) -> None:
+    def __init__(
+        self, config: TrainConfig, soul: Soul, file: Path | None, report: Report | None, epochs_per_step: float
+    ) -> None:
         self._config, self._soul, self._file, self._report = config, soul, file, report
+        self._epochs_per_step = epochs_per_step
         self.keep_kl: float | None = None
         self._kept: list[float] = []
 
@@ -64,6 +68,7 @@ class MetricsLog:
         loss = numbers.task_loss + config.orthogonality_weight * numbers.orthogonality_loss
         row: dict[str, Any] = {
             "step": done,
+            "epoch": round(done * self._epochs_per_step, 4),
             "loss": loss + config.keep_weight * (self.keep_kl or 0.0),
             "task_loss": numbers.task_loss,
             "heldout_loss": heldout,

@@ -40,12 +40,19 @@ def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.o
 
 
 def rate_factor(config: TrainConfig) -> Callable[[int], float]:
-    """Return the learning rates' factor as a function of the step."""
-    if config.lr_schedule == "constant":
-        return lambda step: 1.0
-    if config.lr_schedule == "linear":
-        return lambda step: 1 - step / config.max_steps
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+    """Return the learning rates' factor as a function of the step, from 0: warm-up, then the schedule."""
+    warmup = config.lr_warmup_steps
+    steps = max(1, config.max_steps - warmup)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if config.lr_schedule == "constant":
+            return 1.0
+        done = (step - warmup) / steps
+        return 1 - done if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (step - warmup) / steps))
+
+    return factor
 
 
 class Update:

@@ -106,6 +106,8 @@ class TrainingPanel:
         for pair in pairs:
             table.add_row(*(cell for fact in pair for cell in fact))
         title = Text(phrase("live.title", done=self._bars.tasks[0].completed, stop=self._stop))
+        if "epoch" in self._row:
+            title.append(phrase("live.epoch", epoch=_number(self._row, "epoch")))
         rows = Group(table, self._bars.get_renderable())
         # on Ctrl-C a terminal writes ^C at the cursor: after a full line it would begin a new line that is not erased
         return Group(Panel(rows, title=title, title_align="left"), Text())

@@ -76,6 +76,8 @@ def _data(report: PlanReport, settings: TrainConfig) -> str:
         learnt=data.trained_tokens,
         windows=data.windows,
         length=settings.max_length,
+        passes=report.passes,
+        steps=report.steps,
     )
 
 
@@ -102,11 +104,11 @@ def _scaled(count: float) -> str:
 def _time(report: PlanReport, settings: TrainConfig) -> str:
     work = phrase("screens_plan.work", tokens=report.tokens, each=_scaled(report.flops_per_token))
     if report.flops_per_second is None:
-        return phrase("screens_plan.time_unknown", steps=settings.max_steps, work=work)
+        return phrase("screens_plan.time_unknown", steps=report.steps, work=work)
     return phrase(
         "screens_plan.time_at_least",
         least=_duration(report.tokens * report.flops_per_token / report.flops_per_second),
-        steps=settings.max_steps,
+        steps=report.steps,
         work=work,
         speed=_scaled(report.flops_per_second),
         device=report.device,

@@ -59,7 +59,7 @@ def trained(report: TrainReport, run: Path) -> str:
         *([] if report.heldout_loss is None else [phrase("screens.heldout_loss", loss=report.heldout_loss)]),
         *([] if report.keep_kl is None else [phrase("screens.keep_kl", kl=report.keep_kl)]),
     ]
-    steps = phrase("screens.steps", steps=report.steps)
+    steps = phrase("screens.steps", steps=report.steps, passes=report.passes * report.steps / report.planned_steps)
     found = f"  {steps}  {'  '.join(losses)}  α {report.alpha:.3f}  g {report.gate:.4f}"
     return f"{report.adapter}\n{_folded(found)}\n{next_commands(f'aegis merge --run {shell_word(run)}')}"
 
@@ -72,13 +72,13 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
     """After train --dry-run: memory by part, speed, and the time of the complete run."""
     assert report.memory is not None
     assert report.tokens_per_second is not None
-    tokens = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
+    tokens = report.planned_steps * settings.batch_size * settings.gradient_accumulation_steps * settings.max_length
     tokens *= report.processes
     minutes = (report.start_seconds + tokens / report.tokens_per_second) / 60
     speed, start = report.tokens_per_second, report.start_seconds
     return "\n".join(
         [
-            phrase("screens.steps_taken", taken=report.steps, steps=settings.max_steps),
+            phrase("screens.steps_taken", taken=report.steps, steps=report.planned_steps, passes=report.passes),
             *memory.measured(report.memory),
             f"  {phrase('screens.whole_run', speed=speed, start=start, minutes=minutes)}",
         ]

@@ -1,0 +1,29 @@
+"""How often a training sees its data: epochs as steps, and steps as passes over the windows."""
+
+from __future__ import annotations
+
+import math
+
+from aegis.config.settings import TrainConfig
+
+
+def windows_per_step(config: TrainConfig, processes: int = 1) -> int:
+    """Return the number of windows of one optimizer step in all processes together."""
+    return config.batch_size * config.gradient_accumulation_steps * processes
+
+
+def with_steps(config: TrainConfig, windows: int, processes: int = 1) -> TrainConfig:
+    """Return the config with the steps that its epochs take; without epochs, as it is.
+
+    Args:
+        windows: number of training windows.
+    """
+    if config.epochs is None:
+        return config
+    steps = math.ceil(config.epochs * windows / windows_per_step(config, processes))
+    return config.model_copy(update={"max_steps": max(1, steps)})
+
+
+def passes(config: TrainConfig, windows: int, processes: int = 1) -> float:
+    """Return how often the complete training sees each window, on average."""
+    return config.max_steps * windows_per_step(config, processes) / windows
