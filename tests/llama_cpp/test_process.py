@@ -9,8 +9,9 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,7 +19,7 @@ import pytest
 import aegis
 from aegis import progress
 from aegis.errors import EnvironmentFault, ToolError
-from aegis.llama_cpp import convert
+from aegis.llama_cpp import convert, process
 from aegis.llama_cpp.process import KEPT_LINES, published, run_tool
 from aegis.messages import Bilingual
 
@@ -123,6 +124,35 @@ def test_a_tool_that_falls_silent_is_ended(tmp_path: Path) -> None:
     assert [script] == list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_hours_that_passed_while_all_was_stopped_are_not_held_against_a_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    """After Ctrl-Z, or a machine that slept, the clock has jumped; a tool that is really silent is still ended."""
+    script = tmp_path / "tool.py"
+    works = (
+        "import sys, time\nfor n in range(20): print(n, flush=True); time.sleep(0.1)\nopen(sys.argv[1], 'w').write('x')"
+    )
+    script.write_text("import time; time.sleep(600)" if silent else works, encoding="utf-8")
+    clock, jumps = time.monotonic, [0.0]
+
+    def jumping() -> float:
+        jumps[0] += 10_000.0 if len(jumps) % 7 == 0 else 0.0
+        jumps.append(0.0)
+        return clock() + jumps[0]
+
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=jumping))
+    with ExitStack() as held:
+        if silent:
+            held.enter_context(pytest.raises(ToolError))
+        part = held.enter_context(published(tmp_path / "o"))
+        run_tool(
+            *(Bilingual.same("tool"), script, [str(part)]), part=part, title="", fraction=lambda line: None,
+            silence_limit_s=5.0,
+        )  # fmt: skip
+    assert (tmp_path / "o").exists() == (not silent)
+
+
 HANGING = """
 out.write_bytes(b"half")
 Path(os.environ["PID_FILE"]).write_text(str(os.getpid()))
@@ -132,7 +162,7 @@ time.sleep(600)
 PARENT = """
 import sys
 from pathlib import Path
-from aegis.llama_cpp import convert
+from aegis.llama_cpp import convert, process
 model, out, tree = map(Path, sys.argv[1:])
 convert(model, out, model_name="phi-3", tree=tree)
 """

@@ -29,6 +29,9 @@ KEPT_LINES = 20
 SILENCE_LIMIT_S = 1800.0
 """A tool that prints nothing for this long has hung: its slowest step, one big tensor, takes minutes."""
 
+_LONGEST_LOOK_S = 1.0
+"""Between two looks at a tool that is waited for, a tenth of a second passes, and more on a busy machine."""
+
 LINE_END = rb"[\r\n]+"
 _MAX_LINE_BYTES = 4096
 _MAX_SHOWN_CHARS = 400
@@ -101,11 +104,27 @@ def run_tool(
         EnvironmentFault: it failed because the disk is full.
     """
     listener = _Listener(fraction, line_end)
-    command = [sys.executable, "-P", "-B", str(_RUNNER), str(part), str(import_from or ""), str(script)]
+    command = [sys.executable, "-P", "-B", str(_RUNNER), str(part), str(import_from or ""), str(script), *arguments]
+    with _started(command, part.parent, _environment(environment or {}), listener) as child:
+        code = _watch(child, listener, title, silence_limit_s)
+    if code is None:
+        raise _failure(tool, bilingual("process.silent", seconds=silence_limit_s), listener, part)
+    if code != 0:
+        reason = bilingual("process.signal", number=-code) if code < 0 else bilingual("process.code", code=code)
+        raise _failure(tool, bilingual("process.ended", reason=reason), listener, part)
+    if writes and not part.is_file():
+        raise _failure(tool, bilingual("process.no_file"), listener, part)
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], listener: _Listener
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the child and listen to it; it has ended when the block ends."""
     child = subprocess.Popen(
-        [*command, *arguments],
-        cwd=part.parent,
-        env=_environment(environment or {}),
+        command,
+        cwd=folder,
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -116,7 +135,7 @@ def run_tool(
     reader = threading.Thread(target=listener.listen, args=(child.stdout,), daemon=True)
     try:
         reader.start()
-        code = _watch(child, listener, title, silence_limit_s)
+        yield child
     finally:
         _end(child)
         reader.join(timeout=5)
@@ -124,19 +143,12 @@ def run_tool(
             # A grandchild may still hold the pipe; closing it while the reader is blocked would block too.
             if pipe is not None and not (pipe is child.stdout and reader.is_alive()):
                 pipe.close()
-    if code is None:
-        raise _failure(tool, bilingual("process.silent", seconds=silence_limit_s), listener, part)
-    if code != 0:
-        reason = bilingual("process.signal", number=-code) if code < 0 else bilingual("process.code", code=code)
-        raise _failure(tool, bilingual("process.ended", reason=reason), listener, part)
-    if writes and not part.is_file():
-        raise _failure(tool, bilingual("process.no_file"), listener, part)
 
 
 def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limit_s: float) -> int | None:
     """Watch the child until it ends; return its exit code, or None if it printed nothing for too long."""
     with progress.task(title, total=100, unit="%") as bar:
-        shown = 0.0
+        shown, silent_s, heard, looked_at = 0.0, 0.0, -1, time.monotonic()
         while True:
             code: int | None = None
             with suppress(subprocess.TimeoutExpired):
@@ -147,7 +159,11 @@ def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limi
                 shown = done
             if code is not None:
                 return code
-            if time.monotonic() - listener.heard_at > limit_s:
+            now = time.monotonic()
+            # not the clock's word: after Ctrl-Z or a pause of the machine hours have passed, but nobody has waited
+            silent_s = silent_s + min(now - looked_at, _LONGEST_LOOK_S) if listener.heard_bytes == heard else 0.0
+            heard, looked_at = listener.heard_bytes, now
+            if silent_s > limit_s:
                 return None
 
 
@@ -157,14 +173,14 @@ class _Listener:
     def __init__(self, fraction: Fraction, line_end: bytes) -> None:
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.done = 0.0
-        self.heard_at = time.monotonic()
+        self.heard_bytes = 0
         self._fraction = fraction
         self._line_end = line_end
 
     def listen(self, stream: IO[bytes]) -> None:
         rest = b""
         while chunk := os.read(stream.fileno(), 1 << 16):
-            self.heard_at = time.monotonic()
+            self.heard_bytes += len(chunk)
             *lines, rest = re.split(self._line_end, rest + chunk)
             rest = rest[-_MAX_LINE_BYTES:]
             for line in lines:
