@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from aegis.errors import LockedError, UsageError
+from aegis.runs.held import check_held
+from aegis.runs.manifest import Manifest
+from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 
 
@@ -93,3 +97,53 @@ def test_a_read_only_place_is_a_usage_error(tmp_path: Path, root: str) -> None:
             pytest.fail("locked")
     finally:
         tmp_path.chmod(0o700)
+
+
+def take_over(root: Path) -> None:
+    """Somebody moves the run away, and another run begins under its name."""
+    root.rename(root.with_name("moved"))
+    root.mkdir()
+    (root / "run.lock").touch()
+
+
+LOST = {
+    "removed": lambda root: (root / "run.lock").unlink(),
+    "replaced": lambda root: ((root / "run.lock").unlink(), (root / "run.lock").touch()),
+    "moved": lambda root: root.rename(root.with_name("moved")),
+    "taken over": take_over,
+    "deleted": shutil.rmtree,
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets no held file go")
+@pytest.mark.parametrize("how", LOST)
+def test_a_run_that_is_lost_gets_nothing_more_from_who_held_it(tmp_path: Path, how: str) -> None:
+    """Published before, refused after; what another has put there by then stays, and can be locked by it."""
+    run, manifest = Run(tmp_path / "run"), Manifest("train", {}, {}, {})
+    with pytest.raises(LockedError) as lost, run.lock():  # noqa: PT012 (what comes before it is the control)
+        with publishing(run.checkpoints / "step_000001", manifest) as staging:
+            (staging.path / "x").touch()
+        check_held(run.metrics)
+        LOST[how](run.root)
+        if how == "taken over":
+            (run.root / "run.pid").write_text("another")
+        with pytest.raises(LockedError) as early, publishing(run.checkpoints / "step_000002", manifest):
+            pytest.fail("it was begun")
+        assert early.value.key == "runs.lost"
+        check_held(run.metrics)
+    assert lost.value.key == "runs.lost"
+    assert not (run.checkpoints / "step_000002").exists()
+    if how == "taken over":
+        assert (run.root / "run.pid").read_text() == "another"
+    with Run(tmp_path / "run").lock():
+        check_held(run.metrics)
+    check_held(run.metrics)  # held by nobody, it is nobody's to refuse
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets no held file go")
+def test_a_run_that_is_lost_while_a_checkpoint_is_written_does_not_get_it(tmp_path: Path) -> None:
+    run, manifest = Run(tmp_path / "run"), Manifest("train", {}, {}, {})
+    with pytest.raises(LockedError) as lost, run.lock(), publishing(run.checkpoints / "step_000001", manifest):
+        LOST["replaced"](run.root)
+    assert lost.value.key == "runs.lost"
+    assert list(run.checkpoints.iterdir()) == []

@@ -14,6 +14,7 @@ from typing import Any
 
 from aegis.errors import UsageError
 from aegis.runs import disk
+from aegis.runs.held import check_held
 from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
 
 
@@ -27,7 +28,9 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
     Raises:
         UsageError: `final` exists and `overwrite` is not set, or its parent is not writable.
         EnvironmentFault: the disk is full.
+        LockedError: the run around it was this process's and is not any more.
     """
+    check_held(final)
     refuse_existing(final, overwrite=overwrite)
     directory = final.with_name(f".{final.name}.staging-{os.getpid()}")
     try:
@@ -42,6 +45,7 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
     try:
         yield staging
         staging.seal(manifest)
+        check_held(final)
         _replace_directory(directory, final)
     except Exception as error:
         if disk.is_full(error):

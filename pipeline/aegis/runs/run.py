@@ -30,10 +30,13 @@ from aegis.errors import IntegrityError, LockedError, UsageError
 from aegis.messages import phrase
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
+from aegis.runs.held import LOCK, holding, is_held
 
 ARTIFACTS = Path("artifacts")
 """The folder of runs without --run."""
-_LOCK = "run.lock"
+
+
+_PID = "run.pid"
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Run:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.root / _LOCK)
+            lock = filelock.FileLock(self.root / LOCK)
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise LockedError("runs.locked", root=self.root, holder=_holder(self.root)) from None
@@ -136,27 +139,33 @@ class Run:
             if disk.is_full(error):
                 raise disk.full(self.root, error) from error
             raise UsageError("runs.unusable", root=self.root, error=str(error)) from None
-        pid_file = self.root / "run.pid"
-        try:
-            pid_file.write_text(str(os.getpid()), encoding="ascii")
-            yield
-        finally:
-            pid_file.unlink(missing_ok=True)
-            # a stage that refused its input leaves no empty run directory
-            empty = self.root.is_dir() and {path.name for path in self.root.iterdir()} <= {_LOCK}
-            if empty and os.name != "nt":
-                # remove it while this process holds it, so that it is not another's; Windows cannot remove a held file
-                (self.root / _LOCK).unlink(missing_ok=True)
-            lock.release()
-            if empty:
-                with suppress(OSError):  # another process may have started a run here
-                    if os.name == "nt":
-                        (self.root / _LOCK).unlink(missing_ok=True)
-                    self.root.rmdir()
+        with holding(self.root):
+            try:
+                (self.root / _PID).write_text(str(os.getpid()), encoding="ascii")
+                yield
+            finally:
+                if is_held(self.root):
+                    self._leave(lock)
+                else:
+                    lock.release()  # what stands there now is another's
+
+    def _leave(self, lock: filelock.BaseFileLock) -> None:
+        """Release the lock; a stage that refused its input leaves no empty run directory."""
+        (self.root / _PID).unlink(missing_ok=True)
+        empty = {path.name for path in self.root.iterdir()} <= {LOCK}
+        if empty and os.name != "nt":
+            # remove it while this process holds it, so that it is not another's; Windows cannot remove a held file
+            (self.root / LOCK).unlink(missing_ok=True)
+        lock.release()
+        if empty:
+            with suppress(OSError):  # another process may have started a run here
+                if os.name == "nt":
+                    (self.root / LOCK).unlink(missing_ok=True)
+                self.root.rmdir()
 
 
 def _holder(root: Path) -> str:
     try:
-        return phrase("runs.holder", process=(root / "run.pid").read_text(encoding="ascii"))
+        return phrase("runs.holder", process=(root / _PID).read_text(encoding="ascii"))
     except OSError:
         return ""

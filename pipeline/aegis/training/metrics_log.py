@@ -12,6 +12,7 @@ import torch
 from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.errors import IntegrityError
+from aegis.runs.held import check_held
 from aegis.soul.angles import quantiles_in_degrees
 from aegis.soul.gate import gate, phase
 from aegis.soul.module import Soul
@@ -85,6 +86,7 @@ class MetricsLog:
         }
         progress.metrics(row)
         if self._file is not None:
+            check_held(self._file)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self._report is not None:
