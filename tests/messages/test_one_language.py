@@ -15,7 +15,8 @@ import pytest
 import aegis
 from aegis import errors, llama_cpp
 from aegis.config.resolve import resolve
-from aegis.config.settings import StudyConfig, TrainConfig
+from aegis.config.settings import TrainConfig
+from aegis.config.study_settings import StudyConfig
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import AegisError

@@ -15,7 +15,8 @@ import vendor_llama_cpp
 from aegis import progress
 from aegis.cli import app
 from aegis.cli.screens import study as screens_study
-from aegis.config.settings import ExportConfig, MergeConfig, StudyConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.study_settings import StudyConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
 from aegis.runs import disk

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.config.settings import StudyConfig, TrainConfig
+from aegis.config.settings import TrainConfig
+from aegis.config.study_settings import StudyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import (

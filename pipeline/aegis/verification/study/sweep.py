@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from aegis import progress
-from aegis.config.settings import StudyConfig
+from aegis.config.study_settings import StudyConfig
 from aegis.llama_cpp import MIN_CHUNK_TOKENS, Runtime, measure_importance, quantize
 from aegis.messages import phrase
 from aegis.runs.manifest import file_sha256
