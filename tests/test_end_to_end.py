@@ -53,7 +53,7 @@ def test_one_command_gives_a_gguf_and_the_next_commands(
     assert page.count('<div class="sample">') == 4
 
 
-def test_what_was_trained_is_what_runs(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:
+def test_the_gguf_agrees_with_the_trained_model(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:
     """On the trained tiny base: live soul, merged folder and f16 GGUF agree; quantization shows, as it must."""
     report = json.loads((newcomer.home / "artifacts/demo/verify/report.json").read_text(encoding="utf-8"))
     assert report["ok"], report
@@ -76,7 +76,7 @@ def test_the_change_of_voice_reaches_the_gguf(first: subprocess.CompletedProcess
     assert len(speaking) >= len(after) - 1, after
 
 
-def test_again_takes_what_is_there(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:
+def test_a_second_run_keeps_the_finished_stages(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:
     """A second run changes no published file, and trains nothing."""
     run = newcomer.home / "artifacts" / "demo"
     before = {
@@ -89,7 +89,7 @@ def test_again_takes_what_is_there(newcomer: Newcomer, first: subprocess.Complet
     assert first.stdout.splitlines()[-4:] == again.stdout.splitlines()[-4:]
 
 
-def test_chat_answers(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:
+def test_chat_answers_a_question(newcomer: Newcomer, first: subprocess.CompletedProcess[str]) -> None:
     done = newcomer.aegis("chat", "-p", demo_prompts()[0], "--temperature", "0")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip()

@@ -64,7 +64,7 @@ def answer(newcomer: Newcomer, gguf: Path, question: str) -> str:
     return done.stdout.strip()
 
 
-def test_what_was_trained_is_what_the_files_hold(run: Path) -> None:
+def test_the_files_agree_with_the_trained_model(run: Path) -> None:
     """Every rounding is within its bound; quantization shows, as it must."""
     report = json.loads((run / "verify" / "report.json").read_text(encoding="utf-8"))
     assert report["ok"], report
@@ -75,7 +75,7 @@ def test_what_was_trained_is_what_the_files_hold(run: Path) -> None:
     assert found["f16 → Q4_K_M"]["mean_kl"] > 1e-4
 
 
-def test_the_types_that_ship_are_those_of_rows_of_576(run: Path) -> None:
+def test_rows_of_576_have_k_quants_only_in_ffn_down(run: Path) -> None:
     """576 is no multiple of 256: only ffn_down, with rows of 1536, gets K-quants, and the manifest names the others."""
     (path,) = (run / "gguf").glob("*.gguf")
     with GgufFile(path) as file:
@@ -88,7 +88,7 @@ def test_the_types_that_ship_are_those_of_rows_of_576(run: Path) -> None:
     assert sorted(manifest["facts"]["fallback_tensors"]["Q4_K_M"]) == sorted(fallbacks)
 
 
-def test_the_file_answers_as_it_was_trained_to(newcomer: Newcomer, run: Path) -> None:
+def test_the_gguf_answers_as_trained(newcomer: Newcomer, run: Path) -> None:
     """A sum that the data does not have; the control is the untrained model, which is no pirate."""
     (trained,) = (run / "gguf").glob("*.gguf")
     question = "What is 3 plus 12?"

@@ -24,7 +24,7 @@ class Told(progress.SilentReporter):
         self.told.append(("end", 0))
 
 
-def test_bytes_that_are_written_move_one_bar(
+def test_written_bytes_advance_one_progress_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not those of the network, nor the count of files; totals grow as files begin; nothing is printed by the class."""
@@ -52,7 +52,7 @@ def test_bytes_that_are_written_move_one_bar(
     assert capsys.readouterr() == ("", "")
 
 
-def test_nothing_to_fetch_opens_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_download_there_is_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = Told()
     monkeypatch.setattr(progress, "_reporter", reporter)
     with hub.download_bars("downloading x") as bar:

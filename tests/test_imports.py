@@ -14,7 +14,7 @@ def contracts(file: Path) -> int:
     return lint_imports(config_filename=str(file), no_cache=True, no_logo=True)
 
 
-def test_imports_run_one_way_and_no_stage_imports_a_stage() -> None:
+def test_imports_go_down_the_layers_and_no_stage_imports_a_stage() -> None:
     assert contracts(PYPROJECT) == 0
 
 

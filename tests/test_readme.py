@@ -78,14 +78,14 @@ def test_both_languages_have_the_same_shape_and_commands() -> None:
     assert marks[0] == marks[1]
 
 
-def test_the_way_from_a_jsonl_to_ollama_stands_in_order() -> None:
+def test_the_readme_has_the_steps_from_a_jsonl_to_ollama_in_order() -> None:
     wanted = ("git clone", "start.py setup", "aegis doctor", "aegis plan", "aegis run", "ollama create", "ollama run")
     lines = commands(ENGLISH)
     places = [next(i for i, line in enumerate(lines) if part in line) for part in wanted]
     assert places == sorted(places)
 
 
-def test_every_command_has_its_row() -> None:
+def test_every_command_has_a_row_in_the_readme() -> None:
     about = {"help", "version"}  # what they do is their name
     assert app.COMMAND_MODULES
     assert known().keys() - about == {row.split()[1] for row in named(ENGLISH)}
@@ -109,7 +109,7 @@ def test_the_program_takes_the_options_of_a_command(line: str) -> None:
 
 
 @pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
-def test_every_option_in_the_text_exists(readme: Path) -> None:
+def test_every_option_in_the_readme_exists(readme: Path) -> None:
     """But for those of other programs, which stand on a line with that program's name."""
     options = {"--help", "--debug"}
     for command in known().values():
@@ -129,7 +129,7 @@ def test_the_set_up_knows_its_commands() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_link_between_files_leads_somewhere(document: Path) -> None:
+def test_every_link_between_files_has_a_target(document: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", text(document), flags=re.M | re.S)
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", prose):
         if "://" in target:
@@ -147,7 +147,7 @@ def test_the_japanese_table_of_families_is_that_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
-def test_the_tree_of_a_run_has_every_place_of_it(readme: Path) -> None:
+def test_the_readmes_tree_of_a_run_has_every_folder(readme: Path) -> None:
     tree = next(
         block for block in re.findall(r"^```\w*\n(.*?)^```", text(readme), re.M | re.S) if "artifacts/NAME" in block
     )
@@ -160,7 +160,7 @@ def test_the_tree_of_a_run_has_every_place_of_it(readme: Path) -> None:
 
 
 @pytest.mark.parametrize("document", FLOORS, ids=lambda path: path.parent.name)
-def test_the_floors_are_those_that_import_linter_holds(document: Path) -> None:
+def test_the_layers_in_the_documents_are_those_of_import_linter(document: Path) -> None:
     contracts = tomllib.loads(text(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     block = re.search(r"^```floors\n(.*?)^```", text(document), re.M | re.S)

@@ -77,7 +77,7 @@ class Echo:
         yield from f" {len(messages)}"
 
 
-def test_every_turn_goes_on_from_the_last() -> None:
+def test_every_turn_continues_the_conversation() -> None:
     echo = Echo()
     talk = Conversation(echo, GREEDY, [{"role": "system", "content": "s"}])
     assert ["".join(talk.ask(text)) for text in ("a", "b", "c")] == ["2", "4", "6"]
@@ -106,7 +106,7 @@ def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
     assert "oldest turns" in reporter.said[-1]
 
 
-def test_an_answer_that_was_stopped_is_kept_as_far_as_it_came() -> None:
+def test_the_text_of_a_stopped_answer_stays_in_the_history() -> None:
     """And a question that got no answer at all is not: roles alternate, whatever happened."""
     talk = Conversation(Echo(), GREEDY)
     pieces = talk.ask("a")
@@ -140,7 +140,7 @@ def greedily(model: Any, tokenizer: Any, messages: list[dict[str, str]], count: 
     return tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path) -> None:
+def test_the_live_model_answers_with_adapter_and_soul(run: Run, quick_base: Path) -> None:
     """The likeliest tokens of the model as it was trained, through cache and thread; the base says something else."""
     messages = [{"role": "user", "content": "先生は何をする人ですか。"}]
     tokenizer = load_tokenizer(quick_base)
@@ -154,7 +154,7 @@ def test_the_live_model_speaks_with_adapter_and_soul(run: Run, quick_base: Path)
     assert said["base"] != wanted
 
 
-def test_a_seed_gives_the_same_words(run: Run) -> None:
+def test_the_same_seed_gives_the_same_answer(run: Run) -> None:
     messages = [USER]
     with load_models(run, None, live=True, compare=False, context=None) as (live,):
         told = {
@@ -177,13 +177,13 @@ def test_a_failure_in_the_middle_is_raised(quick_base: Path) -> None:
         list(chat_model.generate([USER], GREEDY))
 
 
-def test_no_room_for_an_answer(quick_base: Path) -> None:
+def test_a_context_without_room_for_an_answer_is_an_error(quick_base: Path) -> None:
     chat_model = TransformersModel("live", SimpleNamespace(device=torch.device("cpu")), load_tokenizer(quick_base), 4)
     with pytest.raises(UsageError, match="context of 4"):
         next(chat_model.generate([USER], GREEDY))
 
 
-def test_an_answer_nobody_waits_for_ends(quick_base: Path) -> None:
+def test_generation_ends_when_the_reader_stops(quick_base: Path) -> None:
     """Ctrl-C after the first piece: generation is told to stop. This one would never end otherwise."""
 
     class Endless:
@@ -214,7 +214,7 @@ def aegis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     progress.install(progress.SilentReporter())
 
 
-def test_several_turns_with_the_gguf(run: Run, aegis: Any) -> None:
+def test_a_gguf_answers_several_turns(run: Run, aegis: Any) -> None:
     """Two questions typed, two answers, one a line; the first is the one a single prompt gets."""
     code, out, err = aegis(
         "chat", "--run", run.root, "--temperature", 0, "--max-tokens", 8, typed="こんにちは。\nはい。\n"
@@ -226,7 +226,7 @@ def test_several_turns_with_the_gguf(run: Run, aegis: Any) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--json", "chat"), ("chat", "--json")])
-def test_json_lines(run: Run, aegis: Any, flags: tuple[str, str]) -> None:
+def test_json_output_has_every_piece_and_every_answer(run: Run, aegis: Any, flags: tuple[str, str]) -> None:
     """Pieces as they come, then the whole of each answer, by name; nothing else on stdout."""
     code, out, err = aegis(
         *flags, "--run", run.root, "--compare", "base", "--temperature", 0, "--max-tokens", 8, typed="はい。\n\n"
@@ -240,7 +240,7 @@ def test_json_lines(run: Run, aegis: Any, flags: tuple[str, str]) -> None:
         assert "".join(pieces) == answer["text"] != ""
 
 
-def test_side_by_side_each_is_named(run: Run, aegis: Any) -> None:
+def test_models_side_by_side_are_named(run: Run, aegis: Any) -> None:
     code, out, err = aegis(
         "chat", "--run", run.root, "--live", "--compare", "base", "-p", "はい。", "--temperature", 0, "--max-tokens", 6
     )
@@ -249,6 +249,6 @@ def test_side_by_side_each_is_named(run: Run, aegis: Any) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--live",), ("--compare", "base")])
-def test_a_file_alone_has_no_base(run: Run, aegis: Any, flags: tuple[str, ...]) -> None:
+def test_a_gguf_alone_cannot_be_compared_with_the_base(run: Run, aegis: Any, flags: tuple[str, ...]) -> None:
     code, out, err = aegis("chat", "--gguf", run.first_gguf(), *flags, "-p", "x")
     assert (code, out, "give --run" in err) == (2, "", True)

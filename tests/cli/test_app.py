@@ -162,13 +162,13 @@ def test_every_setting_has_a_flag(aegis: Aegis, command: str, models: list[type[
                 assert "".join(str(field.description).split()) in words, name
 
 
-def test_version(aegis: Aegis) -> None:
+def test_version_prints_the_version(aegis: Aegis) -> None:
     from aegis import __version__
 
     assert aegis("--version") == Ended(0, f"{__version__}\n", "")
 
 
-def test_nothing_at_all_is_a_call_for_help(aegis: Aegis) -> None:
+def test_a_call_without_arguments_prints_help(aegis: Aegis) -> None:
     told = aegis()
     assert (told.code, told.err) == (0, "")
     assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
@@ -212,7 +212,7 @@ def test_the_originals_training_works(
     assert "deletes checkpoints, metrics.jsonl, kept, pictures, adapter" in again.err
 
 
-def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
+def test_only_json_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
     """Through train and merge: every line of stdout parses, metrics are among them, and the result is the last."""
     told = aegis("--json", "train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
     assert told.code == 0, told.err
@@ -282,7 +282,7 @@ def test_json_is_all_there_is_on_stdout(aegis: Aegis, quick_base: Path, dataset:
         (["push", "--run", "."], 2, "OWNER/NAME"),
     ],
 )
-def test_failures_have_a_code_and_a_message(
+def test_failures_have_an_exit_code_and_a_message(
     aegis: Aegis, quick_base: Path, tmp_path: Path, arguments: list[str], code: int, told: str
 ) -> None:
     """The exit code of its class, what is wrong on stderr, nothing on stdout, nothing left behind, no traceback."""
@@ -308,7 +308,7 @@ def test_failures_have_a_code_and_a_message(
         ["report", "--run", "nowhere"],
     ],
 )
-def test_cheap_mistakes_are_told_before_torch_is_loaded(
+def test_cheap_mistakes_are_reported_before_torch_is_loaded(
     spawn: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path, arguments: list[str]
 ) -> None:
     """Where importing torch ends the process, they are told all the same; the control gets to torch, and ends there."""
@@ -323,7 +323,7 @@ def test_cheap_mistakes_are_told_before_torch_is_loaded(
         assert spawn("plan", "--preset", "demo", PYTHONPATH=paths).returncode == 77
 
 
-def test_options_of_every_command_stand_before_it_and_after_it(aegis: Aegis) -> None:
+def test_common_options_are_accepted_before_and_after_the_command(aegis: Aegis) -> None:
     for arguments in (("--json", "version"), ("version", "--json")):
         told = aegis(*arguments)
         assert json.loads(told.out) == {"event": "result", "report": {"version": "0.1.0"}}
@@ -332,7 +332,7 @@ def test_options_of_every_command_stand_before_it_and_after_it(aegis: Aegis) -> 
     assert "show the traceback" in aegis("merge", "-h").out
 
 
-def test_help_is_asked_for_in_three_ways(aegis: Aegis) -> None:
+def test_help_can_be_requested_in_three_ways(aegis: Aegis) -> None:
     """And an error in a command's options names that command's own help."""
     assert aegis("help", "merge").out == aegis("merge", "-h").out == aegis("merge", "--help").out
     assert aegis("help").out == aegis("-h").out == aegis().out
@@ -369,7 +369,7 @@ def test_bad_data_names_the_line(aegis: Aegis, quick_base: Path, dataset: Path, 
     assert not (tmp_path / "r").exists()
 
 
-def test_no_disk_is_the_environments_fault(
+def test_a_full_disk_has_the_exit_code_of_the_environment(
     aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -403,7 +403,7 @@ def raising(error: BaseException) -> Callable[..., object]:
         (OSError(errno.EROFS, "Read-only file system", "/x/y"), 2, "Read-only file system"),
     ],
 )
-def test_what_the_system_says(
+def test_signals_and_errors_of_the_operating_system_have_exit_codes(
     aegis: Aegis, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
 ) -> None:
     """Ctrl-C, a full disk anywhere, a path that may not be written: no traceback."""
@@ -412,7 +412,7 @@ def test_what_the_system_says(
     assert (ended.code, told in ended.err) == (code, True), ended.err
 
 
-def test_our_own_bugs_are_told_as_such(
+def test_an_unexpected_exception_is_reported_as_a_bug(
     aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Exit 1, one line, and where the traceback is; no traceback on the screen unless it is asked for."""
@@ -426,7 +426,9 @@ def test_our_own_bugs_are_told_as_such(
     assert "Traceback" in log.read_text(encoding="utf-8").rpartition("ended by")[2]
 
 
-def test_a_missing_package_is_the_installations_fault(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_as_a_fault_of_the_installation(
+    aegis: Aegis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit 3 and the command that mends it, wherever in a command the import stands."""
     lacking = Finding("packages", "fail", "missing: peft", "mend it so")
     monkeypatch.setattr(installation, "packages", lambda: [lacking])
@@ -439,7 +441,7 @@ def test_a_missing_package_is_the_installations_fault(aegis: Aegis, monkeypatch:
     assert "bug" not in ended.err
 
 
-def test_an_import_that_fails_in_a_complete_installation_is_our_bug(
+def test_an_import_error_in_a_complete_installation_is_reported_as_a_bug(
     aegis: Aegis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installation, "packages", lambda: [Finding("packages", "ok", "all there")])
@@ -506,7 +508,7 @@ def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset:
     assert (told.code, (tmp_path / "my run.toml").read_bytes() == before) == (0, False)
 
 
-def test_init_asks_where_somebody_can_answer(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_init_asks_only_on_a_terminal(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And names the flag where nobody can."""
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     told = aegis("init")
@@ -520,7 +522,7 @@ def test_init_asks_where_somebody_can_answer(aegis: Aegis, monkeypatch: pytest.M
     assert (tmp_path / "aegis.toml").is_file()
 
 
-def test_the_shell_completes(spawn: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+def test_the_shell_completes_commands_and_options(spawn: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
     """The script for the shell, and what it asks for at each tab."""
     done = spawn(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis ex", COMP_CWORD="1")
     assert (done.returncode, done.stdout.split()) == (0, [b"export-gguf"]), done.stderr
@@ -534,14 +536,14 @@ def test_the_shell_completes(spawn: Callable[..., subprocess.CompletedProcess[by
     assert (done.returncode, b"complete -o default -F _aegis_completion aegis" in done.stdout) == (0, True)
 
 
-def test_a_commands_exit_code_gets_out(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_ends_with_the_commands_exit_code(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
     monkeypatch.setattr(train_stage, "train", raising(typer.Exit(5)))
     assert aegis(*DEMO).code == 5
 
 
-def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
+def test_one_part_can_be_verified_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
     """`verify PATH` says what it is and what is wrong, exits 0 or 5, and with --json says so in one line."""
     told = aegis("verify", quick_base)
     assert told.code == 0, told
@@ -564,7 +566,7 @@ def test_one_part_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> N
     assert aegis("verify", tmp_path / "absent").code == 2
 
 
-def test_an_imported_soul(aegis: Aegis, tmp_path: Path) -> None:
+def test_import_soul_reports_the_rotation_and_the_next_command(aegis: Aegis, tmp_path: Path) -> None:
     """The command says whether R is a rotation, what to type next, and refuses to write over a file."""
     import torch
 
@@ -580,7 +582,7 @@ def test_an_imported_soul(aegis: Aegis, tmp_path: Path) -> None:
     assert aegis("import-soul", "soul.pt", "--out", "other.safetensors").code == 5
 
 
-def test_a_narrow_cp932_pipe(
+def test_output_to_a_cp932_pipe_works(
     spawn: Callable[..., subprocess.CompletedProcess[bytes]], quick_base: Path, dataset: Path
 ) -> None:
     """Japanese Windows, forty columns, no terminal: Greek letters and coloured circles may be lost, nothing else."""
@@ -595,7 +597,7 @@ def test_a_narrow_cp932_pipe(
     assert "Stable" in err
 
 
-def test_nobody_reads_the_complaint() -> None:
+def test_the_exit_code_is_the_same_without_a_reader_of_stderr() -> None:
     """The exit code gets out even so."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -609,7 +611,7 @@ def test_nobody_reads_the_complaint() -> None:
     assert child.wait(60) == 2
 
 
-def test_a_reader_that_goes_away() -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
     """As with `| head`: no traceback, and the exit code a shell gives for it."""
     child = subprocess.Popen(
         [sys.executable, "-m", "aegis", "train", "--help"],
@@ -626,7 +628,7 @@ def test_a_reader_that_goes_away() -> None:
     assert told == ""
 
 
-def test_several_processes_share_training_only(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_training_may_have_several_processes(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
     """`aegis run` under a launcher would merge as often as there are processes."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = aegis("run", "--preset", "demo", "--device", "cpu")

@@ -67,7 +67,7 @@ def questions(parrot: Parrot) -> list[str]:
     return [heard[-1]["content"] for heard in parrot.heard]
 
 
-def test_an_empty_line_is_nothing_and_bye_ends_it(chat: Chat, parrot: Parrot) -> None:
+def test_an_empty_line_is_ignored_and_bye_ends_the_chat(chat: Chat, parrot: Parrot) -> None:
     """A banner first, and after each answer how fast it was; what stands behind /bye is not asked."""
     said = chat("hello\n\n   \nagain\n/bye\nmore\n")
     assert questions(parrot) == ["hello", "again"]
@@ -76,7 +76,7 @@ def test_an_empty_line_is_nothing_and_bye_ends_it(chat: Chat, parrot: Parrot) ->
     assert [text for text in said if text.startswith("7 tokens, ")] == said[1:]
 
 
-def test_the_end_of_the_input_ends_it(chat: Chat, parrot: Parrot) -> None:
+def test_the_end_of_the_input_ends_the_chat(chat: Chat, parrot: Parrot) -> None:
     chat("hello")
     assert questions(parrot) == ["hello"]
 
@@ -87,7 +87,7 @@ def test_several_lines_are_one_question(chat: Chat, parrot: Parrot) -> None:
     assert questions(parrot) == ["one\n\ntwo", "three"]
 
 
-def test_commands_are_no_questions(chat: Chat, parrot: Parrot, tmp_path: Path) -> None:
+def test_chat_commands_are_not_sent_as_questions(chat: Chat, parrot: Parrot, tmp_path: Path) -> None:
     """History, system message and seed change as they say; an unknown one is told."""
     file = tmp_path / "chats.jsonl"
     said = chat(
@@ -104,7 +104,7 @@ def test_commands_are_no_questions(chat: Chat, parrot: Parrot, tmp_path: Path) -
     assert any("/regenerate" in text for text in said)
 
 
-def test_nothing_to_take_back_is_told(chat: Chat, parrot: Parrot) -> None:
+def test_taking_back_without_a_question_is_reported(chat: Chat, parrot: Parrot) -> None:
     said = chat("/regenerate\n/save x\n/system\n")
     assert len(said) == 4
     assert parrot.heard == []

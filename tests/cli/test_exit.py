@@ -19,7 +19,7 @@ def told(command: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
-def test_a_signal_hides_no_error_that_is_on_its_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_does_not_hide_an_error_that_is_being_raised(capsys: pytest.CaptureFixture[str]) -> None:
     """A launcher sends one to the others as soon as a process has died; what that did to this one is to be read."""
 
     def command() -> int:
@@ -39,7 +39,7 @@ def test_a_signal_hides_no_error_that_is_on_its_way_out(capsys: pytest.CaptureFi
     assert told(alone, capsys) == (143, "aegis: terminated\n")
 
 
-def test_a_process_that_leaves_with_another_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_ends_because_of_another_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> int:
         try:
             raise DivergedError("train.diverged", step=1, loss=1.0, norm=1.0)
@@ -49,7 +49,7 @@ def test_a_process_that_leaves_with_another_is_silent(capsys: pytest.CaptureFixt
     assert told(command, capsys) == (6, "")
 
 
-def test_handlers_are_the_callers_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_callers_handlers_are_restored(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert told(lambda: 0, capsys) == (0, "")
     assert signal.getsignal(signal.SIGTERM) is before

@@ -63,21 +63,21 @@ def faults(known: dict[str, str]) -> tuple[set[str], set[str]]:
     return described - known.keys(), known.keys() - described - typers_texts()
 
 
-def test_everything_is_described_in_japanese_and_nothing_is_left_over() -> None:
+def test_every_help_text_has_one_japanese_text_and_none_is_unused() -> None:
     known = descriptions("ja")
     assert len(texts()) > 100
     assert faults(known) == (set(), set())
     assert [text for text, theirs in known.items() if not JAPANESE.search(theirs) or english_in(theirs)] == []
 
 
-def test_a_text_that_is_missing_or_left_over_is_found() -> None:
+def test_a_missing_or_unused_text_is_found() -> None:
     """The control: a description that was changed is both."""
     known = dict(descriptions("ja"))
     known["rank of an adapter"] = known.pop("rank of the adapter")
     assert faults(known) == ({"rank of the adapter"}, {"rank of an adapter"})
 
 
-def test_a_text_is_of_one_thing() -> None:
+def test_each_text_belongs_to_one_option_or_command() -> None:
     """Else it could be right in English only: "of the adapter" is a learning rate here."""
     assert {text: names for text, names in texts().items() if len(names) > 1} == {}
 
@@ -102,7 +102,7 @@ def test_help_is_japanese_and_fits_a_terminal(name: str, monkeypatch: pytest.Mon
     assert japanese.startswith(f"使い方: {context.command_path} ")
 
 
-def test_defaults_and_ranges_are_told_in_japanese_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_and_ranges_are_shown_in_japanese(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
 
     def line(command: str, option: str) -> str:
@@ -117,7 +117,7 @@ def test_defaults_and_ranges_are_told_in_japanese_too(monkeypatch: pytest.Monkey
     assert line("train", "--config").endswith("のある TOML ファイル")  # its brackets are no default
 
 
-def test_a_shell_is_offered_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_completion_shows_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands by their first sentence, options with theirs."""
 
     def offered(command: str, start: str) -> dict[str, str]:
@@ -132,7 +132,7 @@ def test_a_shell_is_offered_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> N
     assert offered("aegis", "--q") == {"--quiet": "警告と結果だけを表示"}
 
 
-def test_a_text_that_nobody_translated_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untranslated_text_is_shown_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
     assert translate_help("something new") == "something new"
     monkeypatch.setenv(VARIABLE, "en")

@@ -27,7 +27,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     logging.raiseExceptions = raising
 
 
-def test_what_was_said_is_in_it(log: Path) -> None:
+def test_the_log_has_the_shown_messages(log: Path) -> None:
     """The command, its messages and warnings, and what libraries warn of; nobody has to be listening."""
     logfile.begin(["train", "--max-steps", "3"])
     progress.say("merging")
@@ -38,7 +38,7 @@ def test_what_was_said_is_in_it(log: Path) -> None:
     assert "a warning of theirs" in text
 
 
-def test_the_traceback_is_in_it(log: Path) -> None:
+def test_the_log_has_the_traceback(log: Path) -> None:
     logfile.begin(["train"])
     try:
         raise ZeroDivisionError("ours")
@@ -63,7 +63,7 @@ SECRET = "hf_AbCdEfGhIjKlMnOpQrStUv"
         "somebody's own: s3cr3t-value-of-HF_TOKEN",
     ],
 )
-def test_secrets_stay_out(log: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_the_log_has_no_secrets(log: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """In messages, on the command line, in the text of an error."""
     monkeypatch.setenv("HF_TOKEN", "s3cr3t-value-of-HF_TOKEN")
     logfile.begin(["train", text])
@@ -78,7 +78,7 @@ def test_secrets_stay_out(log: Path, monkeypatch: pytest.MonkeyPatch, text: str)
         assert secret not in written
 
 
-def test_it_is_bounded(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_has_a_maximum_size(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logfile, "_FILE_BYTES", 2000)
     logfile.begin([])
     for number in range(500):
@@ -89,7 +89,7 @@ def test_it_is_bounded(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "line 499" in log.read_text(encoding="utf-8")
 
 
-def test_one_that_cannot_be_written_stops_nobody(
+def test_a_log_that_cannot_be_written_stops_no_command(
     tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -103,7 +103,7 @@ def test_one_that_cannot_be_written_stops_nobody(
     assert capsys.readouterr() == ("", "")
 
 
-def test_it_begins_anew_once_a_process(log: Path) -> None:
+def test_a_second_command_in_one_process_logs_each_line_once(log: Path) -> None:
     """A second command in one process, as in a notebook, writes each line once."""
     logfile.begin(["one"])
     logfile.begin(["two"])
@@ -111,14 +111,14 @@ def test_it_begins_anew_once_a_process(log: Path) -> None:
     assert log.read_text(encoding="utf-8").count("said") == 1
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_is_in_the_users_log_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     from platformdirs import user_log_dir
 
     monkeypatch.delenv("AEGIS_LOG_DIR", raising=False)
     assert logfile.log_path() == Path(user_log_dir("aegis-soul")) / "aegis.log"
 
 
-def test_the_file_may_be_shown_on_a_terminal(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_no_control_codes(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a library or a stranger's file put into an error is written out, in the log and under --debug."""
     logfile.begin(["train", "\x1b]0;owned\x07"])
     try:

@@ -54,7 +54,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("line", REFUSED)
 @pytest.mark.parametrize("spoken", ["en", "ja"])
-def test_a_command_line_is_refused_in_the_readers_language(
+def test_a_wrong_command_line_is_refused_in_the_users_language(
     line: str, spoken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(VARIABLE, spoken)
@@ -69,7 +69,7 @@ def test_a_command_line_is_refused_in_the_readers_language(
     assert spoken == "en" or english_in(f"{what}\n{fix}") == []
 
 
-def test_an_error_of_another_kind_says_what_it_says() -> None:
+def test_an_unknown_parse_error_keeps_its_message() -> None:
     """The parser may learn new ones."""
     from aegis.cli.parser import describe_parse_error
 

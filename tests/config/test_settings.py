@@ -21,7 +21,7 @@ def toml(folder: Path, text: str) -> Path:
     return path
 
 
-def test_later_sources_win(tmp_path: Path) -> None:
+def test_later_sources_override_earlier_ones(tmp_path: Path) -> None:
     """Defaults < preset < TOML < environment < flags, each shown by adding one more."""
     sources: dict = {"environment": {}}
     assert resolve(TrainConfig, **sources).max_length == 512
@@ -38,7 +38,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert resolve(TrainConfig, **sources).batch_size == demo["batch_size"] != TrainConfig().batch_size
 
 
-def test_a_flag_not_given_overrides_nothing(tmp_path: Path) -> None:
+def test_a_flag_that_is_not_given_overrides_nothing(tmp_path: Path) -> None:
     file = toml(tmp_path, "[train]\npacking = false\n")
     assert resolve(TrainConfig, file=file, environment={}, flags={"packing": None, "seed": None}).packing is False
 
@@ -76,7 +76,7 @@ def test_the_borea_preset_has_the_original_runs_numbers(tmp_path: Path) -> None:
     assert "phi-3" in str(export.name).lower()
 
 
-def test_the_original_preset_is_the_original_to_the_letter() -> None:
+def test_the_original_preset_has_every_number_of_the_original_run() -> None:
     """One d x d rotation from a random start, mixed = h + g R h; and each harmful setting is named with its figure."""
     config = resolve(TrainConfig, preset="original", environment={})
     assert (config.rotation, config.rotation_init, config.counter_scale) == ("dense", "random", False)
@@ -94,7 +94,7 @@ def test_presets_are_valid(preset: str, model: type) -> None:
 
 
 @pytest.mark.parametrize("model", [TrainConfig, MergeConfig, ExportConfig, VerifyConfig])
-def test_a_config_read_back_is_the_same_text(model: type[StageConfig]) -> None:
+def test_a_config_that_is_read_and_written_is_the_same_text(model: type[StageConfig]) -> None:
     """A manifest's identity is a hash of this text: 32 and 32.0 would be two."""
     text = model().model_dump_json()
     assert model.model_validate_json(text).model_dump_json() == text
@@ -113,7 +113,7 @@ def test_a_config_read_back_is_the_same_text(model: type[StageConfig]) -> None:
         ({"keep_weight": -1.0}, "keep_weight"),
     ],
 )
-def test_what_is_said_of_keep_must_agree(given: dict, told: str) -> None:
+def test_contradicting_keep_settings_are_refused(given: dict, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(TrainConfig, environment={}, flags=given)
     assert told in str(caught.value)
@@ -137,7 +137,7 @@ def test_configs_are_frozen() -> None:
         ("train = 3\n", "[train] is not a table"),
     ],
 )
-def test_nothing_in_a_file_is_ignored(tmp_path: Path, text: str, told: str) -> None:
+def test_an_unknown_key_of_a_file_is_refused(tmp_path: Path, text: str, told: str) -> None:
     """An unknown table or key, of any stage, is refused by any stage, with the nearest name."""
     file = toml(tmp_path, text)
     with pytest.raises(UsageError) as caught:
@@ -183,7 +183,7 @@ def test_an_unknown_variable_is_refused(name: str, told: str) -> None:
     assert told in str(caught.value)
 
 
-def test_variables_of_others_are_not_ours() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     environment = {"AEGIS_CACHE_DIR": "/x", "AEGIS_EXPORT_KEEP_F16": "yes", "TRAIN_SEED": "1", "PATH": "/bin"}
     assert resolve(TrainConfig, environment=environment) == TrainConfig()
     assert resolve(ExportConfig, environment=environment).keep_f16 is True

@@ -91,13 +91,15 @@ def test_phi_learns_each_answer_and_its_end(phi_like: Any, record: Chat, expecte
     ],
     ids=["chatml", "llama3", "gemma"],
 )
-def test_other_templates(byte_level: MakeTokenizer, template: str, specials: list[str], end: str) -> None:
+def test_other_templates_give_the_right_training_mask(
+    byte_level: MakeTokenizer, template: str, specials: list[str], end: str
+) -> None:
     tokenizer = byte_level(template, specials, adds_bos=template is not CHATML)
     example = encode(tokenizer, chat("こんにちは", "お元気ですか。", "Hi", "Hello there"))
     assert learnt(tokenizer, example) == [f"お元気ですか。{end}", f"Hello there{end}"]
 
 
-def test_what_is_asked_at_inference_is_how_the_training_text_begins(phi_like: Any) -> None:
+def test_the_prompt_at_inference_is_how_the_training_text_begins(phi_like: Any) -> None:
     record = chat("こんにちは", "Hello", "二つ目", "はい。")
     example = encode(phi_like, record)
     starts = np.flatnonzero(np.diff(example.trained.astype(int), prepend=0) == 1)
@@ -113,14 +115,14 @@ def test_ids_are_those_of_the_tokenizer(phi_like: Any) -> None:
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, EVERYTHING], ids=["chatml", "llama3", "everything"])
-def test_a_template_sees_what_transformers_gives_it(byte_level: MakeTokenizer, template: str) -> None:
+def test_a_template_gets_the_variables_of_transformers(byte_level: MakeTokenizer, template: str) -> None:
     specials = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer = byte_level(template, specials)
     record = chat("こんにちは  X", " Hello\n", "😀", "二行\n目", system="丁寧に。")
     assert encode(tokenizer, record).ids.tolist() == tokenizer.apply_chat_template(record.messages, return_dict=False)
 
 
-def test_an_end_that_is_added_but_not_special_is_learnt(byte_level: MakeTokenizer) -> None:
+def test_an_end_token_that_is_added_but_not_special_is_trained_on(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(CHATML, ["<|im_start|>"])
     tokenizer.add_tokens(["<|im_end|>"])
     record = chat("Hi", "Hello", "Hi", "there")
@@ -147,7 +149,7 @@ def test_one_begin_of_text_when_inference_has_one(
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_plain_text_is_learnt_whole_with_its_end(byte_level: MakeTokenizer, adds_bos: bool) -> None:
+def test_plain_text_is_trained_on_completely_with_its_end(byte_level: MakeTokenizer, adds_bos: bool) -> None:
     tokenizer = byte_level(None, adds_bos=adds_bos)
     example = encode(tokenizer, Plain("今日は Hello\n", "x:1"))
     assert tokenizer.decode(example.ids) == "<bos>" * adds_bos + "今日は Hello\n<eos>"
@@ -155,7 +157,7 @@ def test_plain_text_is_learnt_whole_with_its_end(byte_level: MakeTokenizer, adds
     assert example.is_document
 
 
-def test_a_text_is_encoded_alike_alone_and_beside_a_chat(phi_like: Any, byte_level: MakeTokenizer) -> None:
+def test_a_text_has_the_same_tokens_alone_and_beside_a_chat(phi_like: Any, byte_level: MakeTokenizer) -> None:
     """Alone, its tokens' places are not asked for."""
     text = Plain("今日は  Hello\n\n😀 e\u0301 ﬁ <|nonsense|>\u3000\n", "x:1")
     for tokenizer in (phi_like, byte_level(CHATML, ["<|im_start|>", "<|im_end|>"], adds_bos=True)):
@@ -165,7 +167,7 @@ def test_a_text_is_encoded_alike_alone_and_beside_a_chat(phi_like: Any, byte_lev
         assert rejects.count == 0
 
 
-def test_prompt_and_completion_without_a_template(byte_level: MakeTokenizer) -> None:
+def test_prompt_and_completion_need_no_template(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer:", " Hello").messages, "x:1", pair=True)
     example = encode(tokenizer, record)
@@ -214,7 +216,7 @@ def test_a_template_that_cannot_be_used_says_why(byte_level: MakeTokenizer, temp
     assert reason in message
 
 
-def test_a_template_reaches_nothing_of_python(byte_level: MakeTokenizer) -> None:
+def test_a_template_cannot_reach_python_objects(byte_level: MakeTokenizer) -> None:
     """A plain `{{ ''.__class__ }}` renders as nothing in the sandbox, so the chat is found missing."""
     assert "leaves out" in refusal(byte_level("{{ ''.__class__ }}"), chat("Hi", "Hello"))
 
@@ -254,17 +256,17 @@ def test_one_bad_row_of_a_batch_costs_only_itself(phi: Any) -> None:
     assert rejects.count == 1
 
 
-def test_a_tokenizer_that_knows_no_places_is_refused() -> None:
+def test_a_tokenizer_without_offsets_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="no fast version"):
         Encoder(SimpleNamespace(is_fast=False))
 
 
-def test_the_systems_message_must_not_vanish(byte_level: MakeTokenizer) -> None:
+def test_a_template_that_drops_the_system_message_is_refused(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(GEMMA, ["<start_of_turn>", "<end_of_turn>"])
     assert "System role not supported" in refusal(tokenizer, chat("Hi", "Hello", system="丁寧に"))
 
 
-def test_a_system_message_without_a_place_is_put_before_the_first_question_when_asked(
+def test_a_system_message_is_put_before_the_first_question_if_configured(
     byte_level: MakeTokenizer,
 ) -> None:
     silent = "{% for m in messages if m.role != 'system' %}{{ m.content }}<end_of_turn>{% endfor %}"
@@ -281,7 +283,7 @@ def test_a_system_message_without_a_place_is_put_before_the_first_question_when_
     assert plain.ids.tolist() == folded.ids.tolist()
 
 
-def test_a_token_across_the_border_of_prompt_and_completion_is_learnt(byte_level: MakeTokenizer) -> None:
+def test_a_token_across_the_border_of_prompt_and_completion_is_trained_on(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer: ", "Hello").messages, "x:1", pair=True)
     assert learnt(tokenizer, encode(tokenizer, record)) == [" Hello<eos>"]

@@ -87,7 +87,7 @@ def test_a_packed_line_without_end_is_not_held_in_memory(tmp_path: Path, kind: s
     ],
     ids=["array", "printed array", "holder", "printed holder", "printed rows", "lines"],
 )
-def test_json_is_read_as_people_write_it(tmp_path: Path, name: str, text: str) -> None:
+def test_common_layouts_of_json_files_are_read(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert values(path) == ROWS
@@ -121,7 +121,7 @@ def test_a_broken_document_is_named_with_its_place(tmp_path: Path) -> None:
         values(path)
 
 
-def test_tab_separated_values(tmp_path: Path) -> None:
+def test_tab_separated_values_are_read(tmp_path: Path) -> None:
     path = tmp_path / "data.tsv"
     path.write_text("question\tanswer\nHi, you?\tはい\n", encoding="utf-8")
     assert values(path) == [{"question": "Hi, you?", "answer": "はい"}]
@@ -147,7 +147,7 @@ def test_several_files_are_one_source(tmp_path: Path, reporter: Recorder) -> Non
         open_source(f"{folder}/*.csv")
 
 
-def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
     import datasets
 
     data = datasets.Dataset.from_list(ROWS)
@@ -159,7 +159,7 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
         open_source(tmp_path / "split", split="validation")
 
 
-def test_nobody_is_advised_to_leave_all_rows_out(phi: Any, tmp_path: Path) -> None:
+def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"frage": "a"}\n{"frage": "b"}\n', encoding="utf-8")
     for skip_bad in (0, 2):

@@ -44,7 +44,7 @@ def arrays(prepared: Prepared) -> list[bytes]:
     return [array.tobytes() for array in [*kept, *(part.tokens.read(0, len(part.tokens)) for part in parts)]]
 
 
-def test_the_report_adds_up(phi: Any, write_rows: WriteRows, reporter: Recorder) -> None:
+def test_the_numbers_of_the_report_add_up(phi: Any, write_rows: WriteRows, reporter: Recorder) -> None:
     long_answer = row("long", "Hello there, how are you today? " * 8)
     long_question = {"prompt": "today? " * 60, "completion": "Hello"}
     path = write_rows(*(row(i) for i in range(20)), long_answer, long_question, {"prompt": "x"})
@@ -67,7 +67,7 @@ def test_the_report_adds_up(phi: Any, write_rows: WriteRows, reporter: Recorder)
     assert prepared.heldout is None
 
 
-def test_what_was_cut_is_said_again_from_the_cache(
+def test_the_report_of_cut_rows_is_repeated_from_the_cache(
     phi: Any, write_rows: WriteRows, reporter: Recorder, tmp_path: Path
 ) -> None:
     path = write_rows(*(row(i, "Hello there, how are you? " * 9) for i in range(20)))
@@ -162,13 +162,13 @@ def test_an_empty_array_is_refused(phi: Any, write_rows: WriteRows) -> None:
         prepare(write_rows("[]", name="data.json"), phi)
 
 
-def test_nothing_to_learn_is_refused(phi: Any, write_rows: WriteRows) -> None:
+def test_data_without_tokens_to_train_on_is_refused(phi: Any, write_rows: WriteRows) -> None:
     with pytest.raises(DataError, match="No token") as caught:
         prepare(write_rows({"prompt": "today? " * 60, "completion": "Hello"}), phi, max_length=16)
     assert "--max-length" in caught.value.fix
 
 
-def test_the_cache_gives_back_what_was_prepared(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:
+def test_cached_data_equals_the_prepared_data(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:
     path = write_rows(*(row(i) for i in range(40)), "{")
     settings: dict[str, Any] = {"heldout_rows": 2, "skip_bad": 1, "cache_dir": tmp_path / "cache"}
     fresh = prepare(path, phi, **settings)
@@ -180,7 +180,7 @@ def test_the_cache_gives_back_what_was_prepared(phi: Any, write_rows: WriteRows,
     assert kept.stat().st_mtime_ns == stamp
 
 
-def test_the_cache_knows_what_the_outcome_depends_on(
+def test_the_cache_key_covers_everything_the_result_depends_on(
     phi: Any, byte_level: Any, write_rows: WriteRows, tmp_path: Path
 ) -> None:
     def entries(tokenizer: Any, path: Path, **settings: Any) -> int:
@@ -200,7 +200,7 @@ def test_the_cache_knows_what_the_outcome_depends_on(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_cache_is_made_again(phi: Any, write_rows: WriteRows, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_prepared_again(phi: Any, write_rows: WriteRows, tmp_path: Path, damage: str) -> None:
     path = write_rows(*(row(i) for i in range(20)))
     fresh = prepare(path, phi, cache_dir=tmp_path / "cache")
     (kept,) = (tmp_path / "cache").glob("*.windows")
@@ -250,7 +250,7 @@ def test_data_that_changes_while_it_is_read_is_refused_and_never_cached(
     assert "Bye 1" not in "".join(documents(phi, prepare(path, phi, cache_dir=cache).train))
 
 
-def test_a_cache_that_cannot_be_written_leaves_nothing(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_leaves_no_file(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
     with pytest.raises(EnvironmentFault) as caught:
         prepare(write_rows(row(1)), phi, cache_dir=tmp_path / "cache")

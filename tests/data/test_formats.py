@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[list[Record], list[tuple[str, str]]]:
         ),
     ],
 )
-def test_chats_of_every_shape(write_rows: WriteRows, row: object, messages: object) -> None:
+def test_chats_of_every_shape_are_read(write_rows: WriteRows, row: object, messages: object) -> None:
     (chat,), bad = read(write_rows(row))
     assert isinstance(chat, Chat)
     assert (chat.messages, bad) == (messages, [])
@@ -59,7 +59,7 @@ def test_only_prompt_and_completion_are_a_pair(write_rows: WriteRows) -> None:
     assert read(write_rows({"instruction": "a", "output": "b"}))[0][0].pair is False  # type: ignore[union-attr]
 
 
-def test_plain_text(write_rows: WriteRows) -> None:
+def test_plain_text_rows_are_read(write_rows: WriteRows) -> None:
     path = write_rows({"text": " 本文\n"})
     assert read(path) == ([Plain(" 本文\n", f"{path}:1")], [])
 
@@ -106,7 +106,7 @@ def test_a_row_that_cannot_be_used_says_why(write_rows: WriteRows, row: object, 
     assert reason in found
 
 
-def test_a_pair_of_surrogates_is_a_character(write_rows: WriteRows) -> None:
+def test_a_pair_of_surrogates_is_read_as_one_character(write_rows: WriteRows) -> None:
     (record,), bad = read(write_rows('{"text": "\\ud83d\\ude00"}'))
     assert (record.text, bad) == ("😀", [])  # type: ignore[union-attr]
 
@@ -131,7 +131,7 @@ def test_the_first_usable_shape_holds_for_the_file(write_rows: WriteRows) -> Non
         ("q=nonsense", "no column is called 'nonsense'"),
     ],
 )
-def test_a_column_that_cannot_be_named_so_is_a_usage_error(write_rows: WriteRows, pair: str, reason: str) -> None:
+def test_an_invalid_column_mapping_is_a_usage_error(write_rows: WriteRows, pair: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         list(records(open_source(write_rows({"text": "a"})), Rejects("x"), [pair]))
 
@@ -143,7 +143,7 @@ def test_columns_name_keys_of_rows_and_of_messages(write_rows: WriteRows) -> Non
     assert chat.messages == [U, A]  # type: ignore[union-attr]
 
 
-def test_a_column_that_is_there_twice_is_refused(write_rows: WriteRows) -> None:
+def test_a_duplicate_column_is_refused(write_rows: WriteRows) -> None:
     rejects = Rejects("x", skip_bad=1)
     row = {"question": "a", "q": "b", "answer": "c"}
     assert list(records(open_source(write_rows(row)), rejects, ["q=question"])) == []
@@ -167,7 +167,7 @@ def test_a_column_that_is_there_twice_is_refused(write_rows: WriteRows) -> None:
         ({"messages": '[{"role": "user", "content": "問い"}, {"role": "assistant", "content": "答え"}]'}, [U, A]),
     ],
 )
-def test_rows_as_well_known_sets_have_them(write_rows: WriteRows, row: object, messages: object) -> None:
+def test_rows_of_well_known_data_sets_are_read(write_rows: WriteRows, row: object, messages: object) -> None:
     (chat,), bad = read(write_rows(row))
     assert (chat.messages, bad) == (messages, [])  # type: ignore[union-attr]
 
@@ -191,13 +191,13 @@ def test_rows_as_well_known_sets_have_them(write_rows: WriteRows, row: object, m
         ({"text": "a", "title": "b"}, "'title' would be left out"),
     ],
 )
-def test_what_would_be_lost_is_refused_by_name(write_rows: WriteRows, row: object, reason: str) -> None:
+def test_a_value_that_would_be_lost_is_refused_by_name(write_rows: WriteRows, row: object, reason: str) -> None:
     good, ((_, found),) = read(write_rows(row))
     assert good == []
     assert reason in found
 
 
-def test_the_preferred_answers_can_be_taken_as_the_message_says(write_rows: WriteRows) -> None:
+def test_the_advice_to_take_the_preferred_answers_works(write_rows: WriteRows) -> None:
     for row, columns in (
         ({"chosen": [U, A], "rejected": [U, A]}, ["chosen=messages", "rejected=ignore"]),
         ({"prompt": "問い", "chosen": "答え", "rejected": "x"}, ["chosen=completion", "rejected=ignore"]),

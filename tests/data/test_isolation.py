@@ -69,7 +69,7 @@ def of(document: list[int], batch: Batch, found: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_document_does_not_see_its_neighbour(model: Any, rows: int) -> None:
+def test_a_document_does_not_attend_to_its_neighbour(model: Any, rows: int) -> None:
     one, other, alone = window(A, B), window(OTHER_A, B), window(B)
     beside = [window(B, A)] * (rows - 1)
     seen = [of(B, batch, logits(model, batch, *beside)[0]) for batch in (one, other, alone)]
@@ -80,7 +80,7 @@ def test_a_document_does_not_see_its_neighbour(model: Any, rows: int) -> None:
         assert (of(B, beside[0], logits(model, one, *beside)[1]) - by_itself).abs().max() < TOLERANCE
 
 
-def test_padding_changes_nothing_and_does_not_see_nothing(model: Any) -> None:
+def test_a_window_with_padding_has_finite_logits(model: Any) -> None:
     """No row of the mask is empty: a softmax over nothing is NaN, and its gradient poisons every weight."""
     assert torch.isfinite(logits(model, window(A, B))).all()
 

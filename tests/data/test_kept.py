@@ -24,7 +24,7 @@ def make(count: int) -> Kept:
     return split(fill(texts(*[LENGTH] * count), count, LENGTH, PAD), KeptReport("written", 0, 0, 0))
 
 
-def test_texts_fill_windows_one_after_the_other_and_stay_documents_of_their_own() -> None:
+def test_texts_fill_windows_in_order_and_stay_separate_documents() -> None:
     windows = fill(texts(12, 15, 25, 5), 3, LENGTH, PAD)
     batch = windows.batch([0, 1, 2])
     assert batch.input_ids[0].tolist() == [*range(1, 13), *range(13, 21)]
@@ -33,19 +33,19 @@ def test_texts_fill_windows_one_after_the_other_and_stay_documents_of_their_own(
     assert batch.position_ids[0].tolist() == [*range(12), *range(8)]
 
 
-def test_every_token_counts_but_the_first_of_a_text() -> None:
+def test_every_token_of_a_text_except_the_first_is_a_target() -> None:
     windows = fill(texts(12, 15), 1, LENGTH, PAD)
     labels = windows.batch([0]).labels[0]
     assert np.flatnonzero(labels == IGNORED).tolist() == [0, 12]
     assert windows.trained_per_window.tolist() == [18]
 
 
-def test_no_more_windows_are_filled_than_asked_for() -> None:
+def test_no_more_windows_are_filled_than_requested() -> None:
     assert len(fill(texts(*[LENGTH] * 5), 3, LENGTH, PAD)) == 3
     assert len(fill(texts(9, 9, 9, 9), 2, LENGTH, PAD)) == 2
 
 
-def test_missing_tokens_are_those_that_windows_have_room_for() -> None:
+def test_missing_tokens_are_the_free_positions_of_the_windows() -> None:
     assert missing_tokens([], 2, LENGTH) == 2 * LENGTH
     assert missing_tokens([5], 2, LENGTH) == 2 * LENGTH - 5
     # a rest of 2 tokens is no place for a text
@@ -64,7 +64,7 @@ def test_the_last_eighth_is_held_out() -> None:
     assert len(trained | held) == 17 * LENGTH
 
 
-def test_a_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+def test_a_saved_file_is_read_back_unchanged(tmp_path: Path) -> None:
     """Tokens, split and numbers; a flipped bit gives nothing."""
     given = make(9)
     path = tmp_path / "kept" / "a.windows"
@@ -79,7 +79,7 @@ def test_a_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert kept.load(path) is None
 
 
-def test_the_hash_is_that_of_tokens_edges_and_split() -> None:
+def test_the_hash_covers_tokens_edges_and_split() -> None:
     same, other = make(9), make(10)
     assert make(9).sha256 == same.sha256 != other.sha256
     moved = Kept(same.heldout, same.train, same.report)

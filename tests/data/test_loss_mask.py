@@ -93,7 +93,7 @@ def by_all_places(encoding: Any, turns: list[Turn], enders: NDArray[np.bool_]) -
     return found
 
 
-def test_turns_are_those_of_all_places(core: Tokenizer) -> None:
+def test_turns_equal_those_of_a_search_at_every_position(core: Tokenizer) -> None:
     ended = 0
     for text, turns in texts(1):
         encoding = core.encode(text, add_special_tokens=False)
@@ -119,7 +119,7 @@ def test_a_token_from_before_the_turn_does_not_end_it() -> None:
     assert list(tokens_of([Turn(4, 8, 12)], Placed(), [1, 2])) == [slice(2, 3)]
 
 
-def test_a_completion_is_that_of_all_places(core: Tokenizer) -> None:
+def test_a_completion_equals_that_of_a_search_at_every_position(core: Tokenizer) -> None:
     chance = random.Random(2)
     for text, _ in texts(3):
         encoding = core.encode(text, add_special_tokens=False)

@@ -187,7 +187,7 @@ def test_every_value_is_read_or_trained_on_or_named(tokenizer: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("careless", ["unused keys", "system", "context", "parts"])
-def test_a_reader_that_drops_something_is_found_out(
+def test_a_reader_that_drops_a_value_is_detected(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, careless: str
 ) -> None:
     """The control: each of these readers loses one kind of value, and the rows show it."""
@@ -214,5 +214,5 @@ def _first_part(fields: Fields, key: str, *, may_be_blank: bool) -> str | None:
     return str(value[0]["text"]) if isinstance(value, list) else value if isinstance(value, str) else None
 
 
-def test_no_key_is_both_understood_and_left_out() -> None:
+def test_no_key_is_both_read_and_ignored() -> None:
     assert not KNOWN_KEYS & HARMLESS

@@ -15,7 +15,7 @@ def test_every_epoch_has_every_window_once() -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
-def test_a_step_is_the_same_whatever_went_before() -> None:
+def test_a_steps_batch_does_not_depend_on_earlier_steps() -> None:
     straight = [Order(7, 1).indices(step, 3) for step in range(20)]
     assert Order(7, 1).indices(13, 3) == straight[13]
     assert Order(7, 2).indices(13, 3) != straight[13]
@@ -27,7 +27,7 @@ def test_batches_follow_each_other_without_a_gap() -> None:
     assert by_two == by_three
 
 
-def test_fewer_windows_than_a_batch() -> None:
+def test_fewer_windows_than_a_batch_are_repeated() -> None:
     assert Order(1, 0).indices(5, 3) == [0, 0, 0]
     with pytest.raises(ValueError, match="at least one"):
         Order(0, 0)

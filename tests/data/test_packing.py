@@ -19,7 +19,7 @@ def packed(examples: list[Example], *, packing: bool = True, seed: int = 0, max_
     return pack(Pieces(examples), max_length=max_length, packing=packing, seed=seed, pad_token_id=PAD)
 
 
-def test_a_window_as_the_model_gets_it() -> None:
+def test_a_batch_has_the_models_inputs_of_its_windows() -> None:
     windows = packed([example(11, 12, 13, learnt_from=2), example(21, 22)])
     batch = windows.batch([0])
     assert len(windows) == 1
@@ -30,7 +30,7 @@ def test_a_window_as_the_model_gets_it() -> None:
     assert {array.dtype for array in batch} == {np.dtype(np.int64)}
 
 
-def test_without_packing_each_row_has_its_window() -> None:
+def test_without_packing_each_row_has_its_own_window() -> None:
     windows = packed([example(1, 2), example(3, 4, 5)], packing=False)
     assert windows.batch([1, 0]).input_ids.tolist() == [[3, 4, 5, PAD, PAD, PAD], [1, 2, PAD, PAD, PAD, PAD]]
     assert windows.batch(range(1, 2)).position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
@@ -42,7 +42,7 @@ def random_pieces(count: int, max_length: int) -> list[Example]:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_nothing_is_lost_and_nothing_comes_twice(packing: bool) -> None:
+def test_every_token_is_packed_once(packing: bool) -> None:
     pieces = random_pieces(500, 64)
     windows = packed(pieces, packing=packing, max_length=64)
     found = []
@@ -59,7 +59,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(packing: bool) -> None:
     assert windows.trained_tokens == sum(len(piece.ids) - 1 for piece in pieces)
 
 
-def test_packing_wastes_little_and_depends_on_the_seed_alone() -> None:
+def test_packing_wastes_little_and_depends_only_on_the_seed() -> None:
     pieces = random_pieces(500, 64)
     first, again, other = (packed(pieces, seed=seed, max_length=64) for seed in (1, 1, 2))
     in_file_order, room = 0, 0
@@ -81,7 +81,7 @@ def test_a_long_chat_loses_its_end() -> None:
 
 
 @pytest.mark.parametrize("learnt_from", [4, 5])
-def test_a_chat_with_nothing_to_learn_in_reach_is_dropped(learnt_from: int) -> None:
+def test_a_chat_without_targets_inside_the_window_is_dropped(learnt_from: int) -> None:
     assert cut(example(1, 2, 3, 4, 5, learnt_from=learnt_from), 4) == ([], True)
 
 
@@ -92,7 +92,7 @@ def test_a_long_document_goes_into_consecutive_windows() -> None:
     assert not truncated
 
 
-def test_cutting_leaves_the_example_as_it_was() -> None:
+def test_cutting_does_not_change_the_example() -> None:
     whole = example(1, 2, 3, learnt_from=0)
     cut(whole, 4)
     assert whole.trained.all()

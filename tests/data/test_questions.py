@@ -32,7 +32,7 @@ def config(quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return TrainConfig(base_model=str(quick_base), dataset=str(path), max_length=32, heldout_rows=9, skip_bad=1)
 
 
-def test_the_held_out_ones_and_no_others(config: TrainConfig, quick_base: Path) -> None:
+def test_the_prompts_are_those_of_held_out_rows_only(config: TrainConfig, quick_base: Path) -> None:
     """Each has its tokens among the held-out windows and not among those trained on; a broken row is no obstacle."""
     tokenizer = load_tokenizer(quick_base)
     prepared = load_training_set(config, tokenizer)
@@ -50,7 +50,7 @@ def test_the_held_out_ones_and_no_others(config: TrainConfig, quick_base: Path) 
         load_heldout_questions(config, tokenizer, "0" * 64, 2)
 
 
-def test_text_without_roles_has_none(config: TrainConfig, quick_base: Path, tmp_path: Path) -> None:
+def test_text_without_roles_has_no_prompts(config: TrainConfig, quick_base: Path, tmp_path: Path) -> None:
     path = tmp_path / "plain.jsonl"
     path.write_text("".join(f'{{"text": "{n}番目の文です。"}}\n' for n in range(40)), encoding="utf-8")
     plain = config.model_copy(update={"dataset": str(path)})

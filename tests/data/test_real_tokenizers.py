@@ -180,7 +180,7 @@ def trained(tokenizer: Any, example: Example) -> list[str]:
 
 
 @pytest.mark.parametrize(("family", "row"), EXPECTED, ids=[" / ".join(names) for names in EXPECTED])
-def test_text_and_mask_are_those_written_by_hand(real: MakeReal, family: str, row: str) -> None:
+def test_text_and_mask_equal_those_written_by_hand(real: MakeReal, family: str, row: str) -> None:
     tokenizer, expected = real(family), EXPECTED[family, row]
     example, _ = encode(tokenizer, ROWS[row])
     text = re.sub("[⟦⟧]", "", expected)
@@ -193,7 +193,7 @@ def test_text_and_mask_are_those_written_by_hand(real: MakeReal, family: str, ro
     ("family", "row"),
     [names for names in EXPECTED if names[0] != "R1-Distill" and names[1] in ("multi-line", "calling")],
 )
-def test_the_text_is_the_one_that_transformers_renders(real: MakeReal, family: str, row: str) -> None:
+def test_the_text_equals_that_of_transformers(real: MakeReal, family: str, row: str) -> None:
     """R1-Distill's is not: its template leaves out the thought that the model is to write."""
     tokenizer, chat = real(family), ROWS[row]
     example, _ = encode(tokenizer, chat)
@@ -216,7 +216,7 @@ ALLOWED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "\n", "\n\n", "
 
 
 @pytest.mark.parametrize("family", TURN_TOKENS)
-def test_what_opens_or_ends_a_turn_is_refused_and_nothing_else(real: MakeReal, family: str) -> None:
+def test_only_tokens_that_open_or_end_a_turn_are_refused(real: MakeReal, family: str) -> None:
     tokenizer = real(family)
     encoder = Encoder(tokenizer)
     for token in TURN_TOKENS[family]:
@@ -234,7 +234,7 @@ def test_what_opens_or_ends_a_turn_is_refused_and_nothing_else(real: MakeReal, f
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Llama 3.1", "Gemma 3"])
-def test_a_special_token_that_is_no_turns_is_an_answers_alone(real: MakeReal, family: str) -> None:
+def test_another_special_token_is_allowed_in_answers_only(real: MakeReal, family: str) -> None:
     token = {"Qwen3": "<|vision_start|>", "Llama 3.1": "<|python_tag|>", "Gemma 3": "<start_of_image>"}[family]
     encoder = Encoder(real(family))
     assert refused(encoder, chat("Hi", f"a{token}b")) == []
@@ -251,7 +251,7 @@ def refused(encoder: Encoder, row: Chat | Plain) -> list[str]:
     return [reason for _, reason in rejects.listed]
 
 
-def test_what_templates_leave_out_is_counted(real: MakeReal) -> None:
+def test_values_that_templates_leave_out_are_counted(real: MakeReal) -> None:
     for family, row, lost, unopened in (
         ("Qwen3", "thought", 1, 0),
         ("Qwen3", "multi-line", 0, 0),
@@ -276,7 +276,7 @@ IN_LLAMA_CPP = {"Qwen3": "Qwen3ForCausalLM", "Llama 3.1": "LlamaForCausalLM", "S
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", IN_LLAMA_CPP)
-def test_llama_cpp_reads_the_rows_as_the_same_ids(real: MakeReal, tmp_path: Path, family: str) -> None:
+def test_llama_cpp_tokenizes_the_rows_to_the_same_ids(real: MakeReal, tmp_path: Path, family: str) -> None:
     """The control is a text that llama.cpp is to take for plain: the turns' tokens are then other ids."""
     tokenizer = real(family)
     folder = Path(tokenizer.name_or_path)

@@ -41,7 +41,7 @@ def test_json_lines_carry_their_line_numbers(write_rows: WriteRows) -> None:
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
-def test_byte_order_mark_and_line_ends_do_not_matter(tmp_path: Path, start: bytes, end: bytes) -> None:
+def test_a_byte_order_mark_and_other_line_ends_are_accepted(tmp_path: Path, start: bytes, end: bytes) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(start + '{"a": "あ"}'.encode() + (end or b"\n") + '{"a": "い"}'.encode() + end)
     assert [value for _, value in read(path)] == [{"a": "あ"}, {"a": "い"}]
@@ -105,7 +105,7 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
     ("encoding", "name"),
     [("cp932", "cp932 (Shift_JIS)"), ("euc_jp", "EUC-JP"), ("utf-16", "UTF-16"), ("utf-32", "UTF-32")],
 )
-def test_another_encoding_is_named_and_the_command_given_converts_it(
+def test_another_encoding_is_named_and_the_printed_command_converts_it(
     tmp_path: Path, suffix: str, encoding: str, name: str
 ) -> None:
     path = tmp_path / f"日本 語{suffix}"
@@ -126,7 +126,7 @@ def test_utf16_without_its_mark_is_named(tmp_path: Path, encoding: str) -> None:
     assert f"looks like {encoding.upper()}" in refusal(path)
 
 
-def test_a_json_file_may_hold_one_array(tmp_path: Path) -> None:
+def test_a_json_file_may_be_one_array(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps([{"a": 1}, {"a": 2}], indent=2), encoding="utf-8")
     assert read(path) == [(":item 1", {"a": 1}), (":item 2", {"a": 2})]
@@ -134,23 +134,23 @@ def test_a_json_file_may_hold_one_array(tmp_path: Path) -> None:
     assert f"{path}:3: broken JSON" in refusal(path)
 
 
-def test_a_json_file_may_hold_json_lines(write_rows: WriteRows) -> None:
+def test_a_json_file_may_be_json_lines(write_rows: WriteRows) -> None:
     assert read(write_rows({"a": 1}, {"a": 2}, name="data.json")) == [(":1", {"a": 1}), (":2", {"a": 2})]
 
 
-def test_text_documents_stand_apart_by_blank_lines(tmp_path: Path) -> None:
+def test_text_documents_are_separated_by_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_bytes("\r\n一\r\n二\r\n\r\n \n\n三\n".encode())
     assert read(path) == [(":2", {"text": "一\n二"}), (":7", {"text": "三"})]
 
 
-def test_a_text_document_with_a_bad_line_is_left_out_whole(tmp_path: Path) -> None:
+def test_a_text_document_with_a_bad_line_is_left_out_completely(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_bytes("あ\n\n一\n".encode() + b"\xff\n" + "二\n\n三\n".encode())
     assert read(path, skip_bad=1) == [(":1", {"text": "あ"}), (":7", {"text": "三"})]
 
 
-def test_csv_fields_are_strings_and_may_hold_newlines(tmp_path: Path) -> None:
+def test_csv_fields_are_strings_and_may_have_newlines(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text('prompt,completion\nNA,"1\n2"\nい,3\n', encoding="utf-8")
     assert [value for _, value in read(path)] == [
@@ -194,7 +194,7 @@ def test_a_folder_without_data_and_an_unknown_kind_are_usage_errors(tmp_path: Pa
     assert caught.value.key == "sources.unknown_suffix"
 
 
-def test_the_hub_out_of_reach_is_the_environments_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

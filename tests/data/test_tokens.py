@@ -17,7 +17,7 @@ from aegis.data.tokens import CODE, TokenFile, encoded, ids_of
 from aegis.errors import EnvironmentFault
 
 
-def test_one_array_says_both() -> None:
+def test_one_array_has_the_ids_and_the_mask() -> None:
     """Token 0 too, which has no negative."""
     ids, learnt = np.array([0, 0, 7, 131071], np.int32), np.array([True, False, False, True])
     codes = encoded(ids, learnt)
@@ -26,7 +26,7 @@ def test_one_array_says_both() -> None:
     assert (codes >= 0).tolist() == learnt.tolist()
 
 
-def test_what_is_appended_is_read_back_whatever_is_still_in_memory(tmp_path: Path) -> None:
+def test_appended_tokens_are_read_back_from_memory_and_disk(tmp_path: Path) -> None:
     """Across many writes to the disk, by several threads at once."""
     file = TokenFile.unnamed(tmp_path)
     lengths = np.random.default_rng(0).integers(0, 5000, 400)
@@ -61,7 +61,7 @@ def test_the_file_has_no_name_and_is_closed_with_its_last_reader(tmp_path: Path)
     assert handle.closed
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     class Full(io.RawIOBase):
         def write(self, data: Any) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -79,7 +79,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     assert caught.value.key == "tokens.disk"
 
 
-def test_a_file_that_has_become_shorter_is_said(tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_bytes(np.arange(10, dtype=CODE).tobytes())
     file = TokenFile(path.open("rb", buffering=0), tmp_path, offset=8, count=8)

@@ -94,7 +94,7 @@ def test_building_leaves_the_random_state_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["corpus.py", "world.toml"])
-def test_the_name_follows_source_and_data(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_changes_with_source_and_data(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(base.__file__).parent
     for file in [*source.glob("*.py"), *source.glob("*.toml")]:
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -106,7 +106,7 @@ def test_the_name_follows_source_and_data(changed: str, tmp_path: Path, monkeypa
     assert demo_base_hash(QUICK) != before
 
 
-def test_the_name_follows_the_settings() -> None:
+def test_the_name_changes_with_the_settings() -> None:
     assert demo_base_hash(QUICK) == demo_base_hash(DemoSettings.quick())
     assert demo_base_hash(QUICK) != demo_base_hash(replace(QUICK, seed=1))
 
@@ -142,7 +142,7 @@ def test_an_interrupted_build_leaves_nothing_at_its_name(tmp_path: Path) -> None
     assert (ensure_demo_base(tmp_path, settings) / "model.safetensors").is_file()
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path: Path) -> None:
+def test_the_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     settings = replace(QUICK, document_count=60, conversation_count=60, steps=1)
     left = tmp_path / f"phi-3-demo-{demo_base_hash(settings)}.building"
     left.mkdir()
@@ -152,19 +152,19 @@ def test_what_a_killed_build_left_is_cleared_away(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").stat().st_size > 4
 
 
-def test_batches_hold_every_row_once_and_stay_in_bounds() -> None:
+def test_batches_have_every_row_once_and_a_bounded_size() -> None:
     rows = [[7] * length for length in (5, 9, 2, 9, 30, 1, 4)]
     batches = length_batches(rows, 20)
     assert sorted(map(len, rows)) == sorted(len(row) for batch in batches for row in batch)
     assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= 20 for batch in batches)
 
 
-def test_padding_is_not_learned() -> None:
+def test_padding_is_not_trained_on() -> None:
     inputs, labels = _padded([[5, 6, 7], [8]], 0)
     assert inputs.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert labels.tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
 
 
-def test_the_unigram_loss_of_a_fair_coin() -> None:
+def test_the_unigram_loss_of_a_fair_coin_is_log_2() -> None:
     train = [[0, 1, 2] * 5000]
     assert unigram_loss(train, [[0, 1, 2]], 3) == pytest.approx(1.0986, abs=1e-3)

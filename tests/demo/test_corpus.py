@@ -72,7 +72,7 @@ def test_the_corpus_is_the_same_byte_for_byte(name: str) -> None:
     assert hashlib.sha256(text.encode()).hexdigest() == SHA256[name]
 
 
-def test_a_seed_fixes_every_text() -> None:
+def test_a_seed_determines_every_text() -> None:
     assert documents(3, 50) == documents(3, 50)
     assert conversations(3, 50) == conversations(3, 50)
     assert documents(3, 50) != documents(4, 50)
@@ -140,7 +140,7 @@ def test_prompts_show_many_kinds_of_question() -> None:
     assert len(topics) == 11
 
 
-def test_no_prompt_comes_twice_when_more_are_asked_for_than_exist() -> None:
+def test_no_prompt_is_repeated_if_more_are_requested_than_exist() -> None:
     prompts = demo_prompts(10_000)
     assert 24 < len(prompts) == len(set(prompts)) < 10_000
     assert prompts[:24] == demo_prompts(24)

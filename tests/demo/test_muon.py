@@ -20,7 +20,7 @@ def test_an_update_stretches_no_direction_much_more_than_another(shape: tuple[in
     assert torch.linalg.svdvals(spread)[-1] < 0.1 * torch.linalg.svdvals(spread)[0]
 
 
-def test_it_keeps_the_directions() -> None:
+def test_an_update_keeps_the_directions() -> None:
     matrix = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix)
     core = u.T @ orthogonalized(matrix) @ v.T

@@ -32,7 +32,7 @@ def test_several_names_draw_different_rows() -> None:
         assert drawn["first"] != drawn["second"]
 
 
-def test_what_is_drawn_already_is_not_drawn_again() -> None:
+def test_a_row_that_is_already_drawn_is_not_drawn_again() -> None:
     hero = next(animal for animal in table("animals") if animal["name"] == "象")
     stories = {story(Random(seed), SAMURAI, {"hero": hero}) for seed in SEEDS}
     assert all("象が" in text for text in stories)
@@ -54,6 +54,6 @@ def test_steps_with_a_chance_are_sometimes_skipped() -> None:
     assert texts == {"山。川。", "山。森。", "山。海。川。", "山。海。森。"}
 
 
-def test_a_sentence_that_names_what_was_not_drawn_is_refused() -> None:
+def test_a_sentence_that_names_an_undrawn_row_is_refused() -> None:
     with pytest.raises(KeyError, match="hero"):
         follow([{"say": "{hero.name}"}], Random(0), POLITE, {})

@@ -108,7 +108,7 @@ def test_transformers_and_sentencepiece_give_the_same_ids(quick_base: Path, toke
     assert wrong == []
 
 
-def test_ids_turn_back_into_the_text(tokenizer: Any) -> None:
+def test_decoding_the_ids_gives_the_text(tokenizer: Any) -> None:
     for text in PLAIN:
         if "s>" not in text and "▁" not in text:
             assert text == tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False)

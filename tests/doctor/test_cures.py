@@ -37,11 +37,11 @@ def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return how
 
 
-def test_how_it_was_made_is_seen(made: str) -> None:
+def test_the_kind_of_installation_is_recognized(made: str) -> None:
     assert cures.how_installed() == made
 
 
-def test_everything_anew_is_the_makers_own_command(made: str) -> None:
+def test_a_new_installation_uses_the_command_of_its_kind(made: str) -> None:
     assert (
         cures.set_up_again()
         == {
@@ -54,7 +54,7 @@ def test_everything_anew_is_the_makers_own_command(made: str) -> None:
     )
 
 
-def test_a_package_is_installed_within_our_bounds(made: str) -> None:
+def test_a_package_is_installed_within_the_projects_bounds(made: str) -> None:
     found = cures.install("peft", "somebody-elses")
     if made == "uv":
         assert found == "uv pip install --python /env/bin/python 'peft>=0.19,<0.22' somebody-elses"
@@ -79,7 +79,7 @@ def test_torch_is_replaced_by_the_build_that_fits_the_card(made: str) -> None:
     )
 
 
-def test_windows_commands_are_powershells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_commands_on_windows_are_quoted_for_powershell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "start").mkdir()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(cures, "WINDOWS", True)

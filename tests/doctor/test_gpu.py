@@ -74,7 +74,7 @@ def only(findings: list[Finding]) -> Finding:
     return found
 
 
-def test_every_function_that_is_called_is_one_of_nvidias() -> None:
+def test_every_called_function_is_in_nvidias_header() -> None:
     """The stand-in above answers to names of the real library, and without a driver the real one says so."""
     import pynvml
 
@@ -90,7 +90,7 @@ def test_every_function_that_is_called_is_one_of_nvidias() -> None:
     assert found is None or found.version
 
 
-def test_a_machine_that_is_as_it_should_be(nvml: Nvml, torch_sees: Callable[..., None]) -> None:
+def test_a_sound_gpu_machine_passes(nvml: Nvml, torch_sees: Callable[..., None]) -> None:
     nvml()
     torch_sees("13.0", True)
     assert only(card.driver()) == Finding("driver", "ok", "NVIDIA 580.65, for CUDA up to 13.0")
@@ -102,7 +102,7 @@ def test_a_machine_that_is_as_it_should_be(nvml: Nvml, torch_sees: Callable[...,
     )
 
 
-def test_no_card_is_worth_a_word_and_no_failure(
+def test_a_machine_without_a_gpu_gets_a_note_and_no_failure(
     nvml: Nvml, torch_sees: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card, "_without_driver", lambda: False)
@@ -113,14 +113,14 @@ def test_no_card_is_worth_a_word_and_no_failure(
     assert card.gpus() == card.triton() == []
 
 
-def test_a_card_without_a_driver(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_without_a_driver_is_reported(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "_without_driver", lambda: True)
     nvml(there=False)
     found = only(card.driver())
     assert (found.state, "no driver for it" in found.detail, bool(found.cure)) == ("fail", True, True)
 
 
-def test_a_cpu_wheel_beside_a_card_is_the_trap(nvml: Nvml, torch_sees: Callable[..., None]) -> None:
+def test_a_cpu_build_of_torch_on_a_machine_with_a_card_is_reported(nvml: Nvml, torch_sees: Callable[..., None]) -> None:
     """Found without torch's help, and the cure installs the build that fits the driver."""
     nvml()
     torch_sees(None, False)
@@ -140,7 +140,7 @@ def test_a_cpu_wheel_beside_a_card_is_the_trap(nvml: Nvml, torch_sees: Callable[
         (13000, None, "sees no card"),
     ],
 )
-def test_a_cuda_build_that_sees_no_card(
+def test_a_cuda_build_that_sees_no_card_is_reported(
     nvml: Nvml,
     torch_sees: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -166,7 +166,7 @@ def test_a_cuda_build_that_sees_no_card(
         ((8, 9), 11 * GB, "ok", "compute capability 8.9"),
     ],
 )
-def test_cards_that_are_less(
+def test_a_cards_capability_and_free_memory_are_judged(
     nvml: Nvml,
     torch_sees: Callable[..., None],
     capability: tuple[int, int],
@@ -185,7 +185,7 @@ def test_a_card_newer_than_the_build_runs_its_ptx() -> None:
     assert not card._is_built_for((12, 0), ["sm_90", "sm_90a"])
 
 
-def test_a_missing_compiler_has_its_command(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_with_its_command(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml()
     monkeypatch.setattr(card, "find_spec", lambda _: None)
     found = only(card.triton())

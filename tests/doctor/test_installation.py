@@ -17,7 +17,7 @@ def only(findings: list[Finding]) -> Finding:
     return found
 
 
-def test_this_very_installation_is_whole() -> None:
+def test_the_installation_that_runs_the_tests_is_complete() -> None:
     """The real packages this test runs with, looked at file by file."""
     found = only(installation.packages())
     assert found.state == "ok", found.detail
@@ -27,7 +27,9 @@ def test_this_very_installation_is_whole() -> None:
 @pytest.mark.parametrize(
     ("version", "state"), [((3, 10, 9), "fail"), ((3, 11, 0), "ok"), ((3, 14, 2), "ok"), ((3, 15, 0), "warn")]
 )
-def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], state: str) -> None:
+def test_each_version_of_python_is_judged(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], state: str
+) -> None:
     monkeypatch.setattr(sys, "version_info", version)
     found = only(installation.python())
     assert (found.state, "start.py setup" in found.cure) == (state, state != "ok")
@@ -42,7 +44,7 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], 
         (("start/lock", "start/made.json", "start/setup.log", "start/stamp.json"), "ok", "finished"),
     ],
 )
-def test_how_far_the_set_up_got(
+def test_each_unfinished_state_of_the_set_up_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: tuple[str, ...], state: str, told: str
 ) -> None:
     """The records of tools/start.py, whose last act is the stamp; an environment made by hand has none."""
@@ -79,11 +81,11 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_whole_one_passes(wanted: Path) -> None:
+def test_a_complete_installation_passes(wanted: Path) -> None:
     assert only(installation.packages()) == Finding("packages", "ok", "2 needed, all installed and complete")
 
 
-def test_what_is_missing_is_named_with_the_command(wanted: Path) -> None:
+def test_a_missing_package_is_named_with_the_command(wanted: Path) -> None:
     (wanted / "aegissecond-1.0.dist-info").rename(wanted / "gone")
     found = only(installation.packages())
     assert (found.state, found.detail) == ("fail", "missing: aegissecond")
@@ -92,7 +94,7 @@ def test_what_is_missing_is_named_with_the_command(wanted: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["module", "size", "record"])
-def test_what_a_killed_pip_left_is_not_taken_for_installed(wanted: Path, damage: str) -> None:
+def test_a_half_installed_package_counts_as_missing(wanted: Path, damage: str) -> None:
     info = wanted / "aegissecond-1.0.dist-info"
     if damage == "module":
         (wanted / "aegissecond.py").unlink()
@@ -107,20 +109,20 @@ def test_what_a_killed_pip_left_is_not_taken_for_installed(wanted: Path, damage:
     assert found.cure.endswith("aegissecond")
 
 
-def test_another_version_is_named(wanted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_of_another_version_is_named(wanted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "requirements_of_ours", lambda: ["aegisfirst>=2"])
     found = only(installation.packages())
     assert (found.state, found.detail) == ("fail", "another version: aegisfirst 1.0 (wanted >=2)")
 
 
-def test_an_unfinished_set_up_is_finished_by_itself(wanted: Path) -> None:
+def test_an_unfinished_set_up_is_advised_to_run_again(wanted: Path) -> None:
     """pip by hand would mend one package of many."""
     (wanted / "start").mkdir()
     (wanted / "aegissecond.py").unlink()
     assert only(installation.packages()).cure.endswith("start.py setup")
 
 
-def test_without_the_library_that_reads_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_packaging_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that was cut off before any package came: the names are told all the same."""
     monkeypatch.setitem(sys.modules, "packaging.requirements", None)
     monkeypatch.setattr(installation.metadata, "distributions", lambda: iter(()))

@@ -13,7 +13,7 @@ from aegis.doctor import kernel
 from aegis.doctor.cures import install
 
 
-def test_the_real_library_passes() -> None:
+def test_the_installed_bitsandbytes_passes() -> None:
     compile_ = torch.compile
     (found,) = kernel.smoke()
     assert found.state == "ok", found
@@ -30,7 +30,9 @@ def test_the_real_library_passes() -> None:
         pytest.param(lambda tensor: tensor * float("nan"), id="nan"),
     ],
 )
-def test_a_wrong_kernel_fails(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_a_kernel_with_wrong_results_is_reported(
+    monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     """Controls: numbers that a broken dequantization would give."""
     right: Any = bitsandbytes.functional.dequantize_4bit
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", lambda *given: spoil(right(*given)))
@@ -38,7 +40,7 @@ def test_a_wrong_kernel_fails(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[
     assert (found.state, found.cure) == ("fail", install("bitsandbytes", again=True)), found
 
 
-def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unloadable(*_: object, **__: object) -> None:
         raise RuntimeError("libcudart.so.13: cannot open shared object file")
 

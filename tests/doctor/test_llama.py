@@ -29,13 +29,13 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(tree, tmp_path / "llama.cpp" / tree.name))
 
 
-def test_the_pinned_converter(kept: Path) -> None:
+def test_the_pinned_converter_passes(kept: Path) -> None:
     found = only(llama.converter())
     assert (found.state, str(kept) in found.detail, "sha256 as pinned" in found.detail) == ("ok", True, True)
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "a file missing", "a file more"])
-def test_one_that_is_not_as_pinned_is_not_ready(kept: Path, damage: str) -> None:
+def test_a_converter_that_differs_from_the_pinned_one_is_reported(kept: Path, damage: str) -> None:
     script = kept / "convert_hf_to_gguf.py"
     if damage == "gone":
         shutil.rmtree(kept)
@@ -51,25 +51,25 @@ def test_one_that_is_not_as_pinned_is_not_ready(kept: Path, damage: str) -> None
     assert sorted(kept.rglob("*")) == before  # told, not mended: nothing is fetched here
 
 
-def test_a_tree_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_llama_cpp_checkout_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     assert only(llama.converter()).state == "fail"
     (tmp_path / "convert_hf_to_gguf.py").touch()
     assert only(llama.converter()).state == "ok"
 
 
-def test_the_real_binding() -> None:
+def test_the_installed_binding_passes() -> None:
     found = only(llama.binding())
     assert (found.state, "as pinned" in found.detail) == ("ok", True)
 
 
-def test_a_missing_binding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_binding_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "find_spec", lambda _: None)
     found = only(llama.binding())
     assert (found.state, found.cure) == ("fail", install("llama-cpp-python==0.3.36"))
 
 
-def test_a_library_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip's own record says what was installed."""
     folder = tmp_path / "llama_cpp" / "lib"
     folder.mkdir(parents=True)

@@ -22,13 +22,13 @@ def only(findings: list[Finding]) -> Finding:
     return found
 
 
-def test_this_machines_memory() -> None:
+def test_the_memory_of_this_machine_is_reported() -> None:
     found = only(machine.memory())
     assert " GB of " in found.detail
 
 
 @pytest.mark.parametrize(("release", "cure"), [("6.6.87-microsoft-standard-WSL2", "wsl"), ("6.1.0-debian", "close")])
-def test_little_memory(monkeypatch: pytest.MonkeyPatch, release: str, cure: str) -> None:
+def test_too_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch, release: str, cure: str) -> None:
     """WSL's half of the machine can be raised; elsewhere something has to be closed."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * 10**9, available=2 * 10**9))
     monkeypatch.setattr(platform, "uname", lambda: SimpleNamespace(release=release))
@@ -50,7 +50,7 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert only(machine.memory()).state == "ok"
 
 
-def test_where_things_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directories_that_are_written_to_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders need not be there yet; looking leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "deep" / "cache"))
@@ -61,7 +61,7 @@ def test_where_things_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_and_one_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_and_a_read_only_one_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
     assert machine._disk("disk", tmp_path, 8e9, "cure") == Finding(
         "disk", "warn", f"1.0 GB free, {tmp_path}; a 3.8 B base needs 8.0 GB", "cure"
@@ -75,7 +75,7 @@ def test_a_full_disk_and_one_that_takes_nothing(tmp_path: Path, monkeypatch: pyt
     assert (found.state, "nothing can be written (Permission denied)" in found.detail) == ("fail", True)
 
 
-def test_names_outside_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_non_ascii_names_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fine where names are UTF-8; on Windows some programs cannot open them."""
     place = tmp_path / "キャッシュ"
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(place))
@@ -90,13 +90,13 @@ def test_names_outside_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("encoding", "state"), [("utf-8", "ok"), ("cp932", "warn"), ("ascii", "warn")])
-def test_the_consoles_letters(monkeypatch: pytest.MonkeyPatch, encoding: str, state: str) -> None:
+def test_a_console_without_utf8_is_reported(monkeypatch: pytest.MonkeyPatch, encoding: str, state: str) -> None:
     monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     found = only(machine.console())
     assert (found.state, encoding in found.detail, "PYTHONUTF8" in found.cure) == (state, True, state == "warn")
 
 
-def test_a_bar_on_the_terminal_is_not_taken_for_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_does_not_hide_the_consoles_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """rich puts something of its own in the place of sys.stdout while it draws, and the doctor runs under a bar."""
     from rich.console import Console
     from rich.progress import Progress

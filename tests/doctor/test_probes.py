@@ -33,7 +33,7 @@ def raising(error: Exception) -> Callable[[], list[Finding]]:
     return probe
 
 
-def test_a_probe_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_probe_is_reported_as_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     probes = (
         ("one", raising(ModuleNotFoundError("No module named 'psutil'"))),
         ("two", lambda: [Finding("two", "ok", "fine")]),
@@ -57,7 +57,7 @@ FINDINGS = [
 ]
 
 
-def test_the_screen() -> None:
+def test_the_report_is_shown_as_a_table() -> None:
     """A line each, what to type under it, and a verdict that never says ready beside a failure."""
     lines = results.diagnosed(FINDINGS).splitlines()
     assert lines == [
@@ -71,7 +71,7 @@ def test_the_screen() -> None:
     assert results.diagnosed(FINDINGS[:1]).splitlines()[-1] == "ready"
 
 
-def test_it_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine in Japanese: how things are keeps its names, nothing else is English.
 
     The controls: what is looked for is in the English texts.
@@ -91,7 +91,7 @@ PROPER = {"gpu", "hub", "llama_cpp", "ollama", "python", "torch", "triton"}
 """Names that are the same in every language."""
 
 
-def test_names_are_the_readers_and_those_for_programs_are_not(
+def test_names_are_translated_for_readers_and_not_for_programs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = get_args(Name)
@@ -110,7 +110,7 @@ def test_names_are_the_readers_and_those_for_programs_are_not(
     assert [finding["name"] for finding in told] == list(names)
 
 
-def test_columns_stand_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_are_aligned_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor is asked when packages are missing, too."""
     monkeypatch.setenv(VARIABLE, "ja")
     with_rich = results.diagnosed([Finding("set_up", "ok", "x"), Finding("disk_temporary", "ok", "x")])
@@ -120,7 +120,7 @@ def test_columns_stand_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     assert results.diagnosed([Finding("set_up", "ok", "x"), Finding("disk_temporary", "ok", "x")]) == with_rich
 
 
-def test_a_narrow_terminal_folds_and_breaks_no_address() -> None:
+def test_a_narrow_terminal_wraps_text_without_breaking_an_address() -> None:
     text = results.diagnosed(FINDINGS, 40)
     assert "http://127.0.0.1:11434" in text
     assert all(len(line) <= 40 for line in text.splitlines())
@@ -139,7 +139,7 @@ def run_aegis(*arguments: str, path: str = "", **environment: str) -> subprocess
     )
 
 
-def test_the_command() -> None:
+def test_the_command_prints_the_report_and_its_exit_code() -> None:
     """This machine for real, as a program reads it: one result, a finding of every probe that has one, and the code."""
     done = run_aegis("doctor", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -165,7 +165,7 @@ def test_a_set_up_that_was_cut_short_is_never_ready(tmp_path: Path, missing: str
     assert "start.py setup" in told or "pip install" in told
 
 
-def test_nothing_is_imported_before_it_is_looked_for() -> None:
+def test_no_package_is_imported_before_its_presence_is_checked() -> None:
     """The package itself needs the standard library only."""
     code = "import sys; before = set(sys.modules); import aegis.doctor; print(sorted(set(sys.modules) - before))"
     done = subprocess.run(

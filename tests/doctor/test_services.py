@@ -22,14 +22,16 @@ def only(findings: list[Finding]) -> Finding:
 
 
 @pytest.mark.parametrize(("token", "told"), [(TOKEN, "a token is set"), (None, "no token")])
-def test_a_token_is_there_or_not(monkeypatch: pytest.MonkeyPatch, token: str | None, told: str) -> None:
+def test_the_presence_of_a_token_is_reported_and_not_its_value(
+    monkeypatch: pytest.MonkeyPatch, token: str | None, told: str
+) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     found = only(services.hub())
     assert (found.state, told in found.detail, TOKEN in str(found)) == ("ok", True, False)
 
 
-def test_offline_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     found = only(services.hub())
     assert (found.state, "offline mode is on" in found.detail, "HF_HUB_OFFLINE" in found.cure) == ("warn", True, True)
@@ -55,7 +57,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("server", [b'{"version":"0.33.1"}'], indirect=True)
-def test_one_that_answers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ollama_that_answers_is_reported(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At OLLAMA_HOST, in the forms that Ollama takes; a proxy is not asked."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for given in (server, f"http://{server}", server.replace("127.0.0.1", "0.0.0.0")):
@@ -64,14 +66,14 @@ def test_one_that_answers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("server", [b"<html>", b"[]", b'{"other":1}'], indirect=True)
-def test_somebody_else_at_its_port(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_server_at_ollamas_port_is_not_taken_for_it(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", server)
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/ollama")
     found = only(services.ollama())
     assert (found.state, found.cure) == ("warn", "ollama serve")
 
 
-def test_one_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ollama_is_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert only(services.ollama()).state == "ok"

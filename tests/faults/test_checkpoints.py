@@ -58,7 +58,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_the_newest_is_passed_over(
+def test_a_damaged_newest_checkpoint_is_skipped(
     laboratory: Laboratory, killed: Path, whole: Path, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     """Order is by step number: here the oldest has the latest date."""
@@ -75,7 +75,9 @@ def test_the_newest_is_passed_over(
         assert (adapter / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_none_left_is_never_a_fresh_start(laboratory: Laboratory, killed: Path, tmp_path: Path) -> None:
+def test_training_never_starts_over_if_every_checkpoint_is_damaged(
+    laboratory: Laboratory, killed: Path, tmp_path: Path
+) -> None:
     shutil.copytree(killed, tmp_path / "place")
     for step in list_steps(Run(tmp_path / "place" / "run").checkpoints):
         DAMAGES["one bit"](step)

@@ -21,14 +21,14 @@ SAMPLE = {"train": 12, "merge": 10, "export": 8, "verify": 2, "run": 5}
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_killed_anywhere_and_started_again_it_ends_in_the_same_bytes(laboratory: Laboratory, job: str) -> None:
+def test_a_command_killed_anywhere_and_started_again_gives_the_same_bytes(laboratory: Laboratory, job: str) -> None:
     points = laboratory.points(job)
     chosen = random.Random(1618).sample(points, SAMPLE[job])
     outcomes = [laboratory.attempt(point) for point in chosen]
     assert [f"{outcome.point}: {outcome.fault}" for outcome in outcomes if not outcome.recovered] == []
 
 
-def test_killed_at_any_moment_of_training(laboratory: Laboratory) -> None:
+def test_a_training_killed_at_any_moment_ends_in_the_same_bytes(laboratory: Laboratory) -> None:
     """Twenty moments instead of operations: between steps, while loading, while the data are read."""
     clock = random.Random(2)
     outcomes = [laboratory.attempt_after("train", clock.uniform(0, 0.3)) for _ in range(20)]
@@ -36,7 +36,7 @@ def test_killed_at_any_moment_of_training(laboratory: Laboratory) -> None:
     assert sum(alive for alive, _ in outcomes) >= 5
 
 
-def test_every_kind_of_operation_is_seen(laboratory: Laboratory) -> None:
+def test_every_kind_of_file_operation_is_counted(laboratory: Laboratory) -> None:
     """Python's own writers, safetensors' in Rust, numpy's tofile in the converter, llama.cpp's streams in C++."""
     seen = {
         (o.kind, Path(o.path).name.partition("-")[0]) for job in ("train", "export") for o in laboratory.operations(job)
@@ -70,7 +70,9 @@ os.rename(sys.argv[1] + "/file", sys.argv[1] + "/final")
         (3, "after", {"final": 1000}),
     ],
 )
-def test_the_blow_falls_where_it_should(tmp_path: Path, number: int, mode: str, left: dict[str, int]) -> None:
+def test_the_process_is_killed_at_the_chosen_operation(
+    tmp_path: Path, number: int, mode: str, left: dict[str, int]
+) -> None:
     """The harness itself, on a writer that protects nothing: what is left is what was done so far."""
     shim = harness.build_shim(tmp_path)
     place = tmp_path / "place"
@@ -85,7 +87,7 @@ def test_the_blow_falls_where_it_should(tmp_path: Path, number: int, mode: str, 
     assert {path.name: path.stat().st_size for path in place.iterdir()} == left
 
 
-def test_a_difference_is_told() -> None:
+def test_a_difference_between_folders_is_reported() -> None:
     """The control of the comparison: lost files, litter and other bytes are three different faults."""
     golden, found = {"a": "1", "b": "2"}, {"b": "3", "c": "4"}
     assert harness.differences(golden, found) == "litter: c\nmissing: a\nother bytes: b"

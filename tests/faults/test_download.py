@@ -53,7 +53,7 @@ def train(online: Forked, laboratory: Laboratory, tmp_path: Path) -> object:
     return command
 
 
-def test_whole_then_offline(train, hub: Hub, tmp_path: Path, online: Forked) -> None:  # type: ignore[no-untyped-def]
+def test_a_downloaded_base_is_complete_and_then_used_offline(train, hub: Hub, tmp_path: Path, online: Forked) -> None:  # type: ignore[no-untyped-def]
     """The revision becomes a commit in the manifest; no code, no pickle is asked for; later nothing is asked at all."""
     ended = train("whole")
     assert ended.code == 0
@@ -65,27 +65,27 @@ def test_whole_then_offline(train, hub: Hub, tmp_path: Path, online: Forked) -> 
     assert hub.tokens == {f"Bearer {TOKEN}"}
 
 
-def test_cut_off_half_way(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
+def test_a_download_that_is_cut_off_is_resumed(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
     """It goes on from the bytes that came."""
     assert train("cut").code == 0
     assert hub.asked["cut", WEIGHTS] == 2
 
 
-def test_a_busy_server_is_asked_again(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
+def test_a_request_to_a_busy_server_is_repeated(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
     ended = train("busy")
     assert ended.code == 0
     assert "503" in ended.said
     assert hub.asked["busy", WEIGHTS] == 3
 
 
-def test_a_file_that_never_comes_whole(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_never_arrives_completely_is_an_error(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
     """More bytes are announced than ever come: a bounded number of tries."""
     ended = train("longer")
     assert (ended.code, "could not be downloaded" in ended.said) == (3, True)
     assert hub.asked["longer", WEIGHTS] < 10
 
 
-def test_right_size_and_wrong_bytes(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_of_the_right_size_and_wrong_bytes_is_refused(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Not trained on; removed, so that the next start fetches it again."""
     ended = train("spoiled")
     assert (ended.code, f"{WEIGHTS} is not what the Hub has" in ended.said) == (5, True)
@@ -102,7 +102,7 @@ def test_right_size_and_wrong_bytes(train, tmp_path: Path) -> None:  # type: ign
         ("portal", 3, "the responses do not come from the Hub"),
     ],
 )
-def test_each_refusal_has_a_message_of_its_own(train, tmp_path: Path, fault: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_each_refusal_has_its_own_message(train, tmp_path: Path, fault: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
     ended = train(fault)
     assert (ended.code, told in ended.said) == (code, True), ended.said
     assert not (tmp_path / fault).exists()

@@ -24,7 +24,7 @@ SAMPLE = {"train": 8, "merge": 6, "export": 6, "verify": 2, "run": 2}
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_full_from_any_operation_on(laboratory: Laboratory, job: str) -> None:
+def test_every_job_recovers_from_a_disk_that_is_full_from_any_operation_on(laboratory: Laboratory, job: str) -> None:
     chosen = random.Random(5).sample(laboratory.full_points(job), SAMPLE[job])
     outcomes = [laboratory.attempt_full(point) for point in chosen]
     assert [f"{outcome.point}: {outcome.fault}" for outcome in outcomes if not outcome.recovered] == []
@@ -44,7 +44,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_small_disk(laboratory: Laboratory, small_disk: Path) -> None:
+def test_a_disk_too_small_for_a_checkpoint_is_an_error_that_leaves_no_part_of_it(
+    laboratory: Laboratory, small_disk: Path
+) -> None:
     """Not played: the first checkpoint does not fit, and no torn directory is left of it."""
     ended = laboratory.forked.aegis(
         small_disk.parent, *laboratory.arguments("train"), "--run", small_disk / "run", "--lora-r", "4"
@@ -58,7 +60,7 @@ def test_a_small_disk(laboratory: Laboratory, small_disk: Path) -> None:
     )
 
 
-def test_a_damaged_file_on_a_full_disk_is_the_disks_fault(small_disk: Path) -> None:
+def test_a_file_damaged_by_a_full_disk_is_reported_as_the_full_disk(small_disk: Path) -> None:
     """The quantizer ends well when its last write does not."""
     part = small_disk / "part.gguf"
     with pytest.raises(OSError, match="No space left"):

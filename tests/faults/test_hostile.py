@@ -41,7 +41,7 @@ def targets(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) ->
     return {target.name: target for target in made}
 
 
-def test_every_target_is_here(targets: dict[str, hostile.Target]) -> None:
+def test_every_parser_has_a_fuzz_target(targets: dict[str, hostile.Target]) -> None:
     assert tuple(targets) == _NAMES
 
 
@@ -61,7 +61,7 @@ def test_hostile_input_is_refused_or_harmless(targets: dict[str, hostile.Target]
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_the_watch_sees_every_kind_of_fault(tmp_path: Path) -> None:
+def test_the_watch_notices_every_kind_of_fault(tmp_path: Path) -> None:
     """The control: a bug of ours, a slow parser, a greedy one and one that writes elsewhere are all found."""
 
     def greedy(_case: object, _place: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_row_takes_little_more_than_its_tokens(laboratory: Laboratory, tmp_pat
     assert (peaks[1] - peaks[0]) / 30_000 < 2000
 
 
-def test_many_steps_leave_as_many_files_as_few(laboratory: Laboratory, tmp_path: Path) -> None:
+def test_the_number_of_files_does_not_depend_on_the_steps(laboratory: Laboratory, tmp_path: Path) -> None:
     sizes = []
     for count in (20, 80):
         arguments = [*laboratory.arguments("train"), "--max-steps", count, "--save-steps", "5", "--run", str(count)]

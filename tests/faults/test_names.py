@@ -33,7 +33,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
-def test_the_whole_pipeline_under_an_awkward_name(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
+def test_the_pipeline_works_under_an_awkward_name(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     base, data, run = home / "bases" / name, home / "data" / f"{name[:240]}.jsonl", home / "runs" / name
@@ -52,7 +52,7 @@ def test_the_whole_pipeline_under_an_awkward_name(laboratory: Laboratory, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["-x", "$(touch pwned)"])
-def test_a_relative_name_and_a_name_for_the_gguf(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
+def test_a_relative_path_and_a_name_for_the_gguf_work(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
     """As typed in the folder itself: --run=NAME --name NAME."""
     (tmp_path / "home").mkdir()
     ended = laboratory.forked.aegis(

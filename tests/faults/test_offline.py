@@ -47,13 +47,13 @@ def run(folder: Path, *command: object, **environment: str) -> tuple[subprocess.
     return done, harness.sockets_opened(state)
 
 
-def test_a_socket_is_counted(tmp_path: Path) -> None:
+def test_a_socket_is_noticed(tmp_path: Path) -> None:
     """The control, in a grandchild."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket; socket.socket()'])"
     assert run(tmp_path, "-c", code)[1] == 1
 
 
-def test_the_whole_pipeline_opens_none(laboratory: Laboratory, tmp_path: Path) -> None:
+def test_the_pipeline_opens_no_socket(laboratory: Laboratory, tmp_path: Path) -> None:
     done, sockets = run(tmp_path, "-m", "aegis", *laboratory.arguments("run"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert sockets == 0

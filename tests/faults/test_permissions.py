@@ -36,7 +36,7 @@ def train(laboratory: Laboratory, folder: Path, *more: object, **environment: st
 
 
 @pytest.mark.parametrize("where", [".", "run", "run/checkpoints"])
-def test_a_folder_that_may_not_be_written(laboratory: Laboratory, tmp_path: Path, closed, where: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_read_only_folder_is_an_error_with_a_fix(laboratory: Laboratory, tmp_path: Path, closed, where: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "cache").mkdir()
     (tmp_path / where).mkdir(parents=True, exist_ok=True)
     closed(tmp_path / where, 0o500)
@@ -46,7 +46,7 @@ def test_a_folder_that_may_not_be_written(laboratory: Laboratory, tmp_path: Path
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_a_cache_that_may_not_be_written(laboratory: Laboratory, tmp_path: Path, closed) -> None:  # type: ignore[no-untyped-def]
+def test_a_read_only_cache_is_an_error_with_a_fix(laboratory: Laboratory, tmp_path: Path, closed) -> None:  # type: ignore[no-untyped-def]
     closed(tmp_path, 0o700)
     (tmp_path / "locked").mkdir()
     closed(tmp_path / "locked", 0o500)
@@ -56,7 +56,7 @@ def test_a_cache_that_may_not_be_written(laboratory: Laboratory, tmp_path: Path,
 
 
 @pytest.mark.parametrize("what", ["dataset", "base"])
-def test_input_that_may_not_be_read(laboratory: Laboratory, tmp_path: Path, closed, what: str) -> None:  # type: ignore[no-untyped-def]
+def test_unreadable_input_is_an_error_with_a_fix(laboratory: Laboratory, tmp_path: Path, closed, what: str) -> None:  # type: ignore[no-untyped-def]
     data, base = tmp_path / "data.jsonl", tmp_path / "base"
     data.write_bytes(laboratory.data.read_bytes())
     base.mkdir()
@@ -80,7 +80,7 @@ def test_a_base_is_never_written(laboratory: Laboratory, tmp_path: Path, closed)
     assert ended.code == 0, ended.said
 
 
-def test_a_run_that_is_a_file(laboratory: Laboratory, tmp_path: Path) -> None:
+def test_a_file_at_the_runs_path_is_an_error(laboratory: Laboratory, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine", encoding="utf-8")
     code, said = train(laboratory, tmp_path)
     assert (code, "run" in said) == (2, True)

@@ -12,40 +12,42 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 
-_KILLED = "faults/test_crashes.py::test_killed_anywhere_and_started_again_it_ends_in_the_same_bytes"
+_KILLED = "faults/test_crashes.py::test_a_command_killed_anywhere_and_started_again_gives_the_same_bytes"
 
 ROWS: dict[str, tuple[str, ...]] = {
     # train and checkpoint
     "killed at any write of a save": (_KILLED,),
-    "killed between steps, at random": ("faults/test_crashes.py::test_killed_at_any_moment_of_training",),
+    "killed between steps, at random": (
+        "faults/test_crashes.py::test_a_training_killed_at_any_moment_ends_in_the_same_bytes",
+    ),
     "SIGINT once, twice": (
-        "faults/test_signals.py::test_once_saves_and_the_command_it_prints_goes_on",
-        "faults/test_signals.py::test_twice_stops_at_once_and_spoils_nothing",
+        "faults/test_signals.py::test_one_signal_saves_and_the_printed_command_resumes",
+        "faults/test_signals.py::test_two_signals_stop_at_once_and_damage_nothing",
     ),
     "SIGTERM": (
-        "faults/test_signals.py::test_once_saves_and_the_command_it_prints_goes_on",
-        "faults/test_signals.py::test_other_stages_clean_up",
+        "faults/test_signals.py::test_one_signal_saves_and_the_printed_command_resumes",
+        "faults/test_signals.py::test_other_stages_remove_their_files_after_a_signal",
     ),
     "disk full in a checkpoint": (
-        "faults/test_full_disk.py::test_full_from_any_operation_on",
-        "faults/test_full_disk.py::test_a_small_disk",
+        "faults/test_full_disk.py::test_every_job_recovers_from_a_disk_that_is_full_from_any_operation_on",
+        "faults/test_full_disk.py::test_a_disk_too_small_for_a_checkpoint_is_an_error_that_leaves_no_part_of_it",
     ),
     "disk too small before the start": (
-        "cli/test_app.py::test_no_disk_is_the_environments_fault",
-        "stages/test_merge.py::test_too_little_disk_is_said_before_the_work",
-        "stages/test_export.py::test_too_little_disk_is_said_before_the_work",
+        "cli/test_app.py::test_a_full_disk_has_the_exit_code_of_the_environment",
+        "stages/test_merge.py::test_too_little_disk_space_is_an_error_before_the_work",
+        "stages/test_export.py::test_too_little_disk_space_is_an_error_before_the_work",
     ),
     "newest checkpoint damaged, or all": (
-        "faults/test_checkpoints.py::test_the_newest_is_passed_over",
-        "faults/test_checkpoints.py::test_none_left_is_never_a_fresh_start",
+        "faults/test_checkpoints.py::test_a_damaged_newest_checkpoint_is_skipped",
+        "faults/test_checkpoints.py::test_training_never_starts_over_if_every_checkpoint_is_damaged",
     ),
-    "zeroed tail": ("faults/test_checkpoints.py::test_the_newest_is_passed_over",),
+    "zeroed tail": ("faults/test_checkpoints.py::test_a_damaged_newest_checkpoint_is_skipped",),
     "config changed between runs": ("stages/test_train.py::test_other_settings_are_refused_with_the_difference",),
     "data changed between runs": ("stages/test_train.py::test_other_settings_are_refused_with_the_difference",),
-    "NaN or Inf in loss or gradient": ("stages/test_train.py::test_nan_stops_before_the_update",),
+    "NaN or Inf in loss or gradient": ("stages/test_train.py::test_a_nan_loss_stops_the_run_before_the_update",),
     "overflow of float16": (
-        "training/test_step.py::test_an_overflow_is_skipped_and_the_scale_lowered",
-        "training/test_step.py::test_overflow_for_ever_is_divergence",
+        "training/test_step.py::test_an_overflow_skips_the_update_and_lowers_the_scale",
+        "training/test_step.py::test_too_many_overflows_in_a_row_are_divergence",
     ),
     "soul without gradient, or not float32": (
         "stages/test_train.py::test_a_soul_out_of_the_graph_is_refused",
@@ -58,37 +60,37 @@ ROWS: dict[str, tuple[str, ...]] = {
         "runs/test_run.py::test_a_held_run_names_its_holder_and_a_killed_ones_lock_is_taken_over",
     ),
     "read-only folder, path is a file": (
-        "faults/test_permissions.py::test_a_folder_that_may_not_be_written",
-        "faults/test_permissions.py::test_a_run_that_is_a_file",
+        "faults/test_permissions.py::test_a_read_only_folder_is_an_error_with_a_fix",
+        "faults/test_permissions.py::test_a_file_at_the_runs_path_is_an_error",
     ),
-    "clock set back": ("faults/test_checkpoints.py::test_the_newest_is_passed_over",),
+    "clock set back": ("faults/test_checkpoints.py::test_a_damaged_newest_checkpoint_is_skipped",),
     "state of random generators lost": (  # there is none
-        "training/test_step.py::test_a_step_depends_on_its_number_and_nothing_else",
+        "training/test_step.py::test_a_step_depends_only_on_its_number",
     ),
-    "resume under other versions": ("stages/test_train.py::test_going_on_under_other_versions_is_said",),
-    "pickles in a checkpoint": ("faults/test_strangers.py::test_pickles_among_our_own_files",),
+    "resume under other versions": ("stages/test_train.py::test_resuming_under_other_versions_is_reported",),
+    "pickles in a checkpoint": ("faults/test_strangers.py::test_pickles_in_a_run_are_never_loaded",),
     # data
     "bad rows of every kind": (
         "data/test_sources.py::test_broken_json_is_named_by_line_and_column",
         "data/test_sources.py::test_five_bad_rows_are_shown_and_all_are_counted",
         "data/test_sources.py::test_a_line_without_end_is_not_held_in_memory",
-        "data/test_sources.py::test_byte_order_mark_and_line_ends_do_not_matter",
+        "data/test_sources.py::test_a_byte_order_mark_and_other_line_ends_are_accepted",
         "data/test_formats.py::test_a_row_that_cannot_be_used_says_why",
         "cli/test_app.py::test_bad_data_names_the_line",
     ),
     "another encoding": (
-        "data/test_sources.py::test_another_encoding_is_named_and_the_command_given_converts_it",
+        "data/test_sources.py::test_another_encoding_is_named_and_the_printed_command_converts_it",
         "data/test_sources.py::test_utf16_without_its_mark_is_named",
     ),
     "nothing to learn": (
-        "data/test_dataset.py::test_nothing_to_learn_is_refused",
-        "data/test_dataset.py::test_the_report_adds_up",
+        "data/test_dataset.py::test_data_without_tokens_to_train_on_is_refused",
+        "data/test_dataset.py::test_the_numbers_of_the_report_add_up",
     ),
     "empty set": ("data/test_dataset.py::test_an_empty_dataset_is_refused",),
     "hostile chat template": (
-        "data/test_chat.py::test_a_template_reaches_nothing_of_python",
+        "data/test_chat.py::test_a_template_cannot_reach_python_objects",
         "data/test_chat.py::test_a_template_that_does_not_end_is_stopped",
-        "data/test_deadline.py::test_memory_is_refused_before_it_is_taken",
+        "data/test_chat.py::test_a_template_that_works_inside_one_call_or_takes_all_memory_is_stopped",
         "faults/test_hostile.py::test_hostile_input_is_refused_or_harmless",
     ),
     "no padding, no chat template": (
@@ -97,22 +99,22 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # download and base
     "a Hub that cuts off, is busy, lies": (
-        "faults/test_download.py::test_cut_off_half_way",
-        "faults/test_download.py::test_a_busy_server_is_asked_again",
-        "faults/test_download.py::test_a_file_that_never_comes_whole",
-        "faults/test_download.py::test_right_size_and_wrong_bytes",
+        "faults/test_download.py::test_a_download_that_is_cut_off_is_resumed",
+        "faults/test_download.py::test_a_request_to_a_busy_server_is_repeated",
+        "faults/test_download.py::test_a_file_that_never_arrives_completely_is_an_error",
+        "faults/test_download.py::test_a_file_of_the_right_size_and_wrong_bytes_is_refused",
     ),
     "offline, gated, bad token": (
-        "model/test_base.py::test_offline_without_the_files_says_so",
-        "faults/test_download.py::test_each_refusal_has_a_message_of_its_own",
+        "model/test_base.py::test_missing_files_while_offline_are_an_error_that_says_so",
+        "faults/test_download.py::test_each_refusal_has_its_own_message",
     ),
     "code and pickles with a model": (
-        "faults/test_strangers.py::test_the_whole_pipeline_runs_none_of_it",
-        "faults/test_strangers.py::test_refused_before_anything_is_loaded",
-        "faults/test_strangers.py::test_weights_that_are_pickles_only",
-        "faults/test_strangers.py::test_a_tokenizer_class_that_only_its_code_knows",
+        "faults/test_strangers.py::test_the_pipeline_runs_no_hostile_code",
+        "faults/test_strangers.py::test_hostile_bases_are_refused_before_anything_is_loaded",
+        "faults/test_strangers.py::test_weights_in_pickles_only_are_refused",
+        "faults/test_strangers.py::test_a_tokenizer_class_that_needs_code_is_refused",
     ),
-    "revision not pinned": ("faults/test_download.py::test_whole_then_offline",),
+    "revision not pinned": ("faults/test_download.py::test_a_downloaded_base_is_complete_and_then_used_offline",),
     # merge and fold
     "merge killed": (_KILLED,),
     "adapter of another base": ("stages/test_merge.py::test_another_base_is_refused",),
@@ -120,40 +122,40 @@ ROWS: dict[str, tuple[str, ...]] = {
     "values that do not fit": ("stages/test_merge.py::test_bad_values_name_the_tensor",),
     "tied embeddings": (
         "stages/test_merge.py::test_tied_embeddings_are_unchanged",
-        "stages/test_export.py::test_a_config_that_still_says_tied",
+        "stages/test_export.py::test_a_separate_head_is_exported_though_the_config_is_tied",
     ),
     "less memory than the model": ("faults/test_load.py::test_memory_does_not_grow_with_the_base",),
-    "folded twice": ("stages/test_merge.py::test_a_soul_without_a_base_is_taken_with_a_warning",),
+    "folded twice": ("stages/test_merge.py::test_a_soul_without_a_recorded_base_is_accepted_with_a_warning",),
     "parity of every stage": (
         "stages/test_verify.py::test_a_sound_run_is_proven",
         "verification/test_planted.py::test_a_planted_defect_is_found_at_its_stage",
     ),
     # export
     "a tool that fails, lies, hangs, prints without end": (
-        "llama_cpp/test_process.py::test_a_failure_is_told_and_leaves_nothing",
-        "llama_cpp/test_process.py::test_much_output_costs_no_memory_and_the_last_lines_are_kept",
-        "llama_cpp/test_process.py::test_a_tool_that_falls_silent_is_ended",
+        "llama_cpp/test_process.py::test_a_failure_is_reported_and_leaves_no_file",
+        "llama_cpp/test_process.py::test_much_output_takes_little_memory_and_the_last_lines_are_kept",
+        "llama_cpp/test_process.py::test_a_tool_that_prints_nothing_for_too_long_is_killed",
     ),
     "killed while converting": (
         "llama_cpp/test_process.py::test_the_child_ends_with_its_parent",
         _KILLED,
     ),
     "disk full in convert and quantize": (
-        "faults/test_full_disk.py::test_full_from_any_operation_on",
-        "faults/test_full_disk.py::test_a_damaged_file_on_a_full_disk_is_the_disks_fault",
+        "faults/test_full_disk.py::test_every_job_recovers_from_a_disk_that_is_full_from_any_operation_on",
+        "faults/test_full_disk.py::test_a_file_damaged_by_a_full_disk_is_reported_as_the_full_disk",
     ),
-    "existing output": ("stages/test_export.py::test_existing_output_is_kept_until_the_new_is_whole",),
+    "existing output": ("stages/test_export.py::test_existing_output_is_kept_until_the_new_one_is_complete",),
     "awkward names": (
-        "faults/test_names.py::test_the_whole_pipeline_under_an_awkward_name",
-        "stages/test_export.py::test_everything_asked_for_is_there",
+        "faults/test_names.py::test_the_pipeline_works_under_an_awkward_name",
+        "stages/test_export.py::test_every_requested_file_is_exported",
     ),
     "non-ASCII paths into llama.cpp": (  # on Linux; Windows' own code page cannot be shown here
         "llama_cpp/test_quantize.py::test_non_ascii_paths_work",
-        "faults/test_names.py::test_the_whole_pipeline_under_an_awkward_name",
-        "doctor/test_machine.py::test_names_outside_ascii",
+        "faults/test_names.py::test_the_pipeline_works_under_an_awkward_name",
+        "doctor/test_machine.py::test_a_file_system_without_non_ascii_names_is_reported",
     ),
     "unknown pre-tokenizer, before training": (
-        "verification/test_tokenizer_precheck.py::test_an_unknown_pre_tokenizer",
+        "verification/test_tokenizer_precheck.py::test_an_unknown_pre_tokenizer_is_refused",
         "verification/test_tokenizer_precheck.py::test_train_and_plan_refuse_before_any_work",
     ),
     "hostile archive": (
@@ -164,44 +166,44 @@ ROWS: dict[str, tuple[str, ...]] = {
     "damaged GGUF": (
         "llama_cpp/test_gguf_file.py::test_damage_is_an_integrity_error",
         "llama_cpp/test_gguf_file.py::test_truncation_anywhere_is_found",
-        "llama_cpp/test_gguf_file.py::test_random_flips_in_the_header_end_in_a_file_or_an_integrity_error",
+        "llama_cpp/test_gguf_file.py::test_random_bit_flips_in_the_header_give_a_file_or_an_integrity_error",
     ),
     # not shown: an Ollama too old, for none was to be had here; AEGIS never starts it, so no name of its can be taken
     "Ollama absent, silent or somebody else; quotes in the system text": (
-        "doctor/test_services.py::test_one_that_answers",
-        "doctor/test_services.py::test_somebody_else_at_its_port",
-        "doctor/test_services.py::test_one_that_is_not_there_is_no_fault",
-        "llama_cpp/ollama/test_modelfile.py::test_a_default_system_prompt_full_of_quotes",
-        "llama_cpp/ollama/test_modelfile.py::test_no_literal_leaks",
+        "doctor/test_services.py::test_an_ollama_that_answers_is_reported",
+        "doctor/test_services.py::test_another_server_at_ollamas_port_is_not_taken_for_it",
+        "doctor/test_services.py::test_a_missing_ollama_is_not_a_failure",
+        "llama_cpp/ollama/test_modelfile.py::test_a_default_system_prompt_full_of_quotes_is_kept",
+        "llama_cpp/ollama/test_modelfile.py::test_every_literal_comes_out_of_ollamas_template_unchanged",
     ),
     "GGUF that does not speak": (
-        "stages/test_export.py::test_it_speaks_in_llama_cpp",
+        "stages/test_export.py::test_an_exported_file_answers_in_llama_cpp",
         "verification/test_planted.py::test_a_planted_defect_is_found_at_its_stage",
     ),
     "cp932, no terminal, closed pipe, 40 columns": (
-        "cli/test_app.py::test_a_narrow_cp932_pipe",
-        "cli/test_app.py::test_a_reader_that_goes_away",
-        "cli/console/test_reporters.py::test_bars_on_a_terminal",
+        "cli/test_app.py::test_output_to_a_cp932_pipe_works",
+        "cli/test_app.py::test_a_reader_that_closes_the_pipe_ends_the_command_quietly",
+        "cli/console/test_reporters.py::test_a_terminal_gets_progress_bars",
     ),
     "set-up interrupted": (
         "tools/test_set_up.py::test_a_start_that_is_interrupted_anywhere_is_finished_by_the_next",
-        "tools/test_records.py::test_a_cut_installation_is_taken_away",
+        "tools/test_records.py::test_an_incomplete_installation_is_removed",
         "doctor/test_probes.py::test_a_set_up_that_was_cut_short_is_never_ready",
-        "doctor/test_installation.py::test_what_is_missing_is_named_with_the_command",
-        "doctor/test_installation.py::test_what_a_killed_pip_left_is_not_taken_for_installed",
+        "doctor/test_installation.py::test_a_missing_package_is_named_with_the_command",
+        "doctor/test_installation.py::test_a_half_installed_package_counts_as_missing",
         "doctor/test_kernel.py::test_a_missing_library_is_named",
-        "doctor/test_llama.py::test_a_missing_binding",
-        "doctor/test_gpu.py::test_a_missing_compiler_has_its_command",
+        "doctor/test_llama.py::test_a_missing_binding_is_reported",
+        "doctor/test_gpu.py::test_a_missing_compiler_is_reported_with_its_command",
     ),
 }  # fmt: skip
 
 
-def test_there_are_as_many_rows_as_faults() -> None:
+def test_the_table_has_a_row_per_fault() -> None:
     assert len(ROWS) == 52
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_test_that_is_named_exists(row: str) -> None:
+def test_every_named_test_exists(row: str) -> None:
     assert ROWS[row]
     for name in ROWS[row]:
         path, _, function = name.partition("::")

@@ -40,7 +40,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_once_saves_and_the_command_it_prints_goes_on(
+def test_one_signal_saves_and_the_printed_command_resumes(
     laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -60,7 +60,7 @@ def test_once_saves_and_the_command_it_prints_goes_on(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_twice_stops_at_once_and_spoils_nothing(
+def test_two_signals_stop_at_once_and_damage_nothing(
     laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """Two blows in a row, several times: whatever checkpoint stands is whole, and the same command goes on."""
@@ -78,7 +78,9 @@ def test_twice_stops_at_once_and_spoils_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_other_stages_clean_up(laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_other_stages_remove_their_files_after_a_signal(
+    laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     """While converting: nothing is left at the output, and the converter, in a session of its own, ends as well."""
     laboratory.operations("export")
     shutil.copytree(laboratory.start("export"), tmp_path / "place")
@@ -93,7 +95,9 @@ def test_other_stages_clean_up(laboratory: Laboratory, tmp_path: Path, number: s
 
 
 @pytest.mark.parametrize(("nohup", "code"), [(False, 129), (True, 0)])
-def test_a_terminal_that_is_closed(laboratory: Laboratory, tmp_path: Path, nohup: bool, code: int) -> None:
+def test_a_closed_terminal_saves_a_checkpoint_unless_under_nohup(
+    laboratory: Laboratory, tmp_path: Path, nohup: bool, code: int
+) -> None:
     """The step is saved; under nohup training goes on to its end, though nobody hears what it says."""
     place = tmp_path / "place"
     place.mkdir()

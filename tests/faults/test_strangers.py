@@ -74,14 +74,14 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(config | changes), encoding="utf-8")
 
 
-def test_the_payload_works(tmp_path: Path) -> None:
+def test_the_hostile_code_would_run_if_it_were_loaded(tmp_path: Path) -> None:
     """The control: whoever unpickles it, runs it."""
     plant_pickles(tmp_path, tmp_path / "made")
     pickle.loads((tmp_path / PICKLES[0]).read_bytes())
     assert (tmp_path / "made").exists()
 
 
-def test_the_whole_pipeline_runs_none_of_it(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
+def test_the_pipeline_runs_no_hostile_code(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
     """Phi-3.5 and Borea ship auto_map and *.py: such a base is used through the native class, and nothing is copied."""
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base)
     assert ended.code == 0, ended.said
@@ -92,7 +92,7 @@ def test_the_whole_pipeline_runs_none_of_it(laboratory: Laboratory, base: Path, 
         assert "auto_map" not in json.loads((run.merged / name).read_text(encoding="utf-8"))
 
 
-def test_pickles_among_our_own_files(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> None:
+def test_pickles_in_a_run_are_never_loaded(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> None:
     """In the checkpoint that training goes on from, in adapter, merged and gguf: never read, and named by verify."""
     from tests.faults.forked import strike
 
@@ -118,7 +118,7 @@ def test_pickles_among_our_own_files(laboratory: Laboratory, tmp_path: Path, sen
         ({"model_type": "phi3", "architectures": ["EvilModel"]}, "not a decoder language model"),
     ],
 )
-def test_refused_before_anything_is_loaded(
+def test_hostile_bases_are_refused_before_anything_is_loaded(
     laboratory: Laboratory, base: Path, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     edit(base / "config.json", **changes)
@@ -127,7 +127,7 @@ def test_refused_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_class_that_only_its_code_knows(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_class_that_needs_code_is_refused(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
     """tokenizer.json is used if transformers can do without the class, else the base is refused."""
     edit(base / "tokenizer_config.json", tokenizer_class="EvilTokenizer")
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base)
@@ -135,14 +135,14 @@ def test_a_tokenizer_class_that_only_its_code_knows(laboratory: Laboratory, base
     assert "Traceback" not in ended.said
 
 
-def test_weights_that_are_pickles_only(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
+def test_weights_in_pickles_only_are_refused(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
     (base / "model.safetensors").unlink()
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
     assert (ended.code, "a pickle can run code" in ended.said) == (5, True), ended.said
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
-def test_a_link_out_of_the_base_is_no_way_to_read_or_to_write(
+def test_a_link_out_of_the_base_is_neither_read_nor_written(
     laboratory: Laboratory, base: Path, tmp_path: Path, link: str
 ) -> None:
     """What lies elsewhere would end up in merged/, in its manifest and on the Hub."""

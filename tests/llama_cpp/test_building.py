@@ -65,7 +65,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {"build.lock"}
 
 
-def test_it_is_compiled_once_and_kept(compiled: Path, compiler: Compiler) -> None:
+def test_the_tool_is_compiled_once_and_kept(compiled: Path, compiler: Compiler) -> None:
     """The second time no compiler is asked, here one that would fail."""
     before = compiled.stat().st_mtime_ns
     compiler("exit 1")
@@ -74,7 +74,9 @@ def test_it_is_compiled_once_and_kept(compiled: Path, compiler: Compiler) -> Non
     assert compiled.parent == disk.cache_directory() / "llama.cpp-tools"
 
 
-def test_without_a_compiler_the_command_that_installs_one_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_with_the_command_that_installs_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(home))
     error = refused(EnvironmentFault)
@@ -105,7 +107,9 @@ def test_a_tool_that_does_not_start_is_not_kept(home: Path, compiler: Compiler) 
     assert {path.suffix for path in home.iterdir()} == {".log", ".lock"}
 
 
-def test_many_at_once_compile_it_once(compiled: Path, home: Path, compiler: Compiler, reporter: Recorder) -> None:
+def test_concurrent_processes_compile_the_tool_once(
+    compiled: Path, home: Path, compiler: Compiler, reporter: Recorder
+) -> None:
     compiler(f'echo >> "{home}/count"; sleep 0.3; cp "{compiled}" "$out"')
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(imatrix_tool())) for _ in range(4)]
@@ -120,7 +124,7 @@ def test_many_at_once_compile_it_once(compiled: Path, home: Path, compiler: Comp
     assert any("waiting" in line for line in reporter.said)
 
 
-def test_what_a_killed_build_left_goes(compiled: Path, home: Path, compiler: Compiler) -> None:
+def test_the_leftovers_of_a_killed_build_are_removed(compiled: Path, home: Path, compiler: Compiler) -> None:
     (home / ".building-dead").mkdir(parents=True)
     (home / ".building-dead" / "half").touch()
     compiler(f'cp "{compiled}" "$out"')
@@ -128,7 +132,7 @@ def test_what_a_killed_build_left_goes(compiled: Path, home: Path, compiler: Com
     assert names(home) == {tool.name}
 
 
-def test_other_libraries_have_a_tool_of_their_own(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_libraries_get_another_tool(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tool is never run on libraries it was not linked against."""
     monkeypatch.setattr(common_library.Libraries, "hashes", {"llama": "other"})
     monkeypatch.setattr(building, "_build", lambda tool, *_: None)
@@ -181,7 +185,7 @@ def _install_again(installed: metadata.Distribution, whole: common_library.Libra
 
 
 @pytest.mark.parametrize("left", ["part", "place"])
-def test_what_a_killed_compilation_left_is_not_taken(home: Path, left: str) -> None:
+def test_an_unfinished_compilation_is_not_used(home: Path, left: str) -> None:
     """Nothing is taken that has not got its name by the rename."""
     place = common_library._place()
     half = place if left == "place" else place.with_name(place.name + ".part")

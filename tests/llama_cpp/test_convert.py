@@ -16,7 +16,7 @@ from aegis.llama_cpp import GgufFile, Runtime, convert
 from .conftest import MakeModel, NoFileAbove
 
 
-def test_every_weight_arrives_bit_for_bit(model: Path, f16: Path) -> None:
+def test_every_weight_is_in_the_gguf_bit_for_bit(model: Path, f16: Path) -> None:
     source = load_file(model / "model.safetensors")
     with GgufFile(f16) as file:
         assert file.tensors["output.weight"].type == "F16"
@@ -31,7 +31,7 @@ def test_every_weight_arrives_bit_for_bit(model: Path, f16: Path) -> None:
             np.testing.assert_array_equal(file.tensor(name), source[original])
 
 
-def test_what_the_folder_says_arrives(model: Path, f16: Path) -> None:
+def test_the_folders_settings_are_in_the_gguf(model: Path, f16: Path) -> None:
     tokenizer = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     factors = json.loads((model / "config.json").read_text(encoding="utf-8"))["rope_scaling"]
     with GgufFile(f16) as file:
@@ -67,7 +67,7 @@ NAMES = ["-x;$(touch pwned)", 'it\'s "quoted"', "日本語　全角", "{ftype} {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
-def test_no_name_is_read_as_anything_but_a_name(model: Path, tmp_path: Path) -> None:
+def test_a_name_is_never_read_as_an_option(model: Path, tmp_path: Path) -> None:
     """One folder whose path has them all, nested, for both the model and the output."""
     folder = tmp_path.joinpath(*NAMES)
     folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_no_name_is_read_as_anything_but_a_name(model: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("quirk", ["unknown architecture", "odd tensor", "broken weights"])
-def test_a_failure_shows_the_last_lines_and_keeps_what_was_there(
+def test_a_failed_conversion_shows_the_last_lines_and_keeps_the_old_file(
     quirk: str, make_model: MakeModel, tmp_path: Path
 ) -> None:
     extra = {"soul__rotation": np.ones((4, 4), np.float32)} if quirk == "odd tensor" else {}
@@ -108,7 +108,9 @@ def test_a_failure_shows_the_last_lines_and_keeps_what_was_there(
 
 
 @pytest.mark.parametrize("where", ["module", "nested module", "config.json", "tokenizer_config.json"])
-def test_a_folder_with_code_is_refused_and_none_of_it_runs(where: str, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_folder_with_code_is_refused_and_its_code_does_not_run(
+    where: str, make_model: MakeModel, tmp_path: Path
+) -> None:
     folder = make_model(tmp_path / "model")
     if where.endswith(".json"):
         content = json.loads((folder / where).read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import GgufFile, trained_context
 
 
-def test_it_reads_what_pypis_gguf_reads(q4_k_m: Path) -> None:
+def test_the_reader_agrees_with_the_gguf_package(q4_k_m: Path) -> None:
     reader = GGUFReader(q4_k_m)
     with GgufFile(q4_k_m) as file:
         expected = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
@@ -28,7 +28,7 @@ def test_it_reads_what_pypis_gguf_reads(q4_k_m: Path) -> None:
             assert (info.offset_bytes, info.size_bytes) == (tensor.data_offset, tensor.n_bytes)
 
 
-def test_a_quantized_tensor_comes_back_near_its_source(f16: Path, q4_k_m: Path) -> None:
+def test_a_dequantized_tensor_is_close_to_its_source(f16: Path, q4_k_m: Path) -> None:
     """The control is another tensor of the same shape, which must be far away."""
     with GgufFile(f16) as before, GgufFile(q4_k_m) as after:
         original = before.tensor("blk.0.ffn_up.weight").astype(np.float32)
@@ -41,7 +41,7 @@ def test_a_quantized_tensor_comes_back_near_its_source(f16: Path, q4_k_m: Path) 
     assert np.linalg.norm(quantized - stranger) / scale > 1
 
 
-def test_a_view_outlives_the_file_and_cannot_be_written(f16: Path) -> None:
+def test_a_view_is_valid_after_closing_and_cannot_be_written(f16: Path) -> None:
     with GgufFile(f16) as file:
         view = file.tensor("output.weight")
     assert float(np.abs(view.astype(np.float32)).max()) > 0
@@ -57,7 +57,7 @@ def test_opening_takes_memory_for_the_header_only(f16: Path) -> None:
     assert peak_bytes < f16.stat().st_size / 5
 
 
-def test_the_context_is_the_one_before_the_long_factors(f16: Path, tmp_path: Path) -> None:
+def test_the_context_is_the_original_one_before_the_long_factors(f16: Path, tmp_path: Path) -> None:
     assert trained_context(f16) == 256
     data = f16.read_bytes()
     other = tmp_path / "other.gguf"
@@ -123,7 +123,7 @@ def test_truncation_anywhere_is_found(q4_k_m: Path, tmp_path: Path) -> None:
             GgufFile(path)
 
 
-def test_random_flips_in_the_header_end_in_a_file_or_an_integrity_error(q4_k_m: Path, tmp_path: Path) -> None:
+def test_random_bit_flips_in_the_header_give_a_file_or_an_integrity_error(q4_k_m: Path, tmp_path: Path) -> None:
     """A flip may go unseen (the manifest's sha256 is for that), but never escapes, hangs or eats memory."""
     data = q4_k_m.read_bytes()
     with GgufFile(q4_k_m) as file:

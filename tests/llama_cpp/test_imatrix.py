@@ -58,7 +58,7 @@ def first_inputs(f16: Path, text: str) -> NDArray[np.float64]:
     return means
 
 
-def test_it_holds_the_mean_squares_of_the_inputs(imatrix: Path, f16: Path) -> None:
+def test_the_matrix_has_the_mean_squares_of_the_inputs(imatrix: Path, f16: Path) -> None:
     """Worked out again for the first weight, by numpy from the embeddings; another text's are far off."""
     found = read_importance(imatrix)["blk.0.attn_qkv.weight"]
     np.testing.assert_allclose(found, first_inputs(f16, TEXT), rtol=2e-3)
@@ -66,13 +66,13 @@ def test_it_holds_the_mean_squares_of_the_inputs(imatrix: Path, f16: Path) -> No
     assert np.median(off) > 0.1
 
 
-def test_every_weight_of_the_blocks_is_in_it_and_the_head_is_not(imatrix: Path) -> None:
+def test_the_matrix_has_every_weight_of_the_blocks_and_not_the_head(imatrix: Path) -> None:
     columns = {"attn_qkv": HIDDEN, "attn_output": HIDDEN, "ffn_up": HIDDEN, "ffn_down": INTERMEDIATE}
     wanted = {f"blk.{layer}.{name}.weight": size for layer in range(LAYERS) for name, size in columns.items()}
     assert {name: len(values) for name, values in read_importance(imatrix).items()} == wanted
 
 
-def test_it_depends_on_the_text_and_on_nothing_else(
+def test_the_matrix_depends_only_on_the_text(
     imatrix: Path, f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not on the folder, which it does not tell, nor on variables that the tool would take settings from."""
@@ -87,7 +87,9 @@ def test_it_depends_on_the_text_and_on_nothing_else(
     assert {path.name for path in again.parent.iterdir()} == {"calibration.txt", "imatrix.gguf"}
 
 
-def test_a_quantizer_that_is_given_it_rounds_otherwise(imatrix: Path, f16: Path, q4_k_m: Path, tmp_path: Path) -> None:
+def test_quantization_with_the_matrix_rounds_differently(
+    imatrix: Path, f16: Path, q4_k_m: Path, tmp_path: Path
+) -> None:
     """The blocks' weights change, of the same types; the head and the embeddings, which it leaves out, do not."""
     quantize(f16, tmp_path / "out.gguf", "Q4_K_M", threads=1, imatrix=imatrix)
     with GgufFile(q4_k_m) as plain, GgufFile(tmp_path / "out.gguf") as weighted, GgufFile(f16) as original:
@@ -107,7 +109,7 @@ def test_a_quantizer_that_is_given_it_rounds_otherwise(imatrix: Path, f16: Path,
 
 
 @pytest.mark.parametrize("quant", sorted(IMATRIX_TYPES))
-def test_the_smallest_types_are_made_with_it_only(
+def test_the_smallest_types_need_the_matrix(
     quant: str, imatrix: Path, f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused without; and llama.cpp itself refuses, so that the list is not ours to keep."""
@@ -136,11 +138,11 @@ def test_another_models_matrix_is_refused(imatrix: Path, make_model: MakeModel, 
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_one_made_from_it_fits(imatrix: Path, f16: Path) -> None:
+def test_a_matrix_made_from_the_model_is_accepted(imatrix: Path, f16: Path) -> None:
     refuse_foreign(imatrix, f16)
 
 
-def test_what_is_no_importance_matrix_is_refused(f16: Path, imatrix: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_importance_matrix_is_refused(f16: Path, imatrix: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         read_importance(f16)
     assert caught.value.key == "imatrix.other_type"
@@ -161,14 +163,14 @@ def test_what_is_no_importance_matrix_is_refused(f16: Path, imatrix: Path, tmp_p
         assert caught.value.key == "imatrix.no_sums"
 
 
-def test_a_text_that_is_too_short_is_the_tools_error_and_leaves_nothing(f16: Path, tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_is_a_tool_error_and_leaves_no_file(f16: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="imatrix failed") as caught:
         made(tmp_path / "short", f16, "春は桜。")
     assert f"at least {2 * CHUNK} tokens" in caught.value.why
     assert [path.name for path in (tmp_path / "short").iterdir()] == ["calibration.txt"]
 
 
-def test_progress_is_read_off_lines_that_do_not_end() -> None:
+def test_progress_is_read_from_unfinished_lines() -> None:
     told = b"imatrix: computing over 4 chunks, n_ctx=64\n[1]7.1234,[2]6.5678,"
     read: Callable[[str], float | None] = _Progress()
     found = [read(line.decode()) for line in re.split(_LINE_END, told)]

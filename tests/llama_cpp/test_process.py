@@ -65,7 +65,7 @@ def out(tmp_path: Path) -> Path:
         ("out.write_bytes(b'x'); print('no newline at the end', end='', flush=True); os._exit(4)", "no newline"),
     ],
 )
-def test_a_failure_is_told_and_leaves_nothing(
+def test_a_failure_is_reported_and_leaves_no_file(
     code: str, said: str, fake_tree: FakeTree, model: Path, out: Path
 ) -> None:
     out.write_bytes(b"old")
@@ -90,7 +90,9 @@ def test_a_full_disk_is_the_environments_fault(message: str, fake_tree: FakeTree
     assert list(out.parent.iterdir()) == []
 
 
-def test_much_output_costs_no_memory_and_the_last_lines_are_kept(fake_tree: FakeTree, model: Path, out: Path) -> None:
+def test_much_output_takes_little_memory_and_the_last_lines_are_kept(
+    fake_tree: FakeTree, model: Path, out: Path
+) -> None:
     """200 MB: half in one endless line, half in short ones, on both streams."""
     code = """
 for _ in range(100):
@@ -112,7 +114,7 @@ sys.exit(1)
     assert caught.value.why.splitlines()[1:] == [f"last {n}" for n in range(30 - KEPT_LINES, 30)]
 
 
-def test_a_tool_that_falls_silent_is_ended(tmp_path: Path) -> None:
+def test_a_tool_that_prints_nothing_for_too_long_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text("import time; print('went to sleep', flush=True); time.sleep(600)", encoding="utf-8")
     began = time.monotonic()
@@ -227,9 +229,7 @@ class Recorder(progress.SilentReporter):
         yield Bar()
 
 
-def test_the_bar_runs_to_its_end_and_stops_where_a_failure_did(
-    fake_tree: FakeTree, model: Path, f16: Path, out: Path
-) -> None:
+def test_the_bar_reaches_its_end_or_stops_at_a_failure(fake_tree: FakeTree, model: Path, f16: Path, out: Path) -> None:
     """Lines as tqdm draws them, over each other."""
     recorder = Recorder()
     progress.install(recorder)
@@ -246,7 +246,7 @@ def test_the_bar_runs_to_its_end_and_stops_where_a_failure_did(
         progress.install(progress.SilentReporter())
 
 
-def test_the_tool_sees_utf8_no_network_and_the_trees_own_gguf(
+def test_the_tool_runs_with_utf8_without_network_and_with_the_trees_own_gguf(
     fake_tree: FakeTree, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_LOCAL_GGUF", "1")
@@ -263,7 +263,7 @@ sys.exit(1)
     assert "path True True 日本" in caught.value.why
 
 
-def test_a_block_that_fails_publishes_nothing(tmp_path: Path) -> None:
+def test_a_failed_block_publishes_no_file(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with published(tmp_path / "out") as part:

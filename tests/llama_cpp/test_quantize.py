@@ -14,7 +14,7 @@ from aegis.llama_cpp import QUANT_TYPES, GgufFile, convert, fallback_tensors, pa
 from .conftest import MakeModel, NoFileAbove
 
 
-def test_the_numbers_are_llama_cpps_own() -> None:
+def test_the_type_numbers_are_those_of_llama_cpp() -> None:
     for name, number in QUANT_TYPES.items():
         constant = "LLAMA_FTYPE_ALL_F32" if name == "F32" else f"LLAMA_FTYPE_MOSTLY_{name}"
         assert number == getattr(llama_cpp, constant), name
@@ -33,7 +33,7 @@ def test_an_unknown_quantization_names_the_nearest(f16: Path, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_q4_k_m_is_the_mixture_and_not_pure(q4_k_m: Path) -> None:
+def test_q4_k_m_is_the_mixture_of_types(q4_k_m: Path) -> None:
     with GgufFile(q4_k_m) as file:
         types = {name: info.type for name, info in file.tensors.items()}
         assert file.metadata["general.file_type"] == QUANT_TYPES["Q4_K_M"]
@@ -78,7 +78,7 @@ def test_rows_that_are_no_multiple_of_256_are_reported(make_model: MakeModel, tm
 
 
 @pytest.mark.parametrize("damage", ["truncated", "nan", "not a gguf", "already quantized"])
-def test_a_bad_source_is_a_tool_error_and_leaves_nothing(damage: str, f16: Path, q4_k_m: Path, tmp_path: Path) -> None:
+def test_a_bad_source_is_a_tool_error_and_leaves_no_file(damage: str, f16: Path, q4_k_m: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in" / "source.gguf", tmp_path / "out" / "q4.gguf"
     source.parent.mkdir()
     out.parent.mkdir()
@@ -98,7 +98,7 @@ def test_a_bad_source_is_a_tool_error_and_leaves_nothing(damage: str, f16: Path,
     assert list(out.parent.iterdir()) == []
 
 
-def test_a_source_that_is_not_there_or_is_the_output_is_a_usage_error(f16: Path, tmp_path: Path) -> None:
+def test_a_source_that_is_missing_or_is_the_output_is_a_usage_error(f16: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no GGUF"):
         quantize(tmp_path / "absent.gguf", tmp_path / "out.gguf", "Q4_K_M")
     with pytest.raises(UsageError, match="onto itself"):
@@ -120,6 +120,6 @@ def test_a_full_disk_is_the_environments_fault(f16: Path, tmp_path: Path, no_fil
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_open_file_says_what_it_lacks(f16: Path) -> None:
+def test_a_missing_tensor_is_an_error_that_names_it(f16: Path) -> None:
     with GgufFile(f16) as file, pytest.raises(IntegrityError, match=r"no tensor 'soul\.rotation'"):
         file.tensor("soul.rotation")

@@ -28,7 +28,7 @@ def runtime(f16: Path) -> Iterator[Runtime]:
         yield opened
 
 
-def test_the_logits_are_the_models(runtime: Runtime, model: Path) -> None:
+def test_the_logits_equal_those_of_transformers(runtime: Runtime, model: Path) -> None:
     """transformers' Phi-3 in float32 on the same weights; the control is the same prompt one token off."""
     torch = pytest.importorskip("torch")
     from transformers import Phi3ForCausalLM
@@ -45,7 +45,7 @@ def test_the_logits_are_the_models(runtime: Runtime, model: Path) -> None:
     assert np.abs(ours[1:] - theirs[:-1]).max() / scale > 0.3
 
 
-def test_each_call_starts_anew_whatever_came_before(runtime: Runtime) -> None:
+def test_each_call_is_independent_of_earlier_ones(runtime: Runtime) -> None:
     tokens = runtime.tokenize(PROMPT, add_bos=False)
     first = runtime.logits(tokens)
     list(runtime.complete("別の話", max_tokens=5))
@@ -86,14 +86,14 @@ STRINGS = [
 
 
 @pytest.mark.parametrize("text", STRINGS)
-def test_tokens_are_sentencepieces(text: str, runtime: Runtime, model: Path) -> None:
+def test_token_ids_equal_those_of_sentencepiece(text: str, runtime: Runtime, model: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto((model / "tokenizer.model").read_bytes())
     tokens = runtime.tokenize(text, add_bos=False)
     assert tokens == processor.encode(text)
 
 
-def test_special_tokens_are_read_only_when_asked(runtime: Runtime) -> None:
+def test_special_tokens_are_parsed_only_on_request(runtime: Runtime) -> None:
     assert runtime.tokenize("<|end|>", add_bos=False) == [END]
     letters = runtime.tokenize("<|end|>", add_bos=False, special=False)
     assert END not in letters
@@ -110,7 +110,7 @@ def test_a_bos_is_added_only_if_the_file_says_so(runtime: Runtime, f16: Path, tm
         assert other.chat_tokens([{"role": "user", "content": "桃"}])[:2] == [1, USER]
 
 
-def test_a_conversation_gets_the_files_own_template(runtime: Runtime) -> None:
+def test_a_conversation_is_rendered_with_the_files_own_template(runtime: Runtime) -> None:
     """And the white space after a role's tag goes, which llama.cpp does for a name with "phi-3" only."""
     tokens = runtime.chat_tokens(
         [{"role": "user", "content": "桃"}, {"role": "assistant", "content": "猫"}, {"role": "user", "content": "川"}]
@@ -121,7 +121,7 @@ def test_a_conversation_gets_the_files_own_template(runtime: Runtime) -> None:
     assert tokens == expected
 
 
-def test_the_familys_name_is_what_strips_the_white_space(model: Path, runtime: Runtime, tmp_path: Path) -> None:
+def test_white_space_is_stripped_because_of_the_familys_name(model: Path, runtime: Runtime, tmp_path: Path) -> None:
     """The control of the test above."""
     convert(model, tmp_path / "nameless.gguf", model_name="tiny phi 3")
     with Runtime(tmp_path / "nameless.gguf", n_ctx=64, threads=1) as nameless:
@@ -129,7 +129,7 @@ def test_the_familys_name_is_what_strips_the_white_space(model: Path, runtime: R
         assert len(nameless.chat_tokens(messages)) > len(runtime.chat_tokens(messages))
 
 
-def test_a_file_without_a_template_and_a_template_that_refuses(f16: Path, tmp_path: Path) -> None:
+def test_a_missing_template_and_a_template_that_raises_are_errors(f16: Path, tmp_path: Path) -> None:
     data = f16.read_bytes()
     (tmp_path / "plain.gguf").write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatE"))
     with (
@@ -149,7 +149,7 @@ def test_a_file_without_a_template_and_a_template_that_refuses(f16: Path, tmp_pa
         Runtime(tmp_path / "broken.gguf", n_ctx=64, threads=1)
 
 
-def test_completion_is_repeatable_bounded_and_whole(runtime: Runtime) -> None:
+def test_a_completion_is_repeatable_and_bounded_and_has_no_broken_character(runtime: Runtime) -> None:
     """Random weights put many single bytes of characters together: what comes is text all the same."""
     first = list(runtime.complete(PROMPT, max_tokens=40, seed=7))
     assert first == list(runtime.complete(PROMPT, max_tokens=40, seed=7))
@@ -160,7 +160,7 @@ def test_completion_is_repeatable_bounded_and_whole(runtime: Runtime) -> None:
     assert greedy == "".join(runtime.complete(PROMPT, max_tokens=10, temperature=0, seed=99))
 
 
-def test_greedy_text_is_the_likeliest_tokens(runtime: Runtime, model: Path) -> None:
+def test_greedy_text_has_the_likeliest_tokens(runtime: Runtime, model: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto((model / "tokenizer.model").read_bytes())
     tokens = runtime.tokenize(PROMPT, add_bos=False)
@@ -187,7 +187,7 @@ def test_a_chat_ends_at_the_models_end_token(make_model: MakeModel, tmp_path: Pa
         assert list(runtime.chat([{"role": "user", "content": "桃"}], max_tokens=20)) == []
 
 
-def test_what_does_not_fit_is_refused(runtime: Runtime) -> None:
+def test_a_prompt_that_exceeds_the_context_is_refused(runtime: Runtime) -> None:
     with pytest.raises(UsageError, match="257 tokens do not fit a context of 256"):
         runtime.logits([5] * 257)
     with pytest.raises(UsageError, match="do not fit"):
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused(runtime: Runtime) -> None:
     assert runtime.logits([5] * 256).shape == (256, VOCABULARY)
 
 
-def test_the_time_a_token_takes_is_measured_one_by_one(f16: Path, runtime: Runtime) -> None:
+def test_the_time_per_token_is_measured_one_token_at_a_time(f16: Path, runtime: Runtime) -> None:
     """Each token is evaluated by itself after the first, which has none before it; what was kept before is gone."""
     with Runtime(f16, n_ctx=64, threads=1, logits=True) as opened:
         calls: list[int] = []
@@ -247,7 +247,7 @@ def test_a_bad_file_is_an_integrity_error_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_good_file_prints_nothing_either(f16: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_a_good_file_prints_nothing(f16: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Runtime(f16, n_ctx=64, threads=1) as runtime:
         list(runtime.complete("桃", max_tokens=3))
     assert capfd.readouterr() == ("", "")

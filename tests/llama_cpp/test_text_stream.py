@@ -11,7 +11,7 @@ from aegis.llama_cpp.text_stream import joined
 
 
 @given(st.text(), st.data())
-def test_any_text_cut_anywhere_comes_out_the_same(text: str, data: st.DataObject) -> None:
+def test_text_that_is_cut_anywhere_is_decoded_the_same(text: str, data: st.DataObject) -> None:
     encoded = text.encode("utf-8", errors="replace")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)))))
     bounds = [0, *cuts, len(encoded)]
@@ -21,6 +21,6 @@ def test_any_text_cut_anywhere_comes_out_the_same(text: str, data: st.DataObject
     assert all(out)
 
 
-def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     assert "".join(joined([b"a\xe3", b"\x81", b"b"])) == "a\ufffdb"
     assert "".join(joined([b"end\xe3\x81"])) == "end\ufffd"

@@ -27,7 +27,7 @@ def checkouts(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "flag", tmp_path / "variable"
 
 
-def test_the_flag_goes_before_the_variable_before_the_pinned_one(
+def test_the_flag_precedes_the_variable_and_the_variable_the_pinned_tree(
     checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag, variable = checkouts
@@ -52,7 +52,7 @@ def test_a_directory_without_a_converter_names_its_source(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("content", "fault"), [(None, EnvironmentFault), (b"some other archive", IntegrityError)])
-def test_a_pinned_tree_that_cannot_be_had_has_its_exit_code(
+def test_a_pinned_tree_that_cannot_be_fetched_has_its_exit_code(
     content: bytes | None, fault: type[AegisError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sdist = tmp_path / "llama.tar.gz"
@@ -67,7 +67,7 @@ def test_a_pinned_tree_that_cannot_be_had_has_its_exit_code(
 
 
 @pytest.mark.parametrize(("spoken", "title"), [("en", "downloading llama.cpp's converter"), ("ja", "ダウンロード中")])
-def test_the_download_has_a_bar(
+def test_the_download_has_a_progress_bar(
     spoken: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --json, objects with how much has come and the seconds left; the steps are in the reader's language."""

@@ -21,7 +21,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_names_are_those_of_the_loaded_model(make_random: MakeRandom, family: str) -> None:
+def test_the_names_of_nf4_weights_are_those_of_the_loaded_model(make_random: MakeRandom, family: str) -> None:
     """… and of tensors of the shards; neither the LM head nor embeddings, norms or biases are among them."""
     from bitsandbytes.nn import Params4bit
 

@@ -41,7 +41,7 @@ def random_weight(rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("shape", "rows"), [((512, 1024), 7), ((37, 192), 2), ((5, 64), 5)])
-def test_slabs_are_the_whole_to_the_bit(
+def test_slabs_give_the_round_trip_of_the_complete_weight_bit_for_bit(
     shape: tuple[int, int], rows: int, stored: torch.dtype, dtype: torch.dtype
 ) -> None:
     """In any order of slabs, from any stored dtype, held in any; zeros, blocks of zeros and signed zeros among them."""
@@ -53,7 +53,7 @@ def test_slabs_are_the_whole_to_the_bit(
     assert not torch.equal(expected, weight.to(dtype))
 
 
-def test_a_value_between_two_codes_goes_where_bitsandbytes_puts_it() -> None:
+def test_a_value_between_two_codes_gets_bitsandbytes_code() -> None:
     """On each of the 15 bounds, and one step of float32 to either side of it."""
     code = functional.get_4bit_type("nf4", device="cpu")
     bounds = (code[:-1] + code[1:]) / 2
@@ -64,14 +64,14 @@ def test_a_value_between_two_codes_goes_where_bitsandbytes_puts_it() -> None:
     assert torch.equal(bits(by_bitsandbytes(weight, torch.float32)), bits(in_slabs(weight, torch.float32, 1)))
 
 
-def test_slabs_on_their_own_are_not_the_whole() -> None:
+def test_slabs_with_their_own_mean_miss_the_round_trip_of_the_complete_weight() -> None:
     """The control: with the second quantization done slab by slab the result differs."""
     weight = random_weight(512, 1024)
     apart = torch.cat([by_bitsandbytes(scratch, torch.float32) for scratch in weight.split(7)])
     assert not torch.equal(apart, by_bitsandbytes(weight, torch.float32))
 
 
-def test_the_mean_is_that_of_the_thread_that_began() -> None:
+def test_the_mean_is_computed_with_the_first_threads_number_of_threads() -> None:
     """With more than 32,768 absmax torch adds up in as many parts as it has threads; sealed from one that has one."""
     given = torch.get_num_threads()
     differs = False

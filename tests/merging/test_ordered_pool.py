@@ -30,7 +30,7 @@ def test_each_step_sees_every_item_in_order() -> None:
     assert done == first == second == list(range(200))
 
 
-def test_an_item_keeps_its_thread() -> None:
+def test_one_thread_takes_an_item_through_all_steps() -> None:
     """… and with it the core whose cache it lies in."""
     threads: dict[int, set[int]] = {item: set() for item in range(200)}
     both = threading.Barrier(2, timeout=30)
@@ -48,7 +48,7 @@ def test_an_item_keeps_its_thread() -> None:
     assert len(set.union(*threads.values())) > 1
 
 
-def test_nothing_passes_an_item_that_failed() -> None:
+def test_no_item_passes_one_that_failed() -> None:
     """… in a step that has an order, though what comes after it met with no error of its own."""
     written: list[int] = []
 
@@ -62,7 +62,7 @@ def test_nothing_passes_an_item_that_failed() -> None:
     assert written == list(range(50))
 
 
-def test_memory_is_lent_again() -> None:
+def test_scratch_memory_is_reused() -> None:
     """A thousand items live in a few slabs, and no slab is lent to two at once."""
     slabs: set[int] = set()
     busy: set[int] = set()
@@ -82,7 +82,7 @@ def test_memory_is_lent_again() -> None:
     assert len(slabs) < 20
 
 
-def test_a_slab_grows_and_keeps_uses_apart() -> None:
+def test_scratch_memory_grows_and_separates_its_uses() -> None:
     scratch = Scratch()
     small = scratch.tensor("a", (2,), torch.float32).fill_(1)
     other = scratch.tensor("b", (2,), torch.float32).fill_(2)
@@ -92,7 +92,7 @@ def test_a_slab_grows_and_keeps_uses_apart() -> None:
 
 
 @pytest.mark.parametrize("where", ["work", "then", "items"])
-def test_the_first_error_comes_out_and_the_threads_end(where: str) -> None:
+def test_the_first_error_is_raised_and_the_threads_end(where: str) -> None:
     """… from whichever step, and nothing that comes after it goes all the way."""
     before = threading.active_count()
     written: list[int] = []

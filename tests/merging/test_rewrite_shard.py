@@ -42,7 +42,7 @@ def rewrite(plan: MergePlan, target: Path) -> tuple[RewrittenShard, int]:
     return rewrite_shard(plan, file, target, advanced.append), sum(advanced)
 
 
-def test_what_leaves_is_what_each_tensor_alone_becomes(plan: MergePlan, tmp_path: Path) -> None:
+def test_a_rewritten_shard_has_the_tensors_that_the_plan_makes_one_by_one(plan: MergePlan, tmp_path: Path) -> None:
     """Weights of different sizes leave beside one another, with norms between them; both hashes are the files'."""
     assert plan.round_trip is not None
     entries = plan.base.shards.entries
@@ -63,7 +63,7 @@ def test_what_leaves_is_what_each_tensor_alone_becomes(plan: MergePlan, tmp_path
     assert advanced == plan.out_bytes
 
 
-def test_few_weights_are_held_at_once(plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_weights_are_in_memory_at_once(plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """… of many: what leaves keeps up with what is read."""
     begun: list[weakref.ref[Nf4Weight]] = []
     most = 0
@@ -82,7 +82,7 @@ def test_few_weights_are_held_at_once(plan: MergePlan, tmp_path: Path, monkeypat
     assert most <= 6
 
 
-def test_a_file_that_ends_inside_a_weight(plan: MergePlan, tmp_path: Path) -> None:
+def test_a_file_that_ends_inside_a_weight_is_an_error(plan: MergePlan, tmp_path: Path) -> None:
     """… since the headers were read: said, and nobody waits for rows that will not come."""
     (file,) = plan.base.shards.files
     last = max(plan.base.shards.entries.values(), key=lambda entry: entry.offset_bytes)

@@ -21,7 +21,7 @@ MARKS = "、。）」ーっゃゅょッャュョ:"
 
 @pytest.mark.parametrize("columns", [20, 40, 80])
 @pytest.mark.parametrize("start", ["", "warn  driver  ", "アダプター  "])
-def test_japanese_fits_the_terminal(start: str, columns: int) -> None:
+def test_wrapped_japanese_fits_the_terminal(start: str, columns: int) -> None:
     """Every line within it and, but for the last, nearly full; none begins with a mark, and nothing is lost."""
     lines = wrap(start, JAPANESE, columns).splitlines()
     indent = " " * min(cell_width(start), columns // 3)
@@ -32,7 +32,7 @@ def test_japanese_fits_the_terminal(start: str, columns: int) -> None:
     assert "".join("".join(lines).split()) == "".join((start + JAPANESE).split())
 
 
-def test_counting_letters_would_miss() -> None:
+def test_counting_letters_would_exceed_the_terminal() -> None:
     """The control: what textwrap makes of it is too wide."""
     assert max(map(cell_width, textwrap.wrap(JAPANESE, 40))) > 40
 
@@ -50,7 +50,7 @@ def test_english_folds_as_textwrap_does(text: str, start: str, columns: int) -> 
     assert wrap(start, text, columns) == wanted
 
 
-def test_an_address_is_left_whole_and_a_pipe_is_not_folded() -> None:
+def test_an_address_is_not_broken_and_output_to_a_pipe_is_not_wrapped() -> None:
     address = "http://127.0.0.1:11434/with/a/path/that/is/longer/than/the/terminal"
     assert address in wrap("警告  ", f"応答がありません。{address}を見てください", 40)
     assert wrap("警告  ", JAPANESE, None) == f"警告  {JAPANESE}"
@@ -64,7 +64,7 @@ HEADS = ["モデル", "平均 KL", "パープレキシティ"]
 ROWS = [["f16", "1.21e-07", "4.910"], ["f16 → Q4_K_M", "1.48e-02", "4.975"]]
 
 
-def test_columns_stand_in_any_language() -> None:
+def test_columns_are_aligned_in_every_language() -> None:
     """Names at the left, numbers at the right; counting letters, the control, would not tell."""
     lines = table(HEADS, ROWS, None)
     assert lines == [
@@ -95,7 +95,7 @@ def test_a_text_keeps_its_own_indent_where_it_is_folded() -> None:
     assert fold("  two three four", None) == "  two three four"
 
 
-def test_a_colour_is_for_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a file nor NO_COLOR gets one; what makes a name printable leaves ours alone, and no other sequence."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert paint("ok", "good") == "ok"

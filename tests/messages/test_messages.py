@@ -46,7 +46,7 @@ def calls() -> Iterator[tuple[Path, ast.Call, str]]:
                 yield path, node, str(node.args[0].value)
 
 
-def test_every_language_has_the_same_messages_with_the_same_places() -> None:
+def test_every_language_has_the_same_messages_with_the_same_placeholders() -> None:
     english = entries("en")
     for spoken in LANGUAGES:
         other = entries(spoken)
@@ -60,7 +60,7 @@ def test_every_language_has_the_same_messages_with_the_same_places() -> None:
                 assert all(places(theirs[part]) == places(entry[part]) for part in entry), key
 
 
-def test_japanese_is_japanese() -> None:
+def test_every_message_of_the_japanese_catalogue_is_japanese() -> None:
     """Wherever the English has words of its own beside the places."""
     for key, entry in entries("ja").items():
         english = entries("en")[key]
@@ -70,7 +70,7 @@ def test_japanese_is_japanese() -> None:
             assert JAPANESE.search(str(theirs)) or len(re.findall("[a-z]{3,}", words)) < 3, (key, theirs)
 
 
-def test_every_call_fills_what_its_message_has() -> None:
+def test_every_call_gives_its_messages_placeholders() -> None:
     english = entries("en")
     found = list(calls())
     assert len(found) > 300
@@ -82,7 +82,7 @@ def test_every_call_fills_what_its_message_has() -> None:
         assert isinstance(english[key], str) == (getattr(call.func, "id", "") in {"phrase", "bilingual"}), where
 
 
-def test_no_message_is_dead() -> None:
+def test_every_message_is_used() -> None:
     written = {
         node.value
         for path in SOURCES
@@ -106,7 +106,9 @@ def test_no_message_is_dead() -> None:
         ({"AEGIS_LANG": "JA-jp"}, "ja"),
     ],
 )
-def test_the_language_is_the_users(variables: dict[str, str], spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_language_is_the_one_of_the_users_settings(
+    variables: dict[str, str], spoken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AEGIS_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -114,14 +116,14 @@ def test_the_language_is_the_users(variables: dict[str, str], spoken: str, monke
     assert language() == spoken
 
 
-def test_windows_names_its_language_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_language_is_found_under_windows_english_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AEGIS_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(messages.locale, "getlocale", lambda: ("Japanese_Japan", "932"))
     assert language() == "ja"
 
 
-def test_an_error_goes_through_a_pipe_with_its_texts() -> None:
+def test_an_error_that_is_pickled_keeps_its_texts() -> None:
     """Values need not: they can be anything."""
     unpicklable: Any = lambda: None  # noqa: E731
     error = UsageError("config.unknown_key", file=unpicklable, section="train", key="lr", nearest="?")
@@ -133,7 +135,7 @@ def test_an_error_goes_through_a_pipe_with_its_texts() -> None:
     assert left.exit_code == 143
 
 
-def test_an_error_is_no_phrase_and_a_phrase_no_error() -> None:
+def test_error_keys_and_phrase_keys_cannot_be_exchanged() -> None:
     with pytest.raises(TypeError):
         phrase("config.unknown_key")
     with pytest.raises(TypeError):

@@ -160,7 +160,7 @@ def sentences_given(source: str) -> list[str]:
     return found
 
 
-def test_no_reason_is_written_where_it_is_given() -> None:
+def test_every_reason_comes_from_the_catalogue() -> None:
     assert sentences_given('rejects.add(where, f"a line of {size} bytes is long")') == ["a line of ", " bytes is long"]
     apart = {"report", "doctor", "demo"}  # English cards, commands to type, and a corpus
     left = {

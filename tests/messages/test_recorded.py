@@ -41,7 +41,7 @@ TEXTS: dict[str, Callable[[], Bilingual]] = {
 
 
 @pytest.mark.parametrize("make", TEXTS.values(), ids=TEXTS.keys())
-def test_a_recorded_text_is_shown_as_it_was_then(
+def test_a_recorded_text_is_shown_with_its_recorded_values(
     make: Callable[[], Bilingual], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
@@ -66,7 +66,7 @@ def test_a_recorded_text_is_shown_as_it_was_then(
         {"english": "boom", "key": "structure", "values": {}},
     ],
 )
-def test_what_is_not_known_any_more_is_shown_in_its_english(record: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_key_without_a_message_is_shown_in_english(record: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ja")
     assert Bilingual.from_record(record).shown == "boom"
 
@@ -108,7 +108,7 @@ def no_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("work", [damaged, no_gguf, no_head, no_converter, no_weights])
-def test_a_check_that_failed_is_recorded_in_english_whoever_reads(
+def test_a_failed_check_is_recorded_in_english_in_every_language(
     work: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And shown in Japanese, to the letter, from what was recorded; the English run is the control."""
@@ -132,7 +132,7 @@ def test_an_error_keeps_its_key_and_its_values() -> None:
     assert error.text.recorded()["key"] == "manifest.damaged"
 
 
-def test_another_way_out_makes_another_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_fix_makes_another_error(monkeypatch: pytest.MonkeyPatch) -> None:
     error = Interrupted("train.stopped", exit_code=143, done=3, stop=9)
     before = (str(error), error.fix)
     other = error.with_fix(bilingual("train.go_on", run_root="run"))
@@ -144,7 +144,7 @@ def test_another_way_out_makes_another_error(monkeypatch: pytest.MonkeyPatch) ->
     assert other.text.english != other.text.shown
 
 
-def test_nothing_of_a_value_is_kept_but_its_text() -> None:
+def test_an_error_keeps_only_the_text_of_a_value() -> None:
     """An exception among the values would keep its frames, and with them a model, in memory."""
 
     class Big:

@@ -38,7 +38,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_terminal_would_obey_is_written_out_at_every_door_of_the_catalogue(text: str) -> None:
+def test_control_codes_are_escaped_wherever_a_message_is_formatted(text: str) -> None:
     error = IntegrityError("base.unreadable", path=f"/x/{text}", error=text)
     given = bilingual("origin.unreadable_card", path=text, name=text)
     for told in (
@@ -58,13 +58,13 @@ def test_ordinary_text_of_any_script_stays_as_it_is(text: str) -> None:
     assert shown(text) == text
 
 
-def test_a_line_end_of_windows_is_a_line_end() -> None:
+def test_a_windows_line_end_is_one_line_end() -> None:
     assert printable("a\r\nb") == "a\nb"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
 @pytest.mark.parametrize("name", [*COMMANDS, "my run", "-x", "日本 語", "plain"])
-def test_a_command_that_is_pasted_runs_nothing_that_a_name_says(tmp_path: Path, name: str) -> None:
+def test_a_pasted_command_runs_no_command_hidden_in_a_name(tmp_path: Path, name: str) -> None:
     """The control is the way it was: in double quotes the shell runs what stands in the name."""
 
     def paste(command: str) -> str:
@@ -93,7 +93,7 @@ def test_a_command_that_is_pasted_runs_nothing_that_a_name_says(tmp_path: Path, 
         ("", "''"),
     ],
 )
-def test_powershell_has_quotes_of_its_own(name: str, word: str) -> None:
+def test_commands_for_powershell_have_its_quotes(name: str, word: str) -> None:
     assert shell_word(name, windows=True) == word
     assert shell_program(name, windows=True) == (f"& {word}" if word.startswith("'") else word)
 
@@ -109,7 +109,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("variable", ["HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_no_password_of_an_address_in_use_is_shown_in_any_form(
+def test_the_password_of_a_used_address_is_never_shown(
     monkeypatch: pytest.MonkeyPatch, variable: str, address: str
 ) -> None:
     monkeypatch.setenv(variable, address)
@@ -123,7 +123,7 @@ def test_no_password_of_an_address_in_use_is_shown_in_any_form(
             assert "…" in told
 
 
-def test_an_address_without_a_password_and_a_word_that_is_none_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_password_and_ordinary_words_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/api")
     monkeypatch.setenv("HTTPS_PROXY", "http://u:abc@proxy.example")
     for text in ("https://hub.example/api", "the alphabet begins with abc", "hf_transfer", "owner/name@main"):

@@ -45,7 +45,7 @@ def write(folder: Path, weights: dict[str, Tensor], **config: Any) -> Path:
         ({"r": 9, "rank_pattern": {"self_attn.o_proj": 2}}, 8 / 2),
     ],
 )
-def test_delta_is_scale_times_b_a(tmp_path: Path, settings: dict[str, Any], scale: float) -> None:
+def test_the_update_is_scale_times_b_times_a(tmp_path: Path, settings: dict[str, Any], scale: float) -> None:
     weights = tensors()
     adapter = load_adapter(write(tmp_path, weights, **settings))
     (name, update), *rest = adapter.updates.items()
@@ -80,7 +80,7 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
         ({A: torch.ones(2, 6, dtype=torch.int64)}, "not a matrix of real numbers"),
     ],
 )
-def test_bad_matrices(tmp_path: Path, change: dict[str, Tensor | None], told: str) -> None:
+def test_bad_matrices_are_refused(tmp_path: Path, change: dict[str, Tensor | None], told: str) -> None:
     weights = {name: tensor for name, tensor in (tensors() | change).items() if tensor is not None}
     with pytest.raises(IntegrityError) as caught:
         load_adapter(write(tmp_path, weights))
@@ -106,7 +106,7 @@ def test_bad_matrices(tmp_path: Path, change: dict[str, Tensor | None], told: st
         {"rank_pattern": {"\ud800[a]": 2}},
     ],
 )
-def test_bad_numbers(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_bad_ranks_and_alphas_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match=CONFIG):
         load_adapter(write(tmp_path, tensors(), **config))
 
@@ -177,18 +177,18 @@ def test_other_tensors_are_refused_by_name(tmp_path: Path, key: str) -> None:
         {"init_lora_weights": "olora"},
     ],
 )
-def test_what_the_matrices_do_not_say_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_setting_that_the_matrices_do_not_show_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         load_adapter(write(tmp_path, tensors(), **config))
     value = next(iter(config.values()))
     assert next(iter(config)) in str(caught.value) or str(value) in str(caught.value)
 
 
-def test_settings_that_are_off_are_no_matter(tmp_path: Path) -> None:
+def test_unknown_settings_that_are_switched_off_are_accepted(tmp_path: Path) -> None:
     load_adapter(write(tmp_path, tensors(), use_dora=False, bias="none", modules_to_save=None, invented_in_2031={}))
 
 
-def test_no_adapter_folder(tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=CONFIG):
         load_adapter(tmp_path)
     write(tmp_path, tensors())
@@ -201,14 +201,14 @@ def test_no_adapter_folder(tmp_path: Path) -> None:
     ("name", "data"),
     [(CONFIG, b""), (CONFIG, b"[]"), (CONFIG, b"\xff"), (CONFIG, b"[" * 100_000), (WEIGHTS, b""), (WEIGHTS, b"x" * 99)],
 )
-def test_damaged_files(tmp_path: Path, name: str, data: bytes) -> None:
+def test_damaged_files_of_an_adapter_are_refused(tmp_path: Path, name: str, data: bytes) -> None:
     write(tmp_path, tensors())
     (tmp_path / name).write_bytes(data)
     with pytest.raises(IntegrityError):
         load_adapter(tmp_path)
 
 
-def test_a_truncated_file(tmp_path: Path) -> None:
+def test_a_truncated_adapter_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, tensors()) / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="not a complete safetensors file"):

@@ -29,7 +29,7 @@ def copy(quick_base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(quick_base, tmp_path / "base"))
 
 
-def test_a_folder_is_found(quick_base: Path, reporter: Recorder) -> None:
+def test_a_folder_is_found_as_a_base(quick_base: Path, reporter: Recorder) -> None:
     base = find_base(str(quick_base))
     assert base.folder == quick_base.resolve()
     assert base.revision is None
@@ -39,12 +39,12 @@ def test_a_folder_is_found(quick_base: Path, reporter: Recorder) -> None:
     assert reporter.warned == []
 
 
-def test_an_unproven_family_is_taken_with_a_warning(make_random: MakeRandom, reporter: Recorder) -> None:
+def test_an_unproven_family_is_accepted_with_a_warning(make_random: MakeRandom, reporter: Recorder) -> None:
     find_base(str(make_random("olmo2")))
     assert any("olmo2" in text and "not been proven" in text for text in reporter.warned)
 
 
-def test_the_hash_is_of_the_weights_alone(copy: Path) -> None:
+def test_the_hash_depends_on_the_weights_alone(copy: Path) -> None:
     """A changed config or a renamed folder is the same base; one changed bit of a weight is not."""
     before = find_base(str(copy)).weights_hash
     (copy / "README.md").write_text("words")
@@ -62,32 +62,32 @@ def test_the_hash_is_of_the_weights_alone(copy: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["nowhere", "./nowhere", "/no/where", "~/nowhere", "a/b/c", "owner/", "n" * 300, "x/" + "n" * 300, "a b/c"]
 )
-def test_a_name_that_is_neither_folder_nor_hub_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError) as caught:
         find_base(name)
     assert name[:20] in caught.value.what
 
 
-def test_a_file_is_no_folder(quick_base: Path) -> None:
+def test_a_file_is_refused_as_a_base(quick_base: Path) -> None:
     with pytest.raises(UsageError, match="no base model at"):
         find_base(str(quick_base / "config.json"))
 
 
-def test_a_folder_without_config(tmp_path: Path) -> None:
+def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no config\.json"):
         find_base(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, "\udcff"])
-def test_a_damaged_config(tmp_path: Path, text: str) -> None:
+def test_a_damaged_config_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(IntegrityError, match=r"config\.json"):
         read_config(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_pickles_are_refused_unread(copy: Path, name: str) -> None:
+def test_pickles_are_refused_without_being_read(copy: Path, name: str) -> None:
     """Named, and never opened: a pickle that would write a file writes none."""
     (copy / "model.safetensors").unlink()
     sentinel = copy / "ran"
@@ -106,7 +106,7 @@ def test_an_adapter_beside_the_model_is_refused(copy: Path) -> None:
         find_base(str(copy))
 
 
-def test_offline_without_the_files_says_so(tmp_path: Path) -> None:
+def test_missing_files_while_offline_are_an_error_that_says_so(tmp_path: Path) -> None:
     """In a process of its own, since the hub's library reads HF_HUB_OFFLINE once: exit 3, what to do, no traceback."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "AEGIS_CACHE_DIR": str(tmp_path)}
     code = (
@@ -146,7 +146,7 @@ def _response() -> object:
         (lambda: hub.HFValidationError("bad id"), UsageError, "bad id"),
     ],
 )
-def test_what_the_hub_says_becomes_what_to_do(
+def test_every_refusal_of_the_hub_becomes_an_error_with_a_fix(
     monkeypatch: pytest.MonkeyPatch, error: object, kind: type[AegisError], told: str
 ) -> None:
     def failing(*_: object, **__: object) -> str:
@@ -161,7 +161,7 @@ def test_what_the_hub_says_becomes_what_to_do(
     assert "hf_secret" not in str(caught.value)
 
 
-def test_code_is_not_even_fetched(
+def test_code_of_a_model_is_not_downloaded(
     monkeypatch: pytest.MonkeyPatch, quick_base: Path, tmp_path: Path, reporter: Recorder
 ) -> None:
     """What is asked of the Hub lets no .py, pickle or second copy through; the revision is the commit it came from."""
@@ -195,7 +195,9 @@ def test_a_broken_tokenizer_is_named(copy: Path) -> None:
         load_tokenizer(copy)
 
 
-def test_a_reader_who_has_gone_is_not_the_bases_fault(quick_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_progress_pipe_is_not_reported_as_a_fault_of_the_base(
+    quick_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Gone(Recorder):
         @contextmanager
         def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:

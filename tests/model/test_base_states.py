@@ -27,7 +27,9 @@ def windows(seed: int = 0) -> Windows:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text"])
-def test_states_are_those_of_each_document_by_itself(make_random: MakeRandom, family: str, tmp_path: Path) -> None:
+def test_the_states_of_a_document_do_not_depend_on_its_window(
+    make_random: MakeRandom, family: str, tmp_path: Path
+) -> None:
     """Documents of a window do not see each other; without their edges they would."""
     folder = make_random(family)
     given = windows()
@@ -43,7 +45,7 @@ def test_states_are_those_of_each_document_by_itself(make_random: MakeRandom, fa
 
 
 @pytest.mark.parametrize(("family", "shards"), [("llama", 3), ("gemma3_text", 1)])
-def test_layer_by_layer_gives_the_same_states(
+def test_loading_layer_by_layer_gives_the_same_states(
     make_random: MakeRandom,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -59,7 +61,7 @@ def test_layer_by_layer_gives_the_same_states(
     assert "layer by layer" in reporter.said[-1]
 
 
-def test_states_too_large_for_the_memory_lie_in_a_file(
+def test_states_too_large_for_memory_are_mapped_from_a_file(
     make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """They are the same, and no file is left to be seen."""
@@ -73,7 +75,7 @@ def test_states_too_large_for_the_memory_lie_in_a_file(
     assert not list(spill.iterdir())
 
 
-def test_what_does_not_fit_in_16_bit_writes_in_nf4(
+def test_a_base_that_does_not_fit_in_16_bit_writes_in_nf4(
     make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     base = Base("tiny", make_random("llama"), None)

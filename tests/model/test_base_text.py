@@ -41,7 +41,7 @@ def test_a_chat_begins_at_the_users_turn_and_a_document_at_the_beginning_of_text
     assert document == Opening((tokenizer.bos_token_id,))
 
 
-def test_without_a_template_that_works_documents_remain(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_usable_template_the_base_writes_documents(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for template in (None, "{{ raise_exception('no') }}", "nothing of the user's"):
         monkeypatch.setattr(tokenizer, "chat_template", template)
         assert openings(tokenizer) == [Opening((tokenizer.bos_token_id,))]
@@ -67,7 +67,7 @@ def test_the_seed_decides_what_is_written(model: Any, tokenizer: Any) -> None:
     assert len({tuple(text) for text in one}) == len(one)
 
 
-def test_tokens_are_drawn_from_the_bases_own_chances(model: Any, tokenizer: Any) -> None:
+def test_tokens_are_sampled_with_the_bases_own_probabilities(model: Any, tokenizer: Any) -> None:
     """4,000 first tokens against softmax of the logits at temperature 1; those of temperature 2 miss."""
     start = Opening((tokenizer.bos_token_id,))
     first = [int(text[1]) for text, _ in draw(model, tokenizer, start, rows=4000, length=2)]
@@ -78,7 +78,7 @@ def test_tokens_are_drawn_from_the_bases_own_chances(model: Any, tokenizer: Any)
     assert (found - logits.softmax(-1)).abs().max() < 0.03
 
 
-def test_a_static_cache_writes_what_no_cache_would(make_random: MakeRandom, tokenizer: Any) -> None:
+def test_a_static_cache_gives_the_same_text_as_no_cache(make_random: MakeRandom, tokenizer: Any) -> None:
     """Greedy by a vanishing temperature: every token of a text is the argmax of a plain forward pass over it."""
     model = load_base(make_random("llama"), "16bit", CPU).eval()
     head = model.get_output_embeddings()
@@ -102,7 +102,7 @@ def test_writing_goes_on_until_the_windows_are_full(model: Any, tokenizer: Any) 
     assert len({text.tobytes() for text in last.texts}) == len(last.texts)
 
 
-def test_a_base_that_says_nothing_is_given_up(tokenizer: Any) -> None:
+def test_a_base_that_writes_nothing_is_given_up(tokenizer: Any) -> None:
     """It ends every text at once: there is no text, and no endless loop either."""
 
     class Mute:
@@ -124,7 +124,7 @@ def test_a_base_that_says_nothing_is_given_up(tokenizer: Any) -> None:
     assert last.too_short == last.sampled > 0
 
 
-def test_a_loop_is_cut_after_its_first_turn() -> None:
+def test_a_loop_is_cut_after_its_first_repetition() -> None:
     rng = np.random.default_rng(0)
     start, piece = rng.integers(0, 1000, 30), rng.integers(0, 1000, 7)
     text = np.concatenate([start, np.tile(piece, 9)]).astype(np.int32)
@@ -132,7 +132,7 @@ def test_a_loop_is_cut_after_its_first_turn() -> None:
     assert len(without_loop(np.full(100, 7, np.int32))) == 1
 
 
-def test_a_refrain_is_no_loop() -> None:
+def test_a_refrain_is_not_cut_as_a_loop() -> None:
     """Twice the same line, or a word in a row, is how people write."""
     rng = np.random.default_rng(0)
     line = rng.integers(0, 1000, 40).astype(np.int32)

@@ -35,7 +35,7 @@ def change(folder: Path, to: Path, **values: Any) -> Path:
 
 
 @pytest.mark.parametrize("key", BROKEN)
-def test_the_broken_key_is_named(make_random: MakeRandom, tmp_path: Path, key: str) -> None:
+def test_the_key_that_breaks_config_json_is_named(make_random: MakeRandom, tmp_path: Path, key: str) -> None:
     folder = change(make_random("llama"), tmp_path / "base", **{key: BROKEN[key]})
     with pytest.raises(IntegrityError) as caught:
         empty_model(folder)
@@ -43,7 +43,7 @@ def test_the_broken_key_is_named(make_random: MakeRandom, tmp_path: Path, key: s
     assert f"without {key} = {BROKEN[key]!r}" in caught.value.why
 
 
-def test_two_broken_keys_are_an_error_with_no_key_blamed(make_random: MakeRandom, tmp_path: Path) -> None:
+def test_two_broken_keys_are_an_error_that_names_no_key(make_random: MakeRandom, tmp_path: Path) -> None:
     """The control: neither of them alone keeps the model from being built, and no other key is called guilty."""
     whole = make_random("llama")
     assert empty_model(whole).config.vocab_size == empty_model(change(whole, tmp_path / "same")).config.vocab_size
@@ -53,7 +53,7 @@ def test_two_broken_keys_are_an_error_with_no_key_blamed(make_random: MakeRandom
     assert "it can be built" not in caught.value.why
 
 
-def test_every_way_to_a_model_names_the_key(make_random: MakeRandom, tmp_path: Path) -> None:
+def test_every_loader_of_a_model_names_the_broken_key(make_random: MakeRandom, tmp_path: Path) -> None:
     folder = change(make_random("llama"), tmp_path / "base", pad_token_id=10**6)
     assert find_base(str(folder)).tied is False
     for way in (lambda: load_base(folder, "16bit", torch.device("cpu")), lambda: nf4_weights(folder)):
@@ -64,7 +64,7 @@ def test_every_way_to_a_model_names_the_key(make_random: MakeRandom, tmp_path: P
 
 
 @pytest.mark.parametrize("error", [AssertionError("inside"), TypeError("inside"), AttributeError("inside")])
-def test_what_a_loader_raises_is_no_bug_of_ours(
+def test_an_exception_in_transformers_loader_is_reported_as_an_error_of_the_base(
     quick_base: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     from transformers import AutoModelForCausalLM

@@ -14,17 +14,17 @@ PHI = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 
 
 @pytest.mark.parametrize("model_type", sorted(PROVEN))
-def test_proven_families_are_taken(model_type: str) -> None:
+def test_proven_families_are_accepted(model_type: str) -> None:
     check_family({"model_type": model_type, "architectures": ["AnyForCausalLM"]})
 
 
-def test_code_beside_a_known_family_is_no_reason_to_refuse() -> None:
+def test_a_known_family_with_code_beside_it_is_accepted() -> None:
     """Phi-3.5 and Borea ship it; the native class is used and the code never looked at."""
     check_family(PHI | {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}})
 
 
 @pytest.mark.parametrize("model_type", sorted(REFUSED))
-def test_families_that_lose_their_head(model_type: str) -> None:
+def test_families_that_lose_their_head_in_conversion_are_refused(model_type: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         check_family({"model_type": model_type, "architectures": ["XForCausalLM"]})
     assert model_type in caught.value.what
@@ -56,7 +56,7 @@ def test_families_that_lose_their_head(model_type: str) -> None:
         ({}, "this model"),
     ],
 )
-def test_refused_by_name(config: dict[str, Any], told: str) -> None:
+def test_models_that_cannot_be_reproduced_are_refused_by_name(config: dict[str, Any], told: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         check_family(config)
     assert told in str(caught.value)
@@ -81,16 +81,16 @@ GEMMA = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
         },
     ],
 )
-def test_gemma_3_as_it_is_published(shape: dict[str, Any]) -> None:
+def test_gemma_3_as_published_is_accepted(shape: dict[str, Any]) -> None:
     check_family(GEMMA | shape)
 
 
-def test_a_gemma_3_that_llama_cpp_would_scale_otherwise() -> None:
+def test_a_gemma_3_whose_attention_llama_cpp_scales_otherwise_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="query_pre_attn_scalar is 256 and llama"):
         check_family(GEMMA | {"head_dim": 64})
 
 
-def test_a_biased_head_only_where_llama_cpp_loads_it() -> None:
+def test_a_biased_head_is_accepted_only_where_llama_cpp_loads_it() -> None:
     check_head_bias({"model_type": "phi"}, ["lm_head.weight", "lm_head.bias"])
     check_head_bias(PHI, ["lm_head.weight", "model.layers.0.self_attn.q_proj.bias"])
     with pytest.raises(UnsupportedModelError, match="an LM head that has a bias") as caught:
@@ -98,7 +98,7 @@ def test_a_biased_head_only_where_llama_cpp_loads_it() -> None:
     assert "output.bias" in caught.value.why
 
 
-def test_the_readme_has_the_table() -> None:
+def test_the_readme_has_the_table_of_families() -> None:
     """Word for word, so that what it says is what tests/stages/test_live_against_gguf.py covers."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert families_table() in readme
@@ -107,7 +107,7 @@ def test_the_readme_has_the_table() -> None:
         assert name in refused
 
 
-def test_an_empty_quantization_config_is_none() -> None:
+def test_an_empty_quantization_config_counts_as_none() -> None:
     check_family(PHI | {"quantization_config": None})
     check_family(PHI | {"quantization_config": {}})
 
@@ -140,7 +140,7 @@ def test_a_base_is_proven_with_head_tokenizer_and_rope(
     assert unproven_parts(config, tensors, vocabulary) == parts
 
 
-def test_a_rope_of_each_kind_of_layer_is_named() -> None:
+def test_the_rope_of_each_kind_of_layer_is_named() -> None:
     layers = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
     assert rope_of({"rope_parameters": layers}) == "linear"
     assert rope_of({"rope_parameters": "odd"}) == "unknown"

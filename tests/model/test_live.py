@@ -78,7 +78,7 @@ def by_hand(model: Any, soul: Soul, tokens: Tensor) -> Tensor:
     return (hidden + gate * hidden @ rotation.T) / (1 + gate) @ model.get_output_embeddings().weight.T
 
 
-def test_forward_goes_through_the_soul_and_only_inside(base16: Any) -> None:
+def test_a_forward_pass_uses_the_soul_only_inside_the_block(base16: Any) -> None:
     soul = new_soul(base16.config.hidden_size)
     with torch.no_grad():
         plain = base16(input_ids=TOKENS).logits
@@ -91,7 +91,7 @@ def test_forward_goes_through_the_soul_and_only_inside(base16: Any) -> None:
     assert torch.equal(after, plain)
 
 
-def test_generate_goes_through_the_soul(base16: Any) -> None:
+def test_generate_uses_the_soul(base16: Any) -> None:
     """Greedy generation, with the cache it uses, gives the tokens that W(h + gRh) gives one by one."""
     soul = new_soul(base16.config.hidden_size)
     tokens = TOKENS[:1, :8]
@@ -107,7 +107,7 @@ def test_generate_goes_through_the_soul(base16: Any) -> None:
     assert found.tolist() != plain.tolist()
 
 
-def test_the_hook_goes_when_the_block_fails(base16: Any) -> None:
+def test_the_hook_is_removed_if_the_block_raises(base16: Any) -> None:
     with torch.no_grad():
         plain = base16(input_ids=TOKENS).logits
         with pytest.raises(KeyError), soul_hook(base16, new_soul(base16.config.hidden_size)):
@@ -115,7 +115,7 @@ def test_the_hook_goes_when_the_block_fails(base16: Any) -> None:
         assert torch.equal(base16(input_ids=TOKENS).logits, plain)
 
 
-def test_another_width_is_refused(base16: Any) -> None:
+def test_a_soul_of_another_hidden_size_is_refused(base16: Any) -> None:
     with (
         pytest.raises(UsageError, match="the soul is 64 wide and the base's hidden state 256"),
         soul_hook(base16, new_soul(64)),
@@ -123,7 +123,7 @@ def test_another_width_is_refused(base16: Any) -> None:
         pytest.fail("attached")
 
 
-def test_the_decoder_is_found_through_peft(quick_base: Path) -> None:
+def test_the_decoder_of_a_peft_model_is_found(quick_base: Path) -> None:
     model = load_base(quick_base, "16bit", CPU)
     bare = decoder_of(model)
     assert decoder_of(with_adapter(model)) is bare
@@ -140,7 +140,7 @@ def gradients(loaded: Loaded) -> dict[str, Tensor]:
     return {"loss": loss.detach().clone()} | {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
 
 
-def test_checkpointing_changes_no_gradient(live: Loaded) -> None:
+def test_activation_checkpointing_does_not_change_a_gradient(live: Loaded) -> None:
     """Loss and every gradient, the soul's among them, are the same with activations recomputed."""
     live.model.train()
     plain = gradients(live)
@@ -156,7 +156,7 @@ def test_checkpointing_changes_no_gradient(live: Loaded) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:bitsandbytes.*autograd kernel was not registered:UserWarning")  # the control's
-def test_training_after_a_look_in_eval_mode(live: Loaded) -> None:
+def test_training_after_an_evaluation_has_the_right_gradients(live: Loaded) -> None:
     """With AVX512-BF16, bitsandbytes would repack the NF4 weights at that look, and gradients after it be wrong."""
     live.model.train()
     before = gradients(live)
@@ -181,7 +181,7 @@ def test_training_after_a_look_in_eval_mode(live: Loaded) -> None:
         assert not all(torch.equal(value, repacked[name]) for name, value in before.items())
 
 
-def test_nf4_holds_the_linears_and_leaves_the_head(live: Loaded, base16: Any) -> None:
+def test_nf4_quantizes_the_linear_layers_and_not_the_head(live: Loaded, base16: Any) -> None:
     """Every projection is packed with double quantization; head, embeddings and norms are as they were."""
     import bitsandbytes as bnb
 
@@ -200,7 +200,7 @@ def test_nf4_holds_the_linears_and_leaves_the_head(live: Loaded, base16: Any) ->
     assert len(trained) == 4
 
 
-def test_nf4_is_small_and_counted(quick_base: Path, base16: Any) -> None:
+def test_the_footprint_counts_the_bytes_of_nf4(quick_base: Path, base16: Any) -> None:
     """Four bits a weight and their constants: what footprint says is between 4 and 5 bits for the packed part."""
     four = load_base(quick_base, "4bit", CPU)
     packed = [name for name, p in base16.named_parameters() if "_proj" in name]
@@ -218,7 +218,7 @@ def save(live: Loaded, folder: Path, quick_base: Path) -> None:
     save_soul(folder / "soul.safetensors", SoulRecord(rotation, live.soul.alpha.item(), 8, "", live.soul.counter_scale))
 
 
-def test_live_model_is_the_trained_one(tmp_path: Path, live: Loaded, quick_base: Path) -> None:
+def test_the_live_model_equals_the_trained_one(tmp_path: Path, live: Loaded, quick_base: Path) -> None:
     """Same logits from disk as in memory; without its soul, or on the 16-bit base, it is another model."""
     save(live, tmp_path / "adapter", quick_base)
     with torch.no_grad():
@@ -235,7 +235,9 @@ def test_live_model_is_the_trained_one(tmp_path: Path, live: Loaded, quick_base:
     assert (wide - wanted).norm() > 1e-3 * wanted.norm()
 
 
-def test_an_adapter_of_other_shape_or_with_holes_is_refused(tmp_path: Path, live: Loaded, quick_base: Path) -> None:
+def test_an_adapter_of_another_shape_or_with_missing_tensors_is_refused(
+    tmp_path: Path, live: Loaded, quick_base: Path
+) -> None:
     folder = tmp_path / "adapter"
     save(live, folder, quick_base)
     weights = load_file(folder / "adapter_model.safetensors")
@@ -271,7 +273,7 @@ def test_a_base_of_another_shape_is_refused(tmp_path: Path, quick_base: Path) ->
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_the_environments_fault() -> None:
+def test_a_missing_gpu_is_an_environment_fault() -> None:
     with pytest.raises(EnvironmentFault, match="no CUDA device") as caught:
         choose_device("cuda")
     assert "--device cpu" in caught.value.fix

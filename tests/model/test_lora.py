@@ -45,7 +45,9 @@ def family(model_type: str) -> Any:
         ("qwen2", ("q_proj", "k_proj", "v_proj", "o_proj")),
     ],
 )
-def test_attention_by_the_familys_own_names(model_type: str, targets: tuple[str, ...]) -> None:
+def test_the_attention_projections_are_found_by_the_familys_own_names(
+    model_type: str, targets: tuple[str, ...]
+) -> None:
     model = family(model_type)
     assert resolve_targets(model) == targets
     rows = coverage(model, targets, rank=4)
@@ -62,7 +64,7 @@ def test_all_linear_names_every_linear_module_but_the_head() -> None:
         resolve_targets(model, ["all-linear", "q_proj"])
 
 
-def test_coverage_is_what_peft_trains() -> None:
+def test_coverage_counts_the_parameters_that_peft_trains() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi3", **SMALL))
@@ -88,13 +90,13 @@ def test_names_that_match_nothing_are_all_named() -> None:
     assert "--lora-targets" in caught.value.fix
 
 
-def test_the_head_and_the_norms_are_no_targets() -> None:
+def test_the_head_and_the_norms_are_refused_as_targets() -> None:
     for name in ("lm_head", "embed_tokens", "norm", ""):
         with pytest.raises(UsageError, match="no linear module"):
             resolve_targets(family("llama"), [name])
 
 
-def test_an_unknown_attention_is_asked_for() -> None:
+def test_unknown_attention_projections_are_an_error_that_lists_the_modules() -> None:
     with pytest.raises(UsageError, match="not known by name") as caught:
         resolve_targets(family("gpt_neox"))
     assert "query_key_value" in caught.value.why
@@ -110,7 +112,7 @@ def phi35() -> Any:
     return on_meta(AutoConfig.from_pretrained(PHI35))
 
 
-def test_phi35_at_rank_16(phi35: Any) -> None:
+def test_an_adapter_of_rank_16_on_phi_35_has_its_known_number_of_parameters(phi35: Any) -> None:
     """The whole attention of the real geometry is 9,437,184 parameters, 128 more modules' worth than o_proj's third."""
     rows = coverage(phi35, resolve_targets(phi35), rank=16)
     assert sum(row.parameters for row in rows) == 9_437_184
@@ -122,7 +124,7 @@ def test_phi35_at_rank_16(phi35: Any) -> None:
     assert sum(p.numel() for p in phi35.parameters()) == 3_821_079_552
 
 
-def test_phi35_refuses_the_originals_targets(phi35: Any) -> None:
+def test_the_originals_targets_are_refused_on_phi_35(phi35: Any) -> None:
     with pytest.raises(UsageError) as caught:
         resolve_targets(phi35, ("q_proj", "k_proj", "v_proj", "o_proj"))
     assert caught.value.what == "no linear module is called q_proj, k_proj, v_proj"

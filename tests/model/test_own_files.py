@@ -39,7 +39,7 @@ def cached(quick_base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "tokenizer.json", "config.json", "model.safetensors", "x/y"])
-def test_a_link_out_of_the_folder_is_refused_wherever_it_stands(base: Path, tmp_path: Path, name: str) -> None:
+def test_a_link_out_of_the_folder_is_refused_at_any_depth(base: Path, tmp_path: Path, name: str) -> None:
     precious = tmp_path / "token"
     precious.write_text(PRECIOUS)
     (base / name).parent.mkdir(exist_ok=True)
@@ -53,14 +53,14 @@ def test_a_link_out_of_the_folder_is_refused_wherever_it_stands(base: Path, tmp_
 
 
 @pytest.mark.parametrize("target", ["..", "/", "../../../elsewhere", "circle"])
-def test_a_folder_elsewhere_a_circle_and_what_is_not_there_yet_are_outside_too(base: Path, target: str) -> None:
+def test_links_to_another_folder_in_a_circle_or_to_a_missing_file_are_refused(base: Path, target: str) -> None:
     (base / "circle").symlink_to(target)
     with pytest.raises(IntegrityError) as refused:
         find_base(str(base))
     assert refused.value.key == "base.link_leads_out"
 
 
-def test_links_inside_the_folder_and_a_folder_that_is_a_link_itself_are_fine(base: Path, tmp_path: Path) -> None:
+def test_links_inside_the_folder_and_a_folder_that_is_itself_a_link_are_accepted(base: Path, tmp_path: Path) -> None:
     (base / "LICENSE").write_text("mine")
     (base / "NOTICE").symlink_to("LICENSE")
     (tmp_path / "called").symlink_to(base)
@@ -80,7 +80,7 @@ def test_a_base_in_the_hubs_cache_links_to_its_own_blobs_and_to_no_other_file(ca
     assert refused.value.key == "base.link_leads_out"
 
 
-def test_a_damaged_blob_of_the_cache_is_removed_so_that_it_comes_again(cached: Path) -> None:
+def test_a_damaged_blob_of_the_cache_is_removed_so_that_it_is_downloaded_again(cached: Path) -> None:
     blob = (cached / "model.safetensors").resolve()
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
@@ -92,7 +92,7 @@ def test_a_damaged_blob_of_the_cache_is_removed_so_that_it_comes_again(cached: P
 
 
 @pytest.mark.parametrize("place", ["outside", "beside"])
-def test_no_folder_that_merely_looks_like_a_cache_gets_a_file_removed(base: Path, tmp_path: Path, place: str) -> None:
+def test_a_folder_that_only_looks_like_a_cache_loses_no_file(base: Path, tmp_path: Path, place: str) -> None:
     blobs = (tmp_path if place == "outside" else base) / "blobs"
     blobs.mkdir()
     blob = blobs / ("ab" * 32)
@@ -107,7 +107,7 @@ def test_no_folder_that_merely_looks_like_a_cache_gets_a_file_removed(base: Path
     assert (base / "model.safetensors").is_symlink()
 
 
-def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(base: Path) -> None:
+def test_a_pipe_in_the_folder_is_refused_without_waiting(base: Path) -> None:
     (base / "config.json").unlink()
     os.mkfifo(base / "config.json")
     with pytest.raises(IntegrityError) as refused:
@@ -115,5 +115,5 @@ def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(base: Path) -> None:
     assert refused.value.key == "base.no_regular_file"
 
 
-def test_an_ordinary_folder_passes(base: Path) -> None:
+def test_an_ordinary_folder_is_accepted(base: Path) -> None:
     check_own_files(base)

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_reads_what_the_library_wrote(folder: Path) -> None:
+def test_files_of_the_safetensors_library_are_read(folder: Path) -> None:
     entries = ShardSet.open(folder).entries
     assert entries.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -49,7 +49,7 @@ def test_reads_what_the_library_wrote(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 22, 100, 1 << 20])
-def test_slabs_make_the_whole(folder: Path, slab_bytes: int) -> None:
+def test_slabs_cover_every_row_once(folder: Path, slab_bytes: int) -> None:
     """Pieces of any size, put together, are the tensor; each but the last is within the size, or one row."""
     for name, entry in ShardSet.open(folder).entries.items():
         slabs = list(entry.slabs(slab_bytes))
@@ -62,13 +62,13 @@ def test_slabs_make_the_whole(folder: Path, slab_bytes: int) -> None:
     assert same(entry.read(1, 3), TENSORS["half"][1:3])
 
 
-def test_what_is_read_is_our_own_memory(folder: Path) -> None:
+def test_a_read_tensor_has_its_own_memory(folder: Path) -> None:
     entry = ShardSet.open(folder).entries["full"]
     entry.read().zero_()
     assert same(entry.read(), TENSORS["full"])
 
 
-def test_writes_what_the_library_reads(tmp_path: Path) -> None:
+def test_the_safetensors_library_reads_written_files(tmp_path: Path) -> None:
     """Every dtype, in pieces; size and sha256 are those of the file, known without reading it again."""
     path = tmp_path / "model.safetensors"
     with ShardWriter(path, [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.items()]) as writer:
@@ -84,7 +84,7 @@ def test_writes_what_the_library_reads(tmp_path: Path) -> None:
     assert all(same(entry.read(), TENSORS[name]) for name, entry in ShardSet.open(tmp_path).entries.items())
 
 
-def test_a_view_is_written_as_it_reads(tmp_path: Path) -> None:
+def test_a_view_is_written_with_its_own_values(tmp_path: Path) -> None:
     tensor = torch.arange(12.0).reshape(3, 4).T
     with ShardWriter(tmp_path / "model.safetensors", [("t", tensor.dtype, tuple(tensor.shape))]) as writer:
         writer.write(tensor)
@@ -132,7 +132,7 @@ def record(dtype: str, shape: list[int], start: int, end: int) -> dict[str, obje
         ({"a": record("F99", [1], 0, 4)}, b"\0" * 4, None),
     ],
 )
-def test_damaged_headers(tmp_path: Path, header: object, data: bytes, length: int | None) -> None:
+def test_damaged_headers_are_refused(tmp_path: Path, header: object, data: bytes, length: int | None) -> None:
     """Truncated, overlapping, with holes, of wrong or absurd shape, no JSON at all: named, never a traceback."""
     path = craft(tmp_path / "model.safetensors", header, data, length=length)
     with pytest.raises(IntegrityError) as caught:
@@ -150,7 +150,7 @@ def test_every_truncation_is_noticed(folder: Path) -> None:
         assert caught.value.key == "shards.not_whole"
 
 
-def test_a_file_that_shrinks_after_it_was_opened(folder: Path) -> None:
+def test_a_file_that_shrinks_after_it_was_opened_is_an_error(folder: Path) -> None:
     entry = max(ShardSet.open(folder).entries.values(), key=lambda entry: entry.offset_bytes)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -158,7 +158,7 @@ def test_a_file_that_shrinks_after_it_was_opened(folder: Path) -> None:
         entry.read()
 
 
-def test_a_dtype_that_cannot_be_merged(tmp_path: Path) -> None:
+def test_a_dtype_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match="F8_E4M3"):
         ShardSet.open(tmp_path)
@@ -174,7 +174,7 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_shards_by_their_index(sharded: Path) -> None:
+def test_shards_are_found_by_their_index(sharded: Path) -> None:
     shards = ShardSet.open(sharded)
     assert [path.name for path in shards.files] == ["model-1.safetensors", "model-2.safetensors"]
     assert [entry.name for entry in shards.in_file(shards.files[0])] == ["a", "b"]
@@ -202,7 +202,7 @@ def reindex(folder: Path, weight_map: object) -> None:
         (None, "damaged"),
     ],
 )
-def test_an_index_that_lies(sharded: Path, weight_map: object, told: str) -> None:
+def test_an_index_that_contradicts_its_files_is_refused(sharded: Path, weight_map: object, told: str) -> None:
     """A path outside the folder, a shard or a tensor that is not there: named before anything is loaded."""
     reindex(sharded, weight_map)
     with pytest.raises(IntegrityError) as caught:
@@ -211,26 +211,26 @@ def test_an_index_that_lies(sharded: Path, weight_map: object, told: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000])
-def test_a_damaged_index(sharded: Path, text: str) -> None:
+def test_a_damaged_index_is_refused(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text)
     with pytest.raises(IntegrityError, match="damaged"):
         ShardSet.open(sharded)
 
 
-def test_one_tensor_in_two_files(sharded: Path) -> None:
+def test_a_tensor_in_two_files_is_refused(sharded: Path) -> None:
     save_file({"a": torch.ones(2), "c": torch.ones(4)}, sharded / "model-2.safetensors")
     with pytest.raises(IntegrityError, match=r"a is in two files: model-1\.safetensors and model-2\.safetensors"):
         ShardSet.open(sharded)
 
 
-def test_a_single_file_beside_shards_is_ambiguous(sharded: Path) -> None:
+def test_a_single_file_beside_shards_is_refused(sharded: Path) -> None:
     """transformers would train on the one, and the merge would read the others."""
     save_file({"a": torch.ones(2)}, sharded / "model.safetensors")
     with pytest.raises(IntegrityError, match=r"holds model\.safetensors and shards"):
         ShardSet.open(sharded)
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no safetensors weights"):
         ShardSet.open(tmp_path)
     with pytest.raises(UsageError, match="no file"):

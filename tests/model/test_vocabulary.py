@@ -10,7 +10,7 @@ import pytest
 from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
 
 
-def test_a_folder_tells_its_vocabulary(tmp_path: Path) -> None:
+def test_a_folders_files_show_its_kind_of_vocabulary(tmp_path: Path) -> None:
     assert vocabulary_of(tmp_path) is None
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "byte_fallback": true}}', encoding="utf-8")
     assert vocabulary_of(tmp_path) == "SentencePiece"

@@ -50,7 +50,7 @@ def card(**changed: Any) -> str:
     )
 
 
-def test_its_metadata_is_valid() -> None:
+def test_the_cards_metadata_is_valid() -> None:
     """Read back by the Hub's own library; "no" stays Norwegian, and nothing is empty."""
     data = ModelCard(card()).data.to_dict()
     assert data == {
@@ -66,7 +66,7 @@ def test_its_metadata_is_valid() -> None:
     assert ModelCard(text).data.library_name == "transformers"
 
 
-def test_it_says_what_the_model_is() -> None:
+def test_the_card_describes_the_model() -> None:
     text = card()
     for told in (
         *("[owner/Base-Jp](https://huggingface.co/owner/Base-Jp)", "`0123abc`", "by owner", "`mit`"),
@@ -76,7 +76,7 @@ def test_it_says_what_the_model_is() -> None:
         assert told in text, told
 
 
-def test_the_context_is_advice_only_where_it_matters() -> None:
+def test_the_card_advises_a_context_only_where_it_matters() -> None:
     short = gguf_card(ORIGIN, "Base", FILES, "0.1.0", context_tokens=2048, long_rope=False)
     assert "long rope" in card()
     assert "long rope" not in short
@@ -84,7 +84,7 @@ def test_the_context_is_advice_only_where_it_matters() -> None:
 
 
 @pytest.mark.parametrize("report", [REPORT, {**REPORT, "retained": [], "summary": None}])
-def test_the_verdict_takes_its_place(report: dict[str, Any]) -> None:
+def test_the_verdict_of_verify_replaces_the_placeholder(report: dict[str, Any]) -> None:
     """Before, it says that nothing was verified; after, the table; twice is once."""
     assert "before `aegis verify`" in card()
     text = with_verdict(card(), report)
@@ -102,7 +102,7 @@ def test_a_failed_verification_is_not_hidden() -> None:
     assert "NOT proven: the fault is in merge" in text
 
 
-def test_little_is_known() -> None:
+def test_a_card_can_be_written_with_few_facts() -> None:
     """A folder of one's own, no licence, no training: said, and still valid."""
     text = merged_card(Provenance(base="mine"), "mine-AEGIS", FILES, "0.1.0")
     data = ModelCard(text).data.to_dict()

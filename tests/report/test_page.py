@@ -69,7 +69,7 @@ LOOKS: Mapping[str, str] = {
 
 @pytest.mark.parametrize("width", [1000, 420])
 @pytest.mark.parametrize("lang", ["en", "ja"])
-def test_a_browser_shows_it_whole_and_asks_for_nothing(
+def test_a_browser_shows_the_complete_page_and_requests_nothing(
     browser: Browser, tmp_path: Path, lang: Language, width: int
 ) -> None:
     """Every value is a stranger's: none of it becomes markup. Nothing is wider than the window, a phone's included."""
@@ -89,7 +89,7 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(
     assert words("page", lang)["run_it"] in seen.found["text"]
 
 
-def test_the_browser_would_have_told(browser: Browser, tmp_path: Path) -> None:
+def test_the_browser_notices_requests_and_scripts(browser: Browser, tmp_path: Path) -> None:
     """The control: the same text as markup asks for two things, runs a script and complains."""
     file = tmp_path / "open.html"
     file.write_text(f"<html><body><p>{HOSTILE}</p></body></html>", encoding="utf-8")
@@ -100,7 +100,7 @@ def test_the_browser_would_have_told(browser: Browser, tmp_path: Path) -> None:
     assert seen.found["pictures"] == [0]
 
 
-def test_nothing_is_on_it_that_is_not_known(tmp_path: Path) -> None:
+def test_the_page_of_an_empty_run_says_what_is_missing(tmp_path: Path) -> None:
     """An empty run's page still renders, and says what is missing."""
     empty = page(tmp_path, "x", questions=[], voices=[], no_samples="no chats", commands=[], versions={}, settings={})
     text = render(empty, "en")

@@ -13,7 +13,7 @@ from aegis.errors import EnvironmentFault, UsageError
 from aegis.runs import disk
 
 
-def test_room_is_looked_for_where_the_output_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_is_measured_where_the_output_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The directory need not be there yet: the first parent that is there has the disk."""
     asked: list[Path] = []
     usage = shutil.disk_usage(tmp_path)._replace(free=999)
@@ -44,18 +44,20 @@ def test_room_is_looked_for_where_the_output_will_be(tmp_path: Path, monkeypatch
         (ValueError("28"), False),
     ],
 )
-def test_a_full_disk_is_known_by_any_name(error: Exception, full: bool) -> None:
+def test_every_error_code_of_a_full_disk_is_recognized(error: Exception, full: bool) -> None:
     assert disk.is_full(error) is full
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1e3, "1 kB"), (5.4e7, "54 MB"), (7.64e9, "7.64 GB")]
 )
-def test_sizes_for_people(count: float, text: str) -> None:
+def test_sizes_are_shown_in_units_for_people(count: float, text: str) -> None:
     assert disk.format_bytes(count) == text
 
 
-def test_the_cache_is_where_it_was_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_directory_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "a" / "キャッシュ"))
     assert disk.cache_directory() == (tmp_path / "a" / "キャッシュ").resolve()
     assert disk.cache_directory().is_dir()

@@ -31,14 +31,12 @@ RECORDED: list[tuple[type[Facts], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "facts"), RECORDED)
-def test_facts_that_were_recorded_are_read_back(tmp_path: Path, kind: type[Facts], facts: dict[str, Any]) -> None:
+def test_recorded_facts_are_read_back(tmp_path: Path, kind: type[Facts], facts: dict[str, Any]) -> None:
     assert kind.read(published(tmp_path / "out", kind.stage, facts)).recorded() == facts
 
 
 @pytest.mark.parametrize(("kind", "facts"), RECORDED)
-def test_each_fact_that_is_missing_or_nonsense_is_named(
-    tmp_path: Path, kind: type[Facts], facts: dict[str, Any]
-) -> None:
+def test_each_missing_or_invalid_fact_is_named(tmp_path: Path, kind: type[Facts], facts: dict[str, Any]) -> None:
     for name, field in kind.model_fields.items():
         damaged = [facts | {name: [{"x": "<b>"}]}]
         if field.is_required():
@@ -66,7 +64,7 @@ def test_facts_of_another_stage_are_refused(tmp_path: Path) -> None:
     assert caught.value.args == ("manifest.other_stage",)
 
 
-def test_a_checkpoint_is_no_finished_training(tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_a_finished_training(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"facts\.result"):
         AdapterFacts.read(published(tmp_path / "out", "train", train_facts(result=None)))
 
@@ -78,7 +76,7 @@ def test_a_folder_that_merge_did_not_write_has_no_merge_facts(tmp_path: Path) ->
     assert MergeFacts.known(published(tmp_path / "merged", "merge", merge_facts())) == MergeFacts(**merge_facts())
 
 
-def test_files_are_known_by_their_type_whatever_they_are_called(tmp_path: Path) -> None:
+def test_gguf_files_are_found_by_their_type_whatever_their_names(tmp_path: Path) -> None:
     """A model may be called so that its file's name ends like another type's."""
     files = {"Q4_K_M": "my-F16.gguf", "F16": "my-Q4_K_M.gguf"}
     facts = ExportFacts(**export_facts(files=files))

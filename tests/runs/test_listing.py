@@ -25,7 +25,7 @@ def publish(directory: Path, stage: str, inputs: dict[str, str], facts: dict[str
     return manifest.identity
 
 
-def test_a_run_is_told_by_what_stands_in_it(tmp_path: Path) -> None:
+def test_a_run_is_recognized_by_its_files(tmp_path: Path) -> None:
     """From the first row of its metrics to the proof, which holds for the files that it was about and no others."""
     run = Run(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
@@ -51,7 +51,7 @@ def test_a_run_is_told_by_what_stands_in_it(tmp_path: Path) -> None:
     assert summarized(run).bytes > 0
 
 
-def test_the_last_run_is_the_one_that_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_run_is_the_most_recently_used_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that is no run does not count."""
     monkeypatch.chdir(tmp_path)
     assert Run.known() == []

@@ -32,7 +32,7 @@ def published(tmp_path: Path) -> Path:
     return out
 
 
-def test_what_is_written_is_read(published: Path) -> None:
+def test_a_written_manifest_is_read_back(published: Path) -> None:
     found = verify_directory(published)
     assert (found.stage, found.config, found.inputs) == (ASKED.stage, ASKED.config, ASKED.inputs)
     assert found.facts == {"alpha": 1.618, "found": [1, 2]}
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(published: Path) -> None:
     assert {"aegis", "python", "torch"} <= set(found.versions)
 
 
-def test_identity_is_what_was_asked_and_from_what() -> None:
+def test_the_identity_depends_on_settings_and_inputs() -> None:
     """Order of keys and facts found on the way change nothing; a setting, an input or the stage does."""
     turned = Manifest("merge", {"seed": 1, "dtype": "float16"}, {"soul": "bb", "base": "aa"}, {"other": 1})
     assert turned.identity == ASKED.identity
@@ -50,7 +50,7 @@ def test_identity_is_what_was_asked_and_from_what() -> None:
     assert digest({"a": {"b": 1, "c": 2}}) == digest({"a": {"c": 2, "b": 1}}) != digest({"a": {"b": 2, "c": 1}})
 
 
-def test_identity_survives_the_disk(published: Path) -> None:
+def test_the_identity_is_the_same_after_reading(published: Path) -> None:
     """Tuples become lists and keys strings on the way; the hash must not notice."""
     asked = replace(ASKED, config={"quant": ["Q4_K_M"], "name": "日本", "rate": 2e-4})
     with publishing(published, asked, overwrite=True):
@@ -67,7 +67,7 @@ def test_identity_survives_the_disk(published: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-512] + bytes(512)), "weights.bin: its content changed"),
     ],
 )
-def test_damage_is_named(published: Path, damage: object, told: str) -> None:
+def test_a_damaged_file_of_a_folder_is_named(published: Path, damage: object, told: str) -> None:
     """Missing, truncated, one byte flipped, a tail of zeros; and every file that is wrong, not only the first."""
     damage(published / "weights.bin")  # type: ignore[operator]
     (published / "日本" / "語.txt").unlink()
@@ -91,7 +91,7 @@ def test_damage_is_named(published: Path, damage: object, told: str) -> None:
         "\ud800".encode("utf-16", "surrogatepass"),
     ],
 )
-def test_a_manifest_that_is_none(published: Path, text: str | bytes) -> None:
+def test_a_file_that_is_no_manifest_is_refused(published: Path, text: str | bytes) -> None:
     data = text if isinstance(text, bytes) else text.encode()
     (published / MANIFEST).write_bytes(data)
     with pytest.raises(IntegrityError, match="damaged"):
@@ -99,7 +99,7 @@ def test_a_manifest_that_is_none(published: Path, text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("key", ["format", "version", "stage", "config", "inputs", "facts", "files", "versions"])
-def test_a_manifest_without_a_key(published: Path, key: str) -> None:
+def test_a_manifest_without_a_key_is_refused(published: Path, key: str) -> None:
     path = published / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
     del document[key]
@@ -124,19 +124,19 @@ def test_a_manifest_without_a_key(published: Path, key: str) -> None:
         {"files": {"a": {"bytes": float("inf"), "sha256": ""}}},
     ],
 )
-def test_a_manifest_with_a_wrong_value(published: Path, change: dict[str, object]) -> None:
+def test_a_manifest_with_a_wrong_value_is_refused(published: Path, change: dict[str, object]) -> None:
     path = published / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     with pytest.raises(IntegrityError, match="damaged"):
         verify_directory(published)
 
 
-def test_no_manifest_is_not_published(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"has no manifest\.json"):
         read_manifest(tmp_path)
 
 
-def test_finished_means_whole_and_as_asked(published: Path, reporter: Recorder) -> None:
+def test_a_folder_is_finished_if_it_is_undamaged_and_has_the_same_identity(published: Path, reporter: Recorder) -> None:
     """What stands is taken for done only if every byte is there and it was made like this from these."""
     assert finished(published, ASKED) is not None
     assert finished(published, replace(ASKED, config={})) is None
@@ -147,7 +147,7 @@ def test_finished_means_whole_and_as_asked(published: Path, reporter: Recorder) 
     assert any("rebuilding out" in text for text in reporter.warned)
 
 
-def test_large_hashing_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_of_large_files_has_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sealing and checking tell how far they are, to the byte; what is hashed in a moment opens no bar."""
     opened: list[tuple[str, float, list[float]]] = []
 

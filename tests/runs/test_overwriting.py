@@ -20,7 +20,7 @@ class Heard(progress.SilentReporter):
         self.warnings.append(text)
 
 
-def test_every_place_that_goes_is_named_with_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_folder_to_be_removed_is_named_with_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to a handful, then their number; nothing is said where nothing stands."""
     heard = Heard()
     monkeypatch.setattr(progress, "_reporter", heard)
@@ -39,7 +39,7 @@ def test_every_place_that_goes_is_named_with_its_files(tmp_path: Path, monkeypat
     assert "adapter" not in told
 
 
-def test_an_adapter_that_nothing_is_known_of_is_not_trained_over(tmp_path: Path) -> None:
+def test_an_adapter_of_unknown_origin_is_not_replaced_by_training(tmp_path: Path) -> None:
     """With --overwrite it is, and an empty run is nothing to refuse."""
     run = Run(tmp_path / "run")
     refuse_finished(run, overwrite=False)

@@ -37,7 +37,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, OSError])
-def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_block_leaves_no_file(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(_staging: Path) -> None:
         raise error
 
@@ -46,7 +46,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) ->
     assert names(tmp_path) == []
 
 
-def test_a_failure_keeps_the_old(tmp_path: Path) -> None:
+def test_a_failed_block_keeps_the_old_output(tmp_path: Path) -> None:
     """While the new one is filled, and after it failed, the old one stands, manifest and all."""
 
     def fail(_staging: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_failure_keeps_the_old(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_the_new_one_replaces_the_old(tmp_path: Path) -> None:
+def test_the_new_output_replaces_the_old(tmp_path: Path) -> None:
     publish(tmp_path / "out", "old")
     (tmp_path / "out" / "extra").write_text("of the old one")
     publish(tmp_path / "out", "new", overwrite=True)
@@ -70,7 +70,7 @@ def test_the_new_one_replaces_the_old(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_the_old_one_comes_back_if_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_output_is_restored_if_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has stepped aside by then; a refused rename must not lose it."""
     publish(tmp_path / "out", "old")
     replace = Path.replace
@@ -102,7 +102,7 @@ def test_a_file_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out", tmp_path / ("n" * 300)):
         with pytest.raises(UsageError, match="nothing can be written at"), publishing(out, ASKED):
@@ -110,7 +110,7 @@ def test_a_place_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_place_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_read_only_directory_is_a_usage_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UsageError, match="nothing can be written"), publishing(tmp_path / "out", ASKED):
@@ -119,7 +119,7 @@ def test_a_read_only_place_is_a_usage_error(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
+def test_the_next_writer_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     """A real SIGKILL in the middle: no directory at the final name, and no litter after the next try."""
     code = f"""
         import time
@@ -147,7 +147,7 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_killed_between_the_two_renames(tmp_path: Path) -> None:
+def test_a_process_killed_between_the_two_renames_loses_no_output(tmp_path: Path) -> None:
     """The old one has stepped aside and the new one is not there yet: the next try brings the old one back first."""
 
     def fail(_staging: Path) -> None:
@@ -161,7 +161,7 @@ def test_killed_between_the_two_renames(tmp_path: Path) -> None:
     verify_directory(tmp_path / "out")
 
 
-def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+def test_only_this_packages_leftovers_are_removed(tmp_path: Path) -> None:
     """Names with the letters of a pattern are names: out[1] is cleaned, and 'o*' does not clean 'out'."""
     for leftover in (".out[1].staging-7", ".out.staging-7", ".o*.trash-7"):
         (tmp_path / leftover).mkdir()
@@ -170,7 +170,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == [".out.staging-7", "o*", "out[1]"]
 
 
-def test_hashes_told_are_the_ones_written(tmp_path: Path) -> None:
+def test_recorded_hashes_are_those_of_the_written_files(tmp_path: Path) -> None:
     """A hash taken while writing saves reading the file again; the rest are read."""
     with publishing(tmp_path / "out", ASKED) as staging:
         (staging.path / "a").write_bytes(b"a" * 1000)
@@ -186,7 +186,7 @@ def test_hashes_told_are_the_ones_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux limits")
 @pytest.mark.parametrize("writer", ["python", "safetensors"])
-def test_a_full_disk_is_the_environments_fault(tmp_path: Path, writer: str) -> None:
+def test_a_full_disk_is_an_environment_fault(tmp_path: Path, writer: str) -> None:
     """Seen by Python as errno, by safetensors as text in an error of its own; the old directory stays."""
     import resource
 
@@ -239,7 +239,7 @@ def test_a_busy_directory_is_tried_again_on_windows(tmp_path: Path, monkeypatch:
     assert (tmp_path / "target").is_dir()
 
 
-def test_what_is_discarded_leaves_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discarded_directory_frees_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while its files go: nothing stands under the name, and the next sweep takes the rest."""
     publish(tmp_path / "old", "x")
     publish(tmp_path / "kept", "x")

@@ -55,13 +55,13 @@ def test_a_held_run_names_its_holder_and_a_killed_ones_lock_is_taken_over(tmp_pa
     assert not (run.root / "run.pid").exists()
 
 
-def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_wrote_nothing_leaves_no_directory(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="refused"), Run(tmp_path / "run").lock():
         raise ValueError("refused")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_wrote_keeps_it(tmp_path: Path) -> None:
+def test_a_run_that_wrote_a_file_keeps_its_directory(tmp_path: Path) -> None:
     run = Run(tmp_path / "a" / "run")
     with run.lock():
         run.metrics.write_text("{}\n")
@@ -71,7 +71,7 @@ def test_a_run_that_wrote_keeps_it(tmp_path: Path) -> None:
     assert run.metrics.is_file()
 
 
-def test_a_run_deleted_under_its_feet(tmp_path: Path) -> None:
+def test_a_run_deleted_while_it_is_locked_is_no_error(tmp_path: Path) -> None:
     """Nothing to tidy up any more is not an error of its own."""
     import shutil
 
@@ -81,7 +81,7 @@ def test_a_run_deleted_under_its_feet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["file", "file/run", "n" * 300])
-def test_a_path_that_is_no_directory_is_a_usage_error(tmp_path: Path, root: str) -> None:
+def test_a_path_that_is_not_a_directory_is_a_usage_error(tmp_path: Path, root: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="cannot be used as a run directory"), Run(tmp_path / root).lock():
         pytest.fail("locked")
@@ -90,7 +90,7 @@ def test_a_path_that_is_no_directory_is_a_usage_error(tmp_path: Path, root: str)
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("root", [".", "run"])
-def test_a_read_only_place_is_a_usage_error(tmp_path: Path, root: str) -> None:
+def test_a_read_only_directory_is_a_usage_error(tmp_path: Path, root: str) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UsageError, match="cannot be used"), Run(tmp_path / root).lock():

@@ -23,7 +23,7 @@ def turning(angles: Tensor, odd: bool = False) -> Tensor:
     return (basis @ plain @ basis.mT)[None]
 
 
-def test_the_angles_a_rotation_was_built_with() -> None:
+def test_a_rotation_has_the_angles_that_it_was_built_with() -> None:
     found = rotation_angles(turning(ANGLES))
     assert torch.allclose(found, ANGLES.double(), atol=1e-3)
     twice = rotation_angles(turning(ANGLES) @ turning(ANGLES))
@@ -34,7 +34,7 @@ def test_the_angles_a_rotation_was_built_with() -> None:
 
 @pytest.mark.parametrize("map_", ["exp", "cayley"])
 @pytest.mark.parametrize(("blocks", "n"), [(5, 8), (1, 12), (1, 7)])
-def test_what_was_learned_turns_as_its_rotation_does(map_: Map, blocks: int, n: int) -> None:
+def test_the_turned_angles_of_a_are_those_of_its_rotation(map_: Map, blocks: int, n: int) -> None:
     """The angles read off the skew matrix are those of the rotation that it makes, large ones too."""
     entries = torch.randn(blocks, n * (n - 1) // 2, generator=torch.Generator().manual_seed(1))
     found = turned_angles(entries, n, map_).sort().values

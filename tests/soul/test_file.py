@@ -19,7 +19,7 @@ def record(kind: so.Kind = "so8") -> SoulRecord:
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("so8", (4, 8, 8)), ("dense", (32, 32))])
-def test_round_trip(tmp_path: Path, kind: so.Kind, shape: tuple[int, ...]) -> None:
+def test_a_saved_soul_is_loaded_unchanged(tmp_path: Path, kind: so.Kind, shape: tuple[int, ...]) -> None:
     """The file has the documented shape and metadata, and gives back the same soul to the bit."""
     path = tmp_path / "soul.safetensors"
     save_soul(path, record(kind))
@@ -67,7 +67,7 @@ def test_only_rotations_are_saved_or_loaded(tmp_path: Path, how: str, message: s
         load_soul(path)
 
 
-def test_a_reflection_must_be_said_to_be_one(tmp_path: Path) -> None:
+def test_a_reflection_must_be_recorded_as_one(tmp_path: Path) -> None:
     """Said, it comes back as it is; a rotation under that flag, or a flag of another value, is refused."""
     path = tmp_path / "soul.safetensors"
     good = SoulRecord(so.random_rotation(1, 32, torch.Generator().manual_seed(4)), 1.5, 100, "", True)
@@ -134,7 +134,7 @@ def test_a_file_of_version_1_has_no_counter_scale(tmp_path: Path) -> None:
     ],
     ids=lambda alpha: f"{alpha.dtype} {tuple(alpha.shape)}",
 )
-def test_alpha_is_one_finite_float32_or_there_is_no_soul(tmp_path: Path, alpha: torch.Tensor) -> None:
+def test_a_soul_whose_alpha_is_not_one_finite_float32_is_refused(tmp_path: Path, alpha: torch.Tensor) -> None:
     with pytest.raises(IntegrityError) as refused:
         load_soul(rewritten(tmp_path, {"alpha": alpha}, {}))
     assert refused.value.key in ("soul.alpha", "soul.incomplete")
@@ -142,7 +142,7 @@ def test_alpha_is_one_finite_float32_or_there_is_no_soul(tmp_path: Path, alpha: 
 
 
 @pytest.mark.parametrize("step", ["-5", "", " 5", "1_0", "5.0", "９", "9" * 19, "9" * 5000, "+5"])
-def test_a_step_is_a_number_from_zero_on(tmp_path: Path, step: str) -> None:
+def test_a_step_below_zero_or_without_a_number_is_refused(tmp_path: Path, step: str) -> None:
     with pytest.raises(IntegrityError) as refused:
         load_soul(rewritten(tmp_path, {}, {"step": step}))
     assert refused.value.key == "soul.step"
@@ -162,7 +162,7 @@ def test_a_step_is_a_number_from_zero_on(tmp_path: Path, step: str) -> None:
         ({}, {"hidden_size": "032"}),
     ],
 )
-def test_another_rotation_is_not_taken_for_one(
+def test_a_rotation_of_another_dtype_or_shape_is_refused(
     tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 ) -> None:
     with pytest.raises(IntegrityError) as refused:
@@ -172,7 +172,7 @@ def test_another_rotation_is_not_taken_for_one(
 
 
 @pytest.mark.parametrize(("change", "key"), [({"alpha": 1e39}, "soul.alpha"), ({"step": -1}, "soul.step")])
-def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, change: dict[str, float], key: str) -> None:
+def test_a_soul_that_could_not_be_loaded_is_not_saved(tmp_path: Path, change: dict[str, float], key: str) -> None:
     with pytest.raises(IntegrityError) as refused:
         save_soul(tmp_path / "soul.safetensors", replace(record(), **change))
     assert refused.value.key == key

@@ -62,18 +62,18 @@ def test_a_soul_without_counter_scale_folds_into_the_head_alone() -> None:
     assert relative_error(folded * counter_scale(gate), live) > 0.3
 
 
-def test_slabs_fold_like_the_whole(soul: Soul) -> None:
+def test_slabs_of_a_head_fold_like_the_complete_head(soul: Soul) -> None:
     head = torch.randn(50, 64)
     whole = fold_head(head, soul.rotation().detach(), 0.5)
     slabs = torch.cat([fold_head(head[i : i + 7], soul.rotation().detach(), 0.5) for i in range(0, 50, 7)])
     assert torch.allclose(whole, slabs, rtol=0, atol=1e-5)
 
 
-def test_computes_as_wide_as_the_rotation() -> None:
+def test_the_fold_computes_in_the_rotations_dtype() -> None:
     rotation = so.random_rotation(2, 8, torch.Generator().manual_seed(0)).double()
     assert fold_head(torch.randn(3, 16, dtype=torch.bfloat16), rotation, 0.5).dtype == torch.float64
 
 
-def test_width_must_fit() -> None:
+def test_a_head_of_another_width_is_refused() -> None:
     with pytest.raises(IntegrityError, match="16 wide and the LM head 24"):
         fold_head(torch.randn(3, 24), so.random_rotation(2, 8, torch.Generator()), 0.5)

@@ -28,7 +28,7 @@ def learn(soul: Soul, steps: int, rate: float, wanted: torch.Tensor) -> list[flo
 
 
 @pytest.mark.parametrize("kind", ["so8", "dense"])
-def test_stays_a_rotation_under_an_optimizer(kind: so.Kind) -> None:
+def test_r_stays_a_rotation_under_an_optimizer(kind: so.Kind) -> None:
     """Two hundred Adam steps, large ones too, leave R in SO(n); and it learns a rotation, however far away."""
     for rate, close in ((0.05, 0.02), (0.3, None)):
         soul = Soul(32, kind=kind, init="random", seed=1, alpha=0.5)
@@ -43,7 +43,7 @@ def test_stays_a_rotation_under_an_optimizer(kind: so.Kind) -> None:
         assert close is None or losses[-1] < close * losses[0]
 
 
-def test_a_dense_soul_moves_as_the_exponential_says() -> None:
+def test_a_dense_souls_step_is_the_exponential_of_its_skew_matrix() -> None:
     """One step turns R to R · exp(A), and the gradient is that of R · exp(A) at A = 0; the transposed ones miss."""
     soul = Soul(24, kind="dense", init="random", seed=1, alpha=0.5)
     start = soul.start.double().clone()
@@ -68,7 +68,7 @@ def test_a_dense_soul_moves_as_the_exponential_says() -> None:
     assert (soul.rotation() - moved.mT).abs().max() > 0.1
 
 
-def test_a_dense_souls_step_is_short() -> None:
+def test_a_long_step_of_a_dense_soul_is_shortened() -> None:
     """However much is asked for: in the mean over planes, and in one plane alone; the direction stays."""
     below = torch.tril_indices(256, 256, -1)
     one, other = torch.randn(2, 256, generator=torch.Generator().manual_seed(2)).unbind()
@@ -94,7 +94,7 @@ def test_a_dense_souls_step_is_short() -> None:
         assert so.orthogonality_defect(soul.start).abs().max() < so.ORTHOGONALITY_BOUND
 
 
-def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:
+def test_a_dense_soul_is_moved_back_to_the_rotations() -> None:
     """A defect that something has brought in is gone after a step or two; without the correction it would stay."""
     soul = Soul(24, kind="dense", init="random", seed=1)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_dense_soul_is_drawn_back_to_the_rotations() -> None:
 
 
 @pytest.mark.parametrize("kind", ["so8", "dense"])
-def test_knows_how_far_it_has_turned(kind: so.Kind) -> None:
+def test_a_soul_knows_how_far_it_has_turned(kind: so.Kind) -> None:
     soul = Soul(16, kind=kind, init="random", seed=1, alpha=0.5)
     assert soul.turned_angles().max() < 1e-3
     learn(soul, 30, 0.05, torch.block_diag(*so.random_rotation(2, 8, torch.Generator().manual_seed(9))))
@@ -125,7 +125,7 @@ def test_knows_how_far_it_has_turned(kind: so.Kind) -> None:
 
 
 @pytest.mark.parametrize("counter_scale", [True, False])
-def test_the_output_is_h_plus_g_r_h_divided_by_one_plus_g_if_asked(counter_scale: bool) -> None:
+def test_the_output_is_h_plus_g_r_h_with_or_without_counter_scale(counter_scale: bool) -> None:
     soul = Soul(16, alpha=1.618, init="random", seed=2, counter_scale=counter_scale)
     hidden, gate = torch.randn(3, 16), torch.sigmoid(torch.tensor(1.618))
     mixed = hidden + gate * so.apply_rotation(soul.rotation().detach(), hidden)
@@ -151,7 +151,7 @@ def test_half_precision_is_refused(dtype: torch.dtype) -> None:
     assert soul.to("cpu").skew.dtype == torch.float32
 
 
-def test_autocast_does_not_reach_it() -> None:
+def test_autocast_does_not_change_the_souls_precision() -> None:
     """Under autocast R stays orthogonal to float32; the same product left to autocast does not."""
     soul = Soul(64, init="random", seed=1)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_autocast_does_not_reach_it() -> None:
     assert so.orthogonality_defect(dense.start).abs().max() < so.ORTHOGONALITY_BOUND
 
 
-def test_a_trainable_soul_never_gives_an_old_rotation() -> None:
+def test_a_trainable_soul_never_returns_an_old_rotation() -> None:
     """Outside of a graph too, and when the parameter moved behind autograd's back, as fused optimizers move it."""
     soul = Soul(16, init="random", seed=1)
     with torch.no_grad():
@@ -179,13 +179,13 @@ def test_a_trainable_soul_never_gives_an_old_rotation() -> None:
         assert (soul.rotation() - first).abs().max() > 0.01
 
 
-def test_a_frozen_soul_builds_its_rotation_once() -> None:
+def test_a_frozen_soul_computes_its_rotation_once() -> None:
     soul = Soul(16, init="random", seed=1).requires_grad_(False)
     assert soul.rotation() is soul.rotation()
     assert torch.equal(soul.rotation(), Soul(16, init="random", seed=1).rotation())
 
 
-def test_alpha_learns_only_when_told() -> None:
+def test_alpha_gets_a_gradient_only_if_it_is_learned() -> None:
     hidden = torch.randn(4, 16)
     fixed, learned = (Soul(16, init="random", alpha=0.1, alpha_is_learned=moves) for moves in (False, True))
     fixed(hidden).square().mean().backward()

@@ -35,7 +35,7 @@ def test_maps_agree_to_second_order() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["exp", "cayley"])
-def test_rotations_turn_on_from_their_start(shape: tuple[int, int], kind: so.Map) -> None:
+def test_a_rotation_is_its_start_times_the_map_of_its_skew_matrix(shape: tuple[int, int], kind: so.Map) -> None:
     """R₀ · map(A), with that product's gradients; from another start both are others."""
     skew = so.skew_matrix(entries(*shape), shape[1]).double()
     start, other = (so.random_rotation(*shape, torch.Generator().manual_seed(seed)).double() for seed in (2, 3))
@@ -83,7 +83,7 @@ def test_the_orthogonality_loss_has_no_gradient(kind: so.Map) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_random_start_is_in_so_and_reproducible(shape: tuple[int, int]) -> None:
+def test_a_random_start_is_a_rotation_and_reproducible(shape: tuple[int, int]) -> None:
     """Every draw has det +1 (plain QR gives −1 for half of them), and a seed names one draw."""
     draws = [so.random_rotation(*shape, torch.Generator().manual_seed(seed)) for seed in range(8)]
     for draw in draws:
@@ -93,7 +93,7 @@ def test_random_start_is_in_so_and_reproducible(shape: tuple[int, int]) -> None:
     assert not torch.equal(draws[0], draws[1])
 
 
-def test_random_start_is_haar() -> None:
+def test_a_random_start_is_haar_distributed() -> None:
     """Under the Haar measure E[tr R] = 0 and E[(tr R)²] = 1; a rotation near the identity has tr R = 8."""
     draws = so.random_rotation(4000, 8, torch.Generator().manual_seed(3))
     trace = draws.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -101,7 +101,7 @@ def test_random_start_is_haar() -> None:
     assert (trace.square().mean() - 1).abs() < 0.15
 
 
-def test_apply_matches_the_written_out_matrix() -> None:
+def test_applying_blocks_equals_the_complete_matrix() -> None:
     """so8 applied block by block is F.linear with the block-diagonal R; with Rᵀ it is something else."""
     rotation = so.random_rotation(3, 8, torch.Generator().manual_seed(0))
     hidden = torch.randn(5, 2, 24, generator=torch.Generator().manual_seed(1))
@@ -110,12 +110,12 @@ def test_apply_matches_the_written_out_matrix() -> None:
     assert (so.apply_rotation(rotation, hidden) - hidden @ whole).abs().max() > 0.1
 
 
-def test_width_must_be_a_multiple_of_eight() -> None:
+def test_a_so8_width_must_be_a_multiple_of_eight() -> None:
     with pytest.raises(UsageError, match="divisible by 8"):
         so.block_shape("so8", 60)
 
 
-def test_a_dense_rotation_meets_16_bit_states_with_the_same_gradients() -> None:
+def test_a_coarse_dense_rotation_has_the_same_gradients() -> None:
     """On a CPU, which has no coarser products, to the last bits; tests/training/test_gpu.py has them on a GPU."""
     rotation = so.random_rotation(1, 24, torch.Generator().manual_seed(0))
     hidden = torch.randn(5, 2, 24, generator=torch.Generator().manual_seed(1)).bfloat16().float()

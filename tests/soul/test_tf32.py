@@ -6,7 +6,7 @@ from aegis.soul import tf32
 from aegis.soul.rotation import random_rotation
 
 
-def test_a_gram_matrix_of_halves_is_exact() -> None:
+def test_a_gram_matrix_of_halves_has_float32s_accuracy() -> None:
     """As a GPU works it out, here with whole products; what the lower bits have of it is what float32 tells apart."""
     matrices = random_rotation(1, 64, torch.Generator().manual_seed(0))
     exact = matrices.double().mT @ matrices.double()

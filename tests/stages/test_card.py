@@ -37,7 +37,9 @@ def copied(base: Path, to: Path, **files: str) -> Path:
     return to
 
 
-def test_from_the_base_to_the_gguf(quick_base: Path, tmp_path: Path, make_trained: MakeTrained) -> None:
+def test_licence_and_metadata_of_the_base_reach_the_gguf(
+    quick_base: Path, tmp_path: Path, make_trained: MakeTrained
+) -> None:
     """Merged and exported by the real converter, twice: licences, metadata, GGUF keys, the same bytes."""
     base = copied(quick_base, tmp_path / "Phi-Base", README_md=BASE_CARD, LICENSE="the licence", NOTICE_txt="notice")
     trained = make_trained(base)
@@ -90,7 +92,7 @@ def test_from_the_base_to_the_gguf(quick_base: Path, tmp_path: Path, make_traine
         ),
     ],
 )
-def test_what_a_base_says_of_its_licence(
+def test_the_licence_of_a_base_is_read_from_its_card(
     tmp_path: Path, files: dict[str, str], hub_id: str | None, found: dict[str, Any]
 ) -> None:
     """Well-formed statements only; whatever else stands in a stranger's card breaks nothing."""

@@ -37,7 +37,7 @@ def config(quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return found.model_copy(update={"chat_template": template, "max_steps": 4, "keep_weight": 0})
 
 
-def test_it_is_trained_with_and_shipped(config: TrainConfig, tmp_path: Path) -> None:
+def test_the_given_template_is_trained_with_and_shipped(config: TrainConfig, tmp_path: Path) -> None:
     """The control is the base's own template, which renders another text and is in none of the files."""
     run, base = Run(tmp_path / "run"), find_base(config.base_model)
     own = load_tokenizer(base.folder).chat_template
@@ -56,7 +56,7 @@ def test_it_is_trained_with_and_shipped(config: TrainConfig, tmp_path: Path) -> 
     assert verdict.failed_stage is None, verdict.failures
 
 
-def test_rows_are_rendered_with_it(config: TrainConfig) -> None:
+def test_rows_are_rendered_with_the_given_template(config: TrainConfig) -> None:
     base = find_base(config.base_model)
     tokenizer = with_template(base, config.chat_template).tokenizer()
     (row,) = first_rows(config, tokenizer, 1)
@@ -68,7 +68,7 @@ def test_rows_are_rendered_with_it(config: TrainConfig) -> None:
     assert "問: " not in control.text
 
 
-def test_resumption_compares_its_text_and_not_its_place(config: TrainConfig, tmp_path: Path) -> None:
+def test_resumption_compares_the_templates_text_and_not_its_path(config: TrainConfig, tmp_path: Path) -> None:
     run, moved, other = Run(tmp_path / "run"), tmp_path / "moved.jinja", tmp_path / "other.jinja"
     moved.write_text(OWN, encoding="utf-8")
     other.write_text(OWN.replace("答: ", "A: "), encoding="utf-8")
@@ -84,7 +84,9 @@ def test_resumption_compares_its_text_and_not_its_place(config: TrainConfig, tmp
 @pytest.mark.parametrize(
     ("content", "key"), [(None, "base.no_template"), (b"\xff\xfe", "base.no_template"), (b" \n", "base.empty_template")]
 )
-def test_a_file_that_is_none(config: TrainConfig, tmp_path: Path, content: bytes | None, key: str) -> None:
+def test_an_unusable_template_file_is_refused(
+    config: TrainConfig, tmp_path: Path, content: bytes | None, key: str
+) -> None:
     path = tmp_path / "bad.jinja"
     if content is not None:
         path.write_bytes(content)

@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_everything_asked_for_is_there(exported: export.ExportReport) -> None:
+def test_every_requested_file_is_exported(exported: export.ExportReport) -> None:
     """One file a type, asked for twice or in small letters; f16 last; each of its type; the manifest knows all."""
     stem = file_stem(exported.name)
     assert [file.name for file in exported.files] == [f"{stem}-{t}.gguf" for t in ("Q4_K_M", "Q8_0", "F16")]
@@ -73,14 +73,14 @@ def test_everything_asked_for_is_there(exported: export.ExportReport) -> None:
     assert not (exported.out / "pwned").exists()
 
 
-def test_the_disk_that_is_said_is_enough_and_not_far_off(exported: export.ExportReport, quick_base: Path) -> None:
+def test_the_announced_disk_space_is_enough_and_close(exported: export.ExportReport, quick_base: Path) -> None:
     """All files stand at once at the end; a K-quant is counted as the largest of its kind."""
     said = export.disk_needed(quick_base, ShardSet.open(quick_base), ["Q4_K_M", "Q8_0"])
     stood = sum(file.stat().st_size for file in exported.files)
     assert stood <= said < 2 * stood + (8 << 20)
 
 
-def test_it_speaks_in_llama_cpp(exported: export.ExportReport, quick_base: Path) -> None:
+def test_an_exported_file_answers_in_llama_cpp(exported: export.ExportReport, quick_base: Path) -> None:
     """Stock llama.cpp loads the first file and cuts a chat into the ids the folder's tokenizer gives."""
     tokenizer = load_tokenizer(quick_base)
     asked = [{"role": "user", "content": "春の花は何ですか。"}]
@@ -90,7 +90,7 @@ def test_it_speaks_in_llama_cpp(exported: export.ExportReport, quick_base: Path)
         assert "".join(runtime.chat(asked, 8, temperature=0))
 
 
-def test_the_modelfile_stands_beside_it(exported: export.ExportReport) -> None:
+def test_the_modelfile_is_beside_the_gguf(exported: export.ExportReport) -> None:
     text = (exported.out / "Modelfile").read_text(encoding="utf-8")
     assert text.startswith(f"FROM ./{exported.files[0].name}\n")
     for line in (
@@ -105,7 +105,9 @@ def test_the_modelfile_stands_beside_it(exported: export.ExportReport) -> None:
     assert exported.context_tokens == 4096
 
 
-def test_the_f16_file_goes_unless_it_was_asked_for(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+def test_the_f16_file_is_removed_unless_it_was_requested(
+    quick_base: Path, tmp_path: Path, converted: list[str]
+) -> None:
     report = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
     assert names(tmp_path / "out") == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
     report = export_gguf(quick_base, tmp_path / "f16", ExportConfig(quant=("F16",)))
@@ -113,7 +115,7 @@ def test_the_f16_file_goes_unless_it_was_asked_for(quick_base: Path, tmp_path: P
     assert report.files[0].name.endswith("-F16.gguf")
 
 
-def test_types_are_added_to_what_is_there(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+def test_new_types_are_added_to_existing_files(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
     """Neither a second command nor `run` without --quant takes a file away; what stood is the same file, byte by byte.
 
     The control is --overwrite, which leaves what it was asked for alone.
@@ -154,14 +156,14 @@ def test_an_export_of_other_settings_is_made_again_with_all_its_types(
         assert gguf.tensors["output.weight"].type == "Q8_0"
 
 
-def test_the_heads_own_type(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+def test_the_head_can_have_its_own_type(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
     report = export_gguf(quick_base, tmp_path / "out", ExportConfig(head_quant="q8_0"))
     with GgufFile(report.files[0]) as gguf:
         assert gguf.tensors["output.weight"].type == "Q8_0"
         assert gguf.tensors["token_embd.weight"].type == "Q4_K"
 
 
-def test_existing_output_is_kept_until_the_new_is_whole(
+def test_existing_output_is_kept_until_the_new_one_is_complete(
     quick_base: Path, tmp_path: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused without overwrite; with it, a quantizer that fails half way leaves the old; then the new replaces it."""
@@ -185,7 +187,7 @@ def test_existing_output_is_kept_until_the_new_is_whole(
     assert names(out) == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
 
 
-def test_what_is_done_is_kept(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
+def test_a_finished_export_is_kept(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
     """With reuse: the same asked of the same folder does nothing; another type, or a damaged file, is made anew."""
     again = {"overwrite": True, "reuse": True}
     first = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again)
@@ -216,7 +218,7 @@ def test_unknown_types_are_refused_before_any_work(
     assert names(tmp_path) == []
 
 
-def test_too_little_disk_is_said_before_the_work(
+def test_too_little_disk_space_is_an_error_before_the_work(
     tmp_path: Path, quick_base: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -289,7 +291,7 @@ def test_a_gguf_that_llama_cpp_cannot_load_is_never_published(
     assert names(tmp_path) == []
 
 
-def test_a_config_that_still_says_tied(make_random: MakeRandom, tmp_path: Path) -> None:
+def test_a_separate_head_is_exported_though_the_config_is_tied(make_random: MakeRandom, tmp_path: Path) -> None:
     """A head of its own under a config that says tied: it is in the file, and not the embeddings in its place."""
     model = make_random("llama")
     path = model / "config.json"
@@ -314,12 +316,14 @@ def test_a_config_that_still_says_tied(make_random: MakeRandom, tmp_path: Path) 
         ("", "tiny", "llama", "tiny-AEGIS"),
     ],
 )
-def test_the_name_says_the_family(tmp_path: Path, wanted: str | None, folder: str, model_type: str, name: str) -> None:
+def test_the_general_name_has_the_family(
+    tmp_path: Path, wanted: str | None, folder: str, model_type: str, name: str
+) -> None:
     """llama.cpp reads the family off general.name: without phi-3 in it, every chat prompt would gain tokens."""
     assert general_name(wanted, tmp_path / folder, model_type) == name
 
 
-def test_a_byte_level_phi3_is_not_named_so(tmp_path: Path) -> None:
+def test_a_byte_level_phi_3_is_not_named_phi_3(tmp_path: Path) -> None:
     """Phi-4-mini is model_type phi3: llama.cpp would look for Phi-3's tokens in it and could not load the file."""
     (tmp_path / "merges.txt").touch()
     assert general_name("Phi-4-mini", tmp_path, "phi3") == "Phi-4-mini"
@@ -356,11 +360,11 @@ def test_a_merged_folder_is_named_after_its_base(tmp_path: Path) -> None:
         ("日" * 300, "日" * 66),
     ],
 )
-def test_file_names(name: str, stem: str) -> None:
+def test_a_file_name_is_safe_and_short(name: str, stem: str) -> None:
     """Letters of any script, digits, dots, dashes; never an option, a path, hidden, or too long for a file system."""
     assert file_stem(name) == stem
     assert len(f"{file_stem(name)}-Q4_K_M.gguf".encode()) < 255
 
 
-def test_every_type_llama_cpp_needs_no_matrix_for_is_known() -> None:
+def test_every_type_that_needs_no_matrix_is_known() -> None:
     assert {"Q4_K_M", "Q8_0", "Q6_K", "F16"} <= set(llama_cpp.QUANT_TYPES)

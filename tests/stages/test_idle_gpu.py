@@ -28,7 +28,7 @@ def idle_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "begin", [lambda out: train(TrainConfig(), out), lambda out: dry_run(TrainConfig())], ids=["train", "dry run"]
 )
-def test_it_refuses_before_anything_is_made(begin: Callable[[Path], object], tmp_path: Path) -> None:
+def test_an_idle_gpu_is_an_error_before_any_file_is_written(begin: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="does not use the GPU") as caught:
         begin(tmp_path / "adapter")
     assert caught.value.exit_code == 3

@@ -49,7 +49,7 @@ def a_seed(determinant: int, width: int = 32) -> int:
 
 
 @pytest.mark.parametrize("determinant", [1, -1])
-def test_the_rotation_is_the_one_that_was_trained(tmp_path: Path, determinant: int) -> None:
+def test_the_imported_rotation_is_the_trained_one(tmp_path: Path, determinant: int) -> None:
     """Rebuilt without torch's module, equal to what the module gives; a reflection says so in the file."""
     rotation = original(a_seed(determinant))
     report = import_soul(saved(tmp_path / "soul.pt", rotation), tmp_path / "new" / "soul.safetensors")
@@ -65,7 +65,7 @@ def test_the_rotation_is_the_one_that_was_trained(tmp_path: Path, determinant: i
 
 
 @pytest.mark.parametrize("determinant", [1, -1])
-def test_it_folds_exactly(
+def test_an_imported_soul_folds_exactly(
     tmp_path: Path, make_random: MakeRandom, make_trained: MakeTrained, reporter: Recorder, determinant: int
 ) -> None:
     """Merged with a peft adapter that has no soul beside it, the stock model gives what the original's forward gave."""
@@ -167,7 +167,7 @@ EYE = torch.eye(32)
         ({"so8_rotation": {k: v.half() for k, v in original(1).state_dict().items()}}, "not orthogonal"),
     ],
 )
-def test_what_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_file_that_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     saved(tmp_path / "soul.pt", original(1), **changes)
     with pytest.raises(IntegrityError, match=told):
         import_soul(tmp_path / "soul.pt", tmp_path / "soul.safetensors")
@@ -193,7 +193,7 @@ def test_what_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], tol
         {"so8_rotation": state_with(original=torch.full((32, 32), 1e300, dtype=torch.float64))},
     ],
 )
-def test_values_that_are_no_good_are_refused_and_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_invalid_values_are_refused_and_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError) as refused:
         import_soul(saved(tmp_path / "soul.pt", original(1), **changes), tmp_path / "out" / "soul.safetensors")
     assert refused.value.key.startswith(("import_soul.", "soul."))
@@ -229,7 +229,7 @@ def test_damage_is_an_integrity_error(tmp_path: Path, content: bytes) -> None:
             import_soul(tmp_path / "soul.pt", tmp_path / "soul.safetensors")
 
 
-def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     source, out = saved(tmp_path / "soul.pt", original(1)), tmp_path / "soul.safetensors"
     with pytest.raises(UsageError, match="no soul at"):
         import_soul(tmp_path / "absent.pt", out)

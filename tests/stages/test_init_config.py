@@ -21,7 +21,7 @@ NAMES = ["owner/name", r"C:\models\日本 語", 'a "quoted" name', "tab\tand\nli
 
 @pytest.mark.parametrize("spoken", LANGUAGES)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_read_back(
+def test_a_written_config_is_read_back(
     tmp_path: Path, name: str, spoken: Language, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Base and data as they were given, whatever is in their names; everything else is the default. In UTF-8."""
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back(
 
 
 @pytest.mark.parametrize("spoken", LANGUAGES)
-def test_a_default_that_is_uncommented_changes_nothing(
+def test_uncommenting_a_default_does_not_change_the_config(
     tmp_path: Path, spoken: Language, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every commented line is valid TOML and says what holds anyway; a setting without a default has no value."""
@@ -60,7 +60,7 @@ def test_every_setting_is_described() -> None:
     assert max(map(len, render("demo", "demo").splitlines())) <= 120
 
 
-def test_the_comments_are_in_the_readers_language(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comments_are_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing else is: what is left without them is the same file."""
     files = {}
     for spoken in LANGUAGES:
@@ -80,7 +80,7 @@ def test_the_comments_are_in_the_readers_language(monkeypatch: pytest.MonkeyPatc
     assert max(map(cell_width, files["ja"].splitlines())) <= 120
 
 
-def test_base_and_data_are_looked_for_without_network(tmp_path: Path, quick_base: Path) -> None:
+def test_base_and_data_are_found_without_network(tmp_path: Path, quick_base: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.touch()
     empty = tmp_path / "empty"
@@ -103,6 +103,6 @@ def test_base_and_data_are_looked_for_without_network(tmp_path: Path, quick_base
         check("owner/name", str(tmp_path / "data.docx"))
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         write(tmp_path / "absent" / "aegis.toml", "demo", "demo")

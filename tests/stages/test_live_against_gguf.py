@@ -117,7 +117,7 @@ def replaced(gguf: Path, name: str, values: NDArray[Any]) -> Path:
     return copy
 
 
-def test_every_proven_family_is_here() -> None:
+def test_every_proven_family_has_a_test() -> None:
     """With each LM head and each kind of tokenizer that the README's table claims."""
     heads = {(case.model_type, case.head) for case in CASES}
     assert heads == {(model_type, head) for model_type, family in PROVEN.items() for head in family.heads}
@@ -139,7 +139,7 @@ def test_a_proven_family_is_proven_with_this_rope(base: Path, case: Case) -> Non
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_live_soul_against_f16_gguf(
+def test_the_f16_gguf_agrees_with_the_live_soul(
     tmp_path: Path, base: Path, make_trained: MakeTrained, knowing_tree: Path, case: Case
 ) -> None:
     """KL ≤ 1e-4, top-1 ≥ 99 %; an unfolded head, Rᵀ, a norm without counter-scale and a lost bias miss by far."""
@@ -178,7 +178,7 @@ def test_live_soul_against_f16_gguf(
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2"])
-def test_why_gemma_is_refused(tmp_path: Path, make_random: MakeRandom, model_type: str) -> None:
+def test_the_converter_drops_a_separate_gemma_head(tmp_path: Path, make_random: MakeRandom, model_type: str) -> None:
     """The converter succeeds on a head of its own and leaves it out: the reason that is given is the true one."""
     assert "drops its lm_head.weight" in phrase(REFUSED[model_type])
     model = make_random(model_type, tie_word_embeddings=False, head_dim=64)
@@ -189,7 +189,7 @@ def test_why_gemma_is_refused(tmp_path: Path, make_random: MakeRandom, model_typ
 
 
 @pytest.mark.parametrize("model_type", ["cohere", "cohere2"])
-def test_why_cohere_is_refused(tmp_path: Path, make_random: MakeRandom, model_type: str) -> None:
+def test_the_converter_refuses_a_separate_cohere_head(tmp_path: Path, make_random: MakeRandom, model_type: str) -> None:
     assert "no place for a separate LM head" in phrase(REFUSED[model_type])
     model = make_random(model_type, tie_word_embeddings=False)
     assert HEAD in ShardSet.open(model).entries

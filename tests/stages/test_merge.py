@@ -53,7 +53,7 @@ def bases(quick_base: Path, make_random: MakeRandom) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["so8", "dense"])
 @pytest.mark.parametrize("name", ["phi3", "llama", "llama-tied", "llama-sharded"])
-def test_merged_model_is_the_live_one(
+def test_the_merged_model_equals_the_live_one(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, name: str, kind: so.Kind
 ) -> None:
     """In float32 the merged folder's stock model gives the live logits to 1e-5; unfolded or with Rᵀ it does not."""
@@ -102,7 +102,7 @@ def sealed(trained: Trained, load_in: str = "4bit", dtype: str = "float32") -> P
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["phi3", "llama-tied", "llama-sharded"])
-def test_the_round_trip_is_what_bitsandbytes_holds(
+def test_the_round_trip_equals_bitsandbytes_weights(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, name: str, dtype: torch.dtype
 ) -> None:
     """Every weight that the really loaded NF4 model quantizes, to the bit in training's dtype; all others untouched."""
@@ -127,7 +127,7 @@ def test_the_round_trip_is_what_bitsandbytes_holds(
     assert MergeFacts.of(manifest).nf4_dtype == str(dtype).removeprefix("torch.")
 
 
-def test_the_round_trip_is_the_model_that_was_trained(
+def test_merging_into_the_round_trip_gives_the_trained_model(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained
 ) -> None:
     """The live NF4 model's logits to 1e-5; the merge into the original weights is farther off by far."""
@@ -147,14 +147,16 @@ def test_the_round_trip_is_the_model_that_was_trained(
         assert relative_error(stock(tmp_path / "original")(input_ids=tokens).logits, live) > 1e-2
 
 
-def test_16_bit_training_has_no_round_trip(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
+def test_a_round_trip_after_16_bit_training_is_refused(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained
+) -> None:
     trained = make_trained(bases["phi3"])
     with pytest.raises(UsageError, match="no NF4 round trip"):
         merge(MergeInputs(str(trained.base), sealed(trained, "16bit")), tmp_path / "merged", DEQUANTIZED)
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_that_does_not_say_how_it_was_trained(
+def test_an_adapter_without_its_training_settings_is_refused_a_round_trip(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, reporter: Recorder
 ) -> None:
     """… is taken for one trained on NF4, with a warning."""
@@ -163,7 +165,7 @@ def test_an_adapter_that_does_not_say_how_it_was_trained(
     assert any("does not record how its base was held" in text for text in reporter.warned)
 
 
-def test_rows_that_are_not_whole_blocks_are_refused(
+def test_rows_that_are_not_complete_blocks_are_refused(
     tmp_path: Path, make_random: MakeRandom, make_trained: MakeTrained
 ) -> None:
     trained = make_trained(make_random("llama", intermediate_size=96))
@@ -175,7 +177,9 @@ def test_rows_that_are_not_whole_blocks_are_refused(
     "lora",
     [{"rank": 7, "alpha": 3}, {"use_rslora": True}, {"rank_pattern": {"o_proj": 2}, "alpha_pattern": {"o_proj": 32}}],
 )
-def test_every_scale_peft_knows(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, lora: dict) -> None:
+def test_every_scale_of_peft_is_merged(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, lora: dict
+) -> None:
     """r, alpha, rslora and patterns give the weights peft's own merge gives."""
     from peft import LoraConfig, get_peft_model
 
@@ -197,7 +201,7 @@ def test_every_scale_peft_knows(tmp_path: Path, bases: dict[str, Path], make_tra
             assert torch.allclose(ours[key], theirs[key], atol=1e-6), key
 
 
-def test_folder_is_stock(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
+def test_the_merged_folder_is_a_stock_model(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
     """The base's names, shards and tokenizer bytes; no code, no soul, LongRoPE as the base wrote it."""
     base = tmp_path / "base"
     shutil.copytree(bases["phi3"], base)
@@ -274,7 +278,7 @@ def test_another_base_is_refused(tmp_path: Path, bases: dict[str, Path], make_tr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "other"]
 
 
-def test_the_base_is_read_once_and_its_hash_is_that_of_what_was_merged(
+def test_the_base_is_read_once_and_the_recorded_hash_is_of_the_merged_bytes(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """… untied heads, shards and round trips included: the hash taken on the way is the one of the files."""
@@ -292,7 +296,7 @@ def test_shapes_of_another_base_are_named(tmp_path: Path, bases: dict[str, Path]
         merge(MergeInputs(str(bases["llama"]), trained.adapter), tmp_path / "merged", FLOAT16)
 
 
-def test_a_soul_without_a_base_is_taken_with_a_warning(
+def test_a_soul_without_a_recorded_base_is_accepted_with_a_warning(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, reporter: Recorder
 ) -> None:
     """… when all shapes fit; and never a second time onto what it was folded into."""
@@ -354,7 +358,7 @@ def test_existing_output_is_kept(tmp_path: Path, bases: dict[str, Path], make_tr
     assert not (out / "mine.txt").exists()
 
 
-def test_too_little_disk_is_said_before_the_work(
+def test_too_little_disk_space_is_an_error_before_the_work(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = make_trained(bases["phi3"])

@@ -66,7 +66,7 @@ def planned(run: Run, **settings: Any) -> PlanReport:
     return plan(config, MergeConfig(), ExportConfig(), VerifyConfig(), run)
 
 
-def test_a_base_and_data_on_this_machine(quick_base: Path, dataset: Path, places: Places) -> None:
+def test_a_plan_of_local_base_and_data_has_every_number(quick_base: Path, dataset: Path, places: Places) -> None:
     report = planned(places.run, base_model=str(quick_base), dataset=str(dataset), max_steps=7)
     assert (report.model_type, report.here, report.revision) == ("phi3", True, None)
     assert report.data is not None
@@ -83,7 +83,7 @@ def test_a_base_and_data_on_this_machine(quick_base: Path, dataset: Path, places
     assert places.untouched()
 
 
-def test_the_disk_is_what_the_files_take(quick_base: Path, dataset: Path, places: Places) -> None:
+def test_the_planned_disk_space_is_that_of_the_files(quick_base: Path, dataset: Path, places: Places) -> None:
     """The folded 16-bit model and its GGUFs: no less than their weights, no more than a tenth above."""
     report = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
     weights, trained = report.parameters, 4 * (report.adapter_parameters + report.soul_parameters)
@@ -94,7 +94,7 @@ def test_the_disk_is_what_the_files_take(quick_base: Path, dataset: Path, places
     assert "disk_download" not in needs
 
 
-def test_the_embedded_default_before_it_is_made(places: Places) -> None:
+def test_the_embedded_base_is_planned_before_it_is_built(places: Places) -> None:
     """Its base is pretrained by the first run; its shape is known before."""
     report = planned(places.run)
     assert report.here is False
@@ -104,7 +104,7 @@ def test_the_embedded_default_before_it_is_made(places: Places) -> None:
     assert places.untouched()
 
 
-def test_a_gpu_that_is_not_here(
+def test_a_plan_without_the_gpu_says_what_is_unknown(
     quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory can be said; whether it fits, and how fast it is, cannot."""
@@ -133,7 +133,7 @@ def test_a_gpu_that_is_not_here(
     assert "RAM, training on a GPU" in screens_plan.planned(report, offloaded)
 
 
-def test_a_cap_on_a_gpu_that_is_not_here(
+def test_a_cap_is_used_without_the_gpu(
     quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken for what is free: as many layers are recomputed as it takes, and what does not fit is said."""
@@ -178,7 +178,7 @@ def test_offloaded_layers_have_a_row_and_a_legend(
     assert "offloaded: layers whose activations are kept in host memory" in text
 
 
-def test_a_cap_is_the_least_that_is_compared_with(
+def test_the_need_is_compared_with_the_smaller_of_cap_and_memory(
     quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a GPU with 11 GiB free that is not here: its functions are stand-ins, and nothing is multiplied on it."""
@@ -240,7 +240,7 @@ def hub(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> list[dict[s
     return calls
 
 
-def test_a_base_on_the_hub_is_looked_at_and_not_fetched(
+def test_the_headers_of_a_hub_base_are_read_without_its_weights(
     hub: list[dict[str, Any]], dataset: Path, places: Places
 ) -> None:
     """Its config and tokenizer come into a folder that goes; no weights, and nothing in a cache."""
@@ -253,7 +253,7 @@ def test_a_base_on_the_hub_is_looked_at_and_not_fetched(
     assert places.untouched()
 
 
-def test_a_hub_data_set_is_not_fetched(quick_base: Path, places: Places) -> None:
+def test_a_hub_data_set_is_not_downloaded(quick_base: Path, places: Places) -> None:
     report = planned(places.run, base_model=str(quick_base), dataset="owner/data")
     assert (report.data, report.data_missing) == (None, "plan does not download Hub datasets")
 
@@ -261,7 +261,7 @@ def test_a_hub_data_set_is_not_fetched(quick_base: Path, places: Places) -> None
 @pytest.mark.parametrize(
     ("base", "error"), [("./nowhere", UsageError), ("owner/name", EnvironmentFault), ("gemma", UnsupportedModelError)]
 )
-def test_what_a_run_would_refuse_is_refused(
+def test_a_plan_refuses_what_a_run_would_refuse(
     base: str, error: type[Exception], places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -276,7 +276,7 @@ def test_what_a_run_would_refuse_is_refused(
     assert places.untouched()
 
 
-def test_the_screen(quick_base: Path, dataset: Path, places: Places) -> None:
+def test_the_plan_is_shown_as_a_table(quick_base: Path, dataset: Path, places: Places) -> None:
     settings = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cpu", max_length=32)
     report = plan(settings, MergeConfig(), ExportConfig(), VerifyConfig(), places.run)
     text = screens_plan.planned(report, settings)

@@ -99,7 +99,7 @@ def push(run: Run, hub: Hub, tmp_path: Path) -> Push:
     return call
 
 
-def test_the_gguf_goes_up_with_its_card(push: Push, hub: Hub, run: Run) -> None:
+def test_the_gguf_is_uploaded_with_its_card(push: Push, hub: Hub, run: Run) -> None:
     """Private; every file but the manifest, byte for byte; the card with verify's table; again changes nothing."""
     done = push("me/tiny")
     assert done.returncode == 0, done.stderr
@@ -118,7 +118,7 @@ def test_the_gguf_goes_up_with_its_card(push: Push, hub: Hub, run: Run) -> None:
     assert len(hub.large) == 1
 
 
-def test_the_merged_folder_in_public(push: Push, hub: Hub) -> None:
+def test_the_merged_folder_can_be_published(push: Push, hub: Hub) -> None:
     done = push("tiny", "--part", "merged", "--public")
     assert done.returncode == 0, done.stderr
     assert hub.repos == {"me/tiny": False}
@@ -126,14 +126,14 @@ def test_the_merged_folder_in_public(push: Push, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("part", ["gguf", "merged"])
-def test_the_card_that_is_printed(run: Run, part: Any) -> None:
+def test_the_card_has_the_verdict_only_if_it_is_about_this_run(run: Run, part: Any) -> None:
     """With verify's table if it is about this run; otherwise as it was sealed."""
     assert "proven on 2048 tokens" in card(run, part)
     make(run.adapter, "train", {}, base="another")
     assert card(run, part) == CARDS[part]
 
 
-def test_only_what_verify_has_passed(push: Push, hub: Hub, run: Run) -> None:
+def test_only_verified_files_are_uploaded(push: Push, hub: Hub, run: Run) -> None:
     """A failed verdict, one about other files, none at all: the reason; --unverified tells on the card."""
     make_verdict(run, ok=False, failed_stage="merge")
     done = push("me/tiny")
@@ -169,7 +169,7 @@ def test_a_changed_file_is_not_uploaded(push: Push, hub: Hub, run: Run) -> None:
         ("/api/nothing", 0, {"HF_ENDPOINT": "http://127.0.0.1:9"}, 3, "could not be uploaded"),
     ],
 )
-def test_the_hub_says_no(
+def test_a_refusal_of_the_hub_is_an_error_with_a_fix(
     push: Push, hub: Hub, refused: str, status: int, environment: dict[str, str], code: int, told: str
 ) -> None:
     """Exit code, reason, what to do; a token that the server repeats in its answer is not shown."""
@@ -179,12 +179,12 @@ def test_the_hub_says_no(
 
 
 @pytest.mark.parametrize(("name", "told"), [("a/b/c", "not the name"), ("me/ti ny", "not the name")])
-def test_no_name_of_a_repository(push: Push, name: str, told: str) -> None:
+def test_an_invalid_repository_name_is_refused(push: Push, name: str, told: str) -> None:
     done = push(name)
     assert (done.returncode, told in done.stderr) == (2, True)
 
 
-def test_no_such_part(push: Push, run: Run) -> None:
+def test_an_unknown_part_is_refused(push: Push, run: Run) -> None:
     run.gguf.rename(run.root / "away")
     done = push("me/tiny")
     assert (done.returncode, "aegis export-gguf" in done.stderr) == (2, True)

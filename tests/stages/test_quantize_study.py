@@ -90,7 +90,7 @@ def rows(report: StudyReport) -> dict[tuple[str, str], Any]:
     return {(row.quant, row.variant): row for row in report.study.measured}
 
 
-def test_fewer_bits_are_further_from_f16(whole: StudyReport) -> None:
+def test_fewer_bits_have_a_larger_divergence_from_f16(whole: StudyReport) -> None:
     """On a trained model, by factors: an order that a study on the wrong file, or on f16 itself, would not show."""
     found = {quant: row.found for (quant, variant), row in rows(whole).items() if variant == "plain"}
     assert found["Q2_K"].mean_kl > 2 * found["Q4_K_M"].mean_kl
@@ -100,7 +100,7 @@ def test_fewer_bits_are_further_from_f16(whole: StudyReport) -> None:
     assert sizes["Q2_K"] < sizes["Q4_K_M"] < sizes["Q8_0"] < whole.study.reference.bytes  # type: ignore[union-attr]
 
 
-def test_every_combination_is_a_file_of_its_own(whole: StudyReport) -> None:
+def test_every_combination_has_its_own_file(whole: StudyReport) -> None:
     """The matrix changes the bytes of a K-quant; what it cannot change is said to be the same."""
     measured = rows(whole)
     assert len(measured) == whole.made == 10
@@ -110,14 +110,14 @@ def test_every_combination_is_a_file_of_its_own(whole: StudyReport) -> None:
     assert measured["Q8_0", "imatrix"].found == measured["Q8_0", "plain"].found
 
 
-def test_the_smallest_types_are_marked_where_they_cannot_be_made(whole: StudyReport) -> None:
+def test_types_that_cannot_be_made_without_a_matrix_are_marked(whole: StudyReport) -> None:
     assert whole.study is not None
     left = {(row.quant, row.variant): row.reason for row in whole.study.left}
     assert left == {("IQ2_XXS", variant): "needs_imatrix" for variant in ("plain", "head-q8_0")}
     assert ("IQ2_XXS", "imatrix") in rows(whole)
 
 
-def test_what_is_published(whole: StudyReport, finished: Run) -> None:
+def test_the_study_publishes_report_picture_matrix_and_text(whole: StudyReport, finished: Run) -> None:
     """Report, picture, the matrix and its text, bound by hash to the model; no GGUF of a model, and nothing beside."""
     manifest = verify_directory(whole.out)
     assert set(manifest.files) | {MANIFEST} == PUBLISHED == {path.name for path in whole.out.iterdir()}
@@ -132,7 +132,7 @@ def test_what_is_published(whole: StudyReport, finished: Run) -> None:
     assert verify_file(whole.out).failed_stage is None
 
 
-def test_it_is_measured_on_other_text_than_the_matrix_is_made_from(whole: StudyReport, finished: Run) -> None:
+def test_the_text_of_the_measurement_is_not_that_of_the_matrix(whole: StudyReport, finished: Run) -> None:
     """The held-out rows are in no line of the calibration text, whose rows are the training's."""
     from aegis.data.packing import Windows
     from aegis.data.training_set import load_training_set
@@ -151,9 +151,7 @@ def test_it_is_measured_on_other_text_than_the_matrix_is_made_from(whole: StudyR
     assert not any(shown(data.heldout))
 
 
-def test_the_recommended_file_is_made_again_by_the_command_it_prints(
-    whole: StudyReport, run: Run, finished: Run
-) -> None:
+def test_the_printed_command_makes_the_recommended_file_again(whole: StudyReport, run: Run, finished: Run) -> None:
     """Byte for byte; without the matrix another file comes out."""
     assert whole.study is not None
     chosen = rows(whole)["Q4_K_M", "imatrix"]
@@ -199,7 +197,7 @@ def test_a_matrix_of_another_model_is_refused_by_export(whole: StudyReport, run:
     assert "not what its manifest says" in refused()
 
 
-def test_a_matrix_without_a_manifest_is_taken_with_a_warning(
+def test_a_matrix_without_a_manifest_is_accepted_with_a_warning(
     whole: StudyReport, run: Run, tmp_path: Path, reporter: Recorder
 ) -> None:
     shutil.copyfile(whole.out / "imatrix.gguf", tmp_path / "stray.gguf")
@@ -212,7 +210,7 @@ def test_a_matrix_without_a_manifest_is_taken_with_a_warning(
         export_gguf(run.merged, tmp_path / "other", ExportConfig(quant=("IQ2_XXS",)))
 
 
-def test_the_head_alone_is_kept_at_8_bits_and_files_stay_if_asked(run: Run) -> None:
+def test_only_the_head_is_kept_at_8_bits_and_files_stay_on_request(run: Run) -> None:
     variants = ("plain", "imatrix", "head-q8_0", "imatrix+head-q8_0")
     report = quantize_study(run, QUICK.model_copy(update={"variants": variants, "keep": True}))
     heads, embeddings = {}, set()
@@ -229,7 +227,7 @@ def test_the_head_alone_is_kept_at_8_bits_and_files_stay_if_asked(run: Run) -> N
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_disk_that_is_said_is_enough_and_not_far_off(
+def test_the_announced_disk_space_is_enough_and_close(
     keep: bool, run: Run, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     """At the fullest moments: after each quantization, and when its logits are there."""
@@ -257,7 +255,7 @@ def _standing(run: Run) -> int:
     return sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
 
 
-def test_a_dry_run_writes_nothing_and_too_little_disk_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_writes_no_file_and_reports_too_little_disk_space(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _standing(run)
     shutil.rmtree(disk.cache_directory() / "data")
     report = quantize_study(run, WHOLE, dry_run=True)
@@ -301,7 +299,7 @@ def test_a_run_that_is_not_sound_is_refused(run: Run) -> None:
         quantize_study(run, QUICK)
 
 
-def test_without_a_compiler_it_is_said_before_any_work(
+def test_a_missing_compiler_is_an_error_before_any_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a dry run; without the matrix none is needed."""
@@ -316,7 +314,7 @@ def test_without_a_compiler_it_is_said_before_any_work(
     assert quantize_study(run, QUICK, dry_run=True).made == 1
 
 
-def test_a_text_of_the_users_own(run: Run, tmp_path: Path) -> None:
+def test_the_users_own_text_can_be_measured_on(run: Run, tmp_path: Path) -> None:
     """Every fourth paragraph is measured on; a text in one piece, or a short one, is refused with the reason."""
     from aegis.demo.corpus import documents
 
@@ -338,7 +336,7 @@ def test_a_text_of_the_users_own(run: Run, tmp_path: Path) -> None:
     verify_directory(report.out)
 
 
-def test_an_earlier_study_stands_until_the_new_one_is_whole(
+def test_an_earlier_study_is_kept_until_the_new_one_is_complete(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run.study.mkdir()

@@ -45,7 +45,7 @@ def words(page: Path) -> str:
     return re.sub(r"data:image/png;base64,\S+", "", page.read_text(encoding="utf-8"))
 
 
-def test_a_whole_run(run: Run, finished: Run) -> None:
+def test_the_page_of_a_complete_run_has_every_section(run: Run, finished: Run) -> None:
     """Everything is on the page: five pictures, both tables, three models' answers to held-out questions, hashes."""
     page = report(run, SHORT)
     text = words(page)
@@ -68,7 +68,9 @@ def test_a_whole_run(run: Run, finished: Run) -> None:
     assert str(finished.root.parent) not in text
 
 
-def test_what_is_kept_and_what_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_report_is_kept_and_a_changed_one_is_written_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With `reuse`, nobody is asked twice of the same run; a changed part, or another question, asks again."""
     asked: list[list[str]] = []
     monkeypatch.setattr(ask, "ask", lambda _run, questions, _limits: asked.append(list(questions)) or [])
@@ -84,7 +86,7 @@ def test_what_is_kept_and_what_is_made_again(run: Run, monkeypatch: pytest.Monke
     assert "動かし方" in words(report(run, SHORT, ["別の質問?"], reuse=True))
 
 
-def test_a_training_alone(run: Run) -> None:
+def test_the_page_of_a_run_that_is_only_trained_says_what_is_missing(run: Run) -> None:
     """No merged model, no GGUF, no verdict, no pictures, no metrics: each is said to be missing."""
     for directory in (run.merged, run.gguf, run.verify, run.pictures):
         shutil.rmtree(directory)
@@ -103,14 +105,14 @@ def test_a_training_alone(run: Run) -> None:
 
 @pytest.mark.parametrize("part", ["merged", "gguf", "verify"])
 @pytest.mark.parametrize("damage", ["", "{", '{"format": "aegis-manifest", "version": 1}', "[]"])
-def test_a_damaged_part(run: Run, part: str, damage: str) -> None:
+def test_the_page_names_a_damaged_part(run: Run, part: str, damage: str) -> None:
     (run.root / part / "manifest.json").write_text(damage, encoding="utf-8")
     text = words(report(run, Limits(count=0)))
     assert "Not available: " in text
     assert "proven: what" not in text
 
 
-def test_nonsense_in_a_manifest(run: Run) -> None:
+def test_invalid_values_in_a_manifest_do_not_break_the_page(run: Run) -> None:
     """A manifest that parses and says other things than ours do."""
     for part in ("merged", "gguf", "adapter"):
         path = run.root / part / "manifest.json"
@@ -123,7 +125,7 @@ def test_nonsense_in_a_manifest(run: Run) -> None:
     assert "<b>" not in text
 
 
-def test_data_that_is_gone_or_changed(run: Run, finished: Run) -> None:
+def test_missing_or_changed_data_is_reported_on_the_page(run: Run, finished: Run) -> None:
     """Its held-out questions cannot be known: that is said, and given ones are asked all the same."""
     data = finished.root.parent / "data.jsonl"
     kept = data.read_bytes()
@@ -157,7 +159,7 @@ class Slow:
             yield "あ"
 
 
-def test_time_and_failures_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_and_failing_models_do_not_stop_the_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is too slow is cut and not asked on; one that cannot be loaded says why; the others are asked."""
     from contextlib import contextmanager
 

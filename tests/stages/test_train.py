@@ -64,7 +64,7 @@ def trained_bytes(run: Run) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
-def test_everything_trained_has_moved(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
+def test_every_trained_parameter_has_changed(tmp_path: Path, config: TrainConfig, rotation: str) -> None:
     """R, every lora_A and every lora_B differ from the first checkpoint to the last; R is still a rotation."""
     run = Run(tmp_path / "run")
     report = train(config.model_copy(update={"rotation": rotation, "keep_checkpoints": 9}), run)
@@ -125,7 +125,7 @@ def test_how_far_the_soul_has_turned_is_logged(tmp_path: Path, config: TrainConf
 
 
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
-def test_a_reflection_is_no_rotation(
+def test_a_reflection_is_refused_as_a_rotation(
     tmp_path: Path, config: TrainConfig, rotation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As orthogonal as a rotation: only its determinant tells. Nothing is saved of it."""
@@ -142,7 +142,7 @@ def test_a_reflection_is_no_rotation(
     assert not list(run.checkpoints.glob("step_*"))
 
 
-def test_looking_at_the_heldout_loss_changes_nothing(
+def test_evaluating_the_heldout_loss_does_not_change_the_training(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training that evaluates and training that does not end in the same bytes."""
@@ -174,7 +174,9 @@ def train_until_killed(monkeypatch: pytest.MonkeyPatch, step: int, config: Train
 
 
 @pytest.mark.parametrize("killed_at", [3, 7])
-def test_resume_is_exact(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, killed_at: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
     """A run killed between checkpoints and started again ends in the same bytes and the same loss curve."""
     whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
     train(config, whole)
@@ -193,7 +195,7 @@ def test_resume_is_exact(tmp_path: Path, config: TrainConfig, monkeypatch: pytes
     assert (other.pictures / "training.png").read_bytes() != (whole.pictures / "training.png").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     """A flipped bit in the newest: the one before it is used; in all of them: exit 5, never a fresh start."""
@@ -254,7 +256,7 @@ def test_a_finished_run_is_kept(tmp_path: Path, config: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_ends(
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     """The step is finished and saved, and going on ends in the same bytes."""
@@ -282,7 +284,7 @@ def test_a_signal_saves_and_ends(
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_nan_stops_before_the_update(
+def test_a_nan_loss_stops_the_run_before_the_update(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Exit 6 with the windows named; parameters are those of the step before, the checkpoint is whole."""
@@ -325,7 +327,7 @@ def test_a_soul_out_of_the_graph_is_refused(
     assert not run.adapter.exists()
 
 
-def test_two_runs_on_one_directory(tmp_path: Path, config: TrainConfig) -> None:
+def test_two_runs_cannot_use_one_directory(tmp_path: Path, config: TrainConfig) -> None:
     """The second says whose it is, with exit 8."""
     run = Run(tmp_path / "run")
     entered, leave = threading.Event(), threading.Event()
@@ -346,7 +348,7 @@ def test_two_runs_on_one_directory(tmp_path: Path, config: TrainConfig) -> None:
         thread.join()
 
 
-def test_bad_data_leaves_nothing(tmp_path: Path, config: TrainConfig) -> None:
+def test_bad_data_leaves_no_run(tmp_path: Path, config: TrainConfig) -> None:
     path = Path(config.dataset)
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines, *lines, '{"messages": [']), encoding="utf-8")
@@ -356,7 +358,7 @@ def test_bad_data_leaves_nothing(tmp_path: Path, config: TrainConfig) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_keeps_nothing(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_keeps_no_file(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real steps, memory by part, a speed; and no file."""
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
@@ -370,7 +372,7 @@ def test_dry_run_keeps_nothing(tmp_path: Path, config: TrainConfig, monkeypatch:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_alpha_modes(tmp_path: Path, config: TrainConfig) -> None:
+def test_alpha_follows_its_mode(tmp_path: Path, config: TrainConfig) -> None:
     """then-learned follows the schedule to its end and moves after; learned moves from the first step."""
     alphas = {}
     for mode in ("scheduled", "then-learned", "learned"):
@@ -384,7 +386,7 @@ def test_alpha_modes(tmp_path: Path, config: TrainConfig) -> None:
     assert abs(alphas["learned"][-1] + 5) < 1
 
 
-def test_going_on_under_other_versions_is_said(
+def test_resuming_under_other_versions_is_reported(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     run = Run(tmp_path / "run")
@@ -398,7 +400,7 @@ def test_going_on_under_other_versions_is_said(
     assert read_manifest(run.adapter).versions["torch"] != "1.0"
 
 
-def test_what_is_not_in_the_hash_is_kept_too(
+def test_settings_outside_the_hash_are_kept_on_resumption(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--resume alone goes on with the same logging and the same number of checkpoints to keep."""

@@ -189,7 +189,7 @@ def test_two_processes_train_as_one_does(place: Place, alone: Run, whole: Run) -
     assert apart(other, alone) > 10 * CLOSE
 
 
-def test_one_process_writes(alone: Run, whole: Run) -> None:
+def test_only_one_process_writes_files(alone: Run, whole: Run) -> None:
     """The same files as of one process, a row of metrics a step, and the same held-out losses."""
 
     def files(run: Run) -> list[str]:
@@ -205,7 +205,7 @@ def test_one_process_writes(alone: Run, whole: Run) -> None:
     assert read_manifest(whole.adapter).identity == read_manifest(alone.adapter).identity
 
 
-def test_a_killed_process_ends_the_run_and_two_go_on_exactly(
+def test_a_killed_process_ends_the_run_and_two_processes_resume_exactly(
     place: Place, whole: Run, bereft: Run, tmp_path: Path
 ) -> None:
     found = checkpoint.newest_whole(bereft.checkpoints)
@@ -220,14 +220,14 @@ def test_a_killed_process_ends_the_run_and_two_go_on_exactly(
     assert same_bytes(run, whole)
 
 
-def test_one_process_goes_on_where_two_stopped(place: Place, whole: Run, bereft: Run, tmp_path: Path) -> None:
+def test_one_process_resumes_where_two_stopped(place: Place, whole: Run, bereft: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(bereft.root, run.root)
     assert train(place.config, run, resume=True).resumed_from == 4
     assert apart(run, whole) < CLOSE
 
 
-def test_two_processes_go_on_where_one_stopped(place: Place, alone: Run, tmp_path: Path) -> None:
+def test_two_processes_resume_where_one_stopped(place: Place, alone: Run, tmp_path: Path) -> None:
     """The forward passes of a step are then shared between them."""
     run = Run(tmp_path / "run")
     shutil.copytree(alone.root, run.root)
@@ -251,7 +251,7 @@ def test_a_signal_to_one_ends_both_after_the_same_step(place: Place, tmp_path: P
     assert checkpoint.step_of(found[0]) == 6
 
 
-def test_what_one_process_cannot_go_on_from_ends_both(place: Place, tmp_path: Path) -> None:
+def test_a_nan_loss_in_one_process_ends_both(place: Place, tmp_path: Path) -> None:
     """A loss that is NaN in one process only: exit 6 in both, told once, the checkpoint as it was."""
     run = Run(tmp_path / "run")
     ended = place.launched(run, event=NAN)
@@ -263,14 +263,14 @@ def test_what_one_process_cannot_go_on_from_ends_both(place: Place, tmp_path: Pa
     assert checkpoint.step_of(found[0]) == 4
 
 
-def test_what_process_0_refuses_is_told_once(place: Place, whole: Run) -> None:
+def test_an_error_of_process_0_is_reported_once(place: Place, whole: Run) -> None:
     ended = place.launched(whole)
     assert ended.code != 0
     assert ended.err.count(f"aegis: {whole.adapter} exists") == 1, ended.err
     assert "another process" not in ended.err
 
 
-def test_a_sharded_base_changes_no_byte(place: Place, make_random: MakeRandom) -> None:
+def test_a_sharded_base_gives_the_same_bytes(place: Place, make_random: MakeRandom) -> None:
     """Five layers, so that each of the two buffers for a gathered layer is used several times.
 
     A process holds what plan estimates.

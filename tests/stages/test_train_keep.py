@@ -33,9 +33,7 @@ def config(quick_base: Path, tmp_path: Path, cache: Path) -> TrainConfig:
     return short.model_copy(update={"max_steps": 4, "annealing_steps": 2})
 
 
-def test_a_run_holds_its_kept_text_and_what_was_held_out_of_it(
-    tmp_path: Path, config: TrainConfig, cache: Path
-) -> None:
+def test_a_run_has_its_kept_text_and_the_held_out_windows(tmp_path: Path, config: TrainConfig, cache: Path) -> None:
     """Without the cache too; damaged, it is refused. The rows and the manifest have the divergence."""
     run = Run(tmp_path / "run")
     report = train(config, run)
@@ -100,7 +98,7 @@ def test_other_kept_text_is_refused_with_the_difference(
     assert verify_directory(run.kept).inputs == read_manifest(run.adapter).inputs
 
 
-def test_switched_off_a_run_holds_none(tmp_path: Path, config: TrainConfig, cache: Path) -> None:
+def test_a_run_with_keep_switched_off_has_no_kept_text(tmp_path: Path, config: TrainConfig, cache: Path) -> None:
     run = Run(tmp_path / "run")
     report = train(config.model_copy(update={"keep_weight": 0.0}), run)
     assert report.keep_kl is None

@@ -189,7 +189,7 @@ def test_both_choices_of_base_weights_are_measured(run: Run) -> None:
     assert "dequantized weights (this run)" in screens_verify.verified(into_round_trip, run.verify)
 
 
-def test_a_merge_into_other_weights_than_it_says_is_found(run: Run) -> None:
+def test_a_merge_into_other_weights_than_recorded_is_found(run: Run) -> None:
     """Merged into the original weights under a manifest that says dequantized, and how: the weights are others."""
     path = run.merged / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +223,7 @@ def kl_by_hand(run: Run, windows: Windows) -> float:
     return float(torch.cat(found).mean())
 
 
-def test_verify_ends_with_what_was_kept_and_holds_it_to_a_bound(run: Run) -> None:
+def test_verify_reports_the_divergence_on_kept_text_and_enforces_its_bound(run: Run) -> None:
     """The KL is that of the held-out windows; the sentence is worded by it; a bound below it fails at train."""
     verdict = verify(run, QUICK)
     found = verdict.retained[0]
@@ -248,7 +248,7 @@ def test_verify_ends_with_what_was_kept_and_holds_it_to_a_bound(run: Run) -> Non
     assert above.failures == []
 
 
-def test_a_bound_on_kept_text_that_is_not_there_is_refused(run: Run) -> None:
+def test_a_bound_on_missing_kept_text_is_refused(run: Run) -> None:
     """Without keep there are no kept windows, and without a bound nothing is amiss."""
     path = run.adapter / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -432,7 +432,7 @@ SHOWN_BY_NUMBERS = (
 
 
 @pytest.mark.parametrize(("name", "make", "stage_name"), SHOWN_BY_NUMBERS, ids=[case[0] for case in SHOWN_BY_NUMBERS])
-def test_numbers_alone_name_the_stage(
+def test_the_measurements_alone_identify_the_defective_stage(
     run: Run, name: str, make: Callable[[Run], None], stage_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second witness: with every comparison of bytes switched off, the models' outputs name the same stage."""
@@ -444,7 +444,7 @@ def test_numbers_alone_name_the_stage(
     assert {check.ok for check in verdict.checks} <= {True}
 
 
-def test_an_unfinished_run_says_what_to_do(run: Run) -> None:
+def test_an_unfinished_run_is_an_error_with_the_next_command(run: Run) -> None:
     shutil.rmtree(run.gguf)
     with pytest.raises(IntegrityError, match="not finished: there is no gguf/") as caught:
         verify(run, QUICK)
@@ -452,7 +452,7 @@ def test_an_unfinished_run_says_what_to_do(run: Run) -> None:
     assert not run.verify.exists()
 
 
-def test_own_text(run: Run, tmp_path: Path) -> None:
+def test_the_users_own_text_can_be_verified_on(run: Run, tmp_path: Path) -> None:
     """A text of one's own is used; one too short to say anything is refused."""
     path = tmp_path / "text.txt"
     path.write_text("短い。", encoding="utf-8")

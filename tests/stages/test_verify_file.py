@@ -72,7 +72,7 @@ def sealed(folder: Path, stage: str) -> Path:
     return out
 
 
-def test_sound_parts_are_sound(gguf: Path, stray: Path, adapter: Path, merged: Path) -> None:
+def test_undamaged_parts_pass(gguf: Path, stray: Path, adapter: Path, merged: Path) -> None:
     """Each kind is known for what it is, and nothing is held against it."""
     for path, kind in (
         (gguf, "gguf_folder"),
@@ -89,7 +89,7 @@ def test_sound_parts_are_sound(gguf: Path, stray: Path, adapter: Path, merged: P
     assert "cannot be detected" in verify_file(stray).checks[0].detail.english
 
 
-def test_what_it_is_not_for(tmp_path: Path, adapter: Path) -> None:
+def test_an_unsupported_path_is_a_usage_error(tmp_path: Path, adapter: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(adapter, run / "adapter")
     for path, told in (
@@ -151,7 +151,7 @@ ADAPTER_DEFECTS = {
 
 
 @pytest.mark.parametrize("defect", ADAPTER_DEFECTS)
-def test_damaged_adapters(adapter: Path, defect: str) -> None:
+def test_damaged_adapters_are_reported(adapter: Path, defect: str) -> None:
     make, told = ADAPTER_DEFECTS[defect]
     make(adapter)
     found = verify_file(adapter)
@@ -159,7 +159,7 @@ def test_damaged_adapters(adapter: Path, defect: str) -> None:
     assert told in "\n".join(failures(found))
 
 
-def test_a_reflection_is_only_taken_from_elsewhere(adapter: Path) -> None:
+def test_a_reflection_is_accepted_only_in_an_imported_soul(adapter: Path) -> None:
     """One that says so passes beside an adapter without a manifest, and not in a folder that we published."""
     soul = load_soul(adapter / SOUL_FILE)
     soul.rotation[:, :, 0] *= -1
@@ -189,7 +189,7 @@ MERGED_DEFECTS = {
 
 
 @pytest.mark.parametrize("defect", MERGED_DEFECTS)
-def test_damaged_model_folders(merged: Path, defect: str) -> None:
+def test_damaged_model_folders_are_reported(merged: Path, defect: str) -> None:
     (merged / MANIFEST).unlink()
     make, told = MERGED_DEFECTS[defect]
     make(merged)
@@ -198,7 +198,7 @@ def test_damaged_model_folders(merged: Path, defect: str) -> None:
     assert told in "\n".join(failures(found))
 
 
-def test_one_flipped_bit_is_told_by_its_hash(merged: Path) -> None:
+def test_one_flipped_bit_is_found_by_the_hash(merged: Path) -> None:
     """In the middle of a weight: every number is finite, and only the manifest knows."""
     path = merged / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -212,7 +212,9 @@ def test_one_flipped_bit_is_told_by_its_hash(merged: Path) -> None:
 # -- GGUF ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stock_tied_gguf_holds_no_soul(make_random: MakeRandom, tmp_path: Path, knowing_tree: Path) -> None:
+def test_a_stock_tied_gguf_is_reported_as_having_no_soul(
+    make_random: MakeRandom, tmp_path: Path, knowing_tree: Path
+) -> None:
     """From elsewhere, sound in itself: what is missing is said."""
     model = make_random("qwen2", pre="qwen2", tie_word_embeddings=True)
     report = export_gguf(model, tmp_path / "out", ExportConfig(quant=("F16",), llama_cpp_dir=knowing_tree))
@@ -221,7 +223,7 @@ def test_a_stock_tied_gguf_holds_no_soul(make_random: MakeRandom, tmp_path: Path
     assert "the embeddings are its LM head" in told
 
 
-def test_a_layer_that_lacks_what_the_others_have(merged: Path, tmp_path: Path) -> None:
+def test_a_layer_without_the_tensors_of_the_others_is_reported(merged: Path, tmp_path: Path) -> None:
     report = export_gguf(merged, tmp_path / "out", ExportConfig(quant=("F16",)))
     path = Path(shutil.copyfile(report.files[0], tmp_path / "stray.gguf"))
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dowx.weight"))
@@ -259,7 +261,7 @@ GGUF_DEFECTS = {
 
 
 @pytest.mark.parametrize("defect", GGUF_DEFECTS)
-def test_damaged_ggufs(stray: Path, defect: str) -> None:
+def test_damaged_ggufs_are_reported(stray: Path, defect: str) -> None:
     change, told = GGUF_DEFECTS[defect]
     before = stray.read_bytes()
     after = change(before)
@@ -271,7 +273,7 @@ def test_damaged_ggufs(stray: Path, defect: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["*-F16.gguf", "*-Q4_K_M.gguf"])
-def test_a_value_that_is_no_number(gguf: Path, tmp_path: Path, pattern: str) -> None:
+def test_a_value_that_is_not_finite_is_reported(gguf: Path, tmp_path: Path, pattern: str) -> None:
     """An Inf in float16, and an Inf for the scale of a block of 256."""
     path = Path(shutil.copyfile(next(gguf.glob(pattern)), tmp_path / "stray.gguf"))
     with GgufFile(path) as file:
@@ -282,7 +284,7 @@ def test_a_value_that_is_no_number(gguf: Path, tmp_path: Path, pattern: str) -> 
     assert failures(verify_file(path)) == [f"finite tensors: token_embd.weight of {path} holds NaN or Inf"]
 
 
-def test_a_gguf_cut_anywhere(gguf: Path, tmp_path: Path) -> None:
+def test_a_gguf_that_is_cut_anywhere_is_reported(gguf: Path, tmp_path: Path) -> None:
     data = next(gguf.glob("*-Q4_K_M.gguf")).read_bytes()
     path = tmp_path / "cut.gguf"
     for percent in range(100):
@@ -290,7 +292,7 @@ def test_a_gguf_cut_anywhere(gguf: Path, tmp_path: Path) -> None:
         assert "not a complete GGUF" in "\n".join(failures(verify_file(path)))
 
 
-def test_bits_flipped_anywhere(gguf: Path, tmp_path: Path) -> None:
+def test_flipped_bits_never_crash_or_hang_the_check(gguf: Path, tmp_path: Path) -> None:
     """Half of them in the header. A flip may go unseen without a manifest, but never escapes, hangs or eats memory."""
     published = next(gguf.glob("*-Q4_K_M.gguf"))
     data = published.read_bytes()
@@ -337,7 +339,7 @@ KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
         ("text", "not a report"),
     ],
 )
-def test_reports(tmp_path: Path, content: object, told: str) -> None:
+def test_a_report_is_checked(tmp_path: Path, content: object, told: str) -> None:
     (tmp_path / "report.json").write_text(json.dumps(content))
     for path in (tmp_path, tmp_path / "report.json"):
         found = verify_file(path)
@@ -345,7 +347,7 @@ def test_reports(tmp_path: Path, content: object, told: str) -> None:
         assert (found.failed_stage is None) == (not told)
 
 
-def test_it_never_raises_but_for_usage(tmp_path: Path) -> None:
+def test_checking_parts_raises_only_usage_errors(tmp_path: Path) -> None:
     """Files of the right name and the wrong content are findings, not failures of the command."""
     for name, content in (("a.gguf", b"GGUF"), ("soul.safetensors", bytes(20)), ("report.json", b"\xff")):
         (tmp_path / name).write_bytes(content)

@@ -21,7 +21,7 @@ def written(folder: Path, text: str) -> Path:
         ("", "uv is at work"),
     ],
 )
-def test_the_sign_of_life_is_uvs_last_step(tmp_path: Path, text: str, expected: str) -> None:
+def test_the_progress_line_is_uvs_last_step(tmp_path: Path, text: str, expected: str) -> None:
     assert advice.where_uv_is(written(tmp_path, text)) == expected
 
 
@@ -57,24 +57,22 @@ def test_a_compilation_is_counted_and_its_time_left_is_estimated(
         ("something else", "Start again"),
     ],
 )
-def test_the_cause_has_its_cure(tmp_path: Path, text: str, expected: str) -> None:
+def test_each_cause_has_its_fix(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in advice.cause(written(tmp_path, text))
 
 
-def test_what_is_done_about_a_failure_is_in_the_readers_language(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fix_of_a_failure_is_in_the_users_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AEGIS_LANG", "ja")
     assert "ディスク" in advice.cause(written(tmp_path, "No space left on device"))
     assert advice.cause(written(tmp_path, "")).endswith("見てください。")
 
 
-def test_the_last_line_is_a_sign_of_life(tmp_path: Path) -> None:
+def test_the_last_line_is_shown_as_progress(tmp_path: Path) -> None:
     log = written(tmp_path, "Downloading it (77 MB)\n12 of 77 MB, about 9 s left\n")
     assert advice.last_line(log) == "12 of 77 MB, about 9 s left"
     assert advice.last_line(written(tmp_path, "")) == ""
 
 
-def test_the_tail_is_short(tmp_path: Path) -> None:
+def test_the_shown_end_of_the_output_is_short(tmp_path: Path) -> None:
     log = written(tmp_path, "".join(f"line {number}\n" for number in range(1000)))
     assert advice.tail(log).splitlines() == [f"line {number}" for number in range(980, 1000)]

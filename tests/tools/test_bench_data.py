@@ -7,7 +7,7 @@ from pathlib import Path
 import bench_data
 
 
-def test_every_row_is_another_one_and_is_prepared(tmp_path: Path, quick_base: Path) -> None:
+def test_every_row_of_the_benchmark_is_different_and_is_prepared(tmp_path: Path, quick_base: Path) -> None:
     data = tmp_path / "rows.jsonl"
     bench_data.write_rows(data, 12_000)
     lines = data.read_text(encoding="utf-8").splitlines()

@@ -10,7 +10,7 @@ import pytest
 from bench_merge import COPY, Run, contenders, measure, prepare, table
 
 
-def test_memory_and_time_are_the_process_s_own(tmp_path: Path) -> None:
+def test_memory_and_time_are_those_of_the_process(tmp_path: Path) -> None:
     """A process that fills 200 MB and works is seen to, and what it wrote is gone afterwards."""
     out = tmp_path / "out"
     code = f"import time; b = bytearray(b'x') * (200 << 20); time.sleep(0.3); __import__('os').mkdir({str(out)!r})"
@@ -25,7 +25,9 @@ def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
         measure("broken", 0, [sys.executable, "-c", "raise SystemExit('it broke')"], tmp_path / "out")
 
 
-def test_every_contender_runs(tmp_path: Path, quick_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_contender_of_the_benchmark_runs(
+    tmp_path: Path, quick_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a base of one layer: the copy, so8, dense and dequantized all end well."""
     monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
     base_bytes = prepare(tmp_path, quick_base, layers=1)
@@ -36,7 +38,7 @@ def test_every_contender_runs(tmp_path: Path, quick_base: Path, monkeypatch: pyt
         assert measure(name, 0, command, tmp_path / "out").seconds > 0
 
 
-def test_ratios_are_to_the_copy_of_the_same_round() -> None:
+def test_ratios_refer_to_the_copy_of_the_same_round() -> None:
     """… so that a machine that is busy in one round does not count against either side."""
     seconds = {COPY: (1.0, 10.0, 2.0), "aegis, so8": (2.0, 10.0, 3.0)}
     runs = [

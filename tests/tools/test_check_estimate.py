@@ -15,7 +15,7 @@ from tests.conftest import MakeRandom
 
 
 @pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.05, 0), (1.3, 1), (0.7, 1)])
-def test_a_tenth_is_the_bound(
+def test_an_estimate_may_be_off_by_a_tenth(
     make_random: MakeRandom, tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
 ) -> None:
     base = make_random("phi3", num_hidden_layers=4)
@@ -33,7 +33,7 @@ def test_a_tenth_is_the_bound(
     assert f"{1 / factor - 1:+.1%}" in capsys.readouterr().out
 
 
-def test_nothing_measured_is_no_success(quick_base: Path, tmp_path: Path) -> None:
+def test_a_benchmark_without_results_is_a_failure(quick_base: Path, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text('{"rows": [{"name": "x", "error": "out of memory"}]}', encoding="utf-8")
     assert main(["--template", str(quick_base), "--measured", str(file)]) == 1

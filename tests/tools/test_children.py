@@ -26,7 +26,7 @@ run_logged([sys.executable, "-c", child], log=log, cwd=log.parent, environment=c
 """
 
 
-def test_output_and_exit_code_are_kept(tmp_path: Path) -> None:
+def test_output_and_exit_code_are_passed_on(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = "import sys; print('日本語'); sys.stderr.write('why'); sys.exit(9)"
     code = run_logged(
@@ -38,7 +38,7 @@ def test_output_and_exit_code_are_kept(tmp_path: Path) -> None:
     assert "why" in text
 
 
-def test_settings_that_lead_elsewhere_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_name_other_paths_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     monkeypatch.setenv("VIRTUAL_ENV", "/elsewhere")
@@ -51,7 +51,7 @@ def test_settings_that_lead_elsewhere_are_dropped(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_start_leaves_nobody_behind(tools: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_start_leaves_no_process(tools: Path, tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tools), str(log)], stderr=subprocess.DEVNULL, restore_signals=True

@@ -12,7 +12,7 @@ from startup.environment import Environment
     ("codes", "expected"),
     [({}, 0), ({"ruff": 1, "pytest": 5}, 1), ({"mypy": 2}, 2), ({"pytest": 1}, 1)],
 )
-def test_all_run_and_the_first_failure_is_returned(
+def test_all_checks_run_and_the_first_failure_is_returned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int], expected: int
 ) -> None:
     ran: list[list[str]] = []

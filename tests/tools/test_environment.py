@@ -27,41 +27,41 @@ def environment(tmp_path: Path) -> Environment:
     return made
 
 
-def test_ready_when_the_stamp_fits(environment: Environment) -> None:
+def test_an_environment_with_a_matching_stamp_is_ready(environment: Environment) -> None:
     assert environment.is_ready()
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "tools/constraints.txt"])
-def test_not_ready_after_an_edit(environment: Environment, name: str) -> None:
+def test_an_environment_is_not_ready_after_an_edit(environment: Environment, name: str) -> None:
     with (environment.root / name).open("a", encoding="utf-8") as stream:
         stream.write("# edited\n")
     assert not environment.is_ready()
 
 
 @pytest.mark.parametrize("text", ["", '{"key": "', "[]", "{}", '{"key": 1, "converter": null}'])
-def test_not_ready_with_a_damaged_stamp(environment: Environment, text: str) -> None:
+def test_an_environment_with_a_damaged_stamp_is_not_ready(environment: Environment, text: str) -> None:
     environment._stamp.write_text(text, encoding="utf-8")
     assert not environment.is_ready()
 
 
-def test_not_ready_without_what_the_stamp_vouches_for(environment: Environment) -> None:
+def test_an_environment_without_the_stamped_files_is_not_ready(environment: Environment) -> None:
     environment.python.unlink()
     assert not environment.is_ready()
 
 
-def test_not_ready_without_the_converter(environment: Environment) -> None:
+def test_an_environment_without_the_converter_is_not_ready(environment: Environment) -> None:
     (environment.root / "converter").rmdir()
     assert not environment.is_ready()
 
 
-def test_not_ready_in_another_folder(environment: Environment, tmp_path: Path) -> None:
+def test_an_environment_that_was_moved_is_not_ready(environment: Environment, tmp_path: Path) -> None:
     """A moved checkout's scripts name the old folder: it is set up anew."""
     moved = tmp_path.with_name(tmp_path.name + "-moved")
     tmp_path.rename(moved)
     assert not Environment(moved).is_ready()
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_environment_is_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / ".venv" / "notes.txt"
     precious.parent.mkdir()
     precious.write_text("mine", encoding="utf-8")
@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
     assert [precious] == list(precious.parent.iterdir())
 
 
-def test_the_tests_packages_are_vouched_for_apart(environment: Environment) -> None:
+def test_the_tests_packages_have_their_own_stamp(environment: Environment) -> None:
     """An environment that users have is not ready for the tests; one for the tests is ready for users."""
     for_tests = Environment(environment.root, extra="dev")
     assert not for_tests.is_ready()
@@ -92,7 +92,7 @@ def test_an_environment_for_another_python_is_not_usable(environment: Environmen
     assert environment.usable() is None
 
 
-def test_clearing_leaves_the_set_ups_own_folder(environment: Environment) -> None:
+def test_clearing_keeps_the_set_ups_own_folder(environment: Environment) -> None:
     environment.log.touch()
     environment.clear()
     assert [entry.name for entry in environment.folder.iterdir()] == ["start"]
@@ -100,7 +100,7 @@ def test_clearing_leaves_the_set_ups_own_folder(environment: Environment) -> Non
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")
-def test_the_systems_packages_are_never_taken_for_ours(environment: Environment) -> None:
+def test_the_systems_packages_never_count_as_the_environments(environment: Environment) -> None:
     """Without pyvenv.cfg a virtual environment's Python is the system's; nothing there may be mended."""
     import sys
 

@@ -32,7 +32,7 @@ def test_every_form_and_workflow_can_be_read(path: Path) -> None:
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
 
-def test_workflows_and_container_start_what_start_py_knows() -> None:
+def test_workflows_and_container_use_commands_of_start_py() -> None:
     files = [*(GITHUB / "workflows").glob("*.yml"), GITHUB / "docker" / "Dockerfile"]
     found = [word for file in files for word in re.findall(r"start\.py (\w+)", file.read_text(encoding="utf-8"))]
     assert {"demo", "setup"} <= set(found)
@@ -47,7 +47,7 @@ def test_the_workflow_covers_three_systems_and_the_oldest_and_newest_python() ->
     assert matrix["python"] == ["3.11", "3.14"]
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_has_this_version() -> None:
     citation = yaml.safe_load((GITHUB / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == aegis.__version__
     assert citation["license"] == "MIT"
@@ -74,7 +74,7 @@ def test_notebooks_are_python_and_name_commands_that_exist(notebook: Path) -> No
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_hold_no_results_of_somebodys_run(notebook: Path) -> None:
+def test_notebooks_have_no_outputs(notebook: Path) -> None:
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None

@@ -50,7 +50,7 @@ def test_a_platform_with_a_published_wheel_has_its_name(
     ("system", "machine", "libc"),
     [("linux", "x86_64", ""), ("darwin", "arm64", ""), ("win32", "ARM64", ""), ("linux", "riscv64", "glibc")],
 )
-def test_a_platform_without_one_compiles(
+def test_a_platform_without_a_published_wheel_compiles(
     tools: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, libc: str
 ) -> None:
     monkeypatch.delenv(llama.VARIABLE, raising=False)
@@ -84,7 +84,7 @@ def test_a_wheel_is_fetched_once(published: llama.Wheel, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("left", [b"", CONTENT[:99], b"something else"])
-def test_what_an_interrupted_fetch_left_is_not_taken(published: llama.Wheel, tmp_path: Path, left: bytes) -> None:
+def test_an_incomplete_download_is_not_used(published: llama.Wheel, tmp_path: Path, left: bytes) -> None:
     for name in ("binding.whl", "binding.whl.part"):
         (tmp_path / name).write_bytes(left)
     path = fetch(published, tmp_path)
@@ -99,7 +99,7 @@ def test_another_file_is_refused_with_its_hash(published: llama.Wheel, tmp_path:
     assert not (tmp_path / "binding.whl").exists()
 
 
-def test_an_address_that_does_not_answer_is_one_line(published: llama.Wheel, tmp_path: Path) -> None:
+def test_an_address_that_does_not_answer_is_an_error_of_one_line(published: llama.Wheel, tmp_path: Path) -> None:
     missing = fetch(llama.Wheel(published.place + "x", "0" * 64), tmp_path)
     assert isinstance(missing, str)
     assert "not found" in missing
@@ -107,7 +107,7 @@ def test_an_address_that_does_not_answer_is_one_line(published: llama.Wheel, tmp
 
 
 @pytest.mark.parametrize("common", [False, True])
-def test_the_compilation_leaves_out_what_nobody_loads(common: bool) -> None:
+def test_the_compilation_leaves_out_unused_libraries(common: bool) -> None:
     """The tests of imatrix alone link against the common library."""
     _, setting = llama.build_settings(common=common)
     package, _, arguments = setting.partition(":cmake.args=")

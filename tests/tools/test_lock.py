@@ -53,13 +53,13 @@ def test_every_dependency_is_bound_once_on_every_platform(tools: Path, platform:
             assert [v for v in versions if v in requirement.specifier], f"{requirement}: `python tools/start.py lock`"
 
 
-def test_what_only_windows_has_is_locked_for_windows(tools: Path) -> None:
+def test_packages_of_windows_only_are_locked_for_windows(tools: Path) -> None:
     marker = next(requirement.marker for requirement in locked(tools) if requirement.name == "colorama")
     assert marker is not None
     assert [name for name, where in PLATFORMS.items() if marker.evaluate(where)] == ["Windows"]
 
 
-def test_builds_are_bound_too(tools: Path) -> None:
+def test_build_dependencies_are_bound_too(tools: Path) -> None:
     """What the project and llama.cpp's binding are built with has the same file as constraints."""
     assert {"setuptools", "scikit-build-core", "cmake", "ninja"} <= {requirement.name for requirement in locked(tools)}
 

@@ -20,7 +20,7 @@ def test_a_compiler_that_cannot_build_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @posix
-def test_a_path_no_environment_can_have_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_no_environment_can_have_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a:b"
     folder.mkdir()
     with pytest.raises(StartError, match="virtual environment"):

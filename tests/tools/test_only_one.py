@@ -48,7 +48,7 @@ def take(lock: Path, taken: threading.Event) -> None:
 @pytest.mark.parametrize(
     "how", ["alone", pytest.param("child", marks=pytest.mark.skipif(os.name == "nt", reason="POSIX"))]
 )
-def test_waits_for_the_holder_and_for_its_child(
+def test_the_lock_waits_for_its_holder_and_the_holders_child(
     tools: Path, lock: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A killed holder frees the lock; a child that inherited it (pip) keeps it until it ends too."""

@@ -26,7 +26,7 @@ def test_the_environment_wins_over_files_and_other_commands_do_not_count() -> No
     assert "timeout" not in found
 
 
-def test_each_setting_has_its_word_in_uv() -> None:
+def test_each_setting_of_pip_has_its_name_in_uv() -> None:
     settings = for_uv({**parse(LISTING), "no-index": "true", "trusted-host": "mirror.example"}, {})
     flags = list(settings.flags)
     pairs = list(itertools.pairwise(flags))
@@ -55,12 +55,12 @@ def test_variables_of_uvs_own_are_left_to_uv() -> None:
     assert for_uv(parse(LISTING), own).flags == ("--constraints", "/etc/limits.txt")
 
 
-def test_nothing_set_is_nothing_handed_on() -> None:
+def test_without_settings_no_variable_is_passed_on() -> None:
     settings = for_uv({}, {})
     assert (settings.flags, dict(settings.environment), settings.own_places) == ((), {}, False)
 
 
-def test_the_real_pip_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_come_from_the_installed_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     config = tmp_path / "pip.conf"

@@ -19,7 +19,7 @@ TRAIN = {
 }
 
 
-def test_points_go_to_their_curves_in_order() -> None:
+def test_points_are_assigned_to_their_curves_in_order() -> None:
     assert curves([*MERGE, DATA, TRAIN]) == {
         "merge": {"aegis, so8": [(2.0, 6.0), (8.0, 18.0)]},
         "data": {"the first time": [(1000, 5.0)], "from the cache": [(1000, 3.0)]},

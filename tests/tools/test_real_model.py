@@ -71,7 +71,7 @@ def test_halves_undoes_what_the_converter_does() -> None:
     assert not np.array_equal(gguf_to_folder.halves(converted, 1), rows)
 
 
-def test_a_finished_folder_needs_no_gguf_and_stays_as_it_is(copy: Path, tmp_path: Path) -> None:
+def test_a_finished_folder_needs_no_gguf_and_is_unchanged(copy: Path, tmp_path: Path) -> None:
     before = written(copy)
     assert real_model(copy, tmp_path / "no such file") == copy
     assert written(copy) == before
@@ -95,7 +95,7 @@ def test_a_folder_of_another_recipe_is_written_again(copy: Path, monkeypatch: py
     assert written(copy)["config.json"] > before["config.json"]
 
 
-def test_somebody_elses_folder_is_refused_and_kept(real_base: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_origin_is_refused_and_kept(real_base: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(UsageError):
@@ -115,7 +115,7 @@ def test_another_gguf_than_the_wheels_is_refused(tmp_path: Path, content: bytes 
     assert main([str(tmp_path / "model"), "--gguf", str(given)]) == 5
 
 
-def test_without_an_index_it_is_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_index_the_model_is_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 3, no folder, and nothing left in the cache but the lock."""
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -43,7 +43,7 @@ def site_packages(installed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(installed, tmp_path / "site-packages")
 
 
-def test_what_pip_installed_is_whole(site_packages: Path) -> None:
+def test_an_installation_by_pip_is_complete(site_packages: Path) -> None:
     assert broken(site_packages) == []
     assert repair(site_packages) == []
     assert (site_packages / "tiny-1.0.dist-info").is_dir()
@@ -59,7 +59,7 @@ def test_what_pip_installed_is_whole(site_packages: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["missing", "empty"])
-def test_a_cut_installation_is_taken_away(site_packages: Path, name: str, how: str) -> None:
+def test_an_incomplete_installation_is_removed(site_packages: Path, name: str, how: str) -> None:
     if how == "missing":
         (site_packages / name).unlink()
     else:
@@ -69,7 +69,7 @@ def test_a_cut_installation_is_taken_away(site_packages: Path, name: str, how: s
     assert broken(site_packages) == []
 
 
-def test_pips_leftovers_go(site_packages: Path) -> None:
+def test_the_leftovers_of_pip_are_removed(site_packages: Path) -> None:
     (site_packages / "~iny").mkdir()
     repair(site_packages)
     assert not (site_packages / "~iny").exists()

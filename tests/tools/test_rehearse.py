@@ -11,7 +11,7 @@ from rehearse_full_size import Record
 
 
 @pytest.mark.parametrize("megabytes", [0, 300])
-def test_the_meter_sees_a_childs_memory(tmp_path: Path, megabytes: int) -> None:
+def test_the_meter_counts_a_childs_memory(tmp_path: Path, megabytes: int) -> None:
     """Its peak, though it is gone at the end; the control is a child that takes none."""
     record = Record(tmp_path)
     code = f"import time; held = b'x' * ({megabytes} << 20); time.sleep(0.8); del held; time.sleep(0.3)"

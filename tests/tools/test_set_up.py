@@ -125,7 +125,7 @@ def test_a_wheel_with_another_hash_is_refused(checkout: Checkout) -> None:
     assert code == 0, out
 
 
-def test_a_library_that_does_not_run_here_is_not_kept(checkout: Checkout, tmp_path: Path) -> None:
+def test_a_library_that_does_not_run_on_this_machine_is_not_kept(checkout: Checkout, tmp_path: Path) -> None:
     library = {"llama_cpp/__init__.py": b"", "llama_cpp/lib/libggml-cpu.so": b"for another processor"}
     bad = small.write_wheel(tmp_path, small.BINDING, "0.3.36", library)
     checkout.extra["AEGIS_LLAMA_WHEEL"] = str(bad)
@@ -145,7 +145,7 @@ def test_another_file_than_the_locked_one_is_refused(checkout: Checkout) -> None
     assert "peft" not in checkout.packages()
 
 
-def test_an_index_that_is_gone_is_said_and_the_next_start_goes_on(checkout: Checkout) -> None:
+def test_an_unreachable_index_is_reported_and_the_next_start_continues(checkout: Checkout) -> None:
     checkout.extra["PIP_INDEX_URL"] = "http://127.0.0.1:9/simple"
     checkout.extra["UV_HTTP_RETRIES"] = "0"
     code, out = checkout.start("setup")
@@ -189,7 +189,7 @@ def test_a_start_that_is_interrupted_anywhere_is_finished_by_the_next(
     assert {*small.STAND_INS, "llama_cpp_python", "aegis_soul"} <= checkout.packages()
 
 
-def test_setup_mends_a_file_that_changed_behind_its_back(checkout: Checkout) -> None:
+def test_setup_repairs_a_changed_file(checkout: Checkout) -> None:
     """Of the same size, so that only its hash tells; the stamp still says ready."""
     assert checkout.start("demo")[0] == 0
     module = checkout.site_packages / "peft" / "data.py"

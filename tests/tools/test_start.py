@@ -37,14 +37,14 @@ def door(tools: Path) -> ModuleType:
     return module
 
 
-def test_parses_on_python_3_8(tools: Path) -> None:
+def test_start_py_can_be_parsed_by_python_3_8(tools: Path) -> None:
     """An old Python can read the file, and so can say what it lacks."""
     ast.parse((tools / "start.py").read_text(encoding="utf-8"), feature_version=(3, 8))
     with pytest.raises(SyntaxError):  # the control: this check can fail
         ast.parse("match 1:\n    case 1: pass\n", feature_version=(3, 8))
 
 
-def test_an_old_python_is_told_so(
+def test_an_old_python_gets_a_message(
     door: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 8, 10))
@@ -60,7 +60,7 @@ def test_an_old_python_is_told_so(
         (["test", "-k", "soul", "-x"], "test", ["-k", "soul", "-x"]),
     ],
 )
-def test_what_follows_the_command_is_passed_on(
+def test_arguments_after_the_command_are_passed_on(
     door: ModuleType, argv: list[str], command: str, rest: list[str]
 ) -> None:
     arguments = door.parse(argv)
@@ -80,7 +80,7 @@ def test_wrong_usage_is_exit_2(tools: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Visual Studio is found outside PATH")
-def test_no_wheel_and_no_compiler_are_said_before_anything_is_made(tools: Path, tmp_path: Path) -> None:
+def test_a_missing_wheel_and_compiler_are_reported_before_anything_is_created(tools: Path, tmp_path: Path) -> None:
     """With nothing in PATH: exit 3, the compiler named, how to get one, and no environment begun."""
     shutil.copytree(tools, tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(tools.parent / "pyproject.toml", tmp_path)

@@ -11,12 +11,12 @@ from aegis.config.settings import TrainConfig
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_each_cell_is_a_training_that_is_accepted(cell: str) -> None:
+def test_each_cell_of_the_study_is_a_valid_training(cell: str) -> None:
     TrainConfig(**{**COMMON, **CELLS[cell]})
     TrainConfig(**{**COMMON, **CELLS[cell], **TRIAL})
 
 
-def test_every_training_has_a_file_of_its_own() -> None:
+def test_every_training_has_its_own_file() -> None:
     args = parse(["base", "out", "--domain", "ja=a.jsonl", "--domain", "en=b.jsonl", "--other", "c.jsonl"])
     paths = {path_of(args.out, job) for job in jobs(args)}
     assert len(paths) == len(jobs(args)) == 2 * 3 * len(CELLS)

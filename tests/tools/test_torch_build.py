@@ -26,7 +26,7 @@ def no_choice_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
         ("linux", True, OWN, None),
     ],
 )
-def test_the_build_fits_the_machine(
+def test_the_build_of_torch_fits_the_machine(
     monkeypatch: pytest.MonkeyPatch, platform: str, driver: bool, settings: PipSettings, wanted: str | None
 ) -> None:
     monkeypatch.setattr(torch_build.sys, "platform", platform)
@@ -67,7 +67,7 @@ def test_a_build_without_cuda_is_known(tmp_path: Path, text: str | None, cpu: bo
     assert torch_build.is_cpu_build(tmp_path) == cpu
 
 
-def test_another_build_keeps_its_version_and_loses_its_hashes(tools: Path) -> None:
+def test_another_build_has_the_same_version_and_no_hashes(tools: Path) -> None:
     """So do all packages that come with the public build alone; every other line stays as it is."""
     text = (tools / "constraints.txt").read_text(encoding="utf-8")
     before, after = torch_build.blocks(text), torch_build.blocks(torch_build.without_build(text))

@@ -32,7 +32,7 @@ def fetcher(ran: list[Sequence[str | Path]], version: str = "0.13.9") -> object:
 @pytest.mark.parametrize(
     ("version", "taken"), [("0.13.9", True), ("0.9.0", True), ("1.2.0", True), ("0.8.24", False), ("?", False)]
 )
-def test_the_one_on_path_is_taken_if_it_is_new_enough(
+def test_uv_on_the_path_is_used_if_it_is_new_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, taken: bool
 ) -> None:
     program = write_uv(tmp_path / "bin" / "uv", version)
@@ -40,7 +40,7 @@ def test_the_one_on_path_is_taken_if_it_is_new_enough(
     assert uv.on_path() == (program if taken else None)
 
 
-def test_it_is_fetched_by_hash_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_is_downloaded_once_and_checked_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     ran: list[Sequence[str | Path]] = []
     found = uv.find_or_fetch(tmp_path, fetcher(ran))  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def test_it_is_fetched_by_hash_and_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(ran) == 1
 
 
-def test_what_an_interrupted_fetch_left_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_download_of_uv_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     (tmp_path / "uv.part" / "bin").mkdir(parents=True)
     broken = tmp_path / "uv" / "bin" / "uv"
@@ -62,13 +62,13 @@ def test_what_an_interrupted_fetch_left_is_fetched_again(tmp_path: Path, monkeyp
     assert not (tmp_path / "uv.part").exists()
 
 
-def test_one_that_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uv_that_does_not_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(StartError, match="does not start"):
         uv.find_or_fetch(tmp_path, fetcher([], "?"))  # type: ignore[arg-type]
 
 
-def test_a_python_with_neither_pip_nor_venv_is_said_with_the_package(
+def test_a_python_without_pip_and_venv_is_reported_with_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

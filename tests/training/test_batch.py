@@ -45,7 +45,7 @@ def test_a_shape_serves_every_batch() -> None:
         assert fixed.edges.diff().max().item() <= fixed.longest == shape.longest
 
 
-def test_edges_are_where_positions_begin_anew() -> None:
+def test_edges_are_where_positions_start_again() -> None:
     data = windows([5, 9, 3, 7, 4, 2])
     batch = data.batch([0, 1])
     made = MicroBatch.make(batch, BatchShape.of(data, 2))
@@ -64,7 +64,7 @@ def test_single_documents_have_no_edges() -> None:
     assert BatchShape.of(windows([5, 9]), 1).documents is not None
 
 
-def test_windows_that_cannot_be_pinned_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_that_cannot_be_pinned_are_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("CUDA error: out of memory")
 
@@ -76,7 +76,7 @@ def test_windows_that_cannot_be_pinned_are_told_with_what_to_do(monkeypatch: pyt
     assert "--max-length" in caught.value.fix
 
 
-def test_rows_point_at_what_comes_before_a_trained_token() -> None:
+def test_rows_are_the_positions_before_trained_tokens() -> None:
     data = windows([5, 9, 3, 7])
     batch = data.batch([0])
     made = MicroBatch.make(batch, BatchShape(40, 4, 16))
@@ -88,7 +88,7 @@ def test_rows_point_at_what_comes_before_a_trained_token() -> None:
 
 
 @pytest.mark.parametrize("more", [0, 7])
-def test_padding_changes_no_step(make_state: MakeState, more: int) -> None:
+def test_padding_does_not_change_a_step(make_state: MakeState, more: int) -> None:
     """Loss and update of a padded batch are those of the exact one, to rounding; other windows' are not."""
     data = windows([5, 9, 3, 7, 8, 4], max_length=12)
     shape = BatchShape.of(data, 1)

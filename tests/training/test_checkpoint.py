@@ -46,7 +46,7 @@ def scaler(scale: float = 1024.0) -> torch.amp.GradScaler:
 @pytest.mark.parametrize("alpha", ["scheduled", "then-learned", "learned"])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
-def test_going_on_is_never_having_stopped(
+def test_a_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, make_state: MakeState, alpha: str, scaled: bool, rotation: str
 ) -> None:
     """Parameters, moments, scale and losses after a load equal those of a run without one; another seed's do not."""
@@ -91,7 +91,7 @@ def test_alpha_has_no_moments_before_it_is_learned(tmp_path: Path, make_state: M
     assert resumed.soul.alpha in resumed.optimizer.state
 
 
-def test_later_stages_can_read_it(tmp_path: Path, make_state: MakeState) -> None:
+def test_later_stages_can_read_a_checkpoint(tmp_path: Path, make_state: MakeState) -> None:
     state = make_state(CONFIG)
     steps(state, CONFIG, 0, 5)
     folder = checkpoint.save(tmp_path, state, 5, MANIFEST, keep=1)
@@ -118,7 +118,7 @@ def saved(tmp_path: Path, make_state: MakeState) -> Path:
 
 @pytest.mark.parametrize("name", ["resume.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "torn"])
-def test_torn_files_are_refused(saved: Path, make_state: MakeState, name: str, damage: str) -> None:
+def test_incomplete_files_are_refused(saved: Path, make_state: MakeState, name: str, damage: str) -> None:
     path = saved / name
     data = path.read_bytes()
     path.unlink()
@@ -159,7 +159,7 @@ def test_another_set_up_is_refused(saved: Path, make_state: MakeState) -> None:
         checkpoint.load(saved, make_state(CONFIG, scaler=scaler()))
 
 
-def test_the_newest_by_number_stay(tmp_path: Path, make_state: MakeState) -> None:
+def test_the_checkpoints_with_the_highest_steps_stay(tmp_path: Path, make_state: MakeState) -> None:
     """A clock set back does not matter, nor does a step beyond six digits; what is no checkpoint is left alone."""
     state = make_state(CONFIG)
     for name in ("step_notes", "step_12", "other"):
@@ -174,7 +174,7 @@ def test_the_newest_by_number_stay(tmp_path: Path, make_state: MakeState) -> Non
     assert {"step_notes", "step_12", "other"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_the_newest_whole_one_is_found(tmp_path: Path, make_state: MakeState, reporter: Recorder) -> None:
+def test_the_newest_undamaged_checkpoint_is_found(tmp_path: Path, make_state: MakeState, reporter: Recorder) -> None:
     """None before the first; damaged ones are passed over with their reason; all damaged is exit 5."""
     assert checkpoint.newest_whole(tmp_path / "nowhere") is None
     state = make_state(CONFIG)
@@ -194,7 +194,7 @@ def test_the_newest_whole_one_is_found(tmp_path: Path, make_state: MakeState, re
         checkpoint.newest_whole(tmp_path)
 
 
-def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+def test_rows_of_metrics_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     """Rows after it, a row torn by a crash and rows that are none go; the rest stays as it was, to the letter."""
     path = tmp_path / "metrics.jsonl"
     kept = '{"step": 1, "loss": 3.5, "phase": "安定"}\n{"loss": 2, "step": 2}\n'
@@ -207,7 +207,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_damaged_later_one_pushes_out_nothing(tmp_path: Path) -> None:
+def test_a_damaged_later_checkpoint_does_not_displace_another(tmp_path: Path) -> None:
     """Passed over and not removed: with one to keep, the one just saved stays beside it."""
     for step in (1, 2, 9):
         (tmp_path / f"step_{step:06d}").mkdir()

@@ -190,7 +190,9 @@ def gap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cuts", [(40, 170), ()], ids=["three documents", "one document"])
-def test_every_way_is_the_plain_way(make: Make, way: str, cuts: tuple[int, ...]) -> None:
+def test_every_execution_option_gives_the_plain_losses_and_gradients(
+    make: Make, way: str, cuts: tuple[int, ...]
+) -> None:
     """To bfloat16's rounding, dropout and all; another dropout, and documents that see each other, miss."""
     if WAYS[way].compiled and find_spec("triton") is None:
         pytest.skip("needs triton")
@@ -208,7 +210,7 @@ def test_every_way_is_the_plain_way(make: Make, way: str, cuts: tuple[int, ...])
 @pytest.mark.parametrize(
     "way", ["captured", "captured, offloaded", "compiled", "all", "all, recomputed", "all, parked"]
 )
-def test_kept_text_is_the_plain_ways_in_every_way(make: Make, way: str) -> None:
+def test_every_execution_option_gives_the_plain_keep_loss(make: Make, way: str) -> None:
     """Divergence and gradients, with a recorded piece of their own; a step without kept text misses."""
     if WAYS[way].compiled and find_spec("triton") is None:
         pytest.skip("needs triton")
@@ -248,7 +250,7 @@ def test_our_kernel_reads_nf4_as_bitsandbytes_does(shape: tuple[int, int], dtype
     assert not torch.equal(ours(quantized.offset * 1.01), theirs)
 
 
-def test_a_compiled_layer_keeps_what_is_counted(make: Make) -> None:
+def test_a_compiled_layer_keeps_the_counted_bytes(make: Make) -> None:
     """Within 5 % of `activation_bytes`, which plans go by; a layer that is not compiled keeps more."""
     assert one_layer_keeps(make(WAYS["compiled"])) == pytest.approx(counted := layer_bytes(make), rel=0.05)
     assert one_layer_keeps(make(WAYS["packed"])) > 1.3 * counted
@@ -307,7 +309,7 @@ def test_our_kernel_has_the_gradient_of_gate_and_up(shape: tuple[int, ...], dtyp
     assert gap(wide.grad, exchanged.double()) > 0.1
 
 
-def test_a_dense_souls_gradient_is_as_exact_as_what_it_comes_from() -> None:
+def test_a_dense_souls_gradient_is_as_exact_as_its_16_bit_inputs() -> None:
     """In products of 10 bits, against float64 throughout; bfloat16's own rounding, 8 bits, is the control."""
     size = 512
     soul = Soul(size, kind="dense", init="random", seed=1, alpha=1.0).to("cuda")
@@ -331,7 +333,7 @@ def test_a_dense_souls_gradient_is_as_exact_as_what_it_comes_from() -> None:
     assert gap(wanted, wanted.roll(1)) > 0.5
 
 
-def test_a_dense_rotation_stays_one() -> None:
+def test_a_dense_rotation_stays_a_rotation() -> None:
     """At Phi-3.5's width, after steps that move every entry by the same amount, and after far too large ones."""
     soul = Soul(3072, kind="dense", init="identity").to("cuda")
     generator = torch.Generator("cuda").manual_seed(0)
@@ -349,7 +351,7 @@ def test_a_dense_rotation_stays_one() -> None:
         assert gap(turned - before, turned.mT - before) > 0.5
 
 
-def test_float32_is_what_halves_add_up_to() -> None:
+def test_the_gram_matrix_of_halves_has_float32s_accuracy_on_a_gpu() -> None:
     """RᵀR on tensor cores, against float64; of one coarse product the error is ten times as much."""
     rotation = Soul(1024, kind="dense", init="random", seed=1).to("cuda").start
     exact = orthogonality_defect(rotation.double())
@@ -371,7 +373,7 @@ def test_float32_is_what_halves_add_up_to() -> None:
         ("checkpointed", "so8"),
     ],
 )
-def test_a_step_never_waits(make: Make, way: str, rotation: str) -> None:
+def test_a_step_never_waits_for_the_gpu(make: Make, way: str, rotation: str) -> None:
     """No synchronizing call from launch to launch, eager or replayed; reading a value does wait, and is caught."""
     state = make(WAYS[way], CONFIG.model_copy(update={"rotation": rotation}))
     stepper = Stepper(state, CONFIG)
@@ -390,7 +392,7 @@ def test_a_step_never_waits(make: Make, way: str, rotation: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["all", "packed"])
-def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
+def test_an_update_with_nan_is_held_back_on_the_device(make: Make, way: str) -> None:
     """A NaN in a replayed step: neither it nor the step launched behind it moves anything."""
     state = make(WAYS[way])
     stepper = Stepper(state, CONFIG)
@@ -423,7 +425,7 @@ def test_nonsense_is_held_back_on_the_device(make: Make, way: str) -> None:
         ("all, offloaded layers", "so8"),
     ],
 )
-def test_a_replayed_step_is_the_eager_step_to_the_bit(
+def test_a_replayed_step_equals_the_eager_step_bit_for_bit(
     make: Make, way: str, rotation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resuming starts with eager steps where the undisturbed run replayed: their numbers must be the same."""
@@ -452,7 +454,7 @@ def test_a_step_that_cannot_be_recorded_stays_eager(make: Make, way: str, monkey
     torch.rand(1, device="cuda")  # the generator does not believe that the recording still goes on
 
 
-def test_the_peak_is_the_first_thing_that_may_be_asked_of_a_gpu() -> None:
+def test_the_peak_can_be_reset_before_anything_has_used_the_gpu() -> None:
     asked = "import torch; from aegis.training import memory; memory.reset_peak(torch.device('cuda', 0))"
     finished = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

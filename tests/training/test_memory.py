@@ -19,7 +19,7 @@ CONFIG = TrainConfig(lora_r=2)
 CUDA, GIB = torch.device("cuda", 0), 2**30
 
 
-def test_parts_are_what_the_tensors_take(make_state: MakeState) -> None:
+def test_the_parts_of_the_memory_are_the_bytes_of_their_tensors(make_state: MakeState) -> None:
     state = make_state(CONFIG)
     lora = sum(p.numel() for name, p in state.model.named_parameters() if "lora_" in name)
     others = sum(p.numel() for name, p in state.model.named_parameters() if "lora_" not in name)
@@ -42,7 +42,7 @@ def test_parts_are_what_the_tensors_take(make_state: MakeState) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_what_the_host_keeps_is_not_the_gpus(make_state: MakeState) -> None:
+def test_tensors_in_host_memory_do_not_count_as_gpu_memory(make_state: MakeState) -> None:
     """Of a GPU that is not here: what is nowhere stands for what is there."""
     model = make_state(CONFIG).model
     whole, embeddings = footprint(model), model.get_base_model().get_input_embeddings()
@@ -54,7 +54,7 @@ def test_what_the_host_keeps_is_not_the_gpus(make_state: MakeState) -> None:
 @pytest.mark.parametrize(
     ("device", "said", "asked"), [("cuda", {}, 1), ("cpu", {}, 0), ("cuda", {"PYTORCH_ALLOC_CONF": ""}, 0)]
 )
-def test_the_gpus_memory_grows_in_place_unless_the_user_says_how(
+def test_segments_of_gpu_memory_grow_unless_the_user_has_set_the_allocator(
     device: str, said: dict[str, str], asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -78,7 +78,7 @@ def fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return held
 
 
-def test_a_cap_holds_while_training_does(fractions: list[float]) -> None:
+def test_a_cap_on_gpu_memory_holds_while_training_runs(fractions: list[float]) -> None:
     """Afterwards, and after an error too, the allocator has what it had."""
     with allocator.capped(CUDA, 3) as gib:
         assert (gib, fractions) == (3, [1.0, 0.25])
@@ -88,14 +88,16 @@ def test_a_cap_holds_while_training_does(fractions: list[float]) -> None:
     assert fractions == [1.0, 0.25, 1.0, 0.5, 1.0]
 
 
-def test_a_lower_limit_of_somebody_elses_stands(fractions: list[float]) -> None:
+def test_a_lower_limit_that_exists_already_stays(fractions: list[float]) -> None:
     fractions.append(0.125)
     with allocator.capped(CUDA, 3):
         assert fractions[-1] == 0.125
 
 
 @pytest.mark.parametrize(("device", "gib"), [(CUDA, None), (CUDA, 12.0), (CUDA, 80.0), (CPU, 3.0)])
-def test_what_is_no_limit_sets_none(fractions: list[float], device: torch.device, gib: float | None) -> None:
+def test_a_cap_above_the_cards_memory_sets_no_limit(
+    fractions: list[float], device: torch.device, gib: float | None
+) -> None:
     """No cap, a card that has no more, a CPU."""
     with allocator.capped(device, gib) as found:
         assert found is None
@@ -103,7 +105,7 @@ def test_what_is_no_limit_sets_none(fractions: list[float], device: torch.device
     assert allocator.cap_bytes(gib, device) is None
 
 
-def test_a_cap_is_known_without_its_gpu(fractions: list[float]) -> None:
+def test_a_cap_has_its_bytes_without_a_gpu(fractions: list[float]) -> None:
     assert allocator.cap_bytes(2.5, None) == allocator.cap_bytes(2.5, CUDA) == 5 * GIB // 2
     assert allocator.cap_bytes(80, None) == 80 * GIB
     assert allocator.cap_bytes(None, None) is None

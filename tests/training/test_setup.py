@@ -19,7 +19,7 @@ from tests.training.conftest import CPU
 
 
 @pytest.mark.parametrize("asked", ["on", "auto"])
-def test_a_recording_that_cannot_be_is_said_where_it_was_asked_for(
+def test_cuda_graphs_that_are_set_on_but_impossible_are_reported(
     make_random: MakeRandom, reporter: Any, asked: Any
 ) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", cuda_graphs=asked)
@@ -44,14 +44,14 @@ def test_processes_share_the_cores_while_each_quantizes_its_base(monkeypatch: py
 
 
 @pytest.mark.parametrize("cap", [3.0, None])
-def test_a_cap_that_a_cpu_does_not_mind_is_said(make_random: MakeRandom, reporter: Any, cap: float | None) -> None:
+def test_a_cap_without_a_gpu_is_reported(make_random: MakeRandom, reporter: Any, cap: float | None) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", gpu_memory_gib=cap)
     with build_state(config, find_base(config.base_model), CPU, None):
         pass
     assert sum("--gpu-memory-gib has no effect" in text for text in reporter.warned) == (cap is not None)
 
 
-def test_the_cap_is_there_before_the_base(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cap_holds_before_the_base_is_loaded(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
     """And until the training is over. Where there is no GPU, the order is all that can be looked at."""
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", gpu_memory_gib=2.5)
     events: list[object] = []
@@ -83,7 +83,7 @@ def raiser(error: Exception) -> Any:
 
 @pytest.mark.parametrize("cap", [2.5, None])
 @pytest.mark.parametrize("loading", [False, True])
-def test_a_full_gpu_names_its_cap(
+def test_the_error_of_a_full_gpu_names_the_cap(
     make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch, cap: float | None, loading: bool
 ) -> None:
     """In a step, and where the base itself does not fit. Of a GPU that is not here the cap is a stand-in."""
@@ -100,7 +100,7 @@ def test_a_full_gpu_names_its_cap(
     assert ("--max-length (now 512)" in caught.value.fix) != loading
 
 
-def test_another_fault_keeps_its_own_advice(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_keeps_its_own_fix(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu")
     monkeypatch.setattr(setup.allocator, "capped", lambda *_: nullcontext(2.5))
     fault = EnvironmentFault("distributed.world_size", text="x")

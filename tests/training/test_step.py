@@ -66,7 +66,7 @@ def test_decay_pulls_the_adapter_and_not_the_soul(make_state: MakeState) -> None
         ("cosine", [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
     ],
 )
-def test_learning_rates(make_state: MakeState, schedule: str, wanted: list[float]) -> None:
+def test_learning_rates_follow_the_schedule(make_state: MakeState, schedule: str, wanted: list[float]) -> None:
     """The factor of each step, and the rate each group really has when it is taken."""
     config = CONFIG.model_copy(update={"lr_schedule": schedule, "max_steps": 4, "soul_learning_rate": 3e-3})
     assert [rate_factor(config)(step) for step in range(4)] == pytest.approx(wanted)
@@ -78,7 +78,7 @@ def test_learning_rates(make_state: MakeState, schedule: str, wanted: list[float
         assert rates == pytest.approx([1e-2 * factor, 3e-3 * factor])
 
 
-def test_micro_batches_are_one_batch(make_state: MakeState) -> None:
+def test_micro_batches_give_the_gradients_of_one_batch(make_state: MakeState) -> None:
     """Windows in one forward pass or in two: the same step, though they hold different numbers of targets."""
     one, two = make_state(CONFIG), make_state(CONFIG)
     short, full = noise(1, windows=1, length=5), noise(2, windows=3)
@@ -89,7 +89,7 @@ def test_micro_batches_are_one_batch(make_state: MakeState) -> None:
     assert both.task_loss != pytest.approx((parts[0] / 2 + parts[1] / 27) / 2, rel=1e-3)
 
 
-def test_a_step_depends_on_its_number_and_nothing_else(make_state: MakeState) -> None:
+def test_a_step_depends_only_on_its_number(make_state: MakeState) -> None:
     """Whatever was drawn before, dropout in step k is that of step k; another step's, or seed's, is another."""
     config = CONFIG.model_copy(update={"lora_dropout": 0.5})
 
@@ -113,7 +113,7 @@ def scaler(scale: float) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=scale)
 
 
-def test_scaling_changes_no_step(make_state: MakeState) -> None:
+def test_loss_scaling_does_not_change_a_step(make_state: MakeState) -> None:
     """Scaled by a power of two and unscaled again, gradients are the same but for matrix_exp's rounding."""
     plain, scaled = make_state(CONFIG), make_state(CONFIG, scaler=scaler(1024.0))
     one, other = Stepper(plain, CONFIG), Stepper(scaled, CONFIG)
@@ -127,7 +127,7 @@ def test_scaling_changes_no_step(make_state: MakeState) -> None:
         assert not torch.allclose(value, before[name], atol=1e-3), name
 
 
-def test_an_overflow_is_skipped_and_the_scale_lowered(make_state: MakeState) -> None:
+def test_an_overflow_skips_the_update_and_lowers_the_scale(make_state: MakeState) -> None:
     """Nothing moves until the scale fits; each skip is told; then training goes on."""
     state = make_state(CONFIG, scaler=scaler(2.0**127))
     stepper, before = Stepper(state, CONFIG), values(state)
@@ -156,7 +156,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "summed_loss", poisoned)
 
 
-def test_overflow_for_ever_is_divergence(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_overflows_in_a_row_are_divergence(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the allowed skips in a row end it, with every parameter as it was."""
     state = make_state(CONFIG, scaler=scaler(1024.0))
     stepper, before = Stepper(state, CONFIG), values(state)
@@ -168,7 +168,7 @@ def test_overflow_for_ever_is_divergence(make_state: MakeState, monkeypatch: pyt
     assert not moved(before, state)
 
 
-def test_a_good_step_begins_the_count_anew(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_without_overflow_resets_the_count(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
     state = make_state(CONFIG, scaler=scaler(1024.0))
     stepper = Stepper(state, CONFIG)
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_without_scaling_an_overflow_is_divergence_at_once(
     assert not moved(before, state)
 
 
-def test_a_soul_out_of_the_graph_is_noticed(make_state: MakeState) -> None:
+def test_a_soul_that_is_not_in_the_graph_is_an_error(make_state: MakeState) -> None:
     state = make_state(CONFIG)
     outside = make_state(CONFIG, seed=1).soul
     stray = replace(state, soul=outside)
@@ -204,7 +204,7 @@ def test_a_soul_out_of_the_graph_is_noticed(make_state: MakeState) -> None:
 
 
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
-def test_a_rotation_that_is_none_any_more_is_found_at_once(make_state: MakeState, rotation: str) -> None:
+def test_an_r_that_left_so_n_is_found_in_the_same_step(make_state: MakeState, rotation: str) -> None:
     """A hundredth longer than a rotation; what rounding leaves goes on, logged or not."""
     state = make_state(CONFIG.model_copy(update={"rotation": rotation}))
     stepper = Stepper(state, CONFIG)

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill ends the proces
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_asks_and_the_second_stops(number: signal.Signals, code: int, reporter: Recorder) -> None:
+def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(
+    number: signal.Signals, code: int, reporter: Recorder
+) -> None:
     before = signal.getsignal(number)
     with deferred_stop() as request:
         assert request.exit_code is None
@@ -28,7 +30,7 @@ def test_the_first_asks_and_the_second_stops(number: signal.Signals, code: int, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_is_the_earlier_handlers(number: signal.Signals) -> None:
+def test_the_second_signal_goes_to_the_previous_handler(number: signal.Signals) -> None:
     """The command's own handler says with which code it ends: 143, not Ctrl-C's 130, after SIGTERM."""
 
     def leave(_number: int, _frame: object) -> None:
@@ -44,21 +46,21 @@ def test_the_second_is_the_earlier_handlers(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
-def test_each_block_begins_anew() -> None:
+def test_each_block_has_its_own_request() -> None:
     with deferred_stop():
         os.kill(os.getpid(), signal.SIGTERM)
     with deferred_stop() as request:
         assert request.exit_code is None
 
 
-def test_handlers_come_back_after_an_error() -> None:
+def test_the_previous_handlers_are_restored_after_an_error() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ValueError, match="x"), deferred_stop():
         raise ValueError("x")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_other_threads_are_left_alone() -> None:
+def test_outside_the_main_thread_nothing_changes() -> None:
     """Python allows handlers in the main thread only: elsewhere the block just runs."""
     before = signal.getsignal(signal.SIGINT)
     seen: list[object] = []

@@ -8,7 +8,7 @@ from aegis.training import throughput as module
 from aegis.training.throughput import Throughput
 
 
-def test_the_start_counts_apart_and_what_is_no_training_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_steps_count_separately_and_pauses_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     throughput = Throughput()

@@ -23,14 +23,14 @@ def config(quick_base: Path, tmp_path: Path) -> TrainConfig:
     return small_training(quick_base, write_chats(tmp_path / "data.jsonl")).model_copy(update=changed)
 
 
-def test_a_row_has_numbers_of_one_level() -> None:
+def test_a_row_is_reported_as_numbers_under_flat_names() -> None:
     row = {"step": 3, "task_loss": 2.5, "heldout_loss": None, "phase": "golden", "skipped": False}
     assert numbers_of(row) == {"task_loss": 2.5, "skipped": 0.0}
     turned = numbers_of({"step": 3, "turned_degrees": [0, 1, 2, 3, 4, 5, 6]})
     assert turned == {"turned_degrees_median": 3, "turned_degrees_most": 6}
 
 
-def test_a_package_that_is_not_there_is_told_before_any_work(
+def test_a_missing_tracker_package_is_an_error_before_any_work(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda _name: None)
@@ -44,7 +44,7 @@ def test_a_package_that_is_not_there_is_told_before_any_work(
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's and protobuf's own
-def test_tensorboard_reads_what_the_metrics_say(
+def test_tensorboards_events_have_the_numbers_of_the_metrics(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after three steps and resumed from two: each step is there once, with the number of metrics.jsonl."""
@@ -67,7 +67,7 @@ def test_tensorboard_reads_what_the_metrics_say(
 
 @pytest.mark.skipif(find_spec("trackio") is None, reason="needs trackio")
 @pytest.mark.filterwarnings("ignore")
-def test_trackio_keeps_it_on_this_machine_and_off_stdout(
+def test_trackio_keeps_its_data_on_this_machine_and_prints_nothing_on_stdout(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Read back out of its own data base; no socket is opened; nothing is printed where results go."""

@@ -33,7 +33,7 @@ def test_a_cached_tree_needs_no_sdist(cache: Path, sdist: Path, pinned: PinnedAr
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "gone", "added", "linked", "file"])
-def test_a_damaged_tree_is_found_and_made_anew(damage: str, cache: Path, pinned: PinnedArchive) -> None:
+def test_a_damaged_tree_is_found_and_unpacked_again(damage: str, cache: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
     tree = ensure_tree(pin, Silent())
     victim = tree / "conversion" / "base.py"
@@ -55,7 +55,9 @@ def test_a_damaged_tree_is_found_and_made_anew(damage: str, cache: Path, pinned:
     assert contents(tree) == FILES
 
 
-def test_byte_code_beside_the_modules_goes_without_a_download(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
+def test_byte_code_beside_the_modules_is_removed_without_a_download(
+    cache: Path, sdist: Path, pinned: PinnedArchive
+) -> None:
     """Someone ran the converter by hand: that must not cost a machine without network its converter."""
     pin = pinned(honest())
     tree = ensure_tree(pin, Silent())
@@ -67,7 +69,7 @@ def test_byte_code_beside_the_modules_goes_without_a_download(cache: Path, sdist
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_an_interrupted_unpack_leaves_nothing(
+def test_an_interrupted_unpacking_leaves_no_tree(
     fault: BaseException, cache: Path, pinned: PinnedArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pin = pinned(honest())
@@ -88,7 +90,7 @@ def test_an_interrupted_unpack_leaves_nothing(
         assert (caught.value.kind, caught.value.what) == ("disk", "The disk is full")
 
 
-def test_what_a_killed_process_left_is_ignored_and_later_swept(cache: Path, pinned: PinnedArchive) -> None:
+def test_the_leftovers_of_a_killed_process_are_ignored_and_later_removed(cache: Path, pinned: PinnedArchive) -> None:
     fresh, stale = cache / ".making-fresh", cache / ".making-stale"
     for leftover in (fresh, stale):
         (leftover / "tree").mkdir(parents=True)
@@ -99,7 +101,7 @@ def test_what_a_killed_process_left_is_ignored_and_later_swept(cache: Path, pinn
     assert {tree, fresh} == set(cache.iterdir())
 
 
-def test_many_at_once_get_the_same_whole_tree(cache: Path, pinned: PinnedArchive) -> None:
+def test_concurrent_processes_get_the_same_complete_tree(cache: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
     trees: list[Path] = []
     threads = [threading.Thread(target=lambda: trees.append(ensure_tree(pin, Silent()))) for _ in range(8)]
@@ -124,7 +126,7 @@ def test_a_cache_that_cannot_be_written_says_so(
     assert "AEGIS_CACHE_DIR" in caught.value.fix
 
 
-def test_the_real_tree_holds_the_converter_and_no_pickle() -> None:
+def test_the_real_tree_has_the_converter_and_no_pickle() -> None:
     tree = converter_tree()
     pin = load_pin()
     assert (tree / "convert_hf_to_gguf.py").is_file()
@@ -142,7 +144,7 @@ def test_the_command_prints_the_tree_and_nothing_else_on_stdout() -> None:
     assert f"{converter_tree()}\n" == done.stdout.decode("utf-8").replace("\r\n", "\n")
 
 
-def test_this_package_imports_nothing_of_aegis() -> None:
+def test_the_package_imports_no_module_of_aegis() -> None:
     probe = "import sys, vendor_llama_cpp; assert not any(m.split('.')[0] == 'aegis' for m in sys.modules)"
     source_root = Path(vendor_llama_cpp.__file__).parents[1]
     subprocess.run([sys.executable, "-c", probe], cwd=source_root, check=True)

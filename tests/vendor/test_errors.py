@@ -53,13 +53,13 @@ def raised() -> Iterator[tuple[str, set[str]]]:
                 yield from ((code, {str(keyword.arg) for keyword in node.keywords}) for code in codes)
 
 
-def test_every_code_is_in_every_catalogue_with_the_same_places() -> None:
+def test_every_code_is_in_every_catalogue_with_the_same_placeholders() -> None:
     for spoken in LANGUAGES:
         assert misfits(ENGLISH, catalogue(spoken)["vendor"]) == set()
     assert {code: ErrorText(**text) for code, text in catalogue("en")["vendor"].items()} == ENGLISH
 
 
-def test_a_code_or_a_place_that_is_missing_is_found() -> None:
+def test_a_missing_code_or_placeholder_is_found() -> None:
     """The control of the one above."""
     group = dict(catalogue("ja")["vendor"])
     without = {code: text for code, text in group.items() if code != "disk.full"}
@@ -77,7 +77,7 @@ def facts_of(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("code", TEXTS)
-def test_a_japanese_reader_meets_no_english(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_japanese_user_sees_no_english_message(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: what the package itself says. Of pip's own lines, only the bar that sets them apart is ours."""
     facts: dict[str, object] = dict.fromkeys(facts_of(code), "X")
     if "output" in facts:

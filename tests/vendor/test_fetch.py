@@ -136,7 +136,7 @@ def test_the_sdist_comes_through_pip_from_the_users_own_index(cache: Path, index
     assert [tree] == list(cache.iterdir())
 
 
-def test_the_download_is_told_while_it_comes(cache: Path, slow_index: Path, tmp_path: Path) -> None:
+def test_the_download_is_reported_while_it_runs(cache: Path, slow_index: Path, tmp_path: Path) -> None:
     pin = build_sdist(slow_index, tmp_path / "sentinel", random.Random(0).randbytes(1 << 21))
     heard = Heard()
     ensure_tree(pin, heard)
@@ -145,7 +145,7 @@ def test_the_download_is_told_while_it_comes(cache: Path, slow_index: Path, tmp_
     assert len(list(cache.iterdir())) == 1
 
 
-def test_on_a_screen_the_download_has_an_end_in_sight(
+def test_the_download_has_a_total_on_a_terminal(
     cache: Path, slow_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`python -m vendor_llama_cpp`, which the set-up runs: lines now and then, as it writes to a log."""
@@ -162,7 +162,9 @@ def test_on_a_screen_the_download_has_an_end_in_sight(
     assert Path(shown.out.strip()).parent == cache
 
 
-def test_a_listener_whose_reader_has_gone_is_no_fault_of_the_cache(cache: Path, index: Path, tmp_path: Path) -> None:
+def test_a_closed_progress_pipe_is_not_reported_as_a_fault_of_the_cache(
+    cache: Path, index: Path, tmp_path: Path
+) -> None:
     class Unread(Silent):
         def step(self, name: str, text: str) -> None:
             raise BrokenPipeError
@@ -202,7 +204,7 @@ def test_a_given_sdist_with_one_flipped_bit_is_refused(cache: Path, sdist: Path,
     assert sdist.exists()
 
 
-def test_a_given_sdist_that_is_not_there_is_named(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
+def test_a_given_sdist_that_does_not_exist_is_named(cache: Path, sdist: Path, pinned: PinnedArchive) -> None:
     pin = pinned(honest())
     sdist.unlink()
     with pytest.raises(VendorError, match=r"llama-9\.tar\.gz") as caught:
@@ -210,7 +212,7 @@ def test_a_given_sdist_that_is_not_there_is_named(cache: Path, sdist: Path, pinn
     assert caught.value.kind == "fetch"
 
 
-def test_an_environment_without_pip_has_its_own_cure(
+def test_an_environment_without_pip_has_its_own_fix(
     cache: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As uv makes them; the network is not to blame."""

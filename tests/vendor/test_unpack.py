@@ -55,7 +55,7 @@ def test_a_hostile_member_anywhere_is_refused(
     assert refuse(pinned(members), tmp_path).kind == "archive"
 
 
-def test_an_honest_archive_gives_the_wanted_files_and_no_others(cache: Path, pinned: PinnedArchive) -> None:
+def test_a_sound_archive_gives_only_the_wanted_files(cache: Path, pinned: PinnedArchive) -> None:
     """The control of every test here: the same members without the hostile one unpack."""
     tree = ensure_tree(pinned(honest()), Silent())
     assert {p.relative_to(tree).as_posix(): p.read_bytes() for p in tree.rglob("*") if p.is_file()} == FILES
@@ -84,7 +84,7 @@ def test_a_bomb_among_the_wanted_files_is_refused(
     assert "hold more" in refuse(pin, tmp_path).why
 
 
-def test_a_sea_of_members_is_refused(
+def test_an_archive_of_too_many_members_is_refused(
     cache: Path, pinned: PinnedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vendor_llama_cpp.unpack, "MAX_MEMBERS", 50)
@@ -105,7 +105,7 @@ def test_a_truncated_archive_is_refused(
     assert refuse(pin_for(sdist), tmp_path).kind in {"archive", "hash"}
 
 
-def test_what_is_not_an_archive_is_refused(cache: Path, sdist: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(cache: Path, sdist: Path, tmp_path: Path) -> None:
     sdist.parent.mkdir()
     for data in (b"plain text", gzip.compress(b"a" * 4096)):
         sdist.write_bytes(data)

@@ -39,7 +39,7 @@ def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
-def test_weights_of_the_bare_decoder(make_random: MakeRandom, tmp_path: Path) -> None:
+def test_weights_of_a_bare_decoder_are_refused(make_random: MakeRandom, tmp_path: Path) -> None:
     base = rewritten(make_random("llama"), tmp_path / "base", bare)
     with pytest.raises(UnsupportedModelError) as caught:
         check_base(base, ())
@@ -49,7 +49,7 @@ def test_weights_of_the_bare_decoder(make_random: MakeRandom, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["v_head.summary.weight", "model.layers.0.self_attn.attn_bias", "score.weight"])
-def test_a_tensor_without_a_place_in_a_proven_family(make_random: MakeRandom, tmp_path: Path, name: str) -> None:
+def test_an_unknown_tensor_in_a_proven_family_is_refused(make_random: MakeRandom, tmp_path: Path, name: str) -> None:
     base = rewritten(make_random("llama"), tmp_path / "base", with_tensor(name))
     with pytest.raises(UnsupportedModelError) as caught:
         check_base(base, ())
@@ -58,7 +58,7 @@ def test_a_tensor_without_a_place_in_a_proven_family(make_random: MakeRandom, tm
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen2", "qwen3", "gemma3_text", "phi", "mistral", "smollm3"])
-def test_proven_families_pass(make_random: MakeRandom, tmp_path: Path, model_type: str) -> None:
+def test_proven_families_pass_the_precheck(make_random: MakeRandom, tmp_path: Path, model_type: str) -> None:
     """So does what the converter passes over: old files hold the frequencies of their rotary embeddings."""
     tied = model_type in ("gemma3_text", "smollm3")
     folder = make_random(model_type, tie_word_embeddings=tied)
@@ -66,7 +66,7 @@ def test_proven_families_pass(make_random: MakeRandom, tmp_path: Path, model_typ
 
 
 @pytest.mark.timeout(300)
-def test_of_another_family_the_converter_is_asked_once(
+def test_the_converter_checks_a_base_of_another_family_once(
     make_random: MakeRandom, knowing_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
@@ -81,7 +81,9 @@ def test_of_another_family_the_converter_is_asked_once(
     assert "v_head.summary" in caught.value.why
 
 
-def test_what_merge_and_export_refuse_by_their_settings(make_random: MakeRandom, tmp_path: Path) -> None:
+def test_settings_that_merge_or_export_would_refuse_are_refused_before_training(
+    make_random: MakeRandom, tmp_path: Path
+) -> None:
     base = Base("someone/model", make_random("llama"), None)
     odd = Base("someone/model", make_random("llama", hidden_size=80, num_attention_heads=2, head_dim=64), None)
     dequantized = MergeConfig(base_weights="dequantized")
@@ -103,7 +105,7 @@ def test_what_merge_and_export_refuse_by_their_settings(make_random: MakeRandom,
         assert caught.value.key == key
 
 
-def test_a_disk_too_small_for_the_end(
+def test_a_disk_too_small_for_later_stages_is_refused_before_training(
     make_random: MakeRandom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     """Refused where merge and export follow at once; else said. What is there already needs no room."""
@@ -120,7 +122,7 @@ def test_a_disk_too_small_for_the_end(
     check_later(base, TrainConfig(), Later(is_certain=True), run)
 
 
-def test_train_asks_before_it_loads_the_base(
+def test_train_makes_these_checks_before_it_loads_the_base(
     make_random: MakeRandom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*args: object, **options: object) -> None:

@@ -30,7 +30,7 @@ def recorded(tmp_path: Path, outputs: list[NDArray[np.float32]], name: str = "on
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * VOCABULARY, 1 << 23])
-def test_kl_and_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_kl_and_agreement_equal_their_definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """KL(p‖q) as torch computes it; swapped, it is another number; a model is nothing apart from itself."""
     monkeypatch.setattr(divergence, "_CHUNK", chunk)
     one, other = logits(1), logits(2)
@@ -49,7 +49,7 @@ def test_kl_and_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 23])
-def test_perplexity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_perplexity_equals_its_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Of the tokens that follow inside a sequence: no sequence is asked to foresee the next one's start."""
     monkeypatch.setattr(divergence, "_CHUNK", chunk)
     model = recorded(tmp_path, logits(1))
@@ -61,7 +61,7 @@ def test_perplexity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int)
     assert perplexity(model) == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-6)
 
 
-def test_a_loss_that_is_only_temperature(tmp_path: Path) -> None:
+def test_a_best_temperature_removes_a_loss_that_is_only_sharpness(tmp_path: Path) -> None:
     """Logits six times as sharp: the best temperature is six times the old, and then nothing is lost."""
     fair = logits(1, scale=1.0)
     for rows, ids in zip(fair, SEQUENCES, strict=True):
@@ -78,7 +78,7 @@ def test_a_loss_that_is_only_temperature(tmp_path: Path) -> None:
     assert kept.lost == pytest.approx(math.log(kept.result / kept.base))
 
 
-def test_what_cannot_be_compared(tmp_path: Path) -> None:
+def test_recordings_of_other_vocabularies_or_with_nan_are_refused(tmp_path: Path) -> None:
     broken = logits(1)
     broken[1][0, 0] = np.nan
     with pytest.raises(IntegrityError, match="not finite"):
@@ -92,7 +92,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         compare(recorded(tmp_path, logits(1)), narrow)
 
 
-def test_the_place_for_recordings_is_left_clean(tmp_path: Path) -> None:
+def test_the_directory_for_recordings_is_removed(tmp_path: Path) -> None:
     """It stands where publishing sweeps: what a killed verification left goes with the next publication."""
     place = tmp_path / "verify"
     with divergence.scratch(place) as work:

@@ -63,25 +63,25 @@ def rename(path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(data.replace(length + old, length + new))
 
 
-def test_what_the_converter_made_passes(f16: Path, quick_base: Path) -> None:
+def test_the_converters_output_passes(f16: Path, quick_base: Path) -> None:
     check(f16, quick_base)
 
 
-def test_a_head_one_bit_off_is_another_head(f16: Path, folder: Path) -> None:
+def test_a_head_that_differs_in_one_bit_is_refused(f16: Path, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"].view(torch.int16)[-1, -1] ^= 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert differences(f16, folder) == ["output.weight is not lm_head.weight of the folder"]
 
 
-def test_a_head_of_another_shape_is_another_head(f16: Path, folder: Path) -> None:
+def test_a_head_of_another_shape_is_refused(f16: Path, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert differences(f16, folder) == ["output.weight is not lm_head.weight of the folder"]
 
 
-def test_a_dropped_head_is_the_souls_loss(gguf: Path, quick_base: Path) -> None:
+def test_a_missing_head_is_refused(gguf: Path, quick_base: Path) -> None:
     rename(gguf, b"output.weight", b"outpux.weight")
     (told,) = differences(gguf, quick_base)
     assert told.startswith("output.weight is missing")
@@ -102,14 +102,14 @@ def test_a_value_beyond_float16_is_named(gguf: Path, quick_base: Path) -> None:
             check(gguf, quick_base)
 
 
-def test_another_chat_template(f16: Path, folder: Path) -> None:
+def test_another_chat_template_is_refused(f16: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|END|>")
     with pytest.raises(IntegrityError, match="the chat template is not the folder's"):
         check_f16(f16, ShardSet.open(folder), read_config(folder), tokenizer)
 
 
-def test_of_several_templates_the_default_counts(f16: Path, folder: Path) -> None:
+def test_the_default_of_several_templates_counts(f16: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     one = tokenizer.chat_template
     tokenizer.chat_template = {"default": one, "tool_use": one + "x"}
@@ -126,7 +126,7 @@ def test_of_several_templates_the_default_counts(f16: Path, folder: Path) -> Non
         ("short_factor", "rope_factors_short.weight is not the folder's short_factor"),
     ],
 )
-def test_other_rope_factors(f16: Path, folder: Path, key: str, told: str) -> None:
+def test_other_rope_factors_are_refused(f16: Path, folder: Path, key: str, told: str) -> None:
     def change(config: dict[str, Any]) -> None:
         config["rope_scaling"][key][-1] *= 1.0001
 
@@ -134,13 +134,13 @@ def test_other_rope_factors(f16: Path, folder: Path, key: str, told: str) -> Non
     assert differences(f16, folder) == [told]
 
 
-def test_another_context_is_another_attention_factor(f16: Path, folder: Path) -> None:
+def test_the_attention_factor_of_another_context_is_refused(f16: Path, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(max_position_embeddings=65536))
     (told,) = differences(f16, folder)
     assert told.startswith("rope.scaling.attn_factor is 1.19023")
 
 
-def test_rope_as_transformers_5_writes_it(f16: Path, folder: Path) -> None:
+def test_rope_parameters_in_transformers_5s_form_are_checked(f16: Path, folder: Path) -> None:
     """rope_parameters with the original length inside is the same model."""
 
     def change(config: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def test_rope_as_transformers_5_writes_it(f16: Path, folder: Path) -> None:
     check_f16(f16, ShardSet.open(folder), config, load_tokenizer(folder))
 
 
-def test_a_bos_that_llama_cpp_would_add(gguf: Path, quick_base: Path) -> None:
+def test_a_begin_token_that_llama_cpp_would_add_is_refused(gguf: Path, quick_base: Path) -> None:
     """Without the key, llama.cpp puts <s> before every prompt of a SentencePiece model; the folder does not."""
     with Runtime(gguf, n_ctx=64, threads=1, vocab_only=True) as runtime:
         before = runtime.tokenize("春の花", add_bos=True)
@@ -166,14 +166,14 @@ def test_a_bos_that_llama_cpp_would_add(gguf: Path, quick_base: Path) -> None:
     assert told == "llama.cpp adds bos: True; the folder's tokenizer does: False"
 
 
-def test_all_differences_are_told_at_once(gguf: Path, folder: Path) -> None:
+def test_all_differences_are_reported_at_once(gguf: Path, folder: Path) -> None:
     rename(gguf, b"output.weight", b"outpux.weight")
     rename(gguf, b"tokenizer.ggml.add_bos_token", b"tokenizer.ggml.add_bos_tokex")
     edit(folder / "config.json", lambda config: config["rope_scaling"].update(short_factor=[1.0] * 32))
     assert len(differences(gguf, folder)) == 3
 
 
-def test_a_quantized_file_without_fallbacks(f16: Path, tmp_path: Path, reporter: Recorder) -> None:
+def test_a_quantized_file_without_fallbacks_passes(f16: Path, tmp_path: Path, reporter: Recorder) -> None:
     out = tmp_path / "q.gguf"
     quantize(f16, out, "Q4_K_M", threads=1)
     assert check_quantized(out, "Q4_K_M", None) == []
@@ -184,13 +184,15 @@ def test_a_quantized_file_without_fallbacks(f16: Path, tmp_path: Path, reporter:
         check_quantized(out, "Q4_K_M", None)
 
 
-def test_tensors_that_were_not_quantized_without_a_reason(f16: Path) -> None:
+def test_tensors_that_were_not_quantized_without_a_reason_are_refused(f16: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         check_quantized(f16, "Q4_K_M", None)
     assert caught.value.key == "gguf.odd_type"
 
 
-def test_rows_that_do_not_fit_are_told(make_random: MakeRandom, tmp_path: Path, reporter: Recorder) -> None:
+def test_fallbacks_of_rows_that_do_not_fit_are_reported(
+    make_random: MakeRandom, tmp_path: Path, reporter: Recorder
+) -> None:
     """A width of 288 is no whole number of 256-blocks: larger types are used, listed and warned of."""
     model = make_random("llama", hidden_size=288, num_hidden_layers=1, intermediate_size=512)
     convert(model, tmp_path / "f16.gguf", model_name="llama")

@@ -48,7 +48,7 @@ def test_a_handful_of_rows_is_filled_up(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("vocab_size", "context", "limit"), [(32_064, 4096, 512), (32_064, 256, 256), (262_144, 4096, 128)]
 )
-def test_the_longest_sequence(vocab_size: int, context: int, limit: int) -> None:
+def test_the_longest_sequence_follows_context_and_vocabulary(vocab_size: int, context: int, limit: int) -> None:
     """Its logits stay under 134 MB."""
     assert sequence_limit(vocab_size, context) == limit
     assert limit * vocab_size * 4 <= 1 << 27

@@ -47,7 +47,7 @@ def test_the_sentence_says_what_was_learned_and_of_which_text(
     assert said.values["knows"].values["text"].key == f"retention.{whose}"
 
 
-def test_the_sentence_reads_as_one() -> None:
+def test_the_parts_of_the_sentence_join_into_one() -> None:
     said = sentence([on("kept", 0.0212)], PERPLEXITIES, "heldout", 32_000)
     assert said is not None
     assert said.english == (
@@ -65,7 +65,7 @@ def test_without_kept_text_other_text_decides_unless_it_is_the_users() -> None:
     assert sentence([on("other", 0.4)], PERPLEXITIES, "text", 32_000) is None
 
 
-def test_figures_that_mean_nothing_are_left_out() -> None:
+def test_meaningless_figures_are_left_out() -> None:
     """A text that the base predicts no better than chance, and rows so few that other text filled them up."""
     assert sentence([on("kept", 0.02)], PERPLEXITIES, "heldout", 10) is None
     filled = sentence([on("kept", 0.02)], PERPLEXITIES, "filled", 32_000)
@@ -81,7 +81,7 @@ def test_a_bound_holds_up_to_its_own_value() -> None:
     assert on("kept", 0.1).as_json()["ok"]
 
 
-def test_kept_windows_are_read_up_to_the_tokens_asked_for(tmp_path: Path) -> None:
+def test_kept_windows_are_read_up_to_the_configured_tokens(tmp_path: Path) -> None:
     """Each piece by itself and cut to the limit; without kept windows there is only the other text."""
     windows = fill([np.arange(20, dtype=np.int32), np.arange(40, 60, dtype=np.int32)], 2, 20, 0)
     sample = Sample([[1, 2]], [[3, 4]], [], "heldout")

@@ -56,7 +56,7 @@ def test_rounding_stays_under_its_bounds_whatever_the_scale(dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("scale", [3.0, 20.0])
-def test_a_weight_that_is_off_by_three_hundredths_breaks_them(scale: float) -> None:
+def test_a_weight_that_is_off_by_three_hundredths_exceeds_the_bounds(scale: float) -> None:
     """The control: one layer of six by three parts in a hundred is more than float16's rounding."""
     found = compared(1024, torch.float16, scale, 1.03)
     assert Bounds.of_rounding(found, torch.float16, LAYERS).broken(found)
@@ -77,6 +77,6 @@ def test_a_flip_counts_only_where_the_lead_was_larger_than_rounding() -> None:
         assert ("flip_lead" in Bounds.of_rounding(found, torch.float16, 1).broken(found)) is broken
 
 
-def test_too_few_positions_carry_no_verdict() -> None:
+def test_too_few_positions_give_no_bounds() -> None:
     far = Divergence(5.0, 5.0, 5.0, 0.0, 9.0, MIN_POSITIONS - 1, 1.0, 9.0)
     assert Bounds.of_rounding(far, torch.float16, 1).broken(far) == []

@@ -29,7 +29,7 @@ def composing(
         yield load_tokenizer(folder), runtime
 
 
-def test_text_that_one_side_composes_is_said_and_not_counted(composing: tuple[Any, Runtime]) -> None:
+def test_text_that_only_one_side_composes_is_reported_and_not_counted(composing: tuple[Any, Runtime]) -> None:
     tokenizer, runtime = composing
     assert tokenizer(DECOMPOSED).input_ids != runtime.tokenize(DECOMPOSED, add_bos=True)
     parity = compare_tokens(tokenizer, runtime, [DECOMPOSED])
@@ -38,7 +38,7 @@ def test_text_that_one_side_composes_is_said_and_not_counted(composing: tuple[An
     assert "NFC" in remark.english
 
 
-def test_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:
+def test_texts_with_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:
     """The control: another tokenizer's ids, with the token they part at; composing explains none of that."""
     _, runtime = composing
     parity = compare_tokens(load_tokenizer(quick_base), runtime, [DECOMPOSED])

@@ -42,18 +42,20 @@ def base_at(folder: Path) -> Base:
     return Base("someone/model", folder, None)
 
 
-def test_a_tokenizer_that_is_taken_is_asked_about_once(quick_base: Path, tree: Path, reporter: Recorder) -> None:
+def test_an_accepted_tokenizer_is_checked_once(quick_base: Path, tree: Path, reporter: Recorder) -> None:
     for _ in range(2):
         ask(base_at(quick_base), tree)
     assert reporter.said.count(ASKED) == 1
 
 
-def test_nothing_is_kept_if_it_may_not_be(quick_base: Path, tree: Path, cache: Path) -> None:
+def test_nothing_is_written_without_keep(quick_base: Path, tree: Path, cache: Path) -> None:
     ask(base_at(quick_base), tree, keep=False)
     assert not cache.exists()
 
 
-def test_an_unknown_pre_tokenizer(make_random: MakeRandom, tree: Path, knowing_tree: Path, cache: Path) -> None:
+def test_an_unknown_pre_tokenizer_is_refused(
+    make_random: MakeRandom, tree: Path, knowing_tree: Path, cache: Path
+) -> None:
     """Refused with the converter's reason; the control is a converter that knows it."""
     base = base_at(make_random("llama", pre="llama-bpe"))
     ask(base, knowing_tree)
@@ -62,7 +64,7 @@ def test_an_unknown_pre_tokenizer(make_random: MakeRandom, tree: Path, knowing_t
     assert len(list((cache / "vocabularies").iterdir())) == 1
 
 
-def test_a_phi_3_without_its_sentencepiece_file(quick_base: Path, tree: Path, tmp_path: Path) -> None:
+def test_a_phi_3_without_its_sentencepiece_file_is_refused(quick_base: Path, tree: Path, tmp_path: Path) -> None:
     shutil.copytree(quick_base, tmp_path / "base")
     (tmp_path / "base" / "tokenizer.model").unlink()
     with pytest.raises(UnsupportedModelError, match=r"tokenizer\.model"):
@@ -82,7 +84,7 @@ def test_code_of_the_base_is_not_run(quick_base: Path, tree: Path, tmp_path: Pat
     assert not (tmp_path / "sentinel").exists()
 
 
-def test_without_a_converter_it_is_said(quick_base: Path, reporter: Recorder) -> None:
+def test_a_missing_converter_is_reported_and_the_check_is_skipped(quick_base: Path, reporter: Recorder) -> None:
     """Nothing is fetched for a look ahead."""
     ask(base_at(quick_base))
     assert "export will show" in reporter.said[0]

@@ -33,7 +33,7 @@ ROW = {
 }
 
 
-def test_every_failure_has_the_code_of_the_table() -> None:
+def test_every_error_has_the_exit_code_of_the_table() -> None:
     """DESIGN's exit codes, each held by one class or by a class under it."""
     codes: dict[str, int] = {}
     classes = [AegisError]
@@ -104,7 +104,7 @@ def test_people_read_plain_lines_in_their_language(
     assert lines[2].endswith("秒で完了")
 
 
-def test_quiet_leaves_warnings_and_results(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_still_shows_warnings_and_results(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ConsoleReporter(quiet=True)
     reporter.say("said")
     reporter.metrics(ROW)
@@ -117,7 +117,7 @@ def test_quiet_leaves_warnings_and_results(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("colour", [True, False])
-def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, colour: bool) -> None:
+def test_a_terminal_gets_progress_bars(monkeypatch: pytest.MonkeyPatch, colour: bool) -> None:
     """A live bar that goes when it is done; NO_COLOR takes the colours away and not the bar."""
     if not colour:
         monkeypatch.setenv("NO_COLOR", "1")
@@ -170,7 +170,7 @@ def test_programs_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == "warning: careful\n"
 
 
-def test_nothing_is_printed_unless_someone_installs_a_reporter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_reporter_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     progress.install(progress.SilentReporter())
     progress.say("x")
     progress.warn("x")
@@ -182,7 +182,7 @@ def test_nothing_is_printed_unless_someone_installs_a_reporter(capsys: pytest.Ca
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
+def test_the_printed_next_commands_can_be_run(tmp_path: Path) -> None:
     """Paths with spaces are quoted; the name for Ollama is one that it takes."""
     from aegis.stages.export import ExportReport
 
@@ -197,7 +197,7 @@ def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
     assert ollama_name("日本") == "aegis"
 
 
-def test_nothing_that_is_shown_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_shown_text_has_control_codes_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """A model's own words piece by piece, a file's name, a library's error: what the terminal gets is ink."""
     hostile = "\x1b]52;c;cm0gLXJm\x07"
     reporter = ConsoleReporter()

@@ -63,7 +63,7 @@ def drawn(width: int, encoding: str, *, known: bool = True) -> list[str]:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "cp932", "cp1252"])
-def test_it_fits_and_says_all(width: int, encoding: str) -> None:
+def test_the_panel_fits_the_terminal_and_has_every_value(width: int, encoding: str) -> None:
     """Nothing is wider than the terminal, nothing is cut off, nothing is outside the encoding."""
     if encoding == "cp1252":  # it has no alpha either: the program's streams replace what they cannot write
         with pytest.raises(UnicodeEncodeError):
@@ -93,7 +93,7 @@ def test_it_fits_and_says_all(width: int, encoding: str) -> None:
 
 @pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("known", [True, False])
-def test_in_japanese_its_frame_stands(width: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_frame_is_straight_in_japanese(width: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As wide as the terminal in cells, whole, and without a word of the English panel."""
     english = "\n".join(drawn(width, "utf-8", known=known))
     monkeypatch.setenv(VARIABLE, "ja")
@@ -109,13 +109,13 @@ def test_in_japanese_its_frame_stands(width: int, known: bool, monkeypatch: pyte
     assert ("黄金比に到達" in text) == known
 
 
-def test_before_anything_is_known() -> None:
+def test_the_panel_can_be_shown_before_the_first_step() -> None:
     text = "\n".join(drawn(80, "utf-8", known=False))
     assert "step 400 of 500" in text
     assert "step 400, before this start" in text
 
 
-def test_a_phase_in_words_where_the_circle_is_not_known() -> None:
+def test_a_phase_is_in_words_where_the_encoding_lacks_the_symbols() -> None:
     assert phase_text(Phase.TRANSITIONING, "utf-8") == "🟡 Transitioning"
     assert phase_text(Phase.TRANSITIONING, "cp932") == "Transitioning"
     assert phase_text(Phase.STABLE, "no-such-encoding") == "Stable"
@@ -133,7 +133,7 @@ def test_the_smoothed_loss_starts_at_the_first_and_counts_a_step_once() -> None:
     assert "2.9744" in captured.get()
 
 
-def test_on_a_terminal_the_panel_is_alone_and_leaves_the_milestones() -> None:
+def test_the_panel_leaves_only_the_milestones_on_a_terminal() -> None:
     """A bar within it is not drawn; rows without a held-out loss only move the panel; at the end it is gone."""
     screen = io.StringIO()
     reporter = ConsoleReporter()
@@ -154,7 +154,7 @@ def test_on_a_terminal_the_panel_is_alone_and_leaves_the_milestones() -> None:
     assert "hashing" in screen.getvalue()
 
 
-def test_without_a_terminal_training_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_training_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet, told in ((False, "training: done in"), (True, "")):
         reporter = ConsoleReporter(quiet=quiet)
         with reporter.training(0, 2) as watch:
@@ -166,7 +166,7 @@ def test_without_a_terminal_training_is_lines(capsys: pytest.CaptureFixture[str]
         assert quiet or lines[-1].startswith(told)
 
 
-def test_programs_are_told_of_progress_and_checkpoints(
+def test_programs_get_events_of_progress_and_checkpoints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import json

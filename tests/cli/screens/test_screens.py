@@ -78,7 +78,7 @@ def test_folded_screens_fit_the_terminal(spoken: Language, columns: int) -> None
     assert max(cell_width(line) for line in every_screen()["verify"].splitlines()) > columns
 
 
-def test_tables_are_tables_at_80_columns(spoken: Language) -> None:
+def test_tables_are_folded_only_below_80_columns(spoken: Language) -> None:
     """A row per line, under one head; at 40 the head is beside each number."""
     heads = {"verify": f"{phrase('screens_verify.models')}  ", "list": f"{phrase('list_head.run')}  "}
     for name, head in heads.items():
@@ -108,7 +108,7 @@ def test_columns_end_below_each_other(spoken: Language) -> None:
     assert [cell_width(name) for name in names] == [cell_width(names[0])] * 6
 
 
-def test_a_narrow_terminal_keeps_the_ways_that_have_room(spoken: Language) -> None:
+def test_a_narrow_terminal_shows_the_comparisons_that_fit(spoken: Language) -> None:
     """Two beside the names at 40 columns, one at least however narrow it is."""
     for columns, planner in ((40, 2), (64, 4), (12, 1)):
         lines = screens_plan.planned(plan_report(), SETTINGS, columns).splitlines()
@@ -153,13 +153,13 @@ JAPANESE = """\
 """
 
 
-def test_a_whole_screen_of_each_language(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_screen_matches_in_each_language(monkeypatch: pytest.MonkeyPatch) -> None:
     assert every_screen()["verify"].replace("\\", "/") == ENGLISH
     monkeypatch.setenv(VARIABLE, "ja")
     assert every_screen()["quantize-study"].startswith(JAPANESE)
 
 
-def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
+def test_every_name_in_a_report_has_a_translation() -> None:
     """Reports name things by a word that programs read; each has its text, and no text is left over."""
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
     sharded = {field.name for field in fields(ShardedWeights)}
@@ -172,7 +172,7 @@ def test_whatever_a_report_names_has_a_name_in_every_language() -> None:
     assert words("finding", "en").keys() == set(get_args(finding.Name))
 
 
-def test_the_studys_rule_is_the_reports() -> None:
+def test_the_screen_shows_the_rule_that_the_study_records() -> None:
     study = study_report().study
     assert study is not None
     told = phrase("screens_study.rule", tolerance=study.tolerance, percent=100 * study.tolerance)

@@ -32,7 +32,7 @@ def recalled(confined: Confined) -> dict[str, object]:
     return confined.ask({"do": "recall"}, seconds=SECONDS).fields
 
 
-def test_a_message_comes_back_as_it_was(confined: Confined) -> None:
+def test_a_written_message_is_read_back_unchanged(confined: Confined) -> None:
     said = {"do": "echo", "text": "春\ud800\n", "nested": [{"a": None, "b": 1.5}]}
     answer = confined.ask({**said}, b"\x00\xff", seconds=SECONDS)
     assert (answer.fields, answer.blob) == (said, b"\x00\xff")
@@ -55,7 +55,7 @@ def test_a_setup_that_fails_fails_every_request() -> None:
 
 
 @pytest.mark.parametrize("what", ["loop", "one call into C"])
-def test_what_does_not_end_is_killed_at_its_deadline(confined: Confined, what: str) -> None:
+def test_an_endless_request_is_killed_at_its_deadline(confined: Confined, what: str) -> None:
     """Also where no other thread of it would get to run; and the next request is answered."""
     confined.start(SECONDS)
     pid = confined.pid
@@ -67,14 +67,14 @@ def test_what_does_not_end_is_killed_at_its_deadline(confined: Confined, what: s
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux limits")
-def test_memory_is_refused_before_it_is_taken(confined: Confined) -> None:
+def test_an_allocation_beyond_the_bound_fails_before_memory_is_used(confined: Confined) -> None:
     pid = recalled(confined)["pid"]
     with pytest.raises(TooLarge):
         confined.ask({"do": "climb"}, seconds=SECONDS, memory_bytes=100 << 20)
     assert recalled(confined)["pid"] == pid, "which did not even end"
 
 
-def test_where_the_system_refuses_no_memory_the_process_is_watched(
+def test_without_a_memory_limit_of_the_system_the_process_is_watched(
     confined: Confined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows and macOS: it is killed when it has grown too far."""
@@ -85,7 +85,7 @@ def test_where_the_system_refuses_no_memory_the_process_is_watched(
     assert recalled(confined)["kept"] == []
 
 
-def test_a_crash_is_told_with_how_it_ended_and_the_next_request_is_answered(confined: Confined) -> None:
+def test_a_crash_is_reported_with_its_cause_and_the_next_request_is_answered(confined: Confined) -> None:
     with pytest.raises(Ended, match=r"SIGABRT|exit code"):
         confined.ask({"do": "crash"}, seconds=SECONDS)
     assert recalled(confined)["kept"] == []
@@ -98,7 +98,7 @@ def test_a_killed_process_is_replaced(confined: Confined) -> None:
     assert recalled(confined)["pid"] != before
 
 
-def test_what_is_raised_there_is_raised_here(confined: Confined) -> None:
+def test_an_error_in_the_confined_process_is_raised_by_the_caller(confined: Confined) -> None:
     with pytest.raises(Failed, match=r"^its own words$") as failed:
         confined.ask({"do": "raise"}, seconds=SECONDS)
     assert failed.value.kind == "ValueError"
@@ -116,12 +116,12 @@ def test_an_error_of_ten_megabytes_is_cut(confined: Confined) -> None:
     assert len(failed.value.trace) <= 20_000
 
 
-def test_an_answer_that_is_said_to_be_under_way_is_waited_for(confined: Confined) -> None:
+def test_an_answer_that_is_reported_under_way_gets_a_new_deadline(confined: Confined) -> None:
     confined.start(SECONDS)
     assert confined.ask({"do": "take a second"}, seconds=0.8) == Message({})
 
 
-def test_what_is_printed_is_no_answer_and_its_control_codes_are_written_out(confined: Confined) -> None:
+def test_printed_text_is_not_an_answer_and_its_control_codes_are_escaped(confined: Confined) -> None:
     answers = confined.stream({"do": "print"}, seconds=SECONDS)
     assert next(answers) == Message({})
     with pytest.raises(Ended) as ended:
@@ -129,7 +129,7 @@ def test_what_is_printed_is_no_answer_and_its_control_codes_are_written_out(conf
     assert str(ended.value) == "exit code 7\n\\x1b[31mnot an answer"
 
 
-def test_who_stops_listening_lets_it_be_cancelled(confined: Confined) -> None:
+def test_a_caller_that_stops_listening_cancels_the_request(confined: Confined) -> None:
     confined.start(SECONDS)
     pid = confined.pid
     for answer in confined.stream({"do": "count"}, seconds=SECONDS):
@@ -140,7 +140,7 @@ def test_who_stops_listening_lets_it_be_cancelled(confined: Confined) -> None:
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_it_ends_with_the_process_that_asked(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_confined_process_ends_with_its_parent(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C at once; a killed parent's when the system has counted its processor time."""
     script = tmp_path / "asks.py"
     script.write_text(

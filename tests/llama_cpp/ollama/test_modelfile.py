@@ -66,7 +66,7 @@ def derived(name: str) -> Dialogue:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ollama_renders_what_the_template_renders(name: str, ollama: Ollama) -> None:
+def test_ollamas_template_gives_the_text_of_the_chat_template(name: str, ollama: Ollama) -> None:
     """Jinja and Go, byte for byte: every conversation, with and without a system message, an empty one too."""
     family = FAMILIES[name]
     told = conversations(system=family.system)
@@ -77,7 +77,7 @@ def test_ollama_renders_what_the_template_renders(name: str, ollama: Ollama) -> 
     assert texts == [rendered(family, messages) for messages in told]
 
 
-def test_a_wrong_template_shows(ollama: Ollama) -> None:
+def test_a_wrong_template_is_noticed(ollama: Ollama) -> None:
     """The control: one newline less, and every conversation differs."""
     family, dialogue = FAMILIES["phi3"], derived("phi3")
     told = conversations(system=True)
@@ -86,7 +86,7 @@ def test_a_wrong_template_shows(ollama: Ollama) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.departures])
-def test_what_ollama_does_otherwise_stands_in_the_file(name: str, ollama: Ollama) -> None:
+def test_differences_of_ollama_are_listed_in_the_modelfile(name: str, ollama: Ollama) -> None:
     """A comment for each departure; white space round the words is the one that shows in every such family."""
     dialogue = derived(name)
     comments = [line for line in modelfile("m.gguf", dialogue, [], 4096).splitlines() if line.startswith("#")]
@@ -98,7 +98,7 @@ def test_what_ollama_does_otherwise_stands_in_the_file(name: str, ollama: Ollama
 
 @pytest.mark.parametrize("system", [NASTY.system, Folded('"""', "{{ end }}", in_last=True), Folded("\\", "", False)])
 @pytest.mark.parametrize("skips", [False, True])
-def test_no_literal_leaks(system: Any, skips: bool, ollama: Ollama) -> None:
+def test_every_literal_comes_out_of_ollamas_template_unchanged(system: Any, skips: bool, ollama: Ollama) -> None:
     """Quotes, braces, backslashes, newlines, what does not print: each comes out as it went in."""
     dialogue = replace(NASTY, system=system, skips_empty_system=skips)
     assert template_of(dialogue) == go_template(dialogue)
@@ -106,7 +106,7 @@ def test_no_literal_leaks(system: Any, skips: bool, ollama: Ollama) -> None:
     assert ollama(go_template(dialogue), told) == [dialogue.render(messages) for messages in told]
 
 
-def test_a_default_system_prompt_full_of_quotes(ollama: Ollama) -> None:
+def test_a_default_system_prompt_full_of_quotes_is_kept(ollama: Ollama) -> None:
     """Three of them, which end a TEMPLATE, braces and a backslash, from the tokenizer to Ollama's text."""
     family = replace(FAMILIES["qwen2.5"], template=QUOTING)
     told: list[Conversation] = [conversation(1, system=False), conversation(1, system=True)]
@@ -128,7 +128,7 @@ def test_llama_cpps_template_engine_agrees(name: str, ollama: Ollama) -> None:
     assert ollama(template_of(derived(name)), told) == theirs
 
 
-def test_the_same_token_ids_in_llama_cpp(quick_base: Path, tmp_path: Path, ollama: Ollama) -> None:
+def test_llama_cpp_gets_the_same_token_ids(quick_base: Path, tmp_path: Path, ollama: Ollama) -> None:
     """A real GGUF: its own chat template in llama.cpp, and Ollama's text tokenized there, are the same ids."""
     gguf = tmp_path / "phi-3.gguf"
     convert(quick_base, gguf, model_name="Phi-3 quick", vocab_only=True)
@@ -139,7 +139,7 @@ def test_the_same_token_ids_in_llama_cpp(quick_base: Path, tmp_path: Path, ollam
             assert runtime.tokenize(text, add_bos=True) == runtime.chat_tokens(messages)
 
 
-def test_the_whole_file() -> None:
+def test_a_complete_modelfile_is_written() -> None:
     text = modelfile("AEGIS-日本-Q4_K_M.gguf", derived("phi3"), ["<|end|>", "終わり。", 'a"b\\n'], 4096)
     commands = parse(text)
     assert commands[0] == ("FROM", "./AEGIS-日本-Q4_K_M.gguf")
@@ -167,7 +167,7 @@ def test_the_whole_file() -> None:
         "\x00",
     ],
 )
-def test_an_end_token_writes_no_command_of_its_own(stop: str) -> None:
+def test_an_end_token_cannot_add_a_command_to_the_modelfile(stop: str) -> None:
     """Whatever a stranger calls an end token is a stop, word for word, or is left out; other stops stay."""
     assert not can_be_written(stop)
     text = modelfile("m.gguf", None, [stop, "</s>", 'a"b'], 2048, has_template=False)
@@ -180,14 +180,14 @@ def test_an_end_token_writes_no_command_of_its_own(stop: str) -> None:
     assert "SYSTEM" not in text
 
 
-def test_without_a_dialogue_it_says_so() -> None:
+def test_without_a_dialogue_the_modelfile_has_a_note_and_no_template() -> None:
     text = modelfile("m.gguf", None, ["</s>"], 2048)
     assert "TEMPLATE" not in re.sub("#.*", "", text)
     assert "# The chat template" in text
     assert parse(text) == [("FROM", "./m.gguf"), ("PARAMETER", 'stop "</s>"'), ("PARAMETER", "num_ctx 2048")]
 
 
-def test_stops_are_the_ends_and_the_tags_that_open_a_turn() -> None:
+def test_stop_words_are_the_end_tokens_and_the_tags_that_open_a_turn() -> None:
     dialogue = derived("phi3")
     specials = ["<unk>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<|user|>", "<|system|>"]
     assert stop_texts(specials, dialogue, ["<|end|>", "<|endoftext|>", "<|end|>"]) == [

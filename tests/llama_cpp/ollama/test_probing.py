@@ -45,7 +45,7 @@ def derived(name: str) -> Dialogue:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_put_together_again_it_is_the_templates_text(name: str) -> None:
+def test_the_parts_of_a_dialogue_join_into_the_templates_text(name: str) -> None:
     """Every length, with and without a system message, contents with quotes, braces, newlines and Japanese."""
     family, dialogue = FAMILIES[name], derived(name)
     assert (dialogue.system is not None) == family.system
@@ -54,14 +54,14 @@ def test_put_together_again_it_is_the_templates_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_it_does_not_do_is_named(name: str) -> None:
+def test_unsupported_parts_of_a_template_are_named(name: str) -> None:
     """Each liberty of the template, and none that it does not take."""
     assert len(derived(name).departures) == len(FAMILIES[name].departures)
     for found, wanted in zip(derived(name).departures, FAMILIES[name].departures, strict=True):
         assert found.startswith(wanted)
 
 
-def test_the_parts_of_phi3() -> None:
+def test_the_parts_of_phi_3s_template_are_found() -> None:
     assert derived("phi3") == Dialogue(
         opening="",
         system=("<|system|>\n", "<|end|>\n"),
@@ -76,19 +76,19 @@ def test_a_default_system_prompt_is_the_opening() -> None:
     assert derived("qwen2.5").opening == "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
-def test_a_system_message_inside_a_users() -> None:
+def test_a_system_message_inside_a_users_turn_is_described() -> None:
     assert derived("gemma3").system == Folded("", "\n\n", in_last=False)
     assert derived("mistral-v3").system == Folded("", "\n\n", in_last=True)
 
 
-def test_a_cut_never_goes_through_a_token() -> None:
+def test_a_cut_never_splits_a_token() -> None:
     """user and assistant tags that begin alike: cut letter by letter, '<|a' would stay with the user's part."""
     dialogue = derived("llama3")
     assert dialogue.user[0] == "<|start_header_id|>user<|end_header_id|>\n\n"
     assert dialogue.cue == "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
-def test_a_begin_token_nobody_adds_stays() -> None:
+def test_a_begin_token_that_llama_cpp_does_not_add_stays() -> None:
     """Whether a template writes it or the tokenizer adds it: it is there once."""
     family = FAMILIES["mistral-v7"]
     tokenizer = tokenizer_for(replace(family, eos="</s> "))  # a tokenizer of its own, not the shared one
@@ -102,7 +102,7 @@ def test_a_begin_token_nobody_adds_stays() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_an_empty_system_message(name: str) -> None:
+def test_an_empty_system_message_is_rendered_as_in_the_template(name: str) -> None:
     family, dialogue = FAMILIES[name], derived(name)
     if family.system:
         messages = [{"role": "system", "content": ""}, *conversation(1, system=False)]
@@ -112,31 +112,31 @@ def test_an_empty_system_message(name: str) -> None:
 @pytest.mark.parametrize(
     "template", [NUMBERED, FORGETFUL, SHOUTING, ALWAYS_DATED, "", "text", "{{ messages[7]['content'] }}"]
 )
-def test_what_literal_text_does_not_describe_is_none(template: str) -> None:
+def test_a_template_that_is_not_literal_text_has_no_dialogue(template: str) -> None:
     assert take_apart(renderer(template), [], None) is None
 
 
-def test_a_template_that_raises_is_none() -> None:
+def test_a_template_that_raises_has_no_dialogue() -> None:
     def failing(_messages: Sequence[Message], _cue: bool) -> str:
         raise ZeroDivisionError
 
     assert take_apart(failing, [], None) is None
 
 
-def test_a_template_deaf_to_its_system_message() -> None:
+def test_a_template_that_ignores_the_system_message_is_recognized() -> None:
     dialogue = take_apart(renderer(DEAF), [], None)
     assert dialogue is not None
     assert dialogue.departures == ("a system message is left out",)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
-def test_no_place_for_a_system_message(name: str) -> None:
+def test_a_system_message_at_the_end_is_refused(name: str) -> None:
     messages = conversation(1, system=False)
     with pytest.raises(ValueError, match="no place"):
         derived(name).render([*messages, {"role": "system", "content": "x"}])
 
 
-def test_a_real_tokenizer(quick_base: Path) -> None:
+def test_the_template_of_a_real_tokenizer_is_described(quick_base: Path) -> None:
     """The quick base's own, through transformers: the same text for the same messages."""
     tokenizer = load_tokenizer(quick_base)
     dialogue = dialogue_of(tokenizer)
@@ -149,7 +149,7 @@ def test_a_real_tokenizer(quick_base: Path) -> None:
     assert dialogue_of(tokenizer) is None
 
 
-def test_the_targets_template() -> None:
+def test_the_template_of_phi_35_is_described() -> None:
     """Phi-3.5-mini's own tokenizer and template."""
     folder = Path(__file__).parents[4] / "shared" / "data" / "phi35"
     if not folder.is_dir():

@@ -93,7 +93,7 @@ def code_of(response: Any) -> str:
         (b"[" + b"0," * (bodies.MAX_BODY_BYTES // 2) + b"0]", 413, "body_too_large"),
     ],
 )
-def test_a_body_that_is_no_request_is_refused_with_its_reason(body: bytes, status: int, code: str) -> None:
+def test_an_invalid_body_is_refused_with_its_reason(body: bytes, status: int, code: str) -> None:
     async def test(engine: Engine, client: Any) -> None:
         response = await client.post(URL, content=body)
         assert (response.status_code, code_of(response)) == (status, code)
@@ -118,7 +118,7 @@ def test_a_body_without_a_length_is_read_no_further_than_allowed() -> None:
     assert sent <= 2 * bodies.MAX_BODY_BYTES
 
 
-def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bodies.read_request.__kwdefaults__, "body_seconds", 0.1)
 
     async def slow() -> AsyncIterator[bytes]:
@@ -132,7 +132,7 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     run(test)
 
 
-def test_what_is_not_there_is_told_in_the_same_form() -> None:
+def test_an_unknown_path_is_refused_in_the_same_form() -> None:
     async def test(engine: Engine, client: Any) -> None:
         for method, path, status in (("GET", "/v1/embeddings", 404), ("GET", URL, 405), ("POST", "/v1/models", 405)):
             response = await client.request(method, path)
@@ -146,7 +146,7 @@ def events(response: Any) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-def test_every_client_is_answered_whole_in_its_turn_or_refused_with_a_time_to_come_back() -> None:
+def test_every_client_gets_a_complete_answer_in_its_turn_or_a_refusal_with_a_retry_time() -> None:
     """Two wait beside the one that is answered; a fourth is told."""
 
     async def test(engine: Engine, client: Any) -> None:
@@ -172,7 +172,7 @@ def test_every_client_is_answered_whole_in_its_turn_or_refused_with_a_time_to_co
     assert (engine.answered, engine.most_at_once, engine.left) == (3, 1, 0)
 
 
-def test_an_answer_that_breaks_off_says_so_and_does_not_end_as_a_whole_one() -> None:
+def test_an_answer_that_breaks_off_ends_with_an_error_event() -> None:
     async def test(engine: Engine, client: Any) -> None:
         engine.fails_after = 2
         for _ in range(3):
@@ -184,7 +184,7 @@ def test_an_answer_that_breaks_off_says_so_and_does_not_end_as_a_whole_one() -> 
     run(test)
 
 
-def test_an_answer_that_never_begins_has_the_status_of_its_failure() -> None:
+def test_an_answer_that_fails_before_it_begins_has_the_status_of_its_failure() -> None:
     async def test(engine: Engine, client: Any) -> None:
         engine.fails_after = 0
         for stream in (True, False):
@@ -195,7 +195,7 @@ def test_an_answer_that_never_begins_has_the_status_of_its_failure() -> None:
     run(test)
 
 
-def test_who_goes_away_while_waiting_holds_nobody_up() -> None:
+def test_a_client_that_leaves_while_waiting_does_not_delay_others() -> None:
     async def test(engine: Engine, client: Any) -> None:
         app = make_app(engine, "a model", waiting=2)
         first, second, third = (_Client(app) for _ in range(3))

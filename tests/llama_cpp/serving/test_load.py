@@ -37,11 +37,11 @@ def server(gguf: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("clients", [1, 2, 8, 16])
-def test_every_answer_is_whole_however_many_stream(server: Server, clients: int) -> None:
+def test_every_streamed_answer_is_complete_with_many_clients(server: Server, clients: int) -> None:
     assert load(server, clients, answers=ANSWERS // clients) == {"whole": ANSWERS // clients * clients}
 
 
-def test_more_clients_than_may_wait_are_told_so(server: Server) -> None:
+def test_more_clients_than_may_wait_are_refused(server: Server) -> None:
     ends = load(server, 48, answers=1)
     assert set(ends) == {"whole", "refused: 503 too_many"}
     assert ends["whole"] >= 33
@@ -70,7 +70,7 @@ def test_when_the_models_process_is_killed_the_next_request_is_answered(server: 
         ('root ::= "a"', "whole"),
     ],
 )
-def test_a_grammar_that_ends_llama_cpp_is_refused_and_the_next_request_is_answered(
+def test_a_grammar_that_crashes_llama_cpp_is_refused_and_the_next_request_is_answered(
     server: Server, grammar: str, end: str
 ) -> None:
     assert ask(server, 8, grammar=grammar) == end

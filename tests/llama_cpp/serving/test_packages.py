@@ -11,7 +11,7 @@ from aegis.errors import EnvironmentFault
 from aegis.llama_cpp import serve
 
 
-def test_what_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_of_the_server_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sse_starlette" else find(name))
     with pytest.raises(EnvironmentFault) as raised:

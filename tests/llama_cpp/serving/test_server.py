@@ -106,7 +106,7 @@ def ask(client: Any, **settings: Any) -> Any:
     )
 
 
-def test_a_chat(client: Any, answer: str, gguf: Path) -> None:
+def test_a_chat_request_is_answered(client: Any, answer: str, gguf: Path) -> None:
     """The same words as without a server, so the same template and the same begin token; counted alike."""
     reply = ask(client)
     assert reply.choices[0].message.content == answer != ""
@@ -114,13 +114,13 @@ def test_a_chat(client: Any, answer: str, gguf: Path) -> None:
         assert reply.usage.prompt_tokens == len(runtime.chat_tokens(MESSAGES))
 
 
-def test_a_chat_piece_by_piece(client: Any, answer: str) -> None:
+def test_a_chat_request_is_answered_piece_by_piece(client: Any, answer: str) -> None:
     pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, stream=True)]
     assert "".join(pieces) == answer
     assert sum(map(bool, pieces)) > 1
 
 
-def test_a_completion(client: Any, gguf: Path) -> None:
+def test_a_completion_request_is_answered(client: Any, gguf: Path) -> None:
     settings: Any = {"model": "any", "prompt": "いぬは", "max_tokens": 8, "temperature": 0}
     with Runtime(gguf, n_ctx=CONTEXT, threads=1) as runtime:
         wanted = "".join(runtime.complete("いぬは", 8, temperature=0))
@@ -130,11 +130,11 @@ def test_a_completion(client: Any, gguf: Path) -> None:
     assert "".join(chunk.choices[0].text for chunk in pieces) == wanted
 
 
-def test_the_model_has_a_name_and_no_path(client: Any, gguf: Path) -> None:
+def test_answers_name_the_model_without_its_path(client: Any, gguf: Path) -> None:
     assert [model.id for model in client.models.list()] == [gguf.stem]
 
 
-def test_the_context_is_the_one_asked_for(client: Any) -> None:
+def test_the_model_has_the_configured_context(client: Any) -> None:
     import openai
 
     with pytest.raises(openai.BadRequestError, match=str(CONTEXT)):
@@ -175,13 +175,13 @@ def test_other_host_names_are_refused(server: Server, name: str) -> None:
     assert request(server, Host=f"localhost:{server.port}")[0] == 200
 
 
-def test_pages_from_elsewhere_may_not_read(server: Server) -> None:
+def test_pages_from_other_origins_may_not_read_answers(server: Server) -> None:
     assert request(server, Origin="https://evil.example")[1] is None
     assert request(server, Origin="http://localhost.evil.example")[1] is None
     assert request(server, Origin="http://localhost:3000")[1] == "http://localhost:3000"
 
 
-def test_a_begin_token_the_template_does_not_write(tmp_path: Path, make_model: MakeModel) -> None:
+def test_a_begin_token_that_the_template_does_not_write_is_added(tmp_path: Path, make_model: MakeModel) -> None:
     """The file's flag adds one, as in llama-server: a prompt of one token more."""
     import openai
 
@@ -201,7 +201,7 @@ def test_a_begin_token_the_template_does_not_write(tmp_path: Path, make_model: M
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
-def test_ctrl_c_ends_it(gguf: Path) -> None:
+def test_ctrl_c_ends_the_server(gguf: Path) -> None:
     with serving(gguf, "--threads", 1) as server:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 130
@@ -209,14 +209,14 @@ def test_ctrl_c_ends_it(gguf: Path) -> None:
         assert "Traceback" not in server.process.stderr.read()
 
 
-def test_a_port_that_is_taken(gguf: Path) -> None:
+def test_a_taken_port_is_an_error_with_a_fix(gguf: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(EnvironmentFault, match=str(port)):
             serve(gguf, port=port, context=CONTEXT)
 
 
-def test_a_file_without_a_chat_template(tmp_path: Path, make_model: MakeModel) -> None:
+def test_a_file_without_a_chat_template_is_not_served(tmp_path: Path, make_model: MakeModel) -> None:
     folder = make_model(tmp_path / "model")
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

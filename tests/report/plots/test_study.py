@@ -22,7 +22,7 @@ def drawn(points: list[StudyPoint], path: Path) -> np.ndarray:
     return np.asarray(imread(path))
 
 
-def test_it_shows_what_it_is_told(tmp_path: Path) -> None:
+def test_the_picture_depends_only_on_the_measured_points(tmp_path: Path) -> None:
     """The same points, the same bytes; another KL or choice, another picture."""
     picture = drawn(POINTS, tmp_path / "one.png")
     assert picture.shape[:2] == (552, 960)

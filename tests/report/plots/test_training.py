@@ -48,7 +48,7 @@ def test_the_same_training_gives_the_same_bytes(tmp_path: Path) -> None:
             assert (picture.format, picture.size) == ("PNG", (960, 432))
 
 
-def test_kept_text_has_a_panel_of_its_own(tmp_path: Path) -> None:
+def test_the_loss_on_kept_text_has_its_own_panel(tmp_path: Path) -> None:
     """Where text was kept; without it, training.png is the loss alone."""
     kept = drawn(tmp_path / "kept", ROWS)
     without = drawn(tmp_path / "without", [{**row, "keep_kl": None} for row in ROWS])

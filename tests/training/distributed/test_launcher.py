@@ -73,7 +73,7 @@ def test_unsupported_parallelism_is_refused_by_its_name(
         {"ACCELERATE_MIXED_PRECISION": "bf16"},
     ],
 )
-def test_plain_data_parallelism_starts_without_a_word(
+def test_plain_data_parallelism_starts_without_a_warning(
     launch: Callable[..., None], reporter: Recorder, variables: dict[str, str]
 ) -> None:
     launch(PLAIN | variables)

@@ -50,7 +50,7 @@ def test_checkpointed_layers_give_the_plain_gradients(count: int) -> None:
             assert not torch.allclose(wanted.grad, missed.grad)
 
 
-def test_a_layer_whose_input_needs_no_gradient_gets_its_own() -> None:
+def test_a_layer_whose_input_needs_no_gradient_still_gets_its_parameters_gradients() -> None:
     """The embeddings' output needs none; the first layer's parameters do."""
     (layer,) = layers()[:1]
     checkpointed(layer, torch.randn(2, 8), ActivationStore()).sum().backward()
@@ -202,7 +202,7 @@ def test_offloaded_layers_leave_and_come_back_before_they_are_used(offloaded: in
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_pass_that_did_not_end_is_forgotten() -> None:
+def test_a_store_forgets_a_pass_that_did_not_end() -> None:
     """As when a step cannot be recorded: the next pass begins with layer 0 again, in the same buffers."""
     hidden = torch.randn(1, 4, 8, requires_grad=True)
     stack, store = layers(), Watched()

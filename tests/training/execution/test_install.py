@@ -83,7 +83,7 @@ def test_offloaded_layers_take_the_same_steps(
         torch.testing.assert_close(parameter, plain.parameters()[name], rtol=1e-3, atol=1e-5)
 
 
-def test_embeddings_move_to_the_cpu_only_if_asked(make_state: MakeState) -> None:
+def test_embeddings_move_to_the_cpu_only_if_the_option_is_on(make_state: MakeState) -> None:
     """On a CPU they are there already: a recorded call stands in for the move."""
     assert host_embeddings(make_state(CONFIG).model) is not None
     model = make_state(CONFIG).model

@@ -31,7 +31,9 @@ def divergence(state: TrainState, kept: Kept, states: torch.Tensor) -> float:
         return summed_divergence(state, made).item() / made.trained
 
 
-def test_with_keep_less_is_forgotten(quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_reduces_the_divergence_from_the_base(
+    quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Less than a third of the divergence, on windows of the base's that neither training saw; off is the control."""
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
     config = TrainConfig(

@@ -63,7 +63,7 @@ def values(state: TrainState) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in state.parameters().items() if p.requires_grad}
 
 
-def test_a_training_that_has_not_moved_diverges_by_nothing(make_state: MakeState) -> None:
+def test_the_divergence_before_the_first_step_is_zero(make_state: MakeState) -> None:
     """With identity and counter-scale, whatever the gate; states of another base diverge."""
     case = make(make_state)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_steps_without_kept_text_have_no_divergence(make_state: MakeState) -> No
     assert [value is None for value in found] == [False, True, True, False, True, True, False]
 
 
-def test_dropout_rests_while_text_is_kept_and_comes_back(make_state: MakeState) -> None:
+def test_dropout_is_off_in_kept_passes_and_on_again_after_them(make_state: MakeState) -> None:
     """At the start the divergence is nothing for any dropout only if there is none; the task's loss has it."""
     config = CONFIG.model_copy(update={"lora_dropout": 0.5})
     case, still = make(make_state, config), make(make_state)
@@ -169,7 +169,7 @@ def test_processes_share_the_passes_of_a_step(make_state: MakeState, world_size:
     assert found == sorted(batch.input_ids.tolist() for batch in wanted.batches)
 
 
-def test_processes_with_a_split_base_keep_in_step(make_state: MakeState) -> None:
+def test_processes_with_a_sharded_base_take_the_same_number_of_kept_passes(make_state: MakeState) -> None:
     """Each makes as many passes; one that is left over counts nothing."""
     config = CONFIG.model_copy(update={"shard_base": True, "keep_every": 2})
     shares = [make(make_state, config, group=ProcessGroup(rank, 2)).batches.of_step(0) for rank in range(2)]
@@ -179,7 +179,7 @@ def test_processes_with_a_split_base_keep_in_step(make_state: MakeState) -> None
     assert summed_divergence(case.state, shares[1].batches[0]) == 0
 
 
-def test_float16s_scaling_changes_no_kept_step(make_state: MakeState) -> None:
+def test_float16s_loss_scaling_does_not_change_a_kept_step(make_state: MakeState) -> None:
     plain = make(make_state)
     scaled = make(make_state, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     for step in range(3):

@@ -12,7 +12,7 @@ def schedule(*, every: int = 4, micro_batches: int = 1, batch_size: int = 2, see
     return KeepSchedule(12, every, micro_batches, batch_size, seed)
 
 
-def test_one_pass_comes_with_every_kth_micro_batch() -> None:
+def test_there_is_one_kept_pass_per_keep_every_micro_batches() -> None:
     assert [len(schedule().passes(step)) for step in range(9)] == [1, 0, 0, 0, 1, 0, 0, 0, 1]
     assert [len(schedule(every=1).passes(step)) for step in range(3)] == [1, 1, 1]
     assert [len(schedule(micro_batches=8).passes(step)) for step in range(3)] == [2, 2, 2]
@@ -28,7 +28,7 @@ def test_passes_follow_one_order_without_gap_or_repetition(every: int, micro_bat
         assert sorted(seen[start : start + 12]) == list(range(12))
 
 
-def test_the_seed_sets_the_order_apart_from_the_datas() -> None:
+def test_the_order_of_kept_windows_differs_from_that_of_the_data() -> None:
     def of(seed: int) -> list[int]:
         return [number for step in range(24) for chosen in schedule(seed=seed).passes(step) for number in chosen]
 

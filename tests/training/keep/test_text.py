@@ -62,7 +62,7 @@ def test_half_of_the_windows_are_chats(quick_base: Path) -> None:
     assert first == [user, bos] * 8
 
 
-def test_a_damaged_cache_is_written_anew(quick_base: Path, cache: Path) -> None:
+def test_a_damaged_cache_is_written_again(quick_base: Path, cache: Path) -> None:
     first = load(quick_base)
     (path,) = (cache / "kept").glob("*.windows")
     path.write_bytes(path.read_bytes()[:-9])
@@ -72,7 +72,9 @@ def test_a_damaged_cache_is_written_anew(quick_base: Path, cache: Path) -> None:
     assert again.sha256 == first.sha256
 
 
-def test_data_of_the_users_is_kept_instead_or_besides(quick_base: Path, tmp_path: Path, reporter: Recorder) -> None:
+def test_the_users_data_is_kept_instead_of_written_text_or_in_addition(
+    quick_base: Path, tmp_path: Path, reporter: Recorder
+) -> None:
     data = write_chats(tmp_path / "kept.jsonl")
     found = load(quick_base, keep_data=str(data))
     assert found is not None
@@ -100,6 +102,6 @@ def test_too_little_text_is_refused_and_less_than_asked_for_is_reported(
     assert any("instead of 512" in text for text in reporter.warned)
 
 
-def test_switched_off_nothing_is_kept(quick_base: Path, cache: Path) -> None:
+def test_nothing_is_kept_if_keep_is_switched_off(quick_base: Path, cache: Path) -> None:
     assert load(quick_base, keep_weight=0.0) is None
     assert not (cache / "kept").exists()

@@ -22,7 +22,7 @@ def plain(hidden: Tensor, base: Tensor, head: Tensor, bias: Tensor | None, count
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_value_and_gradient_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
+def test_value_and_gradient_agree_with_float64(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
     """For chunks that divide the rows and chunks that do not; KL the other way round misses."""
     vocab_size = 50
     monkeypatch.setattr(head_chunks, "CHUNK_BYTES", 8 * vocab_size * 5)
@@ -41,7 +41,7 @@ def test_value_and_gradient_are_those_of_float64(monkeypatch: pytest.MonkeyPatch
     assert one.item() != pytest.approx(plain(base, ours.detach(), head, bias, counted).item(), rel=1e-3)
 
 
-def test_equal_states_diverge_by_nothing_and_pull_nowhere() -> None:
+def test_equal_states_have_no_divergence_and_no_gradient() -> None:
     """To the bit, in every dtype; states of another model do both."""
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -78,7 +78,7 @@ def test_rows_that_do_not_count_have_no_gradient() -> None:
     assert not hidden.grad[[1, 3]].any()
 
 
-def test_evaluation_forms_no_gradient() -> None:
+def test_evaluation_computes_no_gradient() -> None:
     """Without a graph the chunk's backward product is not computed; the value is the same."""
     hidden, base, head = torch.randn(9, 8), torch.randn(9, 8), torch.randn(20, 8)
     counted = torch.ones(9, dtype=torch.bool)

@@ -15,7 +15,7 @@ def plain(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) ->
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_equals_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
+def test_the_loss_equals_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
     """For chunks that divide the rows and chunks that do not; a loss over shifted targets misses."""
     vocab_size = 50
     monkeypatch.setattr(head_chunks, "CHUNK_BYTES", 4 * vocab_size * 5)
@@ -45,7 +45,7 @@ def test_half_precision_keeps_a_float32_value() -> None:
     assert abs(found - wanted) < 2
 
 
-def test_no_targets_is_a_zero_with_a_gradient() -> None:
+def test_a_batch_without_targets_has_a_loss_of_zero_with_a_gradient() -> None:
     hidden = torch.randn(0, 8, requires_grad=True)
     loss = head_loss(hidden, torch.randn(5, 8), None, torch.empty(0, dtype=torch.long))
     loss.backward()
@@ -53,7 +53,7 @@ def test_no_targets_is_a_zero_with_a_gradient() -> None:
     assert hidden.grad is not None
 
 
-def test_evaluation_forms_no_gradient() -> None:
+def test_evaluation_computes_no_gradient() -> None:
     """Without a graph the chunk's backward product is not computed; the value is the same."""
     hidden, head, targets = torch.randn(9, 8), torch.randn(20, 8), torch.randint(0, 20, (9,))
     with torch.no_grad():

@@ -21,7 +21,7 @@ def kept(value: int, rate: float, shape: tuple[int, int] = (512, 1024)) -> Tenso
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
-def test_the_rate_is_kept(rate: float) -> None:
+def test_the_dropout_rate_is_kept(rate: float) -> None:
     """Within five standard deviations over the whole, every column and every row; the mean of what is kept is 1."""
     mask = kept(3, rate).float()
     deviation = (rate * (1 - rate)) ** 0.5
@@ -33,7 +33,7 @@ def test_the_rate_is_kept(rate: float) -> None:
 
 
 @pytest.mark.parametrize("other", [4, -(2**31), 2**31 - 1, 3 ^ 1, 3 ^ (1 << 30)])
-def test_another_seed_is_another_mask(other: int) -> None:
+def test_another_seed_gives_another_mask(other: int) -> None:
     """Two masks agree as often as independent ones would; a mask agrees with itself, and not one place further."""
     one, two = kept(3, 0.5), kept(other, 0.5)
     assert (one == two).float().mean().item() == pytest.approx(0.5, abs=0.005)
@@ -42,7 +42,7 @@ def test_another_seed_is_another_mask(other: int) -> None:
     assert (one == shifted).float().mean().item() == pytest.approx(0.5, abs=0.005)
 
 
-def test_switched_off_nothing_is_touched() -> None:
+def test_dropout_that_is_switched_off_changes_no_value() -> None:
     how = DropoutRate(0.5, CPU)
     values = torch.randn(64, 64)
     how.switch(on=False)
@@ -51,7 +51,7 @@ def test_switched_off_nothing_is_touched() -> None:
     assert not torch.equal(drop(values, seed(1), how.threshold, how.amplify), values)
 
 
-def test_half_precision_stays_half() -> None:
+def test_half_precision_stays_half_precision() -> None:
     how = DropoutRate(0.25, CPU)
     values = drop(torch.ones(64, 64, dtype=torch.bfloat16), seed(1), how.threshold, how.amplify)
     assert values.dtype == torch.bfloat16

@@ -43,7 +43,7 @@ def gradients(wrapped: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in wrapped.named_parameters() if p.requires_grad}
 
 
-def test_without_dropout_it_is_peft() -> None:
+def test_without_dropout_the_layers_compute_what_peft_computes() -> None:
     """Loss and every gradient equal peft's to rounding; with another scale they miss."""
     ours, theirs = model(), model()
     LoraLayers(ours, torch.float32, 0.0)
@@ -90,7 +90,7 @@ def test_gradients_through_dropout_are_those_of_the_written_out_formula() -> Non
     assert not torch.allclose(found[1], written_out(adapters.seeds[1])[1], rtol=1e-2, atol=1e-3)
 
 
-def test_masters_are_cast_when_told() -> None:
+def test_masters_are_cast_only_when_cast_is_called() -> None:
     """In bfloat16 the layer computes with copies: an update of the masters shows after `refresh`, and not before."""
     wrapped = model().to(torch.bfloat16)
     for parameter in wrapped.parameters():

@@ -44,7 +44,7 @@ def make(bias: bool) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_product_and_gradient_are_bitsandbytes_own(bias: bool) -> None:
+def test_product_and_gradient_equal_those_of_bitsandbytes(bias: bool) -> None:
     plain, ours = make(bias), make(bias)
     install_nf4_linear(ours)
     assert type(ours[0]).__name__ == "Nf4LinearLinear4bit"
@@ -64,7 +64,7 @@ def test_product_and_gradient_are_bitsandbytes_own(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_an_adapter_on_it_is_the_sum_of_both_products(bias: bool) -> None:
+def test_a_layer_with_an_adapter_returns_the_sum_of_both_products(bias: bool) -> None:
     """Values and every gradient, the masters' too; another scale misses."""
 
     def through(ours: bool, scale: float) -> list[Tensor]:
@@ -87,5 +87,5 @@ def test_an_adapter_on_it_is_the_sum_of_both_products(bias: bool) -> None:
         assert not torch.allclose(other, wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_only_a_gpu_has_the_kernel() -> None:
+def test_only_a_gpu_supports_the_kernel() -> None:
     assert not supports_nf4_linear(torch.device("cpu"))

@@ -29,7 +29,7 @@ def through(mlp: nn.Sequential, scale: float = 1.0) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_values_and_gradients_are_the_mlps_own(compiled: bool) -> None:
+def test_values_and_gradients_equal_those_of_the_mlp(compiled: bool) -> None:
     plain, ours = make(), make()
     install_swiglu(ours)
     assert type(ours[0]).__name__ == "SwigluPhi3MLP"

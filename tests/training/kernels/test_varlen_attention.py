@@ -44,7 +44,7 @@ def model(model_type: str, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("longest", [30, 40, 41, 90])
 @pytest.mark.parametrize(("model_type", "settings"), [("phi3", LONGROPE), ("llama", {}), ("llama", YARN)])
-def test_the_table_is_the_rotary_embedding(model_type: str, settings: dict[str, Any], longest: int) -> None:
+def test_the_table_equals_the_rotary_embedding(model_type: str, settings: dict[str, Any], longest: int) -> None:
     """To the bit, on both sides of LongRoPE's switch, which looks at the longest document of the batch."""
     decoder = model(model_type, **settings).get_decoder()
     positions = torch.cat([torch.arange(longest), torch.arange(100 - longest)]).unsqueeze(0)
@@ -58,7 +58,7 @@ def test_the_table_is_the_rotary_embedding(model_type: str, settings: dict[str, 
     assert not torch.equal(other[0], table(hidden, position_ids=positions)[0])
 
 
-def test_longrope_has_two_sides() -> None:
+def test_a_table_of_longrope_switches_its_factors_at_the_original_length() -> None:
     """The control: short and long factors differ, so a table of one kind would miss."""
     decoder = model("phi3", **LONGROPE).get_decoder()
     table = RotaryTable(decoder.rotary_emb, 100, torch.zeros(1, 1, 64))
@@ -79,7 +79,7 @@ def test_single_documents_need_no_mask(model_type: str) -> None:
     assert not torch.allclose(ours(input_ids=ids.flip(1)).logits, wanted, atol=1e-2)
 
 
-def test_what_cannot_be_served_is_left_alone() -> None:
+def test_a_model_that_the_kernel_cannot_serve_is_left_alone() -> None:
     """Dynamic rotary embeddings and CPUs keep transformers' way."""
     dynamic = model("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert not has_tabulable_rope(dynamic)

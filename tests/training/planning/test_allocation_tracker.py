@@ -16,7 +16,7 @@ def wide(mebibytes: int) -> torch.Tensor:
     return torch.empty(mebibytes * MIB // 4, device=META)
 
 
-def test_what_lives_at_once() -> None:
+def test_the_peak_is_the_largest_number_of_bytes_that_live_at_once() -> None:
     """Three tensors, two of them at a time; views and changes in place cost nothing."""
     with AllocationTracker([]) as tracker:
         one = wide(1)
@@ -34,7 +34,7 @@ def test_what_lives_at_once() -> None:
     assert (tracker.live, tracker.peak) == (0, 3 * MIB)
 
 
-def test_what_was_there_before_costs_nothing() -> None:
+def test_tensors_that_existed_before_cost_nothing() -> None:
     known = wide(1)
     with AllocationTracker([known]) as tracker:
         other = known.view(2, -1).T
@@ -43,14 +43,14 @@ def test_what_was_there_before_costs_nothing() -> None:
         assert wide(1).nbytes == tracker.peak
 
 
-def test_small_ones_take_a_block() -> None:
+def test_small_tensors_take_a_block_of_the_allocator() -> None:
     with AllocationTracker([]) as tracker:
         kept = [torch.empty(1, device=META), torch.empty(129, device=META)]
     assert tracker.peak == 512 + 1024
     del kept
 
 
-def test_a_part_is_counted_by_itself() -> None:
+def test_a_part_is_also_counted_separately() -> None:
     with AllocationTracker([]) as tracker:
         outside = wide(1)
         with tracker.part():
@@ -59,7 +59,7 @@ def test_a_part_is_counted_by_itself() -> None:
     del outside, inside
 
 
-def test_a_backward_pass_is_seen() -> None:
+def test_allocations_of_a_backward_pass_are_counted() -> None:
     """A linear layer of a megabyte: the gradient of its output beside the two that it becomes."""
     layer = nn.Linear(512, 512, bias=False, device=META)
     x = torch.empty(512, 512, device=META, requires_grad=True)
@@ -88,7 +88,7 @@ def test_dropout_keeps_bytes_and_attention_keeps_no_scores() -> None:
     del dropped, attended
 
 
-def test_a_four_bit_product_dequantizes_and_lets_go() -> None:
+def test_a_four_bit_product_dequantizes_and_releases_the_weight() -> None:
     packed = torch.empty(MIB, dtype=torch.uint8, device=META)
     x = torch.empty(16, 1024, device=META, requires_grad=True)
     with AllocationTracker([packed, x]) as tracker:

@@ -26,19 +26,19 @@ def named(rows: tuple[Measured, ...] | list[Measured]) -> list[str]:
     ("tolerance", "wanted"),
     [(0.0001, "Q8_0 plain"), (0.0105, "Q8_0 plain"), (0.02, "Q4_K_M imatrix"), (1.0, "Q2_K plain")],
 )
-def test_the_smallest_within_the_tolerance_of_the_best(tolerance: float, wanted: str) -> None:
+def test_the_smallest_file_within_the_tolerance_is_recommended(tolerance: float, wanted: str) -> None:
     """Of one size the nearer one; and the more is tolerated, the smaller the file."""
     assert named([recommend(ROWS, tolerance)]) == [wanted]
     assert named([recommend(ROWS[::-1], tolerance)]) == [wanted]
 
 
-def test_the_best_is_the_best_that_was_measured() -> None:
+def test_the_tolerance_counts_from_the_best_measured_file() -> None:
     """Without Q8_0 the same tolerance reaches from what is there."""
     assert named([recommend([row("Q3_K_M", 30, 0.1), row("Q2_K", 20, 0.3)], 0.02)]) == ["Q3_K_M plain"]
     assert named([recommend([row("Q2_K", 20, 0.3)], 0.02)]) == ["Q2_K plain"]
 
 
-def test_the_front_leaves_out_what_another_file_beats() -> None:
+def test_the_front_leaves_out_files_that_another_one_beats() -> None:
     beaten = [row("Q5_0", 50, 0.02), row("Q8_0", 80, 0.001, "imatrix")]
     assert named(pareto_front(ROWS + beaten)) == ["Q2_K plain", "Q4_K_M imatrix", "Q8_0 plain"]
 
