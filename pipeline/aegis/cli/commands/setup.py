@@ -37,6 +37,36 @@ def doctor() -> None:
 
 @command(
     "Before a run",
+    "aegis data mine.jsonl --preset borea-12gb",
+    "aegis data mine.jsonl --base-model owner/name --columns question=prompt",
+    settings=("train",),
+)
+def data(
+    flags: dict[str, Any],
+    file: Annotated[
+        str | None, typer.Argument(help="data file, folder, pattern or Hub id (default: --dataset)")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="number of rows to show")] = 3,
+    preset: PresetOption = None,
+    config: FileOption = None,
+) -> None:
+    """Show what training makes of your data: rows, tokens, masks, and what is left out and why. Writes nothing."""
+    from aegis.cli import output
+    from aegis.cli.screens import data as data_screen
+    from aegis.cli.settings import train_settings
+
+    settings = train_settings(preset, config, flags if file is None else flags | {"dataset": file})
+    output.say_that_it_loads()
+    from aegis.stages.look_at_data import look_at_data
+
+    view = look_at_data(settings, rows)
+    progress.result(data_screen.looked_at(view, layout.terminal_columns()), view)
+    if view.too_many_bad:
+        raise typer.Exit(4)
+
+
+@command(
+    "Before a run",
     "aegis plan --preset borea-12gb --dataset mine.jsonl",
     "aegis plan --config aegis.toml --max-length 1024",
     settings=("train", "merge", "export", "verify"),

@@ -1,0 +1,49 @@
+"""The text of data: what becomes of the rows, and the first ones with what is trained on marked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aegis.messages import phrase
+from aegis.messages.layout import paint, wrap
+
+if TYPE_CHECKING:  # this module loads torch, which `aegis --help` must not
+    from aegis.stages.look_at_data import DataView, RowView
+
+_MAX_CHARACTERS = 4000
+"""Characters of a row that are shown; a longer one is cut in the middle of nowhere, and that is said."""
+
+
+def looked_at(view: DataView, columns: int | None = None) -> str:
+    """After data."""
+    data = view.report
+    rows = phrase(
+        "screens_plan.rows",
+        source=data.source,
+        rows=data.rows,
+        heldout=data.heldout_rows,
+        tokens=data.tokens,
+        learnt=data.trained_tokens,
+        windows=data.windows,
+        length=view.max_length,
+        passes=view.passes,
+        steps=view.steps,
+    )
+    lines = [wrap("", rows, columns)]
+    if view.too_many_bad:
+        lines.append(wrap("", phrase("screens_data.refused", bad=len(data.skipped)), columns))
+    lines += ["", phrase("screens_data.legend")]
+    return "\n".join([*lines, *(line for row in view.rows for line in _row(row))])
+
+
+def _row(row: RowView) -> list[str]:
+    head = phrase("screens_data.row", where=row.where, tokens=row.tokens, trained=row.trained_tokens)
+    left, shown = _MAX_CHARACTERS, ""
+    for text, is_trained in row.parts:
+        piece = text[:left]
+        left -= len(piece)
+        if piece:
+            shown += paint(f"⟦{piece}⟧", "good") if is_trained else piece
+    hidden = sum(len(text) for text, _ in row.parts) - _MAX_CHARACTERS
+    more = [phrase("screens_data.more", characters=hidden)] if hidden > 0 else []
+    return ["", head, shown.rstrip("\n"), *more]

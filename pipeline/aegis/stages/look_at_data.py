@@ -1,0 +1,92 @@
+"""data: what a training would make of its rows, and the first ones with their masks; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from aegis.config.presets import DEMO
+from aegis.config.settings import TrainConfig
+from aegis.data.example import Encoded
+from aegis.data.passes import passes, with_steps
+from aegis.data.report import DataReport
+from aegis.data.training_set import first_rows, load_training_set
+from aegis.model.base import Base, find_base, peek_base
+from aegis.model.trained_base import with_template
+
+_LISTED = 20
+"""Rows that cannot be used are listed up to this number, though a training may stop at the first."""
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row as the model sees it.
+
+    Attributes:
+        parts: text and whether it is trained on, in turn.
+    """
+
+    where: str
+    tokens: int
+    trained_tokens: int
+    parts: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class DataView:
+    """What becomes of a data set.
+
+    Attributes:
+        too_many_bad: whether a training would refuse the data because of its unusable rows.
+    """
+
+    report: DataReport
+    rows: tuple[RowView, ...]
+    max_length: int
+    steps: int
+    passes: float
+    too_many_bad: bool
+
+
+def look_at_data(config: TrainConfig, count: int) -> DataView:
+    """Read the data that the config names, warn of what is left out, cut or changed, and encode the first rows.
+
+    Args:
+        count: number of rows to encode.
+
+    Raises:
+        UsageError, EnvironmentFault, UnsupportedModelError, IntegrityError: as in `peek_base`.
+        DataError: more than 20 rows cannot be used and more than `skip_bad`, or none can.
+    """
+    with _base(config) as found:
+        tokenizer = with_template(found, config.chat_template).tokenizer()
+        lenient = config.model_copy(update={"skip_bad": max(config.skip_bad, _LISTED)})
+        report = load_training_set(lenient, tokenizer, keep=False).report
+        config = with_steps(config, report.windows)
+        return DataView(
+            report=report,
+            rows=tuple(_view(row, tokenizer) for row in first_rows(config, tokenizer, count, keep=False)),
+            max_length=config.max_length,
+            steps=config.max_steps,
+            passes=passes(config, report.windows),
+            too_many_bad=len(report.skipped) > config.skip_bad,
+        )
+
+
+@contextmanager
+def _base(config: TrainConfig) -> Iterator[Base]:
+    if config.base_model == DEMO:  # before it is made, it has no tokenizer to look at
+        yield find_base(DEMO)
+        return
+    with peek_base(config.base_model, config.revision) as base:
+        yield base
+
+
+def _view(row: Encoded, tokenizer: Any) -> RowView:
+    ids, trained = row.example.ids.tolist(), row.example.trained.tolist()
+    runs = groupby(zip(ids, trained, strict=True), key=lambda pair: pair[1])
+    parts = tuple((tokenizer.decode([token for token, _ in run]), is_trained) for is_trained, run in runs)
+    return RowView(row.where, len(ids), sum(trained), parts)
