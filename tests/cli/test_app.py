@@ -304,7 +304,6 @@ def test_failures_have_an_exit_code_and_a_message(
         ["export-gguf", "--quant", "Q4KM"],
         ["verify", "--text", "absent.txt"],
         ["merge"],
-        ["push", "name-without-owner"],
         ["report", "--run", "nowhere"],
     ],
 )

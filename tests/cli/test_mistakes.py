@@ -22,7 +22,6 @@ MISTAKES = {
     "train --preset demo --max-steps": (2, "aegis train --help"),
     "train --preset demo extra words": (2, "aegis train --help"),
     "push": (2, "OWNER/NAME"),
-    "push mine": (2, "me/mine"),
     # values
     "train --preset demo --max-steps many": (2, {"en": "a whole number", "ja": "整数"}),
     "train --preset demo --max-steps 0": (2, {"en": "at least 1", "ja": "1 以上"}),
@@ -65,6 +64,7 @@ MISTAKES = {
     "verify": (5, "aegis train --run artifacts/begun"),
     "chat": (5, "aegis train --run artifacts/begun"),
     "card": (2, "aegis export-gguf --run artifacts/begun"),
+    "push owner/name": (2, "aegis export-gguf --run artifacts/begun"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from aegis.report.card import CardFile, gguf_card, merged_card, with_verdict
+from aegis.report.card import CardFile, gguf_card, merged_card, with_answers, with_verdict
 from aegis.runs.facts import Provenance
 
 ORIGIN = Provenance(
@@ -114,3 +114,25 @@ def test_a_card_can_be_written_with_few_facts() -> None:
 def test_a_hub_data_set_is_named() -> None:
     data = {**ORIGIN.data, "dataset": "owner/rows", "on_hub": True}
     assert ModelCard(card(data=data)).data.datasets == ["owner/rows"]
+
+
+def test_it_shows_the_prompt_and_how_the_hubs_files_are_run() -> None:
+    """Between fences that the prompt cannot close; a setting that is not given has no line."""
+    changed = ORIGIN.model_copy(update={"settings": {"max_steps": 500, "soul_learning_rate": None, "lora_targets": []}})
+    text = gguf_card(
+        changed, "n", FILES, "0.1.0", context_tokens=4096, long_rope=False, prompt="<|user|>\n```QUESTION<|end|>"
+    )
+    assert "ollama run hf.co/OWNER/NAME:Q4_K_M" in text
+    assert "\n````\n<|user|>\n```QUESTION<|end|>\n````\n" in text
+    assert "max_steps = 500" in text
+    assert "None" not in text
+    assert "lora_targets" not in text
+    assert "Prompt format" not in card()
+
+
+def test_sample_answers_stand_before_the_verdict() -> None:
+    """As words: what a model says is no Markdown. Without any, the card stays as it is."""
+    text = with_answers(with_verdict(card(), REPORT), ["Who?"], [("base", ["A *dog*"]), ("this model", ["I\nam <b>"])])
+    assert "> **Who?**  \n> base: A \\*dog\\*  \n> this model: I am \\<b\\>  " in text
+    assert text.index("## Sample answers") < text.index("## Verified")
+    assert with_answers(card(), [], []) == card()

@@ -25,6 +25,7 @@ from aegis.verification.gguf_checks import same_as_f16
 from tests.conftest import MakeRandom
 from tests.recorded import merge_facts
 
+BESIDE = ["Modelfile", "README.md", "params", "template"]
 NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'
 
 
@@ -57,7 +58,13 @@ def test_every_requested_file_is_exported(exported: export.ExportReport) -> None
     stem = file_stem(exported.name)
     assert [file.name for file in exported.files] == [f"{stem}-{t}.gguf" for t in ("Q4_K_M", "Q8_0", "F16")]
     manifest = verify_directory(exported.out)
-    assert set(manifest.files) == {*(file.name for file in exported.files), "Modelfile", "README.md"}
+    assert set(manifest.files) == {
+        *(file.name for file in exported.files),
+        "Modelfile",
+        "README.md",
+        "params",
+        "template",
+    }
     facts = ExportFacts.of(manifest)
     assert list(facts.files.values()) == [file.name for file in exported.files]
     assert facts.fallback_tensors == {"Q4_K_M": [], "Q8_0": []}
@@ -102,6 +109,12 @@ def test_the_modelfile_is_beside_the_gguf(exported: export.ExportReport) -> None
     ):
         assert line in text.splitlines()
     assert '{{ "<|user|>\\n" }}{{ .Content }}{{ "<|end|>\\n" }}' in text
+    # what `ollama run hf.co/...` reads, which knows no Modelfile
+    template = (exported.out / "template").read_text(encoding="utf-8")
+    assert f'TEMPLATE """{template}"""' in text
+    params = json.loads((exported.out / "params").read_text(encoding="utf-8"))
+    stops = [line.split('"')[1] for line in text.splitlines() if line.startswith("PARAMETER stop")]
+    assert params == {"num_ctx": 4096, "stop": stops}
     assert exported.context_tokens == 4096
 
 
@@ -109,9 +122,13 @@ def test_the_f16_file_is_removed_unless_it_was_requested(
     quick_base: Path, tmp_path: Path, converted: list[str]
 ) -> None:
     report = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
-    assert names(tmp_path / "out") == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
+    assert names(tmp_path / "out") == sorted(
+        ["Modelfile", "README.md", "params", "template", report.files[0].name, "manifest.json"]
+    )
     report = export_gguf(quick_base, tmp_path / "f16", ExportConfig(quant=("F16",)))
-    assert names(tmp_path / "f16") == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
+    assert names(tmp_path / "f16") == sorted(
+        ["Modelfile", "README.md", "params", "template", report.files[0].name, "manifest.json"]
+    )
     assert report.files[0].name.endswith("-F16.gguf")
 
 
@@ -184,7 +201,7 @@ def test_existing_output_is_kept_until_the_new_one_is_complete(
     assert names(tmp_path) == ["out", "worker.py"]
 
     report = export_gguf(quick_base, out, ExportConfig(), overwrite=True)
-    assert names(out) == sorted(["Modelfile", "README.md", report.files[0].name, "manifest.json"])
+    assert names(out) == sorted([*BESIDE, report.files[0].name, "manifest.json"])
 
 
 def test_a_finished_export_is_kept(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:

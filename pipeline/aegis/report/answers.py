@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANSWERS = "answers.json"
+"""The file beside a report's page with what may be shown to anybody: questions that a person chose, and the answers."""
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -5,6 +5,7 @@ A card is a pure function of its arguments, without date, machine or path, so th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,24 +45,36 @@ def merged_card(origin: Provenance, name: str, files: Sequence[CardFile], versio
 
 
 def gguf_card(
-    origin: Provenance, name: str, files: Sequence[CardFile], version: str, *, context_tokens: int, long_rope: bool
+    origin: Provenance,
+    name: str,
+    files: Sequence[CardFile],
+    version: str,
+    *,
+    context_tokens: int,
+    long_rope: bool,
+    prompt: str = "",
 ) -> str:
     """Return the card of GGUF files; the first of `files` is the one to run.
 
     Args:
         long_rope: whether the model has rope factors for long contexts; then `context_tokens` must not be exceeded.
+        prompt: a question as the model sees it, "" if its template cannot be put so simply.
     """
     first = files[0].name
     run = (
         f"```\nollama create {ollama_name(name)} -f Modelfile\n"
         f'llama-server -m "{first}" -c {context_tokens} --jinja\n'
-        f'aegis chat --gguf "{first}"\n```'
+        f'aegis chat --gguf "{first}"\n```\n\n'
+        f"From a repository on the Hub: `ollama run hf.co/OWNER/NAME:{first.rpartition('-')[2].removesuffix('.gguf')}`."
     )
     if long_rope:
         run += (
             f"\n\nRun it with a context of {context_tokens} (`-c {context_tokens}`; the Modelfile says so): above it "
             "llama.cpp uses\nthe long rope factors for every token, short prompts included, and the answers change."
         )
+    if prompt:
+        fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", prompt)), 0)
+        run += f"\n\n## Prompt format\n\nThe template in the file, for one question:\n\n{fence}\n{prompt}\n{fence}"
     return _card(origin, name, files, version, run, library="gguf")
 
 
@@ -78,7 +91,7 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
             f"| {found['top1']:.2%} | {found['max_delta']:.4f} | {bound} |"
         )
     verdict = (
-        f"What was trained is what runs: proven on {report['tokens']} tokens. KL in nats a token."
+        f"What was trained is what runs: proven on {report['tokens']} tokens. KL in nats per token."
         if report["ok"]
         else f"NOT proven: the fault is in {report['failed_stage']}."
     )
@@ -93,6 +106,26 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
     if summary := report["summary"]:
         parts.append(f"{Bilingual.from_record(summary).capitalised().english}.")
     return card.partition(_VERIFIED)[0] + _VERIFIED + "\n" + "\n\n".join(parts) + "\n"
+
+
+def with_answers(card: str, questions: Sequence[str], answers: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Add questions with the answers of the base and of this model, before verify's result.
+
+    Args:
+        answers: a name, and its answer to each question that was asked.
+    """
+    parts = []
+    for number, question in enumerate(questions):
+        said = [(name, texts[number]) for name, texts in answers if number < len(texts)]
+        lines = [f"**{_line(question)}**", *(f"{name}: {_line(text)}" for name, text in said)]
+        parts.append("\n".join(f"> {line}  " for line in lines))
+    before, verified, after = card.partition(_VERIFIED)
+    return f"{before}\n## Sample answers\n\n" + "\n\n".join(parts) + f"\n{verified}{after}" if parts else card
+
+
+def _line(text: str) -> str:
+    """Return a stranger's text as plain words on one line of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
 def ollama_name(name: str) -> str:
@@ -167,7 +200,8 @@ def _training(origin: Provenance) -> list[str]:
     if not origin.settings:
         return []
     data = origin.data
-    settings = "\n".join(f"{name} = {value}" for name, value in sorted(origin.settings.items()))
+    given = {name: value for name, value in sorted(origin.settings.items()) if value not in (None, "", [], ())}
+    settings = "\n".join(f"{name} = {value}" for name, value in given.items())
     return [
         "## Training",
         f"Data: `{data['dataset']}`, {data['train_rows']} rows to train on and {data['heldout_rows']} held out, "

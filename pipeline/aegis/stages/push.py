@@ -6,6 +6,7 @@ of this disk. The uploaded card has verify's table; the card in the run was seal
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_lin
 from aegis.hub import http_error
 from aegis.messages import phrase
 from aegis.model.provenance import CARD
-from aegis.report.card import with_verdict
-from aegis.runs.manifest import verify_directory
+from aegis.report.answers import ANSWERS
+from aegis.report.card import with_answers, with_verdict
+from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.verification.verdict import read_verdict
 
@@ -62,7 +64,7 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
         progress.say(phrase("push.target", repo=repo, visible=visible))
         made = api.create_repo(repo, private=not public, exist_ok=True)
         operations = [CommitOperationAdd(name, str(directory / name)) for name in names]
-        operations.append(CommitOperationAdd(CARD, _card(directory, found).encode()))
+        operations.append(CommitOperationAdd(CARD, _card(run, directory, found).encode()))
         api.create_commit(made.repo_id, operations, commit_message=f"Upload {part} with AEGIS {__version__}")
     return PushReport(made.repo_id, str(made), part, (*names, CARD), not why_not)
 
@@ -74,7 +76,7 @@ def card(run: Run, part: Part) -> str:
         UsageError: the run does not have this part.
         IntegrityError: the part has no card, or a manifest is damaged.
     """
-    return _card(_directory(run, part), read_verdict(run)[0])
+    return _card(run, _directory(run, part), read_verdict(run)[0])
 
 
 def _directory(run: Run, part: Part) -> Path:
@@ -85,12 +87,27 @@ def _directory(run: Run, part: Part) -> Path:
     return directory
 
 
-def _card(directory: Path, found: dict[str, Any] | None) -> str:
+def _card(run: Run, directory: Path, found: dict[str, Any] | None) -> str:
     path = directory / CARD
     if not path.is_file():
         raise IntegrityError("push.no_card", directory=directory, card=CARD)
     text = path.read_text(encoding="utf-8")
-    return with_verdict(text, found) if found else text
+    if found:
+        text = with_verdict(text, found)
+    return with_answers(text, *_answers(run))
+
+
+def _answers(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the questions and answers of a report on the files that stand there now; none if there is none."""
+    try:
+        if read_manifest(run.report).inputs["export"] != read_manifest(run.gguf).identity:
+            return [], []
+        document = json.loads((run.report / ANSWERS).read_text(encoding="utf-8"))
+        names = {"base": "base", "gguf": "this model"}
+        asked = [(names[who], [str(text) for text in texts]) for who, texts in document["answers"] if who in names]
+        return [str(question) for question in document["questions"]], asked
+    except (IntegrityError, OSError, ValueError, LookupError, TypeError):
+        return [], []
 
 
 @contextmanager

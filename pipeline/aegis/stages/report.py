@@ -5,6 +5,7 @@ It names missing parts, so a report can be written for a training alone, or for 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from aegis.chat.ask import Limits
 from aegis.errors import AegisError, IntegrityError, UsageError
 from aegis.messages import Language, language, words
 from aegis.report import sections
-from aegis.report.answers import ModelAnswers
+from aegis.report.answers import ANSWERS, ModelAnswers
 from aegis.report.page import Page, render
 from aegis.report.sections import RunParts
 from aegis.runs.disk import format_bytes
@@ -61,10 +62,19 @@ def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bo
     final = run.report / PAGE
     if reuse and finished(run.report, manifest) is not None:
         return final
-    page = _page(run, parts, _samples(run, limits, questions), language())
+    samples = _samples(run, limits, questions)
+    page = _page(run, parts, samples, language())
     with publishing(run.report, manifest, overwrite=True) as staging:
+        (staging.path / ANSWERS).write_text(_recorded(samples), encoding="utf-8", newline="\n")
         (staging.path / PAGE).write_text(render(page, language()), encoding="utf-8", newline="\n")
     return final
+
+
+def _recorded(samples: Samples) -> str:
+    """Return what was asked and answered, as JSON; rows that a training held out are its owner's, and are left out."""
+    shared = [] if samples.heldout else list(samples.questions)
+    voices = [(voice.who, [answer.text for answer in voice.answers]) for voice in samples.voices if shared]
+    return json.dumps({"questions": shared, "answers": voices}, ensure_ascii=False, indent=2) + "\n"
 
 
 def _samples(run: Run, limits: Limits, questions: Sequence[str]) -> Samples:

@@ -10,7 +10,7 @@ from typing import Any
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp.ollama.chat_format import Dialogue
-from aegis.llama_cpp.ollama.modelfile import can_be_written, modelfile, stop_texts
+from aegis.llama_cpp.ollama.modelfile import can_be_written, hub_files, modelfile, stop_texts
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
@@ -48,9 +48,19 @@ def write_export_sidecars(
         progress.warn(phrase("export.stops_left_out", stops=", ".join(map(repr, left_out))))
     text = modelfile(files[0].name, dialogue, stops, context, has_template=bool(tokenizer.chat_template))
     (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
+    for file, content in hub_files(dialogue, stops, context).items():
+        (folder / file).write_text(content, encoding="utf-8", newline="\n")
     copy_licences(model, folder)
     long_rope = bool(config.get("original_max_position_embeddings"))
-    card = gguf_card(provenance_of_folder(model), name, files, version, context_tokens=context, long_rope=long_rope)
+    card = gguf_card(
+        provenance_of_folder(model),
+        name,
+        files,
+        version,
+        context_tokens=context,
+        long_rope=long_rope,
+        prompt="" if dialogue is None else dialogue.render([{"role": "user", "content": "QUESTION"}]),
+    )
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 

@@ -11,8 +11,6 @@ from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
 from aegis.cli.shared import existing_run
-from aegis.errors import UsageError
-from aegis.hub import is_hub_id
 
 
 @command("What came of it", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
@@ -65,8 +63,6 @@ def push(
     """Upload the GGUF files or the merged folder to the Hub, with its model card. Does not ask."""
     from aegis.cli.screens import results
 
-    if not is_hub_id(repo):
-        raise UsageError("cli.no_owner", repo=repo)
     run_dir = existing_run(run)
     output.say_that_it_loads()
     from aegis.stages.push import push as stage

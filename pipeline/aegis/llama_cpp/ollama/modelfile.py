@@ -6,6 +6,7 @@ with the card, beyond the length from which llama.cpp changes Phi-3.5's rope fac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
@@ -33,6 +34,13 @@ def modelfile(
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if can_be_written(stop)]
     lines.append(f"PARAMETER num_ctx {context_tokens}")
     return "\n".join(lines) + "\n"
+
+
+def hub_files(dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int) -> dict[str, str]:
+    """Return the files that `ollama run hf.co/OWNER/NAME` reads from a repository, by name; it ignores a Modelfile."""
+    parameters = {"num_ctx": context_tokens, "stop": list(stops)}
+    files = {"params": json.dumps(parameters, ensure_ascii=False, indent=2) + "\n"}
+    return files if dialogue is None else {**files, "template": go_template(dialogue)}
 
 
 def can_be_written(stop: str) -> bool:
