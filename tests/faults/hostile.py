@@ -15,9 +15,11 @@ import struct
 import tarfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
@@ -37,8 +39,11 @@ from aegis.model.base import find_base, load_tokenizer
 from aegis.model.shards import INDEX, SINGLE, ShardSet
 from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import publishing
+from aegis.runs.run import Run
 from aegis.soul.file import SoulRecord, load_soul, save_soul
 from aegis.soul.rotation import random_rotation
+from aegis.stages.import_soul import import_soul
+from aegis.stages.plan import plan
 from vendor_llama_cpp import VendorError
 from vendor_llama_cpp.pin import load_pin
 from vendor_llama_cpp.unpack import read_tree
@@ -224,6 +229,10 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
     tokenizer = load_tokenizer(base)
     template_of_base = str(tokenizer.chat_template)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    vocabulary, tokenizer_config = (
+        json.loads((base / name).read_text(encoding="utf-8")) for name in ("tokenizer.json", "tokenizer_config.json")
+    )
+    soul_pt = _soul_pt(work / "soul.pt")
     header = gguf.read_bytes()
     honest_archive = _archive([("llama/PKG-INFO", b"x"), ("llama/vendor/llama.cpp/convert_hf_to_gguf.py", b"y")])
 
@@ -284,6 +293,23 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
         found = find_base(str(place))
         _ = found.tied, found.weights_hash
 
+    def feed_plan(data: bytes, place: Path) -> None:
+        (place / "config.json").write_bytes(data)
+        train = TrainConfig(base_model=str(place), dataset="owner/name", device="cpu", max_length=32)
+        # llama.cpp's converter would take seconds per case; what it says of a tokenizer has tests of its own
+        with mock.patch("aegis.stages.plan.converted_vocabulary", return_value=nullcontext()):
+            plan(train, MergeConfig(), ExportConfig(), VerifyConfig(device="cpu"), Run(place / "run"))
+
+    def feed_tokenizer(case: tuple[bytes, bytes], place: Path) -> None:
+        shutil.copyfile(base / "config.json", place / "config.json")
+        (place / "tokenizer.json").write_bytes(case[0])
+        (place / "tokenizer_config.json").write_bytes(case[1])
+        load_tokenizer(place)
+
+    def feed_soul_pt(data: bytes, place: Path) -> None:
+        (place / "soul.pt").write_bytes(data)
+        import_soul(place / "soul.pt", place / "soul.safetensors")
+
     def feed_gguf(data: bytes, place: Path) -> None:
         (place / "model.gguf").write_bytes(data)
         trained_context(place / "model.gguf")
@@ -294,6 +320,8 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
     def feed_archive(data: bytes, place: Path) -> None:
         read_tree(io.BytesIO(data), replace(load_pin(), root="llama/vendor/llama.cpp/"))
 
+    (work / "plan").mkdir()
+    feed_plan(_text_of(config), work / "plan")  # the first of all loads the libraries
     index = _index(tensors)
     soul = soul_path.read_bytes()
     return [
@@ -314,11 +342,36 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
         Target("data rows", _rows(), feed_rows, _honest_rows(), lambda data: (_KINDS[sum(data[:1]) % 4], data[1:])),
         Target("chat templates", _templates(template_of_base), feed_template),
         Target("model configs", spoiled_text(config), feed_config, (_text_of(config),)),
+        Target("plan", st.one_of(spoiled_text(config), _unlikely(config)), feed_plan),
+        Target("tokenizers", _either_spoiled(vocabulary, tokenizer_config), feed_tokenizer),
+        Target("soul.pt", spoiled_bytes(soul_pt), feed_soul_pt, (soul_pt,)),
         Target("GGUF headers", spoiled_bytes(header, near=30_000), feed_gguf, (_small_gguf(),)),
         # guided, it is the archive inside gzip that is changed: a checksum would stop all else
         Target("archives", _archives(honest_archive), feed_archive, (gzip.decompress(honest_archive),),
             lambda data: gzip.compress(data, 1)),
     ]  # fmt: skip
+
+
+def _unlikely(config: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """The config with one number of its own changed to one that leads somewhere else."""
+    keys = [key for key, value in config.items() if isinstance(value, int | float)]
+    numbers = st.one_of(_NUMBERS, st.sampled_from([7, 10**3, 10**6, 2**32 - 1, 2**40, 1e-30]))
+    return st.tuples(st.sampled_from(keys), numbers).map(lambda one: _text_of({**config, one[0]: one[1]}))
+
+
+def _either_spoiled(one: Any, other: Any) -> st.SearchStrategy[tuple[bytes, bytes]]:
+    return st.one_of(
+        st.tuples(spoiled_text(one), st.just(_text_of(other))), st.tuples(st.just(_text_of(one)), spoiled_text(other))
+    )
+
+
+def _soul_pt(path: Path) -> bytes:
+    """A soul as the original saved it."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        rotation = torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(8, 8, bias=False))
+    torch.save({"alpha": torch.tensor(1.5), "so8_rotation": rotation.state_dict(), "step": 3}, path)
+    return path.read_bytes()
 
 
 def _text_of(document: Any) -> bytes:

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
     pytest.mark.filterwarnings("ignore"),  # libraries warn of what they read; here it is meant to be odd
 ]
-CASES = {"chat templates": 25, "data rows": 25, "model configs": 25}
+CASES = {"chat templates": 25, "data rows": 25, "model configs": 25, "plan": 25, "tokenizers": 25}
 _NAMES = (
     "safetensors headers",
     "safetensors indexes",
@@ -28,6 +28,9 @@ _NAMES = (
     "data rows",
     "chat templates",
     "model configs",
+    "plan",
+    "tokenizers",
+    "soul.pt",
     "GGUF headers",
     "archives",
 )

@@ -24,9 +24,10 @@ from aegis.data.rejects import Rejects
 from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile
 from aegis.model.adapter import CONFIG, load_adapter
-from aegis.model.base import find_base, peek_base
+from aegis.model.base import find_base, load_tokenizer, peek_base
 from aegis.model.families import check_family
 from aegis.model.shards import SINGLE, read_header
+from aegis.verification.export_sidecars import end_tokens
 from tests.faults.hostile import MOST_BYTES, Target, Watched, watch
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process's peak is read from /proc")
@@ -211,6 +212,34 @@ def test_a_parquet_file_that_needs_more_memory_than_its_reader_may_take_is_refus
         assert caught.value.key == "files.broken_parquet"
     else:
         assert [len(row.value["text"]) for row in rows] == [values]
+
+
+@pytest.mark.parametrize("where", ["added", "vocabulary", "none"])
+def test_no_token_has_an_id_beyond_every_vocabulary(quick_base: Path, tmp_path: Path, where: str) -> None:
+    """A list of all ids up to 2³² − 1 would have 34 GB."""
+    base = tmp_path / "base"
+    shutil.copytree(quick_base, base)
+    document = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    if where == "added":
+        document["added_tokens"].append({**document["added_tokens"][-1], "content": "<far>", "id": 2**32 - 1})
+    elif where == "vocabulary":
+        document["model"]["vocab"][next(iter(document["model"]["vocab"]))] = 2**32 - 1
+    (base / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    if where != "vocabulary":  # an added token gets the next id, whatever it says of itself
+        assert max(load_tokenizer(base).get_vocab().values()) < limits.VOCABULARY
+    else:
+        with pytest.raises(AegisError) as refused:
+            load_tokenizer(base)
+        assert refused.value.key in ("base.token_id", "base.no_tokenizer")
+
+
+@pytest.mark.parametrize("end", [2**32 - 1, -1, True, 2.5, "2", [1, 2**40], [[1]], {"a": 1}])
+def test_an_end_token_is_an_id_of_a_vocabulary(quick_base: Path, tmp_path: Path, end: object) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}), encoding="utf-8")
+    with pytest.raises(AegisError) as refused:
+        end_tokens(tmp_path, {})
+    assert refused.value.key == "export.end_tokens"
+    assert end_tokens(quick_base, {})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from typing import Any
 
 from aegis import progress
 from aegis.config.presets import DEMO
-from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
+from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
+from aegis.limits import VOCABULARY
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.empty import load_config
@@ -188,9 +189,13 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        highest = max(tokenizer.get_vocab().values(), default=0)
     except Exception as error:  # transformers passes on what its parsers raise
         raise IntegrityError("base.no_tokenizer", folder=folder, error=first_line(error)) from error
+    if highest >= VOCABULARY:  # whoever makes a list of all ids would fill the memory
+        raise UnsupportedModelError("base.token_id", folder=folder, token=highest, most=VOCABULARY)
+    return tokenizer
 
 
 @contextmanager

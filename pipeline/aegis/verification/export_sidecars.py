@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aegis import progress
 from aegis.errors import IntegrityError
+from aegis.limits import VOCABULARY, read_json
 from aegis.llama_cpp.ollama.chat_format import Dialogue
 from aegis.llama_cpp.ollama.modelfile import can_be_written, hub_files, modelfile, stop_texts
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
@@ -84,10 +84,10 @@ def end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
     path = model / "generation_config.json"
     if path.is_file():
         try:
-            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", ends)
-        except (ValueError, AttributeError, RecursionError) as error:
+            ends = read_json(path).get("eos_token_id", ends)
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise IntegrityError("export.not_an_object", path=path, error=str(error)) from None
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(isinstance(token, int) for token in ends):
+    if not all(type(token) is int and 0 <= token < VOCABULARY for token in ends):
         raise IntegrityError("export.end_tokens", model=model, ends=ends)
     return ends
