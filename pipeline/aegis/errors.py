@@ -81,6 +81,11 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def reason(error: BaseException) -> str:
+    """Return why a file operation failed, without the file's name: it may be a temporary one, which no user knows."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _rebuilt(kind: type[_Error], key: str, state: dict[str, Any]) -> _Error:
     error = kind.__new__(kind, key)
     error.__dict__ |= {**state, "values": MappingProxyType(dict(state["values"]))}

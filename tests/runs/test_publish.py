@@ -252,3 +252,15 @@ def test_a_discarded_directory_frees_its_name_at_once(tmp_path: Path, monkeypatc
     discard(tmp_path / "kept")
     discard(tmp_path / "kept")
     assert names(tmp_path) == []
+
+
+def test_an_error_names_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", fails)
+    with pytest.raises(UsageError) as refused, publishing(tmp_path / "merged", Manifest("merge", {}, {}, {})):
+        pass
+    assert refused.value.key == "publish.not_writable"
+    assert "staging" not in str(refused.value)
+    assert "Permission denied" in str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from aegis.messages import phrase
 from aegis.messages.safe import shown
 from aegis.signals import signal_handlers, terminating_signals
 
+_TEMPORARY = re.compile(r"\.([^/\\]+)\.(?:staging|part|trash)-\d+")
 _tracebacks = False
 
 
@@ -101,13 +103,18 @@ def _os_error(error: OSError) -> int:
     from aegis.runs import disk
 
     if disk.is_full(error):
-        fault = disk.full(Path(error.filename or "."), error)
+        fault = disk.full(Path(_final_name(error.filename or ".")), error)
         print_error(fault.what, fault.why, fault.fix)
         return fault.exit_code
     if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
         return _our_bug(error)
-    print_error(phrase("ending.unusable", path=error.filename), error.strerror or "")
+    print_error(phrase("ending.unusable", path=_final_name(error.filename)), error.strerror or "")
     return 2
+
+
+def _final_name(path: object) -> str:
+    """Return the path under which a file of a temporary name would have been published."""
+    return _TEMPORARY.sub(r"\1", str(path))
 
 
 def _incomplete(error: ImportError) -> int:

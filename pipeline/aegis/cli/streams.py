@@ -1,4 +1,4 @@
-"""Makes stdout and stderr survive a console without emoji, a closed pipe and a closed terminal."""
+"""Makes stdout and stderr survive a console without emoji, a closed pipe, a closed terminal and a full disk."""
 
 from __future__ import annotations
 
@@ -8,33 +8,60 @@ import os
 import sys
 from typing import Any
 
+from aegis.errors import EnvironmentFault
 
-class _Terminal(io.FileIO):
-    """A terminal that ignores writes after its window or connection is closed."""
+_STDERR = 2
+
+
+class _Output(io.FileIO):
+    """A stream's file. A terminal's writes are ignored after its window or connection is closed."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return memoryview(data).nbytes
+            if error.errno == errno.EIO and os.name == "posix" and self.isatty():
+                return memoryview(data).nbytes
+            silence(self.fileno())  # what waits in buffers would fail again, and at the interpreter's exit once more
+            if self.fileno() == _STDERR:  # there is no other place to say so
+                return memoryview(data).nbytes
+            raise EnvironmentFault("ending.stdout", error=error.strerror) from error
 
 
 def prepare() -> None:
     """Make stdout and stderr accept any text, for as long as the command runs."""
+    _open_closed_ones()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if os.name == "posix" and stream.isatty():
-            terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(terminal, stream.encoding, "replace", line_buffering=True))
-        else:
+        try:
+            descriptor = stream.fileno()
+        except (OSError, ValueError):  # a test's
+            continue
+        if stream.isatty() and os.name != "posix":
             # a cp932 console has no emoji; a question mark is better than a traceback
             stream.reconfigure(errors="replace")
+            continue
+        file = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
+        is_unbuffered = stream.isatty() or name == "stderr"
+        setattr(sys, name, io.TextIOWrapper(file, stream.encoding, "replace", line_buffering=is_unbuffered))
 
 
-def silence() -> None:
-    """Redirect stdout and stderr to the null device, so that nothing is written, not even at interpreter exit."""
+def _open_closed_ones() -> None:
+    """Put the null device where a stream was closed: the next file to be opened would get its number, and its text."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
+
+
+def silence(*descriptors: int) -> None:
+    """Redirect streams, stdout and stderr by default, to the null device: nothing is written, not even at the exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+    for descriptor in descriptors or (sys.stdout.fileno(), sys.stderr.fileno()):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -22,7 +22,7 @@ from typing import IO
 from uuid import uuid4
 
 from aegis import progress
-from aegis.errors import AegisError, EnvironmentFault, ToolError
+from aegis.errors import AegisError, EnvironmentFault, ToolError, reason
 from aegis.messages import Bilingual, bilingual
 
 KEPT_LINES = 20
@@ -64,7 +64,7 @@ def published(out: Path) -> Iterator[Path]:
         yield part
         part.replace(out)
     except OSError as error:
-        raise EnvironmentFault("process.cannot_write", out=out, error=str(error)) from error
+        raise EnvironmentFault("process.cannot_write", out=out, error=reason(error)) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from aegis.errors import EnvironmentFault, UsageError
+from aegis.errors import EnvironmentFault, UsageError, reason
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
@@ -59,7 +59,7 @@ def is_full(error: BaseException) -> bool:
 def full(path: Path, error: BaseException) -> EnvironmentFault:
     """Make the error to raise when writing `path` failed because of a full disk."""
     free = shutil.disk_usage(_existing(path)).free
-    return EnvironmentFault("disk.full", path=path, free=format_bytes(free), error=error)
+    return EnvironmentFault("disk.full", path=path, free=format_bytes(free), error=reason(error))
 
 
 def require_space(path: Path, needed_bytes: int, purpose: str) -> None:

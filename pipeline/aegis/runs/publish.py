@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aegis.errors import UsageError
+from aegis.errors import UsageError, reason
 from aegis.runs import disk
 from aegis.runs.held import check_held
 from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
@@ -40,7 +40,7 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
     except OSError as error:
         if disk.is_full(error):
             raise disk.full(final, error) from error
-        raise UsageError("publish.not_writable", final=final, error=str(error)) from None
+        raise UsageError("publish.not_writable", final=final, error=reason(error)) from None
     staging = Staging(directory)
     try:
         yield staging
@@ -64,7 +64,7 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
     try:
         exists = final.exists()
     except OSError as error:  # the name is too long, or the parent cannot be entered
-        raise UsageError("publish.not_writable", final=final, error=str(error)) from None
+        raise UsageError("publish.not_writable", final=final, error=reason(error)) from None
     if exists and not final.is_dir():
         raise UsageError("publish.not_a_directory", final=final)
     if exists and not overwrite:

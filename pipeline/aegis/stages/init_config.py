@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from aegis.config.presets import DEMO
 from aegis.config.settings import SECTIONS
 from aegis.data.sources import is_hub_dataset, open_source
-from aegis.errors import UsageError
+from aegis.errors import UsageError, reason
 from aegis.messages import phrase, translate_help
 from aegis.messages.layout import wrap
 from aegis.model.given import is_on_hub, refuse_no_base
@@ -98,4 +98,4 @@ def write(out: Path, base_model: str, dataset: str) -> None:
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UsageError("template.not_written", out=out, error=str(error)) from None
+        raise UsageError("template.not_written", out=out, error=reason(error)) from None
