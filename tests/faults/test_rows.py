@@ -168,6 +168,55 @@ ROWS: dict[str, tuple[str, ...]] = {
         "llama_cpp/test_gguf_file.py::test_truncation_anywhere_is_found",
         "llama_cpp/test_gguf_file.py::test_random_bit_flips_in_the_header_give_a_file_or_an_integrity_error",
     ),
+    # attacks
+    "links out of a base, pipes in it": (
+        "model/test_own_files.py::test_a_link_out_of_the_folder_is_refused_at_any_depth",
+        "model/test_own_files.py::test_a_folder_that_only_looks_like_a_cache_loses_no_file",
+        "model/test_own_files.py::test_a_pipe_in_the_folder_is_refused_without_waiting",
+        "faults/test_strangers.py::test_a_link_out_of_the_base_is_neither_read_nor_written",
+    ),
+    "data written over while it is read": (
+        "data/test_dataset.py::test_data_that_changes_while_it_is_read_is_refused_and_never_cached",
+    ),
+    "names that a terminal, a shell or a Modelfile would obey": (
+        "messages/test_safe.py::test_control_codes_are_escaped_wherever_a_message_is_formatted",
+        "messages/test_safe.py::test_a_pasted_command_runs_no_command_hidden_in_a_name",
+        "messages/test_safe.py::test_commands_for_powershell_have_its_quotes",
+        "cli/console/test_reporters.py::test_no_shown_text_has_control_codes_for_the_terminal",
+        "cli/test_logfile.py::test_the_log_has_no_control_codes",
+        "llama_cpp/ollama/test_modelfile.py::test_an_end_token_cannot_add_a_command_to_the_modelfile",
+    ),
+    "values that are no good": (
+        "soul/test_file.py::test_a_soul_whose_alpha_is_not_one_finite_float32_is_refused",
+        "soul/test_file.py::test_a_step_below_zero_or_without_a_number_is_refused",
+        "stages/test_import_soul.py::test_invalid_values_are_refused_and_not_written",
+        "model/test_adapter.py::test_bad_matrices_are_refused",
+        "model/test_adapter.py::test_bad_ranks_and_alphas_are_refused",
+    ),
+    "small input that takes all memory": (
+        "faults/test_limits.py::test_beyond_its_bound_a_parser_refuses_and_has_taken_little_memory",
+        "faults/test_limits.py::test_at_its_bound_a_parser_takes_what_it_is_given",
+        "faults/test_limits.py::test_a_parquet_file_that_needs_more_memory_than_its_reader_may_take_is_refused",
+        "faults/test_limits.py::test_no_text_of_a_model_folder_is_read_beyond_its_bound",
+        "faults/test_limits.py::test_no_token_has_an_id_beyond_every_vocabulary",
+        "stages/test_import_soul.py::test_an_archive_that_is_larger_unpacked_is_never_unpacked",
+    ),
+    "patterns without end": ("model/test_adapter.py::test_no_pattern_keeps_the_reading_from_ending",),
+    "config.json that no model can be built from": (
+        "faults/test_hostile.py::test_hostile_input_is_refused_or_harmless",
+        "model/test_empty.py::test_the_key_that_breaks_config_json_is_named",
+    ),
+    "a run moved, or its lock file lost, while it trains": (
+        "runs/test_run.py::test_a_run_that_is_lost_gets_nothing_more_from_who_held_it",
+        "runs/test_run.py::test_a_run_that_is_lost_while_a_checkpoint_is_written_does_not_get_it",
+    ),
+    "Ctrl-Z, or a machine that sleeps, while a tool works": (
+        "llama_cpp/test_process.py::test_hours_that_passed_while_all_was_stopped_are_not_held_against_a_tool",
+    ),
+    "passwords in addresses": (
+        "messages/test_safe.py::test_the_password_of_a_used_address_is_never_shown",
+        "cli/test_logfile.py::test_the_log_has_no_secrets",
+    ),
     # not shown: an Ollama too old, for none was to be had here; AEGIS never starts it, so no name of its can be taken
     "Ollama absent, silent or somebody else; quotes in the system text": (
         "doctor/test_services.py::test_an_ollama_that_answers_is_reported",
@@ -199,7 +248,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def test_the_table_has_a_row_per_fault() -> None:
-    assert len(ROWS) == 52
+    assert len(ROWS) == 62
 
 
 @pytest.mark.parametrize("row", ROWS)
