@@ -62,7 +62,7 @@ def gguf_card(
     """
     first = files[0].name
     run = (
-        f"```\nollama create {ollama_name(name)} -f Modelfile\n"
+        f"```\nollama create {ollama_name(name)} -f Modelfile\nollama run {ollama_name(name)}\n"
         f'llama-server -m "{first}" -c {context_tokens} --jinja\n'
         f'aegis chat --gguf "{first}"\n```\n\n'
         f"From a repository on the Hub: `ollama run hf.co/OWNER/NAME:{first.rpartition('-')[2].removesuffix('.gguf')}`."

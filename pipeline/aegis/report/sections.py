@@ -211,6 +211,14 @@ def verify_section(
     return Section("verify", facts, tables, [picture] if picture.is_file() else [])
 
 
+def before_and_after(report: Mapping[str, Any] | None) -> str:
+    """Return the perplexities of the base and of the file to run, on the same held-out text."""
+    values = list(((report or {}).get("perplexity") or {}).items())
+    if not values or values[0][0] != "base":
+        return "-"
+    return f"{as_number(values[0][1], '.3g')} → {as_number(values[-1][1], '.3g')}"
+
+
 def files_section(parts: RunParts) -> Section:
     """Make the section that lists every published file with its hash."""
     rows = [
@@ -226,9 +234,11 @@ def commands(parts: RunParts) -> list[str]:
     files, exported = parts.gguf_files, parts.exported
     if exported is None or not files:
         return []
+    name = ollama_name(exported.name)
     return [
         "cd gguf",
-        f"ollama create {ollama_name(exported.name)} -f Modelfile",
+        f"ollama create {name} -f Modelfile",
+        f"ollama run {name}",
         f'llama-server -m "{files[0]}" -c {exported.context_tokens} --jinja',
         f'aegis chat --gguf "{files[0]}"',
     ]

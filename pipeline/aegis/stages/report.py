@@ -13,7 +13,7 @@ from pathlib import Path
 from aegis.chat import ask
 from aegis.chat.ask import Limits
 from aegis.errors import AegisError, IntegrityError, UsageError
-from aegis.messages import Language, language, words
+from aegis.messages import Language, language, phrase, words
 from aegis.report import sections
 from aegis.report.answers import ANSWERS, ModelAnswers
 from aegis.report.page import Page, render
@@ -79,7 +79,7 @@ def _recorded(samples: Samples) -> str:
 
 def _samples(run: Run, limits: Limits, questions: Sequence[str]) -> Samples:
     if limits.count == 0 and not questions:
-        return Samples(missing="--samples 0")
+        return Samples(missing=phrase("page.samples_off"))
     try:
         chosen = list(questions) or ask.questions_of(run, limits.count)
     except AegisError as error:
@@ -103,7 +103,7 @@ def _page(run: Run, parts: RunParts, samples: Samples, reader: Language) -> Page
             "base": sections.public(training.base_model if training else None),
             "steps": sections.as_number(result and result.steps, ",.0f"),
             "heldout_loss": sections.as_number(result and result.heldout_loss, ".4f"),
-            "gate": sections.as_number(result and result.gate, ".4f"),
+            "before_after": sections.before_and_after(verdict),
             "size": format_bytes(parts.manifests["export"].files[files[0]].bytes) if files else "-",
         },
         questions=samples.questions,

@@ -44,19 +44,26 @@ def draw_divergence(steps: Sequence[ComparedStep], path: Path) -> None:
     """Draw the KL of each step from mean to maximum on a logarithmic axis, with the bounds on the mean."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.2 + 0.55 * len(steps)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 2 + 0.5 * len(steps)), dpi=120, layout="constrained")
     axes = figure.subplots()
+    marks = (("o", "mean"), ("|", "99th percentile"), ("x", "maximum"))
     for row, step in enumerate(steps):
         spread = [max(_FLOOR, value) for value in (step.found.mean_kl, step.found.p99_kl, step.found.max_kl)]
         colour = "#1a7f37" if step.ok else "#cf222e"
         axes.plot([spread[0], spread[2]], [row, row], color=colour, linewidth=2, alpha=0.35)
-        for value, marker in zip(spread, ("o", "|", "x"), strict=True):
+        for value, (marker, _) in zip(spread, marks, strict=True):
             axes.plot(value, row, marker=marker, color=colour, markersize=8, linestyle="none")
         if step.max_kl is not None:
             axes.plot([step.max_kl] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.5)
+    for marker, name in marks:
+        axes.plot([], [], marker=marker, color="#59636e", markersize=8, linestyle="none", label=name)
+    if any(step.max_kl is not None for step in steps):
+        axes.plot([], [], color="black", linewidth=1.5, label="bound on the mean")
     axes.set_xscale("log")
     axes.set_yticks(range(len(steps)), [step.name.replace("→", "to") for step in steps])
-    axes.invert_yaxis()
-    axes.set_xlabel("KL divergence, nats per token (o mean, | 99th percentile, x maximum; black: bound on the mean)")
+    axes.set_ylim(len(steps) - 0.5, -0.5)
+    axes.set_xlabel("KL divergence, nats per token")
+    axes.set_title("How far each model is from the one before it")
     axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path, metadata={"Software": None})

@@ -164,7 +164,7 @@ def draw_spectrum(angles: Angles, gate: float, path: Path) -> None:
     _save(figure, path)
 
 
-_NOTE: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+_NOTE: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
 
 
 def _figure(columns: int = 1) -> tuple[Figure, Any]:
