@@ -24,13 +24,13 @@ class SamplingParams:
 
 
 class ChatModel(Protocol):
-    """A model that answers a conversation; `context` is its maximum number of tokens."""
+    """A model that answers a conversation; `context` is its context length in tokens."""
 
     name: str
     context: int
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Return the tokens of a conversation up to the model's next turn."""
+        """Return the number of tokens of a conversation up to the model's next turn."""
         ...
 
     def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
@@ -65,7 +65,7 @@ class Conversation:
         except Exception:
             self.history.pop()
             raise
-        except BaseException:  # stopped by Ctrl-C, or nobody listens any more
+        except BaseException:  # Ctrl-C, or the caller has closed the generator
             self._keep(answer)
             raise
         self.history.append({"role": "assistant", "content": answer})
@@ -82,11 +82,11 @@ class Conversation:
         return self.history[0]["content"] if self.history and self.history[0]["role"] == "system" else ""
 
     def start_over(self, system: str) -> None:
-        """Forget what was said, under this system message, or under none if it is empty."""
+        """Clear the history, and begin it with this system message unless it is empty."""
         self.history = [{"role": "system", "content": system}] if system else []
 
     def take_back(self) -> str:
-        """Forget the last question with its answer, and return the question; "" if there is none."""
+        """Remove the last question with its answer, and return the question; "" if there is none."""
         if not self.history or self.history[-1]["role"] != "assistant":
             return ""
         question = self.history[-2]["content"]
@@ -94,7 +94,7 @@ class Conversation:
         return question
 
     def answer_tokens(self) -> int:
-        """Tokens of the last answer: what it adds to an empty one."""
+        """Return the number of tokens that the last answer has beyond an empty one."""
         *before, last = self.history
         count = self.chat_model.count_tokens
         return count(self.history) - count([*before, {**last, "content": ""}])

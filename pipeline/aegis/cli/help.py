@@ -27,7 +27,7 @@ _TYPES = {
     "float range": "X",
     "list[str]": "TEXT ...",
 }
-"""Typer's names of types, and those of a manual page; a list of choices stands for itself."""
+"""Typer's names of types, and those of a manual page; a list of choices is shown unchanged."""
 
 
 class _Row(NamedTuple):

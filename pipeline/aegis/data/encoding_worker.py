@@ -1,4 +1,4 @@
-"""The process that renders and tokenizes rows, as `confined` runs it."""
+"""Renders and tokenizes rows, in a confined process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 
-import transformers.utils.chat_template_utils  # noqa: F401 - what compiles templates, loaded before anyone waits
+import transformers.utils.chat_template_utils  # noqa: F401 - loaded now, outside the deadline of a request
 
 from aegis import messages
 from aegis.data import wire
@@ -19,10 +19,10 @@ _encoders: OrderedDict[str, RowEncoder] = OrderedDict()
 
 
 def answers(message: Message, caller: Caller) -> Iterator[Message]:
-    """Learn a tokenizer by its parts; or encode a batch of records, unless the tokenizer is not known."""
+    """Receive a tokenizer's parts, or encode a batch of records if their tokenizer is known."""
     fields = message.fields
     name = fields["tokenizer"]
-    os.environ[messages.VARIABLE] = fields["language"]  # of the reasons for which rows are refused
+    os.environ[messages.VARIABLE] = fields["language"]  # for the reasons of refused rows
     if fields["do"] == "learn":
         _encoders[name] = RowEncoder(TokenizerParts.from_bytes(message.blob))
         while len(_encoders) > _KEPT:

@@ -1,4 +1,4 @@
-"""What a record becomes: token ids, and which of them are trained."""
+"""Examples: a record's token ids, and the mask of the ids that are trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Example(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A row's place, its rendered text, and its example."""
+    """A row's position in its file, its rendered text, and its example."""
 
     where: str
     text: str

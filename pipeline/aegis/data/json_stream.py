@@ -1,4 +1,4 @@
-"""JSON values off a file one after the other, in bounded memory: an array's items, an object's members, any values."""
+"""Reads JSON values from a file one after the other, in bounded memory: items, members, rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aegis.errors import DataError
 from aegis.limits import ROW_BYTES
 from aegis.messages import phrase
 
-_LEAST_HELD = ROW_BYTES + (1 << 16)
+_MIN_AHEAD = ROW_BYTES + (1 << 16)
 _LONGEST_WORD = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JsonStream:
-    """A text that is read on as its values are taken; never more than a few values of the largest size are held."""
+    """A text that is read while its values are consumed; at most a few values of the maximum size are in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class JsonStream:
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """Return the next character that is not a space; "" at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -38,10 +38,10 @@ class JsonStream:
             self._read_on()
 
     def take(self, *characters: str) -> str:
-        """The next character, which has to be one of these.
+        """Consume and return the next character, which must be one of these.
 
         Raises:
-            DataError: it is another.
+            DataError: it is another one.
         """
         found = self.peek()
         if found not in characters or not found:
@@ -50,13 +50,13 @@ class JsonStream:
         return found
 
     def value(self) -> Any:
-        """The next value, as Python has it.
+        """Consume and return the next value.
 
         Raises:
-            DataError: broken, or larger than a row may be.
+            DataError: the value is invalid, or larger than a row may be.
         """
         self.peek()
-        if not self._ended and len(self._text) - self._at <= _LEAST_HELD:
+        if not self._ended and len(self._text) - self._at <= _MIN_AHEAD:
             self._read_on()
         try:
             value, self._at = self._decoder.raw_decode(self._text, self._at)
@@ -70,7 +70,7 @@ class JsonStream:
         return value
 
     def items(self) -> Iterator[Any]:
-        """The values of the array that comes next."""
+        """Yield the values of the next array."""
         self.take("[")
         if self.peek() == "]":
             self.take("]")
@@ -81,7 +81,7 @@ class JsonStream:
                 return
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that comes next; who gets one takes its value from the stream before the next."""
+        """Yield the keys of the next object; the caller must consume each key's value before the next key."""
         self.take("{")
         if self.peek() == "}":
             self.take("}")
@@ -96,19 +96,19 @@ class JsonStream:
                 return
 
     def end(self) -> None:
-        """Nothing may follow.
+        """Check that the text ends here.
 
         Raises:
-            DataError: something does.
+            DataError: it does not.
         """
         if self.peek():
             raise self._broken(self._at, "Extra data")
 
     def _read_on(self) -> None:
-        """Forget what has been taken, and hold what one row may have at most, if there is as much."""
-        gone = self._text[: self._at]
-        self._line += gone.count("\n")
-        self._column = len(gone) - gone.rfind("\n") if "\n" in gone else self._column + len(gone)
+        """Drop the consumed text, and read until at least one row of the maximum size is in memory."""
+        consumed = self._text[: self._at]
+        self._line += consumed.count("\n")
+        self._column = len(consumed) - consumed.rfind("\n") if "\n" in consumed else self._column + len(consumed)
         pieces, size = [self._text[self._at :]], len(self._text) - self._at
         while size <= ROW_BYTES + ROW_BYTES // 4 and not self._ended:
             piece = next(self._pieces, "")

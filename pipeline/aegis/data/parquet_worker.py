@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, read in a confined process: a few bytes of it may stand for gigabytes."""
+"""Reads the rows of a Parquet file in a confined process: a few bytes of it may unpack to gigabytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BATCH_ROWS = 256
 
 
 def answers(request: Message, caller: Caller) -> Iterator[Message]:
-    """Yield rows as JSON has them, in their order; None stands for one that is too long.
+    """Yield rows as JSON values, in order, with None for a row that is too long.
 
-    A value that JSON has no form for, a date or bytes, becomes an object with the name of its type, which is no text.
+    A value without a JSON form, such as a date or bytes, becomes an object with the name of its type; it is not text.
 
     Raises:
-        DataError: it is not a Parquet file, or a damaged one.
+        DataError: the file is not a Parquet file, or is damaged.
     """
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -47,7 +47,7 @@ def answers(request: Message, caller: Caller) -> Iterator[Message]:
 
 
 def _length(value: Any) -> int:
-    """About as many characters as JSON needs for it."""
+    """Return about the number of characters of a value in JSON."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):

@@ -40,11 +40,11 @@ class _Job(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What became of a batch of records.
+    """The result of encoding a batch of records.
 
     Attributes:
-        rows: the usable rows, in their order.
-        rejects: place and reason of each unusable row.
+        rows: the usable rows, in order.
+        rejects: position and reason of each unusable row.
         lost_thoughts: number of chats in which the template left a thought out.
         unopened: number of chats with an answer without a thought, although the prompt opens one.
     """
@@ -95,11 +95,11 @@ class RowEncoder:
                 jobs.append(self._job(record, fold_system))
             except RowError as error:
                 rejects.append((record.where, str(error)))
-            except RecursionError as error:  # tools or variables, nested too deep to be written
+            except RecursionError as error:  # tools or variables that are nested too deep
                 rejects.append((record.where, first_line(error)))
         # recording the tokens' positions takes longer than tokenizing
-        placed = any(not job.is_learnt_whole for job in jobs)
-        encode = self._backend.encode_batch if placed else self._backend.encode_batch_fast
+        with_positions = any(not job.is_learnt_whole for job in jobs)
+        encode = self._backend.encode_batch if with_positions else self._backend.encode_batch_fast
         encodings = encode([job.text for job in jobs], add_special_tokens=False)
         rows = [
             Encoded(job.where, job.text, self._example(job, encoding))

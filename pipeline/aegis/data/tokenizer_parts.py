@@ -1,4 +1,4 @@
-"""What encoding needs of a transformers tokenizer, as values that go to another process."""
+"""The parts of a transformers tokenizer that encoding needs, as values that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _NAMED = ("bos_token", "eos_token", "pad_token")
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """A fast tokenizer taken apart.
+    """The parts of a fast tokenizer.
 
     Attributes:
-        backend: its tokenizer.json.
-        template: its chat template, or None.
-        tools_template: the one for chats with tools, which may be the same.
-        no_default: why there is no template though there are several; empty otherwise.
-        special_tokens: the variables of its template that are tokens.
+        backend: the text of tokenizer.json.
+        template: the chat template, or None.
+        tools_template: the template for chats with tools, which may be the same.
+        no_default: the reason why none of several templates is used; "" otherwise.
+        special_tokens: the variables of the template that are tokens.
         added: id, text, and whether it is special, of each added token.
-        named: texts of its begin, end and padding tokens.
-        begin: what it puts before a text by itself: its begin-of-text token, or nothing.
-        end: its end-of-text token, or nothing.
-        size: one more than its largest id.
+        named: texts of the begin, end and padding tokens.
+        begin: the begin-of-text token if the tokenizer adds it to a text, else empty.
+        end: the end-of-text token, or empty.
+        size: one more than the largest id.
     """
 
     backend: str
@@ -41,7 +41,7 @@ class TokenizerParts:
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenizerParts:
-        """Take a fast transformers tokenizer apart."""
+        """Return the parts of a fast transformers tokenizer."""
         template, tools_template, no_default = None, None, ""
         if tokenizer.chat_template:
             try:
@@ -64,11 +64,11 @@ class TokenizerParts:
 
     @classmethod
     def from_bytes(cls, written: bytes) -> TokenizerParts:
-        """The parts that `as_bytes` wrote."""
+        """Return the parts that `as_bytes` wrote."""
         fields, _, backend = written.partition(b"\n")
         return cls(backend.decode(), **json.loads(fields))
 
     def as_bytes(self) -> bytes:
-        """A line of JSON, and the tokenizer.json, which may have 30 MB, as it is."""
+        """Return a line of JSON, followed by the unchanged tokenizer.json, which may have 30 MB."""
         fields = {name: value for name, value in vars(self).items() if name != "backend"}
         return json.dumps(fields).encode() + b"\n" + self.backend.encode()

@@ -1,4 +1,4 @@
-"""Records and examples between this process and the one that encodes: a record is a line of JSON, tokens are bytes."""
+"""Converts records and examples for the confined process that encodes: records to lines of JSON, tokens to bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aegis.llama_cpp.confined import Message
 
 
 def lines_of(records: Sequence[Record]) -> tuple[bytes, list[tuple[str, str]]]:
-    """Records as lines, and place and reason of those that cannot be written: they are nested too deep, say."""
+    """Return records as lines, and position and reason of those that cannot be written, such as too deep nesting."""
     lines, unwritable = [], []
     for record in records:
         try:
@@ -27,7 +27,7 @@ def lines_of(records: Sequence[Record]) -> tuple[bytes, list[tuple[str, str]]]:
 
 
 def records_of(lines: bytes) -> list[Record]:
-    """The records again."""
+    """Return the records that `lines_of` wrote."""
     return [_record_of(json.loads(line.decode("utf-8", "surrogatepass"))) for line in lines.split(b"\n") if line]
 
 
@@ -53,7 +53,7 @@ def _record_of(fields: Mapping[str, Any]) -> Record:
 
 
 def message_of(batch: Batch, *, texts: bool) -> Message:
-    """What became of a batch, as a message; the rows' places and texts only where they are wanted."""
+    """Return an encoded batch as a message; it has the rows' positions and texts only with `texts`."""
     examples = [row.example for row in batch.rows]
     fields = {
         "lengths": [len(example.ids) for example in examples],
@@ -68,7 +68,7 @@ def message_of(batch: Batch, *, texts: bool) -> Message:
 
 
 def batch_of(message: Message) -> Batch:
-    """What became of a batch again."""
+    """Return the encoded batch that `message_of` wrote."""
     fields = message.fields
     lengths = fields["lengths"]
     ends = np.cumsum(lengths, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Renders strangers' chat templates, in a confined process: as transformers does, or as llama.cpp's bindings do."""
+"""Renders untrusted chat templates in a confined process, as transformers or as llama.cpp's bindings do."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _Render = Callable[[dict[str, Any]], str]
 
 
 def answers(message: Message, caller: Caller) -> Iterator[Message]:
-    """Compile `source`, and give out what each of `calls` makes of it: a text, or what it raised.
+    """Compile `source` and yield the result of each of `calls`: a text, or an exception's class and message.
 
-    Before that, once, load what compiles it.
+    The first message, which has no `source`, only loads the compiler.
     """
     fields = message.fields
     if "source" not in fields:
@@ -53,5 +53,5 @@ def _outcome(render: _Render, call: dict[str, Any]) -> Any:
         return render(call)
     except MemoryError:
         raise
-    except Exception as error:  # a template is a program: it can raise anything
+    except Exception as error:  # a template is a program and can raise anything
         return [type(error).__name__, str(error)[:_TEXT_CHARS]]

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def adds_begin_token(tokenizer: Any) -> bool:
-    """Whether a transformers tokenizer adds its begin-of-text token before a text."""
+    """Return whether a transformers tokenizer adds its begin-of-text token before a text."""
     begin = tokenizer.bos_token_id
     return begin is not None and tokenizer("a").input_ids[:1] == [begin]
 

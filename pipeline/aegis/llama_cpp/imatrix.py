@@ -49,7 +49,7 @@ def measure_importance(gguf: Path, text: Path, out: Path, *, chunk_tokens: int, 
     """
     tool = imatrix_tool()
     gguf, out = gguf.absolute(), out.absolute()
-    assert text.absolute().parent == out.parent, "the text lies beside the matrix"
+    assert text.absolute().parent == out.parent, "the text is in the matrix's folder"
     with published(out) as part:
         # fmt: off
         arguments = [

@@ -30,7 +30,7 @@ SILENCE_LIMIT_S = 1800.0
 """A tool that prints nothing for this long has hung: its slowest step, one big tensor, takes minutes."""
 
 _LONGEST_LOOK_S = 1.0
-"""Between two looks at a tool that is waited for, a tenth of a second passes, and more on a busy machine."""
+"""Maximum time counted between two checks of the tool; a tenth of a second passes, and more on a busy machine."""
 
 LINE_END = rb"[\r\n]+"
 _MAX_LINE_BYTES = 4096
@@ -160,7 +160,7 @@ def _watch(child: subprocess.Popen[bytes], listener: _Listener, title: str, limi
             if code is not None:
                 return code
             now = time.monotonic()
-            # not the clock's word: after Ctrl-Z or a pause of the machine hours have passed, but nobody has waited
+            # the clock alone would count the hours of a machine that slept or of Ctrl-Z as silence
             silent_s = silent_s + min(now - looked_at, _LONGEST_LOOK_S) if listener.heard_bytes == heard else 0.0
             heard, looked_at = listener.heard_bytes, now
             if silent_s > limit_s:

@@ -1,7 +1,7 @@
-"""Strangers' chat templates, rendered in a confined process: the one place that every command renders them through.
+"""Renders untrusted chat templates in a confined process; every command renders them with this module.
 
-A template is a program. It may loop for ever, double a text until no memory is left, or raise a number to a power in
-one instruction, which holds Python's lock so that neither a deadline nor Ctrl-C reaches it.
+A template is a program. It may loop forever, double a text until no memory is left, or compute a huge power in one
+instruction, which holds Python's interpreter lock so that neither a deadline nor Ctrl-C can stop it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from aegis.errors import DataError
 from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge
 
 RENDER_SECONDS = 60.0
-"""Time for one batch of chats; an honest template takes microseconds for each."""
+"""Time limit of one batch of chats; an ordinary template takes microseconds per chat."""
 RENDER_BYTES = 256 << 20
-"""Memory for it, beside a few copies of the text itself."""
+"""Memory for one batch, in addition to COPIES copies of its text."""
 COPIES = 16
 
 Flavour = Literal["transformers", "llama.cpp"]
@@ -27,25 +27,25 @@ _confined: dict[Flavour, Confined] = {
 
 
 class Raised(NamedTuple):
-    """What a template raised instead of writing a text: the exception's class, and its words."""
+    """An exception that a template raised: its class and its message."""
 
     kind: str
     text: str
 
     def error(self) -> DataError:
-        """It as a failure: the template's."""
+        """Return the exception as an error of the data."""
         return DataError("rendering.raises", name=self.kind, error=self.text)
 
 
 def render(flavour: Flavour, source: str, calls: Sequence[Mapping[str, object]]) -> list[str | Raised]:
-    """Render a template once for each of `calls`, its variables.
+    """Render a template once per item of `calls`, which are its variables.
 
     Args:
-        flavour: whose environment, and whose functions and filters.
+        flavour: the library whose environment, functions and filters the template gets.
         source: the template.
 
     Raises:
-        DataError: it cannot be compiled, does not finish, or takes too much memory.
+        DataError: the template cannot be compiled, does not finish, or takes too much memory.
     """
     fields: dict[str, object] = {"flavour": flavour, "source": source, "calls": list(calls)}
     memory_bytes = RENDER_BYTES + COPIES * (len(source) + _size(fields["calls"]))
@@ -59,7 +59,7 @@ def render(flavour: Flavour, source: str, calls: Sequence[Mapping[str, object]])
 
 
 def out_of_bounds(error: Overdue | TooLarge | Ended, seconds: float) -> DataError:
-    """What a confined process's end says of the template, or the tokenizer, that it was given."""
+    """Return the error of a template or tokenizer for which a confined process was ended."""
     if isinstance(error, Overdue):
         return DataError("rendering.hangs", seconds=seconds)
     if isinstance(error, TooLarge):
@@ -70,11 +70,11 @@ def out_of_bounds(error: Overdue | TooLarge | Ended, seconds: float) -> DataErro
 def chat_texts(
     tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, object]]], *, prompt: bool, source: str | None = None
 ) -> list[str | Raised]:
-    """Conversations through the template of a transformers tokenizer, as `apply_chat_template` writes them.
+    """Render conversations with the template of a transformers tokenizer, as `apply_chat_template` does.
 
     Args:
-        prompt: end with what opens the assistant's turn.
-        source: a template instead of the tokenizer's.
+        prompt: end with the text that opens the assistant's turn.
+        source: a template to use instead of the tokenizer's.
 
     Raises:
         DataError: as `render`.
@@ -89,7 +89,7 @@ def chat_texts(
 
 
 def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, object]], *, prompt: bool) -> str:
-    """One conversation; raises DataError also where the template raises."""
+    """Render one conversation; raises DataError as `render`, and also if the template raises."""
     (found,) = chat_texts(tokenizer, [messages], prompt=prompt)
     if isinstance(found, Raised):
         raise found.error()
@@ -97,7 +97,7 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, object]], *, promp
 
 
 def _size(value: object) -> int:
-    """Bytes of the texts in a value, four a character at most."""
+    """Return an upper bound on the bytes of the texts in a value: four per character."""
     if isinstance(value, str):
         return 4 * len(value)
     if isinstance(value, Mapping):

@@ -15,15 +15,14 @@ _WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
 _OPENING = "（「『［｛〈《【"
 _CLOSING = "）」』］｝〉》】、。，．・：；！？ー々〜ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮ:;,)"
 Colour = Literal["good", "warning", "bad"]
-# letters of a private plane: what a stranger named is printable, so that an escape sequence of ours would be none
+# private-use characters instead of escape sequences, which would be escaped when the text is made printable
 _MARKS: dict[Colour, str] = {"good": "\U000f0001", "warning": "\U000f0002", "bad": "\U000f0003"}
 _END = "\U000f0000"
 _SEQUENCES = str.maketrans(
     {_END: "\x1b[0m", _MARKS["good"]: "\x1b[32m", _MARKS["warning"]: "\x1b[33m", _MARKS["bad"]: "\x1b[31m"}
 )
 _PIECE = re.compile(rf"\s+|[{_OPENING}]*(?:[^\s{_WIDE}]+|[{_WIDE}])[{_CLOSING}]*")
-"""Spaces, a word or one wide character, with the marks before it that must not end a line, and those after it that must
-not begin one."""
+"""Spaces; or a word or one wide character, with the marks that must not be separated from it by a line break."""
 
 
 def terminal_columns() -> int | None:
@@ -79,7 +78,7 @@ def _folded(names: Sequence[str], texts: Sequence[str], columns: int) -> list[st
 
 
 def fold(text: str, columns: int | None) -> str:
-    """A text whose lines that are too wide are broken; a line's own indent is kept."""
+    """Return a text with its too wide lines wrapped; each line keeps its indent."""
     lines = []
     for line in text.split("\n"):
         bare = line.lstrip(" ")
@@ -89,13 +88,13 @@ def fold(text: str, columns: int | None) -> str:
 
 
 def paint(text: str, colour: Colour) -> str:
-    """A text marked with a colour where results go to a terminal that shows colours, else as it is."""
+    """Return a text marked with a colour if stdout is a terminal that shows colours, else unchanged."""
     shows = sys.stdout.isatty() and "NO_COLOR" not in os.environ and (os.name != "nt" or "WT_SESSION" in os.environ)
     return f"{_MARKS[colour]}{text}{_END}" if shows else text
 
 
 def coloured(text: str) -> str:
-    """A text with its marks turned into what a terminal obeys; for one that is printable, and not before."""
+    """Return a text with its colour marks replaced by escape sequences; only for a text that was made printable."""
     return text.translate(_SEQUENCES)
 
 

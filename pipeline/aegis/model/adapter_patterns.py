@@ -1,7 +1,7 @@
-"""rank_pattern and alpha_pattern of an adapter: which of its entries is meant for a module, as peft finds it.
+"""Matches rank_pattern and alpha_pattern of an adapter to module names, as peft does.
 
-peft takes each key for a regular expression that has to match the end of a module's name, at a dot or the start.
-Python's engine may never end on a stranger's expression: a key with signs of one goes through RE2, which ends in
+peft reads each key as a regular expression that must match the end of a module's name, from a dot or the start.
+Python's engine may never end with an untrusted expression, so a key that is not a plain name goes to RE2, which takes
 linear time.
 """
 
@@ -14,17 +14,17 @@ from typing import Any
 from aegis.errors import IntegrityError
 from aegis.limits import ADAPTER_PATTERNS
 
-_NAME = re.compile(r"[\w.]+")  # a dot is taken for a dot: no module is called like another but for a sign in its place
+_NAME = re.compile(r"[\w.]+")  # a dot counts as a dot: no module's name differs from another's only in that character
 
 
 def values_of(patterns: object, modules: Iterable[str], config: str) -> dict[str, object]:
-    """The value of every module that a pattern matches, of the first that does.
+    """Return the value of the first matching pattern for every module that has one.
 
     Args:
         config: the file's name, for errors.
 
     Raises:
-        IntegrityError: a pattern that RE2 does not take, or too many of them.
+        IntegrityError: RE2 cannot parse a pattern, or there are too many.
     """
     if not isinstance(patterns, dict) or not patterns:
         return {}

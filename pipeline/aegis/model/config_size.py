@@ -1,4 +1,4 @@
-"""The numbers of config.json within bounds: transformers builds as many modules as it is told to, at whatever price."""
+"""Refuses config.json with too large numbers: transformers builds as many modules as it says, whatever their memory."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _BOUNDS = (
 
 
 def check_size(config: Mapping[str, Any]) -> None:
-    """Refuse a config that describes a model larger than any there is.
+    """Refuse a config that describes a model larger than any known one.
 
     Raises:
-        UnsupportedModelError: naming the key.
+        UnsupportedModelError: a number exceeds its bound; it names the key.
     """
     layers = experts = 1
     for key, value in _numbers(config):
-        most = next(bound for pattern, bound in _BOUNDS if pattern.search(key))
-        if abs(value) > most:
-            raise UnsupportedModelError("families.too_large", key=key, value=value, most=most)
-        layers = max(layers, value) if most == LAYERS else layers
-        experts = max(experts, value) if most == EXPERTS else experts
-    if (both := layers * experts) > EXPERTS_OF_ALL_LAYERS:
-        raise UnsupportedModelError("families.too_large", key="experts", value=both, most=EXPERTS_OF_ALL_LAYERS)
+        maximum = next(bound for pattern, bound in _BOUNDS if pattern.search(key))
+        if abs(value) > maximum:
+            raise UnsupportedModelError("families.too_large", key=key, value=value, most=maximum)
+        layers = max(layers, value) if maximum == LAYERS else layers
+        experts = max(experts, value) if maximum == EXPERTS else experts
+    if (product := layers * experts) > EXPERTS_OF_ALL_LAYERS:
+        raise UnsupportedModelError("families.too_large", key="experts", value=product, most=EXPERTS_OF_ALL_LAYERS)
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every integer that has a name, those of a config within the config too."""
+    """Yield every integer with its key, nested configs included."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _numbers(value)

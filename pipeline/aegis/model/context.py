@@ -1,4 +1,4 @@
-"""The context: how many tokens a base was trained on, and how many its result is run with."""
+"""Context lengths: the one that a base was trained with, and the one that its result is run with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MAX_TOKENS = 4096
 
 
 def original_context(config: Mapping[str, Any]) -> int | None:
-    """Tokens of the context, before LongRoPE stretched it; None where config.json says nothing."""
+    """Return the context length in tokens, before LongRoPE extended it; None if config.json has none."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     key = "original_max_position_embeddings"
     within_scaling = scaling.get(key) if isinstance(scaling, Mapping) else None
@@ -18,5 +18,8 @@ def original_context(config: Mapping[str, Any]) -> int | None:
 
 
 def context_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens to run a model with: past a LongRoPE base's original length llama.cpp changes every token's factors."""
+    """Return the context length, in tokens, to run a model with.
+
+    Beyond the original length of a LongRoPE base, llama.cpp uses other factors for every token.
+    """
     return min(_MAX_TOKENS, original_context(config) or _MAX_TOKENS)

@@ -49,16 +49,16 @@ def empty_model(folder: Path, **options: Any) -> Any:
 
 @contextmanager
 def step_of_config(folder: Path) -> Iterator[None]:
-    """Take steps of a model without weights; what they raise is the fault of the config that describes it.
+    """Report an exception of the block, which runs a model without weights, as an error of its config.
 
     Raises:
-        IntegrityError: with what torch or transformers raised.
+        IntegrityError: torch or transformers raised; it has their message.
     """
     try:
         yield
     except AegisError:
         raise
-    except Exception as error:  # sizes that do not fit together show in any operation
+    except Exception as error:  # sizes that do not match can fail in any operation
         raise IntegrityError("base.no_step", path=folder / "config.json", error=first_line(error)) from error
 
 

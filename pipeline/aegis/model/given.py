@@ -1,4 +1,4 @@
-"""Whether what was given as a base can be one, as far as its name and its folder say; nothing is loaded or fetched."""
+"""Checks by name and folder alone whether a given base can be one; nothing is loaded or downloaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aegis.hub import is_hub_id
 
 
 def is_on_hub(name: str) -> bool:
-    """Return whether a name is a Hub id, and no folder here."""
-    # os.path's functions are False for a name too long, Path's are not
+    """Return whether a name is a Hub id and not a folder on this machine."""
+    # os.path's functions return False for a name that is too long; Path's raise
     return is_hub_id(name) and not os.path.exists(name)  # noqa: PTH110
 
 
@@ -22,10 +22,10 @@ def no_base(name: str) -> UsageError:
 
 
 def refuse_no_base(name: str) -> None:
-    """Refuse what is neither the embedded base, nor a Hub id, nor a model folder.
+    """Refuse a name that is neither the embedded base, nor a Hub id, nor a model folder.
 
     Raises:
-        UsageError: there is no such folder, or it has no config.json.
+        UsageError: the folder does not exist or has no config.json.
     """
     if name == DEMO or is_on_hub(name):
         return

@@ -25,7 +25,7 @@ def check_own_files(folder: Path) -> None:
     A link may lead to another place in the folder and, in the Hub's cache, to the blobs of its repository.
 
     Raises:
-        IntegrityError: naming the link that leads out, what is neither file nor folder, or a text that is too large.
+        IntegrityError: a link leads out, an entry is neither file nor folder, or a text is too large; it is named.
     """
     root = folder.resolve()
     allowed = [root, *_cache_blobs(root)]
@@ -35,7 +35,7 @@ def check_own_files(folder: Path) -> None:
             raise IntegrityError("base.link_leads_out", path=path, target=target or path.readlink())
         if target.exists() and not stat.S_ISREG(target.stat().st_mode) and not target.is_dir():
             raise IntegrityError("base.no_regular_file", path=path)
-        if target.is_file() and target.stat().st_size > (most := _most_bytes(path)):
+        if target.is_file() and target.stat().st_size > (most := _max_bytes(path)):
             raise IntegrityError("base.too_large", path=path, most=most / 1e6)
 
 
@@ -68,8 +68,8 @@ def _entries(root: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in (*folders, *files))
 
 
-def _most_bytes(path: Path) -> float:
-    """What is read as a whole, by this program or by transformers; weights are read piece by piece."""
+def _max_bytes(path: Path) -> float:
+    """Return the maximum size of a file that AEGIS or transformers reads completely; inf for weights."""
     if path.name in ("config.json", "generation_config.json"):
         return CONFIG_BYTES
     if path.name.endswith(".index.json"):

@@ -1,4 +1,4 @@
-"""A base with the chat template that it is, or was, trained with: its own, or a file of the user's."""
+"""A base with the chat template that it is, or was, trained with: its own, or a file given by the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPLATE_INPUT = "chat_template"
 
 
 def with_template(base: Base, path: Path | None) -> Base:
-    """Return the base with the chat template of a file; as it is if there is none.
+    """Return the base with the chat template of a file; unchanged without a file.
 
     Raises:
         UsageError: the file cannot be read as UTF-8, or is empty.
@@ -35,7 +35,7 @@ def with_template_of(base: Base, adapter: Path) -> Base:
     """Return the base with the chat template that AEGIS trained an adapter with.
 
     Raises:
-        UsageError: the template's file is not beside the adapter any more.
+        UsageError: the template's file is missing beside the adapter.
     """
     if (adapter / MANIFEST).is_file() and TEMPLATE_INPUT in read_manifest(adapter).inputs:
         return with_template(base, adapter / TEMPLATE)

@@ -116,8 +116,8 @@ def with_answers(card: str, questions: Sequence[str], answers: Sequence[tuple[st
     """
     parts = []
     for number, question in enumerate(questions):
-        said = [(name, texts[number]) for name, texts in answers if number < len(texts)]
-        lines = [f"**{_line(question)}**", *(f"{name}: {_line(text)}" for name, text in said)]
+        shown = [(name, texts[number]) for name, texts in answers if number < len(texts)]
+        lines = [f"**{_line(question)}**", *(f"{name}: {_line(text)}" for name, text in shown)]
         parts.append("\n".join(f"> {line}  " for line in lines))
     before, verified, after = card.partition(_VERIFIED)
     return f"{before}\n## Sample answers\n\n" + "\n\n".join(parts) + f"\n{verified}{after}" if parts else card

@@ -1,6 +1,6 @@
-"""Whether a run that this process has locked is still its own: its folder or its lock file may be moved or removed.
+"""Checks that a run that this process has locked is still its own: its folder or lock file may be moved or removed.
 
-A lock belongs to a file, not to its name: where run.lock has gone, another process makes a new one and holds that.
+A lock belongs to a file and not to its name: if run.lock is removed, another process can create and lock a new one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _held: dict[Path, tuple[int, int]] = {}
 
 @contextmanager
 def holding(root: Path) -> Iterator[None]:
-    """Remember the lock file of a run that has just been locked, while the block runs."""
+    """Record the lock file of a run that has just been locked, while the block runs."""
     place = root.resolve()
     _held[place] = _identity(place)
     try:
@@ -27,10 +27,10 @@ def holding(root: Path) -> Iterator[None]:
 
 
 def check_held(path: Path) -> None:
-    """Refuse to write a path in a run that was this process's and is not any more.
+    """Refuse to write a path in a run whose lock this process has lost.
 
     Raises:
-        LockedError: run.lock is gone, or is another file.
+        LockedError: run.lock does not exist or is another file.
     """
     place = path.resolve()
     for root, identity in _held.items():
@@ -39,7 +39,7 @@ def check_held(path: Path) -> None:
 
 
 def is_held(root: Path) -> bool:
-    """Whether a locked run is still this process's."""
+    """Return whether a locked run is still this process's."""
     try:
         check_held(root)
     except LockedError:

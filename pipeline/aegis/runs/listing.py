@@ -1,4 +1,4 @@
-"""What `aegis list` says of a run, from manifests and metrics alone: no weights are read and no file is hashed."""
+"""Summarizes a run for `aegis list` from manifests and metrics alone; no weights are read and no file is hashed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ Proof = Literal["proven", "refuted", "outdated", "none", "damaged"]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run in short.
+    """A run's row in `aegis list`.
 
     Attributes:
-        state: how far it has come.
-        loss: held-out loss, in nats per token; None where none was measured.
-        proof: what verify found of what stands there now.
+        state: the last stage that the run has reached.
+        step: the last recorded training step.
+        loss: the last held-out loss, in nats per token; None if none was measured.
+        bytes: size of all its files.
+        proof: verify's result for the files that are there now.
     """
 
     path: Path
@@ -35,7 +37,7 @@ class RunSummary:
 
 
 def summarized(run: Run) -> RunSummary:
-    """Return a run in short; a damaged manifest is told as such."""
+    """Return a run's summary; a damaged manifest makes its proof "damaged"."""
     rows = read_metrics(run.metrics)
     losses = [row["heldout_loss"] for row in rows if row.get("heldout_loss") is not None]
     step, loss = (rows[-1]["step"] if rows else 0), (losses[-1] if losses else None)

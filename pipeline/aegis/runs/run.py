@@ -147,7 +147,7 @@ class Run:
                 if is_held(self.root):
                     self._leave(lock)
                 else:
-                    lock.release()  # what stands there now is another's
+                    lock.release()  # the folder that is there now is another process's
 
     def _leave(self, lock: filelock.BaseFileLock) -> None:
         """Release the lock; a stage that refused its input leaves no empty run directory."""

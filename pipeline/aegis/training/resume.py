@@ -22,7 +22,7 @@ HOUSEKEEPING = {
 """Settings that may differ between a run and its resumption without changing a weight.
 
 The GPU's free memory and the cap on it decide how many layers are offloaded or checkpointed; this changes only
-rounding. A chat template is compared by its content, wherever its file lies.
+rounding. A chat template is compared by its content, not by its path.
 """
 
 SHARED = "gradient_accumulation_steps"

@@ -1,4 +1,4 @@
-"""What merge and export will ask of a base's weights, asked from config.json and headers before the training."""
+"""Checks before the training, from config.json and headers, that merge and export can use a base's weights."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from aegis.runs import disk
 from aegis.verification.export_sidecars import end_tokens
 
 _SKIPPED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-"""Ends of the names that llama.cpp's converter passes over (conversion/base.py, prepare_tensors)."""
+"""Ends of the tensor names that llama.cpp's converter skips (conversion/base.py, prepare_tensors)."""
 _TAKEN = "conversions"
 
 
 def check_base(base: Base, lora_targets: Sequence[str], tree: Path | None = None, *, keep: bool = True) -> None:
-    """Refuse a base that could be trained and not merged or converted, with the cause.
+    """Refuse a base that can be trained but not merged or converted, with the cause.
 
     Args:
-        lora_targets: as configured.
-        tree: the llama.cpp checkout that the export will use, if not LLAMA_CPP_DIR's or the pinned one.
-        keep: remember in the cache that the converter took it; without it, nothing is written.
+        lora_targets: the configured targets.
+        tree: the llama.cpp checkout that the export will use; None for LLAMA_CPP_DIR's or the pinned one.
+        keep: record in the cache that the converter accepts the base; without it, nothing is written.
 
     Raises:
         IntegrityError: transformers cannot build the base, or it has no LM head.
         UsageError: a target matches no module.
-        UnsupportedModelError: tensors have other names than the modules, or there are tensors for which the
-            model, or llama.cpp, has no place.
+        UnsupportedModelError: tensors have other names than the modules, or the model or llama.cpp does not know a
+            tensor.
     """
     model = empty_model(base.folder)
     entries = base.shards.entries
@@ -50,12 +50,12 @@ def check_base(base: Base, lora_targets: Sequence[str], tree: Path | None = None
     if base.config.get("model_type") in PROVEN:
         _refuse_strays(base, type(model).__name__, model.state_dict().keys())
     else:
-        # transformers may have made other names of its tensors: only the converter knows which it takes
+        # transformers may rename the tensors of such a family: only the converter knows which names it accepts
         _try_conversion(base, tree, keep)
 
 
 def _nearest(wanted: str, entries: Collection[str]) -> str:
-    """The tensor that is probably meant: the one with the longest end in common."""
+    """Return the tensor whose name shares the longest end with the wanted one; "" if there are no tensors."""
 
     def in_common(name: str) -> int:
         return next((n for n, (a, b) in enumerate(zip(name[::-1], wanted[::-1], strict=False)) if a != b), len(name))
@@ -76,7 +76,7 @@ def _refuse_strays(base: Base, architecture: str, known: Collection[str]) -> Non
 
 
 def _try_conversion(base: Base, tree: Path | None, keep: bool) -> None:
-    """Ask the converter whether it has a place for every tensor; a set of names that it took is not asked again."""
+    """Let the converter check every tensor's name; names that it has accepted are not checked again."""
     found = tree_at_hand(tree)
     if found is None:
         return
@@ -93,7 +93,7 @@ def _try_conversion(base: Base, tree: Path | None, keep: bool) -> None:
         try:
             for shard in base.shards.files:
                 (folder / shard.name).symlink_to(shard)
-        except OSError:  # Windows lets not every user make one; export will show it
+        except OSError:  # on Windows, not every user may create links; export will find the fault
             return
         try:
             try_conversion(folder, tree=found)

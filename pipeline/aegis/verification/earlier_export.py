@@ -1,4 +1,4 @@
-"""An export that stands already: whether the types that are asked for can be added to it."""
+"""An existing export: whether the requested types can be added to it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class EarlierExport:
         )
 
     def facts_if_alike(self, wanted: Manifest, *, overwrite: bool) -> ExportFacts | None:
-        """Return this export's facts if it is undamaged and differs from the wanted one only in its types.
+        """Return this export's facts if it is undamaged and differs from the wanted one only in its types, else None.
 
-        If no importance matrix is given, this export's counts.
+        Without an importance matrix in `wanted`, this export's is assumed.
 
         Raises:
             UsageError: it differs or is damaged, and must not be replaced.
@@ -73,7 +73,7 @@ class EarlierExport:
         """Refuse to add types without the importance matrix that this export's types were made with.
 
         Raises:
-            UsageError: it is not given again.
+            UsageError: the importance matrix is not given again.
         """
         if "imatrix" in self.manifest.inputs and config.imatrix is None:
             raise UsageError("export.imatrix_again", out=self.out, missing=", ".join(missing))

@@ -1,4 +1,4 @@
-"""What merge and export will ask of their settings and of the disk, asked before the training."""
+"""Checks before the training the settings of merge and export, and the disk space that they need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Later:
     """The settings of the stages that follow a training.
 
     Attributes:
-        is_certain: whether they follow in the same command, so that the disk must hold their files too.
+        is_certain: whether they follow in the same command, so that the disk needs space for their files too.
     """
 
     merge: MergeConfig = field(default_factory=lambda: MergeConfig.model_validate({}))
@@ -32,10 +32,10 @@ class Later:
 
 
 def asked_quants(export: ExportConfig) -> tuple[str, ...]:
-    """Return the quantization types to make, each once, by llama.cpp's own names.
+    """Return the quantization types to make, without duplicates, by llama.cpp's names.
 
     Raises:
-        UsageError: an unknown type.
+        UsageError: a type is unknown.
     """
     quants = tuple(dict.fromkeys(parse_quant(name) for name in export.quant))
     if export.head_quant is not None:
@@ -44,15 +44,15 @@ def asked_quants(export: ExportConfig) -> tuple[str, ...]:
 
 
 def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = None) -> None:
-    """Refuse what merge or export would refuse by their settings, and look whether the disk has room for both.
+    """Refuse settings that merge or export would refuse, and check that the disk has space for the files of both.
 
     Args:
-        run: where their files go; None asks nothing of the disk.
+        run: the run that gets their files; None skips the check of the disk.
 
     Raises:
-        UsageError: unknown quantizations, or an NF4 round trip of weights that are not trained in NF4.
-        UnsupportedModelError: the base has no weights that can make the NF4 round trip.
-        EnvironmentFault: the disk is too small for a run that goes on to the end.
+        UsageError: a quantization is unknown, or an NF4 round trip is configured without training in NF4.
+        UnsupportedModelError: no weight of the base can make the NF4 round trip.
+        EnvironmentFault: the disk is too small for the stages that follow in this command.
     """
     quants = asked_quants(later.export)
     if run is None or not run.gguf.is_dir():  # files that are there already were made with one

@@ -1,4 +1,4 @@
-"""The text of data: what becomes of the rows, and the first ones with what is trained on marked."""
+"""The text of `aegis data`: the report on the rows, and the first rows with their trained text marked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # this module loads torch, which `aegis --help` must not
     from aegis.stages.look_at_data import DataView, RowView
 
 _MAX_CHARACTERS = 4000
-"""Characters of a row that are shown; a longer one is cut in the middle of nowhere, and that is said."""
+"""Maximum number of shown characters of a row; a longer one is cut, with a note."""
 
 
 def looked_at(view: DataView, columns: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What a stranger's input may hang, blow up or crash happens in a process of its own, with a deadline and a bound."""
+"""Confined processes: untrusted input is handled in a separate process with a deadline and a memory bound."""
 
 from aegis.llama_cpp.confined.caller import Caller
 from aegis.llama_cpp.confined.frames import Message

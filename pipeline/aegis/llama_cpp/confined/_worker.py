@@ -1,9 +1,9 @@
-"""The confined process: answers one request after the other with a module's `answers`. Run as a file.
+"""The confined process, run as a file: answers requests, one after the other, with a module's `answers`.
 
     python -P -B _worker.py IMPORT_FROM MODULE
 
-Requests come on standard input and answers leave on standard output; what the module prints goes to standard error.
-When the other end of standard input closes, this process stops, whatever it is doing.
+Requests come on stdin and answers go to stdout; text that the module prints goes to stderr. When the other end of
+stdin closes, this process stops at once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import traceback
 from typing import IO, Any
 
 _TEXT_CHARS = 2000
-"""Of what a template, or a library, says of itself: it may say a gigabyte."""
+"""Maximum length of an exception's message; a template can raise one of a gigabyte."""
 
 
 def main(import_from: str, module: str) -> None:
-    """Answer until nobody asks any more."""
+    """Answer requests until stdin closes."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -70,7 +70,7 @@ def _answer(answers: Any, message: Any, caller: Any, replies: IO[bytes]) -> None
         last = {"too_large": True}
     except AegisError as error:
         last = {"error": type(error).__name__, "key": error.key, "values": {**error.values}}
-    except Exception as error:  # a template, and a model's own words, can raise anything
+    except Exception as error:  # a template or a model's answer can raise anything
         last = {"failed": type(error).__name__, "text": str(error)[:_TEXT_CHARS], "trace": _trace()}
     write(replies, Message(_writable(last)))
 
@@ -80,7 +80,7 @@ def _trace() -> str:
 
 
 def _writable(fields: dict[str, object]) -> dict[str, object]:
-    """Fields that JSON can hold: a value that it cannot is written as text."""
+    """Return fields for JSON: a value that JSON does not have becomes text."""
     written: dict[str, object] = json.loads(json.dumps(fields, default=str))
     return written
 

@@ -1,4 +1,4 @@
-"""Who waits for a confined process's answers, as that process sees them."""
+"""The caller of a confined process, as seen from that process."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Caller:
 
     @property
     def has_left(self) -> bool:
-        """Whether nobody wants the rest of the answers."""
+        """Whether the caller has cancelled the request."""
         return self._left.is_set()
 
     def let_wait(self) -> None:
-        """Tell that the next answer is under way: its deadline starts anew."""
+        """Report that the next answer is being made, so that its deadline starts again."""
         write(self._replies, Message({"under_way": True}))
 
     def come(self, number: int) -> None:
-        """Begin with the request of this number."""
+        """Start the request with this number."""
         self._number = number
         self._left.clear()
 
     def leave(self, number: int) -> None:
-        """Take note that nobody waits for this request any more; another may be under way."""
+        """Mark the request with this number as cancelled; ignored if another one is being answered."""
         if number == self._number:
             self._left.set()

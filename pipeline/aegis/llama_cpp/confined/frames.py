@@ -1,4 +1,4 @@
-"""What goes between a process and its confined one: a JSON object and bytes, each behind its length."""
+"""Messages between a process and its confined process: a JSON object and bytes, each after its length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LENGTHS = struct.Struct("<QQ")
 
 
 class Message(NamedTuple):
-    """`fields` are what JSON can hold; `blob` is for arrays."""
+    """A message: `fields` are written as JSON, `blob` as bytes, such as arrays."""
 
     fields: dict[str, Any]
     blob: bytes = b""
@@ -20,9 +20,9 @@ def write(stream: IO[bytes], message: Message) -> None:
     """Send a message.
 
     Raises:
-        OSError: the other side has gone.
+        OSError: the other process has closed the stream.
     """
-    # a row may hold half a surrogate pair, which no UTF-8 has
+    # a row may have half a surrogate pair, which UTF-8 cannot encode
     text = json.dumps(message.fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
     stream.write(_LENGTHS.pack(len(text), len(message.blob)))
     stream.write(text)
@@ -31,7 +31,7 @@ def write(stream: IO[bytes], message: Message) -> None:
 
 
 def read(stream: IO[bytes]) -> Message | None:
-    """Wait for a message; None when the other side has gone, in the middle of one too."""
+    """Wait for a message; None if the stream ends, also in the middle of a message."""
     head = stream.read(_LENGTHS.size)
     if len(head) < _LENGTHS.size:
         return None

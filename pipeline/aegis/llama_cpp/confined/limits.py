@@ -1,4 +1,4 @@
-"""What the system itself holds a process to: memory, on Linux, and processor time, wherever there are such limits."""
+"""Limits that the operating system enforces: memory, on Linux, and processor time, on every system but Windows."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HAS_MEMORY_LIMIT = sys.platform.startswith("linux")
 
 @contextmanager
 def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
-    """Bound this process while the block runs.
+    """Limit this process while the block runs.
 
     Args:
-        memory_bytes: an allocation that takes the process further beyond what it has now fails, before the memory is
-            touched: a template may multiply a string by a billion in one instruction.
-        seconds: of every processor; then the system ends this process. Whoever waits for it ends it much sooner, but
-            may have been killed.
+        memory_bytes: maximum memory beyond the current amount. A larger allocation fails before the memory is used: a
+            template may multiply a string by a billion in one instruction.
+        seconds: processor time per core, after which the system ends this process. The process that waits for it ends
+            it much earlier, unless it was killed itself.
     """
     if sys.platform == "win32":
         yield
@@ -30,7 +30,7 @@ def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
     before = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CPU)}
     try:
         if memory_bytes is not None and HAS_MEMORY_LIMIT:
-            # data and stacks, as the limit counts them; address space that is only reserved is no memory
+            # data and stacks, as the limit counts them; reserved address space does not count
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
             _lower(resource.RLIMIT_DATA, pages * resource.getpagesize() + memory_bytes)
         if seconds is not None:
@@ -44,7 +44,7 @@ def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
 
 
 def private_bytes(pid: int) -> int:
-    """Memory of a process that no file gives back: a mapped model's weights are not counted. 0 if there is none."""
+    """Return the bytes of a process's memory without mapped files, such as a model's weights; 0 if it has ended."""
     import psutil
 
     try:
@@ -58,7 +58,7 @@ def private_bytes(pid: int) -> int:
 
 
 def forget_inherited_limits() -> None:
-    """Take back the bound on processor time of a confined process that started this one: it counts from zero here."""
+    """Remove the limit on processor time inherited from a confined process that started this one."""
     if sys.platform != "win32":
         import resource
 

@@ -1,7 +1,7 @@
-"""Ask a confined process: it is started when it is needed, killed when it is overdue, and started anew for the next.
+"""Sends requests to a confined process, which is started when it is needed and killed and replaced when it is overdue.
 
-A deadline inside one process does not hold while a call into C does not return: Python's lock is not given back, no
-other thread runs, and Ctrl-C waits too. Whoever kills another process needs nothing of it.
+A deadline inside one process fails while a call into C does not return: it may hold Python's interpreter lock, so that
+no other thread runs and Ctrl-C waits. Killing another process always works.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from aegis.llama_cpp.confined.running import Failed, Running, TooLarge
 
 _TRIES = 2
 _START_SECONDS = 60.0
-"""For a process to start, load its module and be set up, at least: nobody's input slows that down."""
+"""Minimum time limit for a process to start, load its module and be set up; input does not change that time."""
 
 
 class Confined:
     """A process that answers with `answers(message, caller)` of a module.
 
     Args:
-        module: its name; `answers` takes a `Message` and a `Caller`, and yields `Message`s.
-        setup: what each new process is asked first.
+        module: the module's name; its `answers` takes a `Message` and a `Caller`, and yields `Message`s.
+        setup: the first request to each new process.
     """
 
     def __init__(self, module: str, setup: Message | None = None) -> None:
@@ -37,22 +37,22 @@ class Confined:
     def ask(
         self, fields: dict[str, object], blob: bytes = b"", *, seconds: float, memory_bytes: int | None = None
     ) -> Message:
-        """The one answer to a request; raises as `stream` does."""
+        """Return the single answer to a request; raises as `stream`."""
         (answer,) = self.stream(fields, blob, seconds=seconds, memory_bytes=memory_bytes)
         return answer
 
     def stream(
         self, fields: dict[str, object], blob: bytes = b"", *, seconds: float, memory_bytes: int | None = None
     ) -> Iterator[Message]:
-        """The answers to a request, one request after the other. A caller that stops early lets it be cancelled.
+        """Yield the answers to a request. Requests wait for each other; closing the iterator early cancels the request.
 
         Args:
-            seconds: for each answer.
-            memory_bytes: that it may take beyond what the process has.
+            seconds: time limit per answer.
+            memory_bytes: maximum memory beyond what the process has now.
 
         Raises:
-            Overdue, TooLarge, Ended, Failed: as they say; the next request is answered all the same.
-            AegisError: the one that was raised there.
+            Overdue, TooLarge, Ended, Failed: see there; the next request is answered in each case.
+            AegisError: the module raised it.
         """
         with self._lock:
             self._number += 1
@@ -74,17 +74,17 @@ class Confined:
                     self.close()
 
     def leave_off(self) -> None:
-        """Tell the process, from any thread, that nobody wants the rest of what `stream` is giving out."""
+        """Cancel, from any thread, the rest of the answers that `stream` is yielding."""
         if running := self._running:
             running.tell_left(self._number)
 
     @property
     def pid(self) -> int | None:
-        """The process's, if there is one."""
+        """The id of the process; None if there is none."""
         return self._running.child.pid if self._running else None
 
     def start(self, seconds: float) -> None:
-        """Start the process now, if there is none, and wait until it has been set up; raises as `stream` does."""
+        """Start the process now, if there is none, and wait until it is set up; raises as `stream`."""
         with self._lock:
             self._started(seconds)
 
@@ -95,7 +95,7 @@ class Confined:
             self._running = None
 
     def _asked(self, request: Message, seconds: float) -> Running:
-        """A process that has taken up the request: one that has ended since the last is replaced."""
+        """Send the request and return the process that accepted it; a process that has ended is replaced."""
         seconds = max(seconds, _START_SECONDS)
         for _ in range(_TRIES):
             running = self._started(seconds)
@@ -107,7 +107,7 @@ class Confined:
 
     def _started(self, seconds: float) -> Running:
         running = self._running
-        # after a fork it is the parent's, whose answers would come here
+        # after a fork the process belongs to the parent, whose answers would arrive here
         if running and running.owner == os.getpid() and running.is_alive:
             return running
         self._running = running = Running(self._module)

@@ -1,4 +1,4 @@
-"""One confined process from its start to its end: what is sent to it, what it answers, how it ended."""
+"""One confined process from start to end: its requests, its answers, and how it ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KEPT_LINES, _LINE_CHARS = 20, 400
 if sys.platform == "win32":
     _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
 else:
-    _OWN_GROUP = 0  # a session of its own there: Ctrl-C reaches this process, which ends the other
+    _OWN_GROUP = 0  # a separate session instead: Ctrl-C reaches this process, which ends the other
 
 
 class Overdue(TimeoutError):
@@ -36,15 +36,15 @@ class Overdue(TimeoutError):
 
 
 class TooLarge(MemoryError):
-    """An answer would have taken more memory than it may."""
+    """An answer would have exceeded its memory bound."""
 
 
 class Ended(RuntimeError):
-    """The process ended by itself before it had answered; the text is how, and the last it printed."""
+    """The process ended by itself before it answered; the text has its signal or exit code and its last lines."""
 
 
 class Failed(RuntimeError):
-    """What was asked for raised: `kind` is the exception's class, `trace` its traceback."""
+    """The request raised an exception: `kind` is its class, `trace` its traceback."""
 
     def __init__(self, kind: str, text: str, trace: str) -> None:
         super().__init__(text)
@@ -83,12 +83,12 @@ class Running:
         return self.child.poll() is None
 
     def send(self, message: Message) -> None:
-        # a process that has gone is told of by the answer that does not come
+        # a process that has ended is noticed when its answer is read
         with suppress(OSError):
             frames.write(self._requests, message)
 
     def takes_up(self, seconds: float) -> bool:
-        """Wait until the request is under way; False if the process had ended before."""
+        """Wait until the process accepts the request; return False if it had ended before."""
         try:
             self._next(seconds, None)
         except Ended:
@@ -96,7 +96,7 @@ class Running:
         return True
 
     def answer(self, seconds: float, memory_bytes: int | None) -> Message | None:
-        """The next answer to the request, or None after the last."""
+        """Return the next answer to the request, or None after the last."""
         message = self._next(seconds, memory_bytes)
         while "under_way" in message.fields:
             message = self._next(seconds, memory_bytes)
@@ -112,11 +112,11 @@ class Running:
         return None
 
     def tell_left(self, number: int) -> None:
-        """Tell that nobody wants the rest of the answers to the request of this number."""
+        """Cancel the rest of the answers to the request with this number."""
         self.send(Message({"left": number}))
 
     def cancel(self, number: int, seconds: float) -> bool:
-        """Ask it to leave off, and wait until it has; whether it has."""
+        """Cancel a request, wait until its answers end, and return whether the process is still usable."""
         self.tell_left(number)
         try:
             while self.answer(seconds, None) is not None:
@@ -140,7 +140,7 @@ class Running:
                 if message is None:
                     raise Ended(self._how_it_ended())
                 return message
-            # a machine that slept, or a process that was stopped, has not waited
+            # the time of a machine that slept or of a stopped process does not count
             waited += min(time.monotonic() - began, 10 * _LOOK_SECONDS)
             if waited >= seconds:
                 self.end()

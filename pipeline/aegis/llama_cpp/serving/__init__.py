@@ -1,4 +1,4 @@
-"""A GGUF over OpenAI's protocol: a front door that lets in what may come in, and a model in a process of its own."""
+"""Serves a GGUF over OpenAI's protocol: an application that checks every request, and the model in another process."""
 
 from aegis.llama_cpp.serving.server import serve
 

@@ -1,4 +1,4 @@
-"""The model of a server, in a process of its own: what a request makes of llama.cpp ends this process at worst."""
+"""The model of a server, in a confined process, so that a request that crashes llama.cpp ends only this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _loaded: list[_Model] = []
 
 
 def answers(message: Message, caller: Caller) -> Iterator[Message]:
-    """Load the model, the first time; then answer a request: whole, or piece by piece, as it asks."""
+    """Load the model on the first request; answer each later one, in one piece or streamed."""
     fields = message.fields
     if not _loaded:
         _loaded.append(_load(Path(fields["path"]), fields["context"], fields["threads"]))
@@ -34,9 +34,9 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
 
 
 class _Model(llama_cpp.Llama):  # type: ignore[misc]
-    """A model that names its file, leaves off when nobody listens, and refuses a grammar that llama.cpp does not take.
+    """A model that answers under its file's name, stops when the client leaves, and refuses an unusable grammar.
 
-    llama.cpp gives no grammar for one that it does not understand, and the bindings would use that: a crash.
+    For a grammar that it cannot parse, llama.cpp returns a null pointer, with which the bindings would crash.
     """
 
     def __init__(self, path: Path, **settings: Any) -> None:
@@ -46,25 +46,25 @@ class _Model(llama_cpp.Llama):  # type: ignore[misc]
         self._chat = chat_formatter_to_chat_completion_handler(ChatTemplate(self))
 
     def answers(self, kind: str, request: dict[str, Any], caller: Caller) -> Iterator[dict[str, Any]]:
-        """The one answer, or its pieces."""
+        """Yield the complete answer, or its pieces if it is streamed."""
         self._caller = caller
         chat = kind == "chat"
         body = (CreateChatCompletionRequest if chat else CreateCompletionRequest)(**request)
         arguments = body.model_dump(exclude=_NO_ARGUMENTS)
         prepare_request_resources(body, lambda _: self, None, arguments)
-        made = self._chat(llama=self, **arguments) if chat else self.create_completion(**arguments)
-        pieces = iter(made) if body.stream else iter([made])
+        answer = self._chat(llama=self, **arguments) if chat else self.create_completion(**arguments)
+        pieces = iter(answer) if body.stream else iter([answer])
         return without_first_space(pieces) if chat else pieces
 
     def create_completion(self, prompt: Any, *, grammar: Any = None, **settings: Any) -> Any:
-        """As the bindings' own, which this calls."""
+        """Complete a prompt as the bindings do, after the check of the grammar."""
         if grammar is not None:
             self._refuse_unusable(grammar)
-        settings["model"] = self._name  # it would be the path on this disk
-        settings["stopping_criteria"] = llama_cpp.StoppingCriteriaList([self._nobody_listens])
+        settings["model"] = self._name  # by default it would be the path on this disk
+        settings["stopping_criteria"] = llama_cpp.StoppingCriteriaList([self._is_cancelled])
         return super().create_completion(prompt, grammar=grammar, **settings)
 
-    def _nobody_listens(self, *_: object) -> bool:
+    def _is_cancelled(self, *_: object) -> bool:
         assert self._caller is not None
         self._caller.let_wait()
         return self._caller.has_left

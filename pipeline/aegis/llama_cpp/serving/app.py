@@ -1,4 +1,4 @@
-"""The front door of a server: which requests there are, who may ask, and what every one of them is told."""
+"""The server's application: its routes, the allowed hosts and origins, and an answer or a refusal to each request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from aegis.llama_cpp.serving.turns import Turns
 
 HOST = "127.0.0.1"
 WAITING = 32
-"""Requests that may wait for their turn: more than clients that wait a few minutes would be answered."""
+"""Maximum number of waiting requests; clients that wait a few minutes would not wait for more."""
 _HERE = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
 _LOOK_SECONDS = 0.5
 _DONE = b"data: [DONE]\n\n"
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Answering(Protocol):
-    """What answers: `engine.Engine`, or a test's."""
+    """The interface of `engine.Engine`, which tests replace."""
 
     def answers(self, kind: Kind, request: Any) -> AsyncGenerator[dict[str, Any], None]: ...
 
@@ -49,12 +49,12 @@ class Answering(Protocol):
 
 
 def make_app(engine: Answering, name: str, *, waiting: int = WAITING) -> Starlette:
-    """The application.
+    """Return the application.
 
     Args:
-        engine: what answers; closed when the server ends.
-        name: the model's.
-        waiting: requests that may wait.
+        engine: gives the answers; closed when the server ends.
+        name: the model's name.
+        waiting: maximum number of waiting requests.
     """
     turns = Turns(waiting)
 
@@ -93,10 +93,10 @@ def _no_such_thing(request: Request, error: Exception) -> Response:
 
 
 class _Endpoint:
-    """Answers one kind of request, whole or piece by piece.
+    """Answers one kind of request, in one piece or streamed.
 
-    An application of its own, and no function that returns a response: the turn is given back however the request ends,
-    also when its response is never begun.
+    It is an ASGI application and not a function that returns a response, so that its turn is released however the
+    request ends, even if the response is never started.
     """
 
     def __init__(self, engine: Answering, turns: Turns, kind: Kind) -> None:
@@ -130,7 +130,7 @@ class _Endpoint:
 
     @asynccontextmanager
     async def _watched(self, request: Request) -> AsyncIterator[None]:
-        """Have the model leave off when the client goes; it would hold up those who wait."""
+        """Cancel the answer when the client disconnects, so that waiting clients are not delayed."""
 
         async def watch() -> None:
             while not await request.is_disconnected():
@@ -145,8 +145,7 @@ class _Endpoint:
 
 
 class _Reply:
-    """A response that is begun by its first piece: what goes wrong before that has a status, what goes wrong later is
-    the last event."""
+    """A response that starts with its first piece: an error before it has an HTTP status, a later one is an event."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -163,7 +162,7 @@ class _Reply:
         await self._respond(JSONResponse(fields))
 
     async def end(self) -> None:
-        """End the stream, if one was begun."""
+        """End the stream, if one was started."""
         if self._begun:
             await self._send({"type": "http.response.body", "body": _DONE})
 

@@ -1,4 +1,4 @@
-"""A request's body: of bounded size, in bounded time, and a request as llama-cpp-python's server knows it."""
+"""Reads and checks a request's body, with bounded size and time; the fields are those of llama-cpp-python's server."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Kind = Literal["chat", "completion"]
 
 
 async def read_request(request: Request, kind: Kind, *, body_seconds: float = BODY_SECONDS) -> Any:
-    """The body, checked: a `CreateChatCompletionRequest` or a `CreateCompletionRequest`.
+    """Read the body and return a `CreateChatCompletionRequest` or a `CreateCompletionRequest`.
 
     Raises:
-        Refusal: it is too large (413), too slow (408), or no such request (400).
-        ClientDisconnect: nobody waits any more.
+        Refusal: the body is too large (413), too slow (408) or invalid (400).
+        ClientDisconnect: the client has disconnected.
     """
     try:
         body = await asyncio.wait_for(_read(request), body_seconds)
@@ -35,7 +35,7 @@ async def read_request(request: Request, kind: Kind, *, body_seconds: float = BO
 
 async def _read(request: Request) -> bytes:
     read = bytearray()
-    # a length that is declared is refused before anything is read
+    # a declared length is checked before the body is read
     if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
         raise Refusal(413, "serving.body_too_large", most=MAX_BODY_BYTES)
     async for piece in request.stream():
@@ -46,7 +46,7 @@ async def _read(request: Request) -> bytes:
 
 
 def checked(body: bytes, kind: Kind) -> Any:
-    """A body's bytes as a request; raises as `read_request`."""
+    """Parse a body's bytes to a request; raises as `read_request`."""
     from llama_cpp.server import types
 
     model = types.CreateChatCompletionRequest if kind == "chat" else types.CreateCompletionRequest
@@ -58,7 +58,7 @@ def checked(body: bytes, kind: Kind) -> Any:
         wanted = model.model_validate(fields)
         json.dumps(wanted.model_dump(), ensure_ascii=False).encode()
     except ValidationError as error:
-        raise Refusal(400, "serving.invalid", faults="; ".join(map(_said, error.errors()[:_SHOWN_FAULTS]))) from None
+        raise Refusal(400, "serving.invalid", faults="; ".join(map(_line_of, error.errors()[:_SHOWN_FAULTS]))) from None
     except (ValueError, RecursionError) as error:  # half a surrogate pair; nested too deep
         raise Refusal(400, "serving.invalid", faults=type(error).__name__) from None
     for name in ("n", "best_of"):
@@ -71,9 +71,9 @@ def checked(body: bytes, kind: Kind) -> Any:
     return wanted
 
 
-def _said(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
-    return f"{place}: {fault['msg']}"[:200]
+def _line_of(fault: Any) -> str:
+    field = ".".join(str(part) for part in fault["loc"])
+    return f"{field}: {fault['msg']}"[:200]
 
 
 __all__ = ["BODY_SECONDS", "MAX_BODY_BYTES", "ClientDisconnect", "Kind", "checked", "read_request"]

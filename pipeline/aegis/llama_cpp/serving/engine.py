@@ -1,4 +1,4 @@
-"""The model's process as an asynchronous server asks it; what goes wrong there is a refusal here."""
+"""Asks the model's process from an asynchronous server, and translates its errors to refusals."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from aegis.llama_cpp.serving.refusal import Refusal
 _MODULE = "aegis.llama_cpp.serving._model_worker"
 _LOAD_SECONDS = 1800.0
 SILENT_SECONDS = 600.0
-"""A prompt as long as the context, on a slow machine."""
+"""Time limit per piece: enough for a prompt as long as the context on a slow machine."""
 ANSWER_BYTES = 2 << 30
-"""Memory that a request may take: a grammar can grow without end while it is used."""
+"""Maximum memory of a request: a grammar can grow without end while it is used."""
 
 _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One model; who calls sees to it that it has one request at a time."""
+    """One model; the caller must send one request at a time."""
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
         self._path = path
@@ -49,7 +49,7 @@ class Engine:
             ) from error
 
     def leave_off(self) -> None:
-        """Tell the model that nobody wants the rest of the answer that it is giving."""
+        """Cancel the rest of the current answer."""
         self._worker.leave_off()
 
     def close(self) -> None:
@@ -58,14 +58,14 @@ class Engine:
 
     @property
     def pid(self) -> int | None:
-        """The model's process."""
+        """The id of the model's process; None if there is none."""
         return self._worker.pid
 
     async def answers(self, kind: Kind, request: Any) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer, or its pieces, in OpenAI's form.
+        """Yield the answer, or its pieces, in OpenAI's form.
 
         Raises:
-            Refusal: there is no answer, or no more of it.
+            Refusal: there is no answer, or it broke off.
         """
         fields = {"kind": kind, "request": request.model_dump(mode="json", exclude_unset=True)}
         pieces = self._worker.stream(fields, seconds=SILENT_SECONDS, memory_bytes=ANSWER_BYTES)
@@ -75,7 +75,7 @@ class Engine:
         except (AegisError, Overdue, TooLarge, Ended, Failed) as error:
             raise self._refusal(error, request) from error
         finally:
-            # the next request is asked when the model has left off, and not before
+            # the next request must wait until the model has stopped
             await asyncio.shield(run_in_threadpool(_close, pieces))
 
     def _refusal(self, error: Exception, request: Any) -> Refusal:
@@ -87,7 +87,7 @@ class Engine:
             _log.warning("a request failed: %s", error.trace)
             return Refusal(400, "serving.unusable", error=self._without_path(f"{error.kind}: {error}"))
         _log.warning("the model's process: %s: %s", type(error).__name__, error)
-        # nothing else in a request is a program
+        # only these fields of a request are programs
         constrained = any(getattr(request, name, None) for name in ("grammar", "response_format", "tools", "functions"))
         return Refusal(400, "serving.grammar_too_much") if constrained else Refusal(500, "serving.model_ended")
 

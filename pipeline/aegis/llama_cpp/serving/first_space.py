@@ -1,4 +1,4 @@
-"""Answers without the space that a SentencePiece word brings along, where a chat's answer begins with one."""
+"""Removes the space with which a SentencePiece word begins from the start of a chat's answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def without_first_space(pieces: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The pieces of a chat's answer, or the one whole answer, without white space before its first word."""
-    begun = False
+    """Yield the pieces of a chat's answer, or the complete one, without white space before the first word."""
+    has_text = False
     for piece in pieces:
         for choice in piece["choices"]:
-            said = choice.get("delta") or choice.get("message") or {}
-            if not begun and said.get("content"):
-                said["content"] = said["content"].lstrip()
-                begun = bool(said["content"])
+            message = choice.get("delta") or choice.get("message") or {}
+            if not has_text and message.get("content"):
+                message["content"] = message["content"].lstrip()
+                has_text = bool(message["content"])
         yield piece

@@ -1,4 +1,4 @@
-"""What a client is told that gets no answer: a status, and an error in OpenAI's form."""
+"""Refusals: the HTTP status and the error, in OpenAI's form, for a client that gets no answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Refusal(Exception):
     """A request that is not answered.
 
     Args:
-        status: of HTTP.
-        key: of the message for people; its last part is the code for programs.
-        retry_after: seconds after which it may be tried again.
+        status: HTTP status.
+        key: key of the message for people; its last part is the error code for programs.
+        retry_after: seconds after which the client may try again.
     """
 
     def __init__(self, status: int, key: str, *, retry_after: int | None = None, **values: object) -> None:

@@ -1,7 +1,7 @@
-"""Serve a GGUF over OpenAI's protocol, to this machine only: llama-cpp-python's requests and answers.
+"""Serves a GGUF over OpenAI's protocol, with llama-cpp-python's requests and answers, to this machine only.
 
-Its own server is not used: it cuts an answer off when the next request comes, ends with a grammar that it does not
-understand, reads a body however large it is, and answers to any page that a browser has open.
+llama-cpp-python's own server is not used: it breaks off an answer when the next request comes, crashes on a grammar
+that it cannot parse, reads a body of any size, and answers any page that is open in a browser.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def serve(
 
     Args:
         port: 0 for any that is free.
-        context: tokens that all of a request and its answer may have.
-        threads: the physical cores if None.
-        ready: called with the address, http://127.0.0.1:PORT/v1, when requests are taken.
+        context: maximum number of tokens of a request and its answer together.
+        threads: number of threads; None for the physical cores.
+        ready: called with the address, http://127.0.0.1:PORT/v1, when requests are accepted.
 
     Raises:
         EnvironmentFault: the server's packages are not installed, the port is taken, or memory is short.
-        UsageError: no such file.
-        IntegrityError: it is damaged, or has no chat template.
+        UsageError: the file does not exist.
+        IntegrityError: the file is damaged or has no chat template.
         DataError: its chat template cannot be compiled in bounds.
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
@@ -75,7 +75,7 @@ def serve(
 
 def _bound(port: int) -> socket.socket:
     listener = socket.socket()
-    if os.name != "nt":  # there it would let two servers have the same port
+    if os.name != "nt":  # on Windows, it would allow two servers on the same port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))

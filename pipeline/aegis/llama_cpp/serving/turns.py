@@ -1,4 +1,4 @@
-"""One answer at a time, first come, first served, and only so many waiting."""
+"""Turns of requests: one answer at a time, first come, first served, with a maximum number of waiting requests."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Turns:
     """Turns with the model.
 
     Args:
-        waiting: requests that may wait, beside the one that is being answered.
+        waiting: maximum number of waiting requests, without the one that is being answered.
     """
 
     def __init__(self, waiting: int) -> None:
-        self._most = waiting
+        self._max_waiting = waiting
         self._waiting = 0
         self._lock = asyncio.Lock()
         self._answer_seconds = 1.0
 
     @asynccontextmanager
     async def turn(self, has_left: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
-        """Wait for a turn, and have it while the block runs.
+        """Wait for a turn, and hold it while the block runs.
 
         Args:
-            has_left: whether the client has gone; whoever has gone waits no longer.
+            has_left: returns whether the client has disconnected; such a client stops waiting.
 
         Raises:
-            Refusal: too many wait already (503).
-            ClientDisconnect: the client has gone.
+            Refusal: too many requests are waiting (503).
+            ClientDisconnect: the client has disconnected.
         """
-        if self._lock.locked() and self._waiting >= self._most:
+        if self._lock.locked() and self._waiting >= self._max_waiting:
             wait = math.ceil(self._answer_seconds * (self._waiting + 1))
             raise Refusal(503, "serving.too_many", retry_after=wait, waiting=self._waiting)
         self._waiting += 1
