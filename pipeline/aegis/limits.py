@@ -72,3 +72,10 @@ def read_json(path: Path, max_bytes: int = CONFIG_BYTES) -> Any:
         OSError, RecursionError: it cannot be read, or is nested too deeply.
     """
     return json.loads(read_text(path, max_bytes))
+
+
+TEXT_GROWTH = 10_000
+"""Characters that a tokenizer may make of one. Those known make at most some thousands, as ALBERT's by its rules."""
+
+TOKEN_CHARACTERS = 10_000
+"""Characters of a token; those known have some hundreds of spaces at most."""

@@ -25,6 +25,7 @@ from aegis.model.given import is_on_hub, no_base
 from aegis.model.hub_download import DESCRIPTION, download
 from aegis.model.own_files import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
+from aegis.model.tokenizer_growth import refuse_growth
 from aegis.model.vocabulary import vocabulary_of
 
 _READ_BYTES = 1 << 24
@@ -185,7 +186,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     Raises:
         IntegrityError: transformers cannot read it.
+        UnsupportedModelError: it makes texts, tokens or ids that no known tokenizer does.
     """
+    refuse_growth(folder)
     from transformers import AutoTokenizer
 
     try:
