@@ -25,11 +25,11 @@ from aegis.stages.plan import PlanReport
 from aegis.stages.plan_verify import VerifyOutlook
 from aegis.stages.push import PushReport
 from aegis.stages.quantize_study import StudyReport
-from aegis.stages.train import TrainReport
 from aegis.stages.verify_file import FileReport
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate
 from aegis.training.planning.planner import MemoryPlan
+from aegis.training.train_report import TrainReport
 from aegis.verification.divergence import Divergence
 from aegis.verification.retention import BaseRetention
 from aegis.verification.rounding import Bounds

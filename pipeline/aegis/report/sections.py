@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
-from aegis.data.sources import names_hub_dataset
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, Language, words
 from aegis.report.card import ollama_name
 from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
+from aegis.report.values import as_number, as_text, public
 from aegis.runs.disk import format_bytes
 from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, Facts, MergeFacts, VerifyFacts
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
@@ -62,7 +61,7 @@ class RunParts:
         """Return every stage's settings as text."""
         return {
             name: {
-                key: public(value) if key in _PATHS else _as_text(value) for key, value in sorted(found.config.items())
+                key: public(value) if key in _PATHS else as_text(value) for key, value in sorted(found.config.items())
             }
             for name, found in self.manifests.items()
         }
@@ -84,7 +83,7 @@ def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]
     peaks = [row["peak_bytes"] for row in rows if isinstance(row.get("peak_bytes"), int)]
     facts = {
         "base": public(found.base_model),
-        "revision": _as_text(found.revision),
+        "revision": as_text(found.revision),
         "steps": as_number(found.result.steps, ",.0f"),
         "loss": as_number(rows[-1].get("task_loss") if rows else None, ".4f"),
         "heldout_loss": as_number(found.result.heldout_loss, ".4f"),
@@ -142,12 +141,12 @@ def merge_section(parts: RunParts) -> Section:
     return Section(
         "merge",
         {
-            "base_weights": _as_text(config.get("base_weights")),
-            "dtype": _as_text(config.get("dtype")),
+            "base_weights": as_text(config.get("base_weights")),
+            "dtype": as_text(config.get("dtype")),
             "rotation": merged.rotation,
             "alpha": as_number(merged.alpha, ".3f"),
             "gate": as_number(merged.gate, ".4f"),
-            "licence": _as_text(metadata.get("license_name") or metadata.get("license")),
+            "licence": as_text(metadata.get("license_name") or metadata.get("license")),
         },
     )
 
@@ -163,7 +162,7 @@ def export_section(parts: RunParts) -> Section:
         "export",
         {
             "name": exported.name,
-            "quants": _as_text(manifest.config.get("quant")),
+            "quants": as_text(manifest.config.get("quant")),
             "context": str(exported.context_tokens),
             "fallbacks": str(sum(map(len, exported.fallback_tensors.values()))),
         },
@@ -242,22 +241,3 @@ def commands(parts: RunParts) -> list[str]:
         f'llama-server -m "{files[0]}" -c {exported.context_tokens} --jinja',
         f'aegis chat --gguf "{files[0]}"',
     ]
-
-
-def public(value: object) -> str:
-    """Return a Hub id as it is, or the last part of a local path: the rest of the path is private."""
-    text = _as_text(value)
-    return text if names_hub_dataset(text) else Path(text).name or text
-
-
-def _as_text(value: object) -> str:
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "-"
-    return str(value)
-
-
-def as_number(value: object, form: str) -> str:
-    """Format a number; a dash for anything else."""
-    return format(value, form) if isinstance(value, int | float) else "-"

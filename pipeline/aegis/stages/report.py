@@ -18,6 +18,7 @@ from aegis.report import sections
 from aegis.report.answers import ANSWERS, ModelAnswers
 from aegis.report.page import Page, render
 from aegis.report.sections import RunParts
+from aegis.report.values import as_number, public
 from aegis.runs.disk import format_bytes
 from aegis.runs.manifest import Manifest, finished
 from aegis.runs.metrics import read_metrics
@@ -100,9 +101,9 @@ def _page(run: Run, parts: RunParts, samples: Samples, reader: Language) -> Page
         state="not_verified" if verdict is None else "not_proven" if why else "proven",
         why=why,
         headline={
-            "base": sections.public(training.base_model if training else None),
-            "steps": sections.as_number(result and result.steps, ",.0f"),
-            "heldout_loss": sections.as_number(result and result.heldout_loss, ".4f"),
+            "base": public(training.base_model if training else None),
+            "steps": as_number(result and result.steps, ",.0f"),
+            "heldout_loss": as_number(result and result.heldout_loss, ".4f"),
             "before_after": sections.before_and_after(verdict),
             "size": format_bytes(parts.manifests["export"].files[files[0]].bytes) if files else "-",
         },

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.import_soul import ImportReport
     from aegis.stages.merge import MergeReport
     from aegis.stages.push import PushReport
-    from aegis.stages.train import TrainReport
+    from aegis.training.train_report import TrainReport
 
 
 def diagnosed(findings: Sequence[Finding], columns: int | None = None) -> str:
