@@ -374,7 +374,7 @@ def test_a_full_disk_has_the_exit_code_of_the_environment(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
-    assert (told.code, "not enough disk for the checkpoints" in told.err) == (3, True)
+    assert (told.code, "not enough disk space for the checkpoints" in told.err) == (3, True)
     assert not (tmp_path / "r").exists()
 
 

@@ -26,7 +26,7 @@ def test_free_space_is_measured_where_the_output_will_be(tmp_path: Path, monkeyp
     disk.require_space(tmp_path / "not" / "yet", 999, "the model")
     with pytest.raises(EnvironmentFault) as caught:
         disk.require_space(tmp_path / "not" / "yet", 1000, "the model")
-    assert str(caught.value).startswith("not enough disk for the model: 1 kB needed, 999 B free")
+    assert str(caught.value).startswith("not enough disk space for the model: 1 kB needed, 999 B free")
     assert str(tmp_path) in caught.value.fix
     assert set(asked) == {tmp_path}
 

@@ -240,7 +240,7 @@ def test_too_little_disk_space_is_an_error_before_the_work(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-    with pytest.raises(EnvironmentFault, match="not enough disk for the GGUF files"):
+    with pytest.raises(EnvironmentFault, match="not enough disk space for the GGUF files"):
         export_gguf(quick_base, tmp_path / "out", ExportConfig())
     assert converted == []
 

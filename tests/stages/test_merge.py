@@ -364,6 +364,6 @@ def test_too_little_disk_space_is_an_error_before_the_work(
     trained = make_trained(bases["phi3"])
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-    with pytest.raises(EnvironmentFault, match="not enough disk for the merged model"):
+    with pytest.raises(EnvironmentFault, match="not enough disk space for the merged model"):
         merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / "merged", FLOAT16)
     assert not (tmp_path / "merged").exists()

@@ -264,7 +264,7 @@ def test_a_dry_run_writes_no_file_and_reports_too_little_disk_space(run: Run, mo
     assert "measurements of 10 files" in screens_study.planned(report)
     usage = shutil.disk_usage(run.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=report.disk_bytes - 1))
-    with pytest.raises(EnvironmentFault, match="not enough disk for the study"):
+    with pytest.raises(EnvironmentFault, match="not enough disk space for the study"):
         quantize_study(run, WHOLE)
     assert _standing(run) == before
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-PANELS = ("Before a run", "A run, stage by stage", "What came of it", "Use and share the model", "More")
+PANELS = ("Before a run", "A run, stage by stage", "Results", "Use and share the model", "More")
 """The groups of `aegis --help`, in the order in which people need them."""
 
 

@@ -6,7 +6,7 @@ from aegis import progress
 from aegis.cli.registry import command
 
 
-@command("What came of it", "aegis list", "aegis list --json", name="list")
+@command("Results", "aegis list", "aegis list --json", name="list")
 def list_runs() -> None:
     """List the runs in artifacts/: state, held-out loss, size, and whether verify has proven them."""
     from aegis.cli.screens import runs as screen

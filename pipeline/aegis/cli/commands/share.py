@@ -13,7 +13,7 @@ from aegis.cli.registry import command
 from aegis.cli.shared import existing_run
 
 
-@command("What came of it", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
+@command("Results", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
 def report(
     run: RunOption = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="question to ask; may be repeated")] = None,

@@ -69,7 +69,7 @@ def verify(
 
 
 @command(
-    "What came of it",
+    "Results",
     "aegis quantize-study --quant Q4_K_M,Q5_K_M,Q6_K",
     name="quantize-study",
     settings=("study",),
