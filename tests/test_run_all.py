@@ -11,9 +11,12 @@ from aegis.errors import IntegrityError
 from aegis.run_all import run_all
 from aegis.runs.run import Run
 from aegis.verification.verdict import read_report
+from tests.conftest import Recorder
 
 
-def test_an_export_that_fails_its_proof_is_not_left_at_its_name(quick_base: Path, tmp_path: Path) -> None:
+def test_an_export_that_fails_its_proof_is_not_left_at_its_name(
+    quick_base: Path, tmp_path: Path, reporter: Recorder
+) -> None:
     """Under a bound that no quantization can keep: exit 5, the files aside. Without it, the same run is proven."""
     run = Run(tmp_path / "run")
     short = {
@@ -34,7 +37,10 @@ def test_an_export_that_fails_its_proof_is_not_left_at_its_name(quick_base: Path
     assert list((run.root / "gguf.failed").glob("*-Q4_K_M.gguf"))
     assert read_report(run.verify / "report.json")["failed_stage"] == "quantize"
 
+    reporter.said.clear()
     exported, verdict = run_all(*configs, quick, run)
+    kept = [text for text in reporter.said if "was made like this before" in text]
+    assert kept == [f"  {place} was made like this before, and is kept" for place in (run.adapter, run.merged)]
     assert verdict.failed_stage is None
     assert exported.files[0].parent == run.gguf
     assert exported.files[0].is_file()

@@ -208,7 +208,7 @@ def test_the_originals_training_works(
     assert ESCAPE not in told.out + told.err
     again = aegis("train", "--base-model", base, "--max-steps", 2)
     assert (again.code, "is finished (2 steps)" in again.err) == (2, True)
-    assert "next: aegis merge --run artifacts/Borea-Phi" in again.err.replace("\\", "/")
+    assert "do: aegis merge --run artifacts/Borea-Phi" in again.err.replace("\\", "/")
     assert "deletes checkpoints, metrics.jsonl, kept, pictures, adapter" in again.err
 
 

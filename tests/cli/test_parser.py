@@ -12,7 +12,6 @@ from tests.shown import english_in
 
 REFUSED = {
     "import-soul": ("Missing argument SOUL.", "引数 SOUL を指定してください"),
-    "import-soul x": ("Missing option '--out'.", "オプション '--out' を指定してください"),
     "train --max-step 3": (
         "No such option: --max-step (Possible options: --max-steps, --save-steps, --warmup-steps)",
         "オプション --max-step はありません（近いもの: --max-steps, --save-steps, --warmup-steps）",

@@ -118,6 +118,17 @@ def test_the_gguf_is_uploaded_with_its_card(push: Push, hub: Hub, run: Run) -> N
     assert len(hub.large) == 1
 
 
+def test_a_dry_run_names_the_files_and_asks_the_hub_nothing(push: Push, hub: Hub, run: Run) -> None:
+    """It refuses what the upload refuses here; nothing is made in the run."""
+    before = sorted(run.root.rglob("*"))
+    done = push("me/tiny", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was uploaded" in done.stdout
+    assert "tiny-Q4_K_M.gguf" in done.stdout
+    assert hub.repos == {}
+    assert sorted(run.root.rglob("*")) == before
+
+
 def test_the_merged_folder_can_be_published(push: Push, hub: Hub) -> None:
     done = push("tiny", "--part", "merged", "--public")
     assert done.returncode == 0, done.stderr

@@ -75,8 +75,7 @@ def describe_parse_error(error: Any) -> str:
     """Describe a parser error in the reader's language, or return its English if its class is unknown here."""
     kind = type(error).__name__
     if kind == "MissingParameter" and error.param is not None:
-        key = "usage.missing_argument" if error.param.param_type_name == "argument" else "usage.missing_option"
-        return phrase(key, name=_name(error.param))
+        return phrase("usage.missing_argument", name=_name(error.param))
     if kind == "NoSuchOption":
         names = ", ".join(sorted(error.possibilities or ()))
         possible = phrase("usage.possible", names=names) if names else ""

@@ -38,13 +38,16 @@ class PushReport:
     verified: bool
 
 
-def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: bool = False) -> PushReport:
+def push(
+    run: Run, repo: str, part: Part, *, public: bool = False, unverified: bool = False, dry_run: bool = False
+) -> PushReport:
     """Upload one part of a run in one commit, without a question; nothing in the repository is deleted.
 
     Args:
         repo: owner/name; created if it does not exist, private unless `public`. An existing repository keeps its
             visibility.
         unverified: upload even if verify has not passed; the card then says so.
+        dry_run: stop before the Hub is asked anything; everything that would be refused here is.
 
     Raises:
         IntegrityError: verify has not passed this run, or a file differs from the manifest.
@@ -57,6 +60,9 @@ def push(run: Run, repo: str, part: Part, *, public: bool = False, unverified: b
     if why_not and not unverified:
         raise IntegrityError("push.unverified", run_root=run.root, why_not=why_not)
     names = sorted({*manifest.files} - {CARD})
+    if dry_run:
+        _card(run, directory, found)
+        return PushReport(repo, f"https://huggingface.co/{repo}", part, (*names, CARD), not why_not)
     with _hub(repo) as api:
         from huggingface_hub import CommitOperationAdd
 

@@ -172,10 +172,10 @@ def merge(
     progress.result(results.merged(report, run_dir.root if run_dir else None), report)
 
 
-@command("More", "aegis import-soul soul.pt --out soul.safetensors", name="import-soul")
+@command("More", "aegis import-soul soul.pt", name="import-soul")
 def import_soul(
     soul: Annotated[Path, typer.Argument(help="soul.pt of one of the original's checkpoints")],
-    out: Annotated[Path, typer.Option(help="output file, soul.safetensors")],
+    out: Annotated[Path | None, typer.Option(help="output file (default: soul.safetensors beside soul.pt)")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Convert the original pipeline's soul.pt into a soul.safetensors for merge. No code in it is run."""
@@ -185,7 +185,7 @@ def import_soul(
     output.say_that_it_loads()
     from aegis.stages.import_soul import import_soul as stage
 
-    report = stage(soul, out, overwrite=overwrite)
+    report = stage(soul, out or soul.with_suffix(".safetensors"), overwrite=overwrite)
     progress.result(results.imported(report), report)
 
 

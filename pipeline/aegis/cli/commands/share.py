@@ -8,9 +8,9 @@ import typer
 
 from aegis import progress
 from aegis.cli import output
-from aegis.cli.options import RunOption
+from aegis.cli.options import DryRunOption, RunOption
 from aegis.cli.registry import command
-from aegis.cli.shared import existing_run
+from aegis.cli.shared import existing_run, lock_unless_dry_run
 
 
 @command("Results", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
@@ -59,6 +59,7 @@ def push(
     part: PartOption = "gguf",
     public: Annotated[bool, typer.Option("--public", help="make the repository public (default: private)")] = False,
     unverified: Annotated[bool, typer.Option("--unverified", help="upload even if verify has not passed")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Upload the GGUF files or the merged folder to the Hub, with its model card. Does not ask."""
     from aegis.cli.screens import results
@@ -67,6 +68,6 @@ def push(
     output.say_that_it_loads()
     from aegis.stages.push import push as stage
 
-    with run_dir.lock():
-        report = stage(run_dir, repo, part, public=public, unverified=unverified)
-    progress.result(results.pushed(report), report)
+    with lock_unless_dry_run(run_dir, dry_run):
+        report = stage(run_dir, repo, part, public=public, unverified=unverified, dry_run=dry_run)
+    progress.result(results.would_be_pushed(report) if dry_run else results.pushed(report), report)

@@ -123,6 +123,11 @@ def exported(report: ExportReport) -> str:
     return "\n".join(lines)
 
 
+def would_be_pushed(report: PushReport) -> str:
+    """After push --dry-run."""
+    return f"{phrase('screens.would_push')}\n{pushed(report)}"
+
+
 def pushed(report: PushReport) -> str:
     """After push."""
     lines = [f"  {name}" for name in report.files]
