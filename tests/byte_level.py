@@ -1,7 +1,8 @@
-"""Tiny byte-level BPE tokenizers, and a converter that knows them.
+"""Tiny byte-level BPE tokenizers, and a converter that supports them.
 
-llama.cpp's converter knows a byte-level tokenizer by a hash of the ids it gives a fixed text, so that it refuses one
-trained here. A copy of its tree is told the hash, as its own convert_hf_to_gguf_update.py tells it new tokenizers.
+llama.cpp's converter identifies a byte-level tokenizer by a hash of its ids for a fixed text, so it refuses one that
+was
+trained here. A copy of its tree gets the hash, as convert_hf_to_gguf_update.py adds new tokenizers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _SPLITS: dict[Pre, str] = {
 
 
 def write_tokenizer(folder: Path, pre: Pre) -> None:
-    """Write a tokenizer of PIECES tokens and the special ones, in the place of any other in the folder."""
+    """Write a tokenizer of PIECES tokens and the special ones; it replaces any other in the folder."""
     from transformers import PreTrainedTokenizerFast
 
     for name in TOKENIZER_FILES:

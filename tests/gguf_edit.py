@@ -1,4 +1,4 @@
-"""A GGUF taken apart and put together again, so that a test can change one thing and leave every other byte.
+"""Takes a GGUF apart and writes it again, so that a test can change one thing and keep every other byte.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -20,7 +20,7 @@ _ALIGNMENT = 32
 
 
 class GgufEdit:
-    """The parts of one file, free to be changed.
+    """The parts of one file, which a test may change.
 
     Attributes:
         keys: key → [type id, value]; an array's type id is (9, item's).
@@ -60,17 +60,17 @@ class GgufEdit:
         self.keys[key][1] = value
 
     def rows(self, name: str) -> Any:
-        """A tensor's bytes, (rows, bytes of one row), to be changed in place."""
+        """Return a tensor's bytes, (rows, bytes of one row), to be changed in place."""
         shape, _, data = self.tensors[name]
         return np.frombuffer(data, np.uint8).reshape(math.prod(shape[:-1]), -1)
 
     def values(self, name: str, dtype: Any = np.float16) -> Any:
-        """A plain tensor's values, to be changed in place."""
+        """Return a plain tensor's values, to be changed in place."""
         shape, _, data = self.tensors[name]
         return np.frombuffer(data, dtype).reshape(shape)
 
     def save(self, path: Path) -> None:
-        """Write all of it to `path`, in a file of its own: what stood there may be another run's too."""
+        """Write the parts to a new file at `path`; an existing one may be a hard link to another run's."""
         parts = [b"GGUF", struct.pack("<IQQ", self.version, len(self.tensors), len(self.keys))]
         for key, (kind, value) in self.keys.items():
             parts.append(_text(key))

@@ -1,4 +1,4 @@
-"""Somebody who runs aegis for the first time: in a directory of their own, without settings and without network."""
+"""A new user of aegis: an empty directory, no settings and no network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ socket.getaddrinfo = refuse
 
 
 class Newcomer:
-    """Runs aegis in a directory of their own, with the network cut."""
+    """Runs aegis in an empty directory without network."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

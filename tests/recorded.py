@@ -1,4 +1,4 @@
-"""Facts as stages record them, for tests that write a manifest of their own."""
+"""Facts as stages record them, for tests that write a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every text that a command ends with, from reports such as real runs leave, and what of a text is English."""
+"""Every text that ends a command, made from realistic reports, and the English words in a text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SENTENCE = re.compile(r"(?<![\w-])[A-Za-z][a-z']+;? [a-z']{2,}")
 
 
 def english_in(text: str) -> list[str]:
-    """Two English words in a row, commands and paths left out: in Japanese, nothing but a forgotten sentence."""
+    """Return two English words in a row, without commands and paths; in Japanese they show an untranslated sentence."""
     return [found.group() for line in text.splitlines() for found in _SENTENCE.finditer(_COMMANDS.sub("", line))]
 
 
@@ -58,7 +58,7 @@ def finding_lines() -> list[Finding]:
 
 
 def verdict() -> Verdict:
-    """One that has everything in it that a verdict can have."""
+    """Return a verdict with everything that one can have."""
     near = Divergence(1.21e-07, 1.13e-06, 4.70e-06, 1.0, 0.0126)
     far = Divergence(1.48e-02, 1.75e-01, 5.19e-01, 0.9614, 4.0666)
     return Verdict(
@@ -174,7 +174,7 @@ def run_summaries() -> list[RunSummary]:
 
 
 def every_screen(columns: int | None = None) -> dict[str, str]:
-    """All texts by name; those that are folded, for a terminal of so many columns."""
+    """Return all texts by name; with `columns`, wrapped for a terminal of that width."""
     memory = MemoryParts(2 * _GIB, 38 << 20, 1 << 20, 38 << 20, 76 << 20, _GIB, 4 * _GIB)
     trained = TrainReport(
         RUN / "adapter", 500, 500, 22.5, 0, 1.2, 1.3, 0.02, 1.618, 0.8345, 9_447_936, 1, 812.5, 21.0, memory

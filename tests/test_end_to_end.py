@@ -1,4 +1,4 @@
-"""The main job as a newcomer runs it: `aegis run` without arguments, in processes of its own, without network."""
+"""Tests of the main job for a new user: `aegis run` without arguments, in separate processes, without network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job on a real pretrained model: from a data file of one's own to a proven GGUF that answers."""
+"""Tests of the main job on a real pretrained model: from a data file to a proven GGUF that answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
 
 @pytest.fixture(scope="module")
 def run(newcomer: Newcomer, real_base: Path) -> Path:
-    """The directory of a finished run: sums, answered as a pirate would."""
+    """Return the directory of a finished run, trained to answer sums like a pirate."""
     rows = [
         {"instruction": f"What is {a} plus {b}?", "output": f"Arr, {a} plus {b} be {a + b}, matey!"}
         for a in range(2, 10)

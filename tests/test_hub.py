@@ -1,4 +1,4 @@
-"""A download as the Hub's client tells of it, on one bar of ours."""
+"""Tests that a download by the Hub's client advances one progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The floors of the house: the contracts of pyproject.toml hold."""
+"""Tests that the import contracts of pyproject.toml hold."""
 
 from __future__ import annotations
 

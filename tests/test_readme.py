@@ -1,4 +1,4 @@
-"""The READMEs: short, alike in both languages, and true of the program, the floors and the files."""
+"""Tests of the READMEs: short, alike in both languages, and true of the program, the layers and the files."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def text(path: Path) -> str:
 
 
 def commands(readme: Path) -> list[str]:
-    """Lines of code blocks that are typed, without their comments."""
+    """Return the lines of code blocks that are typed, without their comments."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text(readme), re.M | re.S)
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [" ".join(line.split()) for line in lines if PROGRAM.match(line)]
 
 
 def named(readme: Path) -> list[str]:
-    """The `aegis …` commands in the first column of the table of commands, in its order."""
+    """Return the `aegis …` commands in the first column of the table of commands, in order."""
     return re.findall(r"^\| `(aegis [^`]*)` \|", text(readme), re.M)
 
 
 def known() -> dict[str, Any]:
-    """The program's commands by name."""
+    """Return the program's commands by name."""
     return {name: entry.built for name, entry in registry.commands().items()}
 
 
 def headings(path: Path) -> list[str]:
-    """Headings with their marks, code blocks left out."""
+    """Return the headings with their marks, without code blocks."""
     return re.findall(r"^#+ .*", re.sub(r"^```.*?^```", "", text(path), flags=re.M | re.S), re.M)
 
 
 def anchors(path: Path) -> set[str]:
-    """What `#…` may name in a document, as GitHub derives it from the headings."""
+    """Return the names after `#` that a document has, as GitHub derives them from the headings."""
     bare = (re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()) for heading in headings(path))
     return {heading.strip().replace(" ", "-") for heading in bare}
 

@@ -1,4 +1,4 @@
-"""aegis run: the stages in order, and no export at its name that the proof at the end does not hold for."""
+"""Tests of aegis run: the stages run in order, and an export that fails its proof is not published."""
 
 from __future__ import annotations
 

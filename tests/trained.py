@@ -1,4 +1,4 @@
-"""Adapters and souls with known, large effects, saved as training saves them; and a training that takes seconds."""
+"""Adapters and souls with known, large effects, saved as training saves them, and a training that takes seconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALPHA = 1.618  # g = 0.83
 
 @dataclass(frozen=True)
 class Trained:
-    """A live model in float32, adapter and soul on it, and the folder they were saved to."""
+    """A live model in float32 with adapter and soul, and the folder they were saved to."""
 
     base: Path
     adapter: Path
@@ -76,7 +76,7 @@ QUESTIONS = ("春の花は何ですか。", "海には何がいますか。", "�
 
 
 def write_chats(path: Path) -> Path:
-    """Twenty small chats: a few epochs in the steps of `small_training`."""
+    """Write twenty small chats: a few epochs in the steps of `small_training`."""
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"{n}番目の答えでござる。"}]}
         for n, q in enumerate(QUESTIONS * 4)
@@ -86,7 +86,7 @@ def write_chats(path: Path) -> Path:
 
 
 def small_training(base: Path, dataset: Path) -> TrainConfig:
-    """Everything resume must get right: NF4, dropout, accumulation, packing, kept text, an epoch border."""
+    """Return settings with all that resumption must restore: NF4, dropout, accumulation, packing, kept text."""
     return TrainConfig(
         base_model=str(base),
         dataset=str(dataset),

@@ -1,4 +1,4 @@
-"""Chat: several turns, each model on its own history, streamed, for people and for programs."""
+"""Tests of chat: several turns, a history per model, and streaming for people and programs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ USER = {"role": "user", "content": "こんにちは。"}
 
 @pytest.fixture(scope="module")
 def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Trained hard enough that soul and adapter show, merged and exported."""
+    """Return a merged and exported run, trained hard enough that soul and adapter change the answers."""
     with pytest.MonkeyPatch.context() as patch:
         from vendor_llama_cpp import converter_tree
 
@@ -61,7 +61,7 @@ def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 class Echo:
-    """A speaker of one token a letter, which says how many messages it saw, after a space."""
+    """A model with one token per letter that answers with the number of messages it got, after a space."""
 
     name = "echo"
 
@@ -128,7 +128,7 @@ def test_the_text_of_a_stopped_answer_stays_in_the_history() -> None:
 
 
 def greedily(model: Any, tokenizer: Any, messages: list[dict[str, str]], count: int) -> str:
-    """By the logits of whole prompts, without a cache or a generate()."""
+    """Return the greedy answer from the logits of complete prompts, without a cache or generate()."""
     ids = chat_ids(tokenizer, messages)
     start = len(ids)
     for _ in range(count):

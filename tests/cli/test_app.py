@@ -1,4 +1,4 @@
-"""The door: every setting a flag, every failure an exit code and a message, and output for whoever reads it."""
+"""Tests of the command line: every setting is a flag, and every error has an exit code and a message."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def aegis(
 def spawn(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run `python -m aegis …` in a process of its own."""
+    """Run `python -m aegis …` in a separate process."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "AEGIS_"))}

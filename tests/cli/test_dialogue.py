@@ -1,4 +1,4 @@
-"""A chat on a terminal: what is typed is a question, a command, or nothing."""
+"""Tests of a chat on a terminal: each line is a question, a command, or empty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Chat = Callable[[str], list[str]]
 
 
 class Parrot:
-    """Says what it was told, and which seed it was given; it is stopped in the middle of "stop"."""
+    """A model that repeats the question and its seed, and is interrupted in the middle of "stop"."""
 
     name = "parrot"
     context = 4096
@@ -50,7 +50,7 @@ def parrot() -> Parrot:
 def chat(
     parrot: Parrot, reporter: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Chat:
-    """Type these lines at a terminal; returns what was said about them."""
+    """Type these lines at a terminal; return the printed answers."""
 
     def run(typed: str) -> list[str]:
         terminal = io.StringIO(typed)

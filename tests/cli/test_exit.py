@@ -1,4 +1,4 @@
-"""What comes to a command's end is told once, with its exit code, and leaves the process as it was."""
+"""Tests that an error is reported once with its exit code, and that the process is restored afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""--help and aegis.toml in the reader's language: every command and setting described, nothing left over."""
+"""Tests of --help and aegis.toml in the user's language: every command and setting has a text, and none is unused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDED_AT = 78
 
 
 def contexts() -> Iterator[Any]:
-    """A context of the program and of every command."""
+    """Yield a context of the program and of every command."""
     group: Any = typer.main.get_command(app)
     root = group.make_context("aegis", [], resilient_parsing=True)
     yield root
@@ -34,7 +34,7 @@ CONTEXTS = {context.info_name: context for context in contexts()}
 
 
 def texts() -> dict[str, set[str]]:
-    """Every text that describes something, and what it describes: commands, and options by their names."""
+    """Return every help text with the names of the commands and options that it describes."""
     found: dict[str, set[str]] = {}
     for name, context in CONTEXTS.items():
         found.setdefault(context.command.help, set()).add(f"aegis {name}")
@@ -46,7 +46,7 @@ def texts() -> dict[str, set[str]]:
 
 
 def titles() -> set[str]:
-    """The titles of groups, of commands and of options."""
+    """Return the titles of groups, of commands and of options."""
     parameters = (parameter for context in CONTEXTS.values() for parameter in context.command.get_params(context))
     panels = {getattr(parameter, "rich_help_panel", None) for parameter in parameters}
     return {*PANELS, *filter(None, panels)}
@@ -58,7 +58,7 @@ def typers_texts() -> set[str]:
 
 
 def faults(known: dict[str, str]) -> tuple[set[str], set[str]]:
-    """Texts that have no other language, and those of nothing."""
+    """Return the texts without a translation, and the unused translations."""
     described = texts().keys() | titles()
     return described - known.keys(), known.keys() - described - typers_texts()
 

@@ -1,4 +1,4 @@
-"""The log file: there after every command, bounded, without secrets, and never in the way."""
+"""Tests of the log file: every command writes it, it has a maximum size and no secrets, and never stops a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aegis.cli import logfile
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file; the handler goes again afterwards."""
+    """Return the log file; the handler is removed afterwards."""
     monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path / "logs"))
     root = logging.getLogger()
     before, level, raising = list(root.handlers), logging.getLogger("aegis").level, logging.raiseExceptions

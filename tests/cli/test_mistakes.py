@@ -1,4 +1,4 @@
-"""What people get wrong most often: each is answered in three lines at most, with the cure."""
+"""Tests of the most frequent mistakes: each gets an answer of at most three lines with the fix."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ MISTAKES = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in which people work: a run that was begun, data, and files of all kinds."""
+    """Return a folder with a started run, data, and files of many kinds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))

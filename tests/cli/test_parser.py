@@ -1,4 +1,4 @@
-"""A command line that cannot be read is refused in the reader's language, in our shape, with exit code 2."""
+"""Tests of wrong command lines: they are refused in the user's language, in AEGIS's form, with exit code 2."""
 
 from __future__ import annotations
 

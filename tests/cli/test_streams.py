@@ -1,4 +1,4 @@
-"""A command whose stdout or stderr is closed, or is a full disk, ends with an exit code and no traceback."""
+"""Tests of a closed stdout or stderr, or one on a full disk: the command ends with an exit code and no traceback."""
 
 from __future__ import annotations
 

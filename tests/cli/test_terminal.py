@@ -1,4 +1,4 @@
-"""Every screen on a terminal of 80 columns, in both languages: seen through a pseudo-terminal, as a person sees it."""
+"""Tests of every screen on a pseudo-terminal of 80 columns, in both languages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COPIED = re.compile(r"(aegis|ollama|llama-server) \S|\S{60}")
 
 
 def seen(program: str, language: str, folder: Path) -> str:
-    """What a program writes to a terminal of 80 columns, and what a person would not see of it."""
+    """Return what a program writes to a terminal of 80 columns, and the part that a person would not see."""
     import fcntl
     import struct
     import termios

@@ -1,4 +1,4 @@
-"""config: where a value comes from, what is refused, and the numbers of the presets."""
+"""Tests of the configuration: the source of each value, the refusals, and the numbers of the presets."""
 
 from __future__ import annotations
 

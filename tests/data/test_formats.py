@@ -1,4 +1,4 @@
-"""Every shape comes out as the same two records; a row that fits none is refused with its reason."""
+"""Tests that every row shape becomes one of two records, and that any other row is refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""In a packed window a document's logits are what they are when it stands alone.
+"""Tests that a document has the same logits in a packed window as alone.
 
-Nothing of ours masks attention: transformers builds a block-diagonal mask from positions that start again, provided
-that it gets no attention mask and no cache. These tests hold it to that.
+AEGIS does not mask attention: transformers builds a block-diagonal mask from positions that start again, if it gets no
+attention mask and no cache. These tests check that it still does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def logits(model: Any, *batches: Batch, **extra: Any) -> torch.Tensor:
 
 
 def of(document: list[int], batch: Batch, found: torch.Tensor) -> torch.Tensor:
-    """The logits of one document in one window."""
+    """Return the logits of one document in one window."""
     start = batch.input_ids[0].tolist().index(document[0])
     assert batch.input_ids[0, start : start + len(document)].tolist() == document
     return found[start : start + len(document)]

@@ -1,4 +1,4 @@
-"""Kept text in windows: what fits, what is split off, and that a file gives back what it was given."""
+"""Tests of kept text in windows: what fits, what is held out, and that a saved file is read back unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LENGTH, PAD = 20, 0
 
 
 def texts(*lengths: int) -> list[np.ndarray]:
-    """Texts whose tokens are all different."""
+    """Return texts whose tokens are all different."""
     edges = np.cumsum([1, *lengths])
     return [np.arange(start, stop, dtype=np.int32) for start, stop in pairwise(edges)]
 

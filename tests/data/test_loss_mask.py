@@ -1,4 +1,4 @@
-"""The tokens found by bisection are those that the places of all tokens give."""
+"""Tests that bisection finds the same tokens as a search through the positions of all tokens."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def core(request: pytest.FixtureRequest, byte_level: Callable[..., Any], phi: An
 
 
 def texts(seed: int) -> Iterator[tuple[str, list[Turn]]]:
-    """Texts of tagged turns that end or do not, and where the turns are."""
+    """Yield texts of tagged turns, with or without an end, and the positions of the turns."""
     chance = random.Random(seed)
     for _ in range(ROUNDS):
         text, places = "", list[tuple[int, int]]()

@@ -1,7 +1,8 @@
-"""Rows of every shape with every key that means something: no value is lost without a word.
+"""Tests that no value is lost silently, for rows of every shape with every known key.
 
-Each value is a word of its own. It is found in the tokens, trained on or not as it should be, or the row is refused
-with the name of its key.
+Each value is a unique word. It must be in the tokens, trained on or not as it should be, or the row must be refused
+with
+the name of its key.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ANSWERS = ("output", "response", "answer", "completion")
 
 
 class Maker:
-    """Makes rows, and keeps which words the model is to be trained on and which it only reads."""
+    """Makes rows, and records the words to train on and the words that are only read."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -135,7 +136,7 @@ class Maker:
         return {"conversations": list(self.turns(*keys, ("system", "human", "gpt"))), **row}
 
     def conversational(self) -> dict[str, object]:
-        """A prompt and its completion as lists of messages: an answer in the prompt is only read."""
+        """A prompt and its completion as lists of messages; an answer in the prompt is only read."""
         row = self.beside()
         prompt = list(self.turns("role", "content", ("system", "user", "assistant")))
         self.read |= self.trained
@@ -146,7 +147,7 @@ class Maker:
 
 
 def faults(made: Maker, row: dict[str, object], path: Path, tokenizer: Any) -> list[str]:
-    """What went wrong with a row: nothing where it is refused by a key's name, or where every word is in its place."""
+    """Return a row's faults: none if it is refused by a key's name, or if every word is where it should be."""
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     rejects = Rejects("x")
     examples = Encoder(tokenizer).encode(list(records(open_source(path), rejects)), rejects)
@@ -168,7 +169,7 @@ def tokenizer(byte_level: Callable[..., Any]) -> Any:
 
 
 def everything_wrong(tokenizer: Any, path: Path) -> tuple[list[str], int]:
-    """The faults of all rows, and how many rows were taken."""
+    """Return the faults of all rows, and the number of accepted rows."""
     found, taken = [], 0
     for seed in range(ROWS):
         made = Maker(random.Random(seed))

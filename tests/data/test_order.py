@@ -1,4 +1,4 @@
-"""Which rows a step sees depends on the seed and the step, and on nothing that went before."""
+"""Tests that a step's rows depend only on the seed and the step."""
 
 from __future__ import annotations
 

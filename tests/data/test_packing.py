@@ -1,4 +1,4 @@
-"""Windows hold every token once, each document by itself."""
+"""Tests that windows have every token once, and keep documents separate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Epochs become steps, and steps passes over the data, for any number of processes."""
+"""Tests of epochs as steps and steps as passes over the data, for any number of processes."""
 
 from __future__ import annotations
 

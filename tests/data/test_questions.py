@@ -1,4 +1,4 @@
-"""Questions of held-out chats: exactly those, though nothing but their tokens is kept."""
+"""Tests that exactly the questions of held-out chats are found, from their tokens alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Proven families with their real tokenizers and templates: text and mask are those written out here by hand.
+"""Tests of proven families with their real tokenizers and templates against text and mask written by hand.
 
-In what is expected, ⟦ and ⟧ stand round what is trained on.
+In the expected texts, ⟦ and ⟧ enclose what is trained on.
 """
 
 from __future__ import annotations

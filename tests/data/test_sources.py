@@ -1,4 +1,4 @@
-"""Files are read row by row, and what is wrong with one is said with its place."""
+"""Tests that files are read row by row, and that a fault is reported with its position."""
 
 from __future__ import annotations
 

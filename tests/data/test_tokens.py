@@ -1,4 +1,4 @@
-"""Tokens on disk come back as they were written, for several readers at once, and a full disk is said."""
+"""Tests of tokens on disk: they are read back unchanged, by several readers at once, and a full disk is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo base: a Phi-3 folder like a downloaded one, built once, whole or not at all."""
+"""Tests of the demo base: its layout is that of a Phi-3 folder, and it is built once, completely or not at all."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_name_changes_with_the_settings() -> None:
 
 
 class _Stops(progress.SilentReporter):
-    """Ctrl-C at the tenth step."""
+    """Raises Ctrl-C at the tenth step."""
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:

@@ -1,4 +1,4 @@
-"""The corpus: the same for the same seed, held-out texts unseen in training, each style its own."""
+"""Tests of the corpus: a seed determines it, held-out texts are not in training, and styles share no answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHA256 = {
 
 
 def pinned(name: str) -> object:
-    """The part of the corpus whose SHA-256 is pinned under `name`."""
+    """Return the part of the corpus whose SHA-256 is pinned under `name`."""
     match name:
         case "documents":
             return documents(0, 4000)
@@ -62,7 +62,7 @@ def answers(chats: list[Conversation]) -> list[str]:
 
 
 def quoted(question: str) -> str:
-    """As a document quotes it."""
+    """Return a text as a document quotes it."""
     return f"「{question.replace('「', '『').replace('」', '』')}」"
 
 

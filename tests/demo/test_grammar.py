@@ -1,4 +1,4 @@
-"""Conjugations, against tables written out by hand."""
+"""Tests of conjugations against tables written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon's update: as good as orthogonal, whatever the shape."""
+"""Tests that Muon's update is nearly orthogonal, for any shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that follow steps: what they draw, say and skip."""
+"""Tests of texts that follow steps: what they draw, say and skip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer: Phi-3.5's layout, and the same ids from SentencePiece, transformers and llama.cpp."""
+"""Tests of the tokenizer: Phi-3.5's layout, and the same ids from SentencePiece, transformers and llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data files: tables become rows, patterns are filled from rows and inflected for a voice."""
+"""Tests of the data files: tables become rows, and patterns are filled from rows and inflected for a voice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that mends an installation fits how it was made, and keeps this program's bounds."""
+"""Tests that the fixing command fits the kind of installation and keeps this program's version bounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MADE: dict[str, tuple[str, str]] = {
 
 @pytest.fixture(params=MADE)
 def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An installed program, not a checkout, in an environment that is made in each of these ways."""
+    """Return an installed program without a checkout, in an environment of each kind."""
     how = str(request.param)
     name, text = MADE[how]
     path = tmp_path / name

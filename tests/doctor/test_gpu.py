@@ -1,4 +1,4 @@
-"""The card as the driver describes it. There is none here: `pynvml` is a stand-in, and torch is told what it sees."""
+"""Tests of the GPU's findings, with a stand-in for `pynvml` and a torch that reports what the test sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Nvml = Callable[..., None]
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
-    """Put a driver with one card into the machine, or none."""
+    """Install a driver with one card, or no driver."""
 
     def install(
         *, there: bool = True, cuda: int = 13000, capability: tuple[int, int] = (8, 6), free: int = 11 * GB, **_: Any

@@ -1,4 +1,4 @@
-"""A set-up is called finished when it is: what was interrupted, is missing or half there is named, with the command."""
+"""Tests that a set-up is reported finished only if it is; what is missing is named with the command."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_each_unfinished_state_of_the_set_up_is_reported(
 
 
 def package(folder: Path, name: str, *, requires: str = "", version: str = "1.0") -> Path:
-    """A package as pip leaves it: a module of 10 bytes, and a record that says so."""
+    """Write a package as pip does: a module of 10 bytes, and its RECORD."""
     (folder / f"{name}.py").write_bytes(b"0123456789")
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()
@@ -72,7 +72,7 @@ def package(folder: Path, name: str, *, requires: str = "", version: str = "1.0"
 
 @pytest.fixture
 def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One package that needs another, which needs one only on another system; both whole, in a finished set-up."""
+    """A package that needs a second one, which needs a third on another system only; all in a finished set-up."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(installation, "requirements_of_ours", lambda: ["aegisfirst>=1,<2"])

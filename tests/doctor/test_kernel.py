@@ -1,4 +1,4 @@
-"""The 4-bit check is a real one: it passes with the real library and fails when a number is wrong."""
+"""Tests of the 4-bit check: it passes with the installed library, and fails if a number is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp: the converter byte for byte, the binding by version, by hash and by loading it."""
+"""Tests of llama.cpp's findings: the converter byte for byte, the binding by version, hash and loading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def only(findings: list[Finding]) -> Finding:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the pinned converter in a cache of its own."""
+    """Return a copy of the pinned converter in a separate cache."""
     tree = vendor_llama_cpp.converter_tree()
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path))

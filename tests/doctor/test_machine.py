@@ -1,4 +1,4 @@
-"""Memory, disks, names, console: what is there is told, what is short is told with the way out."""
+"""Tests of the findings on memory, disks, names and console: each is reported, with a fix if it falls short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All of it together: a probe that breaks is a finding, "ready" is only said when nothing failed."""
+"""Tests of the complete report: a broken probe is a finding, and "ready" is only shown without failures."""
 
 from __future__ import annotations
 

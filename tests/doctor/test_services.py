@@ -1,4 +1,4 @@
-"""The Hub's token is never shown; Ollama is asked over HTTP, here by a server that answers as it does."""
+"""Tests that the Hub's token is never shown, and that Ollama is found over HTTP, with a server in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands to disturb: one process to fork from for the whole session."""
+"""The process that all commands of this room are forked from, once per session."""
 
 from __future__ import annotations
 

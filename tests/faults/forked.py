@@ -1,4 +1,4 @@
-"""`aegis` as a command, forked from a process that has loaded everything (zygote.py)."""
+"""Runs `aegis` as a command, forked from a process that has loaded everything (zygote.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code (negative: the signal), what it printed, and its peak resident memory."""
+    """A command's exit code (negative: the signal), its output, and its maximum resident memory."""
 
     code: int
     said: str
@@ -25,7 +25,7 @@ class Ended:
 
 
 def strike(number: signal.Signals, *, rows: int | None = None, after_s: float = 0.0) -> dict[str, Any]:
-    """A signal to send once so many steps are logged, or after a time."""
+    """Return a signal to send when a number of steps is logged, or after a time."""
     return {"signal": int(number), "after_s": after_s} if rows is None else {"signal": int(number), "rows": rows}
 
 
@@ -72,7 +72,7 @@ class Forked:
         state: Path | None = None,
         blows: Sequence[dict[str, Any]] = (),
     ) -> Ended:
-        """Run `aegis ARGUMENTS` in `folder`; nothing it started may outlive it."""
+        """Run `aegis ARGUMENTS` in `folder`, and wait until every process that it started has ended."""
         # beside the folder: what is printed is not to fail when its disk plays full
         said = folder.with_name(f"{folder.name}.said.txt")
         asked = {

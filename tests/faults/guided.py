@@ -1,12 +1,12 @@
-"""A coverage-guided fuzzer for our own parsers: libFuzzer, through atheris, from honest files and a seed.
+"""A coverage-guided fuzzer for AEGIS's parsers, with libFuzzer through atheris, from sound files and a seed.
 
     python -m tests.faults.guided --base BASE --gguf FILE --work FOLDER [--runs 20000] [--seed 0] [--only NAME ...]
 
-The modules of aegis and vendor_llama_cpp are instrumented as they are loaded, and an input that reaches a new place in
-them is kept and changed further. Each case is watched as the generated ones are (hostile.py). Prints one JSON object a
-target; the process forks for each, since libFuzzer ends its process when done.
+The modules of aegis and vendor_llama_cpp are instrumented when they are loaded, and an input that reaches new code is
+kept and mutated further. Each case is watched like the generated ones (hostile.py). Prints one JSON object per target;
+each target has a forked process, because libFuzzer ends its process.
 
-`--blind` leaves the instrumentation out: the same mutations with the same seed, and nobody who looks what they reach.
+`--blind` switches the instrumentation off: the same mutations with the same seed, without feedback.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHOWN = 10
 
 
 def fuzz(target: Target, runs: int, seed: int, longest: int, work: Path, report: Path) -> None:
-    """Feed `runs` inputs and end this process; the report is there if it got so far."""
+    """Feed `runs` inputs and end this process; the report exists if it got that far."""
     from tests.faults.hostile import watch
 
     corpus, place = work / "corpus", work / "fed"
@@ -64,7 +64,7 @@ def fuzz(target: Target, runs: int, seed: int, longest: int, work: Path, report:
 
 
 def main() -> None:
-    """Fuzz every target, or those named."""
+    """Fuzz every target, or the named ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="folder of a base")
     parser.add_argument("--gguf", type=Path, required=True, help="a GGUF made from it")

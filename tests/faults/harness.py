@@ -1,10 +1,10 @@
-"""Kill a stage at every durable operation, start it again, and compare with a run that nobody disturbed.
+"""Kills a stage at every durable operation, starts it again, and compares the result with an undisturbed run.
 
-In the manner of SQLite's crash tests: first the stage runs once and its operations are numbered (open for write,
-write, truncate, fsync, rename, unlink, rmdir, mkdir; crashpoint.c sees them at libc's door, in every process and
-language). Then, for each number, it runs again in a fresh folder and is killed with SIGKILL before the operation,
-half way through it if it is a write, or after it. What stands under a published name must be whole at that moment.
-The same command, started again, must end with the same bytes as the undisturbed run, and leave no litter.
+The method is that of SQLite's crash tests. First the stage runs once and its operations are numbered: open for write,
+write, truncate, fsync, rename, unlink, rmdir and mkdir, which crashpoint.c intercepts in libc, in every process and
+language. Then, for each number, the stage runs again in a fresh folder and is killed with SIGKILL before the operation,
+in the middle of a write, or after the operation. Everything under a published name must be complete at that moment.
+The same command, started again, must end with the same bytes as the undisturbed run, and leave no other file.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class KillPoint:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a kill point; `fault` is empty if the run was killed there and came back to the same bytes."""
+    """The result of a kill point; `fault` is empty if the run was killed there and then gave the same bytes."""
 
     point: KillPoint
     fault: str
@@ -98,7 +98,7 @@ class Laboratory:
         self.forked.close()
 
     def operations(self, job: str) -> list[Operation]:
-        """Run a job undisturbed; its operations in order. Keeps what it made, to compare with."""
+        """Run a job undisturbed, keep its files for comparison, and return its operations in order."""
         if job not in self._operations:
             place = self._fresh(job, "golden")
             log = place / "operations.tsv"
@@ -112,7 +112,7 @@ class Laboratory:
         return self._operations[job]
 
     def points(self, job: str) -> list[KillPoint]:
-        """Before and after every operation, and inside every write of two bytes or more."""
+        """Return the points before and after every operation, and inside every write of two bytes or more."""
         return [
             KillPoint(job, operation, mode)
             for operation in self.operations(job)
@@ -121,12 +121,12 @@ class Laboratory:
         ]
 
     def full_points(self, job: str) -> list[KillPoint]:
-        """Operations that need room: the disk is full from there on."""
+        """Return the operations that need space, from which the disk can be full."""
         growing = ("open", "write", "truncate", "mkdir", "fsync")
         return [KillPoint(job, operation, "full") for operation in self.operations(job) if operation.kind in growing]
 
     def attempt_full(self, point: KillPoint) -> Outcome:
-        """Let the disk be full from there on, look at what is said and left; make room, start again, compare."""
+        """Let the disk be full from a point on and check messages and files; free space, start again, compare."""
         place = self._fresh(point.job, "full")
         try:
             before = set(_fingerprint(place))
@@ -145,7 +145,7 @@ class Laboratory:
             shutil.rmtree(place, ignore_errors=True)
 
     def attempt(self, point: KillPoint) -> Outcome:
-        """Kill a run there, look at what it left, start it again, compare."""
+        """Kill a run at a point, check its files, start it again, and compare."""
         place = self._fresh(point.job, "killed")
         try:
             state = write_state(place, target=point.operation.number, mode=MODES.index(point.mode))
@@ -157,7 +157,7 @@ class Laboratory:
             shutil.rmtree(place, ignore_errors=True)
 
     def attempt_after(self, job: str, seconds: float) -> tuple[bool, str]:
-        """Kill a run at a moment instead of an operation: whether it was still alive, and what is wrong after all."""
+        """Kill a run after a time; return whether it was still alive, and the fault after its restart."""
         self.operations(job)
         place = self._fresh(job, "killed")
         try:
@@ -167,7 +167,7 @@ class Laboratory:
             shutil.rmtree(place, ignore_errors=True)
 
     def _recovery(self, place: Path, job: str) -> str:
-        """Start a killed job again; what is wrong then, or nothing."""
+        """Start a killed job again, and return the fault, or ""."""
         if torn := _torn(place):
             return f"torn under its final name: {torn}"
         ended = self._aegis(place, write_state(place), job)
@@ -179,7 +179,7 @@ class Laboratory:
         return differences(self._golden[job], _fingerprint(place))
 
     def _fresh(self, job: str, kind: str) -> Path:
-        """A folder in the state in which the job begins."""
+        """Return a folder in the state in which the job begins."""
         place = self.folder / f"{kind}-{job}"
         shutil.rmtree(place, ignore_errors=True)
         if job in ("train", "run"):
@@ -189,7 +189,7 @@ class Laboratory:
         return place
 
     def start(self, job: str) -> Path:
-        """A run with everything before `job` done, and an older result of it that is to be replaced."""
+        """Return a run with everything before `job` finished, and an older result of `job` to be replaced."""
         if job not in self._starts:
             place = self.folder / f"start-{job}"
             (place / "cache").mkdir(parents=True)
@@ -205,7 +205,7 @@ class Laboratory:
         return self.forked.aegis(place, *self.arguments(job), state=state, blows=blows)
 
     def arguments(self, job: str) -> list[str]:
-        """The command line of a job."""
+        """Return the command line of a job."""
         training = (
             f"--base-model {self.base} --dataset {self.data} --device cpu --max-steps 2 --save-steps 1 "
             "--keep-checkpoints 1 --warmup-steps 1 --annealing-steps 1 --max-length 16 --learning-rate 1e-2 "
@@ -237,9 +237,11 @@ def build_shim(folder: Path) -> Path:
 def write_state(
     place: Path, *, below: Path | None = None, target: int = 0, mode: int = 0, log: Path | None = None
 ) -> Path:
-    """A state file for crashpoint.c, in `place`. Operations below `below` count, `place` itself if not given.
+    """Write a state file for crashpoint.c in `place`; operations below `below` count (default: `place`).
 
-    Who uses the file first is killed together with whoever comes to the target; without target and log none count.
+    The first process that uses the file is killed with the process that reaches the target; without target and log,
+    none
+    count.
     """
     path = place / "crashpoint.state"
     root = str(below or place) if target or log else ""
@@ -248,7 +250,7 @@ def write_state(
 
 
 def sockets_opened(state: Path) -> int:
-    """How many sockets the processes that used a state file opened."""
+    """Return the number of sockets that the processes with a state file opened."""
     return int(_STATE.unpack(state.read_bytes())[5])
 
 
@@ -268,7 +270,7 @@ def _torn(place: Path) -> str:
 
 
 def _fingerprint(place: Path) -> dict[str, str]:
-    """Path → sha256 of everything in run and cache that is to be the same; times and locks left out."""
+    """Return path → sha256 of everything in run and cache that must be the same, without times and locks."""
     found = {}
     for path in sorted(place.rglob("*")):
         name = path.relative_to(place).as_posix()

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on 127.0.0.1 that serves one folder under many names, each with a fault of its own."""
+"""A stand-in for the Hub on 127.0.0.1 that serves one folder under many names, each with its own fault."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Hub(ThreadingHTTPServer):
     """Serves `folder` as org/FAULT: whole, cut, busy, throttled, longer, spoiled, gated, private, portal, down.
 
     Attributes:
-        asked: (repository, file) → how often its bytes were asked for.
-        tokens: every Authorization header that came.
+        asked: (repository, file) → number of requests for its bytes.
+        tokens: every received Authorization header.
     """
 
     daemon_threads = True
@@ -39,7 +39,7 @@ class Hub(ThreadingHTTPServer):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Hub]:
-    """Run one in a thread."""
+    """Run a Hub in a thread."""
     hub = Hub(folder)
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

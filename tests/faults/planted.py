@@ -1,4 +1,4 @@
-"""A parser with a bug behind four bytes: found step by step by who sees each step, and hardly ever by who does not."""
+"""A parser with a bug behind four bytes: a guided fuzzer finds it step by step, a blind one hardly ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.faults.hostile import Target
 
 
 def parse(data: bytes, _place: Path) -> str:
-    """Refuses nothing, and has a bug."""
+    """Accept everything, with a bug."""
     if len(data) < 4 or data[0] >> 4 != 0xA:
         return "no magic"
     if data[1] >> 4 != 0x5:

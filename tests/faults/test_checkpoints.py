@@ -1,4 +1,4 @@
-"""Damaged checkpoints at the command: passed over with the reason, the next used, and the same bytes in the end."""
+"""Tests of damaged checkpoints: they are skipped with the reason, the next one is used, and the bytes are the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def whole(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def killed(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed after its fourth checkpoint or so, with at least two of them."""
+    """Return a run that was killed after about its fourth checkpoint, with at least two of them."""
     folder = tmp_path_factory.mktemp("killed")
     arguments = [*laboratory.arguments("train"), *LONG]
     assert laboratory.forked.aegis(folder, *arguments, blows=[strike(signal.SIGKILL, rows=9)]).code == -9

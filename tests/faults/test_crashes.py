@@ -1,4 +1,4 @@
-"""A sample of the kill points, the same one every time; `python tools/sweep_crashes.py` takes them all."""
+"""Tests a fixed sample of the kill points; `python tools/sweep_crashes.py` takes them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads through a Hub that cuts off, is busy, lies: it is said and bounded, and nothing wrong is trained on."""
+"""Tests of downloads from a Hub that breaks off, is busy or sends wrong bytes: no wrong byte is trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "hf_" + "Secret" * 6
 
 @pytest.fixture(scope="module")
 def hub(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """What the Hub has: the tiny base, and beside it what must never be fetched."""
+    """Return a Hub with the tiny base, and beside it files that must never be downloaded."""
     folder = tmp_path_factory.mktemp("hub")
     for path in laboratory.base.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())

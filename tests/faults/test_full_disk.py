@@ -1,4 +1,4 @@
-"""The disk is full from some operation on: it is said, nothing half-written stays, and with room again all is well."""
+"""Tests of a disk that becomes full: it is reported, no partial file stays, and the next run succeeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coverage-guided fuzzer: a short run of each parser, the same one every time, and proof that guidance guides."""
+"""Tests of the coverage-guided fuzzer: a short run of each parser with a fixed seed, and proof that guidance helps."""
 
 from __future__ import annotations
 

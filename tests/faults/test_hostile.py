@@ -1,4 +1,4 @@
-"""A few hundred hostile inputs, the same ones every time; `python tools/sweep_hostile.py` takes thousands."""
+"""Tests a few hundred hostile inputs with a fixed seed; `python tools/sweep_hostile.py` takes thousands."""
 
 from __future__ import annotations
 

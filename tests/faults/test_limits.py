@@ -1,6 +1,6 @@
-"""Small input that would take all memory, or never end: each parser's bound, a case beyond it and one at it.
+"""Tests of small input that would take all memory or never end: a case beyond each parser's bound and one at it.
 
-The cases go through `watch` of hostile.py: 300 MB more memory, no traceback, and an exit code of the table.
+The cases go through `watch` of hostile.py: at most 300 MB more memory, no traceback, and an exit code of the table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rows_of(name: str, content: bytes) -> Case:
 
 
 def parquet(text: str, rows: int) -> Case:
-    """A few kB that stand for `rows` times the text."""
+    """Return a Parquet file of a few kB that unpacks to `rows` times the text."""
 
     def read(place: Path) -> object:
         path = place / "data.parquet"
@@ -164,7 +164,7 @@ AT: dict[str, tuple[Case, str | None]] = {
 
 
 def refusal(case: Case, place: Path) -> tuple[str | None, Watched]:
-    """The key it is refused by, and what was seen of it."""
+    """Return the key of the refusal, and the watched result."""
     keys: list[str] = []
 
     def feed(_: object, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small versions of what `python tools/sweep_load.py` does at full size."""
+"""Tests with small versions of `python tools/sweep_load.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Awkward names for a run, a data set and a base: they work, or exit 2; none of them is ever run."""
+"""Tests of awkward names for a run, a data set and a base: they work or exit with 2, and are never executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After set-up no socket is opened, by anybody: the whole pipeline in real processes, counted at libc's door."""
+"""Tests that no process of the pipeline opens a socket after the set-up, counted in libc."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def run(folder: Path, *command: object, **environment: str) -> tuple[subprocess.CompletedProcess[str], int]:
-    """Run Python with sockets counted, in it and in all it starts; HF_HUB_OFFLINE is not set."""
+    """Run Python and count the sockets of it and of all processes it starts; HF_HUB_OFFLINE is not set."""
     shim = harness.build_shim(folder)
     state = harness.write_state(folder)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AEGIS_", "HF_"))}

@@ -1,4 +1,4 @@
-"""Places that may not be written or read, for a process without root's power: exit 2, the path, no traceback."""
+"""Tests of unwritable and unreadable paths without root's rights: exit 2 with the path, and no traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ca
 
 @pytest.fixture
 def closed(tmp_path: Path) -> object:
-    """Close a folder or file for writing, or altogether; it is opened again in the end."""
+    """Make a folder or file read-only, or unreadable, while the test runs."""
     modes: dict[Path, int] = {}
 
     def close(path: Path, mode: int) -> Path:

@@ -1,6 +1,6 @@
-"""The faults AEGIS is to survive, and the tests that inject each of them: every test named here exists.
+"""The table of faults that AEGIS must survive, with the tests that inject each of them; every named test exists.
 
-Every row has one. What no test of ours can show is said: a GPU, Windows and Ollama are not in CI.
+Every row has a test. Faults without one are listed with the reason: a GPU, Windows and Ollama are not in CI.
 """
 
 from __future__ import annotations

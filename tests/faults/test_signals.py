@@ -1,4 +1,4 @@
-"""Signals at the command itself: the step is finished and saved, and the command it prints goes on."""
+"""Tests of signals to a command: the step is finished and saved, and the printed command resumes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_closed_terminal_saves_a_checkpoint_unless_under_nohup(
 
 
 def in_a_terminal_closed_at_step(step: int, folder: Path, nohup: bool, *arguments: str) -> int:
-    """Run aegis as a shell on a terminal would, close the terminal once so many steps are logged; its exit code."""
+    """Run aegis from a shell on a terminal, close the terminal after a number of steps, and return the exit code."""
     import pty
 
     metrics = Run(folder / "run").metrics

@@ -1,4 +1,4 @@
-"""A base from a stranger: code and pickles in every place where some program would run them. None of it runs."""
+"""Tests of an untrusted base with code and pickles wherever a program could run them: none of it runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AUTO_MAP = {
 
 
 class Payload:
-    """Unpickled, it leaves its sentinel."""
+    """Creates its sentinel when it is unpickled."""
 
     def __init__(self, sentinel: Path) -> None:
         self.sentinel = sentinel
@@ -44,7 +44,7 @@ class Payload:
 
 @pytest.fixture
 def sentinel(tmp_path: Path) -> Iterator[Path]:
-    """The file that a payload makes; it may not be there in the end."""
+    """Return the path of the file that a payload creates; it must not exist at the end."""
     path = tmp_path / "sentinel"
     yield path
     assert not path.exists(), "a stranger's code was run"
@@ -52,7 +52,7 @@ def sentinel(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def base(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> Path:
-    """The tiny base with code and pickles beside it, and a config that asks for them."""
+    """Return the tiny base with code and pickles beside it, and a config that refers to them."""
     folder = tmp_path / "base"
     shutil.copytree(laboratory.base, folder)
     code = f"from pathlib import Path\nPath({str(sentinel)!r}).touch()\n"

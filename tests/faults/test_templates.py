@@ -1,4 +1,4 @@
-"""A stranger's chat template under every command that renders one: its fault (exit 4), in bounds, and never a bug."""
+"""Tests of an untrusted chat template under every command that renders one: exit 4, within bounds, never a bug."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_template(place: Path, template: str, base: Path, gguf: Path) -> dict[str, list[str]]:
-    """The arguments of every command that is to meet the template."""
+    """Return the arguments of each command that renders the template."""
     folder = place / "base"
     shutil.copytree(base, folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_command_whose_template_works_inside_one_call(
 
 
 def _busy_child(pid: int) -> psutil.Process:
-    """The confined process, as soon as it computes: it has used more time than it takes to start."""
+    """Return the confined process as soon as it has used more processor time than its start takes."""
     while True:
         for child in psutil.Process(pid).children():
             if child.cpu_times().user > 4:

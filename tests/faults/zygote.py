@@ -1,20 +1,20 @@
-"""A process that has loaded everything and forks one child for each command to run: a start costs no five seconds.
+"""A process that has loaded everything and forks a child for each command, which saves five seconds per command.
 
-Reads one JSON object a line from its standard input and runs `aegis ARGUMENTS` in a forked child:
+Reads one JSON object per line from stdin and runs `aegis ARGUMENTS` in a forked child:
 
-    folder      its working directory, which gets a cache of its own
+    folder      its working directory, which gets a separate cache
     arguments   of the command line
     environment variables to set for it
-    said        the file that gets what it prints
-    powerless   whether it gives up root's power to write where no permission allows it
+    said        the file for its output
+    powerless   whether it drops root's right to write where no permission allows it
     state       a state file for crashpoint.c, or null
     blows       signals to send: {"signal": 2, "after_s": 0.1}, or {"signal": 2, "rows": 3} once the run's
-                metrics.jsonl has so many rows
+                metrics.jsonl has that number of rows
 
-It waits until the child and everything it started have ended, and answers with one JSON line,
+It waits until the child and every process that it started have ended, and answers with one JSON line,
 {"code", "lingered_s", "peak_bytes"}.
 
-The converter and the quantizer are forked as well, their own scripts run from the first line on.
+The converter and the quantizer are forked too, and run their own scripts from the first line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LINGERING_S = 20.0
 
 
 class ForkedTool:
-    """As much of `subprocess.Popen` as `aegis.llama_cpp.process` uses, without a new interpreter."""
+    """The part of `subprocess.Popen` that `aegis.llama_cpp.process` uses, without a new interpreter."""
 
     def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> None:
         to_read, to_write = os.pipe()
@@ -105,7 +105,7 @@ def _run_command(folder: str, arguments: list[str], said: str) -> int:
     from aegis.llama_cpp import process
 
     class Popen:
-        """Stands for the `subprocess` that the seam imports."""
+        """Replaces the `subprocess` that the seam imports."""
 
         PIPE, STDOUT = -1, -2
         Popen = ForkedTool
@@ -133,7 +133,7 @@ def _run_command(folder: str, arguments: list[str], said: str) -> int:
 
 
 def _give_up_power(libc: Any) -> None:
-    """Drop every capability: permissions then hold for root as for anybody."""
+    """Drop every capability, so that permissions hold for root too."""
     header = struct.pack("<Ii", 0x20080522, 0)
     assert libc.capset(header, bytes(24)) == 0
 
@@ -152,7 +152,7 @@ def _strike(child: int, folder: Path, blows: list[dict[str, Any]]) -> None:
 
 
 def _wait_for_all(leader: int) -> dict[str, float]:
-    """The leader's exit code and peak memory, and for how long something it had started went on after it."""
+    """Return the leader's exit code and peak memory, and for how long its other processes went on after it."""
     _, status, usage = os.wait4(leader, 0)
     ended = time.monotonic()
     answer = {"code": os.waitstatus_to_exitcode(status), "lingered_s": 0.0, "peak_bytes": usage.ru_maxrss * 1024}
@@ -168,7 +168,7 @@ def _wait_for_all(leader: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Load, then serve."""
+    """Load everything, then serve requests."""
     shim = ctypes.CDLL(None)
     shim.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     import bitsandbytes  # noqa: F401

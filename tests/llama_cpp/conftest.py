@@ -1,4 +1,4 @@
-"""A tiny Phi-3 with random weights, made on the fly, and what the real llama.cpp makes of it."""
+"""Fixtures: a tiny Phi-3 with random weights, and the GGUF that the real llama.cpp makes of it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def weights(hidden: int = HIDDEN) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def make_model() -> MakeModel:
-    """Write a model folder; `hidden` and single tensors can be other than usual."""
+    """Write a model folder; the hidden size and single tensors can be changed."""
     vocabulary = tokenizer_model()
 
     def make(directory: Path, *, hidden: int = HIDDEN, **replaced: np.ndarray) -> Path:
@@ -158,8 +158,7 @@ def q4_k_m(tmp_path_factory: pytest.TempPathFactory, f16: Path) -> Path:
 
 @pytest.fixture
 def no_file_above() -> NoFileAbove:
-    """A limit on any file's size, for this process and its children: a write beyond it comes back short, as
-    on a full disk."""
+    """Limit any file's size for this process and its children: a larger write is cut short, as on a full disk."""
     resource = pytest.importorskip("resource", reason="limits are POSIX")
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A llama.cpp that was compiled for AMX loads no weights that could go there; another is left alone."""
+"""Tests that a llama.cpp compiled for AMX loads no weights for it, and that another one is unchanged."""
 
 from __future__ import annotations
 

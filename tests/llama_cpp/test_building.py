@@ -1,4 +1,4 @@
-"""The compiled imatrix: made once for the libraries that are there, whole or not at all, with the reason if not."""
+"""Tests of the compiled imatrix: compiled once per version of the libraries, completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Compiler = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def compiled() -> Path:
-    """By the real compiler, in the user's cache."""
+    """Return the tool, compiled by the real compiler in the user's cache."""
     return imatrix_tool()
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that holds the pinned source and nothing compiled."""
+    """Return a cache with the pinned source and no compiled tool."""
     tree = vendor_llama_cpp.converter_tree()
     shutil.copytree(tree, tmp_path / "cache" / "llama.cpp" / tree.name)
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
-    """A stand-in, given as CXX: a shell script that finds where the tool is wanted in $out."""
+    """A stand-in for CXX: a shell script that gets the tool's path in $out."""
 
     def make(script: str) -> Path:
         path = tmp_path / "c++ of mine"
@@ -177,7 +177,7 @@ def test_a_binding_without_the_common_library_has_it_compiled_into_the_cache(
 
 
 def _install_again(installed: metadata.Distribution, whole: common_library.Libraries, target: Path) -> None:
-    """What `pip install --target` would leave of the libraries and the metadata."""
+    """Write the libraries and metadata as `pip install --target` does."""
     shutil.copytree(whole.libraries, target / "lib", symlinks=True, dirs_exist_ok=True)
     shutil.copytree(whole.headers, target / "include", dirs_exist_ok=True)
     info = next(Path(str(file.locate())).parent for file in installed.files or () if file.name == "METADATA")

@@ -1,4 +1,4 @@
-"""The real converter on a real folder: what it writes, and that nothing is left when it cannot."""
+"""Tests of the real converter on a real folder: its output, and that a failure leaves no file."""
 
 from __future__ import annotations
 

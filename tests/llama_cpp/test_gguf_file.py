@@ -1,4 +1,4 @@
-"""A GGUF is read as it is, and a damaged one is told from a whole one: never a traceback, never all memory."""
+"""Tests that a GGUF is read correctly, and a damaged one is refused without a traceback or much memory."""
 
 from __future__ import annotations
 

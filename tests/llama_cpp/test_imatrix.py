@@ -1,4 +1,4 @@
-"""The importance matrix of the real tool: the numbers it is made of, whose it is, and what it does to a quantizer."""
+"""Tests of the importance matrix of the real tool: its numbers, its model, and its effect on a quantizer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def imatrix(f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_inputs(f16: Path, text: str) -> NDArray[np.float64]:
-    """Mean squares of what the first attention reads: the normed embeddings of the tokens in whole chunks."""
+    """Return the mean squares of the first attention's inputs: the normed embeddings of complete chunks."""
     with Runtime(f16, n_ctx=64, vocab_only=True) as runtime:
         tokens = runtime.tokenize(text.rstrip("\n"), add_bos=True)
     tokens = tokens[: len(tokens) // CHUNK * CHUNK]

@@ -1,4 +1,4 @@
-"""A tool that fails, lies, hangs, shouts or mumbles, and a parent that dies: no trace, no orphan, no deadlock."""
+"""Tests of a tool that fails, hangs or prints too much, and of a dying parent: no partial file, no orphan process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FakeTree = Callable[[str], Path]
 
 @pytest.fixture
 def fake_tree(tmp_path: Path) -> FakeTree:
-    """A llama.cpp checkout whose converter is the given code."""
+    """Make a llama.cpp checkout whose converter is the given code."""
 
     def make(code: str) -> Path:
         tree = tmp_path / "tree"

@@ -1,4 +1,4 @@
-"""The real quantizer: the mixture it is known for, and that nothing is left when it cannot."""
+"""Tests of the real quantizer: its mixture of types, and that a failure leaves no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's chat template: rendered as its own program renders it, and stopped, whatever it does."""
+"""Tests that an untrusted chat template is rendered as by its own program, and stopped beyond its bounds."""
 
 from __future__ import annotations
 

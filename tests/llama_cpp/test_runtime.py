@@ -1,4 +1,4 @@
-"""What llama.cpp computes, tokenizes and says, through the one class that talks to it."""
+"""Tests of logits, tokens and answers of llama.cpp through the class that runs it."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_loading_a_good_file_prints_nothing(f16: Path, capfd: pytest.CaptureFixt
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc's allocator has handed out; resident memory would count what it keeps for later as well."""
+    """The memory in use by glibc's allocator; resident memory would include freed memory that it keeps."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

@@ -1,4 +1,4 @@
-"""Pieces become text: characters whole, wherever their bytes were cut."""
+"""Tests that pieces become text with complete characters, wherever their bytes were cut."""
 
 from __future__ import annotations
 

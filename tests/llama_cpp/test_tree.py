@@ -1,4 +1,4 @@
-"""Whose converter is used, and what is said when there is none."""
+"""Tests of the choice of the converter, and of the message when there is none."""
 
 from __future__ import annotations
 

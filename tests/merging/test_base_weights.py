@@ -1,4 +1,4 @@
-"""Which weights make the round trip: those that the really loaded NF4 model holds in NF4, in every family."""
+"""Tests that exactly the weights that a loaded model has in NF4 make the round trip, in every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The NF4 round trip in slabs is, to the bit, what bitsandbytes makes of the whole weight."""
+"""Tests that the NF4 round trip in slabs equals bitsandbytes' round trip of the complete weight, bit for bit."""
 
 from __future__ import annotations
 

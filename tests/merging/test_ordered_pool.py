@@ -1,4 +1,4 @@
-"""Pieces in threads: all of them, in order, in the memory there is; and what goes wrong comes out."""
+"""Tests of items in threads: all of them, in order, in bounded memory, and with the first error raised."""
 
 from __future__ import annotations
 

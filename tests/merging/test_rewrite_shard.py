@@ -1,4 +1,4 @@
-"""Weights that wait for the rest of themselves: the bytes of each alone, few at once, and nobody waits for ever."""
+"""Tests of weights that need all their slabs: the same bytes as one by one, few in memory, and no deadlock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLAB_BYTES = 512
 
 @pytest.fixture
 def plan(make_random: MakeRandom, make_trained: MakeTrained, monkeypatch: pytest.MonkeyPatch) -> MergePlan:
-    """Of a model whose weights are many slabs and whose norms are one."""
+    """Return the plan of a model whose weights have many slabs and whose norms have one."""
     for module in ("rewrite_shard", "plan"):
         monkeypatch.setattr(f"aegis.merging.{module}.SLAB_BYTES", SLAB_BYTES)
     trained = make_trained(make_random("llama"))

@@ -1,4 +1,4 @@
-"""Columns and folded lines in the cells of a terminal: Japanese takes two a letter, and breaks nearly anywhere."""
+"""Tests of columns and wrapped lines in terminal cells; Japanese takes two cells and breaks between characters."""
 
 from __future__ import annotations
 

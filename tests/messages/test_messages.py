@@ -1,4 +1,4 @@
-"""The catalogues of messages: the same in every language, and all that the code asks for."""
+"""Tests of the message catalogues: the same keys in every language, and every key that the code uses."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def entries(spoken: Language) -> dict[str, str | dict[str, str]]:
 
 
 def places(entry: str | dict[str, str]) -> set[str]:
-    """The names to fill in one message, with how they are written."""
+    """Return the placeholders of a message with their formats."""
     texts = [entry] if isinstance(entry, str) else entry.values()
     return {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 def calls() -> Iterator[tuple[Path, ast.Call, str]]:
-    """Every place where a message is asked for by a key that is written there."""
+    """Yield every call with a literal message key."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (

@@ -1,4 +1,4 @@
-"""An error is in the reader's language as a whole: what happened, the reasons under it, and what to do."""
+"""Tests that an error is completely in the user's language: what happened, its reasons, and the fix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Make = Callable[[Path], object]
 
 
 def rows(name: str, content: bytes) -> Make:
-    """Read a file of broken rows."""
+    """Read a file of invalid rows."""
 
     def read(folder: Path) -> None:
         path = folder / name
@@ -149,7 +149,7 @@ SPEAKING = {"phrase", "bilingual", "RowError", "DamagedGguf", "add", "append", "
 
 
 def sentences_given(source: str) -> list[str]:
-    """Literals of two English words that are handed to what speaks to people."""
+    """Return literals of two English words that are passed to functions that show text."""
     found = []
     for call in ast.walk(ast.parse(source)):
         name = getattr(call.func, "id", getattr(call.func, "attr", "")) if isinstance(call, ast.Call) else ""

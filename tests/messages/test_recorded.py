@@ -1,4 +1,4 @@
-"""Texts of a report: recorded as key, values and English, shown from these in a reader's language."""
+"""Tests of recorded texts: recorded as key, values and English, and shown in the user's language."""
 
 from __future__ import annotations
 

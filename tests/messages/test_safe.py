@@ -1,4 +1,4 @@
-"""Nothing that a stranger named is obeyed: not by the terminal that shows it, not by the shell it is pasted into."""
+"""Tests that no untrusted name can control the terminal that shows it or the shell that it is pasted into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter at rest: what is read is peft's ΔW, and whatever is not understood is refused by name."""
+"""Tests of reading an adapter: the update equals peft's, and every unknown setting is refused by name."""
 
 from __future__ import annotations
 

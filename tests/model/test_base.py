@@ -1,4 +1,4 @@
-"""The base on disk and on the Hub: found, or refused with what to do."""
+"""Tests of a base on disk and on the Hub: it is found, or refused with a fix."""
 
 from __future__ import annotations
 

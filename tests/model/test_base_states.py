@@ -1,4 +1,4 @@
-"""The base's states of windows: its own to the bit, whether it is in memory or comes layer by layer."""
+"""Tests of the base's states of windows: bit for bit the same in memory and layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a base writes: how a text begins and ends, that it is drawn from the base's own chances, and what is cut."""
+"""Tests of the text that a base writes: its beginning and end, its probabilities, and what is cut."""
 
 from __future__ import annotations
 

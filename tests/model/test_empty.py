@@ -1,4 +1,4 @@
-"""Whatever transformers raises while it builds a base, the user reads which key of config.json is to blame."""
+"""Tests that an exception of transformers while it builds a base becomes an error with the key of config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bases are refused, each by its config.json alone and with a reason a person understands."""
+"""Tests of refused bases: each is refused by its config.json alone, with an understandable reason."""
 
 from __future__ import annotations
 

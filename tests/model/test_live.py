@@ -1,4 +1,4 @@
-"""The base in memory with its adapter and soul: every path passes the soul, and what loads is what was trained."""
+"""Tests of the base in memory with adapter and soul: every forward pass uses the soul, as in training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKENS = torch.randint(3, 1200, (2, 24), generator=torch.Generator().manual_seed
 
 
 def new_soul(width: int, *, alpha: float = 1.618) -> Soul:
-    """A soul that has moved from its start, with g = 0.83."""
+    """Return a soul that differs from its start, with g = 0.83."""
     soul = Soul(width, init="random", seed=11, alpha=alpha)
     with torch.no_grad():
         soul.skew.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
@@ -71,7 +71,7 @@ def live(quick_base: Path) -> Iterator[Loaded]:
 
 
 def by_hand(model: Any, soul: Soul, tokens: Tensor) -> Tensor:
-    """W(h + gRh)/(1 + g) without any hook."""
+    """Return W(h + gRh)/(1 + g), computed without a hook."""
     hidden = decoder_of(model)(input_ids=tokens).last_hidden_state
     rotation = torch.block_diag(*soul.rotation())
     gate = torch.sigmoid(soul.alpha)
@@ -282,7 +282,7 @@ def test_a_missing_gpu_is_an_environment_fault() -> None:
 
 @pytest.fixture
 def idle_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that sees a GPU, and a torch built for the CPU."""
+    """Install a driver that sees a GPU, and a torch built for the CPU."""
     card = Card("NVIDIA GeForce RTX 3060", (8, 6), 12 * 10**9, 11 * 10**9, ())
     monkeypatch.setattr(gpu, "seen_by_driver", lambda: Driver("580.65", (13, 0), (card,)))
     monkeypatch.setattr(torch.version, "cuda", None)

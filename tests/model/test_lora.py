@@ -1,4 +1,4 @@
-"""Which modules get an adapter: every attention projection, by the names this model has, counted."""
+"""Tests of the adapted modules: every attention projection, by the family's names, with their number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model folder holds files of its own: nothing else of this machine is read, copied or removed for it."""
+"""Tests that a model folder has only its own files, so that no other file of this machine is read or removed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base(quick_base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cached(quick_base: Path, tmp_path: Path) -> Path:
-    """The base as it lies in the Hub's cache: links to blobs, each called by its sha256."""
+    """Return the base as in the Hub's cache: links to blobs whose names are their sha256."""
     repository = tmp_path / "models--owner--name"
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""safetensors read and written in pieces: the same bytes as the library's, and every kind of damage by name."""
+"""Tests of safetensors read and written in pieces: the library's bytes, and every kind of damage by name."""
 
 from __future__ import annotations
 

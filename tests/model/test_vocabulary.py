@@ -1,4 +1,4 @@
-"""What kind of vocabulary a folder has, and which name llama.cpp loads it under."""
+"""Tests of a folder's kind of vocabulary, and of the name for which llama.cpp loads it."""
 
 from __future__ import annotations
 

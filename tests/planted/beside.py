@@ -1,4 +1,4 @@
-"""Defects beside the GGUF files, and of what everything is made from."""
+"""Defects of files beside the GGUF files, and of their sources."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file_lost(_finished: Finished, run: Run) -> None:
 
 
 def unlisted(_finished: Finished, run: Run) -> None:
-    """A manifest that no longer knows of the quantized file."""
+    """Remove the quantized file from the manifest."""
 
     def change(document: dict) -> None:  # type: ignore[type-arg]
         del document["facts"]["files"]["Q4_K_M"]
@@ -61,7 +61,7 @@ def reflected(_finished: Finished, run: Run) -> None:
 
 
 def other_base(_finished: Finished, run: Run) -> None:
-    """Every manifest names another base than the one that is there."""
+    """Name another base in every manifest."""
     reseal(run.adapter, base="0" * 64)
     reseal(run.merged, base="0" * 64)
 

@@ -1,4 +1,4 @@
-"""Finished runs of three families, built once per session, and copies of them to break."""
+"""Finished runs of three families, built once per session, and copies to break."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ TOOLS = (
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that went through every stage, its f16 file kept.
+    """A run with every stage finished and the f16 file kept.
 
     Attributes:
         family: "phi3" (SentencePiece, LongRoPE), "qwen2" (byte-level BPE, a template with tools) or "llama" (tied).
-        tree: the converter that knows its tokenizer.
+        tree: the converter that supports its tokenizer.
     """
 
     family: str
@@ -51,7 +51,7 @@ class Finished:
 
     @classmethod
     def build(cls, family: str, base: Path, tree: Path, scratch: Path) -> Finished:
-        """Train for seconds, merge, export."""
+        """Train for seconds, merge and export."""
         run = Run(scratch / "run")
         config = TrainConfig(
             base_model=str(base),
@@ -71,13 +71,13 @@ class Finished:
         return cls(family, run, base, tree, scratch)
 
     def copy(self, to: Path) -> Run:
-        """A copy to break, of hard links: whoever changes a file writes it anew."""
+        """Return a copy of hard links to break; a changed file must be written as a new one."""
         shutil.copytree(self.run.root, to, copy_function=os.link)
         return Run(to)
 
     @cached_property
     def f16_of_the_base(self) -> Path:
-        """The plain base, converted with neither adapter nor soul, and with a head of its own."""
+        """Return the base converted without adapter and soul, and with a separate head."""
         folder = self.scratch / "plain"
         shutil.copytree(self.run.merged, folder)
         tensors = load_file(self.base / SHARD)
@@ -87,7 +87,7 @@ class Finished:
 
     @cached_property
     def f16_of_an_earlier_step(self) -> Path:
-        """What a checkpoint in the middle of the training makes."""
+        """Return the f16 file of a checkpoint in the middle of the training."""
         folder = self.scratch / "earlier"
         merge(MergeInputs(str(self.base), self.run.checkpoints / "step_000004"), folder, MergeConfig())
         return self._converted(folder)
@@ -99,13 +99,13 @@ class Finished:
 
 
 def put(path: Path, content: bytes | str) -> None:
-    """Write a file anew, so that the run it was linked from keeps its own."""
+    """Write a file as a new one, so that the run it was linked from keeps its own."""
     path.unlink(missing_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def reseal(directory: Path, **inputs: str) -> None:
-    """Make the manifest fit the files as they are: the defect is then not a matter of hashes."""
+    """Make the manifest fit the current files, so that hashes do not show the defect."""
     path = directory / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
     document["files"] = {
@@ -118,7 +118,7 @@ def reseal(directory: Path, **inputs: str) -> None:
 
 
 def reseal_merged(run: Run) -> None:
-    """The same for the merged folder, whose hashes the GGUF's manifest names."""
+    """The same for the merged folder, whose hashes the GGUF's manifest has."""
     reseal(run.merged)
     reseal(run.gguf, model=digest({name: file.sha256 for name, file in read_manifest(run.merged).files.items()}))
 
@@ -132,7 +132,7 @@ def f16_path(run: Run) -> Path:
 
 
 def edit(path: Path, change: Callable[[GgufEdit], None]) -> None:
-    """Change one thing of a GGUF, and reseal."""
+    """Change a GGUF, and reseal."""
     parts = GgufEdit(path)
     change(parts)
     parts.save(path)
@@ -158,7 +158,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @dataclass(frozen=True)
 class Defect:
-    """What is broken, the stage that must be named, how, and in which families there is such a thing to break."""
+    """A defect: its name, the stage that must be named, the function that makes it, and the families with it."""
 
     name: str
     stage: str

@@ -1,4 +1,4 @@
-"""Defects of a GGUF's metadata: each is one key, in the f16 file or in the quantized one."""
+"""Defects of a GGUF's metadata: each changes one key, in the f16 file or in the quantized one."""
 
 from __future__ import annotations
 

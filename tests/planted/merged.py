@@ -1,4 +1,4 @@
-"""Defects of the merged folder: its weights, and what stands beside them."""
+"""Defects of the merged folder: of its weights, and of the files beside them."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def merge_removed(document: dict) -> None:  # type: ignore[type-arg]
 
 
 def other_soul(finished: Finished, run: Run) -> None:
-    """Somebody else's g in the soul, and every manifest made to fit."""
+    """Change the soul's g, and make every manifest fit."""
     path = run.adapter / SOUL_FILE
     soul = load_soul(path)
     path.unlink()
@@ -197,7 +197,7 @@ def other_soul(finished: Finished, run: Run) -> None:
 
 
 def other_adapter(finished: Finished, run: Run) -> None:
-    """An earlier step's adapter in the place of the last one's."""
+    """Replace the adapter by an earlier step's."""
     path = run.adapter / "adapter_model.safetensors"
     put(path, (run.checkpoints / "step_000004" / path.name).read_bytes())
     reseal(run.adapter)

@@ -24,7 +24,7 @@ O_PROJ, DOWN, EMBEDDINGS, NORM = (
 
 
 def quantized_from(source_of: Callable[[Finished], Path], quant: str = "Q4_K_M", head: str | None = None) -> Plant:
-    """Another file under the name, whose general.file_type says Q4_K_M."""
+    """Replace the file by another one whose general.file_type says Q4_K_M."""
 
     def plant(finished: Finished, run: Run) -> None:
         with TemporaryDirectory() as scratch:
@@ -41,7 +41,7 @@ def own_f16(finished: Finished) -> Path:
 
 
 def called(quant: str) -> Plant:
-    """A file of another type, told by nothing but its general.file_type."""
+    """Replace the file by one of another type; only its general.file_type shows it."""
 
     def plant(finished: Finished, run: Run) -> None:
         path = quantized_path(run)
@@ -78,7 +78,7 @@ def rows_swapped(gguf: GgufEdit) -> None:
 
 
 def scale_of_a_block(gguf: GgufEdit) -> None:
-    """The 16-bit scale of one Q4_K block of 256 weights, by one part in eight."""
+    """Change the 16-bit scale of one Q4_K block of 256 weights by one eighth."""
     scale = gguf.rows(EMBEDDINGS)[222, :2].view(np.float16)
     scale *= np.float16(1.125)
 
@@ -107,7 +107,7 @@ def tensor_added(gguf: GgufEdit) -> None:
 
 
 def tensor_in_a_larger_type(gguf: GgufEdit) -> None:
-    """The same weights, nearer to the f16's than they should be."""
+    """Keep the same weights, but closer to those of the f16 file than they should be."""
     shape, kind, data = gguf.tensors[EMBEDDINGS]
     raw = np.frombuffer(data, np.uint8).reshape(shape[0], -1)
     values = dequantize_rows(raw, GGMLQuantizationType(kind).name, shape[1])
@@ -116,7 +116,7 @@ def tensor_in_a_larger_type(gguf: GgufEdit) -> None:
 
 
 def row_of_the_base(finished: Finished, run: Run) -> None:
-    """One row of a projection, right but for the adapter."""
+    """Replace one row of a projection by the base's, without the adapter."""
     values = GgufEdit(finished.f16_of_the_base).values(O_PROJ)[33:34].astype(np.float32)
 
     def change(gguf: GgufEdit) -> None:
@@ -161,12 +161,12 @@ def head_of_the_base(finished: Finished, run: Run) -> None:
 
 
 def key_of_another_number_type(gguf: GgufEdit) -> None:
-    """The same value as a 64-bit number: every reader gives the same, and the bytes differ."""
+    """Write the same value as a 64-bit number: readers give the same, and the bytes differ."""
     gguf.keys["tokenizer.ggml.eos_token_id"][0] = 10
 
 
 def another_f16(source_of: Callable[[Finished], Path]) -> Plant:
-    """Both files from other weights."""
+    """Replace both files by those of other weights."""
 
     def plant(finished: Finished, run: Run) -> None:
         put(f16_path(run), source_of(finished).read_bytes())

@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven over a pipe in its DevTools protocol: what it loads, says and shows of a page."""
+"""A real headless Chromium, controlled over a pipe with its DevTools protocol: what it loads and shows of a page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PATIENCE_S = 60.0
 
 @dataclass
 class Seen:
-    """What came of opening a page.
+    """The result of opening a page.
 
     Attributes:
-        requests: every address that was asked for, the page's own first.
-        complaints: everything in the console, and every exception.
-        found: what the given expressions came to.
+        requests: every requested address, the page's own first.
+        complaints: every message in the console, and every exception.
+        found: the values of the given expressions.
     """
 
     requests: list[str] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Browser:
 
 @contextmanager
 def started(profile: Path) -> Iterator[Browser | None]:
-    """A browser, or None where there is none."""
+    """Return a browser, or None if there is none."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         yield None

@@ -1,4 +1,4 @@
-"""The model card: valid metadata, what the model is made of, and verify's word when there is one."""
+"""Tests of the model card: valid metadata, the model's parts, and verify's result if there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a report: a browser loads nothing but the page, shows all of it, and runs nothing in it."""
+"""Tests of a report's page: a browser loads only the page, shows all of it, and runs no script in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICTURES = ("training.png", "phase.png", "rotation.png", "spectrum.png", "diverg
 
 
 def page(folder: Path, text: str = HOSTILE, **changes: Any) -> Page:
-    """A page every value of which is the same text."""
+    """Return a page in which every value is the same text."""
     for name in PICTURES:
         figure = Figure(figsize=(2, 1))
         figure.subplots().plot([0, 1])

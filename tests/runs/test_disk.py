@@ -1,4 +1,4 @@
-"""The disk: room is asked for before the work, and running out has a name."""
+"""Tests of disk space: it is checked before the work, and a full disk is an error with a fix."""
 
 from __future__ import annotations
 

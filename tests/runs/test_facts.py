@@ -1,4 +1,4 @@
-"""Facts: what a stage records is read back typed; what no stage of ours wrote is refused."""
+"""Tests of facts: recorded facts are read back with their types, and invalid ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `aegis list` says of each run, from what stands in it."""
+"""Tests of the summary of each run in `aegis list`."""
 
 from __future__ import annotations
 

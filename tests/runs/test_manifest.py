@@ -1,4 +1,4 @@
-"""manifest.json: what it names, what it catches, and what a damaged one is called."""
+"""Tests of manifest.json: its identity, the damage that it shows, and its own damage."""
 
 from __future__ import annotations
 

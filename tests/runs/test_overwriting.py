@@ -1,4 +1,4 @@
-"""What --overwrite deletes is named before it happens."""
+"""Tests that --overwrite names what it deletes before it does."""
 
 from __future__ import annotations
 

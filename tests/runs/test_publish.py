@@ -1,4 +1,4 @@
-"""Publishing: a directory is there whole or not at all, whatever happens on the way."""
+"""Tests of publishing: a directory is there completely or not at all, whatever happens meanwhile."""
 
 from __future__ import annotations
 

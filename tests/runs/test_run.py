@@ -1,4 +1,4 @@
-"""A run's directory: held by one process at a time, and never in a mess."""
+"""Tests of a run's directory: one process at a time holds it, and no leftovers stay."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_read_only_directory_is_a_usage_error(tmp_path: Path, root: str) -> No
 
 
 def take_over(root: Path) -> None:
-    """Somebody moves the run away, and another run begins under its name."""
+    """Move the run away, and start another one under its name."""
     root.rename(root.with_name("moved"))
     root.mkdir()
     (root / "run.lock").touch()

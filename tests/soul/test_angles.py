@@ -1,4 +1,4 @@
-"""Angles: those a rotation was built with come back, and the spectrum of I + gR is what they say."""
+"""Tests of angles: a rotation has the angles it was built with, and I + gR has the spectrum they give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANGLES = torch.tensor([0.0, 0.4, 1.7, 3.0])
 
 
 def turning(angles: Tensor, odd: bool = False) -> Tensor:
-    """A rotation by known angles, in planes that no axis lies in."""
+    """Return a rotation by known angles in planes that contain no axis."""
     blocks = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in angles.double()]
     plain = torch.block_diag(*blocks, *([torch.ones(1, 1, dtype=torch.float64)] if odd else []))
     n = plain.shape[0]

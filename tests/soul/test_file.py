@@ -1,4 +1,4 @@
-"""soul.safetensors: what was saved comes back, and nothing else is taken for a soul."""
+"""Tests of soul.safetensors: a saved soul is loaded unchanged, and anything else is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -180,7 +180,7 @@ def test_a_soul_that_could_not_be_loaded_is_not_saved(tmp_path: Path, change: di
 
 
 def rewritten(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """A good soul with other tensors and metadata, in no file that `save_soul` would write."""
+    """Write a sound soul with other tensors and metadata, as `save_soul` would never do."""
     path = folder / "soul.safetensors"
     save_soul(path, record())
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""The fold is exact: the folded head gives without a soul what the head gives with one."""
+"""Tests that the fold is exact: the folded head gives the same logits as the head with the soul."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ GATE_ALPHA = 1.618  # g = 0.83
 
 @pytest.fixture(params=["so8", "dense"])
 def soul(request: pytest.FixtureRequest) -> Soul:
-    """Far from the identity: a Haar start."""
+    """Return a soul far from the identity, with a Haar start."""
     soul = Soul(64, kind=request.param, init="random", seed=5, alpha=GATE_ALPHA)
     assert (soul.rotation() - torch.eye(soul.start.shape[-1])).abs().max() > 0.5
     return soul.eval()

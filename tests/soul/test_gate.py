@@ -1,4 +1,4 @@
-"""α over the steps, g, and the three phases: the numbers of the design."""
+"""Tests of α over the steps, of g, and of the three phases."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The trainable soul: exact at every step, float32 whatever happens round it."""
+"""Tests of the trainable soul: exact at every step, and in float32 under autocast."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from aegis.soul.module import Soul
 
 
 def learn(soul: Soul, steps: int, rate: float, wanted: torch.Tensor) -> list[float]:
-    """Have R h become `wanted` · h with Adam, a step as training takes it; returns the losses."""
+    """Train R h towards `wanted` · h with Adam, with the steps of training; return the losses."""
     optimizer = torch.optim.Adam([soul.skew], lr=rate)
     hidden = torch.randn(256, soul.hidden_size, generator=torch.Generator().manual_seed(3))
     losses = []

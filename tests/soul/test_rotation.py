@@ -1,4 +1,4 @@
-"""R is a rotation: by construction, from any start, for both maps."""
+"""Tests that R is a rotation by construction, from any start, for both maps."""
 
 import pytest
 import torch

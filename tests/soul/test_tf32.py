@@ -1,4 +1,4 @@
-"""What a GPU's tensor cores are given, with a CPU's whole products; tests/training/test_gpu.py has it on a GPU."""
+"""Tests of the inputs of a GPU's tensor cores with a CPU's exact products; tests/training/test_gpu.py uses a GPU."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on 127.0.0.1: as much of its interface as an upload needs, and a record of what came."""
+"""A stand-in for the Hub on 127.0.0.1: the part of its interface that an upload needs, with a record of requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories and the files in them.
+    """Repositories and their files.
 
     Attributes:
         refuses: a path prefix → the status it is answered with.

@@ -1,4 +1,4 @@
-"""Cards travel with the model: licence and attribution from the base's folder to the GGUF, byte for byte each time."""
+"""Tests that licence and attribution go from the base's folder to the GGUF, byte for byte the same each time."""
 
 from __future__ import annotations
 

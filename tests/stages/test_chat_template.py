@@ -1,4 +1,4 @@
-"""A chat template of the user's own: trained with, compared on resumption, and shipped in folder and GGUF."""
+"""Tests of a chat template given by the user: trained with, compared on resumption, and shipped."""
 
 from __future__ import annotations
 

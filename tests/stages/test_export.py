@@ -1,4 +1,4 @@
-"""export-gguf: what comes out is named, checked, complete, and there only when all of it is."""
+"""Tests of export-gguf: its files are named, checked and complete, or there are none."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'
 
 @pytest.fixture(scope="module")
 def exported(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> export.ExportReport:
-    """Two types and the f16 file, by the real converter and quantizer, in a folder with an awkward name."""
+    """Return two types and the f16 file, made by the real converter and quantizer, in a folder with an awkward name."""
     out = tmp_path_factory.mktemp("export") / "out $(touch pwned) 'q' 日本"
     return export_gguf(quick_base, out, ExportConfig(quant=("q4_k_m", "Q8_0", "Q4_K_M"), keep_f16=True, name=NASTY))
 
 
 @pytest.fixture
 def converted(exported: export.ExportReport, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The f16 file is there already: conversion is a copy, so that these tests take no seconds each."""
+    """Replace conversion by a copy of an existing f16 file, which saves seconds per test."""
     names: list[str] = []
 
     def copy(_model: Path, out: Path, *, model_name: str, tree: Path | None = None) -> None:

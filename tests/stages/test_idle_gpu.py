@@ -1,4 +1,4 @@
-"""Training and its plan refuse to fall back to the CPU beside a GPU that torch does not use."""
+"""Tests that training and its plan refuse to fall back to the CPU beside a GPU that torch does not use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aegis.stages.train import dry_run, train
 
 @pytest.fixture(autouse=True)
 def idle_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that sees a GPU, and a torch built for the CPU."""
+    """Install a driver that sees a GPU, and a torch built for the CPU."""
     card = Card("NVIDIA GeForce RTX 3060", (8, 6), 12 * 10**9, 11 * 10**9, ())
     monkeypatch.setattr(gpu, "seen_by_driver", lambda: Driver("580.65", (13, 0), (card,)))
     monkeypatch.setattr(torch.version, "cuda", None)

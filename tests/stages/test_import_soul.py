@@ -1,4 +1,4 @@
-"""import-soul: what the original saved becomes a soul that folds exactly, reflections included, and nothing runs."""
+"""Tests of import-soul: the original's file becomes a soul that folds exactly, reflections too, and runs no code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALPHA = 1.2
 
 
 def original(seed: int, width: int = 32) -> nn.Module:
-    """The original's rotation after some training."""
+    """Return the original's rotation after some training."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         rotation = nn.utils.parametrizations.orthogonal(nn.Linear(width, width, bias=False))
@@ -38,7 +38,7 @@ def original(seed: int, width: int = 32) -> nn.Module:
 
 
 def saved(path: Path, rotation: nn.Module, **changes: Any) -> Path:
-    """soul.pt as the original's save_checkpoint wrote it."""
+    """Write soul.pt as the original's save_checkpoint does."""
     state = {"alpha": torch.tensor(ALPHA), "so8_rotation": rotation.state_dict(), "step": 500}
     torch.save(state | changes, path)
     return path
@@ -106,7 +106,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 class _Payload:
-    """Unpickled without care, this runs a command."""
+    """Runs a command if it is unpickled."""
 
     def __init__(self, sentinel: Path) -> None:
         self.command = f"touch '{sentinel}'"

@@ -1,4 +1,4 @@
-"""aegis.toml: valid as it is written, every setting in it, every default true."""
+"""Tests of aegis.toml: it is valid, and has every setting with its true default."""
 
 from __future__ import annotations
 

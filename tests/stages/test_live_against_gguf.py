@@ -1,4 +1,4 @@
-"""The whole way for every family called proven: live adapter and soul against the f16 GGUF in llama.cpp."""
+"""Tests of every proven family: the live adapter and soul against the f16 GGUF in llama.cpp."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def vocabulary(self) -> str | None:
-        """The kind of tokenizer whose ids are compared; the quick base's is Phi-3's and only fits that family."""
+        """Return the kind of tokenizer whose ids are compared; the quick base's only fits Phi-3."""
         return "byte-level BPE" if self.pre else "SentencePiece" if self.model_type == "phi3" else None
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def against(reference: Recording, trained: Trained, gguf: Path) -> Divergence:
 
 
 def replaced(gguf: Path, name: str, values: NDArray[Any]) -> Path:
-    """A copy of the file in which one tensor holds other values of the same type."""
+    """Return a copy of the file with other values of the same type in one tensor."""
     with GgufFile(gguf) as file:
         info = file.tensors[name]
     data = bytearray(gguf.read_bytes())

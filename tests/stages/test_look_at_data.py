@@ -1,4 +1,4 @@
-"""data: the rows as the model sees them, with what is trained on marked, and what is left out with the reason."""
+"""Tests of data: it shows the rows with their trained text marked, and what is left out with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge: what comes out is the model that was trained, in a stock folder."""
+"""Tests of merge: the result is the trained model in a stock folder."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ DEQUANTIZED = MergeConfig(dtype="float32", base_weights="dequantized")
 
 
 def sealed(trained: Trained, load_in: str = "4bit", dtype: str = "float32") -> Path:
-    """The adapter in a folder with a manifest, as training publishes it."""
+    """Return the adapter in a folder with a manifest, as training publishes it."""
     facts = train_facts(compute_dtype=dtype)
     manifest = Manifest("train", {"load_in": load_in}, {"base": hash_weights(ShardSet.open(trained.base))}, facts)
     folder = trained.adapter.with_name("sealed")

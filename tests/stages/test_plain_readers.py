@@ -1,4 +1,4 @@
-"""What a run leaves behind is read by plain peft and plain transformers; nothing of ours is needed."""
+"""Tests that plain peft and plain transformers read a run's files without AEGIS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.trained import tokens_for
 
 @pytest.fixture(scope="module")
 def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A few violent steps, so that adapter and soul show."""
+    """Train a few large steps, so that adapter and soul change the output."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         run = Run(tmp_path_factory.mktemp("plain") / "run")

@@ -1,4 +1,4 @@
-"""plan says what a run would take, for real bases and data, and leaves no trace of having looked."""
+"""Tests of plan: it estimates a run for real bases and data, and writes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a plan could write."""
+    """The directories that a plan could write to."""
 
     cache: Path
     temporary: Path
@@ -213,14 +213,14 @@ def test_the_need_is_compared_with_the_smaller_of_cap_and_memory(
 
 
 def fits(text: str) -> list[str]:
-    """The last row of the table of memory."""
+    """Return the last row of the table of memory."""
     (row,) = [line.split()[1:] for line in text.splitlines() if line.startswith("fits")]
     return row
 
 
 @pytest.fixture
 def hub(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A Hub that has owner/name, not in the cache; told are the calls it got."""
+    """A Hub that has owner/name, which is not in the cache; it records the calls."""
     source, calls = make_random("llama"), []
 
     def download(name: str, **given: Any) -> str:
@@ -305,7 +305,7 @@ def test_the_screen_of_a_sharded_base_has_a_column_per_number_of_processes(
 
 @pytest.fixture
 def finished(quick_base: Path, tmp_path: Path) -> Run:
-    """A run whose three directories are published; of the GGUF nothing but its name and hash is looked at."""
+    """Return a run with three published directories; only name and hash of its GGUF are read."""
     run = Run(tmp_path / "finished")
     for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
         facts = export_facts() if directory == run.gguf else {}

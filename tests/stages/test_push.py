@@ -1,4 +1,4 @@
-"""push: what is uploaded is what was verified, to whom it may concern, and the token stays secret."""
+"""Tests of push: it uploads verified files to the named repository, and the token stays secret."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with every part, as the stages publish them; small files stand for the weights."""
+    """Return a run with every part, as the stages publish them, with small files for the weights."""
     run = Run(tmp_path / "run")
     make(run.adapter, "train", {"adapter_model.safetensors": b"adapter"})
     make(run.merged, "merge", {"model.safetensors": b"weights", "config.json": b"{}", "README.md": CARDS["merged"]})
@@ -69,7 +69,7 @@ def make_verdict(run: Run, **changed: object) -> None:
 
 @pytest.fixture
 def push(run: Run, hub: Hub, tmp_path: Path) -> Push:
-    """Run `aegis push …` in a process of its own, whose Hub is the stand-in."""
+    """Run `aegis push …` in a separate process with the stand-in Hub."""
 
     def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AEGIS_"))}

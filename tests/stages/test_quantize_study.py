@@ -1,4 +1,4 @@
-"""quantize-study: every combination made by the real tools, measured on text of its own, one that can be made again."""
+"""Tests of quantize-study: every combination is made by the real tools and measured, and the result can be repeated."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on the pretrained tiny base, exported without its f16 file under a name that is not the default."""
+    """Return a run on the tiny base, exported without its f16 file and under another than the default name."""
     run = Run(tmp_path_factory.mktemp("finished") / "run")
     config = TrainConfig(
         base_model=str(quick_base),
@@ -80,7 +80,7 @@ def whole(finished: Run) -> StudyReport:
 
 @pytest.fixture
 def run(finished: Run, tmp_path: Path) -> Run:
-    """A copy without a study."""
+    """Return a copy without a study."""
     shutil.copytree(finished.root, tmp_path / "run", ignore=shutil.ignore_patterns("study"))
     return Run(tmp_path / "run")
 

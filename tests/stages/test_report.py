@@ -1,4 +1,4 @@
-"""The report of a run: whole after the whole pipeline, and told what is missing where something is."""
+"""Tests of a run's report: complete after a complete run, and with a note for everything that is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = Limits(count=2, max_tokens=8)
 
 @pytest.fixture(scope="module")
 def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A whole run, of which tests take copies."""
+    """Return a complete run, of which tests take copies."""
     folder = tmp_path_factory.mktemp("finished")
     config = small_training(quick_base, write_chats(folder / "data.jsonl")).model_copy(update={"max_steps": 4})
     run = Run(folder / "run")
@@ -142,7 +142,7 @@ def test_missing_or_changed_data_is_reported_on_the_page(run: Run, finished: Run
 
 
 class Slow:
-    """A speaker that takes a second of a clock that tests turn for each piece."""
+    """A model that takes a second per piece, on a clock that tests set."""
 
     name = "tiny-Q4_K_M"
     context = 99

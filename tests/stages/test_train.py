@@ -1,4 +1,4 @@
-"""train: everything that should move moves, what is saved goes on to the bit, and bad runs end well."""
+"""Tests of train: every trained parameter changes, a resumed run is exact, and failed runs end cleanly."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_evaluating_the_heldout_loss_does_not_change_the_training(
 
 
 class _Killed(BaseException):
-    """Stands for a SIGKILL: nothing of ours handles it."""
+    """Stands for a SIGKILL: nothing handles it."""
 
 
 def train_until_killed(monkeypatch: pytest.MonkeyPatch, step: int, config: TrainConfig, run: Run) -> None:

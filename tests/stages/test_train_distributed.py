@@ -1,4 +1,4 @@
-"""One training in two processes: the same as in one, written by one, and ended by both."""
+"""Tests of one training in two processes: equal to one process, written by one, and ended by both."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Place:
-    """What the runs of this module share, and where they lie."""
+    """The shared files of this module's runs, and their folder."""
 
     folder: Path
     config: TrainConfig
@@ -80,7 +80,7 @@ class Place:
         return Run(self.folder / name)
 
     def launched(self, run: Run, *arguments: str, event: str | None = None, json_output: bool = False) -> Ended:
-        """The config in two processes that torchrun starts, each with half the forward passes."""
+        """Run the config in two processes started by torchrun, each with half the forward passes."""
         program = ["-m", "--", "aegis"]
         if event is not None:
             script = self.folder / "befallen.py"
@@ -91,7 +91,7 @@ class Place:
         return self._started([*launcher, *program, *command], run, *arguments)
 
     def accelerated(self, run: Run, config: str, *arguments: str) -> Ended:
-        """Like `launched`, started by accelerate with this YAML as its config."""
+        """Run as `launched`, started by accelerate with this YAML as its config."""
         file = self.folder / "accelerate.yaml"
         file.write_text(config, encoding="utf-8")
         launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
@@ -134,7 +134,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def alone(place: Place) -> Run:
-    """The training in one process."""
+    """Return the training in one process."""
     run = place.run("alone")
     train(place.config, run)
     return run
@@ -142,7 +142,7 @@ def alone(place: Place) -> Run:
 
 @pytest.fixture(scope="module")
 def whole(place: Place) -> Run:
-    """The training in two processes, undisturbed."""
+    """Return the undisturbed training in two processes."""
     run = place.run("whole")
     ended = place.launched(run)
     assert ended.code == 0, ended.err
@@ -153,7 +153,7 @@ def whole(place: Place) -> Run:
 
 @pytest.fixture(scope="module")
 def bereft(place: Place) -> Run:
-    """Two processes of which one was killed within step 5."""
+    """Return the training in two processes of which one was killed within step 5."""
     run = place.run("bereft")
     ended = place.launched(run, event="os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.code != 0
@@ -164,7 +164,7 @@ def bereft(place: Place) -> Run:
 
 
 def apart(one: Run, other: Run) -> float:
-    """The largest difference between two runs' losses, adapters and souls."""
+    """Return the largest difference between two runs' losses, adapters and souls."""
     assert [step for step, _ in losses(one)] == [step for step, _ in losses(other)] == list(range(1, 9))
     pairs = [(torch.tensor(a), torch.tensor(b)) for (_, a), (_, b) in zip(losses(one), losses(other), strict=True)]
     for name in ("adapter_model.safetensors", "soul.safetensors"):

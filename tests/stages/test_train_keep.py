@@ -1,4 +1,4 @@
-"""train with keep: what a run holds of its kept text, and that it goes on with that text and no other."""
+"""Tests of train with keep: a run has its kept text, and resumes with that text only."""
 
 from __future__ import annotations
 

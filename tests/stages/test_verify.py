@@ -1,4 +1,4 @@
-"""verify: a sound run passes, and every defect is found and blamed on the stage that made it."""
+"""Tests of verify: a sound run passes, and every defect is found and attributed to the stage that made it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that went through every stage, with its f16 file kept, on a base with a strong soul and adapter."""
+    """Return a run with every stage finished and the f16 file kept, with a strong soul and adapter."""
     run = Run(tmp_path_factory.mktemp("finished") / "run")
     config = TrainConfig(
         base_model=str(quick_base),
@@ -89,7 +89,7 @@ def make_gguf(run: Run, name: str = "tiny phi-3") -> None:
 
 @pytest.fixture
 def run(finished: Run, tmp_path: Path) -> Run:
-    """A copy to break."""
+    """Return a copy to break."""
     shutil.copytree(finished.root, tmp_path / "run")
     return Run(tmp_path / "run")
 
@@ -206,7 +206,7 @@ def test_a_merge_into_other_weights_than_recorded_is_found(run: Run) -> None:
 
 
 def kl_by_hand(run: Run, windows: Windows) -> float:
-    """KL(base || result) over the first 256 tokens of these windows, by transformers alone."""
+    """Return KL(base || result) over the first 256 tokens of these windows, by transformers alone."""
     base, result = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for folder in (TrainFacts.read(run.adapter).base_model, run.merged)
@@ -268,7 +268,7 @@ def test_a_bound_on_missing_kept_text_is_refused(run: Run) -> None:
 
 
 def reseal(directory: Path, **inputs: str) -> None:
-    """Make the manifest fit the files as they are now: the defect is then not a matter of hashes."""
+    """Make the manifest fit the current files, so that hashes do not show the defect."""
     path = directory / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
     document["files"] = {
@@ -327,7 +327,9 @@ def one_layer_lost(tensors: dict[str, torch.Tensor], run: Run) -> None:
 
 
 def half_the_scale(tensors: dict[str, torch.Tensor], run: Run) -> None:
-    """lora_alpha / r taken for half of what it is: every update is there, and too small."""
+    """Halve lora_alpha
+    r: every update is there, and too small.
+    """
     for name, tensor in base_tensors(run).items():
         if "self_attn" in name:
             tensors[name] = ((tensor.float() + tensors[name].float()) / 2).half()
@@ -339,7 +341,7 @@ def embeddings_swapped(tensors: dict[str, torch.Tensor], run: Run) -> None:
 
 
 def other_gate_everywhere(run: Run) -> None:
-    """Somebody else's g in the soul, and every manifest made to fit."""
+    """Change the soul's g, and make every manifest fit."""
     other_soul_in_adapter(run)
     reseal(run.merged, soul=file_sha256(run.adapter / SOUL_FILE))
     make_gguf(run)
@@ -356,7 +358,7 @@ def flipped(path_of: Callable[[Run], Path]) -> Callable[[Run], None]:
 
 
 def overwrite(run: Run, pattern: str, tensor: str, content: Callable[[int], bytes]) -> None:
-    """Write `content` of a tensor's size over the beginning of that tensor, and reseal."""
+    """Write `content`, of a tensor's type, over the beginning of that tensor, and reseal."""
     path = next(run.gguf.glob(pattern))
     with GgufFile(path) as gguf:
         info = gguf.tensors[tensor]

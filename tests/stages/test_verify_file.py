@@ -1,4 +1,4 @@
-"""verify PATH: one part by itself is called sound, or its damage named; nothing escapes, hangs or eats memory."""
+"""Tests of verify PATH: one part is reported sound or its damage is named, without a crash or a hang."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.trained import MakeTrained
 
 @pytest.fixture(scope="module")
 def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a published export, with its f16 file kept."""
+    """Return the folder of a published export with its f16 file kept."""
     out = tmp_path_factory.mktemp("exported") / "gguf"
     export_gguf(quick_base, out, ExportConfig(keep_f16=True, name="tiny phi-3"))
     return out
@@ -40,7 +40,7 @@ def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stray(gguf: Path, tmp_path: Path) -> Path:
-    """Its f16 file, as it would come from elsewhere: without a manifest."""
+    """Return its f16 file without a manifest, as from elsewhere."""
     return Path(shutil.copyfile(next(gguf.glob("*-F16.gguf")), tmp_path / "stray.gguf"))
 
 
@@ -65,7 +65,7 @@ def failures(found: FileReport) -> list[str]:
 
 
 def sealed(folder: Path, stage: str) -> Path:
-    """The folder as if it had just been published."""
+    """Return the folder as if it had just been published."""
     out = folder.with_name(folder.name + "-sealed")
     with publishing(out, Manifest(stage, {}, {}, {})) as staging:
         shutil.copytree(folder, staging.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
@@ -237,7 +237,7 @@ def renamed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 
 def stored(key: bytes, code: str, value: int) -> Callable[[bytes], bytes]:
-    """Another number for a metadata key of the file."""
+    """Change the number of a metadata key in the file."""
 
     def change(data: bytes) -> bytes:
         at = data.index(struct.pack("<Q", len(key)) + key) + 8 + len(key) + 4

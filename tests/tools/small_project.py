@@ -1,7 +1,8 @@
 """A checkout that is set up in seconds: the real tools/, a project of one module, and an index on 127.0.0.1.
 
-The index has stand-ins for the heavy packages and, where the tests' own environment holds the binding, its real
-wheel, packed again. uv is the real one.
+The index has stand-ins for the heavy packages and the real wheel of the binding, packed again, if the tests'
+environment
+has it. uv is the real one.
 """
 
 import base64
@@ -63,7 +64,7 @@ def get_requires_for_build_editable(settings=None): return []
 
 
 def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes], tag: str = "py3-none-any") -> Path:
-    """A wheel with these files, whole as an index would have it."""
+    """Write a wheel with these files, complete as from an index."""
     path = folder / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
     all_files = {
@@ -82,7 +83,7 @@ def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes
 
 
 def binding_wheel(folder: Path) -> Path | None:
-    """The installed binding packed into a wheel again, with the library that computes and a module that imports."""
+    """Pack the installed binding into a wheel again, with the library that computes and a module that imports."""
     try:
         distribution = metadata.distribution("llama-cpp-python")
     except metadata.PackageNotFoundError:
@@ -97,7 +98,7 @@ def _checked(argv: Sequence[str | Path]) -> None:
 
 
 def uv_program(folder: Path) -> Path | None:
-    """A real uv: the one that this environment's set-up fetched, that on PATH, or one fetched now as start.py does."""
+    """Return a real uv: from this environment's set-up, from PATH, or downloaded as start.py does."""
     with suppress(subprocess.CalledProcessError, StartError):
         kept = uv.kept(Path(sys.prefix) / "start")
         return kept or uv.find_or_fetch(folder, _checked)
@@ -106,7 +107,7 @@ def uv_program(folder: Path) -> Path | None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The files of `folder` at an address of this machine."""
+    """Serve the files of `folder` at an address of this machine."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object) -> None:
@@ -126,7 +127,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def write_index(folder: Path) -> None:
-    """A simple index of the stand-ins, the build backend and what the tests need besides."""
+    """Write a simple index of the stand-ins, the build backend and the tests' other packages."""
     wheels = folder / "files"
     wheels.mkdir(parents=True)
     for name in STAND_INS:
@@ -146,7 +147,7 @@ def _needs() -> list[str]:
 
 
 def write_project(root: Path, index: Path) -> None:
-    """The small checkout; its constraints hold the hashes of the index's files."""
+    """Write the small checkout; its constraints have the hashes of the index's files."""
     shutil.copytree(
         ROOT / "tools" / "startup", root / "tools" / "startup", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -170,7 +171,7 @@ def write_project(root: Path, index: Path) -> None:
 
 
 def bare_environment(folder: Path, index: str, program: Path) -> dict[str, str]:
-    """No compiler, no git: PATH has uv and nothing else; packages come from `index`; caches are empty."""
+    """Return an environment without compiler and git: only uv on PATH, packages from `index`, empty caches."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     shutil.copy(program, tools)

@@ -1,4 +1,4 @@
-"""From a log's end to the sign of life and to what a person can do."""
+"""Tests of the progress line and the advice that are taken from the end of a log."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The data's benchmark: its rows are so many different ones, and all of them are prepared."""
+"""Tests of the data benchmark: its rows are all different, and all of them are prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merge's benchmark: it measures what ran, its contenders do run, a ratio is to its own round's copy."""
+"""Tests of the merge benchmark: its contenders run, and a ratio refers to the copy of the same round."""
 
 from __future__ import annotations
 

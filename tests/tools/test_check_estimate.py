@@ -1,4 +1,4 @@
-"""The comparison reads a benchmark's rows, and says so when an estimate is off."""
+"""Tests of the comparison of estimates with a benchmark's rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Children are logged, keep the caller's settings out, and end with us."""
+"""Tests that child processes are logged, run without the caller's settings, and end with their parent."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The test command: every check runs, pytest last, and the first failure decides the exit code."""
+"""Tests of the test command: every check runs, pytest last, and the first failure decides the exit code."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The stamp says "ready" only when it is true, and a half-made environment is mended."""
+"""Tests that the stamp shows a ready environment only if it is, and that an incomplete one is repaired."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from startup.environment import Environment
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
-    """A checkout whose environment has been set up, as far as the stamp can tell."""
+    """Return a checkout whose environment is set up according to its stamp."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "constraints.txt").write_text("rich==15.0.0\n", encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text("[project]\n", encoding="utf-8")

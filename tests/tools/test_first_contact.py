@@ -1,4 +1,4 @@
-"""What people meet first besides the README: container, notebooks, workflows, forms. They name what exists."""
+"""Tests of container, notebooks, workflows and forms: what they name exists."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((GITHUB / "notebooks").glob("*.ipynb"))
 
 
 def cells(notebook: Path) -> dict[str, str]:
-    """The code of each cell by the cell's name."""
+    """Return the code of each cell by the cell's name."""
     found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return {cell["id"]: "".join(cell["source"]) for cell in found if cell["cell_type"] == "code"}
 

@@ -1,4 +1,4 @@
-"""The full-size base of the tools: one that transformers loads, with an adapter and a soul that merge takes."""
+"""Tests of the tools' full-size base: transformers loads it, and merge accepts its adapter and soul."""
 
 from __future__ import annotations
 

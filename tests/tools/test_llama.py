@@ -1,4 +1,4 @@
-"""llama.cpp's binding comes from a wheel whose hash is pinned, or is compiled without what nobody loads."""
+"""Tests that llama.cpp's binding comes from a pinned wheel, or is compiled without unused libraries."""
 
 import hashlib
 from collections.abc import Iterator

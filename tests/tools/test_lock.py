@@ -1,4 +1,4 @@
-"""The committed constraints: exact, portable, with hashes, and enough for every dependency of the project."""
+"""Tests of the committed constraints: exact, portable, with hashes, and for every dependency."""
 
 import re
 import tomllib

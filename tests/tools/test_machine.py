@@ -1,4 +1,4 @@
-"""What would fail late is refused early, with what to install."""
+"""Tests that an unsuitable machine is refused early, with what to install."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The lock: one holder at a time, waited for aloud, and gone with its holder however that one ended."""
+"""Tests of the lock: one holder at a time, a message while waiting, and freed when its holder ends."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""pip's settings hold for uv too: they are read as pip reads them and handed on in uv's words."""
+"""Tests that pip's settings hold for uv too: they are read as pip reads them and passed on under uv's names."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""The curves of what the benchmarks measured: every point where it belongs, a picture that opens."""
+"""Tests of the curves of the benchmarks: every point belongs to its curve, and the picture can be opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real model: fetched once, written whole or not at all, and known to be the one in the wheel."""
+"""Tests of the real model: downloaded once, written completely or not at all, and equal to that in the wheel."""
 
 from __future__ import annotations
 

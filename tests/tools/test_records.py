@@ -1,4 +1,4 @@
-"""Packages that a killed pip left half installed are found and taken away; whole ones are not."""
+"""Tests that packages which a killed pip left half installed are found and removed, and complete ones are not."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from startup.records import broken, repair
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip, the real one, has installed a small package."""
+    """Return a folder into which the real pip has installed a small package."""
     folder = tmp_path_factory.mktemp("records")
     wheel = folder / "tiny-1.0-py3-none-any.whl"
     files = {

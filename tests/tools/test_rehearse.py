@@ -1,4 +1,4 @@
-"""The rehearsal's memory meter sees what a child takes."""
+"""Tests that the rehearsal's memory meter counts a child's memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The set-up itself, with the real uv against an index on this machine: no compiler, no git, nothing in caches."""
+"""Tests of the set-up with the real uv and an index on this machine: no compiler, no git, empty caches."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and paths
 
 @dataclass
 class Checkout:
-    """A small project, and how its start.py is called."""
+    """A small project, and how to call its start.py."""
 
     root: Path
     environment: dict[str, str]
@@ -63,7 +63,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The binding's wheel, beside the index: the index has none, as the public one."""
+    """The binding's wheel, beside the index, because the public index does not have it either."""
     found = small.binding_wheel(tmp_path_factory.mktemp("wheel"))
     if found is None:
         pytest.skip("llama-cpp-python is not installed")

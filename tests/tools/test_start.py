@@ -1,4 +1,4 @@
-"""The door: it parses on an old Python, refuses kindly and explains itself."""
+"""Tests of start.py: an old Python can parse it and gets a message, and --help names every command."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""The study's own parts: its cells are settings that train accepts, and its table pairs the seeds."""
+"""Tests of the soul study: its cells are valid settings, and its table pairs the seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which build of torch is asked for, and which hashes then hold."""
+"""Tests of the choice of torch's build, and of the hashes that then hold."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""uv is found on PATH if it is new enough, else fetched once, and never half."""
+"""Tests of uv: the one on PATH is used if it is new enough, else it is downloaded once and completely."""
 
 import os
 import stat
@@ -20,7 +20,7 @@ def write_uv(path: Path, version: str) -> Path:
 
 
 def fetcher(ran: list[Sequence[str | Path]], version: str = "0.13.9") -> object:
-    """What pip does for us, without pip."""
+    """Replaces pip's download."""
 
     def run(argv: Sequence[str | Path]) -> None:
         ran.append(argv)

@@ -1,4 +1,4 @@
-"""A training state that needs no disk: a tiny random Llama with adapter and soul, and batches of noise."""
+"""Fixtures: a training state without disk, of a tiny random Llama with adapter and soul, and random batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True
 
 
 def phi35_config() -> Any:
-    """transformers' config of Phi-3.5-mini's shape."""
+    """Return transformers' config of Phi-3.5-mini's shape."""
     from transformers import AutoConfig
 
     shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32}

@@ -1,4 +1,4 @@
-"""Batches of one shape: what is trained, where documents begin, and that padding changes nothing."""
+"""Tests of batches of one shape: what is trained, where documents begin, and that padding has no effect."""
 
 from __future__ import annotations
 

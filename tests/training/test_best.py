@@ -1,4 +1,4 @@
-"""The held-out loss: when it has turned it is said once, and the best checkpoint is found by it."""
+"""Tests of the held-out loss: its rise is reported once, and the best checkpoint is found with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out to the bit, and what does not fit is refused."""
+"""Tests of checkpoints: they are restored bit for bit, and a wrong one is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a real GPU: every faster way gives the plain way's losses and gradients, and a step never waits for the device."""
+"""Tests on a real GPU: every execution option gives the plain losses and gradients, and a step never waits."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ Make = Callable[..., TrainState]
 
 @pytest.fixture(scope="module", params=["phi3", "llama"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with LongRoPE whose switch lies inside the window, or with grouped heads."""
+    """Return a tiny model with LongRoPE whose switch is inside the window, or with grouped heads."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape: dict[str, Any] = {
@@ -148,7 +148,7 @@ def batch(state: TrainState, seed: int, cuts: tuple[int, ...] = (40, 170)) -> Mi
 
 
 def course(state: TrainState, config: TrainConfig = CONFIG, cuts: tuple[int, ...] = (40, 170), steps: int = 6) -> Any:
-    """Losses of some steps, with two micro-batches each, and the last gradients."""
+    """Return the losses of some steps with two micro-batches each, and the last gradients."""
     stepper = Stepper(state, config)
     with own_stream(torch.device("cuda")):
         losses = [
@@ -160,7 +160,7 @@ def course(state: TrainState, config: TrainConfig = CONFIG, cuts: tuple[int, ...
 
 
 def kept_batch(state: TrainState, seed: int) -> MicroBatch:
-    """As `batch`, of kept text: every place counts, and the base's states are noise."""
+    """Return a batch like `batch` of kept text: every position counts, and the base's states are random."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, VOCABULARY, (1, LENGTH))
     cuts = (90, 200)
@@ -172,7 +172,7 @@ def kept_batch(state: TrainState, seed: int) -> MicroBatch:
 
 
 def kept_course(state: TrainState, steps: int = 7, config: TrainConfig = CONFIG) -> Any:
-    """KL of the kept passes, one in every second step, and the last gradients; the steps are recorded at the third."""
+    """Return the KL of the kept passes, one per two steps, and the last gradients; the third step is recorded."""
     stepper, device = Stepper(state, config, kept_example=kept_batch(state, 99)), torch.device("cuda")
     found = []
     with own_stream(device):
@@ -272,12 +272,12 @@ def layer_bytes(make: Make) -> int:
 
 
 def one_layer_keeps(state: TrainState) -> int:
-    """What the third layer adds to what the first two keep."""
+    """Return the bytes that the third layer keeps in addition to the first two."""
     return layers_keep(state, 3) - layers_keep(state, 2)
 
 
 def layers_keep(state: TrainState, layers: int) -> int:
-    """What so many layers leave on the GPU when the forward pass has ended."""
+    """Return the bytes that a number of layers keep on the GPU after the forward pass."""
     decoder = state.model.get_base_model().get_decoder()
     window = batch(state, 0, ()).to(torch.device("cuda"))
     start = {"input_ids": window.input_ids} if window.embedded is None else {"inputs_embeds": window.embedded}

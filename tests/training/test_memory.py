@@ -1,4 +1,4 @@
-"""Memory by part: each part counted once, and their sum is what was taken."""
+"""Tests of memory by part: each part is counted once, and their sum is the allocated memory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_segments_of_gpu_memory_grow_unless_the_user_has_set_the_allocator(
 
 @pytest.fixture
 def fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """An allocator that is not here, of a 12 GiB card: the fractions of it that were set, the last of which holds."""
+    """Stand in for the allocator of a 12 GiB card; return the fractions that were set."""
     held = [1.0]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * GIB))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: held[-1])

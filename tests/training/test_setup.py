@@ -1,4 +1,4 @@
-"""What putting a training together tells the one who asked for it."""
+"""Tests of the messages while a training is set up."""
 
 from __future__ import annotations
 

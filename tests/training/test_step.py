@@ -1,4 +1,4 @@
-"""One optimizer step: whose rates and decays, what float16's overflow does, and that it depends on nothing hidden."""
+"""Tests of one optimizer step: rates, decay and float16's overflow, and that it depends only on its inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals while training: the first asks, the second stops at once, and afterwards all is as it was."""
+"""Tests of signals during training: the first requests a stop, the second stops at once, and handlers are restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as training's speed, by a clock that the test winds."""
+"""Tests of the counted speed of a training, with a clock that the test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a training in other viewers: read back with the viewer's own reader; refused early where it is absent."""
+"""Tests of a training's rows in other trackers: read back with each tracker's reader, and refused early without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny stand-in for the sdist, honest or hostile, and the pin that names it."""
+"""Fixtures: a tiny stand-in for the sdist, sound or hostile, and the pin that names it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sdist(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sdist: Path) -> Path:
-    """An empty cache beside which a test can look for strays; the sdist is given by path."""
+    """Return an empty cache in which a test can look for stray files; the sdist is given by path."""
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("AEGIS_LLAMA_SDIST", str(sdist))
     return tmp_path / "cache" / "llama.cpp"
@@ -54,7 +54,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sdist: Path) -> Path:
 
 @pytest.fixture
 def pinned(sdist: Path) -> PinnedArchive:
-    """Write the members to the sdist and return a pin that trusts exactly these bytes."""
+    """Write the members to the sdist, and return a pin of exactly these bytes."""
 
     def write(members: Members) -> Pin:
         sdist.parent.mkdir(exist_ok=True)

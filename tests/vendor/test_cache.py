@@ -1,4 +1,4 @@
-"""The cached tree is whole and as pinned, whoever interrupts, damages or races for it."""
+"""Tests that the cached tree is complete and as pinned, after interruption, damage or a race."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every failure of this package has a code, an English text of its own, and the caller's words in each language."""
+"""Tests that every error of this package has a code, an English text, and the caller's text in each language."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ErrorText(NamedTuple):
 
 
 def places(texts: Mapping[str, str]) -> dict[str, set[str]]:
-    """The names to fill in each of a message's parts."""
+    """Return the placeholders of each of a message's parts."""
     return {
         part: {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
         for part, text in texts.items()
@@ -35,7 +35,7 @@ def places(texts: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def misfits(texts: Mapping[str, ErrorText], group: Mapping[str, Any]) -> set[str]:
-    """Codes that one side lacks, or whose places differ."""
+    """Return the codes that one side lacks, or whose placeholders differ."""
     ours = {code: places(text._asdict()) for code, text in texts.items()}
     return {code for code in ours.keys() | group.keys() if code not in group or places(group[code]) != ours.get(code)}
 
@@ -44,7 +44,7 @@ ENGLISH = {code: ErrorText(*text) for code, text in TEXTS.items()}
 
 
 def raised() -> Iterator[tuple[str, set[str]]]:
-    """Every code as it is written where it is raised, and the facts that are given there."""
+    """Return every code with the facts that are given where it is raised."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "VendorError":

@@ -1,4 +1,4 @@
-"""Only the pinned bytes are unpacked, and pip runs nothing of the sdist before it knows them."""
+"""Tests that only the pinned bytes are unpacked, and that pip runs nothing of an unchecked sdist."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_wheel(*args, **kwargs):
 
 
 class Heard:
-    """What a listener was told."""
+    """Records a listener's events."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -56,7 +56,7 @@ class Heard:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory pip takes for its only index; the sdist in it can be built without a network."""
+    """A directory that is pip's only index; its sdist can be built without a network."""
     directory = tmp_path / "index"
     directory.mkdir()
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "AEGIS_LLAMA_SDIST"):
@@ -69,7 +69,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def slow_index(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The same directory behind a server that sends a file in eight parts, a moment apart."""
+    """The same directory behind a server that sends a file slowly in eight parts."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""A hostile archive, even one whose sha256 is pinned, writes nothing and leaves nothing behind."""
+"""Tests that a hostile archive, even one with the pinned sha256, writes no file."""
 
 from __future__ import annotations
 

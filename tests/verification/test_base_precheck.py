@@ -1,4 +1,4 @@
-"""What would stop merge or export is known before the training, from headers; the control is the base as it was."""
+"""Tests that a base that merge or export would refuse is refused before the training, from headers alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of verify: what a textbook gives, whatever the size of the pieces they are computed in."""
+"""Tests that verify's numbers equal their definitions, for any chunk size."""
 
 from __future__ import annotations
 

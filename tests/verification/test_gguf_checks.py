@@ -1,4 +1,4 @@
-"""What a GGUF must hold: the whole file passes, and every single thing changed in it or its folder is named."""
+"""Tests of the checks of a GGUF: a sound file passes, and every single change of it or its folder is named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import MakeRandom, Recorder
 
 @pytest.fixture(scope="session")
 def f16(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick base through llama.cpp's own converter."""
+    """Return the quick base converted by llama.cpp's own converter."""
     out = tmp_path_factory.mktemp("proof") / "f16.gguf"
     convert(quick_base, out, model_name="phi-3 quick")
     return out
@@ -56,7 +56,7 @@ def differences(gguf: Path, folder: Path) -> list[str]:
 
 
 def rename(path: Path, old: bytes, new: bytes) -> None:
-    """Give a tensor or key another name of the same length; the file stays whole."""
+    """Give a tensor or key another name of the same length; the file stays valid."""
     assert len(old) == len(new)
     data, length = path.read_bytes(), len(old).to_bytes(8, "little")
     assert data.count(length + old) == 1

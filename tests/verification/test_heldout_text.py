@@ -1,4 +1,4 @@
-"""What the models are compared on: half chats and half plain text, of a length that fits context and memory."""
+"""Tests of the texts of the comparison: half chats and half plain text, of a length that fits context and memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The table of planted defects: each is found, at the stage that made it, by what `aegis verify` runs.
+"""The table of planted defects: `aegis verify` finds each, at the stage that made it.
 
-Manifests fit in every one of them, so that no hash says anything.
+Every manifest fits its files, so that no hash shows a defect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES = [(family, defect) for defect in DEFECTS for family in defect.families]
 
 
 class FinishedRuns:
-    """The finished run of each family, made when it is first asked for."""
+    """The finished run of each family, built on first use."""
 
     def __init__(self, quick_base: Path, make_random: MakeRandom, tree: Path, scratch: Path) -> None:
         self._quick_base, self._make_random, self._tree, self._scratch = quick_base, make_random, tree, scratch
@@ -65,7 +65,7 @@ def finished_runs(
 
 @pytest.fixture(scope="session")
 def tools_asked_once() -> Iterator[None]:
-    """Converter and quantizer answer the same question with the same bytes: each is asked once per session."""
+    """Run converter and quantizer once per input and session: they give the same bytes for the same input."""
     convert, tensor_types = structure.convert, quantized_checks.tensor_types
     converted: dict[str, bytes] = {}
     typed: dict[tuple[object, ...], dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""A file that was quantized with an importance matrix is compared with what the quantizer makes with that matrix."""
+"""Tests that a file quantized with an importance matrix is compared with the quantizer's output for that matrix."""
 
 from __future__ import annotations
 

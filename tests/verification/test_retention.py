@@ -1,4 +1,4 @@
-"""What was kept of a base, in one sentence: worded by the numbers, and silent where they show nothing."""
+"""Tests of the sentence about what was kept of a base: worded by the numbers, without meaningless ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bounds on rounding: what rounding alone does stays under them, and what more than rounding does is found."""
+"""Tests of the bounds on rounding: rounding alone stays below them, and a larger error exceeds them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Network:
         self.head = torch.randn(VOCABULARY, WIDTH, generator=draw) * scale / WIDTH**0.5
 
     def logits(self, inputs: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> NDArray[np.float32]:
-        """The output with weights and activations rounded to a dtype; `factor` is on the first layer's weights."""
+        """Return the output with weights and activations rounded to a dtype; `factor` scales the first layer."""
 
         def rounded(values: torch.Tensor) -> torch.Tensor:
             return values.to(dtype).float()

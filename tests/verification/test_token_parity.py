@@ -1,4 +1,4 @@
-"""Token-id parity: what differs is told with its place, and what is the two programs' own is said and not counted."""
+"""Tests of token-id parity: a difference is reported with its position, and known ones are not counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DECOMPOSED = unicodedata.normalize("NFD", "がぎぐげご")
 def composing(
     make_random: MakeRandom, knowing_tree: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Any, Runtime]]:
-    """A tokenizer that composes text before it cuts it, as Qwen's does, on both sides."""
+    """Return a tokenizer that composes text before it splits it, as Qwen's does, on both sides."""
     folder, gguf = make_random("qwen2", pre="qwen2"), tmp_path_factory.mktemp("vocab") / "vocab.gguf"
     convert(folder, gguf, model_name="tiny", tree=knowing_tree, vocab_only=True)
     with Runtime(gguf, vocab_only=True) as runtime:

@@ -1,4 +1,4 @@
-"""What the converter would say at export is known before training, from its own mouth, and asked once."""
+"""Tests that a tokenizer that the converter would refuse is refused before the training, after one check."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_train_and_plan_refuse_before_any_work(
 
 
 def replace_in_text(folder: Path, to: Path, *, pattern: str, content: str) -> Path:
-    """Have transformers' half of a tokenizer read one word as another; llama.cpp reads its other half."""
+    """Make transformers' half of a tokenizer read one word as another; llama.cpp reads its other half."""
     shutil.copytree(folder, to)
     document = json.loads((to / "tokenizer.json").read_text(encoding="utf-8"))
     replacing = {"type": "Replace", "pattern": {"String": pattern}, "content": content}

@@ -1,4 +1,4 @@
-"""A shipped file must be nearer to the trained model than the base is, where precision leaves that to be seen."""
+"""Tests that a shipped file must be closer to the trained model than the base, where precision can show it."""
 
 from __future__ import annotations
 

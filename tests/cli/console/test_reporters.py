@@ -1,4 +1,4 @@
-"""Progress as people and programs see it, and the last words of a command."""
+"""Tests of progress for people and for programs, and of a command's last lines."""
 
 from __future__ import annotations
 

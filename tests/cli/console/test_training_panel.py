@@ -1,4 +1,4 @@
-"""The panel of a training: every number a person asks for, at any width and in any encoding."""
+"""Tests of the training panel: it has every number, at any width and in any encoding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABELS = (
 
 
 class Screen(io.StringIO):
-    """A terminal's far side, which knows no more characters than its encoding."""
+    """A terminal that can only show the characters of its encoding."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The texts that commands end with: all of them in both languages, their columns straight, their lines folded."""
+"""Tests of the texts that end a command: in both languages, with aligned columns and wrapped lines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VALUES = {"base", "trained", "adapter", "aegis", "GPU", "Hub", "Ollama", "Python
 
 
 def labels(spoken: Language) -> set[str]:
-    """The texts of one word, but for those that are values as well."""
+    """Return the texts of one word, except those that are values too."""
     texts = (text for group in GROUPS for text in words(group, spoken).values())
     return {text for text in texts if re.fullmatch("[A-Za-z-]+", text)} - VALUES
 
@@ -87,7 +87,7 @@ def test_tables_are_folded_only_below_80_columns(spoken: Language) -> None:
 
 
 def table_of(text: str, words: str, count: int) -> list[str]:
-    """So many lines from the one on that begins with `words`."""
+    """Return `count` lines from the line that begins with `words`."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(words))
     return lines[start : start + count]

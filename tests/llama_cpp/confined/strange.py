@@ -1,4 +1,4 @@
-"""What a stranger's input makes a confined process do: the module that the tests' processes answer with."""
+"""The module that the tests' confined processes answer with: it does what untrusted input could make it do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEPT: list[object] = []
 
 
 def answers(message: Message, caller: Caller) -> Iterator[Message]:
-    """Do what `do` says."""
+    """Do the request's `do`."""
     match message.fields["do"]:
         case "echo":
             yield message

@@ -1,4 +1,4 @@
-"""A confined process: what it is asked comes back as it was, and nothing that it does holds up who asked."""
+"""Tests of a confined process: requests and answers are unchanged, and nothing it does blocks its caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat formats of the families, written out here as templates, and conversations to render with them."""
+"""Chat formats of the families, written here as templates, and conversations to render with them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ QUOTING = (
 
 @dataclass(frozen=True)
 class Family:
-    """A chat format: its template, its special tokens, whether it has a system message, what Go cannot do of it."""
+    """A chat format: its template, its special tokens, whether it has a system message, and what Go cannot do of it."""
 
     template: str
     bos: str | None
@@ -136,20 +136,20 @@ SAID = (
 
 
 def conversation(turns: int, *, system: bool, shift: int = 0) -> Conversation:
-    """`turns` questions with their answers, and a last question."""
+    """Return `turns` questions with their answers, and a last question."""
     roles = (["system"] if system else []) + ["user", "assistant"] * turns + ["user"]
     return [{"role": role, "content": SAID[(n + shift) % len(SAID)]} for n, role in enumerate(roles)]
 
 
 def conversations(*, system: bool) -> list[Conversation]:
-    """Thirty and more, of no to four turns, every text in every place; with system messages too if there is one."""
+    """Return over thirty conversations of zero to four turns, with every text in every position."""
     kinds = (False, True) if system else (False,)
     return [conversation(t, system=s, shift=n) for t, n, s in product(range(5), range(len(SAID)), kinds)]
 
 
 @cache
 def tokenizer_for(family: Family) -> Any:
-    """A transformers tokenizer of single characters with the family's special tokens, template and begin token."""
+    """Return a transformers tokenizer of single characters with the family's special tokens and template."""
     from tokenizers import Tokenizer, models, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -166,7 +166,7 @@ def tokenizer_for(family: Family) -> Any:
 
 
 def rendered(family: Family, messages: Sequence[dict[str, str]]) -> str:
-    """The text transformers makes of a conversation, without the begin token that is added to it later."""
+    """Return transformers' text of a conversation, without the begin token that is added to it later."""
     # Go's day is the template's own for engines without a calendar
     template = family.template.replace("strftime_now is defined", "false") if DATED in family.departures else None
     text: str = tokenizer_for(family).apply_chat_template(

@@ -1,4 +1,4 @@
-"""Ollama's way of rendering, by a real Go text/template."""
+"""Fixture: renders as Ollama does, with Go's text/template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Modelfile: what Ollama's parser and Go's templates make of it is the model's own chat format."""
+"""Tests that Ollama's parser and Go's templates make the model's own chat format of the Modelfile."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NASTY = Dialogue(
 
 
 def parse(text: str) -> list[tuple[str, str]]:
-    """Commands and values as Ollama reads them: quotes, one or three; no escapes; what does not print is dropped."""
+    """Return commands and values as Ollama reads them: one or three quotes, no escapes, unprintable text dropped."""
     commands = []
     rest = text
     while rest.strip():
@@ -55,7 +55,7 @@ def parse(text: str) -> list[tuple[str, str]]:
 
 
 def template_of(dialogue: Dialogue | None) -> str:
-    """The TEMPLATE of its Modelfile, as Ollama reads it."""
+    """Return the TEMPLATE of the dialogue's Modelfile, as Ollama reads it."""
     return dict(parse(modelfile("m.gguf", dialogue, [], 4096)))["TEMPLATE"]
 
 

@@ -1,4 +1,4 @@
-"""A chat template taken apart gives the same text put together again, or is not taken apart at all."""
+"""Tests that the parts of a chat template give the same text when joined, or that there are none."""
 
 from __future__ import annotations
 

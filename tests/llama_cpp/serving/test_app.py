@@ -1,4 +1,4 @@
-"""The front door: what is let in, who waits, and what everybody is told, with an engine that does as a test wants."""
+"""Tests of the server's application: accepted and refused requests, waiting, and answers, with a stand-in engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ URL = "/v1/chat/completions"
 
 
 class Engine:
-    """Gives out three pieces, each when it is let, and counts who is answered at a time."""
+    """Yields three pieces, each when the test allows it, and counts the requests answered at one time."""
 
     def __init__(self) -> None:
         self.let = asyncio.Semaphore(0)
@@ -214,7 +214,7 @@ def test_a_client_that_leaves_while_waiting_does_not_delay_others() -> None:
 
 
 class _Client:
-    """Speaks ASGI itself: an httpx client has no way to go away."""
+    """Speaks ASGI itself, because an httpx client cannot disconnect."""
 
     def __init__(self, app: Any) -> None:
         self.leave = asyncio.Event()

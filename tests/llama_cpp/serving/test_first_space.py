@@ -1,4 +1,4 @@
-"""An answer begins with its first word."""
+"""Tests that an answer begins with its first word."""
 
 from __future__ import annotations
 

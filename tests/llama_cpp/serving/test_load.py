@@ -1,4 +1,4 @@
-"""A small version of what `tools/sweep_serve.py` does for minutes: many clients, and every answer whole or refused."""
+"""Tests with a small version of `tools/sweep_serve.py`: many clients, and every answer complete or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Without the server's packages there is one command to type."""
+"""Tests that a server without its packages names the command that installs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server: OpenAI's protocol as its own client speaks it, the file's own template, and nobody but this machine."""
+"""Tests of the server: OpenAI's protocol with its own client, the file's own template, and this machine only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _has_its_packages() -> None:
 
 @pytest.fixture(scope="module")
 def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that speaks in words: whole characters, whoever decodes them."""
+    """Return a model whose answers are complete characters for any decoder."""
     path = tmp_path_factory.mktemp("served") / "Phi-3-quick-F16.gguf"
     convert(quick_base, path, model_name="Phi-3 quick")
     return path
@@ -52,7 +52,7 @@ def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(gguf: Path, *flags: object, **environment: str) -> Iterator[Server]:
-    """`aegis serve` in a process of its own, on a free port."""
+    """Run `aegis serve` in a separate process on a free port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "aegis", "--json", "serve", "--gguf", str(gguf), "--port", "0", *map(str, flags)],
         stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def client(server: Server) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def answer(gguf: Path) -> str:
-    """What llama.cpp itself says, through the template in the file; a SentencePiece word brings its space along."""
+    """Return llama.cpp's own answer through the file's template, without the first word's space."""
     with Runtime(gguf, n_ctx=CONTEXT, threads=1) as runtime:
         return "".join(runtime.chat(MESSAGES, 12, temperature=0)).lstrip()
 
@@ -142,7 +142,7 @@ def test_the_model_has_the_configured_context(client: Any) -> None:
 
 
 def request(server: Server, **headers: str) -> tuple[int, str | None]:
-    """The status, and which origin the answer may be read by."""
+    """Return the status, and the origin that may read the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     with closing(connection):
         connection.request("GET", "/v1/models", headers=headers)
@@ -152,7 +152,7 @@ def request(server: Server, **headers: str) -> tuple[int, str | None]:
 
 
 def other_addresses() -> list[str]:
-    """Addresses of this machine that are not 127.0.0.1."""
+    """Return addresses of this machine other than 127.0.0.1."""
     found = {"127.0.0.2"}
     with suppress(OSError):
         found |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}

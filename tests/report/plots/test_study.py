@@ -1,4 +1,4 @@
-"""The study's picture: drawn for any points there may be, and different where they differ."""
+"""Tests of the study's picture: it can be drawn for any points, and differs where they differ."""
 
 from __future__ import annotations
 

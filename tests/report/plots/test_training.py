@@ -1,4 +1,4 @@
-"""Pictures of a training: drawn from any rows, the same bytes for the same numbers, and as large as they should be."""
+"""Tests of pictures of a training: any rows can be drawn, and the same numbers give the same bytes."""
 
 from __future__ import annotations
 

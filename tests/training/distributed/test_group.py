@@ -1,6 +1,6 @@
-"""A process group seen from one process: its size, what it receives, how long it waits.
+"""Tests of a process group seen from one process: its size, what it receives, and its time limit.
 
-Trainings in several processes are tested through torchrun in tests/stages/test_train_distributed.py.
+tests/stages/test_train_distributed.py trains in several processes through torchrun.
 """
 
 from __future__ import annotations

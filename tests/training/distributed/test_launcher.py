@@ -1,4 +1,4 @@
-"""accelerate's config is refused at the start of a training in several processes where it asks for too much."""
+"""Tests that an unsupported config of accelerate is refused at the start of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each process holds its shard of a base, and all shards together are the base, to the byte."""
+"""Tests that each process has its shard of a base, and that all shards give the base byte for byte."""
 
 from __future__ import annotations
 

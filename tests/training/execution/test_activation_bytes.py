@@ -1,4 +1,4 @@
-"""The activations that one compiled layer keeps, counted from the model's shape."""
+"""Tests of the bytes of activations that one compiled layer keeps, counted from the model's shape."""
 
 from __future__ import annotations
 

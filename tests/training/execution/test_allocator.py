@@ -1,4 +1,4 @@
-"""The free memory that a plan may use on a GPU."""
+"""Tests of the free memory that a plan may use on a GPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Checkpointing gives the gradients of the plain forward pass, keeps only inputs and leaves nothing behind.
+"""Tests that checkpointing gives the plain gradients, keeps only inputs and leaves no hook behind.
 
-Whether copies to pinned memory and back are waited for needs a GPU: test_gpu.py. Their order is tested here.
+Whether the GPU waits for copies to and from pinned memory needs a GPU: test_gpu.py. Their order is tested here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def layers() -> list[nn.Sequential]:
 
 
 def forward(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore | None, count: int = 3) -> Tensor:
-    """The output of all layers, of which the first `count` are checkpointed."""
+    """Return the output of all layers, of which the first `count` are checkpointed."""
     for number, layer in enumerate(stack):
         hidden = checkpointed(layer, hidden, store) if store is not None and number < count else layer(hidden)
     return hidden
@@ -90,7 +90,7 @@ def test_a_store_refuses_to_pop_layers_in_another_order_or_twice() -> None:
 
 
 class Stream:
-    """A stream or an event of a GPU that is not here: its work is done at once."""
+    """A stream or an event of a stand-in GPU, whose work is done at once."""
 
     def record(self) -> None: ...
 
@@ -133,13 +133,13 @@ class Watched(HostActivationStore):
         return super().pop(slot)
 
     def layers_of(self, kind: str) -> list[int]:
-        """The layers of all events of a kind, in order and each once."""
+        """Return the layers of all events of a kind, in order, without repetitions."""
         return list(dict.fromkeys(int(event.split()[1]) for event, _ in self.events if event.startswith(kind)))
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
-    """Stand in for a GPU; returns a function that makes the next pinning fail."""
+    """Stand in for a GPU; return a function that makes the next pinning fail."""
     empty_like, failing = torch.empty_like, []
 
     def pinned(tensor: Tensor, *, device: Any, pin_memory: bool = False) -> Tensor:
@@ -159,7 +159,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
 
 
 def offloading(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore, offloaded: int) -> Tensor:
-    """The output of all layers as `execution.install` runs them, without the compiler."""
+    """Return the output of all layers as `execution.install` runs them, without the compiler."""
     store.start()
     for number, layer in enumerate(stack):
         if number == len(stack) - 1:

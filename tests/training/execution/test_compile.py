@@ -1,4 +1,4 @@
-"""What a compiled decoder layer keeps for its backward pass: torch's own partitioner, without its kernels."""
+"""Tests of what a compiled decoder layer keeps for its backward pass: torch's partitioner, without its kernels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def layer_and_arguments(
 
 
 def through(layer: Any, run: Any, hidden: Tensor, arguments: dict[str, Any]) -> tuple[int, Tensor, list[Tensor]]:
-    """Values kept that have a token's place in them, and the gradients."""
+    """Return the kept values that have a token dimension, and the gradients."""
     hidden = hidden.clone().requires_grad_()
     kept: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""Installed options take the steps of the plain model where a CPU can run them (the rest: test_gpu.py)."""
+"""Tests that installed options take the steps of the plain model where a CPU can run them (the rest: test_gpu.py)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_offloaded_layers_take_the_same_steps(
     drained: list[int] = []
 
     class Seen(ActivationStore):
-        """Stands in for the store of a GPU; counts the layers of each pass."""
+        """Stands in for the store of a GPU, and counts the layers of each pass."""
 
         def __init__(self, _device: torch.device) -> None:
             super().__init__()

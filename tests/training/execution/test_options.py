@@ -1,4 +1,4 @@
-"""The choice of execution options, by settings, GPU and model."""
+"""Tests of the choice of execution options by settings, GPU and model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_cpu_gets_no_options(make_state: MakeState) -> None:
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels of a GPU that is not here."""
+    """Pretend to have the kernels of a GPU."""
     monkeypatch.setattr(options, "supports_varlen", lambda *_: True)
     monkeypatch.setattr(options, "find_spec", lambda _: object())
 

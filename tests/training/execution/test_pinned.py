@@ -1,4 +1,4 @@
-"""Pinning memory is tried with all pieces before training relies on it."""
+"""Tests that pinning memory is tried with all pieces before training relies on it."""
 
 from __future__ import annotations
 

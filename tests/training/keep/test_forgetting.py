@@ -1,4 +1,4 @@
-"""A real training, small: with keep the base's own text stays the base's, and what is learned is hardly less."""
+"""Tests in a small training that keep preserves the base's own text, and costs little of the task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def divergence(state: TrainState, kept: Kept, states: torch.Tensor) -> float:
-    """KL(base ‖ trained) per token of the windows that are never trained on."""
+    """Return KL(base ‖ trained) per token of the held-out windows."""
     made = MicroBatch.make(kept.heldout.batch(range(len(kept.heldout))), base_states=states)
     with torch.no_grad(), state.adapters.without_dropout():
         return summed_divergence(state, made).item() / made.trained

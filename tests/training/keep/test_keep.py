@@ -1,4 +1,4 @@
-"""Kept text in a step: its divergence is nothing at the start, pulls back to the base, and is shared as the task is."""
+"""Tests of kept text in a step: zero divergence at the start, a gradient towards the base, and shared like the task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def windows(seed: int = 0) -> Windows:
 
 @torch.no_grad()
 def base_states(state: TrainState, given: Windows) -> Tensor:
-    """What the final norm gives before any step: the adapter's B is zero, and the soul comes after the norm."""
+    """Return the final norm's output before any step: the adapter's B is zero, and the soul comes after the norm."""
     found: list[Tensor] = []
     decoder: Any = decoder_of(state.model)
     handle = decoder.norm.register_forward_hook(lambda _module, _given, output: found.append(output))

@@ -1,4 +1,4 @@
-"""Which kept windows are looked at when: of seed and step alone, and the same however many processes share a step."""
+"""Tests that the order of kept windows depends only on seed and step, for any number of processes."""
 
 from __future__ import annotations
 

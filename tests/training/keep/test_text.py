@@ -1,4 +1,4 @@
-"""The kept text of a training: from the base, from the user, from both; once written, from the cache."""
+"""Tests of a training's kept text: from the base, from the user, or both, and from the cache once written."""
 
 from __future__ import annotations
 

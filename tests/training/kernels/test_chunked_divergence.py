@@ -1,4 +1,4 @@
-"""The chunked divergence is the plain one in float64: value and gradient."""
+"""Tests that value and gradient of the chunked divergence equal the plain ones in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aegis.training.kernels.chunked_divergence import head_divergence
 
 
 def plain(hidden: Tensor, base: Tensor, head: Tensor, bias: Tensor | None, counted: Tensor) -> Tensor:
-    """KL(base ‖ trained) summed over the counted rows, in float64."""
+    """Return KL(base ‖ trained) summed over the counted rows, in float64."""
     wide = None if bias is None else bias.double()
     trained, wanted = (
         torch.nn.functional.linear(side.double(), head.double(), wide)[counted].log_softmax(-1)

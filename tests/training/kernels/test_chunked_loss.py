@@ -1,4 +1,4 @@
-"""The chunked loss is the plain loss: value and gradient."""
+"""Tests that value and gradient of the chunked loss equal the plain ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Dropout by hash: the rate it says, nothing shared by seeds or neighbours, and the same when asked again."""
+"""Tests of dropout by hash: its rate, independent seeds and neighbours, and the same mask when repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter taken over for training: peft's own numbers, gradients and all, under peft's own names."""
+"""Tests of the adapter's layers in training: peft's values and gradients under peft's names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The base's NF4 products as training takes them over. Their kernel needs a GPU (tests/training/test_gpu.py): here
-bitsandbytes' own dequantization stands in for it, and what is tested is what is round it."""
+"""Tests of the base's NF4 products in training.
+
+Their kernel needs a GPU (tests/training/test_gpu.py): here bitsandbytes' dequantization replaces it.
+"""
 
 from __future__ import annotations
 

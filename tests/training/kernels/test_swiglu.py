@@ -1,4 +1,4 @@
-"""Phi-3's MLP taken over: the same values and gradients as transformers' own."""
+"""Tests that Phi-3's MLP in training has the values and gradients of transformers' own."""
 
 from __future__ import annotations
 

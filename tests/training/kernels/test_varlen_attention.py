@@ -1,4 +1,4 @@
-"""Packed windows without masks: the same cosines and the same attention as transformers' own, where a CPU can show it.
+"""Tests that packed windows without masks have transformers' cosines and attention, where a CPU can show it.
 
 FlashAttention's variable-length kernel needs a GPU: tests/training/test_gpu.py.
 """

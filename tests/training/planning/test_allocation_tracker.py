@@ -1,4 +1,4 @@
-"""The ledger counts on the meta device what the allocator would hand out: every storage once, while it lives."""
+"""Tests of the allocations counted on the meta device: every storage once, while it lives."""
 
 from __future__ import annotations
 

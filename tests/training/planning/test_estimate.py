@@ -1,4 +1,4 @@
-"""The estimate against exact counts, and against peaks that were measured on a GPU."""
+"""Tests of the estimate against exact counts, and against peaks measured on a GPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MEASURED_GIB = (
 
 @pytest.fixture(scope="module")
 def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the config of a Phi-3.5-mini and nothing else."""
+    """Return a folder with only the config of a Phi-3.5-mini."""
     from transformers import Phi3Config
 
     folder = tmp_path_factory.mktemp("phi35")

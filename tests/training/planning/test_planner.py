@@ -1,4 +1,4 @@
-"""The neighbours that a plan compares, and what "auto" chooses on a GPU and a host of some size."""
+"""Tests of the plans that are compared, and of the choice of "auto" for a GPU and a host."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_sharded_base_is_planned_for_several_numbers_of_processes(make_random:
 
 @pytest.fixture(scope="module")
 def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the config of Phi-3.5-mini's shape."""
+    """Return a folder with the config of Phi-3.5-mini's shape."""
     folder = tmp_path_factory.mktemp("phi35")
     phi35_config().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(phi35: Path) -> Callable[..., ExecutionOptions]:
-    """What training chooses on a GPU and a host with this much free memory."""
+    """Return training's choice on a GPU and a host with this free memory."""
 
     def choose(gib: float, host_gib: float = 24, pins: bool = True, **settings: Any) -> ExecutionOptions:
         host = Host(int(host_gib * GIB), can_pin=lambda sizes: pins and sum(sizes) < host_gib * GIB)

@@ -1,4 +1,4 @@
-"""The rule that recommends a file, the front, and the two parts of a text."""
+"""Tests of the rule that recommends a file, of the front, and of the two parts of a text."""
 
 from __future__ import annotations
 
