@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,3 +139,28 @@ def test_one_long_message_does_not_fill_the_log(log: Path) -> None:
     assert len(text) < 200_000
     assert "begins" in text
     assert " ends" in text
+
+
+def test_a_library_with_a_log_handler_of_its_own_shows_no_secret_and_no_control_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """huggingface_hub and transformers print to stderr past the root logger; the control is the same before."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:s3cr3t-word@hub.example")
+    library, said = logging.getLogger("aegis-test.library"), io.StringIO()
+    library.propagate = False
+    handler = logging.StreamHandler(said)
+    library.addHandler(handler)
+    factory = logging.getLogRecordFactory()
+    try:
+        library.warning("cannot reach %s \x1b[2J", "s3cr3t-word")
+        assert "s3cr3t" in said.getvalue()
+        said.truncate(0)
+        logfile.show_safely()
+        library.warning("cannot reach %s \x1b[2J", "s3cr3t-word")
+        library.warning("100 % of it")
+    finally:
+        logging.setLogRecordFactory(factory)
+        library.removeHandler(handler)
+    assert "s3cr3t" not in said.getvalue()
+    assert "\\x1b[2J" in said.getvalue()
+    assert "100 % of it" in said.getvalue()

@@ -25,6 +25,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save as save_tensors
 
+from aegis.cli.screens.plan import planned
 from aegis.config.resolve import resolve
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.chat import Encoder
@@ -298,7 +299,8 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
         train = TrainConfig(base_model=str(place), dataset="owner/name", device="cpu", max_length=32)
         # llama.cpp's converter would take seconds per case; what it says of a tokenizer has tests of its own
         with mock.patch("aegis.stages.plan.converted_vocabulary", return_value=nullcontext()):
-            plan(train, MergeConfig(), ExportConfig(), VerifyConfig(device="cpu"), Run(place / "run"))
+            report = plan(train, MergeConfig(), ExportConfig(), VerifyConfig(device="cpu"), Run(place / "run"))
+        planned(report, train, 80)
 
     def feed_tokenizer(case: tuple[bytes, bytes], place: Path) -> None:
         shutil.copyfile(base / "config.json", place / "config.json")

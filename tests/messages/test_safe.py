@@ -11,7 +11,7 @@ import pytest
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.messages.safe import printable, shell_program, shell_word, shown
-from aegis.messages.secrets import without_secrets
+from aegis.messages.secrets import malformed_address, without_secrets
 
 WINDOW_TITLE = "\x1b]0;owned\x07"
 CLIPBOARD = "\x1b]52;c;cm0gLXJm\x1b\\"
@@ -128,3 +128,21 @@ def test_an_address_without_a_password_and_ordinary_words_are_shown(monkeypatch:
     monkeypatch.setenv("HTTPS_PROXY", "http://u:abc@proxy.example")
     for text in ("https://hub.example/api", "the alphabet begins with abc", "hf_transfer", "owner/name@main"):
         assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("address", "malformed"),
+    [
+        ("http://user:s3cr3t/word@hub.example", True),
+        ("http://user:word@hub.example:port", True),
+        ("http://[::1@hub.example", True),
+        ("http://user:s3cr3t%2Fword@hub.example:8080", False),
+        ("https://hub.example", False),
+        ("", False),
+    ],
+)
+def test_an_address_that_no_library_takes_apart_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, address: str, malformed: bool
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert malformed_address() == ("HF_ENDPOINT" if malformed else None)

@@ -15,6 +15,7 @@ from aegis.cli import exit, logfile, output, parser, streams
 from aegis.cli.commands import about, chat, pipeline, runs, setup, share, verify
 from aegis.cli.options import DebugOption, JsonOption, QuietOption
 from aegis.errors import UsageError
+from aegis.messages.secrets import malformed_address
 
 COMMAND_MODULES = (setup, pipeline, verify, runs, share, chat, about)
 """Importing these modules registers their commands."""
@@ -59,11 +60,14 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logfile.show_safely()
     exit.run_and_exit(_command)
 
 
 def _command() -> int | None:
     _refuse_undecodable(sys.argv[1:])
+    if (variable := malformed_address()) is not None:
+        raise UsageError("cli.malformed_address", variable=variable)
     code: int | None = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False)
     return code
 

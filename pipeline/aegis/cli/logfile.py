@@ -7,8 +7,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from aegis import __version__
 from aegis.messages.safe import shown
@@ -53,6 +55,19 @@ def ended_by(error: BaseException) -> None:
 def show(error: BaseException) -> None:
     """Print the traceback, for --debug."""
     sys.stderr.write(shown("".join(traceback.format_exception(error))))
+
+
+def show_safely() -> None:
+    """Let every library log what may be shown: some print to the terminal by handlers of their own."""
+    plain = logging.getLogRecordFactory()
+
+    def make(*arguments: Any, **settings: Any) -> logging.LogRecord:
+        record = plain(*arguments, **settings)
+        with suppress(Exception):  # a message that does not fit its arguments is its handler's to report
+            record.msg, record.args = shown(record.getMessage()), None
+        return record
+
+    logging.setLogRecordFactory(make)
 
 
 class _File(RotatingFileHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _ADDRESSES: tuple[str, ...] = (
@@ -33,6 +33,16 @@ def without_secrets(text: str) -> str:
     for pattern, shown in _FORMS:
         text = pattern.sub(shown, text)
     return text
+
+
+def malformed_address() -> str | None:
+    """Return the variable whose address no library can take apart; its password may be why, so it is not shown."""
+    for name in _ADDRESSES:
+        try:
+            _ = urlsplit(os.environ.get(name, "")).port
+        except ValueError:
+            return name
+    return None
 
 
 def _in_use() -> set[str]:
