@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD"),
     pytest.mark.timeout(600),
 ]
-SAMPLE = {"train": 8, "merge": 6, "export": 6, "verify": 2, "run": 2}
+SAMPLE = {"train": 4, "merge": 4, "export": 3, "verify": 1, "run": 1}
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -54,10 +54,10 @@ def fuzz(base: Path, gguf: Path, work: Path, *more: str) -> list[dict[str, Any]]
 
 
 def test_fuzzing_finds_no_bug_in_any_parser(laboratory: Laboratory, gguf: Path, tmp_path: Path) -> None:
-    told = fuzz(laboratory.base, gguf, tmp_path / "work", "--runs", "1000", "--seed", "1618")
+    told = fuzz(laboratory.base, gguf, tmp_path / "work", "--runs", "400", "--seed", "1618")
     assert tuple(row["target"] for row in told) == _NAMES
     assert [row for row in told if row["faults"]] == []
-    assert all(row["cases"] == 1000 for row in told)
+    assert all(row["cases"] == 400 for row in told)
     # what reached something new was kept, beside the honest files
     assert sum(row["kept"] > 4 for row in told) >= 7
 

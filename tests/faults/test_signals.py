@@ -39,14 +39,20 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["task_loss"]) for row in rows]
 
 
+@pytest.fixture(scope="module")
+def whole(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a training that no signal reached."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(laboratory, folder).code == 0
+    return folder
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_signal_saves_and_the_printed_command_resumes(
-    laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
+    laboratory: Laboratory, whole: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for folder in (whole, stopped):
-        folder.mkdir()
-    assert train(laboratory, whole).code == 0
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
     ended = train(laboratory, stopped, blows=[strike(number, rows=5)])
     assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
     (saved,) = list_steps(Run(stopped / "run").checkpoints)
