@@ -45,6 +45,7 @@ from aegis.soul.file import SoulRecord, load_soul, save_soul
 from aegis.soul.rotation import random_rotation
 from aegis.stages.import_soul import import_soul
 from aegis.stages.plan import plan
+from tests.faults import served
 from vendor_llama_cpp import VendorError
 from vendor_llama_cpp.pin import load_pin
 from vendor_llama_cpp.unpack import read_tree
@@ -351,6 +352,7 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
         # guided, it is the archive inside gzip that is changed: a checksum would stop all else
         Target("archives", _archives(honest_archive), feed_archive, (gzip.decompress(honest_archive),),
             lambda data: gzip.compress(data, 1)),
+        Target("requests to serve", served.requests(spoiled_text(served.HONEST)), served.feed_to(gguf)),
     ]  # fmt: skip
 
 

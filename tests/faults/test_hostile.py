@@ -33,6 +33,7 @@ _NAMES = (
     "soul.pt",
     "GGUF headers",
     "archives",
+    "requests to serve",
 )
 
 
