@@ -27,6 +27,7 @@ _NAMES = (
     "TOML",
     "data rows",
     "model configs",
+    "soul.pt",
     "GGUF headers",
     "archives",
 )

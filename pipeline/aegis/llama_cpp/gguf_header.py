@@ -150,9 +150,9 @@ class _Cursor:
             raise DamagedGguf(bilingual("gguf_header.header_cut_off", end=self._end))
         return self._data[start : self.position]
 
-    def counted(self, count: int, most: int = GGUF_ITEMS) -> Iterator[int]:
+    def counted(self, count: int, max_count: int = GGUF_ITEMS) -> Iterator[int]:
         """`range(count)`, unless that is too many, or not even one byte for each item is left."""
-        if count > min(most, self._end - self.position):
+        if count > min(max_count, self._end - self.position):
             raise DamagedGguf(bilingual("gguf_header.too_many_items", count=count, end=self._end - self.position))
         return iter(range(count))
 

@@ -35,8 +35,8 @@ def check_own_files(folder: Path) -> None:
             raise IntegrityError("base.link_leads_out", path=path, target=target or path.readlink())
         if target.exists() and not stat.S_ISREG(target.stat().st_mode) and not target.is_dir():
             raise IntegrityError("base.no_regular_file", path=path)
-        if target.is_file() and target.stat().st_size > (most := _max_bytes(path)):
-            raise IntegrityError("base.too_large", path=path, most=most / 1e6)
+        if target.is_file() and target.stat().st_size > (limit := _max_bytes(path)):
+            raise IntegrityError("base.too_large", path=path, most=limit / 1e6)
 
 
 def refuse_spoiled(path: Path, sha256: str) -> None:
