@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shlex
 import subprocess
@@ -159,6 +160,19 @@ def test_csv_fields_are_strings_and_may_have_newlines(tmp_path: Path) -> None:
     ]
     path.write_text("prompt,completion\na,b,c\n", encoding="utf-8")
     assert "data.csv:2: more fields than the header" in refusal(path)
+
+
+def test_a_parquet_value_that_is_no_text_never_becomes_one(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "data.parquet"
+    row = {"text": b"bytes", "day": datetime.date(2026, 1, 2), "half": 0.5, "pairs": [("a", 1)], "none": None}
+    types = {"pairs": pyarrow.map_(pyarrow.string(), pyarrow.int64())}
+    columns = {name: pyarrow.array([value], types.get(name)) for name, value in row.items()}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    ((_, found),) = read(path)
+    assert found == {"text": {"bytes": None}, "day": {"date": None}, "half": 0.5, "pairs": [["a", 1]], "none": None}
 
 
 def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
