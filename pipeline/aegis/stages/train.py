@@ -110,6 +110,7 @@ def _opened(run: Run, group: ProcessGroup, *, replace: bool) -> Iterator[None]:
 
 
 def _publish(inputs: TrainingInputs, state: TrainState, run: Run, report: TrainReport, *, overwrite: bool) -> None:
+    progress.say(phrase("train.finishing", adapter=run.adapter))
     # a run that was killed between saving and removing the oldest has one checkpoint too many
     checkpoint.prune(run.checkpoints, report.planned_steps, inputs.config.keep_checkpoints, spare=report.steps)
     # before the adapter, because an existing adapter means that the training is finished

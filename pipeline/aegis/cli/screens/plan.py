@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
+from aegis.config.presets import DEMO
 from aegis.messages import phrase
 from aegis.messages.layout import cell_width, fold, ljust, terminal_columns, wrap
 from aegis.runs import disk
@@ -34,7 +35,7 @@ def planned(report: PlanReport, settings: TrainConfig, columns: int | None = Non
     )
     lines.append((phrase("screens_plan.trained"), trained))
     room = [(phrase(f"need.{need.what}"), _need(need)) for need in report.needs]
-    room.append((phrase("screens_plan.time"), _time(report, settings)))
+    room.append((phrase("screens_plan.time"), _time(report)))
     return "\n".join(
         [
             *_named(lines, columns),
@@ -69,7 +70,7 @@ def _data(report: PlanReport, settings: TrainConfig) -> str:
         return phrase("screens_plan.not_looked_at", dataset=settings.dataset, why=report.data_missing)
     return phrase(
         "screens_plan.rows",
-        source=data.source,
+        source=DEMO if settings.dataset == DEMO else data.source,
         rows=data.rows,
         heldout=data.heldout_rows,
         tokens=data.tokens,
@@ -93,24 +94,15 @@ def _need(need: Need) -> str:
     )
 
 
-def _scaled(count: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} T"
-
-
-def _time(report: PlanReport, settings: TrainConfig) -> str:
-    work = phrase("screens_plan.work", tokens=report.tokens, each=_scaled(report.flops_per_token))
+def _time(report: PlanReport) -> str:
     if report.flops_per_second is None:
-        return phrase("screens_plan.time_unknown", steps=report.steps, work=work)
+        return phrase("screens_plan.time_unknown", steps=report.steps, tokens=report.tokens)
+    seconds = report.tokens * report.flops_per_token / report.flops_per_second
     return phrase(
         "screens_plan.time_at_least",
-        least=_duration(report.tokens * report.flops_per_token / report.flops_per_second),
+        least=_duration(seconds),
         steps=report.steps,
-        work=work,
-        speed=_scaled(report.flops_per_second),
+        tokens=report.tokens,
         device=report.device,
     )
 

@@ -78,9 +78,11 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
     speed, start = report.tokens_per_second, report.start_seconds
     return "\n".join(
         [
-            phrase("screens.steps_taken", taken=report.steps, steps=report.planned_steps, passes=report.passes),
+            _folded(
+                phrase("screens.steps_taken", taken=report.steps, steps=report.planned_steps, passes=report.passes)
+            ),
             *memory.measured(report.memory),
-            f"  {phrase('screens.whole_run', speed=speed, start=start, minutes=minutes)}",
+            _folded(f"  {phrase('screens.whole_run', speed=speed, start=start, minutes=minutes)}"),
         ]
     )
 
