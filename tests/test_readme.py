@@ -110,7 +110,7 @@ def test_the_program_takes_the_options_of_a_command(line: str) -> None:
 
 @pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
 def test_every_option_in_the_readme_exists(readme: Path) -> None:
-    """But for those of other programs, which stand on a line with that program's name."""
+    """Except those of other programs, which are on a line with that program's name."""
     options = {"--help", "--debug"}
     for command in known().values():
         for parameter in command.params:

@@ -1,4 +1,4 @@
-"""The size limits of all parsers for strangers' files, each far above what honest files have.
+"""The size limits of all parsers of untrusted files, each far above the sizes of ordinary files.
 
 A file beyond a limit is refused before it is parsed; tests/faults/test_limits.py has a case for each.
 """
@@ -75,7 +75,7 @@ def read_json(path: Path, max_bytes: int = CONFIG_BYTES) -> Any:
 
 
 TEXT_GROWTH = 10_000
-"""Characters that a tokenizer may make of one. Those known make at most some thousands, as ALBERT's by its rules."""
+"""Characters that a tokenizer may make of one; known ones make some thousands, such as ALBERT's by its rules."""
 
 TOKEN_CHARACTERS = 10_000
-"""Characters of a token; those known have some hundreds of spaces at most."""
+"""Characters of a token; known ones have up to some hundreds of spaces."""

@@ -93,7 +93,7 @@ def test_every_turn_continues_the_conversation() -> None:
 
 
 def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
-    """Whole turns, never the system message, never the question itself; and it is said."""
+    """Complete turns, never the system message or the question itself, with a message."""
     echo = Echo(context=60)
     talk = Conversation(echo, GREEDY, [{"role": "system", "content": "s" * 10}])
     for text in ("a" * 20, "b" * 10, "c" * 10, "d" * 25):
@@ -184,7 +184,7 @@ def test_a_context_without_room_for_an_answer_is_an_error(quick_base: Path) -> N
 
 
 def test_generation_ends_when_the_reader_stops(quick_base: Path) -> None:
-    """Ctrl-C after the first piece: generation is told to stop. This one would never end otherwise."""
+    """After Ctrl-C at the first piece, generation stops; otherwise this model would never end."""
 
     class Endless:
         device = torch.device("cpu")

@@ -180,7 +180,7 @@ def test_a_call_without_arguments_prints_help(aegis: Aegis) -> None:
 def test_the_originals_dry_run_works(
     aegis: Aegis, quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command line of the original's README, word for word but for the base: steps, and a line of what is next."""
+    """The command line of the original's README, except for the base, takes steps and prints the next command."""
     monkeypatch.setenv("AEGIS_TRAIN_KEEP_WINDOWS", "8")
     told = aegis(
         "train", "--base-model", quick_base, "--max-steps", 10, "--batch-size", 1, "--max-length", 256, "--dry-run"
@@ -287,7 +287,7 @@ def test_only_json_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, t
 def test_failures_have_an_exit_code_and_a_message(
     aegis: Aegis, quick_base: Path, tmp_path: Path, arguments: list[str], code: int, told: str
 ) -> None:
-    """The exit code of its class, what is wrong on stderr, nothing on stdout, nothing left behind, no traceback."""
+    """The exit code of the class, the message on stderr, nothing on stdout, no file and no traceback."""
     ended = aegis(*(argument.replace("{base}", str(quick_base)) for argument in arguments))
     assert (ended.code, ended.out) == (code, ""), ended.err
     assert ended.err.startswith("aegis: ") or "warning" in ended.err or "\naegis: " in ended.err
@@ -312,7 +312,7 @@ def test_failures_have_an_exit_code_and_a_message(
 def test_cheap_mistakes_are_reported_before_torch_is_loaded(
     spawn: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path, arguments: list[str]
 ) -> None:
-    """Where importing torch ends the process, they are told all the same; the control gets to torch, and ends there."""
+    """Importing torch would end the process before the message; the control does import it, and ends there."""
     (tmp_path / "guard" / "torch").mkdir(parents=True)
     (tmp_path / "guard" / "torch" / "__init__.py").write_text("raise SystemExit(77)")
     paths = os.pathsep.join([str(tmp_path / "guard"), str(ROOT / "pipeline"), str(ROOT)])
@@ -342,7 +342,7 @@ def test_help_can_be_requested_in_three_ways(aegis: Aegis) -> None:
 
 
 def test_a_run_need_not_be_named(aegis: Aegis, tmp_path: Path) -> None:
-    """The only one is taken, or the one that was used last, and which is said; a name in artifacts/ does."""
+    """The only run or the last used one is taken and named; a name in artifacts/ is enough."""
     assert (aegis("list").code, aegis("card").code) == (2, 2)
     for number, name in enumerate(("older", "newer")):
         root = tmp_path / "artifacts" / name
@@ -430,7 +430,7 @@ def test_an_unexpected_exception_is_reported_as_a_bug(
 def test_a_missing_package_is_reported_as_a_fault_of_the_installation(
     aegis: Aegis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit 3 and the command that mends it, wherever in a command the import stands."""
+    """Exit 3 with the command that installs it, wherever the import is."""
     lacking = Finding("packages", "fail", "missing: peft", "mend it so")
     monkeypatch.setattr(installation, "packages", lambda: [lacking])
     monkeypatch.setattr(train_stage, "train", raising(ModuleNotFoundError("No module named 'peft'", name="peft")))
@@ -510,7 +510,7 @@ def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset:
 
 
 def test_init_asks_only_on_a_terminal(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And names the flag where nobody can."""
+    """Elsewhere it names the missing flag."""
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     told = aegis("init")
     assert (told.code, "--base-model VALUE" in told.err) == (2, True)
@@ -545,7 +545,7 @@ def test_the_process_ends_with_the_commands_exit_code(aegis: Aegis, monkeypatch:
 
 
 def test_one_part_can_be_verified_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
-    """`verify PATH` says what it is and what is wrong, exits 0 or 5, and with --json says so in one line."""
+    """`verify PATH` names the part and its problems, exits with 0 or 5, and with --json prints one line."""
     told = aegis("verify", quick_base)
     assert told.code == 0, told
     assert told.out.endswith("no problems found (checked on its own)\n")

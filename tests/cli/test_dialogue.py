@@ -68,7 +68,7 @@ def questions(parrot: Parrot) -> list[str]:
 
 
 def test_an_empty_line_is_ignored_and_bye_ends_the_chat(chat: Chat, parrot: Parrot) -> None:
-    """A banner first, and after each answer how fast it was; what stands behind /bye is not asked."""
+    """A banner comes first, and the speed after each answer; lines after /bye are not read."""
     said = chat("hello\n\n   \nagain\n/bye\nmore\n")
     assert questions(parrot) == ["hello", "again"]
     assert "parrot" in said[0]
@@ -88,7 +88,7 @@ def test_several_lines_are_one_question(chat: Chat, parrot: Parrot) -> None:
 
 
 def test_chat_commands_are_not_sent_as_questions(chat: Chat, parrot: Parrot, tmp_path: Path) -> None:
-    """History, system message and seed change as they say; an unknown one is told."""
+    """They change history, system message and seed; an unknown one is reported."""
     file = tmp_path / "chats.jsonl"
     said = chat(
         f"/system be brief\na\nb\n/regenerate\n/save {file}\n/save {file}\n/clear\nc\n/system\n/nope\n/?\n/save\n"
@@ -111,7 +111,7 @@ def test_taking_back_without_a_question_is_reported(chat: Chat, parrot: Parrot) 
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Chat, parrot: Parrot) -> None:
-    """What was said stays in the history; a question that fails leaves nothing there."""
+    """The text so far stays in the history; a question that fails does not."""
     said = chat("stop\ntoo long\nhello\n")
     assert questions(parrot) == ["stop", "too long", "hello"]
     assert "stopped" in said

@@ -29,7 +29,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_log_has_the_shown_messages(log: Path) -> None:
-    """The command, its messages and warnings, and what libraries warn of; nobody has to be listening."""
+    """The command, its messages and warnings, and those of libraries, also without a reporter."""
     logfile.begin(["train", "--max-steps", "3"])
     progress.say("merging")
     progress.warn("slow")
@@ -120,7 +120,7 @@ def test_the_log_is_in_the_users_log_directory(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_log_has_no_control_codes(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a library or a stranger's file put into an error is written out, in the log and under --debug."""
+    """Text of a library or an untrusted file is escaped, in the log and under --debug."""
     logfile.begin(["train", "\x1b]0;owned\x07"])
     try:
         raise ValueError("\x1b[2J\x9b")
@@ -141,7 +141,7 @@ def test_one_long_message_does_not_fill_the_log(log: Path) -> None:
     assert " ends" in text
 
 
-def test_a_library_with_a_log_handler_of_its_own_shows_no_secret_and_no_control_code(
+def test_a_librarys_own_log_handler_shows_no_secret_and_no_control_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """huggingface_hub and transformers print to stderr past the root logger; the control is the same before."""

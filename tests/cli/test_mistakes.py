@@ -92,7 +92,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_answered_with_its_cure(
+def test_each_mistake_is_answered_with_its_fix(
     line: str, language: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In at most three lines of the reader's language, on stderr, and with the exit code of its kind."""
@@ -109,5 +109,5 @@ def test_a_mistake_is_answered_with_its_cure(
     assert "Traceback" not in told.err
 
 
-def test_there_are_as_many_as_are_promised() -> None:
+def test_the_table_has_the_promised_number_of_mistakes() -> None:
     assert len(MISTAKES) >= 30

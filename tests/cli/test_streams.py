@@ -29,7 +29,7 @@ def shell(line: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_nowhere_to_write(closed: str, tmp_path: Path) -> None:
+def test_output_to_a_closed_stream_is_dropped(closed: str, tmp_path: Path) -> None:
     ended = shell(f"{INIT} {closed}", tmp_path)
     assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
     assert (tmp_path / "aegis.toml").read_text(encoding="utf-8").startswith("#"), "no line of the screen is in the file"

@@ -219,7 +219,7 @@ def test_wrong_values_are_named(tmp_path: Path, key: str, value: object, told: s
 
 
 def test_a_cap_on_the_gpus_memory_may_be_a_whole_number(tmp_path: Path) -> None:
-    """As people write it; there is none by itself."""
+    """There is no cap by default."""
     assert TrainConfig().gpu_memory_gib is None
     file = toml(tmp_path, "[train]\ngpu_memory_gib = 3\n")
     assert repr(resolve(TrainConfig, file=file, environment={}).gpu_memory_gib) == "3.0"
@@ -242,7 +242,7 @@ def test_alpha_may_not_jump() -> None:
 
 @pytest.mark.parametrize("given", ["Q4_K_M, Q8_0", ["Q4_K_M,Q8_0"], ["Q4_K_M", "Q8_0"]])
 def test_lists_may_be_written_with_commas(given: object) -> None:
-    """In the environment there is no other way, and on the command line people write them so."""
+    """The environment has no other form, and the command line allows it too."""
     assert resolve(ExportConfig, environment={}, flags={"quant": given}).quant == ("Q4_K_M", "Q8_0")
 
 

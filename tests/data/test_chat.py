@@ -228,7 +228,7 @@ def test_a_template_that_does_not_end_is_stopped(byte_level: MakeTokenizer) -> N
     assert refused.value.key == "rendering.hangs"
 
 
-def test_a_template_that_works_inside_one_call_or_takes_all_memory_is_stopped(byte_level: MakeTokenizer) -> None:
+def test_a_template_that_computes_inside_one_call_or_takes_all_memory_is_stopped(byte_level: MakeTokenizer) -> None:
     """Neither gives Python's lock back, nor is a row's own refusal."""
     power = "{% set x = 3**(messages|length * 10**8) %}"
     doubling = "{% set box = namespace(x='a') %}{% for i in range(64) %}{% set box.x = box.x + box.x %}{% endfor %}"

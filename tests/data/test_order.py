@@ -34,7 +34,7 @@ def test_fewer_windows_than_a_batch_are_repeated() -> None:
 
 
 def test_the_shuffle_never_changes() -> None:
-    """A run that goes on under another version of this code must see the same rows."""
+    """A run that is resumed under another version of this code must see the same rows."""
     assert permutation(12, 42, 0).tolist() == [4, 3, 5, 8, 0, 9, 7, 6, 1, 2, 11, 10]
     assert permutation(12, 42, 1).tolist() == [8, 7, 1, 9, 11, 0, 3, 10, 4, 6, 5, 2]
 

@@ -28,7 +28,7 @@ def test_epochs_become_steps(
     assert passes(found, windows, processes) - epochs < batch * accumulation * processes / windows
 
 
-def test_without_epochs_the_steps_stay() -> None:
+def test_without_epochs_the_steps_are_unchanged() -> None:
     config = TrainConfig(max_steps=77)
     assert with_steps(config, 10) == config
     assert passes(config, 10) == 7.7

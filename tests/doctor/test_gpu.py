@@ -75,7 +75,7 @@ def only(findings: list[Finding]) -> Finding:
 
 
 def test_every_called_function_is_in_nvidias_header() -> None:
-    """The stand-in above answers to names of the real library, and without a driver the real one says so."""
+    """The stand-in has the names of the real library, and the real one reports a missing driver."""
     import pynvml
 
     for name in (

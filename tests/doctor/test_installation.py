@@ -18,7 +18,7 @@ def only(findings: list[Finding]) -> Finding:
 
 
 def test_the_installation_that_runs_the_tests_is_complete() -> None:
-    """The real packages this test runs with, looked at file by file."""
+    """The real packages of this test's environment, checked file by file."""
     found = only(installation.packages())
     assert found.state == "ok", found.detail
     assert int(found.detail.split()[0]) > len(requirements_of_ours())
@@ -123,7 +123,7 @@ def test_an_unfinished_set_up_is_advised_to_run_again(wanted: Path) -> None:
 
 
 def test_a_missing_packaging_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that was cut off before any package came: the names are told all the same."""
+    """In an environment without any package, the missing names are still reported."""
     monkeypatch.setitem(sys.modules, "packaging.requirements", None)
     monkeypatch.setattr(installation.metadata, "distributions", lambda: iter(()))
     found = only(installation.packages())

@@ -97,7 +97,7 @@ def test_a_console_without_utf8_is_reported(monkeypatch: pytest.MonkeyPatch, enc
 
 
 def test_the_progress_bar_does_not_hide_the_consoles_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """rich puts something of its own in the place of sys.stdout while it draws, and the doctor runs under a bar."""
+    """rich replaces sys.stdout while it draws, and the doctor runs under a bar."""
     from rich.console import Console
     from rich.progress import Progress
 

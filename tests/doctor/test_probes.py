@@ -72,9 +72,9 @@ def test_the_report_is_shown_as_a_table() -> None:
 
 
 def test_the_report_is_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine in Japanese: how things are keeps its names, nothing else is English.
+    """On this machine in Japanese, only names are English.
 
-    The controls: what is looked for is in the English texts.
+    The control: the English texts do have the searched words.
     """
     english = examine()
     assert english_in(next(finding.detail for finding in english if finding.name == "packages"))

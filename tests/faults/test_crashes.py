@@ -73,7 +73,7 @@ os.rename(sys.argv[1] + "/file", sys.argv[1] + "/final")
 def test_the_process_is_killed_at_the_chosen_operation(
     tmp_path: Path, number: int, mode: str, left: dict[str, int]
 ) -> None:
-    """The harness itself, on a writer that protects nothing: what is left is what was done so far."""
+    """The harness itself, with a writer that protects nothing: only the earlier operations have happened."""
     shim = harness.build_shim(tmp_path)
     place = tmp_path / "place"
     place.mkdir()

@@ -66,7 +66,7 @@ def test_a_downloaded_base_is_complete_and_then_used_offline(train, hub: Hub, tm
 
 
 def test_a_download_that_is_cut_off_is_resumed(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
-    """It goes on from the bytes that came."""
+    """It continues after the received bytes."""
     assert train("cut").code == 0
     assert hub.asked["cut", WEIGHTS] == 2
 

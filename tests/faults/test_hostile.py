@@ -66,7 +66,7 @@ def test_hostile_input_is_refused_or_harmless(targets: dict[str, hostile.Target]
 
 
 def test_the_watch_notices_every_kind_of_fault(tmp_path: Path) -> None:
-    """The control: a bug of ours, a slow parser, a greedy one and one that writes elsewhere are all found."""
+    """The control: an exception, a slow parser, one that takes much memory and one that writes elsewhere are found."""
 
     def greedy(_case: object, _place: Path) -> None:
         assert len(bytearray(b"x") * (400 << 20)) == 400 << 20

@@ -179,7 +179,7 @@ def refusal(case: Case, place: Path) -> tuple[str | None, Watched]:
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_beyond_its_bound_a_parser_refuses_and_has_taken_little_memory(tmp_path: Path, name: str) -> None:
+def test_a_parser_refuses_input_beyond_its_bound_with_little_memory(tmp_path: Path, name: str) -> None:
     case, expected = BEYOND[name]
     found, seen = refusal(case, tmp_path)
     assert found == expected, seen.fault
@@ -187,7 +187,7 @@ def test_beyond_its_bound_a_parser_refuses_and_has_taken_little_memory(tmp_path:
 
 
 @pytest.mark.parametrize("name", AT)
-def test_at_its_bound_a_parser_takes_what_it_is_given(tmp_path: Path, name: str) -> None:
+def test_a_parser_accepts_input_at_its_bound(tmp_path: Path, name: str) -> None:
     case, expected = AT[name]
     found, seen = refusal(case, tmp_path)
     assert found == expected, seen.fault
@@ -215,7 +215,7 @@ def test_a_parquet_file_that_needs_more_memory_than_its_reader_may_take_is_refus
 
 
 @pytest.mark.parametrize("where", ["added", "vocabulary", "none"])
-def test_no_token_has_an_id_beyond_every_vocabulary(quick_base: Path, tmp_path: Path, where: str) -> None:
+def test_a_token_id_beyond_every_vocabulary_is_refused(quick_base: Path, tmp_path: Path, where: str) -> None:
     """A list of all ids up to 2³² − 1 would have 34 GB."""
     base = tmp_path / "base"
     shutil.copytree(quick_base, base)
@@ -234,7 +234,7 @@ def test_no_token_has_an_id_beyond_every_vocabulary(quick_base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("end", [2**32 - 1, -1, True, 2.5, "2", [1, 2**40], [[1]], {"a": 1}])
-def test_an_end_token_is_an_id_of_a_vocabulary(quick_base: Path, tmp_path: Path, end: object) -> None:
+def test_an_end_token_outside_every_vocabulary_is_refused(quick_base: Path, tmp_path: Path, end: object) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}), encoding="utf-8")
     with pytest.raises(AegisError) as refused:
         end_tokens(tmp_path, {})

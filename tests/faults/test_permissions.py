@@ -69,7 +69,7 @@ def test_unreadable_input_is_an_error_with_a_fix(laboratory: Laboratory, tmp_pat
 
 
 def test_a_base_is_never_written(laboratory: Laboratory, tmp_path: Path, closed) -> None:  # type: ignore[no-untyped-def]
-    """The whole pipeline on a base that nobody may write."""
+    """The pipeline runs on a read-only base."""
     base = tmp_path / "base"
     base.mkdir()
     for path in laboratory.base.iterdir():

@@ -90,7 +90,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "hostile chat template": (
         "data/test_chat.py::test_a_template_cannot_reach_python_objects",
         "data/test_chat.py::test_a_template_that_does_not_end_is_stopped",
-        "data/test_chat.py::test_a_template_that_works_inside_one_call_or_takes_all_memory_is_stopped",
+        "data/test_chat.py::test_a_template_that_computes_inside_one_call_or_takes_all_memory_is_stopped",
         "faults/test_hostile.py::test_hostile_input_is_refused_or_harmless",
     ),
     "no padding, no chat template": (
@@ -194,24 +194,24 @@ ROWS: dict[str, tuple[str, ...]] = {
         "model/test_adapter.py::test_bad_ranks_and_alphas_are_refused",
     ),
     "small input that takes all memory": (
-        "faults/test_limits.py::test_beyond_its_bound_a_parser_refuses_and_has_taken_little_memory",
-        "faults/test_limits.py::test_at_its_bound_a_parser_takes_what_it_is_given",
+        "faults/test_limits.py::test_a_parser_refuses_input_beyond_its_bound_with_little_memory",
+        "faults/test_limits.py::test_a_parser_accepts_input_at_its_bound",
         "faults/test_limits.py::test_a_parquet_file_that_needs_more_memory_than_its_reader_may_take_is_refused",
         "faults/test_limits.py::test_no_text_of_a_model_folder_is_read_beyond_its_bound",
-        "faults/test_limits.py::test_no_token_has_an_id_beyond_every_vocabulary",
+        "faults/test_limits.py::test_a_token_id_beyond_every_vocabulary_is_refused",
         "stages/test_import_soul.py::test_an_archive_that_is_larger_unpacked_is_never_unpacked",
     ),
-    "patterns without end": ("model/test_adapter.py::test_no_pattern_keeps_the_reading_from_ending",),
+    "patterns without end": ("model/test_adapter.py::test_a_hostile_pattern_is_matched_in_linear_time",),
     "config.json that no model can be built from": (
         "faults/test_hostile.py::test_hostile_input_is_refused_or_harmless",
         "model/test_empty.py::test_the_key_that_breaks_config_json_is_named",
     ),
     "a run moved, or its lock file lost, while it trains": (
-        "runs/test_run.py::test_a_run_that_is_lost_gets_nothing_more_from_who_held_it",
-        "runs/test_run.py::test_a_run_that_is_lost_while_a_checkpoint_is_written_does_not_get_it",
+        "runs/test_run.py::test_a_process_that_has_lost_a_run_writes_nothing_more_to_it",
+        "runs/test_run.py::test_a_run_that_is_lost_during_a_checkpoint_does_not_get_the_checkpoint",
     ),
     "Ctrl-Z, or a machine that sleeps, while a tool works": (
-        "llama_cpp/test_process.py::test_hours_that_passed_while_all_was_stopped_are_not_held_against_a_tool",
+        "llama_cpp/test_process.py::test_hours_during_which_every_process_was_stopped_do_not_count_as_silence",
     ),
     "passwords in addresses": (
         "messages/test_safe.py::test_the_password_of_a_used_address_is_never_shown",

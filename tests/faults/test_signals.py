@@ -69,7 +69,7 @@ def test_one_signal_saves_and_the_printed_command_resumes(
 def test_two_signals_stop_at_once_and_damage_nothing(
     laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """Two blows in a row, several times: whatever checkpoint stands is whole, and the same command goes on."""
+    """Two signals in a row, several times: every checkpoint is complete, and the same command resumes."""
     metrics = Run(tmp_path / "run").metrics
     for more in (2, 3, 4):
         # as many steps after those of the time before: a blow before the command has begun would be none of its own
@@ -87,7 +87,7 @@ def test_two_signals_stop_at_once_and_damage_nothing(
 def test_other_stages_remove_their_files_after_a_signal(
     laboratory: Laboratory, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """While converting: nothing is left at the output, and the converter, in a session of its own, ends as well."""
+    """During conversion: no output file stays, and the converter, in a separate session, ends too."""
     laboratory.operations("export")
     shutil.copytree(laboratory.start("export"), tmp_path / "place")
     run = Run(tmp_path / "place" / "run")
@@ -104,7 +104,7 @@ def test_other_stages_remove_their_files_after_a_signal(
 def test_a_closed_terminal_saves_a_checkpoint_unless_under_nohup(
     laboratory: Laboratory, tmp_path: Path, nohup: bool, code: int
 ) -> None:
-    """The step is saved; under nohup training goes on to its end, though nobody hears what it says."""
+    """The step is saved; under nohup, training continues to its end without a terminal."""
     place = tmp_path / "place"
     place.mkdir()
     run = Run(place / "run")

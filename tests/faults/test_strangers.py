@@ -75,7 +75,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_the_hostile_code_would_run_if_it_were_loaded(tmp_path: Path) -> None:
-    """The control: whoever unpickles it, runs it."""
+    """The control: unpickling runs it."""
     plant_pickles(tmp_path, tmp_path / "made")
     pickle.loads((tmp_path / PICKLES[0]).read_bytes())
     assert (tmp_path / "made").exists()
@@ -93,7 +93,7 @@ def test_the_pipeline_runs_no_hostile_code(laboratory: Laboratory, base: Path, t
 
 
 def test_pickles_in_a_run_are_never_loaded(laboratory: Laboratory, tmp_path: Path, sentinel: Path) -> None:
-    """In the checkpoint that training goes on from, in adapter, merged and gguf: never read, and named by verify."""
+    """Pickles in the resumed checkpoint, adapter, merged and gguf are never read, and verify names them."""
     from tests.faults.forked import strike
 
     long = ("--max-steps", "40", "--save-steps", "1")
@@ -145,7 +145,7 @@ def test_weights_in_pickles_only_are_refused(laboratory: Laboratory, base: Path,
 def test_a_link_out_of_the_base_is_neither_read_nor_written(
     laboratory: Laboratory, base: Path, tmp_path: Path, link: str
 ) -> None:
-    """What lies elsewhere would end up in merged/, in its manifest and on the Hub."""
+    """The linked file would otherwise be in merged/, in its manifest and on the Hub."""
     precious = tmp_path / "precious"
     precious.write_text('{"precious": true}', encoding="utf-8")
     (base / "added_tokens.json").unlink()

@@ -66,7 +66,7 @@ def start(arguments: list[str], place: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("template", [ALL_MEMORY, RAISES], ids=["all memory", "raises"])
 @pytest.mark.parametrize("command", ["train", "plan", "chat"])
-def test_what_a_template_does_is_its_own_fault(
+def test_every_fault_of_a_template_is_reported_as_the_templates(
     command: str, template: str, quick_base: Path, gguf: Path, tmp_path: Path
 ) -> None:
     with start(with_template(tmp_path, template, quick_base, gguf)[command], tmp_path) as process:
@@ -78,7 +78,7 @@ def test_what_a_template_does_is_its_own_fault(
 
 @pytest.mark.parametrize("command", ["train", "plan", "chat", "serve"])
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
-def test_ctrl_c_ends_a_command_whose_template_works_inside_one_call(
+def test_ctrl_c_ends_a_command_whose_template_computes_inside_one_call(
     command: str, quick_base: Path, gguf: Path, tmp_path: Path
 ) -> None:
     """It would not give Python's lock back; and the process that does the work goes too."""

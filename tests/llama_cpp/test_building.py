@@ -101,7 +101,7 @@ def test_a_failed_build_names_its_log_and_leaves_no_tool(home: Path, compiler: C
 
 
 def test_a_tool_that_does_not_start_is_not_kept(home: Path, compiler: Compiler) -> None:
-    """A compiler's word is not taken for it. The control is the next test, whose tool starts."""
+    """The compiler's success is not enough. The control is the next test, whose tool starts."""
     compiler('echo "no library" > "$out"')
     assert "does not start" in refused(ToolError).what
     assert {path.suffix for path in home.iterdir()} == {".log", ".lock"}
@@ -150,7 +150,7 @@ def test_libraries_of_another_version_are_refused(home: Path, monkeypatch: pytes
 def test_a_binding_without_the_common_library_has_it_compiled_into_the_cache(
     compiled: Path, home: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
-    """By pip from the pinned release, here a stand-in for its build that takes the files from where they are."""
+    """pip compiles it from the pinned release; a stand-in for its build copies the files."""
     whole = common_library.find_libraries()
     assert whole is not None
     installed = metadata.distribution("llama-cpp-python")

@@ -112,7 +112,7 @@ def test_quantization_with_the_matrix_rounds_differently(
 def test_the_smallest_types_need_the_matrix(
     quant: str, imatrix: Path, f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused without; and llama.cpp itself refuses, so that the list is not ours to keep."""
+    """They are refused without one, as llama.cpp itself does."""
     out = tmp_path / "out.gguf"
     with pytest.raises(UsageError, match=f"{quant} needs an importance matrix"):
         quantize(f16, out, quant, threads=1)

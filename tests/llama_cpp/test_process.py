@@ -127,7 +127,7 @@ def test_a_tool_that_prints_nothing_for_too_long_is_killed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_hours_that_passed_while_all_was_stopped_are_not_held_against_a_tool(
+def test_hours_during_which_every_process_was_stopped_do_not_count_as_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     """After Ctrl-Z, or a machine that slept, the clock has jumped; a tool that is really silent is still ended."""

@@ -24,7 +24,7 @@ ONE_CALL = "{% set x = 3**(10**8) %}"
 ONE_CALL_OF_DATA = "{% set x = 3**(messages|length * 10**8) %}"
 
 
-def test_it_is_the_text_that_transformers_writes(quick_base: Path) -> None:
+def test_the_rendered_text_equals_that_of_transformers(quick_base: Path) -> None:
     from aegis.model.base import load_tokenizer
 
     tokenizer = load_tokenizer(quick_base)
@@ -33,7 +33,7 @@ def test_it_is_the_text_that_transformers_writes(quick_base: Path) -> None:
         assert chat_text(tokenizer, CHAT, prompt=prompt) == wanted
 
 
-def test_functions_filters_and_special_tokens_are_the_flavours_own() -> None:
+def test_functions_filters_and_special_tokens_are_those_of_the_flavour() -> None:
     source = (
         "{{ strftime_now('%Y') | length }}{{ messages | tojson }}{{ bos_token }}{% generation %}x{% endgeneration %}"
     )
@@ -43,7 +43,7 @@ def test_functions_filters_and_special_tokens_are_the_flavours_own() -> None:
         assert render(flavour, source, [call]) == [wanted]  # type: ignore[arg-type]
 
 
-def test_what_it_raises_is_its_own_and_the_other_chats_are_rendered(quick_base: Path) -> None:
+def test_an_exception_of_one_chat_does_not_stop_the_others(quick_base: Path) -> None:
     from aegis.model.base import load_tokenizer
 
     tokenizer = load_tokenizer(quick_base)
@@ -69,7 +69,7 @@ def test_what_it_raises_is_its_own_and_the_other_chats_are_rendered(quick_base: 
         ("{% for %}", {"rendering.unusable"}),
     ],
 )
-def test_what_does_not_end_or_takes_all_memory_is_refused(
+def test_a_template_that_does_not_end_or_takes_all_memory_is_refused(
     flavour: Any, source: str, keys: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = {"messages": CHAT, "bos_token": "", "eos_token": ""}
@@ -96,7 +96,7 @@ def test_a_file_whose_template_cannot_even_be_compiled_is_refused(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_ends_who_waits_for_it(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_process_that_waits_for_a_template(tmp_path: Path) -> None:
     script = tmp_path / "renders.py"
     script.write_text(
         "from aegis.llama_cpp.rendering import render\n"

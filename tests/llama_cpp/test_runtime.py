@@ -150,7 +150,7 @@ def test_a_missing_template_and_a_template_that_raises_are_errors(f16: Path, tmp
 
 
 def test_a_completion_is_repeatable_and_bounded_and_has_no_broken_character(runtime: Runtime) -> None:
-    """Random weights put many single bytes of characters together: what comes is text all the same."""
+    """Random weights give many single bytes of characters; the completion is still text."""
     first = list(runtime.complete(PROMPT, max_tokens=40, seed=7))
     assert first == list(runtime.complete(PROMPT, max_tokens=40, seed=7))
     assert first != list(runtime.complete(PROMPT, max_tokens=40, seed=8))
@@ -201,7 +201,7 @@ def test_a_prompt_that_exceeds_the_context_is_refused(runtime: Runtime) -> None:
 
 
 def test_the_time_per_token_is_measured_one_token_at_a_time(f16: Path, runtime: Runtime) -> None:
-    """Each token is evaluated by itself after the first, which has none before it; what was kept before is gone."""
+    """Each token after the first is evaluated alone, and the cache of earlier calls is cleared."""
     with Runtime(f16, n_ctx=64, threads=1, logits=True) as opened:
         calls: list[int] = []
         real = opened._llama.eval

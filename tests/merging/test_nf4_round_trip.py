@@ -72,7 +72,7 @@ def test_slabs_with_their_own_mean_miss_the_round_trip_of_the_complete_weight() 
 
 
 def test_the_mean_is_computed_with_the_first_threads_number_of_threads() -> None:
-    """With more than 32,768 absmax torch adds up in as many parts as it has threads; sealed from one that has one."""
+    """Above 32,768 absmax values torch adds up in as many parts as it has threads; here a thread with one seals."""
     given = torch.get_num_threads()
     differs = False
     try:

@@ -31,7 +31,7 @@ def test_each_step_sees_every_item_in_order() -> None:
 
 
 def test_one_thread_takes_an_item_through_all_steps() -> None:
-    """… and with it the core whose cache it lies in."""
+    """So the item stays in the cache of one core."""
     threads: dict[int, set[int]] = {item: set() for item in range(200)}
     both = threading.Barrier(2, timeout=30)
 
@@ -49,7 +49,7 @@ def test_one_thread_takes_an_item_through_all_steps() -> None:
 
 
 def test_no_item_passes_one_that_failed() -> None:
-    """… in a step that has an order, though what comes after it met with no error of its own."""
+    """In an ordered step, later items do not pass it, though they had no error."""
     written: list[int] = []
 
     def fail_at_50(item: int, _slab: Scratch) -> None:
@@ -93,7 +93,7 @@ def test_scratch_memory_grows_and_separates_its_uses() -> None:
 
 @pytest.mark.parametrize("where", ["work", "then", "items"])
 def test_the_first_error_is_raised_and_the_threads_end(where: str) -> None:
-    """… from whichever step, and nothing that comes after it goes all the way."""
+    """From any step; no later item finishes."""
     before = threading.active_count()
     written: list[int] = []
 
@@ -126,7 +126,7 @@ def test_stopping_early_ends_the_threads() -> None:
 
 
 def test_torch_keeps_its_number_of_threads() -> None:
-    """A worker computes with one thread; whoever called still has, and hands on, their own number."""
+    """A worker computes with one thread; the caller's number does not change."""
     seen = []
     given = torch.get_num_threads()
     torch.set_num_threads(2)

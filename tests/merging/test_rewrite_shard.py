@@ -64,7 +64,7 @@ def test_a_rewritten_shard_has_the_tensors_that_the_plan_makes_one_by_one(plan: 
 
 
 def test_few_weights_are_in_memory_at_once(plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """… of many: what leaves keeps up with what is read."""
+    """Writing keeps up with reading."""
     begun: list[weakref.ref[Nf4Weight]] = []
     most = 0
 
@@ -83,7 +83,7 @@ def test_few_weights_are_in_memory_at_once(plan: MergePlan, tmp_path: Path, monk
 
 
 def test_a_file_that_ends_inside_a_weight_is_an_error(plan: MergePlan, tmp_path: Path) -> None:
-    """… since the headers were read: said, and nobody waits for rows that will not come."""
+    """The file was cut after its headers were read; no thread waits for its missing rows."""
     (file,) = plan.base.shards.files
     last = max(plan.base.shards.entries.values(), key=lambda entry: entry.offset_bytes)
     weight = next(

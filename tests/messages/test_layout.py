@@ -80,7 +80,7 @@ def test_columns_are_aligned_in_every_language() -> None:
 
 
 def test_a_table_that_is_too_wide_is_folded_row_by_row() -> None:
-    """Each number beside the head that it stands under, as many on a line as there is room for."""
+    """Each number is beside its column's head, with as many per line as fit."""
     assert table(HEADS, ROWS, 39) == [
         "",
         "f16\n  平均 KL 1.21e-07\n  パープレキシティ 4.910",
@@ -96,7 +96,7 @@ def test_a_text_keeps_its_own_indent_where_it_is_folded() -> None:
 
 
 def test_only_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a file nor NO_COLOR gets one; what makes a name printable leaves ours alone, and no other sequence."""
+    """Neither a file nor NO_COLOR gets one; `printable` keeps the colour marks and escapes every other sequence."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert paint("ok", "good") == "ok"
     terminal = io.StringIO()

@@ -61,7 +61,7 @@ def test_every_language_has_the_same_messages_with_the_same_placeholders() -> No
 
 
 def test_every_message_of_the_japanese_catalogue_is_japanese() -> None:
-    """Wherever the English has words of its own beside the places."""
+    """Wherever the English message has words beside its placeholders."""
     for key, entry in entries("ja").items():
         english = entries("en")[key]
         pairs = zip(entry.values(), english.values(), strict=True) if isinstance(entry, dict) else [(entry, english)]

@@ -125,7 +125,7 @@ def test_an_error_is_in_one_language(make: Make, tmp_path: Path, monkeypatch: py
     assert english_in(texts["ja"]) == [], texts["ja"]
 
 
-def test_what_is_wrong_with_a_value_is_said_in_our_words() -> None:
+def test_an_invalid_value_is_described_by_the_catalogue() -> None:
     """Key, value and what it must be; the control is pydantic's own sentence, which is written for programmers."""
     from pydantic import ValidationError
 

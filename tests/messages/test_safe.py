@@ -65,7 +65,7 @@ def test_a_windows_line_end_is_one_line_end() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
 @pytest.mark.parametrize("name", [*COMMANDS, "my run", "-x", "日本 語", "plain"])
 def test_a_pasted_command_runs_no_command_hidden_in_a_name(tmp_path: Path, name: str) -> None:
-    """The control is the way it was: in double quotes the shell runs what stands in the name."""
+    """The control: in double quotes, the shell would run it."""
 
     def paste(command: str) -> str:
         return subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout
@@ -141,7 +141,7 @@ def test_an_address_without_a_password_and_ordinary_words_are_shown(monkeypatch:
         ("", False),
     ],
 )
-def test_an_address_that_no_library_takes_apart_is_named_by_its_variable(
+def test_an_address_that_cannot_be_parsed_is_named_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, address: str, malformed: bool
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)

@@ -115,7 +115,7 @@ ENDLESS = [r"(\w+\w+)+!", "(a|a|[a-z_.0-9]+)*$!", "(.*)*x" * 5, "([a-z]+)*[a-z]+
 
 
 @pytest.mark.parametrize("pattern", ENDLESS)
-def test_no_pattern_keeps_the_reading_from_ending(tmp_path: Path, pattern: str) -> None:
+def test_a_hostile_pattern_is_matched_in_linear_time(tmp_path: Path, pattern: str) -> None:
     """RE2's time is linear in the name's length; Python's engine would take 2^n steps for these."""
     module = f"model.layers.0.{'a' * 4000}.o_proj"
     weights = {f"base_model.model.{module}.lora_{name[-8]}.weight": tensor for name, tensor in tensors().items()}

@@ -107,7 +107,7 @@ def test_an_adapter_beside_the_model_is_refused(copy: Path) -> None:
 
 
 def test_missing_files_while_offline_are_an_error_that_says_so(tmp_path: Path) -> None:
-    """In a process of its own, since the hub's library reads HF_HUB_OFFLINE once: exit 3, what to do, no traceback."""
+    """In a separate process, because the Hub's library reads HF_HUB_OFFLINE once: exit 3, a fix, no traceback."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "AEGIS_CACHE_DIR": str(tmp_path)}
     code = (
         "from aegis.errors import EnvironmentFault\n"

@@ -48,7 +48,7 @@ def test_without_a_usable_template_the_base_writes_documents(tokenizer: Any, mon
 
 
 def test_a_question_is_followed_by_the_template_and_an_answer(model: Any, tokenizer: Any) -> None:
-    """Wherever the base ends its question, `<|end|><|assistant|>` stands next; its own next end is the text's."""
+    """Where the base ends its question, `<|end|><|assistant|>` follows; its next end token ends the text."""
     chat = openings(tokenizer)[0]
     ends, (end, assistant) = end_tokens(model, tokenizer), chat.follow
     found = [(text.tolist(), ended) for text, ended in draw(model, tokenizer, chat, rows=16, length=80)]
@@ -103,7 +103,7 @@ def test_writing_goes_on_until_the_windows_are_full(model: Any, tokenizer: Any) 
 
 
 def test_a_base_that_writes_nothing_is_given_up(tokenizer: Any) -> None:
-    """It ends every text at once: there is no text, and no endless loop either."""
+    """It ends every text at once: there is no text, and no endless loop."""
 
     class Mute:
         device, dtype = CPU, torch.float32
@@ -133,7 +133,7 @@ def test_a_loop_is_cut_after_its_first_repetition() -> None:
 
 
 def test_a_refrain_is_not_cut_as_a_loop() -> None:
-    """Twice the same line, or a word in a row, is how people write."""
+    """People do repeat a line or a word."""
     rng = np.random.default_rng(0)
     line = rng.integers(0, 1000, 40).astype(np.int32)
     for text in (np.concatenate([line, line]), np.concatenate([line, np.full(6, 3, np.int32), line[:20]])):

@@ -19,7 +19,7 @@ def test_proven_families_are_accepted(model_type: str) -> None:
 
 
 def test_a_known_family_with_code_beside_it_is_accepted() -> None:
-    """Phi-3.5 and Borea ship it; the native class is used and the code never looked at."""
+    """Phi-3.5 and Borea have code; the native class is used and the code is never read."""
     check_family(PHI | {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}})
 
 

@@ -50,7 +50,7 @@ def test_files_of_the_safetensors_library_are_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("slab_bytes", [1, 22, 100, 1 << 20])
 def test_slabs_cover_every_row_once(folder: Path, slab_bytes: int) -> None:
-    """Pieces of any size, put together, are the tensor; each but the last is within the size, or one row."""
+    """Pieces of any size join into the tensor; each but the last is within the size, or one row."""
     for name, entry in ShardSet.open(folder).entries.items():
         slabs = list(entry.slabs(slab_bytes))
         pieces = [entry.read(start, stop) for start, stop in slabs]

@@ -1,4 +1,4 @@
-"""A tokenizer may stretch a text as the known ones do, and no further."""
+"""Tests that a tokenizer may lengthen a text as known ones do, and no further."""
 
 from __future__ import annotations
 
@@ -58,13 +58,15 @@ def write(folder: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", HONEST)
-def test_what_known_tokenizers_do_is_taken(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_the_normalizers_of_known_tokenizers_are_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, changes)
     refuse_growth(tmp_path)
 
 
 @pytest.mark.parametrize("changes", HOSTILE)
-def test_what_stretches_a_text_beyond_them_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tokenizer_that_lengthens_a_text_more_than_known_ones_is_refused(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     write(tmp_path, changes)
     with pytest.raises(UnsupportedModelError) as refused:
         refuse_growth(tmp_path)
@@ -89,14 +91,14 @@ def test_a_token_longer_than_any_known_one_is_refused(changes: dict[str, Any], t
 @pytest.mark.parametrize(
     "text", ["", "[", "[" * 10_000, "null", "[]", '{"normalizer": 3, "model": [], "added_tokens": {}}']
 )
-def test_what_cannot_be_read_is_left_to_the_library(text: str, tmp_path: Path) -> None:
+def test_an_unreadable_tokenizer_is_left_to_the_library(text: str, tmp_path: Path) -> None:
     refuse_growth(tmp_path)
     (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
     refuse_growth(tmp_path)
 
 
 def test_a_base_is_refused_before_its_tokenizer_is_loaded(quick_base: Path, tmp_path: Path) -> None:
-    """The control: as it is, it is loaded."""
+    """The control: unchanged, it is loaded."""
     folder = tmp_path / "base"
     shutil.copytree(quick_base, folder)
     load_tokenizer(folder)

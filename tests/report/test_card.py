@@ -103,7 +103,7 @@ def test_a_failed_verification_is_not_hidden() -> None:
 
 
 def test_a_card_can_be_written_with_few_facts() -> None:
-    """A folder of one's own, no licence, no training: said, and still valid."""
+    """A local folder without a licence or a training: the card says so and is valid."""
     text = merged_card(Provenance(base="mine"), "mine-AEGIS", FILES, "0.1.0")
     data = ModelCard(text).data.to_dict()
     assert not {"base_model", "license", "datasets"} & set(data)
@@ -116,7 +116,7 @@ def test_a_hub_data_set_is_named() -> None:
     assert ModelCard(card(data=data)).data.datasets == ["owner/rows"]
 
 
-def test_it_shows_the_prompt_and_how_the_hubs_files_are_run() -> None:
+def test_the_card_shows_the_prompt_and_how_to_run_the_hubs_files() -> None:
     """Between fences that the prompt cannot close; a setting that is not given has no line."""
     changed = ORIGIN.model_copy(update={"settings": {"max_steps": 500, "soul_learning_rate": None, "lora_targets": []}})
     text = gguf_card(
@@ -130,8 +130,8 @@ def test_it_shows_the_prompt_and_how_the_hubs_files_are_run() -> None:
     assert "Prompt format" not in card()
 
 
-def test_sample_answers_stand_before_the_verdict() -> None:
-    """As words: what a model says is no Markdown. Without any, the card stays as it is."""
+def test_sample_answers_are_before_the_verdict() -> None:
+    """As plain text: a model's answer is not Markdown. Without any, the card is unchanged."""
     text = with_answers(with_verdict(card(), REPORT), ["Who?"], [("base", ["A *dog*"]), ("this model", ["I\nam <b>"])])
     assert "> **Who?**  \n> base: A \\*dog\\*  \n> this model: I am \\<b\\>  " in text
     assert text.index("## Sample answers") < text.index("## Verified")

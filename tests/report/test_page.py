@@ -101,7 +101,7 @@ def test_the_browser_notices_requests_and_scripts(browser: Browser, tmp_path: Pa
 
 
 def test_the_page_of_an_empty_run_says_what_is_missing(tmp_path: Path) -> None:
-    """An empty run's page still renders, and says what is missing."""
+    """The page can still be rendered, and names the missing parts."""
     empty = page(tmp_path, "x", questions=[], voices=[], no_samples="no chats", commands=[], versions={}, settings={})
     text = render(empty, "en")
     assert "no chats" in text

@@ -42,7 +42,7 @@ def test_a_written_manifest_is_read_back(published: Path) -> None:
 
 
 def test_the_identity_depends_on_settings_and_inputs() -> None:
-    """Order of keys and facts found on the way change nothing; a setting, an input or the stage does."""
+    """Key order and recorded facts do not change it; a setting, an input or the stage does."""
     turned = Manifest("merge", {"seed": 1, "dtype": "float16"}, {"soul": "bb", "base": "aa"}, {"other": 1})
     assert turned.identity == ASKED.identity
     for change in ({"stage": "train"}, {"config": {"dtype": "float16", "seed": 2}}, {"inputs": {"base": "aa"}}):
@@ -51,7 +51,7 @@ def test_the_identity_depends_on_settings_and_inputs() -> None:
 
 
 def test_the_identity_is_the_same_after_reading(published: Path) -> None:
-    """Tuples become lists and keys strings on the way; the hash must not notice."""
+    """JSON turns tuples into lists and keys into strings; the hash does not depend on that."""
     asked = replace(ASKED, config={"quant": ["Q4_K_M"], "name": "日本", "rate": 2e-4})
     with publishing(published, asked, overwrite=True):
         pass
@@ -137,7 +137,7 @@ def test_a_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_finished_if_it_is_undamaged_and_has_the_same_identity(published: Path, reporter: Recorder) -> None:
-    """What stands is taken for done only if every byte is there and it was made like this from these."""
+    """Every byte must be there, made with these settings from these inputs."""
     assert finished(published, ASKED) is not None
     assert finished(published, replace(ASKED, config={})) is None
     assert finished(published / "nothing", ASKED) is None
@@ -148,7 +148,7 @@ def test_a_folder_is_finished_if_it_is_undamaged_and_has_the_same_identity(publi
 
 
 def test_hashing_of_large_files_has_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sealing and checking tell how far they are, to the byte; what is hashed in a moment opens no bar."""
+    """Sealing and checking report every byte; small files open no bar."""
     opened: list[tuple[str, float, list[float]]] = []
 
     class Counting(progress.SilentReporter):

@@ -21,7 +21,7 @@ class Heard(progress.SilentReporter):
 
 
 def test_every_folder_to_be_removed_is_named_with_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to a handful, then their number; nothing is said where nothing stands."""
+    """A few files are named, of more only the number; without any, nothing is printed."""
     heard = Heard()
     monkeypatch.setattr(progress, "_reporter", heard)
     run = Run(tmp_path / "run")

@@ -47,7 +47,7 @@ def test_a_failed_block_leaves_no_file(tmp_path: Path, error: type[BaseException
 
 
 def test_a_failed_block_keeps_the_old_output(tmp_path: Path) -> None:
-    """While the new one is filled, and after it failed, the old one stands, manifest and all."""
+    """While the new output is written, and after a failure, the old one is there with its manifest."""
 
     def fail(_staging: Path) -> None:
         assert (tmp_path / "out" / "file").read_text() == "old"
@@ -187,7 +187,7 @@ def test_recorded_hashes_are_those_of_the_written_files(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux limits")
 @pytest.mark.parametrize("writer", ["python", "safetensors"])
 def test_a_full_disk_is_an_environment_fault(tmp_path: Path, writer: str) -> None:
-    """Seen by Python as errno, by safetensors as text in an error of its own; the old directory stays."""
+    """Python raises it with an errno, safetensors as text of another error; the old directory stays."""
     import resource
 
     def write(staging: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_busy_directory_is_tried_again_on_windows(tmp_path: Path, monkeypatch:
 
 
 def test_a_discarded_directory_frees_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while its files go: nothing stands under the name, and the next sweep takes the rest."""
+    """If the removal is killed, nothing is under the name, and the next sweep removes the rest."""
     publish(tmp_path / "old", "x")
     publish(tmp_path / "kept", "x")
     with monkeypatch.context() as patch:

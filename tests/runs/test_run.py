@@ -72,7 +72,7 @@ def test_a_run_that_wrote_a_file_keeps_its_directory(tmp_path: Path) -> None:
 
 
 def test_a_run_deleted_while_it_is_locked_is_no_error(tmp_path: Path) -> None:
-    """Nothing to tidy up any more is not an error of its own."""
+    """There is nothing to remove then."""
     import shutil
 
     run = Run(tmp_path / "run")
@@ -117,8 +117,8 @@ LOST = {
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets no held file go")
 @pytest.mark.parametrize("how", LOST)
-def test_a_run_that_is_lost_gets_nothing_more_from_who_held_it(tmp_path: Path, how: str) -> None:
-    """Published before, refused after; what another has put there by then stays, and can be locked by it."""
+def test_a_process_that_has_lost_a_run_writes_nothing_more_to_it(tmp_path: Path, how: str) -> None:
+    """Earlier files stay, later ones are refused; another process's files stay, and it can hold the lock."""
     run, manifest = Run(tmp_path / "run"), Manifest("train", {}, {}, {})
     with pytest.raises(LockedError) as lost, run.lock():  # noqa: PT012 (what comes before it is the control)
         with publishing(run.checkpoints / "step_000001", manifest) as staging:
@@ -141,7 +141,7 @@ def test_a_run_that_is_lost_gets_nothing_more_from_who_held_it(tmp_path: Path, h
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets no held file go")
-def test_a_run_that_is_lost_while_a_checkpoint_is_written_does_not_get_it(tmp_path: Path) -> None:
+def test_a_run_that_is_lost_during_a_checkpoint_does_not_get_the_checkpoint(tmp_path: Path) -> None:
     run, manifest = Run(tmp_path / "run"), Manifest("train", {}, {}, {})
     with pytest.raises(LockedError) as lost, run.lock(), publishing(run.checkpoints / "step_000001", manifest):
         LOST["replaced"](run.root)

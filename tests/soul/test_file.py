@@ -68,7 +68,7 @@ def test_only_rotations_are_saved_or_loaded(tmp_path: Path, how: str, message: s
 
 
 def test_a_reflection_must_be_recorded_as_one(tmp_path: Path) -> None:
-    """Said, it comes back as it is; a rotation under that flag, or a flag of another value, is refused."""
+    """Recorded, it is loaded unchanged; a rotation with that flag, or another value of it, is refused."""
     path = tmp_path / "soul.safetensors"
     good = SoulRecord(so.random_rotation(1, 32, torch.Generator().manual_seed(4)), 1.5, 100, "", True)
     mirrored = SoulRecord(spoiled(good.rotation, "reflected"), 1.5, 100, "", True, reflection=True)

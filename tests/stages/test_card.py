@@ -95,7 +95,7 @@ def test_licence_and_metadata_of_the_base_reach_the_gguf(
 def test_the_licence_of_a_base_is_read_from_its_card(
     tmp_path: Path, files: dict[str, str], hub_id: str | None, found: dict[str, Any]
 ) -> None:
-    """Well-formed statements only; whatever else stands in a stranger's card breaks nothing."""
+    """Only well-formed values are read; other content of an untrusted card does no harm."""
     for name, text in files.items():
         (tmp_path / name.replace("_", ".")).write_text(text, encoding="utf-8")
     assert card_metadata(tmp_path, hub_id) == found

@@ -81,7 +81,7 @@ def test_every_requested_file_is_exported(exported: export.ExportReport) -> None
 
 
 def test_the_announced_disk_space_is_enough_and_close(exported: export.ExportReport, quick_base: Path) -> None:
-    """All files stand at once at the end; a K-quant is counted as the largest of its kind."""
+    """All files exist at the end; a K-quant counts as the largest of its kind."""
     said = export.disk_needed(quick_base, ShardSet.open(quick_base), ["Q4_K_M", "Q8_0"])
     stood = sum(file.stat().st_size for file in exported.files)
     assert stood <= said < 2 * stood + (8 << 20)
@@ -183,7 +183,7 @@ def test_the_head_can_have_its_own_type(quick_base: Path, tmp_path: Path, conver
 def test_existing_output_is_kept_until_the_new_one_is_complete(
     quick_base: Path, tmp_path: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused without overwrite; with it, a quantizer that fails half way leaves the old; then the new replaces it."""
+    """Refused without overwrite; with it, a failed quantizer leaves the old output, else the new one replaces it."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
@@ -205,7 +205,7 @@ def test_existing_output_is_kept_until_the_new_one_is_complete(
 
 
 def test_a_finished_export_is_kept(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:
-    """With reuse: the same asked of the same folder does nothing; another type, or a damaged file, is made anew."""
+    """With reuse, the same request does nothing; another type or a damaged file makes a new export."""
     again = {"overwrite": True, "reuse": True}
     first = export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again)
     assert export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again) == first
@@ -309,7 +309,7 @@ def test_a_gguf_that_llama_cpp_cannot_load_is_never_published(
 
 
 def test_a_separate_head_is_exported_though_the_config_is_tied(make_random: MakeRandom, tmp_path: Path) -> None:
-    """A head of its own under a config that says tied: it is in the file, and not the embeddings in its place."""
+    """The GGUF has the separate head, and not the embeddings instead."""
     model = make_random("llama")
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))

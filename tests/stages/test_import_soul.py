@@ -50,7 +50,7 @@ def a_seed(determinant: int, width: int = 32) -> int:
 
 @pytest.mark.parametrize("determinant", [1, -1])
 def test_the_imported_rotation_is_the_trained_one(tmp_path: Path, determinant: int) -> None:
-    """Rebuilt without torch's module, equal to what the module gives; a reflection says so in the file."""
+    """It is rebuilt without torch's module and equals the module's; a reflection is recorded as one."""
     rotation = original(a_seed(determinant))
     report = import_soul(saved(tmp_path / "soul.pt", rotation), tmp_path / "new" / "soul.safetensors")
     soul = load_soul(tmp_path / "new" / "soul.safetensors")

@@ -61,7 +61,7 @@ def test_every_setting_is_described() -> None:
 
 
 def test_the_comments_are_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing else is: what is left without them is the same file."""
+    """Without its comments, the file is the same in both languages."""
     files = {}
     for spoken in LANGUAGES:
         monkeypatch.setenv(VARIABLE, spoken)

@@ -179,7 +179,7 @@ def test_the_f16_gguf_agrees_with_the_live_soul(
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2"])
 def test_the_converter_drops_a_separate_gemma_head(tmp_path: Path, make_random: MakeRandom, model_type: str) -> None:
-    """The converter succeeds on a head of its own and leaves it out: the reason that is given is the true one."""
+    """The converter succeeds and leaves the separate head out, as the reason says."""
     assert "drops its lm_head.weight" in phrase(REFUSED[model_type])
     model = make_random(model_type, tie_word_embeddings=False, head_dim=64)
     convert(model, tmp_path / "f16.gguf", model_name="tiny")

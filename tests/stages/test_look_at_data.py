@@ -29,7 +29,7 @@ def config(quick_base: Path, tmp_path: Path, cache: Path) -> TrainConfig:
     return small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
 
 
-def test_what_is_marked_is_what_training_learns(config: TrainConfig, cache: Path) -> None:
+def test_the_marked_text_is_what_training_trains_on(config: TrainConfig, cache: Path) -> None:
     view = look_at_data(config, 2)
     assert not cache.exists()
     first = view.rows[0]
@@ -68,7 +68,7 @@ def test_rows_that_cannot_be_used_are_named(config: TrainConfig, reporter: Recor
         load_training_set(config, load_tokenizer(Path(config.base_model)), keep=False)
 
 
-def test_a_long_row_is_cut_on_the_screen_alone(config: TrainConfig) -> None:
+def test_a_long_row_is_cut_only_on_the_screen(config: TrainConfig) -> None:
     Path(config.dataset).write_text(json.dumps({"text": "あ" * 5000}) + "\n", encoding="utf-8")
     view = look_at_data(config, 1)
     assert sum(len(text) for text, _ in view.rows[0].parts) > 5000

@@ -75,7 +75,7 @@ def test_the_merged_model_equals_the_live_one(
 
 
 def test_tied_embeddings_are_unchanged(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
-    """Untying writes a head of its own; the embeddings are the base's to the bit, and the config says untied."""
+    """Untying writes a separate head; the embeddings are the base's bit for bit, and the config is untied."""
     trained = make_trained(bases["llama-tied"])
     merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / "merged", FLOAT16)
     before = ShardSet.open(trained.base).entries["model.embed_tokens.weight"].read()
@@ -159,7 +159,7 @@ def test_a_round_trip_after_16_bit_training_is_refused(
 def test_an_adapter_without_its_training_settings_is_refused_a_round_trip(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, reporter: Recorder
 ) -> None:
-    """… is taken for one trained on NF4, with a warning."""
+    """It is assumed to be trained on NF4, with a warning."""
     trained = make_trained(bases["phi3"])
     merge(MergeInputs(str(trained.base), trained.adapter), tmp_path / "merged", DEQUANTIZED)
     assert any("does not record how its base was held" in text for text in reporter.warned)
@@ -281,7 +281,7 @@ def test_another_base_is_refused(tmp_path: Path, bases: dict[str, Path], make_tr
 def test_the_base_is_read_once_and_the_recorded_hash_is_of_the_merged_bytes(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """… untied heads, shards and round trips included: the hash taken on the way is the one of the files."""
+    """Also with untied heads, shards and round trips, the hash is that of the files."""
     monkeypatch.setattr("aegis.model.base.hash_weights", lambda _: pytest.fail("a pass over the base of its own"))
     for name, config in (("llama-tied", FLOAT16), ("llama-sharded", FLOAT16), ("phi3", DEQUANTIZED)):
         trained = make_trained(bases[name])

@@ -107,7 +107,7 @@ def test_the_embedded_base_is_planned_before_it_is_built(places: Places) -> None
 def test_a_plan_without_the_gpu_says_what_is_unknown(
     quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory can be said; whether it fits, and how fast it is, cannot."""
+    """The memory is estimated; whether it fits, and the speed, are unknown."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cuda", max_length=32)
     report = plan(config, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run)
@@ -136,7 +136,7 @@ def test_a_plan_without_the_gpu_says_what_is_unknown(
 def test_a_cap_is_used_without_the_gpu(
     quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taken for what is free: as many layers are recomputed as it takes, and what does not fit is said."""
+    """It counts as free memory: as many layers are recomputed as needed, and a misfit is reported."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def capped(gib: float | None) -> tuple[PlanReport, str]:
@@ -181,7 +181,7 @@ def test_offloaded_layers_have_a_row_and_a_legend(
 def test_the_need_is_compared_with_the_smaller_of_cap_and_memory(
     quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a GPU with 11 GiB free that is not here: its functions are stand-ins, and nothing is multiplied on it."""
+    """For a stand-in GPU with 11 GiB free, on which nothing is multiplied."""
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(plan_module, "find_device", lambda _: gpu)
     monkeypatch.setattr(plan_module, "free_bytes", lambda _: 11 * 2**30)

@@ -118,7 +118,7 @@ def test_the_gguf_is_uploaded_with_its_card(push: Push, hub: Hub, run: Run) -> N
     assert len(hub.large) == 1
 
 
-def test_a_dry_run_names_the_files_and_asks_the_hub_nothing(push: Push, hub: Hub, run: Run) -> None:
+def test_a_dry_run_names_the_files_without_a_request_to_the_hub(push: Push, hub: Hub, run: Run) -> None:
     """It refuses what the upload refuses here; nothing is made in the run."""
     before = sorted(run.root.rglob("*"))
     done = push("me/tiny", "--dry-run")

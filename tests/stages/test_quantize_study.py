@@ -101,7 +101,7 @@ def test_fewer_bits_have_a_larger_divergence_from_f16(whole: StudyReport) -> Non
 
 
 def test_every_combination_has_its_own_file(whole: StudyReport) -> None:
-    """The matrix changes the bytes of a K-quant; what it cannot change is said to be the same."""
+    """The matrix changes the bytes of a K-quant; a file that it cannot change is reported as the same."""
     measured = rows(whole)
     assert len(measured) == whole.made == 10
     assert len({row.sha256 for (quant, _), row in measured.items() if quant in ("Q2_K", "Q4_K_M")}) == 6

@@ -71,7 +71,7 @@ def test_the_page_of_a_complete_run_has_every_section(run: Run, finished: Run) -
 def test_an_unchanged_report_is_kept_and_a_changed_one_is_written_again(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `reuse`, nobody is asked twice of the same run; a changed part, or another question, asks again."""
+    """With `reuse`, models answer once per run; a changed part, or another question, asks them again."""
     asked: list[list[str]] = []
     monkeypatch.setattr(ask, "ask", lambda _run, questions, _limits: asked.append(list(questions)) or [])
     first = report(run, SHORT, reuse=True).read_bytes()
@@ -87,7 +87,7 @@ def test_an_unchanged_report_is_kept_and_a_changed_one_is_written_again(
 
 
 def test_the_page_of_a_run_that_is_only_trained_says_what_is_missing(run: Run) -> None:
-    """No merged model, no GGUF, no verdict, no pictures, no metrics: each is said to be missing."""
+    """No merged model, no GGUF, no verdict, no pictures, no metrics: each is named as missing."""
     for directory in (run.merged, run.gguf, run.verify, run.pictures):
         shutil.rmtree(directory)
     run.metrics.unlink()
@@ -113,7 +113,7 @@ def test_the_page_names_a_damaged_part(run: Run, part: str, damage: str) -> None
 
 
 def test_invalid_values_in_a_manifest_do_not_break_the_page(run: Run) -> None:
-    """A manifest that parses and says other things than ours do."""
+    """The manifests can be parsed, and have values of wrong types."""
     for part in ("merged", "gguf", "adapter"):
         path = run.root / part / "manifest.json"
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def test_invalid_values_in_a_manifest_do_not_break_the_page(run: Run) -> None:
 
 
 def test_missing_or_changed_data_is_reported_on_the_page(run: Run, finished: Run) -> None:
-    """Its held-out questions cannot be known: that is said, and given ones are asked all the same."""
+    """Held-out questions are then unknown, which the page says; given ones are still asked."""
     data = finished.root.parent / "data.jsonl"
     kept = data.read_bytes()
     try:

@@ -403,7 +403,7 @@ def test_resuming_under_other_versions_is_reported(
 def test_settings_outside_the_hash_are_kept_on_resumption(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--resume alone goes on with the same logging and the same number of checkpoints to keep."""
+    """--resume alone continues with the same logging and the same number of checkpoints to keep."""
     run = Run(tmp_path / "run")
     kept = config.model_copy(update={"keep_checkpoints": 7})
     train_until_killed(monkeypatch, 3, kept, run)
@@ -413,7 +413,7 @@ def test_settings_outside_the_hash_are_kept_on_resumption(
 def test_the_cap_on_the_gpus_memory_may_change(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that others need the card of goes on under a lower one, and a finished one is the same run."""
+    """A run can be resumed with a lower cap, and a finished run counts as the same."""
     run = Run(tmp_path / "run")
     train_until_killed(monkeypatch, 3, config, run)
     lower = config.model_copy(update={"gpu_memory_gib": 3.0})
@@ -425,7 +425,7 @@ def test_the_cap_on_the_gpus_memory_may_change(
 def test_a_full_gpu_names_the_settings_to_lower(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, step: int, saved: list[str]
 ) -> None:
-    """The allocator's error in a step: exit 3, three settings, no half checkpoint, and with room it goes on.
+    """The allocator's error in a step: exit 3, three settings, no partial checkpoint, and with more memory it resumes.
 
     The first step is as large as any: every window is padded to one length, so no longer batch comes later.
     """
@@ -464,8 +464,8 @@ def test_a_step_that_does_not_divide_is_refused(
         resume_config(run)
 
 
-def test_epochs_are_steps_in_the_record_too(tmp_path: Path, config: TrainConfig, reporter: Recorder) -> None:
-    """So the same command goes on, and other epochs are other settings."""
+def test_epochs_are_recorded_as_steps(tmp_path: Path, config: TrainConfig, reporter: Recorder) -> None:
+    """So the same command resumes, and other epochs are other settings."""
     run, config = Run(tmp_path / "run"), config.model_copy(update={"epochs": 1.5, "keep_weight": 0})
     report = train(config, run)
     windows = read_manifest(run.adapter).facts["data"]["windows"]
@@ -517,7 +517,7 @@ def test_the_best_checkpoint_needs_held_out_rows(tmp_path: Path, config: TrainCo
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_learning_rate_warms_up_and_without_it_nothing_changes(schedule: str) -> None:
+def test_the_learning_rate_warms_up_only_if_configured(schedule: str) -> None:
     plain = rate_factor(TrainConfig.model_validate({"max_steps": 100, "lr_schedule": schedule}))
     before: dict[str, Any] = {
         "constant": lambda step: 1.0,

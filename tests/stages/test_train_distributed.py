@@ -252,7 +252,7 @@ def test_a_signal_to_one_ends_both_after_the_same_step(place: Place, tmp_path: P
 
 
 def test_a_nan_loss_in_one_process_ends_both(place: Place, tmp_path: Path) -> None:
-    """A loss that is NaN in one process only: exit 6 in both, told once, the checkpoint as it was."""
+    """Exit 6 in both, one message, and the checkpoint unchanged."""
     run = Run(tmp_path / "run")
     ended = place.launched(run, event=NAN)
     assert ended.code != 0

@@ -67,7 +67,7 @@ def test_a_run_has_its_kept_text_and_the_held_out_windows(tmp_path: Path, config
 def test_other_kept_text_is_refused_with_the_difference(
     tmp_path: Path, config: TrainConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training that was killed goes on with the text it began with, from the run if the cache has gone."""
+    """A killed training resumes with its first kept text, from the run if the cache is gone."""
     run = Run(tmp_path / "run")
     launch = step_module.Stepper.launch
 

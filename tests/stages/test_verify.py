@@ -358,7 +358,7 @@ def flipped(path_of: Callable[[Run], Path]) -> Callable[[Run], None]:
 
 
 def overwrite(run: Run, pattern: str, tensor: str, content: Callable[[int], bytes]) -> None:
-    """Write `content`, of a tensor's type, over the beginning of that tensor, and reseal."""
+    """Write `content` of a tensor's size over the tensor's beginning, and reseal."""
     path = next(run.gguf.glob(pattern))
     with GgufFile(path) as gguf:
         info = gguf.tensors[tensor]
@@ -455,7 +455,7 @@ def test_an_unfinished_run_is_an_error_with_the_next_command(run: Run) -> None:
 
 
 def test_the_users_own_text_can_be_verified_on(run: Run, tmp_path: Path) -> None:
-    """A text of one's own is used; one too short to say anything is refused."""
+    """The given text is used; one that is too short is refused."""
     path = tmp_path / "text.txt"
     path.write_text("短い。", encoding="utf-8")
     with pytest.raises(DataError, match="too short"):

@@ -73,7 +73,7 @@ def sealed(folder: Path, stage: str) -> Path:
 
 
 def test_undamaged_parts_pass(gguf: Path, stray: Path, adapter: Path, merged: Path) -> None:
-    """Each kind is known for what it is, and nothing is held against it."""
+    """Each kind of part is recognized, and no problem is found."""
     for path, kind in (
         (gguf, "gguf_folder"),
         (next(gguf.glob("*-Q4_K_M.gguf")), "gguf"),
@@ -160,7 +160,7 @@ def test_damaged_adapters_are_reported(adapter: Path, defect: str) -> None:
 
 
 def test_a_reflection_is_accepted_only_in_an_imported_soul(adapter: Path) -> None:
-    """One that says so passes beside an adapter without a manifest, and not in a folder that we published."""
+    """A recorded one passes beside an adapter without a manifest, and not in a published folder."""
     soul = load_soul(adapter / SOUL_FILE)
     soul.rotation[:, :, 0] *= -1
     mirrored = SoulRecord(soul.rotation, soul.alpha, soul.step, "", soul.counter_scale, reflection=True)
@@ -215,7 +215,7 @@ def test_one_flipped_bit_is_found_by_the_hash(merged: Path) -> None:
 def test_a_stock_tied_gguf_is_reported_as_having_no_soul(
     make_random: MakeRandom, tmp_path: Path, knowing_tree: Path
 ) -> None:
-    """From elsewhere, sound in itself: what is missing is said."""
+    """A sound file from elsewhere: the missing head is reported."""
     model = make_random("qwen2", pre="qwen2", tie_word_embeddings=True)
     report = export_gguf(model, tmp_path / "out", ExportConfig(quant=("F16",), llama_cpp_dir=knowing_tree))
     (told,) = failures(verify_file(report.files[0]))

@@ -55,7 +55,7 @@ def test_an_environment_without_the_converter_is_not_ready(environment: Environm
 
 
 def test_an_environment_that_was_moved_is_not_ready(environment: Environment, tmp_path: Path) -> None:
-    """A moved checkout's scripts name the old folder: it is set up anew."""
+    """The scripts of a moved checkout name the old folder, so it is set up again."""
     moved = tmp_path.with_name(tmp_path.name + "-moved")
     tmp_path.rename(moved)
     assert not Environment(moved).is_ready()

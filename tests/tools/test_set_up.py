@@ -113,7 +113,7 @@ def test_the_tests_packages_come_with_the_test_command_and_stay(checkout: Checko
 
 
 def test_a_wheel_with_another_hash_is_refused(checkout: Checkout) -> None:
-    """Then llama.cpp would be compiled; without a compiler that is exit 3, with the way to get one."""
+    """Then llama.cpp would be compiled; without a compiler that is exit 3 with the command that installs one."""
     place, _, _ = checkout.environment["AEGIS_LLAMA_WHEEL"].partition("#")
     checkout.extra["AEGIS_LLAMA_WHEEL"] = f"{place}#sha256={'0' * 64}"
     code, out = checkout.start("setup")

@@ -68,7 +68,7 @@ def test_a_build_without_cuda_is_known(tmp_path: Path, text: str | None, cpu: bo
 
 
 def test_another_build_has_the_same_version_and_no_hashes(tools: Path) -> None:
-    """So do all packages that come with the public build alone; every other line stays as it is."""
+    """So do all packages that only the public build needs; every other line is unchanged."""
     text = (tools / "constraints.txt").read_text(encoding="utf-8")
     before, after = torch_build.blocks(text), torch_build.blocks(torch_build.without_build(text))
     changed = set(before) - set(after)

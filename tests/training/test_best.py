@@ -18,7 +18,7 @@ from tests.conftest import Recorder
         ([2.0, 2.1, 2.2, 1.9, 2.0, 2.1], 2),
     ],
 )
-def test_a_loss_that_has_turned_is_said(losses: list[float], warned: int, reporter: Recorder) -> None:
+def test_a_risen_held_out_loss_is_reported(losses: list[float], warned: int, reporter: Recorder) -> None:
     watch = HeldoutWatch()
     for step, loss in enumerate(losses, 1):
         watch.add(100 * step, loss)

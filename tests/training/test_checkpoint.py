@@ -78,7 +78,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
 
 
 def test_alpha_has_no_moments_before_it_is_learned(tmp_path: Path, make_state: MakeState) -> None:
-    """then-learned, saved while the schedule still moves alpha: it goes on, and alpha gets its moments later."""
+    """then-learned, saved while the schedule still moves alpha: it resumes, and alpha gets its moments later."""
     config = CONFIG.model_copy(update={"alpha": "then-learned"})
     state = make_state(config)
     steps(state, config, 0, 2)
@@ -133,7 +133,7 @@ def test_incomplete_files_are_refused(saved: Path, make_state: MakeState, name: 
 def test_other_tensors_are_refused_and_nothing_is_touched(
     saved: Path, make_state: MakeState, file: str, change: str
 ) -> None:
-    """One tensor too few, too many, or of another shape, in either file: named, before anything is loaded."""
+    """One tensor too few, too many, or of another shape, in either file, is named before any is loaded."""
     tensors = load_file(saved / file)
     name = next(name for name in sorted(tensors) if "lora_B" in name)
     if change == "lost":
@@ -160,7 +160,7 @@ def test_another_set_up_is_refused(saved: Path, make_state: MakeState) -> None:
 
 
 def test_the_checkpoints_with_the_highest_steps_stay(tmp_path: Path, make_state: MakeState) -> None:
-    """A clock set back does not matter, nor does a step beyond six digits; what is no checkpoint is left alone."""
+    """The clock does not matter, nor a step beyond six digits; another folder is left alone."""
     state = make_state(CONFIG)
     for name in ("step_notes", "step_12", "other"):
         (tmp_path / name).mkdir()
@@ -195,7 +195,7 @@ def test_the_newest_undamaged_checkpoint_is_found(tmp_path: Path, make_state: Ma
 
 
 def test_rows_of_metrics_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
-    """Rows after it, a row torn by a crash and rows that are none go; the rest stays as it was, to the letter."""
+    """Later rows, a row cut by a crash and invalid rows are removed; the others are unchanged."""
     path = tmp_path / "metrics.jsonl"
     kept = '{"step": 1, "loss": 3.5, "phase": "安定"}\n{"loss": 2, "step": 2}\n'
     path.write_text(kept + '{"step": 3}\n[]\n\n{"step": "x"}\n{"step": 2, "lo', encoding="utf-8")

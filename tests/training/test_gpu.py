@@ -137,7 +137,7 @@ def make(base: Path) -> Iterator[Make]:
 
 
 def batch(state: TrainState, seed: int, cuts: tuple[int, ...] = (40, 170)) -> MicroBatch:
-    """One window of three documents, the middle one longer than the original context; every second label trained."""
+    """Return one window of three documents, the second longer than the original context; half the labels count."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, VOCABULARY, (1, LENGTH))
     labels = np.where(np.arange(LENGTH) % 2 == 0, ids, IGNORED)
@@ -211,7 +211,7 @@ def test_every_execution_option_gives_the_plain_losses_and_gradients(
     "way", ["captured", "captured, offloaded", "compiled", "all", "all, recomputed", "all, parked"]
 )
 def test_every_execution_option_gives_the_plain_keep_loss(make: Make, way: str) -> None:
-    """Divergence and gradients, with a recorded piece of their own; a step without kept text misses."""
+    """Divergence and gradients, also with a recorded step; a step without kept text differs."""
     if WAYS[way].compiled and find_spec("triton") is None:
         pytest.skip("needs triton")
     # heavy enough that kept text moves the gradients by more than another way of computing them does
@@ -257,9 +257,9 @@ def test_a_compiled_layer_keeps_the_counted_bytes(make: Make) -> None:
 
 
 def test_offloaded_layers_have_left_when_the_forward_pass_ends(make: Make) -> None:
-    """Two layers less are on the GPU, within 5 % of what is counted for them.
+    """The GPU has two layers less, within 5 % of the counted bytes.
 
-    The first one's input, which is the batch's, stays.
+    The first layer's input, which is the batch's, stays.
     """
     kept, one = layers_keep(make(WAYS["compiled"]), LAYERS), layer_bytes(make)
     given = LENGTH * 256 * 2

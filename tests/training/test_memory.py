@@ -43,7 +43,7 @@ def test_the_parts_of_the_memory_are_the_bytes_of_their_tensors(make_state: Make
 
 
 def test_tensors_in_host_memory_do_not_count_as_gpu_memory(make_state: MakeState) -> None:
-    """Of a GPU that is not here: what is nowhere stands for what is there."""
+    """For a stand-in GPU: the meta device stands for its memory."""
     model = make_state(CONFIG).model
     whole, embeddings = footprint(model), model.get_base_model().get_input_embeddings()
     embeddings.to("meta")

@@ -29,7 +29,7 @@ def test_cuda_graphs_that_are_set_on_but_impossible_are_reported(
 
 
 def test_processes_share_the_cores_while_each_quantizes_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun leaves each of them one thread, and has it back afterwards; whoever was given more keeps them."""
+    """torchrun gives each one thread, which is restored afterwards; a larger number is kept."""
     before = torch.get_num_threads()
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -52,7 +52,7 @@ def test_a_cap_without_a_gpu_is_reported(make_random: MakeRandom, reporter: Any,
 
 
 def test_the_cap_holds_before_the_base_is_loaded(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And until the training is over. Where there is no GPU, the order is all that can be looked at."""
+    """And until the training ends. Without a GPU, only the order can be checked."""
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", gpu_memory_gib=2.5)
     events: list[object] = []
     load = setup.load_base
@@ -86,7 +86,7 @@ def raiser(error: Exception) -> Any:
 def test_the_error_of_a_full_gpu_names_the_cap(
     make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch, cap: float | None, loading: bool
 ) -> None:
-    """In a step, and where the base itself does not fit. Of a GPU that is not here the cap is a stand-in."""
+    """In a step, and if the base itself does not fit; the cap is a stand-in's."""
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu")
     monkeypatch.setattr(setup.allocator, "capped", lambda *_: nullcontext(cap))
     base = find_base(config.base_model)

@@ -128,7 +128,7 @@ def test_loss_scaling_does_not_change_a_step(make_state: MakeState) -> None:
 
 
 def test_an_overflow_skips_the_update_and_lowers_the_scale(make_state: MakeState) -> None:
-    """Nothing moves until the scale fits; each skip is told; then training goes on."""
+    """Nothing changes until the scale fits; each skip is reported; then training continues."""
     state = make_state(CONFIG, scaler=scaler(2.0**127))
     stepper, before = Stepper(state, CONFIG), values(state)
     skipped = 0
@@ -205,7 +205,7 @@ def test_a_soul_that_is_not_in_the_graph_is_an_error(make_state: MakeState) -> N
 
 @pytest.mark.parametrize("rotation", ["so8", "dense"])
 def test_an_r_that_left_so_n_is_found_in_the_same_step(make_state: MakeState, rotation: str) -> None:
-    """A hundredth longer than a rotation; what rounding leaves goes on, logged or not."""
+    """One percent longer than a rotation fails; rounding passes, logged or not."""
     state = make_state(CONFIG.model_copy(update={"rotation": rotation}))
     stepper = Stepper(state, CONFIG)
     assert stepper.take(0, [noise(0)]).orthogonality_loss < 1e-8

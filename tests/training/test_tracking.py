@@ -70,7 +70,7 @@ def test_tensorboards_events_have_the_numbers_of_the_metrics(
 def test_trackio_keeps_its_data_on_this_machine_and_prints_nothing_on_stdout(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Read back out of its own data base; no socket is opened; nothing is printed where results go."""
+    """Read back from its own database; no socket is opened."""
 
     def refused(*_: object) -> None:
         pytest.fail("a socket was opened")

@@ -78,7 +78,7 @@ def facts_of(code: str) -> set[str]:
 
 @pytest.mark.parametrize("code", TEXTS)
 def test_a_japanese_user_sees_no_english_message(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: what the package itself says. Of pip's own lines, only the bar that sets them apart is ours."""
+    """The control: the package's own texts are English. Of pip's lines, only the bar before them is this package's."""
     facts: dict[str, object] = dict.fromkeys(facts_of(code), "X")
     if "output" in facts:
         facts["output"] = "| ERROR: No matching distribution found"

@@ -108,7 +108,7 @@ def test_settings_that_merge_or_export_would_refuse_are_refused_before_training(
 def test_a_disk_too_small_for_later_stages_is_refused_before_training(
     make_random: MakeRandom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
-    """Refused where merge and export follow at once; else said. What is there already needs no room."""
+    """Refused if merge and export follow in the command, else a warning; existing files need no space."""
     base, run = Base("someone/model", make_random("llama"), None), Run(tmp_path / "run")
     free = 1000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]

@@ -93,7 +93,7 @@ def test_recordings_of_other_vocabularies_or_with_nan_are_refused(tmp_path: Path
 
 
 def test_the_directory_for_recordings_is_removed(tmp_path: Path) -> None:
-    """It stands where publishing sweeps: what a killed verification left goes with the next publication."""
+    """It is where publishing sweeps, so the next publication removes a killed verification's files."""
     place = tmp_path / "verify"
     with divergence.scratch(place) as work:
         assert work.parent == tmp_path

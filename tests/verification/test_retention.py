@@ -82,7 +82,7 @@ def test_a_bound_holds_up_to_its_own_value() -> None:
 
 
 def test_kept_windows_are_read_up_to_the_configured_tokens(tmp_path: Path) -> None:
-    """Each piece by itself and cut to the limit; without kept windows there is only the other text."""
+    """Each piece separately and cut to the limit; without kept windows there is only the other text."""
     windows = fill([np.arange(20, dtype=np.int32), np.arange(40, 60, dtype=np.int32)], 2, 20, 0)
     sample = Sample([[1, 2]], [[3, 4]], [], "heldout")
     found = Witnesses.of(tmp_path, sample, windows, 18, 12).texts

@@ -121,7 +121,7 @@ def replace_in_text(folder: Path, to: Path, *, pattern: str, content: str) -> Pa
 
 
 def test_ids_that_differ_are_known_before_the_training(quick_base: Path, tree: Path, tmp_path: Path) -> None:
-    """On the hard strings, and on the user's own rows alone; the control is the tokenizer as it is."""
+    """On the hard strings, and on the user's own rows alone; the control is the unchanged tokenizer."""
     everywhere = replace_in_text(quick_base, tmp_path / "everywhere", pattern="こ", content="そ")
     own = replace_in_text(quick_base, tmp_path / "own", pattern="xyzzy", content="plugh")
     for folder, texts, passes in (

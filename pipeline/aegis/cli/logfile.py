@@ -58,7 +58,7 @@ def show(error: BaseException) -> None:
 
 
 def show_safely() -> None:
-    """Let every library log what may be shown: some print to the terminal by handlers of their own."""
+    """Make the text of every library's log record safe, because some libraries print with their own handlers."""
     plain = logging.getLogRecordFactory()
 
     def make(*arguments: Any, **settings: Any) -> logging.LogRecord:

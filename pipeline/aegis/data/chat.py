@@ -1,8 +1,8 @@
 """Encodes records to token ids, with a mask of the tokens that are trained, in a confined process.
 
-A stranger's chat template and tokenizer see every row there, and may do with it what they like: the process is bounded
-in time and memory, inside one call into C too, and Ctrl-C reaches who waits for it. A batch is rendered and tokenized
-there in one turn, so that a row costs its text's way there and its tokens' way back.
+An untrusted chat template and tokenizer process every row there: the process is bounded in time and memory, even inside
+one call into C, and Ctrl-C ends the process that waits for it. A batch is one request, so only
+its texts and its tokens are sent.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from aegis.llama_cpp.confined import Confined, Ended, Overdue, TooLarge
 from aegis.messages import language
 
 BATCH_SECONDS = 60.0
-"""Time for a batch, beside what its text may take."""
+"""Time limit of a batch, in addition to the time for its text."""
 _BYTES_PER_SECOND = 200_000
-"""Honest tokenizers do a hundred times more."""
+"""Minimum speed; ordinary tokenizers are a hundred times faster."""
 _BATCH_BYTES = 512 << 20
 _TOKENIZER_BYTES = 4 << 30
 _COPIES = 24
-"""Each token has its places, masks and a copy of its text until the batch is done."""
+"""Each token has its positions, masks and a copy of its text until the batch is finished."""
 
 _confined = Confined("aegis.data.encoding_worker")
 
@@ -40,7 +40,7 @@ class Encoder:
     Args:
         tokenizer: a fast transformers tokenizer.
         fold_system: where the chat template has no place for a system message, put it before the first question.
-        seconds: for a batch of little text.
+        seconds: time limit of a batch with little text.
     """
 
     def __init__(self, tokenizer: Any, *, fold_system: bool = False, seconds: float = BATCH_SECONDS) -> None:
@@ -50,7 +50,7 @@ class Encoder:
         """Number of chats in which the template left a thought out."""
         self.unopened = 0
         """Number of chats with an answer without a thought, although the prompt opens one."""
-        _confined.start(BATCH_SECONDS)  # and goes on here while it loads
+        _confined.start(BATCH_SECONDS)
         self._fold_system = fold_system
         self._seconds = seconds
         self._parts = TokenizerParts.of(tokenizer).as_bytes()

@@ -13,7 +13,7 @@ from typing import Any
 
 @cache
 def has_amx() -> bool:
-    """Whether the installed llama.cpp was compiled for AMX, as it is on a machine with AMX."""
+    """Return whether the installed llama.cpp was compiled for AMX, as on a machine with AMX."""
     import llama_cpp
 
     return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()

@@ -46,7 +46,7 @@ def convert(
 
     Raises:
         UsageError: an argument is wrong.
-        IntegrityError: the folder has code of its own, which the converter would run.
+        IntegrityError: the folder has code, which the converter would run.
         ToolError: the converter failed; the error has its last lines.
         EnvironmentFault: there is no converter, no space or no permission.
     """

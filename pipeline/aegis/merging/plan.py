@@ -38,7 +38,7 @@ class MergePlan:
 
     Attributes:
         head: the source of the LM head: itself, or the embeddings if it is tied to them.
-        untied: whether the head was tied, and becomes a tensor of its own.
+        untied: whether the head was tied, and becomes a separate tensor.
         norm: the tensors of the final norm that take the soul's counter-scale, with the offset of each; if there are
             none, the head takes it.
         round_trip: the NF4 round trip of the base's weights before the merge; None merges into the original weights.

@@ -1,4 +1,4 @@
-"""Makes strangers' text safe on a terminal, and in a command that a person copies.
+"""Makes untrusted text safe on a terminal, and in a command that a person copies.
 
 Names of files, templates, a GGUF's metadata, a tool's log and a model's own output may contain anything: an escape
 sequence that changes the screen or the clipboard, or `$(...)` that a shell would run.

@@ -36,7 +36,7 @@ def without_secrets(text: str) -> str:
 
 
 def malformed_address() -> str | None:
-    """Return the variable whose address no library can take apart; its password may be why, so it is not shown."""
+    """Return the variable whose address cannot be parsed; it may have a password, so the address is not shown."""
     for name in _ADDRESSES:
         try:
             _ = urlsplit(os.environ.get(name, "")).port

@@ -196,7 +196,7 @@ def load_tokenizer(folder: Path) -> Any:
         highest = max(tokenizer.get_vocab().values(), default=0)
     except Exception as error:  # transformers passes on what its parsers raise
         raise IntegrityError("base.no_tokenizer", folder=folder, error=first_line(error)) from error
-    if highest >= VOCABULARY:  # whoever makes a list of all ids would fill the memory
+    if highest >= VOCABULARY:  # a list of all ids would fill the memory
         raise UnsupportedModelError("base.token_id", folder=folder, token=highest, most=VOCABULARY)
     return tokenizer
 

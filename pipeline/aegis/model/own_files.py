@@ -1,6 +1,6 @@
 """Refuses a model folder with a link out of it, a pipe or a device.
 
-A symbolic link in a stranger's folder may point to any file of this machine. The content of a base ends up in merged/,
+A symbolic link in an untrusted folder may point to any file of this machine. The content of a base ends up in merged/,
 in its manifest and on the Hub, so no file outside the folder is read, hashed, copied or removed.
 """
 

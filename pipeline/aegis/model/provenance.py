@@ -63,7 +63,7 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
     if path.is_file():
         try:
             found = metadata_load(path) or {}
-        except Exception as error:  # a stranger's YAML can raise anything
+        except Exception as error:  # untrusted YAML can raise anything
             progress.warn(phrase("origin.unreadable_card", path=path, name=type(error).__name__))
     kept = {name: found[name] for name in _TEXTS if isinstance(found.get(name), str)}
     languages = found.get("language")

@@ -35,7 +35,7 @@ def write_config(base: Base, folder: Path, **changes: Any) -> None:
 
 
 def copy_tokenizer(base: Base, folder: Path) -> None:
-    """Copy the tokenizer's files and generation_config.json; a chat template of its own replaces theirs.
+    """Copy the tokenizer's files and generation_config.json; a separate chat template replaces theirs.
 
     Raises:
         IntegrityError: tokenizer_config.json is not JSON.

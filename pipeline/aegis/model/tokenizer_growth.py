@@ -1,7 +1,7 @@
 """Bounds how much longer a tokenizer.json may make a text, before transformers loads it.
 
 A normalizer that replaces a letter by a megabyte, or a chain of twenty that double it, fills the memory inside one call
-of the tokenizers library, wherever any text is tokenized. How far each step stretches a text can be read off the file.
+of the tokenizers library, wherever a text is tokenized. The growth of each step is computed from the file.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from aegis.errors import UnsupportedModelError
 from aegis.limits import TEXT_GROWTH, TOKEN_CHARACTERS
 
 _UNICODE = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "Lowercase": 3, "BertNormalizer": 3, "ByteLevel": 4}
-"""The most characters that these make of one (https://unicode.org/faq/normalization.html; ByteLevel: one per byte)."""
+"""Maximum characters per character of these steps (https://unicode.org/faq/normalization.html; ByteLevel: per byte)."""
 
 
 def refuse_growth(folder: Path) -> None:
-    """Refuse a tokenizer.json that stretches texts, or has tokens, beyond every known one.
+    """Refuse a tokenizer.json that lengthens a text more, or has longer tokens, than every known one.
 
-    What cannot be read is left to transformers, which says why.
+    A file that cannot be read is left to transformers, which reports the reason.
 
     Raises:
-        UnsupportedModelError: it does.
+        UnsupportedModelError: the tokenizer exceeds a bound.
     """
     try:
         document = json.loads((folder / "tokenizer.json").read_bytes())
@@ -43,9 +43,9 @@ def refuse_growth(folder: Path) -> None:
 
 
 def _growth(node: Any) -> float:
-    """How much longer a step, and all steps inside it, may make a text: by what it holds, not by what it is called.
+    """Return the maximum factor by which a step and its inner steps lengthen a text.
 
-    The library takes some steps without their type too.
+    It depends on the step's fields and not on its type, because the library accepts some steps without a type.
     """
     if isinstance(node, list):
         return _product(_growth(inner) for inner in node)
@@ -62,12 +62,12 @@ def _replacement(pattern: Any, content: Any) -> float:
     if not isinstance(content, str):
         return 1.0
     replaced = pattern.get("String") if isinstance(pattern, dict) else None
-    # an expression may match nothing, between every two characters
+    # a regular expression may match the empty text between every two characters
     return max(1.0, len(content) / len(replaced)) if isinstance(replaced, str) and replaced else 1.0 + len(content)
 
 
 def _longest_entry(table: str) -> int:
-    """SentencePiece's table: the size of a trie, the trie, and the replacements, a zero behind each."""
+    """Return the longest replacement of SentencePiece's table: a trie's size, the trie, then zero-terminated ones."""
     try:
         content = base64.b64decode(table)
     except ValueError:

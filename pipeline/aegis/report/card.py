@@ -124,7 +124,7 @@ def with_answers(card: str, questions: Sequence[str], answers: Sequence[tuple[st
 
 
 def _line(text: str) -> str:
-    """Return a stranger's text as plain words on one line of Markdown."""
+    """Return untrusted text as plain words on one line of Markdown."""
     return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 

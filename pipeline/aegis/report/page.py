@@ -1,6 +1,6 @@
 """Renders a report as one HTML file that loads nothing from outside and runs no script.
 
-Names of models, rows of data, answers and errors are strangers' text: the template escapes every value, and the page's
+Names of models, rows of data, answers and errors are untrusted text: the template escapes every value, and the page's
 security policy allows only its own pictures and styles.
 """
 

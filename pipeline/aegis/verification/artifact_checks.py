@@ -83,7 +83,7 @@ def check_checkpoint(checks: Checks, folder: Path) -> None:
 
 
 def check_model(checks: Checks, folder: Path) -> None:
-    """Check a merged folder, or any model folder with an LM head of its own."""
+    """Check a merged folder, or any model folder with a separate LM head."""
     check_hashes(checks, folder, "merge")
     with checks.check(bilingual("alone.folder"), "merge") as tell:
         config, shards = read_config(folder), ShardSet.open(folder)

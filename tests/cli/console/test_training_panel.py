@@ -94,7 +94,7 @@ def test_the_panel_fits_the_terminal_and_has_every_value(width: int, encoding: s
 @pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("known", [True, False])
 def test_the_frame_is_straight_in_japanese(width: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As wide as the terminal in cells, whole, and without a word of the English panel."""
+    """The panel is as wide as the terminal in cells and has no English word."""
     english = "\n".join(drawn(width, "utf-8", known=known))
     monkeypatch.setenv(VARIABLE, "ja")
     lines = drawn(width, "cp932" if known else "utf-8", known=known)

@@ -160,7 +160,7 @@ def test_a_complete_screen_matches_in_each_language(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_name_in_a_report_has_a_translation() -> None:
-    """Reports name things by a word that programs read; each has its text, and no text is left over."""
+    """Reports use names for programs; each has a text, and no text is unused."""
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
     sharded = {field.name for field in fields(ShardedWeights)}
     assert words("memory", "en").keys() == parts | sharded

@@ -117,7 +117,7 @@ def test_a_default_system_prompt_full_of_quotes_is_kept(ollama: Ollama) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_llama_cpps_template_engine_agrees(name: str, ollama: Ollama) -> None:
-    """The bindings' rendering of the template, as it would stand in the GGUF, is Ollama's."""
+    """The bindings render the GGUF's template to the same text as Ollama."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     family = FAMILIES[name]

@@ -147,7 +147,7 @@ def events(response: Any) -> list[Any]:
 
 
 def test_every_client_gets_a_complete_answer_in_its_turn_or_a_refusal_with_a_retry_time() -> None:
-    """Two wait beside the one that is answered; a fourth is told."""
+    """Two clients wait for the one that is answered; a fourth is refused."""
 
     async def test(engine: Engine, client: Any) -> None:
         asked = []

@@ -160,7 +160,7 @@ def other_addresses() -> list[str]:
 
 
 def test_other_machines_are_refused(server: Server) -> None:
-    """Nobody listens at any other address of this machine; at 127.0.0.1 somebody does."""
+    """The server listens at 127.0.0.1 and at no other address of this machine."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=5):
         pass
     for address in other_addresses():
@@ -170,7 +170,7 @@ def test_other_machines_are_refused(server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["evil.example", "evil.example:8080", "0.0.0.0", "[::1]"])
 def test_other_host_names_are_refused(server: Server, name: str) -> None:
-    """A name that somebody made to point at 127.0.0.1 (DNS rebinding)."""
+    """A foreign name may point to 127.0.0.1 (DNS rebinding)."""
     assert request(server, Host=name)[0] == 400
     assert request(server, Host=f"localhost:{server.port}")[0] == 200
 

@@ -84,9 +84,9 @@ def test_a_compiled_layer_keeps_little_and_a_checkpointed_one_its_input(
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.parametrize("windows", [1, 2])
 def test_a_store_can_take_all_that_a_layer_keeps(make_state: MakeState, windows: int) -> None:
-    """Flattened for a product or not, but for a few values a token of dropout and adapter; weights stay where they are.
+    """Flattened or not, except a few values per token of dropout and adapter; weights stay in place.
 
-    The length is a weight's width, so that one might be taken for the other.
+    The length equals a weight's width, so that the two could be confused.
     """
     layer, hidden, arguments = layer_and_arguments(make_state, windows, length=48)
     _, gradient, gradients = through(layer, type(layer).forward, hidden, arguments)

@@ -44,7 +44,7 @@ def test_offloaded_layers_take_the_same_steps(
 ) -> None:
     """The store gets what each offloaded layer keeps, once per pass; all layers share one compilation.
 
-    A micro-batch has as many tokens as a weight has rows, and no weight is taken for a tensor with a row per token.
+    A micro-batch has as many tokens as a weight has rows, and no weight is mistaken for a tensor with a row per token.
     """
     passes: list[int] = []
     drained: list[int] = []
@@ -84,7 +84,7 @@ def test_offloaded_layers_take_the_same_steps(
 
 
 def test_embeddings_move_to_the_cpu_only_if_the_option_is_on(make_state: MakeState) -> None:
-    """On a CPU they are there already: a recorded call stands in for the move."""
+    """A recorded call stands in for the move, because on a CPU they are there already."""
     assert host_embeddings(make_state(CONFIG).model) is not None
     model = make_state(CONFIG).model
     embeddings = model.get_base_model().get_input_embeddings()

@@ -10,7 +10,7 @@ from aegis.training.execution.pinned import can_pin
 
 @pytest.mark.parametrize("error", ["CUDA error: out of memory", "CUDA error: an illegal memory access"])
 def test_pinning_is_tried_with_all_pieces(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
-    """A stand-in for torch.empty, since there is no GPU here. An error of another kind is raised unchanged."""
+    """With a stand-in for torch.empty instead of a GPU. An error of another kind is raised unchanged."""
     asked: list[int] = []
     fitting = 3
 

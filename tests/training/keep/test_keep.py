@@ -170,7 +170,7 @@ def test_processes_share_the_passes_of_a_step(make_state: MakeState, world_size:
 
 
 def test_processes_with_a_sharded_base_take_the_same_number_of_kept_passes(make_state: MakeState) -> None:
-    """Each makes as many passes; one that is left over counts nothing."""
+    """A surplus pass counts nothing."""
     config = CONFIG.model_copy(update={"shard_base": True, "keep_every": 2})
     shares = [make(make_state, config, group=ProcessGroup(rank, 2)).batches.of_step(0) for rank in range(2)]
     assert [len(share.batches) for share in shares] == [1, 1]

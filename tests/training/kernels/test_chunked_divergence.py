@@ -23,7 +23,7 @@ def plain(hidden: Tensor, base: Tensor, head: Tensor, bias: Tensor | None, count
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_value_and_gradient_agree_with_float64(monkeypatch: pytest.MonkeyPatch, rows: int, with_bias: bool) -> None:
-    """For chunks that divide the rows and chunks that do not; KL the other way round misses."""
+    """For chunks that divide the rows and chunks that do not; the reversed KL differs."""
     vocab_size = 50
     monkeypatch.setattr(head_chunks, "CHUNK_BYTES", 8 * vocab_size * 5)
     generator = torch.Generator().manual_seed(rows)

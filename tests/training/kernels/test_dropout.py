@@ -22,7 +22,7 @@ def kept(value: int, rate: float, shape: tuple[int, int] = (512, 1024)) -> Tenso
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
 def test_the_dropout_rate_is_kept(rate: float) -> None:
-    """Within five standard deviations over the whole, every column and every row; the mean of what is kept is 1."""
+    """Within five standard deviations in the tensor, every column and every row; the mean of the kept values is 1."""
     mask = kept(3, rate).float()
     deviation = (rate * (1 - rate)) ** 0.5
     for means, count in ((mask.mean(), mask.numel()), (mask.mean(0), 512), (mask.mean(1), 1024)):

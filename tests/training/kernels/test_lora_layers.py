@@ -123,7 +123,7 @@ def test_dropout_is_off_only_inside_the_block() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_layers_of_a_kind_share_a_class(count: int) -> None:
-    """Compiled code is bound to the class: one a layer would be compiled anew for each."""
+    """Compiled code is bound to the class; one class per layer would compile each layer again."""
     wrapped = model()
     LoraLayers(wrapped, torch.float32, 0.0)
     layers = wrapped.get_base_model().model.layers

@@ -80,7 +80,7 @@ def test_single_documents_need_no_mask(model_type: str) -> None:
 
 
 def test_a_model_that_the_kernel_cannot_serve_is_left_alone() -> None:
-    """Dynamic rotary embeddings and CPUs keep transformers' way."""
+    """Dynamic rotary embeddings and CPUs keep transformers' attention."""
     dynamic = model("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert not has_tabulable_rope(dynamic)
     assert has_tabulable_rope(model("llama"))

@@ -186,7 +186,7 @@ def test_processes_of_one_machine_share_its_free_memory(monkeypatch: pytest.Monk
 
 
 def test_a_host_that_cannot_pin_offloads_no_layer(trained: Callable[..., ExecutionOptions], reporter: Any) -> None:
-    """A warning says so; the layers stay on the GPU if they fit, or are checkpointed."""
+    """A warning reports it; the layers stay on the GPU if they fit, or are checkpointed."""
     settings: dict[str, Any] = {"compile": "on", "max_length": 512}
     assert trained(80, **settings).offloaded_layers == 12
     assert not reporter.warned
@@ -233,7 +233,7 @@ def test_attention_is_kept_if_both_memories_have_room(trained: Callable[..., Exe
 
 
 def test_a_cpu_follows_the_setting_without_offloading(phi35: Path) -> None:
-    """ "auto" keeps all activations, and there is no other memory to offload to."""
+    """ "auto" keeps all activations, because there is no other memory."""
 
     def chosen(setting: Any) -> ExecutionOptions:
         config = TrainConfig(base_model=str(phi35), activation_checkpointing=setting)

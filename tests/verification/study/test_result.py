@@ -33,7 +33,7 @@ def test_the_smallest_file_within_the_tolerance_is_recommended(tolerance: float,
 
 
 def test_the_tolerance_counts_from_the_best_measured_file() -> None:
-    """Without Q8_0 the same tolerance reaches from what is there."""
+    """Without Q8_0 the tolerance counts from the next best file."""
     assert named([recommend([row("Q3_K_M", 30, 0.1), row("Q2_K", 20, 0.3)], 0.02)]) == ["Q3_K_M plain"]
     assert named([recommend([row("Q2_K", 20, 0.3)], 0.02)]) == ["Q2_K plain"]
 

@@ -14,7 +14,7 @@ import torch
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Run the block on a stream of its own, on a GPU: a graph cannot be recorded on the default stream.
+    """Run the block on a separate stream, on a GPU: a graph cannot be recorded on the default stream.
 
     The block waits for what was launched before it, and what is launched after it waits for the block.
     """

@@ -1,7 +1,7 @@
 """The options for a faster or smaller step, and the choice among them; `execution.install` puts them in place.
 
 varlen_attention     FlashAttention within documents and tabulated cosines: no mask, nothing is read from the GPU
-nf4_kernel           NF4 weights are read by a kernel of our own (`kernels.nf4_linear`)
+nf4_kernel           NF4 weights are read by AEGIS's kernel (`kernels.nf4_linear`)
 compiled             torch.compile fuses each decoder layer's small kernels (`execution.compile`)
 cuda_graphs          the step is replayed as CUDA graphs (`execution.cuda_graphs`)
 checkpointed_layers  layers that recompute their activations in the backward pass (`execution.checkpointing`)
