@@ -528,3 +528,12 @@ def test_the_learning_rate_warms_up_only_if_configured(schedule: str) -> None:
     warm = rate_factor(TrainConfig.model_validate({"max_steps": 100, "lr_schedule": schedule, "lr_warmup_steps": 4}))
     assert [warm(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert warm(99) == pytest.approx(plain(99), abs=0.02)
+
+
+def test_epochs_that_end_before_alpha_does_are_said(tmp_path: Path, config: TrainConfig, reporter: Recorder) -> None:
+    """The control is an alpha that is there in time."""
+    for name, annealing_steps, said in (("in time", 1, 0), ("late", 400, 1)):
+        changed = {"epochs": 1.5, "annealing_steps": annealing_steps, "keep_weight": 0}
+        train(config.model_copy(update=changed), Run(tmp_path / name))
+        assert sum("alpha rises for 401 steps" in text for text in reporter.warned) == said
+        assert sum("alpha rises" in text for text in reporter.warned) == said

@@ -77,6 +77,9 @@ class TrainingInputs:
             with allocator.capped(device, config.gpu_memory_gib):
                 kept = load_kept(config, base, tokenizer, device, run)
         config = with_steps(config, len(data.train), group.world_size)
+        rise = config.warmup_steps + config.annealing_steps
+        if config.epochs is not None and config.alpha != "learned" and rise > config.max_steps:
+            progress.warn(phrase("train.alpha_unfinished", rise=rise, steps=config.max_steps))
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
