@@ -1,4 +1,4 @@
-"""Tests of the main job for a new user: `aegis run` without arguments, in separate processes, without network."""
+"""Tests of the main job for a new user: `aegis run --preset demo`, in separate processes, without network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
 
 @pytest.fixture(scope="module")
 def first(newcomer: Newcomer) -> subprocess.CompletedProcess[str]:
-    done = newcomer.aegis("run")
+    done = newcomer.aegis("run", "--preset", "demo")
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -82,7 +82,7 @@ def test_a_second_run_keeps_the_finished_stages(newcomer: Newcomer, first: subpr
     before = {
         path: path.stat().st_mtime_ns for part in ("adapter", "merged", "gguf") for path in (run / part).iterdir()
     }
-    again = newcomer.aegis("run")
+    again = newcomer.aegis("run", "--preset", "demo")
     assert again.returncode == 0, again.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "training" not in again.stderr
