@@ -23,7 +23,9 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "lr_schedule": "cosine",
             "logging_steps": 20,
             "save_steps": 200,
-            "keep_windows": 64,
+            # the demo changes how every question is answered: only the base's documents are kept
+            "keep_chats": False,
+            "keep_weight": 2.0,
         },
         "export": {"name": "AEGIS-tiny-Phi-3"},
     },
