@@ -52,14 +52,17 @@ def test_a_base_writes_once_and_is_read_from_the_cache_after(
     assert len(list((cache / "kept").glob("*.windows"))) == 1
 
 
-def test_half_of_the_windows_are_chats(quick_base: Path) -> None:
-    """And the other half documents, in turns, so that the held-out ones are of both kinds as well."""
-    found = load(quick_base, keep_windows=16)
+def first_tokens(found: Kept | None) -> list[int]:
     assert found is not None
-    first = [int(ids[0]) for part in (found.train, found.heldout) for ids in part.batch(range(len(part))).input_ids]
+    return [int(ids[0]) for part in (found.train, found.heldout) for ids in part.batch(range(len(part))).input_ids]
+
+
+def test_half_of_the_windows_are_chats_unless_documents_alone_are_wanted(quick_base: Path) -> None:
+    """In turns, so that the held-out ones are of both kinds as well; the two choices do not share the cache."""
     tokenizer = load_tokenizer(quick_base)
     user, bos = tokenizer.convert_tokens_to_ids("<|user|>"), tokenizer.bos_token_id
-    assert first == [user, bos] * 8
+    assert first_tokens(load(quick_base, keep_windows=16)) == [user, bos] * 8
+    assert first_tokens(load(quick_base, keep_windows=16, keep_chats=False)) == [bos] * 16
 
 
 def test_a_damaged_cache_is_written_again(quick_base: Path, cache: Path) -> None:
