@@ -76,11 +76,10 @@ def dry_run(report: TrainReport, settings: TrainConfig) -> str:
     tokens *= report.processes
     minutes = (report.start_seconds + tokens / report.tokens_per_second) / 60
     speed, start = report.tokens_per_second, report.start_seconds
+    taken = phrase("screens.steps_taken", taken=report.steps, steps=report.planned_steps, passes=report.passes)
     return "\n".join(
         [
-            _folded(
-                phrase("screens.steps_taken", taken=report.steps, steps=report.planned_steps, passes=report.passes)
-            ),
+            _folded(taken),
             *memory.measured(report.memory),
             _folded(f"  {phrase('screens.whole_run', speed=speed, start=start, minutes=minutes)}"),
         ]
