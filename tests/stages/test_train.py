@@ -244,7 +244,7 @@ def test_a_finished_run_is_kept(tmp_path: Path, config: TrainConfig) -> None:
     short = config.model_copy(update={"max_steps": 2})
     train(short, run)
     before = trained_bytes(run)
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UsageError, match="is finished"):
         train(short, run)
     assert train(short, run, reuse=True).steps == 2
     with pytest.raises(UsageError, match="max_steps: 2 → 8"):

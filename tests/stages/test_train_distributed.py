@@ -266,7 +266,7 @@ def test_a_nan_loss_in_one_process_ends_both(place: Place, tmp_path: Path) -> No
 def test_an_error_of_process_0_is_reported_once(place: Place, whole: Run) -> None:
     ended = place.launched(whole)
     assert ended.code != 0
-    assert ended.err.count(f"aegis: {whole.adapter} exists") == 1, ended.err
+    assert ended.err.count(f"aegis: the training in {whole.root} is finished") == 1, ended.err
     assert "another process" not in ended.err
 
 

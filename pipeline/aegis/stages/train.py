@@ -26,7 +26,8 @@ from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.metrics import read_metrics, truncate_metrics
-from aegis.runs.publish import publishing, refuse_existing
+from aegis.runs.overwriting import refuse_finished
+from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint
@@ -103,7 +104,7 @@ def _opened(run: Run, group: ProcessGroup, *, replace: bool) -> Iterator[None]:
 
         def open_run() -> None:
             held.enter_context(run.lock())
-            refuse_existing(run.adapter, overwrite=replace)
+            refuse_finished(run, overwrite=replace)
 
         group.broadcast(open_run)
         yield
