@@ -77,7 +77,7 @@ def _is_taken(template: ChatTemplate, chat: Chat) -> bool:
 
 
 def _forms(chat: Chat, fold_system: bool) -> Iterator[Chat]:
-    """Yield the chat as it is, then in other forms that some templates need; llama.cpp also tries them.
+    """Yield the chat unchanged, then in other forms that some templates need; llama.cpp also tries them.
 
     A call's arguments are an object or JSON; the text of a message that only calls is null or "".
     """
@@ -173,7 +173,7 @@ class _Rendering:
     def _check_message(self, message: Message, text: str, *, is_last: bool) -> None:
         """Refuse a message if a part of it does not appear in the text; an earlier thought may be missing."""
         content = (message["content"] or "").strip()
-        if not _stands_in(content, text) and not self._is_shown_in_parts(message, content, text):
+        if not _is_in(content, text) and not self._is_shown_in_parts(message, content, text):
             raise RowError(phrase("chat.message_left_out", message=message["role"]))
         thought = message.get("reasoning_content", "").strip()
         if thought not in text:
@@ -181,7 +181,7 @@ class _Rendering:
                 raise RowError(phrase("chat.key_left_out", key="reasoning_content"))
             self._lost_thoughts = True
         for call in message.get("tool_calls", ()):
-            if not all(_stands_in(leaf, text) for leaf in _leaves(call["function"])):
+            if not all(_is_in(leaf, text) for leaf in _leaves(call["function"])):
                 raise RowError(phrase("chat.key_left_out", key="tool_calls"))
 
     def _is_shown_in_parts(self, message: Message, content: str, text: str) -> bool:
@@ -231,8 +231,8 @@ def _leaves(value: object) -> Iterator[object]:
         yield value
 
 
-def _stands_in(leaf: object, text: str) -> bool:
-    """Whether a value is in the text: as it is, as JSON, or as Python writes it, as templates do for tools' answers."""
+def _is_in(leaf: object, text: str) -> bool:
+    """Return whether a value is in the text: unchanged, as JSON, or as Python writes it, as some templates do."""
     if isinstance(leaf, str):
         return any(form in text for form in (leaf, json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]))
     return json.dumps(leaf) in text or str(leaf) in text

@@ -15,12 +15,12 @@ _PREFIX = "tokenizer.chat_template"
 
 
 def refuse_unusable_templates(metadata: Mapping[str, Any]) -> None:
-    """Compile a file's templates in a confined process: the bindings do it in this one, of every template in the file.
+    """Compile a file's templates in a confined process, because the bindings compile every one of them in this process.
 
-    jinja computes what is constant in a template while it compiles it, 3**(10**8) too.
+    jinja computes constants while it compiles, such as 3**(10**8).
 
     Raises:
-        DataError: one cannot be compiled, does not finish, or takes too much memory.
+        DataError: a template cannot be compiled, does not finish, or takes too much memory.
     """
     for name, source in metadata.items():
         if name.startswith(_PREFIX) and isinstance(source, str):
@@ -28,7 +28,7 @@ def refuse_unusable_templates(metadata: Mapping[str, Any]) -> None:
 
 
 class ChatTemplate:
-    """Renders a conversation; unlike the bindings' own `ChatFormatter`s, it lets a begin token be added."""
+    """Renders a conversation; unlike the bindings' `ChatFormatter`s, it allows llama.cpp to add a begin token."""
 
     def __init__(self, llama: Any) -> None:
         """Read the template of a loaded `llama_cpp.Llama`, if it has one."""

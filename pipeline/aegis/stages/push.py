@@ -47,7 +47,7 @@ def push(
         repo: owner/name; created if it does not exist, private unless `public`. An existing repository keeps its
             visibility.
         unverified: upload even if verify has not passed; the card then says so.
-        dry_run: stop before the Hub is asked anything; everything that would be refused here is.
+        dry_run: stop before the first request to the Hub; all other checks are made.
 
     Raises:
         IntegrityError: verify has not passed this run, or a file differs from the manifest.
@@ -104,7 +104,7 @@ def _card(run: Run, directory: Path, found: dict[str, Any] | None) -> str:
 
 
 def _answers(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Return the questions and answers of a report on the files that stand there now; none if there is none."""
+    """Return the questions and answers of a report on the current files; empty if there is none."""
     try:
         if read_manifest(run.report).inputs["export"] != read_manifest(run.gguf).identity:
             return [], []

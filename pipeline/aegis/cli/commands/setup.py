@@ -57,10 +57,10 @@ def data(
 
     settings = train_settings(preset, config, flags if file is None else flags | {"dataset": file})
     output.say_that_it_loads()
-    from aegis.stages.look_at_data import look_at_data
+    from aegis.stages.inspect_data import inspect_data
 
-    view = look_at_data(settings, rows)
-    progress.result(data_screen.looked_at(view, layout.terminal_columns()), view)
+    view = inspect_data(settings, rows)
+    progress.result(data_screen.inspected(view, layout.terminal_columns()), view)
     if view.too_many_bad:
         raise typer.Exit(4)
 

@@ -8,13 +8,13 @@ from aegis.messages import phrase
 from aegis.messages.layout import paint, wrap
 
 if TYPE_CHECKING:  # this module loads torch, which `aegis --help` must not
-    from aegis.stages.look_at_data import DataView, RowView
+    from aegis.stages.inspect_data import DataView, RowView
 
 _MAX_CHARACTERS = 4000
 """Maximum number of shown characters of a row; a longer one is cut, with a note."""
 
 
-def looked_at(view: DataView, columns: int | None = None) -> str:
+def inspected(view: DataView, columns: int | None = None) -> str:
     """After data."""
     data = view.report
     rows = phrase(

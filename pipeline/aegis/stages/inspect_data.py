@@ -1,4 +1,4 @@
-"""data: what a training would make of its rows, and the first ones with their masks; nothing is written."""
+"""data: shows what a training makes of its rows, and the first rows with their masks; nothing is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aegis.model.base import Base, find_base, peek_base
 from aegis.model.trained_base import with_template
 
 _LISTED = 20
-"""Rows that cannot be used are listed up to this number, though a training may stop at the first."""
+"""Maximum number of listed unusable rows; a training may stop at the first."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class RowView:
     """One row as the model sees it.
 
     Attributes:
-        parts: text and whether it is trained on, in turn.
+        where: the row's position in its file.
+        parts: texts in order, each with whether it is trained on.
     """
 
     where: str
@@ -37,9 +38,13 @@ class RowView:
 
 @dataclass(frozen=True)
 class DataView:
-    """What becomes of a data set.
+    """The result of preparing a data set.
 
     Attributes:
+        report: the report on the rows.
+        rows: the first rows.
+        max_length: tokens per window.
+        steps, passes: optimizer steps of the training, and how often it sees the data.
         too_many_bad: whether a training would refuse the data because of its unusable rows.
     """
 
@@ -51,8 +56,8 @@ class DataView:
     too_many_bad: bool
 
 
-def look_at_data(config: TrainConfig, count: int) -> DataView:
-    """Read the data that the config names, warn of what is left out, cut or changed, and encode the first rows.
+def inspect_data(config: TrainConfig, count: int) -> DataView:
+    """Read the config's data, warn of what is left out, cut or changed, and encode the first rows.
 
     Args:
         count: number of rows to encode.
