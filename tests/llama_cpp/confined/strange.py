@@ -45,6 +45,12 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
                 time.sleep(0.1)
                 caller.let_wait()
             yield Message({})
+        case "work for long":
+            for _ in range(90):
+                until = time.process_time() + 0.05
+                while time.process_time() < until:
+                    pass
+                yield Message({})
         case "count":
             for number in range(10**9):
                 if caller.has_left:

@@ -31,9 +31,9 @@ def main(import_from: str, module: str) -> None:
 
     from aegis.llama_cpp.confined.caller import Caller
     from aegis.llama_cpp.confined.frames import Message, read
-    from aegis.llama_cpp.confined.limits import forget_inherited_limits
+    from aegis.llama_cpp.confined.limits import limit_processor_time
 
-    forget_inherited_limits()
+    limit_processor_time(None)  # that of a confined process which started this one
     waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
     caller = Caller(replies)
 
@@ -49,22 +49,24 @@ def main(import_from: str, module: str) -> None:
     answers = importlib.import_module(module).answers
     while True:
         message = waiting.get()
-        caller.come(message.fields["number"])
+        caller.come(message.fields["number"], message.fields["seconds"])
         caller.let_wait()
         _answer(answers, message, caller, replies)
+        limit_processor_time(None)
 
 
 def _answer(answers: Any, message: Any, caller: Any, replies: IO[bytes]) -> None:
     from aegis.errors import AegisError
     from aegis.llama_cpp.confined.frames import Message, write
-    from aegis.llama_cpp.confined.limits import limited
+    from aegis.llama_cpp.confined.limits import limited_memory
 
     request = Message(message.fields["request"], message.blob)
     last: dict[str, object]
     try:
-        with limited(**message.fields["limits"]):
+        with limited_memory(message.fields["memory_bytes"]):
             for reply in answers(request, caller):
                 write(replies, Message({"reply": reply.fields}, reply.blob))
+                caller.give_time()
         last = {"end": True}
     except MemoryError:
         last = {"too_large": True}

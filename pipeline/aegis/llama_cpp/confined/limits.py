@@ -13,34 +13,45 @@ HAS_MEMORY_LIMIT = sys.platform.startswith("linux")
 
 
 @contextmanager
-def limited(memory_bytes: int | None, seconds: float | None) -> Iterator[None]:
-    """Limit this process while the block runs.
+def limited_memory(memory_bytes: int | None) -> Iterator[None]:
+    """Limit this process's memory while the block runs, on Linux.
 
     Args:
         memory_bytes: maximum memory beyond the current amount. A larger allocation fails before the memory is used: a
             template may multiply a string by a billion in one instruction.
-        seconds: processor time per core, after which the system ends this process. The process that waits for it ends
-            it much earlier, unless it was killed itself.
     """
-    if sys.platform == "win32":
+    if memory_bytes is None or not HAS_MEMORY_LIMIT:
         yield
         return
     import resource
 
-    before = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CPU)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    # data and stacks, as the limit counts them; reserved address space does not count
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    limit = pages * resource.getpagesize() + memory_bytes
     try:
-        if memory_bytes is not None and HAS_MEMORY_LIMIT:
-            # data and stacks, as the limit counts them; reserved address space does not count
-            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
-            _lower(resource.RLIMIT_DATA, pages * resource.getpagesize() + memory_bytes)
-        if seconds is not None:
-            used = resource.getrusage(resource.RUSAGE_SELF)
-            spent = used.ru_utime + used.ru_stime
-            _lower(resource.RLIMIT_CPU, math.ceil(spent + seconds * (os.cpu_count() or 1)) + 1)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
         yield
     finally:
-        for kind, limits in before.items():
-            resource.setrlimit(kind, limits)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def limit_processor_time(seconds: float | None) -> None:
+    """Let the system end this process after so much processor time per core from now on; None removes the limit.
+
+    The process that waits for it ends it much earlier, unless it was killed itself.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    limit = hard
+    if seconds is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = math.ceil(used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)) + 1
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
 def private_bytes(pid: int) -> int:
@@ -55,19 +66,3 @@ def private_bytes(pid: int) -> int:
         return int(found.private if sys.platform == "win32" else found.rss - found.shared)
     except psutil.Error:
         return 0
-
-
-def forget_inherited_limits() -> None:
-    """Remove the limit on processor time inherited from a confined process that started this one."""
-    if sys.platform != "win32":
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
-
-
-def _lower(kind: int, limit: int) -> None:
-    import resource
-
-    soft, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))

@@ -123,5 +123,4 @@ class Confined:
 
 
 def _envelope(fields: dict[str, object], number: int, seconds: float, memory_bytes: int | None) -> dict[str, object]:
-    limits = {"seconds": seconds, "memory_bytes": memory_bytes}
-    return {"request": fields, "number": number, "limits": limits}
+    return {"request": fields, "number": number, "seconds": seconds, "memory_bytes": memory_bytes}

@@ -152,7 +152,7 @@ class Running:
     def _how_it_ended(self) -> str:
         code = self.child.wait()
         self._printing.join(1.0)
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
         return "\n".join((how, *self._last_lines))
 
 
