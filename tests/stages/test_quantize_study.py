@@ -166,7 +166,13 @@ def test_the_printed_command_makes_the_recommended_file_again(whole: StudyReport
     first = export_gguf(run.merged, run.gguf, config, overwrite=True)
     assert file_sha256(first.files[0]) == chosen.sha256
     assert read_manifest(run.gguf).inputs["imatrix"] == file_sha256(matrix)
-    plain = export_gguf(run.merged, run.gguf, config.model_copy(update={"imatrix": None}), overwrite=True, reuse=True)
+    without = config.model_copy(update={"imatrix": None})
+    # what stands is kept with its matrix, to which no type can be added without one
+    assert export_gguf(run.merged, run.gguf, without, overwrite=True, reuse=True) == first
+    with pytest.raises(UsageError) as caught:
+        export_gguf(run.merged, run.gguf, without.model_copy(update={"quant": ("Q8_0",)}))
+    assert caught.value.key == "export.imatrix_again"
+    plain = export_gguf(run.merged, run.gguf, without, overwrite=True)
     assert file_sha256(plain.files[0]) == rows(whole)["Q4_K_M", "plain"].sha256 != chosen.sha256
 
 
