@@ -483,7 +483,10 @@ def test_epochs_are_recorded_as_steps(tmp_path: Path, config: TrainConfig, repor
 def test_the_best_checkpoint_is_the_result(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It outlives newer ones, and is published to the byte; the control is the same training without keep_best."""
+    """It outlives newer ones, and is published to the byte; the control is the same training without keep_best.
+
+    An interruption saves after step 3, where the loss is lowest: no such checkpoint is in an uninterrupted training.
+    """
     by_step = {2: 3.0, 3: 0.1, 4: 1.0, 6: 2.0, 8: 2.5}
     monkeypatch.setattr(loop.HeldoutWatch, "add", lambda self, step, loss: None)
     monkeypatch.setattr(loop.Loop, "evaluate", lambda self, windows: by_step[self._done])
@@ -508,6 +511,21 @@ def test_the_best_checkpoint_is_the_result(
         assert (run.checkpoints / "step_000008" / name).read_bytes() == (
             tmp_path / "last" / "adapter" / name
         ).read_bytes()
+
+    launch, interrupted = step_module.Stepper.launch, Run(tmp_path / "interrupted")
+
+    def signalled(self: Any, step: int, *arguments: Any) -> Any:
+        launched = launch(self, step, *arguments)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return launched
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Stepper, "launch", signalled)
+        with pytest.raises(Interrupted, match="stopped after step 3"):
+            train(config.model_copy(update={"keep_best": True}), interrupted)
+    train(config.model_copy(update={"keep_best": True}), interrupted, resume=True)
+    assert trained_bytes(interrupted) == trained_bytes(run)
 
 
 def test_the_best_checkpoint_needs_held_out_rows(tmp_path: Path, config: TrainConfig) -> None:
