@@ -151,6 +151,7 @@ def test_a_librarys_own_log_handler_shows_no_secret_and_no_control_code(
     handler = logging.StreamHandler(said)
     library.addHandler(handler)
     factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(logging.LogRecord)  # a command of an earlier test may have replaced it
     try:
         library.warning("cannot reach %s \x1b[2J", "s3cr3t-word")
         assert "s3cr3t" in said.getvalue()

@@ -100,7 +100,7 @@ def train(
     else:
         chosen = all_settings(preset, config, flags)
         run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
-    if not dry_run and os.environ.get("WORLD_SIZE", "1") == "1":  # several processes are told once, by the stage
+    if not dry_run and os.environ.get("WORLD_SIZE", "1") == "1":  # with several processes, the stage reports it once
         announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
         refuse_finished(run_dir, overwrite=overwrite)
     output.say_that_it_loads()

@@ -37,7 +37,7 @@ def limited_memory(memory_bytes: int | None) -> Iterator[None]:
 
 
 def limit_processor_time(seconds: float | None) -> None:
-    """Let the system end this process after so much processor time per core from now on; None removes the limit.
+    """Let the system end this process after this processor time per core, from now on; None removes the limit.
 
     The process that waits for it ends it much earlier, unless it was killed itself.
     """
