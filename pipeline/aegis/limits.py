@@ -16,7 +16,7 @@ INDEX_BYTES = 16 << 20
 TOKENIZER_BYTES = 128 << 20
 """Any other text file of a model folder: the largest tokenizer.json, of 262,144 tokens, has 33 MB."""
 
-LAYERS = 512
+LAYERS = 256
 EXPERTS = 4096
 EXPERTS_OF_ALL_LAYERS = 1 << 16
 VOCABULARY = 1 << 20

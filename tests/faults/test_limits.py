@@ -122,7 +122,7 @@ BEYOND: dict[str, tuple[Case, str]] = {
     "config: layers below": (config_of(text_config={"n_layer": limits.LAYERS + 1}), "families.too_large"),
     "config: vocabulary": (config_of(vocab_size=2**40), "families.too_large"),
     "config: experts": (config_of(num_local_experts=limits.EXPERTS + 1), "families.too_large"),
-    "config: experts of all layers": (config_of(num_hidden_layers=512, num_experts=129), "families.too_large"),
+    "config: experts of all layers": (config_of(num_hidden_layers=256, num_experts=257), "families.too_large"),
     "config: another number": (config_of(hidden_size=2**31 + 1), "families.too_large"),
     "config: less than none": (config_of(num_hidden_layers=-(10**30)), "families.too_large"),
     "GGUF: arrays together": (gguf(*(strings(f"k{n}", 1 << 18) for n in range(9))), "gguf_file.not_whole"),
@@ -149,7 +149,7 @@ AT: dict[str, tuple[Case, str | None]] = {
     "Parquet: rows": (parquet("桜" * 1000, 20_000), None),
     "Parquet: rows that are too long": (parquet("x" * (16 << 20), 100), None),
     "config: the largest": (
-        config_of(num_hidden_layers=limits.LAYERS, vocab_size=limits.VOCABULARY, num_experts=128),
+        config_of(num_hidden_layers=limits.LAYERS, vocab_size=limits.VOCABULARY, num_experts=256),
         None,
     ),
     "config: no number of modules": (

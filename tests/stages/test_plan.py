@@ -17,6 +17,7 @@ import torch
 from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.model.empty import step_of_config
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs.manifest import MANIFEST, Manifest
 from aegis.runs.publish import publishing
@@ -24,6 +25,8 @@ from aegis.runs.run import Run
 from aegis.stages import plan as plan_module
 from aegis.stages.plan import PlanReport, plan
 from aegis.stages.plan_verify import plan_verify
+from aegis.training.execution.options import ExecutionOptions
+from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.planner import MemoryPlanner
 from tests.conftest import MakeRandom
 from tests.recorded import export_facts
@@ -81,6 +84,21 @@ def test_a_plan_of_local_base_and_data_has_every_number(quick_base: Path, datase
     assert report.flops_per_second is not None
     assert report.flops_per_second > 0
     assert places.untouched()
+
+
+def test_a_config_whose_model_cannot_take_a_step_is_at_fault_and_not_the_plan(
+    quick_base: Path, dataset: Path, places: Places, tmp_path: Path
+) -> None:
+    """Refuse -1 heads, which transformers builds; the control is the same config as it was."""
+    base = Path(shutil.copytree(quick_base, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    assert planned(places.run, base_model=str(base), dataset=str(dataset)).layers == config["num_hidden_layers"]
+    (base / "config.json").write_text(json.dumps(config | {"num_key_value_heads": -1}), encoding="utf-8")
+    with pytest.raises(IntegrityError) as refused, step_of_config(base):
+        MemoryEstimator(base, TrainConfig(device="cpu"), "cpu").estimate(64, ExecutionOptions())
+    assert refused.value.key == "base.no_step"
+    with pytest.raises(UsageError), step_of_config(base):
+        raise UsageError("base.none", name="what is known already stays as it is")
 
 
 def test_the_planned_disk_space_is_that_of_the_files(quick_base: Path, dataset: Path, places: Places) -> None:
