@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from aegis.cli import logfile, streams
+from aegis.cli.incomplete import is_foreign, print_diagnosis
 from aegis.errors import AegisError
 from aegis.messages import phrase
 from aegis.messages.safe import shown
@@ -118,13 +119,15 @@ def _final_name(path: object) -> str:
 
 
 def _incomplete(error: ImportError) -> int:
-    """Report a missing, truncated or wrong package as an incomplete installation, any other ImportError as a bug."""
+    """Report a missing, truncated or wrong package as an incomplete installation, an import of ours as a bug."""
     from aegis.doctor import installation
 
     (packages,) = installation.packages()
-    if packages.state != "fail":
+    if packages.state != "fail" and not is_foreign(error):
         return _our_bug(error)
     _keep(error)
+    if packages.state != "fail":
+        return print_diagnosis(error)
     print_error(phrase("ending.incomplete", error=error), packages.detail, packages.cure)
     return 3
 
