@@ -16,13 +16,17 @@ _STDERR = 2
 class _Output(io.FileIO):
     """A stream's file. A terminal's writes are ignored after its window or connection is closed."""
 
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._is_terminal = self.isatty()  # a closed one no longer says so
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             raise
         except OSError as error:
-            if error.errno == errno.EIO and os.name == "posix" and self.isatty():
+            if error.errno == errno.EIO and self._is_terminal:
                 return memoryview(data).nbytes
             silence(self.fileno())  # what waits in buffers would fail again, and at the interpreter's exit once more
             if self.fileno() == _STDERR:  # there is no other place to say so
@@ -43,7 +47,7 @@ def prepare() -> None:
             # a cp932 console has no emoji; a question mark is better than a traceback
             stream.reconfigure(errors="replace")
             continue
-        file = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
+        file = io.BufferedWriter(_Output(descriptor))
         is_unbuffered = stream.isatty() or name == "stderr"
         setattr(sys, name, io.TextIOWrapper(file, stream.encoding, "replace", line_buffering=is_unbuffered))
 
