@@ -446,7 +446,7 @@ def test_an_import_error_in_a_complete_installation_is_reported_as_a_bug(
     aegis: Aegis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installation, "packages", lambda: [Finding("packages", "ok", "all there")])
-    monkeypatch.setattr(train_stage, "train", raising(ImportError("cannot import name 'x'", name="torch")))
+    monkeypatch.setattr(train_stage, "train", raising(ImportError("cannot import name 'x'", name="aegis.hub")))
     assert aegis(*DEMO).code == 1
 
 

@@ -57,7 +57,7 @@ def test_every_error_has_the_exit_code_of_the_table() -> None:
     error = EnvironmentFault("disk.no_cache", directory="here", error="it is a file")
     assert str(error) == f"{error.what}\n{error.why}\n{error.fix}"
     assert (error.what, error.why) == ("here cannot be used as the cache", "it is a file")
-    assert str(UsageError("config.no_config_file", file="x.toml")) == "no config file at x.toml"
+    assert str(UsageError("publish.not_a_directory", final="x")) == "x is not a directory\nchoose another place"
 
 
 def test_people_read_plain_lines_without_a_terminal(
