@@ -15,6 +15,10 @@ INDEX_BYTES = 16 << 20
 """The header of a safetensors file and the index of several: 9 MB for the 90,000 tensors of a model of 671 B."""
 TOKENIZER_BYTES = 128 << 20
 """Any other text file of a model folder: the largest tokenizer.json, of 262,144 tokens, has 33 MB."""
+TEXT_GROWTH = 10_000
+"""Characters that a tokenizer may make of one; known ones make some thousands, such as ALBERT's by its rules."""
+TOKEN_CHARACTERS = 10_000
+"""Characters of a token; known ones have up to some hundreds of spaces."""
 
 LAYERS = 256
 EXPERTS = 4096
@@ -72,10 +76,3 @@ def read_json(path: Path, max_bytes: int = CONFIG_BYTES) -> Any:
         OSError, RecursionError: it cannot be read, or is nested too deeply.
     """
     return json.loads(read_text(path, max_bytes))
-
-
-TEXT_GROWTH = 10_000
-"""Characters that a tokenizer may make of one; known ones make some thousands, such as ALBERT's by its rules."""
-
-TOKEN_CHARACTERS = 10_000
-"""Characters of a token; known ones have up to some hundreds of spaces."""

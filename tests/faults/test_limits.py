@@ -163,6 +163,14 @@ AT: dict[str, tuple[Case, str | None]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_are_loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Feed honest input once: a reader imports its libraries at first use, and their memory is no case's."""
+    for name, content in (("data.json", b'[{"text": "x"}]'), ("data.csv", b"text\nx\n")):
+        rows_of(name, content)(tmp_path_factory.mktemp("honest"))
+    config_of()(tmp_path_factory.mktemp("honest"))
+
+
 def refusal(case: Case, place: Path) -> tuple[str | None, Watched]:
     """Return the key of the refusal, and the watched result."""
     keys: list[str] = []
