@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,15 @@ __all__ = ["make_trained"]
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 
 MakeRandom = Callable[..., Path]
+
+
+def pytest_configure() -> None:
+    """Take SIGINT as programs on a terminal do: a shell starts background jobs with it ignored, and that is inherited.
+
+    pytest-xdist's processes are children of this one.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Recorder(progress.SilentReporter):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,8 @@ def _download(pin: Pin, workspace: Path, listener: Listener) -> Path:
     # pip's words as they are, set apart by a bar: what is under it is in no language of ours
     last_lines = "\n".join(f"| {line}" for line in output.splitlines()[-10:] or ["-"])
     if "No module named pip" in output:
-        raise VendorError("fetch.no_pip", sdist=pin.sdist, python=sys.executable)
+        # a word of a command that the reader copies; PowerShell takes single quotes as shlex writes them for a path
+        raise VendorError("fetch.no_pip", sdist=pin.sdist, python=shlex.quote(sys.executable))
     if "DO NOT MATCH THE HASHES" in output:
         raise VendorError("hash.index", sdist=pin.sdist, output=last_lines)
     raise VendorError("fetch.pip", sdist=pin.sdist, exit_code=code, output=last_lines)

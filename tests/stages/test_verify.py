@@ -197,7 +197,7 @@ def test_a_merge_into_other_weights_than_recorded_is_found(run: Run) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
     verdict = verify(run, QUICK)
     assert verdict.failed_stage == "merge"
-    assert any("does not say how" in failure for failure in verdict.failures)
+    assert any("does not record how" in failure for failure in verdict.failures)
     document["facts"] |= {"nf4_device": "cpu", "nf4_dtype": "float32"}
     path.write_text(json.dumps(document), encoding="utf-8")
     verdict = verify(run, QUICK)

@@ -21,6 +21,13 @@ SECONDS = 60.0
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
+@pytest.fixture(autouse=True)
+def _strange_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A confined process finds the package aegis; these tests' own module is found by PYTHONPATH."""
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+
+
 @pytest.fixture
 def confined() -> Iterator[Confined]:
     process = Confined(STRANGE)
@@ -44,6 +51,12 @@ def test_one_process_answers_many_requests_after_its_setup() -> None:
     assert first == second == {"kept": ["the setup"], "pid": confined.pid}
     confined.close()
     assert confined.pid is None
+
+
+def test_a_module_that_cannot_be_imported_ends_the_process_at_once() -> None:
+    confined = Confined("aegis.no_such_module")
+    with pytest.raises(Ended):
+        recalled(confined)
 
 
 def test_a_setup_that_fails_fails_every_request() -> None:

@@ -88,4 +88,9 @@ def _writable(fields: dict[str, object]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except BaseException:
+        # at once: an interpreter that ends waits for the thread that listens, and the caller for an answer
+        traceback.print_exc()
+        os._exit(1)
