@@ -70,6 +70,13 @@ def reporter() -> Iterator[Recorder]:
     progress.install(progress.SilentReporter())
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return this test's own AEGIS_CACHE_DIR, which does not exist yet."""
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def base_cache(pytestconfig: pytest.Config) -> Path:
     """Return the folder of the bases that are built once, for all processes of this and later test runs."""

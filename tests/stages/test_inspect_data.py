@@ -19,12 +19,6 @@ from tests.trained import small_training, write_chats
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def config(quick_base: Path, tmp_path: Path, cache: Path) -> TrainConfig:
     return small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
 

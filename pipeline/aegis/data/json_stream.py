@@ -25,7 +25,7 @@ class JsonStream:
         self._path = path
         self._pieces = decoded(path)
         self._text, self._at, self._ended = "", 0, False
-        self._line, self._column = 1, 1  # of the text's first character
+        self._line, self._column = 1, 1  # the position of the text's first character
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:

@@ -168,7 +168,7 @@ def read_header(file: Path) -> list[TensorEntry]:
             continue
         if record["dtype"] not in DTYPES:
             raise UnsupportedModelError("shards.unknown_dtype", file=file, name=name, record=record["dtype"])
-        if max(record["shape"], default=0) > _MAX_SIZE:  # of a tensor without a value
+        if max(record["shape"], default=0) > _MAX_SIZE:  # possible without values, if another size is 0
             raise IntegrityError("shards.not_whole", file=file, error=f"{name}: {record['shape']}")
         entries.append(
             TensorEntry(

@@ -43,7 +43,7 @@ def copy_tokenizer(base: Base, folder: Path) -> None:
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
-    # whoever loads the folder with remote code allowed, as the converter does, would run a tokenizer class named here
+    # a program that allows remote code, as the converter does, would run a tokenizer class that is named here
     path = folder / "tokenizer_config.json"
     if path.is_file():
         try:

@@ -132,10 +132,10 @@ def _hub(repo: str) -> Iterator[Any]:
     try:
         yield HfApi(token=token, library_name="aegis", library_version=__version__)
     except HFValidationError as error:
-        raise UsageError("push.not_a_name", repo=repo, told=line_of(error)) from None
+        raise UsageError("push.not_a_name", repo=repo, reason=line_of(error)) from None
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise EnvironmentFault("push.not_allowed", repo=repo, told=line_of(error)) from None
-        raise EnvironmentFault("push.not_taken", repo=repo, told=line_of(error)) from None
+            raise EnvironmentFault("push.not_allowed", repo=repo, reason=line_of(error)) from None
+        raise EnvironmentFault("push.not_taken", repo=repo, reason=line_of(error)) from None
     except (http_error(), OSError, RuntimeError) as error:
-        raise EnvironmentFault("push.not_uploaded", repo=repo, told=line_of(error)) from None
+        raise EnvironmentFault("push.not_uploaded", repo=repo, reason=line_of(error)) from None

@@ -177,8 +177,10 @@ def _disk_needed(
     *,
     rebuild: bool,
 ) -> int:
-    """Return the bytes of the f16 file if it is made again, of one or all quantized files, of two recordings and of
-    the importance matrix."""
+    """Return the bytes that the study writes at once.
+
+    These are the f16 file if it is rebuilt, one or all quantized files, two recordings and the importance matrix.
+    """
     sizes = [files_bytes(run.merged, shards, [quant]) for quant, _ in made]
     logits = 2 * sum(map(len, material.measured)) * vocab_size * 4
     columns = sum(4 * entry.shape[-1] for entry in shards.entries.values() if len(entry.shape) > 1)

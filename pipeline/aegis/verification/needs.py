@@ -13,7 +13,7 @@ from aegis.runs.needs import Need, NeedName
 
 
 def scratch_needed(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int, *, keeps: bool) -> Need:
-    """Estimate the disk space for float32 logits of every model and of the base, and for the f16 file made again.
+    """Estimate the disk space for float32 logits of every model and of the base, and for the rebuilt f16 file.
 
     Base and result also have logits on other text, and on kept text if there is any.
     """

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aegis.llama_cpp import convert
 from tools.sweep_serve import Server, ask, control, load, serving, status
+
+from .conftest import require_packages
 
 ANSWERS = 48
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _has_its_packages() -> None:
-    if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "sse_starlette")):
-        assert os.environ.get("CI") != "true", "CI installs the dev extra"
-        pytest.skip("needs the dev extra: fastapi, uvicorn and their like")
-
-
-@pytest.fixture(scope="module")
-def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("served") / "Phi-3-quick-F16.gguf"
-    convert(quick_base, path, model_name="Phi-3 quick")
-    return path
+    require_packages("fastapi", "uvicorn", "sse_starlette")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import os
 import signal
@@ -22,6 +21,8 @@ from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp import Runtime, convert, serve
 from tests.llama_cpp.conftest import MakeModel
 
+from .conftest import require_packages
+
 ROOT = Path(__file__).parents[3]
 CONTEXT = 256  # llama.cpp rounds up to a multiple of it
 MESSAGES = [{"role": "system", "content": "短く。"}, {"role": "user", "content": "先生は何をする人ですか。"}]
@@ -37,17 +38,7 @@ class Server:
 
 @pytest.fixture(scope="module", autouse=True)
 def _has_its_packages() -> None:
-    if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "sse_starlette", "openai")):
-        assert os.environ.get("CI") != "true", "CI installs the dev extra"
-        pytest.skip("needs the dev extra: fastapi, uvicorn, openai and their like")
-
-
-@pytest.fixture(scope="module")
-def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model whose answers are complete characters for any decoder."""
-    path = tmp_path_factory.mktemp("served") / "Phi-3-quick-F16.gguf"
-    convert(quick_base, path, model_name="Phi-3 quick")
-    return path
+    require_packages("fastapi", "uvicorn", "sse_starlette", "openai")
 
 
 @contextmanager

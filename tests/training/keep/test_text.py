@@ -17,14 +17,10 @@ from aegis.training.keep.text import load_kept
 from tests.conftest import Recorder
 from tests.trained import write_chats
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(keep_windows=8, max_length=32)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def load(base: Path, **changes: Any) -> Kept | None:

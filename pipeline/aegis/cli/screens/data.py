@@ -8,27 +8,33 @@ from aegis.messages import phrase
 from aegis.messages.layout import paint, wrap
 
 if TYPE_CHECKING:  # this module loads torch, which `aegis --help` must not
+    from aegis.data.report import DataReport
     from aegis.stages.inspect_data import DataView, RowView
 
 _MAX_CHARACTERS = 4000
 """Maximum number of shown characters of a row; a longer one is cut, with a note."""
 
 
-def inspected(view: DataView, columns: int | None = None) -> str:
-    """After data."""
-    data = view.report
-    rows = phrase(
+def rows_line(data: DataReport, source: str, max_length: int, *, steps: int, passes: float | None) -> str:
+    """Return the line on the rows that `aegis data` and `aegis plan` print."""
+    return phrase(
         "screens_plan.rows",
-        source=data.source,
+        source=source,
         rows=data.rows,
         heldout=data.heldout_rows,
         tokens=data.tokens,
         learnt=data.trained_tokens,
         windows=data.windows,
-        length=view.max_length,
-        passes=view.passes,
-        steps=view.steps,
+        length=max_length,
+        passes=passes,
+        steps=steps,
     )
+
+
+def inspected(view: DataView, columns: int | None = None) -> str:
+    """After data."""
+    data = view.report
+    rows = rows_line(data, data.source, view.max_length, steps=view.steps, passes=view.passes)
     lines = [wrap("", rows, columns)]
     if view.too_many_bad:
         lines.append(wrap("", phrase("screens_data.refused", bad=len(data.skipped)), columns))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aegis.cli.screens import memory
+from aegis.cli.screens.data import rows_line
 from aegis.config.presets import DEMO
 from aegis.messages import phrase
 from aegis.messages.layout import cell_width, fold, ljust, terminal_columns, wrap
@@ -68,18 +69,8 @@ def _data(report: PlanReport, settings: TrainConfig) -> str:
     data = report.data
     if data is None:
         return phrase("screens_plan.not_looked_at", dataset=settings.dataset, why=report.data_missing)
-    return phrase(
-        "screens_plan.rows",
-        source=DEMO if settings.dataset == DEMO else data.source,
-        rows=data.rows,
-        heldout=data.heldout_rows,
-        tokens=data.tokens,
-        learnt=data.trained_tokens,
-        windows=data.windows,
-        length=settings.max_length,
-        passes=report.passes,
-        steps=report.steps,
-    )
+    source = DEMO if settings.dataset == DEMO else data.source
+    return rows_line(data, source, settings.max_length, steps=report.steps, passes=report.passes)
 
 
 def _need(need: Need) -> str:

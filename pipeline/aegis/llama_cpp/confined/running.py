@@ -138,7 +138,7 @@ class Running:
             with suppress(queue.Empty):
                 message = self._answers.get(timeout=min(_LOOK_SECONDS, max(0.0, seconds - waited)))
                 if message is None:
-                    self._answers.put(None)  # whoever asks again is answered likewise
+                    self._answers.put(None)  # a second call finds the end too
                     raise Ended(self._how_it_ended())
                 return message
             # the time of a machine that slept or of a stopped process does not count

@@ -1,0 +1,26 @@
+"""What the tests of a running server share: its model, and the packages that it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from aegis.llama_cpp import convert
+
+
+@pytest.fixture(scope="module")
+def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model whose answers are complete characters for any decoder."""
+    path = tmp_path_factory.mktemp("served") / "Phi-3-quick-F16.gguf"
+    convert(quick_base, path, model_name="Phi-3 quick")
+    return path
+
+
+def require_packages(*names: str) -> None:
+    """Skip the test if a package is missing; in CI that is a failure, because CI installs all of them."""
+    if any(importlib.util.find_spec(name) is None for name in names):
+        assert os.environ.get("CI") != "true", "CI installs the dev extra"
+        pytest.skip(f"needs the dev extra: {', '.join(names)}")
