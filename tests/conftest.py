@@ -1,4 +1,4 @@
-"""Fixtures of many tests: a separate cache, the quick demo base, and tiny random models of other families."""
+"""Fixtures of many tests: a browser, a separate cache, the quick demo base, and tiny random models of families."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aegis.demo.base import ensure_demo_base
 from aegis.demo.settings import DemoSettings
 from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
+from tests.browser import Browser, started
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
 from tests.trained import make_trained
 
@@ -36,6 +37,16 @@ def pytest_configure() -> None:
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser; CI has one."""
+    with started(tmp_path_factory.mktemp("chromium")) as found:
+        if found is None:
+            assert os.environ.get("CI") != "true", "CI installs Chromium (.ci/run)"
+            pytest.skip("needs Chromium on the PATH (Debian: chromium)")
+        yield found
 
 
 class Recorder(progress.SilentReporter):

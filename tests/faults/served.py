@@ -56,7 +56,7 @@ def feed_to(gguf: Path) -> Callable[[bytes, Path], None]:
     from aegis.llama_cpp.serving.engine import Engine
     from aegis.llama_cpp.serving.refusal import Refusal
 
-    engine = Engine(gguf, 256, 1)
+    engine = Engine(gguf, gguf.stem, 256, 1)
     engine.start()
 
     async def answer(wanted: Any) -> None:

@@ -91,7 +91,7 @@ def test_every_message_is_used() -> None:
     }
     # groups whose names are those of values in reports, of labels of the report's page, or of the converter's codes:
     # the tests of the screens, of the page and of the converter compare them
-    by_name = ("finding.", "kind.", "list_", "memory.", "need.", "not_built.", "page.", "vendor.")
+    by_name = ("finding.", "kind.", "list_", "memory.", "need.", "not_built.", "page.", "vendor.", "web_page.")
     assert {key for key in entries("en") if not key.startswith(by_name)} <= written
 
 

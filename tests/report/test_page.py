@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from aegis.messages import Language, words
 from aegis.report.answers import Answer, ModelAnswers
 from aegis.report.page import Page, Section, Table, render
-from tests.report.browser import Browser
+from tests.browser import Browser
 
 HOSTILE = (
     '</p><script>document.title = "owned"; console.error("owned")</script>'

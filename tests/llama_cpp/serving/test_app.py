@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("starlette", reason="needs the dev extra")
 pytest.importorskip("llama_cpp.server.types", reason="needs the dev extra")
 httpx = pytest.importorskip("httpx2", reason="needs the dev extra")
 
-from aegis.llama_cpp.serving import bodies  # noqa: E402
+from aegis.llama_cpp.serving import bodies, names_of  # noqa: E402
 from aegis.llama_cpp.serving.app import make_app  # noqa: E402
 from aegis.llama_cpp.serving.refusal import Refusal  # noqa: E402
 
@@ -61,7 +62,7 @@ def run(test: Callable[[Engine, Any], Awaitable[None]], *, waiting: int = 2) -> 
     engine = Engine()
 
     async def all_of_it() -> None:
-        transport = httpx.ASGITransport(make_app(engine, "a model", waiting=waiting))
+        transport = httpx.ASGITransport(make_app({"a model": engine}, waiting=waiting))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
             await test(engine, client)
 
@@ -197,7 +198,7 @@ def test_an_answer_that_fails_before_it_begins_has_the_status_of_its_failure() -
 
 def test_a_client_that_leaves_while_waiting_does_not_delay_others() -> None:
     async def test(engine: Engine, client: Any) -> None:
-        app = make_app(engine, "a model", waiting=2)
+        app = make_app({"a model": engine}, waiting=2)
         first, second, third = (_Client(app) for _ in range(3))
         await asyncio.sleep(0.05)
         second.leave.set()
@@ -238,3 +239,26 @@ class _Client:
 
     async def _send(self, message: Any) -> None:
         self.body += message.get("body", b"")
+
+
+def test_a_request_is_answered_by_the_model_that_it_names() -> None:
+    """The first one answers for a name that none has, as before there was a second."""
+
+    async def test() -> list[int]:
+        first, second = Engine(), Engine()
+        transport = httpx.ASGITransport(make_app({"first": first, "second": second}))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            names = (await client.get("/v1/models")).json()["data"]
+            assert [model["id"] for model in names] == ["first", "second"]
+            for model in ("second", "unknown", "first"):
+                (second if model == "second" else first).let.release()
+                assert (await client.post(URL, json={**CHAT, "model": model})).status_code == 200
+        return [first.answered, second.answered]
+
+    assert asyncio.run(asyncio.wait_for(test(), 60)) == [2, 1]
+
+
+def test_files_of_the_same_name_have_different_models_names() -> None:
+    paths = [Path(f"/{folder}/m.gguf") for folder in ("a", "b", "b")]
+    assert names_of(paths) == ["m", "b/m", "m 3"]
+    assert names_of([Path("m.gguf"), Path("n.gguf")]) == ["m", "n"]

@@ -62,33 +62,56 @@ def chat(
             dialogue.ask(prompt)
 
 
-@command("Use and share the model", "aegis serve --port 8080")
+@command("Use and share the model", "aegis serve --port 8080", "aegis serve --beside base-Q4_K_M.gguf")
 def serve(
     run: RunOption = None,
     gguf: Annotated[Path | None, typer.Option(help="GGUF file, instead of --run")] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            help="second GGUF file, or a quantization of the run, whose answers the chat page shows beside the first"
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = 8080,
     context: Annotated[
         int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="number of threads (default: the physical cores)")] = None,
 ) -> None:
-    """Serve the GGUF over the OpenAI protocol, on this machine only, until Ctrl-C."""
+    """Serve the GGUF with a chat page and over the OpenAI protocol, on this machine only, until Ctrl-C."""
     from aegis.cli.screens import results
     from aegis.llama_cpp import serve as run_server
     from aegis.llama_cpp import trained_context
+    from aegis.llama_cpp.serving import names_of
 
     refuse_absent(gguf)
-    path = gguf or _exported(existing_run(run))
-    length = context or trained_context(path)
-    run_server(
-        path,
-        port=port,
-        context=length,
-        threads=threads,
-        ready=lambda url: progress.result(results.serving(url, path, length), {"url": url, "model": path.stem}),
-    )
+    run_dir = existing_run(run) if run or not gguf else None
+    paths = [gguf or _exported(run_dir)]
+    if beside is not None:
+        paths.append(_beside(run_dir, beside))
+    names = names_of(paths)
+    length = context or min(map(trained_context, paths))
+
+    def ready(url: str) -> None:
+        report = {"page": url, "url": f"{url}/v1", "model": names[0], "models": names}
+        progress.result(results.serving(url, names, length), report)
+
+    run_server(*paths, port=port, context=length, threads=threads, ready=ready)
 
 
-def _exported(run: Run) -> Path:
+def _exported(run: Run | None) -> Path:
+    assert run is not None
     run.require_finished("export-gguf")
     return run.first_gguf()
+
+
+def _beside(run: Run | None, name: str) -> Path:
+    """Return the file of this name, or the run's file of this quantization."""
+    from aegis.runs.facts import ExportFacts
+
+    path = Path(name)
+    if run is not None and not path.exists() and run.gguf.is_dir():
+        path = run.gguf / ExportFacts.read(run.gguf).files.get(name.upper(), name)
+        path = path if path.exists() else Path(name)
+    refuse_absent(path)
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,9 +138,15 @@ def pushed(report: PushReport) -> str:
     return "\n".join([report.url, *lines])
 
 
-def serving(url: str, gguf: Path, context_tokens: int) -> str:
-    """When serve takes requests."""
-    return f"{url}\n  {phrase('screens.serving', model=gguf.stem, context=context_tokens)}"
+def serving(url: str, models: Sequence[str], context_tokens: int) -> str:
+    """When serve takes requests: the page, the protocol's address, the models, and a request to copy."""
+    protocol = f"{url}/v1"
+    lines = (
+        phrase("screens.served", url=protocol),
+        phrase("screens.serving", model=", ".join(models), context=context_tokens),
+    )
+    request = phrase("screens.served_curl", url=protocol).replace("\n", "\n  ")
+    return "\n  ".join([url, *lines, *([request] if os.name != "nt" else [])])
 
 
 def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) -> str:

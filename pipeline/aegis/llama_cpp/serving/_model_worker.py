@@ -27,21 +27,21 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
     """Load the model on the first request; answer each later one, in one piece or streamed."""
     fields = message.fields
     if not _loaded:
-        _loaded.append(_load(Path(fields["path"]), fields["context"], fields["threads"]))
+        _loaded.append(_load(Path(fields["path"]), fields["name"], fields["context"], fields["threads"]))
         return
     (model,) = _loaded
     yield from map(Message, model.answers(fields["kind"], fields["request"], caller))
 
 
 class _Model(llama_cpp.Llama):  # type: ignore[misc]
-    """A model that answers under its file's name, stops when the client leaves, and refuses an unusable grammar.
+    """A model that answers under its name, stops when the client leaves, and refuses an unusable grammar.
 
     For a grammar that it cannot parse, llama.cpp returns a null pointer, with which the bindings would crash.
     """
 
-    def __init__(self, path: Path, **settings: Any) -> None:
+    def __init__(self, path: Path, name: str, **settings: Any) -> None:
         super().__init__(model_path=str(path), **settings)
-        self._name = path.stem
+        self._name = name
         self._caller: Caller | None = None
         self._chat = chat_formatter_to_chat_completion_handler(ChatTemplate(self))
 
@@ -78,12 +78,12 @@ class _Model(llama_cpp.Llama):  # type: ignore[misc]
         llama_cpp.llama_sampler_free(sampler)
 
 
-def _load(path: Path, context: int, threads: int) -> _Model:
+def _load(path: Path, name: str, context: int, threads: int) -> _Model:
     captured_log().clear()
     keep_from_amx()
     settings = {"n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
     try:
-        return _Model(path, **settings)
+        return _Model(path, name, **settings)
     except ValueError as error:
         text = "\n".join((str(error), *list(captured_log())[-10:]))
         raise EnvironmentFault("server.cannot_run", path_name=path.name, context=context, text=text) from error

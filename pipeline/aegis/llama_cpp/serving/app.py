@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
@@ -13,7 +13,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,8 +21,9 @@ from starlette.types import Receive, Scope, Send
 from aegis.llama_cpp.serving.bodies import Kind, read_request
 from aegis.llama_cpp.serving.refusal import Refusal
 from aegis.llama_cpp.serving.turns import Turns
+from aegis.web.local import own_host_only
+from aegis.web.pages import page
 
-HOST = "127.0.0.1"
 WAITING = 32
 """Maximum number of waiting requests; clients that wait a few minutes would not wait for more."""
 _HERE = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
@@ -48,37 +48,43 @@ class Answering(Protocol):
     def close(self) -> None: ...
 
 
-def make_app(engine: Answering, name: str, *, waiting: int = WAITING) -> Starlette:
-    """Return the application.
+def make_app(engines: Mapping[str, Answering], *, waiting: int = WAITING) -> Starlette:
+    """Return the application, with the chat page.
 
     Args:
-        engine: gives the answers; closed when the server ends.
-        name: the model's name.
-        waiting: maximum number of waiting requests.
+        engines: models that answer, by name; closed when the server ends. The first one also answers requests for a
+            name that no model has.
+        waiting: maximum number of waiting requests. The models answer one after the other, so that none is slowed down.
     """
     turns = Turns(waiting)
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "me"}]})
+        data = [{"id": name, "object": "model", "owned_by": "me"} for name in engines]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def chat(_: Request) -> Response:
+        return page("chat")
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            engine.close()
+            for engine in engines.values():
+                engine.close()
 
     def answering(kind: Kind) -> _Endpoint:
-        return _Endpoint(engine, turns, kind)
+        return _Endpoint(engines, turns, kind)
 
     return Starlette(
         routes=[
+            Route("/", chat),
             Route("/v1/models", models),
             Route("/v1/chat/completions", answering("chat"), methods=["POST"]),
             Route("/v1/completions", answering("completion"), methods=["POST"]),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+            own_host_only(),
             Middleware(CORSMiddleware, allow_origin_regex=_HERE, allow_methods=["*"], allow_headers=["*"]),
         ],
         exception_handlers={HTTPException: _no_such_thing},
@@ -99,8 +105,8 @@ class _Endpoint:
     request ends, even if the response is never started.
     """
 
-    def __init__(self, engine: Answering, turns: Turns, kind: Kind) -> None:
-        self._engine = engine
+    def __init__(self, engines: Mapping[str, Answering], turns: Turns, kind: Kind) -> None:
+        self._engines = engines
         self._turns = turns
         self._kind: Kind = kind
 
@@ -109,10 +115,11 @@ class _Endpoint:
         reply = _Reply(scope, receive, send)
         try:
             wanted = await read_request(request, self._kind)
+            engine = self._engines.get(wanted.model) or next(iter(self._engines.values()))
             async with (
                 self._turns.turn(request.is_disconnected),
-                self._watched(request),
-                aclosing(self._engine.answers(self._kind, wanted)) as pieces,
+                self._watched(request, engine),
+                aclosing(engine.answers(self._kind, wanted)) as pieces,
             ):
                 async for piece in pieces:
                     if wanted.stream:
@@ -129,13 +136,13 @@ class _Endpoint:
             await reply.refuse(Refusal(500, "serving.failed"))
 
     @asynccontextmanager
-    async def _watched(self, request: Request) -> AsyncIterator[None]:
+    async def _watched(self, request: Request, engine: Answering) -> AsyncIterator[None]:
         """Cancel the answer when the client disconnects, so that waiting clients are not delayed."""
 
         async def watch() -> None:
             while not await request.is_disconnected():
                 await asyncio.sleep(_LOOK_SECONDS)
-            self._engine.leave_off()
+            engine.leave_off()
 
         watching = asyncio.create_task(watch())
         try:

@@ -27,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One model; the caller must send one request at a time."""
+    """One model, which answers under `name`; the caller must send one request at a time."""
 
-    def __init__(self, path: Path, context: int, threads: int) -> None:
+    def __init__(self, path: Path, name: str, context: int, threads: int) -> None:
         self._path = path
         self._context = context
-        setup = {"path": str(path.absolute()), "context": context, "threads": threads}
+        setup = {"path": str(path.absolute()), "name": name, "context": context, "threads": threads}
         self._worker = Confined(_MODULE, Message(setup))
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -31,6 +32,57 @@ class Seen:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
+
+
+class Tab:
+    """An open page: what it shows, and a person's mouse and keys.
+
+    Attributes:
+        seen: its requests and complaints, when it is closed.
+    """
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self._session = browser, session
+        self.seen = Seen()
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser._call(method, params, self._session)
+
+    def value(self, expression: str) -> Any:
+        """Return the value of an expression in the page; a promise's, when it is kept."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, expression: str) -> Any:
+        """Wait until an expression is true, and return its value."""
+        until = time.monotonic() + _PATIENCE_S
+        while not (found := self.value(expression)):
+            assert time.monotonic() < until, f"not within {_PATIENCE_S:.0f} s: {expression}"
+            time.sleep(0.05)
+        return found
+
+    def click(self, selector: str) -> None:
+        """Press the mouse on the middle of an element."""
+        box = f"(e => (e.scrollIntoView({{block: 'nearest'}}), e.getBoundingClientRect()))({self._element(selector)})"
+        x, y = self.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, text: str, *, enter: bool = False) -> None:
+        """Type where the cursor is."""
+        self.call("Input.insertText", text=text)
+        for kind in ("keyDown", "keyUp") if enter else ():
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+            )
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    @staticmethod
+    def _element(selector: str) -> str:
+        return f"document.querySelector({json.dumps(selector)})"
 
 
 class Browser:
@@ -70,30 +122,37 @@ class Browser:
 
     def open(self, url: str, width: int = 1000, **expressions: str) -> Seen:
         """Load a page and evaluate expressions in it, under their names."""
+        with self.tab(url, width) as tab:
+            tab.seen.found |= {name: tab.value(expression) for name, expression in expressions.items()}
+        return tab.seen
+
+    @contextmanager
+    def tab(self, url: str, width: int = 1000, *, dark: bool = False, language: str = "en") -> Iterator[Tab]:
+        """Load a page and keep it open; when the block has ended, what it has requested and complained of is known."""
         target = self._call("Target.createTarget", {"url": "about:blank"}, None)
         attached = self._call("Target.attachToTarget", {"targetId": target["targetId"], "flatten": True}, None)
-        session = str(attached["sessionId"])
+        tab = Tab(self, str(attached["sessionId"]))
         for domain in ("Page", "Network", "Log", "Runtime"):
-            self._call(f"{domain}.enable", {}, session)
-        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-        self._call("Emulation.setDeviceMetricsOverride", metrics, session)
+            tab.call(f"{domain}.enable")
+        tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        tab.call("Emulation.setEmulatedMedia", features=[scheme])
+        agent = str(self._call("Browser.getVersion", {}, None)["userAgent"])
+        tab.call("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=language)
         self._events.clear()
-        self._call("Page.navigate", {"url": url}, session)
+        tab.call("Page.navigate", url=url)
         until = time.monotonic() + _PATIENCE_S
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._events.append(self._next(until))
-        seen = Seen()
-        for name, expression in expressions.items():
-            answer = self._call("Runtime.evaluate", {"expression": expression, "returnByValue": True}, session)
-            assert "exceptionDetails" not in answer, answer
-            seen.found[name] = answer["result"].get("value")
-        for event in self._events:
-            if event["method"] == "Network.requestWillBeSent":
-                seen.requests.append(event["params"]["request"]["url"])
-            elif event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-                seen.complaints.append(json.dumps(event["params"])[:500])
-        self._call("Target.closeTarget", {"targetId": target["targetId"]}, None)
-        return seen
+        try:
+            yield tab
+        finally:
+            for event in self._events:
+                if event["method"] == "Network.requestWillBeSent":
+                    tab.seen.requests.append(event["params"]["request"]["url"])
+                elif event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+                    tab.seen.complaints.append(json.dumps(event["params"])[:500])
+            self._call("Target.closeTarget", {"targetId": target["targetId"]}, None)
 
     def _call(self, method: str, params: dict[str, Any], session: str | None) -> dict[str, Any]:
         self._number += 1

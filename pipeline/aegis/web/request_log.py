@@ -1,0 +1,50 @@
+"""Prints a line per request when it has ended: time, method, path, status and duration."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from aegis import progress
+from aegis.messages import phrase
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+QUIET_PATHS = frozenset({"/state"})
+"""What an open page asks for every few seconds."""
+_PATH_LETTERS = 60
+
+
+class RequestLog:
+    """An application around another one, which prints its requests."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
+            await self._app(scope, receive, send)
+            return
+        status = 0
+        began = time.monotonic()
+
+        async def seen(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, seen)
+        finally:
+            progress.say(
+                phrase(
+                    "web.request",
+                    time=time.strftime("%H:%M:%S"),
+                    method=scope["method"],
+                    path=scope["path"][:_PATH_LETTERS],
+                    # 0: the client left before there was an answer
+                    status=status or "-",
+                    seconds=time.monotonic() - began,
+                )
+            )
