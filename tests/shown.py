@@ -208,6 +208,7 @@ def every_screen(columns: int | None = None) -> dict[str, str]:
         "push": results.pushed(PushReport("o/n", "https://huggingface.co/o/n", "gguf", ("m.gguf",), False)),
         "push --dry-run": results.would_be_pushed(PushReport("o/n", "https://hf", "gguf", ("m.gguf",), True)),
         "serve": results.serving("http://127.0.0.1:8080", ["m", "base"], 4096),
+        "watch": results.watched("http://127.0.0.1:8081", RUN),
         "run": results.before_and_after(
             ["春の花は?"],
             [

@@ -56,9 +56,11 @@ MISTAKES = {
     "verify absent.gguf": (2, "absent.gguf"),
     "chat --gguf absent.gguf": (2, "absent.gguf"),
     "serve --gguf absent.gguf": (2, "absent.gguf"),
+    "serve --gguf folder --beside absent.gguf": (2, "absent.gguf"),
     "import-soul absent.pt --out soul.safetensors": (2, "absent.pt"),
     # runs
     "merge --run nowhere": (2, "artifacts/begun"),
+    "watch --run nowhere": (2, "artifacts/begun"),
     "merge": (5, "aegis train --run artifacts/begun"),
     "export-gguf --run begun": (5, "aegis train --run artifacts/begun"),
     "verify": (5, "aegis train --run artifacts/begun"),

@@ -45,7 +45,7 @@ _TINY = DemoSettings(
     warmup_steps=2,
 )
 _STATE = struct.Struct("6l4096s4096s")
-_TIMES = ("tokens_per_second", "peak_bytes")
+_TIMES = ("tokens_per_second", "peak_bytes", "time")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class Run:
     def report(self) -> Path:
         return self.root / "report"
 
+    @property
+    def report_page(self) -> Path:
+        return self.report / "report.html"
+
     def require_finished(self, *stages: str) -> None:
         """Refuse a run that lacks what these stages publish; without any, what train, merge or export-gguf publishes.
 

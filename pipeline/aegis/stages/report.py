@@ -26,8 +26,6 @@ from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.verification.verdict import read_verdict
 
-PAGE = "report.html"
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -60,14 +58,14 @@ def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bo
         inputs={name: found.identity for name, found in parts.manifests.items()},
         facts={},
     )
-    final = run.report / PAGE
+    final = run.report_page
     if reuse and finished(run.report, manifest) is not None:
         return final
     samples = _samples(run, limits, questions)
     page = _page(run, parts, samples, language())
     with publishing(run.report, manifest, overwrite=True) as staging:
         (staging.path / ANSWERS).write_text(_recorded(samples), encoding="utf-8", newline="\n")
-        (staging.path / PAGE).write_text(render(page, language()), encoding="utf-8", newline="\n")
+        (staging.path / run.report_page.name).write_text(render(page, language()), encoding="utf-8", newline="\n")
     return final
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class MetricsLog:
     """Writes one row per logging step to the reporter, to a file and to a tracker.
 
     Args:
-        file: gets the row as a line of JSON, or None.
+        file: gets the row, the planned steps and the time as a line of JSON, or None.
         report: the tracker's function, or None.
         epochs_per_step: passes over the data per step.
 
@@ -87,8 +88,10 @@ class MetricsLog:
         progress.metrics(row)
         if self._file is not None:
             check_held(self._file)
+            # for a reader of the file, who knows neither the settings nor when it grew
+            known = {"planned_steps": config.max_steps, "time": round(time.time(), 1)}
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row | known) + "\n")
         if self._report is not None:
             self._report(row)
         defect = measured["orthogonality_error"]

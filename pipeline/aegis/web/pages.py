@@ -32,7 +32,7 @@ def page(name: Literal["chat", "watch"]) -> Response:
     texts = {spoken: words("web_page", spoken) for spoken in LANGUAGES}
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "frame-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     content = template.render(style=style, script=script, texts=texts)
     return HTMLResponse(content, headers={**_HEADERS, "Content-Security-Policy": policy})

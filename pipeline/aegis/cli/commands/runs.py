@@ -1,9 +1,15 @@
-"""The command that lists runs: list."""
+"""The commands that list runs and watch one: list, watch."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from aegis import progress
+from aegis.cli.options import RunOption
 from aegis.cli.registry import command
+from aegis.cli.shared import existing_run
 
 
 @command("Results", "aegis list", "aegis list --json", name="list")
@@ -19,3 +25,23 @@ def list_runs() -> None:
     if not found:
         raise UsageError("cli.no_runs", artifacts=ARTIFACTS)
     progress.result(screen.listed(found, layout.terminal_columns()), {"runs": found})
+
+
+@command("Results", "aegis watch", "aegis watch --run artifacts/my-model --port 0")
+def watch(
+    run: RunOption = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = 8081,
+) -> None:
+    """Show a training live in the browser, and its report when it is written; on this machine only, until Ctrl-C."""
+    from aegis.cli.screens import results
+    from aegis.web import local
+
+    run_dir = existing_run(run)
+    local.require_packages(local.PACKAGES)
+    with local.bound(port) as listener:
+        from aegis.web.watch import make_app
+
+        def ready(url: str) -> None:
+            progress.result(results.watched(url, run_dir.root), {"page": url, "run": run_dir.root})
+
+        local.run(make_app(run_dir), listener, ready)

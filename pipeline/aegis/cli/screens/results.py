@@ -149,6 +149,11 @@ def serving(url: str, models: Sequence[str], context_tokens: int) -> str:
     return "\n  ".join([url, *lines, *([request] if os.name != "nt" else [])])
 
 
+def watched(url: str, run: Path) -> str:
+    """When the page of a run can be opened."""
+    return f"{url}\n  {phrase('screens.watched', run=run)}"
+
+
 def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) -> str:
     """After the demo: the base's answers beside those of the finished file, and the questions that were not asked."""
     names = phrase("screens.question"), *(phrase("screens.base") if who.who == "base" else "aegis" for who in answers)

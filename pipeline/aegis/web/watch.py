@@ -1,0 +1,101 @@
+"""The application of a run's live page: the numbers of its training while they are written, and its report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from aegis.runs.metrics import read_metrics
+from aegis.runs.run import Run
+from aegis.web.local import own_host_only
+from aegis.web.pages import page
+
+MAX_POINTS = 2000
+"""More than a screen has pixels; all held-out losses besides."""
+_RECENT = 10
+"""Rows that the time left is estimated from: long enough to include evaluation and saving."""
+_SERIES = ("step", "task_loss", "heldout_loss", "keep_kl", "alpha", "gate", "tokens_per_second")
+_REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'self'; sandbox"
+)
+
+
+def make_app(run: Run) -> Starlette:
+    """Return the application: the page, /state, which it asks for every two seconds, and /report."""
+
+    async def watch(_: Request) -> Response:
+        return page("watch")
+
+    def state(_: Request) -> Response:
+        return JSONResponse(state_of(run), headers={"Cache-Control": "no-store"})
+
+    def report(_: Request) -> Response:
+        if not run.report_page.is_file():
+            return Response(status_code=404)
+        headers = {"Content-Security-Policy": _REPORT_POLICY, "Cache-Control": "no-store"}
+        return FileResponse(run.report_page, media_type="text/html", headers=headers)
+
+    routes = [Route("/", watch), Route("/state", state), Route("/report", report)]
+    return Starlette(routes=routes, middleware=[own_host_only()])
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Return what the page shows: numbers and the run's name, and nothing else from its files.
+
+    `series` has a list per name, all of one length, None where a row has no such number; `age` and `seconds_left` are
+    in seconds; `report` is the time at which the report was written.
+    """
+    rows = read_metrics(run.metrics)
+    last = rows[-1] if rows else {}
+    planned, phase = _number(last, "planned_steps"), last.get("phase")
+    ended = run.adapter.is_dir() and (planned is None or last["step"] >= planned)
+    moment = _number(last, "time")
+    return {
+        "name": run.root.resolve().name,
+        "state": "ended" if ended else "running" if rows else "waiting",
+        "planned": planned,
+        "epoch": _number(last, "epoch"),
+        "phase": phase if phase in ("stable", "transitioning", "golden") else None,
+        "peak_bytes": max((_number(row, "peak_bytes") or 0 for row in rows), default=0),
+        "age": None if moment is None else max(0.0, time.time() - moment),
+        "seconds_left": None if ended else _seconds_left(rows[-_RECENT:], planned),
+        "report": run.report_page.stat().st_mtime if run.report_page.is_file() else None,
+        "series": {name: [_number(row, name) for row in _thinned(rows)] for name in _SERIES},
+    }
+
+
+def _seconds_left(rows: Sequence[dict[str, Any]], planned: float | None) -> float | None:
+    times = [_number(row, "time") for row in rows]
+    if planned is None or len(rows) < 2 or times[0] is None or times[-1] is None:
+        return None
+    first, last = rows[0]["step"], rows[-1]["step"]
+    return (planned - last) * (times[-1] - times[0]) / (last - first) if last > first else None
+
+
+def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    every = math.ceil(len(rows) / MAX_POINTS)
+    return [
+        row
+        for number, row in enumerate(rows)
+        if number % every == 0 or number == len(rows) - 1 or row.get("heldout_loss") is not None
+    ]
+
+
+def _number(row: dict[str, Any], name: str) -> float | None:
+    """Return a finite number of a row; a run's file may hold anything."""
+    value = row.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
