@@ -88,6 +88,8 @@ def test_metrics_follow_the_schedule(tmp_path: Path, config: TrainConfig) -> Non
     train(config, run)
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
+    assert {row["planned_steps"] for row in rows} == {8}
+    assert sorted(row["time"] for row in rows) == [row["time"] for row in rows]
     slope = (1.618 + 5) / 5
     assert [row["alpha"] for row in rows] == pytest.approx(
         [-5, -5, -5 + slope, -5 + 2 * slope, -5 + 3 * slope, -5 + 4 * slope, 1.618, 1.618], abs=1e-5
