@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ class Recorder(progress.SilentReporter):
         self.said: list[str] = []
         self.warned: list[str] = []
         self.rows: list[dict[str, object]] = []
+        self.tasks: list[str] = []
+
+    @contextmanager
+    def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
+        self.tasks.append(title)
+        yield progress.SilentTask()
 
     def say(self, text: str) -> None:
         self.said.append(text)

@@ -38,7 +38,7 @@ from aegis.verification.structure import Structure
 from aegis.verification.texts import CONVERSATIONS, HARD_STRINGS
 from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, read_report
 from tests.byte_level import Pre
-from tests.conftest import MakeRandom
+from tests.conftest import MakeRandom, Recorder
 
 QUICK = VerifyConfig(tokens=256, threads=1, device="cpu")
 
@@ -165,9 +165,13 @@ def test_other_families_are_proven(
 COMPARED = QUICK.model_copy(update={"compare_bases": True})
 
 
-def test_both_choices_of_base_weights_are_measured(run: Run) -> None:
+def test_both_choices_of_base_weights_are_measured(run: Run, reporter: Recorder) -> None:
     """Whichever was merged, the same two rows come out: what was trained is nearer the round trip it was trained on."""
     into_original = verify(run, COMPARED)
+    models = ("as trained", "16-bit base", "base", "merged", "merged the other way", "f16 in llama.cpp")
+    numbered = [title for title in reporter.tasks if title.startswith("model ")]
+    wanted = [*models, "Q4_K_M in llama.cpp"]
+    assert numbered == [f"model {number} of 7: {name}" for number, name in enumerate(wanted, 1)]
     assert into_original.failed_stage is None
     make_merged(run, MergeConfig(base_weights="dequantized"))
     make_gguf(run)

@@ -89,6 +89,7 @@ def test_the_page_follows_a_training_from_its_first_row_to_its_report(
         tab.wait(
             "!document.getElementById('report').hidden && document.getElementById('frame').src.includes('/report')"
         )
+        assert tab.value(STATE) == ENGLISH["watch_reported"]
         time.sleep(0.5)  # for the script in it, which must not run
         assert tab.value("document.title").startswith("mine")
         assert tab.value(OVERFLOW) <= 0

@@ -112,6 +112,7 @@ class _Examiner:
     """The NF4 round trip, the difference between the two choices of base weights; None if they are not compared."""
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    begun: int = 0
 
     @classmethod
     def begin(
@@ -160,27 +161,27 @@ class _Examiner:
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         compared, models = self.sample.compared, self.models
         with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
-            self._record("trained", torch_logits(model, compared, phrase("verify.as_trained")))
+            self._record("trained", torch_logits(model, compared, self._title(phrase("verify.as_trained"))))
         del model  # only one model in memory at a time
         wide: Precision = "dequantized" if self.structure.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
-            self._record("wide", torch_logits(model, compared, phrase("verify.wide")))
+            self._record("wide", torch_logits(model, compared, self._title(phrase("verify.wide"))))
         del model
         self._step("trained", "wide", "train", config.max_kl_nf4)
         plain = load_base(self.base.folder, "16bit", device, dtype)
         self.witnesses.record("base", plain)
-        self._record("base", torch_logits(plain, compared, phrase("verify.plain_base")))
+        self._record("base", torch_logits(plain, compared, self._title(phrase("verify.plain_base"))))
         recorded = models.pop("base")
         of_base = divergence.compare(models["trained"], recorded).mean_kl
         perplexity = {"base": divergence.perplexity(recorded)}
         del plain
         merged = load_base(self.run.merged, "16bit", device, dtype)
-        self._record("merged", torch_logits(merged, compared, phrase("verify.merged")))
+        self._record("merged", torch_logits(merged, compared, self._title(phrase("verify.merged"))))
         self.witnesses.record("result", merged)
         bases: tuple[BaseComparison, ...] = ()
         if self.round_trip is not None:
             merge_the_other_way(merged, self.round_trip, self.structure)
-            outputs = torch_logits(merged, compared, phrase("verify.other_way"))
+            outputs = torch_logits(merged, compared, self._title(phrase("verify.other_way")))
             other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
             bases = choices(self.structure.base_weights, models["trained"], models["merged"], other_way)
         del merged
@@ -216,7 +217,7 @@ class _Examiner:
         repeating: list[str] = []
         for name, path in {"f16": self.f16, **self.quantized}.items():
             with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
-                self._record(name, llama_logits(runtime, compared, phrase("verify.in_llama", name=name)))
+                self._record(name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name))))
                 if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
                     repeating.append(name)
             if name in repeating and "f16" not in repeating:
@@ -225,6 +226,11 @@ class _Examiner:
                 self._rounding("merged", "f16", "convert", torch.float16)
             else:
                 self._step("f16", name, "quantize", self.config.max_kl_quantized)
+
+    def _title(self, name: str) -> str:
+        self.begun += 1
+        count = 5 + (self.round_trip is not None) + len(self.quantized)
+        return phrase("verify.numbered", number=self.begun, count=count, name=name)
 
     def _record(self, name: str, outputs: Iterable[Logits]) -> None:
         self.models[name] = divergence.record(self.work / f"{name}.npy", outputs, self.sample.compared)

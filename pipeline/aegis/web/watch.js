@@ -37,7 +37,7 @@ function draw() {
 
 function sentence() {
   const silent = state.state === "running" && state.age !== null && state.age > SILENT_S;
-  return silent ? text("watch_silent", { age: duration(state.age) }) : text(`watch_${state.state}`);
+  return silent ? text("watch_silent", { age: duration(state.age) }) : text(`watch_${state.state === "ended" && state.report ? "reported" : state.state}`);
 }
 
 function duration(seconds) {
