@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from aegis import progress
 from aegis.cli import app
 from aegis.cli.settings import all_settings
+from aegis.config.presets import PRESETS
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
 from aegis.doctor import Finding, installation
@@ -514,13 +516,19 @@ def test_init_asks_only_on_a_terminal(aegis: Aegis, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     told = aegis("init")
     assert (told.code, "--base-model VALUE" in told.err) == (2, True)
-    terminal = io.StringIO("demo\n\ndemo\n")
+    terminal = io.StringIO("borea-12gb\n\nmine.jsonl\n")
+    (tmp_path / "mine.jsonl").touch()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdin", terminal)
     told = aegis("init")
     assert told.code == 0, told.err
     assert "Base model" in told.err
-    assert (tmp_path / "aegis.toml").is_file()
+    assert "borea-12gb" in told.err
+    written = tomllib.loads((tmp_path / "aegis.toml").read_text(encoding="utf-8"))
+    assert written["train"] == {"base_model": PRESETS["borea-12gb"]["train"]["base_model"], "dataset": "mine.jsonl"}
+    assert written["export"] == PRESETS["borea-12gb"]["export"]
+    told = aegis("init", "--preset", "demo", "--overwrite")
+    assert (told.code, tomllib.loads((tmp_path / "aegis.toml").read_text())["train"]) == (0, PRESETS["demo"]["train"])
 
 
 def test_the_shell_completes_commands_and_options(spawn: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:

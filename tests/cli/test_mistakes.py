@@ -41,6 +41,7 @@ MISTAKES = {
     "merge --base-model x": (2, "--adapter"),
     "export-gguf --model folder": (2, "--out"),
     "init --base-model demo": (2, "--dataset"),
+    "init --preset borea": (2, "borea-12gb"),
     "chat --gguf model.gguf --compare base": (2, "--run"),
     # files
     "run --preset demo --dataset absent.jsonl": (2, "owner/name"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis.config.presets import PRESETS
 from aegis.config.resolve import resolve
 from aegis.config.settings import SECTIONS, TrainConfig
 from aegis.errors import UsageError
@@ -32,6 +33,22 @@ def test_a_written_config_is_read_back(
         chosen = {"base_model": name, "dataset": name} if model is TrainConfig else {}
         assert found == model.model_validate(chosen)
     assert [path.name for path in tmp_path.iterdir()] == ["aegis.toml"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_settings_are_read_back(tmp_path: Path, preset: str) -> None:
+    """With another base and other data; the control is the file without the preset."""
+    files = {"with": PRESETS[preset], "without": {}}
+    found = {}
+    for name, settings in files.items():
+        write(tmp_path / name, "owner/name", "mine.jsonl", settings)
+        found[name] = [resolve(model, file=tmp_path / name, environment={}) for model in SECTIONS.values()]
+    flags = {"base_model": "owner/name", "dataset": "mine.jsonl"}
+    wanted = [
+        resolve(model, preset=preset, flags=flags if model is TrainConfig else {}, environment={})
+        for model in SECTIONS.values()
+    ]
+    assert found["with"] == wanted != found["without"]
 
 
 @pytest.mark.parametrize("spoken", LANGUAGES)

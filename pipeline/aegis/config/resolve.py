@@ -48,13 +48,7 @@ def resolve(
     section = next(name for name, known in SECTIONS.items() if known is model)
     values: dict[str, Any] = {}
     if preset is not None:
-        if preset not in PRESETS:
-            raise UsageError(
-                "config.no_preset",
-                preset=preset,
-                hint=_nearest(preset, PRESETS) or phrase("config.known", names=", ".join(PRESETS)),
-            )
-        values |= PRESETS[preset].get(section, {})
+        values |= settings_of(preset).get(section, {})
     if file is not None:
         values |= _read_toml(file).get(section, {})
     values |= _read_environment(os.environ if environment is None else environment).get(section, {})
@@ -68,6 +62,18 @@ def resolve(
         return model.model_validate(values)
     except ValidationError as error:
         raise UsageError("config.invalid", problems=_explain(model, section, error)) from None
+
+
+def settings_of(preset: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return a preset's settings by section.
+
+    Raises:
+        UsageError: there is no such preset; the message has the nearest name.
+    """
+    if preset not in PRESETS:
+        hint = _nearest(preset, PRESETS) or phrase("config.known", names=", ".join(PRESETS))
+        raise UsageError("config.no_preset", preset=preset, hint=hint)
+    return PRESETS[preset]
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:

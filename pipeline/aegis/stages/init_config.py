@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,12 +17,18 @@ from aegis.messages import phrase, translate_help
 from aegis.messages.layout import wrap
 from aegis.model.given import is_on_hub, refuse_no_base
 
+Preset = Mapping[str, Mapping[str, Any]]
+"""Settings by section."""
 _WIDTH = 118
 
 
-def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
-    """Return the file's text, with comments in the reader's language; `resolve` reads base, data and the defaults."""
-    chosen = {"train": {"base_model": base_model, "dataset": dataset}}
+def render(base_model: str, dataset: str, name: str = "aegis.toml", preset: Preset | None = None) -> str:
+    """Return the file's text, with comments in the reader's language.
+
+    `resolve` reads base, data, the preset's settings and the defaults from it.
+    """
+    chosen = {section: dict(settings) for section, settings in (preset or {}).items()}
+    chosen["train"] = {**chosen.get("train", {}), "base_model": base_model, "dataset": dataset}
     parts = [_comment(phrase("template.header", name=name)) + "\n"]
     for section, model in SECTIONS.items():
         parts.append(f"[{section}]  # {model.__doc__.strip() if model.__doc__ else ''}\n")
@@ -30,7 +37,7 @@ def render(base_model: str, dataset: str, name: str = "aegis.toml") -> str:
     return "\n".join(parts)
 
 
-def _setting(key: str, field: FieldInfo, chosen: str | None) -> str:
+def _setting(key: str, field: FieldInfo, chosen: object) -> str:
     words = translate_help(field.description or "")
     if choices := _choices(field.annotation):
         words += phrase("template.choices", names=", ".join(choices))
@@ -86,7 +93,7 @@ def check(base_model: str, dataset: str) -> list[str]:
     return remarks
 
 
-def write(out: Path, base_model: str, dataset: str) -> None:
+def write(out: Path, base_model: str, dataset: str, preset: Preset | None = None) -> None:
     """Write the file atomically.
 
     Raises:
@@ -94,7 +101,7 @@ def write(out: Path, base_model: str, dataset: str) -> None:
     """
     part = out.with_name(out.name + ".part")
     try:
-        part.write_text(render(base_model, dataset, out.name), encoding="utf-8", newline="\n")
+        part.write_text(render(base_model, dataset, out.name, preset), encoding="utf-8", newline="\n")
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)

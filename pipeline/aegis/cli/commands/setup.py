@@ -100,28 +100,37 @@ def show_plan(chosen: AllSettings, run: Path | None) -> None:
 @command(
     "Before a run",
     "aegis init",
+    "aegis init --preset borea-12gb --dataset mine.jsonl",
     "aegis init --base-model owner/name --dataset mine.jsonl",
 )
 def init(
+    preset: PresetOption = None,
     base_model: Annotated[str | None, typer.Option(help="Hub id or folder of the base (default: ask)")] = None,
     dataset: Annotated[str | None, typer.Option(help="data file or Hub id (default: ask)")] = None,
     out: Annotated[Path, typer.Option(help="output file")] = Path("aegis.toml"),
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a commented aegis.toml for your base and data."""
+    """Write a commented aegis.toml for your base and data, or with the settings of a preset."""
     from aegis.cli.screens import results
+    from aegis.config.presets import PRESETS
+    from aegis.config.resolve import settings_of
     from aegis.stages import init_config
 
     if out.exists() and not overwrite:
         raise UsageError("preparing.exists", out=out)
-    base_model = base_model or _asked(phrase("preparing.which_base"), "--base-model")
-    dataset = dataset or _asked(phrase("preparing.which_data"), "--dataset")
+    if preset is None and base_model is None:
+        answer = _asked(phrase("preparing.which_base", presets=", ".join(PRESETS)), "--base-model")
+        preset, base_model = (answer, None) if answer in PRESETS else (None, answer)
+    settings = settings_of(preset) if preset else {}
+    base_model = base_model or settings["train"]["base_model"]
+    dataset = dataset or settings.get("train", {}).get("dataset") or _asked(phrase("preparing.which_data"), "--dataset")
     remarks = init_config.check(base_model, dataset)
-    init_config.write(out, base_model, dataset)
+    init_config.write(out, base_model, dataset, settings)
     for remark in remarks:
         progress.say(remark)
     progress.result(
-        results.initialised(out), {"file": out, "base_model": base_model, "dataset": dataset, "remarks": remarks}
+        results.initialised(out),
+        {"file": out, "preset": preset, "base_model": base_model, "dataset": dataset, "remarks": remarks},
     )
 
 
