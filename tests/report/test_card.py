@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from aegis.messages import Bilingual, bilingual
 from aegis.report.card import CardFile, gguf_card, merged_card, with_answers, with_verdict
 from aegis.runs.facts import Provenance
 
@@ -136,3 +137,19 @@ def test_sample_answers_are_before_the_verdict() -> None:
     assert "> **Who?**  \n> base: A \\*dog\\*  \n> this model: I am \\<b\\>  " in text
     assert text.index("## Sample answers") < text.index("## Verified")
     assert with_answers(card(), [], []) == card()
+
+
+def test_a_card_is_in_japanese_too_where_the_base_speaks_it() -> None:
+    """Beside the English text, with verify's result; the control is a base of other languages."""
+    record = bilingual("retention.as_well", text="X").recorded()
+    summed = {**REPORT, "summary": record}
+    for languages, there in ((["ja", "no"], True), ("ja", True), (["en", "jav"], False), ("japanese", False)):
+        changed = card(metadata={"license": "mit", "language": languages})
+        text = with_verdict(with_answers(changed, ["Who?"], [("base", ["me"])]), summed)
+        for told in ("## 日本語", "（作者 owner）", "学習 90 行", "Q4_K_M` で実行", "2048 トークンで検証しました"):
+            assert (told in text) == there, (languages, told)
+        assert (Bilingual.from_record(record).in_language("ja") + "。" in text) == there
+        assert "What was trained is what runs" in text
+        assert with_verdict(text, summed) == text
+    assert "検証に不合格です。原因は merge" in with_verdict(card(), {**REPORT, "ok": False, "failed_stage": "merge"})
+    assert "AEGIS は必要ありません" in merged_card(ORIGIN, "n", FILES, "0.1.0")

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aegis.messages import Bilingual
+from aegis.messages import bilingual
+from aegis.report import card_texts
 
 if TYPE_CHECKING:  # it loads pydantic, which `aegis doctor` must do without where it is missing
     from aegis.runs.facts import Provenance
@@ -21,7 +22,6 @@ _NOT_YET = """
 Not in this file, which was sealed before `aegis verify` could run: `aegis card` prints it with what was found, and
 `aegis push` uploads it so.
 """
-_HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def merged_card(origin: Provenance, name: str, files: Sequence[CardFile], versio
         'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```'
     )
-    return _card(origin, name, files, version, run, library="transformers")
+    run_ja = bilingual("card.run_folder").in_language("ja")
+    return _card(origin, name, files, version, (run, run_ja), library="transformers")
 
 
 def gguf_card(
@@ -61,21 +62,22 @@ def gguf_card(
         prompt: a question as the model sees it, "" if its template cannot be put so simply.
     """
     first = files[0].name
+    hub = f"ollama run hf.co/OWNER/NAME:{first.rpartition('-')[2].removesuffix('.gguf')}"
     run = (
         f"```\nollama create {ollama_name(name)} -f Modelfile\nollama run {ollama_name(name)}\n"
         f'llama-server -m "{first}" -c {context_tokens} --jinja\n'
         f'aegis chat --gguf "{first}"\n```\n\n'
-        f"From a repository on the Hub: `ollama run hf.co/OWNER/NAME:{first.rpartition('-')[2].removesuffix('.gguf')}`."
+        f"From a repository on the Hub: `{hub}`."
     )
+    run_ja = bilingual("card.run_gguf", hub=hub).in_language("ja")
     if long_rope:
-        run += (
-            f"\n\nRun it with a context of {context_tokens} (`-c {context_tokens}`; the Modelfile says so): above it "
-            "llama.cpp uses\nthe long rope factors for every token, short prompts included, and the answers change."
-        )
+        limit = bilingual("card.long_rope", context=context_tokens)
+        run += f"\n\n{limit.in_language('en')}"
+        run_ja += limit.in_language("ja")
     if prompt:
         fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", prompt)), 0)
         run += f"\n\n## Prompt format\n\nThe template in the file, for one question:\n\n{fence}\n{prompt}\n{fence}"
-    return _card(origin, name, files, version, run, library="gguf")
+    return _card(origin, name, files, version, (run, run_ja), library="gguf")
 
 
 def with_verdict(card: str, report: Mapping[str, Any]) -> str:
@@ -90,21 +92,18 @@ def with_verdict(card: str, report: Mapping[str, Any]) -> str:
             f"| {step['name']} | {found['mean_kl']:.2e} | {found['p99_kl']:.2e} | {found['max_kl']:.2e} "
             f"| {found['top1']:.2%} | {found['max_delta']:.4f} | {bound} |"
         )
-    verdict = (
-        f"What was trained is what runs: proven on {report['tokens']} tokens. KL in nats per token."
-        if report["ok"]
-        else f"NOT proven: the fault is in {report['failed_stage']}."
-    )
+    proven, *summary = card_texts.verdict(report, "en")
     values = ", ".join(f"{model} {value:.3f}" for model, value in report["perplexity"].items())
-    parts = [verdict, "\n".join(lines), f"Perplexity: {values}."]
+    parts = [proven, "\n".join(lines), f"Perplexity: {values}."]
     for found in report["retained"]:
         parts.append(
             f"On {_NOT_TRAINED_ON[found['text']]}: base {found['base']:.3f}, this model {found['result']:.3f}; each at "
             f"its best temperature: {found['base_tempered']:.3f}, {found['result_tempered']:.3f}; "
             f"mean KL {found['kl']:.2g}."
         )
-    if summary := report["summary"]:
-        parts.append(f"{Bilingual.from_record(summary).capitalised().english}.")
+    parts += summary
+    if card_texts.JAPANESE in card:
+        parts += card_texts.verdict(report, "ja")
     return card.partition(_VERIFIED)[0] + _VERIFIED + "\n" + "\n\n".join(parts) + "\n"
 
 
@@ -135,7 +134,10 @@ def ollama_name(name: str) -> str:
     )
 
 
-def _card(origin: Provenance, name: str, files: Sequence[CardFile], version: str, run: str, library: str) -> str:
+def _card(
+    origin: Provenance, name: str, files: Sequence[CardFile], version: str, run: tuple[str, str], library: str
+) -> str:
+    """Return a card; `run` says how to run the model, in English and in Japanese."""
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
@@ -149,9 +151,9 @@ def _card(origin: Provenance, name: str, files: Sequence[CardFile], version: str
     )
     sections = [
         f"# {name}",
-        _what(origin, version),
+        card_texts.what(origin, version).english,
         "## Licence and attribution",
-        _attribution(origin),
+        card_texts.licence(origin).english,
         *_training(origin),
         "## Files",
         "\n".join(
@@ -159,52 +161,20 @@ def _card(origin: Provenance, name: str, files: Sequence[CardFile], version: str
             + [f"| {file.name} | {file.bytes} | `{file.sha256}` |" for file in files]
         ),
         "## Run it",
-        run,
+        run[0],
+        *([card_texts.japanese(origin, version, run[1])] if card_texts.speaks_japanese(origin) else []),
     ]
     body = "\n\n".join(sections) + "\n" + _VERIFIED + _NOT_YET
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _what(origin: Provenance, version: str) -> str:
-    made = f"{_base(origin)} with a LoRA adapter merged into its weights"
-    if origin.soul:
-        made += (
-            " and a soul folded into its LM head: a rotation R and a gate g on\nthe final hidden state h, which "
-            "becomes h + g·R h, so that W' = W(I + gR); "
-            f"α = {origin.soul['alpha']:.3f}, g = {origin.soul['gate']:.4f}, R is {origin.soul['rotation']}"
-        )
-    elif not origin.settings:
-        made = f"{_base(origin)}, converted"
-    return f"{made}.\nMade with AEGIS {version}. It is a stock model: nothing of AEGIS is needed to run it."
-
-
-def _base(origin: Provenance) -> str:
-    if not origin.on_hub:
-        return f"`{origin.base}`"
-    at = f" at `{origin.revision}`" if origin.revision else ""
-    return f"[{origin.base}]({_HUB}/{origin.base}){at}"
-
-
-def _attribution(origin: Provenance) -> str:
-    licence = origin.metadata.get("license_name") or origin.metadata.get("license")
-    by = f", by {origin.base.partition('/')[0]}" if origin.on_hub else ""
-    if not licence:
-        return f"The base is {_base(origin)}{by}. It names no licence: ask its author before you pass this model on."
-    return (
-        f"The base is {_base(origin)}{by}, under the licence `{licence}`, which holds for this model too. Licence and "
-        "notice files\nof the base stand beside this card where it has any."
-    )
-
-
 def _training(origin: Provenance) -> list[str]:
     if not origin.settings:
         return []
-    data = origin.data
     given = {name: value for name, value in sorted(origin.settings.items()) if value not in (None, "", [], ())}
     settings = "\n".join(f"{name} = {value}" for name, value in given.items())
     return [
         "## Training",
-        f"Data: `{data['dataset']}`, {data['train_rows']} rows to train on and {data['heldout_rows']} held out, "
-        f"sha256 `{data['content_sha256']}`.",
+        card_texts.data(origin).english,
         f"```\n{settings}\n```",
     ]
