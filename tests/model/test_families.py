@@ -99,7 +99,7 @@ def test_a_biased_head_is_accepted_only_where_llama_cpp_loads_it() -> None:
 
 
 def test_the_readme_has_the_table_of_families() -> None:
-    """Word for word, so that what it says is what tests/stages/test_live_against_gguf.py covers."""
+    """Word for word, so that what it says is what the tests of proven families cover."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert families_table() in readme
     refused = readme[readme.index("Refused before any work") :].partition("\n\n")[0]
@@ -129,7 +129,8 @@ LONG = {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor
         ),
         ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}, TIED, "byte-level BPE", {}),
         ({"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}}, OWN, "byte-level BPE", {"rope": "yarn"}),
-        ({"model_type": "llama", "rope_scaling": None}, OWN, "SentencePiece", {"tokenizer": "SentencePiece"}),
+        ({"model_type": "llama", "rope_scaling": None}, OWN, "SentencePiece", {}),
+        ({"model_type": "qwen2", "rope_scaling": None}, OWN, "SentencePiece", {"tokenizer": "SentencePiece"}),
         ({"model_type": "mistral"}, OWN, "SentencePiece", {}),
         ({"model_type": "falcon"}, OWN, None, None),
     ],

@@ -118,11 +118,9 @@ def replaced(gguf: Path, name: str, values: NDArray[Any]) -> Path:
 
 
 def test_every_proven_family_has_a_test() -> None:
-    """With each LM head and each kind of tokenizer that the README's table claims."""
+    """With each LM head that the README's table claims; tests/data/test_real_tokenizers.py has its tokenizers."""
     heads = {(case.model_type, case.head) for case in CASES}
     assert heads == {(model_type, head) for model_type, family in PROVEN.items() for head in family.heads}
-    kinds = {case.model_type: case.vocabulary for case in CASES if case.vocabulary}
-    assert kinds == {model_type: family.vocabulary for model_type, family in PROVEN.items() if family.vocabulary}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

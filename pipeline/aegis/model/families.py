@@ -2,7 +2,7 @@
 
 What llama.cpp's converter does to each family was read in its source (conversion/*.py at the pinned commit), and what
 its runtime loads in src/models/*.cpp. A proven family has an end-to-end test, live soul against GGUF, for every LM head
-and tokenizer that it names. The README's table is made from PROVEN.
+that it names, and a comparison of token ids for every kind of tokenizer. The README's table is made from PROVEN.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Family:
         heads: the LM heads that it was proven with.
         ropes: the kinds of rotary embedding that it was proven with, by the names of `rope_of`.
         targets: its attention projections, which get the adapter.
-        vocabulary: the kind of tokenizer whose ids were compared between transformers and llama.cpp; None if none were.
+        vocabularies: the kinds of tokenizer whose ids were compared between transformers and llama.cpp.
         remark: the last column of the README's table.
         norm: the module of the final norm; only the LM head reads its output.
         norm_offset: o of a norm that multiplies by w + o: 1 for Gemma's RMSNorm.
@@ -39,7 +39,7 @@ class Family:
 
     name: str
     heads: tuple[HeadKind, ...]
-    vocabulary: Vocabulary | None = None
+    vocabularies: tuple[Vocabulary, ...]
     targets: tuple[str, ...] = _SPLIT
     remark: str = ""
     norm: str = "model.norm"
@@ -51,23 +51,27 @@ PROVEN: Mapping[str, Family] = {
     "phi3": Family(
         "Phi-3, Phi-3.5",
         ("own",),
-        "SentencePiece",
+        ("SentencePiece",),
         ("qkv_proj", "o_proj"),
         remark="fused projections, LongRoPE",
         ropes=("longrope",),
     ),
-    "llama": Family("Llama", ("own", "tied"), "byte-level BPE", ropes=("default", "llama3")),
-    "mistral": Family("Mistral", ("own",)),
-    "qwen2": Family("Qwen2, Qwen2.5", ("own", "tied"), "byte-level BPE", remark="bias on q, k and v"),
-    "qwen3": Family("Qwen3", ("own", "tied"), "byte-level BPE", remark="norms on q and k"),
+    "llama": Family("Llama", ("own", "tied"), ("byte-level BPE", "SentencePiece"), ropes=("default", "llama3")),
+    "mistral": Family("Mistral", ("own",), ("SentencePiece", "byte-level BPE")),
+    "qwen2": Family("Qwen2, Qwen2.5", ("own", "tied"), ("byte-level BPE",), remark="bias on q, k and v"),
+    "qwen3": Family("Qwen3", ("own", "tied"), ("byte-level BPE",), remark="norms on q and k"),
     "gemma3_text": Family(
-        "Gemma 3, text only", ("tied",), remark="refused if conversion cuts the embeddings", norm_offset=1.0
+        "Gemma 3, text only",
+        ("tied",),
+        ("SentencePiece",),
+        remark="refused if conversion cuts the embeddings",
+        norm_offset=1.0,
     ),
-    "smollm3": Family("SmolLM3", ("tied",), "byte-level BPE", remark="layers without RoPE"),
+    "smollm3": Family("SmolLM3", ("tied",), ("byte-level BPE",), remark="layers without RoPE"),
     "phi": Family(
         "Phi-1.5, Phi-2",
         ("with bias",),
-        "byte-level BPE",
+        ("byte-level BPE",),
         ("q_proj", "k_proj", "v_proj", "dense"),
         norm="model.final_layernorm",
         ropes=("default", "default of a part"),
@@ -151,7 +155,7 @@ def unproven_parts(
     parts = {}
     if (head := head_of(config, tensors)) not in family.heads:
         parts["head"] = str(head)
-    if family.vocabulary and vocabulary and vocabulary != family.vocabulary:
+    if vocabulary and vocabulary not in family.vocabularies:
         parts["tokenizer"] = vocabulary
     if (rope := rope_of(config)) not in family.ropes:
         parts["rope"] = rope
@@ -183,7 +187,7 @@ def families_table() -> str:
     rows = ["| family | `model_type` | LM head | adapter on | token ids | |", "| --- | --- | --- | --- | --- | --- |"]
     for model_type, family in PROVEN.items():
         targets = ", ".join(f"`{target}`" for target in family.targets)
-        cells = (family.name, f"`{model_type}`", ", ".join(family.heads), targets, family.vocabulary or "–")
+        cells = (family.name, f"`{model_type}`", ", ".join(family.heads), targets, ", ".join(family.vocabularies))
         rows.append(f"| {' | '.join((*cells, family.remark))} |")
     return "\n".join(rows)
 
