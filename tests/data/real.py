@@ -94,6 +94,12 @@ _LLAMA31_RENAMED = {
     "<|reserved_special_token_4|>": "<|eom_id|>",
     "<|reserved_special_token_5|>": "<|python_tag|>",
 }
+_GEMMA4_RENAMED = {
+    "<start_of_turn>": "<|turn>",
+    "<end_of_turn>": "<turn|>",
+    "<unused0>": "<|channel>",
+    "<unused1>": "<channel|>",
+}
 _SMOLLM_RENAMED = {
     "<|reserved_special_token_0|>": "<think>",
     "<|reserved_special_token_1|>": "</think>",
@@ -120,6 +126,12 @@ REAL: Mapping[str, Real] = {
     "Qwen2.5": Real("qwen3", template="Qwen-Qwen2.5-7B-Instruct.jinja"),
     "Qwen3": Real("qwen3"),
     "Gemma 3": Real("gemma3"),
+    "Gemma 4": Real(
+        "gemma3",
+        template="google-gemma-4-31B-it.jinja",
+        renamed=_GEMMA4_RENAMED,
+        special=frozenset(_GEMMA4_RENAMED.values()),
+    ),
     "SmolLM3": Real(
         "llama3_1",
         template="HuggingFaceTB-SmolLM3-3B.jinja",

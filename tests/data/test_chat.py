@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import normalizers
-from transformers import AutoTokenizer
 
 from aegis.data.chat import Encoder
 from aegis.data.example import Example
@@ -25,16 +23,11 @@ EVERYTHING = (
     "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}{{ tools is none }}{{ documents is none }}"
     "{{ raise_exception is callable }}" + CHATML.replace("{% endfor %}", "{{ m | tojson }}{% endfor %}")
 )
-PHI35 = Path(__file__).parents[3] / "shared" / "data" / "phi35"
 
 
-@pytest.fixture(scope="session", params=["trained here", "phi-3.5"])
-def phi_like(request: pytest.FixtureRequest, phi: Any) -> Any:
-    if request.param == "trained here":
-        return phi
-    if not PHI35.is_dir():
-        pytest.skip("Phi-3.5's tokenizer is not beside this checkout")
-    return AutoTokenizer.from_pretrained(PHI35)
+@pytest.fixture(scope="session", params=["trained here", "Phi-3.5"])
+def phi_like(request: pytest.FixtureRequest, phi: Any, real: Callable[[str], Any]) -> Any:
+    return phi if request.param == "trained here" else real(request.param)
 
 
 def chat(*contents: str, system: str | None = None) -> Chat:
@@ -214,6 +207,34 @@ def test_control_tokens_in_a_text_are_refused(phi_like: Any, role: int) -> None:
 def test_a_template_that_cannot_be_used_says_why(byte_level: MakeTokenizer, template: str, reason: str) -> None:
     message = refusal(byte_level(template, ["<|im_end|>"]), chat("Hi", "Hello"))
     assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "trained"),
+    [
+        ("<|im_start|>assistant\n<think>\n", True),
+        ("<|im_start|>assistant\n<|channel>thought\n<channel|>", True),
+        ("<|im_start|>assistant\nHere are my reasoning steps:\n", True),
+        # the controls: no thought, or another head of the turn
+        ("<|im_start|>assistant\nHer answer:\n", False),
+        ("<|im_start|>thinker\n", False),
+        ("Reason:\n", False),
+    ],
+)
+def test_an_answer_without_the_thought_that_its_prompt_opens_is_trained_on_whole(
+    byte_level: MakeTokenizer, prompt: str, trained: bool
+) -> None:
+    template = CHATML.replace("'<|im_start|>assistant\n'", repr(prompt))
+    assert template != CHATML
+    tokenizer = byte_level(template, ["<|im_start|>", "<|im_end|>"])
+    record = chat("Hi", "Here it is.", "And?", "Here too.")
+    if not trained:
+        assert "is not the beginning of the complete chat" in refusal(tokenizer, record)
+        return
+    encoder = Encoder(tokenizer)
+    (example,) = encoder.encode([record], Rejects("x"))
+    assert learnt(tokenizer, example) == ["Here it is.<|im_end|>", "Here too.<|im_end|>"]
+    assert encoder.unopened == 1
 
 
 def test_a_template_cannot_reach_python_objects(byte_level: MakeTokenizer) -> None:

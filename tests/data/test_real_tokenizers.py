@@ -175,6 +175,11 @@ EXPECTED: dict[tuple[str, str], str] = {
         f"<bos><start_of_turn>user\n{SYSTEM}\n\n{ASKED}<end_of_turn>\n<start_of_turn>model\n⟦{ANSWER}<end_of_turn>⟧\n"
         f"<start_of_turn>user\n{AGAIN}<end_of_turn>\n<start_of_turn>model\n⟦{LAST}<end_of_turn>⟧\n"
     ),
+    # its prompt writes an empty thought, which the chat does not have
+    ("Gemma 4", "multi-line"): (
+        f"<bos><|turn>system\n{SYSTEM}<turn|>\n<|turn>user\n{ASKED}<turn|>\n<|turn>model\n⟦{ANSWER}<turn|>⟧\n"
+        f"<|turn>user\n{AGAIN}<turn|>\n<|turn>model\n⟦{LAST}<turn|>⟧\n"
+    ),
     ("SmolLM3", "multi-line"): SMOLLM_HEAD + SYSTEM + "\n\n<|im_end|>\n" + CHATML_MULTI_LINE.partition("\n" + SYSTEM)[2]
     .removeprefix("<|im_end|>\n")
     .format(""),
@@ -312,6 +317,7 @@ def test_values_that_templates_leave_out_are_counted(real: MakeReal) -> None:
     for family, row, lost, unopened in (
         ("Qwen3", "thought", 1, 0),
         ("Qwen3", "multi-line", 0, 0),
+        ("Gemma 4", "multi-line", 0, 1),
         ("QwQ", "thinking", 1, 1),
         ("QwQ", "multi-line", 0, 1),
         ("R1-Distill", "thought", 1, 1),

@@ -86,6 +86,31 @@ def test_a_plan_of_local_base_and_data_has_every_number(quick_base: Path, datase
     assert places.untouched()
 
 
+def test_a_plan_reads_a_hub_dataset_that_is_here_and_names_the_command_for_another(
+    quick_base: Path, dataset: Path, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub is not asked in either case; offline mode ends with the plan."""
+    import datasets
+
+    cache = tmp_path / "datasets"
+    datasets.load_dataset("json", data_files=str(dataset), cache_dir=str(cache))
+    (made,) = cache.glob("json/*/*/*/dataset_info.json")
+    of_hub = cache / "someone___flowers" / "default" / "0.0.0" / ("a" * 40)
+    shutil.copytree(made.parent, of_hub)
+    (of_hub / "json-train.arrow").rename(of_hub / "flowers-train.arrow")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+    report = planned(places.run, base_model=str(quick_base), dataset="someone/flowers", max_steps=7)
+    assert report.data is not None
+    assert (report.data.rows, report.data_missing) == (40, "")
+    report = planned(places.run, base_model=str(quick_base), dataset="someone/birds", max_steps=7)
+    assert report.data is None
+    assert "aegis data someone/birds" in report.data_missing
+    assert not datasets.config.HF_HUB_OFFLINE
+    assert places.untouched()
+
+
 def test_a_config_whose_model_cannot_take_a_step_is_at_fault_and_not_the_plan(
     quick_base: Path, dataset: Path, places: Places, tmp_path: Path
 ) -> None:
@@ -269,11 +294,6 @@ def test_the_headers_of_a_hub_base_are_read_without_its_weights(
     needs = {need.what: need.bytes for need in report.needs}
     assert needs["disk_download"] == 2 * report.parameters
     assert places.untouched()
-
-
-def test_a_hub_data_set_is_not_downloaded(quick_base: Path, places: Places) -> None:
-    report = planned(places.run, base_model=str(quick_base), dataset="owner/data")
-    assert (report.data, report.data_missing) == (None, "plan does not download Hub datasets")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ on exactly what it must write when llama.cpp gives it that prompt. `{% generatio
 many templates, such as Phi-3.5's, do not have them.
 
 With two kinds of template, the text does not continue its prompts; it is rendered anyway, and this is reported:
-templates that leave out the thoughts of earlier answers (Qwen3, QwQ), and templates whose prompt opens a thought (QwQ,
-R1-Distill) if the row's answer has none.
+templates that leave out the thoughts of earlier answers (Qwen3, QwQ), and templates whose prompt opens a thought, or
+writes an empty one (QwQ, R1-Distill, Gemma 4, Apriel), if the row's answer has none.
 """
 
 from __future__ import annotations
@@ -202,18 +202,28 @@ class _Rendering:
             prompt = self._render(earlier, prompt=True)
             if text.startswith(prompt):
                 return len(prompt)
-            closed = thoughts.without_opening(prompt)
-            if closed != prompt and text.startswith(closed):
+            closed = self._before_thought(text, prompt, earlier, self._chat.messages[number])
+            if closed is not None:
                 self._unopened = True
-                return len(closed)
+                return closed
         raise DataError("chat.template_not_a_continuation", where=self._chat.where, number=number + 1)
+
+    def _before_thought(self, text: str, prompt: str, before: list[Message], message: Message) -> int | None:
+        """Return where the turn begins in a text without the thought that its prompt opens; None if that is not so."""
+        try:
+            shared = self._render(before)
+        except RowError:  # the template takes no chat that ends with a question
+            return None
+        if not (text.startswith(shared) and prompt.startswith(shared)):
+            return None
+        found = (text.find(written, len(shared)) for written in thoughts.written(message) if written)
+        answer = next((place for place in found if place >= 0), None)
+        return thoughts.before_opening(prompt, text, len(shared), answer)
 
 
 def _end_of(message: Message, text: str, start: int, limit: int) -> int:
-    """Return where the message's text ends in text[start:limit]; a template may have stripped it or its thought."""
-    content = message["content"] or ""
-    parts = thoughts.split(content)
-    for written in (content, content.strip(), *((parts.answer.strip(),) if parts else ())):
+    """Return where the message's text ends in text[start:limit]."""
+    for written in thoughts.written(message):
         found = text.find(written, start, limit)
         if found >= 0:
             return found + len(written)

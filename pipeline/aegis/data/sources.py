@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -192,6 +193,21 @@ def _open_saved(path: Path, split: str) -> HubSource:
             raise UsageError("sources.no_split", path=path, split=split, splits=", ".join(data))
         data = data[split]
     return HubSource(str(path), data)
+
+
+@contextmanager
+def from_cache_only() -> Iterator[None]:
+    """Let `open_source` take Hub datasets from the cache of earlier commands alone; the Hub is not asked."""
+    import datasets
+
+    before, level = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.logging.set_verbosity_error()  # that the cache is used is what was asked for
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+        datasets.logging.set_verbosity(level)
 
 
 def _open_hub(dataset: str, split: str, revision: str | None) -> HubSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from aegis.data.records import Message
@@ -11,7 +12,7 @@ _NAME = r"(?:seed:)?(?:think|thinking|thought|reasoning)"
 _TAG = rf"[<\[]/?{_NAME}[>\]]"
 _CLOSING = re.compile(rf"(?:</{_NAME}>|\[/{_NAME}\])", re.IGNORECASE)
 _LEADING = re.compile(rf"\s*(?:<{_NAME}>|\[{_NAME}\])\n?", re.IGNORECASE)
-_OPENING = re.compile(rf"{_TAG}(?:\s*{_TAG})*\s*\Z", re.IGNORECASE)
+_NAMES_A_THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
 
 
 class Parts(NamedTuple):
@@ -34,9 +35,23 @@ def split(content: str) -> Parts | None:
     return Parts(_LEADING.sub("", content[: closings[-1].start()], count=1), content[closings[-1].end() :])
 
 
-def without_opening(prompt: str) -> str:
-    """Remove the tags of a thought from a prompt's end; some templates open or skip a thought there."""
-    return _OPENING.sub("", prompt)
+def before_opening(prompt: str, text: str, shared: int, answer: int | None) -> int | None:
+    """Return where a prompt that opens a thought, or writes an empty one, parts from a chat without that thought.
+
+    Args:
+        shared: the length of the messages before, with which both begin; the head of the turn must be alike too.
+        answer: where the answer begins in `text`, with tags alone between the head and it; None if it has no text.
+
+    Returns:
+        None if they part elsewhere, or what the prompt has more does not name a thought.
+    """
+    before = text[:answer]
+    pairs = enumerate(zip(prompt, before, strict=False))
+    common = next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(before)))
+    unclosed = re.search(r"[<\[][^<>\[\]]*\Z", prompt[:common])  # the two part within a tag
+    common = unclosed.start() if unclosed else common
+    alike = answer is None or re.fullmatch(r"(?:\s|<[^<>]*>|\[[^\[\]]*\])*", text[common:answer])
+    return common if common > shared and alike and _NAMES_A_THOUGHT.search(prompt, common) else None
 
 
 def continued(prompt: str, content: str) -> str:
@@ -51,6 +66,15 @@ def as_content(prompt: str, thought: str, answer: str) -> str | None:
         return None
     left, name, right = match.groups()
     return f"{thought.strip()}\n{left}/{name}{right}\n\n{answer.lstrip()}"
+
+
+def written(message: Message) -> Iterator[str]:
+    """Yield the forms in which a template may write a message's text: unchanged, stripped, without its thought."""
+    content = message["content"] or ""
+    yield content
+    yield content.strip()
+    if parts := split(content):
+        yield parts.answer.strip()
 
 
 def stripped(message: Message) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +17,9 @@ from aegis.config.presets import DEMO
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.passes import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
-from aegis.data.sources import is_hub_dataset
+from aegis.data.sources import from_cache_only, is_hub_dataset
 from aegis.data.training_set import load_training_set
+from aegis.errors import EnvironmentFault
 from aegis.messages import phrase
 from aegis.model.base import Base, peek_base
 from aegis.model.base_states import states_bytes
@@ -158,12 +160,18 @@ def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataRepor
     if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
         return None, phrase("plan.no_demo_base_yet")
     with converted_vocabulary(base, tree, keep=False) as vocabulary:
-        if config.dataset != DEMO and is_hub_dataset(config.dataset):
-            return None, phrase("plan.hub_data")
+        on_hub = config.dataset != DEMO and is_hub_dataset(config.dataset)
         tokenizer = base.tokenizer()
-        data = load_training_set(config, tokenizer, keep=False)
+        try:
+            with from_cache_only() if on_hub else nullcontext():
+                data = load_training_set(config, tokenizer, keep=False)
+                texts = sample_texts(config, data, tokenizer, keep=False) if vocabulary else ()
+        except EnvironmentFault as error:
+            if error.key != "sources.not_fetched":
+                raise
+            return None, phrase("plan.hub_data", dataset=config.dataset)
         if vocabulary is not None:
-            check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer, keep=False))
+            check_ids(base, vocabulary, tokenizer, texts)
         return data.report, ""
 
 
