@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aegis.report.plots.labels import label, with_readers_font
+
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
@@ -27,6 +29,7 @@ class StudyPoint:
     recommended: bool
 
 
+@with_readers_font
 def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
     """Draw every file by size and KL, the front as a line, the rule's limit, and the recommended file.
 
@@ -59,9 +62,9 @@ def draw_study(points: Sequence[StudyPoint], limit: float, path: Path) -> None:
     axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     axes.set_yscale("log")
     axes.margins(x=0.06, y=0.1)
-    axes.set_xlabel(f"size of the file, {unit}")
-    axes.set_ylabel("mean KL from f16, nats per token")
-    axes.set_title("Quantizations on your own text: lower and further left is better", fontsize=10)
+    axes.set_xlabel(label("picture.file_size", unit=unit))
+    axes.set_ylabel(label("picture.kl_from_f16"))
+    axes.set_title(label("picture.study"), fontsize=10)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, metadata={"Software": None})
 
@@ -73,10 +76,10 @@ def _handles(colours: Mapping[str, Any], variants: Sequence[str], limit: float, 
     return [
         *(Line2D([], [], color=colour, linewidth=5, label=quant) for quant, colour in colours.items()),
         *(Line2D([], [], color="#57606a", marker=_MARKERS[name], linewidth=0, label=name) for name in variants),
-        Line2D([], [], color="#57606a", linewidth=1, label="no file beats these"),
-        Line2D([], [], color="#cf222e", linewidth=1, linestyle=":", label=f"limit {limit:.3g}"),
+        Line2D([], [], color="#57606a", linewidth=1, label=label("picture.front")),
+        Line2D([], [], color="#cf222e", linewidth=1, linestyle=":", label=label("picture.limit", limit=limit)),
         Line2D(
             [], [], marker="o", markerfacecolor="none", markeredgecolor="#cf222e", markeredgewidth=2, markersize=10,
-            linewidth=0, label=f"recommended:\n{chosen.quant}, {chosen.variant}",
+            linewidth=0, label=label("picture.recommended", quant=chosen.quant, variant=chosen.variant),
         ),
     ]  # fmt: skip

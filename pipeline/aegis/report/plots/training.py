@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis.report.plots.labels import label, with_readers_font
 from aegis.soul.angles import QUANTILES
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ Angles = NDArray[np.float64]
 
 _BLUE, _RED, _GREY = "#0969da", "#cf222e", "#6e7781"
 _PHASES = {
-    "stable": ("Stable", "#ddf4ff"),
-    "transitioning": ("Transitioning", "#fff8c5"),
-    "golden": ("Golden Ratio Reached", "#dafbe1"),
+    "stable": ("picture.stable", "#ddf4ff"),
+    "transitioning": ("picture.transitioning", "#fff8c5"),
+    "golden": ("picture.golden", "#dafbe1"),
 }
 _SMOOTHING = 0.6
 _MAX_VALUE = 1e300
@@ -52,6 +53,7 @@ def draw_all(rows: Rows, start: Angles, end: Angles, gate: float, folder: Path) 
     draw_spectrum(end, gate, spectrum)
 
 
+@with_readers_font
 def draw_training(rows: Rows, path: Path) -> None:
     """Draw training.png: the loss of each logging step, also smoothed, and the held-out loss.
 
@@ -61,24 +63,25 @@ def draw_training(rows: Rows, path: Path) -> None:
     figure, panels = _figure(2 if len(kept_steps) else 1)
     axes, *beside = np.ravel(panels)
     steps, losses = _column(rows, "task_loss")
-    axes.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1, label="loss")
-    axes.plot(steps, _smoothed(losses), color=_BLUE, linewidth=2, label="loss, smoothed")
+    axes.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1, label=label("picture.loss"))
+    axes.plot(steps, _smoothed(losses), color=_BLUE, linewidth=2, label=label("picture.smoothed"))
     steps, heldout = _column(rows, "heldout_loss")
     if len(steps):
-        axes.plot(steps, heldout, color=_RED, marker="o", linewidth=2, label="held-out loss")
+        axes.plot(steps, heldout, color=_RED, marker="o", linewidth=2, label=label("picture.heldout"))
         axes.annotate(f"{heldout[-1]:.3f}", (steps[-1], heldout[-1]), xytext=(0, 8), **_NOTE, color=_RED)
-    axes.set_ylabel("cross-entropy, nats per token")
-    axes.set_title("Training")
+    axes.set_ylabel(label("picture.cross_entropy"))
+    axes.set_title(label("picture.training"))
     axes.legend(frameon=False)
     for right in beside:
         right.plot(kept_steps, kept, color=_BLUE, linewidth=2)
         right.annotate(f"{kept[-1]:.3f}", (kept_steps[-1], kept[-1]), xytext=(0, 8), **_NOTE, color=_BLUE)
         right.set_ylim(bottom=0)
-        right.set_ylabel("KL(base ‖ trained), nats per token")
-        right.set_title("Kept text")
+        right.set_ylabel(label("picture.kl"))
+        right.set_title(label("picture.kept"))
     _save(figure, path)
 
 
+@with_readers_font
 def draw_phase(rows: Rows, path: Path) -> None:
     """Draw phase.png: α and g over the steps, on the colours of the three phases."""
     figure, axes = _figure()
@@ -88,18 +91,18 @@ def draw_phase(rows: Rows, path: Path) -> None:
     changes = [name for number, (_, name) in enumerate(named) if number == 0 or named[number - 1][1] != name]
     seen = set[str]()
     for start, stop, name in zip(edges, [*edges[1:], named[-1][0] if named else 0], changes, strict=False):
-        text, colour = _PHASES[name]
-        axes.axvspan(start, stop, color=colour, linewidth=0, label=None if name in seen else text)
+        key, colour = _PHASES[name]
+        axes.axvspan(start, stop, color=colour, linewidth=0, label=None if name in seen else label(key))
         seen.add(name)
-    axes.plot(steps, alphas, color=_BLUE, linewidth=2, label="α (left)")
+    axes.plot(steps, alphas, color=_BLUE, linewidth=2, label=label("picture.alpha"))
     axes.set_ylabel("α", color=_BLUE)
     right = axes.twinx()
     steps, gates = _column(rows, "gate")
-    right.plot(steps, gates, color=_RED, linewidth=2, linestyle="--", label="g = sigmoid(α) (right)")
+    right.plot(steps, gates, color=_RED, linewidth=2, linestyle="--", label=label("picture.gate"))
     right.set_ylabel("g", color=_RED)
     right.set_ylim(0, 1)
     right.spines["top"].set_visible(False)
-    axes.set_title("Phases of the gate")
+    axes.set_title(label("picture.phases"))
     handles, labels = (
         a + b for a, b in zip(axes.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True)
     )
@@ -107,6 +110,7 @@ def draw_phase(rows: Rows, path: Path) -> None:
     _save(figure, path)
 
 
+@with_readers_font
 def draw_rotation(rows: Rows, start: Angles, end: Angles, path: Path) -> None:
     """Draw rotation.png: how far R turned from its start over the steps, and all of R's angles before and after.
 
@@ -117,24 +121,26 @@ def draw_rotation(rows: Rows, start: Angles, end: Angles, path: Path) -> None:
     known = [(row["step"], row["turned_degrees"]) for row in rows if _are_quantiles(row.get("turned_degrees"))]
     steps = [step for step, _ in known]
     bands = np.array([values for _, values in known], dtype=np.float64).reshape(-1, len(QUANTILES))
-    for low, high, alpha, text in ((0, 6, 0.15, "least to most"), (1, 5, 0.25, "80 %"), (2, 4, 0.4, "half of them")):
-        left.fill_between(steps, bands[:, low], bands[:, high], color=_BLUE, alpha=alpha, linewidth=0, label=text)
-    left.plot(steps, bands[:, 3], color=_BLUE, linewidth=2, label="median")
+    shades = ((0, 6, 0.15, "picture.all"), (1, 5, 0.25, "picture.most"), (2, 4, 0.4, "picture.half"))
+    for low, high, alpha, key in shades:
+        left.fill_between(steps, bands[:, low], bands[:, high], color=_BLUE, alpha=alpha, linewidth=0, label=label(key))
+    left.plot(steps, bands[:, 3], color=_BLUE, linewidth=2, label=label("picture.median"))
     left.set_ylim(bottom=0)
-    left.set_xlabel("step")
-    left.set_ylabel("degrees turned from the start")
-    left.set_title("What the soul learned")
+    left.set_xlabel(label("picture.step"))
+    left.set_ylabel(label("picture.turned"))
+    left.set_title(label("picture.learned"))
     left.legend(frameon=False, fontsize=9, loc="upper left")
     edges = np.linspace(0, 180, 37)
-    right.hist(np.degrees(start), edges, color=_GREY, alpha=0.5, label="before training")
-    right.hist(np.degrees(end), edges, color=_BLUE, histtype="step", linewidth=2, label="after")
-    right.set_xlabel("rotation angle of R, degrees")
-    right.set_ylabel("planes")
-    right.set_title("All angles of R")
+    right.hist(np.degrees(start), edges, color=_GREY, alpha=0.5, label=label("picture.before"))
+    right.hist(np.degrees(end), edges, color=_BLUE, histtype="step", linewidth=2, label=label("picture.after"))
+    right.set_xlabel(label("picture.angle"))
+    right.set_ylabel(label("picture.planes"))
+    right.set_title(label("picture.angles"))
     right.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 
+@with_readers_font
 def draw_spectrum(angles: Angles, gate: float, path: Path) -> None:
     """Draw spectrum.png: the eigenvalues 1 + g·e^{iθ} of I + gR, and its singular values, their absolute values.
 
@@ -152,14 +158,14 @@ def draw_spectrum(angles: Angles, gate: float, path: Path) -> None:
     left.axhline(0, color=_GREY, linewidth=0.5)
     left.axvline(0, color=_GREY, linewidth=0.5)
     left.set_aspect("equal", adjustable="datalim")
-    left.set_xlabel("real part")
-    left.set_ylabel("imaginary part")
-    left.set_title(f"Eigenvalues of I + gR, g = {gate:.3f}")
+    left.set_xlabel(label("picture.real"))
+    left.set_ylabel(label("picture.imaginary"))
+    left.set_title(label("picture.eigenvalues", gate=gate))
     right.hist(np.abs(values), np.linspace(1 - gate, 1 + gate, 31), color=_BLUE, alpha=0.8)
-    right.axvline(1, color="black", linewidth=1.5, linestyle=":", label="1: length kept")
-    right.set_xlabel("singular value of I + gR")
-    right.set_ylabel("planes")
-    right.set_title(f"Singular values, {1 - gate:.3f} to {1 + gate:.3f}")
+    right.axvline(1, color="black", linewidth=1.5, linestyle=":", label=label("picture.length_kept"))
+    right.set_xlabel(label("picture.singular_value"))
+    right.set_ylabel(label("picture.planes"))
+    right.set_title(label("picture.singular_values", low=1 - gate, high=1 + gate))
     right.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
@@ -181,7 +187,7 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    axes.set_xlabel("step")
+    axes.set_xlabel(label("picture.step"))
 
 
 def _column(rows: Rows, name: str) -> tuple[list[int], list[float]]:
