@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +23,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 EQUAL = {"Q4_0": 1.0, "Q5_0": 1.0, "Q8_0": 1.0, "Q4_K": 0.95, "Q5_K": 0.85, "Q6_K": 0.95}
 """The share of values that are equal to llama.cpp's. Many fits of a super-block are as good, and the last bits of the
 sums choose: the same rules in float64 have 98 % of Q4_K's values, 91 % of Q5_K's."""
+TIES = {"constant rows": 0.0, "real": 0.7}
+"""The same where fits tie: the real weight has 16 levels per block of 32, which Q5_K's 32 fit in several ways."""
 
 
 def check(found: Tensor, values: Tensor, type_name: str, case: str, margin: float = 0.01) -> None:
@@ -29,25 +32,29 @@ def check(found: Tensor, values: Tensor, type_name: str, case: str, margin: floa
     share = equal_share(found, theirs)
     print(type_name, case, share, ((found - values).norm() / (theirs - values).norm()).item())
     assert is_as_near(found, theirs, values, margin), (type_name, case)
-    if case != "constant rows":  # there all fits are as good
-        assert share >= EQUAL[type_name], (type_name, case, share)
+    assert share >= min(EQUAL[type_name], TIES.get(case, 1.0)), (type_name, case, share)
 
 
-@needs_triton
-def test_the_interpreted_kernels_round_as_llama_cpp_does(tmp_path: Path) -> None:
-    """Within 1 % of its error, with a last program that is not full; another type's kernel misses."""
-    given = {name: values[:9] for name, values in cases(rows=40).items()}
-    save_file(given, tmp_path / "given.safetensors")
+def interpreted(given: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Round with each kernel in Triton's interpreter: "type/name"."""
+    save_file(given, folder / "given.safetensors")
     script = Path(__file__).with_name("interpret.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "given.safetensors"), str(tmp_path / "found.safetensors")],
+        [sys.executable, str(script), str(folder / "given.safetensors"), str(folder / "found.safetensors")],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = load_file(tmp_path / "found.safetensors")
+    return load_file(folder / "found.safetensors")
+
+
+@needs_triton
+def test_the_interpreted_kernels_round_as_llama_cpp_does(tmp_path: Path) -> None:
+    """Within 1 % of its error, with a last program that is not full; another type's kernel misses."""
+    given = {name: values[:9] for name, values in cases(rows=40).items()}
+    found = interpreted(given, tmp_path)
     for place, values in found.items():
         type_name, case = place.split("/")
         # so few heavy tails that two super-blocks are most of the error
@@ -55,6 +62,15 @@ def test_the_interpreted_kernels_round_as_llama_cpp_does(tmp_path: Path) -> None
     theirs = by_llama_cpp(given["normal"], "Q4_K")
     others = [kind for kind in EQUAL if kind != "Q4_K"]
     assert not any(is_as_near(found[f"{other}/normal"], theirs, given["normal"]) for other in others)
+
+
+@needs_triton
+def test_the_interpreted_kernels_round_a_real_weight_as_llama_cpp_does(real_base: Path, tmp_path: Path) -> None:
+    """A tenth of SmolLM2's first down projection."""
+    with safe_open(real_base / "model.safetensors", "pt") as file:
+        rows = file.get_tensor("model.layers.0.mlp.down_proj.weight")[:56].float()
+    for place, values in interpreted({"real": rows}, tmp_path).items():
+        check(values, rows, place.split("/")[0], "real")
 
 
 @pytest.mark.gpu

@@ -85,11 +85,12 @@ def _offset_kernel(  # type: ignore[no-untyped-def]
     mean = tl.sum(weights * x, 2) * inverse_sum
     u = x - _spread(mean)
     square_u = tl.sum(weights * u * u, 2)
-    span = tl.where(high == low, 1, high - low)
-    scale, least = tl.where(high == low, 0, span / TOP), low
+    flat = high == low
+    span = tl.where(flat, 1, high - low)
+    scale, least = tl.where(flat, 0, span / TOP), low
     none = tl.zeros_like(mean)
     away = _codes(u, TOP / span, (mean - low) * (TOP / span), none, 0, TOP) * _spread(scale) + _spread(low - mean) - u
-    best = tl.sum(weights * away * away, 2)
+    best = tl.where(flat, float("-inf"), tl.sum(weights * away * away, 2))
     for trial in range(TRIALS):
         factor = (FIRST + 0.1 * trial + TOP) / (high - least)
         shift = (mean - least) * factor
