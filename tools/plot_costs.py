@@ -15,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+PEERS = {"unsloth": "Unsloth", "hf": "transformers + peft"}
 Curves = dict[str, list[tuple[float, float]]]
 PANELS = {
     "merge": ("merge", "GB of the base", "seconds"),
@@ -36,13 +37,15 @@ def curves(documents: list[dict[str, Any]]) -> dict[str, Curves]:
                 found["merge"][row["name"]].append((document["base_bytes"] / 1e9, row["seconds"]))
         elif "peers" in document:
             for row in document["rows"]:
-                # "max_length=512 compile=off" is a point of the curve "compile=off"
+                # "max_length=512 compile=off" is a point of the curve "aegis, compile=off"
                 length, _, name = row["name"].removeprefix("max_length=").partition(" ")
                 if row.get("ms"):
+                    name = f"aegis, {name}".replace("activation_checkpointing=offload", "offload")
+                    name = name.replace("activation_checkpointing=off", "kept").replace("rotation=", "")
                     found["train"][name].append((int(length), row["ms"]))
             for row in document["peers"]:
                 if row.get("ms"):
-                    name = f"{row['peer']}, recomputing" if row["recomputes"] else row["peer"]
+                    name = f"{PEERS.get(row['peer'], row['peer'])}, {'recomputed' if row['recomputes'] else 'kept'}"
                     found["train"][name].append((row["length"], row["ms"]))
         elif "windows" in document["table"][0]:
             for row in document["table"]:
@@ -54,16 +57,23 @@ def curves(documents: list[dict[str, Any]]) -> dict[str, Curves]:
 
 
 def draw(found: dict[str, Curves], path: Path) -> None:
-    """One panel beside the other, both axes logarithmic; a step's time, which hardly grows at first, from zero on."""
+    """One panel beside the other, both axes logarithmic; a step's time, which hardly grows at first, from zero on.
+
+    A contender has one colour; its curve is dashed where activations are not kept. The legend covers no curve.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(4.6 * len(found), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(found), 4.2), layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     for axis, (panel, lines) in zip(axes, found.items(), strict=True):
         title, x, y = PANELS[panel]
+        colours: dict[str, str] = {}
         for name, points in lines.items():
-            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+            who, _, how = name.partition(", ") if panel == "train" else (name, "", "")
+            colour = colours.setdefault(who, f"C{len(colours)}")
+            style = "--" if how in ("offload", "recomputed") else ":" if how.endswith("dense") else "-"
+            axis.plot(*zip(*points, strict=True), marker="o", color=colour, linestyle=style, label=name)
         axis.set(title=title, xlabel=x, ylabel=y, xscale="log")
         measured = sorted({x for points in lines.values() for x, _ in points})
         axis.set_xticks(measured, [f"{x:,.3g}" if x < 100 else f"{x:,.0f}" for x in measured])
@@ -75,7 +85,7 @@ def draw(found: dict[str, Curves], path: Path) -> None:
             axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(visible=True, which="both", alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, handlelength=4)
     figure.savefig(path, dpi=120)
 
 

@@ -23,7 +23,7 @@ def test_points_are_assigned_to_their_curves_in_order() -> None:
     assert curves([*MERGE, DATA, TRAIN]) == {
         "merge": {"aegis, so8": [(2.0, 6.0), (8.0, 18.0)]},
         "data": {"the first time": [(1000, 5.0)], "from the cache": [(1000, 3.0)]},
-        "train": {"compile=off": [(512, 140.0)], "hf, recomputing": [(512, 200.0)]},
+        "train": {"aegis, compile=off": [(512, 140.0)], "transformers + peft, recomputed": [(512, 200.0)]},
     }
 
 
