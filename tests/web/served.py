@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from aegis import progress
 from aegis.web import local
 from aegis.web.request_log import RequestLog
 
@@ -18,7 +19,9 @@ def served(app: Any) -> Iterator[str]:
 
     with local.bound(0) as listener:
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(RequestLog(app), log_level="warning", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(RequestLog(app, progress.say), log_level="warning", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

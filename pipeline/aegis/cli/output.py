@@ -38,6 +38,16 @@ def say_that_it_loads() -> None:
         progress.say(phrase("cli.loading"))
 
 
+def log(text: str) -> None:
+    """Print a line of a server's log on stderr, unless --quiet: a program that reads --json may read only results."""
+    if "json" not in _chosen:
+        progress.say(text)
+    elif "quiet" not in _chosen:
+        from aegis.cli.console.reporters import ConsoleReporter
+
+        ConsoleReporter().say(text)
+
+
 def _install() -> None:
     from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from aegis import progress
 from aegis.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -60,8 +61,15 @@ def own_host_only() -> Middleware:
     return Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
 
-def run(app: ASGIApp, listener: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serve until a signal ends it; `ready` is called with the address, http://127.0.0.1:PORT."""
+def run(
+    app: ASGIApp, listener: socket.socket, ready: Callable[[str], None], log: Callable[[str], None] = progress.say
+) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        ready: called with the address, http://127.0.0.1:PORT.
+        log: called with a line per request.
+    """
     import uvicorn
 
     from aegis.web.request_log import RequestLog
@@ -69,7 +77,7 @@ def run(app: ASGIApp, listener: socket.socket, ready: Callable[[str], None]) -> 
     listener.listen()
     ready(f"http://{HOST}:{listener.getsockname()[1]}")
     config = uvicorn.Config(
-        RequestLog(app),
+        RequestLog(app, log),
         log_level="warning",
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_ENDING_SECONDS,

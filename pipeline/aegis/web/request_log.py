@@ -1,11 +1,11 @@
-"""Prints a line per request when it has ended: time, method, path, status and duration."""
+"""Logs a line per request when it has ended: time, method, path, status and duration."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aegis import progress
 from aegis.messages import phrase
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ _PATH_LETTERS = 60
 
 
 class RequestLog:
-    """An application around another one, which prints its requests."""
+    """An application around another one, which gives a line per request to `log`."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, log: Callable[[str], None]) -> None:
+        self._app, self._log = app, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
@@ -37,7 +37,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, seen)
         finally:
-            progress.say(
+            self._log(
                 phrase(
                     "web.request",
                     time=time.strftime("%H:%M:%S"),

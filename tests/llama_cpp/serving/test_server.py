@@ -200,6 +200,18 @@ def test_ctrl_c_ends_the_server(gguf: Path) -> None:
         assert "Traceback" not in server.process.stderr.read()
 
 
+@pytest.mark.parametrize(("flags", "lines"), [((), 2), (("--quiet",), 0)])
+def test_requests_are_logged_on_stderr_alone(gguf: Path, flags: tuple[str, ...], lines: int) -> None:
+    """A program that reads the address from --json reads no further, and a full pipe would stop the server."""
+    with serving(gguf, "--threads", 1, *flags) as server:
+        for _ in range(2):
+            request(server)
+        server.process.terminate()
+        out, err = server.process.communicate()
+    assert out == ""
+    assert err.count("GET /v1/models  200") == lines
+
+
 def test_a_taken_port_is_an_error_with_a_fix(gguf: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

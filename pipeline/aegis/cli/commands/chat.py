@@ -96,7 +96,7 @@ def serve(
         report = {"page": url, "url": f"{url}/v1", "model": names[0], "models": names}
         progress.result(results.serving(url, names, length), report)
 
-    run_server(*paths, port=port, context=length, threads=threads, ready=ready)
+    run_server(*paths, port=port, context=length, threads=threads, ready=ready, log=output.log)
 
 
 def _exported(run: Run | None) -> Path:

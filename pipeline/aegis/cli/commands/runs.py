@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from aegis import progress
+from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
 from aegis.cli.shared import existing_run
@@ -44,4 +45,4 @@ def watch(
         def ready(url: str) -> None:
             progress.result(results.watched(url, run_dir.root), {"page": url, "run": run_dir.root})
 
-        local.run(make_app(run_dir), listener, ready)
+        local.run(make_app(run_dir), listener, ready, output.log)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.llama_cpp.chat_template import refuse_unusable_templates
 from aegis.llama_cpp.gguf_file import GgufFile
@@ -20,7 +21,12 @@ _NEEDED = (*local.PACKAGES, "fastapi", "sse_starlette", "starlette_context", "py
 
 
 def serve(
-    *paths: Path, port: int, context: int, threads: int | None = None, ready: Callable[[str], None] = lambda _: None
+    *paths: Path,
+    port: int,
+    context: int,
+    threads: int | None = None,
+    ready: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = progress.say,
 ) -> None:
     """Serve these files at 127.0.0.1 until a signal ends it; the chat page at / asks all of them.
 
@@ -29,6 +35,7 @@ def serve(
         context: maximum number of tokens of a request and its answer together.
         threads: number of threads; None for the physical cores.
         ready: called with the address, http://127.0.0.1:PORT, when requests are accepted.
+        log: called with a line per request.
 
     Raises:
         EnvironmentFault: the server's packages are not installed, the port is taken, or memory is short.
@@ -51,7 +58,7 @@ def serve(
             engines[name] = engine = Engine(path, name, context, threads or default_threads())
             running.callback(engine.close)
             engine.start()
-        local.run(make_app(engines), listener, ready)
+        local.run(make_app(engines), listener, ready, log)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
