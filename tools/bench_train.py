@@ -3,11 +3,12 @@
     PYTHONPATH=pipeline:.:tools python tools/bench_train.py --template FOLDER [--parts core,unsloth] [--out FILE.json]
 
 FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes,
-since neither step time nor memory depends on their values. Ours is `aegis train`'s own loop with its data, dropout and
-logging, so the rows are what a user gets; a row's time is the median over its logging intervals once the step has been
-recorded. Windows are full and hold one document, attention at its most expensive, unless a row says "short".
-Each row runs in a process of its own, and so do the peers (tools/peers_train.py), where they are installed; a peer
-whose packages disturb others' is found through --peer-path.
+since neither step time nor memory depends on their values (--base takes a folder with weights). Ours is `aegis train`'s
+own loop with its data, dropout and logging, so the rows are what a user gets; a row's time is the median over its
+logging intervals once the step has been recorded. Windows are full and hold one document, attention at its most
+expensive, unless a row says "short". Nothing is kept unless a row says so, since peers keep nothing (--parts keep
+compares both). Each row runs in a process of its own, and so do the peers (tools/peers_train.py), where they are
+installed; a peer whose packages disturb others' is found through --peer-path.
 """
 
 from __future__ import annotations
@@ -32,14 +33,19 @@ from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.demo.corpus import documents
-from aegis.model.base import find_base, load_tokenizer
+from aegis.model.base import Base, find_base, load_tokenizer
+from aegis.model.base_states import base_states
 from aegis.model.device import choose_device
+from aegis.runs.disk import cache_directory
 from aegis.runs.manifest import versions
 from aegis.training import setup
+from aegis.training.keep.batches import KeptText
+from aegis.training.keep.text import load_kept
 from aegis.training.loop import Loop
 from aegis.training.setup import build_state
 
-LOGGING_STEPS = 10
+LOGGING_STEPS = 20
+"""A multiple of keep_every, so that each interval has as many kept passes."""
 CORE = [
     {"max_length": length, "activation_checkpointing": mode}
     for length in (512, 2048, 4096)
@@ -69,6 +75,13 @@ FORCED = [
     for offloaded_layers in (0, 4, 8, 12, 16)
 ]
 """How many layers can be parked before the copies take longer than the step: `training.ways`."""
+KEEP: list[dict[str, Any]] = [
+    {"max_length": 512, "keep_weight": 0.0},
+    {"max_length": 512, "keep_weight": 1.0},
+    {"max_length": 512, "keep_weight": 1.0, "rotation": "dense"},
+    {"max_length": 512, "keep_weight": 1.0, "keep_every": 2},
+]
+"""The defaults with and without keep; the base writes its text in the first row that keeps."""
 PARTS = {
     "core": CORE,
     "auto": AUTO,
@@ -78,9 +91,11 @@ PARTS = {
     "capped": CAPPED,
     "parked": PARKED,
     "forced": FORCED,
+    "keep": KEEP,
 }
 PEERS = ("unsloth", "hf")
 PEER_STEPS = 8
+Seconds = dict[str, float]
 
 
 def write_long(path: Path, characters: int) -> None:
@@ -128,12 +143,14 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
     base = find_base(config.base_model)
-    data = load_training_set(config, load_tokenizer(base.folder))
+    tokenizer = load_tokenizer(base.folder)
+    data = load_training_set(config, tokenizer)
+    kept, keep_seconds = _kept(config, base, tokenizer, device)
     with build_state(config, base, device, None) as state:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        loop = Loop(state, config, data.train, None)
+        loop = Loop(state, config, data.train, None, kept)
         loop.run(0, min(LOGGING_STEPS, steps))
         warm = time.perf_counter() - began
         if steps > LOGGING_STEPS:
@@ -147,10 +164,23 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
             "ms": round(statistics.median(times), 2) if times else None,
             "ms_all": [round(value, 2) for value in times],
             "peak_gib": round(rows[-1]["peak_bytes"] / 2**30, 3),
-            "first_ten_steps_s": round(warm, 1),
+            "first_steps_s": round(warm, 1),
+            **keep_seconds,
             "loss": rows[-1]["task_loss"],
             "options": vars(state.options),
         }
+
+
+def _kept(config: TrainConfig, base: Base, tokenizer: Any, device: torch.device) -> tuple[KeptText | None, Seconds]:
+    """The kept text and the base's states of it, as `aegis train` makes them, and the time that each took."""
+    began = time.perf_counter()
+    kept = load_kept(config, base, tokenizer, device)
+    if kept is None:
+        return None, {}
+    found = time.perf_counter()
+    text = KeptText(kept.train, base_states(base, kept.train, device, cache_directory()))
+    seconds = {"keep_text_s": found - began, "keep_states_s": time.perf_counter() - found}
+    return text, {name: round(value, 1) for name, value in seconds.items()}
 
 
 def _profile(loop: Loop, path: Path) -> None:
@@ -187,6 +217,7 @@ def main() -> int:
     """Run every row that the time allows and print a table last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, help="folder with config.json and tokenizer files")
+    parser.add_argument("--base", type=Path, help="folder with weights, in place of --template")
     parser.add_argument("--layers", type=int, help="fewer layers, for a trial")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rows", help="JSON list of settings of aegis train, instead of the usual ones")
@@ -197,7 +228,7 @@ def main() -> int:
         "parked with 9.8, forced with so many layers parked and no cap",
     )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--profile", type=Path, help="folder for a profile of each row")
     parser.add_argument("--minutes", type=float, default=60, help="rows that would begin later are left out")
@@ -227,12 +258,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="aegis-bench-") as directory:
         work = Path(directory)
         os.environ["AEGIS_CACHE_DIR"] = str(work / "cache")
-        base = work / "phi-3.5-mini"
-        copy_template(arguments.template, base, arguments.layers)
-        write_base(meta_model(base), base, arguments.device)
+        base = arguments.base or work / "phi-3.5-mini"
+        if arguments.base is None:
+            copy_template(arguments.template, base, arguments.layers)
+            write_base(meta_model(base), base, arguments.device)
         write_long(work / "long.jsonl", 1_000_000)
         write_short(work / "short.jsonl")
-        common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
+        common: dict[str, Any] = {"base_model": str(base), "device": arguments.device}
+        common |= {"compile": "on", "cuda_graphs": "on", "keep_weight": 0.0}
 
         def ours(rows: list[dict[str, Any]], steps: int) -> None:
             for settings in rows:

@@ -4,7 +4,8 @@
 
 Each training leaves one JSON file in OUT/cells, and one that is there is not repeated: an interrupted study goes on
 with the same command. The end writes OUT/study.json and OUT/study.md. On a GPU several trainings run at once
-(--workers). `--cells` names some of tools/study/cells.py, `--trial` takes four steps of each.
+(--workers). `--cells` names some of tools/study/cells.py, `--trial` takes four steps of each. `--plan FILE` has lines
+`cell | domain | number of seeds` instead, which are trained in this order.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from study import tables
-from study.cells import CELLS, COMMON
+from study.cells import CELLS, COMMON, DEFAULTS
+
+from aegis.config.settings import TrainConfig
+from aegis.runs.run import Run
 
 TRIAL = {"max_steps": 4, "warmup_steps": 1, "annealing_steps": 2, "batch_size": 1, "max_length": 64, "keep_windows": 8}
 Job = tuple[str, str, int]
@@ -35,6 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.add_argument("--other", type=Path, required=True, help="text of neither domain")
     arguments.add_argument("--cells", help="names of cells, separated by ';'; all if not given")
     arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--plan", type=Path, help="file of what to train, in place of --cells and --seeds")
     arguments.add_argument("--workers", type=int, default=1, help="trainings at once")
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="start no training after this time")
     arguments.add_argument("--trial", action="store_true", help="four steps each, to try the study itself")
@@ -44,12 +51,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
-    """All trainings, the first seed of each cell first."""
-    chosen = args.cells.split(";") if args.cells else list(CELLS)
-    if unknown := [name for name in chosen if name not in CELLS]:
-        sys.exit(f"no such cell: {', '.join(unknown)}; there are: {'; '.join(CELLS)}")
+    """All trainings in order; without a plan, the first seed of each cell first."""
     domains = [name.partition("=")[0] for name in args.domain]
-    return [(cell, domain, seed) for domain in domains for seed in range(args.seeds) for cell in chosen]
+    if args.plan is None:
+        chosen = args.cells.split(";") if args.cells else list(CELLS)
+        found = [(cell, domain, seed) for domain in domains for seed in range(args.seeds) for cell in chosen]
+    else:
+        found = list(dict.fromkeys(_planned(args.plan.read_text(encoding="utf-8"))))
+    if unknown := sorted({cell for cell, _, _ in found} - set(CELLS)):
+        sys.exit(f"no such cell: {', '.join(unknown)}; there are: {'; '.join(CELLS)}")
+    if unknown := sorted({domain for _, domain, _ in found} - set(domains)):
+        sys.exit(f"no such domain: {', '.join(unknown)}; there are: {', '.join(domains)}")
+    return found
+
+
+def _planned(text: str) -> Iterator[Job]:
+    for line in filter(str.strip, text.splitlines()):
+        cell, domain, seeds = (part.strip() for part in line.split("|"))
+        yield from ((cell, domain, seed) for seed in range(int(seeds)))
 
 
 def path_of(out: Path, job: Job) -> Path:
@@ -59,61 +78,81 @@ def path_of(out: Path, job: Job) -> Path:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Make this worker's share of the results."""
+    """Take one training after the other that no other worker has taken."""
     import torch
     from study import measure
 
-    from aegis.config.settings import TrainConfig
-    from aegis.model.base import find_base, load_tokenizer
-    from aegis.model.load import load_base
-    from aegis.runs.run import Run
-
+    study = _Study(args)
     began = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files = dict(name.split("=", 1) for name in args.domain)
-    base, run = find_base(str(args.base)), Run(args.out / f"worker{args.worker}")
-    tokenizer = load_tokenizer(base.folder)
-    base_model = load_base(base.folder, "16bit", device).eval()
-    texts: dict[str, Any] = {}
-
-    def config(cell: str, domain: str, seed: int) -> Any:
-        settings = {**COMMON, **CELLS[cell], **(TRIAL if args.trial else {})}
-        return TrainConfig(base_model=str(args.base), dataset=files[domain], device=device.type, seed=seed, **settings)
-
-    if args.prepare:
-        _texts(config("defaults: so8 + keep", next(iter(files)), 0), run, tokenizer, args.other)
-        return
+    texts = {domain: study.texts(domain) for domain in study.files}
     for number, job in enumerate(jobs(args)):
-        target = path_of(args.out, job)
-        if number % args.workers != args.worker or target.is_file():
-            continue
         if time.monotonic() - began > args.minutes * 60:
             break
+        target = path_of(args.out, job)
+        if target.is_file() or not _claimed(args.out, number):
+            continue
         cell, domain, seed = job
-        if domain not in texts:
-            texts[domain] = _texts(config("defaults: so8 + keep", domain, 0), run, tokenizer, args.other)
-            _write(args.out / "cells" / f"base.{domain}.json", _judged(base_model, texts[domain]))
-        found = measure.trained(config(*job), base, run, texts[domain], base_model, device)
+        torch._dynamo.reset()
+        config, run = study.config(*job), Run(args.out / f"worker{args.worker}")
+        found = measure.trained(config, study.base, run, texts[domain], study.base_model, study.device)
         _write(target, {"cell": cell, "domain": domain, "seed": seed, **found})
-        print(
-            f"{cell}, {domain}, seed {seed}: new {found['new']['loss']:.4f}, KL {found['kept']['kl']:.4f}", flush=True
-        )
+        shown = f"new {found['new']['loss']:.4f}, KL {found['kept']['kl']:.4f}, {found['seconds']:.0f} s"
+        print(f"{cell}, {domain}, seed {seed}: {shown}", flush=True)
 
 
-def _texts(config: Any, run: Any, tokenizer: Any, other: Path) -> Any:
+def prepare(args: argparse.Namespace) -> None:
+    """Let the base write the kept text, once for all workers, and measure the base on every text."""
     from study import measure
 
     from aegis.stages.train import train
 
+    study = _Study(args)
     # one step of a training that keeps: its run holds the windows that judge all others
-    train(config.model_copy(update={"max_steps": 1, "save_steps": 1}), run, overwrite=True)
-    return measure.texts_of(run, config, tokenizer, other)
+    config = study.config(DEFAULTS, next(iter(study.files)), 0)
+    train(config.model_copy(update={"max_steps": 1, "save_steps": 1}), study.first_run, overwrite=True)
+    for domain in study.files:
+        texts = study.texts(domain)
+        found = {name: vars(measure.judge(study.base_model, getattr(texts, name))) for name in ("new", "kept", "other")}
+        _write(args.out / "cells" / f"base.{domain}.json", found)
 
 
-def _judged(model: Any, texts: Any) -> dict[str, Any]:
-    from study import measure
+class _Study:
+    """What every worker loads: base, tokenizer, texts."""
 
-    return {name: vars(measure.judge(model, getattr(texts, name))) for name in ("new", "kept", "other")}
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        from aegis.model.base import find_base, load_tokenizer
+        from aegis.model.load import load_base
+
+        self._args = args
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.files = dict(name.split("=", 1) for name in args.domain)
+        self.base, self.first_run = find_base(str(args.base)), Run(args.out / "first")
+        self._tokenizer = load_tokenizer(self.base.folder)
+        self.base_model = load_base(self.base.folder, "16bit", self.device).eval()
+
+    def config(self, cell: str, domain: str, seed: int) -> TrainConfig:
+        settings = {**COMMON, **CELLS[cell], **(TRIAL if self._args.trial else {})}
+        if self.device.type == "cpu":
+            settings["compile"] = "off"
+        base, dataset = str(self._args.base), self.files[domain]
+        return TrainConfig(base_model=base, dataset=dataset, device=self.device.type, seed=seed, **settings)
+
+    def texts(self, domain: str) -> Any:
+        from study import measure
+
+        config = self.config(DEFAULTS, domain, 0)
+        return measure.texts_of(self.first_run, config, self._tokenizer, self._args.other)
+
+
+def _claimed(out: Path, number: int) -> bool:
+    """Whether this worker is the first to ask for a training."""
+    try:
+        (out / "claims" / str(number)).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
@@ -127,14 +166,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the study, or one worker of it."""
     given = sys.argv[1:] if argv is None else argv
     args = parse(given)
+    if args.prepare:
+        prepare(args)
+        return 0
     if args.worker is not None:
         work(args)
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(args.out / "claims", ignore_errors=True)
+    (args.out / "claims").mkdir(parents=True)
     log = args.out / "workers.log"
     with log.open("a", encoding="utf-8") as out:
         # once, for all workers: the base writes its kept text into the cache
-        subprocess.run([sys.executable, __file__, *given, "--worker", "0", "--prepare"], stderr=out, check=True)
+        subprocess.run([sys.executable, __file__, *given, "--prepare"], stderr=out, check=True)
         workers = [
             subprocess.Popen([sys.executable, __file__, *given, "--worker", str(number)], stdout=sys.stdout, stderr=out)
             for number in range(args.workers)

@@ -16,11 +16,14 @@ COMMON: Mapping[str, Any] = {
     "lora_dropout": 0.0,
     "learning_rate": 2e-4,
     "keep_every": 4,
-    "compile": "off",
+    "compile": "on",
+    "activation_checkpointing": "off",
     "save_steps": 250,
     "logging_steps": 25,
 }
-"""One optimizer step is one forward pass of 8 windows, so keep_every counts steps."""
+"""One optimizer step is one forward pass of 8 windows, so keep_every counts steps. A CPU does not compile."""
+
+DEFAULTS = "defaults: so8 + keep"
 
 _CLOSED = {"alpha_start": -30.0, "alpha_target": -30.0}
 """A gate of 1e-13: no soul."""
@@ -39,7 +42,7 @@ def _gate(value: float) -> dict[str, float]:
 CELLS: Mapping[str, Mapping[str, Any]] = {
     "LoRA alone": {**_CLOSED, **_OFF},
     "LoRA + keep": _CLOSED,
-    "defaults: so8 + keep": {},
+    DEFAULTS: {},
     "dense + keep": _DENSE,
     "preset original": {**_DENSE, **_RANDOM, **_BARE, **_OFF},
     # one thing at a time, without keep
@@ -63,8 +66,13 @@ CELLS: Mapping[str, Mapping[str, Any]] = {
     "dense + keep, every 2": {**_DENSE, "keep_every": 2},
     "dense + keep, every 8": {**_DENSE, "keep_every": 8},
     "dense + keep, weight 0.3": {**_DENSE, "keep_weight": 0.3},
+    "dense + keep, weight 2": {**_DENSE, "keep_weight": 2.0},
     "dense + keep, weight 3": {**_DENSE, "keep_weight": 3.0},
     "so8 + keep, every 2": {"keep_every": 2},
+    "so8 + keep, every 8": {"keep_every": 8},
+    "so8 + keep, weight 0.3": {"keep_weight": 0.3},
+    "so8 + keep, weight 1.5": {"keep_weight": 1.5},
+    "so8 + keep, weight 2": {"keep_weight": 2.0},
     "so8 + keep, weight 3": {"keep_weight": 3.0},
     # controls of the adapter's size
     "LoRA r 32 + keep": {**_CLOSED, "lora_r": 32, "lora_alpha": 64.0},
