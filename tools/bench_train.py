@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 from full_size import copy_template, meta_model, write_base
+from train_rows import LONG_STEPS, PARTS, write_long, write_short
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.data.training_set import load_training_set
-from aegis.demo.corpus import documents
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.base_states import base_states
 from aegis.model.device import choose_device
@@ -46,70 +46,8 @@ from aegis.training.setup import build_state
 
 LOGGING_STEPS = 20
 """A multiple of keep_every, so that each interval has as many kept passes."""
-CORE = [
-    {"max_length": length, "activation_checkpointing": mode}
-    for length in (512, 2048, 4096)
-    for mode in ("off", "offload")
-]
-MORE = [
-    {"max_length": 512, "activation_checkpointing": "on"},
-    {"max_length": 2048, "activation_checkpointing": "on"},
-    {"max_length": 4096, "activation_checkpointing": "on"},
-    {"max_length": 2048, "activation_checkpointing": "off", "dataset": "short"},
-    {"max_length": 512, "activation_checkpointing": "off", "compile": "off"},
-    {"max_length": 512, "activation_checkpointing": "off", "compile": "off", "cuda_graphs": "off"},
-]
-DENSE = [{"max_length": length, "activation_checkpointing": "off", "rotation": "dense"} for length in (512, 2048, 4096)]
-LONG = [
-    {"max_length": 30000, "activation_checkpointing": "on", "cuda_graphs": "off", "gpu_memory_gib": 12},
-    {"max_length": 60000, "activation_checkpointing": "offload", "cuda_graphs": "off", "gpu_memory_gib": 12},
-]
-LONG_STEPS = 3
-CAPPED = [{"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gib": 3}]
-AUTO = [{"max_length": length, "activation_checkpointing": "auto"} for length in (512, 2048, 4096)]
-PARKED = [{"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.8}]
-"""A cap under which 10 of Phi-3.5's 32 layers are parked, by the estimate."""
-FORCED = [
-    {"max_length": length, "parked": offloaded_layers}
-    for length in (512, 2048, 4096)
-    for offloaded_layers in (0, 4, 8, 12, 16)
-]
-"""How many layers can be parked before the copies take longer than the step: `training.ways`."""
-KEEP: list[dict[str, Any]] = [
-    {"max_length": 512, "keep_weight": 0.0},
-    {"max_length": 512, "keep_weight": 1.0},
-    {"max_length": 512, "keep_weight": 1.0, "rotation": "dense"},
-    {"max_length": 512, "keep_weight": 1.0, "keep_every": 2},
-]
-"""The defaults with and without keep; the base writes its text in the first row that keeps."""
-PARTS = {
-    "core": CORE,
-    "auto": AUTO,
-    "dense": DENSE,
-    "more": MORE,
-    "long": LONG,
-    "capped": CAPPED,
-    "parked": PARKED,
-    "forced": FORCED,
-    "keep": KEEP,
-}
 PEERS = ("unsloth", "hf")
 PEER_STEPS = 8
-Seconds = dict[str, float]
-
-
-def write_long(path: Path, characters: int) -> None:
-    """Documents longer than any window, so that every window is full."""
-    whole = "\n".join(documents(0, 3000))
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(max(1, characters // len(whole))):
-            file.write(json.dumps({"text": whole}, ensure_ascii=False) + "\n")
-
-
-def write_short(path: Path) -> None:
-    """Short documents, many to a window."""
-    rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents(0, 3000))
-    path.write_text("".join(rows), encoding="utf-8")
 
 
 class Listener(progress.SilentReporter):
@@ -171,7 +109,9 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
         }
 
 
-def _kept(config: TrainConfig, base: Base, tokenizer: Any, device: torch.device) -> tuple[KeptText | None, Seconds]:
+def _kept(
+    config: TrainConfig, base: Base, tokenizer: Any, device: torch.device
+) -> tuple[KeptText | None, dict[str, float]]:
     """The kept text and the base's states of it, as `aegis train` makes them, and the time that each took."""
     began = time.perf_counter()
     kept = load_kept(config, base, tokenizer, device)

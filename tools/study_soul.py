@@ -84,7 +84,6 @@ def work(args: argparse.Namespace) -> None:
 
     study = _Study(args)
     began = time.monotonic()
-    texts = {domain: study.texts(domain) for domain in study.files}
     for number, job in enumerate(jobs(args)):
         if time.monotonic() - began > args.minutes * 60:
             break
@@ -94,7 +93,7 @@ def work(args: argparse.Namespace) -> None:
         cell, domain, seed = job
         torch._dynamo.reset()
         config, run = study.config(*job), Run(args.out / f"worker{args.worker}")
-        found = measure.trained(config, study.base, run, texts[domain], study.base_model, study.device)
+        found = measure.trained(config, study.base, run, study.texts(config), study.base_model, study.device)
         _write(target, {"cell": cell, "domain": domain, "seed": seed, **found})
         shown = f"new {found['new']['loss']:.4f}, KL {found['kept']['kl']:.4f}, {found['seconds']:.0f} s"
         print(f"{cell}, {domain}, seed {seed}: {shown}", flush=True)
@@ -111,7 +110,7 @@ def prepare(args: argparse.Namespace) -> None:
     config = study.config(DEFAULTS, next(iter(study.files)), 0)
     train(config.model_copy(update={"max_steps": 1, "save_steps": 1}), study.first_run, overwrite=True)
     for domain in study.files:
-        texts = study.texts(domain)
+        texts = study.texts(study.config(DEFAULTS, domain, 0))
         found = {name: vars(measure.judge(study.base_model, getattr(texts, name))) for name in ("new", "kept", "other")}
         _write(args.out / "cells" / f"base.{domain}.json", found)
 
@@ -139,10 +138,9 @@ class _Study:
         base, dataset = str(self._args.base), self.files[domain]
         return TrainConfig(base_model=base, dataset=dataset, device=self.device.type, seed=seed, **settings)
 
-    def texts(self, domain: str) -> Any:
+    def texts(self, config: TrainConfig) -> Any:
         from study import measure
 
-        config = self.config(DEFAULTS, domain, 0)
         return measure.texts_of(self.first_run, config, self._tokenizer, self._args.other)
 
 

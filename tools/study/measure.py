@@ -62,9 +62,10 @@ class Judged:
 
 
 def texts_of(run: Run, config: TrainConfig, tokenizer: Any, other: Path) -> Texts:
-    """The texts that judge a finished training; `other` is a file as --dataset takes it.
+    """The texts that judge a training with this config; `other` is a file as --dataset takes it.
 
-    Kept text is drawn even where a training does not keep, so that all are judged on the same windows.
+    The seed chooses the rows that are held out, so the texts of one seed are no judge of another. Kept text is drawn
+    even where a training does not keep, so that all are judged on the same windows.
     """
     kept = heldout_of(run)
     assert kept is not None, "the training that texts come from keeps"
@@ -113,6 +114,7 @@ def trained(
     with live_model(base, run.adapter, config.load_in, device) as model:
         found = {
             "new": vars(judge(model, texts.new)),
+            "base_new": vars(judge(base_model, texts.new)),
             "kept": vars(judge(model, texts.kept, base_model)),
             "other": vars(judge(model, texts.other)),
         }
