@@ -150,6 +150,21 @@ def test_a_long_training_sends_no_more_points_than_a_screen_shows(tmp_path: Path
     assert {len(values) for values in series.values()} == {len(series["step"])}
 
 
+def test_a_report_of_an_earlier_training_is_not_shown(tmp_path: Path) -> None:
+    """While the run trains again; the control is the same run when it has ended."""
+    from aegis.web.watch import state_of
+
+    run = Run(tmp_path / "mine")
+    add_rows(run, 10, 20)
+    for place in (run.adapter, run.report):
+        place.mkdir()
+    run.report_page.touch()
+    assert (state_of(run)["state"], state_of(run)["report"]) == ("running", None)
+    add_rows(run, 100)
+    assert state_of(run)["state"] == "ended"
+    assert state_of(run)["report"] > 0
+
+
 def test_other_host_names_are_refused(serve: Callable[[Run], Any], tmp_path: Path) -> None:
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen

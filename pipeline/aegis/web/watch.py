@@ -51,7 +51,7 @@ def state_of(run: Run) -> dict[str, Any]:
     """Return what the page shows: numbers and the run's name, and nothing else from its files.
 
     `series` has a list per name, all of one length, None where a row has no such number; `age` and `seconds_left` are
-    in seconds; `report` is the time at which the report was written.
+    in seconds; `report` is the time at which the finished training's report was written.
     """
     rows = read_metrics(run.metrics)
     last = rows[-1] if rows else {}
@@ -67,7 +67,8 @@ def state_of(run: Run) -> dict[str, Any]:
         "peak_bytes": max((_number(row, "peak_bytes") or 0 for row in rows), default=0),
         "age": None if moment is None else max(0.0, time.time() - moment),
         "seconds_left": None if ended else _seconds_left(rows[-_RECENT:], planned),
-        "report": run.report_page.stat().st_mtime if run.report_page.is_file() else None,
+        # while a training runs again, a report is about the one before
+        "report": run.report_page.stat().st_mtime if ended and run.report_page.is_file() else None,
         "series": {name: [_number(row, name) for row in _thinned(rows)] for name in _SERIES},
     }
 
