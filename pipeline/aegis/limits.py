@@ -37,6 +37,11 @@ ROW_BYTES = 8 << 20
 """A row of data: if a row is longer, the file is almost always broken."""
 ROW_FIELDS = 1 << 14
 """Columns of a CSV file."""
+UNPACKED_GROWTH = 1000
+UNPACKED_FREE_BYTES = 1 << 26
+UNPACKED_BYTES = 1 << 40
+"""Bytes that a .gz or .zst may unpack to: per byte of it, after the first 64 MiB, and in all. Text gives 3 to 30; gzip
+can give 1,032, Zstandard more than 10,000."""
 PARQUET_BYTES = 1 << 31
 PARQUET_SECONDS = 120.0
 """Memory of the process that unpacks a Parquet file, and its time for each batch: a row group has 128 MiB or less."""

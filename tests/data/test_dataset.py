@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
+from aegis.data.files import FileSource
 from aegis.data.packing import Windows
+from aegis.data.rejects import Rejects
+from aegis.data.sources import HubSource
 from aegis.errors import DataError, EnvironmentFault
 from tests.conftest import Recorder
 
@@ -212,12 +215,12 @@ def test_a_damaged_cache_is_prepared_again(phi: Any, write_rows: WriteRows, tmp_
     assert kept.stat().st_size == len(content)
 
 
-@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet"])
-@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet", "data.jsonl.gz"])
+@pytest.mark.parametrize(("other", "back"), [(True, False), (True, True), (False, False)])
 def test_data_that_changes_while_it_is_read_is_refused_and_never_cached(
-    phi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: bool
+    phi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: bool, back: bool
 ) -> None:
-    """Written over with the same rows it is the same data: only other rows make a difference."""
+    """Also if it is changed back before the end. Written over with the same rows it is the same data."""
     path, cache = tmp_path / name, tmp_path / "cache"
 
     def write(answer: str) -> None:
@@ -227,27 +230,43 @@ def test_data_that_changes_while_it_is_read_is_refused_and_never_cached(
         elif path.suffix == ".csv":
             lines = (f"{one['prompt']},{one['completion']}" for one in rows)
             path.write_text("\n".join(("prompt,completion", *lines)))
+        elif path.suffix == ".gz":
+            path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode(), mtime=0))
         else:
             path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
 
-    encode = Encoder.encode
+    rows_of = FileSource.rows
 
-    def encode_after_it_was_written(encoder: Encoder, *given: Any) -> Any:
+    def rows_after_it_was_written(source: FileSource, rejects: Rejects) -> Iterator[Any]:
         write("Bye" if other else "Hello")
-        return encode(encoder, *given)
+        for number, one in enumerate(rows_of(source, rejects)):
+            if back and number == 300:
+                write("Hello")
+            yield one
 
     write("Hello")
-    monkeypatch.setattr(Encoder, "encode", encode_after_it_was_written)
+    monkeypatch.setattr(FileSource, "rows", rows_after_it_was_written)
     if other:
         with pytest.raises(DataError) as caught:
             prepare(path, phi, cache_dir=cache)
-        assert caught.value.key in ("dataset.changed", "files.broken_parquet")
+        assert caught.value.key == "dataset.changed"
         monkeypatch.undo()
         write("Hello")
         assert list(cache.glob("*.windows")) == []
     else:
         assert prepare(path, phi, cache_dir=cache).report.rows == 400
     assert "Bye 1" not in "".join(documents(phi, prepare(path, phi, cache_dir=cache).train))
+
+
+def test_rows_of_a_hub_data_set_that_change_after_they_were_hashed_are_refused(phi: Any) -> None:
+    data = [row(number, "Hello") for number in range(20)]
+    source = HubSource("owner/data", data)
+    source.sha256()
+    assert len(list(source.rows(Rejects("x")))) == 20
+    data[7] = row(7, "Bye")
+    with pytest.raises(DataError) as caught:
+        list(source.rows(Rejects("x")))
+    assert caught.value.key == "dataset.changed"
 
 
 def test_a_cache_that_cannot_be_written_leaves_no_file(phi: Any, write_rows: WriteRows, tmp_path: Path) -> None:

@@ -59,6 +59,21 @@ def parquet(text: str, rows: int) -> Case:
     return read
 
 
+def packed(mebibytes: int) -> Case:
+    """Return lines of a MiB each, packed to a few kB."""
+
+    def read(place: Path) -> object:
+        path = place / "data.jsonl.zst"
+        line = b'{"text": "' + b"x" * ((1 << 20) - 13) + b'"}\n'
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            for _ in range(mebibytes):
+                file.write(line)
+        assert path.stat().st_size < 20_000
+        return sum(1 for _ in FileSource(path, READERS[".jsonl"]).rows(Rejects("")))
+
+    return read
+
+
 def config_of(**values: object) -> Case:
     honest = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "vocab_size": 1000}
     return lambda _: check_family(honest | values)
@@ -118,6 +133,7 @@ BEYOND: dict[str, tuple[Case, str]] = {
         rows_of("data.csv", b"a," * (limits.ROW_FIELDS + 1) + b"\n1\n"),
         "files.broken_csv",
     ),
+    "packed: 100 MB in a few kB": (packed(100), "files.unpacked_too_far"),
     "config: layers": (config_of(num_hidden_layers=10**6), "families.too_large"),
     "config: layers below": (config_of(text_config={"n_layer": limits.LAYERS + 1}), "families.too_large"),
     "config: vocabulary": (config_of(vocab_size=2**40), "families.too_large"),
@@ -146,6 +162,7 @@ AT: dict[str, tuple[Case, str | None]] = {
     ),
     "CSV: as many columns as there may be": (rows_of("data.csv", b"a," * (limits.ROW_FIELDS - 1) + b"a\n1\n"), None),
     "CSV: a quoted text of many lines": (rows_of("data.csv", b'a,b\n"' + b"\n" * 1_000_000 + b'",x\n'), None),
+    "packed: 64 MB in a few kB": (packed(64), None),
     "Parquet: rows": (parquet("桜" * 1000, 20_000), None),
     "Parquet: rows that are too long": (parquet("x" * (16 << 20), 100), None),
     "config: the largest": (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aegis.data.data_file import DataFile
 from aegis.data.json_rows import json_rows
 from aegis.data.lines import read_lines
 from aegis.data.rejects import Rejects
@@ -22,7 +22,7 @@ Reader = Callable[["FileSource", Rejects], Iterator[Row]]
 
 @dataclass
 class FileSource:
-    """A file on this machine, measured in bytes."""
+    """A file on this machine, measured in bytes; rows that are read after `sha256` are those that were hashed."""
 
     path: Path
     reader: Reader
@@ -30,9 +30,10 @@ class FileSource:
     unit: str = "B"
     name: str = field(init=False)
     total: float = field(init=False)
+    data: DataFile = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name = str(self.path)
+        self.name, self.data = str(self.path), DataFile(self.path)
         try:
             self.total = self.path.stat().st_size
             self.path.open("rb").close()
@@ -40,15 +41,16 @@ class FileSource:
             raise UsageError("files.unreadable", path=self.path, error=str(error)) from error
 
     def sha256(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        hashes = DataFile(self.path).hashes()
+        self.data = DataFile(self.path, hashes.blocks)
+        return hashes.sha256
 
     def rows(self, rejects: Rejects) -> Iterator[Row]:
         return self.reader(self, rejects)
 
 
 def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
-    for row, place in json_rows(source.path, rejects):
+    for row, place in json_rows(source.data, rejects):
         source.position = source.total if place is None else place
         yield row
 
@@ -56,7 +58,7 @@ def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
 def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
     """Read plain text: blank lines separate documents."""
     where, document, size, usable = "", list[str](), 0, True
-    for line in read_lines(source.path, rejects):
+    for line in read_lines(source.data, rejects):
         source.position = line.end
         if line.text is not None and not line.text.strip():
             if document and usable:
@@ -87,7 +89,7 @@ def _csv_rows(source: FileSource, rejects: Rejects, delimiter: str = ",") -> Ite
 
     def texts() -> Iterator[str]:
         nonlocal size
-        for line in read_lines(source.path, rejects):
+        for line in read_lines(source.data, rejects):
             source.position = line.end
             if line.text is not None:
                 size += len(line.text)
@@ -117,7 +119,8 @@ def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
     from aegis.llama_cpp.confined import Confined, Ended, Overdue, TooLarge
 
     word, number, reader = phrase("files.row"), 0, Confined("aegis.data.parquet_worker")
-    asked: dict[str, object] = {"path": str(source.path.absolute()), "name": source.name}
+    blocks = source.data.blocks
+    asked: dict[str, object] = {"path": str(source.path.absolute()), "name": source.name, "blocks": blocks}
     try:
         for answer in reader.stream(asked, seconds=PARQUET_SECONDS, memory_bytes=PARQUET_BYTES):
             for row in answer.fields["rows"]:

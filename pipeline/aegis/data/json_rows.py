@@ -8,9 +8,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
+from aegis.data.data_file import DataFile
 from aegis.data.json_stream import JsonStream
 from aegis.data.lines import read_lines
 from aegis.data.rejects import Rejects
@@ -25,16 +25,16 @@ _HEAD_BYTES = 4096
 _HOLDS_ROWS = re.compile(rb'\{\s*"(' + "|".join(_HOLDERS).encode() + rb')"\s*:\s*\[')
 
 
-def json_rows(path: Path, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
+def json_rows(data: DataFile, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
     """Yield each row of a .jsonl, .ndjson or .json file, and the number of bytes read so far, or None if unknown.
 
     Raises:
         DataError: the file is one JSON document, and broken, or a value in it is larger than a row may be.
     """
-    if _is_document(path):
-        yield from ((row, None) for row in _document_rows(path))
+    if _is_document(data):
+        yield from ((row, None) for row in _document_rows(data))
         return
-    for line in read_lines(path, rejects):
+    for line in read_lines(data, rejects):
         text = (line.text or "").strip()
         if not text:
             continue
@@ -48,11 +48,11 @@ def json_rows(path: Path, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
             yield Row(line.where, value), line.end
 
 
-def _is_document(path: Path) -> bool:
+def _is_document(data: DataFile) -> bool:
     """Whether the file must be parsed at once: an array, an object that holds one, or objects over several lines."""
-    with open_stream(path) as (file, _):
+    with open_stream(data) as (file, _):
         head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
-    lines = (line for line in read_lines(path, Rejects("")) if line.text is None or line.text.strip())
+    lines = (line for line in read_lines(data, Rejects("")) if line.text is None or line.text.strip())
     first, second = [*(line.text for line in islice(lines, 2)), "", ""][:2]
     if first is None:
         # the line is too long for a row
@@ -82,19 +82,19 @@ def _held(value: Mapping[str, Any]) -> list[Any] | None:
     return None
 
 
-def _document_rows(path: Path) -> Iterator[Row]:
+def _document_rows(data: DataFile) -> Iterator[Row]:
     word = phrase("files.item")
-    for number, item in enumerate(_items(path), 1):
-        yield Row(f"{path}:{word} {number}", item)
+    for number, item in enumerate(_items(data), 1):
+        yield Row(f"{data.path}:{word} {number}", item)
 
 
-def _items(path: Path) -> Iterator[Any]:
+def _items(data: DataFile) -> Iterator[Any]:
     """The items of the array, or of the array that the object holds, or the values one behind the other."""
-    stream = JsonStream(path)
+    stream = JsonStream(data)
     if stream.peek() == "[":
         yield from stream.items()
         stream.end()
-    elif (holder := _holder(path)) is not None:
+    elif (holder := _holder(data)) is not None:
         for key in stream.members():
             if key == holder:
                 yield from stream.items()
@@ -105,9 +105,9 @@ def _items(path: Path) -> Iterator[Any]:
             yield stream.value()
 
 
-def _holder(path: Path) -> str | None:
+def _holder(data: DataFile) -> str | None:
     """As `_held`, of a document that may be too large for memory: the key of its rows, if it is one that holds rows."""
-    stream, arrays, others = JsonStream(path), dict[str, bool](), False
+    stream, arrays, others = JsonStream(data), dict[str, bool](), False
     if stream.peek() != "{":
         return None
     for key in stream.members():

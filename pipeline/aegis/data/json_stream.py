@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from aegis.data.data_file import DataFile
 from aegis.data.lines import decoded
 from aegis.errors import DataError
 from aegis.limits import ROW_BYTES
@@ -21,9 +21,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 class JsonStream:
     """A text that is read while its values are consumed; at most a few values of the maximum size are in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._pieces = decoded(path)
+    def __init__(self, data: DataFile) -> None:
+        self._path = data.path
+        self._pieces = decoded(data)
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 1  # the position of the text's first character
         self._decoder = json.JSONDecoder()

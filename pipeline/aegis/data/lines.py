@@ -9,6 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
+from aegis.data.data_file import DataFile
 from aegis.data.rejects import Rejects
 from aegis.data.streams import PACKED, open_stream
 from aegis.errors import DataError
@@ -29,13 +30,14 @@ class Line(NamedTuple):
     end: int
 
 
-def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
+def read_lines(data: DataFile, rejects: Rejects) -> Iterator[Line]:
     r"""Yield the lines of a UTF-8 file with their ends (\n or \r\n), without a byte order mark.
 
     Raises:
         DataError: the file is in another encoding; the message has the command to convert it.
     """
-    with open_stream(path) as (file, place):
+    path = data.path
+    with open_stream(data) as (file, place):
         _skip_mark(path, file)
         known_utf8 = False
         number = 0
@@ -58,13 +60,14 @@ def read_lines(path: Path, rejects: Rejects) -> Iterator[Line]:
             yield Line(where, text, place())
 
 
-def decoded(path: Path) -> Iterator[str]:
+def decoded(data: DataFile) -> Iterator[str]:
     """The text of a UTF-8 file, piece by piece.
 
     Raises:
         DataError: it is in another encoding.
     """
-    with open_stream(path) as (file, _):
+    path = data.path
+    with open_stream(data) as (file, _):
         _skip_mark(path, file)
         decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
         while True:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from aegis.data.data_file import DataFile
 from aegis.errors import DataError
 from aegis.limits import ROW_BYTES
 from aegis.llama_cpp.confined import Caller, Message
@@ -19,13 +22,17 @@ def answers(request: Message, caller: Caller) -> Iterator[Message]:
     A value without a JSON form, such as a date or bytes, becomes an object with the name of its type; it is not text.
 
     Raises:
-        DataError: the file is not a Parquet file, or is damaged.
+        DataError: the file is not a Parquet file, is damaged, or has changed since it was hashed.
     """
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        with pyarrow.parquet.ParquetFile(request.fields["path"], pre_buffer=False) as file:
+        data = DataFile(Path(request.fields["path"]), request.fields["blocks"])
+        with (
+            io.BufferedReader(data.open()) as opened,
+            pyarrow.parquet.ParquetFile(opened, pre_buffer=False) as file,
+        ):
             rows: list[Any] = []
             size, of = 0, file.metadata.num_rows
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):

@@ -30,7 +30,7 @@ class Source(Protocol):
     position: float
 
     def sha256(self) -> str:
-        """Return a digest of all rows in hexadecimal."""
+        """Return a digest of all rows in hexadecimal; `rows` then refuses to read others."""
         ...
 
     def rows(self, rejects: Rejects) -> Iterator[Row]:
@@ -170,14 +170,23 @@ class HubSource:
     def _sha256(self) -> str:
         digest = hashlib.sha256()
         for row in self.data:
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+            digest.update(_line(row))
         return digest.hexdigest()
 
     def rows(self, rejects: Rejects) -> Iterator[Row]:
-        word = phrase("files.row")
+        word, digest = phrase("files.row"), hashlib.sha256()
+        hashed = self.__dict__.get("_sha256")
         for number, row in enumerate(self.data, 1):
             self.position = number
+            if hashed:
+                digest.update(_line(row))
             yield Row(f"{self.name}:{word} {number}", row)
+        if hashed and digest.hexdigest() != hashed:
+            raise DataError("dataset.changed", name=self.name)
+
+
+def _line(row: object) -> bytes:
+    return json.dumps(row, sort_keys=True, default=str).encode() + b"\n"
 
 
 def _open_saved(path: Path, split: str) -> HubSource:
