@@ -185,9 +185,8 @@ def main() -> int:
     if unknown := [part for part in parts if part not in PARTS and part not in PEERS]:
         parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join([*PARTS, *PEERS])}")
     deadline = time.perf_counter() + 60 * arguments.minutes
-    results: dict[str, Any] = {"versions": versions(), "device": arguments.device, "rows": [], "peers": []}
-    if arguments.device == "cuda":
-        results["device"] = torch.cuda.get_device_name()
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+    results: dict[str, Any] = {"versions": versions(), "device": device, "rows": [], "peers": []}
 
     def keep(kind: str, row: dict[str, Any]) -> None:
         results[kind].append(row)
@@ -204,8 +203,7 @@ def main() -> int:
             write_base(meta_model(base), base, arguments.device)
         write_long(work / "long.jsonl", 1_000_000)
         write_short(work / "short.jsonl")
-        common: dict[str, Any] = {"base_model": str(base), "device": arguments.device}
-        common |= {"compile": "on", "cuda_graphs": "on", "keep_weight": 0.0}
+        common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
 
         def ours(rows: list[dict[str, Any]], steps: int) -> None:
             for settings in rows:
@@ -213,11 +211,8 @@ def main() -> int:
                 if left < 0:
                     return
                 name = " ".join(f"{key}={value}" for key, value in settings.items())
-                row: dict[str, Any] = {
-                    **common,
-                    **settings,
-                    "dataset": str(work / f"{settings.get('dataset', 'long')}.jsonl"),
-                }
+                dataset = str(work / f"{settings.get('dataset', 'long')}.jsonl")
+                row: dict[str, Any] = {"keep_weight": 0.0, **common, **settings, "dataset": dataset}
                 if arguments.profile:
                     row["profile"] = str(arguments.profile / f"{name.replace(' ', '-').replace('=', '-')}.txt")
                 child = [__file__, "--row", json.dumps(row), "--steps", str(steps)]
@@ -237,7 +232,7 @@ def main() -> int:
                 theirs(part)
             else:
                 ours(PARTS[part], LONG_STEPS if part == "long" else arguments.steps)
-    print(f"\n{results['device']}")
+    print(f"\n{device}")
     for row in results["rows"]:
         print(
             f"{row['name']:<72} {row.get('ms') or '-':>8} ms {row.get('peak_gib', '-'):>7} GiB  {row.get('error', '')}"

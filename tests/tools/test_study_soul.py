@@ -10,7 +10,7 @@ import pytest
 from study import measure
 from study.cells import CELLS, COMMON
 from study.measure import texts_of
-from study.tables import markdown
+from study.tables import README, markdown, with_tables
 from study_soul import TRIAL, jobs, parse, path_of
 
 from aegis.config.settings import TrainConfig
@@ -81,3 +81,10 @@ def test_differences_are_paired_by_seed() -> None:
     lines = markdown({"bases": {"ja": base}, "results": results})
     (found,) = [line for line in lines if line.startswith(f"| {cell} ")]
     assert "-0.1000 ± 0.0000" in found
+
+
+def test_the_readmes_tables_are_those_of_the_published_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert "| LoRA alone |" in text
+    assert with_tables(text) == text
+    assert with_tables(text.replace("| LoRA alone |", "| LoRA |")) == text

@@ -1,9 +1,16 @@
-"""The study's results as one JSON file and one Markdown table per domain, with paired intervals over the seeds."""
+"""The study's results as one JSON file and one Markdown table per domain, with paired intervals over the seeds.
+
+    PYTHONPATH=pipeline:.:tools python -m study.tables OUT/study.json
+
+makes OUT/study.json the published results (tools/study/results.json) and writes their tables into tools/README.md.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +20,9 @@ from benchmark import measured_on
 from study.cells import CELLS
 
 REFERENCE = "LoRA alone"
+PUBLISHED = Path(__file__).with_name("results.json")
+README = Path(__file__).parents[1] / "README.md"
+_TABLES = re.compile(r"(<!-- study -->\n).*?(<!-- end of study -->)", re.DOTALL)
 _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t for 95 %, two-sided, by the number of seeds."""
 
@@ -27,6 +37,21 @@ def write(out: Path) -> None:
     (out / "study.md").write_text("\n".join(markdown(document)) + "\n", encoding="utf-8")
 
 
+def publish(document: Mapping[str, Any]) -> None:
+    """Make results the published ones, one training per line."""
+    results = ",\n".join(json.dumps(row, ensure_ascii=False) for row in document["results"])
+    rest = {name: value for name, value in document.items() if name != "results"}
+    text = f'{json.dumps(rest, ensure_ascii=False)[:-1]}, "results": [\n{results}\n]}}\n'
+    PUBLISHED.write_text(text, encoding="utf-8", newline="\n")
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+
+
+def with_tables(text: str) -> str:
+    """Return tools/README.md's text with the tables of the published results."""
+    tables = "\n".join(markdown(json.loads(PUBLISHED.read_text(encoding="utf-8"))))
+    return _TABLES.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", text)
+
+
 def markdown(document: Mapping[str, Any]) -> list[str]:
     """One table per domain, in nats per token."""
     lines: list[str] = []
@@ -39,12 +64,18 @@ def markdown(document: Mapping[str, Any]) -> list[str]:
         lines += ["| trained | seeds | new domain | difference | KL(base ‖ trained) | other text | T | ECE | s |"]
         lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
         lines += [
-            f"| nothing (base) | | {base['new']['loss']:.3f} | | 0 | {base['other']['loss']:.3f} | "
+            f"| nothing (base) | | {_base_loss(base, rows):.3f} | | 0 | {base['other']['loss']:.3f} | "
             f"{base['new']['temperature']:.2f} | {base['new']['calibration_error']:.3f} | |"
         ]
         lines += [_row(cell, rows) for cell in CELLS if any(row["cell"] == cell for row in rows)]
         lines += [""]
     return lines
+
+
+def _base_loss(base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
+    """The base's loss on what the seeds of the reference hold out."""
+    losses = [_at(row, ("base_new", "loss")) for row in rows if row["cell"] == REFERENCE and "base_new" in row]
+    return statistics.mean(losses) if losses else float(base["new"]["loss"])
 
 
 def _row(cell: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -76,3 +107,7 @@ def _at(row: Mapping[str, Any], keys: Sequence[str]) -> float:
     for key in keys:
         value = value[key]
     return float(value)
+
+
+if __name__ == "__main__":
+    publish(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
