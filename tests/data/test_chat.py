@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from tokenizers import normalizers
 
-from aegis.data.chat import Encoder
+from aegis.data.chat import Encoder, token_ids
 from aegis.data.example import Example
 from aegis.data.records import Chat, Plain, Record
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError, UnsupportedModelError
+from aegis.verification.texts import plain_sequences
+from aegis.verification.token_parity import chat_ids
 from tests.data.conftest import CHATML, GEMMA, LLAMA3
 
 MakeTokenizer = Callable[..., Any]
@@ -267,6 +269,30 @@ def test_a_normalizer_that_writes_a_megabyte_per_letter_is_stopped(byte_level: M
     with pytest.raises(DataError) as refused:
         encode(tokenizer, chat("Hi", "春" * 4000))
     assert refused.value.key in ("rendering.hangs", "rendering.too_large", "rendering.ended")
+
+
+def test_a_text_that_a_tokenizer_does_not_finish_is_stopped_wherever_it_is_tokenized(byte_level: MakeTokenizer) -> None:
+    tokenizer = byte_level(CHATML, ["<|im_start|>", "<|im_end|>"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("春", "h" * 2**20)
+    for tokenize in (
+        lambda text: token_ids(tokenizer, text),
+        lambda text: chat_ids(tokenizer, [{"role": "user", "content": text}]),
+        lambda text: list(plain_sequences([text], tokenizer, 512)),
+    ):
+        with pytest.raises(DataError) as refused:
+            tokenize("春" * 4000)
+        assert refused.value.key in ("rendering.hangs", "rendering.too_large", "rendering.ended")
+    assert token_ids(tokenizer, "Hello") == tokenizer("Hello").input_ids, "the next text is tokenized"
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_ids_of_texts_are_those_of_the_tokenizer(phi_like: Any, byte_level: MakeTokenizer, adds_bos: bool) -> None:
+    texts = ["", "Hello there", "<|end|> 春は\n\n花"]
+    for tokenizer in (phi_like, byte_level(CHATML, ["<|im_start|>"], adds_bos=adds_bos)):
+        for special in (True, False):
+            expected = [tokenizer(text, add_special_tokens=special).input_ids for text in texts]
+            assert Encoder(tokenizer).token_ids(texts, special=special) == expected
+        assert Encoder(tokenizer).token_ids([]) == []
 
 
 def test_one_bad_row_of_a_batch_costs_only_itself(phi: Any) -> None:

@@ -1,4 +1,4 @@
-"""Encodes records to token ids, with a mask of the tokens that are trained, in a confined process.
+"""Encodes records to token ids, with a mask of the tokens that are trained, and texts, in a confined process.
 
 An untrusted chat template and tokenizer process every row there: the process is bounded in time and memory, even inside
 one call into C, and Ctrl-C ends the process that waits for it. A batch is one request, so only
@@ -8,6 +8,7 @@ its texts and its tokens are sent.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,10 @@ from aegis.data import wire
 from aegis.data.example import Encoded, Example
 from aegis.data.records import Record
 from aegis.data.rejects import Rejects
-from aegis.data.row_encoder import Batch
 from aegis.data.tokenizer_parts import TokenizerParts
 from aegis.errors import UnsupportedModelError
 from aegis.llama_cpp import rendering
-from aegis.llama_cpp.confined import Confined, Ended, Overdue, TooLarge
+from aegis.llama_cpp.confined import Confined, Ended, Message, Overdue, TooLarge
 from aegis.messages import language
 
 BATCH_SECONDS = 60.0
@@ -73,25 +73,48 @@ class Encoder:
         """
         return self._encode(records, rejects, texts=True)
 
+    def token_ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Return the ids of each text.
+
+        Args:
+            special: add the tokens that the tokenizer puts around a text.
+
+        Raises:
+            DataError: the tokenizer does not finish, or takes too much memory.
+        """
+        lines = json.dumps(list(texts)).encode()
+        seconds = self._seconds + len(lines) / _BYTES_PER_SECOND
+        return wire.ids_of(self._bounded({"do": "tokenize", "special": special}, lines, seconds))
+
     def _encode(self, records: Sequence[Record], rejects: Rejects, *, texts: bool) -> list[Encoded]:
         lines, unwritable = wire.lines_of(records)
         seconds = self._seconds + len(lines) / _BYTES_PER_SECOND
-        try:
-            batch = self._ask(lines, texts, seconds)
-        except (Overdue, TooLarge, Ended) as error:
-            raise rendering.out_of_bounds(error, seconds) from error
+        fields: dict[str, object] = {"do": "encode", "fold_system": self._fold_system, "texts": texts}
+        batch = wire.batch_of(self._bounded(fields, lines, seconds))
         for where, reason in (*unwritable, *batch.rejects):
             rejects.add(where, reason)
         self.lost_thoughts += batch.lost_thoughts
         self.unopened += batch.unopened
         return batch.rows
 
-    def _ask(self, lines: bytes, texts: bool, seconds: float) -> Batch:
+    def _bounded(self, fields: dict[str, object], lines: bytes, seconds: float) -> Message:
+        try:
+            return self._ask(fields, lines, seconds)
+        except (Overdue, TooLarge, Ended) as error:
+            raise rendering.out_of_bounds(error, seconds) from error
+
+    def _ask(self, fields: dict[str, object], lines: bytes, seconds: float) -> Message:
         memory_bytes = _BATCH_BYTES + _COPIES * len(lines)
-        fields = {"tokenizer": self._key, "fold_system": self._fold_system, "texts": texts, "language": language()}
+        named: dict[str, object] = {"tokenizer": self._key, "language": language()}
         while True:
-            answer = _confined.ask({"do": "encode", **fields}, lines, seconds=seconds, memory_bytes=memory_bytes)
+            answer = _confined.ask({**fields, **named}, lines, seconds=seconds, memory_bytes=memory_bytes)
             if "lengths" in answer.fields:
-                return wire.batch_of(answer)
+                return answer
             # a new process, or one that has seen other tokenizers since
-            _confined.ask({"do": "learn", **fields}, self._parts, seconds=BATCH_SECONDS, memory_bytes=_TOKENIZER_BYTES)
+            _confined.ask({"do": "learn", **named}, self._parts, seconds=BATCH_SECONDS, memory_bytes=_TOKENIZER_BYTES)
+
+
+def token_ids(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """Return the ids of one text; arguments and errors as in `Encoder.token_ids`."""
+    (ids,) = Encoder(tokenizer).token_ids([text], special=special)
+    return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ _encoders: OrderedDict[str, RowEncoder] = OrderedDict()
 
 
 def answers(message: Message, caller: Caller) -> Iterator[Message]:
-    """Receive a tokenizer's parts, or encode a batch of records if their tokenizer is known."""
+    """Receive a tokenizer's parts, or encode a batch of records or texts if their tokenizer is known."""
     fields = message.fields
     name = fields["tokenizer"]
     os.environ[messages.VARIABLE] = fields["language"]  # for the reasons of refused rows
@@ -30,6 +31,8 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
         yield Message({})
     elif name not in _encoders:
         yield Message({"unknown": True})
+    elif fields["do"] == "tokenize":
+        yield wire.message_of_ids(_encoders[name].token_ids(json.loads(message.blob), special=fields["special"]))
     else:
         batch = _encoders[name].encode(wire.records_of(message.blob), fold_system=fields["fold_system"])
         yield wire.message_of(batch, texts=fields["texts"])

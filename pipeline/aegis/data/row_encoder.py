@@ -108,6 +108,11 @@ class RowEncoder:
         lost, unopened = sum(job.lost_thoughts for job in jobs), sum(job.unopened for job in jobs)
         return Batch(rows, rejects, lost, unopened)
 
+    def token_ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+        """Return the ids of texts, with the tokens that the tokenizer puts around a text if `special`."""
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
+        return [encoding.ids for encoding in found]
+
     def _job(self, record: Record, fold_system: bool) -> _Job:
         for text, is_answer in texts_of(record):
             self._control.check(text, is_answer=is_answer)

@@ -67,6 +67,19 @@ def message_of(batch: Batch, *, texts: bool) -> Message:
     return Message(fields, b"".join(part.tobytes() for part in parts))
 
 
+def message_of_ids(found: Sequence[Sequence[int]]) -> Message:
+    """Return the ids of texts as a message."""
+    joined = np.array([token for ids in found for token in ids], np.int32)
+    return Message({"lengths": [len(ids) for ids in found]}, joined.tobytes())
+
+
+def ids_of(message: Message) -> list[list[int]]:
+    """Return the ids that `message_of_ids` wrote."""
+    ids, lengths = np.frombuffer(message.blob, np.int32), message.fields["lengths"]
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    return [ids[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True)]
+
+
 def batch_of(message: Message) -> Batch:
     """Return the encoded batch that `message_of` wrote."""
     fields = message.fields

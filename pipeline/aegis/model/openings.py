@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from aegis.data.chat import token_ids
 from aegis.errors import DataError
 from aegis.llama_cpp import chat_text, with_begin_token
 
@@ -48,8 +49,8 @@ def _chat_opening(tokenizer: Any) -> Opening | None:
     before, found, after = text.partition(_QUESTION)
     if not found:
         return None
-    ids = with_begin_token(tokenizer, tokenizer(before, add_special_tokens=False).input_ids)
-    follow = tokenizer(after, add_special_tokens=False).input_ids
+    ids = with_begin_token(tokenizer, token_ids(tokenizer, before, special=False))
+    follow = token_ids(tokenizer, after, special=False)
     return Opening(tuple(ids), tuple(follow)) if ids and follow else None
 
 

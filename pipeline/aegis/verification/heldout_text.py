@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aegis.data.chat import Encoder
 from aegis.demo.corpus import documents
 from aegis.verification import texts as text
 
@@ -39,7 +40,7 @@ class Sample:
     def of_text(cls, texts: Sequence[str], tokenizer: Any, tokens: int, limit: int) -> Sample:
         """Make a sample from paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
         rendered = text.rendered(texts, tokenizer)
-        chats = [tokenizer(chat, add_special_tokens=False).input_ids[:limit] for chat in rendered]
+        chats = [ids[:limit] for ids in Encoder(tokenizer).token_ids(rendered, special=False)]
         own_texts = [*texts[:OWN_TEXTS], *rendered[:OWN_TEXTS]]
         return cls._make(chats, texts, texts, own_texts, tokenizer, tokens, limit, "text")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aegis.data.chat import Encoder
 from aegis.data.packing import Windows
 from aegis.errors import DataError, UsageError
 from aegis.llama_cpp import Message, Raised, chat_texts
@@ -68,8 +69,7 @@ def take(sequences: Iterable[Sequence[int]], tokens: int) -> list[list[int]]:
 
 def plain_sequences(texts: Iterable[str], tokenizer: Any, max_length: int) -> Iterable[list[int]]:
     """Yield the token ids of plain texts, with the tokenizer's begin token, in sequences of at most `max_length`."""
-    for text in texts:
-        ids = tokenizer(text).input_ids
+    for ids in Encoder(tokenizer).token_ids(list(texts)):
         for start in range(0, len(ids), max_length):
             yield ids[start : start + max_length]
 
@@ -88,7 +88,7 @@ def read_text(path: Path, tokenizer: Any, min_tokens: int) -> list[str]:
     except UnicodeDecodeError:
         raise DataError("text.not_utf8", path=path) from None
     paragraphs = [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
-    count = sum(len(tokenizer(paragraph).input_ids) for paragraph in paragraphs)
+    count = sum(map(len, Encoder(tokenizer).token_ids(paragraphs)))
     if count < min_tokens:
         raise DataError("text.too_short", path=path, count=count, min_tokens=min_tokens)
     return paragraphs

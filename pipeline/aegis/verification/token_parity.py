@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aegis.data.chat import Encoder, token_ids
 from aegis.llama_cpp import Message, Runtime, chat_text, with_begin_token
 from aegis.messages import Bilingual, bilingual
 from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversations_for
@@ -36,8 +37,8 @@ def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) 
     wrong: list[Bilingual] = []
     composed = False
     plain = (*HARD_STRINGS, *texts)
-    for text in plain:
-        ours, theirs = tokenizer(text).input_ids, runtime.tokenize(text, add_bos=True)
+    for text, ours in zip(plain, Encoder(tokenizer).token_ids(plain), strict=True):
+        theirs = runtime.tokenize(text, add_bos=True)
         if ours == theirs:
             continue
         if _is_composed_first(tokenizer, text) and runtime.tokenize(_composed(text), add_bos=True) == ours:
@@ -69,7 +70,7 @@ def _composed(text: str) -> str:
 def _is_composed_first(tokenizer: Any, text: str) -> bool:
     """Whether the tokenizer composes a text (NFC) first; Qwen's does so, and llama.cpp never does."""
     composed = _composed(text)
-    return composed != text and bool(tokenizer(text).input_ids == tokenizer(composed).input_ids)
+    return composed != text and token_ids(tokenizer, text) == token_ids(tokenizer, composed)
 
 
 def _first_difference(ours: list[int], theirs: list[int]) -> Bilingual:
@@ -94,4 +95,4 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         DataError: the template does not finish or fails.
     """
     text = chat_text(tokenizer, messages, prompt=True)
-    return with_begin_token(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
+    return with_begin_token(tokenizer, token_ids(tokenizer, text, special=False))

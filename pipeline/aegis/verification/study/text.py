@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aegis.data.chat import Encoder
 from aegis.data.packing import Windows
 from aegis.errors import DataError
 from aegis.messages import phrase
@@ -48,7 +49,7 @@ class StudyText:
         if len(parts) < _PARTS:
             raise DataError("study_text.one_piece", path=path)
         kept, apart = _apart(parts)
-        _refuse_short(str(path), *([tokenizer(part).input_ids for part in side] for side in (kept, apart)))
+        _refuse_short(str(path), *(Encoder(tokenizer).token_ids(side) for side in (kept, apart)))
         calibration = Sample.of_text(kept, tokenizer, calibration_tokens, limit).compared
         return cls._make(calibration, Sample.of_text(apart, tokenizer, tokens, limit).compared, tokenizer)
 
