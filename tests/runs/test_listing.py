@@ -61,3 +61,11 @@ def test_the_last_run_is_the_most_recently_used_one(tmp_path: Path, monkeypatch:
         os.utime(root, (1000 + number, 1000 + number))
     (Path("artifacts") / "pictures").mkdir()
     assert [run.root.name for run in Run.known()] == ["b", "a", "c"]
+
+
+def test_a_run_that_is_being_prepared_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its page can be opened before the first step; when it has refused its data, nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    with Run(Path("artifacts") / "new").lock():
+        assert [run.root.name for run in Run.known()] == ["new"]
+    assert Run.known() == []

@@ -54,7 +54,9 @@ class Run:
     def known(cls) -> list[Run]:
         """The runs in artifacts/, the one that was used last at the end."""
         found = [cls(path) for path in ARTIFACTS.glob("*") if path.is_dir() and not path.name.startswith(".")]
-        runs = [run for run in found if any(place.exists() for place in (run.checkpoints, run.adapter, run.metrics))]
+        # a training that is still being prepared has only its lock
+        signs = ("checkpoints", "adapter", "metrics.jsonl", _PID)
+        runs = [run for run in found if any((run.root / sign).exists() for sign in signs)]
         return sorted(runs, key=lambda run: run.root.stat().st_mtime)
 
     @property
