@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from aegis import progress
+from aegis.messages.safe import printable
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -23,6 +24,21 @@ def http_error() -> type[Exception]:
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form `owner/name`, as a Hub id has; a path of two parts has it too."""
     return _HUB_ID.fullmatch(name) is not None
+
+
+@contextmanager
+def upload_bars(names: Iterable[str]) -> Iterator[None]:
+    """Let the Hub client show its bars of an upload, unless a file's name has characters that a terminal obeys."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled() or all(printable(name) == name for name in names):
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager

@@ -17,6 +17,8 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         refuses: a path prefix → the status it is answered with.
+        adds: text that is added to every refusal.
+        answers: a path prefix → the bytes it is answered with instead.
         repos: name → whether it is private.
         files: repository → path → content.
         seen: method, path and whether the right token came, of every request.
@@ -26,6 +28,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.token = token
         self.refuses: dict[str, int] = {}
+        self.adds = ""
+        self.answers: dict[str, bytes] = {}
         self.repos: dict[str, bool] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}
@@ -65,7 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append(("POST", self.path, knows))
         for prefix, status in self.server.refuses.items():
             if self.path.startswith(prefix):
-                return self._answer({"error": f"refused to {self.headers.get('authorization')}"}, status)
+                text = f"refused to {self.headers.get('authorization')}{self.server.adds}"
+                return self._answer({"error": text}, status)
+        for prefix, answer in self.server.answers.items():
+            if self.path.startswith(prefix):
+                return self._send(answer, 200)
         if self.path == "/api/validate-yaml":
             return self._answer({"errors": [], "warnings": []})
         if not knows:
@@ -122,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("content-length") or 0))
 
     def _answer(self, content: object, status: int = 200) -> None:
-        data = json.dumps(content).encode()
+        self._send(json.dumps(content).encode(), status)
+
+    def _send(self, data: bytes, status: int) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -199,3 +200,77 @@ def test_an_unknown_part_is_refused(push: Push, run: Run) -> None:
     run.gguf.rename(run.root / "away")
     done = push("me/tiny")
     assert (done.returncode, "aegis export-gguf" in done.stderr) == (2, True)
+
+
+HOSTILE_NAMES = [
+    "a\x1b[31mred\x07.gguf",
+    "$(touch pwned).gguf",
+    "'; touch pwned; '.txt",
+    "--help.txt",
+    "-rf",
+    "two\nlines.gguf",
+    "\u202egpj.gguf",
+    "　全角 spaces.gguf",
+    "%2e%2e%2fup.gguf",
+    "a?b#c.gguf",
+    ".gitattributes",
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file of such a name")
+def test_files_of_any_name_are_uploaded_under_it_or_refused_and_are_shown_as_text(
+    push: Push, hub: Hub, run: Run, tmp_path: Path
+) -> None:
+    content = {name: f"content of {number}" for number, name in enumerate(HOSTILE_NAMES)}
+    make(run.gguf, "export-gguf", {**content, "README.md": CARDS["gguf"]})
+    for arguments in (["--dry-run"], []):
+        done = push("me/tiny", "--unverified", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert not set("\x1b\x07\u202e") & set(done.stdout + done.stderr)
+    assert {name: text.decode() for name, text in hub.files["me/tiny"].items() if name in content} == content
+    assert not list(tmp_path.rglob("pwned"))
+    assert not (ROOT / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "inner/../../outside.txt"])
+def test_a_manifest_that_lists_a_file_outside_of_the_run_uploads_nothing(
+    push: Push, hub: Hub, run: Run, name: str
+) -> None:
+    (run.root / "outside.txt").write_bytes(b"secret")
+    path = run.gguf / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["files"][name] = {"sha256": hashlib.sha256(b"secret").hexdigest(), "bytes": 6}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    done = push("me/tiny", "--unverified")
+    assert done.returncode == 5, done.stderr
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "answer"),
+    [
+        ("/api/repos/create", b"<html>log in</html>"),
+        ("/api/repos/create", b"[]"),
+        ("/api/repos/create", b'{"url": 7}'),
+        ("/api/repos/create", b'{"url": "http://127.0.0.1/\\u001b[31m/$(touch pwned)"}'),
+        ("/api/repos/create", b"[" * 100_000),
+        ("/api/models/me/tiny/preupload", b"<html>log in</html>"),
+        ("/api/models/me/tiny/preupload", b"{}"),
+        ("/api/models/me/tiny/commit", b"null"),
+    ],
+)
+def test_an_answer_that_is_none_of_the_hub_is_an_error_with_a_fix(
+    push: Push, hub: Hub, prefix: str, answer: bytes
+) -> None:
+    hub.answers = {prefix: answer}
+    done = push("me/tiny")
+    assert "this is a bug" not in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert (done.returncode, "do:" in done.stderr) in ((0, False), (3, True)), done.stderr
+
+
+def test_a_refusal_with_control_characters_is_shown_as_text(push: Push, hub: Hub) -> None:
+    hub.refuses, hub.adds = {"/api/models/me/tiny/commit": 400}, "\x1b]0;owned\x07\x9b31m\u202e"
+    done = push("me/tiny")
+    assert (done.returncode, "Bad request" in done.stderr) == (3, True)
+    assert not set("\x1b\x07\x9b\u202e") & set(done.stdout + done.stderr)

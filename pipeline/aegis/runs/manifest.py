@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from aegis import __version__, progress
@@ -120,7 +120,7 @@ def read_manifest(directory: Path) -> Manifest:
             inputs={str(name): str(value) for name, value in document["inputs"].items()},
             facts=dict(document["facts"]),
             files={
-                str(name): FileRecord(int(record["bytes"]), str(record["sha256"]))
+                _inside(str(name)): FileRecord(int(record["bytes"]), str(record["sha256"]))
                 for name, record in document["files"].items()
             },
             versions=dict(document["versions"]),
@@ -130,6 +130,13 @@ def read_manifest(directory: Path) -> Manifest:
         raise IntegrityError("manifest.none", directory=directory, manifest=MANIFEST) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise IntegrityError("manifest.damaged", path=path, name=type(error).__name__, error=error) from None
+
+
+def _inside(name: str) -> str:
+    """Return the name of a file in the directory; a manifest that somebody wrote may name one outside."""
+    if PureWindowsPath(name).anchor or name.startswith("/") or ".." in PureWindowsPath(name).parts:
+        raise ValueError(name)
+    return name
 
 
 def verify_directory(directory: Path) -> Manifest:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
-from aegis.hub import http_error
+from aegis.hub import http_error, upload_bars
 from aegis.messages import phrase
 from aegis.model.provenance import CARD
 from aegis.report.answers import ANSWERS
@@ -60,17 +60,17 @@ def push(
     if why_not and not unverified:
         raise IntegrityError("push.unverified", run_root=run.root, why_not=why_not)
     names = sorted({*manifest.files} - {CARD})
+    text = _card(run, directory, found)
     if dry_run:
-        _card(run, directory, found)
         return PushReport(repo, f"https://huggingface.co/{repo}", part, (*names, CARD), not why_not)
-    with _hub(repo) as api:
+    with _hub(repo) as api, upload_bars(names):
         from huggingface_hub import CommitOperationAdd
 
         visible = "public" if public else "private"
         progress.say(phrase("push.target", repo=repo, visible=visible))
         made = api.create_repo(repo, private=not public, exist_ok=True)
         operations = [CommitOperationAdd(name, str(directory / name)) for name in names]
-        operations.append(CommitOperationAdd(CARD, _card(run, directory, found).encode()))
+        operations.append(CommitOperationAdd(CARD, text.encode()))
         api.create_commit(made.repo_id, operations, commit_message=f"Upload {part} with AEGIS {__version__}")
     return PushReport(made.repo_id, str(made), part, (*names, CARD), not why_not)
 
@@ -139,3 +139,6 @@ def _hub(repo: str) -> Iterator[Any]:
         raise EnvironmentFault("push.not_taken", repo=repo, reason=line_of(error)) from None
     except (http_error(), OSError, RuntimeError) as error:
         raise EnvironmentFault("push.not_uploaded", repo=repo, reason=line_of(error)) from None
+    except Exception as error:  # what the client raises for an answer that no Hub gives, such as a portal's
+        reason = f"{type(error).__name__}: {line_of(error)}"
+        raise EnvironmentFault("push.strange_answer", repo=repo, reason=reason) from None
