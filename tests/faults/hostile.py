@@ -15,7 +15,6 @@ import struct
 import tarfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -300,8 +299,8 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
     def feed_plan(data: bytes, place: Path) -> None:
         (place / "config.json").write_bytes(data)
         train = TrainConfig(base_model=str(place), dataset="owner/name", device="cpu", max_length=32)
-        # llama.cpp's converter would take seconds per case; what it says of a tokenizer has tests of its own
-        with mock.patch("aegis.stages.plan.converted_vocabulary", return_value=nullcontext()):
+        # rows and tokenizer are read after the config, and have targets and tests of their own
+        with mock.patch("aegis.stages.plan._data", return_value=(None, "")):
             report = plan(train, MergeConfig(), ExportConfig(), VerifyConfig(device="cpu"), Run(place / "run"))
         planned(report, train, 80)
 
