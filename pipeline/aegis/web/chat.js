@@ -108,10 +108,10 @@ async function streamed(body, signal, write, note) {
     pieces += 1;
     write(choice.delta.content);
   }
-  const seconds = (performance.now() - began) / 1000;
-  const speed = pieces > 1 ? Number(((pieces - 1) / seconds).toPrecision(3)) : "–";
+  const speed = ((pieces - 1) * 1000) / (performance.now() - began);
   delete note.dataset.text;
-  note.textContent = text(cut ? "chat_cut" : "chat_speed", { speed });
+  if (cut) note.textContent = text("chat_cut");
+  else note.textContent = pieces > 1 ? text("chat_speed", { speed: Number(speed.toPrecision(3)) }) : "";
 }
 
 async function* events(stream) {
