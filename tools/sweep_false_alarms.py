@@ -3,8 +3,8 @@
     python -m tools.sweep_false_alarms RUN [RUN ...] [--tokens 64,256,1024,4096] [--llama-cpp-dir TREE]
 
 The runs must have kept their f16 file. Bytes do not depend on the text: they are compared once per run, the models'
-outputs on every text. Prints a line per
-verification, with how much of each bound was used, and exits with 1 if one failed.
+outputs on every text. Prints a line per verification, with how much of each bound was used, and exits with 1 if one
+failed.
 """
 
 from __future__ import annotations
