@@ -12,6 +12,7 @@ from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_contex
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.library import describe_library
+from aegis.llama_cpp.loading import refuse_fatal
 from aegis.llama_cpp.quantize import (
     IMATRIX_TYPES,
     QUANT_TYPES,
@@ -55,6 +56,7 @@ __all__ = [
     "quantize_rows",
     "read_importance",
     "refuse_code",
+    "refuse_fatal",
     "refuse_foreign",
     "refuse_without_compiler",
     "refuse_without_imatrix",

@@ -11,7 +11,7 @@ import numpy as np
 
 from aegis import progress
 from aegis.errors import IntegrityError
-from aegis.llama_cpp import GgufFile
+from aegis.llama_cpp import GgufFile, refuse_fatal
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import load_tokenizer, read_config
@@ -123,6 +123,7 @@ def check_gguf(checks: Checks, path: Path) -> None:
     with GgufFile(path) as gguf:
         with checks.check(bilingual("structure.vocabulary"), "convert") as tell:
             tell(_vocabulary(gguf))
+            refuse_fatal(path)
         with checks.check(bilingual("alone.layers"), "convert") as tell:
             _tensors(gguf)
             types = Counter(info.type for info in gguf.tensors.values())

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from aegis.errors import AegisError, EnvironmentFault
 from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge
+from aegis.llama_cpp.loading import refuse_fatal
 from aegis.llama_cpp.serving.bodies import Kind
 from aegis.llama_cpp.serving.refusal import Refusal
 
@@ -39,8 +40,10 @@ class Engine:
         """Load the model.
 
         Raises:
+            IntegrityError: its vocabulary ends llama.cpp.
             EnvironmentFault: llama.cpp cannot run it.
         """
+        refuse_fatal(self._path)
         try:
             self._worker.start(_LOAD_SECONDS)
         except (Ended, Overdue, Failed) as error:
