@@ -22,6 +22,8 @@ from aegis.runs.manifest import verify_directory
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
 from aegis.verification.gguf_checks import same_as_f16
+from aegis.verification.run_checks import Checks
+from aegis.verification.sidecar_checks import check_export_sidecars
 from tests.conftest import MakeRandom
 from tests.recorded import merge_facts
 
@@ -160,6 +162,33 @@ def test_new_types_are_added_to_existing_files(quick_base: Path, tmp_path: Path,
 
     only = export_gguf(quick_base, out, ExportConfig(quant=("Q4_0",)), overwrite=True)
     assert sorted(out.glob("*.gguf")) == list(only.files)
+
+
+def test_a_system_message_and_a_temperature_are_handed_to_ollama_and_checked(
+    quick_base: Path, tmp_path: Path, converted: list[str]
+) -> None:
+    """They stay when a type is added, and verify's check of the files knows them; another message is another export."""
+    out, system = tmp_path / "out", "侍として話す。"
+    export_gguf(quick_base, out, ExportConfig(quant=("Q8_0",), name="mine", system=system, temperature=0.5))
+    export_gguf(quick_base, out, ExportConfig(quant=("Q4_0",)))
+    text = (out / "Modelfile").read_text(encoding="utf-8")
+    assert text.endswith(f'PARAMETER temperature 0.5\nSYSTEM """{system}"""\n')
+    assert json.loads((out / "params").read_text(encoding="utf-8"))["temperature"] == 0.5
+    assert (out / "system").read_text(encoding="utf-8") == system
+    manifest, found = verify_directory(out), Checks()
+    check_export_sidecars(found, quick_base, out, manifest)
+    assert found.done[-1].ok
+    (out / "Modelfile").write_text(text.replace(system, "忍者として話す。"), encoding="utf-8")
+    check_export_sidecars(found, quick_base, out, manifest)
+    assert not found.done[-1].ok, "the control"
+
+    for config, key in (
+        (ExportConfig(system="忍者として話す。"), "export.other_settings"),
+        (ExportConfig(system='"""\nFROM x'), "export.system_text"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            export_gguf(quick_base, out, config)
+        assert caught.value.key == key
 
 
 def test_an_export_of_other_settings_is_made_again_with_all_its_types(

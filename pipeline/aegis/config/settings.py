@@ -201,6 +201,10 @@ class ExportConfig(StageConfig):
         None, description="quantization type of the LM head, e.g. q8_0 (default: the recipe's own)"
     )
     imatrix: Path | None = Field(None, description="importance matrix of this model, from quantize-study")
+    system: str | None = Field(None, description="system message that Ollama gives the model if a chat has none")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="temperature that Ollama uses if a request names none"
+    )
     llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from aegis import __version__, progress
 from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
+from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.context import context_tokens
@@ -29,7 +30,7 @@ from aegis.verification.earlier_export import EarlierExport
 from aegis.verification.export_sidecars import end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
 from aegis.verification.logits import check_answers
-from aegis.verification.run_precheck import asked_quants
+from aegis.verification.run_precheck import asked_quants, refuse_unwritable
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class _Export:
     def prepare(cls, model: Path, config: ExportConfig) -> _Export:
         """Read settings and folder, and refuse what cannot be exported."""
         quants = asked_quants(config)
+        refuse_unwritable(config)
         source_config = read_config(model)
         check_family(source_config)
         shards = ShardSet.open(model)
@@ -137,7 +139,7 @@ class _Export:
         return Manifest(
             stage="export-gguf",
             config={
-                **self.config.model_dump(mode="json", exclude={"llama_cpp_dir", "imatrix"}),
+                **self.config.model_dump(mode="json", exclude={"llama_cpp_dir", "imatrix", *_unused(self.config)}),
                 "name": self.facts.name,
                 "quant": list(self.quants),
             },
@@ -151,7 +153,8 @@ class _Export:
             _take_over(out / file, staging)
         fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path)}
         files = _hashed(staging, list(self.facts.files.values()))
-        write_export_sidecars(self.model, staging.path, self.facts.name, files, __version__)
+        defaults = Defaults(self.config.system, self.config.temperature)
+        write_export_sidecars(self.model, staging.path, self.facts.name, files, __version__, defaults=defaults)
         staging.facts = self.facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
 
     def write_ggufs(self, folder: Path) -> dict[str, list[str]]:
@@ -171,6 +174,11 @@ class _Export:
         for name in missing:
             check_answers(folder / name)
         return fallbacks
+
+
+def _unused(config: ExportConfig) -> set[str]:
+    """Return the defaults for Ollama that are not set: an export without them is the same as it was before."""
+    return {name for name in ("system", "temperature") if getattr(config, name) is None}
 
 
 def _take_over(file: Path, staging: Staging) -> None:

@@ -40,6 +40,8 @@ class EarlierExport:
                 "keep_f16": self.config.keep_f16 or config.keep_f16,
                 "name": config.name or self.config.name,
                 "head_quant": config.head_quant or self.config.head_quant,
+                "system": self.config.system if config.system is None else config.system,
+                "temperature": self.config.temperature if config.temperature is None else config.temperature,
             }
         )
 

@@ -10,7 +10,7 @@ from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.limits import VOCABULARY, read_json
 from aegis.llama_cpp.ollama.chat_format import Dialogue
-from aegis.llama_cpp.ollama.modelfile import can_be_written, hub_files, modelfile, stop_texts
+from aegis.llama_cpp.ollama.modelfile import NO_DEFAULTS, Defaults, can_be_written, hub_files, modelfile, stop_texts
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
@@ -22,7 +22,14 @@ MODELFILE = "Modelfile"
 
 
 def write_export_sidecars(
-    model: Path, folder: Path, name: str, files: Sequence[CardFile], version: str, *, remarks: bool = True
+    model: Path,
+    folder: Path,
+    name: str,
+    files: Sequence[CardFile],
+    version: str,
+    *,
+    defaults: Defaults = NO_DEFAULTS,
+    remarks: bool = True,
 ) -> None:
     """Write the Modelfile, the card and the licences beside GGUF files.
 
@@ -31,6 +38,7 @@ def write_export_sidecars(
         name: general.name.
         files: the GGUF files; the first is the one to run.
         version: the program's version, for the card.
+        defaults: the user's, for the Modelfile and the files of Ollama's Hub route.
         remarks: print what the Modelfile cannot reproduce of the chat template.
 
     Raises:
@@ -41,14 +49,15 @@ def write_export_sidecars(
     context = context_tokens(config)
     dialogue = dialogue_of(tokenizer)
     if remarks:
-        _say_what_is_lost(tokenizer, dialogue)
+        _say_what_is_lost(tokenizer, dialogue, defaults)
     ends = [token for token in tokenizer.convert_ids_to_tokens(end_tokens(model, config)) if token]
     stops = stop_texts(special_texts(tokenizer), dialogue, ends)
     if remarks and (left_out := [stop for stop in stops if not can_be_written(stop)]):
         progress.warn(phrase("export.stops_left_out", stops=", ".join(map(repr, left_out))))
-    text = modelfile(files[0].name, dialogue, stops, context, has_template=bool(tokenizer.chat_template))
+    has_template = bool(tokenizer.chat_template)
+    text = modelfile(files[0].name, dialogue, stops, context, has_template=has_template, defaults=defaults)
     (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
-    for file, content in hub_files(dialogue, stops, context).items():
+    for file, content in hub_files(dialogue, stops, context, defaults).items():
         (folder / file).write_text(content, encoding="utf-8", newline="\n")
     copy_licences(model, folder)
     long_rope = bool(config.get("original_max_position_embeddings"))
@@ -64,11 +73,13 @@ def write_export_sidecars(
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
-def _say_what_is_lost(tokenizer: Any, dialogue: Dialogue | None) -> None:
+def _say_what_is_lost(tokenizer: Any, dialogue: Dialogue | None, defaults: Defaults) -> None:
     if not tokenizer.chat_template:
         progress.warn(phrase("export.without_template"))
     elif dialogue is None:
         progress.warn(phrase("export.no_template"))
+    if defaults.system is not None and dialogue is not None and dialogue.system is None:
+        progress.warn(phrase("export.no_place_for_system"))
     for departure in dialogue.departures if dialogue else ():
         progress.say(phrase("export.departure", departure=departure))
 

@@ -9,6 +9,7 @@ from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import parse_quant, parse_tensor_type, refuse_without_imatrix
+from aegis.llama_cpp.ollama.modelfile import can_be_system
 from aegis.merging.base_weights import round_trip_weights
 from aegis.merging.plan import DTYPES, head_entry
 from aegis.messages import phrase
@@ -43,6 +44,16 @@ def asked_quants(export: ExportConfig) -> tuple[str, ...]:
     return quants
 
 
+def refuse_unwritable(export: ExportConfig) -> None:
+    """Refuse a system message that a Modelfile cannot hold.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if export.system is not None and not can_be_system(export.system):
+        raise UsageError("export.system_text")
+
+
 def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = None) -> None:
     """Refuse settings that merge or export would refuse, and check that the disk has space for the files of both.
 
@@ -50,11 +61,13 @@ def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = 
         run: the run that gets their files; None skips the check of the disk.
 
     Raises:
-        UsageError: a quantization is unknown, or an NF4 round trip is configured without training in NF4.
+        UsageError: a quantization is unknown, a Modelfile cannot hold the system message, or an NF4 round trip is
+            configured without training in NF4.
         UnsupportedModelError: no weight of the base can make the NF4 round trip.
         EnvironmentFault: the disk is too small for the stages that follow in this command.
     """
     quants = asked_quants(later.export)
+    refuse_unwritable(later.export)
     if run is None or not run.gguf.is_dir():  # files that are there already were made with one
         for quant in quants:
             refuse_without_imatrix(quant, later.export.imatrix)

@@ -10,6 +10,7 @@ from typing import Any
 
 from aegis import __version__
 from aegis.errors import IntegrityError
+from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.merging.plan import MergePlan
 from aegis.messages import bilingual
 from aegis.model.base import read_config
@@ -63,7 +64,8 @@ def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Ma
         if facts.context_tokens != context_tokens(read_config(merged)):
             raise IntegrityError("sidecars.context", folder=gguf, found=facts.context_tokens)
         known = _card_files(manifest, files)
-        write_export_sidecars(merged, derived, facts.name, known, __version__, remarks=False)
+        defaults = Defaults(manifest.config.get("system"), manifest.config.get("temperature"))
+        write_export_sidecars(merged, derived, facts.name, known, __version__, defaults=defaults, remarks=False)
         _compare(derived, gguf, files, manifest)
         tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 
 from aegis.llama_cpp import Runtime, convert
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
-from aegis.llama_cpp.ollama.modelfile import can_be_written, go_template, modelfile, stop_texts
+from aegis.llama_cpp.ollama.modelfile import (
+    Defaults,
+    can_be_system,
+    can_be_written,
+    go_template,
+    hub_files,
+    modelfile,
+    stop_texts,
+)
 from aegis.llama_cpp.ollama.probing import dialogue_of
 from aegis.model.base import load_tokenizer
 from tests.llama_cpp.ollama.chats import (
@@ -151,6 +160,41 @@ def test_a_complete_modelfile_is_written() -> None:
         "num_ctx 4096",
     ]
     assert text.endswith("\n")
+
+
+def test_the_users_defaults_are_in_the_modelfile_and_in_the_files_of_the_hub_route() -> None:
+    system = 'あなたは「侍」です。\n\tSay "ござる", and stop.'
+    given = Defaults(system, 0.6)
+    commands = parse(modelfile("m.gguf", derived("phi3"), ["<|end|>"], 4096, defaults=given))
+    assert commands[-2:] == [("PARAMETER", "temperature 0.6"), ("SYSTEM", system)]
+    files = hub_files(derived("phi3"), ["<|end|>"], 4096, given)
+    assert (json.loads(files["params"])["temperature"], files["system"]) == (0.6, system)
+    # the control: nothing that was not asked for
+    assert "system" not in hub_files(derived("phi3"), [], 4096)
+    assert {word for word, _ in parse(modelfile("m.gguf", derived("phi3"), [], 4096))} == {
+        "FROM",
+        "TEMPLATE",
+        "PARAMETER",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "writable"),
+    [
+        ("侍です。", True),
+        ('a ""b"" c', True),
+        ('"""\nFROM elsewhere\n"""', False),
+        ('x"', False),
+        ('"x', False),
+        ("\x1b[2J", False),
+        ("全角　空白", False),
+        (" \n", False),
+    ],
+)
+def test_a_system_message_is_writable_if_ollama_reads_it_unchanged(text: str, writable: bool) -> None:
+    assert can_be_system(text) == writable
+    if writable:
+        assert parse(modelfile("m.gguf", None, [], 2048, defaults=Defaults(text)))[-1] == ("SYSTEM", text)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,39 @@
-"""Writes Ollama's Modelfile: the chat format as a Go template, the stops and the context.
+"""Writes Ollama's Modelfile: the chat format as a Go template, the stops, the context and the user's own defaults.
 
-All three are explicit: Ollama guesses a template from a list and finds none for Phi-3.5, and its default context grows
-with the card, beyond the length from which llama.cpp changes Phi-3.5's rope factors for every token.
+The first three are explicit: Ollama guesses a template from a list and finds none for Phi-3.5, and its default context
+grows with the card, beyond the length from which llama.cpp changes Phi-3.5's rope factors for every token.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
 
 _SYSTEM_FIRST = '(eq (index $.Messages 0).Role "system")'
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What Ollama uses where a chat has no system message, or a request no temperature; None leaves it to Ollama."""
+
+    system: str | None = None
+    temperature: float | None = None
+
+
+NO_DEFAULTS = Defaults()
+
+
 def modelfile(
-    gguf_name: str, dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int, *, has_template: bool = True
+    gguf_name: str,
+    dialogue: Dialogue | None,
+    stops: Sequence[str],
+    context_tokens: int,
+    *,
+    has_template: bool = True,
+    defaults: Defaults = NO_DEFAULTS,
 ) -> str:
     """Return the text of a Modelfile in the folder of `gguf_name`.
 
@@ -33,14 +51,30 @@ def modelfile(
         lines.append(f'TEMPLATE """{go_template(dialogue)}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if can_be_written(stop)]
     lines.append(f"PARAMETER num_ctx {context_tokens}")
+    if defaults.temperature is not None:
+        lines.append(f"PARAMETER temperature {defaults.temperature}")
+    if defaults.system is not None:
+        lines.append(f'SYSTEM """{defaults.system}"""')
     return "\n".join(lines) + "\n"
 
 
-def hub_files(dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int) -> dict[str, str]:
+def hub_files(
+    dialogue: Dialogue | None, stops: Sequence[str], context_tokens: int, defaults: Defaults = NO_DEFAULTS
+) -> dict[str, str]:
     """Return the files that `ollama run hf.co/OWNER/NAME` reads from a repository, by name; it ignores a Modelfile."""
-    parameters = {"num_ctx": context_tokens, "stop": list(stops)}
+    parameters: dict[str, object] = {"num_ctx": context_tokens, "stop": list(stops)}
+    if defaults.temperature is not None:
+        parameters["temperature"] = defaults.temperature
     files = {"params": json.dumps(parameters, ensure_ascii=False, indent=2) + "\n"}
+    if defaults.system is not None:
+        files["system"] = defaults.system
     return files if dialogue is None else {**files, "template": go_template(dialogue)}
+
+
+def can_be_system(text: str) -> bool:
+    """Whether Ollama reads a system message from a Modelfile unchanged, and only as one; it stands in three quotes."""
+    is_shown = all(letter.isprintable() or letter in "\n\t" for letter in text)
+    return bool(text.strip()) and is_shown and '"""' not in text and not text.startswith('"') and not text.endswith('"')
 
 
 def can_be_written(stop: str) -> bool:
