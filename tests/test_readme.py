@@ -79,7 +79,7 @@ def test_both_languages_have_the_same_shape_and_commands() -> None:
 
 
 def test_the_readme_has_the_steps_from_a_jsonl_to_ollama_in_order() -> None:
-    wanted = ("git clone", "start.py setup", "aegis doctor", "aegis plan", "aegis run", "ollama create", "ollama run")
+    wanted = ("git clone", "start.py setup", "aegis doctor", "aegis plan", "aegis run", "aegis ollama")
     lines = commands(ENGLISH)
     places = [next(i for i, line in enumerate(lines) if part in line) for part in wanted]
     assert places == sorted(places)

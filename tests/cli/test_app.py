@@ -114,7 +114,7 @@ def dataset(tmp_path: Path) -> Path:
 
 COMMANDS = (
     *("doctor", "init", "plan", "train", "merge", "import-soul", "export-gguf", "verify", "run", "quantize-study"),
-    *("report", "card", "push", "chat", "serve"),
+    *("report", "card", "push", "chat", "serve", "ollama"),
 )
 
 

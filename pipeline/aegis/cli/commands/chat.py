@@ -1,4 +1,4 @@
-"""The commands that run the model: chat, serve."""
+"""The commands that run the model: chat, serve, ollama."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
 from aegis.cli.shared import existing_run, refuse_absent
+from aegis.messages import phrase
 
 if TYPE_CHECKING:
     from aegis.runs.run import Run
@@ -97,6 +98,30 @@ def serve(
         progress.result(results.serving(url, names, length), report)
 
     run_server(*paths, port=port, context=length, threads=threads, ready=ready, log=output.log)
+
+
+@command("Use and share the model", "aegis ollama", "aegis ollama --name samurai --create-only")
+def ollama(
+    run: RunOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the model in Ollama (default: the export's, in small letters)")
+    ] = None,
+    create_only: Annotated[bool, typer.Option("--create-only", help="create the model and stop")] = False,
+) -> None:
+    """Create the run's model in the Ollama of this machine, by the run's Modelfile, and talk to it there."""
+    from aegis.llama_cpp.ollama.command import create_model, find_ollama, talk
+    from aegis.report.card import ollama_name
+    from aegis.runs.facts import ExportFacts
+
+    run_dir = existing_run(run)
+    run_dir.require_finished("export-gguf")
+    called = name or ollama_name(ExportFacts.read(run_dir.gguf).name)
+    program = find_ollama(run_dir.gguf, called)
+    create_model(program, run_dir.gguf, called)
+    if create_only:
+        progress.result(phrase("ollama.created", name=called), {"name": called})
+    else:
+        talk(program, called)
 
 
 def _exported(run: Run | None) -> Path:
