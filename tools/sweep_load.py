@@ -1,8 +1,9 @@
-"""Load: many rows, many shards, one large shard, many steps, many exports. Is memory bounded, does nothing pile up?
+"""Load: many rows, many or large shards, full-size files, many steps, many exports. Is memory bounded, does it pile up?
 
     PYTHONPATH=pipeline:. python tools/sweep_load.py rows    [--count 1000000]
     PYTHONPATH=pipeline:. python tools/sweep_load.py shards  [--count 500]
     PYTHONPATH=pipeline:. python tools/sweep_load.py shard   [--count 8]        (GB; twice that on disk)
+    PYTHONPATH=pipeline:. python tools/sweep_load.py sparse  [--count 8]        (GB, in holes)
     PYTHONPATH=pipeline:. python tools/sweep_load.py steps   [--count 20000]
     PYTHONPATH=pipeline:. python tools/sweep_load.py exports [--count 50]
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +32,7 @@ from aegis.runs.run import Run
 from aegis.soul.file import load_soul, save_soul
 from tests.faults.forked import Ended
 from tests.faults.harness import Laboratory
+from tests.faults.sparse import sparse_base, sparse_gguf
 
 _LAYER = "model.layers.{}.mlp.gate_up_proj.weight"
 
@@ -126,6 +129,29 @@ def shard(laboratory: Laboratory, place: Path, count: int) -> str:
     return told
 
 
+def sparse(laboratory: Laboratory, place: Path, count: int) -> str:
+    """A base and a GGUF of so many GB with holes for values, and the GGUF cut in half: plan and verify."""
+    base = sparse_base(laboratory.base, place / "base", count * 1_000_000_000)
+    file = sparse_gguf(base, place / "model.gguf")
+    rows = place / "rows.jsonl"
+    write_rows(rows, 100)
+    said = [f"{(base / SINGLE).stat().st_size / 1e9:.2f} GB and {file.stat().st_size / 1e9:.2f} GB: "]
+    planning = ("plan", "--base-model", base, "--dataset", rows, "--device", "cpu")
+    for told, arguments, code in (
+        ("plan", planning, 0),
+        ("verify of the base", ("verify", base), 0),
+        ("verify of the GGUF", ("verify", file), 0),
+        ("verify of half of it", ("verify", file), 5),
+    ):
+        if code:
+            os.truncate(file, file.stat().st_size // 2)
+        began = time.monotonic()
+        ended = laboratory.forked.aegis(place, *arguments)
+        assert ended.code == code, ended.said
+        said.append(f"{told} {time.monotonic() - began:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB; ")
+    return "".join(said)
+
+
 def steps(laboratory: Laboratory, place: Path, count: int) -> str:
     """So many steps, each logged, with a checkpoint every hundredth: the speed tenth by tenth, memory and disk.
 
@@ -181,6 +207,7 @@ JOBS: dict[str, tuple[Callable[[Laboratory, Path, int], str], int]] = {
     "rows": (rows, 1_000_000),
     "shards": (shards, 500),
     "shard": (shard, 8),
+    "sparse": (sparse, 8),
     "steps": (steps, 20_000),
     "exports": (exports, 50),
 }
