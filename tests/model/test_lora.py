@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import torch
 
 from aegis.errors import UsageError
 from aegis.model.lora import attach_lora, coverage, resolve_targets
+from tests.training.conftest import phi35_config
 
-PHI35 = Path(__file__).parents[3] / "shared" / "data" / "phi35"
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -105,11 +104,7 @@ def test_unknown_attention_projections_are_an_error_that_lists_the_modules() -> 
 
 @pytest.fixture(scope="module")
 def phi35() -> Any:
-    if not (PHI35 / "config.json").is_file():
-        pytest.skip("the config of Phi-3.5-mini is not here")
-    from transformers import AutoConfig
-
-    return on_meta(AutoConfig.from_pretrained(PHI35))
+    return on_meta(phi35_config())
 
 
 def test_an_adapter_of_rank_16_on_phi_35_has_its_known_number_of_parameters(phi35: Any) -> None:
