@@ -22,9 +22,10 @@ from aegis.llama_cpp import find_tree
 from aegis.model.base import TOKENIZER_FILES
 from tests.browser import Browser, started
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
+from tests.data.real import real, real_files
 from tests.trained import make_trained
 
-__all__ = ["make_trained"]
+__all__ = ["make_trained", "real", "real_files"]
 
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 

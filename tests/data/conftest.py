@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from aegis.demo.tokenizer import train_tokenizer, write_tokenizer
-from tests.data.real import RealTokenizers
 
 TEXTS = [
     "今日は天気がよいので散歩に行きました。川のほとりで友だちに会いました。",
@@ -48,26 +47,6 @@ def phi(tmp_path_factory: pytest.TempPathFactory) -> Any:
     write_tokenizer(train_tokenizer(TEXTS, 400), folder, max_length=512)
     (folder / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
     return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="session")
-def real_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealTokenizers:
-    """What writes the files of models' real tokenizers; skips a test if they cannot be downloaded."""
-    kept = getattr(request.config, "cache", None)
-    return RealTokenizers(kept.mkdir("real-tokenizers") if kept else tmp_path_factory.mktemp("real-tokenizers"))
-
-
-@pytest.fixture(scope="session")
-def real(real_files: RealTokenizers, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """Load a model's real tokenizer with its real chat template; skip the test if they cannot be downloaded."""
-    loaded: dict[str, Any] = {}
-
-    def load(name: str) -> Any:
-        if name not in loaded:
-            loaded[name] = AutoTokenizer.from_pretrained(real_files.folder(name, tmp_path_factory.mktemp("real")))
-        return loaded[name]
-
-    return load
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from typing import Any
 
 import gguf
 import pytest
+from transformers import AutoTokenizer
 
 from tests.data import spm
 from vendor_llama_cpp.errors import VendorError
@@ -58,6 +59,7 @@ class Real:
         template: a file of llama.cpp's models/templates, or a template; None for the package's own.
         renamed: added tokens with another name in this model; so Llama 3's vocabulary can be reused.
         special: the special tokens among the renamed ones.
+        flags: flags of tokens that differ from the package's.
         eos: the token that ends a text, if it is not the package's.
         added: tokens after the vocabulary; control tokens, which but for <|endoftext|> include the white space after
             them, or runs of white space.
@@ -69,6 +71,7 @@ class Real:
     template: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     special: frozenset[str] = frozenset()
+    flags: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     eos: str | None = None
     added: tuple[str, ...] = ()
     adds_bos: bool = True
@@ -110,7 +113,13 @@ _SMOLLM_RENAMED = {
 }
 REAL: Mapping[str, Real] = {
     "Phi-3.5": Real(
-        "llama2", 32000, "microsoft-Phi-3.5-mini-instruct.jinja", eos="<|endoftext|>", added=PHI_ADDED, adds_bos=False
+        "llama2",
+        32000,
+        "microsoft-Phi-3.5-mini-instruct.jinja",
+        flags={"</s>": {"rstrip": True, "special": False}},
+        eos="<|endoftext|>",
+        added=PHI_ADDED,
+        adds_bos=False,
     ),
     "Phi-2": Real("gpt2", template=INSTRUCT, added=PHI2_ADDED),
     "Llama 2": Real("llama2", 32000, INST),
@@ -165,6 +174,7 @@ class RealTokenizers:
             if token["content"] in real.renamed:
                 token["content"] = real.renamed[token["content"]]
                 token["special"] = token["content"] in real.special
+            token |= real.flags.get(token["content"], {})
         to.mkdir(parents=True, exist_ok=True)
         if real.pieces:
             first = {token["id"]: token for token in document["added_tokens"]}
@@ -240,3 +250,23 @@ class RealTokenizers:
             except VendorError as error:
                 pytest.skip(f"llama.cpp's source, which has the real templates, could not be fetched: {error}")
             made.rename(folder)
+
+
+@pytest.fixture(scope="session")
+def real_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealTokenizers:
+    """What writes the files of models' real tokenizers; skips a test if they cannot be downloaded."""
+    kept = getattr(request.config, "cache", None)
+    return RealTokenizers(kept.mkdir("real-tokenizers") if kept else tmp_path_factory.mktemp("real-tokenizers"))
+
+
+@pytest.fixture(scope="session")
+def real(real_files: RealTokenizers, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Load a model's real tokenizer with its real chat template; skip the test if they cannot be downloaded."""
+    loaded: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        if name not in loaded:
+            loaded[name] = AutoTokenizer.from_pretrained(real_files.folder(name, tmp_path_factory.mktemp("real")))
+        return loaded[name]
+
+    return load

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jinja2.sandbox
 import pytest
@@ -149,12 +150,9 @@ def test_the_template_of_a_real_tokenizer_is_described(quick_base: Path) -> None
     assert dialogue_of(tokenizer) is None
 
 
-def test_the_template_of_phi_35_is_described() -> None:
+def test_the_template_of_phi_35_is_described(real: Callable[[str], Any]) -> None:
     """Phi-3.5-mini's own tokenizer and template."""
-    folder = Path(__file__).parents[4] / "shared" / "data" / "phi35"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/data/phi35")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = real("Phi-3.5")
     dialogue = dialogue_of(tokenizer)
     assert dialogue == derived("phi3")
     for messages in conversations(system=True):
