@@ -13,6 +13,7 @@ from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.loading import refuse_fatal
+from aegis.llama_cpp.planned_types import planned_types
 from aegis.llama_cpp.quantize import (
     IMATRIX_TYPES,
     QUANT_TYPES,
@@ -52,6 +53,7 @@ __all__ = [
     "measure_importance",
     "parse_quant",
     "parse_tensor_type",
+    "planned_types",
     "quantize",
     "quantize_rows",
     "read_importance",

@@ -67,20 +67,7 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
         DamagedGguf: it is not a GGUF, incomplete or inconsistent.
     """
     cursor = _Cursor(data)
-    if cursor.take(4) != b"GGUF":
-        raise DamagedGguf(bilingual("gguf_header.no_magic"))
-    version = cursor.number("I")
-    if version not in _VERSIONS:
-        raise DamagedGguf(
-            bilingual("gguf_header.unknown_version", version=version, known=", ".join(map(str, _VERSIONS)))
-        )
-    n_tensors, n_values = cursor.number("Q"), cursor.number("Q")
-    metadata: dict[str, Value] = {}
-    for _ in cursor.counted(n_values, GGUF_KEYS):
-        key = cursor.string()
-        if key in metadata:
-            raise DamagedGguf(bilingual("gguf_header.key_twice", key=key))
-        metadata[key] = cursor.value(cursor.number("I"))
+    n_tensors, metadata = _read_metadata(cursor)
     declared = [_declaration(cursor) for _ in cursor.counted(n_tensors, GGUF_TENSORS)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -103,6 +90,36 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
     if len(data) > start + expected:
         raise DamagedGguf(bilingual("gguf_header.trailing_bytes", data_count=len(data) - start - expected))
     return metadata, tensors
+
+
+def metadata_end(data: mmap.mmap) -> int:
+    """Return the offset at which a GGUF file's metadata end and the declarations of its tensors begin.
+
+    Raises:
+        DamagedGguf: it is not a GGUF, incomplete or inconsistent.
+    """
+    cursor = _Cursor(data)
+    _read_metadata(cursor)
+    return cursor.position
+
+
+def _read_metadata(cursor: _Cursor) -> tuple[int, dict[str, Value]]:
+    """Return the number of tensors, and the metadata."""
+    if cursor.take(4) != b"GGUF":
+        raise DamagedGguf(bilingual("gguf_header.no_magic"))
+    version = cursor.number("I")
+    if version not in _VERSIONS:
+        raise DamagedGguf(
+            bilingual("gguf_header.unknown_version", version=version, known=", ".join(map(str, _VERSIONS)))
+        )
+    n_tensors, n_values = cursor.number("Q"), cursor.number("Q")
+    metadata: dict[str, Value] = {}
+    for _ in cursor.counted(n_values, GGUF_KEYS):
+        key = cursor.string()
+        if key in metadata:
+            raise DamagedGguf(bilingual("gguf_header.key_twice", key=key))
+        metadata[key] = cursor.value(cursor.number("I"))
+    return n_tensors, metadata
 
 
 def block_size(type_name: str) -> int:

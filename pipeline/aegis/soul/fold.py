@@ -15,7 +15,7 @@ from torch import Tensor
 from aegis.errors import IntegrityError
 
 
-def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
+def fold_head(head: Tensor, rotation: Tensor, gate: float | Tensor) -> Tensor:
     """Return W′ = W (I + gR), the head that computes from h what W computes from h + g·R h.
 
     logits = W (h + g·R h) = W (I + gR) h. This holds because the soul comes after the final norm, and only the head
@@ -25,7 +25,7 @@ def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
     Args:
         head: W, any rows of the LM head, (rows, hidden_size), any float dtype.
         rotation: R as (hidden_size/n, n, n) blocks, float32 or float64; the computation is in this dtype.
-        gate: g.
+        gate: g; a scalar tensor keeps it on the device.
 
     Returns:
         W′, (rows, hidden_size) in the rotation's dtype. The caller casts once.
@@ -37,10 +37,37 @@ def fold_head(head: Tensor, rotation: Tensor, gate: float) -> Tensor:
     if head.shape[-1] != blocks * n:
         raise IntegrityError("soul.other_width", blocks=blocks * n, head_shape=head.shape[-1])
     wide = head.to(rotation.dtype)
+    if isinstance(gate, Tensor):
+        return wide + gate * _times(wide, rotation)
     if blocks == 1:
         return torch.addmm(wide, wide, rotation[0], alpha=gate)
-    turned = torch.einsum("rnj,nji->rni", wide.unflatten(-1, (blocks, n)), rotation).flatten(-2)
-    return wide.add(turned, alpha=gate)
+    return wide.add(_times(wide, rotation), alpha=gate)
+
+
+def unfold_head(folded: Tensor, rotation: Tensor, gate: Tensor) -> Tensor:
+    """Return W = W′ (I + gR)⁻¹, the head that computes from h + g·R h what W′ computes from h.
+
+    I + gR has an inverse for every 0 < g < 1, because R only turns.
+
+    Args:
+        folded: W′, any rows, (rows, hidden_size) in the rotation's dtype.
+        rotation: R as in `fold_head`.
+        gate: g, a scalar.
+
+    Returns:
+        W, (rows, hidden_size) in the rotation's dtype.
+    """
+    whole = torch.eye(rotation.shape[-1], dtype=rotation.dtype, device=rotation.device) + gate * rotation
+    # without a check of the result, which would make the host wait for the device
+    return _times(folded, torch.linalg.inv_ex(whole).inverse)
+
+
+def _times(head: Tensor, blocks: Tensor) -> Tensor:
+    """Return head · M for a block-diagonal M, (blocks, n, n)."""
+    if len(blocks) == 1:
+        return head @ blocks[0]
+    parts = head.unflatten(-1, blocks.shape[:2])
+    return torch.einsum("rnj,nji->rni", parts, blocks).flatten(-2)
 
 
 def counter_scale(gate: float) -> float:

@@ -53,6 +53,7 @@ def summed_divergence(state: TrainState, batch: MicroBatch) -> Tensor:
         head.weight,
         getattr(head, "bias", None),
         batch.targets != IGNORED,
+        base_head=state.base_head,
         compiled=state.options.compiled,
     )
 

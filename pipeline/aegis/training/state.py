@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from aegis.merging.shipped_weights import ShippedWeights
 from aegis.soul.module import Soul
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.kernels.lora_layers import LoraLayers
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
     """What changes while training, and the options that a step runs with.
 
@@ -21,6 +22,7 @@ class TrainState:
         model: the peft model.
         adapters: its LoRA layers, with training's own forward pass.
         scaler: the loss scaler; it is enabled for float16 only.
+        shipped: the weights of the finish; None before it begins.
     """
 
     model: Any
@@ -29,6 +31,13 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     options: ExecutionOptions = PLAIN
+    shipped: ShippedWeights | None = None
+
+    @property
+    def base_head(self) -> Tensor:
+        """The base's LM head, (vocab_size, hidden_size)."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight if self.shipped is None else self.shipped.base_head
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of adapter and soul, under names that are the same in every run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.errors import first_line
+from aegis.merging.shipped_weights import ShippedWeights
 from aegis.messages import phrase
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
@@ -99,6 +101,7 @@ class Stepper:
         """
         targets = sum(batch.trained for batch in batches) if targets is None else targets
         learning = self._set(step, targets, kept.targets)
+        self._refresh()
         if self._capture and self._taken >= _EAGER_STEPS and not self._replays:
             self._record(batches[0])
         self._run("zero", self._update.zero)
@@ -114,11 +117,28 @@ class Stepper:
         self._taken += 1
         return PendingStep(step, partial(self._check.check, step, targets, kept.targets), self._update.numbers)
 
+    def ship(self, weights: ShippedWeights) -> None:
+        """Take all later steps with these weights, which follow adapter and soul; without dropout, as in the file."""
+        self.state.shipped = weights
+        self.state.adapters.dropout.end()
+        # the graphs hold the memory of the weights that were replaced
+        self._replays, self._slots, self._taken = {}, {}, 0
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Use the adapters' and the soul's current values, without dropout, while the block runs."""
+        self._refresh()
+        return self.state.adapters.without_dropout()
+
+    def _refresh(self) -> None:
+        if self.state.shipped is not None:
+            self.state.adapters.cast()
+            self.state.shipped.refresh()
+
     @torch.no_grad()
     def eval_loss(self, batch: MicroBatch) -> Tensor:
         """Return a batch's summed cross-entropy, a scalar on the device that the next call overwrites.
 
-        The caller has switched dropout off.
+        The caller is in `evaluating`.
         """
         self._pass("evaluate", batch, self._evaluate)
         return self._eval_loss

@@ -36,6 +36,7 @@ class _HeadDivergence(torch.autograd.Function):
         hidden: Tensor,
         base_hidden: Tensor,
         head: Tensor,
+        base_head: Tensor,
         bias: Tensor | None,
         counted: Tensor,
         compiled: bool,
@@ -45,7 +46,7 @@ class _HeadDivergence(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for rows in head_chunks(hidden, head, sides=2):
             divergence, error = errors(
-                hidden[rows] @ head.T, base_hidden[rows] @ head.T, bias, counted[rows], head.dtype
+                hidden[rows] @ head.T, base_hidden[rows] @ base_head.T, bias, counted[rows], head.dtype
             )
             total += divergence
             if gradient is not None:
@@ -55,7 +56,7 @@ class _HeadDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        return scaled_gradient(ctx, outer[0]), None, None, None, None, None
+        return scaled_gradient(ctx, outer[0]), None, None, None, None, None, None
 
 
 def head_divergence(
@@ -65,22 +66,24 @@ def head_divergence(
     bias: Tensor | None,
     counted: Tensor,
     *,
+    base_head: Tensor | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """Return KL(base ‖ trained) summed over rows; each distribution is softmax(hidden @ headᵀ + bias).
+    """Return KL(base ‖ trained) summed over rows; each distribution is the softmax of its hidden @ headᵀ + bias.
 
     Args:
         hidden: (n, hidden_size), the trained model's hidden states, any float dtype.
         base_hidden: (n, hidden_size), the base's hidden states at the same positions, same dtype; gets no gradient.
-        head: (vocab_size, hidden_size), the frozen LM head of both models, dtype of `hidden`.
+        head: (vocab_size, hidden_size), the trained model's frozen LM head, dtype of `hidden`.
         bias: (vocab_size,) or None.
         counted: (n,) bool; the other rows add nothing.
+        base_head: the base's LM head; None if it is `head`.
         compiled: let torch.compile fuse the arithmetic between the matrix products into one kernel.
 
     Returns:
         Scalar float32 sum in nats; its gradient reaches `hidden` only.
     """
     divergence: Tensor = _HeadDivergence.apply(  # type: ignore[no-untyped-call]
-        hidden, base_hidden, head, bias, counted, compiled
+        hidden, base_hidden, head, head if base_head is None else base_head, bias, counted, compiled
     )
     return divergence

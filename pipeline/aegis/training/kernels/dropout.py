@@ -37,6 +37,11 @@ class DropoutRate:
         self.threshold.fill_(_KEEP_ALL + round(rate * 2**32))
         self.amplify.fill_(1 / (1 - rate))
 
+    def end(self) -> None:
+        """Switch dropout off for good."""
+        self.rate = 0.0
+        self.switch(on=False)
+
 
 def drop(values: Tensor, seed: Tensor, threshold: Tensor, amplify: Tensor) -> Tensor:
     """Zero the values whose hash is below the threshold, and amplify the others.

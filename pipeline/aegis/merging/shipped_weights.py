@@ -1,0 +1,164 @@
+"""Puts a quantized file's weights into a live model, and refreshes them as adapter and soul change.
+
+The quantizer rounds W + ΔW, a weight with its adapter, and W (I + gR), the folded LM head. A live model computes its
+adapter and its soul beside the base's weights. So each weight is replaced by one that gives the file's together with
+them:
+
+    round(W + ΔW) − ΔW           for a weight with an adapter
+    round(W (I + gR)) (I + gR)⁻¹  for the LM head
+    round(W)                     for all other matrices
+
+The forward pass is then the file's, and the gradients reach adapter and soul as if nothing were rounded (a
+straight-through estimator: Bengio et al. 2013, arXiv:1308.3432). Rounding works row by row, so rows may be permuted by
+the conversion without a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aegis.merging.plan import head_entry
+from aegis.model.base import Base
+from aegis.model.rounding import rounded
+from aegis.model.shards import HEAD, TensorEntry
+from aegis.soul.fold import fold_head, unfold_head
+from aegis.soul.module import Soul
+
+_ADAPTER = "default"
+_SLAB_VALUES = 1 << 24
+"""Values that are rounded at the same time: 64 MB in float32, on a GPU."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How merge and export make the file.
+
+    Attributes:
+        quant: the file's type, such as "Q4_K_M".
+        types: the ggml type of each weight matrix, by its name in the merged folder.
+        merged: the dtype of the merged folder.
+        scaled: the module that takes the soul's counter-scale, as in `MergePlan`.
+    """
+
+    quant: str
+    types: Mapping[str, str]
+    merged: torch.dtype
+    scaled: Literal["norm", "head", ""]
+
+    def rounded(self, values: Tensor, name: str) -> Tensor:
+        """Return rows of a merged weight as the file has them.
+
+        Args:
+            values: (rows, columns) float32.
+
+        Returns:
+            (rows, columns) float32.
+        """
+        # the converter writes float16, whatever the merged folder has
+        return rounded(values.to(self.merged).to(torch.float16).float(), self.types[name])
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A weight with an adapter."""
+
+    name: str
+    source: Tensor
+    layer: Any
+
+    @property
+    def target(self) -> Tensor:
+        weight: Tensor = self.layer.base_layer.weight
+        return weight.data
+
+    def refresh(self, recipe: Recipe) -> None:
+        layer = self.layer
+        a, b, scale = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, layer.scaling[_ADAPTER]
+        # what the forward pass adds; training casts the matrices
+        low_a, low_b = getattr(layer, "aegis_a", a).float(), getattr(layer, "aegis_b", b).float()
+        for rows in _slabs(self.source):
+            wide = self.source[rows].float().add_(torch.mm(b[rows], a).mul_(scale))
+            values = recipe.rounded(wide, self.name)
+            self.target[rows] = values.sub_(torch.mm(low_b[rows], low_a).mul_(scale))
+
+
+class ShippedWeights:
+    """The weights of a live model as they are in a quantized file.
+
+    The model keeps its adapter and its soul. `refresh` follows a change of theirs; all other weights change once, here.
+
+    Args:
+        model: a peft model over `base`, in any precision; its linear layers are replaced.
+        soul: the soul whose hook the model has.
+
+    Attributes:
+        base_head: the base's LM head, (vocab_size, hidden_size) in the model's dtype.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, soul: Soul, base: Base, recipe: Recipe, dtype: torch.dtype) -> None:
+        self.recipe = recipe
+        self._soul = soul
+        inner = model.get_base_model()
+        self._adapted: list[_Adapted] = []
+        head = inner.get_output_embeddings()
+        self._head_source = head_entry(base).read().to(head.weight.device)
+        self.base_head = self._head_source.to(dtype)
+        # a tied head shares the embeddings' memory, and the file has two tensors
+        head.weight = nn.Parameter(torch.empty_like(self.base_head), requires_grad=False)
+        self._head = head.weight
+        for name in recipe.types:
+            if name != HEAD:
+                self._place(inner, base.shards.entries[name], dtype)
+        self.refresh()
+
+    def _place(self, inner: Any, entry: TensorEntry, dtype: torch.dtype) -> None:
+        path = entry.name.removesuffix(".weight")
+        module = inner.get_submodule(path)
+        layer = module if hasattr(module, "base_layer") else None
+        plain = module.base_layer if layer is not None else module
+        device = plain.weight.device
+        weight = torch.empty(entry.shape, dtype=dtype, device=device)
+        if isinstance(plain, nn.Embedding):
+            plain.weight = nn.Parameter(weight, requires_grad=False)
+        else:
+            linear = _linear(weight, getattr(plain, "bias", None))
+            if layer is not None:
+                layer.base_layer = linear
+            else:
+                inner.set_submodule(path, linear)
+        if layer is not None:
+            self._adapted.append(_Adapted(entry.name, entry.read().to(device), layer))
+            return
+        for rows in _slabs(weight):
+            weight[rows] = self.recipe.rounded(entry.read(rows.start, rows.stop).to(device).float(), entry.name)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the weights with an adapter, and the head, for the current adapter and soul."""
+        for weight in self._adapted:
+            weight.refresh(self.recipe)
+        rotation, gate = self._soul.rotation(), torch.sigmoid(self._soul.alpha)
+        scale = 1 / (1 + gate) if self.recipe.scaled == "head" else torch.ones_like(gate)
+        for rows in _slabs(self._head_source):
+            folded = fold_head(self._head_source[rows], rotation, gate) * scale
+            self._head.data[rows] = unfold_head(self.recipe.rounded(folded, HEAD), rotation, gate) / scale
+
+
+def _slabs(weight: Tensor) -> list[slice]:
+    rows, columns = weight.shape
+    step = max(1, _SLAB_VALUES // columns)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = None if bias is None else nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
+    return linear.train(False)
