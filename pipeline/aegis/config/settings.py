@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aegis.config.presets import DEMO
 from aegis.config.stage_config import StageConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
+
+AUTO, OFF = "auto", "off"
 
 
 class TrainConfig(StageConfig):
@@ -95,6 +97,12 @@ class TrainConfig(StageConfig):
     epochs: float | None = Field(
         None, gt=0, description="passes over the data, in place of --max-steps (default: what --max-steps come to)"
     )
+    finish_steps: str = Field(
+        AUTO,
+        description="number of last steps that compute with the weights of the quantized file (the first --quant), so "
+        "that it loses little by rounding; auto: two fifths of the steps where that pays; off: none",
+        pattern=r"^(auto|off|[1-9]\d{0,8})$",
+    )
     batch_size: int = Field(1, ge=1, description="windows per forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes per optimizer step")
     max_length: int = Field(512, ge=8, description="tokens per window")
@@ -147,6 +155,11 @@ class TrainConfig(StageConfig):
         64, ge=0, description="rows held out for the validation loss, at most a tenth of all rows"
     )
     skip_bad: int = Field(0, ge=0, description="maximum number of broken data rows to leave out")
+
+    @field_validator("finish_steps", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _alpha_moves(self) -> TrainConfig:

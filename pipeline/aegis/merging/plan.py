@@ -77,9 +77,7 @@ class MergePlan:
     @property
     def scaled(self) -> Literal["norm", "head", ""]:
         """The module that takes the soul's counter-scale, "norm" or "head"; "" for a soul without one."""
-        if not self.soul.counter_scale:
-            return ""
-        return "norm" if self.norm else "head"
+        return counter_scaled(self.base, self.soul.counter_scale)
 
     def outputs(self, file: Path) -> Iterator[tuple[str, TensorEntry]]:
         """Yield (name to write, source tensor) for one shard, in the order of the base's bytes."""
@@ -182,6 +180,13 @@ def head_entry(base: Base) -> TensorEntry:
     if len(embeddings) != 1:
         raise IntegrityError("merging.no_embeddings", base_folder=base.folder)
     return embeddings[0]
+
+
+def counter_scaled(base: Base, counter_scale: bool) -> Literal["norm", "head", ""]:
+    """Return the module that takes a soul's counter-scale: "norm", "head", or "" if there is none."""
+    if not counter_scale:
+        return ""
+    return "norm" if _norm_offsets(base) else "head"
 
 
 def _norm_offsets(base: Base) -> dict[str, float]:

@@ -97,6 +97,20 @@ class TrainResult(_Frozen):
     trainable_parameters: int
 
 
+class FinishFacts(_Frozen):
+    """The finish of a training, which computed with the weights of a quantized file.
+
+    Attributes:
+        steps: number of the last steps that belong to it.
+        quant: the file's quantization type.
+        types: the ggml type of each weight matrix, by its name in the merged folder.
+    """
+
+    steps: int
+    quant: str
+    types: Mapping[str, str]
+
+
 class TrainFacts(Facts):
     """The facts that train records in the adapter's folder and in each checkpoint.
 
@@ -105,6 +119,7 @@ class TrainFacts(Facts):
         device, compute_dtype: the torch device type and the dtype of the training.
         processes: number of processes.
         kept: None if keep was switched off.
+        finish: None if the training has no finish.
         housekeeping: the run's latest values of settings that do not change a weight.
         result: None in a checkpoint.
     """
@@ -118,6 +133,7 @@ class TrainFacts(Facts):
     processes: int
     data: DataFacts
     kept: KeptFacts | None = None
+    finish: FinishFacts | None = None
     housekeeping: Mapping[str, Any]
     result: TrainResult | None = None
 

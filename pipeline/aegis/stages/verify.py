@@ -3,23 +3,22 @@
 It checks the bytes first (verification/structure.py). If they are right, the same token ids go through five models, and
 neighbouring models are compared:
 
-    trained     the base in training's precision (NF4), adapter, live soul
+    trained     the base in training's precision (NF4), adapter, live soul; after a finish, the file's weights
     wide        the base in 16 bit, adapter, live soul; the base's own weights, or their NF4 round trip, as merged
     merged      the merged folder in stock transformers, without AEGIS's code
     f16         its f16 GGUF in llama.cpp
     quantized   each quantized GGUF in llama.cpp
 
 wide → merged → f16 is rounding and has bounds; trained → wide and f16 → quantized are changes of precision, and are
-reported, with a bound if the user sets one. Each quantized file must be nearer to the trained model than the base is.
-With `compare_bases`, the merge with the other base weights is measured too: its weights replace the merged model's in
+reported, with a bound if the user sets one. After a finish, trained → quantized has bounds too. Each quantized file must
+be nearer to the trained model than the base is. With `compare_bases`, the merge with the other base weights is measured too: its weights replace the merged model's in
 memory, one by one, and are never on the disk.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +37,20 @@ from aegis.model.live import live_model
 from aegis.model.load import Precision, load_base
 from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
-from aegis.runs.facts import ExportFacts, VerifyFacts
+from aegis.runs.facts import AdapterFacts, ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.verification import divergence, run_checks, texts
-from aegis.verification.divergence import Logits, Recording
+from aegis.verification.comparison import Comparison
 from aegis.verification.heldout_text import MIN_TOKENS, Sample, sequence_limit
 from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
 from aegis.verification.other_merge import choices, merge_the_other_way
 from aegis.verification.retention import Witnesses, kept_windows, sentence
-from aegis.verification.rounding import Bounds
 from aegis.verification.run_checks import Checks
 from aegis.verification.structure import Structure
-from aegis.verification.verdict import REPORT, BaseComparison, Nearness, Step, Verdict
+from aegis.verification.trained_model import trained_model
+from aegis.verification.verdict import REPORT, BaseComparison, Verdict
 
 _PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
@@ -110,9 +109,14 @@ class _Examiner:
     quantized: dict[str, Path]
     round_trip: RoundTrip | None
     """The NF4 round trip, the difference between the two choices of base weights; None if they are not compared."""
-    models: dict[str, Recording] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    comparison: Comparison
     begun: int = 0
+
+    @property
+    def finished_as(self) -> str | None:
+        """The type of the file whose weights the training ended with; None without a finish."""
+        finish = AdapterFacts.of(self.manifests["train"]).finish
+        return None if finish is None else finish.quant
 
     @classmethod
     def begin(
@@ -138,7 +142,7 @@ class _Examiner:
         structure = Structure(run, base, manifests, checks, tokenizer, reference, config.llama_cpp_dir)
         return cls(
             run, config, base, tokenizer, manifests, checks, work, sample, witnesses, structure, f16, quantized,
-            round_trip,
+            round_trip, Comparison(work, sample, int(read_config(run.merged)["num_hidden_layers"])),
         )  # fmt: skip
 
     def examine(self) -> Verdict:
@@ -149,35 +153,39 @@ class _Examiner:
             try:
                 return self.compare_models()
             except IntegrityError as error:
-                maker = _MAKERS[min(len(self.models), len(_MAKERS) - 1)]
+                maker = _MAKERS[min(len(self.comparison.models), len(_MAKERS) - 1)]
                 with self.checks.check(bilingual("verify.every_model"), maker):
                     raise error
-        return Verdict(0, tuple(self.checks.done), tuple(self.steps), {})
+        return Verdict(0, tuple(self.checks.done), tuple(self.comparison.steps), {})
 
     def compare_models(self) -> Verdict:
         """Run the models one after the other and compare their logits, which are on the disk."""
         config, device = self.config, require_device(self.config.device)
         # float16 has eight times the resolution of bfloat16, and the merged weights are float16
         dtype = torch.float32 if device.type == "cpu" else torch.float16
-        compared, models = self.sample.compared, self.models
-        with live_model(self.base, self.run.adapter, self.manifests["train"].config["load_in"], device) as model:
-            self._record("trained", torch_logits(model, compared, self._title(phrase("verify.as_trained"))))
+        compared, models = self.sample.compared, self.comparison.models
+        merged_as, finished_as = str(self.manifests["merge"].config["dtype"]), self.finished_as
+        with trained_model(self.base, self.run.adapter, self.manifests["train"], merged_as, device) as model:
+            self.comparison.record("trained", torch_logits(model, compared, self._title(phrase("verify.as_trained"))))
+            if finished_as is not None:  # it has the file's weights, which the merged model has not
+                self.witnesses.record("result", model)
         del model  # only one model in memory at a time
         wide: Precision = "dequantized" if self.structure.base_weights == "dequantized" else "16bit"
         with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
-            self._record("wide", torch_logits(model, compared, self._title(phrase("verify.wide"))))
+            self.comparison.record("wide", torch_logits(model, compared, self._title(phrase("verify.wide"))))
         del model
-        self._step("trained", "wide", "train", config.max_kl_nf4)
+        self.comparison.step("trained", "wide", "train", config.max_kl_nf4)
         plain = load_base(self.base.folder, "16bit", device, dtype)
         self.witnesses.record("base", plain)
-        self._record("base", torch_logits(plain, compared, self._title(phrase("verify.plain_base"))))
+        self.comparison.record("base", torch_logits(plain, compared, self._title(phrase("verify.plain_base"))))
         recorded = models.pop("base")
         of_base = divergence.compare(models["trained"], recorded).mean_kl
         perplexity = {"base": divergence.perplexity(recorded)}
         del plain
         merged = load_base(self.run.merged, "16bit", device, dtype)
-        self._record("merged", torch_logits(merged, compared, self._title(phrase("verify.merged"))))
-        self.witnesses.record("result", merged)
+        self.comparison.record("merged", torch_logits(merged, compared, self._title(phrase("verify.merged"))))
+        if finished_as is None:
+            self.witnesses.record("result", merged)
         bases: tuple[BaseComparison, ...] = ()
         if self.round_trip is not None:
             merge_the_other_way(merged, self.round_trip, self.structure)
@@ -185,22 +193,20 @@ class _Examiner:
             other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
             bases = choices(self.structure.base_weights, models["trained"], models["merged"], other_way)
         del merged
-        merged_dtype = DTYPES[str(self.manifests["merge"].config["dtype"])]
         # on a GPU the computation itself is in float16
-        self._rounding(
-            "wide", "merged", "merge", max(merged_dtype, torch.float16, key=lambda kind: torch.finfo(kind).eps)
-        )
+        rounded = max(DTYPES[merged_as], torch.float16, key=lambda kind: torch.finfo(kind).eps)
+        self.comparison.rounding("wide", "merged", "merge", rounded)
         self._run_in_llama()
         perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
         retained, vocab_size = self.witnesses.measured(config.max_kept_kl), models["trained"].logits.shape[1]
         return Verdict(
             tokens=sum(map(len, compared)),
             checks=tuple(self.checks.done),
-            steps=tuple(self.steps),
+            steps=tuple(self.comparison.steps),
             perplexity=perplexity,
             retained=retained,
             bases=bases,
-            nearness=tuple(self._nearness(name, of_base) for name in self.quantized),
+            nearness=tuple(self.comparison.nearness(name, of_base) for name in self.quantized),
             vocab_size=vocab_size,
             summary=sentence(retained, perplexity, self.sample.origin, vocab_size),
         )
@@ -217,34 +223,19 @@ class _Examiner:
         repeating: list[str] = []
         for name, path in {"f16": self.f16, **self.quantized}.items():
             with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
-                self._record(name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name))))
+                self.comparison.record(name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name))))
                 if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
                     repeating.append(name)
             if name in repeating and "f16" not in repeating:
                 raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
             if name == "f16":
-                self._rounding("merged", "f16", "convert", torch.float16)
+                self.comparison.rounding("merged", "f16", "convert", torch.float16)
             else:
-                self._step("f16", name, "quantize", self.config.max_kl_quantized)
+                self.comparison.step("f16", name, "quantize", self.config.max_kl_quantized)
+            if name == self.finished_as:
+                self.comparison.finish(name)
 
     def _title(self, name: str) -> str:
         self.begun += 1
         count = 5 + (self.round_trip is not None) + len(self.quantized)
         return phrase("verify.numbered", number=self.begun, count=count, name=name)
-
-    def _record(self, name: str, outputs: Iterable[Logits]) -> None:
-        self.models[name] = divergence.record(self.work / f"{name}.npy", outputs, self.sample.compared)
-
-    def _step(self, before: str, after: str, stage: str, max_kl: float | None) -> None:
-        found = divergence.compare(self.models[before], self.models[after])
-        self.steps.append(Step(f"{before} → {after}", stage, found, Bounds(mean_kl=max_kl)))
-
-    def _rounding(self, before: str, after: str, stage: str, rounded: torch.dtype) -> None:
-        found = divergence.compare(self.models[before], self.models[after])
-        bounds = Bounds.of_rounding(found, rounded, int(read_config(self.run.merged)["num_hidden_layers"]))
-        self.steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
-
-    def _nearness(self, name: str, of_base: float) -> Nearness:
-        shipped = divergence.compare(self.models["trained"], self.models[name]).mean_kl
-        found = {step.name: step.found.mean_kl for step in self.steps}
-        return Nearness(name, shipped, of_base, found["trained → wide"], found[f"f16 → {name}"])

@@ -27,6 +27,7 @@ from aegis.runs.manifest import Manifest
 from aegis.runs.run import Run
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.execution import allocator
+from aegis.training.finish import Finish
 from aegis.training.keep.batches import KeptText
 from aegis.training.keep.text import load_kept
 from aegis.training.loop import Loop
@@ -45,6 +46,7 @@ class TrainingInputs:
     base: Base
     data: Prepared
     kept: Kept | None
+    finish: Finish | None
     device: torch.device
     group: ProcessGroup
 
@@ -70,20 +72,21 @@ class TrainingInputs:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
                 check_later(base, config, later, run)
                 data = load_training_set(config, tokenizer)
+                config = with_steps(config, len(data.train), group.world_size)
+                finish = Finish.plan(config, base, later, vocabulary)
                 if vocabulary is not None:
                     check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
             if config.keep_best and data.heldout is None:
                 raise UsageError("train.nothing_held_out")
             with allocator.capped(device, config.gpu_memory_gib):
                 kept = load_kept(config, base, tokenizer, device, run)
-        config = with_steps(config, len(data.train), group.world_size)
         rise = config.warmup_steps + config.annealing_steps
         if config.epochs is not None and config.alpha != "learned" and rise > config.max_steps:
             progress.warn(phrase("train.alpha_unfinished", rise=rise, steps=config.max_steps))
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        inputs = cls(config, base, data, kept, device, group)
+        inputs = cls(config, base, data, kept, finish, device, group)
         progress.say(phrase("train.passes", windows=len(data.train), steps=config.max_steps, passes=inputs.passes))
         return inputs
 
@@ -97,12 +100,13 @@ class TrainingInputs:
         fixed = {"save_steps"} if self.config.keep_best else set()
         config = self.config.model_dump(mode="json", exclude=HOUSEKEEPING - fixed)
         kept = {} if self.kept is None else {"kept": self.kept.sha256}
+        finish = {} if self.finish is None else {"finish": self.finish.digest}
         text = self.base.chat_template
         template = {} if text is None else {TEMPLATE_INPUT: hashlib.sha256(text.encode()).hexdigest()}
         return Manifest(
             stage="train",
             config=config | {SHARED: config[SHARED] * self.group.world_size},
-            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256} | kept | template,
+            inputs={"base": self.base.weights_hash, "data": self.data.report.content_sha256} | kept | finish | template,
             facts=TrainFacts(
                 base_model=self.base.name,
                 revision=self.base.revision,
@@ -111,6 +115,7 @@ class TrainingInputs:
                 processes=self.group.world_size,
                 data=DataFacts(**asdict(self.data.report)),
                 kept=None if self.kept is None else KeptFacts(**asdict(self.kept.report)),
+                finish=None if self.finish is None else self.finish.facts,
                 housekeeping=self.config.model_dump(mode="json", include=HOUSEKEEPING),
                 result=result,
             ).recorded(),
@@ -125,4 +130,5 @@ class TrainingInputs:
             return KeptText(self.kept.train, base_states(self.base, self.kept.train, self.device, spill))
 
     def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
-        return Loop(state, self.config, self.data.train, self.data.heldout, kept_text, group=self.group, **sinks)
+        data, finish = self.data, self.finish
+        return Loop(state, self.config, data.train, data.heldout, kept_text, finish=finish, group=self.group, **sinks)

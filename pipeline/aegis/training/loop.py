@@ -19,11 +19,13 @@ from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.data.passes import windows_per_step
 from aegis.errors import DivergedError, Interrupted
+from aegis.messages import phrase
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.install import host_embeddings
+from aegis.training.finish import Finish
 from aegis.training.keep.batches import KeptBatches, KeptText
 from aegis.training.keep.schedule import NOTHING_KEPT
 from aegis.training.metrics_log import MetricsLog
@@ -44,6 +46,7 @@ class Loop:
     Args:
         heldout: windows that are never trained on, or None.
         kept: kept text with the base's states, or None.
+        finish: the last steps, with the weights of the quantized file; or None.
         save: called with the number of steps when a checkpoint is due; None to save nothing.
         metrics: file that gets one JSON row per logging step, or None.
         report: gets the same row, or None.
@@ -58,6 +61,7 @@ class Loop:
         heldout: Windows | None,
         kept: KeptText | None = None,
         *,
+        finish: Finish | None = None,
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
         report: Report | None = None,
@@ -79,6 +83,7 @@ class Loop:
             self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
         self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
         self._kept = None if kept is None else self._kept_batches(kept)
+        self._finish = finish
         self._stepper = Stepper(state, config, group, self._kept.example() if self._kept else None)
 
     def _kept_batches(self, kept: KeptText) -> KeptBatches:
@@ -100,11 +105,13 @@ class Loop:
             EnvironmentFault: another process has ended.
         """
         if start >= stop:
+            self._begin_finish(stop)
             return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None, None)
         self.state.model.train()
         with own_stream(self.device), deferred_stop() as stopping, progress.training(start, stop) as watch:
             taken = StepsTaken(start, stop, stopping, watch)
             for step in range(start, stop):
+                self._begin_finish(step)
                 self._take(step, taken)
                 self._settle(step + 1, taken)
         assert taken.numbers is not None
@@ -116,6 +123,15 @@ class Loop:
             taken.throughput.overall_rate(),
             taken.throughput.start_seconds,
         )
+
+    def _begin_finish(self, step: int) -> None:
+        """Begin the finish, if it is due before `step` or an earlier run of this training began it."""
+        if self._finish is None or self.state.shipped is not None or step < self._finish.start:
+            return
+        progress.say(phrase("finish.begins", step=step, quant=self._finish.recipe.quant))
+        self._stepper.ship(self._finish.begin(self.state))
+        # the loss of rounded weights is higher: it is no sign that the training has turned
+        self._watch = HeldoutWatch()
 
     def _take(self, step: int, taken: StepsTaken) -> None:
         """Launch a step; while the device works on it, the host reads the previous one."""
@@ -170,7 +186,7 @@ class Loop:
         size, group = self.config.batch_size, self._group
         evaluated = min(len(windows), _EVALUATED_WINDOWS)
         turns = -(-evaluated // (size * group.world_size))
-        with self.state.adapters.without_dropout():
+        with self._stepper.evaluating():
             # all processes take the same number of batches, some perhaps empty: a sharded base needs all of them
             for start in range(size * group.rank, turns * size * group.world_size, size * group.world_size):
                 total += self._stepper.eval_loss(self._batch(windows, range(start, min(start + size, evaluated))))

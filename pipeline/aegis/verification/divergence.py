@@ -60,6 +60,11 @@ class Divergence:
     scale: float = 0.0
     flip_lead: float = 0.0
 
+    @property
+    def flips(self) -> float:
+        """Fraction of positions with another most likely token."""
+        return 1 - self.top1
+
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Path]:

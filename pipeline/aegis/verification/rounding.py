@@ -24,6 +24,8 @@ _MARGIN = 2.0
 _AT_P99, _AT_MAX = 2.0, 4.0
 """How many times the mean error one position in 100, and the worst one, may have."""
 
+_FINISH_KL, _FINISH_FLIPS = 2e-3, 0.015
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -31,13 +33,25 @@ class Bounds:
 
     Attributes:
         mean_kl, p99_kl, max_kl: in nats.
+        flips: fraction of positions with another most likely token.
         flip_lead: a most likely token with a larger lead than this, in logits, must stay the most likely one.
     """
 
     mean_kl: float | None = None
     p99_kl: float | None = None
     max_kl: float | None = None
+    flips: float | None = None
     flip_lead: float | None = None
+
+    @classmethod
+    def of_finish(cls, found: Divergence) -> Bounds:
+        """Return the bounds for a model with the weights of a quantized file, and that file in llama.cpp.
+
+        Only the activations differ: llama.cpp rounds them to 8 bit in front of each quantized weight.
+        """
+        if found.positions < MIN_POSITIONS:
+            return cls()
+        return cls(mean_kl=_FINISH_KL, flips=_FINISH_FLIPS if found.positions >= _MIN_FOR_P99 else None)
 
     @classmethod
     def of_rounding(cls, found: Divergence, dtype: torch.dtype, layers: int) -> Bounds:
@@ -56,7 +70,7 @@ class Bounds:
         """Return the names of the bounds that a comparison exceeds."""
         return [
             name
-            for name in ("mean_kl", "p99_kl", "max_kl", "flip_lead")
+            for name in ("mean_kl", "p99_kl", "max_kl", "flips", "flip_lead")
             if (bound := getattr(self, name)) is not None and getattr(found, name) > bound
         ]
 

@@ -1,0 +1,64 @@
+"""Records the models of a verification one after the other, and compares neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from aegis.verification import divergence
+from aegis.verification.divergence import Logits, Recording
+from aegis.verification.heldout_text import Sample
+from aegis.verification.rounding import NO_BOUNDS, Bounds
+from aegis.verification.verdict import Nearness, Step
+
+
+@dataclass
+class Comparison:
+    """The models' logits on the same token ids, and the steps between two of them.
+
+    Attributes:
+        work: folder for the logits.
+        layers: number of decoder layers, on which the bounds of rounding depend.
+    """
+
+    work: Path
+    sample: Sample
+    layers: int
+    models: dict[str, Recording] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def record(self, name: str, outputs: Iterable[Logits]) -> None:
+        """Record a model.
+
+        Raises:
+            IntegrityError: it returned NaN or Inf, or another number of positions.
+        """
+        self.models[name] = divergence.record(self.work / f"{name}.npy", outputs, self.sample.compared)
+
+    def step(self, before: str, after: str, stage: str, max_kl: float | None) -> None:
+        """Compare two models that differ by a change of precision."""
+        self._add(before, after, stage, Bounds(mean_kl=max_kl) if max_kl is not None else NO_BOUNDS)
+
+    def rounding(self, before: str, after: str, stage: str, rounded: torch.dtype) -> None:
+        """Compare two models that differ by rounding to a dtype and nothing else."""
+        found = divergence.compare(self.models[before], self.models[after])
+        bounds = Bounds.of_rounding(found, rounded, self.layers)
+        self.steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
+
+    def finish(self, name: str) -> None:
+        """Compare the trained model with the file whose weights its training ended with."""
+        found = divergence.compare(self.models["trained"], self.models[name])
+        self._add("trained", name, "quantize", Bounds.of_finish(found))
+
+    def nearness(self, name: str, of_base: float) -> Nearness:
+        """Return how near a quantized file is to the trained model; `of_base` is the base's mean KL from it."""
+        shipped = divergence.compare(self.models["trained"], self.models[name]).mean_kl
+        found = {step.name: step.found.mean_kl for step in self.steps}
+        return Nearness(name, shipped, of_base, found["trained → wide"], found[f"f16 → {name}"])
+
+    def _add(self, before: str, after: str, stage: str, bounds: Bounds) -> None:
+        found = divergence.compare(self.models[before], self.models[after])
+        self.steps.append(Step(f"{before} → {after}", stage, found, bounds))
