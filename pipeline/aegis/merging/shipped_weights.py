@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from aegis.merging.plan import head_entry
 from aegis.model.base import Base
+from aegis.model.block_linear import BlockLinear
+from aegis.model.block_weights import BLOCK_BYTES, quantize_blocks
 from aegis.model.rounding import rounded
 from aegis.model.shards import HEAD, TensorEntry
 from aegis.soul.fold import fold_head, unfold_head
@@ -59,8 +61,11 @@ class Recipe:
         Returns:
             (rows, columns) float32.
         """
-        # the converter writes float16, whatever the merged folder has
-        return rounded(values.to(self.merged).to(torch.float16).float(), self.types[name])
+        return rounded(self.converted(values), self.types[name])
+
+    def converted(self, values: Tensor) -> Tensor:
+        """Return float32 values as they are in the f16 file: the converter writes float16, whatever was merged."""
+        return values.to(self.merged).to(torch.float16).float()
 
 
 @dataclass(frozen=True)
@@ -120,23 +125,30 @@ class ShippedWeights:
     def _place(self, inner: Any, entry: TensorEntry, dtype: torch.dtype) -> None:
         path = entry.name.removesuffix(".weight")
         module = inner.get_submodule(path)
-        layer = module if hasattr(module, "base_layer") else None
-        plain = module.base_layer if layer is not None else module
-        device = plain.weight.device
-        weight = torch.empty(entry.shape, dtype=dtype, device=device)
-        if isinstance(plain, nn.Embedding):
-            plain.weight = nn.Parameter(weight, requires_grad=False)
+        if hasattr(module, "base_layer"):
+            plain = module.base_layer
+            weight = torch.empty(entry.shape, dtype=dtype, device=plain.weight.device)
+            module.base_layer = _linear(weight, plain.bias)
+            self._adapted.append(_Adapted(entry.name, entry.read().to(weight.device), module))
+        elif isinstance(module, nn.Embedding):
+            module.weight = nn.Parameter(self._values(entry, dtype, module.weight.device), requires_grad=False)
+        elif module.weight.is_cuda and self.recipe.types[entry.name] in BLOCK_BYTES:
+            inner.set_submodule(path, BlockLinear(*self._blocks(entry, module.weight.device), module.bias))
         else:
-            linear = _linear(weight, getattr(plain, "bias", None))
-            if layer is not None:
-                layer.base_layer = linear
-            else:
-                inner.set_submodule(path, linear)
-        if layer is not None:
-            self._adapted.append(_Adapted(entry.name, entry.read().to(device), layer))
-            return
-        for rows in _slabs(weight):
-            weight[rows] = self.recipe.rounded(entry.read(rows.start, rows.stop).to(device).float(), entry.name)
+            inner.set_submodule(path, _linear(self._values(entry, dtype, module.weight.device), module.bias))
+
+    def _values(self, entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return an untouched weight's values in the file."""
+        out = torch.empty(entry.shape, dtype=dtype, device=device)
+        for rows in _slabs(out):
+            # on the CPU, where llama.cpp rounds by itself
+            out[rows] = self.recipe.rounded(entry.read(rows.start, rows.stop).float(), entry.name).to(device)
+        return out
+
+    def _blocks(self, entry: TensorEntry, device: torch.device) -> tuple[Tensor, str]:
+        """Return an untouched weight's blocks in the file, and their type."""
+        kind = self.recipe.types[entry.name]
+        return quantize_blocks(self.recipe.converted(entry.read().float()), kind).to(device), kind
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -81,7 +81,7 @@ def train(
             return TrainReport.read(run.adapter, inputs)
         found = checkpoint.at(run.checkpoints, start) if start else None
         kept_text = inputs.kept_text() if start < config.max_steps else None
-        with build_state(config, inputs.base, device, found, group) as state:
+        with build_state(config, inputs.base, device, found, group, inputs.finish) as state:
             if start:
                 progress.say(phrase("train.resuming", start=start))
             try:
@@ -183,7 +183,7 @@ def dry_run(config: TrainConfig, later: Later | None = None) -> TrainReport:
         refuse_unsupported_launch(group, compute_dtype(device))
         inputs = TrainingInputs.make(config, device, group, later=later)
         kept_text = inputs.kept_text()
-        with build_state(config, inputs.base, device, None, group) as state:
+        with build_state(config, inputs.base, device, None, group, inputs.finish) as state:
             steps = min(DRY_RUN_STEPS, inputs.config.max_steps)
             outcome = inputs.loop(state, kept_text).run(0, steps)
             return TrainReport.of(Path(), inputs, state, outcome)

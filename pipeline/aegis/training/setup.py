@@ -26,6 +26,7 @@ from aegis.training.distributed.sharded_base import ShardedBase
 from aegis.training.execution import allocator
 from aegis.training.execution.install import install
 from aegis.training.execution.options import ExecutionOptions
+from aegis.training.finish import Finish
 from aegis.training.planning.machine import Gpu, Host
 from aegis.training.planning.planner import fit_to_memory
 from aegis.training.state import TrainState
@@ -34,13 +35,19 @@ from aegis.training.update import make_optimizer
 
 @contextmanager
 def build_state(
-    config: TrainConfig, base: Base, device: torch.device, resume_from: Path | None, group: ProcessGroup = SINGLE
+    config: TrainConfig,
+    base: Base,
+    device: torch.device,
+    resume_from: Path | None,
+    group: ProcessGroup = SINGLE,
+    finish: Finish | None = None,
 ) -> Iterator[TrainState]:
     """Load the base, attach the adapter, hook the soul while the block runs, and restore a checkpoint.
 
     Args:
         resume_from: the checkpoint to restore, or None.
         group: the processes that a sharded base is sharded over.
+        finish: the finish that the memory must suffice for.
 
     Raises:
         EnvironmentFault: the GPU's memory is full, now or inside the block; the message names the settings to lower.
@@ -59,7 +66,8 @@ def build_state(
         decoder: Any = decoder_of(model)
         layers = len(decoder.layers)
         options = ExecutionOptions.choose(config, model, device, dtype)
-        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure())
+        types = None if finish is None else finish.recipe.types
+        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types)
         progress.say(options.explain(layers))
         if config.cuda_graphs == "on" and not options.cuda_graphs:
             progress.warn(phrase("train.not_recordable"))

@@ -12,6 +12,7 @@ The weights of a sharded base (`shard_base`) are what one process holds; the res
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from aegis.training.kernels.chunked_divergence import head_divergence
 from aegis.training.kernels.chunked_loss import head_loss
 from aegis.training.kernels.varlen_attention import has_tabulable_rope
 from aegis.training.planning.allocation_tracker import AllocationTracker, emulating_cuda
+from aegis.training.planning.finish_bytes import finish_bytes
 from aegis.training.planning.meta_base import code_bytes, meta_base, stored_bytes
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
@@ -76,6 +78,7 @@ class MemoryEstimator:
         folder: only config.json is read.
         device: "cpu" computes in float32, "cuda" in bfloat16.
         capability: the GPU's; the cuBLAS workspace depends on it.
+        finish_types: the types of the weights in a finish (`FinishFacts.types`); None for a training without one.
 
     Attributes:
         parameters: number of the base's parameters.
@@ -95,6 +98,7 @@ class MemoryEstimator:
         config: TrainConfig,
         device: Literal["cuda", "cpu"] = "cuda",
         capability: tuple[int, int] | None = None,
+        finish_types: Mapping[str, str] | None = None,
     ) -> None:
         self._config, self.dtype = config, torch.float32 if device == "cpu" else torch.bfloat16
         base = meta_base(folder, config.load_in, self.dtype)
@@ -114,6 +118,10 @@ class MemoryEstimator:
         with torch.device("meta"):
             assembly = assemble(base, fast_start, torch.device("meta"), self.dtype)
         self.model, self.soul, self.targets = assembly.model.train(), assembly.soul, assembly.coverage
+        self._finish_bytes = 0
+        if finish_types is not None:
+            inner = self.model.get_base_model()
+            self._finish_bytes = finish_bytes(inner, finish_types, self.dtype, hosted=hosted, blocks=device == "cuda")
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
         soul = [p for p in self.soul.parameters() if p.requires_grad]
         self.trained = {
@@ -135,7 +143,7 @@ class MemoryEstimator:
         """
         assert options.offloaded_layers < self.layers, "the last layer is not offloaded"
         peak, head_and_loss = self._step_bytes(max_length, options)
-        weights = self.base_bytes - self.hosted_bytes
+        weights = max(self.base_bytes - self.hosted_bytes, self._finish_bytes)
         if world_size > 1:
             weights = sum(vars(self.sharded_weights(world_size)).values())
         gradients = sum(p.nbytes for p in self._trained)

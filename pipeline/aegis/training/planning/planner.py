@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -192,7 +192,13 @@ class MemoryPlanner:
 
 
 def fit_to_memory(
-    options: ExecutionOptions, config: TrainConfig, folder: Path, layers: int, gpu: Gpu | None, host: Host
+    options: ExecutionOptions,
+    config: TrainConfig,
+    folder: Path,
+    layers: int,
+    gpu: Gpu | None,
+    host: Host,
+    finish_types: Mapping[str, str] | None = None,
 ) -> ExecutionOptions:
     """Return `options` with what memory decides.
 
@@ -201,11 +207,12 @@ def fit_to_memory(
         folder: the base's; only its config.json is read.
         layers: number of its decoder layers.
         gpu: measured before the base is loaded; None for a training on the CPU.
+        finish_types: see `MemoryEstimator`.
     """
     if gpu is None or config.shard_base:
         configured = _configured_options(config, layers, on_gpu=gpu is not None, compiled=options.compiled)
         return _with_memory_of(configured, options)
-    estimator = MemoryEstimator(folder, config, "cuda", gpu.capability)
+    estimator = MemoryEstimator(folder, config, "cuda", gpu.capability, finish_types)
 
     def plan(*, can_offload: bool) -> MemoryPlan:
         return MemoryPlanner(
