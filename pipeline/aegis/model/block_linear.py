@@ -1,7 +1,7 @@
 """A frozen linear layer whose weight is held as llama.cpp's blocks.
 
-Forward is y = x Wᵀ + b and backward is dx = dy W. Each of them dequantizes W and releases it again, in a custom operator
-that torch.compile does not look into: otherwise it would keep W from forward to backward.
+Forward is y = x Wᵀ + b and backward is dx = dy W. Each of them dequantizes W and releases it again, in a custom
+operator that torch.compile does not look into: otherwise it would keep W from forward to backward.
 """
 
 from __future__ import annotations

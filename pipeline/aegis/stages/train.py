@@ -142,7 +142,7 @@ def _loop(
     truncate_metrics(run.metrics, start)
 
     def save(step: int) -> None:
-        best = _best_step(run, config) if config.keep_best else None
+        best = _best_step(run, inputs) if config.keep_best else None
         checkpoint.save(run.checkpoints, state, step, manifest, keep=config.keep_checkpoints, spare=best)
 
     return inputs.loop(
@@ -154,15 +154,16 @@ def _loop(
     )
 
 
-def _best_step(run: Run, config: TrainConfig) -> int | None:
-    return best_step(read_metrics(run.metrics), config.save_steps, config.max_steps)
+def _best_step(run: Run, inputs: TrainingInputs) -> int | None:
+    config, first = inputs.config, 0 if inputs.finish is None else inputs.finish.start
+    return best_step(read_metrics(run.metrics), config.save_steps, config.max_steps, first)
 
 
 def _best(inputs: TrainingInputs, state: TrainState, run: Run, outcome: LoopOutcome) -> LoopOutcome:
     """With keep_best, load the checkpoint with the lowest held-out loss; return its outcome."""
     if not inputs.config.keep_best:
         return outcome
-    best = inputs.group.broadcast(lambda: _best_step(run, inputs.config))
+    best = inputs.group.broadcast(lambda: _best_step(run, inputs))
     if best is None or best == outcome.step:
         return outcome
     found = checkpoint.at(run.checkpoints, best)

@@ -10,9 +10,9 @@ neighbouring models are compared:
     quantized   each quantized GGUF in llama.cpp
 
 wide → merged → f16 is rounding and has bounds; trained → wide and f16 → quantized are changes of precision, and are
-reported, with a bound if the user sets one. After a finish, trained → quantized has bounds too. Each quantized file must
-be nearer to the trained model than the base is. With `compare_bases`, the merge with the other base weights is measured too: its weights replace the merged model's in
-memory, one by one, and are never on the disk.
+reported, with a bound if the user sets one. After a finish, trained → quantized has bounds too. Each quantized file
+must be nearer to the trained model than the base is. With `compare_bases`, the merge with the other base weights is
+measured too: its weights replace the merged model's in memory, one by one, and are never on the disk.
 """
 
 from __future__ import annotations
@@ -223,7 +223,9 @@ class _Examiner:
         repeating: list[str] = []
         for name, path in {"f16": self.f16, **self.quantized}.items():
             with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
-                self.comparison.record(name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name))))
+                self.comparison.record(
+                    name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name)))
+                )
                 if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
                     repeating.append(name)
             if name in repeating and "f16" not in repeating:

@@ -32,7 +32,7 @@ class HeldoutWatch:
             )
 
 
-def best_step(rows: Iterable[Mapping[str, Any]], save_steps: int, last: int) -> int | None:
+def best_step(rows: Iterable[Mapping[str, Any]], save_steps: int, last: int, first: int = 0) -> int | None:
     """Return the step of the checkpoint with the lowest held-out loss, the earliest of equal ones; None without any.
 
     An interrupted training saves between two regular checkpoints; such a step does not count, because an uninterrupted
@@ -41,10 +41,13 @@ def best_step(rows: Iterable[Mapping[str, Any]], save_steps: int, last: int) -> 
     Args:
         rows: the rows of metrics.jsonl.
         last: the training's last step, which is saved too.
+        first: a step after which only the losses count: before a finish, they are of weights that do not ship.
     """
     found = {
         int(row["step"]): float(row["heldout_loss"])
         for row in rows
-        if row.get("heldout_loss") is not None and (row["step"] % save_steps == 0 or row["step"] == last)
+        if row.get("heldout_loss") is not None
+        and row["step"] > first
+        and (row["step"] % save_steps == 0 or row["step"] == last)
     }
     return min(found, key=lambda step: (found[step], step)) if found else None

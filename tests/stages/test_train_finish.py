@@ -1,0 +1,169 @@
+"""Tests of a training's finish: when there is one, what it leaves, and that it resumes to the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.errors import UsageError
+from aegis.llama_cpp import find_tree
+from aegis.model.base import find_base
+from aegis.run_all import run_all
+from aegis.runs.facts import AdapterFacts
+from aegis.runs.run import Run
+from aegis.stages.train import train
+from aegis.training import step as step_module
+from aegis.training.finish import Finish
+from aegis.verification.run_precheck import Later
+from aegis.verification.tokenizer_precheck import converted_vocabulary
+from tests.conftest import Recorder
+from tests.trained import small_training, write_chats
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache for all tests of this file."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def config(quick_base: Path, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(shared))
+    find_tree()
+    short = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
+    return short.model_copy(update={"max_steps": 6, "annealing_steps": 3, "finish_steps": "3"})
+
+
+def planned(config: TrainConfig, later: Later | None = None) -> Finish | None:
+    base = find_base(config.base_model)
+    with converted_vocabulary(base) as vocabulary:
+        return Finish.plan(config, base, later or Later(), vocabulary)
+
+
+def trained_bytes(run: Run) -> list[bytes]:
+    return [(run.adapter / name).read_bytes() for name in ("adapter_model.safetensors", "soul.safetensors")]
+
+
+def test_the_manifest_has_the_finish_and_the_result_is_another(tmp_path: Path, config: TrainConfig) -> None:
+    finished, plain = Run(tmp_path / "finished"), Run(tmp_path / "plain")
+    train(config, finished)
+    train(config.model_copy(update={"finish_steps": "off"}), plain)
+    facts = AdapterFacts.read(finished.adapter).finish
+    assert facts is not None
+    assert (facts.steps, facts.quant) == (3, "Q4_K_M")
+    assert facts.types["lm_head.weight"] == "Q6_K"
+    assert AdapterFacts.read(plain.adapter).finish is None
+    assert trained_bytes(finished) != trained_bytes(plain)
+
+    def rows(run: Run) -> list[Any]:
+        return [json.loads(line)["task_loss"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+
+    # before the finish the steps are the same, and its first one computes with other weights already
+    assert [one == other for one, other in zip(rows(finished), rows(plain), strict=True)] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("killed_in", [2, 3, 5])
+def test_a_resumed_finish_equals_an_uninterrupted_one(
+    killed_in: int, tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.model_copy(update={"save_steps": 1})
+    whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    train(config, whole)
+    launch = step_module.Stepper.launch
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Any, step: int, *arguments: Any) -> Any:
+        if step == killed_in:
+            raise Killed
+        return launch(self, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Stepper, "launch", dying)
+        with pytest.raises(Killed):
+            train(config, killed)
+    train(config, killed, resume=True)
+    assert trained_bytes(killed) == trained_bytes(whole)
+
+
+def test_a_finish_for_another_file_is_not_resumed(tmp_path: Path, config: TrainConfig) -> None:
+    run = Run(tmp_path / "run")
+    train(config, run)
+    with pytest.raises(UsageError):
+        train(config, run, reuse=True, later=Later(export=ExportConfig(quant=("Q3_K_M",))))
+
+
+def test_auto_finishes_long_trainings_for_types_that_lose_much(config: TrainConfig, reporter: Recorder) -> None:
+    auto = config.model_copy(update={"finish_steps": "auto", "max_steps": 200})
+    found = planned(auto)
+    assert found is not None
+    assert (found.start, found.steps) == (120, 80)
+    assert planned(auto.model_copy(update={"max_steps": 99})) is None
+    assert planned(auto, Later(export=ExportConfig(quant=("Q8_0", "Q4_K_M")))) is None
+    assert planned(auto.model_copy(update={"finish_steps": "off"})) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "later"),
+    [
+        ({"finish_steps": "7"}, {}),
+        ({"shard_base": True}, {}),
+        ({}, {"merge": MergeConfig(base_weights="dequantized")}),
+        ({}, {"export": ExportConfig(imatrix=Path("imatrix.gguf"))}),
+    ],
+)
+def test_a_finish_that_is_not_possible_is_refused_if_asked_for_and_left_out_by_auto(
+    changed: dict[str, Any], later: dict[str, Any], config: TrainConfig, reporter: Recorder
+) -> None:
+    asked = config.model_copy(update=changed)
+    with pytest.raises(UsageError) as caught:
+        planned(asked, Later(**later))
+    assert caught.value.key == "finish.impossible"
+    if "finish_steps" not in changed:
+        assert planned(asked.model_copy(update={"finish_steps": "auto", "max_steps": 200}), Later(**later)) is None
+        assert any("--finish" in text or "finish" in text.lower() for text in reporter.said)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "some", "1.5", True])
+def test_a_finish_has_a_number_of_steps_or_a_word(value: object) -> None:
+    with pytest.raises(ValueError, match="finish_steps"):
+        TrainConfig(finish_steps=value)  # type: ignore[arg-type]
+    assert TrainConfig(finish_steps=12).finish_steps == "12"  # type: ignore[arg-type]
+
+
+def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_training_without_finish(
+    tmp_path: Path, config: TrainConfig
+) -> None:
+    """The same pair misses its bound by far if the trained model's weights were not the file's."""
+    run = Run(tmp_path / "run")
+    verify = VerifyConfig(tokens=256, device="cpu")
+    _, verdict = run_all(config, MergeConfig(), ExportConfig(), verify, run)
+    steps = {step.name: step for step in verdict.steps}
+    pair = steps["trained → Q4_K_M"]
+    assert verdict.failed_stage is None
+    assert pair.bounds.mean_kl == 2e-3
+    assert pair.found.mean_kl < steps["f16 → Q4_K_M"].found.mean_kl / 10
+    _, plain = run_all(
+        config.model_copy(update={"finish_steps": "off"}),
+        MergeConfig(),
+        ExportConfig(),
+        verify,
+        Run(tmp_path / "plain"),
+    )
+    assert "trained → Q4_K_M" not in {step.name for step in plain.steps}
+    shipped = next(near for near in plain.nearness if near.name == "Q4_K_M")
+    assert shipped.shipped > 10 * pair.found.mean_kl
+
+
+def test_the_finish_computes_without_dropout(tmp_path: Path, config: TrainConfig) -> None:
+    """Dropout before A would be on a weight that the file has not."""
+    config = config.model_copy(update={"finish_steps": "6", "lora_dropout": 0.5})
+    dropped, whole = Run(tmp_path / "dropped"), Run(tmp_path / "whole")
+    train(config, dropped)
+    train(config.model_copy(update={"lora_dropout": 0.0}), whole)
+    assert trained_bytes(dropped) == trained_bytes(whole)
