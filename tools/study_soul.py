@@ -93,7 +93,8 @@ def work(args: argparse.Namespace) -> None:
         cell, domain, seed = job
         torch._dynamo.reset()
         config, run = study.config(*job), Run(args.out / f"worker{args.worker}")
-        found = measure.trained(config, study.base, run, study.texts(config), study.base_model, study.device)
+        texts = study.texts(config)
+        found = measure.trained(CELLS[cell], config, study.base, run, texts, study.base_model, study.device)
         _write(target, {"cell": cell, "domain": domain, "seed": seed, **found})
         shown = f"new {found['new']['loss']:.4f}, KL {found['kept']['kl']:.4f}, {found['seconds']:.0f} s"
         print(f"{cell}, {domain}, seed {seed}: {shown}", flush=True)
@@ -101,7 +102,7 @@ def work(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Let the base write the kept text, once for all workers, and measure the base on every text."""
-    from study import measure
+    from study import measure, shipped
 
     from aegis.stages.train import train
 
@@ -111,7 +112,9 @@ def prepare(args: argparse.Namespace) -> None:
     train(config.model_copy(update={"max_steps": 1, "save_steps": 1}), study.first_run, overwrite=True)
     for domain in study.files:
         texts = study.texts(study.config(DEFAULTS, domain, 0))
-        found = {name: vars(measure.judge(study.base_model, getattr(texts, name))) for name in ("new", "kept", "other")}
+        found = measure.judged_on(study.base_model, texts, study.base_model)
+        if quants := sorted({quant for cell, _, _ in jobs(args) for quant in CELLS[cell].shipped}):
+            found |= {"shipped": shipped.base_judged(study.base, quants, texts, study.base_model)}
         _write(args.out / "cells" / f"base.{domain}.json", found)
 
 
@@ -132,9 +135,11 @@ class _Study:
         self.base_model = load_base(self.base.folder, "16bit", self.device).eval()
 
     def config(self, cell: str, domain: str, seed: int) -> TrainConfig:
-        settings = {**COMMON, **CELLS[cell], **(TRIAL if self._args.trial else {})}
+        settings = {**COMMON, **CELLS[cell].settings, **(TRIAL if self._args.trial else {})}
         if self.device.type == "cpu":
             settings["compile"] = "off"
+        if self._args.trial and settings["finish_steps"] != "off":
+            settings["finish_steps"] = "2"
         base, dataset = str(self._args.base), self.files[domain]
         return TrainConfig(base_model=base, dataset=dataset, device=self.device.type, seed=seed, **settings)
 

@@ -24,8 +24,8 @@ from aegis.runs.run import Run
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_each_cell_of_the_study_is_a_valid_training(cell: str) -> None:
-    TrainConfig(**{**COMMON, **CELLS[cell]})
-    TrainConfig(**{**COMMON, **CELLS[cell], **TRIAL})
+    TrainConfig(**{**COMMON, **CELLS[cell].settings})
+    TrainConfig(**{**COMMON, **CELLS[cell].settings, **TRIAL})
 
 
 def test_every_training_has_its_own_file() -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
+from aegis.merging.shipped_weights import Recipe, ShippedWeights
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.shards import ShardSet
 from aegis.model.soul_hook import soul_hook
 from aegis.soul.module import Soul
 from aegis.soul.retraction import _one_step
@@ -465,3 +468,37 @@ def test_the_peak_can_be_reset_before_anything_has_used_the_gpu() -> None:
     asked = f"import torch; from {reset_peak.__module__} import reset_peak; reset_peak(torch.device('cuda', 0))"
     finished = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def finish_course(state: TrainState, folder: Path, kind: str, begin: int = 4, steps: int = 9) -> Any:
+    """Return the losses of some steps, from `begin` on with weights rounded to a type, and the last gradients."""
+    stepper = Stepper(state, CONFIG)
+    shards = ShardSet.open(folder)
+    base: Any = SimpleNamespace(shards=shards, tied=False, folder=folder)
+    types = {name: kind for name, entry in shards.entries.items() if len(entry.shape) == 2}
+    losses = []
+    with own_stream(torch.device("cuda")):
+        for step in range(steps):
+            if step == begin:
+                recipe = Recipe("any", types, torch.float16, "norm")
+                stepper.ship(ShippedWeights(state.model, state.soul, base, recipe, torch.bfloat16))
+            losses.append(stepper.take(step, [batch(state, step)]).task_loss)
+        torch.cuda.synchronize()
+    return losses, stepper._update.gradients.clone()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q5_0"])
+@pytest.mark.parametrize("way", known("packed", "captured", "all", "all, checkpointed", "all, offloaded layers"))
+def test_every_execution_option_gives_the_plain_losses_in_a_finish(make: Make, base: Path, way: str, kind: str) -> None:
+    """Compiled and recorded anew; the weights follow the adapter in recorded steps too, and another type misses."""
+    if WAYS[way].compiled and find_spec("triton") is None:
+        pytest.skip("needs triton")
+    plain_losses, plain = finish_course(make(PLAIN), base, kind)
+    losses, gradients = finish_course(make(WAYS[way]), base, kind)
+    print(way, kind, gap(plain, gradients), max(abs(a - b) for a, b in zip(losses, plain_losses, strict=True)))
+    assert losses == pytest.approx(plain_losses, rel=4e-3)
+    assert gap(plain, gradients) < 0.1
+    other_losses, other = finish_course(make(PLAIN), base, "Q2_K")
+    assert other_losses[:4] == plain_losses[:4]
+    assert other_losses[4:] != pytest.approx(plain_losses[4:], rel=4e-3)
+    assert gap(plain, other) > 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 COMMON: Mapping[str, Any] = {
     "load_in": "16bit",
@@ -16,6 +16,7 @@ COMMON: Mapping[str, Any] = {
     "lora_dropout": 0.0,
     "learning_rate": 2e-4,
     "keep_every": 4,
+    "finish_steps": "off",
     "compile": "on",
     "activation_checkpointing": "off",
     "save_steps": 250,
@@ -23,6 +24,23 @@ COMMON: Mapping[str, Any] = {
 }
 """One optimizer step is one forward pass of 8 windows, so keep_every counts steps. A CPU does not compile."""
 
+
+class Cell(NamedTuple):
+    """One kind of training.
+
+    Attributes:
+        settings: of `aegis train`, beside COMMON.
+        finish: the type of the file that a finish computes with.
+        shipped: the types of the files that are measured.
+    """
+
+    settings: Mapping[str, Any]
+    finish: str = "Q4_K_M"
+    shipped: tuple[str, ...] = ()
+
+
+QUANTS = ("Q4_K_M", "Q3_K_M", "Q2_K", "Q8_0")
+"""The types of the base's own files that are measured."""
 DEFAULTS = "defaults: so8 + keep"
 
 _CLOSED = {"alpha_start": -30.0, "alpha_target": -30.0}
@@ -39,7 +57,7 @@ def _gate(value: float) -> dict[str, float]:
     return {"alpha_target": math.log(value / (1 - value))}
 
 
-CELLS: Mapping[str, Mapping[str, Any]] = {
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "LoRA alone": {**_CLOSED, **_OFF},
     "LoRA + keep": _CLOSED,
     DEFAULTS: {},
@@ -84,4 +102,16 @@ CELLS: Mapping[str, Mapping[str, Any]] = {
     "NF4: LoRA + keep": {**_CLOSED, "load_in": "4bit"},
     "NF4: so8 + keep": {"load_in": "4bit"},
     "NF4: dense + keep": {**_DENSE, "load_in": "4bit"},
+}
+
+CELLS: Mapping[str, Cell] = {name: Cell(settings) for name, settings in _SETTINGS.items()} | {
+    DEFAULTS: Cell({}, shipped=QUANTS),
+    # the last steps on the weights of the file; the others are controls: of another type, shorter, all steps
+    "finish on Q4_K_M": Cell({"finish_steps": "100"}, shipped=("Q4_K_M", "Q8_0")),
+    "finish on Q3_K_M": Cell({"finish_steps": "100"}, finish="Q3_K_M", shipped=("Q3_K_M",)),
+    "finish on Q2_K": Cell({"finish_steps": "100"}, finish="Q2_K", shipped=("Q2_K", "Q4_K_M")),
+    "finish on Q8_0": Cell({"finish_steps": "100"}, finish="Q8_0", shipped=("Q8_0", "Q2_K")),
+    "50 steps on Q2_K": Cell({"finish_steps": "50"}, finish="Q2_K", shipped=("Q2_K",)),
+    "all steps on Q2_K": Cell({"finish_steps": "250"}, finish="Q2_K", shipped=("Q2_K",)),
+    "LoRA alone, finish on Q2_K": Cell({**_CLOSED, **_OFF, "finish_steps": "100"}, finish="Q2_K", shipped=("Q2_K",)),
 }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.settings import ExportConfig, TrainConfig
 from aegis.data.kept import heldout_of
 from aegis.data.packing import IGNORED, Windows
 from aegis.data.training_set import load_training_set
@@ -23,6 +23,9 @@ from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.soul.file import load_soul
 from aegis.stages.train import train
+from aegis.verification.run_precheck import Later
+from study import shipped
+from study.cells import Cell
 
 _TEMPERATURES = torch.linspace(0.6, 1.8, 49)
 _BINS = 15
@@ -104,20 +107,27 @@ def judge(model: Any, windows: Windows, base: Any = None, limit: int = 48) -> Ju
     )
 
 
+def judged_on(model: Any, texts: Texts, base_model: Any) -> dict[str, dict[str, Any]]:
+    """Measure a model on all texts; the divergence from the base on its own text."""
+    return {
+        "new": vars(judge(model, texts.new)),
+        "kept": vars(judge(model, texts.kept, base_model)),
+        "other": vars(judge(model, texts.other)),
+    }
+
+
 def trained(
-    config: TrainConfig, base: Base, run: Run, texts: Texts, base_model: Any, device: torch.device
+    cell: Cell, config: TrainConfig, base: Base, run: Run, texts: Texts, base_model: Any, device: torch.device
 ) -> dict[str, Any]:
-    """Train with a config, and measure the result beside the base."""
+    """Train with a cell's config, and measure the result, and its files, beside the base."""
     began = time.monotonic()
-    report = train(config, run, overwrite=True)
+    report = train(config, run, overwrite=True, later=Later(export=ExportConfig(quant=(cell.finish,))))
     seconds = time.monotonic() - began
     with live_model(base, run.adapter, config.load_in, device) as model:
-        found = {
-            "new": vars(judge(model, texts.new)),
-            "base_new": vars(judge(base_model, texts.new)),
-            "kept": vars(judge(model, texts.kept, base_model)),
-            "other": vars(judge(model, texts.other)),
-        }
+        found: dict[str, Any] = judged_on(model, texts, base_model)
+        found["base_new"] = vars(judge(base_model, texts.new))
+    if cell.shipped:
+        found["shipped"] = shipped.judged(config, base, run.adapter, cell.shipped, texts, base_model)
     soul = load_soul(run.adapter / "soul.safetensors")
     angles = torch.rad2deg(rotation_angles(soul.rotation)).numpy()
     return found | {

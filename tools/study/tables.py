@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmark import measured_on
 
-from study.cells import CELLS
+from study.cells import CELLS, DEFAULTS
 
 REFERENCE = "LoRA alone"
 PUBLISHED = Path(__file__).with_name("results.json")
@@ -68,8 +68,47 @@ def markdown(document: Mapping[str, Any]) -> list[str]:
             f"{base['new']['temperature']:.2f} | {base['new']['calibration_error']:.3f} | |"
         ]
         lines += [_row(cell, rows) for cell in CELLS if any(row["cell"] == cell for row in rows)]
-        lines += [""]
+        lines += ["", *_files(domain, base, rows)]
     return lines
+
+
+def _files(domain: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table about the quantized files: what rounding costs, and what a finish gives back of it."""
+    if not any("shipped" in row for row in rows):
+        return []
+    lines = [f"Domain {domain}, quantized files, nats per token (mean over the seeds, 95 % interval)", ""]
+    lines += ["| trained | file | seeds | new domain | lost by rounding | given back | KL(base ‖ file) | other text |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for quant, found in base.get("shipped", {}).items():
+        lost = found["new"]["loss"] - base["new"]["loss"]
+        kl, other = found["kept"]["kl"], found["other"]["loss"]
+        lines.append(
+            f"| nothing (base) | {quant} | | {found['new']['loss']:.3f} | {lost:+.3f} | | {kl:.4f} | {other:.3f} |"
+        )
+    plain = {row["seed"]: row for row in rows if row["cell"] == DEFAULTS}
+    for cell in CELLS:
+        ours = [row for row in rows if row["cell"] == cell and "shipped" in row]
+        lines += [_file(cell, quant, ours, plain) for quant in (ours[0]["shipped"] if ours else ())]
+    return [*lines, ""]
+
+
+def _file(cell: str, quant: str, ours: Sequence[Mapping[str, Any]], plain: Mapping[int, Mapping[str, Any]]) -> str:
+    """The row of one file: what it lost and gives back is counted from the defaults' training, before rounding."""
+    losses = [_at(row, ("shipped", quant, "new", "loss")) for row in ours]
+    lost, given = [], []
+    for row, loss in zip(ours, losses, strict=True):
+        reference = plain.get(row["seed"])
+        if reference is None or quant not in reference.get("shipped", {}):
+            continue
+        unrounded = reference["new"]["loss"]
+        lost.append(loss - unrounded)
+        given.append(1 - (loss - unrounded) / (_at(reference, ("shipped", quant, "new", "loss")) - unrounded))
+    kl = statistics.mean(_at(row, ("shipped", quant, "kept", "kl")) for row in ours)
+    other = statistics.mean(_at(row, ("shipped", quant, "other", "loss")) for row in ours)
+    return (
+        f"| {cell} | {quant} | {len(ours)} | {statistics.mean(losses):.4f} | {_interval(lost)} "
+        f"| {'' if cell == DEFAULTS else _interval(given, '+.2f')} | {kl:.4f} | {other:.3f} |"
+    )
 
 
 def _base_loss(base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
@@ -93,13 +132,14 @@ def _row(cell: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _interval(differences: Sequence[float]) -> str:
+def _interval(differences: Sequence[float], form: str = "+.4f") -> str:
     if not differences:
         return ""
     middle = statistics.mean(differences)
     if len(differences) not in _T95:
-        return f"{middle:+.4f}"
-    return f"{middle:+.4f} ± {_T95[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5:.4f}"
+        return f"{middle:{form}}"
+    half = _T95[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{middle:{form}} ± {half:{form[1:]}}"
 
 
 def _at(row: Mapping[str, Any], keys: Sequence[str]) -> float:
