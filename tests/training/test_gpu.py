@@ -470,18 +470,27 @@ def test_the_peak_can_be_reset_before_anything_has_used_the_gpu() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def finish_course(state: TrainState, folder: Path, kind: str, begin: int = 4, steps: int = 9) -> Any:
-    """Return the losses of some steps, from `begin` on with weights rounded to a type, and the last gradients."""
-    stepper = Stepper(state, CONFIG)
-    shards = ShardSet.open(folder)
+def finish_course(state: TrainState, folder: Path, kind: str, grown: float = 1.5) -> Any:
+    """Return the losses of some steps, the later ones with weights rounded to a type, and the last gradients.
+
+    The rate is so low that no last place moves a weight by a whole step of its type; instead the adapter grows once, in
+    the middle of the finish, when the step is recorded already.
+    """
+    slow = CONFIG.model_copy(update={"learning_rate": 1e-7})
+    stepper, shards = Stepper(state, slow), ShardSet.open(folder)
     base: Any = SimpleNamespace(shards=shards, tied=False, folder=folder)
     types = {name: kind for name, entry in shards.entries.items() if len(entry.shape) == 2}
     losses = []
     with own_stream(torch.device("cuda")):
-        for step in range(steps):
-            if step == begin:
+        for step in range(13):
+            if step == 4:
                 recipe = Recipe("any", types, torch.float16, "norm")
                 stepper.ship(ShippedWeights(state.model, state.soul, base, recipe, torch.bfloat16))
+            if step == 8:
+                with torch.no_grad():
+                    for name, parameter in state.model.named_parameters():
+                        if "lora_B" in name:
+                            parameter.mul_(grown)
             losses.append(stepper.take(step, [batch(state, step)]).task_loss)
         torch.cuda.synchronize()
     return losses, stepper._update.gradients.clone()
@@ -490,15 +499,13 @@ def finish_course(state: TrainState, folder: Path, kind: str, begin: int = 4, st
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q5_0"])
 @pytest.mark.parametrize("way", known("packed", "captured", "all", "all, checkpointed", "all, offloaded layers"))
 def test_every_execution_option_gives_the_plain_losses_in_a_finish(make: Make, base: Path, way: str, kind: str) -> None:
-    """Compiled and recorded anew; the weights follow the adapter in recorded steps too, and another type misses."""
+    """Compiled and recorded anew; an adapter that did not grow, and another type, miss."""
     if WAYS[way].compiled and find_spec("triton") is None:
         pytest.skip("needs triton")
     plain_losses, plain = finish_course(make(PLAIN), base, kind)
     losses, gradients = finish_course(make(WAYS[way]), base, kind)
     print(way, kind, gap(plain, gradients), max(abs(a - b) for a, b in zip(losses, plain_losses, strict=True)))
-    # a last place more or less in the adapter moves some weights by a whole step of their type
-    assert losses == pytest.approx(plain_losses, rel=1e-2)
-    assert gap(plain, gradients) < 0.2
-    other_losses, other = finish_course(make(PLAIN), base, "Q2_K")
-    assert other_losses[:4] == pytest.approx(plain_losses[:4], rel=4e-3)
-    assert gap(plain, other) > 0.4
+    assert losses == pytest.approx(plain_losses, rel=4e-3)
+    assert gap(plain, gradients) < 0.1
+    assert gap(plain, finish_course(make(PLAIN), base, kind, grown=1.0)[1]) > 0.2
+    assert gap(plain, finish_course(make(PLAIN), base, "Q2_K")[1]) > 0.2

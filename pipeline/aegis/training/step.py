@@ -32,6 +32,9 @@ from aegis.training.update import Update, rate_factor
 
 _EAGER_STEPS = 2
 """Steps that run kernel by kernel before a step is recorded: in them, libraries choose and load their kernels."""
+_REFRESH_EVERY = 4
+"""Steps of a finish on a GPU between two roundings of its weights: one takes as long as a step (tools/README.md). On a
+CPU every step rounds, so that a resumed training has the same bytes."""
 STARTING_STEPS = _EAGER_STEPS + 1
 """The first steps, which take longer than the later ones: the last of them begins with the recording."""
 
@@ -69,6 +72,7 @@ class Stepper:
         self._check = StepCheck(scales=state.scaler.is_enabled(), keep_weight=config.keep_weight)
         self._capture = state.options.cuda_graphs
         self._taken = 0
+        self._refresh_every = _REFRESH_EVERY if self._device.type == "cuda" else 1
         self._kept_example = kept_example
         self._slots: dict[str, MicroBatch] = {}
         self._replays: dict[str, Callable[[], None]] = {}
@@ -101,7 +105,8 @@ class Stepper:
         """
         targets = sum(batch.trained for batch in batches) if targets is None else targets
         learning = self._set(step, targets, kept.targets)
-        self._refresh()
+        if self._taken % self._refresh_every == 0:
+            self._refresh()
         if self._capture and self._taken >= _EAGER_STEPS and not self._replays:
             self._record(batches[0])
         self._run("zero", self._update.zero)

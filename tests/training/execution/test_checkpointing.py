@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from aegis.errors import EnvironmentFault
-from aegis.training.execution.checkpointing import ActivationStore, HostActivationStore, Slot, checkpointed, saving_to
+from aegis.training.execution.checkpointing import ActivationStore, Slot, checkpointed, saving_to
+from aegis.training.execution.host_store import HostActivationStore
 from aegis.training.execution.options import IN_FLIGHT, is_offloaded
 
 CPU = torch.device("cpu")
@@ -169,6 +170,20 @@ def offloading(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStor
         else:
             hidden = layer(hidden)
     return hidden
+
+
+@pytest.mark.usefixtures("gpu")
+def test_layers_that_are_replaced_by_others_keep_other_tensors_in_the_same_store() -> None:
+    """As in a finish: wider ones, and then ones that keep fewer tensors, twice each."""
+    hidden = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    wide = [nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 8)) for _ in "123"]
+    store = HostActivationStore(CPU)
+    for stack in (layers(), layers(), wide, wide, [nn.Sequential(nn.Linear(8, 8)) for _ in "123"], layers()):
+        gradients = []
+        for run in (lambda s: forward(s, hidden, None), lambda s: offloading(s, hidden, store, 2)):
+            parameters = [hidden, *(parameter for layer in stack for parameter in layer.parameters())]
+            gradients.append(torch.autograd.grad(run(stack).square().sum(), parameters))
+        assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 @pytest.mark.usefixtures("gpu")

@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from aegis.model.soul_hook import decoder_of
 from aegis.training.distributed.sharded_base import ShardedBase
-from aegis.training.execution.checkpointing import ActivationStore, HostActivationStore, checkpointed, saving_to
+from aegis.training.execution.checkpointing import ActivationStore, checkpointed, saving_to
 from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
+from aegis.training.execution.host_store import HostActivationStore
 from aegis.training.execution.options import ExecutionOptions, is_offloaded
 from aegis.training.kernels.nf4_linear import install_nf4_linear
 from aegis.training.kernels.swiglu import install_swiglu
