@@ -68,7 +68,6 @@ def test_the_live_model_computes_what_the_file_does(
     found = trained.logits(tokens)
     # another order of sums moves a merged weight by one place of float16, and rarely a row's code by one
     assert (found - wanted).abs().mean().item() < 0.01 * (unrounded - wanted).abs().mean().item()
-    assert (found - wanted).abs().median().item() < 1e-4
 
 
 def test_the_weights_follow_adapter_and_soul_at_a_refresh(
