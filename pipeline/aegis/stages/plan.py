@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from aegis import progress
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import DEMO
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import OFF, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.passes import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
 from aegis.data.sources import from_cache_only, is_hub_dataset
@@ -32,6 +32,7 @@ from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.needs import Need
 from aegis.runs.run import Run
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
+from aegis.training.finish import Finish
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import matrix_rate
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
@@ -107,11 +108,13 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         free = free_bytes(device) if device else None
         cap = cap_bytes(train.gpu_memory_gib, device)
         room = min((limit for limit in (free, cap) if limit is not None), default=None)
-        estimator, planner, variants = _memory_plans(base, train, kind, capability, room)
         here = any(base.folder.glob("*.safetensors"))
+        later = Later(merge, export)
+        types = _finish_types(train, base, later) if here else None
+        estimator, planner, variants = _memory_plans(base, train, kind, capability, room, types)
         if here:
             check_base(base, train.lora_targets, export.llama_cpp_dir, keep=False)
-            check_later(base, train, Later(merge, export))
+            check_later(base, train, later)
         return PlanReport(
             base=base.name,
             revision=base.revision,
@@ -140,13 +143,27 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         )
 
 
+def _finish_types(train: TrainConfig, base: Base, later: Later) -> Mapping[str, str] | None:
+    """Return the types of the weights in the training's finish; None if it has none."""
+    if train.finish_steps == OFF:
+        return None
+    with converted_vocabulary(base, later.export.llama_cpp_dir, keep=False) as vocabulary:
+        finish = Finish.plan(train, base, later, vocabulary)
+    return None if finish is None else finish.recipe.types
+
+
 def _memory_plans(
-    base: Base, train: TrainConfig, kind: Literal["cuda", "cpu"], capability: tuple[int, int] | None, room: int | None
+    base: Base,
+    train: TrainConfig,
+    kind: Literal["cuda", "cpu"],
+    capability: tuple[int, int] | None,
+    room: int | None,
+    finish_types: Mapping[str, str] | None,
 ) -> tuple[MemoryEstimator, MemoryPlanner, list[MemoryPlan]]:
     """Estimate the memory of the chosen plan and of its neighbours, with a bar."""
     variants = []
     with progress.task(phrase("plan.memory"), 5, "plan") as bar, step_of_config(base.folder):
-        estimator = MemoryEstimator(base.folder, train, kind, capability)
+        estimator = MemoryEstimator(base.folder, train, kind, capability, finish_types)
         bar.advance()
         planner = MemoryPlanner(estimator, train, kind, room)
         for variant in planner.neighbours():
