@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from aegis.errors import IntegrityError
 from aegis.merging.base_weights import RoundTrip
+from aegis.merging.merged_weights import MergePlan
 from aegis.merging.nf4_round_trip import Nf4Weight
-from aegis.merging.plan import MergePlan
 from aegis.merging.rewrite_shard import RewrittenShard, rewrite_shard
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base
@@ -28,7 +28,7 @@ SLAB_BYTES = 512
 @pytest.fixture
 def plan(make_random: MakeRandom, make_trained: MakeTrained, monkeypatch: pytest.MonkeyPatch) -> MergePlan:
     """Return the plan of a model whose weights have many slabs and whose norms have one."""
-    for module in ("rewrite_shard", "plan"):
+    for module in ("rewrite_shard", "merged_weights"):
         monkeypatch.setattr(f"aegis.merging.{module}.SLAB_BYTES", SLAB_BYTES)
     trained = make_trained(make_random("llama"))
     base = find_base(str(trained.base))

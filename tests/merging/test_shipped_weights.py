@@ -10,7 +10,7 @@ import torch
 
 from aegis.config.settings import MergeConfig
 from aegis.llama_cpp import find_tree, planned_types
-from aegis.merging.plan import counter_scaled, head_entry
+from aegis.merging.merged_weights import counter_scaled, head_entry
 from aegis.merging.shipped_weights import Recipe, ShippedWeights
 from aegis.model.base import Base, find_base
 from aegis.model.load import load_base

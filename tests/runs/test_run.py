@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aegis.errors import LockedError, UsageError
-from aegis.runs.held import check_held
+from aegis.runs.lock import check_held
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run

@@ -35,7 +35,7 @@ from aegis.training.execution.allocator import reset_peak
 from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.install import host_embeddings, install
 from aegis.training.execution.options import PLAIN, ExecutionOptions
-from aegis.training.keep.schedule import KeptShare
+from aegis.training.keep.window_choice import KeptShare
 from aegis.training.kernels.lora_layers import LoraLayers
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper

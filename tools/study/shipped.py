@@ -10,7 +10,7 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.llama_cpp import planned_types
-from aegis.merging.plan import counter_scaled, head_entry
+from aegis.merging.merged_weights import counter_scaled, head_entry
 from aegis.merging.shipped_weights import Recipe, ShippedWeights
 from aegis.model.base import Base
 from aegis.model.live import live_model, soul_module

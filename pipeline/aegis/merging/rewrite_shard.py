@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aegis.merging.merged_weights import SLAB_BYTES, MergePlan
 from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.merging.ordered_pool import Scratch, run_in_order
-from aegis.merging.plan import SLAB_BYTES, MergePlan
 from aegis.model.shard_writer import ShardWriter
 from aegis.model.shards import HEAD, TensorEntry, raw_bytes
 

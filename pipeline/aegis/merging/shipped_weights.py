@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegis.merging.plan import head_entry
+from aegis.merging.merged_weights import head_entry
 from aegis.model.base import Base
 from aegis.model.block_linear import BlockLinear
 from aegis.model.block_weights import BLOCK_BYTES, quantize_blocks

@@ -14,7 +14,7 @@ from typing import Any
 
 from aegis.errors import UsageError, reason
 from aegis.runs import disk
-from aegis.runs.held import check_held
+from aegis.runs.lock import check_held
 from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
 
 

@@ -1,4 +1,4 @@
-"""The layout and the lock of a run, the directory that holds everything from checkpoints to GGUF.
+"""The layout of a run, the directory that holds everything from checkpoints to GGUF.
 
     <run>/run.lock                     locked while a stage works here
     <run>/checkpoints/step_000100/     states that training can resume from
@@ -18,25 +18,17 @@ directory appears under its final name by one rename, when it is complete, or no
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
-from aegis.errors import IntegrityError, LockedError, UsageError
-from aegis.messages import phrase
+from aegis.errors import IntegrityError
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
-from aegis.runs.held import LOCK, holding, is_held
+from aegis.runs.lock import PID, locked
 
 ARTIFACTS = Path("artifacts")
 """The folder of runs without --run."""
-
-
-_PID = "run.pid"
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Run:
         """The runs in artifacts/, the one that was used last at the end."""
         found = [cls(path) for path in ARTIFACTS.glob("*") if path.is_dir() and not path.name.startswith(".")]
         # a training that is still being prepared has only its lock
-        signs = ("checkpoints", "adapter", "metrics.jsonl", _PID)
+        signs = ("checkpoints", "adapter", "metrics.jsonl", PID)
         runs = [run for run in found if any((run.root / sign).exists() for sign in signs)]
         return sorted(runs, key=lambda run: run.root.stat().st_mtime)
 
@@ -126,52 +118,10 @@ class Run:
             raise IntegrityError("runs.no_gguf", gguf=self.gguf, run_root=self.root)
         return path
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the run for this process while the block runs; a dead process's lock does not count.
+    def lock(self) -> AbstractContextManager[None]:
+        """Lock the run for this process while the block runs.
 
         Raises:
-            LockedError: another process works in this run.
-            UsageError: the directory cannot be created or written.
-            EnvironmentFault: the disk is full.
+            LockedError, UsageError, EnvironmentFault: as `runs.lock.locked`.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.root / LOCK)
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise LockedError("runs.locked", root=self.root, holder=_holder(self.root)) from None
-        except OSError as error:
-            if disk.is_full(error):
-                raise disk.full(self.root, error) from error
-            raise UsageError("runs.unusable", root=self.root, error=str(error)) from None
-        with holding(self.root):
-            try:
-                (self.root / _PID).write_text(str(os.getpid()), encoding="ascii")
-                yield
-            finally:
-                if is_held(self.root):
-                    self._leave(lock)
-                else:
-                    lock.release()  # the folder that is there now is another process's
-
-    def _leave(self, lock: filelock.BaseFileLock) -> None:
-        """Release the lock; a stage that refused its input leaves no empty run directory."""
-        (self.root / _PID).unlink(missing_ok=True)
-        empty = {path.name for path in self.root.iterdir()} <= {LOCK}
-        if empty and os.name != "nt":
-            # remove it while this process holds it, so that it is not another's; Windows cannot remove a held file
-            (self.root / LOCK).unlink(missing_ok=True)
-        lock.release()
-        if empty:
-            with suppress(OSError):  # another process may have started a run here
-                if os.name == "nt":
-                    (self.root / LOCK).unlink(missing_ok=True)
-                self.root.rmdir()
-
-
-def _holder(root: Path) -> str:
-    try:
-        return phrase("runs.holder", process=(root / _PID).read_text(encoding="ascii"))
-    except OSError:
-        return ""
+        return locked(self.root)

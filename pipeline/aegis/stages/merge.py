@@ -15,7 +15,7 @@ from aegis import __version__, progress
 from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.merging.base_weights import RoundTrip
-from aegis.merging.plan import DTYPES, MergePlan
+from aegis.merging.merged_weights import DTYPES, MergePlan
 from aegis.merging.rewrite_shard import rewrite_shard
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter

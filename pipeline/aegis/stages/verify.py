@@ -29,7 +29,7 @@ from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.merging.base_weights import RoundTrip
-from aegis.merging.plan import DTYPES
+from aegis.merging.merged_weights import DTYPES
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, read_config
 from aegis.model.device import require_device

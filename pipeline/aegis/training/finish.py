@@ -16,7 +16,7 @@ from aegis import progress
 from aegis.config.settings import AUTO, OFF, TrainConfig
 from aegis.errors import UnsupportedModelError, UsageError
 from aegis.llama_cpp import planned_types
-from aegis.merging.plan import DTYPES, counter_scaled, head_entry
+from aegis.merging.merged_weights import DTYPES, counter_scaled, head_entry
 from aegis.merging.shipped_weights import Recipe, ShippedWeights
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.base import Base

@@ -27,7 +27,7 @@ from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.install import host_embeddings
 from aegis.training.finish import Finish
 from aegis.training.keep.batches import KeptBatches, KeptText
-from aegis.training.keep.schedule import NOTHING_KEPT
+from aegis.training.keep.window_choice import NOTHING_KEPT
 from aegis.training.metrics_log import MetricsLog
 from aegis.training.outcome import LoopOutcome, StepsTaken
 from aegis.training.state import TrainState

@@ -13,7 +13,7 @@ import torch
 from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.errors import IntegrityError
-from aegis.runs.held import check_held
+from aegis.runs.lock import check_held
 from aegis.soul.angles import quantiles_in_degrees
 from aegis.soul.gate import gate, phase
 from aegis.soul.module import Soul

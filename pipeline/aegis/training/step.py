@@ -24,7 +24,7 @@ from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.cuda_graphs import GraphRecorder
-from aegis.training.keep.schedule import NOTHING_KEPT, KeptShare
+from aegis.training.keep.window_choice import NOTHING_KEPT, KeptShare
 from aegis.training.objective import summed_divergence, summed_loss
 from aegis.training.state import TrainState
 from aegis.training.step_metrics import PendingStep, StepCheck, StepMetrics

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from aegis import progress
 from aegis.errors import ToolError, UnsupportedModelError
 from aegis.llama_cpp import tree_at_hand, try_conversion
-from aegis.merging.plan import head_entry
+from aegis.merging.merged_weights import head_entry
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.empty import empty_model

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from aegis import progress
 from aegis.errors import IntegrityError
+from aegis.merging.merged_weights import MergePlan
 from aegis.merging.ordered_pool import Scratch, run_in_order
-from aegis.merging.plan import MergePlan
 from aegis.messages import bilingual, phrase
 from aegis.model.shards import HEAD, ShardSet, TensorEntry, raw_bytes
 from aegis.verification.run_checks import Checks

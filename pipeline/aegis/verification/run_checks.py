@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError
-from aegis.merging.plan import SLAB_BYTES
+from aegis.merging.merged_weights import SLAB_BYTES
 from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import WEIGHTS
 from aegis.model.shards import ShardSet

@@ -11,7 +11,7 @@ from aegis.errors import UsageError
 from aegis.llama_cpp import parse_quant, parse_tensor_type, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import can_be_system
 from aegis.merging.base_weights import round_trip_weights
-from aegis.merging.plan import DTYPES, head_entry
+from aegis.merging.merged_weights import DTYPES, head_entry
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.shards import HEAD

@@ -11,7 +11,7 @@ from typing import Any
 from aegis import __version__
 from aegis.errors import IntegrityError
 from aegis.llama_cpp.ollama.modelfile import Defaults
-from aegis.merging.plan import MergePlan
+from aegis.merging.merged_weights import MergePlan
 from aegis.messages import bilingual
 from aegis.model.base import read_config
 from aegis.model.context import context_tokens

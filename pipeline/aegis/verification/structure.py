@@ -15,7 +15,7 @@ import torch
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.merging.base_weights import RoundTrip
-from aegis.merging.plan import DTYPES, MergePlan
+from aegis.merging.merged_weights import DTYPES, MergePlan
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, read_config

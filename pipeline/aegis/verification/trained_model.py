@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from aegis.config.settings import TrainConfig
-from aegis.merging.plan import DTYPES, counter_scaled
+from aegis.merging.merged_weights import DTYPES, counter_scaled
 from aegis.merging.shipped_weights import Recipe, ShippedWeights
 from aegis.model.base import Base
 from aegis.model.live import live_model, soul_module

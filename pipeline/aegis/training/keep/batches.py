@@ -11,7 +11,7 @@ from aegis.config.settings import TrainConfig
 from aegis.data.packing import IGNORED, Windows
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.distributed.group import ProcessGroup
-from aegis.training.keep.schedule import KeepSchedule, KeptShare
+from aegis.training.keep.window_choice import KeepSchedule, KeptShare
 
 
 @dataclass(frozen=True)
