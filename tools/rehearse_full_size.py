@@ -19,20 +19,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from full_size import LORA_ALPHA, RANK, copy_template, meta_model, write_adapter_and_soul, write_base
+from watched_steps import Record, folder_bytes
 
 from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile, Runtime, convert, fallback_tensors
@@ -45,9 +41,6 @@ from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
 
 Chat = tuple[tuple[str, str], ...]
-
-_SAMPLE_S = 0.2
-ROLES = {"convert_hf_to_gguf": "converter", "_quantize_worker": "quantizer"}
 
 ADAPTER_PARAMETERS = 9_437_184  # of rank 16 on the attention of all 32 layers
 DISK_PER_BASE = 3.5  # base, a copy or the merged folder, the f16 GGUF, and Q4_K_M's third
@@ -80,87 +73,6 @@ CHATS: tuple[Chat, ...] = (
 )  # fmt: skip
 # after a role tag transformers drops every white space of Unicode, llama.cpp that of ASCII only
 KNOWN_TO_DIFFER: tuple[Chat, ...] = ((("user", "　行頭の全角スペース"),), (("user", "\u00a0no-break space"),))
-
-
-@dataclass
-class Row:
-    """What one role ("" is aegis itself) took in a step; `own_bytes` leaves out mapped files where the system tells."""
-
-    step: str
-    role: str
-    seconds: float = 0
-    rss_bytes: int = 0
-    own_bytes: int = 0
-    disk_bytes: int = 0
-
-    def line(self) -> str:
-        """The row as people read it, in GB."""
-        sizes = "".join(f"{size / 1e9:9.2f}" for size in (self.rss_bytes, self.own_bytes, self.disk_bytes))
-        return f"{self.step:<20}{self.role:<11}{self.seconds:9.1f}{sizes}"
-
-
-@dataclass
-class Record:
-    """What was seen: a row for each role of each step, facts for people, and the checks that failed."""
-
-    work: Path
-    rows: list[Row] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
-
-    def check(self, name: str, seen: object, good: bool) -> None:
-        """Keep what was seen, and whether it is as it must be."""
-        self.facts[name] = seen
-        if not good:
-            self.failed.append(f"{name}: {seen}")
-        print(f"  {'ok    ' if good else 'FAILED'} {name}: {seen}", flush=True)
-
-    @contextmanager
-    def step(self, name: str, pid: int | None = None) -> Iterator[None]:
-        """Time a step, and sample the memory of the process that does it (this one if not given) and its children."""
-        main = psutil.Process(pid)
-        rows = {"": Row(name, "")}
-        stop = threading.Event()
-
-        def watch() -> None:
-            while not stop.wait(_SAMPLE_S):
-                _sample(main, rows)
-                rows[""].disk_bytes = max(rows[""].disk_bytes, _size(self.work))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        start = time.monotonic()
-        watcher.start()
-        try:
-            yield
-        finally:
-            rows[""].seconds = round(time.monotonic() - start, 1)
-            stop.set()
-            watcher.join()
-        self.rows += rows.values()
-        print(*(row.line() for row in rows.values()), sep="\n", flush=True)
-
-
-def _sample(main: psutil.Process, rows: dict[str, Row]) -> None:
-    with suppress(psutil.Error):
-        for process in (main, *main.children(recursive=True)):
-            with suppress(psutil.Error):
-                command = " ".join(process.cmdline())
-                role = next((role for script, role in ROLES.items() if script in command), "")
-                row = rows.setdefault(role, Row(rows[""].step, role))
-                if role:
-                    row.seconds = round(time.time() - process.create_time(), 1)
-                memory = process.memory_info()
-                row.rss_bytes = max(row.rss_bytes, memory.rss)
-                row.own_bytes = max(row.own_bytes, memory.rss - getattr(memory, "shared", 0))
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):  # gone or renamed since it was listed
-                total += Path(parent, name).stat().st_size
-    return total
 
 
 def check_parity(record: Record, name: str, tokenizer: Any, runtime: Runtime) -> None:
@@ -234,17 +146,15 @@ def check_gguf(record: Record, path: Path, merged: Path, gguf: GgufFile) -> None
         record.check(f"types of {kind}", dict(kinds[kind]), set(kinds[kind]) <= wanted)
     meta = gguf.metadata
     factor = meta.get("phi3.rope.scaling.attn_factor")
-    record.check(
-        "attn_factor", factor, isinstance(factor, float) and math.isclose(factor, ATTENTION_FACTOR, abs_tol=1e-6)
-    )
+    known = isinstance(factor, float) and math.isclose(factor, ATTENTION_FACTOR, abs_tol=1e-6)
+    record.check("attn_factor", factor, known)
     for length in ("long", "short"):
         wanted_factors = np.asarray(config["rope_scaling"][f"{length}_factor"], np.float32)
         stored = gguf.tensor(f"rope_factors_{length}.weight").ravel()
         record.check(f"rope factors, {length}", len(stored), np.array_equal(stored, wanted_factors))
     adds_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
-    record.check(
-        "add_bos_token", meta.get("tokenizer.ggml.add_bos_token"), meta.get("tokenizer.ggml.add_bos_token") == adds_bos
-    )
+    stored_bos = meta.get("tokenizer.ggml.add_bos_token")
+    record.check("add_bos_token", stored_bos, stored_bos == adds_bos)
     record.check("chat template", "the base's", meta.get("tokenizer.chat_template") == tokenizer.chat_template)
     record.check("general.name", meta["general.name"], "phi-3" in str(meta["general.name"]).lower())
     files = sorted(file.name for file in path.parent.iterdir())
@@ -292,7 +202,7 @@ def rehearse(record: Record, template: Path, layers: int | None) -> None:
     run_stage(record, "export", "export-gguf", "--model", merged, "--out", exported, "--preset", "borea-12gb")
 
     [path] = exported.glob("*.gguf")
-    record.facts["bytes"] = {"base": weights, "merged": _size(merged), "gguf": path.stat().st_size}
+    record.facts["bytes"] = {"base": weights, "merged": folder_bytes(merged), "gguf": path.stat().st_size}
     with GgufFile(path) as gguf:
         check_weights(record, base, trained, merged, gguf)
         check_gguf(record, path, merged, gguf)
@@ -305,9 +215,7 @@ def rehearse(record: Record, template: Path, layers: int | None) -> None:
 def main() -> int:
     """Run it; 0 if every check held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--template", type=Path, required=True, help="config.json and tokenizer files of a Phi-3.5-mini"
-    )
+    parser.add_argument("--template", type=Path, required=True, help="config.json and tokenizer files of the base")
     parser.add_argument("--layers", type=int, help="a smaller model, for a quick look")
     parser.add_argument("--work", type=Path, help="where to write; a temporary directory if not given")
     parser.add_argument("--keep", action="store_true", help="leave what was written")

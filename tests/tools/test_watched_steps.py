@@ -1,4 +1,4 @@
-"""Tests that the rehearsal's memory meter counts a child's memory."""
+"""Tests that the memory meter counts a child's memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rehearse_full_size import Record
+from watched_steps import Record
 
 
 @pytest.mark.parametrize("megabytes", [0, 300])
