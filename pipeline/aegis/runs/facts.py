@@ -9,57 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from aegis.errors import IntegrityError
-from aegis.messages.validation import describe_validation_error
-from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
+from aegis.runs.manifest import MANIFEST, read_manifest
+from aegis.runs.stage_facts import Facts, Frozen
 
 F16 = "F16"
 """The key of the unquantized GGUF in `ExportFacts.files`."""
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Facts(_Frozen):
-    """The facts of one stage's manifest."""
-
-    stage: ClassVar[str]
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        """Return the facts of a manifest.
-
-        Raises:
-            IntegrityError: another stage wrote the manifest, or its facts are not those of this stage.
-        """
-        path = manifest.path or Path(MANIFEST)
-        if manifest.stage != cls.stage:
-            raise IntegrityError("manifest.other_stage", path=path, found=manifest.stage, stage=cls.stage)
-        try:
-            return cls.model_validate(manifest.facts)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            name = ".".join(map(str, ("facts", *problem["loc"])))
-            why = describe_validation_error(problem)
-            raise IntegrityError("manifest.damaged", path=path, name=name, error=why) from None
-
-    @classmethod
-    def read(cls, directory: Path) -> Self:
-        """Read the facts of a published directory.
-
-        Raises:
-            IntegrityError: there is no manifest; or as in `of`.
-        """
-        return cls.of(read_manifest(directory))
-
-    def recorded(self) -> dict[str, Any]:
-        """Return the facts as a manifest records them."""
-        return self.model_dump(mode="json")
 
 
 class DataFacts(BaseModel):
@@ -86,7 +44,7 @@ class KeptFacts(BaseModel):
     tokens: int
 
 
-class TrainResult(_Frozen):
+class TrainResult(Frozen):
     """The result of a training; it does not depend on interruptions."""
 
     steps: int
@@ -97,7 +55,7 @@ class TrainResult(_Frozen):
     trainable_parameters: int
 
 
-class FinishFacts(_Frozen):
+class FinishFacts(Frozen):
     """The finish of a training, which computed with the weights of a quantized file.
 
     Attributes:
@@ -144,7 +102,7 @@ class AdapterFacts(TrainFacts):
     result: TrainResult
 
 
-class Provenance(_Frozen):
+class Provenance(Frozen):
     """The origin of a model, in values that a manifest can keep.
 
     Attributes:
@@ -246,7 +204,7 @@ class VerifyFacts(Facts):
     ok: bool
 
 
-class Recommended(_Frozen):
+class Recommended(Frozen):
     """The file that a study recommends."""
 
     quant: str

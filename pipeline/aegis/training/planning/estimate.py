@@ -78,7 +78,7 @@ class MemoryEstimator:
         folder: only config.json is read.
         device: "cpu" computes in float32, "cuda" in bfloat16.
         capability: the GPU's; the cuBLAS workspace depends on it.
-        finish_types: the types of the weights in a finish (`FinishFacts.types`); None for a training without one.
+        finish_types: the types of the weights in a finish (`FinishFacts.types`); None for no finish.
 
     Attributes:
         parameters: number of the base's parameters.
@@ -118,10 +118,8 @@ class MemoryEstimator:
         with torch.device("meta"):
             assembly = assemble(base, fast_start, torch.device("meta"), self.dtype)
         self.model, self.soul, self.targets = assembly.model.train(), assembly.soul, assembly.coverage
-        self._finish_bytes = 0
-        if finish_types is not None:
-            inner = self.model.get_base_model()
-            self._finish_bytes = finish_bytes(inner, finish_types, self.dtype, hosted=hosted, blocks=device == "cuda")
+        inner, types = self.model.get_base_model(), finish_types or {}
+        self._finish_bytes = finish_bytes(inner, types, self.dtype, hosted=hosted, blocks=device == "cuda")
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
         soul = [p for p in self.soul.parameters() if p.requires_grad]
         self.trained = {

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
@@ -215,15 +216,8 @@ def fit_to_memory(
     estimator = MemoryEstimator(folder, config, "cuda", gpu.capability, finish_types)
 
     def plan(*, can_offload: bool) -> MemoryPlan:
-        return MemoryPlanner(
-            estimator,
-            config,
-            "cuda",
-            gpu.free_bytes,
-            host=host,
-            compiled=options.compiled,
-            can_offload=can_offload,
-        ).chosen(config.max_length)
+        how: dict[str, Any] = {"host": host, "compiled": options.compiled, "can_offload": can_offload}
+        return MemoryPlanner(estimator, config, "cuda", gpu.free_bytes, **how).chosen(config.max_length)
 
     chosen = plan(can_offload=True)
     sizes = kept_tensor_bytes(estimator.text, config.batch_size * config.max_length, estimator.dtype.itemsize)
