@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from aegis.errors import IntegrityError
-from aegis.runs.facts import AdapterFacts, ExportFacts, Facts, MergeFacts, TrainFacts, VerifyFacts
+from aegis.runs.facts import AdapterFacts, ExportFacts, MergeFacts, TrainFacts, VerifyFacts
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
+from aegis.runs.stage_facts import Facts
 from tests.recorded import export_facts, merge_facts, train_facts
 
 

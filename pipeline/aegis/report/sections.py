@@ -14,9 +14,10 @@ from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
 from aegis.report.values import as_number, as_text, public
 from aegis.runs.disk import format_bytes
-from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, Facts, MergeFacts, VerifyFacts
+from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, MergeFacts, VerifyFacts
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.runs.run import Run
+from aegis.runs.stage_facts import Facts
 
 _PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
 _PATHS = ("base_model", "dataset", "text")
