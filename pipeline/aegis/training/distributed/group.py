@@ -1,4 +1,4 @@
-"""One training in several processes: their group, what they share, and how they end.
+"""One training in several processes: their group, the all-reduce of gradients, broadcasts, and how the processes end.
 
 torchrun or accelerate starts the processes and sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR. Each process takes
 its share of every step's windows; gradients are summed, so all processes make the same update. Process 0 writes files
