@@ -96,6 +96,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the tests of this process share a cache: the converter is unpacked, and a base's text written, once."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def base_cache(pytestconfig: pytest.Config) -> Path:
     """Return the folder of the bases that are built once, for all processes of this and later test runs."""

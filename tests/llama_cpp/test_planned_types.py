@@ -23,7 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_planned_types_are_those_of_the_converted_model(
-    family: str, make_random: MakeRandom, tmp_path: Path, cache: Path
+    family: str, make_random: MakeRandom, tmp_path: Path, shared_cache: Path
 ) -> None:
     base = find_base(str(make_random(family, tie_word_embeddings=False, **FAMILIES[family])))
     shapes = {name: entry.shape for name, entry in base.shards.entries.items()}
@@ -43,7 +43,7 @@ def test_the_planned_types_are_those_of_the_converted_model(
     assert with_head == found["Q4_K_M"] | {HEAD: "Q8_0"}
 
 
-def test_a_tensor_that_the_converter_renames_by_its_own_rule_is_refused(quick_base: Path, cache: Path) -> None:
+def test_a_tensor_that_the_converter_renames_by_its_own_rule_is_refused(quick_base: Path, shared_cache: Path) -> None:
     base = find_base(str(quick_base))
     find_tree()
     with converted_vocabulary(base) as vocabulary:

@@ -56,7 +56,7 @@ def file_logits(trained: Trained, run: Path, recipe: Recipe, tokens: torch.Tenso
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_live_model_computes_what_the_file_does(
-    case: str, make_random: MakeRandom, make_trained: MakeTrained, tmp_path: Path, cache: Path
+    case: str, make_random: MakeRandom, make_trained: MakeTrained, tmp_path: Path, shared_cache: Path
 ) -> None:
     folder = make_random(case.partition(",")[0], **CASES[case])
     trained = make_trained(folder, kind="dense" if "dense" in case else "so8")
@@ -71,7 +71,7 @@ def test_the_live_model_computes_what_the_file_does(
 
 
 def test_the_weights_follow_adapter_and_soul_at_a_refresh(
-    make_random: MakeRandom, make_trained: MakeTrained, tmp_path: Path, cache: Path
+    make_random: MakeRandom, make_trained: MakeTrained, tmp_path: Path, shared_cache: Path
 ) -> None:
     trained = make_trained(make_random("phi3", tie_word_embeddings=False))
     base, tokens = find_base(str(trained.base)), tokens_for(trained.model)
@@ -99,7 +99,7 @@ def test_the_weights_follow_adapter_and_soul_at_a_refresh(
 
 
 def test_the_gradients_reach_adapter_and_soul_as_if_nothing_were_rounded(
-    make_random: MakeRandom, make_trained: MakeTrained, cache: Path
+    make_random: MakeRandom, make_trained: MakeTrained, shared_cache: Path
 ) -> None:
     """With types that round nothing, they are the live model's own; with 4 bit, they are near them, and not zero."""
     folder = make_random("phi3", tie_word_embeddings=False)
@@ -125,7 +125,7 @@ def test_the_gradients_reach_adapter_and_soul_as_if_nothing_were_rounded(
 
 
 def test_the_bases_head_stays_for_the_kept_text(
-    make_random: MakeRandom, make_trained: MakeTrained, tmp_path: Path, cache: Path
+    make_random: MakeRandom, make_trained: MakeTrained, tmp_path: Path, shared_cache: Path
 ) -> None:
     trained = make_trained(make_random("llama", tie_word_embeddings=True))
     base = find_base(str(trained.base))
@@ -138,7 +138,7 @@ def test_the_bases_head_stays_for_the_kept_text(
 
 
 def test_a_refresh_writes_into_the_memory_that_a_recorded_step_reads(
-    make_random: MakeRandom, make_trained: MakeTrained, cache: Path
+    make_random: MakeRandom, make_trained: MakeTrained, shared_cache: Path
 ) -> None:
     trained = make_trained(make_random("phi3", tie_word_embeddings=False))
     base = find_base(str(trained.base))

@@ -24,15 +24,8 @@ from tests.conftest import Recorder
 from tests.trained import small_training, write_chats
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache for all tests of this file."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def config(quick_base: Path, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    monkeypatch.setenv("AEGIS_CACHE_DIR", str(shared))
+def config(quick_base: Path, tmp_path: Path, shared_cache: Path) -> TrainConfig:
     find_tree()
     short = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
     return short.model_copy(update={"max_steps": 6, "annealing_steps": 3, "finish_steps": "3"})
@@ -66,13 +59,21 @@ def test_the_manifest_has_the_finish_and_the_result_is_another(tmp_path: Path, c
     assert [one == other for one, other in zip(rows(finished), rows(plain), strict=True)] == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize("killed_in", [2, 3, 5])
 def test_a_resumed_finish_equals_an_uninterrupted_one(
-    killed_in: int, tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed before the finish, in its first step and in its last one."""
     config = config.model_copy(update={"save_steps": 1})
-    whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    whole = Run(tmp_path / "whole")
     train(config, whole)
+    for killed_in in (2, 3, 5):
+        killed = Run(tmp_path / f"killed{killed_in}")
+        train_until_killed(config, killed, killed_in, monkeypatch)
+        train(config, killed, resume=True)
+        assert trained_bytes(killed) == trained_bytes(whole)
+
+
+def train_until_killed(config: TrainConfig, run: Run, killed_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = step_module.Stepper.launch
 
     class Killed(BaseException):
@@ -86,9 +87,7 @@ def test_a_resumed_finish_equals_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(step_module.Stepper, "launch", dying)
         with pytest.raises(Killed):
-            train(config, killed)
-    train(config, killed, resume=True)
-    assert trained_bytes(killed) == trained_bytes(whole)
+            train(config, run)
 
 
 def test_a_finish_for_another_file_is_not_resumed(tmp_path: Path, config: TrainConfig) -> None:
