@@ -20,6 +20,8 @@ from aegis.model.soul_hook import soul_hook
 from aegis.runs.run import Run
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
+from aegis.stages.train import train
+from aegis.training.step import Stepper
 
 ALPHA = 1.618  # g = 0.83
 
@@ -105,6 +107,25 @@ def small_training(base: Path, dataset: Path) -> TrainConfig:
         keep_every=3,
         keep_windows=8,
     )
+
+
+class _Killed(BaseException):
+    """Stands for a SIGKILL: nothing handles it."""
+
+
+def train_until_killed(monkeypatch: pytest.MonkeyPatch, step: int, config: TrainConfig, run: Run) -> None:
+    """Train, and end as if killed when step `step` begins."""
+    launch = Stepper.launch
+
+    def dying(self: Any, number: int, *arguments: Any) -> Any:
+        if number >= step:
+            raise _Killed
+        return launch(self, number, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "launch", dying)
+        with pytest.raises(_Killed):
+            train(config, run)
 
 
 def losses(run: Run) -> list[tuple[int, float]]:

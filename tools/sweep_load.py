@@ -137,7 +137,7 @@ def sparse(laboratory: Laboratory, place: Path, count: int) -> str:
     write_rows(rows, 100)
     said = [f"{(base / SINGLE).stat().st_size / 1e9:.2f} GB and {file.stat().st_size / 1e9:.2f} GB: "]
     planning = ("plan", "--base-model", base, "--dataset", rows, "--device", "cpu")
-    for told, arguments, code in (
+    for name, arguments, code in (
         ("plan", planning, 0),
         ("verify of the base", ("verify", base), 0),
         ("verify of the GGUF", ("verify", file), 0),
@@ -148,7 +148,7 @@ def sparse(laboratory: Laboratory, place: Path, count: int) -> str:
         began = time.monotonic()
         ended = laboratory.forked.aegis(place, *arguments)
         assert ended.code == code, ended.said
-        said.append(f"{told} {time.monotonic() - began:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB; ")
+        said.append(f"{name} {time.monotonic() - began:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB; ")
     return "".join(said)
 
 

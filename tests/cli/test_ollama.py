@@ -83,7 +83,7 @@ def test_the_model_can_be_created_only(aegis: Called, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "codes", "there", "code", "told"),
+    ("arguments", "codes", "there", "code", "shown"),
     [
         ((), {"create": 1}, True, 7, "`ollama create phi-3-mine`"),
         ((), {"run": 3}, True, 7, "ended with exit code 3"),
@@ -94,7 +94,7 @@ def test_the_model_can_be_created_only(aegis: Called, tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_wrong_is_said(
-    aegis: Called, arguments: tuple[str, ...], codes: dict[str, int], there: bool, code: int, told: str
+    aegis: Called, arguments: tuple[str, ...], codes: dict[str, int], there: bool, code: int, shown: str
 ) -> None:
     done = aegis(*arguments, codes=codes, there=there)
-    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, shown in done.stderr) == (code, True), done.stderr

@@ -37,7 +37,7 @@ PHI_ADDED = (
     "<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>",
 )  # fmt: skip
 PHI2_ADDED = tuple(" " * count for count in range(31, 1, -1)) + tuple("\t" * count for count in range(9, 1, -1))
-# of these two formats no file is at hand; the models' cards describe them
+# no package has a file in these two formats; the models' cards describe them
 INSTRUCT = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'Output:' + m.content + eos_token + '\n' }}"
     "{% else %}{{ 'Instruct: ' + m.content + '\n' }}{% endif %}{% endfor %}"

@@ -10,12 +10,11 @@ import torch
 
 from aegis.config.settings import MergeConfig
 from aegis.llama_cpp import find_tree, planned_types
-from aegis.merging.merged_weights import counter_scaled, head_entry
-from aegis.merging.shipped_weights import Recipe, ShippedWeights
+from aegis.merging.merged_weights import counter_scaled, head_entry, merged_shapes
+from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base, find_base
 from aegis.model.load import load_base
 from aegis.model.rounding import rounded
-from aegis.model.shards import HEAD
 from aegis.model.soul_hook import soul_hook
 from aegis.stages.merge import MergeInputs, merge
 from aegis.verification.tokenizer_precheck import converted_vocabulary
@@ -31,19 +30,19 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_for(base: Base, quant: str = "Q4_K_M") -> Recipe:
-    shapes = {name: entry.shape for name, entry in base.shards.entries.items()} | {HEAD: head_entry(base).shape}
+def recipe_for(base: Base, quant: str = "Q4_K_M") -> FileRecipe:
+    shapes = merged_shapes(base)
     scaled = counter_scaled(base, counter_scale=True)
     if scaled == "head":  # a family that is not proven; the converter does not know the tests' tokenizer for it
         types = {name: "Q4_K" for name, shape in shapes.items() if len(shape) == 2}
-        return Recipe(quant, types, torch.float16, scaled)
+        return FileRecipe(quant, types, torch.float16, scaled)
     find_tree()
     with converted_vocabulary(base) as vocabulary:
         assert vocabulary is not None
-        return Recipe(quant, planned_types(vocabulary, shapes, quant), torch.float16, scaled)
+        return FileRecipe(quant, planned_types(vocabulary, shapes, quant), torch.float16, scaled)
 
 
-def file_logits(trained: Trained, run: Path, recipe: Recipe, tokens: torch.Tensor) -> torch.Tensor:
+def file_logits(trained: Trained, run: Path, recipe: FileRecipe, tokens: torch.Tensor) -> torch.Tensor:
     """The merged model's logits, by the merge itself, with every matrix rounded as the quantizer rounds it."""
     merge(MergeInputs(str(trained.base), trained.adapter, trained.adapter / "soul.safetensors"), run, MergeConfig())
     model = load_base(run, "16bit", CPU, torch.float32)
@@ -109,7 +108,7 @@ def test_the_gradients_reach_adapter_and_soul_as_if_nothing_were_rounded(
         trained = make_trained(folder)
         if kind is not None:
             types = dict.fromkeys(recipe_for(base).types, kind)
-            recipe = Recipe("any", types, torch.float16, counter_scaled(base, counter_scale=True))
+            recipe = FileRecipe("any", types, torch.float16, counter_scaled(base, counter_scale=True))
             ShippedWeights(trained.model, trained.soul, base, recipe, torch.float32)
         parameters = [p for p in trained.model.parameters() if p.requires_grad] + [trained.soul.skew]
         tokens = tokens_for(trained.model)

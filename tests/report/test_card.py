@@ -146,8 +146,8 @@ def test_a_card_is_in_japanese_too_where_the_base_speaks_it() -> None:
     for languages, there in ((["ja", "no"], True), ("ja", True), (["en", "jav"], False), ("japanese", False)):
         changed = card(metadata={"license": "mit", "language": languages})
         text = with_verdict(with_answers(changed, ["Who?"], [("base", ["me"])]), summed)
-        for told in ("## 日本語", "（作者 owner）", "学習 90 行", "Q4_K_M` で実行", "2048 トークンで検証しました"):
-            assert (told in text) == there, (languages, told)
+        for phrase in ("## 日本語", "（作者 owner）", "学習 90 行", "Q4_K_M` で実行", "2048 トークンで検証しました"):
+            assert (phrase in text) == there, (languages, phrase)
         assert (Bilingual.from_record(record).in_language("ja") + "。" in text) == there
         assert "What was trained is what runs" in text
         assert with_verdict(text, summed) == text

@@ -38,7 +38,7 @@ from aegis.training import step as step_module
 from aegis.training.resume import resume_config
 from aegis.training.update import rate_factor
 from tests.conftest import Recorder
-from tests.trained import losses, small_training, write_chats
+from tests.trained import losses, small_training, train_until_killed, write_chats
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -152,24 +152,6 @@ def test_evaluating_the_heldout_loss_does_not_change_the_training(
         train(config, blind)
     for name in ("adapter_model.safetensors", "soul.safetensors"):
         assert (looking.adapter / name).read_bytes() == (blind.adapter / name).read_bytes()
-
-
-class _Killed(BaseException):
-    """Stands for a SIGKILL: nothing handles it."""
-
-
-def train_until_killed(monkeypatch: pytest.MonkeyPatch, step: int, config: TrainConfig, run: Run) -> None:
-    launch = step_module.Stepper.launch
-
-    def dying(self, number, *arguments):  # type: ignore[no-untyped-def]
-        if number >= step:
-            raise _Killed
-        return launch(self, number, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step_module.Stepper, "launch", dying)
-        with pytest.raises(_Killed):
-            train(config, run)
 
 
 @pytest.mark.parametrize("killed_at", [3, 7])

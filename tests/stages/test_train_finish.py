@@ -16,12 +16,11 @@ from aegis.run_all import run_all
 from aegis.runs.facts import AdapterFacts
 from aegis.runs.run import Run
 from aegis.stages.train import train
-from aegis.training import step as step_module
 from aegis.training.finish import Finish
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import Recorder
-from tests.trained import small_training, write_chats
+from tests.trained import small_training, train_until_killed, write_chats
 
 
 @pytest.fixture
@@ -68,26 +67,9 @@ def test_a_resumed_finish_equals_an_uninterrupted_one(
     train(config, whole)
     for killed_in in (2, 3, 5):
         killed = Run(tmp_path / f"killed{killed_in}")
-        train_until_killed(config, killed, killed_in, monkeypatch)
+        train_until_killed(monkeypatch, killed_in, config, killed)
         train(config, killed, resume=True)
         assert trained_bytes(killed) == trained_bytes(whole)
-
-
-def train_until_killed(config: TrainConfig, run: Run, killed_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = step_module.Stepper.launch
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self: Any, step: int, *arguments: Any) -> Any:
-        if step == killed_in:
-            raise Killed
-        return launch(self, step, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step_module.Stepper, "launch", dying)
-        with pytest.raises(Killed):
-            train(config, run)
 
 
 def test_a_finish_for_another_file_is_not_resumed(tmp_path: Path, config: TrainConfig) -> None:

@@ -16,9 +16,8 @@ from aegis.runs.facts import AdapterFacts
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.stages.train import train
-from aegis.training import step as step_module
 from aegis.training.keep import text
-from tests.trained import small_training, write_chats
+from tests.trained import small_training, train_until_killed, write_chats
 
 
 @pytest.fixture
@@ -63,20 +62,7 @@ def test_other_kept_text_is_refused_with_the_difference(
 ) -> None:
     """A killed training resumes with its first kept text, from the run if the cache is gone."""
     run = Run(tmp_path / "run")
-    launch = step_module.Stepper.launch
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self, step, *arguments):  # type: ignore[no-untyped-def]
-        if step == 3:
-            raise Killed
-        return launch(self, step, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step_module.Stepper, "launch", dying)
-        with pytest.raises(Killed):
-            train(config, run)
+    train_until_killed(monkeypatch, 3, config, run)
     shutil.rmtree(cache / "kept")
     aside = tmp_path / "aside"
     with monkeypatch.context() as patch:

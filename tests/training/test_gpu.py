@@ -19,7 +19,7 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
-from aegis.merging.shipped_weights import Recipe, ShippedWeights
+from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet
@@ -484,7 +484,7 @@ def finish_course(state: TrainState, folder: Path, kind: str, grown: float = 1.5
     with own_stream(torch.device("cuda")):
         for step in range(13):
             if step == 4:
-                recipe = Recipe("any", types, torch.float16, "norm")
+                recipe = FileRecipe("any", types, torch.float16, "norm")
                 stepper.ship(ShippedWeights(state.model, state.soul, base, recipe, torch.bfloat16))
             if step == 8:
                 with torch.no_grad():

@@ -10,26 +10,24 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.llama_cpp import planned_types
-from aegis.merging.merged_weights import counter_scaled, head_entry
-from aegis.merging.shipped_weights import Recipe, ShippedWeights
+from aegis.merging.merged_weights import counter_scaled, merged_shapes
+from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base
 from aegis.model.live import live_model, soul_module
 from aegis.model.load import compute_dtype, load_base
-from aegis.model.shards import HEAD
 from aegis.soul.file import load_soul
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 
 
-def recipe(base: Base, quant: str, *, is_merged: bool = True) -> Recipe:
+def recipe(base: Base, quant: str, *, is_merged: bool = True) -> FileRecipe:
     """How export makes a file of the base: of the merged one, whose LM head is a tensor of its own, or of the plain."""
-    shapes = {name: entry.shape for name, entry in base.shards.entries.items()}
-    if is_merged:
-        shapes[HEAD] = head_entry(base).shape
+    own = {name: entry.shape for name, entry in base.shards.entries.items()}
+    shapes = merged_shapes(base) if is_merged else own
     with converted_vocabulary(base) as vocabulary:
         if vocabulary is None:
             raise SystemExit("llama.cpp's converter is not on this machine: run any export first")
         types = planned_types(vocabulary, shapes, quant)
-    return Recipe(quant, types, torch.float16, counter_scaled(base, counter_scale=True))
+    return FileRecipe(quant, types, torch.float16, counter_scaled(base, counter_scale=True))
 
 
 def judged(

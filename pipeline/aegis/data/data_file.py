@@ -23,7 +23,7 @@ class Hashes(NamedTuple):
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file; with `blocks`, whoever reads other bytes than those that were hashed gets an error."""
+    """A data file; with `blocks`, a read raises an error if the bytes are not those that were hashed."""
 
     path: Path
     blocks: Sequence[str] | None = None

@@ -182,6 +182,11 @@ def head_entry(base: Base) -> TensorEntry:
     return embeddings[0]
 
 
+def merged_shapes(base: Base) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the merged folder's tensors, by name: the LM head is always a tensor of its own."""
+    return {name: entry.shape for name, entry in base.shards.entries.items()} | {HEAD: head_entry(base).shape}
+
+
 def counter_scaled(base: Base, counter_scale: bool) -> Literal["norm", "head", ""]:
     """Return the module that takes a soul's counter-scale: "norm", "head", or "" if there is none."""
     if not counter_scale:

@@ -37,7 +37,7 @@ _SLAB_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FileRecipe:
     """How merge and export make the file.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Adapted:
         weight: Tensor = self.layer.base_layer.weight
         return weight.data
 
-    def refresh(self, recipe: Recipe) -> None:
+    def refresh(self, recipe: FileRecipe) -> None:
         layer = self.layer
         a, b, scale = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, layer.scaling[_ADAPTER]
         # what the forward pass adds; training casts the matrices
@@ -106,7 +106,7 @@ class ShippedWeights:
     """
 
     @torch.no_grad()
-    def __init__(self, model: Any, soul: Soul, base: Base, recipe: Recipe, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, soul: Soul, base: Base, recipe: FileRecipe, dtype: torch.dtype) -> None:
         self.recipe = recipe
         self._soul = soul
         inner = model.get_base_model()

@@ -16,13 +16,12 @@ from aegis import progress
 from aegis.config.settings import AUTO, OFF, TrainConfig
 from aegis.errors import UnsupportedModelError, UsageError
 from aegis.llama_cpp import planned_types
-from aegis.merging.merged_weights import DTYPES, counter_scaled, head_entry
-from aegis.merging.shipped_weights import Recipe, ShippedWeights
+from aegis.merging.merged_weights import DTYPES, counter_scaled, merged_shapes
+from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.model.base import Base
 from aegis.model.base_states import release
 from aegis.model.load import compute_dtype
-from aegis.model.shards import HEAD
 from aegis.runs.facts import FinishFacts
 from aegis.runs.manifest import digest
 from aegis.training.state import TrainState
@@ -49,7 +48,7 @@ class Finish:
     base: Base
     start: int
     steps: int
-    recipe: Recipe
+    recipe: FileRecipe
 
     @classmethod
     def plan(cls, config: TrainConfig, base: Base, later: Later, vocabulary: Path | None) -> Finish | None:
@@ -74,11 +73,12 @@ class Finish:
         if obstacle is None:
             assert vocabulary is not None
             try:
-                types = planned_types(vocabulary, _shapes(base), quant, output_tensor_type=later.export.head_quant)
+                shapes, head_quant = merged_shapes(base), later.export.head_quant
+                types = planned_types(vocabulary, shapes, quant, output_tensor_type=head_quant)
             except UnsupportedModelError as error:
                 obstacle = Bilingual.same(error.why)
         if obstacle is None:
-            recipe = Recipe(quant, types, DTYPES[later.merge.dtype], counter_scaled(base, config.counter_scale))
+            recipe = FileRecipe(quant, types, DTYPES[later.merge.dtype], counter_scaled(base, config.counter_scale))
             progress.say(phrase("finish.planned", steps=steps, quant=quant))
             return cls(base, config.max_steps - steps, steps, recipe)
         if not automatic:
@@ -117,8 +117,3 @@ def _obstacle(config: TrainConfig, later: Later, steps: int, vocabulary: Path | 
     if later.merge.base_weights == "dequantized":
         return bilingual("finish.dequantized")
     return bilingual("finish.no_converter") if vocabulary is None else None
-
-
-def _shapes(base: Base) -> dict[str, tuple[int, ...]]:
-    shapes = {name: entry.shape for name, entry in base.shards.entries.items()}
-    return shapes | {HEAD: head_entry(base).shape}

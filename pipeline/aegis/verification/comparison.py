@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from aegis.verification import divergence
-from aegis.verification.divergence import Logits, Recording
+from aegis.verification.divergence import Divergence, Logits, Recording
 from aegis.verification.heldout_text import Sample
 from aegis.verification.rounding import NO_BOUNDS, Bounds
 from aegis.verification.verdict import Nearness, Step
@@ -40,25 +40,26 @@ class Comparison:
 
     def step(self, before: str, after: str, stage: str, max_kl: float | None) -> None:
         """Compare two models that differ by a change of precision."""
-        self._add(before, after, stage, Bounds(mean_kl=max_kl) if max_kl is not None else NO_BOUNDS)
+        bounds = NO_BOUNDS if max_kl is None else Bounds(mean_kl=max_kl)
+        self.steps.append(Step(f"{before} → {after}", stage, self._found(before, after), bounds))
 
     def rounding(self, before: str, after: str, stage: str, rounded: torch.dtype) -> None:
         """Compare two models that differ by rounding to a dtype and nothing else."""
-        found = divergence.compare(self.models[before], self.models[after])
+        found = self._found(before, after)
         bounds = Bounds.of_rounding(found, rounded, self.layers)
         self.steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
 
     def finish(self, name: str) -> None:
         """Compare the trained model with the file whose weights its training ended with."""
-        found = divergence.compare(self.models["trained"], self.models[name])
-        self._add("trained", name, "quantize", Bounds.of_finish(found))
+        found = self._found("trained", name)
+        self.steps.append(Step(f"trained → {name}", "quantize", found, Bounds.of_finish(found)))
 
     def nearness(self, name: str, of_base: float) -> Nearness:
         """Return how near a quantized file is to the trained model; `of_base` is the base's mean KL from it."""
-        shipped = divergence.compare(self.models["trained"], self.models[name]).mean_kl
-        found = {step.name: step.found.mean_kl for step in self.steps}
-        return Nearness(name, shipped, of_base, found["trained → wide"], found[f"f16 → {name}"])
+        known = {step.name: step.found for step in self.steps}
+        shipped = known.get(f"trained → {name}") or self._found("trained", name)
+        widening, rounding = known["trained → wide"], known[f"f16 → {name}"]
+        return Nearness(name, shipped.mean_kl, of_base, widening.mean_kl, rounding.mean_kl)
 
-    def _add(self, before: str, after: str, stage: str, bounds: Bounds) -> None:
-        found = divergence.compare(self.models[before], self.models[after])
-        self.steps.append(Step(f"{before} → {after}", stage, found, bounds))
+    def _found(self, before: str, after: str) -> Divergence:
+        return divergence.compare(self.models[before], self.models[after])

@@ -11,7 +11,7 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.merging.merged_weights import DTYPES, counter_scaled
-from aegis.merging.shipped_weights import Recipe, ShippedWeights
+from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base
 from aegis.model.live import live_model, soul_module
 from aegis.model.load import Precision, compute_dtype
@@ -37,6 +37,6 @@ def trained_model(
         if finish is not None:
             record = load_soul(adapter / SOUL_FILE)
             scaled = counter_scaled(base, record.counter_scale)
-            recipe = Recipe(finish.quant, finish.types, DTYPES[merged_dtype], scaled)
+            recipe = FileRecipe(finish.quant, finish.types, DTYPES[merged_dtype], scaled)
             ShippedWeights(model, soul_module(record).to(device), base, recipe, compute_dtype(device))
         yield model
