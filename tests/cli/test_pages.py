@@ -12,13 +12,14 @@ from urllib.request import urlopen
 import pytest
 
 from aegis import llama_cpp
+from aegis.chat import serving
 from aegis.cli.commands.chat import serve
 from aegis.errors import UsageError
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
-from tests.llama_cpp.serving.conftest import require_packages
+from tests.chat.serving.conftest import require_packages
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_second_file_is_named_by_path_or_by_its_type_in_the_run(
     served: list[tuple[tuple[Path, ...], int]] = []
     contexts = {"m-Q4_K_M": 64, "m-Q8_0": 32, "base": 128}
     monkeypatch.setattr(llama_cpp, "trained_context", lambda path: contexts[path.stem])
-    monkeypatch.setattr(llama_cpp, "serve", lambda *paths, context, **_: served.append((paths, context)))
+    monkeypatch.setattr(serving, "serve", lambda *paths, context, **_: served.append((paths, context)))
     (tmp_path / "base.gguf").touch()
     first, second, other = run.gguf / "m-Q4_K_M.gguf", run.gguf / "m-Q8_0.gguf", tmp_path / "base.gguf"
     for beside, paths, context in (

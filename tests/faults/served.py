@@ -52,9 +52,9 @@ def requests(spoiled: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 
 def feed_to(gguf: Path) -> Callable[[bytes, Path], None]:
     """What answers a body with a model; the model's process stays for the next."""
-    from aegis.llama_cpp.serving.bodies import checked
-    from aegis.llama_cpp.serving.engine import Engine
-    from aegis.llama_cpp.serving.refusal import Refusal
+    from aegis.llama_cpp.answering.bodies import checked
+    from aegis.llama_cpp.answering.engine import Engine
+    from aegis.llama_cpp.answering.refusal import Refusal
 
     engine = Engine(gguf, gguf.stem, 256, 1)
     engine.start()

@@ -27,7 +27,6 @@ from aegis.llama_cpp.recipe import tensor_types
 from aegis.llama_cpp.rendering import Raised, chat_text, chat_texts
 from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
 from aegis.llama_cpp.runtime import Runtime
-from aegis.llama_cpp.serving import serve
 from aegis.llama_cpp.tree import find_tree, tree_at_hand
 
 __all__ = [
@@ -62,7 +61,6 @@ __all__ = [
     "refuse_foreign",
     "refuse_without_compiler",
     "refuse_without_imatrix",
-    "serve",
     "tensor_types",
     "trained_context",
     "tree_at_hand",

@@ -80,10 +80,10 @@ def serve(
     threads: Annotated[int | None, typer.Option(min=1, help="number of threads (default: the physical cores)")] = None,
 ) -> None:
     """Serve the GGUF with a chat page and over the OpenAI protocol, on this machine only, until Ctrl-C."""
+    from aegis.chat.serving import names_of
+    from aegis.chat.serving import serve as run_server
     from aegis.cli.screens import results
-    from aegis.llama_cpp import serve as run_server
     from aegis.llama_cpp import trained_context
-    from aegis.llama_cpp.serving import names_of
 
     refuse_absent(gguf)
     run_dir = existing_run(run) if run or not gguf else None

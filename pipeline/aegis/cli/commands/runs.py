@@ -35,12 +35,12 @@ def watch(
 ) -> None:
     """Show a training live in the browser, and its report when it is written; on this machine only, until Ctrl-C."""
     from aegis.cli.screens import results
-    from aegis.web import local
+    from aegis.report.web import local
 
     run_dir = existing_run(run)
     local.require_packages(local.PACKAGES)
     with local.bound(port) as listener:
-        from aegis.web.watch import make_app
+        from aegis.report.web.watch import make_app
 
         def ready(url: str) -> None:
             progress.result(results.watched(url, run_dir.root), {"page": url, "run": run_dir.root})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aegis.chat.serving import serve
 from aegis.errors import EnvironmentFault
-from aegis.llama_cpp import serve
 
 
 def test_missing_packages_of_the_server_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from aegis.llama_cpp.serving.refusal import Refusal
+from aegis.llama_cpp.answering.refusal import Refusal
 
 MAX_BODY_BYTES = 4 << 20
 """A context of 128k tokens is half a megabyte of text."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from aegis import progress
-from aegis.web import local
-from aegis.web.request_log import RequestLog
+from aegis.report.web import local
+from aegis.report.web.request_log import RequestLog
 
 
 @contextmanager

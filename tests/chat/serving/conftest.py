@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from aegis.llama_cpp import convert
+from tests.llama_cpp.conftest import make_model
+
+__all__ = ["make_model"]
 
 
 @pytest.fixture(scope="module")

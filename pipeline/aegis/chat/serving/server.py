@@ -15,7 +15,7 @@ from aegis.errors import IntegrityError
 from aegis.llama_cpp.chat_template import refuse_unusable_templates
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.threads import default_threads
-from aegis.web import local
+from aegis.report.web import local
 
 _NEEDED = (*local.PACKAGES, "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 
@@ -50,8 +50,8 @@ def serve(
                 raise IntegrityError("server.no_chat_template", path=path)
             refuse_unusable_templates(file.metadata)
     with local.bound(port) as listener, ExitStack() as running:
-        from aegis.llama_cpp.serving.app import make_app
-        from aegis.llama_cpp.serving.engine import Engine
+        from aegis.chat.serving.app import make_app
+        from aegis.llama_cpp.answering.engine import Engine
 
         engines = {}
         for name, path in zip(names_of(paths), paths, strict=True):

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from aegis.chat.serving import serve
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
-from aegis.llama_cpp import Runtime, convert, serve
+from aegis.llama_cpp import Runtime, convert
 from tests.llama_cpp.conftest import MakeModel
 
 from .conftest import require_packages

@@ -18,11 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aegis.llama_cpp.serving.bodies import Kind, read_request
-from aegis.llama_cpp.serving.refusal import Refusal
-from aegis.llama_cpp.serving.turns import Turns
-from aegis.web.local import own_host_only
-from aegis.web.pages import page
+from aegis.chat.serving.turns import Turns
+from aegis.llama_cpp.answering.bodies import Kind, read_request
+from aegis.llama_cpp.answering.refusal import Refusal
+from aegis.report.web.local import own_host_only
+from aegis.report.web.pages import page
 
 WAITING = 32
 """Maximum number of waiting requests; clients that wait a few minutes would not wait for more."""

@@ -59,8 +59,8 @@ def _has_its_packages() -> None:
 
 @pytest.fixture
 def serve() -> Callable[[dict[str, Engine]], Any]:
-    from aegis.llama_cpp.serving.app import make_app
-    from tests.web.served import served
+    from aegis.chat.serving.app import make_app
+    from tests.report.web.served import served
 
     def serve(engines: dict[str, Engine]) -> Any:
         return served(make_app(engines))
@@ -181,7 +181,7 @@ def test_enter_of_an_input_method_does_not_send(browser: Browser, serve: Any) ->
 
 
 def test_a_refusal_is_shown_in_the_servers_words(browser: Browser, serve: Any) -> None:
-    from aegis.llama_cpp.serving.refusal import Refusal
+    from aegis.llama_cpp.answering.refusal import Refusal
 
     class Refusing(Engine):
         async def answers(self, kind: str, request: Any) -> AsyncGenerator[dict[str, Any], None]:

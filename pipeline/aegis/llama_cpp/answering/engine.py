@@ -12,12 +12,12 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from aegis.errors import AegisError, EnvironmentFault
+from aegis.llama_cpp.answering.bodies import Kind
+from aegis.llama_cpp.answering.refusal import Refusal
 from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge
 from aegis.llama_cpp.loading import refuse_fatal
-from aegis.llama_cpp.serving.bodies import Kind
-from aegis.llama_cpp.serving.refusal import Refusal
 
-_MODULE = "aegis.llama_cpp.serving._model_worker"
+_MODULE = "aegis.llama_cpp.answering._model_worker"
 _LOAD_SECONDS = 1800.0
 SILENT_SECONDS = 600.0
 """Time limit per piece: enough for a prompt as long as the context on a slow machine."""

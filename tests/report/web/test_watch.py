@@ -13,7 +13,7 @@ import pytest
 from aegis.messages import words
 from aegis.runs.run import Run
 from tests.browser import Browser, Tab
-from tests.llama_cpp.serving.conftest import require_packages
+from tests.chat.serving.conftest import require_packages
 
 ENGLISH = words("web_page", "en")
 HOSTILE = '</script><img src="http://127.0.0.1:9/spy.png" onerror="document.title=1">'
@@ -29,8 +29,8 @@ def _has_its_packages() -> None:
 
 @pytest.fixture
 def serve() -> Callable[[Run], Any]:
-    from aegis.web.watch import make_app
-    from tests.web.served import served
+    from aegis.report.web.watch import make_app
+    from tests.report.web.served import served
 
     return lambda run: served(make_app(run))
 
@@ -138,7 +138,7 @@ def test_a_server_that_has_ended_is_named(browser: Browser, serve: Callable[[Run
 
 
 def test_a_long_training_sends_no_more_points_than_a_screen_shows(tmp_path: Path) -> None:
-    from aegis.web.watch import MAX_POINTS, state_of
+    from aegis.report.web.watch import MAX_POINTS, state_of
 
     run = Run(tmp_path / "mine")
     add_rows(run, *range(1, 3 * MAX_POINTS + 1))
@@ -152,7 +152,7 @@ def test_a_long_training_sends_no_more_points_than_a_screen_shows(tmp_path: Path
 
 def test_a_report_of_an_earlier_training_is_not_shown(tmp_path: Path) -> None:
     """While the run trains again; the control is the same run when it has ended."""
-    from aegis.web.watch import state_of
+    from aegis.report.web.watch import state_of
 
     run = Run(tmp_path / "mine")
     add_rows(run, 10, 20)

@@ -14,9 +14,10 @@ pytest.importorskip("starlette", reason="needs the dev extra")
 pytest.importorskip("llama_cpp.server.types", reason="needs the dev extra")
 httpx = pytest.importorskip("httpx2", reason="needs the dev extra")
 
-from aegis.llama_cpp.serving import bodies, names_of  # noqa: E402
-from aegis.llama_cpp.serving.app import make_app  # noqa: E402
-from aegis.llama_cpp.serving.refusal import Refusal  # noqa: E402
+from aegis.chat.serving import names_of  # noqa: E402
+from aegis.chat.serving.app import make_app  # noqa: E402
+from aegis.llama_cpp.answering import bodies  # noqa: E402
+from aegis.llama_cpp.answering.refusal import Refusal  # noqa: E402
 
 CHAT = {"messages": [{"role": "user", "content": "春は？"}]}
 URL = "/v1/chat/completions"

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from aegis.report.web.local import own_host_only
+from aegis.report.web.pages import page
 from aegis.runs.metrics import read_metrics
 from aegis.runs.run import Run
-from aegis.web.local import own_host_only
-from aegis.web.pages import page
 
 MAX_POINTS = 2000
 """More than a screen has pixels; all held-out losses besides."""

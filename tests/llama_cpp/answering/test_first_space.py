@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aegis.llama_cpp.serving.first_space import without_first_space
+from aegis.llama_cpp.answering.first_space import without_first_space
 
 
 def streamed(*texts: str | None) -> list[Any]:

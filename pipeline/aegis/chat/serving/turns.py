@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
 
-from aegis.llama_cpp.serving.refusal import Refusal
+from aegis.llama_cpp.answering.refusal import Refusal
 
 _LOOK_SECONDS = 0.5
 

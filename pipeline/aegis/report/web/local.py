@@ -72,7 +72,7 @@ def run(
     """
     import uvicorn
 
-    from aegis.web.request_log import RequestLog
+    from aegis.report.web.request_log import RequestLog
 
     listener.listen()
     ready(f"http://{HOST}:{listener.getsockname()[1]}")

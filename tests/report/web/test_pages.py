@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import aegis.web
+import aegis.report.web
 from aegis.messages import words
-from aegis.web.pages import page
-from tests.llama_cpp.serving.conftest import require_packages
+from aegis.report.web.pages import page
+from tests.chat.serving.conftest import require_packages
 
 FILES = {
     path.name: path.read_text(encoding="utf-8")
-    for path in Path(aegis.web.__file__).parent.iterdir()
+    for path in Path(aegis.report.web.__file__).parent.iterdir()
     if path.suffix in {".js", ".css", ".jinja"}
 }
 MAKES_MARKUP = re.compile(

@@ -1,0 +1,1 @@
+"""Answers requests of OpenAI's protocol: each is checked here, and the model runs in a process of its own."""
