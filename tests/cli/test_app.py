@@ -60,11 +60,11 @@ def aegis(
         monkeypatch.setattr(sys, "argv", ["aegis", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             app.main()
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
         code = ended.value.code
         assert isinstance(code, int)
-        return Ended(code, told.out, told.err)
+        return Ended(code, printed.out, printed.err)
 
     yield run
     progress.install(progress.SilentReporter())
@@ -156,12 +156,12 @@ def test_help_loads_no_torch(command: list[str]) -> None:
 )
 def test_every_setting_has_a_flag(aegis: Aegis, command: str, models: list[type[StageConfig]]) -> None:
     """Each field of the stage's config, with its description, in the command's help."""
-    told = aegis(command, "--help")
-    words = "".join(told.out.split())
-    assert told.code == 0
+    ended = aegis(command, "--help")
+    words = "".join(ended.out.split())
+    assert ended.code == 0
     for model in models:
         for name, field in model.model_fields.items():
-            assert f"--{name.replace('_', '-')}" in told.out, name
+            assert f"--{name.replace('_', '-')}" in ended.out, name
             if len(models) == 1:  # one flag may serve two stages, and has one text
                 assert "".join(str(field.description).split()) in words, name
 
@@ -173,10 +173,10 @@ def test_version_prints_the_version(aegis: Aegis) -> None:
 
 
 def test_a_call_without_arguments_prints_help(aegis: Aegis) -> None:
-    told = aegis()
-    assert (told.code, told.err) == (0, "")
-    assert told.out.startswith("Usage: aegis [OPTIONS] COMMAND")
-    assert all(command in told.out for command in COMMANDS)
+    ended = aegis()
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("Usage: aegis [OPTIONS] COMMAND")
+    assert all(command in ended.out for command in COMMANDS)
 
 
 def test_the_originals_dry_run_works(
@@ -184,10 +184,10 @@ def test_the_originals_dry_run_works(
 ) -> None:
     """The command line of the original's README, except for the base, takes steps and prints the next command."""
     monkeypatch.setenv("AEGIS_TRAIN_KEEP_WINDOWS", "8")
-    told = aegis(
+    ended = aegis(
         "train", "--base-model", quick_base, "--max-steps", 10, "--batch-size", 1, "--max-length", 256, "--dry-run"
     )
-    assert (told.code, "10 of 10 steps run" in told.out) == (0, True), told.err
+    assert (ended.code, "10 of 10 steps run" in ended.out) == (0, True), ended.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,18 +198,18 @@ def test_the_originals_training_works(
     base = tmp_path / "Borea Phi"
     shutil.copytree(quick_base, base)
     monkeypatch.setenv("AEGIS_TRAIN_KEEP_WINDOWS", "8")
-    told = aegis(
+    ended = aegis(
         *("train", "--base-model", base, "--max-steps", 2, "--warmup-steps", 1, "--annealing-steps", 1),
         *("--batch-size", 1, "--max-length", 64, "--learning-rate", "2e-4", "--save-steps", 1),
     )
-    assert told.code == 0, told.err
+    assert ended.code == 0, ended.err
     run = Run(tmp_path / "artifacts" / "Borea-Phi")
     config = read_manifest(run.adapter).config
     assert config["learning_rate"] == 2e-4
     assert (config["max_steps"], config["max_length"], config["dataset"]) == (2, 64, "demo")
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_000001", "step_000002"]
-    assert "next: aegis merge --run artifacts/Borea-Phi" in told.out.replace("\\", "/")
-    assert ESCAPE not in told.out + told.err
+    assert "next: aegis merge --run artifacts/Borea-Phi" in ended.out.replace("\\", "/")
+    assert ESCAPE not in ended.out + ended.err
     again = aegis("train", "--base-model", base, "--max-steps", 2)
     assert (again.code, "is finished (2 steps)" in again.err) == (2, True)
     assert "do: aegis merge --run artifacts/Borea-Phi" in again.err.replace("\\", "/")
@@ -218,18 +218,18 @@ def test_the_originals_training_works(
 
 def test_only_json_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
     """Through train and merge: every line of stdout parses, metrics are among them, and the result is the last."""
-    told = aegis("--json", "train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
-    assert told.code == 0, told.err
-    rows = [json.loads(line) for line in told.out.splitlines()]
+    ended = aegis("--json", "train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert ended.code == 0, ended.err
+    rows = [json.loads(line) for line in ended.out.splitlines()]
     assert {"begin", "end", "message", "metrics", "result"} <= {row["event"] for row in rows}
     assert rows[-1]["event"] == "result"
     assert rows[-1]["report"]["steps"] == 2
     assert Path(rows[-1]["report"]["adapter"]) == Path("r") / "adapter"
-    told = aegis("--json", "merge", "--run", "r")
-    assert told.code == 0, told.err
-    assert json.loads(told.out.splitlines()[-1])["report"]["untied"] is False
-    told = aegis("--json", "merge", "--run", "r")
-    assert (told.code, told.out) == (2, "")
+    ended = aegis("--json", "merge", "--run", "r")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out.splitlines()[-1])["report"]["untied"] is False
+    ended = aegis("--json", "merge", "--run", "r")
+    assert (ended.code, ended.out) == (2, "")
 
     # the same run, once more: a base with other weights is not the one it was trained on
     other = tmp_path / "other"
@@ -237,13 +237,13 @@ def test_only_json_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, t
     data = bytearray((other / "model.safetensors").read_bytes())
     data[-2] ^= 1
     (other / "model.safetensors").write_bytes(data)
-    told = aegis("merge", "--base-model", other, "--adapter", "r/adapter", "--out", "merged")
-    assert (told.code, "was not trained on" in told.err) == (5, True)
+    ended = aegis("merge", "--base-model", other, "--adapter", "r/adapter", "--out", "merged")
+    assert (ended.code, "was not trained on" in ended.err) == (5, True)
     assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "expected"),
     [
         (["train", "--base-model", "./nowhere"], 2, "no base model at './nowhere'"),
         (["train", "--base-model", "owner/name"], 3, "not in the local cache"),
@@ -287,13 +287,13 @@ def test_only_json_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, t
     ],
 )
 def test_failures_have_an_exit_code_and_a_message(
-    aegis: Aegis, quick_base: Path, tmp_path: Path, arguments: list[str], code: int, told: str
+    aegis: Aegis, quick_base: Path, tmp_path: Path, arguments: list[str], code: int, expected: str
 ) -> None:
     """The exit code of the class, the message on stderr, nothing on stdout, no file and no traceback."""
     ended = aegis(*(argument.replace("{base}", str(quick_base)) for argument in arguments))
     assert (ended.code, ended.out) == (code, ""), ended.err
     assert ended.err.startswith("aegis: ") or "warning" in ended.err or "\naegis: " in ended.err
-    assert told in ended.err
+    assert expected in ended.err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -328,8 +328,8 @@ def test_cheap_mistakes_are_reported_before_torch_is_loaded(
 
 def test_common_options_are_accepted_before_and_after_the_command(aegis: Aegis) -> None:
     for arguments in (("--json", "version"), ("version", "--json")):
-        told = aegis(*arguments)
-        assert json.loads(told.out) == {"event": "result", "report": {"version": "0.1.0"}}
+        ended = aegis(*arguments)
+        assert json.loads(ended.out) == {"event": "result", "report": {"version": "0.1.0"}}
     assert aegis("version").out == "0.1.0\n"
     assert aegis("version", "--no-such-option").code == 2
     assert "show the traceback" in aegis("merge", "-h").out
@@ -350,8 +350,8 @@ def test_a_run_need_not_be_named(aegis: Aegis, tmp_path: Path) -> None:
         root = tmp_path / "artifacts" / name
         (root / "checkpoints").mkdir(parents=True)
         os.utime(root, (number, number))
-    told = aegis("card")
-    assert (told.code, f"run: {Path('artifacts') / 'newer'} (used last, of 2" in told.err) == (2, True), told
+    ended = aegis("card")
+    assert (ended.code, f"run: {Path('artifacts') / 'newer'} (used last, of 2" in ended.err) == (2, True), ended
     assert str(Path("artifacts") / "older") in aegis("card", "--run", "older").err
     assert "there are: " in aegis("card", "--run", "oldest").err
     rows = json.loads(aegis("list", "--json").out)["report"]["runs"]
@@ -363,12 +363,12 @@ def test_bad_data_names_the_line(aegis: Aegis, quick_base: Path, dataset: Path, 
     lines = dataset.read_text(encoding="utf-8").splitlines()
     lines[36] = '{"messages": ['
     dataset.write_text("\n".join(lines), encoding="utf-8")
-    told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
-    assert told.code == 4
-    assert "37" in told.err
+    ended = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert ended.code == 4
+    assert "37" in ended.err
     dataset.write_text("")
-    told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
-    assert told.code == 4
+    ended = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert ended.code == 4
     assert not (tmp_path / "r").exists()
 
 
@@ -377,15 +377,15 @@ def test_a_full_disk_has_the_exit_code_of_the_environment(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
-    assert (told.code, "not enough disk space for the checkpoints" in told.err) == (3, True)
+    ended = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+    assert (ended.code, "not enough disk space for the checkpoints" in ended.err) == (3, True)
     assert not (tmp_path / "r").exists()
 
 
 def test_a_held_run_is_exit_8(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
     with Run(tmp_path / "r").lock():
-        told = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
-        assert (told.code, f"process {os.getpid()}" in told.err) == (8, True)
+        ended = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
+        assert (ended.code, f"process {os.getpid()}" in ended.err) == (8, True)
         assert aegis("merge", "--run", "r").code == 8
         assert aegis("export-gguf", "--run", "r").code == 8
 
@@ -398,7 +398,7 @@ def raising(error: BaseException) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "expected"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 3, "the disk is full"),
@@ -407,12 +407,12 @@ def raising(error: BaseException) -> Callable[..., object]:
     ],
 )
 def test_signals_and_errors_of_the_operating_system_have_exit_codes(
-    aegis: Aegis, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+    aegis: Aegis, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, expected: str
 ) -> None:
     """Ctrl-C, a full disk anywhere, a path that may not be written: no traceback."""
     monkeypatch.setattr(train_stage, "train", raising(error))
     ended = aegis(*DEMO)
-    assert (ended.code, told in ended.err) == (code, True), ended.err
+    assert (ended.code, expected in ended.err) == (code, True), ended.err
 
 
 def test_an_unexpected_exception_is_reported_as_a_bug(
@@ -458,10 +458,10 @@ def test_debug_shows_the_traceback(aegis: Aegis, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "argv", ["aegis", "--debug", *DEMO])
         with pytest.raises(SystemExit) as ended:
             app.main()
-        told = capsys.readouterr().err
+        printed = capsys.readouterr().err
         assert ended.value.code == code
-        assert "Traceback" in told
-        assert getattr(error, "what", str(error)) in told.rpartition("\naegis: ")[2]
+        assert "Traceback" in printed
+        assert getattr(error, "what", str(error)) in printed.rpartition("\naegis: ")[2]
     assert "Traceback" not in aegis("train", "--max-steps", 0).err
 
 
@@ -473,14 +473,14 @@ def test_dry_runs_write_nothing(aegis: Aegis, quick_base: Path, dataset: Path, t
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
     before = there()
-    for command, told in (
+    for command, expected in (
         (("merge", "--run", "r"), "would hold"),
         (("run", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL), "peak"),
         (("plan", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL), "peak"),
         (("export-gguf", "--model", quick_base, "--out", "o"), "Q4_K_M.gguf"),
     ):
         ended = aegis(*command, *(() if command[0] == "plan" else ("--dry-run",)))
-        assert (ended.code, told in ended.out, "nothing was written" in ended.out) == (0, True, True), ended
+        assert (ended.code, expected in ended.out, "nothing was written" in ended.out) == (0, True, True), ended
         assert there() == before, command
     assert aegis("verify", "--run", "r", "--dry-run").code == 5  # it is not finished, and that is said
     assert there() == before
@@ -497,38 +497,38 @@ def test_dry_runs_refuse_what_the_stage_refuses(aegis: Aegis, quick_base: Path, 
 
 
 def test_init_writes_a_config_that_runs(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
-    told = aegis("init", "--base-model", quick_base, "--dataset", dataset, "--out", "my run.toml")
-    assert told.code == 0, told.err
-    assert "next: aegis plan --config 'my run.toml'" in told.out
-    told = aegis("train", "--config", "my run.toml", "--run", "r", *SMALL)
-    assert told.code == 0, told.err
+    ended = aegis("init", "--base-model", quick_base, "--dataset", dataset, "--out", "my run.toml")
+    assert ended.code == 0, ended.err
+    assert "next: aegis plan --config 'my run.toml'" in ended.out
+    ended = aegis("train", "--config", "my run.toml", "--run", "r", *SMALL)
+    assert ended.code == 0, ended.err
     config = read_manifest(tmp_path / "r" / "adapter").config
     assert (config["base_model"], config["dataset"]) == (str(quick_base), str(dataset))
     before = (tmp_path / "my run.toml").read_bytes()
     assert aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml").code == 2
     assert (tmp_path / "my run.toml").read_bytes() == before
-    told = aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml", "--overwrite")
-    assert (told.code, (tmp_path / "my run.toml").read_bytes() == before) == (0, False)
+    ended = aegis("init", "--base-model", "demo", "--dataset", "demo", "--out", "my run.toml", "--overwrite")
+    assert (ended.code, (tmp_path / "my run.toml").read_bytes() == before) == (0, False)
 
 
 def test_init_asks_only_on_a_terminal(aegis: Aegis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Elsewhere it names the missing flag."""
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    told = aegis("init")
-    assert (told.code, "--base-model VALUE" in told.err) == (2, True)
+    ended = aegis("init")
+    assert (ended.code, "--base-model VALUE" in ended.err) == (2, True)
     terminal = io.StringIO("borea-12gb\n\nmine.jsonl\n")
     (tmp_path / "mine.jsonl").touch()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdin", terminal)
-    told = aegis("init")
-    assert told.code == 0, told.err
-    assert "Base model" in told.err
-    assert "borea-12gb" in told.err
+    ended = aegis("init")
+    assert ended.code == 0, ended.err
+    assert "Base model" in ended.err
+    assert "borea-12gb" in ended.err
     written = tomllib.loads((tmp_path / "aegis.toml").read_text(encoding="utf-8"))
     assert written["train"] == {"base_model": PRESETS["borea-12gb"]["train"]["base_model"], "dataset": "mine.jsonl"}
     assert written["export"] == PRESETS["borea-12gb"]["export"]
-    told = aegis("init", "--preset", "demo", "--overwrite")
-    assert (told.code, tomllib.loads((tmp_path / "aegis.toml").read_text())["train"]) == (0, PRESETS["demo"]["train"])
+    ended = aegis("init", "--preset", "demo", "--overwrite")
+    assert (ended.code, tomllib.loads((tmp_path / "aegis.toml").read_text())["train"]) == (0, PRESETS["demo"]["train"])
 
 
 def test_the_shell_completes_commands_and_options(spawn: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
@@ -554,19 +554,19 @@ def test_the_process_ends_with_the_commands_exit_code(aegis: Aegis, monkeypatch:
 
 def test_one_part_can_be_verified_by_itself(aegis: Aegis, quick_base: Path, tmp_path: Path) -> None:
     """`verify PATH` names the part and its problems, exits with 0 or 5, and with --json prints one line."""
-    told = aegis("verify", quick_base)
-    assert told.code == 0, told
-    assert told.out.endswith("no problems found (checked on its own)\n")
+    ended = aegis("verify", quick_base)
+    assert ended.code == 0, ended
+    assert ended.out.endswith("no problems found (checked on its own)\n")
     copy = shutil.copytree(quick_base, tmp_path / "copy")
     config = copy / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"tie_word_embeddings": True}))
-    told = aegis("verify", copy)
-    assert told.code == 5
-    assert "FAIL  head untied" in told.out
-    assert "problems found: the fault is in" in told.out
-    told = aegis("verify", copy, "--json")
-    assert told.code == 5
-    report = json.loads(told.out.splitlines()[-1])["report"]
+    ended = aegis("verify", copy)
+    assert ended.code == 5
+    assert "FAIL  head untied" in ended.out
+    assert "problems found: the fault is in" in ended.out
+    ended = aegis("verify", copy, "--json")
+    assert ended.code == 5
+    report = json.loads(ended.out.splitlines()[-1])["report"]
     assert report["kind"] == "model_folder"
     failed = [check for check in report["checks"] if not check["ok"]]
     assert [check["name"]["key"] for check in failed] == ["structure.stock"]
@@ -581,11 +581,11 @@ def test_import_soul_reports_the_rotation_and_the_next_command(aegis: Aegis, tmp
 
     rotation = torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(32, 32, bias=False))
     torch.save({"alpha": torch.tensor(1.0), "so8_rotation": rotation.state_dict(), "step": 7}, tmp_path / "soul.pt")
-    told = aegis("import-soul", "soul.pt", "--out", "soul.safetensors")
-    assert told.code == 0, told
-    assert "step 7" in told.out
-    assert "(det +1)" in told.out or "reflection (det −1)" in told.out
-    assert "--soul soul.safetensors" in told.out
+    ended = aegis("import-soul", "soul.pt", "--out", "soul.safetensors")
+    assert ended.code == 0, ended
+    assert "step 7" in ended.out
+    assert "(det +1)" in ended.out or "reflection (det −1)" in ended.out
+    assert "--soul soul.safetensors" in ended.out
     assert aegis("import-soul", "soul.pt", "--out", "soul.safetensors").code == 2
     (tmp_path / "soul.pt").write_bytes(b"no pickle")
     assert aegis("import-soul", "soul.pt", "--out", "other.safetensors").code == 5
@@ -632,17 +632,17 @@ def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
     assert child.stderr is not None
     child.stdout.close()
     with child.stderr:
-        told = child.stderr.read().decode()
-    assert child.wait(60) == 141, told
-    assert told == ""
+        printed = child.stderr.read().decode()
+    assert child.wait(60) == 141, printed
+    assert printed == ""
 
 
 def test_only_training_may_have_several_processes(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
     """`aegis run` under a launcher would merge as often as there are processes."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = aegis("run", "--preset", "demo", "--device", "cpu")
-    assert told.code == 2
-    assert "launch aegis train" in told.err
+    ended = aegis("run", "--preset", "demo", "--device", "cpu")
+    assert ended.code == 2
+    assert "launch aegis train" in ended.err
 
 
 def test_a_bound_on_kept_text_without_keep_is_refused_before_training() -> None:

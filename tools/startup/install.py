@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from startup import advice, llama, records, torch_build, uv
-from startup.children import WINDOWS, child_environment, run_logged
+from startup.children import WINDOWS
 from startup.compiler import check_compiler, has_compiler
 from startup.console import StartError, Step, say
 from startup.language import either
-from startup.pip_settings import PipSettings, pip_settings
+from startup.pip_settings import pip_settings
+from startup.runner import Place, Runner
 
 STEPS = 6
 BINDING = "llama-cpp-python"
@@ -24,33 +23,15 @@ _TRIAL = "import aegis, torch, transformers, peft, bitsandbytes, llama_cpp, sent
 _TRIAL_OF_LLAMA = Path(__file__).with_name("trial.py")
 
 
-class Place(Protocol):
-    """What of the environment the installer needs (`environment.Environment`)."""
-
-    root: Path
-    extra: str
-    folder: Path
-    python: Path
-    constraints: Path
-    own: Path
-    log: Path
-
-    def usable(self) -> Path | None: ...
-    def mark_made(self) -> None: ...
-    def clear(self) -> None: ...
-
-
 class Installer:
     """One set-up of `place`; a thorough one looks at every byte that is installed."""
 
     def __init__(self, place: Place, *, thorough: bool = False) -> None:
         self._thorough = thorough
         self._place = place
-        self._settings: PipSettings = pip_settings()
+        self._settings = pip_settings()
         self._wheel = llama.wheel_for_this_machine(place.root)
         self._for_tests = place.extra == "dev" and not WINDOWS  # those of imatrix, which is not compiled on Windows
-        self._hold = -1
-        self._uv = Path()
 
     def refuse_without_compiler(self) -> None:
         """Look for a compiler before anything is made, if none but a compiled llama.cpp is in sight.
@@ -67,8 +48,8 @@ class Installer:
         Raises:
             StartError: with what failed and what to do.
         """
-        self._hold = hold
         place, tmp = self._place, self._place.own / "tmp"
+        self._runner = Runner(place, self._settings, common=self._for_tests, hold=hold)
         place.log.write_bytes(b"")
         # packages are built here, not in a /tmp that may be small; what a killed build left is found and removed
         shutil.rmtree(tmp, ignore_errors=True)
@@ -76,11 +57,13 @@ class Installer:
         say(f"      log: {place.log}")
 
         step = Step(1, STEPS, either("find or fetch uv", "uv を用意"))
-        self._uv = uv.find_or_fetch(
+        self._runner.uv = uv.find_or_fetch(
             place.own,
-            lambda argv: self._logged(step, argv, either("uv could not be fetched", "uv を取得できませんでした")),
+            lambda argv: self._runner.require(
+                step, argv, either("uv could not be fetched", "uv を取得できませんでした")
+            ),
         )
-        step.done(str(self._uv))
+        step.done(str(self._runner.uv))
         step = Step(2, STEPS, either("make the environment", "環境を作成"))
         step.done(self._make(step))
         step = Step(3, STEPS, either("llama.cpp: its wheel, or a compiler", "llama.cpp: wheel またはコンパイラ"))
@@ -88,7 +71,7 @@ class Installer:
         step = Step(4, STEPS, either("install the packages", "パッケージをインストール"))
         step.done(self._packages(step))
         step = Step(5, STEPS, either("get llama.cpp's converter", "llama.cpp の変換ツールを取得"))
-        self._logged(
+        self._runner.require(
             step,
             [place.python, "-m", "vendor_llama_cpp"],
             either("llama.cpp's converter could not be fetched", "llama.cpp の変換ツールを取得できませんでした"),
@@ -97,7 +80,7 @@ class Installer:
         converter = Path(advice.last_line(place.log))
         step.done(str(converter))
         step = Step(6, STEPS, either("try the packages", "パッケージを試す"))
-        self._logged(
+        self._runner.require(
             step,
             [place.python, "-c", _TRIAL],
             either("a package is installed but does not load", "インストール済みのパッケージが読み込めません"),
@@ -120,9 +103,9 @@ class Installer:
             )
         self._place.clear()
         base = getattr(sys, "_base_executable", None) or sys.executable
-        self._logged(
+        self._runner.require(
             step,
-            [self._uv, "venv", "--allow-existing", "--python", base, self._place.folder],
+            [self._runner.uv, "venv", "--allow-existing", "--python", base, self._place.folder],
             either("the virtual environment could not be made", "仮想環境を作成できませんでした"),
         )
         self._place.mark_made()
@@ -146,7 +129,7 @@ class Installer:
         if self._wheel is not None and not compiled:
             found = llama.fetch(self._wheel, self._place.own, step.tick, self._settings.certificates)
             if isinstance(found, Path):
-                self._pip(
+                self._runner.pip(
                     step,
                     ["--no-deps", found],
                     what=either("the wheel could not be installed", "wheel をインストールできませんでした"),
@@ -160,10 +143,10 @@ class Installer:
 
     def _runs(self, step: Step) -> bool:
         argv = [self._place.python, _TRIAL_OF_LLAMA, self._site_packages() / "llama_cpp" / "lib"]
-        return self._run(step, argv) == 0
+        return self._runner.run(step, argv) == 0
 
     def _remove_binding(self, step: Step) -> None:
-        self._logged(step, [self._uv, "pip", "uninstall", "--python", self._place.python, BINDING], "uv")
+        self._runner.require(step, [self._runner.uv, "pip", "uninstall", "--python", self._place.python, BINDING], "uv")
 
     def _site_packages(self) -> Path:
         found = self._place.usable()
@@ -180,7 +163,7 @@ class Installer:
             held.write_text(torch_build.without_build(place.constraints.read_text(encoding="utf-8")), encoding="utf-8")
         project = f"{place.root}[{place.extra}]" if place.extra else str(place.root)
         compiling = advice.Compilation()
-        self._pip(
+        self._runner.pip(
             step,
             [
                 "-c",
@@ -218,7 +201,7 @@ class Installer:
             torch_build.without_build(self._place.constraints.read_text(encoding="utf-8")), encoding="utf-8"
         )
         argv: list[str | Path] = ["--dry-run", "--no-deps", "-c", held, *_backend_flags(chosen), "torch"]
-        if self._run(step, self._pip_argv(argv)) == 0:
+        if self._runner.run(step, self._runner.pip_argv(argv)) == 0:
             return chosen
         step.clear()
         if WINDOWS and chosen == "auto":
@@ -242,59 +225,6 @@ class Installer:
             )
         )
         return None
-
-    def _pip_argv(self, arguments: Sequence[str | Path]) -> list[str | Path]:
-        # -v because only then does uv let the compiler's progress through
-        own = [*llama.build_settings(common=self._for_tests), *self._settings.flags]
-        return [self._uv, "pip", "install", "-v", "--python", self._place.python, *own, *arguments]
-
-    def _pip(
-        self,
-        step: Step,
-        arguments: Sequence[str | Path],
-        *,
-        what: str,
-        where: Callable[[Path], str] = advice.where_uv_is,
-    ) -> None:
-        self._logged(step, self._pip_argv(arguments), what, where)
-
-    def _variables(self) -> Mapping[str, str]:
-        extra = {"PYTHONUNBUFFERED": "1", "PATH": torch_build.search_path()}
-        extra.update(self._settings.environment)
-        if not os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL"):
-            extra["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count() or 1)
-        if not WINDOWS:  # there, the system's own folder has the shorter path
-            extra["TMPDIR"] = str(self._place.own / "tmp")
-        return extra
-
-    def _run(self, step: Step, argv: Sequence[str | Path], where: Callable[[Path], str] = lambda log: "") -> int:
-        return run_logged(
-            argv,
-            log=self._place.log,
-            cwd=self._place.root,
-            environment=child_environment(**self._variables()),
-            tick=lambda: step.tick(where(self._place.log)),
-            hold=self._hold,
-        )
-
-    def _logged(
-        self, step: Step, argv: Sequence[str | Path], what: str, where: Callable[[Path], str] = lambda log: ""
-    ) -> None:
-        """Run `argv` with its output in the log, from which `where` reads how far it is.
-
-        Raises:
-            StartError: it failed; shows the log's end and what can be done.
-        """
-        code = self._run(step, argv, where)
-        if code != 0:
-            step.clear()
-            log = self._place.log
-            raise StartError(
-                either(f"{what} (exit code {code}). The log ends with:", f"{what}（終了コード {code}）。ログの末尾:")
-                + f"\n\n{advice.tail(log)}\n",
-                f"{advice.cause(log)}\n" + either(f"The complete log: {log}", f"ログ全体: {log}"),
-                code=7,
-            )
 
 
 def _backend_flags(chosen: str | None) -> list[str]:
