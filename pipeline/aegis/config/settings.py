@@ -148,8 +148,9 @@ class TrainConfig(StageConfig):
         False,
         description="take the checkpoint with the lowest held-out loss for the result, and keep it (default: the last)",
     )
-    report_to: Literal["none", "tensorboard", "trackio"] = Field(
-        "none", description="also log metrics.jsonl to this tracker, whose package must be installed"
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = Field(
+        "none",
+        description="also log metrics.jsonl to this tracker, whose package must be installed; it stays on this machine",
     )
     heldout_rows: int = Field(
         64, ge=0, description="rows held out for the validation loss, at most a tenth of all rows"

@@ -1,7 +1,9 @@
-"""Sends the rows of metrics.jsonl to TensorBoard or trackio on this machine, through accelerate's trackers."""
+"""Sends the rows of metrics.jsonl to another tracker, through accelerate; nothing leaves this machine by default."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -9,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from aegis.errors import EnvironmentFault
+from aegis import progress
+from aegis.errors import EnvironmentFault, first_line
+from aegis.messages import phrase
 
-ReportTo = Literal["none", "tensorboard", "trackio"]
+ReportTo = Literal["none", "tensorboard", "trackio", "wandb", "mlflow"]
 Report = Callable[[Mapping[str, Any]], None]
 
 _MEDIAN, _MAX = 3, 6
@@ -24,7 +28,10 @@ def check_tracker(report_to: ReportTo) -> None:
     Raises:
         EnvironmentFault: it is not.
     """
-    if report_to != "none" and find_spec(report_to) is None:
+    if report_to == "none":
+        return
+    spec = find_spec(report_to)
+    if spec is None or spec.origin is None:  # a folder of this name, as wandb makes one, is no package
         raise EnvironmentFault("tracking.no_package", report_to=report_to)
 
 
@@ -33,24 +40,35 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
     """Yield a function that sends a row to the tracker.
 
     TensorBoard's events go to tensorboard/ in the run. A resumed run writes the rows after `start` again, so the old
-    ones are purged there. trackio keeps its own database, under the run's name.
+    ones are purged there. trackio keeps its own database, under the run's name. wandb's files go to wandb/ in the run,
+    MLflow's database is mlflow.db in it; each start of the training is a run of its own there. A user who wants them on
+    a server sets the tracker's own variables: WANDB_MODE=online, MLFLOW_TRACKING_URI.
+
+    Raises:
+        EnvironmentFault: the tracker does not start. A row that it does not take later is lost there, with a warning;
+            the training goes on.
     """
     if report_to == "none":
         yield lambda _row: None
         return
     from accelerate import PartialState
-    from accelerate.tracking import TensorBoardTracker, TrackioTracker
 
     PartialState()  # accelerate's trackers need it
-    # stdout is for results, and trackio prints on it when it starts and finishes
+    # stdout is for results, and some trackers print on it when they start and finish
     with redirect_stdout(sys.stderr):
-        if report_to == "tensorboard":
-            tracker: Any = TensorBoardTracker("tensorboard", run, purge_step=start + 1)
-        else:
-            tracker = TrackioTracker(run.resolve().name, name="train", resume="allow", config=dict(config))
-        tracker.start()
+        try:
+            tracker = _started(report_to, run, start, dict(config))
+        except Exception as error:
+            raise EnvironmentFault("tracking.not_started", report_to=report_to, error=first_line(error)) from error
+
+    def report(row: Mapping[str, Any]) -> None:
+        try:
+            tracker.log(numbers_of(row), step=int(row["step"]))
+        except Exception as error:
+            progress.warn(phrase("tracking.row_lost", report_to=report_to, step=row["step"], error=first_line(error)))
+
     try:
-        yield lambda row: tracker.log(numbers_of(row), step=int(row["step"]))
+        yield report
     finally:
         with redirect_stdout(sys.stderr):
             tracker.finish()
@@ -58,6 +76,39 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
                 import trackio
 
                 trackio.finish()  # otherwise it prints again when the process ends
+
+
+def _started(report_to: ReportTo, run: Path, start: int, config: dict[str, Any]) -> Any:
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+
+    name = run.resolve().name
+    if report_to == "tensorboard":
+        tracker: Any = TensorBoardTracker("tensorboard", run, purge_step=start + 1)
+    elif report_to == "trackio":
+        tracker = TrackioTracker(name, name="train", resume="allow", config=config)
+    elif report_to == "wandb":
+        _set_unless_set(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", WANDB_CONSOLE="off")
+        tracker = WandBTracker(_plain(name), name="train", dir=run, config=config, mode=os.environ["WANDB_MODE"])
+    else:
+        # SQLAlchemy takes %XX for a character, and ? for the end of the path
+        path = (run.resolve() / "mlflow.db").as_posix().replace("%", "%25").replace("?", "%3F")
+        _set_unless_set(MLFLOW_TRACKING_URI=f"sqlite:///{path}", MLFLOW_DISABLE_TELEMETRY="true")
+        tracker = MLflowTracker(_plain(name), run_name="train")
+    tracker.start()
+    if report_to == "mlflow":
+        tracker.store_init_configuration(config)
+    return tracker
+
+
+def _set_unless_set(**variables: str) -> None:
+    """Set environment variables that a tracker reads when it is imported; what the user has set stays."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _plain(name: str) -> str:
+    """Return a run's name as a project's: wandb refuses some characters, and accelerate quotes it in a query."""
+    return re.sub(r"[/\\#?%:'\"]", "-", name)[:128]
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
