@@ -113,6 +113,7 @@ def main() -> int:
     parser.add_argument("--rotation", default="so8,dense", help="kinds of soul, one row each")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--compile", default="on", choices=["on", "off"], help="as in aegis train")
     parser.add_argument("--gpu-memory-gib", type=float, help="as in aegis train")
     parser.add_argument("--out", type=Path, help="results as JSON")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -131,6 +132,7 @@ def main() -> int:
         write_long(work / "long.jsonl", 200_000)
         common = {"base_model": str(base), "dataset": str(work / "long.jsonl"), "device": arguments.device}
         common |= {"max_length": arguments.max_length, "gpu_memory_gib": arguments.gpu_memory_gib, "heldout_rows": 0}
+        common |= {"compile": arguments.compile}
         for rotation in arguments.rotation.split(","):
             for quant in arguments.quant.split(","):
                 row = json.dumps({**common, "rotation": rotation, "keep_weight": 0.0})

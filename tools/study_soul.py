@@ -102,10 +102,12 @@ def work(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Let the base write the kept text, once for all workers, and measure the base on every text."""
+    import torch
     from study import measure, shipped
 
     from aegis.stages.train import train
 
+    torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs yet
     study = _Study(args)
     # one step of a training that keeps: its run holds the windows that judge all others
     config = study.config(DEFAULTS, next(iter(study.files)), 0)

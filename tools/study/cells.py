@@ -21,8 +21,10 @@ COMMON: Mapping[str, Any] = {
     "activation_checkpointing": "off",
     "save_steps": 250,
     "logging_steps": 25,
+    "heldout_rows": 500,
 }
-"""One optimizer step is one forward pass of 8 windows, so keep_every counts steps. A CPU does not compile."""
+"""One optimizer step is one forward pass of 8 windows, so keep_every counts steps. A CPU does not compile. At most a
+tenth of the rows is held out."""
 
 
 class Cell(NamedTuple):
@@ -39,8 +41,8 @@ class Cell(NamedTuple):
     shipped: tuple[str, ...] = ()
 
 
-QUANTS = ("Q4_K_M", "Q3_K_M", "Q2_K", "Q8_0")
-"""The types of the base's own files that are measured."""
+QUANTS = ("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "Q8_0")
+"""The types of the files that a training without a finish is measured on."""
 DEFAULTS = "defaults: so8 + keep"
 
 _CLOSED = {"alpha_start": -30.0, "alpha_target": -30.0}
@@ -92,6 +94,7 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "so8 + keep, weight 1.5": {"keep_weight": 1.5},
     "so8 + keep, weight 2": {"keep_weight": 2.0},
     "so8 + keep, weight 3": {"keep_weight": 3.0},
+    "so8 + keep, weight 4": {"keep_weight": 4.0},
     # controls of the adapter's size
     "LoRA r 32 + keep": {**_CLOSED, "lora_r": 32, "lora_alpha": 64.0},
     "LoRA r 64 + keep": {**_CLOSED, "lora_r": 64, "lora_alpha": 128.0},
@@ -107,11 +110,13 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
 CELLS: Mapping[str, Cell] = {name: Cell(settings) for name, settings in _SETTINGS.items()} | {
     DEFAULTS: Cell({}, shipped=QUANTS),
     # the last steps on the weights of the file; the others are controls: of another type, shorter, all steps
-    "finish on Q4_K_M": Cell({"finish_steps": "100"}, shipped=("Q4_K_M", "Q8_0")),
+    "finish on Q4_K_M": Cell({"finish_steps": "100"}, shipped=("Q4_K_M",)),
+    "finish on Q4_0": Cell({"finish_steps": "100"}, finish="Q4_0", shipped=("Q4_0", "Q8_0")),
     "finish on Q3_K_M": Cell({"finish_steps": "100"}, finish="Q3_K_M", shipped=("Q3_K_M",)),
-    "finish on Q2_K": Cell({"finish_steps": "100"}, finish="Q2_K", shipped=("Q2_K", "Q4_K_M")),
-    "finish on Q8_0": Cell({"finish_steps": "100"}, finish="Q8_0", shipped=("Q8_0", "Q2_K")),
-    "50 steps on Q2_K": Cell({"finish_steps": "50"}, finish="Q2_K", shipped=("Q2_K",)),
-    "all steps on Q2_K": Cell({"finish_steps": "250"}, finish="Q2_K", shipped=("Q2_K",)),
-    "LoRA alone, finish on Q2_K": Cell({**_CLOSED, **_OFF, "finish_steps": "100"}, finish="Q2_K", shipped=("Q2_K",)),
+    "finish on Q2_K": Cell({"finish_steps": "100"}, finish="Q2_K", shipped=("Q2_K",)),
+    "finish on Q8_0": Cell({"finish_steps": "100"}, finish="Q8_0", shipped=("Q8_0", "Q4_0", "Q2_K")),
+    "50 steps on Q4_0": Cell({"finish_steps": "50"}, finish="Q4_0", shipped=("Q4_0",)),
+    "all steps on Q4_0": Cell({"finish_steps": "250"}, finish="Q4_0", shipped=("Q4_0",)),
+    "weight 2, finish on Q4_0": Cell({"keep_weight": 2.0, "finish_steps": "100"}, finish="Q4_0", shipped=("Q4_0",)),
+    "LoRA alone, finish on Q4_0": Cell({**_CLOSED, **_OFF, "finish_steps": "100"}, finish="Q4_0", shipped=("Q4_0",)),
 }

@@ -27,7 +27,9 @@ from aegis.verification.run_precheck import Later
 from study import shipped
 from study.cells import Cell
 
-_TEMPERATURES = torch.linspace(0.6, 1.8, 49)
+_TEMPERATURES = torch.linspace(0.8, 1.4, 25)
+_BATCH = 8
+"""Windows per forward pass."""
 _BINS = 15
 
 
@@ -85,26 +87,34 @@ def judge(model: Any, windows: Windows, base: Any = None, limit: int = 48) -> Ju
     Args:
         model, base: …ForCausalLM; `base` gives the reference of the divergence.
     """
-    losses, tempered, hits, kls = [], torch.zeros(len(_TEMPERATURES), dtype=torch.float64), [], []
+    losses, tempered, hits, kls = [], [], [], []
+    # nothing is read back before the end: other trainings share the GPU, and each answer would wait for their turns
     for ids, positions, rows, targets in _batches(windows, model.device, limit):
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1)[rows].float()
         losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
-        for number, temperature in enumerate(_TEMPERATURES.tolist()):
-            tempered[number] += torch.nn.functional.cross_entropy(logits / temperature, targets, reduction="sum").item()
+        tempered.append(_tempered(logits, targets))
         confidence, likeliest = logits.softmax(-1).max(-1)
         hits.append(torch.stack([confidence, (likeliest == targets).float()]))
         if base is not None:
             reference = base(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1)[rows].float()
             kls.append(_divergence(reference, logits))
-    loss, count = torch.cat(losses), sum(map(len, losses))
-    best = int(tempered.argmin())
+    loss = torch.cat(losses)
+    means = torch.stack(tempered).sum(0) / len(loss)
+    best = int(means.argmin())
     return Judged(
         loss.double().mean().item(),
-        (tempered[best] / count).item(),
+        means[best].item(),
         _TEMPERATURES[best].item(),
         _calibration_error(torch.cat(hits, -1)),
         torch.cat(kls).double().mean().item() if kls else None,
     )
+
+
+def _tempered(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed cross-entropy at each temperature, float64."""
+    right = logits.gather(-1, targets[:, None])[:, 0]
+    sums = [((logits / t).logsumexp(-1) - right / t).double().sum() for t in _TEMPERATURES.tolist()]
+    return torch.stack(sums)
 
 
 def judged_on(model: Any, texts: Texts, base_model: Any) -> dict[str, dict[str, Any]]:
@@ -140,8 +150,8 @@ def trained(
 
 
 def _batches(windows: Windows, device: torch.device, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    for number in range(min(limit, len(windows))):
-        batch = windows.batch([number])
+    for start in range(0, min(limit, len(windows)), _BATCH):
+        batch = windows.batch(list(range(start, min(start + _BATCH, limit, len(windows)))))
         labels = torch.as_tensor(batch.labels).flatten()
         rows = (labels != IGNORED).nonzero().flatten()  # a label is the token itself: the place before predicts it
         ids, positions = (torch.as_tensor(array).to(device) for array in (batch.input_ids, batch.position_ids))
