@@ -21,6 +21,7 @@ from aegis.llama_cpp.answering.refusal import Refusal  # noqa: E402
 
 CHAT = {"messages": [{"role": "user", "content": "春は？"}]}
 URL = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
 
 
 class Engine:
@@ -97,10 +98,36 @@ def code_of(response: Any) -> str:
 )
 def test_an_invalid_body_is_refused_with_its_reason(body: bytes, status: int, code: str) -> None:
     async def test(engine: Engine, client: Any) -> None:
-        response = await client.post(URL, content=body)
+        response = await client.post(URL, content=body, headers=JSON)
         assert (response.status_code, code_of(response)) == (status, code)
 
     assert run(test).most_at_once == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"Content-Type": "text/plain"}, 415, "not_declared_json"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415, "not_declared_json"),
+        ({"Content-Type": "text/plain; a=application/json"}, 415, "not_declared_json"),
+        ({}, 415, "not_declared_json"),
+        ({**JSON, "Origin": "https://evil.example"}, 403, "foreign_origin"),
+        ({**JSON, "Origin": "http://localhost.evil.example:8080"}, 403, "foreign_origin"),
+        ({**JSON, "Origin": "null"}, 403, "foreign_origin"),
+        (JSON, 200, ""),
+        ({"Content-Type": "Application/JSON; charset=utf-8", "Origin": "http://127.0.0.1:8080"}, 200, ""),
+    ],
+)
+def test_a_foreign_page_cannot_make_the_model_work(headers: dict[str, str], status: int, code: str) -> None:
+    """What a browser sends for a page without asking the server first; the last two are the server's own page's."""
+
+    async def test(engine: Engine, client: Any) -> None:
+        engine.let.release()
+        response = await client.post(URL, content=json.dumps(CHAT), headers=headers)
+        assert response.status_code == status
+        assert status == 200 or code_of(response) == code
+
+    assert run(test).most_at_once == (1 if status == 200 else 0)
 
 
 def test_a_body_without_a_length_is_read_no_further_than_allowed() -> None:
@@ -113,7 +140,7 @@ def test_a_body_without_a_length_is_read_no_further_than_allowed() -> None:
             yield b" " * (1 << 20)
 
     async def test(engine: Engine, client: Any) -> None:
-        response = await client.post(URL, content=endless())
+        response = await client.post(URL, content=endless(), headers=JSON)
         assert (response.status_code, code_of(response)) == (413, "body_too_large")
 
     run(test)
@@ -128,7 +155,7 @@ def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(60)
 
     async def test(engine: Engine, client: Any) -> None:
-        response = await client.post(URL, content=slow())
+        response = await client.post(URL, content=slow(), headers=JSON)
         assert (response.status_code, code_of(response)) == (408, "body_too_slow")
 
     run(test)
@@ -227,7 +254,7 @@ class _Client:
             "method": "POST",
             "path": URL,
             "query_string": b"",
-            "headers": [(b"host", b"localhost")],
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         }
         self.done = asyncio.create_task(app(scope, self._receive, self._send))
 

@@ -19,14 +19,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from aegis.chat.serving.turns import Turns
-from aegis.llama_cpp.answering.bodies import Kind, read_request
+from aegis.llama_cpp.answering.bodies import OF_THIS_MACHINE, Kind, read_request
 from aegis.llama_cpp.answering.refusal import Refusal
 from aegis.report.web.local import own_host_only
 from aegis.report.web.pages import page
 
 WAITING = 32
 """Maximum number of waiting requests; clients that wait a few minutes would not wait for more."""
-_HERE = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
 _LOOK_SECONDS = 0.5
 _DONE = b"data: [DONE]\n\n"
 _STREAM_HEADERS = [
@@ -85,7 +84,7 @@ def make_app(engines: Mapping[str, Answering], *, waiting: int = WAITING) -> Sta
         ],
         middleware=[
             own_host_only(),
-            Middleware(CORSMiddleware, allow_origin_regex=_HERE, allow_methods=["*"], allow_headers=["*"]),
+            Middleware(CORSMiddleware, allow_origin_regex=OF_THIS_MACHINE, allow_methods=["*"], allow_headers=["*"]),
         ],
         exception_handlers={HTTPException: _no_such_thing},
         lifespan=lifespan,

@@ -1,9 +1,13 @@
-"""Reads and checks a request's body, with bounded size and time; the fields are those of llama-cpp-python's server."""
+"""Reads and checks a request: its origin, and its body, with bounded size and time.
+
+The fields are those of llama-cpp-python's server.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -14,6 +18,8 @@ from aegis.llama_cpp.answering.refusal import Refusal
 MAX_BODY_BYTES = 4 << 20
 """A context of 128k tokens is half a megabyte of text."""
 BODY_SECONDS = 30.0
+OF_THIS_MACHINE = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
+"""The origins whose pages may ask and read."""
 _SHOWN_FAULTS = 3
 
 Kind = Literal["chat", "completion"]
@@ -23,14 +29,26 @@ async def read_request(request: Request, kind: Kind, *, body_seconds: float = BO
     """Read the body and return a `CreateChatCompletionRequest` or a `CreateCompletionRequest`.
 
     Raises:
-        Refusal: the body is too large (413), too slow (408) or invalid (400).
+        Refusal: a page of another origin asks (403), the body is not declared as JSON (415), too large (413), too slow
+            (408) or invalid (400).
         ClientDisconnect: the client has disconnected.
     """
+    _refuse_foreign(request)
     try:
         body = await asyncio.wait_for(_read(request), body_seconds)
     except TimeoutError:
         raise Refusal(408, "serving.body_too_slow", seconds=body_seconds) from None
     return checked(body, kind)
+
+
+def _refuse_foreign(request: Request) -> None:
+    """Refuse what any page that is open in a browser may send: it could read no answer, but keep the model busy."""
+    origin = request.headers.get("origin")
+    if origin is not None and not re.fullmatch(OF_THIS_MACHINE, origin):
+        raise Refusal(403, "serving.foreign_origin", origin=origin[:100])
+    # a browser asks the server before it lets a page send this type, and gets no consent; a form cannot send it
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "serving.not_declared_json")
 
 
 async def _read(request: Request) -> bytes:
@@ -76,4 +94,4 @@ def _line_of(fault: Any) -> str:
     return f"{field}: {fault['msg']}"[:200]
 
 
-__all__ = ["BODY_SECONDS", "MAX_BODY_BYTES", "ClientDisconnect", "Kind", "checked", "read_request"]
+__all__ = ["BODY_SECONDS", "MAX_BODY_BYTES", "OF_THIS_MACHINE", "ClientDisconnect", "Kind", "checked", "read_request"]
