@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
-from aegis import llama_cpp
+from aegis import llama_cpp, progress
 from aegis.chat import serving
 from aegis.cli.commands.chat import serve
+from aegis.cli.commands.pipeline import train as train_command
+from aegis.cli.shared import page_beside
 from aegis.errors import UsageError
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
+from aegis.stages.train import train
 from tests.chat.serving.conftest import require_packages
+from tests.trained import small_training, write_chats
 
 
 @pytest.fixture
@@ -74,3 +81,56 @@ def test_watch_is_a_program_that_serves_a_runs_numbers(tmp_path: Path) -> None:
                 assert b"watch_waiting" in answer.read()
         finally:
             process.terminate()
+
+
+def test_a_page_beside_a_training_follows_it_and_changes_no_byte(
+    quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked all the time, and ends with the training; a second page takes another port."""
+    require_packages("starlette", "uvicorn")
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    config = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
+    run, alone = Run(tmp_path / "mine"), Run(tmp_path / "alone")
+    steps: set[float] = set()
+    over = threading.Event()
+
+    def ask(url: str) -> None:
+        while not over.is_set():
+            with urlopen(f"{url}/state", timeout=30) as answer:
+                steps.update(json.load(answer)["series"]["step"])
+
+    with page_beside(run, True), page_beside(alone, True):
+        url, other = (re.search(r"http://[\d.:]+", line)[0] for line in lines)  # type: ignore[index]
+        assert url != other
+        asking = threading.Thread(target=ask, args=[url])
+        asking.start()
+        train(config, run)
+        over.set()
+        asking.join()
+    assert len(steps) > 2
+    for address in (url, other):
+        with pytest.raises(URLError):
+            urlopen(f"{address}/state", timeout=30)
+    train(config, alone)
+    for name in ("adapter_model.safetensors", "soul.safetensors"):
+        assert (run.adapter / name).read_bytes() == (alone.adapter / name).read_bytes()
+
+
+def test_a_page_is_served_by_the_first_process_alone_and_only_if_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    with page_beside(Run(tmp_path), False):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    with page_beside(Run(tmp_path), True):
+        pass
+    assert lines == []
+
+
+def test_a_dry_run_has_no_page() -> None:
+    with pytest.raises(UsageError) as raised:
+        train_command({}, web=True, dry_run=True)
+    assert raised.value.key == "cli.web_of_dry_run"

@@ -46,6 +46,10 @@ FileOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="check everything and print what it needs; write nothing")
 ]
+WebOption = Annotated[
+    bool,
+    typer.Option("--web", help="live page of the training in the browser, as by aegis watch, until the command ends"),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace existing output")]
 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="only warnings and results")]

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aegis import progress
 from aegis.cli import output
 from aegis.cli.commands import setup
-from aegis.cli.options import DryRunOption, FileOption, NewRunOption, OverwriteOption, PresetOption, RunOption
+from aegis.cli.options import (
+    DryRunOption,
+    FileOption,
+    NewRunOption,
+    OverwriteOption,
+    PresetOption,
+    RunOption,
+    WebOption,
+)
 from aegis.cli.registry import command
-from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run, refuse_absent
+from aegis.cli.shared import (
+    announce_overwrite,
+    existing_run,
+    lock_unless_dry_run,
+    page_beside,
+    refuse_absent,
+    refuse_web,
+)
 from aegis.errors import UsageError
 from aegis.messages import layout
+
+if TYPE_CHECKING:
+    from aegis.cli.settings import AllSettings
+    from aegis.runs.run import Run
 
 _STAGES = "A run, stage by stage"
 
@@ -33,6 +52,7 @@ def run(
     preset: PresetOption = None,
     config: FileOption = None,
     overwrite: OverwriteOption = False,
+    web: WebOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Run all stages in order, resume where an earlier run stopped, and verify the result."""
@@ -40,19 +60,25 @@ def run(
 
     chosen = all_settings(preset, config, flags)
     if dry_run:
+        refuse_web(web)
         setup.show_plan(chosen, run)
         return
-    from aegis.cli.screens import results
-    from aegis.cli.screens import verify as verify_screen
-    from aegis.config.presets import DEMO
     from aegis.runs.overwriting import places_of_training
     from aegis.runs.run import Run
 
     run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
     output.say_that_it_loads()
+    with page_beside(run_dir, web):
+        _run_all(chosen, run_dir, overwrite)
+
+
+def _run_all(chosen: AllSettings, run_dir: Run, overwrite: bool) -> None:
     from aegis import run_all
     from aegis.chat.ask import Limits, ask
+    from aegis.cli.screens import results
+    from aegis.cli.screens import verify as verify_screen
+    from aegis.config.presets import DEMO
     from aegis.demo.corpus import demo_prompts
     from aegis.stages.report import report as report_stage
 
@@ -85,11 +111,14 @@ def train(
         bool, typer.Option("--resume", help="resume from the newest checkpoint; an error if there is none")
     ] = False,
     overwrite: OverwriteOption = False,
+    web: WebOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="take ten real steps to measure memory and speed; keep nothing")
     ] = False,
 ) -> None:
     """Train an adapter and a soul."""
+    if dry_run:
+        refuse_web(web)
     from aegis.cli.screens import results
     from aegis.cli.settings import all_settings
     from aegis.runs.overwriting import places_of_training, refuse_finished
@@ -114,7 +143,8 @@ def train(
         report = stage.dry_run(settings, later)
         progress.result(results.dry_run(report, settings), report)
         return
-    report = stage.train(settings, run_dir, resume=resume, overwrite=overwrite, later=later)
+    with page_beside(run_dir, web):
+        report = stage.train(settings, run_dir, resume=resume, overwrite=overwrite, later=later)
     progress.result(results.trained(report, run_dir.root), report)
 
 

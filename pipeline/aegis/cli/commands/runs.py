@@ -11,6 +11,8 @@ from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.registry import command
 from aegis.cli.shared import existing_run
+from aegis.report.web import local
+from aegis.report.web.local import WATCH_PORT
 
 
 @command("Results", "aegis list", "aegis list --json", name="list")
@@ -31,11 +33,10 @@ def list_runs() -> None:
 @command("Results", "aegis watch", "aegis watch --run artifacts/my-model --port 0")
 def watch(
     run: RunOption = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = 8081,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = WATCH_PORT,
 ) -> None:
     """Show a training live in the browser, and its report when it is written; on this machine only, until Ctrl-C."""
     from aegis.cli.screens import results
-    from aegis.report.web import local
 
     run_dir = existing_run(run)
     local.require_packages(local.PACKAGES)

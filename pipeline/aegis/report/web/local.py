@@ -1,4 +1,4 @@
-"""Serves an application at 127.0.0.1, to this machine only, until a signal ends it."""
+"""Serves an application at 127.0.0.1, to this machine only: until a signal ends it, or beside other work."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aegis import progress
 from aegis.errors import EnvironmentFault
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 PACKAGES = ("starlette", "uvicorn")
+WATCH_PORT = 8081
 _CONNECTIONS = 256
 _ENDING_SECONDS = 1
 
@@ -70,16 +73,43 @@ def run(
         ready: called with the address, http://127.0.0.1:PORT.
         log: called with a line per request.
     """
+    listener.listen()
+    ready(_address(listener))
+    _server(app, log).run(sockets=[listener])
+
+
+@contextmanager
+def beside(app: ASGIApp, port: int = WATCH_PORT, log: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """Serve in a thread while the block runs, at this port or, if it is taken, at any free one; yield the address."""
+    try:
+        listener = bound(port)
+    except EnvironmentFault:
+        listener = bound(0)
+    with listener:
+        listener.listen()
+        server = _server(app, log)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield _address(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _address(listener: socket.socket) -> str:
+    return f"http://{HOST}:{listener.getsockname()[1]}"
+
+
+def _server(app: ASGIApp, log: Callable[[str], None]) -> Any:
     import uvicorn
 
     from aegis.report.web.request_log import RequestLog
 
-    listener.listen()
-    ready(f"http://{HOST}:{listener.getsockname()[1]}")
     config = uvicorn.Config(
         RequestLog(app, log),
         log_level="warning",
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_ENDING_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
