@@ -17,6 +17,8 @@ from torch import Tensor
 
 _ROUND = tl.constexpr(12582912.0)
 """1.5 · 2²³: added and taken away, it rounds a float32 to an integer, one half to even."""
+_NO_SPREAD = tl.constexpr(1e-5)
+"""A variance of codes below this part of their mean square is the rounding of the sums."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -100,9 +102,9 @@ def _offset_kernel(  # type: ignore[no-untyped-def]
         code_sum, square_sum, product_sum = tl.sum(weighted, 2), tl.sum(weighted * codes, 2), tl.sum(weighted * u, 2)
         determinant = weight_sum * square_sum - code_sum * code_sum
         all_sum = code_sum + middle * weight_sum
-        # a least value above 0 cannot be stored: the fit goes through 0 then, and where all codes are equal; there
-        # llama.cpp does as the last bits of its sums have it
-        fixed = (mean * determinant > product_sum * all_sum) | (determinant <= 0)
+        # a least value above 0 cannot be stored: the fit goes through 0 then, and where all codes are equal to the
+        # rounding of the sums; there llama.cpp does as the last bits of its sums have it
+        fixed = (mean * determinant > product_sum * all_sum) | (determinant <= _NO_SPREAD * weight_sum * square_sum)
         numerator = tl.where(fixed, product_sum + mean * all_sum, weight_sum * product_sum)
         fitted = numerator / tl.where(fixed, square_sum + middle * (code_sum + all_sum), determinant)
         fitted_least = tl.where(fixed, 0, mean - fitted * (all_sum * inverse_sum))
