@@ -473,9 +473,9 @@ def test_the_peak_can_be_reset_before_anything_has_used_the_gpu() -> None:
 def finish_course(state: TrainState, folder: Path, kind: str, grown: float = 1.5) -> Any:
     """Return the losses of some steps, the later ones with weights rounded to a type, and the last gradients.
 
-    The rate is too low for any parameter to change: the last bits of a weight choose among fits that are as good, and so
-    move a fortieth of Q4_K's values by a step. Instead the adapter grows once, in the middle of the finish, when the
-    step is recorded already.
+    The rate is too low for any parameter to change: the last bits of a weight choose among fits that are as good, and
+    so move a fortieth of Q4_K's values by a step. Instead the adapter grows once, in the middle of the finish, when
+    the step is recorded already.
     """
     slow = CONFIG.model_copy(update={"learning_rate": 1e-30})
     stepper, shards = Stepper(state, slow), ShardSet.open(folder)

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _FORTUNES = Path("/usr/share/games/fortunes")
-_QUOTATIONS = (
-    "computers cookie humorists literature men-women miscellaneous people politics science wisdom work".split()
-)
+_QUOTATIONS = ("computers", "cookie", "humorists", "literature", "men-women", "miscellaneous", "people", "politics")
+_QUOTATIONS += ("science", "wisdom", "work")
 _CHARACTERS = 800
 """Of a piece of prose: about one window."""
 
