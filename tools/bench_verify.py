@@ -36,7 +36,7 @@ run, work = Run(Path(sys.argv[1])), Path(sys.argv[2])
 base, checks = trained_base(run.adapter), Checks()
 places = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
 manifests = {stage: read_manifest(place) for stage, place in places.items()}
-structure = Structure(run, base, manifests, checks, base.tokenizer(), work / "reference.gguf", None)
+structure = Structure(run, base, manifests, checks, base.tokenizer(), None, work / "f16.gguf", None)
 for name in ("trained", "merged", "converted", "quantized"):
     began = time.monotonic()
     getattr(structure, f"_check_{name}")()

@@ -11,13 +11,16 @@ from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
+from aegis.runs import noted
 from aegis.runs.manifest import MANIFEST
+from aegis.runs.publish import discard_leftovers
 from aegis.runs.run import Run
 from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.training.distributed.group import world_size
+from aegis.verification.divergence import scratch
 from aegis.verification.run_precheck import Later
 from aegis.verification.verdict import Verdict
 
@@ -43,15 +46,21 @@ def run_all(
     """
     if world_size() > 1:
         raise UsageError("run.one_process")
-    with _named("run.train", run.adapter):
-        later = Later(merge_config, export_config, is_certain=True)
-        train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
-    with _named("run.merge", run.merged):
-        merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
-    with _named("run.export", run.gguf):
-        exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True)
-    progress.say(phrase("run.verify", place=run.verify))
-    verdict = verify(run, verify_config)
+    with run.lock():
+        discard_leftovers(run.verify)  # the f16 file of a killed run, before the disk's space is checked
+    with noted.trusting(paranoid=verify_config.paranoid):
+        with _named("run.train", run.adapter):
+            later = Later(merge_config, export_config, is_certain=True)
+            train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
+        with _named("run.merge", run.merged):
+            merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
+        with scratch(run.verify) as between:
+            same_tree = export_config.llama_cpp_dir == verify_config.llama_cpp_dir
+            f16 = between / "F16.gguf" if same_tree and not verify_config.paranoid else None
+            with _named("run.export", run.gguf):
+                exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True, hand_over=f16)
+            progress.say(phrase("run.verify", place=run.verify))
+            verdict = verify(run, verify_config, converted=f16)
     if verdict.failed_stage is not None:
         failed = run.gguf.with_name(run.gguf.name + ".failed")
         shutil.rmtree(failed, ignore_errors=True)

@@ -238,6 +238,9 @@ class VerifyConfig(StageConfig):
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for the transformers models")
     threads: int | None = Field(None, ge=1, description="number of threads for llama.cpp")
     llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
+    paranoid: bool = Field(
+        False, description="hash and convert everything again, even what this process has just written itself"
+    )
 
 
 SECTIONS: Mapping[str, type[StageConfig]] = {

@@ -76,11 +76,14 @@ class _Piece:
     counts: bool = True
 
 
-def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[int], None]) -> RewrittenShard:
+def rewrite_shard(
+    plan: MergePlan, file: Path, target: Path, advance: Callable[[int], None], source_sha256: bytes | None = None
+) -> RewrittenShard:
     """Write the merged shard `target` from the base's `file`.
 
     Args:
         advance: called in this thread with the number of bytes that were written.
+        source_sha256: the base file's sha256 if it is known already; None to compute it on the way.
 
     Raises:
         IntegrityError: the file became shorter, or a value is not finite or does not fit the dtype.
@@ -88,13 +91,15 @@ def rewrite_shard(plan: MergePlan, file: Path, target: Path, advance: Callable[[
     outputs = list(plan.outputs(file))
     with ShardWriter(target, [(name, plan.out_dtype(entry), entry.shape) for name, entry in outputs]) as writer:
         rewriter = _Rewriter(plan, writer, hashlib.sha256(_header(plan, file)))
-        then = (rewriter.hash_source, rewriter.hold, rewriter.hash_target, rewriter.store)
+        then = [rewriter.hold, rewriter.hash_target, rewriter.store]
+        if source_sha256 is None:
+            then.insert(0, rewriter.hash_source)
         with closing(run_in_order(_pieces(plan, outputs), rewriter.work, *then)) as done:
             for piece in done:
                 if rows := piece.written:
                     advance((rows.stop - rows.start) * _row_bytes(plan, rows.entry))
                     writer.flush()
-    return RewrittenShard(rewriter.source_hash.digest(), writer.bytes, writer.sha256)
+    return RewrittenShard(source_sha256 or rewriter.source_hash.digest(), writer.bytes, writer.sha256)
 
 
 class _Rewriter:

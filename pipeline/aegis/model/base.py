@@ -27,8 +27,8 @@ from aegis.model.own_files import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
 from aegis.model.tokenizer_growth import refuse_growth
 from aegis.model.vocabulary import vocabulary_of
+from aegis.runs.manifest import file_sha256
 
-_READ_BYTES = 1 << 24
 _PARTS = {"head": "base.part_head", "tokenizer": "base.part_tokenizer", "rope": "base.part_rope"}
 
 TEMPLATE = "chat_template.jinja"
@@ -164,13 +164,9 @@ def hash_weights(shards: ShardSet) -> str:
     digests = []
     with progress.task(phrase("base.hashing"), total, "B") as bar:
         for path in shards.files:
-            inner = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(_READ_BYTES):
-                    inner.update(block)
-                    bar.advance(len(block))
-            refuse_spoiled(path, inner.hexdigest())
-            digests.append(inner.digest())
+            found = file_sha256(path, bar.advance)
+            refuse_spoiled(path, found)
+            digests.append(bytes.fromhex(found))
     return weights_hash_of(digests)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from aegis import __version__, progress
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, bilingual, phrase
+from aegis.runs import noted
 
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
@@ -81,15 +82,24 @@ def digest(value: object) -> str:
 
 
 def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
-    """Return the sha256 of a file's content; `read` is called with the number of bytes of each block."""
+    """Return the sha256 of a file's content, or what `noted` knows of it.
+
+    Args:
+        read: is called with the number of bytes of each block.
+    """
+    seen = noted.identity(path)
+    if (known := noted.noted(path, "sha256")) is not None:
+        if read is not None:
+            read(seen[2])
+        return known
     with path.open("rb") as file:
-        if read is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         while block := file.read(_READ_BYTES):
             digest.update(block)
-            read(len(block))
-        return digest.hexdigest()
+            if read is not None:
+                read(len(block))
+    noted.note(path, "sha256", digest.hexdigest(), seen)
+    return digest.hexdigest()
 
 
 @contextmanager

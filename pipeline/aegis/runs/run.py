@@ -9,6 +9,7 @@
     <run>/merged/                      merge's result: a stock model folder
     <run>/gguf/                        export's result: GGUF files and Modelfile
     <run>/verify/                      verify's report and plot
+    <run>/.verify.staging-*/           what verify needs while it runs: logits, and export's f16 file in `aegis run`
     <run>/study/                       quantize-study's report, plot and importance matrix
     <run>/report/                      everything on one HTML page
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from aegis.model.families import check_family
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
-from aegis.runs import disk
+from aegis.runs import disk, noted
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
 from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
@@ -53,6 +54,7 @@ def export_gguf(
     overwrite: bool = False,
     reuse: bool = False,
     dry_run: bool = False,
+    hand_over: Path | None = None,
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
 
@@ -64,6 +66,7 @@ def export_gguf(
         overwrite: replace `out` when the new directory is complete.
         reuse: with `overwrite`, replace only an export with other settings or of another folder, with all its types.
         dry_run: stop before the first byte is written; all checks are made.
+        hand_over: where to leave an f16 file that is not published, for verify in the same process; None removes it.
 
     Raises:
         UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export.
@@ -93,7 +96,7 @@ def export_gguf(
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
     with publishing(out, manifest, overwrite=overwrite or there is not None) as staging:
-        work.fill(staging, out, there)
+        work.fill(staging, out, there, hand_over)
     return report
 
 
@@ -132,10 +135,15 @@ class _Export:
     def quantized(self) -> list[str]:
         return list(self.facts.quantized)
 
-    def manifest(self) -> Manifest:
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """The hashes of the folder and of the importance matrix."""
         inputs = _inputs(self.model, self.shards)
         if self.config.imatrix is not None:
             inputs["imatrix"] = importance_sha256(self.config.imatrix, inputs["model"])
+        return inputs
+
+    def manifest(self) -> Manifest:
         return Manifest(
             stage="export-gguf",
             config={
@@ -143,25 +151,26 @@ class _Export:
                 "name": self.facts.name,
                 "quant": list(self.quants),
             },
-            inputs=inputs,
+            inputs=self.inputs,
             facts=self.facts.recorded(),
         )
 
-    def fill(self, staging: Staging, out: Path, there: ExportFacts | None) -> None:
+    def fill(self, staging: Staging, out: Path, there: ExportFacts | None, hand_over: Path | None) -> None:
         """Put all files into the new directory: those that stand in `out` as they are, the others made and checked."""
         for file in there.files.values() if there else ():
             _take_over(out / file, staging)
-        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path)}
+        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, hand_over)}
         files = _hashed(staging, list(self.facts.files.values()))
         defaults = Defaults(self.config.system, self.config.temperature)
         write_export_sidecars(self.model, staging.path, self.facts.name, files, __version__, defaults=defaults)
         staging.facts = self.facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
 
-    def write_ggufs(self, folder: Path) -> dict[str, list[str]]:
+    def write_ggufs(self, folder: Path, hand_over: Path | None) -> dict[str, list[str]]:
         """Make and check the files that `folder` lacks; return each type's tensors that fell back to another type."""
         config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
         missing = [name for name in self.facts.files.values() if not (folder / name).exists()]
-        if not f16.exists():
+        made = not f16.exists()
+        if made:
             convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
             check_f16(f16, self.shards, self.source_config, self.tokenizer)
         for quant, name in self.facts.quantized.items():
@@ -170,7 +179,9 @@ class _Export:
             quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
             fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
         if self.facts.f16 is None:
-            f16.unlink()
+            f16.replace(hand_over) if hand_over else f16.unlink()
+        if made and (left := f16 if self.facts.f16 else hand_over):
+            noted.note(left, "converted_from", self.inputs["model"])
         for name in missing:
             check_answers(folder / name)
         return fallbacks

@@ -1,9 +1,9 @@
 """merge: merges the adapter into the base's 16-bit weights and folds the soul into the head, in one pass over shards.
 
 A slab of rows is read, widened to float32, updated, checked, cast once and written; the complete model is never in
-memory. The base is hashed in the same pass, and the result is published only if adapter and soul were trained on this
-base. The result is a stock model folder: the base's architecture, tokenizer files and config, an untied LM head, no
-code, and no tensors of a soul.
+memory. The base is hashed in the same pass, unless this process knows its hash, and the result is published only if
+adapter and soul were trained on this base. The result is a stock model folder: the base's architecture, tokenizer files
+and config, an untied LM head, no code, and no tensors of a soul.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
 from aegis.model.trained_base import TEMPLATE_INPUT, with_template_of
 from aegis.report.card import CardFile, merged_card
-from aegis.runs import disk
+from aegis.runs import disk, noted
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
@@ -185,7 +185,9 @@ def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
     digests, files = [], []
     with progress.task(phrase("merge.merging"), plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
-            written = rewrite_shard(plan, file, staging.path / file.name, bar.advance)
+            known = noted.noted(file, "sha256")
+            source = None if known is None else bytes.fromhex(known)
+            written = rewrite_shard(plan, file, staging.path / file.name, bar.advance, source)
             staging.hashed(file.name, written.bytes, written.sha256)
             digests.append(written.source_sha256)
             files.append(CardFile(file.name, written.bytes, written.sha256))

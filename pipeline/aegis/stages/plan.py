@@ -217,14 +217,14 @@ def _needs(
     weights = estimator.parameters
     trained = 4 * sum(estimator.trained.values())
     in_run = checkpoints_bytes(trained, train.keep_checkpoints) + later_bytes(weights, merge, export.quant)
-    keeps_f16 = export.keep_f16 or "F16" in export.quant
     needs = [
         Need("disk_run", in_run, disk.free_bytes(run.root), str(run.root)),
         scratch_needed(
             verify,
+            run.root,
             4 + len(export.quant),
             int(base.config.get("vocab_size", 0)),
-            0 if keeps_f16 else weights,
+            weights if verify.paranoid else 0,  # export's own f16 file, which is counted above, stays for verify
             keeps=train.keep_weight > 0,
         ),
         memory_needed(verify, weights),

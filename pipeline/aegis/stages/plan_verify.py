@@ -39,6 +39,6 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
     models = ("trained", "wide", "merged", "f16", *exported.quantized)
     return VerifyOutlook(
         models, config.tokens,
-        scratch_needed(config, len(models), vocabulary, weights, keeps="kept" in manifests[0].inputs),
+        scratch_needed(config, run.root, len(models), vocabulary, weights, keeps="kept" in manifests[0].inputs),
         memory_needed(config, weights),
     )  # fmt: skip

@@ -37,9 +37,10 @@ from aegis.model.live import live_model
 from aegis.model.load import Precision, load_base
 from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
+from aegis.runs import noted
 from aegis.runs.facts import AdapterFacts, ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
-from aegis.runs.publish import publishing
+from aegis.runs.publish import discard_leftovers, publishing
 from aegis.runs.run import Run
 from aegis.verification import divergence, run_checks, texts
 from aegis.verification.comparison import Comparison
@@ -57,8 +58,11 @@ _MAKERS = ("train", "train", "merge", "convert", "quantize")
 """The stage that made the next model, by the number of models that have run."""
 
 
-def verify(run: Run, config: VerifyConfig) -> Verdict:
+def verify(run: Run, config: VerifyConfig, *, converted: Path | None = None) -> Verdict:
     """Check a finished run, and write verify/report.json and verify/divergence.png into it.
+
+    Args:
+        converted: where export left its f16 file, if it ran in this process.
 
     Raises:
         IntegrityError: the run is not finished, so there is nothing to compare.
@@ -66,6 +70,13 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
         UsageError: there is a bound on kept text, but no kept text.
     """
     run.require_finished()
+    if converted is None:
+        discard_leftovers(run.verify)  # a killed run's f16 file takes the space that the next one needs
+    with noted.trusting(paranoid=config.paranoid):
+        return _verified(run, config, converted)
+
+
+def _verified(run: Run, config: VerifyConfig, converted: Path | None) -> Verdict:
     checks = Checks()
     run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
@@ -76,7 +87,7 @@ def verify(run: Run, config: VerifyConfig) -> Verdict:
             for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
         }
         with divergence.scratch(run.verify) as work:
-            verdict = _Examiner.begin(run, config, manifests, checks, work).examine()
+            verdict = _Examiner.begin(run, config, manifests, checks, work, converted).examine()
     manifest = Manifest(
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
@@ -105,7 +116,6 @@ class _Examiner:
     sample: Sample
     witnesses: Witnesses
     structure: Structure
-    f16: Path
     quantized: dict[str, Path]
     round_trip: RoundTrip | None
     """The NF4 round trip, the difference between the two choices of base weights; None if they are not compared."""
@@ -120,7 +130,13 @@ class _Examiner:
 
     @classmethod
     def begin(
-        cls, run: Run, config: VerifyConfig, manifests: dict[str, Manifest], checks: Checks, work: Path
+        cls,
+        run: Run,
+        config: VerifyConfig,
+        manifests: dict[str, Manifest],
+        checks: Checks,
+        work: Path,
+        converted: Path | None,
     ) -> _Examiner:
         exported = ExportFacts.of(manifests["convert"])
         base = trained_base(run.adapter)
@@ -136,12 +152,11 @@ class _Examiner:
             sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)
         witnesses = Witnesses.of(work, sample, kept_windows(run, config.max_kept_kl, checks), config.tokens, limit)
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
-        reference = work / "reference-F16.gguf"
-        f16 = run.gguf / exported.f16 if exported.f16 else reference
         quantized = {quant: run.gguf / name for quant, name in exported.quantized.items()}
-        structure = Structure(run, base, manifests, checks, tokenizer, reference, config.llama_cpp_dir)
+        scratch = work / "reference-F16.gguf"
+        structure = Structure(run, base, manifests, checks, tokenizer, converted, scratch, config.llama_cpp_dir)
         return cls(
-            run, config, base, tokenizer, manifests, checks, work, sample, witnesses, structure, f16, quantized,
+            run, config, base, tokenizer, manifests, checks, work, sample, witnesses, structure, quantized,
             round_trip, Comparison(work, sample, int(read_config(run.merged)["num_hidden_layers"])),
         )  # fmt: skip
 
@@ -221,7 +236,9 @@ class _Examiner:
         prompt = compared[0][:_PROMPT_TOKENS]
         room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
         repeating: list[str] = []
-        for name, path in {"f16": self.f16, **self.quantized}.items():
+        exported = ExportFacts.of(self.manifests["convert"])
+        f16 = self.run.gguf / exported.f16 if exported.f16 else self.structure.reference
+        for name, path in {"f16": f16, **self.quantized}.items():
             with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
                 self.comparison.record(
                     name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name)))

@@ -68,7 +68,7 @@ class Divergence:
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Path]:
-    """Make a directory for recordings while the block runs.
+    """Make a directory for recordings, or for export's f16 file until verify is done, while the block runs.
 
     2,048 positions take 263 MB with a vocabulary of 32,064, and 2.1 GB with one of 262,144. The directory is next to
     `beside`, because the system's folder for temporary files may be in memory. Its name is one that publishing removes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from aegis.config.settings import VerifyConfig
@@ -12,15 +11,16 @@ from aegis.runs.disk import gguf_bytes
 from aegis.runs.needs import Need, NeedName
 
 
-def scratch_needed(config: VerifyConfig, models: int, vocabulary: int, rebuilt_weights: int, *, keeps: bool) -> Need:
-    """Estimate the disk space for float32 logits of every model and of the base, and for the rebuilt f16 file.
+def scratch_needed(
+    config: VerifyConfig, run: Path, models: int, vocabulary: int, rebuilt_weights: int, *, keeps: bool
+) -> Need:
+    """Estimate the disk space in a run for float32 logits of every model and of the base, and for a second f16 file.
 
     Base and result also have logits on other text, and on kept text if there is any.
     """
-    folder = tempfile.gettempdir()
     recordings = models + 1 + (4 if keeps else 2) + config.compare_bases
     needed = recordings * config.tokens * vocabulary * 4 + gguf_bytes(rebuilt_weights, ["F16"])
-    return Need("disk_scratch", needed, disk.free_bytes(Path(folder)), folder)
+    return Need("disk_scratch", needed, disk.free_bytes(run), str(run))
 
 
 def memory_needed(config: VerifyConfig, weights: int) -> Need:

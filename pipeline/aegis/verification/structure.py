@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, read_config
 from aegis.model.provenance import provenance_of_merge
 from aegis.model.shards import ShardSet
-from aegis.runs import disk
+from aegis.runs import disk, noted
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
 from aegis.runs.manifest import Manifest
 from aegis.runs.run import Run
@@ -49,7 +50,8 @@ class Structure:
     Attributes:
         manifests: the manifests of "train", "merge" and "convert".
         tokenizer: the base's own; a tokenizer that lost tokens on the way must not be compared with itself.
-        reference: path for the f16 GGUF that the converter makes again from the merged folder.
+        converted: where export left its f16 GGUF, if it ran in this process.
+        scratch: path for the f16 GGUF that the converter makes again from the merged folder.
         tree: a llama.cpp checkout for the converter; None for the pinned one.
     """
 
@@ -58,7 +60,8 @@ class Structure:
     manifests: Mapping[str, Manifest]
     checks: Checks
     tokenizer: Any
-    reference: Path
+    converted: Path | None
+    scratch: Path
     tree: Path | None
 
     def examine(self, own_texts: list[str]) -> None:
@@ -82,6 +85,13 @@ class Structure:
         for check in stages:
             if self.checks.ok:
                 check()
+
+    @cached_property
+    def reference(self) -> Path:
+        """The f16 GGUF to compare with: export's own, if this process has made it and it is unchanged, or a new one."""
+        found = self.run.gguf / self.exported.f16 if self.exported.f16 else self.converted
+        known = found is not None and found.is_file() and noted.noted(found, "converted_from")
+        return found if found and known == self.manifests["convert"].inputs["model"] else self.scratch
 
     @property
     def exported(self) -> ExportFacts:
@@ -121,16 +131,21 @@ class Structure:
         sidecar_checks.check_merged_sidecars(self.checks, plan, origin, self.run.merged, self.manifests["merge"])
 
     def _check_converted(self) -> None:
-        """Make the f16 GGUF again, compare it with the folder, and compare the run's f16 GGUF with it."""
+        """Make the f16 GGUF again, compare it with the folder, and compare the run's f16 GGUF with it.
+
+        A file that this process has converted is not made again.
+        """
         merged, exported = self.run.merged, self.exported
-        with self.checks.check(bilingual("verify.rebuilt"), "convert"):
-            needed = files_bytes(merged, ShardSet.open(merged), [F16])
-            disk.require_space(self.reference, needed, phrase("disk.gguf_files"))
-            convert(merged, self.reference, model_name=exported.name, tree=self.tree)
+        is_made = self.reference != self.scratch
+        with self.checks.check(bilingual("verify.handed_over" if is_made else "verify.rebuilt"), "convert"):
+            if not is_made:
+                needed = files_bytes(merged, ShardSet.open(merged), [F16])
+                disk.require_space(self.reference, needed, phrase("disk.gguf_files"))
+                convert(merged, self.reference, model_name=exported.name, tree=self.tree)
         if not self.checks.ok:
             return
         run_checks.check_converted(self.checks, self.reference, merged, read_config(merged), self.tokenizer)
-        if exported.f16 is not None:
+        if exported.f16 is not None and not is_made:
             gguf_equality.check_same(self.checks, self.run.gguf / exported.f16, self.reference)
 
     def _check_quantized(self) -> None:
