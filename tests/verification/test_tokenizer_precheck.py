@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import UnsupportedModelError
@@ -15,7 +18,10 @@ from aegis.model.base import Base, load_tokenizer
 from aegis.runs.run import Run
 from aegis.stages.plan import plan
 from aegis.stages.train import train
-from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary
+from aegis.training import inputs
+from aegis.training.distributed.group import ProcessGroup
+from aegis.verification import tokenizer_precheck
+from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, converting_vocabulary
 from tests.conftest import MakeRandom, Recorder
 
 ASKED = "checking the tokenizer with llama.cpp's converter"
@@ -46,6 +52,44 @@ def test_an_accepted_tokenizer_is_checked_once(quick_base: Path, tree: Path, rep
     for _ in range(2):
         ask(base_at(quick_base), tree)
     assert reporter.said.count(ASKED) == 1
+
+
+def test_the_converter_runs_beside_the_reading_of_the_data(
+    quick_base: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits here until the data is read: one after the other, the training would never begin."""
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tree))
+    reading, waited = threading.Event(), []
+
+    def patient(*arguments: Any, convert: Any = tokenizer_precheck.convert, **options: Any) -> None:
+        waited.append(reading.wait(30))
+        convert(*arguments, **options)
+
+    def read(*arguments: Any, load: Any = inputs.load_training_set) -> Any:
+        reading.set()
+        return load(*arguments)
+
+    monkeypatch.setattr(tokenizer_precheck, "convert", patient)
+    monkeypatch.setattr(inputs, "load_training_set", read)
+    (tmp_path / "data.jsonl").write_text('{"text": "春の花は桜です。"}\n' * 4, encoding="utf-8")
+    settings = TrainConfig(
+        base_model=str(quick_base), dataset=str(tmp_path / "data.jsonl"), device="cpu", keep_weight=0
+    )
+    inputs.TrainingInputs.make(settings, torch.device("cpu"), ProcessGroup())
+    assert waited == [True]
+
+
+def test_a_refusal_that_nobody_asked_for_is_raised_at_the_end(
+    make_random: MakeRandom, tree: Path, knowing_tree: Path
+) -> None:
+    """A failure of the block itself comes first."""
+    base = base_at(make_random("llama", pre="llama-bpe"))
+    with pytest.raises(UnsupportedModelError), converting_vocabulary(base, tree):
+        pass
+    with pytest.raises(KeyError), converting_vocabulary(base, tree) as converting:
+        raise KeyError
+    with pytest.raises(UnsupportedModelError):
+        converting.result()  # before the next test has its own cache
 
 
 def test_nothing_is_written_without_keep(quick_base: Path, tree: Path, cache: Path) -> None:

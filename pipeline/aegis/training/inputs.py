@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from aegis import progress
+from aegis.beside import Beside
 from aegis.config.advice import harmful_settings
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
@@ -35,7 +36,7 @@ from aegis.training.resume import HOUSEKEEPING, SHARED
 from aegis.training.state import TrainState
 from aegis.verification.base_precheck import check_base
 from aegis.verification.run_precheck import Later, check_later
-from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
+from aegis.verification.tokenizer_precheck import check_ids, converting_vocabulary, sample_texts
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,17 @@ class TrainingInputs:
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
             tokenizer = base.tokenizer()
             later = later or Later()
-            with converted_vocabulary(base, later.export.llama_cpp_dir) as vocabulary:
+            hashing = Beside(lambda: base.weights_hash)
+            with converting_vocabulary(base, later.export.llama_cpp_dir) as converting:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
                 check_later(base, config, later, run)
                 data = load_training_set(config, tokenizer)
                 config = with_steps(config, len(data.train), group.world_size)
+                vocabulary = converting.result()
                 finish = Finish.plan(config, base, later, vocabulary)
                 if vocabulary is not None:
                     check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
+            hashing.result()
             if config.keep_best and data.heldout is None:
                 raise UsageError("train.nothing_held_out")
             with allocator.capped(device, config.gpu_memory_gib):

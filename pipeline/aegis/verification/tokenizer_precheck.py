@@ -2,7 +2,8 @@
 
 llama.cpp's converter knows a byte-level tokenizer by a hash of its ids for a fixed text, and refuses an unknown one; it
 also refuses a Phi-3 without tokenizer.model. Only the converter knows all of its reasons, so it is run on config and
-tokenizer alone, which takes seconds. Its output is cached, and gives the ids of hard strings and of the user's rows.
+tokenizer alone, which takes seconds, most of them to start: a training reads its data meanwhile. Its output is cached,
+and gives the ids of hard strings and of the user's rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import progress
+from aegis.beside import Beside
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import first_rows
@@ -34,7 +36,14 @@ _KEPT = "vocabularies"
 
 @contextmanager
 def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> Iterator[Path | None]:
-    """Yield a GGUF of a base's tokenizer without weights; None if the converter is not on this machine yet.
+    """Yield a GGUF of a base's tokenizer without weights; None if the converter is not on this machine yet."""
+    with converting_vocabulary(base, tree, keep=keep) as converting:
+        yield converting.result()
+
+
+@contextmanager
+def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> Iterator[Beside[Path | None]]:
+    """Make the GGUF of `converted_vocabulary` beside the block; if the block never asks for it, its end waits for it.
 
     Args:
         tree: the llama.cpp checkout that the export will use; None for LLAMA_CPP_DIR's or the pinned one.
@@ -47,18 +56,24 @@ def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = T
     found = tree_at_hand(tree)
     if found is None:
         progress.say(phrase("vocabulary.not_here"))
-        yield None
-        return
-    with TemporaryDirectory(prefix="aegis-vocabulary-") as scratch:
-        kept = disk.cache_place() / _KEPT / f"{_digest(base, found)}.gguf"
-        if not kept.is_file():
-            if keep:
-                disk.cache_directory()
-                kept.parent.mkdir(exist_ok=True)
-            else:
-                kept = Path(scratch) / "vocabulary.gguf"
-            _convert(base, Path(scratch), kept, found)
-        yield kept
+    # after a failure in the block the converter may still write there, for a moment
+    with TemporaryDirectory(prefix="aegis-vocabulary-", ignore_cleanup_errors=True) as scratch:
+        running = Beside(lambda: None if found is None else _vocabulary(base, Path(scratch), found, keep=keep))
+        yield running
+        running.result()
+
+
+def _vocabulary(base: Base, scratch: Path, tree: Path, *, keep: bool) -> Path:
+    kept = disk.cache_place() / _KEPT / f"{_digest(base, tree)}.gguf"
+    if kept.is_file():
+        return kept
+    if keep:
+        disk.cache_directory()
+        kept.parent.mkdir(exist_ok=True)
+    else:
+        kept = scratch / "vocabulary.gguf"
+    _convert(base, scratch, kept, tree)
+    return kept
 
 
 def check_ids(base: Base, vocabulary: Path, tokenizer: Any, texts: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,8 @@ class ConsoleReporter:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._quiet = quiet
         self._panel: TrainingPanel | None = None
-        self._drawing = False
+        self._screen = threading.Lock()
+        """Held by the one live display that a terminal can show; the tasks of other threads are not drawn meanwhile."""
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -68,12 +70,15 @@ class ConsoleReporter:
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
-        if self._quiet or self._drawing:
+        if self._quiet or (self.console.is_terminal and not self._screen.acquire(blocking=False)):
             yield SilentTask()
         elif self.console.is_terminal:
-            columns = columns_for(total, unit, self.console.encoding)
-            with self._alone(), Progress(*columns, console=self.console, transient=True) as bars:
-                yield BarTask(bars, title, total)
+            try:
+                columns = columns_for(total, unit, self.console.encoding)
+                with Progress(*columns, console=self.console, transient=True) as bars:
+                    yield BarTask(bars, title, total)
+            finally:
+                self._screen.release()
         else:
             task = PlainTask(self.console, title, total)
             yield task
@@ -86,22 +91,13 @@ class ConsoleReporter:
         elif self.console.is_terminal:
             self._panel = TrainingPanel(self.console, start, stop)
             try:
-                with self._alone(), self._panel.shown() as panel:
+                with self._screen, self._panel.shown() as panel:
                     yield panel
             finally:
                 self._panel = None
         else:
             with self.task(phrase("train.training"), stop - start, "step") as task:
                 yield TaskWatch(task, start)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """A terminal can show only one live display at a time."""
-        self._drawing = True
-        try:
-            yield
-        finally:
-            self._drawing = False
 
 
 class JsonReporter:
