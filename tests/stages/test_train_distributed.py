@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +100,34 @@ class Place:
         launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
         return self._started([*launcher, "-m", "aegis", "train"], run, *arguments)
 
-    def _started(self, module: list[str], run: Run, *arguments: str) -> Ended:
-        settings = self.folder / "run.toml"
+    def two_machines(self, runs: tuple[Run, Run], *arguments: str) -> list[Ended]:
+        """Run one process on each of two "machines", which have run folders and caches of their own."""
+        with socket.socket() as free, ThreadPoolExecutor(2) as pool:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            free.close()
+
+            def machine(rank: int) -> Ended:
+                where = [
+                    "--nnodes",
+                    "2",
+                    "--node-rank",
+                    str(rank),
+                    "--master-addr",
+                    "127.0.0.1",
+                    "--master-port",
+                    str(port),
+                ]
+                module = ["torch.distributed.run", *where, "--nproc-per-node", "1", "-m", "--", "aegis", "train"]
+                cache = {"AEGIS_CACHE_DIR": str(runs[rank].root.with_suffix(".cache"))}
+                return self._started(module, runs[rank], *arguments, environment=cache)
+
+            return list(pool.map(machine, (0, 1)))
+
+    def _started(
+        self, module: list[str], run: Run, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> Ended:
+        settings = self.folder / f"{run.root.name}.toml"
         halved = self.config.model_dump(exclude_unset=True) | {"gradient_accumulation_steps": 1}
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in halved.items())
         settings.write_text("[train]\n" + lines, encoding="utf-8")
@@ -109,7 +138,8 @@ class Place:
                 "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
                 "HF_HUB_OFFLINE": "1",
                 "OMP_NUM_THREADS": "1",
-            },
+            }
+            | (environment or {}),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -220,6 +250,16 @@ def test_a_killed_process_ends_the_run_and_two_processes_resume_exactly(
     assert same_bytes(run, whole)
 
 
+def test_two_machines_resume_from_the_checkpoint_of_one(place: Place, whole: Run, bereft: Run, tmp_path: Path) -> None:
+    """The second machine has neither run nor caches, gets the checkpoint, and keeps nothing of it."""
+    runs = Run(tmp_path / "first"), Run(tmp_path / "second")
+    shutil.copytree(bereft.root, runs[0].root)
+    for ended in place.two_machines(runs, "--resume"):
+        assert ended.code == 0, ended.err
+    assert same_bytes(runs[0], whole)
+    assert not runs[1].root.exists()
+
+
 def test_one_process_resumes_where_two_stopped(place: Place, whole: Run, bereft: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(bereft.root, run.root)
@@ -270,25 +310,36 @@ def test_an_error_of_process_0_is_reported_once(place: Place, whole: Run) -> Non
     assert "another process" not in ended.err
 
 
-def test_a_sharded_base_gives_the_same_bytes(place: Place, make_random: MakeRandom) -> None:
-    """Five layers, so that each of the two buffers for a gathered layer is used several times.
-
-    A process holds what plan estimates.
-    """
-    base = make_random("phi3", num_hidden_layers=5, num_key_value_heads=4)
-    sharded, complete = place.run("sharded"), place.run("not-sharded")
-    ended = place.launched(sharded, "--base-model", str(base), "--shard-base", json_output=True)
+@pytest.mark.parametrize(
+    "settings", [(), ("--load-in", "16bit", "--activation-checkpointing", "on"), ("--compile", "on")], ids=" ".join
+)
+def test_a_sharded_base_gives_the_same_bytes(
+    place: Place, make_random: MakeRandom, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """As the complete base with the same settings; with another seed the bytes differ. A process holds what plan
+    estimates."""
+    base = make_random("phi3", num_hidden_layers=3, num_key_value_heads=4)
+    names = ("sharded", "complete", "other-seed")
+    sharded, complete, other = (Run(tmp_path / name) for name in names)
+    options = ("--base-model", str(base), *settings)
+    ended = place.launched(sharded, *options, "--shard-base", json_output=True)
     assert ended.code == 0, ended.err
     assert "each of 2 processes holds a shard of the base's layers" in ended.out
     report = json.loads(ended.out.splitlines()[-1])["report"]
-    estimator = MemoryEstimator(base, place.config, "cpu")
-    assert report["memory"]["base"] == sum(vars(estimator.sharded_weights(2)).values()) < estimator.base_bytes
+    config = place.config.model_copy(update={"load_in": "16bit" if "16bit" in settings else "4bit"})
+    estimator = MemoryEstimator(base, config, "cpu")
+    held = estimator.sharded_weights(2)
+    assert report["memory"]["base"] == held.shard + held.replicated < estimator.base_bytes
 
-    ended = place.launched(complete, "--base-model", str(base))
+    ended = place.launched(complete, *options)
     assert ended.code == 0, ended.err
     assert same_bytes(sharded, complete)
     # which resuming compares
     assert [read_manifest(run.adapter).config["shard_base"] for run in (sharded, complete)] == [True, False]
+    if not settings:
+        ended = place.launched(other, *options, "--shard-base", "--seed", "7")
+        assert ended.code == 0, ended.err
+        assert not same_bytes(other, complete)
 
 
 def test_accelerates_plain_launch_trains_and_its_fsdp_is_refused_once(place: Place, whole: Run) -> None:
@@ -313,5 +364,6 @@ def test_a_process_of_a_sharded_base_that_dies_ends_the_run(place: Place) -> Non
 def test_a_base_is_not_sharded_over_one_process(place: Place) -> None:
     with pytest.raises(UsageError, match="several processes"):
         train(place.config.model_copy(update={"shard_base": True}), place.run("sharded-alone"))
-    with pytest.raises(ValueError, match="recomputes its layers"):
-        TrainConfig(shard_base=True, compile="on")
+    with pytest.raises(ValueError, match="gathered anew in every step"):
+        TrainConfig(shard_base=True, cuda_graphs="on")
+    TrainConfig(shard_base=True, compile="on", activation_checkpointing="off")

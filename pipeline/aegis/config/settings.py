@@ -189,9 +189,9 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _sharded_layers_are_recomputed(self) -> TrainConfig:
-        if self.shard_base and ("on" in (self.compile, self.cuda_graphs) or self.activation_checkpointing == "off"):
-            raise ValueError(phrase("config.split_recomputes"))
+    def _sharded_base_is_not_recorded(self) -> TrainConfig:
+        if self.shard_base and self.cuda_graphs == "on":
+            raise ValueError(phrase("config.sharded_is_not_recorded"))
         return self
 
 

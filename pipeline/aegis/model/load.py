@@ -181,14 +181,14 @@ def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int
     Args:
         device: count only what is on this device; None counts all.
     """
+    from torch.distributed.tensor import DTensor
+
     total = 0
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if device is not None and tensor.device.type != device.type:
-            continue
-        total += tensor.nbytes
-        state = getattr(tensor, "quant_state", None)
-        if state is not None:
-            total += state.absmax.nbytes
-            if state.nested:
-                total += state.state2.absmax.nbytes
+    tensors = [*model.parameters(), *model.buffers()]
+    for state in [state for module in model.modules() if (state := getattr(module, "quant_state", None)) is not None]:
+        tensors += [state.absmax, state.state2.absmax] if state.nested else [state.absmax]
+    for tensor in tensors:
+        if device is None or tensor.device.type == device.type:
+            # of a sharded parameter, what this process holds
+            total += tensor.to_local().untyped_storage().nbytes() if isinstance(tensor, DTensor) else tensor.nbytes
     return total

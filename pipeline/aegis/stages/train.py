@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from aegis.model.load import compute_dtype
 from aegis.report.plots.training import draw_all
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
-from aegis.runs.manifest import Manifest, verify_directory
+from aegis.runs.manifest import Manifest
 from aegis.runs.metrics import read_metrics, truncate_metrics
 from aegis.runs.overwriting import refuse_finished
 from aegis.runs.publish import publishing
@@ -33,6 +34,7 @@ from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint
 from aegis.training.best import best_step
 from aegis.training.distributed.group import ProcessGroup, process_group
+from aegis.training.distributed.hand_over import handed_over
 from aegis.training.distributed.launcher import refuse_unsupported_launch
 from aegis.training.inputs import TrainingInputs
 from aegis.training.keep.batches import KeptText
@@ -159,17 +161,21 @@ def _best_step(run: Run, inputs: TrainingInputs) -> int | None:
     return best_step(read_metrics(run.metrics), config.save_steps, config.max_steps, first)
 
 
+def _best_row(run: Run, inputs: TrainingInputs) -> dict[str, Any] | None:
+    best = _best_step(run, inputs)
+    return next((row for row in read_metrics(run.metrics) if row["step"] == best), None)
+
+
 def _best(inputs: TrainingInputs, state: TrainState, run: Run, outcome: LoopOutcome) -> LoopOutcome:
     """With keep_best, load the checkpoint with the lowest held-out loss; return its outcome."""
     if not inputs.config.keep_best:
         return outcome
-    best = inputs.group.broadcast(lambda: _best_step(run, inputs))
-    if best is None or best == outcome.step:
+    row = inputs.group.broadcast(lambda: _best_row(run, inputs))
+    if row is None or row["step"] == outcome.step:
         return outcome
-    found = checkpoint.at(run.checkpoints, best)
-    verify_directory(found)
-    checkpoint.load(found, state)
-    row = next(row for row in read_metrics(run.metrics) if row["step"] == best)
+    best: int = row["step"]
+    with handed_over(inputs.group, checkpoint.at(run.checkpoints, best)) as found:
+        checkpoint.load(found, state)
     progress.say(phrase("train.best", step=best, loss=row["heldout_loss"]))
     return replace(outcome, step=best, loss=row["task_loss"], heldout_loss=row["heldout_loss"], keep_kl=row["keep_kl"])
 

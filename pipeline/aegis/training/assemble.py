@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ def assemble(
     *,
     base_name: str = "",
     revision: str | None = None,
+    place: Callable[[Any], object] | None = None,
 ) -> Assembly:
     """Attach a new adapter to `base` and make a new soul; both start from `config.seed`.
 
@@ -43,6 +45,7 @@ def assemble(
         device: where the soul goes; the adapter goes where the base's layers are.
         dtype: the dtype that the adapter's products are computed in; adapter and soul have float32 parameters.
         base_name, revision: the base's name and its commit on the Hub, for the adapter's config.
+        place: called with the peft model before anything depends on where its parameters are.
 
     Raises:
         UsageError: a configured target matches no module.
@@ -60,6 +63,8 @@ def assemble(
             base_name=base_name,
             revision=revision,
         )
+    if place is not None:
+        place(model)
     lora_layers = LoraLayers(model, dtype, config.lora_dropout)
     soul = Soul(
         model.config.get_text_config().hidden_size,

@@ -4,6 +4,7 @@ step_000100/
     adapter_config.json, adapter_model.safetensors    the adapter, as peft reads it
     soul.safetensors                                  the soul, as merge reads it
     resume.safetensors                                the soul's state and the optimizer's moments
+    compiler_choices.json                             of a compiled training on a GPU: its choices among kernels
     manifest.json                                     settings and input hashes, and every file's hash
 
 A checkpoint has no state of random generators or of the data order: both are pure functions of the seed and the step.
@@ -28,6 +29,7 @@ from aegis.runs.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
+from aegis.training.execution.compiler_choices import load_choices, save_choices
 from aegis.training.state import TrainState
 
 _RESUME = "resume.safetensors"
@@ -52,6 +54,8 @@ def save(
     with publishing(final, manifest, overwrite=True) as staging:
         write_trained(staging.path, state.model, state.soul, step, manifest.inputs["base"])
         save_file(_resume_tensors(state), staging.path / _RESUME)
+        if state.options.compiled:
+            save_choices(staging.path)
     prune(folder, step, keep, spare=spare)
     return final
 
@@ -122,6 +126,8 @@ def load(checkpoint: Path, state: TrainState) -> None:
     _refuse_differences(checkpoint, get_peft_model_state_dict(state.model, save_embedding_layers=False), adapter)
     _refuse_differences(checkpoint, _expected(state, saved), saved)
     set_peft_model_state_dict(state.model, adapter)
+    if state.options.compiled:
+        load_choices(checkpoint)
     with torch.no_grad():
         for name, tensor in _soul_tensors(state.soul).items():
             tensor.copy_(saved[name])

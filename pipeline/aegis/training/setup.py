@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
@@ -22,8 +22,10 @@ from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.training import checkpoint
 from aegis.training.assemble import assemble
 from aegis.training.distributed.group import SINGLE, ProcessGroup, local_world_size
-from aegis.training.distributed.sharded_base import ShardedBase
+from aegis.training.distributed.hand_over import handed_over
+from aegis.training.distributed.sharded_base import shard_base
 from aegis.training.execution import allocator
+from aegis.training.execution.compiler_choices import own_compiler_cache
 from aegis.training.execution.install import install
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.finish import Finish
@@ -45,7 +47,7 @@ def build_state(
     """Load the base, attach the adapter, hook the soul while the block runs, and restore a checkpoint.
 
     Args:
-        resume_from: the checkpoint to restore, or None.
+        resume_from: the checkpoint to restore, which process 0 has; or None.
         group: the processes that a sharded base is sharded over.
         finish: the finish that the memory must suffice for.
 
@@ -61,41 +63,43 @@ def build_state(
     with allocator.capped(device, config.gpu_memory_gib) as cap_gib, _oom_explained(config, cap_gib):
         dtype = compute_dtype(device)
         gpu = Gpu.measure(device) if device.type == "cuda" else None
-        model, sharded = _load(config, base, device, dtype, group)
+        model = _load(config, base, device, dtype)
         silence_dropout(model)
         decoder: Any = decoder_of(model)
         layers = len(decoder.layers)
         options = ExecutionOptions.choose(config, model, device, dtype)
         types = None if finish is None else finish.recipe.types
-        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types)
+        over = group.world_size if config.shard_base else 1
+        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types, over)
         progress.say(options.explain(layers))
         if config.cuda_graphs == "on" and not options.cuda_graphs:
             progress.warn(phrase("train.not_recordable"))
+        place = partial(_shard, device=device, group=group) if config.shard_base else None
         model, lora_layers, soul, covered = assemble(
-            model, config, device, dtype, base_name=base.name, revision=base.revision
+            model, config, device, dtype, base_name=base.name, revision=base.revision, place=place
         )
         _say_coverage(covered)
-        install(options, model, config.max_length, sharded)
+        install(options, model, config.max_length)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         state = TrainState(model, soul, lora_layers, make_optimizer(model, soul, config), scaler, options)
-        if resume_from is not None:
-            checkpoint.load(resume_from, state)
-        with soul_hook(model, soul):
+        with own_compiler_cache() if options.compiled else nullcontext(), soul_hook(model, soul):
+            if resume_from is not None:
+                with handed_over(group, resume_from) as folder:
+                    checkpoint.load(folder, state)
             yield state
 
 
-def _load(
-    config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype, group: ProcessGroup
-) -> tuple[Any, ShardedBase | None]:
+def _load(config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype) -> Any:
     if not config.shard_base:
-        return load_base(base.folder, config.load_in, device), None
+        return load_base(base.folder, config.load_in, device)
     # through the host's memory, because the base does not fit on one GPU
     with _share_of_cores():
-        model = load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
-    decoder: Any = decoder_of(model)
-    sharded = ShardedBase(decoder.layers, group.rank, group.world_size, device)
+        return load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
+
+
+def _shard(model: Any, device: torch.device, group: ProcessGroup) -> None:
+    shard_base(model, device, group.world_size)
     progress.say(phrase("train.sharded", world_size=group.world_size))
-    return nn.Module.to(model, device), sharded
 
 
 @contextmanager

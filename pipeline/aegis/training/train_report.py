@@ -83,7 +83,7 @@ class TrainReport:
     @classmethod
     def read(cls, adapter: Path, inputs: TrainingInputs) -> TrainReport:
         """Read the report of a finished training, without loss, speed and memory, which are not recorded."""
-        result = AdapterFacts.read(adapter).result
+        result = TrainResult(**inputs.group.broadcast(lambda: AdapterFacts.read(adapter).result.model_dump()))
         return cls(
             adapter=adapter,
             planned_steps=inputs.config.max_steps,

@@ -1,54 +1,71 @@
-"""Tests that each process has its shard of a base, and that all shards give the base byte for byte."""
+"""Tests that each process has its shard of a base, and that all shards give the base byte for byte.
+
+tests/stages/test_train_distributed.py trains with it in two processes.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from aegis.config.settings import TrainConfig
-from aegis.model.load import footprint, load_base
-from aegis.training.distributed.sharded_base import ShardedBase
+from aegis.model.load import Precision, footprint, load_base
+from aegis.training.assemble import assemble
+from aegis.training.distributed.sharded_base import is_sharded, shard_base
 from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom
 
 CPU = torch.device("cpu")
 
 
+@contextmanager
+def process(rank: int, world_size: int) -> Iterator[None]:
+    """Be one of several processes, of which no other exists: nothing can be gathered."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("precision", ["4bit", "16bit"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_gathered_layers_equal_the_complete_base(
-    make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch, world_size: int
+def test_the_shards_of_all_processes_are_the_base(
+    make_random: MakeRandom, world_size: int, precision: Precision
 ) -> None:
-    """Each process holds its shards and two layers; gathering the other shards restores every matrix."""
-    base = make_random("phi3", num_hidden_layers=3, num_key_value_heads=4)
-    complete = load_base(base, "4bit", CPU)
-    models = [copy.deepcopy(complete) for _ in range(world_size)]
-    sharded = [ShardedBase(model.model.layers, rank, world_size, CPU) for rank, model in enumerate(models)]
-    matrices = sum(p.nbytes for p in complete.model.layers.parameters() if p.ndim > 1)
-    rounding = 2 * 256 * 7 * 3
-    held = MemoryEstimator(base, TrainConfig(base_model=str(base)), "cpu").sharded_weights(world_size)
-    for model, shards in zip(models, sharded, strict=True):
-        assert abs(footprint(complete) - footprint(model) - matrices * (world_size - 1) / world_size) < rounding
-        assert footprint(model) == held.shard + held.replicated
-        assert shards.buffer_bytes == held.gathered_layers
+    """A process holds what plan estimates, and a third process does not hold what the second one holds."""
+    base = make_random("phi3", num_hidden_layers=2, num_key_value_heads=4)
+    config = TrainConfig(base_model=str(base), load_in=precision)
+    estimator = MemoryEstimator(base, config, "cpu")
+    held = estimator.sharded_weights(world_size)
+    complete = load_base(base, precision, CPU)
+    wanted = {name: bytes_of(p) for name, p in complete.model.layers.named_parameters() if is_sharded(p)}
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
+    for rank in range(world_size):
+        with process(rank, world_size):
+            model = copy.deepcopy(complete)
 
-    def all_gather(into: torch.Tensor, shard: torch.Tensor, async_op: bool) -> None:
-        assert async_op
-        number = next(n for n, layer in enumerate(models[0].model.layers) if layer.aegis_shard is shard)
-        into.copy_(torch.cat([model.model.layers[number].aegis_shard for model in models]))
+            def place(peft_model: Any) -> None:
+                shard_base(peft_model, CPU, world_size)
 
-    # the test is one process: no other process can send its shards
-    monkeypatch.setattr("aegis.training.distributed.sharded_base.dist.all_gather_into_tensor", all_gather)
-    forwards, backwards = [0, 1, 2], [2, 1, 0]
-    for gradients, order in ((False, forwards), (True, backwards), (False, forwards), (False, forwards)):
-        for number in order:
-            with torch.set_grad_enabled(gradients):
-                sharded[0].gather(number)
-            ours, theirs = models[0].model.layers[number], complete.model.layers[number]
-            for (name, found), (_, wanted) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-                assert found.dtype == wanted.dtype
-                assert torch.equal(found.data, wanted.data), (number, name)
-        # a layer whose buffer went to another one is empty; it does not hold the other one's weights
-        is_gathered = [layer.self_attn.o_proj.weight.numel() > 0 for layer in models[0].model.layers]
-        assert sum(is_gathered) == 2, is_gathered
+            assemble(model, config, CPU, torch.float32, place=place)
+            adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+            assert footprint(model) - adapter == held.shard + held.replicated < footprint(complete)
+            for name, parameter in model.model.layers.named_parameters():
+                if isinstance(parameter, DTensor):
+                    found[name.replace(".base_layer", "")].append(bytes_of(parameter.to_local()))
+    assert all(torch.equal(torch.cat(shards), wanted[name]) for name, shards in found.items())
+    assert not any(torch.equal(shards[0], shards[1]) for shards in found.values())
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).view(torch.uint8)

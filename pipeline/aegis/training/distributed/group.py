@@ -80,6 +80,15 @@ class ProcessGroup:
         self._broadcast({"found": found})
         return found
 
+    def broadcast_tensor(self, tensor: Tensor) -> None:
+        """Replace `tensor`, in host memory, with that of process 0.
+
+        Raises:
+            PeerEnded: another process has ended.
+        """
+        with dead_peers_explained():
+            dist.broadcast(tensor, src=0, group=self.cpu_group)
+
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
         """Run the block in process 0 first, then in the others.
@@ -141,11 +150,10 @@ class ProcessGroup:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         size = torch.tensor([len(text)])
-        with dead_peers_explained():
-            dist.broadcast(size, src=0, group=self.cpu_group)
-            if not self.is_main:
-                text = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(text, src=0, group=self.cpu_group)
+        self.broadcast_tensor(size)
+        if not self.is_main:
+            text = torch.empty(int(size), dtype=torch.uint8)
+        self.broadcast_tensor(text)
         return json.loads(bytes(text.tolist()))
 
 

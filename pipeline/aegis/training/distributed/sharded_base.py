@@ -1,127 +1,103 @@
-"""A base that several processes hold: each keeps a shard of every decoder layer, and gathers two layers at a time.
+"""A base that several processes hold, by torch's FSDP2 (`fully_shard`): each keeps a shard of every decoder layer.
 
-This is ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054) for frozen weights: no gradient is scattered.
-Every layer must be checkpointed: by the time of its backward pass, the buffer of its weights holds another layer's.
-Embeddings, norms and LM head are replicated in every process.
+A layer's matrices are gathered before its forward and its backward pass and freed after it. They are frozen, so no
+gradient is scattered. What is trained, norms, biases, embeddings and the LM head are complete in every process.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from aegis.model.soul_hook import decoder_of
 from aegis.training.distributed.group import dead_peers_explained
+from aegis.training.kernels.patching import with_mixin
 
-RESIDENT_LAYERS = 2
-"""Layers that are complete at a time: the one that runs, and the one that is being gathered."""
-_ALIGNED_BYTES = 256
-"""Every tensor begins at a multiple of this, so that any kernel can read it."""
-
-
-def layout(sizes: Iterable[int], world_size: int) -> tuple[list[int], int]:
-    """Lay out tensors of these sizes, in bytes, in one row that `world_size` divides.
-
-    Returns:
-        The start of each tensor, and the size of the row.
-    """
-    starts, end = [], 0
-    for size in sizes:
-        starts.append(end)
-        end += math.ceil(size / _ALIGNED_BYTES) * _ALIGNED_BYTES
-    return starts, math.ceil(end / (world_size * _ALIGNED_BYTES)) * world_size * _ALIGNED_BYTES
+GATHERED_LAYERS = 3
+"""Complete layers in memory at a time: the weights of the layer that runs, the buffer that they were gathered in, and
+the buffer of the next layer."""
+STORAGE = torch.float32
+"""The dtype that NF4's bytes are sharded as: torch 2.11 shards floating point only. It has 32 bits, because a copy of a
+16-bit float may go by way of float32, and then the bits of a NaN change."""
 
 
-class ShardedBase:
-    """The matrices of the decoder layers, of which this process keeps one shard per layer.
+def shard_base(model: Any, device: torch.device, world_size: int) -> None:
+    """Shard the matrices of the decoder layers over all processes, and move everything else to `device`.
 
     Args:
-        layers: loaded and frozen, in host memory or on `device`; the caller moves everything else.
-        rank: this process's number.
-        world_size: number of processes; all of them shard the same layers.
-        device: where the shards are kept and the layers are gathered.
-
-    Attributes:
-        buffer_bytes: memory for the gathered layers.
+        model: the peft model in host memory, frozen but for its adapter. It must have its adapter already: peft reads
+            attributes of the weights.
     """
+    decoder: Any = decoder_of(model)
+    layers = decoder.layers
+    sharded = {id(p) for p in layers.parameters() if is_sharded(p)}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if id(tensor) not in sharded:
+            tensor.data = tensor.data.to(device)
+    for layer in layers.modules():
+        if getattr(layer, "quant_state", None) is not None:
+            _hold_as_floats(layer, device)
+    _fully_shard(decoder, device, world_size)
+    # one compiled forward serves all layers of a kind: it must see in which attributes two layers differ
+    torch._dynamo.config.skip_fsdp_guards = False
 
-    def __init__(self, layers: nn.ModuleList, rank: int, world_size: int, device: torch.device) -> None:
-        self._layers = [_ShardedLayer(layer, rank, world_size, device) for layer in layers]
-        largest = max(layer.bytes for layer in self._layers)
-        self._buffers = [
-            _Buffer(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in self._layers[:RESIDENT_LAYERS]
-        ]
-        self.buffer_bytes = sum(buffer.memory.nbytes for buffer in self._buffers)
 
-    def gather(self, number: int) -> None:
-        """Make layer `number` complete, until the layer after the next one is gathered; all processes call this alike.
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a decoder layer's parameter is sharded: all frozen matrices are."""
+    return parameter.ndim > 1 and not parameter.requires_grad
 
-        Raises:
-            PeerEnded: another process has ended.
-        """
+
+def shard_bytes(matrix_bytes: int, rows: int, world_size: int) -> int:
+    """Bytes of one process's shard: FSDP2 gives every process the same number of rows, and fills up the last."""
+    return -(-rows // world_size) * (matrix_bytes // rows)
+
+
+def _fully_shard(decoder: Any, device: torch.device, world_size: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size,))
+    layers = list(decoder.layers)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, ignored_params={p for p in layer.parameters() if not is_sharded(p)})
+        layer.set_custom_all_gather(_AllGather())
+    # the decoder has no shards of its own, and joins the layers: they share the streams on which they are gathered
+    fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()))
+    for number, layer in enumerate(layers):
+        layer.set_modules_to_forward_prefetch(layers[number + 1 : number + 2])
+        # without this list, torch takes the order of all forward passes since the last backward pass, evaluations
+        # included; the first layer names itself, which is gathered already
+        layer.set_modules_to_backward_prefetch([layers[max(0, number - 1)]])
+
+
+class _AllGather:
+    """FSDP's all-gather, which explains the death of another process."""
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> Any:
         with dead_peers_explained():
-            self._start_gather(number).wait()
-            # the backward pass recomputes a layer with gradients on, from the last layer to the first
-            following = number - 1 if torch.is_grad_enabled() else number + 1
-            if 0 <= following < len(self._layers):
-                self._start_gather(following)
-
-    def _start_gather(self, number: int) -> _Buffer:
-        buffer, layer = self._buffers[number % len(self._buffers)], self._layers[number]
-        if buffer.layer != number:
-            if buffer.layer is not None:
-                # an ungathered layer must be empty, not hold another layer's bytes
-                self._layers[buffer.layer].unbind()
-            row = buffer.memory[: layer.bytes]
-            layer.bind(row)
-            buffer.layer, buffer.work = number, dist.all_gather_into_tensor(row, layer.shard, async_op=True)
-        return buffer
+            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
-@dataclass
-class _Buffer:
-    """Memory for one gathered layer: the layer's number, and the collective call that fills it."""
+class _ShardedNf4:
+    """A mixin for bitsandbytes' linear layer, whose own forward pass looks for the scales at the weight."""
 
-    memory: Tensor
-    layer: int | None = None
-    work: Any = None
+    def forward(self: Any, x: Tensor) -> Any:
+        from bitsandbytes import matmul_4bit
 
-    def wait(self) -> None:
-        if self.work is not None:
-            self.work.wait()
-            self.work = None
+        return matmul_4bit(x, self.weight.view(torch.uint8), quant_state=self.quant_state, bias=self.bias)
 
 
-class _ShardedLayer:
-    """One layer's matrices as one row of `bytes` bytes, of which this process keeps `shard`."""
-
-    def __init__(self, layer: nn.Module, rank: int, world_size: int, device: torch.device) -> None:
-        self._tensors = [(p, p.data.shape, p.data.dtype) for p in layer.parameters() if p.ndim > 1]
-        tensors = [p.data.contiguous().view(-1).view(torch.uint8) for p, _, _ in self._tensors]
-        self._starts, self.bytes = layout((tensor.numel() for tensor in tensors), world_size)
-        row = torch.zeros(self.bytes, dtype=torch.uint8)
-        for start, tensor in zip(self._starts, tensors, strict=True):
-            row[start : start + tensor.numel()] = tensor
-        self.shard = row.view(world_size, -1)[rank].to(device, copy=True)
-        layer.register_buffer("aegis_shard", self.shard, persistent=False)
-        self.unbind()
-        for parameter, _, _ in self._tensors:
-            state = getattr(parameter, "quant_state", None)
-            if state is not None:
-                state.to(device)
-
-    def bind(self, row: Tensor) -> None:
-        """Make the parameters views of `row`, which is being filled."""
-        for (parameter, shape, dtype), start in zip(self._tensors, self._starts, strict=True):
-            end = start + math.prod(shape) * dtype.itemsize
-            parameter.data = row[start:end].view(dtype).view(shape)
-
-    def unbind(self) -> None:
-        """Make the parameters empty, as they are while the layer is not gathered."""
-        for parameter, _, dtype in self._tensors:
-            parameter.data = torch.empty(0, dtype=dtype, device=self.shard.device)
+def _hold_as_floats(layer: Any, device: torch.device) -> None:
+    """Let FSDP shard a layer's NF4 bytes as numbers of `STORAGE`; every process has all its scales."""
+    layer.quant_state.to(device)
+    codes = layer.weight.data.view(-1, STORAGE.itemsize).view(STORAGE)
+    layer.weight = nn.Parameter(codes, requires_grad=False)
+    layer.__class__ = with_mixin(type(layer), _ShardedNf4)  # type: ignore[arg-type]

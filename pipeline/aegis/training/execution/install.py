@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from aegis.model.soul_hook import decoder_of
-from aegis.training.distributed.sharded_base import ShardedBase
 from aegis.training.execution.checkpointing import ActivationStore, checkpointed, saving_to
 from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
 from aegis.training.execution.host_store import HostActivationStore
@@ -20,13 +19,12 @@ from aegis.training.kernels.swiglu import install_swiglu
 from aegis.training.kernels.varlen_attention import RotaryTable, install_attention
 
 
-def install(options: ExecutionOptions, model: Any, max_length: int, sharded: ShardedBase | None = None) -> None:
+def install(options: ExecutionOptions, model: Any, max_length: int) -> None:
     """Put `options` in place.
 
     Args:
         model: the base, or the peft model round it.
         max_length: tokens of the longest window.
-        sharded: gathers each layer before it runs; all layers must be checkpointed.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder: Any = decoder_of(model)
@@ -39,7 +37,7 @@ def install(options: ExecutionOptions, model: Any, max_length: int, sharded: Sha
     if options.compiled:
         install_swiglu(base)
     if options.compiled or options.checkpointed_layers:
-        _install_layers(options, decoder, sharded)
+        _install_layers(options, decoder)
     if options.cpu_embeddings:
         decoder.get_input_embeddings().to("cpu")
 
@@ -51,7 +49,7 @@ def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
     return embed if embed.weight.device.type == "cpu" else None
 
 
-def _install_layers(options: ExecutionOptions, decoder: Any, sharded: ShardedBase | None) -> None:
+def _install_layers(options: ExecutionOptions, decoder: Any) -> None:
     store = _install_store(options, decoder)
     compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
     for number, layer in enumerate(decoder.layers):
@@ -60,8 +58,6 @@ def _install_layers(options: ExecutionOptions, decoder: Any, sharded: ShardedBas
         if options.compiled:
             kind = type(layer), is_checkpointed
             run = compiled[kind] = compiled.get(kind) or _compile(options, run, is_checkpointed)
-        if sharded is not None:
-            run = _gather_first(run, sharded, number)
         # a compiled checkpointed layer keeps little by itself: it needs a store only if that is offloaded
         needs_store = is_offloaded(number, len(decoder.layers), options.offloaded_layers) or (
             is_checkpointed and (options.offload_checkpoints or not options.compiled)
@@ -85,14 +81,6 @@ def _compile(options: ExecutionOptions, forward: Callable[..., Tensor], is_check
     if is_checkpointed:
         return compile_checkpointed_layer(forward, keep_attention=options.keep_attention)
     return compile_layer(forward)
-
-
-def _gather_first(run: Callable[..., Tensor], sharded: ShardedBase, number: int) -> Callable[..., Tensor]:
-    def gathered(*args: Any, **kwargs: Any) -> Tensor:
-        sharded.gather(number)
-        return run(*args, **kwargs)
-
-    return gathered
 
 
 class _LayerForward:

@@ -68,11 +68,11 @@ class ExecutionOptions:
         """
         varlen = supports_varlen(model, device, dtype)
         fast = device.type == "cuda" and varlen
-        # a CUDA graph needs every step to be identical: no learned alpha, no loss scaling, no moving weights
+        # a CUDA graph needs every step to be identical: no learned alpha, no loss scaling, no weights that are gathered
         identical = config.alpha == "scheduled" and dtype == torch.bfloat16 and not config.shard_base
         return cls(
             varlen_attention=varlen,
-            nf4_kernel=fast and supports_nf4_linear(device) and not config.shard_base,
+            nf4_kernel=fast and supports_nf4_linear(device),
             compiled=compiles(config, possible=fast and find_spec("triton") is not None),
             cuda_graphs=fast and identical and config.cuda_graphs != "off",
             cpu_embeddings=device.type == "cuda" and has_own_head(model),
@@ -113,8 +113,7 @@ def compiles(config: TrainConfig, *, possible: bool) -> bool:
     """
     if config.compile != "auto":
         return config.compile == "on"
-    # a compiled layer holds its weights' addresses, and the weights of a sharded base move
-    return possible and config.max_steps >= COMPILE_STEPS and not config.shard_base
+    return possible and config.max_steps >= COMPILE_STEPS
 
 
 def is_offloaded(number: int, layers: int, offloaded_layers: int) -> bool:

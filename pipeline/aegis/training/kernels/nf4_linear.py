@@ -34,7 +34,8 @@ torch.library.define("aegis::nf4_linear_backward", f"(Tensor outer, {_STATE}, in
 def _weight(state: tuple[Tensor, ...], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     from aegis.training.kernels.nf4_triton import dequantize
 
-    return dequantize(*state, rows=rows, columns=columns, dtype=dtype)
+    codes, *scales = state  # a sharded base holds its codes as other numbers (`distributed.sharded_base`)
+    return dequantize(codes.view(torch.uint8), *scales, rows=rows, columns=columns, dtype=dtype)
 
 
 @torch.library.impl("aegis::nf4_linear", "cuda")
@@ -113,8 +114,9 @@ class Nf4Linear:
         self: Any, x: Tensor, inner: Tensor | None, b: Tensor | None, b_low: Tensor | None, scale: float
     ) -> Any:
         """Return the layer's product, plus `lora.Up`'s if `inner` is given."""
+        codes = self.weight if self.aegis_codes is None else self.aegis_codes
         return _Nf4Product.apply(  # type: ignore[no-untyped-call]
-            x, self.bias, self.out_features, inner, b, b_low, scale, *self.aegis_state
+            x, self.bias, self.out_features, inner, b, b_low, scale, codes, *self.aegis_scales
         )
 
 
@@ -128,18 +130,13 @@ def install_nf4_linear(model: Any) -> None:
     from bitsandbytes.nn import Linear4bit
 
     for layer in model.modules():
-        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        state = getattr(layer, "quant_state", None)
         if not isinstance(layer, Linear4bit) or state is None or not _is_ours(state):
             continue
         second = state.state2
-        layer.aegis_state = (
-            layer.weight.data.view(-1),
-            state.absmax,
-            second.code,
-            second.absmax,
-            state.offset,
-            state.code,
-        )
+        # the weight of a sharded base is gathered for each pass, so it has no codes to hold on to
+        layer.aegis_codes = layer.weight.data.view(-1) if layer.weight.dtype == torch.uint8 else None
+        layer.aegis_scales = state.absmax, second.code, second.absmax, state.offset, state.code
         layer.__class__ = with_mixin(type(layer), Nf4Linear)  # type: ignore[arg-type]
 
 

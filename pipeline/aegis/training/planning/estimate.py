@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from aegis.config.settings import TrainConfig
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.training.assemble import assemble
-from aegis.training.distributed.sharded_base import RESIDENT_LAYERS, layout
+from aegis.training.distributed.sharded_base import GATHERED_LAYERS, is_sharded, shard_bytes
 from aegis.training.execution.activation_bytes import activation_bytes, attention_bytes
 from aegis.training.execution.install import install
 from aegis.training.execution.options import IN_FLIGHT, ExecutionOptions, has_own_head
@@ -32,7 +32,7 @@ from aegis.training.kernels.chunked_loss import head_loss
 from aegis.training.kernels.varlen_attention import has_tabulable_rope
 from aegis.training.planning.allocation_tracker import AllocationTracker, emulating_cuda
 from aegis.training.planning.finish_bytes import finish_bytes
-from aegis.training.planning.meta_base import code_bytes, meta_base, stored_bytes
+from aegis.training.planning.meta_base import matrix_rows, meta_base, stored_bytes
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
 """The workspace that torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); a CPU has none."""
@@ -62,7 +62,7 @@ class ShardedWeights:
 
     Attributes:
         shard: its share of every decoder layer's matrices.
-        gathered_layers: the complete layers that it holds at a time.
+        gathered_layers: the complete layers that it holds at a time, while they run or are gathered.
         replicated: norms, biases, LM head, NF4's scales, embeddings on the GPU; every process has them.
     """
 
@@ -107,7 +107,7 @@ class MemoryEstimator:
         self.base_bytes = sum(stored_bytes(tensor) for tensor in [*base.parameters(), *base.buffers()])
         decoder: Any = decoder_of(base)
         self._decoder = decoder
-        self._matrix_bytes = [[code_bytes(p) for p in layer.parameters() if p.ndim > 1] for layer in decoder.layers]
+        self._matrices = [[matrix_rows(p) for p in layer.parameters() if is_sharded(p)] for layer in decoder.layers]
         self._varlen = device == "cuda" and has_tabulable_rope(base)
         hosted = device == "cuda" and has_own_head(base)
         self.hosted_bytes = int(base.get_input_embeddings().weight.nbytes) * hosted
@@ -159,11 +159,11 @@ class MemoryEstimator:
 
     def sharded_weights(self, world_size: int) -> ShardedWeights:
         """What one of `world_size` processes holds of the base during a step."""
-        layers = [layout(sizes, world_size)[1] for sizes in self._matrix_bytes]
+        layers = [sum(shard_bytes(*matrix, world_size) for matrix in matrices) for matrices in self._matrices]
         return ShardedWeights(
-            shard=sum(layers) // world_size,
-            gathered_layers=max(layers) * min(RESIDENT_LAYERS, len(layers)),
-            replicated=self.base_bytes - sum(map(sum, self._matrix_bytes)) - self.hosted_bytes,
+            shard=sum(layers),
+            gathered_layers=max(layers) * world_size * GATHERED_LAYERS,
+            replicated=self.base_bytes - sum(size for layer in self._matrices for size, _ in layer) - self.hosted_bytes,
         )
 
     def _step_bytes(self, max_length: int, options: ExecutionOptions) -> tuple[int, int]:

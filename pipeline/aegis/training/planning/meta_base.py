@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aegis.model.empty import empty_model
 from aegis.model.load import nf4_config, silence_dropout
 from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
+from aegis.training.distributed.sharded_base import STORAGE
 from aegis.training.planning.allocation_tracker import FourBitProduct
 
 
@@ -50,11 +51,16 @@ def stored_bytes(tensor: Tensor) -> int:
     if not hasattr(tensor, "quant_state"):
         return tensor.nbytes
     blocks = -(-tensor.numel() // BLOCK)
-    return code_bytes(tensor) + blocks + 4 * -(-blocks // SECOND_BLOCK)
+    return _code_bytes(tensor) + blocks + 4 * -(-blocks // SECOND_BLOCK)
 
 
-def code_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor without the scales of NF4."""
+def matrix_rows(tensor: Tensor) -> tuple[int, int]:
+    """A matrix's bytes without the scales of NF4, and the number of rows that `distributed.sharded_base` shards."""
+    size = _code_bytes(tensor)
+    return size, size // STORAGE.itemsize if hasattr(tensor, "quant_state") else tensor.shape[0]
+
+
+def _code_bytes(tensor: Tensor) -> int:
     return -(-tensor.numel() // 2) if hasattr(tensor, "quant_state") else tensor.nbytes
 
 

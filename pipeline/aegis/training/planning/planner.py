@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class MemoryPlanner:
         host: measured now if it is not given.
         compiled: whether layers are compiled; None if it is not known whether the GPU has the kernels for it.
         can_offload: whether layers may be offloaded.
+        world_size: number of processes that the base is sharded over.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class MemoryPlanner:
         host: Host | None = None,
         compiled: bool | None = None,
         can_offload: bool = True,
+        world_size: int = 1,
     ) -> None:
-        self._estimator, self._config = estimator, config
+        self._estimator, self._config, self._world_size = estimator, config, world_size
         self._host_free = (host or Host.measure()).free_bytes
         on_gpu = kind == "cuda"
         self.compiled = compiles(config, possible=on_gpu) if compiled is None else compiled
@@ -103,7 +106,7 @@ class MemoryPlanner:
         """
         length = self._config.max_length
         if self._config.shard_base:
-            yield from (self._sharded_plan(length, world_size) for world_size in WORLD_SIZES)
+            yield from (self._over(world_size).chosen(length) for world_size in WORLD_SIZES)
             return
         own = self.chosen(length)
         yield own
@@ -148,16 +151,21 @@ class MemoryPlanner:
             checkpointed_layers=options.checkpointed_layers,
             offload_checkpoints=options.offload_checkpoints,
             asked_for=True,
-            memory=self._estimator.estimate(length, options),
+            memory=self._estimate(length, options),
             host_bytes=self._host_bytes(length, options),
             keep_attention=options.keep_attention,
             offloaded_layers=options.offloaded_layers,
+            processes=self._world_size,
+            sharded=self._estimator.sharded_weights(self._world_size) if self._world_size > 1 else None,
         )
 
-    def _sharded_plan(self, length: int, world_size: int) -> MemoryPlan:
-        plan = self._plan(length, self._configured)
-        memory = self._estimator.estimate(length, self._configured, world_size=world_size)
-        return replace(plan, memory=memory, processes=world_size, sharded=self._estimator.sharded_weights(world_size))
+    def _estimate(self, length: int, options: ExecutionOptions) -> Estimate:
+        return self._estimator.estimate(length, options, world_size=self._world_size)
+
+    def _over(self, world_size: int) -> MemoryPlanner:
+        planner = copy(self)
+        planner._world_size = world_size
+        return planner
 
     def _offloadable_layers(self, length: int) -> tuple[int, int]:
         """How many layers are always offloaded, and how many at most."""
@@ -177,7 +185,7 @@ class MemoryPlanner:
             return options
         kept = replace(options, keep_attention=True)
         checkpoints = offloaded_checkpoint_bytes(*self._sizes(length), keep_attention=True)
-        if checkpoints > self._host_free / 2 or self._estimator.estimate(length, kept).peak > self._max_peak:
+        if checkpoints > self._host_free / 2 or self._estimate(length, kept).peak > self._max_peak:
             return options
         return kept
 
@@ -200,6 +208,7 @@ def fit_to_memory(
     gpu: Gpu | None,
     host: Host,
     finish_types: Mapping[str, str] | None = None,
+    world_size: int = 1,
 ) -> ExecutionOptions:
     """Return `options` with what memory decides.
 
@@ -209,15 +218,18 @@ def fit_to_memory(
         layers: number of its decoder layers.
         gpu: measured before the base is loaded; None for a training on the CPU.
         finish_types: see `MemoryEstimator`.
+        world_size: number of processes that the base is sharded over.
     """
-    if gpu is None or config.shard_base:
-        configured = _configured_options(config, layers, on_gpu=gpu is not None, compiled=options.compiled)
+    if gpu is None:
+        configured = _configured_options(config, layers, on_gpu=False, compiled=options.compiled)
         return _with_memory_of(configured, options)
     estimator = MemoryEstimator(folder, config, "cuda", gpu.capability, finish_types)
 
     def plan(*, can_offload: bool) -> MemoryPlan:
-        how: dict[str, Any] = {"host": host, "compiled": options.compiled, "can_offload": can_offload}
-        return MemoryPlanner(estimator, config, "cuda", gpu.free_bytes, **how).chosen(config.max_length)
+        how: dict[str, Any] = {"host": host, "compiled": options.compiled, "world_size": world_size}
+        return MemoryPlanner(estimator, config, "cuda", gpu.free_bytes, can_offload=can_offload, **how).chosen(
+            config.max_length
+        )
 
     chosen = plan(can_offload=True)
     sizes = kept_tensor_bytes(estimator.text, config.batch_size * config.max_length, estimator.dtype.itemsize)
@@ -240,10 +252,8 @@ def _with_memory_of(plan: MemoryPlan | ExecutionOptions, options: ExecutionOptio
 def _configured_options(config: TrainConfig, layers: int, *, on_gpu: bool, compiled: bool) -> ExecutionOptions:
     """The options that the settings ask for, before memory is considered."""
     setting = config.activation_checkpointing
-    # the layers of a sharded base are complete only while they run, so all of them are checkpointed
-    keeps_all = setting in ("off", "auto") and not config.shard_base
     return ExecutionOptions(
         compiled=compiled,
-        checkpointed_layers=0 if keeps_all else layers,
+        checkpointed_layers=0 if setting in ("off", "auto") else layers,
         offload_checkpoints=setting == "offload" and on_gpu,
     )
