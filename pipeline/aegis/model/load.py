@@ -181,8 +181,6 @@ def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int
     Args:
         device: count only what is on this device; None counts all.
     """
-    from torch.distributed.tensor import DTensor
-
     total = 0
     tensors = [*model.parameters(), *model.buffers()]
     for state in [state for module in model.modules() if (state := getattr(module, "quant_state", None)) is not None]:
@@ -190,5 +188,5 @@ def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int
     for tensor in tensors:
         if device is None or tensor.device.type == device.type:
             # of a sharded parameter, what this process holds
-            total += tensor.to_local().untyped_storage().nbytes() if isinstance(tensor, DTensor) else tensor.nbytes
+            total += tensor.to_local().untyped_storage().nbytes() if hasattr(tensor, "to_local") else tensor.nbytes
     return total
