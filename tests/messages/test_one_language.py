@@ -104,7 +104,7 @@ TROUBLES: dict[str, Make] = {
         }.items()
     },
     "alpha that jumps": lambda _: resolve(TrainConfig, flags={"annealing_steps": 0, "warmup_steps": 0}),
-    "a split base": lambda _: resolve(TrainConfig, flags={"shard_base": True, "compile": "on"}),
+    "a recorded sharded base": lambda _: resolve(TrainConfig, flags={"shard_base": True, "cuda_graphs": "on"}),
     "no quantization": lambda _: resolve(StudyConfig, flags={"quant": ""}),
     "an unknown variant": lambda _: resolve(StudyConfig, flags={"variants": "plain,best"}),
 }
