@@ -19,68 +19,68 @@ class Text(NamedTuple):
 def _refused(reason: str) -> Text:
     """A pinned archive that is not unpacked."""
     return Text(
-        "The llama.cpp source archive was refused",
-        f"{reason}. Nothing was written.",
-        "Restore vendor_llama_cpp/pin.toml from git: the pinned archive has no such fault.",
+        "the llama.cpp source archive was refused",
+        f"{reason}. Nothing was written",
+        "restore vendor_llama_cpp/pin.toml from git: the pinned archive has no such fault",
     )
 
 
 TEXTS: Mapping[str, Text] = {
-    "archive.absolute": _refused("In the archive, {name!r} is an absolute path"),
-    "archive.bomb": _refused("The archive inflates to more than {most} bytes"),
-    "archive.members": _refused("The archive has more than {most} members"),
-    "archive.name": _refused("In the archive, {name!r} is not a plain file name"),
-    "archive.outside": _refused("In the archive, {name!r} leads outside"),
-    "archive.size": _refused("The converter's files in the archive hold more than {most} bytes"),
-    "archive.special": _refused("In the archive, {name!r} is a link, a device or another special file"),
-    "archive.twice": _refused("In the archive, {name!r} appears twice"),
-    "archive.unreadable": _refused("The archive cannot be read to its end ({error})"),
+    "archive.absolute": _refused("in the archive, {name!r} is an absolute path"),
+    "archive.bomb": _refused("the archive inflates to more than {most} bytes"),
+    "archive.members": _refused("the archive has more than {most} members"),
+    "archive.name": _refused("in the archive, {name!r} is not a plain file name"),
+    "archive.outside": _refused("in the archive, {name!r} leads outside"),
+    "archive.size": _refused("the converter's files in the archive hold more than {most} bytes"),
+    "archive.special": _refused("in the archive, {name!r} is a link, a device or another special file"),
+    "archive.twice": _refused("in the archive, {name!r} appears twice"),
+    "archive.unreadable": _refused("the archive cannot be read to its end ({error})"),
     "disk.full": Text(
-        "The disk is full",
-        "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
-        "Free some space, or point AEGIS_CACHE_DIR at another directory.",
+        "the disk is full",
+        "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error})",
+        "free some space, or point AEGIS_CACHE_DIR at another directory",
     ),
     "disk.unwritable": Text(
-        "Cannot write to {home}",
-        "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error}).",
-        "Free some space, or point AEGIS_CACHE_DIR at another directory.",
+        "cannot write to {home}",
+        "llama.cpp's converter is kept in {home}, and fetching it takes about 400 MB for a moment ({error})",
+        "free some space, or point AEGIS_CACHE_DIR at another directory",
     ),
     "fetch.no_pip": Text(
-        "There is no pip in this environment to download {sdist} with",
-        "uv makes environments without it.",
+        "there is no pip in this environment to download {sdist} with",
+        "uv makes environments without it",
         "uv pip install --python {python} pip; or copy {sdist} here from another machine and point AEGIS_LLAMA_SDIST "
-        "at it.",
+        "at it",
     ),
     "fetch.pip": Text(
         "pip could not download {sdist}",
-        "The last lines of pip (exit code {exit_code}):\n{output}",
-        "Check the network and pip's settings, then try again; or copy {sdist} here from another machine and point "
-        "AEGIS_LLAMA_SDIST at it.",
+        "the last lines of pip (exit code {exit_code}):\n{output}",
+        "check the network and pip's settings, then try again; or copy {sdist} here from another machine and point "
+        "AEGIS_LLAMA_SDIST at it",
     ),
     "fetch.unreadable": Text(
-        "Cannot read the llama.cpp source archive {path}",
-        "{error}.",
-        "Point AEGIS_LLAMA_SDIST at {sdist}, or unset it to download the file.",
+        "cannot read the llama.cpp source archive {path}",
+        "{error}",
+        "point AEGIS_LLAMA_SDIST at {sdist}, or unset it to download the file",
     ),
     "hash.downloaded": Text(
         "{path} is not the pinned {sdist}",
-        "Its sha256 is {found} ({found_bytes} bytes); wanted {wanted} ({wanted_bytes} bytes). Nothing was unpacked.",
-        "Get {distribution} {version}'s source archive from a place you trust and try again.",
+        "its sha256 is {found} ({found_bytes} bytes); wanted {wanted} ({wanted_bytes} bytes). Nothing was unpacked",
+        "get {distribution} {version}'s source archive from a place you trust and try again",
     ),
     "hash.given": Text(
         "{path} is not the pinned {sdist}",
-        "Its sha256 is {found} ({found_bytes} bytes); wanted {wanted} ({wanted_bytes} bytes). Nothing was unpacked.",
-        "Get {distribution} {version}'s source archive from a place you trust and point AEGIS_LLAMA_SDIST at it.",
+        "its sha256 is {found} ({found_bytes} bytes); wanted {wanted} ({wanted_bytes} bytes). Nothing was unpacked",
+        "get {distribution} {version}'s source archive from a place you trust and point AEGIS_LLAMA_SDIST at it",
     ),
     "hash.index": Text(
-        "The index offers another {sdist} than the pinned one",
+        "the index offers another {sdist} than the pinned one",
         "pip compared its sha256 and refused it; nothing was unpacked. The last lines of pip:\n{output}",
-        "Check your package index, or point AEGIS_LLAMA_SDIST at the genuine file.",
+        "check your package index, or point AEGIS_LLAMA_SDIST at the genuine file",
     ),
     "hash.tree": Text(
-        "The unpacked converter is not the pinned one",
-        "Its {files} files have the tree digest {found}; pin.toml says {wanted}.",
-        "Restore vendor_llama_cpp/pin.toml from git. If you changed the pin, enter the new digest.",
+        "the unpacked converter is not the pinned one",
+        "its {files} files have the tree digest {found}; pin.toml says {wanted}",
+        "restore vendor_llama_cpp/pin.toml from git. If you changed the pin, enter the new digest",
     ),
 }
 """What can go wrong, by its code, which is the kind and the case."""

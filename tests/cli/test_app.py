@@ -270,7 +270,7 @@ def test_only_json_is_on_stdout(aegis: Aegis, quick_base: Path, dataset: Path, t
         (["train"], 2, "no base model given"),
         (["run", "--dataset", "mine.jsonl", "--dry-run"], 2, "no base model given"),
         (["plan", "--dataset", "mine.jsonl"], 2, "--preset demo"),
-        (["export-gguf", "--model", "{base}", "--out", "o", "--quant", "Q4_K_X"], 2, "Did you mean Q4_K_"),
+        (["export-gguf", "--model", "{base}", "--out", "o", "--quant", "Q4_K_X"], 2, "did you mean Q4_K_"),
         (["export-gguf", "--model", "{base}", "--out", "{base}"], 2, "exists"),
         (["export-gguf", "--model", ".", "--out", "o"], 2, "no config.json"),
         (["chat", "--gguf", "absent.gguf", "-p", "x"], 2, "absent.gguf"),

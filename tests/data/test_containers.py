@@ -143,7 +143,7 @@ def test_several_files_are_one_source(tmp_path: Path, reporter: Recorder) -> Non
     rows = list(one.rows(Rejects("x")))
     assert rows[0].where == f"{folder / 'a.jsonl.gz'}:1"
     assert one.position == one.total
-    with pytest.raises(UsageError, match="There is no file"):
+    with pytest.raises(UsageError, match="there is no file"):
         open_source(f"{folder}/*.csv")
 
 
@@ -163,7 +163,7 @@ def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"frage": "a"}\n{"frage": "b"}\n', encoding="utf-8")
     for skip_bad in (0, 2):
-        with pytest.raises(DataError, match="None of the 2 rows") as caught:
+        with pytest.raises(DataError, match="none of the 2 rows") as caught:
             prepare(path, phi, skip_bad=skip_bad)
         assert "--skip-bad" not in str(caught.value)
         assert "--columns" in str(caught.value)

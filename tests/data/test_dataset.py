@@ -166,7 +166,7 @@ def test_an_empty_array_is_refused(phi: Any, write_rows: WriteRows) -> None:
 
 
 def test_data_without_tokens_to_train_on_is_refused(phi: Any, write_rows: WriteRows) -> None:
-    with pytest.raises(DataError, match="No token") as caught:
+    with pytest.raises(DataError, match="no token") as caught:
         prepare(write_rows({"prompt": "today? " * 60, "completion": "Hello"}), phi, max_length=16)
     assert "--max-length" in caught.value.fix
 

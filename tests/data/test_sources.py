@@ -189,7 +189,7 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["missing.jsonl", "data/missing.jsonl", "missing", "a/b/c", "../x"])
 def test_a_missing_file_is_a_usage_error(source: str) -> None:
-    with pytest.raises(UsageError, match="There is no file") as caught:
+    with pytest.raises(UsageError, match="there is no file") as caught:
         open_source(source)
     assert caught.value.exit_code == 2
 

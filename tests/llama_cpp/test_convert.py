@@ -129,7 +129,7 @@ def test_bad_arguments_are_usage_errors(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         convert(tmp_path, tmp_path / "out.gguf", model_name="phi-3")
     assert caught.value.key == "convert.no_model_folder"
-    with pytest.raises(EnvironmentFault, match="Cannot write"):
+    with pytest.raises(EnvironmentFault, match="cannot write"):
         convert(model, tmp_path / "absent" / "out.gguf", model_name="phi-3")
 
 

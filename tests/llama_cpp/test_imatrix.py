@@ -150,7 +150,7 @@ def test_a_file_that_is_no_importance_matrix_is_refused(f16: Path, imatrix: Path
     with pytest.raises(IntegrityError) as caught:
         read_importance(tmp_path / "cut.gguf")
     assert caught.value.key == "gguf_file.not_whole"
-    with pytest.raises(UsageError, match="Cannot read"):
+    with pytest.raises(UsageError, match="cannot read"):
         quantize(f16, tmp_path / "out.gguf", "Q4_K_M", imatrix=tmp_path / "absent.gguf")
     with GgufFile(imatrix) as file:
         at = file.tensors["blk.0.ffn_up.weight.in_sum2"].offset_bytes

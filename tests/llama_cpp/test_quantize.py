@@ -26,9 +26,9 @@ def test_a_quantization_is_found_in_any_spelling(spelling: str) -> None:
 
 
 def test_an_unknown_quantization_names_the_nearest(f16: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Did you mean Q4_K_M"):
+    with pytest.raises(UsageError, match="did you mean Q4_K_M"):
         quantize(f16, tmp_path / "out.gguf", "Q4_KM")
-    with pytest.raises(UsageError, match="Unknown tensor type 'q7_7'"):
+    with pytest.raises(UsageError, match="unknown tensor type 'q7_7'"):
         quantize(f16, tmp_path / "out.gguf", "Q4_K_M", output_tensor_type="q7_7")
     assert list(tmp_path.iterdir()) == []
 

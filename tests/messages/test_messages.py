@@ -32,6 +32,17 @@ def places(entry: str | dict[str, str]) -> set[str]:
     return {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
+@pytest.mark.parametrize("spoken", LANGUAGES)
+def test_every_part_of_an_error_begins_small_and_ends_without_a_period(spoken: Language) -> None:
+    """The texts for the command line are Click's own."""
+    names = ("PATH", "WORLD_SIZE", "NOT", "Ollama", "GGUF", "NF4", "LM", "PyTorch", "Windows", "NVML")
+    for key, entry in entries(spoken).items():
+        for part in ("what", "why", "fix") if isinstance(entry, dict) and key != "usage.no_command" else ():
+            text = entry.get(part, "").strip()
+            assert not re.search(r"(?<!\.\.)[.。]$", text), key
+            assert not text[:1].isupper() or text.startswith(names) or spoken == "ja", key
+
+
 def calls() -> Iterator[tuple[Path, ast.Call, str]]:
     """Yield every call with a literal message key."""
     for path in SOURCES:

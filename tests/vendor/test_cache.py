@@ -87,7 +87,7 @@ def test_an_interrupted_unpacking_leaves_no_tree(
     assert len(written) == 2
     assert list(cache.iterdir()) == []
     if isinstance(caught.value, VendorError):
-        assert (caught.value.kind, caught.value.what) == ("disk", "The disk is full")
+        assert (caught.value.kind, caught.value.what) == ("disk", "the disk is full")
 
 
 def test_the_leftovers_of_a_killed_process_are_ignored_and_later_removed(cache: Path, pinned: PinnedArchive) -> None:
