@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vendor_llama_cpp.cache import ensure_tree, find_tree
-from vendor_llama_cpp.errors import TEXTS, VendorError
-from vendor_llama_cpp.listener import Listener, Silent, Step
-from vendor_llama_cpp.pin import load_pin
+from .cache import ensure_tree, find_tree
+from .errors import TEXTS, VendorError
+from .listener import Listener, Silent, Step
+from .pin import load_pin
 
 __all__ = ["TEXTS", "Listener", "Step", "VendorError", "converter_tree", "kept_tree", "load_pin"]
 

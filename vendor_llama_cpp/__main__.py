@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from vendor_llama_cpp import Step, VendorError, converter_tree, load_pin
+from . import Step, VendorError, converter_tree, load_pin
 
 _LINE_SECONDS = 5.0
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import platformdirs
 
-from vendor_llama_cpp.errors import VendorError
-from vendor_llama_cpp.fetch import verified_sdist
-from vendor_llama_cpp.listener import Listener
-from vendor_llama_cpp.pin import Pin, digest
-from vendor_llama_cpp.unpack import read_tree, write_tree
+from .errors import VendorError
+from .fetch import verified_sdist
+from .listener import Listener
+from .pin import Pin, digest
+from .unpack import read_tree, write_tree
 
 CACHE_VARIABLE = "AEGIS_CACHE_DIR"
 _STAGING = ".making-"

@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from vendor_llama_cpp.errors import VendorError
-from vendor_llama_cpp.listener import Listener
-from vendor_llama_cpp.pin import Pin
+from .errors import VendorError
+from .listener import Listener
+from .pin import Pin
 
 SDIST_VARIABLE = "AEGIS_LLAMA_SDIST"
 _LOOK_SECONDS = 0.2

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from vendor_llama_cpp.errors import VendorError
-from vendor_llama_cpp.pin import Pin, digest
+from .errors import VendorError
+from .pin import Pin, digest
 
 MAX_ARCHIVE_BYTES = 1 << 29
 """Most that the whole archive may inflate to (the pinned one: 216 MB)."""

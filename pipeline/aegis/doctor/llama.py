@@ -24,21 +24,21 @@ def converter() -> list[Finding]:
             return [Finding("converter", "ok", phrase("doctor.own_converter", folder=own))]
         detail = phrase("doctor.no_converter", folder=own)
         return [Finding("converter", "fail", detail, "set LLAMA_CPP_DIR=" if WINDOWS else "unset LLAMA_CPP_DIR")]
-    import vendor_llama_cpp
+    from aegis.vendored import vendor_llama_cpp
 
     pin = vendor_llama_cpp.load_pin()
     tree = vendor_llama_cpp.kept_tree()
     if tree is None:
         detail = phrase("doctor.converter_not_pinned", commit=pin.upstream_commit[:9])
-        return [Finding("converter", "fail", detail, f"{python()} -m vendor_llama_cpp")]
+        return [Finding("converter", "fail", detail, f"{python()} -m {vendor_llama_cpp.__name__}")]
     return [Finding("converter", "ok", phrase("doctor.converter", commit=pin.upstream_commit[:9], tree=tree))]
 
 
 def binding() -> list[Finding]:
     """Check that llama-cpp-python has the pinned version, that its library is unchanged, and that it loads."""
-    from vendor_llama_cpp import load_pin
+    from aegis.vendored import vendor_llama_cpp
 
-    pin = load_pin()
+    pin = vendor_llama_cpp.load_pin()
     again = install(f"{_BINDING}=={pin.version}", again=True)
     if find_spec("llama_cpp") is None:
         return [Finding("llama_cpp", "fail", phrase("doctor.no_binding"), install(f"{_BINDING}=={pin.version}"))]

@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 
 import filelock
 
-import vendor_llama_cpp
 from aegis import progress
 from aegis.errors import EnvironmentFault, ToolError
 from aegis.llama_cpp.common_library import LIBRARIES, SUFFIX, Libraries, compile_libraries, find_libraries
@@ -27,6 +26,7 @@ from aegis.llama_cpp.tree import pinned_tree
 from aegis.messages import phrase
 from aegis.runs import disk
 from aegis.runs.manifest import digest
+from aegis.vendored import vendor_llama_cpp
 
 WORKER = Path(__file__).with_name("_imatrix_worker.py")
 _SECONDS, _SECONDS_OF_LIBRARIES = 900, 2 * 3600

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import vendor_llama_cpp
 from aegis.errors import EnvironmentFault
 from aegis.messages.safe import shell_program
 from aegis.runs import disk
 from aegis.runs.manifest import file_sha256
+from aegis.vendored import vendor_llama_cpp
 
 LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"

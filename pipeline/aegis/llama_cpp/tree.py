@@ -6,10 +6,10 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-import vendor_llama_cpp
 from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
 from aegis.messages import phrase
+from aegis.vendored import vendor_llama_cpp
 
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP_DIR"
