@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +73,11 @@ def test_the_loss_on_kept_text_has_its_own_panel(tmp_path: Path) -> None:
 def test_any_rows_can_be_drawn(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """None, one, those of another version, and nonsense."""
     assert set(drawn(tmp_path / "a", rows)) == set(PICTURES)
+
+
+@pytest.mark.parametrize(("plots", "code"), [("aegis.report.plots.training", 0), ("os", 1)], ids=["ours", "control"])
+def test_a_notebooks_backend_that_is_not_installed_does_not_matter(plots: str, code: int) -> None:
+    """A notebook sets it for `!aegis run`, which may be in another environment."""
+    command = [sys.executable, "-c", f"import {plots}; import matplotlib"]
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend"}
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == code
