@@ -79,5 +79,5 @@ def test_any_rows_can_be_drawn(tmp_path: Path, rows: list[dict[str, Any]]) -> No
 def test_a_notebooks_backend_that_is_not_installed_does_not_matter(plots: str, code: int) -> None:
     """A notebook sets it for `!aegis run`, which may be in another environment."""
     command = [sys.executable, "-c", f"import {plots}; import matplotlib"]
-    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend"}
+    environment = {**os.environ, "MPLBACKEND": "not_installed"}
     assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == code
