@@ -72,11 +72,23 @@ def test_a_resumed_finish_equals_an_uninterrupted_one(
         assert trained_bytes(killed) == trained_bytes(whole)
 
 
-def test_a_finish_for_another_file_is_not_resumed(tmp_path: Path, config: TrainConfig) -> None:
-    run = Run(tmp_path / "run")
+def test_a_run_goes_on_for_the_type_that_its_training_was_started_for(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+) -> None:
+    """Killed, finished, and asked for another file first; only another start is for another type."""
+    config = config.model_copy(update={"save_steps": 1})
+    run, killed, other = Run(tmp_path / "run"), Run(tmp_path / "killed"), Later(export=ExportConfig(quant=("Q3_K_M",)))
     train(config, run)
-    with pytest.raises(UsageError):
-        train(config, run, reuse=True, later=Later(export=ExportConfig(quant=("Q3_K_M",))))
+    train_until_killed(monkeypatch, 4, config, killed)
+    train(config, killed, resume=True, later=other)
+    train(config, run, reuse=True, later=other)
+    assert trained_bytes(killed) == trained_bytes(run)
+    assert sum("Q3_K_M" in text and "Q4_K_M" in text for text in reporter.said) == 2
+    train(config, run, overwrite=True, later=other)
+    facts = AdapterFacts.read(run.adapter)
+    assert facts.finish is not None
+    assert (facts.quant, facts.finish.quant) == ("Q3_K_M", "Q3_K_M")
+    assert trained_bytes(killed) != trained_bytes(run)
 
 
 def test_auto_finishes_long_trainings_for_types_that_lose_much(config: TrainConfig, reporter: Recorder) -> None:

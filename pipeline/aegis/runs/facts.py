@@ -77,6 +77,7 @@ class TrainFacts(Facts):
         device, compute_dtype: the torch device type and the dtype of the training.
         processes: number of processes.
         kept: None if keep was switched off.
+        quant: the type of the file that the training is for.
         finish: None if the training has no finish.
         housekeeping: the run's latest values of settings that do not change a weight.
         result: None in a checkpoint.
@@ -91,6 +92,7 @@ class TrainFacts(Facts):
     processes: int
     data: DataFacts
     kept: KeptFacts | None = None
+    quant: str | None = None
     finish: FinishFacts | None = None
     housekeeping: Mapping[str, Any]
     result: TrainResult | None = None

@@ -76,7 +76,7 @@ def train(
     device = require_device(config.device)
     with process_group(device) as group, _opened(run, group, replace=overwrite or reuse):
         refuse_unsupported_launch(group, compute_dtype(device))
-        inputs = TrainingInputs.make(config, device, group, run, later)
+        inputs = TrainingInputs.make(config, device, group, run, later, fresh=overwrite)
         config = inputs.config
         start = group.broadcast(lambda: first_step(inputs.manifest(), run, resume, overwrite, reuse))
         if start == FINISHED:

@@ -51,23 +51,24 @@ class Finish:
     recipe: FileRecipe
 
     @classmethod
-    def plan(cls, config: TrainConfig, base: Base, later: Later, vocabulary: Path | None) -> Finish | None:
+    def plan(
+        cls, config: TrainConfig, base: Base, later: Later, vocabulary: Path | None, quant: str | None = None
+    ) -> Finish | None:
         """Plan the finish that the settings ask for; None if there is none.
 
         Args:
             config: with the number of steps that its epochs take.
             vocabulary: see `llama_cpp.planned_types`; None if the converter is not on this machine yet.
+            quant: the type of the file; the first one that is asked of export if None.
 
         Raises:
             UsageError: the settings ask for a finish that is not possible with others of them.
         """
-        if config.finish_steps == OFF:
+        quant = quant or asked_quants(later.export)[0]
+        if not may_finish(config, quant):
             return None
-        quant = asked_quants(later.export)[0]
         automatic = config.finish_steps == AUTO
         steps = round(config.max_steps * _SHARE) if automatic else int(config.finish_steps)
-        if automatic and (not quant.startswith(_PAYS) or config.max_steps < _MIN_STEPS):
-            return None
         obstacle = _obstacle(config, later, steps, vocabulary)
         types: dict[str, str] = {}
         if obstacle is None:
@@ -105,6 +106,13 @@ class Finish:
             weights = ShippedWeights(state.model, state.soul, self.base, self.recipe, compute_dtype(device))
         release(device)
         return weights
+
+
+def may_finish(config: TrainConfig, quant: str) -> bool:
+    """Whether the settings ask for a finish, or leave it to a rule that gives this training one for this type."""
+    if config.finish_steps == AUTO:
+        return quant.startswith(_PAYS) and config.max_steps >= _MIN_STEPS
+    return config.finish_steps != OFF
 
 
 def _obstacle(config: TrainConfig, later: Later, steps: int, vocabulary: Path | None) -> Bilingual | None:

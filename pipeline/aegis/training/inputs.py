@@ -17,6 +17,7 @@ from aegis.data.kept import Kept
 from aegis.data.passes import passes, with_steps
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.llama_cpp import find_tree
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base
 from aegis.model.base_states import base_states
@@ -28,14 +29,14 @@ from aegis.runs.manifest import Manifest
 from aegis.runs.run import Run
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.execution import allocator
-from aegis.training.finish import Finish
+from aegis.training.finish import Finish, may_finish
 from aegis.training.keep.batches import KeptText
 from aegis.training.keep.text import load_kept
 from aegis.training.loop import Loop
-from aegis.training.resume import HOUSEKEEPING, SHARED
+from aegis.training.resume import HOUSEKEEPING, SHARED, started_quant
 from aegis.training.state import TrainState
 from aegis.verification.base_precheck import check_base
-from aegis.verification.run_precheck import Later, check_later
+from aegis.verification.run_precheck import Later, asked_quants, check_later
 from aegis.verification.tokenizer_precheck import check_ids, converting_vocabulary, sample_texts
 
 
@@ -48,6 +49,7 @@ class TrainingInputs:
     data: Prepared
     kept: Kept | None
     finish: Finish | None
+    quant: str
     device: torch.device
     group: ProcessGroup
 
@@ -59,7 +61,14 @@ class TrainingInputs:
         group: ProcessGroup,
         run: Run | None = None,
         later: Later | None = None,
+        *,
+        fresh: bool = False,
     ) -> TrainingInputs:
+        """Read and check everything that a training needs.
+
+        Args:
+            fresh: what the run has of an earlier training does not count.
+        """
         if config.shard_base and group.world_size == 1:
             raise UsageError("train.shard_alone")
         for advice in harmful_settings(config):
@@ -69,6 +78,9 @@ class TrainingInputs:
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
             tokenizer = base.tokenizer()
             later = later or Later()
+            quant = _file_type(later, None if fresh else run)
+            if may_finish(config, quant):
+                find_tree(later.export.llama_cpp_dir)  # its converter says which types the file's weights get
             hashing = Beside(lambda: base.weights_hash)
             with converting_vocabulary(base, later.export.llama_cpp_dir) as converting:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
@@ -76,7 +88,7 @@ class TrainingInputs:
                 data = load_training_set(config, tokenizer)
                 config = with_steps(config, len(data.train), group.world_size)
                 vocabulary = converting.result()
-                finish = Finish.plan(config, base, later, vocabulary)
+                finish = Finish.plan(config, base, later, vocabulary, quant)
                 if vocabulary is not None:
                     check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
             hashing.result()
@@ -90,7 +102,7 @@ class TrainingInputs:
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        inputs = cls(config, base, data, kept, finish, device, group)
+        inputs = cls(config, base, data, kept, finish, quant, device, group)
         progress.say(phrase("train.passes", windows=len(data.train), steps=config.max_steps, passes=inputs.passes))
         return inputs
 
@@ -119,6 +131,7 @@ class TrainingInputs:
                 processes=self.group.world_size,
                 data=DataFacts(**asdict(self.data.report)),
                 kept=None if self.kept is None else KeptFacts(**asdict(self.kept.report)),
+                quant=self.quant,
                 finish=None if self.finish is None else self.finish.facts,
                 housekeeping=self.config.model_dump(mode="json", include=HOUSEKEEPING),
                 result=result,
@@ -136,3 +149,12 @@ class TrainingInputs:
     def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
         data, finish = self.data, self.finish
         return Loop(state, self.config, data.train, data.heldout, kept_text, finish=finish, group=self.group, **sinks)
+
+
+def _file_type(later: Later, run: Run | None) -> str:
+    """Return the type of the file that the training is for: the first one that is asked, when it was started."""
+    asked = asked_quants(later.export)[0]
+    started = None if run is None else started_quant(run)
+    if started is not None and started != asked:
+        progress.say(phrase("finish.started_for", started=started, asked=asked))
+    return started or asked

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from aegis import progress
 from aegis.config.settings import TrainConfig
-from aegis.errors import UsageError
+from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
 from aegis.runs.facts import TrainFacts
-from aegis.runs.manifest import Manifest, finished, read_manifest, versions
+from aegis.runs.manifest import MANIFEST, Manifest, finished, read_manifest, versions
 from aegis.runs.publish import discard, discard_leftovers, sweep
 from aegis.runs.run import Run
 from aegis.training import checkpoint
@@ -61,6 +63,18 @@ def first_step(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reus
     if resume:
         raise UsageError("train.no_checkpoint", run_root=run.root)
     return 0
+
+
+def started_quant(run: Run) -> str | None:
+    """Return the type of the file that the run's training was started for; None if there is none, or it is not known.
+
+    A finish depends on it, so a later command that asks for other files goes on with the type of the first.
+    """
+    for folder in (run.adapter, *checkpoint.list_steps(run.checkpoints)):
+        if (folder / MANIFEST).is_file():
+            with suppress(IntegrityError):  # reported where the result is used
+                return TrainFacts.of(read_manifest(folder)).quant
+    return None
 
 
 def resume_config(run: Run) -> TrainConfig:
