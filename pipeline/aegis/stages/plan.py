@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ import torch
 from aegis import progress
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import DEMO
-from aegis.config.settings import OFF, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.passes import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
 from aegis.data.sources import from_cache_only, is_hub_dataset
@@ -99,18 +99,19 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         progress.warn(advice)
     device = find_device(train.device)
     with peek_base(train.base_model, train.revision) as found:
-        base = with_template(found, train.chat_template)
-        data, missing = _data(train, base, export.llama_cpp_dir)
-        if data is not None:
-            train = with_steps(train, data.windows)
+        base, later = with_template(found, train.chat_template), Later(merge, export)
+        here = any(base.folder.glob("*.safetensors"))
+        with _vocabulary(base, export.llama_cpp_dir) as vocabulary:
+            data, missing = _data(train, base, vocabulary)
+            if data is not None:
+                train = with_steps(train, data.windows)
+            finish = Finish.plan(train, base, later, vocabulary) if here else None
         kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
         capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
         free = free_bytes(device) if device else None
         cap = cap_bytes(train.gpu_memory_gib, device)
         room = min((limit for limit in (free, cap) if limit is not None), default=None)
-        here = any(base.folder.glob("*.safetensors"))
-        later = Later(merge, export)
-        types = _finish_types(train, base, later) if here else None
+        types = None if finish is None else finish.recipe.types
         estimator, planner, variants = _memory_plans(base, train, kind, capability, room, types)
         if here:
             check_base(base, train.lora_targets, export.llama_cpp_dir, keep=False)
@@ -143,13 +144,13 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         )
 
 
-def _finish_types(train: TrainConfig, base: Base, later: Later) -> Mapping[str, str] | None:
-    """Return the types of the weights in the training's finish; None if it has none."""
-    if train.finish_steps == OFF:
-        return None
-    with converted_vocabulary(base, later.export.llama_cpp_dir, keep=False) as vocabulary:
-        finish = Finish.plan(train, base, later, vocabulary)
-    return None if finish is None else finish.recipe.types
+def _vocabulary(base: Base, tree: Path | None) -> AbstractContextManager[Path | None]:
+    """Return a GGUF of the base's tokenizer for the block; None if base or converter is not on this machine yet."""
+    return nullcontext() if _is_unmade(base) else converted_vocabulary(base, tree, keep=False)
+
+
+def _is_unmade(base: Base) -> bool:
+    return base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file()
 
 
 def _memory_plans(
@@ -172,24 +173,23 @@ def _memory_plans(
     return estimator, planner, variants
 
 
-def _data(config: TrainConfig, base: Base, tree: Path | None) -> tuple[DataReport | None, str]:
+def _data(config: TrainConfig, base: Base, vocabulary: Path | None) -> tuple[DataReport | None, str]:
     """Return the report on the rows; or None, and why they cannot be read now."""
-    if base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file():
+    if _is_unmade(base):
         return None, phrase("plan.no_demo_base_yet")
-    with converted_vocabulary(base, tree, keep=False) as vocabulary:
-        on_hub = config.dataset != DEMO and is_hub_dataset(config.dataset)
-        tokenizer = base.tokenizer()
-        try:
-            with from_cache_only() if on_hub else nullcontext():
-                data = load_training_set(config, tokenizer, keep=False)
-                texts = sample_texts(config, data, tokenizer, keep=False) if vocabulary else ()
-        except EnvironmentFault as error:
-            if error.key != "sources.not_fetched":
-                raise
-            return None, phrase("plan.hub_data", dataset=config.dataset)
-        if vocabulary is not None:
-            check_ids(base, vocabulary, tokenizer, texts)
-        return data.report, ""
+    on_hub = config.dataset != DEMO and is_hub_dataset(config.dataset)
+    tokenizer = base.tokenizer()
+    try:
+        with from_cache_only() if on_hub else nullcontext():
+            data = load_training_set(config, tokenizer, keep=False)
+            texts = sample_texts(config, data, tokenizer, keep=False) if vocabulary else ()
+    except EnvironmentFault as error:
+        if error.key != "sources.not_fetched":
+            raise
+        return None, phrase("plan.hub_data", dataset=config.dataset)
+    if vocabulary is not None:
+        check_ids(base, vocabulary, tokenizer, texts)
+    return data.report, ""
 
 
 def _flops_per_token(estimator: MemoryEstimator, recomputed: int, config: TrainConfig) -> float:
