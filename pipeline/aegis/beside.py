@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -14,20 +15,38 @@ _LOOK_S = 0.2
 class Beside(Generic[T]):
     """A function that is running in a thread of its own.
 
-    The thread ends with the process: a caller who fails, or gets Ctrl-C, need not wait for it. It should spend its time
-    outside of Python: in another process, in a library that releases the interpreter's lock, or with files.
+    It should spend its time outside of Python: in another process, with files, or in a library that releases the
+    interpreter's lock. The thread ends with the process, so a caller who fails, or gets Ctrl-C, need not wait for it.
+    But a process must not end while a thread is inside llama.cpp: there a `with` block stops the function if it fails.
+
+    Args:
+        stop: set when a `with` block fails, which then waits; the function must look at it from time to time.
     """
 
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], T], stop: threading.Event | None = None) -> None:
         self._future: Future[T] = Future()
+        self._stop = stop
         threading.Thread(target=self._run, args=(function,), daemon=True).start()
 
     def result(self) -> T:
         """Wait for the end; return what the function returned, or raise what it raised."""
+        self._wait()
+        return self._future.result()
+
+    def __enter__(self) -> Beside[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._stop is not None:
+            self._stop.set()
+            self._wait()
+
+    def _wait(self) -> None:
         # on Windows a wait without a limit would not see Ctrl-C
         while not wait([self._future], timeout=_LOOK_S).done:
             pass
-        return self._future.result()
 
     def _run(self, function: Callable[[], T]) -> None:
         try:

@@ -37,9 +37,20 @@ def live_model(
     Raises:
         IntegrityError: adapter or soul do not fit the base.
     """
+    with made_live(load_base(base.folder, load_in, device, dtype), base, adapter) as model:
+        yield model
+
+
+@contextmanager
+def made_live(model: Any, base: Base, adapter: Path) -> Iterator[Any]:
+    """Put adapter and soul on a loaded base, and yield it in eval mode; its layers are then the adapter's.
+
+    Raises:
+        IntegrityError: adapter or soul do not fit the base.
+    """
     from peft import PeftModel
 
-    model = load_base(base.folder, load_in, device, dtype)
+    device = model.device
     try:
         with warnings.catch_warnings():
             # peft keeps the initial values of what the file lacks, and these have no effect

@@ -18,42 +18,38 @@ measured too: its weights replace the merged model's in memory, one by one, and 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aegis import progress
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
-from aegis.llama_cpp import Runtime
 from aegis.merging.base_weights import RoundTrip
-from aegis.merging.merged_weights import DTYPES
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, read_config
 from aegis.model.device import require_device
-from aegis.model.live import live_model
-from aegis.model.load import Precision, load_base
 from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs import noted
-from aegis.runs.facts import AdapterFacts, ExportFacts, VerifyFacts
+from aegis.runs.facts import ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
 from aegis.runs.run import Run
 from aegis.verification import divergence, run_checks, texts
 from aegis.verification.comparison import Comparison
 from aegis.verification.heldout_text import MIN_TOKENS, Sample, sequence_limit
-from aegis.verification.logits import llama_logits, repeats_one_token, torch_logits
-from aegis.verification.other_merge import choices, merge_the_other_way
+from aegis.verification.llama_passes import LlamaPasses
 from aegis.verification.retention import Witnesses, kept_windows, sentence
 from aegis.verification.run_checks import Checks
 from aegis.verification.structure import Structure
-from aegis.verification.trained_model import trained_model
-from aegis.verification.verdict import REPORT, BaseComparison, Verdict
+from aegis.verification.transformers_passes import TransformersPasses
+from aegis.verification.verdict import REPORT, Verdict
 
-_PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
 """The stage that made the next model, by the number of models that have run."""
 
@@ -118,15 +114,7 @@ class _Examiner:
     structure: Structure
     quantized: dict[str, Path]
     round_trip: RoundTrip | None
-    """The NF4 round trip, the difference between the two choices of base weights; None if they are not compared."""
     comparison: Comparison
-    begun: int = 0
-
-    @property
-    def finished_as(self) -> str | None:
-        """The type of the file whose weights the training ended with; None without a finish."""
-        finish = AdapterFacts.of(self.manifests["train"]).finish
-        return None if finish is None else finish.quant
 
     @classmethod
     def begin(
@@ -174,46 +162,27 @@ class _Examiner:
         return Verdict(0, tuple(self.checks.done), tuple(self.comparison.steps), {})
 
     def compare_models(self) -> Verdict:
-        """Run the models one after the other and compare their logits, which are on the disk."""
-        config, device = self.config, require_device(self.config.device)
-        # float16 has eight times the resolution of bfloat16, and the merged weights are float16
-        dtype = torch.float32 if device.type == "cpu" else torch.float16
-        compared, models = self.sample.compared, self.comparison.models
-        merged_as, finished_as = str(self.manifests["merge"].config["dtype"]), self.finished_as
-        with trained_model(self.base, self.run.adapter, self.manifests["train"], merged_as, device) as model:
-            self.comparison.record("trained", torch_logits(model, compared, self._title(phrase("verify.as_trained"))))
-            if finished_as is not None:  # it has the file's weights, which the merged model has not
-                self.witnesses.record("result", model)
-        del model  # only one model in memory at a time
-        wide: Precision = "dequantized" if self.structure.base_weights == "dequantized" else "16bit"
-        with live_model(self.base, self.run.adapter, wide, device, dtype) as model:
-            self.comparison.record("wide", torch_logits(model, compared, self._title(phrase("verify.wide"))))
-        del model
-        self.comparison.step("trained", "wide", "train", config.max_kl_nf4)
-        plain = load_base(self.base.folder, "16bit", device, dtype)
-        self.witnesses.record("base", plain)
-        self.comparison.record("base", torch_logits(plain, compared, self._title(phrase("verify.plain_base"))))
-        recorded = models.pop("base")
-        of_base = divergence.compare(models["trained"], recorded).mean_kl
-        perplexity = {"base": divergence.perplexity(recorded)}
-        del plain
-        merged = load_base(self.run.merged, "16bit", device, dtype)
-        self.comparison.record("merged", torch_logits(merged, compared, self._title(phrase("verify.merged"))))
-        if finished_as is None:
-            self.witnesses.record("result", merged)
-        bases: tuple[BaseComparison, ...] = ()
-        if self.round_trip is not None:
-            merge_the_other_way(merged, self.round_trip, self.structure)
-            outputs = torch_logits(merged, compared, self._title(phrase("verify.other_way")))
-            other_way = divergence.record(self.work / "other-way.npy", outputs, compared)
-            bases = choices(self.structure.base_weights, models["trained"], models["merged"], other_way)
-        del merged
-        # on a GPU the computation itself is in float16
-        rounded = max(DTYPES[merged_as], torch.float16, key=lambda kind: torch.finfo(kind).eps)
-        self.comparison.rounding("wide", "merged", "merge", rounded)
-        self._run_in_llama()
-        perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
-        retained, vocab_size = self.witnesses.measured(config.max_kept_kl), models["trained"].logits.shape[1]
+        """Run the models and compare their logits, which are on the disk; llama.cpp runs beside the models on a GPU."""
+        device, models, compared = require_device(self.config.device), self.comparison.models, self.sample.compared
+        in_transformers = TransformersPasses(self.structure, self.comparison, self.witnesses, device, self.round_trip)
+        count = 5 + (self.round_trip is not None) + len(self.quantized)
+        with progress.task(phrase("verify.running_models"), count * sum(map(len, compared)), "token") as bar:
+            self.comparison.advance = bar.advance
+            in_llama = self._in_llama(bar.advance)
+            with in_llama.beside(at_once=device.type == "cuda"):
+                in_transformers.run()
+                of_base = divergence.compare(models["trained"], models["base"]).mean_kl
+                perplexity = {"base": divergence.perplexity(models.pop("base"))}
+                bases = in_transformers.compare(self.config.max_kl_nf4)
+                retained = self.witnesses.measured(self.config.max_kept_kl)
+                try:
+                    in_llama.finish()
+                finally:
+                    models.update(in_llama.recorded)
+            self._compare_in_llama(in_transformers.finished_as)
+            perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
+            nearness = tuple(self.comparison.nearness(name, of_base) for name in self.quantized)
+        vocab_size = models["trained"].logits.shape[1]
         return Verdict(
             tokens=sum(map(len, compared)),
             checks=tuple(self.checks.done),
@@ -221,40 +190,25 @@ class _Examiner:
             perplexity=perplexity,
             retained=retained,
             bases=bases,
-            nearness=tuple(self.comparison.nearness(name, of_base) for name in self.quantized),
+            nearness=nearness,
             vocab_size=vocab_size,
             summary=sentence(retained, perplexity, self.sample.origin, vocab_size),
         )
 
-    def _run_in_llama(self) -> None:
-        """Run the f16 GGUF and each quantized one.
+    def _in_llama(self, advance: Callable[[float], None]) -> LlamaPasses:
+        kept = ExportFacts.of(self.manifests["convert"]).f16
+        return LlamaPasses(
+            {"f16": self.run.gguf / kept if kept else self.structure.reference, **self.quantized},
+            self.sample.compared,
+            self.work,
+            threads=self.config.threads,
+            end_token=self.tokenizer.eos_token_id,
+            advance=advance,
+        )
 
-        Raises:
-            IntegrityError: a quantized file repeats one token for ever, and the f16 file does not.
-        """
-        compared, threads = self.sample.compared, self.config.threads
-        prompt = compared[0][:_PROMPT_TOKENS]
-        room = max(*map(len, compared), len(prompt) + _SPOKEN_TOKENS)
-        repeating: list[str] = []
-        exported = ExportFacts.of(self.manifests["convert"])
-        f16 = self.run.gguf / exported.f16 if exported.f16 else self.structure.reference
-        for name, path in {"f16": f16, **self.quantized}.items():
-            with Runtime(path, n_ctx=room, threads=threads, logits=True) as runtime:
-                self.comparison.record(
-                    name, llama_logits(runtime, compared, self._title(phrase("verify.in_llama", name=name)))
-                )
-                if repeats_one_token(runtime, prompt, self.tokenizer.eos_token_id, _SPOKEN_TOKENS):
-                    repeating.append(name)
-            if name in repeating and "f16" not in repeating:
-                raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
-            if name == "f16":
-                self.comparison.rounding("merged", "f16", "convert", torch.float16)
-            else:
-                self.comparison.step("f16", name, "quantize", self.config.max_kl_quantized)
-            if name == self.finished_as:
+    def _compare_in_llama(self, finished_as: str | None) -> None:
+        self.comparison.rounding("merged", "f16", "convert", torch.float16)
+        for name in self.quantized:
+            self.comparison.step("f16", name, "quantize", self.config.max_kl_quantized)
+            if name == finished_as:
                 self.comparison.finish(name)
-
-    def _title(self, name: str) -> str:
-        self.begun += 1
-        count = 5 + (self.round_trip is not None) + len(self.quantized)
-        return phrase("verify.numbered", number=self.begun, count=count, name=name)

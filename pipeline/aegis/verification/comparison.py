@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,13 @@ class Comparison:
     Attributes:
         work: folder for the logits.
         layers: number of decoder layers, on which the bounds of rounding depend.
+        advance: called with the number of tokens of each recorded sequence.
     """
 
     work: Path
     sample: Sample
     layers: int
+    advance: Callable[[float], None] = lambda _tokens: None
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -36,7 +38,7 @@ class Comparison:
         Raises:
             IntegrityError: it returned NaN or Inf, or another number of positions.
         """
-        self.models[name] = divergence.record(self.work / f"{name}.npy", outputs, self.sample.compared)
+        self.models[name] = divergence.record(self.work / f"{name}.npy", self._counted(outputs), self.sample.compared)
 
     def step(self, before: str, after: str, stage: str, max_kl: float | None) -> None:
         """Compare two models that differ by a change of precision."""
@@ -63,3 +65,8 @@ class Comparison:
 
     def _found(self, before: str, after: str) -> Divergence:
         return divergence.compare(self.models[before], self.models[after])
+
+    def _counted(self, outputs: Iterable[Logits]) -> Iterator[Logits]:
+        for logits in outputs:
+            yield logits
+            self.advance(len(logits))

@@ -1,0 +1,87 @@
+"""Runs a verification's GGUF files in llama.cpp, one after the other: beside the passes on a GPU, or after them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from aegis.beside import Beside
+from aegis.errors import IntegrityError
+from aegis.llama_cpp import Runtime
+from aegis.messages import phrase
+from aegis.verification.divergence import Logits, Recording, record
+from aegis.verification.logits import llama_logits, repeats_one_token
+
+_PROMPT_TOKENS, _SPOKEN_TOKENS = 8, 32
+
+
+class LlamaPasses:
+    """The passes of some GGUF files over the same token ids.
+
+    Args:
+        files: path by name; "f16" first.
+        work: folder for the recorded logits.
+        advance: called with the number of tokens of each finished sequence.
+
+    Attributes:
+        recorded: the logits of the finished files.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        sequences: Sequence[Sequence[int]],
+        work: Path,
+        *,
+        threads: int | None,
+        end_token: int | None,
+        advance: Callable[[float], None],
+    ) -> None:
+        self.recorded: dict[str, Recording] = {}
+        self._files, self._sequences, self._work = files, sequences, work
+        self._threads, self._end_token, self._advance = threads, end_token, advance
+        self._stopped = threading.Event()
+        self._running: Beside[None] | None = None
+
+    @contextmanager
+    def beside(self, *, at_once: bool) -> Iterator[None]:
+        """Run beside the block if `at_once`; if the block fails, stop after the sequence that is running."""
+        if not at_once:
+            yield
+            return
+        with Beside(self._run, self._stopped) as self._running:
+            yield
+
+    def finish(self) -> None:
+        """Wait for the end, or run now.
+
+        Raises:
+            IntegrityError: a model returned NaN or Inf; or a quantized file repeats one token for ever, and the f16
+                file does not.
+        """
+        if self._running is None:
+            self._run()
+        else:
+            self._running.result()
+
+    def _run(self) -> None:
+        prompt = list(self._sequences[0][:_PROMPT_TOKENS])
+        room = max(*map(len, self._sequences), len(prompt) + _SPOKEN_TOKENS)
+        repeating: list[str] = []
+        for name, path in self._files.items():
+            with Runtime(path, n_ctx=room, threads=self._threads, logits=True) as runtime:
+                outputs = llama_logits(runtime, self._sequences, phrase("verify.in_llama", name=name))
+                self.recorded[name] = record(self._work / f"{name}.npy", self._counted(outputs), self._sequences)
+                if repeats_one_token(runtime, prompt, self._end_token, _SPOKEN_TOKENS):
+                    repeating.append(name)
+            if name in repeating and "f16" not in repeating:
+                raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
+
+    def _counted(self, outputs: Iterable[Logits]) -> Iterator[Logits]:
+        for logits in outputs:
+            if self._stopped.is_set():
+                raise InterruptedError
+            yield logits
+            self._advance(len(logits))
