@@ -17,7 +17,7 @@ import torch
 
 from aegis import progress
 from aegis.chat.conversation import Conversation, SamplingParams
-from aegis.chat.load import load_models
+from aegis.chat.load import load_for_answers, load_models
 from aegis.chat.transformers_model import TransformersModel
 from aegis.cli import app
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
@@ -25,6 +25,7 @@ from aegis.errors import UsageError
 from aegis.llama_cpp import Message
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.live import live_model
+from aegis.model.load import load_base
 from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
@@ -152,6 +153,41 @@ def test_the_live_model_answers_with_adapter_and_soul(run: Run, quick_base: Path
         assert live.count_tokens(messages) == len(chat_ids(tokenizer, messages))
     assert said["live"] == wanted != ""
     assert said["base"] != wanted
+
+
+def test_answers_in_one_batch_are_those_of_one_at_a_time(run: Run, quick_base: Path) -> None:
+    """Of base and trained model, which are one load; short and long questions, each with its own answer."""
+    asked = [
+        [{"role": "user", "content": text}] for text in ("春?", "先生は何をする人ですか。", "海には何がいますか。" * 3)
+    ]
+    tokenizer, base = load_tokenizer(quick_base), find_base(str(quick_base))
+    steps: list[int] = []
+    found = {
+        who: [
+            answer.text for answer in model.answers(asked, 12, expired=lambda: False, advance=lambda: steps.append(1))
+        ]
+        for who, model in load_for_answers(run, ("base", "trained"))
+    }
+    assert 12 < len(steps) <= 24
+    with live_model(base, run.adapter, "4bit", torch.device("cpu")) as model:
+        wanted = [greedily(model, tokenizer, messages, 12).strip() for messages in asked]
+    assert found["trained"] == wanted
+    assert len(set(wanted)) > 1
+    plain = load_base(base.folder, "4bit", torch.device("cpu"))
+    assert found["base"] == [greedily(plain, tokenizer, messages, 12).strip() for messages in asked]
+    assert found["base"] != wanted
+
+
+def test_answers_are_cut_when_their_time_is_over(run: Run) -> None:
+    """A control has the time; a question without room for an answer is an error."""
+    ((_, model),) = load_for_answers(run, ("trained",))
+    whole, cut = (model.answers([[USER]], 12, expired=lambda over=over: over, advance=int)[0] for over in (False, True))
+    assert whole.text.startswith(cut.text)
+    assert len(cut.text) < len(whole.text)
+    assert (whole.cut, cut.cut) == (False, True)
+    model.context = 4
+    with pytest.raises(UsageError, match="context of 4"):
+        model.answers([[USER]], 12, expired=lambda: False, advance=int)
 
 
 def test_the_same_seed_gives_the_same_answer(run: Run) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from aegis.chat import ask, conversation, load
 from aegis.chat.ask import Limits
 from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.report.answers import Answer
 from aegis.run_all import run_all
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
@@ -161,24 +163,32 @@ class Slow:
 
 def test_slow_and_failing_models_do_not_stop_the_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is too slow is cut and not asked on; one that cannot be loaded says why; the others are asked."""
-    from contextlib import contextmanager
-
     clock = [0.0]
     monkeypatch.setattr(ask.time, "monotonic", lambda: clock[0])
 
     @contextmanager
-    def speaking(*_: object, **settings: object) -> Iterator[list[object]]:
-        if settings["compare"]:
-            raise EnvironmentFault("disk.no_cache", directory="x", error="no memory for it")
+    def speaking(*_: object, **_settings: object) -> Iterator[list[object]]:
         yield [Slow(clock)]
 
-    monkeypatch.setattr(load, "load_transformers_models", speaking)
+    class Loaded:
+        def answers(self, chats: list[object], _max_tokens: int, **_: object) -> list[Answer]:
+            return [Answer("はい") for _ in chats]
+
+    def loading(_run: Run, wanted: list[str]) -> Iterator[tuple[str, Loaded]]:
+        yield wanted[0], Loaded()
+        raise EnvironmentFault("disk.no_cache", directory="x", error="no memory for it")
+
+    monkeypatch.setattr(load, "load_for_answers", loading)
     monkeypatch.setattr(load, "load_models", speaking)
-    base, trained, gguf = ask.ask(run, ["一", "二", "三"], Limits(max_tokens=4, seconds=5.5))
-    assert (base.answers, base.missing) == ((), "x cannot be used as the cache")
-    assert [(answer.text, answer.cut) for answer in trained.answers] == [("ああああ", False), ("ああ", True)]
-    assert gguf.name == "Q4_K_M"
-    assert gguf.answers == trained.answers
+    questions = ["一", "二", "三"]
+    for on_gpu in (False, True):  # there, llama.cpp answers beside the others
+        monkeypatch.setattr(ask, "is_on_gpu", lambda on_gpu=on_gpu: on_gpu)
+        clock[0] = 0.0
+        base, trained, gguf = ask.ask(run, questions, Limits(max_tokens=4, seconds=5.5))
+        assert [answer.text for answer in base.answers] == ["はい"] * 3
+        assert (trained.who, trained.answers, trained.missing) == ("trained", (), "x cannot be used as the cache")
+        assert gguf.name == "Q4_K_M"
+        assert [(answer.text, answer.cut) for answer in gguf.answers] == [("ああああ", False), ("ああ", True)]
 
 
 def test_a_japanese_page_is_japanese(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

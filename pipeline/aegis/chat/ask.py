@@ -1,24 +1,30 @@
-"""Asks the base, the trained model and the GGUF the same questions, one model at a time, in bounded time.
+"""Asks the base, the trained model and the GGUF the same questions, in bounded time.
 
 If a model cannot be asked, the result says why, so that a report can be written anyway.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from aegis import progress
+from aegis.beside import Beside
 from aegis.chat import load
 from aegis.chat.conversation import ChatModel, SamplingParams
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError, first_line
+from aegis.llama_cpp import Message
 from aegis.messages import phrase
 from aegis.report.answers import Answer, ModelAnswers
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
+
+_FAILURES = (AegisError, OSError, RuntimeError)
+"""What a model may raise that cannot be loaded or asked; torch raises a RuntimeError for a full GPU."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,13 @@ class Limits:
     count: int = 4
     max_tokens: int = 96
     seconds: float = 60.0
+
+
+def is_on_gpu() -> bool:
+    """Whether transformers' models are asked on a GPU."""
+    from aegis.model.device import choose_device
+
+    return choose_device("auto").type == "cuda"
 
 
 def questions_of(run: Run, count: int) -> list[str]:
@@ -54,46 +67,76 @@ def questions_of(run: Run, count: int) -> list[str]:
 def ask(
     run: Run, questions: Sequence[str], limits: Limits, models: Sequence[str] = ("base", "trained", "gguf")
 ) -> list[ModelAnswers]:
-    """Ask each of `models` the questions, at temperature 0, so that the same model always gives the same answers."""
-    loaders: dict[str, Callable[[], AbstractContextManager[list[ChatModel]]]] = {
-        "base": lambda: load.load_transformers_models(run, live=False, compare=True, context=None),
-        "trained": lambda: load.load_transformers_models(run, live=True, compare=False, context=None),
-        "gguf": lambda: load.load_models(run, None, live=False, compare=False, context=None),
-    }
-    return [_ask_model(who, open_model, questions, limits) for who, open_model in loaders.items() if who in models]
+    """Ask each of `models` the questions, taking the most likely token, so that a model always gives the same answers.
+
+    On a GPU, llama.cpp answers on the processor's cores meanwhile.
+    """
+    stop = threading.Event()
+    wanted = [who for who in ("base", "trained") if who in models]
+    if "gguf" not in models:
+        return _ask_in_transformers(run, wanted, questions, limits)
+    if not (wanted and is_on_gpu()):
+        return [*_ask_in_transformers(run, wanted, questions, limits), _ask_gguf(run, questions, limits, stop)]
+    with Beside(lambda: _ask_gguf(run, questions, limits, stop), stop) as in_llama:
+        return [*_ask_in_transformers(run, wanted, questions, limits), in_llama.result()]
 
 
-def _ask_model(
-    who: str,
-    open_model: Callable[[], AbstractContextManager[list[ChatModel]]],
-    questions: Sequence[str],
-    limits: Limits,
-) -> ModelAnswers:
+def _ask_in_transformers(
+    run: Run, wanted: Sequence[str], questions: Sequence[str], limits: Limits
+) -> list[ModelAnswers]:
+    """Ask the base and the trained model all questions at once; what one could not answer, the next is not asked."""
+    found: list[ModelAnswers] = []
+    chats = [_chat(question) for question in questions]
+    try:
+        for who, chat_model in load.load_for_answers(run, wanted):
+            with progress.task(phrase("sampling.asking", who=who), limits.max_tokens, "token") as bar:
+                until = time.monotonic() + limits.seconds
+                answers = chat_model.answers(
+                    chats, limits.max_tokens, expired=partial(_is_over, until), advance=bar.advance
+                )
+            found.append(ModelAnswers(who, "", tuple(answers)))
+    except _FAILURES as error:
+        return found + [ModelAnswers(who, "", (), _why(error)) for who in wanted[len(found) :]]
+    return found
+
+
+def _ask_gguf(run: Run, questions: Sequence[str], limits: Limits, stop: threading.Event) -> ModelAnswers:
     answers: list[Answer] = []
     try:
         with (
-            progress.task(phrase("sampling.asking", who=who), len(questions), "question") as bar,
-            open_model() as (chat_model,),
+            progress.task(phrase("sampling.asking", who="gguf"), len(questions), "question") as bar,
+            load.load_models(run, None, live=False, compare=False, context=None) as (chat_model,),
         ):
-            name = chat_model.name.rpartition("-")[2] if who == "gguf" else ""
+            name = chat_model.name.rpartition("-")[2]
             until = time.monotonic() + limits.seconds
             for question in questions:
-                if time.monotonic() > until:
+                if time.monotonic() > until or stop.is_set():
                     break
-                answers.append(_answer(chat_model, question, limits.max_tokens, until))
+                answers.append(_answer(chat_model, question, limits.max_tokens, until, stop))
                 bar.advance()
-    except BrokenPipeError:  # the reader of our progress output has ended
-        raise
-    except (AegisError, OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full GPU
-        return ModelAnswers(who, "", tuple(answers), first_line(error))
-    return ModelAnswers(who, name, tuple(answers))
+    except _FAILURES as error:
+        return ModelAnswers("gguf", "", tuple(answers), _why(error))
+    return ModelAnswers("gguf", name, tuple(answers))
 
 
-def _answer(chat_model: ChatModel, question: str, max_tokens: int, until: float) -> Answer:
+def _why(error: Exception) -> str:
+    if isinstance(error, BrokenPipeError):  # the reader of our progress output has ended
+        raise error
+    return first_line(error)
+
+
+def _answer(chat_model: ChatModel, question: str, max_tokens: int, until: float, stop: threading.Event) -> Answer:
     text = ""
-    pieces = chat_model.generate([{"role": "user", "content": question}], SamplingParams(max_tokens, 0.0))
-    for piece in pieces:
+    for piece in chat_model.generate(_chat(question), SamplingParams(max_tokens, 0.0)):
         text += piece
-        if time.monotonic() > until:
+        if time.monotonic() > until or stop.is_set():
             return Answer(text.strip(), cut=True)
     return Answer(text.strip())
+
+
+def _is_over(until: float) -> bool:
+    return time.monotonic() > until
+
+
+def _chat(question: str) -> list[Message]:
+    return [{"role": "user", "content": question}]

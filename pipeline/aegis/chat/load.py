@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
@@ -13,6 +14,9 @@ from aegis.errors import UsageError
 from aegis.llama_cpp import Runtime, trained_context
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
+
+if TYPE_CHECKING:  # it loads torch
+    from aegis.chat.transformers_model import TransformersModel
 
 
 @contextmanager
@@ -79,3 +83,34 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
             model = open_models.enter_context(live_model(base, run.adapter, load_in, device))
             found.append(TransformersModel("live", model, tokenizer, length))
         yield found
+
+
+def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, TransformersModel]]:
+    """Yield those of "base" and "trained" that are wanted, each until the next is asked for; the base is loaded once.
+
+    NF4 weights are dequantized once, if there is memory for it, and not at every token; their values are the same.
+
+    Raises:
+        IntegrityError, EnvironmentFault: as in `load_base` and `made_live`.
+    """
+    from aegis.chat.transformers_model import TransformersModel
+    from aegis.model.context import context_tokens
+    from aegis.model.device import choose_device, free_bytes
+    from aegis.model.live import made_live
+    from aegis.model.load import compute_dtype, load_base
+    from aegis.model.trained_base import trained_base
+
+    if not wanted:
+        return
+    load_in: Any = read_manifest(run.adapter).config["load_in"]
+    base, device = trained_base(run.adapter), choose_device("auto")
+    weights = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
+    # 4 bits, while they are dequantized, and room for the answers
+    if load_in == "4bit" and weights * (compute_dtype(device).itemsize + 1) < free_bytes(device):
+        load_in = "dequantized"
+    model, tokenizer, length = load_base(base.folder, load_in, device), base.tokenizer(), context_tokens(base.config)
+    if "base" in wanted:
+        yield "base", TransformersModel("base", model.eval(), tokenizer, length)
+    if "trained" in wanted:
+        with made_live(model, base, run.adapter) as live:
+            yield "trained", TransformersModel("live", live, tokenizer, length)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from aegis.chat.conversation import SamplingParams
 from aegis.errors import UsageError
+from aegis.report.answers import Answer
 from aegis.verification.token_parity import chat_ids
 
 # llama.cpp's defaults, so that a temperature means the same in both programs
@@ -75,8 +76,62 @@ class TransformersModel:
         if failures:
             raise failures[0]
 
+    def answers(
+        self,
+        chats: Sequence[Sequence[Mapping[str, str]]],
+        max_tokens: int,
+        *,
+        expired: Callable[[], bool],
+        advance: Callable[[], object],
+    ) -> list[Answer]:
+        """Answer several conversations in one batch, each with its most likely tokens.
+
+        Args:
+            expired: asked at every token; if true, the answers end there.
+            advance: called at every token.
+
+        Raises:
+            UsageError: a conversation leaves no space for an answer.
+        """
+        rows = [self._ids(chat) for chat in chats]
+        longest = max(map(len, rows))
+        if longest >= self.context:
+            raise UsageError("speaking.context_full", ids_shape=longest, context=self.context)
+        ends = _end_tokens(self._model)
+        padding = next(iter(ends), 0)
+        ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=self._model.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=ids.device)
+        late = False
+
+        def stop(seen: torch.Tensor, _scores: object) -> torch.Tensor:
+            nonlocal late
+            late = expired()
+            advance()
+            return torch.full((len(seen),), late, device=seen.device)
+
+        found = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            pad_token_id=padding,
+            max_new_tokens=min(max_tokens, self.context - longest),
+            use_cache=True,
+            stopping_criteria=[stop],
+            **_sampling(0.0),
+        )
+        answers = []
+        for row in found[:, longest:].tolist():
+            end = next((place for place, token in enumerate(row) if token in ends), None)
+            text = self._tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+            answers.append(Answer(text, cut=late and end is None))
+        return answers
+
     def _ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return chat_ids(self._tokenizer, [dict(message) for message in messages])
+
+
+def _end_tokens(model: Any) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _sampling(temperature: float) -> dict[str, Any]:
