@@ -15,6 +15,7 @@ from aegis.runs import noted
 from aegis.runs.manifest import MANIFEST
 from aegis.runs.publish import discard_leftovers
 from aegis.runs.run import Run
+from aegis.runs.stage_times import StageTimes
 from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
@@ -33,11 +34,13 @@ def run_all(
     run: Run,
     *,
     overwrite: bool = False,
+    times: StageTimes | None = None,
 ) -> tuple[ExportReport, Verdict]:
     """Train, merge, export and verify; finished unchanged stages are kept, and an interrupted training is resumed.
 
     Args:
         overwrite: start a new training even if the run has another one.
+        times: gets what every stage took.
 
     Raises:
         UsageError: a launcher started several processes; only training can be shared.
@@ -46,21 +49,22 @@ def run_all(
     """
     if world_size() > 1:
         raise UsageError("run.one_process")
+    times = times or StageTimes()
     with run.lock():
         discard_leftovers(run.verify)  # the f16 file of a killed run, before the disk's space is checked
     with noted.trusting(paranoid=verify_config.paranoid):
-        with _named("run.train", run.adapter):
+        with _stage(times, "run.train", run.adapter):
             later = Later(merge_config, export_config, is_certain=True)
             train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
-        with _named("run.merge", run.merged):
+        with _stage(times, "run.merge", run.merged):
             merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
         with scratch(run.verify) as between:
             same_tree = export_config.llama_cpp_dir == verify_config.llama_cpp_dir
             f16 = between / "F16.gguf" if same_tree and not verify_config.paranoid else None
-            with _named("run.export", run.gguf):
+            with _stage(times, "run.export", run.gguf):
                 exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True, hand_over=f16)
-            progress.say(phrase("run.verify", place=run.verify))
-            verdict = verify(run, verify_config, converted=f16)
+            with _stage(times, "run.verify", run.verify):
+                verdict = verify(run, verify_config, converted=f16)
     if verdict.failed_stage is not None:
         failed = run.gguf.with_name(run.gguf.name + ".failed")
         shutil.rmtree(failed, ignore_errors=True)
@@ -76,13 +80,15 @@ def run_all(
 
 
 @contextmanager
-def _named(key: str, place: Path) -> Iterator[None]:
-    """Say what is made and where; and afterwards, if it stood there already, that it was kept."""
+def _stage(times: StageTimes, key: str, place: Path) -> Iterator[None]:
+    """Say what is made and where; and afterwards what it took, and if it stood there already, that it was kept."""
     progress.say(phrase(key, place=place))
     before = _published(place)
-    yield
-    if before is not None and _published(place) == before:
-        progress.say(phrase("run.kept", place=place))
+    with times.stage(name := key.partition(".")[2]):
+        yield
+        if before is not None and _published(place) == before:
+            times.kept.add(name)
+            progress.say(phrase("run.kept", place=place))
 
 
 def _published(place: Path) -> int | None:

@@ -94,3 +94,12 @@ def test_a_file_that_ends_inside_a_weight_is_an_error(plan: MergePlan, tmp_path:
     assert weight != last
     with pytest.raises(IntegrityError, match="ends inside"):
         rewrite(plan, tmp_path / "merged.safetensors")
+
+
+def test_a_known_hash_of_the_source_is_not_computed_again(plan: MergePlan, tmp_path: Path) -> None:
+    """A wrong one shows who was believed; what is written is the same."""
+    (file,) = plan.base.shards.files
+    computed, _ = rewrite(plan, tmp_path / "computed.safetensors")
+    known = rewrite_shard(plan, file, tmp_path / "known.safetensors", lambda _count: None, b"known before")
+    assert known.source_sha256 == b"known before" != computed.source_sha256
+    assert known.sha256 == computed.sha256

@@ -6,11 +6,17 @@ The options may be before or after the command, so each takes effect when it is 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from aegis import progress
 from aegis.cli import exit
 
+if TYPE_CHECKING:
+    from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
+
 _chosen: set[str] = set()
+_installed: ConsoleReporter | JsonReporter | None = None
 
 
 def begin() -> None:
@@ -48,7 +54,16 @@ def log(text: str) -> None:
         ConsoleReporter().say(text)
 
 
+def signs_of_life() -> AbstractContextManager[None]:
+    """Show that the command is at work whenever it was silent for seconds, while the block runs."""
+    from aegis.cli.console.heartbeat import Heartbeat
+
+    return Heartbeat(_installed.heard, _installed.show_life) if _installed else nullcontext()
+
+
 def _install() -> None:
+    global _installed
     from aegis.cli.console.reporters import ConsoleReporter, JsonReporter
 
-    progress.install(JsonReporter() if "json" in _chosen else ConsoleReporter(quiet="quiet" in _chosen))
+    _installed = JsonReporter() if "json" in _chosen else ConsoleReporter(quiet="quiet" in _chosen)
+    progress.install(_installed)

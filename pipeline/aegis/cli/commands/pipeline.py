@@ -30,7 +30,7 @@ from aegis.cli.shared import (
     refuse_web,
 )
 from aegis.errors import UsageError
-from aegis.messages import layout
+from aegis.messages import layout, phrase
 
 if TYPE_CHECKING:
     from aegis.cli.settings import AllSettings
@@ -69,7 +69,7 @@ def run(
     run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
     output.say_that_it_loads()
-    with page_beside(run_dir, web):
+    with page_beside(run_dir, web), output.signs_of_life():
         _run_all(chosen, run_dir, overwrite)
 
 
@@ -80,20 +80,23 @@ def _run_all(chosen: AllSettings, run_dir: Run, overwrite: bool) -> None:
     from aegis.cli.screens import verify as verify_screen
     from aegis.config.presets import DEMO
     from aegis.demo.corpus import demo_prompts
+    from aegis.runs.stage_times import StageTimes
     from aegis.stages.report import report as report_stage
 
+    times = StageTimes()
     exported, verdict = run_all.run_all(
-        chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir, overwrite=overwrite
+        chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir, overwrite=overwrite, times=times
     )
     progress.result(verify_screen.verified(verdict, run_dir.verify, layout.terminal_columns()), verdict.as_json())
+    progress.result(f"{results.exported(exported)}\n", exported)  # ready; the report may take its time
     if chosen.train.base_model == DEMO and chosen.train.dataset == DEMO:
         prompts = demo_prompts()
         answers = ask(run_dir, prompts, Limits(), models=("base", "gguf"))
         progress.result(results.before_and_after(prompts, answers), answers)
-    with run_dir.lock():
+    with times.stage("report"), run_dir.lock():
+        progress.say(phrase("run.report", place=run_dir.report))
         page = report_stage(run_dir, Limits(), reuse=not overwrite)
-    progress.result(f"{page}\n", {"report": page})
-    progress.result(results.exported(exported), exported)
+    progress.result(str(page), {"report": page})
 
 
 @command(

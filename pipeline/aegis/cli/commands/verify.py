@@ -61,7 +61,7 @@ def verify(
         return
     from aegis.stages.verify import verify as stage
 
-    with run_dir.lock():
+    with run_dir.lock(), output.signs_of_life():
         verdict = stage(run_dir, settings)
     progress.result(verify_screen.verified(verdict, run_dir.verify, layout.terminal_columns()), verdict.as_json())
     if verdict.failed_stage:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -20,11 +22,21 @@ from aegis.progress import SilentTask, SilentWatch, Task, Watch
 from aegis.soul.gate import Phase
 
 
+class _Heard(Console):
+    """A console that knows when it last printed."""
+
+    heard = 0.0
+
+    def print(self, *values: Any, **options: Any) -> None:
+        self.heard = time.monotonic()
+        super().print(*values, **options)
+
+
 class ConsoleReporter:
     """Reports for people. Everything goes to stderr: stdout is for results."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _Heard(stderr=True, highlight=False, soft_wrap=True)
         self._quiet = quiet
         self._panel: TrainingPanel | None = None
         self._screen = threading.Lock()
@@ -68,6 +80,16 @@ class ConsoleReporter:
         sys.stdout.flush()
         return whole
 
+    def heard(self) -> float:
+        """Return when something was last shown; a live display shows itself all the time."""
+        return time.monotonic() if self._screen.locked() else self.console.heard
+
+    def show_life(self, seconds: float) -> None:
+        """Print that the command is at work, after so many seconds of silence."""
+        heard = self.console.heard
+        self.say(phrase("console.at_work", seconds=seconds))
+        self.console.heard = heard  # the silence goes on
+
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
         if self._quiet or (self.console.is_terminal and not self._screen.acquire(blocking=False)):
@@ -105,6 +127,14 @@ class JsonReporter:
 
     def __init__(self) -> None:
         self._people = ConsoleReporter(quiet=True)
+
+    def heard(self) -> float:
+        return emit.last
+
+    def show_life(self, seconds: float) -> None:
+        heard = emit.last
+        emit({"event": "alive", "seconds": round(seconds, 1)})
+        emit.last = heard
 
     def say(self, text: str) -> None:
         emit({"event": "message", "text": text})

@@ -29,10 +29,18 @@ _PLAIN_SECONDS = 15
 _JSON_SECONDS = 1
 
 
-def emit(row: dict[str, object]) -> None:
-    """Write one JSON line to stdout, strict and in ASCII."""
-    sys.stdout.write(json.dumps(_plain(row), ensure_ascii=True, allow_nan=False) + "\n")
-    sys.stdout.flush()
+class _Emit:
+    """Writes JSON lines to stdout, strict and in ASCII; `last` is when the last was written."""
+
+    last = 0.0
+
+    def __call__(self, row: dict[str, object]) -> None:
+        self.last = time.monotonic()
+        sys.stdout.write(json.dumps(_plain(row), ensure_ascii=True, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+emit = _Emit()
 
 
 def _plain(value: object) -> object:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aegis.messages import phrase
+from aegis.runs.stage_times import duration
 from aegis.soul.gate import Phase, gate, phase
 
 _SMOOTHING = 0.95
@@ -146,7 +147,7 @@ class TrainingPanel:
             older = phrase("live.before_start", step=self._start) if self._start else phrase("live.none_yet")
             return Text(older, style="dim")
         step, moment = self._saved
-        return Text(phrase("live.saved", step=step, age=_age(time.monotonic() - moment)))
+        return Text(phrase("live.saved", step=step, age=duration(time.monotonic() - moment)))
 
     def _phase(self, alpha: float) -> Text:
         # the row holds the target, which α alone does not show
@@ -158,11 +159,3 @@ class TrainingPanel:
 def _number(row: dict[str, object], name: str) -> float:
     value = row.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _age(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return phrase("live.hours", hours=hours, minutes=minutes)
-    return phrase("live.minutes", minutes=minutes, seconds=rest) if minutes else phrase("live.seconds", seconds=rest)
