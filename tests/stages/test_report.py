@@ -6,13 +6,13 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from aegis.chat import ask, conversation, load
+from aegis.chat import ask, load
 from aegis.chat.ask import Limits
 from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, UsageError
@@ -144,31 +144,31 @@ def test_missing_or_changed_data_is_reported_on_the_page(run: Run, finished: Run
 
 
 class Slow:
-    """A model that takes a second per piece, on a clock that tests set."""
+    """A GGUF that takes a second per token, on a clock that tests set."""
 
-    name = "tiny-Q4_K_M"
-    context = 99
+    path = Path("tiny-Q4_K_M.gguf")
 
     def __init__(self, clock: list[float]) -> None:
         self._clock = clock
 
-    def count_tokens(self, _messages: object) -> int:
-        return 1
-
-    def generate(self, _messages: object, sampling: conversation.SamplingParams) -> Iterator[str]:
-        for _ in range(sampling.max_tokens):
+    def chat_all(
+        self, chats: list[object], max_tokens: int, *, expired: Callable[[], bool], **_: object
+    ) -> list[tuple[str, bool]]:
+        for tokens in range(max_tokens):
+            if expired():
+                return [("あ" * tokens, True) for _ in chats]
             self._clock[0] += 1
-            yield "あ"
+        return [("あ" * max_tokens, False) for _ in chats]
 
 
 def test_slow_and_failing_models_do_not_stop_the_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is too slow is cut and not asked on; one that cannot be loaded says why; the others are asked."""
+    """The answers of a model that is too slow are cut; one that cannot be loaded says why; the others are asked."""
     clock = [0.0]
     monkeypatch.setattr(ask.time, "monotonic", lambda: clock[0])
 
     @contextmanager
-    def speaking(*_: object, **_settings: object) -> Iterator[list[object]]:
-        yield [Slow(clock)]
+    def speaking(_run: Run) -> Iterator[Slow]:
+        yield Slow(clock)
 
     class Loaded:
         def answers(self, chats: list[object], _max_tokens: int, **_: object) -> list[Answer]:
@@ -179,16 +179,18 @@ def test_slow_and_failing_models_do_not_stop_the_report(run: Run, monkeypatch: p
         raise EnvironmentFault("disk.no_cache", directory="x", error="no memory for it")
 
     monkeypatch.setattr(load, "load_for_answers", loading)
-    monkeypatch.setattr(load, "load_models", speaking)
+    monkeypatch.setattr(load, "load_gguf_for_answers", speaking)
     questions = ["一", "二", "三"]
     for on_gpu in (False, True):  # there, llama.cpp answers beside the others
         monkeypatch.setattr(ask, "is_on_gpu", lambda on_gpu=on_gpu: on_gpu)
         clock[0] = 0.0
-        base, trained, gguf = ask.ask(run, questions, Limits(max_tokens=4, seconds=5.5))
+        base, trained, gguf = ask.ask(run, questions, Limits(max_tokens=9, seconds=5.5))
         assert [answer.text for answer in base.answers] == ["はい"] * 3
         assert (trained.who, trained.answers, trained.missing) == ("trained", (), "x cannot be used as the cache")
         assert gguf.name == "Q4_K_M"
-        assert [(answer.text, answer.cut) for answer in gguf.answers] == [("ああああ", False), ("ああ", True)]
+        assert [(answer.text, answer.cut) for answer in gguf.answers] == [("あ" * 6, True)] * 3
+        *_, gguf = ask.ask(run, questions, Limits(max_tokens=4, seconds=5.5))
+        assert [(answer.text, answer.cut) for answer in gguf.answers] == [("あ" * 4, False)] * 3
 
 
 def test_a_japanese_page_is_japanese(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

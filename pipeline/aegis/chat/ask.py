@@ -14,7 +14,6 @@ from functools import partial
 from aegis import progress
 from aegis.beside import Beside
 from aegis.chat import load
-from aegis.chat.conversation import ChatModel, SamplingParams
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError, first_line
 from aegis.llama_cpp import Message
@@ -101,37 +100,28 @@ def _ask_in_transformers(
 
 
 def _ask_gguf(run: Run, questions: Sequence[str], limits: Limits, stop: threading.Event) -> ModelAnswers:
-    answers: list[Answer] = []
     try:
         with (
-            progress.task(phrase("sampling.asking", who="gguf"), len(questions), "question") as bar,
-            load.load_models(run, None, live=False, compare=False, context=None) as (chat_model,),
+            progress.task(phrase("sampling.asking", who="gguf"), limits.max_tokens, "token") as bar,
+            load.load_gguf_for_answers(run) as runtime,
         ):
-            name = chat_model.name.rpartition("-")[2]
+            name = runtime.path.stem.rpartition("-")[2]
             until = time.monotonic() + limits.seconds
-            for question in questions:
-                if time.monotonic() > until or stop.is_set():
-                    break
-                answers.append(_answer(chat_model, question, limits.max_tokens, until, stop))
-                bar.advance()
+            found = runtime.chat_all(
+                [_chat(question) for question in questions],
+                limits.max_tokens,
+                expired=lambda: _is_over(until) or stop.is_set(),
+                advance=bar.advance,
+            )
     except _FAILURES as error:
-        return ModelAnswers("gguf", "", tuple(answers), _why(error))
-    return ModelAnswers("gguf", name, tuple(answers))
+        return ModelAnswers("gguf", "", (), _why(error))
+    return ModelAnswers("gguf", name, tuple(Answer(text, cut) for text, cut in found))
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, BrokenPipeError):  # the reader of our progress output has ended
         raise error
     return first_line(error)
-
-
-def _answer(chat_model: ChatModel, question: str, max_tokens: int, until: float, stop: threading.Event) -> Answer:
-    text = ""
-    for piece in chat_model.generate(_chat(question), SamplingParams(max_tokens, 0.0)):
-        text += piece
-        if time.monotonic() > until or stop.is_set():
-            return Answer(text.strip(), cut=True)
-    return Answer(text.strip())
 
 
 def _is_over(until: float) -> bool:

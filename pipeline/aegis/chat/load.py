@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
 from aegis.errors import UsageError
-from aegis.llama_cpp import Runtime, trained_context
+from aegis.llama_cpp import BatchRuntime, Runtime, trained_context
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 
@@ -83,6 +83,18 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
             model = open_models.enter_context(live_model(base, run.adapter, load_in, device))
             found.append(TransformersModel("live", model, tokenizer, length))
         yield found
+
+
+@contextmanager
+def load_gguf_for_answers(run: Run) -> Iterator[BatchRuntime]:
+    """Load the run's GGUF to be asked several questions at once.
+
+    Raises:
+        IntegrityError, EnvironmentFault: as in `Runtime`.
+    """
+    path = run.first_gguf()
+    with BatchRuntime(path, n_ctx=trained_context(path)) as runtime:
+        yield runtime
 
 
 def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, TransformersModel]]:

@@ -4,6 +4,7 @@ Importing it loads neither torch nor the bindings: the converter and the quantiz
 `Runtime` loads the bindings when it opens a file.
 """
 
+from aegis.llama_cpp.batched import BatchRuntime
 from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.chat_template import Message
@@ -33,6 +34,7 @@ __all__ = [
     "IMATRIX_TYPES",
     "MIN_CHUNK_TOKENS",
     "QUANT_TYPES",
+    "BatchRuntime",
     "GgufFile",
     "Message",
     "Raised",
