@@ -22,6 +22,8 @@ MISTAKES = {
     "train --preset demo --max-steps": (2, "aegis train --help"),
     "train --preset demo extra words": (2, "aegis train --help"),
     "push": (2, "OWNER/NAME"),
+    "push samurai": (2, "owner/name"),
+    "train --preset demo --web --dry-run": (2, "--dry-run"),
     # values
     "train --preset demo --max-steps many": (2, {"en": "a whole number", "ja": "整数"}),
     "train --preset demo --max-steps 0": (2, {"en": "at least 1", "ja": "1 以上"}),

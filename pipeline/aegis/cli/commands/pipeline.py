@@ -176,6 +176,7 @@ def merge(
     from aegis.cli.screens import plan, results
     from aegis.config.resolve import resolve
     from aegis.config.settings import MergeConfig
+    from aegis.runs.publish import refuse_existing
 
     settings = resolve(MergeConfig, preset=preset, file=config, flags=flags)
     run_dir = None
@@ -188,18 +189,20 @@ def merge(
     with lock_unless_dry_run(run_dir, dry_run):
         if run_dir is not None:
             run_dir.require_finished("train")
+            out = out or run_dir.merged
+        assert out is not None
+        refuse_existing(out, overwrite=overwrite)
         output.say_that_it_loads()
         from aegis.stages import merge as stage
 
         if run_dir is not None:
-            inputs, place = stage.MergeInputs.from_run(run_dir), out or run_dir.merged
+            inputs = stage.MergeInputs.from_run(run_dir)
         else:
             assert base_model is not None
             assert adapter is not None
-            assert out is not None
-            inputs, place = stage.MergeInputs(base_model, adapter, soul, revision), out
-        announce_overwrite(place, overwrite=overwrite and not dry_run)
-        report = stage.merge(inputs, place, settings, overwrite=overwrite, dry_run=dry_run)
+            inputs = stage.MergeInputs(base_model, adapter, soul, revision)
+        announce_overwrite(out, overwrite=overwrite and not dry_run)
+        report = stage.merge(inputs, out, settings, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         progress.result(plan.merge_planned(report), report)
         return

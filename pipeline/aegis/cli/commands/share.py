@@ -11,6 +11,7 @@ from aegis.cli import output
 from aegis.cli.options import DryRunOption, RunOption
 from aegis.cli.registry import command
 from aegis.cli.shared import existing_run, lock_unless_dry_run
+from aegis.errors import UsageError
 
 
 @command("Results", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
@@ -64,6 +65,8 @@ def push(
     """Upload the GGUF files or the merged folder to the Hub, with its model card. Does not ask."""
     from aegis.cli.screens import results
 
+    if "/" not in repo:
+        raise UsageError("push.no_owner", repo=repo)
     run_dir = existing_run(run)
     output.say_that_it_loads()
     from aegis.stages.push import push as stage
