@@ -82,14 +82,16 @@ class Place:
     def run(self, name: str) -> Run:
         return Run(self.folder / name)
 
-    def launched(self, run: Run, *arguments: str, event: str | None = None, json_output: bool = False) -> Ended:
-        """Run the config in two processes started by torchrun, each with half the forward passes."""
+    def launched(
+        self, run: Run, *arguments: str, event: str | None = None, json_output: bool = False, processes: int = 2
+    ) -> Ended:
+        """Run the config in processes started by torchrun, each with half the forward passes."""
         program = ["-m", "--", "aegis"]
         if event is not None:
             script = self.folder / "befallen.py"
             script.write_text(BEFALLEN.format(event=event), encoding="utf-8")
             program = [str(script), "--"]
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = ["--json", "train"] if json_output else ["train"]
         return self._started([*launcher, *program, *command], run, *arguments)
 
@@ -340,6 +342,23 @@ def test_a_sharded_base_gives_the_same_bytes(
         ended = place.launched(other, *options, "--shard-base", "--seed", "7")
         assert ended.code == 0, ended.err
         assert not same_bytes(other, complete)
+
+
+def test_pairs_that_hold_a_base_together_give_the_same_bytes(
+    place: Place, make_random: MakeRandom, tmp_path: Path
+) -> None:
+    """Two pairs of four processes each hold one base, and the result is that of four complete ones."""
+    base = make_random("phi3", num_hidden_layers=2, num_key_value_heads=4)
+    pairs, complete = Run(tmp_path / "pairs"), Run(tmp_path / "complete")
+    for run, settings in ((pairs, ("--shard-base", "--shard-processes", "2")), (complete, ())):
+        ended = place.launched(run, "--base-model", str(base), *settings, processes=4)
+        assert ended.code == 0, ended.err
+        assert ended.err.count("each of 2 processes holds a shard") == bool(settings)
+    assert same_bytes(pairs, complete)
+    # a third pair is not complete
+    ended = place.launched(Run(tmp_path / "three"), "--shard-base", "--shard-processes", "2", processes=3)
+    assert ended.code != 0
+    assert ended.err.count("aegis: 3 processes cannot be divided into groups of 2") == 1, ended.err
 
 
 def test_accelerates_plain_launch_trains_and_its_fsdp_is_refused_once(place: Place, whole: Run) -> None:

@@ -139,6 +139,12 @@ class TrainConfig(StageConfig):
         description="with several processes: each holds a shard of every layer of the base, for a base too large "
         "for one GPU",
     )
+    shard_processes: int | None = Field(
+        None,
+        ge=2,
+        description="with --shard-base: number of processes that hold one base together, for example those of one "
+        "machine (default: all)",
+    )
     seed: int = Field(42, ge=0, lt=2**31, description="random seed")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
@@ -192,6 +198,8 @@ class TrainConfig(StageConfig):
     def _sharded_base_is_not_recorded(self) -> TrainConfig:
         if self.shard_base and self.cuda_graphs == "on":
             raise ValueError(phrase("config.sharded_is_not_recorded"))
+        if self.shard_processes is not None and not self.shard_base:
+            raise ValueError(phrase("config.shards_of_no_base"))
         return self
 
 

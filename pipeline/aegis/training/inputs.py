@@ -69,16 +69,16 @@ class TrainingInputs:
         Args:
             fresh: what the run has of an earlier training does not count.
         """
-        if config.shard_base and group.world_size == 1:
-            raise UsageError("train.shard_alone")
+        group.broadcast(lambda: _check_shards(config, group.world_size))
+        chosen = later = later or Later()
+        # of several machines, only that of process 0 has the run
+        quant = group.broadcast(lambda: _file_type(chosen, None if fresh else run))
         for advice in harmful_settings(config):
             progress.warn(advice)
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
             tokenizer = base.tokenizer()
-            later = later or Later()
-            quant = _file_type(later, None if fresh else run)
             if may_finish(config, quant):
                 find_tree(later.export.llama_cpp_dir)  # its converter says which types the file's weights get
             hashing = Beside(lambda: base.weights_hash)
@@ -158,3 +158,10 @@ def _file_type(later: Later, run: Run | None) -> str:
     if started is not None and started != asked:
         progress.say(phrase("finish.started_for", started=started, asked=asked))
     return started or asked
+
+
+def _check_shards(config: TrainConfig, world_size: int) -> None:
+    if config.shard_base and world_size == 1:
+        raise UsageError("train.shard_alone")
+    if world_size % (config.shard_processes or 1):
+        raise UsageError("train.shards_left_over", world_size=world_size, together=config.shard_processes)

@@ -20,6 +20,7 @@ FINISHED = -1
 
 HOUSEKEEPING = {
     "device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to", "chat_template",
+    "shard_processes",
 }  # fmt: skip
 """Settings that may differ between a run and its resumption without changing a weight.
 

@@ -69,12 +69,12 @@ def build_state(
         layers = len(decoder.layers)
         options = ExecutionOptions.choose(config, model, device, dtype)
         types = None if finish is None else finish.recipe.types
-        over = group.world_size if config.shard_base else 1
-        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types, over)
+        together = (config.shard_processes or group.world_size) if config.shard_base else 1
+        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types, together)
         progress.say(options.explain(layers))
         if config.cuda_graphs == "on" and not options.cuda_graphs:
             progress.warn(phrase("train.not_recordable"))
-        place = partial(_shard, device=device, group=group) if config.shard_base else None
+        place = partial(_shard, device=device, group=group, together=together) if config.shard_base else None
         model, lora_layers, soul, covered = assemble(
             model, config, device, dtype, base_name=base.name, revision=base.revision, place=place
         )
@@ -97,9 +97,9 @@ def _load(config: TrainConfig, base: Base, device: torch.device, dtype: torch.dt
         return load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
 
 
-def _shard(model: Any, device: torch.device, group: ProcessGroup) -> None:
-    shard_base(model, device, group.world_size)
-    progress.say(phrase("train.sharded", world_size=group.world_size))
+def _shard(model: Any, device: torch.device, group: ProcessGroup, together: int) -> None:
+    shard_base(model, device, group.world_size, together)
+    progress.say(phrase("train.sharded", together=together))
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_the_shards_of_all_processes_are_the_base(
             model = copy.deepcopy(complete)
 
             def place(peft_model: Any) -> None:
-                shard_base(peft_model, CPU, world_size)
+                shard_base(peft_model, CPU, world_size, world_size)
 
             assemble(model, config, CPU, torch.float32, place=place)
             adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
@@ -65,6 +65,21 @@ def test_the_shards_of_all_processes_are_the_base(
                     found[name.replace(".base_layer", "")].append(bytes_of(parameter.to_local()))
     assert all(torch.equal(torch.cat(shards), wanted[name]) for name, shards in found.items())
     assert not any(torch.equal(shards[0], shards[1]) for shards in found.values())
+
+
+def test_neighbours_hold_a_base_together(make_random: MakeRandom) -> None:
+    """Of four processes, two and two hold one: the third has what the first has."""
+    base = make_random("phi3", num_hidden_layers=2, num_key_value_heads=4)
+    config = TrainConfig(base_model=str(base), shard_base=True, shard_processes=2)
+    complete, held = load_base(base, "4bit", CPU), []
+    for rank in range(4):
+        with process(rank, 4):
+            model = copy.deepcopy(complete)
+            assemble(model, config, CPU, torch.float32, place=lambda peft_model: shard_base(peft_model, CPU, 4, 2))
+            held.append(bytes_of(model.model.layers[0].mlp.down_proj.weight.to_local()))
+    assert torch.equal(held[0], held[2])
+    assert torch.equal(held[1], held[3])
+    assert torch.equal(torch.cat(held[:2]), bytes_of(complete.model.layers[0].mlp.down_proj.weight))
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,10 +24,11 @@ STORAGE = torch.float32
 16-bit float may go by way of float32, and then the bits of a NaN change."""
 
 
-def shard_base(model: Any, device: torch.device, world_size: int) -> None:
-    """Shard the matrices of the decoder layers over all processes, and move everything else to `device`.
+def shard_base(model: Any, device: torch.device, world_size: int, together: int) -> None:
+    """Shard the matrices of the decoder layers over processes, and move everything else to `device`.
 
     Args:
+        together: number of neighbouring processes that hold one base; it divides the number of all, `world_size`.
         model: the peft model in host memory, frozen but for its adapter. It must have its adapter already: peft reads
             attributes of the weights.
     """
@@ -40,7 +41,7 @@ def shard_base(model: Any, device: torch.device, world_size: int) -> None:
     for layer in layers.modules():
         if getattr(layer, "quant_state", None) is not None:
             _hold_as_floats(layer, device)
-    _fully_shard(decoder, device, world_size)
+    _fully_shard(decoder, device, world_size, together)
     # one compiled forward serves all layers of a kind: it must see in which attributes two layers differ
     torch._dynamo.config.skip_fsdp_guards = False
 
@@ -55,11 +56,15 @@ def shard_bytes(matrix_bytes: int, rows: int, world_size: int) -> int:
     return -(-rows // world_size) * (matrix_bytes // rows)
 
 
-def _fully_shard(decoder: Any, device: torch.device, world_size: int) -> None:
+def _fully_shard(decoder: Any, device: torch.device, world_size: int, together: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (world_size,))
+    if together == world_size:
+        mesh = init_device_mesh(device.type, (world_size,))
+    else:  # no gradient of the base has to cross the groups, so FSDP need not know of more than one
+        shape = (world_size // together, together)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))["shard"]
     layers = list(decoder.layers)
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params={p for p in layer.parameters() if not is_sharded(p)})

@@ -102,11 +102,13 @@ class MemoryPlanner:
     def neighbours(self) -> Iterator[MemoryPlan]:
         """The config's own plan; then half and twice its length; then all layers checkpointed, or none.
 
-        For a sharded base: the config's own plan, for several numbers of processes.
+        For a sharded base: the config's own plan, for its number of processes or for several.
         """
         length = self._config.max_length
         if self._config.shard_base:
-            yield from (self._over(world_size).chosen(length) for world_size in WORLD_SIZES)
+            together = self._config.shard_processes
+            sizes = WORLD_SIZES if together is None else (together,)
+            yield from (self._over(world_size).chosen(length) for world_size in sizes)
             return
         own = self.chosen(length)
         yield own
