@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,36 @@ def test_the_f16_file_is_removed_unless_it_was_requested(
         ["Modelfile", "README.md", "params", "template", report.files[0].name, "manifest.json"]
     )
     assert report.files[0].name.endswith("-F16.gguf")
+
+
+def test_the_f16_file_is_checked_while_it_is_quantized(
+    quick_base: Path, tmp_path: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check waits here for the quantizer: before it, it would wait in vain. A fault that it finds is raised."""
+    quantizing, waited = threading.Event(), []
+    check, quantize = export.check_f16, export.quantize
+
+    def patient(*arguments: Any) -> None:
+        waited.append(quantizing.wait(30))
+        check(*arguments)
+
+    def starting(*arguments: Any, **options: Any) -> None:
+        quantizing.set()
+        quantize(*arguments, **options)
+
+    monkeypatch.setattr(export, "check_f16", patient)
+    monkeypatch.setattr(export, "quantize", starting)
+    export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
+    assert waited == [True]
+
+    def faulty(*_: Any) -> None:
+        raise IntegrityError("gguf.differs", wrong="something")
+
+    monkeypatch.setattr(export, "check_f16", faulty)
+    with pytest.raises(IntegrityError) as caught:
+        export_gguf(quick_base, tmp_path / "faulty", ExportConfig(quant=("Q8_0",)))
+    assert caught.value.key == "gguf.differs"
+    assert names(tmp_path) == ["out"]
 
 
 def test_new_types_are_added_to_existing_files(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:

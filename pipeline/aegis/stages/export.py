@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
+from aegis.beside import Beside
 from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import Defaults
@@ -159,32 +162,39 @@ class _Export:
         """Put all files into the new directory: those that stand in `out` as they are, the others made and checked."""
         for file in there.files.values() if there else ():
             _take_over(out / file, staging)
-        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, hand_over)}
-        files = _hashed(staging, list(self.facts.files.values()))
+        names = list(self.facts.files.values())
+        missing = [name for name in names if not (staging.path / name).exists()]
+        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, missing, hand_over)}
+        with Beside(lambda: _hashed(staging, names), threading.Event()) as hashing:
+            for name in missing:
+                check_answers(staging.path / name)
+            files = hashing.result()
         defaults = Defaults(self.config.system, self.config.temperature)
         write_export_sidecars(self.model, staging.path, self.facts.name, files, __version__, defaults=defaults)
         staging.facts = self.facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
 
-    def write_ggufs(self, folder: Path, hand_over: Path | None) -> dict[str, list[str]]:
-        """Make and check the files that `folder` lacks; return each type's tensors that fell back to another type."""
+    def write_ggufs(self, folder: Path, missing: Sequence[str], hand_over: Path | None) -> dict[str, list[str]]:
+        """Make and check the missing files; return each type's tensors that fell back to another type."""
         config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
-        missing = [name for name in self.facts.files.values() if not (folder / name).exists()]
         made = not f16.exists()
         if made:
             convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
-            check_f16(f16, self.shards, self.source_config, self.tokenizer)
-        for quant, name in self.facts.quantized.items():
-            if name not in missing:
-                continue
-            quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
-            fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+        with Beside(lambda: self._check(f16, made=made), threading.Event()) as checking:
+            for quant, name in self.facts.quantized.items():
+                if name not in missing:
+                    continue
+                quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
+                fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+            checking.result()
         if self.facts.f16 is None:
             f16.replace(hand_over) if hand_over else f16.unlink()
         if made and (left := f16 if self.facts.f16 else hand_over):
             noted.note(left, "converted_from", self.inputs["model"])
-        for name in missing:
-            check_answers(folder / name)
         return fallbacks
+
+    def _check(self, f16: Path, *, made: bool) -> None:
+        if made:
+            check_f16(f16, self.shards, self.source_config, self.tokenizer)
 
 
 def _unused(config: ExportConfig) -> set[str]:
