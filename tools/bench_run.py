@@ -139,6 +139,9 @@ def main() -> int:
     with scratch("aegis-bench-", arguments.work) as work:
         tree = find_tree()
         os.environ |= {"AEGIS_CACHE_DIR": str(work / "cache"), "LLAMA_CPP_DIR": str(tree), "AEGIS_LANG": "en"}
+        # llama.cpp's tools run in other folders
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths if path)
         wanted, timeline = command(arguments, work), Timeline()
         print(f"{'at s':>8}{'took s':>8}  {'stage':<8}task", flush=True)
         began = time.monotonic()
