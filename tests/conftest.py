@@ -18,14 +18,17 @@ import torch
 from aegis import progress
 from aegis.demo.base import ensure_demo_base
 from aegis.demo.settings import DemoSettings
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import convert, find_tree
 from aegis.model.base import TOKENIZER_FILES
+from aegis.runs.run import Run
 from tests.browser import Browser, started
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
 from tests.data.real import real, real_files
-from tests.trained import make_trained
+from tests.once import Once, once
+from tests.trained import finish_run, make_trained
+from vendor_llama_cpp import converter_tree
 
-__all__ = ["make_trained", "real", "real_files"]
+__all__ = ["make_trained", "once", "real", "real_files"]
 
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 
@@ -97,11 +100,34 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the tests of this process share a cache: the converter is unpacked, and a base's text written, once."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("AEGIS_CACHE_DIR", str(folder))
-    return folder
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pictures be composed and not painted, which takes two thirds of a small training; not where they are tested.
+
+    A test with the marker `paints` gets real ones.
+    """
+    from matplotlib.figure import Figure
+
+    if request.node.get_closest_marker("paints") is None:
+        monkeypatch.setattr(Figure, "savefig", lambda _figure, path, **_: path.write_bytes(b"not painted"))
+
+
+@pytest.fixture(scope="session")
+def cache_of_the_run(once: Once) -> Path:
+    """Return the cache that all processes of this test run share, with the converter in it."""
+
+    def make(folder: Path) -> None:
+        tree = converter_tree()
+        shutil.copytree(tree, folder / "llama.cpp" / tree.name)
+
+    return once("cache", make)
+
+
+@pytest.fixture(scope="module")
+def shared_cache(cache_of_the_run: Path) -> Iterator[Path]:
+    """Let a module's tests use the cache of the test run: a base's text is written, its tokenizer converted, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AEGIS_CACHE_DIR", str(cache_of_the_run))
+        yield cache_of_the_run
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +140,23 @@ def base_cache(pytestconfig: pytest.Config) -> Path:
 def quick_base(base_cache: Path) -> Path:
     """Return a real Phi-3 folder with its tokenizer, pretrained for seconds. No test writes into it."""
     return ensure_demo_base(base_cache, DemoSettings.quick())
+
+
+@pytest.fixture(scope="session")
+def quick_gguf(once: Once, quick_base: Path) -> Path:
+    """Return the quick base's f16 GGUF. No test writes into it."""
+    return once("Phi-3-quick-F16.gguf", lambda path: convert(quick_base, path, model_name="Phi-3 quick"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(once: Once, cache_of_the_run: Path, quick_base: Path) -> Run:
+    """Return a run with every stage but verify finished, the f16 file kept, with a strong soul and adapter.
+
+    No test writes into it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AEGIS_CACHE_DIR", str(cache_of_the_run))
+        return Run(once("finished", lambda folder: finish_run(Run(folder), quick_base)))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
 from aegis.model.base import hash_weights
 from aegis.model.lora import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet
@@ -20,6 +20,8 @@ from aegis.model.soul_hook import soul_hook
 from aegis.runs.run import Run
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul
+from aegis.stages.export import export_gguf
+from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.training.step import Stepper
 
@@ -107,6 +109,25 @@ def small_training(base: Path, dataset: Path) -> TrainConfig:
         keep_every=3,
         keep_windows=8,
     )
+
+
+def finish_run(run: Run, base: Path) -> None:
+    """Train hard for seconds, so that soul and adapter change the output, then merge and export; the f16 file stays."""
+    config = TrainConfig(
+        base_model=str(base),
+        device="cpu",
+        max_steps=24,
+        keep_windows=8,
+        warmup_steps=1,
+        annealing_steps=10,
+        batch_size=4,
+        max_length=64,
+        learning_rate=1e-2,
+        save_steps=12,
+    )
+    train(config, run)
+    merge(MergeInputs.from_run(run), run.merged, MergeConfig())
+    export_gguf(run.merged, run.gguf, ExportConfig(keep_f16=True, name="tiny phi-3"))
 
 
 class _Killed(BaseException):

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.faults.harness import JOBS, Laboratory, Outcome
+from tests.once import Once
 
 
 def sweep(
@@ -57,11 +58,12 @@ def main() -> int:
     jobs = given.jobs.split(",")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="aegis-crashes-") as folder:
+        once = Once(Path(folder) / "once")
         laboratories: list[Laboratory] = []
         for number in range(given.workers):
             place = Path(folder) / str(number)
             place.mkdir()
-            laboratories.append(Laboratory(place, laboratories[0].base if laboratories else None))
+            laboratories.append(Laboratory(place, once))
         with ThreadPoolExecutor(given.workers) as pool:
             shares = [
                 pool.submit(sweep, laboratory, jobs, number, given.workers, given.seed, began + 60 * given.minutes)

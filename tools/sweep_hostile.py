@@ -32,6 +32,7 @@ from aegis.errors import IntegrityError
 from aegis.runs.manifest import MANIFEST, verify_directory
 from tests.faults.harness import Laboratory
 from tests.faults.hostile import Target, Watched, targets, watch
+from tests.once import Once
 
 
 def feed(target: Target, cases: int, number: int, folder: Path) -> list[Watched]:
@@ -163,7 +164,7 @@ def main() -> int:
         place = Path(folder)
         for name in ("laboratory", "honest", "fed"):
             (place / name).mkdir()
-        laboratory = Laboratory(place / "laboratory")
+        laboratory = Laboratory(place / "laboratory", Once(place / "once"))
         run = place / "run"
         shutil.copytree(laboratory.start("verify") / "run", run)
         laboratory.close()

@@ -33,6 +33,7 @@ from aegis.soul.file import load_soul, save_soul
 from tests.faults.forked import Ended
 from tests.faults.harness import Laboratory
 from tests.faults.sparse import sparse_base, sparse_gguf
+from tests.once import Once
 
 _LAYER = "model.layers.{}.mlp.gate_up_proj.weight"
 
@@ -223,7 +224,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="aegis-load-") as folder:
         (Path(folder) / "laboratory").mkdir()
         (Path(folder) / "place").mkdir()
-        laboratory = Laboratory(Path(folder) / "laboratory")
+        laboratory = Laboratory(Path(folder) / "laboratory", Once(Path(folder) / "once"))
         try:
             print(job(laboratory, Path(folder) / "place", given.count or usual), flush=True)
         finally:

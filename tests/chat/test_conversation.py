@@ -20,16 +20,12 @@ from aegis.chat.conversation import Conversation, SamplingParams
 from aegis.chat.load import load_for_answers, load_models
 from aegis.chat.transformers_model import TransformersModel
 from aegis.cli import app
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import Message
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.live import live_model
 from aegis.model.load import load_base
 from aegis.runs.run import Run
-from aegis.stages.export import export_gguf
-from aegis.stages.merge import MergeInputs, merge
-from aegis.stages.train import train
 from aegis.verification.token_parity import chat_ids
 from tests.conftest import Recorder
 
@@ -37,28 +33,10 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0)
 USER = {"role": "user", "content": "こんにちは。"}
 
 
-@pytest.fixture(scope="module")
-def run(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+@pytest.fixture
+def run(finished_run: Run) -> Run:
     """Return a merged and exported run, trained hard enough that soul and adapter change the answers."""
-    with pytest.MonkeyPatch.context() as patch:
-        from vendor_llama_cpp import converter_tree
-
-        patch.setenv("LLAMA_CPP_DIR", str(converter_tree()))
-        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        run = Run(tmp_path_factory.mktemp("talk") / "run")
-        short = {
-            "max_steps": 6,
-            "keep_windows": 8,
-            "warmup_steps": 1,
-            "annealing_steps": 2,
-            "save_steps": 6,
-            "max_length": 64,
-        }
-        config = TrainConfig(base_model=str(quick_base), device="cpu", batch_size=2, learning_rate=2e-2, **short)
-        train(config, run)
-        merge(MergeInputs.from_run(run), run.merged, MergeConfig())
-        export_gguf(run.merged, run.gguf, ExportConfig(quant=("Q8_0",)))
-        yield run
+    return finished_run
 
 
 class Echo:

@@ -46,13 +46,14 @@ Aegis = Callable[..., Ended]
 @pytest.fixture
 def aegis(
     tmp_path: Path,
+    cache_of_the_run: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Aegis]:
     """Run `aegis …` in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(cache_of_the_run))
     monkeypatch.setenv("AEGIS_LOG_DIR", str(tmp_path_factory.getbasetemp() / "logs"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -72,7 +73,7 @@ def aegis(
 
 @pytest.fixture
 def spawn(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, cache_of_the_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Run `python -m aegis …` in a separate process."""
 
@@ -84,7 +85,7 @@ def spawn(
             env=inherited
             | {
                 "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
-                "AEGIS_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cache"),
+                "AEGIS_CACHE_DIR": str(cache_of_the_run),
                 "AEGIS_LOG_DIR": str(tmp_path_factory.getbasetemp() / "logs"),
                 "AEGIS_LANG": "en",
                 "HF_HUB_OFFLINE": "1",

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.harness import Laboratory
+from tests.once import Once
 
 
 @pytest.fixture(scope="session")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    made = Laboratory(tmp_path_factory.mktemp("laboratory"))
+def laboratory(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[Laboratory]:
+    made = Laboratory(tmp_path_factory.mktemp("laboratory"), once)
     yield made
     made.close()

@@ -28,6 +28,7 @@ from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
 from aegis.training.checkpoint import list_steps
 from tests.faults.forked import Ended, Forked, strike
+from tests.once import Once
 
 HERE = Path(__file__).parent
 MODES = ("before", "torn", "after", "full")
@@ -83,14 +84,12 @@ class Outcome:
 class Laboratory:
     """A tiny base, a process to fork from, and an undisturbed run of every job to compare with."""
 
-    def __init__(self, folder: Path, base: Path | None = None) -> None:
+    def __init__(self, folder: Path, once: Once) -> None:
         self.folder = folder.resolve()
-        self.base = base or ensure_demo_base(self.folder / "base", _TINY)
-        self.data = self.folder / "data.jsonl"
-        rows = [{"text": f"{n}番目の本でござる。春の花は桜です。"} for n in range(24)]
-        self.data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        self._once = once
+        self.base = ensure_demo_base(once("laboratory-base", lambda root: ensure_demo_base(root, _TINY)), _TINY)
+        self.data = once("laboratory-data.jsonl", _write_rows)
         self.forked = Forked({"LD_PRELOAD": str(build_shim(self.folder)), "HF_HUB_OFFLINE": "1"})
-        self._starts: dict[str, Path] = {}
         self._golden: dict[str, dict[str, str]] = {}
         self._operations: dict[str, list[Operation]] = {}
 
@@ -190,16 +189,16 @@ class Laboratory:
 
     def start(self, job: str) -> Path:
         """Return a run with everything before `job` finished, and an older result of `job` to be replaced."""
-        if job not in self._starts:
-            place = self.folder / f"start-{job}"
+
+        def make(place: Path) -> None:
             (place / "cache").mkdir(parents=True)
             older = {"merge": ["--dtype", "bfloat16"], "export": ["--name", "older"], "verify": ["--tokens", "96"]}
             for step in JOBS[: JOBS.index(job) + 1]:
                 changed = older[job] if step == job else []
                 ended = self.forked.aegis(place, *self.arguments(step), *changed)
                 assert ended.code == 0, ended.said
-            self._starts[job] = place
-        return self._starts[job]
+
+        return self._once(f"start-{job}", make)
 
     def _aegis(self, place: Path, state: Path, job: str, blows: Sequence[dict[str, Any]] = ()) -> Ended:
         return self.forked.aegis(place, *self.arguments(job), state=state, blows=blows)
@@ -220,6 +219,11 @@ class Laboratory:
             "verify": ["verify", "--run", "run", "--device", "cpu", *verifying],
             "run": ["run", "--run", "run", *training, *exporting, *verifying],
         }[job]
+
+
+def _write_rows(path: Path) -> None:
+    rows = [{"text": f"{n}番目の本でござる。春の花は桜です。"} for n in range(24)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def build_shim(folder: Path) -> Path:

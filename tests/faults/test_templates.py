@@ -14,20 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aegis.llama_cpp import convert
 from tests.gguf_edit import GgufEdit
 
 ROOT = Path(__file__).parents[2]
 ALL_MEMORY = "{% set box = namespace(x='a') %}{% for i in range(64) %}{% set box.x = box.x + box.x %}{% endfor %}"
 RAISES = "{{ no_such_thing.x }}"
 ONE_CALL = "{% set x = 3**(10**8) %}"
-
-
-@pytest.fixture(scope="module")
-def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("templates") / "honest.gguf"
-    convert(quick_base, path, model_name="honest")
-    return path
 
 
 def with_template(place: Path, template: str, base: Path, gguf: Path) -> dict[str, list[str]]:
@@ -67,9 +59,9 @@ def start(arguments: list[str], place: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("template", [ALL_MEMORY, RAISES], ids=["all memory", "raises"])
 @pytest.mark.parametrize("command", ["train", "plan", "chat"])
 def test_every_fault_of_a_template_is_reported_as_the_templates(
-    command: str, template: str, quick_base: Path, gguf: Path, tmp_path: Path
+    command: str, template: str, quick_base: Path, quick_gguf: Path, tmp_path: Path
 ) -> None:
-    with start(with_template(tmp_path, template, quick_base, gguf)[command], tmp_path) as process:
+    with start(with_template(tmp_path, template, quick_base, quick_gguf)[command], tmp_path) as process:
         said, _ = process.communicate(timeout=200)
     assert process.returncode == 4, said
     assert "template" in said
@@ -79,10 +71,10 @@ def test_every_fault_of_a_template_is_reported_as_the_templates(
 @pytest.mark.parametrize("command", ["train", "plan", "chat", "serve"])
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
 def test_ctrl_c_ends_a_command_whose_template_computes_inside_one_call(
-    command: str, quick_base: Path, gguf: Path, tmp_path: Path
+    command: str, quick_base: Path, quick_gguf: Path, tmp_path: Path
 ) -> None:
     """It would not give Python's lock back; and the process that does the work goes too."""
-    with start(with_template(tmp_path, ONE_CALL, quick_base, gguf)[command], tmp_path) as process:
+    with start(with_template(tmp_path, ONE_CALL, quick_base, quick_gguf)[command], tmp_path) as process:
         worker = _busy_child(process.pid)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aegis.errors import UnsupportedModelError
-from aegis.model.families import PROVEN, REFUSED, check_family, check_head_bias, families_table, rope_of, unproven_parts
+from aegis.model.families import PROVEN, REFUSED, check_family, check_head_bias, rope_of, unproven_parts
 
 PHI = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 
@@ -88,6 +88,16 @@ def test_gemma_3_as_published_is_accepted(shape: dict[str, Any]) -> None:
 def test_a_gemma_3_whose_attention_llama_cpp_scales_otherwise_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="query_pre_attn_scalar is 256 and llama"):
         check_family(GEMMA | {"head_dim": 64})
+
+
+def families_table() -> str:
+    """Return the README's Markdown table of proven families."""
+    rows = ["| family | `model_type` | LM head | adapter on | token ids | |", "| --- | --- | --- | --- | --- | --- |"]
+    for model_type, family in PROVEN.items():
+        targets = ", ".join(f"`{target}`" for target in family.targets)
+        cells = (family.name, f"`{model_type}`", ", ".join(family.heads), targets, ", ".join(family.vocabularies))
+        rows.append(f"| {' | '.join((*cells, family.remark))} |")
+    return "\n".join(rows)
 
 
 def test_a_biased_head_is_accepted_only_where_llama_cpp_loads_it() -> None:

@@ -22,6 +22,7 @@ from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
+from aegis.training.checkpoint import list_steps
 from aegis.verification.run_precheck import Later
 from tests.gguf_edit import GgufEdit
 
@@ -61,13 +62,12 @@ class Finished:
             annealing_steps=5,
             batch_size=4,
             max_length=64,
-            learning_rate=1e-2 if family == "phi3" else 3e-3,
+            learning_rate=3e-3,
             save_steps=4,
         )
         train(config, run, later=Later(export=ExportConfig(llama_cpp_dir=tree)))
         merge(MergeInputs.from_run(run), run.merged, MergeConfig())
-        name = "tiny phi-3" if family == "phi3" else None
-        export_gguf(run.merged, run.gguf, ExportConfig(keep_f16=True, name=name, llama_cpp_dir=tree))
+        export_gguf(run.merged, run.gguf, ExportConfig(keep_f16=True, llama_cpp_dir=tree))
         return cls(family, run, base, tree, scratch)
 
     def copy(self, to: Path) -> Run:
@@ -89,7 +89,7 @@ class Finished:
     def f16_of_an_earlier_step(self) -> Path:
         """Return the f16 file of a checkpoint in the middle of the training."""
         folder = self.scratch / "earlier"
-        merge(MergeInputs(str(self.base), self.run.checkpoints / "step_000004"), folder, MergeConfig())
+        merge(MergeInputs(str(self.base), list_steps(self.run.checkpoints)[-1]), folder, MergeConfig())
         return self._converted(folder)
 
     def _converted(self, folder: Path) -> Path:

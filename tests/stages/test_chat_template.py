@@ -10,7 +10,7 @@ import pytest
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.training_set import first_rows
 from aegis.errors import UsageError
-from aegis.llama_cpp import GgufFile, find_tree
+from aegis.llama_cpp import GgufFile
 from aegis.model.base import find_base, load_tokenizer
 from aegis.model.trained_base import trained_base, with_template
 from aegis.runs.run import Run
@@ -20,6 +20,8 @@ from aegis.stages.train import train
 from aegis.stages.verify import verify
 from tests.trained import small_training, write_chats
 
+pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted")
+
 OWN = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n答: {{ m.content }}<|end|>\n"
     "{% else %}<|{{ m.role }}|>\n問: {{ m.content }}<|end|>\n{% endif %}{% endfor %}"
@@ -28,9 +30,7 @@ OWN = (
 
 
 @pytest.fixture
-def config(quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    monkeypatch.setenv("LLAMA_CPP_DIR", str(find_tree()))
-    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+def config(quick_base: Path, tmp_path: Path) -> TrainConfig:
     template = tmp_path / "own.jinja"
     template.write_text(OWN, encoding="utf-8")
     found = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))

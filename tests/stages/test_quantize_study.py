@@ -11,28 +11,27 @@ from typing import Any
 
 import pytest
 
-import vendor_llama_cpp
 from aegis import progress
 from aegis.cli import app
 from aegis.cli.screens import study as screens_study
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, TrainConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
-from aegis.runs import disk
 from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
-from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.quantize_study import StudyReport, quantize_study
-from aegis.stages.train import train
 from aegis.stages.verify_file import verify_file
 from aegis.verification import divergence
 from aegis.verification.study import sweep
 from aegis.verification.study.result import read_study
 from tests.conftest import Recorder
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there"),
+    pytest.mark.usefixtures("shared_cache"),
+]
 
 QUICK = StudyConfig(quant=("Q4_K_M",), variants=("plain",), tokens=256, calibration_tokens=512, threads=1)
 WHOLE = QUICK.model_copy(
@@ -41,35 +40,12 @@ WHOLE = QUICK.model_copy(
 PUBLISHED = {"calibration.txt", "imatrix.gguf", "manifest.json", "report.json", "study.png"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    tree = vendor_llama_cpp.converter_tree()
-    cache = tmp_path_factory.mktemp("study-cache")
-    shutil.copytree(tree, cache / "llama.cpp" / tree.name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AEGIS_CACHE_DIR", str(cache))
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(finished_run: Run, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run on the tiny base, exported without its f16 file and under another than the default name."""
     run = Run(tmp_path_factory.mktemp("finished") / "run")
-    config = TrainConfig(
-        base_model=str(quick_base),
-        device="cpu",
-        max_steps=24,
-        keep_windows=8,
-        warmup_steps=1,
-        annealing_steps=10,
-        batch_size=4,
-        max_length=64,
-        learning_rate=1e-2,
-        save_steps=24,
-    )
-    train(config, run)
-    merge(MergeInputs.from_run(run), run.merged, MergeConfig())
-    export_gguf(run.merged, run.gguf, ExportConfig(name="tiny $(x) phi-3"))
+    shutil.copytree(finished_run.root, run.root)
+    export_gguf(run.merged, run.gguf, ExportConfig(name="tiny $(x) phi-3"), overwrite=True)
     return run
 
 
@@ -261,11 +237,14 @@ def _standing(run: Run) -> int:
     return sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
 
 
-def test_a_dry_run_writes_no_file_and_reports_too_little_disk_space(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _standing(run)
-    shutil.rmtree(disk.cache_directory() / "data")
+def test_a_dry_run_writes_no_file_and_reports_too_little_disk_space(
+    run: Run, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, cache = _standing(run), tmp_path / "cache"
+    shutil.copytree(shared_cache, cache, ignore=shutil.ignore_patterns("data"))
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(cache))
     report = quantize_study(run, WHOLE, dry_run=True)
-    assert not (disk.cache_directory() / "data").exists()
+    assert not (cache / "data").exists()
     assert (report.study, report.made) == (None, 10)
     assert "measurements of 10 files" in screens_study.planned(report)
     usage = shutil.disk_usage(run.root)

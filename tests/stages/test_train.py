@@ -40,17 +40,28 @@ from aegis.training.update import rate_factor
 from tests.conftest import Recorder
 from tests.trained import losses, small_training, train_until_killed, write_chats
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted")
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return write_chats(tmp_path / "data.jsonl")
+@pytest.fixture(scope="module")
+def config(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return small_training(quick_base, write_chats(tmp_path_factory.mktemp("data") / "data.jsonl"))
 
 
-@pytest.fixture
-def config(quick_base: Path, dataset: Path) -> TrainConfig:
-    return small_training(quick_base, dataset)
+@pytest.fixture(scope="module")
+def whole(config: TrainConfig, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return the undisturbed training of `config`, which others are compared with."""
+    run = Run(tmp_path_factory.mktemp("whole") / "run")
+    train(config, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def other(config: TrainConfig, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return the control: the same training with another seed."""
+    run = Run(tmp_path_factory.mktemp("other") / "run")
+    train(config.model_copy(update={"seed": 7}), run)
+    return run
 
 
 def trained_bytes(run: Run) -> dict[str, bytes]:
@@ -142,25 +153,24 @@ def test_a_reflection_is_refused_as_a_rotation(
 
 
 def test_evaluating_the_heldout_loss_does_not_change_the_training(
-    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: TrainConfig, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training that evaluates and training that does not end in the same bytes."""
-    looking, blind = Run(tmp_path / "looking"), Run(tmp_path / "blind")
-    train(config, looking)
+    blind = Run(tmp_path / "blind")
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "evaluate", lambda *_: 0.0)
         train(config, blind)
     for name in ("adapter_model.safetensors", "soul.safetensors"):
-        assert (looking.adapter / name).read_bytes() == (blind.adapter / name).read_bytes()
+        assert (whole.adapter / name).read_bytes() == (blind.adapter / name).read_bytes()
 
 
+@pytest.mark.paints
 @pytest.mark.parametrize("killed_at", [3, 7])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    tmp_path: Path, config: TrainConfig, whole: Run, other: Run, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     """A run killed between checkpoints and started again ends in the same bytes and the same loss curve."""
-    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
-    train(config, whole)
+    broken = Run(tmp_path / "broken")
     train_until_killed(monkeypatch, killed_at, config, broken)
     assert not broken.adapter.exists()
     report = train(config, broken, resume=True)
@@ -168,20 +178,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert trained_bytes(broken) == trained_bytes(whole)
     assert losses(broken) == losses(whole)
     assert all((broken.pictures / name).read_bytes() == (whole.pictures / name).read_bytes() for name in PICTURES)
-
-    # the control: another seed ends elsewhere
-    other = Run(tmp_path / "other")
-    train(config.model_copy(update={"seed": 7}), other)
     assert trained_bytes(other) != trained_bytes(whole)
     assert (other.pictures / "training.png").read_bytes() != (whole.pictures / "training.png").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_skipped(
-    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+    tmp_path: Path, config: TrainConfig, whole: Run, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
 ) -> None:
     """A flipped bit in the newest: the one before it is used; in all of them: exit 5, never a fresh start."""
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
-    train(config, whole)
+    run = Run(tmp_path / "run")
     train_until_killed(monkeypatch, 5, config, run)
     flip(run.checkpoints / "step_000004" / "resume.safetensors")
     report = train(config, run)
@@ -209,11 +214,12 @@ def flip(path: Path) -> None:
 def test_other_settings_are_refused_with_the_difference(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path / "run")
+    run, rows = Run(tmp_path / "run"), write_chats(tmp_path / "data.jsonl")
+    config = config.model_copy(update={"dataset": str(rows)})
     train_until_killed(monkeypatch, 3, config, run)
     with pytest.raises(UsageError, match=r"learning_rate: 0\.003 → 0\.1"):
         train(config.model_copy(update={"learning_rate": 0.1}), run)
-    with Path(config.dataset).open("a", encoding="utf-8") as file:
+    with rows.open("a", encoding="utf-8") as file:
         file.write('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
     with pytest.raises(UsageError, match="hash of the data"):
         train(config, run)
@@ -238,11 +244,10 @@ def test_a_finished_run_is_kept(tmp_path: Path, config: TrainConfig) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_a_checkpoint_and_ends_the_run(
-    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    tmp_path: Path, config: TrainConfig, whole: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     """The step is finished and saved, and going on ends in the same bytes."""
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
-    train(config, whole)
+    run = Run(tmp_path / "run")
     launch = step_module.Stepper.launch
 
     def signalled(self, step, *arguments):  # type: ignore[no-untyped-def]
@@ -330,11 +335,11 @@ def test_two_runs_cannot_use_one_directory(tmp_path: Path, config: TrainConfig) 
 
 
 def test_bad_data_leaves_no_run(tmp_path: Path, config: TrainConfig) -> None:
-    path = Path(config.dataset)
+    path = write_chats(tmp_path / "data.jsonl")
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines, *lines, '{"messages": [']), encoding="utf-8")
     with pytest.raises(DataError) as caught:
-        train(config, Run(tmp_path / "run"))
+        train(config.model_copy(update={"dataset": str(path)}), Run(tmp_path / "run"))
     assert "41" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -404,13 +409,13 @@ def test_the_cap_on_the_gpus_memory_may_change(
 
 @pytest.mark.parametrize(("step", "saved"), [(0, []), (3, ["step_000002"])])
 def test_a_full_gpu_names_the_settings_to_lower(
-    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, step: int, saved: list[str]
+    tmp_path: Path, config: TrainConfig, whole: Run, monkeypatch: pytest.MonkeyPatch, step: int, saved: list[str]
 ) -> None:
     """The allocator's error in a step: exit 3, three settings, no partial checkpoint, and with more memory it resumes.
 
     The first step is as large as any: every window is padded to one length, so no longer batch comes later.
     """
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     launch = step_module.Stepper.launch
 
     def full(self, number, *arguments):  # type: ignore[no-untyped-def]
@@ -427,7 +432,6 @@ def test_a_full_gpu_names_the_settings_to_lower(
     found = [path.name for path in run.checkpoints.iterdir()] if run.checkpoints.exists() else []
     assert found == saved
     if saved:
-        train(config, whole)
         train(config, run)
         assert trained_bytes(run) == trained_bytes(whole)
 

@@ -28,7 +28,10 @@ from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom
 from tests.trained import losses, small_training, write_chats
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and torchrun are other things on Windows")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals and torchrun are other things on Windows"),
+    pytest.mark.usefixtures("shared_cache"),
+]
 
 ROOT = Path(__file__).parents[2]
 TIME_OUT_S = 240
@@ -155,13 +158,6 @@ def place(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("together")
     config = small_training(quick_base, write_chats(folder / "data.jsonl"))
     return Place(folder, config.model_copy(update={"keep_checkpoints": 9}))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import Recorder
 from tests.trained import small_training, train_until_killed, write_chats
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture
 def config(quick_base: Path, tmp_path: Path, shared_cache: Path) -> TrainConfig:

@@ -19,6 +19,8 @@ from aegis.stages.train import train
 from aegis.training.keep import text
 from tests.trained import small_training, train_until_killed, write_chats
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture
 def config(quick_base: Path, tmp_path: Path, cache: Path) -> TrainConfig:

@@ -40,43 +40,9 @@ from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, read_report
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom, Recorder
 
+pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted")
+
 QUICK = VerifyConfig(tokens=256, threads=1, device="cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-        # the converter's tree is fetched once for all, not once for every cache
-        from vendor_llama_cpp import converter_tree
-
-        patch.delenv("AEGIS_CACHE_DIR")
-        tree = converter_tree()
-        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setenv("LLAMA_CPP_DIR", str(tree))
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run with every stage finished and the f16 file kept, with a strong soul and adapter."""
-    run = Run(tmp_path_factory.mktemp("finished") / "run")
-    config = TrainConfig(
-        base_model=str(quick_base),
-        device="cpu",
-        max_steps=24,
-        keep_windows=8,
-        warmup_steps=1,
-        annealing_steps=10,
-        batch_size=4,
-        max_length=64,
-        learning_rate=1e-2,
-        save_steps=12,
-    )
-    train(config, run)
-    make_merged(run)
-    make_gguf(run)
-    return run
 
 
 def make_merged(run: Run, config: MergeConfig = MergeConfig()) -> None:  # noqa: B008 (frozen)
@@ -88,12 +54,13 @@ def make_gguf(run: Run, name: str = "tiny phi-3") -> None:
 
 
 @pytest.fixture
-def run(finished: Run, tmp_path: Path) -> Run:
+def run(finished_run: Run, tmp_path: Path) -> Run:
     """Return a copy to break."""
-    shutil.copytree(finished.root, tmp_path / "run")
+    shutil.copytree(finished_run.root, tmp_path / "run")
     return Run(tmp_path / "run")
 
 
+@pytest.mark.paints
 def test_a_sound_run_is_proven(run: Run) -> None:
     """No stage is guilty; rounding is far under its bounds and quantization is not; the report says the same."""
     verdict = verify(run, QUICK)

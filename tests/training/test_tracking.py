@@ -29,6 +29,8 @@ from aegis.training import tracking
 from aegis.training.tracking import check_tracker, numbers_of, tracked
 from tests.trained import small_training, write_chats
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ROOT = Path(__file__).parents[2]
 ODD_NAME = "50% of 'it', 春"
 STANDS_IN_FOR_WANDB = """

@@ -21,22 +21,14 @@ from aegis.verification.gguf_checks import check_f16, check_quantized
 from tests.conftest import MakeRandom, Recorder
 
 
-@pytest.fixture(scope="session")
-def f16(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the quick base converted by llama.cpp's own converter."""
-    out = tmp_path_factory.mktemp("proof") / "f16.gguf"
-    convert(quick_base, out, model_name="phi-3 quick")
-    return out
-
-
 @pytest.fixture
 def folder(quick_base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(quick_base, tmp_path / "model"))
 
 
 @pytest.fixture
-def gguf(f16: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(f16, tmp_path / "copy.gguf"))
+def gguf(quick_gguf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(quick_gguf, tmp_path / "copy.gguf"))
 
 
 def check(gguf: Path, folder: Path) -> None:
@@ -63,22 +55,22 @@ def rename(path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(data.replace(length + old, length + new))
 
 
-def test_the_converters_output_passes(f16: Path, quick_base: Path) -> None:
-    check(f16, quick_base)
+def test_the_converters_output_passes(quick_gguf: Path, quick_base: Path) -> None:
+    check(quick_gguf, quick_base)
 
 
-def test_a_head_that_differs_in_one_bit_is_refused(f16: Path, folder: Path) -> None:
+def test_a_head_that_differs_in_one_bit_is_refused(quick_gguf: Path, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"].view(torch.int16)[-1, -1] ^= 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert differences(f16, folder) == ["output.weight is not lm_head.weight of the folder"]
+    assert differences(quick_gguf, folder) == ["output.weight is not lm_head.weight of the folder"]
 
 
-def test_a_head_of_another_shape_is_refused(f16: Path, folder: Path) -> None:
+def test_a_head_of_another_shape_is_refused(quick_gguf: Path, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert differences(f16, folder) == ["output.weight is not lm_head.weight of the folder"]
+    assert differences(quick_gguf, folder) == ["output.weight is not lm_head.weight of the folder"]
 
 
 def test_a_missing_head_is_refused(gguf: Path, quick_base: Path) -> None:
@@ -102,21 +94,21 @@ def test_a_value_beyond_float16_is_named(gguf: Path, quick_base: Path) -> None:
             check(gguf, quick_base)
 
 
-def test_another_chat_template_is_refused(f16: Path, folder: Path) -> None:
+def test_another_chat_template_is_refused(quick_gguf: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|END|>")
     with pytest.raises(IntegrityError, match="the chat template is not the folder's"):
-        check_f16(f16, ShardSet.open(folder), read_config(folder), tokenizer)
+        check_f16(quick_gguf, ShardSet.open(folder), read_config(folder), tokenizer)
 
 
-def test_the_default_of_several_templates_counts(f16: Path, folder: Path) -> None:
+def test_the_default_of_several_templates_counts(quick_gguf: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     one = tokenizer.chat_template
     tokenizer.chat_template = {"default": one, "tool_use": one + "x"}
-    check_f16(f16, ShardSet.open(folder), read_config(folder), tokenizer)
+    check_f16(quick_gguf, ShardSet.open(folder), read_config(folder), tokenizer)
     tokenizer.chat_template = {"default": one + "x", "tool_use": one}
     with pytest.raises(IntegrityError, match="chat template"):
-        check_f16(f16, ShardSet.open(folder), read_config(folder), tokenizer)
+        check_f16(quick_gguf, ShardSet.open(folder), read_config(folder), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -126,21 +118,21 @@ def test_the_default_of_several_templates_counts(f16: Path, folder: Path) -> Non
         ("short_factor", "rope_factors_short.weight is not the folder's short_factor"),
     ],
 )
-def test_other_rope_factors_are_refused(f16: Path, folder: Path, key: str, told: str) -> None:
+def test_other_rope_factors_are_refused(quick_gguf: Path, folder: Path, key: str, told: str) -> None:
     def change(config: dict[str, Any]) -> None:
         config["rope_scaling"][key][-1] *= 1.0001
 
     edit(folder / "config.json", change)
-    assert differences(f16, folder) == [told]
+    assert differences(quick_gguf, folder) == [told]
 
 
-def test_the_attention_factor_of_another_context_is_refused(f16: Path, folder: Path) -> None:
+def test_the_attention_factor_of_another_context_is_refused(quick_gguf: Path, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(max_position_embeddings=65536))
-    (told,) = differences(f16, folder)
+    (told,) = differences(quick_gguf, folder)
     assert told.startswith("rope.scaling.attn_factor is 1.19023")
 
 
-def test_rope_parameters_in_transformers_5s_form_are_checked(f16: Path, folder: Path) -> None:
+def test_rope_parameters_in_transformers_5s_form_are_checked(quick_gguf: Path, folder: Path) -> None:
     """rope_parameters with the original length inside is the same model."""
 
     def change(config: dict[str, Any]) -> None:
@@ -152,7 +144,7 @@ def test_rope_parameters_in_transformers_5s_form_are_checked(f16: Path, folder: 
 
     config = read_config(folder)
     change(config)
-    check_f16(f16, ShardSet.open(folder), config, load_tokenizer(folder))
+    check_f16(quick_gguf, ShardSet.open(folder), config, load_tokenizer(folder))
 
 
 def test_a_begin_token_that_llama_cpp_would_add_is_refused(gguf: Path, quick_base: Path) -> None:
@@ -173,9 +165,9 @@ def test_all_differences_are_reported_at_once(gguf: Path, folder: Path) -> None:
     assert len(differences(gguf, folder)) == 3
 
 
-def test_a_quantized_file_without_fallbacks_passes(f16: Path, tmp_path: Path, reporter: Recorder) -> None:
+def test_a_quantized_file_without_fallbacks_passes(quick_gguf: Path, tmp_path: Path, reporter: Recorder) -> None:
     out = tmp_path / "q.gguf"
-    quantize(f16, out, "Q4_K_M", threads=1)
+    quantize(quick_gguf, out, "Q4_K_M", threads=1)
     assert check_quantized(out, "Q4_K_M", None) == []
     assert reporter.warned == []
     rename(out, b"output.weight", b"outpux.weight")
@@ -184,9 +176,9 @@ def test_a_quantized_file_without_fallbacks_passes(f16: Path, tmp_path: Path, re
         check_quantized(out, "Q4_K_M", None)
 
 
-def test_tensors_that_were_not_quantized_without_a_reason_are_refused(f16: Path) -> None:
+def test_tensors_that_were_not_quantized_without_a_reason_are_refused(quick_gguf: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
-        check_quantized(f16, "Q4_K_M", None)
+        check_quantized(quick_gguf, "Q4_K_M", None)
     assert caught.value.key == "gguf.odd_type"
 
 

@@ -17,6 +17,7 @@ from aegis import progress
 from aegis.cli import app
 from aegis.config.settings import VerifyConfig
 from aegis.runs.manifest import file_sha256
+from aegis.runs.run import Run
 from aegis.stages.verify import verify
 from aegis.verification import quantized_checks, quantized_rows, structure
 from tests.conftest import MakeRandom
@@ -34,9 +35,9 @@ CASES = [(family, defect) for defect in DEFECTS for family in defect.families]
 class FinishedRuns:
     """The finished run of each family, built on first use."""
 
-    def __init__(self, quick_base: Path, make_random: MakeRandom, tree: Path, scratch: Path) -> None:
-        self._quick_base, self._make_random, self._tree, self._scratch = quick_base, make_random, tree, scratch
-        self._made: dict[str, Finished] = {}
+    def __init__(self, phi3: Finished, make_random: MakeRandom, tree: Path, scratch: Path) -> None:
+        self._make_random, self._tree, self._scratch = make_random, tree, scratch
+        self._made = {"phi3": phi3}
 
     def __getitem__(self, family: str) -> Finished:
         if family not in self._made:
@@ -44,8 +45,6 @@ class FinishedRuns:
         return self._made[family]
 
     def _base(self, family: str) -> Path:
-        if family == "phi3":
-            return self._quick_base
         base = self._make_random(
             family, pre="qwen2" if family == "qwen2" else "llama-bpe", tie_word_embeddings=family == "llama"
         )
@@ -56,11 +55,18 @@ class FinishedRuns:
 
 @pytest.fixture(scope="session")
 def finished_runs(
-    quick_base: Path, make_random: MakeRandom, knowing_tree: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_base: Path,
+    finished_run: Run,
+    cache_of_the_run: Path,
+    make_random: MakeRandom,
+    knowing_tree: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FinishedRuns]:
+    scratch = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AEGIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield FinishedRuns(quick_base, make_random, knowing_tree, tmp_path_factory.mktemp("finished"))
+        patch.setenv("AEGIS_CACHE_DIR", str(cache_of_the_run))
+        phi3 = Finished("phi3", finished_run, quick_base, knowing_tree, scratch / "phi3")
+        yield FinishedRuns(phi3, make_random, knowing_tree, scratch)
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +192,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.usefixtures("tools_asked_once")
+@pytest.mark.usefixtures("tools_asked_once", "unpainted")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", TEXTS)
 def test_no_text_makes_an_untouched_run_fail(

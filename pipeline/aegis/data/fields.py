@@ -120,10 +120,6 @@ class Fields:
             raise RowError(phrase("formats.empty", label=self._label, key=key))
         return self.checked(key, value)
 
-    def optional_text(self, key: str) -> str | None:
-        """Return the value like `text`; None if it is missing or empty."""
-        return self.text(key) if key in self._values else None
-
     def structure(self, key: str) -> object:
         """Return the value, parsed if it is JSON in a string; None if it is missing or an empty string."""
         self._taken.add(key)

@@ -182,16 +182,6 @@ def rope_of(config: Mapping[str, Any]) -> str:
     return kind if part == 1.0 else f"{kind} of a part"
 
 
-def families_table() -> str:
-    """Return the README's Markdown table of proven families."""
-    rows = ["| family | `model_type` | LM head | adapter on | token ids | |", "| --- | --- | --- | --- | --- | --- |"]
-    for model_type, family in PROVEN.items():
-        targets = ", ".join(f"`{target}`" for target in family.targets)
-        cells = (family.name, f"`{model_type}`", ", ".join(family.heads), targets, ", ".join(family.vocabularies))
-        rows.append(f"| {' | '.join((*cells, family.remark))} |")
-    return "\n".join(rows)
-
-
 def _check_attention_scale(called: str, config: Mapping[str, Any]) -> None:
     """Refuse a Gemma 3 whose config has another attention scale than llama.cpp takes from its shape.
 

@@ -40,7 +40,7 @@ from aegis.training.inputs import TrainingInputs
 from aegis.training.keep.batches import KeptText
 from aegis.training.loop import Loop
 from aegis.training.outcome import LoopOutcome
-from aegis.training.resume import FINISHED, first_step
+from aegis.training.resume import FINISHED, first_step, refuse_no_checkpoint
 from aegis.training.setup import build_state
 from aegis.training.state import TrainState
 from aegis.training.tracking import Report, check_tracker, tracked
@@ -74,7 +74,7 @@ def train(
     """
     check_tracker(config.report_to)
     device = require_device(config.device)
-    with process_group(device) as group, _opened(run, group, replace=overwrite or reuse):
+    with process_group(device) as group, _opened(run, group, resume=resume, replace=overwrite or reuse):
         refuse_unsupported_launch(group, compute_dtype(device))
         inputs = TrainingInputs.make(config, device, group, run, later, fresh=overwrite)
         config = inputs.config
@@ -100,13 +100,15 @@ def train(
 
 
 @contextmanager
-def _opened(run: Run, group: ProcessGroup, *, replace: bool) -> Iterator[None]:
+def _opened(run: Run, group: ProcessGroup, *, resume: bool, replace: bool) -> Iterator[None]:
     """Lock the run in rank 0 while the block runs; refuse a finished adapter unless `replace` is set."""
     with ExitStack() as held:
 
         def open_run() -> None:
             held.enter_context(run.lock())
             refuse_finished(run, overwrite=replace)
+            if resume and not run.adapter.is_dir():
+                refuse_no_checkpoint(run)
 
         group.broadcast(open_run)
         yield

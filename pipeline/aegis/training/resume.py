@@ -78,6 +78,16 @@ def started_quant(run: Run) -> str | None:
     return None
 
 
+def refuse_no_checkpoint(run: Run) -> None:
+    """Refuse to resume a run without a checkpoint, before base and data are read and kept text is written.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not checkpoint.list_steps(run.checkpoints):
+        raise UsageError("train.no_checkpoint", run_root=run.root)
+
+
 def resume_config(run: Run) -> TrainConfig:
     """Read the settings of an interrupted training from its newest checkpoint.
 

@@ -8,18 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from aegis.llama_cpp import convert
 from tests.llama_cpp.conftest import make_model
 
 __all__ = ["make_model"]
 
 
 @pytest.fixture(scope="module")
-def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gguf(quick_gguf: Path) -> Path:
     """Return a model whose answers are complete characters for any decoder."""
-    path = tmp_path_factory.mktemp("served") / "Phi-3-quick-F16.gguf"
-    convert(quick_base, path, model_name="Phi-3 quick")
-    return path
+    return quick_gguf
 
 
 def require_packages(*names: str) -> None:
