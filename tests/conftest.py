@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the program
 
 MakeRandom = Callable[..., Path]
 
+LONGEST = ("test_end_to_end.py", "test_end_to_end_real.py", "test_planted.py", "test_crashes.py")
+"""The files of tests that take longest, longest first."""
+
 
 def pytest_configure() -> None:
     """Take SIGINT as programs on a terminal do: a shell starts background jobs with it ignored, and that is inherited.
@@ -42,6 +46,17 @@ def pytest_configure() -> None:
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that none is left alone at the end, and the others by their number of tests."""
+    counts = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, Path]:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), -counts[item.path], item.path
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def test_all_checks_run_and_the_first_failure_is_returned(
     monkeypatch.setattr(commands, "run_attached", run)
     assert commands._test(Environment(tmp_path), ["-k", "soul"]) == expected
     assert [argv[0] for argv in ran] == ["ruff", "ruff", "mypy", "pytest"]
-    assert ran[-1] == ["pytest", "-n", "auto", "--dist", "loadfile", "-k", "soul"]
+    assert ran[-1] == ["pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "soul"]
 
 
 def test_the_job_runs_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from startup.lock import refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_IN_PARALLEL = ("-n", "auto", "--dist", "loadfile")
-"""One file's tests stay in one process, so that what a module makes for them is made once."""
+_IN_PARALLEL = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+"""One file's tests stay in one process, so that what a module makes for them is made once; tests/conftest.py has the
+order of the files."""
 
 # The job must not reach for the network: what it needs is there after set-up.
 OFFLINE = {
