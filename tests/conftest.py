@@ -22,6 +22,7 @@ from aegis.demo.settings import DemoSettings
 from aegis.llama_cpp import convert, find_tree
 from aegis.model.base import TOKENIZER_FILES
 from aegis.runs.run import Run
+from tests.asked_once import tools_asked_once
 from tests.browser import Browser, started
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
 from tests.data.real import real, real_files
@@ -29,7 +30,7 @@ from tests.once import Once, once
 from tests.trained import finish_run, make_trained
 from vendor_llama_cpp import converter_tree
 
-__all__ = ["make_trained", "once", "real", "real_files"]
+__all__ = ["make_trained", "once", "real", "real_files", "tools_asked_once"]
 
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 

@@ -89,13 +89,18 @@ class Finished:
     def f16_of_an_earlier_step(self) -> Path:
         """Return the f16 file of a checkpoint in the middle of the training."""
         folder = self.scratch / "earlier"
-        merge(MergeInputs(str(self.base), list_steps(self.run.checkpoints)[-1]), folder, MergeConfig())
+        merge(MergeInputs(str(self.base), earlier_step(self.run)), folder, MergeConfig())
         return self._converted(folder)
 
     def _converted(self, folder: Path) -> Path:
         out = folder.with_suffix(".gguf")
         convert(folder, out, model_name=ExportFacts.read(self.run.gguf).name, tree=self.tree)
         return out
+
+
+def earlier_step(run: Run) -> Path:
+    """Return the checkpoint in the middle of the training."""
+    return list_steps(run.checkpoints)[-1]
 
 
 def put(path: Path, content: bytes | str) -> None:

@@ -20,6 +20,7 @@ from tests.planted.finished import (
     SHARD,
     Defect,
     Finished,
+    earlier_step,
     edit_json,
     edit_tensors,
     put,
@@ -88,7 +89,7 @@ def wrong_gate(head: Tensor, finished: Finished) -> Tensor:
 
 
 def earlier_soul(head: Tensor, finished: Finished) -> Tensor:
-    soul = load_soul(finished.run.checkpoints / "step_000004" / SOUL_FILE)
+    soul = load_soul(earlier_step(finished.run) / SOUL_FILE)
     return fold_head(head, soul.rotation, soul.gate)
 
 
@@ -199,7 +200,7 @@ def other_soul(finished: Finished, run: Run) -> None:
 def other_adapter(finished: Finished, run: Run) -> None:
     """Replace the adapter by an earlier step's."""
     path = run.adapter / "adapter_model.safetensors"
-    put(path, (run.checkpoints / "step_000004" / path.name).read_bytes())
+    put(path, (earlier_step(run) / path.name).read_bytes())
     reseal(run.adapter)
     reseal(run.merged, adapter=file_sha256(path))
 

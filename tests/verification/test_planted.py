@@ -9,17 +9,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aegis import progress
 from aegis.cli import app
 from aegis.config.settings import VerifyConfig
-from aegis.runs.manifest import file_sha256
 from aegis.runs.run import Run
 from aegis.stages.verify import verify
-from aegis.verification import quantized_checks, quantized_rows, structure
+from aegis.verification import quantized_rows, structure
 from tests.conftest import MakeRandom
 from tests.planted.beside import BESIDE_DEFECTS
 from tests.planted.finished import TOOLS, Defect, Finished
@@ -67,33 +65,6 @@ def finished_runs(
         patch.setenv("AEGIS_CACHE_DIR", str(cache_of_the_run))
         phi3 = Finished("phi3", finished_run, quick_base, knowing_tree, scratch / "phi3")
         yield FinishedRuns(phi3, make_random, knowing_tree, scratch)
-
-
-@pytest.fixture(scope="session")
-def tools_asked_once() -> Iterator[None]:
-    """Run converter and quantizer once per input and session: they give the same bytes for the same input."""
-    convert, tensor_types = structure.convert, quantized_checks.tensor_types
-    converted: dict[str, bytes] = {}
-    typed: dict[tuple[object, ...], dict[str, str]] = {}
-
-    def convert_once(model: Path, out: Path, **settings: Any) -> None:
-        files = [path for path in sorted(model.iterdir()) if path.name != "manifest.json"]
-        key = str([(path.name, file_sha256(path)) for path in files] + [settings["model_name"]])
-        if key not in converted:
-            convert(model, out, **settings)
-            converted[key] = out.read_bytes()
-        out.write_bytes(converted[key])
-
-    def types_once(source: Path, quant: str, **settings: Any) -> dict[str, str]:
-        key = (file_sha256(source), quant, *settings.values())
-        if key not in typed:
-            typed[key] = tensor_types(source, quant, **settings)
-        return typed[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structure, "convert", convert_once)
-        patch.setattr(quantized_checks, "tensor_types", types_once)
-        yield
 
 
 def quick(finished: Finished) -> VerifyConfig:
