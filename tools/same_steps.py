@@ -46,7 +46,11 @@ def _round(bench: Bench, name: str, all_settings: list[dict[str, Any]], gpus: in
         log = (bench.work / f"same-{name}-{number}.log").open("w+")
         variables = environment(bench.on_gpu, str(number % gpus)) | {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
         child = subprocess.Popen(
-            [sys.executable, __file__, *arguments], env=variables, stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, str(Path(__file__).resolve()), *arguments],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         children.append((child, log))
     ends = []

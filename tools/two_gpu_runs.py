@@ -24,7 +24,7 @@ from aegis.errors import IntegrityError
 from aegis.runs.run import Run
 from aegis.training import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 SETTLED = 10
 """Steps after which a step takes as long as all later ones: it is compiled and recorded."""
 
@@ -52,15 +52,17 @@ class Ended:
 
 def environment(on_gpu: bool, gpus: str) -> dict[str, str]:
     """The environment of a run: no network, NVLink multicast off, and one warm cache of compiled code for all."""
-    given = os.environ.get("PYTHONPATH")
+    given = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT), *([given] if given else [])]),
+        # absolute, because a confined process runs in a folder of its own
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT), *given]),
         "CUDA_VISIBLE_DEVICES": gpus if on_gpu else "",
         "NCCL_NVLS_ENABLE": "0",
         "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
         "NVSHMEM_DISABLE_NVLS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
+        "AEGIS_LANG": "en",
     }
 
 

@@ -369,11 +369,17 @@ def test_accelerates_plain_launch_trains_and_its_fsdp_is_refused_once(place: Pla
     assert not fsdp.adapter.exists()
 
 
-def test_a_process_of_a_sharded_base_that_dies_ends_the_run(place: Place) -> None:
-    ended = place.launched(place.run("sharded-bereft"), "--shard-base", event="os.kill(os.getpid(), signal.SIGKILL)")
+def test_a_process_of_a_sharded_base_that_dies_ends_the_run(place: Place, whole: Run) -> None:
+    """Resumed, it ends with the bytes of the undisturbed run with complete bases."""
+    run = place.run("sharded-bereft")
+    ended = place.launched(run, "--shard-base", event="os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.code != 0
     assert ended.err.count("aegis: another process of this training ended") == 1, ended.err
     assert "Traceback" not in ended.err.partition("aegis: another process")[0]
+    ended = place.launched(run, "--shard-base", "--resume")
+    assert ended.code == 0, ended.err
+    assert ended.err.count("resuming from step 4") == 1
+    assert same_bytes(run, whole)
 
 
 def test_a_base_is_not_sharded_over_one_process(place: Place) -> None:

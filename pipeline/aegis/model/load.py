@@ -12,7 +12,7 @@ from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.messages import phrase
 from aegis.model.empty import empty_model
-from aegis.model.nf4_format import BLOCK
+from aegis.model.nf4_format import BLOCK, quant_state_of
 from aegis.runs.facts import DtypeName
 
 Precision = Literal["4bit", "16bit", "dequantized"]
@@ -183,7 +183,8 @@ def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int
     """
     total = 0
     tensors = [*model.parameters(), *model.buffers()]
-    for state in [state for module in model.modules() if (state := getattr(module, "quant_state", None)) is not None]:
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    for state in [state for module in leaves if (state := quant_state_of(module)) is not None]:
         tensors += [state.absmax, state.state2.absmax] if state.nested else [state.absmax]
     for tensor in tensors:
         if device is None or tensor.device.type == device.type:

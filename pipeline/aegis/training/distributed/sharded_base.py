@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from aegis.model.nf4_format import quant_state_of
 from aegis.model.soul_hook import decoder_of
 from aegis.training.distributed.group import dead_peers_explained
 from aegis.training.kernels.patching import with_mixin
@@ -32,15 +33,16 @@ def shard_base(model: Any, device: torch.device, world_size: int, together: int)
         model: the peft model in host memory, frozen but for its adapter. It must have its adapter already: peft reads
             attributes of the weights.
     """
+    from bitsandbytes.nn import Linear4bit
+
     decoder: Any = decoder_of(model)
     layers = decoder.layers
     sharded = {id(p) for p in layers.parameters() if is_sharded(p)}
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in sharded:
             tensor.data = tensor.data.to(device)
-    for layer in layers.modules():
-        if getattr(layer, "quant_state", None) is not None:
-            _hold_as_floats(layer, device)
+    for layer in [module for module in layers.modules() if isinstance(module, Linear4bit)]:
+        _hold_as_floats(layer, device)
     _fully_shard(decoder, device, world_size, together)
     # one compiled forward serves all layers of a kind: it must see in which attributes two layers differ
     torch._dynamo.config.skip_fsdp_guards = False
@@ -102,6 +104,7 @@ class _ShardedNf4:
 
 def _hold_as_floats(layer: Any, device: torch.device) -> None:
     """Let FSDP shard a layer's NF4 bytes as numbers of `STORAGE`; every process has all its scales."""
+    layer.quant_state = quant_state_of(layer)
     layer.quant_state.to(device)
     codes = layer.weight.data.view(-1, STORAGE.itemsize).view(STORAGE)
     layer.weight = nn.Parameter(codes, requires_grad=False)

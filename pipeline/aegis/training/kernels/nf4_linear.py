@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
+from aegis.model.nf4_format import BLOCK, SECOND_BLOCK, quant_state_of
 from aegis.training.kernels.lora import up_gradients
 from aegis.training.kernels.patching import with_mixin
 
@@ -130,8 +130,8 @@ def install_nf4_linear(model: Any) -> None:
     from bitsandbytes.nn import Linear4bit
 
     for layer in model.modules():
-        state = getattr(layer, "quant_state", None)
-        if not isinstance(layer, Linear4bit) or state is None or not _is_ours(state):
+        state = quant_state_of(layer) if isinstance(layer, Linear4bit) else None
+        if state is None or not _is_ours(state):
             continue
         second = state.state2
         # the weight of a sharded base is gathered for each pass, so it has no codes to hold on to
