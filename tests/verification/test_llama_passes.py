@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.verification import llama_passes
 from aegis.verification.llama_passes import LlamaPasses
+from aegis.verification.logits import repeats_one_token
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30, 31, 32, 33]]
 
@@ -96,3 +99,25 @@ def test_a_file_that_repeats_one_token_is_refused(gguf: Path, tmp_path: Path, mo
     both = passes(gguf, tmp_path / "both", [])
     with both.beside(at_once=False):
         both.finish()
+
+
+def test_likely_tokens_are_those_with_the_largest_logits(gguf: Path) -> None:
+    """One by one with a cache, as from an empty context each time."""
+    with Runtime(gguf, n_ctx=64, threads=1, logits=True) as runtime:
+        ids = list(SEQUENCES[0])
+        for token in itertools.islice(runtime.likely_tokens(ids), 12):
+            assert token == int(runtime_alone(gguf, ids).argmax())
+            ids.append(token)
+
+
+def runtime_alone(gguf: Path, ids: list[int]) -> Any:
+    with Runtime(gguf, n_ctx=64, threads=1, logits=True) as runtime:
+        return runtime.logits(ids)[-1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "repeats"), [([7] * 40, True), ([7] * 31 + [8], False), ([7] * 5 + [2] * 40, False), ([2] * 40, False)]
+)
+def test_one_token_repeats_until_another_or_the_end(tokens: list[int], repeats: bool) -> None:
+    speaking: Any = SimpleNamespace(likely_tokens=lambda _prompt: iter(tokens))
+    assert repeats_one_token(speaking, [1], end_token=2) is repeats

@@ -90,8 +90,12 @@ class Runtime:
         self._refuse_overlong(len(tokens))
         self._llama.reset()
         self._llama.eval(tokens)
-        kept: NDArray[np.float32] = self._llama.scores[: len(tokens)].copy()
-        return kept
+        return np.array(self._llama.scores[: len(tokens)], np.float32)
+
+    def likely_tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        """Yield the most likely token after a prompt, then the most likely one after that, and so on."""
+        self._llama.reset()
+        yield from self._llama.generate(self._known(prompt), temp=0.0)
 
     def seconds_a_token(self, tokens: Sequence[int]) -> float:
         """Return the median seconds per token when tokens are evaluated one by one, as when a text is written.

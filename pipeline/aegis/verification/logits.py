@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -49,17 +50,14 @@ def repeats_one_token(runtime: Runtime, prompt: Sequence[int], end_token: int | 
     """Whether a GGUF repeats one token `tokens` times when it takes the most likely token after `prompt`.
 
     Args:
-        runtime: opened with logits=True, and with a context for prompt and answer.
+        runtime: opened with a context for prompt and answer.
         end_token: the token that ends an answer.
     """
-    ids = list(prompt)
-    while len(ids) < len(prompt) + tokens:
-        token = int(runtime.logits(ids)[-1].argmax())
-        if token == end_token:
+    first = None
+    for token in itertools.islice(runtime.likely_tokens(prompt), tokens):
+        if token == end_token or first not in (None, token):
             return False
-        ids.append(token)
-        if token != ids[len(prompt)]:
-            return False
+        first = token
     return True
 
 
