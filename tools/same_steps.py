@@ -26,9 +26,13 @@ def compare(bench: Bench, settings: dict[str, Any], processes: int, gpus: int) -
     found = {"own": own}
     other = settings | {"seed": 7}
     kept = _round(bench, "kept", [*[settings] * processes, other], gpus, lambda _: (None, folder))
-    found |= {"kept": kept[:processes], "control": kept[processes:]}
+    seed = other["seed"]
+    found |= {
+        "kept": [one for one in kept if one["seed"] != seed],
+        "control": [one for one in kept if one["seed"] == seed],
+    }
     for name in ("own", "kept"):
-        sizes = sorted(Counter(end_["hash"] for end_ in found[name]).values(), reverse=True)
+        sizes = sorted(Counter(one["hash"] for one in found[name]).values(), reverse=True)
         found[f"{name}_groups"] = sizes
         print(
             f"  {name} choices: {len(found[name])} processes ended with the same bits in groups of {sizes}", flush=True
@@ -61,7 +65,7 @@ def _round(bench: Bench, name: str, all_settings: list[dict[str, Any]], gpus: in
             out = ""
         finally:
             end(child)
-        found = [json.loads(line) for line in out.splitlines() if line.startswith('{"hash"')]
+        found = [json.loads(line) for line in out.splitlines() if line.startswith('{"seed"')]
         log.seek(0)
         if not found:
             print(f"  {name} {number}: no result\n{log.read()[-1500:]}", flush=True)
@@ -100,7 +104,13 @@ def steps(settings: dict[str, Any], write: str, read: str) -> dict[str, Any]:
         file = Path(read or write or ".") / FILE
         choices = len(json.loads(file.read_text())) if file.is_file() else None
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        return {"hash": bits.hexdigest()[:16], "loss": outcome.loss, "choices": choices, "peak": peak}
+        return {
+            "seed": config.seed,
+            "hash": bits.hexdigest()[:16],
+            "loss": outcome.loss,
+            "choices": choices,
+            "peak": peak,
+        }
 
 
 if __name__ == "__main__":
