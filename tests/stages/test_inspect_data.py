@@ -38,6 +38,12 @@ def test_the_marked_text_is_what_training_trains_on(config: TrainConfig, cache: 
     assert text.count("番目の答え") == 2
 
 
+def test_the_demos_rows_are_named_after_it(config: TrainConfig) -> None:
+    """Not after the temporary file that they are in."""
+    view = inspect_data(config.model_copy(update={"dataset": "demo"}), 2)
+    assert (view.report.source, [row.where for row in view.rows]) == ("demo", ["demo:1", "demo:2"])
+
+
 def test_epochs_are_shown_as_steps(config: TrainConfig) -> None:
     view = inspect_data(config.model_copy(update={"epochs": 3.0}), 0)
     assert view.rows == ()

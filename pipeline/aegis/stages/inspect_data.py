@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -71,9 +71,13 @@ def inspect_data(config: TrainConfig, count: int) -> DataView:
         lenient = config.model_copy(update={"skip_bad": max(config.skip_bad, _LISTED)})
         report = load_training_set(lenient, tokenizer, keep=False).report
         config = with_steps(config, report.windows)
+        rows = [_view(row, tokenizer) for row in first_rows(config, tokenizer, count, keep=False)]
+        if config.dataset == DEMO:  # whose rows were in a temporary file, of a name that says nothing
+            report = replace(report, source=DEMO)
+            rows = [replace(row, where=f"{DEMO}:{row.where.rpartition(':')[2]}") for row in rows]
         return DataView(
             report=report,
-            rows=tuple(_view(row, tokenizer) for row in first_rows(config, tokenizer, count, keep=False)),
+            rows=tuple(rows),
             max_length=config.max_length,
             steps=config.max_steps,
             passes=passes(config, report.windows),
