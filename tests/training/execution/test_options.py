@@ -50,6 +50,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend to have the kernels of a GPU."""
     monkeypatch.setattr(options, "supports_varlen", lambda *_: True)
     monkeypatch.setattr(options, "find_spec", lambda _: object())
+    monkeypatch.setattr(options, "supports_nf4_linear", lambda _: True)
 
 
 def phi35(**changes: Any) -> Any:
@@ -76,7 +77,7 @@ def test_settings_switch_options_on_and_off() -> None:
     assert chosen(cuda_graphs="off").cuda_graphs is False
     assert chosen(cuda_graphs="on", alpha="learned").cuda_graphs is False
     assert chosen(shard_base=True).cuda_graphs is False
-    assert chosen(shard_base=True).nf4_kernel is False
+    assert chosen(shard_base=True).nf4_kernel is True
     assert all(chosen(**settings).cpu_embeddings for settings in ({}, {"compile": "off"}, {"shard_base": True}))
     assert "input embeddings in host memory" in chosen().explain(32)
 
