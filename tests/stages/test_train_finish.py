@@ -132,12 +132,15 @@ def test_a_finish_has_a_number_of_steps_or_a_word(value: object) -> None:
 
 
 def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_training_without_finish(
-    tmp_path: Path, config: TrainConfig
+    tmp_path: Path, config: TrainConfig, reporter: Recorder
 ) -> None:
     """The same pair misses its bound by far if the trained model's weights were not the file's."""
     run = Run(tmp_path / "run")
     verify = VerifyConfig(tokens=256, device="cpu")
-    _, verdict = run_all(config, MergeConfig(), ExportConfig(), verify, run)
+    _, verdict = run_all(config, MergeConfig(), ExportConfig(quant=("Q4_K_M", "Q8_0")), verify, run)
+    named = [text for text in reporter.said if "(--finish-steps off)" in text]
+    assert len(named) == 1
+    assert "Q8_0" in named[0]
     steps = {step.name: step for step in verdict.steps}
     pair = steps["trained → Q4_K_M"]
     assert verdict.failed_stage is None
@@ -151,6 +154,7 @@ def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_trai
         Run(tmp_path / "plain"),
     )
     assert "trained → Q4_K_M" not in {step.name for step in plain.steps}
+    assert [text for text in reporter.said if "(--finish-steps off)" in text] == named
     shipped = next(near for near in plain.nearness if near.name == "Q4_K_M")
     assert shipped.shipped > 10 * pair.found.mean_kl
 

@@ -98,7 +98,7 @@ class TrainConfig(StageConfig):
         None, gt=0, description="passes over the data, in place of --max-steps (default: what --max-steps come to)"
     )
     finish_steps: str = Field(
-        OFF,
+        AUTO,
         description="number of last steps that compute with the weights of the quantized file (the first --quant), so "
         "that it loses little by rounding; auto: two fifths of the steps where that pays; off: none",
         pattern=r"^(auto|off|[1-9]\d{0,8})$",

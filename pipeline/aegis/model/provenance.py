@@ -24,10 +24,13 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
     training = read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
+    finish = ""
     if training is not None and "dataset" in training.config:
         named = str(training.config["dataset"])
         on_hub = names_hub_dataset(named)
-        data = TrainFacts.of(training).data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
+        facts = TrainFacts.of(training)
+        data = facts.data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
+        finish = "" if facts.finish is None else facts.finish.quant
         # a local path is private: the card gets the last part of it only
         data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
         settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
@@ -44,6 +47,7 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
             "rotation": soul.kind,
             "counter_scale": soul.counter_scale,
         },
+        finish=finish,
     )
 
 

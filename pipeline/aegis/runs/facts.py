@@ -114,6 +114,7 @@ class Provenance(Frozen):
         metadata: licence and language from the base's own card.
         data, settings: the training's data and settings; empty if they are not known.
         soul: α, g and the kind of rotation of the folded soul; empty if there is none.
+        finish: the quantization type that the training's finish computed with; empty if it had none.
     """
 
     base: str
@@ -123,6 +124,7 @@ class Provenance(Frozen):
     data: Mapping[str, Any] = Field(default_factory=dict)
     settings: Mapping[str, Any] = Field(default_factory=dict)
     soul: Mapping[str, Any] = Field(default_factory=dict)
+    finish: str = ""
 
 
 class MergeFacts(Facts):

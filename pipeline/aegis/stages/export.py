@@ -23,6 +23,7 @@ from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.context import context_tokens
 from aegis.model.families import check_family
+from aegis.model.provenance import provenance_of_folder
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
@@ -93,6 +94,10 @@ def export_gguf(
     if there is not None and earlier is not None:
         earlier.refuse_lost_imatrix(config, missing)
 
+    finish = provenance_of_folder(model).finish
+    others = [quant for quant in missing if quant not in (finish, F16)]
+    if finish and others:
+        progress.say(phrase("export.finished_for", finish=finish, others=", ".join(others)))
     needed = disk_needed(model, work.shards, [quant for quant in missing if quant != F16])
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
