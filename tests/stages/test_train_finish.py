@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.errors import UsageError
+from aegis.errors import EnvironmentFault, UsageError
 from aegis.llama_cpp import find_tree
 from aegis.model.base import find_base
 from aegis.run_all import run_all
 from aegis.runs.facts import AdapterFacts
 from aegis.runs.run import Run
 from aegis.stages.train import train
+from aegis.training.distributed.group import ProcessGroup
 from aegis.training.finish import Finish
+from aegis.training.inputs import TrainingInputs
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import Recorder
@@ -166,3 +169,21 @@ def test_the_finish_computes_without_dropout(tmp_path: Path, config: TrainConfig
     train(config, dropped)
     train(config.model_copy(update={"lora_dropout": 0.0}), whole)
     assert trained_bytes(dropped) == trained_bytes(whole)
+
+
+def test_without_a_converter_that_can_be_fetched_only_train_goes_on(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reporter: Recorder
+) -> None:
+    """By itself there is no finish then, and the reason is named; asked for, or if an export follows, it is refused."""
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+    def made(config: TrainConfig, later: Later | None = None) -> TrainingInputs:
+        return TrainingInputs.make(config, torch.device("cpu"), ProcessGroup(), later=later)
+
+    auto = config.model_copy(update={"finish_steps": "auto", "max_steps": 100})
+    assert made(auto).finish is None
+    assert any("converter" in text for text in reporter.said)
+    for asked, later in ((auto, Later(is_certain=True)), (config, None)):
+        with pytest.raises(EnvironmentFault):
+            made(asked, later)

@@ -11,7 +11,7 @@ import torch
 from aegis import progress
 from aegis.beside import Beside
 from aegis.config.advice import harmful_settings
-from aegis.config.settings import TrainConfig
+from aegis.config.settings import AUTO, TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.kept import Kept
 from aegis.data.passes import passes, with_steps
@@ -80,7 +80,7 @@ class TrainingInputs:
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
             tokenizer = base.tokenizer()
             if may_finish(config, quant):
-                find_tree(later.export.llama_cpp_dir)  # its converter says which types the file's weights get
+                _bring_converter(config, later)
             hashing = Beside(lambda: base.weights_hash)
             with converting_vocabulary(base, later.export.llama_cpp_dir) as converting:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
@@ -149,6 +149,15 @@ class TrainingInputs:
     def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
         data, finish = self.data, self.finish
         return Loop(state, self.config, data.train, data.heldout, kept_text, finish=finish, group=self.group, **sinks)
+
+
+def _bring_converter(config: TrainConfig, later: Later) -> None:
+    """Fetch llama.cpp's converter, which says which types the file's weights get; only `train` can do without."""
+    try:
+        find_tree(later.export.llama_cpp_dir)
+    except EnvironmentFault:
+        if config.finish_steps != AUTO or later.is_certain:
+            raise
 
 
 def _file_type(later: Later, run: Run | None) -> str:
