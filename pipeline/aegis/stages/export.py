@@ -89,15 +89,7 @@ def export_gguf(
     missing = [quant for quant in facts.files if there is None or quant not in there.files]
     if not missing:
         return report
-    for quant in missing:
-        refuse_without_imatrix(quant, config.imatrix)
-    if there is not None and earlier is not None:
-        earlier.refuse_lost_imatrix(config, missing)
-
-    finish = provenance_of_folder(model).finish
-    others = [quant for quant in missing if quant not in (finish, F16)]
-    if finish and others:
-        progress.say(phrase("export.finished_for", finish=finish, others=", ".join(others)))
+    _check_types(model, missing, config, earlier if there is not None else None)
     needed = disk_needed(model, work.shards, [quant for quant in missing if quant != F16])
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
@@ -219,8 +211,20 @@ def _file_name(name: str, quant: str) -> str:
     return f"{disk.file_stem(name)}-{quant}.gguf"
 
 
+def _check_types(model: Path, quants: Sequence[str], config: ExportConfig, earlier: EarlierExport | None) -> None:
+    """Refuse types that lack their importance matrix; name those that the training's finish was not for."""
+    for quant in quants:
+        refuse_without_imatrix(quant, config.imatrix)
+    if earlier is not None:
+        earlier.refuse_lost_imatrix(config, quants)
+    finish = provenance_of_folder(model).finish
+    others = [quant for quant in quants if quant not in (finish, F16)]
+    if finish and others:
+        progress.say(phrase("export.finished_for", finish=finish, others=", ".join(others)))
+
+
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:
-    """Return general.name: the wanted name or the base's, in the form that llama.cpp needs for this vocabulary."""
+    """Return general.name, the wanted one or the base's, in the form that llama.cpp needs for this vocabulary."""
     return name_for_llama_cpp(wanted or _base_name(model) + "-AEGIS", model_type, model)
 
 

@@ -33,6 +33,7 @@ from aegis.runs.needs import Need
 from aegis.runs.run import Run
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
 from aegis.training.finish import Finish
+from aegis.training.finish_choice import types_with_room
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import matrix_rate
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
@@ -98,20 +99,17 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     for advice in harmful_settings(train):
         progress.warn(advice)
     device = find_device(train.device)
+    kind, capability = _kind(device)
+    free, cap = free_bytes(device) if device else None, cap_bytes(train.gpu_memory_gib, device)
+    room, later = min((limit for limit in (free, cap) if limit is not None), default=None), Later(merge, export)
     with peek_base(train.base_model, train.revision) as found:
-        base, later = with_template(found, train.chat_template), Later(merge, export)
+        base = with_template(found, train.chat_template)
         here = any(base.folder.glob("*.safetensors"))
         with _vocabulary(base, export.llama_cpp_dir) as vocabulary:
             data, missing = _data(train, base, vocabulary)
-            if data is not None:
-                train = with_steps(train, data.windows)
+            train = train if data is None else with_steps(train, data.windows)
             finish = Finish.plan(train, base, later, vocabulary) if here else None
-        kind: Literal["cuda", "cpu"] = "cuda" if device is None or device.type == "cuda" else "cpu"
-        capability = torch.cuda.get_device_capability(device) if device and kind == "cuda" else None
-        free = free_bytes(device) if device else None
-        cap = cap_bytes(train.gpu_memory_gib, device)
-        room = min((limit for limit in (free, cap) if limit is not None), default=None)
-        types = None if finish is None else finish.recipe.types
+        types = types_with_room(finish, train, kind, capability, room)
         estimator, planner, variants = _memory_plans(base, train, kind, capability, room, types)
         if here:
             check_base(base, train.lora_targets, export.llama_cpp_dir, keep=False)
@@ -151,6 +149,13 @@ def _vocabulary(base: Base, tree: Path | None) -> AbstractContextManager[Path | 
 
 def _is_unmade(base: Base) -> bool:
     return base.name == DEMO and not (base.folder / "tokenizer_config.json").is_file()
+
+
+def _kind(device: torch.device | None) -> tuple[Literal["cuda", "cpu"], tuple[int, int] | None]:
+    """Return the kind of device, and a GPU's compute capability; a machine without one plans for a GPU."""
+    if device is None:
+        return "cuda", None
+    return ("cuda", torch.cuda.get_device_capability(device)) if device.type == "cuda" else ("cpu", None)
 
 
 def _memory_plans(

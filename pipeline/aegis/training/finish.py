@@ -80,7 +80,6 @@ class Finish:
                 obstacle = Bilingual.same(error.why)
         if obstacle is None:
             recipe = FileRecipe(quant, types, DTYPES[later.merge.dtype], counter_scaled(base, config.counter_scale))
-            progress.say(phrase("finish.planned", steps=steps, quant=quant))
             return cls(base, config.max_steps - steps, steps, recipe)
         if not automatic:
             raise UsageError("finish.impossible", steps=steps, quant=quant, obstacle=obstacle)

@@ -11,13 +11,12 @@ import torch
 from aegis import progress
 from aegis.beside import Beside
 from aegis.config.advice import harmful_settings
-from aegis.config.settings import AUTO, TrainConfig
+from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.kept import Kept
 from aegis.data.passes import passes, with_steps
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, UsageError
-from aegis.llama_cpp import find_tree
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base
 from aegis.model.base_states import base_states
@@ -29,14 +28,15 @@ from aegis.runs.manifest import Manifest
 from aegis.runs.run import Run
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.execution import allocator
-from aegis.training.finish import Finish, may_finish
+from aegis.training.finish import Finish
+from aegis.training.finish_choice import FinishChoice
 from aegis.training.keep.batches import KeptText
 from aegis.training.keep.text import load_kept
 from aegis.training.loop import Loop
-from aegis.training.resume import HOUSEKEEPING, SHARED, started_quant
+from aegis.training.resume import HOUSEKEEPING, SHARED, started
 from aegis.training.state import TrainState
 from aegis.verification.base_precheck import check_base
-from aegis.verification.run_precheck import Later, asked_quants, check_later
+from aegis.verification.run_precheck import Later, check_later
 from aegis.verification.tokenizer_precheck import check_ids, converting_vocabulary, sample_texts
 
 
@@ -70,17 +70,17 @@ class TrainingInputs:
             fresh: what the run has of an earlier training does not count.
         """
         group.broadcast(lambda: _check_shards(config, group.world_size))
-        chosen = later = later or Later()
+        later = later or Later()
         # of several machines, only that of process 0 has the run
-        quant = group.broadcast(lambda: _file_type(chosen, None if fresh else run))
+        before = group.broadcast(lambda: None if fresh or run is None else started(run))
+        choice = FinishChoice.of(config, later, before)
         for advice in harmful_settings(config):
             progress.warn(advice)
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
             tokenizer = base.tokenizer()
-            if may_finish(config, quant):
-                _bring_converter(config, later)
+            choice.bring_converter()
             hashing = Beside(lambda: base.weights_hash)
             with converting_vocabulary(base, later.export.llama_cpp_dir) as converting:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
@@ -88,7 +88,7 @@ class TrainingInputs:
                 data = load_training_set(config, tokenizer)
                 config = with_steps(config, len(data.train), group.world_size)
                 vocabulary = converting.result()
-                finish = Finish.plan(config, base, later, vocabulary, quant)
+                finish = choice.plan(config, base, vocabulary)
                 if vocabulary is not None:
                     check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
             hashing.result()
@@ -96,13 +96,12 @@ class TrainingInputs:
                 raise UsageError("train.nothing_held_out")
             with allocator.capped(device, config.gpu_memory_gib):
                 kept = load_kept(config, base, tokenizer, device, run)
-        rise = config.warmup_steps + config.annealing_steps
-        if config.epochs is not None and config.alpha != "learned" and rise > config.max_steps:
-            progress.warn(phrase("train.alpha_unfinished", rise=rise, steps=config.max_steps))
+        finish = choice.settled(finish, config, device, group)
+        _warn_of_unfinished_alpha(config)
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        inputs = cls(config, base, data, kept, finish, quant, device, group)
+        inputs = cls(config, base, data, kept, finish, choice.quant, device, group)
         progress.say(phrase("train.passes", windows=len(data.train), steps=config.max_steps, passes=inputs.passes))
         return inputs
 
@@ -151,26 +150,14 @@ class TrainingInputs:
         return Loop(state, self.config, data.train, data.heldout, kept_text, finish=finish, group=self.group, **sinks)
 
 
-def _bring_converter(config: TrainConfig, later: Later) -> None:
-    """Fetch llama.cpp's converter, which says which types the file's weights get; only `train` can do without."""
-    try:
-        find_tree(later.export.llama_cpp_dir)
-    except EnvironmentFault:
-        if config.finish_steps != AUTO or later.is_certain:
-            raise
-
-
-def _file_type(later: Later, run: Run | None) -> str:
-    """Return the type of the file that the training is for: the first one that is asked, when it was started."""
-    asked = asked_quants(later.export)[0]
-    started = None if run is None else started_quant(run)
-    if started is not None and started != asked:
-        progress.say(phrase("finish.started_for", started=started, asked=asked))
-    return started or asked
-
-
 def _check_shards(config: TrainConfig, world_size: int) -> None:
     if config.shard_base and world_size == 1:
         raise UsageError("train.shard_alone")
     if world_size % (config.shard_processes or 1):
         raise UsageError("train.shards_left_over", world_size=world_size, together=config.shard_processes)
+
+
+def _warn_of_unfinished_alpha(config: TrainConfig) -> None:
+    rise = config.warmup_steps + config.annealing_steps
+    if config.epochs is not None and config.alpha != "learned" and rise > config.max_steps:
+        progress.warn(phrase("train.alpha_unfinished", rise=rise, steps=config.max_steps))

@@ -66,15 +66,15 @@ def first_step(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reus
     return 0
 
 
-def started_quant(run: Run) -> str | None:
-    """Return the type of the file that the run's training was started for; None if there is none, or it is not known.
+def started(run: Run) -> TrainFacts | None:
+    """Return the facts of the run's training, finished or not; None if there is none that can be read.
 
-    A finish depends on it, so a later command that asks for other files goes on with the type of the first.
+    What was decided about its finish when it was started holds for later commands, which may ask for other files.
     """
     for folder in (run.adapter, *checkpoint.list_steps(run.checkpoints)):
         if (folder / MANIFEST).is_file():
             with suppress(IntegrityError):  # reported where the result is used
-                return TrainFacts.of(read_manifest(folder)).quant
+                return TrainFacts.of(read_manifest(folder))
     return None
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from aegis.config.settings import TrainConfig
 from aegis.training.execution.activation_bytes import offloaded_layer_bytes
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
+from aegis.training.planning.finish_room import has_room
 from aegis.training.planning.machine import Gpu, Host
 from aegis.training.planning.planner import MemoryPlan, MemoryPlanner, fit_to_memory
 from tests.conftest import MakeRandom
@@ -233,3 +236,14 @@ def test_a_cpu_follows_the_setting_without_offloading(phi35: Path) -> None:
 
     assert chosen("auto") == chosen("off") == PLAIN
     assert chosen("on") == chosen("offload") == ExecutionOptions(checkpointed_layers=32)
+
+
+def test_a_finish_by_itself_must_leave_the_activations_as_they_are(phi35: Path) -> None:
+    """The weights of a Q4_K_M file take 4 GiB more than those in NF4: at 7 GiB there is room for one of the two."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(phi35))
+    types = {name: "Q4_K" for name, weight in model.named_parameters() if weight.ndim == 2}
+    config = TrainConfig(base_model=str(phi35), compile="off")
+    alone = MemoryPlanner(MemoryEstimator(phi35, config, "cuda", (8, 6)), config, "cuda", 7 * GIB, host=HOST)
+    assert alone.chosen(config.max_length).checkpointed_layers == 0
+    assert [has_room(config, phi35, (8, 6), room, types) for room in (7 * GIB, 16 * GIB, None)] == [False, True, True]
