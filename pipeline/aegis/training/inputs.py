@@ -79,6 +79,7 @@ class TrainingInputs:
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
+            # before the converter loads it too: this refuses one that would fill the memory
             tokenizer = base.tokenizer()
             choice.bring_converter()
             hashing = Beside(lambda: base.weights_hash)
