@@ -120,6 +120,13 @@ class Staging:
         """Record a file's hash that was computed while the file was written."""
         self._hashed[name] = FileRecord(size_bytes, sha256)
 
+    def take_over(self, file: Path) -> None:
+        """Put an existing file into the directory, by a hard link if the disk supports it, else by a copy."""
+        try:
+            os.link(file, self.path / file.name)
+        except OSError:
+            shutil.copyfile(file, self.path / file.name)
+
     def seal(self, manifest: Manifest) -> None:
         """Flush every file to the disk, and write the manifest last."""
         files = {}

@@ -5,8 +5,6 @@ The converter and the quantizer are llama.cpp's own; their output is checked, no
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -158,7 +156,7 @@ class _Export:
     def fill(self, staging: Staging, out: Path, there: ExportFacts | None, hand_over: Path | None) -> None:
         """Put all files into the new directory: those that stand in `out` as they are, the others made and checked."""
         for file in there.files.values() if there else ():
-            _take_over(out / file, staging)
+            staging.take_over(out / file)
         names = list(self.facts.files.values())
         missing = [name for name in names if not (staging.path / name).exists()]
         fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, missing, hand_over)}
@@ -199,14 +197,6 @@ def _unused(config: ExportConfig) -> set[str]:
     return {name for name in ("system", "temperature") if getattr(config, name) is None}
 
 
-def _take_over(file: Path, staging: Staging) -> None:
-    """Put an existing file into the new directory, by a hard link if the disk supports it, else by a copy."""
-    try:
-        os.link(file, staging.path / file.name)
-    except OSError:
-        shutil.copyfile(file, staging.path / file.name)
-
-
 def _file_name(name: str, quant: str) -> str:
     return f"{disk.file_stem(name)}-{quant}.gguf"
 
@@ -229,9 +219,8 @@ def general_name(wanted: str | None, model: Path, model_type: str) -> str:
 
 
 def _base_name(model: Path) -> str:
-    if (merged := MergeFacts.known(model)) is not None:
-        return Path(merged.base_model).name
-    return model.resolve().name
+    merged = MergeFacts.known(model)
+    return model.resolve().name if merged is None else Path(merged.base_model).name
 
 
 def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:

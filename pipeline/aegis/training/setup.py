@@ -29,8 +29,8 @@ from aegis.training.execution.compiler_choices import own_compiler_cache
 from aegis.training.execution.install import install
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.finish import Finish
+from aegis.training.planning.fit import fit_to_memory
 from aegis.training.planning.machine import Gpu, Host
-from aegis.training.planning.planner import fit_to_memory
 from aegis.training.state import TrainState
 from aegis.training.update import make_optimizer
 

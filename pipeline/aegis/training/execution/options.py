@@ -60,7 +60,7 @@ class ExecutionOptions:
 
     @classmethod
     def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> ExecutionOptions:
-        """Choose by settings, GPU and number of steps; `planning.planner.fit_to_memory` chooses what memory decides.
+        """Choose by settings, GPU and number of steps; `planning.fit.fit_to_memory` chooses what memory decides.
 
         Args:
             model: the base as loaded, before the adapter.

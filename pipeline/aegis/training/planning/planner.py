@@ -6,24 +6,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from aegis import progress
 from aegis.config.settings import TrainConfig
-from aegis.messages import phrase
 from aegis.training.execution.activation_bytes import (
-    kept_tensor_bytes,
     offloaded_checkpoint_bytes,
     offloaded_layer_bytes,
 )
 from aegis.training.execution.allocator import usable_bytes
 from aegis.training.execution.options import ExecutionOptions, compiles
 from aegis.training.planning.estimate import Estimate, MemoryEstimator, ShardedWeights
-from aegis.training.planning.machine import Gpu, Host
+from aegis.training.planning.machine import Host
 
 WORLD_SIZES = (2, 3, 4, 8)
 """Numbers of processes that a plan shards a base over; the launcher decides, after the plan."""
@@ -95,7 +90,7 @@ class MemoryPlanner:
         on_gpu = kind == "cuda"
         self.compiled = compiles(config, possible=on_gpu) if compiled is None else compiled
         self._can_offload = can_offload and self.compiled
-        self._configured = _configured_options(config, estimator.layers, on_gpu=on_gpu, compiled=self.compiled)
+        self._configured = configured_options(config, estimator.layers, on_gpu=on_gpu, compiled=self.compiled)
         # the limit holds for a GPU only
         self._max_peak = usable_bytes(free_bytes) if on_gpu and free_bytes is not None else sys.maxsize
 
@@ -202,56 +197,7 @@ class MemoryPlanner:
         return self._estimator.text, self._config.batch_size * length, self._estimator.dtype.itemsize
 
 
-def fit_to_memory(
-    options: ExecutionOptions,
-    config: TrainConfig,
-    folder: Path,
-    layers: int,
-    gpu: Gpu | None,
-    host: Host,
-    finish_types: Mapping[str, str] | None = None,
-    world_size: int = 1,
-) -> ExecutionOptions:
-    """Return `options` with what memory decides.
-
-    Args:
-        options: from `ExecutionOptions.choose`.
-        folder: the base's; only its config.json is read.
-        layers: number of its decoder layers.
-        gpu: measured before the base is loaded; None for a training on the CPU.
-        finish_types: see `MemoryEstimator`.
-        world_size: number of processes that the base is sharded over.
-    """
-    if gpu is None:
-        configured = _configured_options(config, layers, on_gpu=False, compiled=options.compiled)
-        return _with_memory_of(configured, options)
-    estimator = MemoryEstimator(folder, config, "cuda", gpu.capability, finish_types)
-
-    def plan(*, can_offload: bool) -> MemoryPlan:
-        how: dict[str, Any] = {"host": host, "compiled": options.compiled, "world_size": world_size}
-        return MemoryPlanner(estimator, config, "cuda", gpu.free_bytes, can_offload=can_offload, **how).chosen(
-            config.max_length
-        )
-
-    chosen = plan(can_offload=True)
-    sizes = kept_tensor_bytes(estimator.text, config.batch_size * config.max_length, estimator.dtype.itemsize)
-    if chosen.offloaded_layers and not host.can_pin(sizes * chosen.offloaded_layers):
-        progress.warn(phrase("train.cannot_offload", offloaded_layers=chosen.offloaded_layers))
-        chosen = plan(can_offload=False)
-    return _with_memory_of(chosen, options)
-
-
-def _with_memory_of(plan: MemoryPlan | ExecutionOptions, options: ExecutionOptions) -> ExecutionOptions:
-    return replace(
-        options,
-        checkpointed_layers=plan.checkpointed_layers,
-        offload_checkpoints=plan.offload_checkpoints,
-        keep_attention=plan.keep_attention,
-        offloaded_layers=plan.offloaded_layers,
-    )
-
-
-def _configured_options(config: TrainConfig, layers: int, *, on_gpu: bool, compiled: bool) -> ExecutionOptions:
+def configured_options(config: TrainConfig, layers: int, *, on_gpu: bool, compiled: bool) -> ExecutionOptions:
     """The options that the settings ask for, before memory is considered."""
     setting = config.activation_checkpointing
     return ExecutionOptions(
