@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.study_settings import StudyConfig
+from aegis.demo.corpus import documents
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.llama_cpp import find_tree
 from aegis.model.base import find_base
 from aegis.run_all import run_all
 from aegis.runs.facts import AdapterFacts
 from aegis.runs.run import Run
+from aegis.stages.quantize_study import quantize_study
 from aegis.stages.train import train
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.finish import Finish
@@ -144,6 +147,11 @@ def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_trai
     named = [text for text in reporter.said if "(--finish-steps off)" in text]
     assert len(named) == 1
     assert "Q8_0" in named[0]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(documents(0, 100)), encoding="utf-8")
+    study = StudyConfig(quant=("Q4_K_M",), variants=("plain",), text=text, tokens=64, threads=1)
+    quantize_study(run, study, dry_run=True)
+    assert sum("Q4_K_M without an importance matrix is favoured" in text for text in reporter.said) == 1
     steps = {step.name: step for step in verdict.steps}
     pair = steps["trained → Q4_K_M"]
     assert verdict.failed_stage is None

@@ -27,6 +27,7 @@ from aegis.llama_cpp import (
 )
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
+from aegis.model.provenance import provenance_of_folder
 from aegis.model.shards import ShardSet
 from aegis.report.plots.study import StudyPoint, draw_study
 from aegis.runs import disk
@@ -83,6 +84,8 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
     refuse_existing(run.study, overwrite=overwrite)
     made, left = _combinations(config)
     _check_run(run)
+    if finish := provenance_of_folder(run.merged).finish:
+        progress.say(phrase("quantize_study.finished_for", finish=finish))
     merged, exported = read_manifest(run.merged), read_manifest(run.gguf)
     tokenizer, shards = load_tokenizer(run.merged), ShardSet.open(run.merged)
     vocab_size = int(read_config(run.merged)["vocab_size"])
