@@ -85,7 +85,7 @@ def test_a_failure_is_reported_and_leaves_no_file(
 )
 def test_a_full_disk_is_the_environments_fault(message: str, fake_tree: FakeTree, model: Path, out: Path) -> None:
     code = f"out.write_bytes(bytes(3_000_000)); print({message!r}, file=sys.stderr); sys.exit(1)"
-    with pytest.raises(EnvironmentFault, match=r"It had written 3 MB; \d+ MB are free"):
+    with pytest.raises(EnvironmentFault, match=r"it had written 3 MB; \d+ MB are free"):
         convert(model, out, model_name="phi-3", tree=fake_tree(code))
     assert list(out.parent.iterdir()) == []
 

@@ -131,7 +131,7 @@ def test_a_dry_run_names_the_files_without_a_request_to_the_hub(push: Push, hub:
 
 
 def test_the_merged_folder_can_be_published(push: Push, hub: Hub) -> None:
-    done = push("tiny", "--part", "merged", "--public")
+    done = push("me/tiny", "--part", "merged", "--public")
     assert done.returncode == 0, done.stderr
     assert hub.repos == {"me/tiny": False}
     assert set(hub.files["me/tiny"]) == {"model.safetensors", "config.json", "README.md"}
