@@ -64,16 +64,12 @@ class TrainingInputs:
         *,
         fresh: bool = False,
     ) -> TrainingInputs:
-        """Read and check everything that a training needs.
-
-        Args:
-            fresh: what the run has of an earlier training does not count.
-        """
+        """Read and check everything that a training needs; if it is `fresh`, an earlier one in the run does not count."""
         group.broadcast(lambda: _check_shards(config, group.world_size))
         later = later or Later()
         # of several machines, only that of process 0 has the run
-        before = group.broadcast(lambda: None if fresh or run is None else started(run))
-        choice = FinishChoice.of(config, later, before)
+        recorded = group.broadcast(lambda: _recorded(None if fresh else run))
+        choice = FinishChoice.of(config, later, recorded and TrainFacts.model_validate(recorded))
         for advice in harmful_settings(config):
             progress.warn(advice)
         with group.main_process_first():
@@ -149,6 +145,12 @@ class TrainingInputs:
     def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
         data, finish = self.data, self.finish
         return Loop(state, self.config, data.train, data.heldout, kept_text, finish=finish, group=self.group, **sinks)
+
+
+def _recorded(run: Run | None) -> dict[str, Any] | None:
+    """Return the facts of the run's training, if it was started before, as JSON."""
+    facts = None if run is None else started(run)
+    return None if facts is None else facts.recorded()
 
 
 def _check_shards(config: TrainConfig, world_size: int) -> None:
