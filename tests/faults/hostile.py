@@ -15,6 +15,7 @@ import struct
 import tarfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,10 @@ def targets(base: Path, gguf: Path, work: Path) -> list[Target]:
         (place / "config.json").write_bytes(data)
         train = TrainConfig(base_model=str(place), dataset="owner/name", device="cpu", max_length=32)
         # rows and tokenizer are read after the config, and have targets and tests of their own
-        with mock.patch("aegis.stages.plan._data", return_value=(None, "")):
+        with (
+            mock.patch("aegis.stages.plan._vocabulary", return_value=nullcontext()),
+            mock.patch("aegis.stages.plan._data", return_value=(None, "")),
+        ):
             report = plan(train, MergeConfig(), ExportConfig(), VerifyConfig(device="cpu"), Run(place / "run"))
         planned(report, train, 80)
 
