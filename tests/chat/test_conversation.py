@@ -134,7 +134,7 @@ def test_the_live_model_answers_with_adapter_and_soul(run: Run, quick_base: Path
 
 
 def test_answers_in_one_batch_are_those_of_one_at_a_time(run: Run, quick_base: Path) -> None:
-    """Of base and trained model, which are one load; short and long questions, each with its own answer."""
+    """Base and trained model are one load; short and long questions have each its own answer."""
     asked = [
         [{"role": "user", "content": text}] for text in ("春?", "先生は何をする人ですか。", "海には何がいますか。" * 3)
     ]

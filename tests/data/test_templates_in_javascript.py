@@ -5,25 +5,22 @@ npm fetches the package once, by version and hash, into pytest's cache; without 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from aegis.data.records import Chat
+from tests.data.npm import npm_package
 from tests.data.test_real_tokenizers import EXPECTED, ROWS
 
 VERSION = "0.5.11"
-INTEGRITY = "sha512-YzEzwM5oQf4r0vs7ifWQ+yuVR1YkAHrjERQ+a8WRsStHHp4NRBg+NesjiFc+X2AFUpRvvrIeHDS1xFy9jY/IjQ=="
+SHA512 = "YzEzwM5oQf4r0vs7ifWQ+yuVR1YkAHrjERQ+a8WRsStHHp4NRBg+NesjiFc+X2AFUpRvvrIeHDS1xFy9jY/IjQ=="
 RENDERING = """
 const { Template } = await import(process.argv[1]);
 const chunks = [];
@@ -41,10 +38,10 @@ Render = Callable[[str, list[dict[str, Any]]], list[str]]
 def render(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Render:
     kept = getattr(request.config, "cache", None)
     cache = kept.mkdir("javascript") if kept else tmp_path_factory.mktemp("javascript")
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("node and npm are not installed")
-    module = fetched(npm, cache / f"jinja-{VERSION}") / "package" / "dist" / "index.js"
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    module = npm_package("@huggingface/jinja", VERSION, cache / f"jinja-{VERSION}", SHA512) / "dist" / "index.js"
 
     def rendered(source: str, contexts: list[dict[str, Any]]) -> list[str]:
         done = subprocess.run(
@@ -57,24 +54,6 @@ def render(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return list(json.loads(done.stdout))
 
     return rendered
-
-
-def fetched(npm: str, folder: Path) -> Path:
-    if folder.is_dir():
-        return folder
-    with TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [npm, "pack", "--silent", "--pack-destination", scratch, f"@huggingface/jinja@{VERSION}"]
-        try:
-            subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=120)
-        except (subprocess.SubprocessError, OSError) as error:
-            pytest.skip(f"npm could not fetch @huggingface/jinja: {error}")
-        (archive,) = Path(scratch).glob("*.tgz")
-        digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-        assert f"sha512-{digest}" == INTEGRITY
-        with tarfile.open(archive) as opened:
-            opened.extractall(Path(scratch) / "unpacked", filter="data")
-        (Path(scratch) / "unpacked").rename(folder)
-    return folder
 
 
 def both(render: Render, tokenizer: Any, chats: list[Chat]) -> tuple[list[str], list[str]]:

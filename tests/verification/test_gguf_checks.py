@@ -75,9 +75,9 @@ def test_a_head_of_another_shape_is_refused(quick_gguf: Path, folder: Path) -> N
 
 def test_a_missing_head_is_refused(gguf: Path, quick_base: Path) -> None:
     rename(gguf, b"output.weight", b"outpux.weight")
-    (told,) = differences(gguf, quick_base)
-    assert told.startswith("output.weight is missing")
-    assert "soul" in told
+    (found,) = differences(gguf, quick_base)
+    assert found.startswith("output.weight is missing")
+    assert "soul" in found
 
 
 def test_a_value_beyond_float16_is_named(gguf: Path, quick_base: Path) -> None:
@@ -112,24 +112,24 @@ def test_the_default_of_several_templates_counts(quick_gguf: Path, folder: Path)
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "difference"),
     [
         ("long_factor", "rope_factors_long.weight is not the folder's long_factor"),
         ("short_factor", "rope_factors_short.weight is not the folder's short_factor"),
     ],
 )
-def test_other_rope_factors_are_refused(quick_gguf: Path, folder: Path, key: str, told: str) -> None:
+def test_other_rope_factors_are_refused(quick_gguf: Path, folder: Path, key: str, difference: str) -> None:
     def change(config: dict[str, Any]) -> None:
         config["rope_scaling"][key][-1] *= 1.0001
 
     edit(folder / "config.json", change)
-    assert differences(quick_gguf, folder) == [told]
+    assert differences(quick_gguf, folder) == [difference]
 
 
 def test_the_attention_factor_of_another_context_is_refused(quick_gguf: Path, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(max_position_embeddings=65536))
-    (told,) = differences(quick_gguf, folder)
-    assert told.startswith("rope.scaling.attn_factor is 1.19023")
+    (found,) = differences(quick_gguf, folder)
+    assert found.startswith("rope.scaling.attn_factor is 1.19023")
 
 
 def test_rope_parameters_in_transformers_5s_form_are_checked(quick_gguf: Path, folder: Path) -> None:
@@ -154,8 +154,8 @@ def test_a_begin_token_that_llama_cpp_would_add_is_refused(gguf: Path, quick_bas
     rename(gguf, b"tokenizer.ggml.add_bos_token", b"tokenizer.ggml.add_bos_tokex")
     with Runtime(gguf, n_ctx=64, threads=1, vocab_only=True) as runtime:
         assert runtime.tokenize("春の花", add_bos=True) == [1, *before]
-    (told,) = differences(gguf, quick_base)
-    assert told == "llama.cpp adds bos: True; the folder's tokenizer does: False"
+    (found,) = differences(gguf, quick_base)
+    assert found == "llama.cpp adds bos: True; the folder's tokenizer does: False"
 
 
 def test_all_differences_are_reported_at_once(gguf: Path, folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_fallbacks_of_rows_that_do_not_fit_are_reported(
     model = make_random("llama", hidden_size=288, num_hidden_layers=1, intermediate_size=512)
     convert(model, tmp_path / "f16.gguf", model_name="llama")
     quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "Q4_K_M", threads=1)
-    told = check_quantized(tmp_path / "q.gguf", "Q4_K_M", None)
-    assert any(line.startswith("blk.0.attn_q.weight: Q5") for line in told)
-    assert not any("ffn_down" in line for line in told)
+    found = check_quantized(tmp_path / "q.gguf", "Q4_K_M", None)
+    assert any(line.startswith("blk.0.attn_q.weight: Q5") for line in found)
+    assert not any("ffn_down" in line for line in found)
     assert any("not divisible by 256" in text for text in reporter.warned)

@@ -18,7 +18,7 @@ _FORTUNES = Path("/usr/share/games/fortunes")
 _QUOTATIONS = ("computers", "cookie", "humorists", "literature", "men-women", "miscellaneous", "people", "politics")
 _QUOTATIONS += ("science", "wisdom", "work")
 _CHARACTERS = 800
-"""Of a piece of prose: about one window."""
+"""The most characters in a piece of prose: about one window."""
 
 
 def _pieces(works: Iterable[str]) -> Iterator[str]:

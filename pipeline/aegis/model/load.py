@@ -188,6 +188,6 @@ def footprint(model: torch.nn.Module, device: torch.device | None = None) -> int
         tensors += [state.absmax, state.state2.absmax] if state.nested else [state.absmax]
     for tensor in tensors:
         if device is None or tensor.device.type == device.type:
-            # of a sharded parameter, what this process holds
+            # a sharded parameter counts with what this process holds
             total += tensor.to_local().untyped_storage().nbytes() if hasattr(tensor, "to_local") else tensor.nbytes
     return total

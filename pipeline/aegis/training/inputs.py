@@ -67,7 +67,7 @@ class TrainingInputs:
         """Read and check everything that a training needs; if `fresh`, an earlier one in the run does not count."""
         group.broadcast(lambda: _check_shards(config, group.world_size))
         later = later or Later()
-        # of several machines, only that of process 0 has the run
+        # where there are several machines, only that of process 0 has the run
         recorded = group.broadcast(lambda: _recorded(None if fresh else run))
         choice = FinishChoice.of(config, later, TrainFacts.model_validate(recorded) if recorded else None)
         for advice in harmful_settings(config):

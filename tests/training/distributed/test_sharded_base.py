@@ -68,7 +68,7 @@ def test_the_shards_of_all_processes_are_the_base(
 
 
 def test_neighbours_hold_a_base_together(make_random: MakeRandom) -> None:
-    """Of four processes, two and two hold one: the third has what the first has."""
+    """Four processes hold two bases, two processes each: the third has what the first has."""
     base = make_random("phi3", num_hidden_layers=2, num_key_value_heads=4)
     config = TrainConfig(base_model=str(base), shard_base=True, shard_processes=2)
     complete, held = load_base(base, "4bit", CPU), []
