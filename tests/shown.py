@@ -28,7 +28,7 @@ from aegis.stages.quantize_study import StudyReport
 from aegis.stages.verify_file import FileReport
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate
-from aegis.training.planning.planner import MemoryPlan
+from aegis.training.planning.offload_or_checkpoint import MemoryPlan
 from aegis.training.train_report import TrainReport
 from aegis.verification.divergence import Divergence
 from aegis.verification.retention import BaseRetention

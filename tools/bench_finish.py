@@ -30,9 +30,9 @@ from aegis.data.training_set import load_training_set
 from aegis.model.base import find_base
 from aegis.model.device import choose_device
 from aegis.runs.manifest import versions
+from aegis.training.build_state import build_state
 from aegis.training.finish import Finish
 from aegis.training.loop import Loop
-from aegis.training.setup import build_state
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 

@@ -38,11 +38,11 @@ from aegis.model.base_states import base_states
 from aegis.model.device import choose_device
 from aegis.runs.disk import cache_directory
 from aegis.runs.manifest import versions
-from aegis.training import setup
+from aegis.training import build_state as building
+from aegis.training.build_state import build_state
 from aegis.training.keep.batches import KeptText
-from aegis.training.keep.text import load_kept
+from aegis.training.keep.sources import load_kept
 from aegis.training.loop import Loop
-from aegis.training.setup import build_state
 
 LOGGING_STEPS = 20
 """A multiple of keep_every, so that each interval has as many kept passes."""
@@ -76,7 +76,7 @@ def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[
     progress.install(listener)
     offloaded_layers = settings.pop("parked", None)
     if offloaded_layers is not None:
-        setup.fit_to_memory = lambda given, *_: replace(given, offloaded_layers=offloaded_layers)
+        building.fit_to_memory = lambda given, *_: replace(given, offloaded_layers=offloaded_layers)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"

@@ -84,9 +84,9 @@ def steps(settings: dict[str, Any], write: str, read: str) -> dict[str, Any]:
     from aegis.data.training_set import load_training_set
     from aegis.model.base import find_base, load_tokenizer
     from aegis.model.device import choose_device
+    from aegis.training.build_state import build_state
     from aegis.training.execution.compiler_choices import FILE, load_choices, save_choices
     from aegis.training.loop import Loop
-    from aegis.training.setup import build_state
 
     config = TrainConfig(**settings)
     base = find_base(config.base_model)

@@ -36,7 +36,7 @@ FORCED = [
     for length in (512, 2048, 4096)
     for offloaded_layers in (0, 4, 8, 12, 16)
 ]
-"""How many layers can be parked before the copies take longer than the step: `training.planning.planner`."""
+"""How many layers can be offloaded before the copies take longer than the step: `planning.offload_or_checkpoint`."""
 KEEP: list[dict[str, Any]] = [
     {"max_length": 512, "keep_weight": 0.0},
     {"max_length": 512, "keep_weight": 1.0},

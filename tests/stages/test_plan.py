@@ -27,7 +27,7 @@ from aegis.stages.plan import PlanReport, plan
 from aegis.stages.plan_verify import plan_verify
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
-from aegis.training.planning.planner import MemoryPlanner
+from aegis.training.planning.offload_or_checkpoint import MemoryPlanner
 from tests.conftest import MakeRandom
 from tests.recorded import export_facts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import threading
@@ -36,7 +35,6 @@ from aegis.stages.train import dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
 from aegis.training.resume import resume_config
-from aegis.training.update import rate_factor
 from tests.conftest import Recorder
 from tests.trained import losses, small_training, train_until_killed, write_chats
 
@@ -517,20 +515,6 @@ def test_the_best_checkpoint_needs_held_out_rows(tmp_path: Path, config: TrainCo
     with pytest.raises(UsageError) as caught:
         train(config.model_copy(update={"keep_best": True, "heldout_rows": 0}), Run(tmp_path / "run"))
     assert caught.value.key == "train.nothing_held_out"
-
-
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_learning_rate_warms_up_only_if_configured(schedule: str) -> None:
-    plain = rate_factor(TrainConfig.model_validate({"max_steps": 100, "lr_schedule": schedule}))
-    before: dict[str, Any] = {
-        "constant": lambda step: 1.0,
-        "linear": lambda step: 1 - step / 100,
-        "cosine": lambda step: 0.5 * (1 + math.cos(math.pi * step / 100)),
-    }
-    assert [plain(step) for step in range(100)] == [before[schedule](step) for step in range(100)]
-    warm = rate_factor(TrainConfig.model_validate({"max_steps": 100, "lr_schedule": schedule, "lr_warmup_steps": 4}))
-    assert [warm(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert warm(99) == pytest.approx(plain(99), abs=0.02)
 
 
 def test_epochs_that_end_before_alpha_does_are_said(tmp_path: Path, config: TrainConfig, reporter: Recorder) -> None:

@@ -16,7 +16,7 @@ from aegis.runs.facts import AdapterFacts
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.stages.train import train
-from aegis.training.keep import text
+from aegis.training.keep import sources
 from tests.trained import small_training, train_until_killed, write_chats
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -68,7 +68,7 @@ def test_other_kept_text_is_refused_with_the_difference(
     shutil.rmtree(cache / "kept")
     aside = tmp_path / "aside"
     with monkeypatch.context() as patch:
-        patch.setattr(text, "_SEED", 3)
+        patch.setattr(sources, "_SEED", 3)
         run.kept.rename(aside)
         with pytest.raises(UsageError, match="hash of the kept"):
             train(config, run)

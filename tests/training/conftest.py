@@ -13,10 +13,10 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.model.soul_hook import soul_hook
-from aegis.training.assemble import assemble
+from aegis.training.adapter_and_soul import assemble
 from aegis.training.batch import MicroBatch
+from aegis.training.optimizer import make_optimizer
 from aegis.training.state import TrainState
-from aegis.training.update import make_optimizer
 
 CPU = torch.device("cpu")
 WIDTH, VOCABULARY = 32, 64

@@ -32,14 +32,14 @@ from aegis.training import step as step_module
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.execution.activation_bytes import activation_bytes
 from aegis.training.execution.allocator import reset_peak
+from aegis.training.execution.apply_options import apply_options, host_embeddings
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.execution.install import host_embeddings, install
 from aegis.training.execution.options import PLAIN, ExecutionOptions
-from aegis.training.keep.window_choice import KeptShare
+from aegis.training.keep.batches import KeptShare
 from aegis.training.kernels.lora_layers import LoraLayers
+from aegis.training.optimizer import make_optimizer
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
-from aegis.training.update import make_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,7 +138,7 @@ def make(base: Path) -> Iterator[Make]:
                 if "lora_B" in name:
                     parameter.data.normal_(0, 0.05)
             adapters = LoraLayers(model, compute_dtype(device), 0.1)
-            install(way, model, LENGTH)
+            apply_options(way, model, LENGTH)
             soul = Soul(256, kind=config.rotation, init="random", seed=1).to(device)
             stack.enter_context(soul_hook(model, soul))
             scaler = torch.amp.GradScaler("cuda", enabled=False)

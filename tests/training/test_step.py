@@ -12,10 +12,10 @@ from aegis.config.settings import TrainConfig
 from aegis.errors import DivergedError, IntegrityError
 from aegis.training import step as module
 from aegis.training import step_metrics
+from aegis.training.learning_rate import learning_rate_factor
 from aegis.training.objective import summed_loss
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
-from aegis.training.update import rate_factor
 from tests.training.conftest import MakeState, noise
 
 CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=0, annealing_steps=2, lora_dropout=0.0)
@@ -69,7 +69,7 @@ def test_decay_pulls_the_adapter_and_not_the_soul(make_state: MakeState) -> None
 def test_learning_rates_follow_the_schedule(make_state: MakeState, schedule: str, wanted: list[float]) -> None:
     """The factor of each step, and the rate each group really has when it is taken."""
     config = CONFIG.model_copy(update={"lr_schedule": schedule, "max_steps": 4, "soul_learning_rate": 3e-3})
-    assert [rate_factor(config)(step) for step in range(4)] == pytest.approx(wanted)
+    assert [learning_rate_factor(config)(step) for step in range(4)] == pytest.approx(wanted)
     state = make_state(config)
     stepper = Stepper(state, config)
     for step, factor in enumerate(wanted):

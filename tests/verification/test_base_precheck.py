@@ -16,7 +16,7 @@ from aegis.errors import AegisError, EnvironmentFault, UnsupportedModelError, Us
 from aegis.model.base import Base
 from aegis.runs.run import Run
 from aegis.stages.train import train
-from aegis.training import setup
+from aegis.training import build_state as building
 from aegis.verification.base_precheck import check_base
 from aegis.verification.run_precheck import Later, check_later
 from tests.conftest import MakeRandom, Recorder
@@ -128,7 +128,7 @@ def test_train_makes_these_checks_before_it_loads_the_base(
     def load(*args: object, **options: object) -> None:
         raise AssertionError("the base was loaded")
 
-    monkeypatch.setattr(setup, "load_base", load)
+    monkeypatch.setattr(building, "load_base", load)
     (tmp_path / "data.jsonl").write_text('{"text": "春の花は桜です。"}\n' * 4, encoding="utf-8")
     whole = make_random("phi3")
     no_names = rewritten(whole, tmp_path / "names", bare).folder

@@ -36,7 +36,7 @@ from aegis.training.finish import Finish
 from aegis.training.finish_choice import types_with_room
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import matrix_rate
-from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
+from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
 from aegis.verification.base_precheck import check_base
 from aegis.verification.needs import memory_needed, scratch_needed
 from aegis.verification.run_precheck import Later, check_later, later_bytes

@@ -33,6 +33,7 @@ from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint
 from aegis.training.best import best_step
+from aegis.training.build_state import build_state
 from aegis.training.distributed.group import ProcessGroup, process_group
 from aegis.training.distributed.hand_over import handed_over
 from aegis.training.distributed.launcher import refuse_unsupported_launch
@@ -41,7 +42,6 @@ from aegis.training.keep.batches import KeptText
 from aegis.training.loop import Loop
 from aegis.training.outcome import LoopOutcome
 from aegis.training.resume import FINISHED, first_step, refuse_no_checkpoint
-from aegis.training.setup import build_state
 from aegis.training.state import TrainState
 from aegis.training.tracking import Report, check_tracker, tracked
 from aegis.training.train_report import TrainReport

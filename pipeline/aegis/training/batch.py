@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aegis.data.packing import IGNORED, Batch, Windows
-from aegis.training.execution.pinned import pinning
+from aegis.training.execution.pinned_memory import pinning
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from aegis.training.execution import allocator
 from aegis.training.finish import Finish
 from aegis.training.finish_choice import FinishChoice
 from aegis.training.keep.batches import KeptText
-from aegis.training.keep.text import load_kept
+from aegis.training.keep.sources import load_kept
 from aegis.training.loop import Loop
 from aegis.training.resume import HOUSEKEEPING, SHARED, started
 from aegis.training.state import TrainState

@@ -23,11 +23,10 @@ from aegis.messages import phrase
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
+from aegis.training.execution.apply_options import host_embeddings
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.execution.install import host_embeddings
 from aegis.training.finish import Finish
-from aegis.training.keep.batches import KeptBatches, KeptText
-from aegis.training.keep.window_choice import NOTHING_KEPT
+from aegis.training.keep.batches import NOTHING_KEPT, KeptBatches, KeptText
 from aegis.training.metrics_log import MetricsLog
 from aegis.training.outcome import LoopOutcome, StepsTaken
 from aegis.training.state import TrainState

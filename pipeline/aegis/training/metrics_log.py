@@ -19,9 +19,9 @@ from aegis.soul.gate import gate, phase
 from aegis.soul.module import Soul
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, determinant_sign, orthogonality_defect
 from aegis.training.execution import allocator
+from aegis.training.learning_rate import learning_rate_factor
 from aegis.training.step_metrics import StepMetrics
 from aegis.training.tracking import Report
-from aegis.training.update import rate_factor
 
 _ROTATION_KEYS = "orthogonality_error", "det", "turned_degrees"
 """Keys of a row that `_measure_rotation` fills."""
@@ -64,7 +64,7 @@ class MetricsLog:
         config, soul, done = self._config, self._soul, numbers.step + 1
         # measuring a dense rotation takes as long as many steps, so it is done with checkpoints only
         measured = _measure_rotation(soul) if due or soul.kind == "so8" else dict.fromkeys(_ROTATION_KEYS)
-        alpha, factor = numbers.alpha, rate_factor(config)
+        alpha, factor = numbers.alpha, learning_rate_factor(config)
         self.keep_kl = sum(self._kept) / len(self._kept) if self._kept else None
         self._kept = []
         loss = numbers.task_loss + config.orthogonality_weight * numbers.orthogonality_loss

@@ -1,7 +1,7 @@
 """Launches optimizer steps: sets learning rates, α and seeds, and runs forward, backward and update on the device.
 
 Nothing here waits for the device. The host reads a step's numbers while the next step runs; by then the device itself
-has held back an update that must not happen (`training.update`).
+has held back an update that must not happen (`training.optimizer`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.cuda_graphs import GraphRecorder
-from aegis.training.keep.window_choice import NOTHING_KEPT, KeptShare
+from aegis.training.keep.batches import NOTHING_KEPT, KeptShare
+from aegis.training.learning_rate import learning_rate_factor
 from aegis.training.objective import summed_divergence, summed_loss
+from aegis.training.optimizer import Update
 from aegis.training.state import TrainState
 from aegis.training.step_metrics import PendingStep, StepCheck, StepMetrics
-from aegis.training.update import Update, rate_factor
 
 _EAGER_STEPS = 2
 """Steps that run kernel by kernel before a step is recorded: in them, libraries choose and load their kernels."""
@@ -63,7 +64,7 @@ class Stepper:
             config.warmup_steps, config.annealing_steps, config.alpha_start, config.alpha_target
         )
         self._group = group
-        self._factor = rate_factor(config)
+        self._factor = learning_rate_factor(config)
         self._update = Update(state, config)
         self._device = state.soul.skew.device
         self._share = torch.zeros((), device=self._device)

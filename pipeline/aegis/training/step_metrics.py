@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aegis.errors import DivergedError, IntegrityError
-from aegis.training.update import NUMBERS
+from aegis.training.optimizer import NUMBERS
 
 MAX_SKIPPED = 20
 """Maximum number of overflows in a row; after more, float16's loss scaling will not find a scale any more."""

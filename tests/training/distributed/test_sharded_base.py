@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from aegis.config.settings import TrainConfig
 from aegis.model.load import Precision, footprint, load_base
-from aegis.training.assemble import assemble
+from aegis.training.adapter_and_soul import assemble
 from aegis.training.distributed.sharded_base import is_sharded, shard_base
 from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aegis.errors import EnvironmentFault
 from aegis.training.execution.checkpointing import ActivationStore, Slot, checkpointed, saving_to
-from aegis.training.execution.host_store import HostActivationStore
+from aegis.training.execution.offloading import HostActivationStore
 from aegis.training.execution.options import IN_FLIGHT, is_offloaded
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
 
 
 def offloading(stack: list[nn.Sequential], hidden: Tensor, store: ActivationStore, offloaded: int) -> Tensor:
-    """Return the output of all layers as `execution.install` runs them, without the compiler."""
+    """Return the output of all layers as `execution.apply_options` runs them, without the compiler."""
     store.start()
     for number, layer in enumerate(stack):
         if number == len(stack) - 1:

@@ -13,11 +13,11 @@ from aegis.data.training_set import load_training_set
 from aegis.model.base import Base, load_tokenizer
 from aegis.model.base_states import base_states
 from aegis.training.batch import MicroBatch
+from aegis.training.build_state import build_state
 from aegis.training.keep.batches import KeptText
-from aegis.training.keep.text import load_kept
+from aegis.training.keep.sources import load_kept
 from aegis.training.loop import Loop
 from aegis.training.objective import summed_divergence
-from aegis.training.setup import build_state
 from aegis.training.state import TrainState
 from tests.trained import write_chats
 

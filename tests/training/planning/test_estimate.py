@@ -12,11 +12,11 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.model.load import footprint, load_base
 from aegis.soul.module import Soul
+from aegis.training.build_state import build_state
 from aegis.training.execution.activation_bytes import activation_bytes
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.memory import by_part
 from aegis.training.planning.estimate import MemoryEstimator
-from aegis.training.setup import build_state
 from tests.conftest import MakeRandom
 from tests.training.conftest import CPU
 

@@ -11,7 +11,7 @@ from aegis.messages.layout import cell_width, ljust, rjust, wrap
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.plan import PlanReport
     from aegis.training.memory import MemoryParts
-    from aegis.training.planning.planner import MemoryPlan
+    from aegis.training.planning.offload_or_checkpoint import MemoryPlan
 
 _BESIDES_BYTES = 1 << 30
 """Memory that CUDA or Python takes in addition to what training allocates."""

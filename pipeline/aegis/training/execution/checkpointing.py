@@ -33,7 +33,7 @@ class Slot(NamedTuple):
 class ActivationStore:
     """Keeps the tensors that layers need for their backward passes, on the device where they were computed.
 
-    Layers are pushed in the order of the forward pass and popped in reverse. `host_store.HostActivationStore` offloads
+    Layers are pushed in the order of the forward pass and popped in reverse. `offloading.HostActivationStore` offloads
     them.
     """
 

@@ -1,4 +1,4 @@
-"""The options for a faster or smaller step, and the choice among them; `execution.install` puts them in place.
+"""The options for a faster or smaller step, and the choice among them; `execution.apply_options` applies them.
 
 varlen_attention     FlashAttention within documents and tabulated cosines: no mask, nothing is read from the GPU
 nf4_kernel           NF4 weights are read by AEGIS's kernel (`kernels.nf4_linear`)
@@ -60,7 +60,7 @@ class ExecutionOptions:
 
     @classmethod
     def choose(cls, config: TrainConfig, model: Any, device: torch.device, dtype: torch.dtype) -> ExecutionOptions:
-        """Choose by settings, GPU and number of steps; `planning.fit.fit_to_memory` chooses what memory decides.
+        """Choose by settings, GPU and number of steps; `planning.options_that_fit` chooses what memory decides.
 
         Args:
             model: the base as loaded, before the adapter.

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from aegis.config.settings import TrainConfig
 from aegis.model.soul_hook import decoder_of, soul_hook
-from aegis.training.assemble import assemble
+from aegis.training.adapter_and_soul import assemble
 from aegis.training.distributed.sharded_base import GATHERED_LAYERS, is_sharded, shard_bytes
 from aegis.training.execution.activation_bytes import activation_bytes, attention_bytes
-from aegis.training.execution.install import install
+from aegis.training.execution.apply_options import apply_options
 from aegis.training.execution.options import IN_FLIGHT, ExecutionOptions, has_own_head
 from aegis.training.kernels.chunked_divergence import head_divergence
 from aegis.training.kernels.chunked_loss import head_loss
@@ -212,7 +212,7 @@ class MemoryEstimator:
         all_layers, rotary = decoder.layers, getattr(decoder, "rotary_emb", None)
         decoder.layers = all_layers[:layers]
         options = ExecutionOptions(varlen_attention=self._varlen, checkpointed_layers=layers * checkpointed)
-        install(options, self.model, max_length)
+        apply_options(options, self.model, max_length)
         known = [*self.model.parameters(), *self.model.buffers(), *self.soul.parameters(), *self.soul.buffers()]
         tracker = AllocationTracker([*known, *(p.grad for p in self._trained if p.grad is not None)])
         try:
@@ -223,7 +223,7 @@ class MemoryEstimator:
                 self.soul.retract()
         finally:
             for layer in decoder.layers:
-                layer.__dict__.pop("forward", None)  # what `install` set
+                layer.__dict__.pop("forward", None)  # what `apply_options` set
             decoder.layers = all_layers
             if rotary is not None:
                 decoder.rotary_emb = rotary

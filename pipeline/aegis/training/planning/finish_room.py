@@ -8,7 +8,7 @@ from pathlib import Path
 from aegis.config.settings import TrainConfig
 from aegis.training.execution.allocator import usable_bytes
 from aegis.training.planning.estimate import MemoryEstimator
-from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
+from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
 
 
 def has_room(

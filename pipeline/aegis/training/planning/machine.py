@@ -11,7 +11,7 @@ import torch
 
 from aegis.model.device import free_bytes
 from aegis.training.distributed.group import local_world_size
-from aegis.training.execution.pinned import can_pin
+from aegis.training.execution.pinned_memory import can_pin
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 

@@ -1,13 +1,10 @@
-"""The device's part of an optimizer step: collects, checks, clips and applies gradients without waiting for the host.
+"""The optimizer and its step on the device: collects, checks, clips and applies gradients; the host never waits for it.
 
 If a loss or a gradient is NaN or Inf, the device itself holds the update back, with the flag that torch's fused AdamW
 has for float16's overflows. The host reads the numbers when they arrive, and may then stop the training.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -37,22 +34,6 @@ def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.o
     for group in groups:
         group["lr"] = torch.tensor(group["base_lr"], device=device)
     return torch.optim.AdamW(groups, fused=True, capturable=device.type == "cuda")
-
-
-def rate_factor(config: TrainConfig) -> Callable[[int], float]:
-    """Return the learning rates' factor as a function of the step, from 0: warm-up, then the schedule."""
-    warmup = config.lr_warmup_steps
-    steps = max(1, config.max_steps - warmup)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if config.lr_schedule == "constant":
-            return 1.0
-        done = (step - warmup) / steps
-        return 1 - done if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (step - warmup) / steps))
-
-    return factor
 
 
 class Update:

@@ -16,9 +16,9 @@ from aegis.training.execution.activation_bytes import offloaded_layer_bytes
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.finish_room import has_room
-from aegis.training.planning.fit import fit_to_memory
 from aegis.training.planning.machine import Gpu, Host
-from aegis.training.planning.planner import MemoryPlan, MemoryPlanner
+from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
+from aegis.training.planning.options_that_fit import fit_to_memory
 from tests.conftest import MakeRandom
 from tests.training.conftest import phi35_config
 

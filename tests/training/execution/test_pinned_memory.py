@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegis.training.execution.pinned import can_pin
+from aegis.training.execution.pinned_memory import can_pin
 
 
 @pytest.mark.parametrize("error", ["CUDA error: out of memory", "CUDA error: an illegal memory access"])

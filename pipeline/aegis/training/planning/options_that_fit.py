@@ -14,7 +14,7 @@ from aegis.training.execution.activation_bytes import kept_tensor_bytes
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import Gpu, Host
-from aegis.training.planning.planner import MemoryPlan, MemoryPlanner, configured_options
+from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner, configured_options
 
 
 def fit_to_memory(

@@ -1,4 +1,4 @@
-"""Puts the execution options in place on a loaded model."""
+"""Applies the execution options to a loaded model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 from aegis.model.soul_hook import decoder_of
 from aegis.training.execution.checkpointing import ActivationStore, checkpointed, saving_to
 from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
-from aegis.training.execution.host_store import HostActivationStore
+from aegis.training.execution.offloading import HostActivationStore
 from aegis.training.execution.options import ExecutionOptions, is_offloaded
 from aegis.training.kernels.nf4_linear import install_nf4_linear
 from aegis.training.kernels.swiglu import install_swiglu
 from aegis.training.kernels.varlen_attention import RotaryTable, install_attention
 
 
-def install(options: ExecutionOptions, model: Any, max_length: int) -> None:
-    """Put `options` in place.
+def apply_options(options: ExecutionOptions, model: Any, max_length: int) -> None:
+    """Apply `options` to the model.
 
     Args:
         model: the base, or the peft model round it.

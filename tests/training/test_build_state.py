@@ -12,8 +12,8 @@ import torch
 from aegis.config.settings import TrainConfig
 from aegis.errors import EnvironmentFault
 from aegis.model.base import find_base
-from aegis.training import setup
-from aegis.training.setup import build_state
+from aegis.training import build_state as building
+from aegis.training.build_state import build_state
 from tests.conftest import MakeRandom
 from tests.training.conftest import CPU
 
@@ -36,7 +36,7 @@ def test_processes_share_the_cores_while_each_quantizes_its_base(monkeypatch: py
     try:
         for given, used in ((1, 3), (4, 4)):
             torch.set_num_threads(given)
-            with setup._share_of_cores():
+            with building._share_of_cores():
                 assert torch.get_num_threads() == used
             assert torch.get_num_threads() == given
     finally:
@@ -55,7 +55,7 @@ def test_the_cap_holds_before_the_base_is_loaded(make_random: MakeRandom, monkey
     """And until the training ends. Without a GPU, only the order can be checked."""
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu", gpu_memory_gib=2.5)
     events: list[object] = []
-    load = setup.load_base
+    load = building.load_base
 
     @contextmanager
     def capped(*given: object) -> Iterator[None]:
@@ -67,8 +67,8 @@ def test_the_cap_holds_before_the_base_is_loaded(make_random: MakeRandom, monkey
         events.append("load")
         return load(*given, **more)
 
-    monkeypatch.setattr(setup.allocator, "capped", capped)
-    monkeypatch.setattr(setup, "load_base", loading)
+    monkeypatch.setattr(building.allocator, "capped", capped)
+    monkeypatch.setattr(building, "load_base", loading)
     with build_state(config, find_base(config.base_model), CPU, None):
         events.append("train")
     assert events == [(CPU, 2.5), "load", "train", "lifted"]
@@ -88,7 +88,7 @@ def test_the_error_of_a_full_gpu_names_the_cap(
 ) -> None:
     """In a step, and if the base itself does not fit; the cap is a stand-in's."""
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu")
-    monkeypatch.setattr(setup.allocator, "capped", lambda *_: nullcontext(cap))
+    monkeypatch.setattr(building.allocator, "capped", lambda *_: nullcontext(cap))
     base = find_base(config.base_model)
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     if loading:
@@ -102,7 +102,7 @@ def test_the_error_of_a_full_gpu_names_the_cap(
 
 def test_another_error_keeps_its_own_fix(make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(base_model=str(make_random("phi3")), lora_r=2, device="cpu")
-    monkeypatch.setattr(setup.allocator, "capped", lambda *_: nullcontext(2.5))
+    monkeypatch.setattr(building.allocator, "capped", lambda *_: nullcontext(2.5))
     fault = EnvironmentFault("distributed.world_size", text="x")
     advice = fault.fix
     with pytest.raises(EnvironmentFault), build_state(config, find_base(config.base_model), CPU, None):

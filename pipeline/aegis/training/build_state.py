@@ -20,19 +20,19 @@ from aegis.model.load import compute_dtype, load_base, silence_dropout
 from aegis.model.lora import Coverage
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.training import checkpoint
-from aegis.training.assemble import assemble
+from aegis.training.adapter_and_soul import assemble
 from aegis.training.distributed.group import SINGLE, ProcessGroup, local_world_size
 from aegis.training.distributed.hand_over import handed_over
 from aegis.training.distributed.sharded_base import shard_base
 from aegis.training.execution import allocator
+from aegis.training.execution.apply_options import apply_options
 from aegis.training.execution.compiler_choices import own_compiler_cache
-from aegis.training.execution.install import install
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.finish import Finish
-from aegis.training.planning.fit import fit_to_memory
+from aegis.training.optimizer import make_optimizer
 from aegis.training.planning.machine import Gpu, Host
+from aegis.training.planning.options_that_fit import fit_to_memory
 from aegis.training.state import TrainState
-from aegis.training.update import make_optimizer
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def build_state(
             model, config, device, dtype, base_name=base.name, revision=base.revision, place=place
         )
         _say_coverage(covered)
-        install(options, model, config.max_length)
+        apply_options(options, model, config.max_length)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         state = TrainState(model, soul, lora_layers, make_optimizer(model, soul, config), scaler, options)
         with own_compiler_cache() if options.compiled else nullcontext(), soul_hook(model, soul):

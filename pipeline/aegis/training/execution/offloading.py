@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aegis.training.execution.checkpointing import ActivationStore, Slot, any_left
-from aegis.training.execution.pinned import pinning
+from aegis.training.execution.pinned_memory import pinning
 
 
 class HostActivationStore(ActivationStore):

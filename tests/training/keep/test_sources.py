@@ -12,8 +12,8 @@ from aegis.config.settings import TrainConfig
 from aegis.data.kept import Kept
 from aegis.errors import DataError
 from aegis.model.base import Base, load_tokenizer
-from aegis.training.keep import text as module
-from aegis.training.keep.text import load_kept
+from aegis.training.keep import sources as module
+from aegis.training.keep.sources import load_kept
 from tests.conftest import Recorder
 from tests.trained import write_chats
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aegis.data.order import Order
-from aegis.training.keep.window_choice import KeepSchedule
+from aegis.training.keep.batches import KeepSchedule
 
 
 def schedule(*, every: int = 4, micro_batches: int = 1, batch_size: int = 2, seed: int = 42) -> KeepSchedule:

@@ -1,4 +1,4 @@
-"""Tests that installed options take the steps of the plain model where a CPU can run them (the rest: test_gpu.py)."""
+"""Tests that applied options take the steps of the plain model where a CPU can run them (the rest: test_gpu.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from aegis.config.settings import TrainConfig
-from aegis.training.execution import install as module
+from aegis.training.execution import apply_options as module
+from aegis.training.execution.apply_options import apply_options, host_embeddings
 from aegis.training.execution.checkpointing import ActivationStore, Slot
-from aegis.training.execution.install import host_embeddings, install
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
@@ -29,7 +29,7 @@ def test_checkpointed_layers_take_the_same_steps(make_state: MakeState) -> None:
     """Equal to the bit, with dropout; another seed differs."""
     plain, ours = make_state(CONFIG), make_state(CONFIG)
     options = ExecutionOptions(checkpointed_layers=1)
-    install(options, ours.model, 12)
+    apply_options(options, ours.model, 12)
     assert losses(replace(ours, options=options)) == losses(plain)
     assert losses(make_state(CONFIG, seed=1)) != losses(make_state(CONFIG))
     for name, parameter in ours.parameters().items():
@@ -74,7 +74,7 @@ def test_offloaded_layers_take_the_same_steps(
     monkeypatch.setattr(module, "HostActivationStore", Seen)
     plain, ours = make_state(CONFIG, layers=5), make_state(CONFIG, layers=5)
     weights = {parameter.data_ptr() for parameter in ours.model.parameters()}
-    install(ExecutionOptions(compiled=True, offloaded_layers=offloaded), ours.model, 16)
+    apply_options(ExecutionOptions(compiled=True, offloaded_layers=offloaded), ours.model, 16)
     torch._dynamo.utils.counters.clear()
     assert losses(ours, 16) == pytest.approx(losses(plain, 16), rel=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -91,7 +91,7 @@ def test_embeddings_move_to_the_cpu_only_if_the_option_is_on(make_state: MakeSta
     moved: list[str] = []
     embeddings.to = moved.append
     for options in (PLAIN, ExecutionOptions(checkpointed_layers=1)):
-        install(options, model, 12)
+        apply_options(options, model, 12)
         assert moved == []
-    install(ExecutionOptions(cpu_embeddings=True), model, 12)
+    apply_options(ExecutionOptions(cpu_embeddings=True), model, 12)
     assert moved == ["cpu"]
