@@ -19,7 +19,7 @@ import torch
 from aegis import progress
 from aegis.demo.base import ensure_demo_base
 from aegis.demo.settings import DemoSettings
-from aegis.llama_cpp import convert, find_tree
+from aegis.llama_cpp import convert, find_converter
 from aegis.model.base import TOKENIZER_FILES
 from aegis.runs.run import Run
 from tests.asked_once import tools_asked_once
@@ -241,4 +241,4 @@ def make_random(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 @pytest.fixture(scope="session")
 def knowing_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return llama.cpp's converter with support for the byte-level tokenizers that `make_random` writes."""
-    return tree_that_knows(find_tree(), tmp_path_factory.mktemp("tree") / "llama.cpp")
+    return tree_that_knows(find_converter(), tmp_path_factory.mktemp("tree") / "llama.cpp")

@@ -23,7 +23,7 @@ from benchmark import measured_on, parser, quiet_and_offline, scratch
 from full_size import copy_template, meta_model, write_base
 
 from aegis.llama_cpp import QUANT_TYPES
-from aegis.llama_cpp.tree import CONVERTER, find_tree
+from aegis.llama_cpp.converter_tree import CONVERTER, find_converter
 from aegis.model.shards import ShardSet
 from aegis.stages.export import disk_needed
 
@@ -52,7 +52,7 @@ def commands(model: Path, out: Path, quants: list[str]) -> dict[str, list[str | 
     python = f'"{sys.executable}"'
     script = [
         f'mkdir "{out}"',
-        f'{python} "{find_tree() / CONVERTER}" "{model}" --outfile "{f16}" --outtype f16 --model-name "phi-3 x"',
+        f'{python} "{find_converter() / CONVERTER}" "{model}" --outfile "{f16}" --outtype f16 --model-name "phi-3 x"',
         *(f'{python} -c \'{QUANTIZE}\' "{f16}" "{out / quant}.gguf" {QUANT_TYPES[quant]}' for quant in quants),
     ]
     flags = [part for quant in quants for part in ("--quant", quant)]

@@ -27,7 +27,7 @@ from typing import Any
 from benchmark import measured_on, quiet_and_offline, scratch
 from full_size import copy_template, meta_model, write_base
 
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import find_converter
 
 _STAGE = re.compile(r"(train|merge|export|verify|report) → ")
 _WORTH_A_ROW_S = 0.5
@@ -137,7 +137,7 @@ def main() -> int:
     quiet_and_offline()
     results: dict[str, Any] = {**measured_on(), "device": arguments.device, "layers": arguments.layers, "rows": []}
     with scratch("aegis-bench-", arguments.work) as work:
-        tree = find_tree()
+        tree = find_converter()
         os.environ |= {"AEGIS_CACHE_DIR": str(work / "cache"), "LLAMA_CPP_DIR": str(tree), "AEGIS_LANG": "en"}
         # llama.cpp's tools run in other folders
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

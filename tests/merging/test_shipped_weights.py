@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aegis.config.settings import MergeConfig
-from aegis.llama_cpp import find_tree, planned_types
+from aegis.llama_cpp import find_converter, planned_types
 from aegis.merging.merged_weights import counter_scaled, head_entry, merged_shapes
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base, find_base
@@ -36,7 +36,7 @@ def recipe_for(base: Base, quant: str = "Q4_K_M") -> FileRecipe:
     if scaled == "head":  # a family that is not proven; the converter does not know the tests' tokenizer for it
         types = {name: "Q4_K" for name, shape in shapes.items() if len(shape) == 2}
         return FileRecipe(quant, types, torch.float16, scaled)
-    find_tree()
+    find_converter()
     with converted_vocabulary(base) as vocabulary:
         assert vocabulary is not None
         return FileRecipe(quant, planned_types(vocabulary, shapes, quant), torch.float16, scaled)

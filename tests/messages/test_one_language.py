@@ -86,7 +86,7 @@ TROUBLES: dict[str, Make] = {
     "a manifest of another version": of_another_version,
     "code beside a model": code,
     "an empty GGUF": empty_gguf,
-    "no converter": lambda folder: llama_cpp.find_tree(folder),
+    "no converter": lambda folder: llama_cpp.find_converter(folder),
     "a model that names nothing": lambda _: check_family({}),
     "a quantized model": lambda _: check_family({"architectures": ["A"], "quantization_config": True}),
     "too little data": lambda _: StudyText.of_rows(NO_ROWS, None, None, 64, 256, 64),

@@ -13,7 +13,7 @@ from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, Verify
 from aegis.config.study_settings import StudyConfig
 from aegis.demo.corpus import documents
 from aegis.errors import EnvironmentFault, UsageError
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import find_converter
 from aegis.model.base import find_base
 from aegis.run_all import run_all
 from aegis.runs.facts import AdapterFacts
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("unpainted")
 
 @pytest.fixture
 def config(quick_base: Path, tmp_path: Path, shared_cache: Path) -> TrainConfig:
-    find_tree()
+    find_converter()
     short = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))
     return short.model_copy(update={"max_steps": 6, "annealing_steps": 3, "finish_steps": "3"})
 

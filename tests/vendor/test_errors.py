@@ -12,7 +12,7 @@ import pytest
 
 import vendor_llama_cpp
 from aegis.errors import AegisError
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import find_converter
 from aegis.messages import LANGUAGES, VARIABLE, catalogue
 from tests.shown import english_in
 from vendor_llama_cpp import TEXTS, VendorError
@@ -93,7 +93,7 @@ def test_a_japanese_user_sees_no_english_message(code: str, monkeypatch: pytest.
     for spoken in LANGUAGES:
         monkeypatch.setenv(VARIABLE, spoken)
         with pytest.raises(AegisError) as caught:
-            find_tree()
+            find_converter()
         told[spoken] = str(caught.value)
     assert told["en"] == str(error)
     assert english_in(told["en"])

@@ -14,7 +14,7 @@ import torch
 
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import UnsupportedModelError
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import find_converter
 from aegis.model.base import Base, load_tokenizer
 from aegis.runs.run import Run
 from aegis.stages.plan import plan
@@ -30,7 +30,7 @@ ASKED = "checking the tokenizer with llama.cpp's converter"
 
 @pytest.fixture(scope="module")
 def tree() -> Path:
-    return find_tree()
+    return find_converter()
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,12 @@ from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.convert import convert, refuse_code, try_conversion
+from aegis.llama_cpp.converter_tree import converter_at_hand, find_converter
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.loading import refuse_fatal
-from aegis.llama_cpp.planned_types import planned_types
 from aegis.llama_cpp.quantize import (
     IMATRIX_TYPES,
     QUANT_TYPES,
@@ -24,11 +24,10 @@ from aegis.llama_cpp.quantize import (
     quantize,
     refuse_without_imatrix,
 )
-from aegis.llama_cpp.recipe import tensor_types
 from aegis.llama_cpp.rendering import Raised, chat_text, chat_texts
 from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
 from aegis.llama_cpp.runtime import Runtime
-from aegis.llama_cpp.tree import find_tree, tree_at_hand
+from aegis.llama_cpp.tensor_types import planned_types, tensor_types
 
 __all__ = [
     "IMATRIX_TYPES",
@@ -45,11 +44,12 @@ __all__ = [
     "chat_text",
     "chat_texts",
     "convert",
+    "converter_at_hand",
     "dequantize_rows",
     "describe_library",
     "fallback_tensors",
     "file_type_of",
-    "find_tree",
+    "find_converter",
     "imatrix_tool",
     "measure_importance",
     "parse_quant",
@@ -65,7 +65,6 @@ __all__ = [
     "refuse_without_imatrix",
     "tensor_types",
     "trained_context",
-    "tree_at_hand",
     "try_conversion",
     "with_begin_token",
 ]

@@ -22,7 +22,7 @@ import filelock
 from aegis import progress
 from aegis.errors import EnvironmentFault, ToolError
 from aegis.llama_cpp.common_library import LIBRARIES, SUFFIX, Libraries, compile_libraries, find_libraries
-from aegis.llama_cpp.tree import pinned_tree
+from aegis.llama_cpp.converter_tree import pinned_converter
 from aegis.messages import phrase
 from aegis.runs import disk
 from aegis.runs.manifest import digest
@@ -66,7 +66,7 @@ def imatrix_tool() -> Path:
         libraries = find_libraries() or compile_libraries(_run_pip)
         tool = _place(libraries)
         if not tool.is_file():
-            _build(tool, libraries, pinned_tree())
+            _build(tool, libraries, pinned_converter())
     finally:
         lock.release()
     return tool

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aegis.errors import IntegrityError, ToolError, UsageError
+from aegis.llama_cpp.converter_tree import CONVERTER, find_converter
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
-from aegis.llama_cpp.tree import CONVERTER, find_tree
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.runs import disk
 
@@ -71,7 +71,7 @@ def _run(model_dir: Path, part: Path, options: Sequence[str], tree: Path | None,
     if not (model_dir / "config.json").is_file():
         raise UsageError("convert.no_model_folder", model_dir=model_dir)
     refuse_code(model_dir)
-    tree = find_tree(tree)
+    tree = find_converter(tree)
     run_tool(
         bilingual("process.converter"),
         tree / CONVERTER,

@@ -11,7 +11,7 @@ import torch
 from aegis import progress
 from aegis.config.settings import AUTO, TrainConfig
 from aegis.errors import EnvironmentFault
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import find_converter
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base
 from aegis.runs.facts import TrainFacts
@@ -59,7 +59,7 @@ class FinishChoice:
         if not self.wanted:
             return
         try:
-            find_tree(self.later.export.llama_cpp_dir)
+            find_converter(self.later.export.llama_cpp_dir)
         except EnvironmentFault:
             if not self.is_new or self.later.is_certain:
                 raise

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from aegis import progress
 from aegis.errors import ToolError, UnsupportedModelError
-from aegis.llama_cpp import tree_at_hand, try_conversion
+from aegis.llama_cpp import converter_at_hand, try_conversion
 from aegis.merging.merged_weights import head_entry
 from aegis.messages import phrase
 from aegis.model.base import Base
@@ -77,7 +77,7 @@ def _refuse_strays(base: Base, architecture: str, known: Collection[str]) -> Non
 
 def _try_conversion(base: Base, tree: Path | None, keep: bool) -> None:
     """Let the converter check every tensor's name; names that it has accepted are not checked again."""
-    found = tree_at_hand(tree)
+    found = converter_at_hand(tree)
     if found is None:
         return
     shapes = sorted((entry.name, str(entry.dtype), entry.shape) for entry in base.shards.entries.values())

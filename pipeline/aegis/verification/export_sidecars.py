@@ -9,7 +9,7 @@ from typing import Any
 from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.limits import VOCABULARY, read_json
-from aegis.llama_cpp.ollama.chat_format import Dialogue
+from aegis.llama_cpp.ollama.dialogue import Dialogue
 from aegis.llama_cpp.ollama.modelfile import NO_DEFAULTS, Defaults, can_be_written, hub_files, modelfile, stop_texts
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase

@@ -21,7 +21,7 @@ from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import first_rows
 from aegis.errors import AegisError, ToolError, UnsupportedModelError
-from aegis.llama_cpp import Runtime, convert, tree_at_hand
+from aegis.llama_cpp import Runtime, convert, converter_at_hand
 from aegis.messages import Bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES, Base
 from aegis.model.sidecars import copy_tokenizer, write_config
@@ -53,7 +53,7 @@ def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = 
         UnsupportedModelError: the converter refuses the tokenizer; the message has its reason.
         EnvironmentFault: the disk has no space.
     """
-    found = tree_at_hand(tree)
+    found = converter_at_hand(tree)
     if found is None:
         progress.say(phrase("vocabulary.not_here"))
     # after a failure in the block the converter may still write there, for a moment

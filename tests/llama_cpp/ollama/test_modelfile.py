@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aegis.llama_cpp import Runtime, convert
-from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
+from aegis.llama_cpp.ollama.dialogue import Dialogue, Folded
 from aegis.llama_cpp.ollama.modelfile import (
     Defaults,
     can_be_system,

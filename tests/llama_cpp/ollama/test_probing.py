@@ -10,7 +10,7 @@ from typing import Any
 import jinja2.sandbox
 import pytest
 
-from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded, Message
+from aegis.llama_cpp.ollama.dialogue import Dialogue, Folded, Message
 from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts, take_apart
 from aegis.model.base import load_tokenizer
 from tests.llama_cpp.ollama.chats import FAMILIES, MISTRAL_V7, conversation, conversations, rendered, tokenizer_for

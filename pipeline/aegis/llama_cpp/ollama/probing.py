@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from aegis.errors import DataError
 from aegis.llama_cpp.begin_token import adds_begin_token
 from aegis.llama_cpp.chat_template import Message
-from aegis.llama_cpp.ollama.chat_format import Dialogue, Folded
+from aegis.llama_cpp.ollama.dialogue import Dialogue, Folded
 from aegis.llama_cpp.rendering import Raised, chat_texts
 
 Render = Callable[[Sequence[Message], bool], str]

@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.cli.console import tasks
 from aegis.cli.console.reporters import JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
-from aegis.llama_cpp import find_tree
+from aegis.llama_cpp import find_converter
 from tests.shown import english_in
 
 
@@ -32,23 +32,23 @@ def test_the_flag_precedes_the_variable_and_the_variable_the_pinned_tree(
 ) -> None:
     flag, variable = checkouts
     monkeypatch.setenv("LLAMA_CPP_DIR", str(variable))
-    assert find_tree(flag) == flag
-    assert find_tree() == variable
+    assert find_converter(flag) == flag
+    assert find_converter() == variable
     monkeypatch.setenv("LLAMA_CPP_DIR", "")
-    assert find_tree() == vendor_llama_cpp.converter_tree()
+    assert find_converter() == vendor_llama_cpp.converter_tree()
 
 
 def test_a_relative_directory_becomes_absolute(checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkouts[0].parent)
-    assert find_tree(Path("flag")) == checkouts[0]
+    assert find_converter(Path("flag")) == checkouts[0]
 
 
 def test_a_directory_without_a_converter_names_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="the command line"):
-        find_tree(tmp_path)
+        find_converter(tmp_path)
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     with pytest.raises(UsageError, match="LLAMA_CPP_DIR names it"):
-        find_tree()
+        find_converter()
 
 
 @pytest.mark.parametrize(("content", "fault"), [(None, EnvironmentFault), (b"some other archive", IntegrityError)])
@@ -62,7 +62,7 @@ def test_a_pinned_tree_that_cannot_be_fetched_has_its_exit_code(
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("AEGIS_LLAMA_SDIST", str(sdist))
     with pytest.raises(fault, match=r"llama\.tar\.gz") as caught:
-        find_tree()
+        find_converter()
     assert "AEGIS_LLAMA_SDIST" in caught.value.fix
 
 
@@ -86,7 +86,7 @@ def test_the_download_has_a_progress_bar(
     monkeypatch.setattr(vendor_llama_cpp, "converter_tree", fetch)
     monkeypatch.setattr(tasks, "_JSON_SECONDS", 0)
     monkeypatch.setattr(progress, "_reporter", JsonReporter())
-    assert find_tree() == tmp_path
+    assert find_converter() == tmp_path
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["event"] for row in told] == ["message", "begin", *["progress"] * 4, "end", "message", "message"]
     assert (title in told[1]["task"], told[1]["total"], told[1]["unit"]) == (True, pin.size_bytes, "B")

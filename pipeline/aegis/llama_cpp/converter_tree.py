@@ -22,7 +22,7 @@ _FAULTS: dict[str, type[AegisError]] = {
 }
 
 
-def find_tree(override: Path | None = None) -> Path:
+def find_converter(override: Path | None = None) -> Path:
     """Return the converter's directory: `override`, else LLAMA_CPP_DIR, else the pinned tree, downloaded if necessary.
 
     Returns:
@@ -35,14 +35,14 @@ def find_tree(override: Path | None = None) -> Path:
     """
     if (named := _named(override)) is not None:
         return named
-    return pinned_tree()
+    return pinned_converter()
 
 
-def pinned_tree() -> Path:
+def pinned_converter() -> Path:
     """Return the pinned release's directory, even if another is named: only this one fits the installed libraries.
 
     Raises:
-        EnvironmentFault, IntegrityError: as in `find_tree`.
+        EnvironmentFault, IntegrityError: as in `find_converter`.
     """
     try:
         with ExitStack() as held:
@@ -64,20 +64,23 @@ class _Teller:
         del text  # that package's own English
         if name == "download":
             megabytes = self._pin.size_bytes / 1e6
-            progress.say(phrase("tree.downloading", sdist=self._pin.sdist, megabytes=megabytes))
+            progress.say(phrase("converter_tree.downloading", sdist=self._pin.sdist, megabytes=megabytes))
             return
         self._held.close()
-        progress.say(phrase("tree.checking", sdist=self._pin.sdist) if name == "check" else phrase("tree.unpacking"))
+        if name == "check":
+            progress.say(phrase("converter_tree.checking", sdist=self._pin.sdist))
+        else:
+            progress.say(phrase("converter_tree.unpacking"))
 
     def fetched(self, more_bytes: int) -> None:
         if self._bar is None:
-            bar = progress.task(phrase("tree.download"), self._pin.size_bytes, "B")
+            bar = progress.task(phrase("converter_tree.download"), self._pin.size_bytes, "B")
             self._bar = self._held.enter_context(bar)
         self._bar.advance(more_bytes)
 
 
-def tree_at_hand(override: Path | None = None) -> Path | None:
-    """Return the converter's directory like `find_tree`, but None if the pinned tree would have to be downloaded.
+def converter_at_hand(override: Path | None = None) -> Path | None:
+    """Return the converter's directory like `find_converter`, but None if the pinned tree would have to be downloaded.
 
     Raises:
         UsageError: the named directory has no converter.
@@ -87,7 +90,7 @@ def tree_at_hand(override: Path | None = None) -> Path | None:
 
 def _named(override: Path | None) -> Path | None:
     if override is not None:
-        return _checked(override, phrase("tree.named_by_us"))
+        return _checked(override, phrase("converter_tree.named_by_us"))
     named = os.environ.get(VARIABLE)
     return _checked(Path(named), VARIABLE) if named else None
 
@@ -95,5 +98,5 @@ def _named(override: Path | None) -> Path | None:
 def _checked(directory: Path, source: str) -> Path:
     tree = directory.expanduser().absolute()
     if not (tree / CONVERTER).is_file():
-        raise UsageError("tree.no_checkout", tree=tree, source=source, converter=CONVERTER)
+        raise UsageError("converter_tree.no_checkout", tree=tree, source=source, converter=CONVERTER)
     return tree

@@ -1,11 +1,13 @@
-"""Finds the types that the quantizer will give a base's weights, before there is a GGUF of them.
+"""Finds the type that llama.cpp's quantizer gives each tensor, by a dry run: of a GGUF, or before there is one.
 
-The quantizer is asked about a file that declares the tensors and has no data: a converted vocabulary, which holds the
-model's sizes too, followed by the tensors' names and shapes. The file is sparse, so it takes almost no disk space.
+Before there is one, the quantizer is asked about a file that declares the tensors and has no data: a converted
+vocabulary, which holds the model's sizes too, followed by the tensors' names and shapes. The file is sparse: it takes
+almost no disk space.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import struct
@@ -15,17 +17,48 @@ from tempfile import TemporaryDirectory
 
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
 
-from aegis.errors import UnsupportedModelError
+from aegis.errors import ToolError, UnsupportedModelError
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.gguf_header import metadata_end
-from aegis.llama_cpp.recipe import tensor_types
+from aegis.llama_cpp.process import run_tool
+from aegis.llama_cpp.quantize import file_type_of, parse_tensor_type
+from aegis.messages import bilingual, phrase
 
+_WORKER = Path(__file__).with_name("_tensor_types_worker.py")
 _SUFFIXES = (".weight", ".bias")
 _ALIGNMENT = 32
 _COUNT_OFFSET = 8
 """Offset of the number of tensors: after the magic and the version."""
 _TYPES = {1: (GGMLQuantizationType.F32, 4), 2: (GGMLQuantizationType.F16, 2)}
 """Type and bytes per weight that the converter gives a tensor, by its number of dimensions."""
+
+
+def tensor_types(
+    source: Path, quant: str, *, output_tensor_type: str | None = None, with_imatrix: bool = False
+) -> dict[str, str]:
+    """Return the ggml type of every tensor after `quantize(source, …, quant)`, by the tensor's name.
+
+    Args:
+        with_imatrix: whether there is an importance matrix; the mixtures of the smallest types depend on it.
+
+    Raises:
+        ToolError: the quantizer refuses the file.
+    """
+    output_type = "" if output_tensor_type is None else str(parse_tensor_type(output_tensor_type))
+    with TemporaryDirectory(prefix="aegis-types-") as scratch:
+        part = Path(scratch) / "types.json"
+        run_tool(
+            bilingual("process.quantizer"),
+            _WORKER,
+            [str(source.absolute()), part.name, str(file_type_of(quant)), output_type, "1" if with_imatrix else ""],
+            part=part,
+            title=phrase("tensor_types.asking", quant=quant),
+            fraction=lambda _line: None,
+        )
+        found: dict[str, str] = json.loads(part.read_text(encoding="utf-8"))
+    if not found:
+        raise ToolError("tensor_types.no_answer", source=source, quant=quant)
+    return found
 
 
 def planned_types(
@@ -62,7 +95,7 @@ def _names(vocabulary: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     for name, shape in shapes.items():
         other = None if mapping is None or len(shape) not in _TYPES else mapping.get_name(name, _SUFFIXES)
         if other is None or other in found.values():
-            raise UnsupportedModelError("planned_types.no_name", name=name, architecture=architecture)
+            raise UnsupportedModelError("tensor_types.no_name", name=name, architecture=architecture)
         found[name] = other
     return found
 

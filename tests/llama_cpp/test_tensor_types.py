@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aegis.errors import UnsupportedModelError
-from aegis.llama_cpp import convert, find_tree, planned_types, tensor_types
+from aegis.llama_cpp import convert, find_converter, planned_types, tensor_types
 from aegis.model.base import find_base
 from aegis.model.shards import HEAD
 from aegis.verification.tokenizer_precheck import converted_vocabulary
@@ -45,9 +45,9 @@ def test_the_planned_types_are_those_of_the_converted_model(
 
 def test_a_tensor_that_the_converter_renames_by_its_own_rule_is_refused(quick_base: Path, shared_cache: Path) -> None:
     base = find_base(str(quick_base))
-    find_tree()
+    find_converter()
     with converted_vocabulary(base) as vocabulary:
         assert vocabulary is not None
         with pytest.raises(UnsupportedModelError) as caught:
             planned_types(vocabulary, {"model.layers.0.mlp.experts.0.w1.weight": (64, 64)}, "Q4_K_M")
-    assert caught.value.key == "planned_types.no_name"
+    assert caught.value.key == "tensor_types.no_name"

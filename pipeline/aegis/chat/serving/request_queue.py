@@ -1,4 +1,4 @@
-"""Turns of requests: one answer at a time, first come, first served, with a maximum number of waiting requests."""
+"""The queue of requests: one answer at a time, first come, first served, with a maximum number of waiting requests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aegis.llama_cpp.answering.refusal import Refusal
 _LOOK_SECONDS = 0.5
 
 
-class Turns:
-    """Turns with the model.
+class RequestQueue:
+    """The requests that wait for the models.
 
     Args:
         waiting: maximum number of waiting requests, without the one that is being answered.
