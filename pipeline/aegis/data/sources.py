@@ -6,7 +6,6 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,9 @@ from aegis import progress
 from aegis.data.files import FileSource, kinds, reader_of
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
-from aegis.errors import DataError, EnvironmentFault, UsageError
-from aegis.hub import is_hub_id
+from aegis.errors import DataError, UsageError
+from aegis.hub.client import is_hub_id
+from aegis.hub.datasets import load_hub_dataset
 from aegis.messages import phrase
 
 
@@ -56,7 +56,7 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
     if found:
         return ManySources(str(source), [_open_file(each) for each in found])
     if is_hub_dataset(str(source)):
-        return _open_hub(str(source), split, revision)
+        return HubSource(f"{source}[{split}]", load_hub_dataset(str(source), split, revision))
     raise UsageError("sources.no_file", path=path)
 
 
@@ -202,32 +202,3 @@ def _open_saved(path: Path, split: str) -> HubSource:
             raise UsageError("sources.no_split", path=path, split=split, splits=", ".join(data))
         data = data[split]
     return HubSource(str(path), data)
-
-
-@contextmanager
-def from_cache_only() -> Iterator[None]:
-    """Let `open_source` take Hub datasets from the cache of earlier commands alone; the Hub is not asked."""
-    import datasets
-
-    before, level = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
-    datasets.config.HF_HUB_OFFLINE = True
-    datasets.logging.set_verbosity_error()  # that the cache is used is what was asked for
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
-        datasets.logging.set_verbosity(level)
-
-
-def _open_hub(dataset: str, split: str, revision: str | None) -> HubSource:
-    """Download a Hub dataset; `datasets` 4 and later do not run code from a dataset's repository."""
-    import datasets
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        data = datasets.load_dataset(dataset, split=split, revision=revision)
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise UsageError("sources.not_found", dataset=dataset, error=str(error)) from error
-    except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
-        raise EnvironmentFault("sources.not_fetched", dataset=dataset, error=str(error)) from error
-    return HubSource(f"{dataset}[{split}]", data)

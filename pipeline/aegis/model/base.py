@@ -16,13 +16,13 @@ from typing import Any
 from aegis import progress
 from aegis.config.presets import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
+from aegis.hub.models import DESCRIPTION, download
 from aegis.limits import VOCABULARY
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.empty import load_config
 from aegis.model.families import check_family, check_head_bias, unproven_parts
 from aegis.model.given import is_on_hub, no_base
-from aegis.model.hub_download import DESCRIPTION, download
 from aegis.model.own_files import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
 from aegis.model.tokenizer_growth import refuse_growth

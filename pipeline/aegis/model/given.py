@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aegis.config.presets import DEMO
 from aegis.errors import UsageError
-from aegis.hub import is_hub_id
+from aegis.hub.client import is_hub_id
 
 
 def is_on_hub(name: str) -> bool:

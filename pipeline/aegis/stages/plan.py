@@ -17,9 +17,10 @@ from aegis.config.presets import DEMO
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.passes import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
-from aegis.data.sources import from_cache_only, is_hub_dataset
+from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault
+from aegis.hub.datasets import from_cache_only
 from aegis.messages import phrase
 from aegis.model.base import Base, peek_base
 from aegis.model.base_states import states_bytes

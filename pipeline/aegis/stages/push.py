@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
-from aegis.hub import http_error, upload_bars
+from aegis.hub.client import http_error, upload_bars
 from aegis.messages import phrase
 from aegis.model.provenance import CARD
 from aegis.report.answers import ANSWERS

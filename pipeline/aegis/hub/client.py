@@ -1,4 +1,4 @@
-"""The Hub client: the root of its errors, the form of its ids, and the progress of its downloads."""
+"""The Hub client: the root of its errors, the form of its ids, and the progress of its transfers."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from aegis import progress
 from aegis.errors import EnvironmentFault, UnsupportedModelError, UsageError, first_line
-from aegis.hub import download_bars, http_error
+from aegis.hub.client import download_bars, http_error
 from aegis.messages import phrase
 
 DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")

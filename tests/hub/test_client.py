@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from aegis import hub, progress
+from aegis import progress
+from aegis.hub import client
 
 
 class Told(progress.SilentReporter):
@@ -30,7 +31,7 @@ def test_written_bytes_advance_one_progress_bar(
     """Not those of the network, nor the count of files; totals grow as files begin; nothing is printed by the class."""
     reporter = Told()
     monkeypatch.setattr(progress, "_reporter", reporter)
-    with hub.download_bars("downloading x") as bar:
+    with client.download_bars("downloading x") as bar:
         network = bar(desc="Downloading bytes", total=0, initial=0, unit="B", unit_scale=True)
         written = bar(desc="Reconstructing", total=0, initial=0, unit="B", unit_scale=True)
         with bar(desc="Fetching 2 files", total=2) as files:
@@ -55,7 +56,7 @@ def test_written_bytes_advance_one_progress_bar(
 def test_without_a_download_there_is_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = Told()
     monkeypatch.setattr(progress, "_reporter", reporter)
-    with hub.download_bars("downloading x") as bar:
+    with client.download_bars("downloading x") as bar:
         bar(total=0, unit="B").close()
         assert list(bar([1, 2])) == [1, 2]
     assert reporter.told == []
