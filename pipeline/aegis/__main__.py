@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from aegis.cli import app
     except ImportError as error:
-        from aegis.cli.incomplete import is_foreign, print_diagnosis
+        from aegis.cli.broken_installation import is_foreign, print_diagnosis
 
         if not is_foreign(error):
             raise

@@ -19,7 +19,7 @@ import pytest
 
 from aegis import progress
 from aegis.cli import app
-from aegis.cli.settings import all_settings
+from aegis.cli.checked_settings import all_settings
 from aegis.config.presets import PRESETS
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig

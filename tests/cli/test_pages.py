@@ -17,8 +17,8 @@ import pytest
 from aegis import llama_cpp, progress
 from aegis.chat import serving
 from aegis.cli.commands.chat import serve
-from aegis.cli.commands.pipeline import train as train_command
-from aegis.cli.shared import page_beside
+from aegis.cli.commands.train import train as train_command
+from aegis.cli.live_page import live_page
 from aegis.errors import UsageError
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import Manifest
@@ -83,7 +83,7 @@ def test_watch_is_a_program_that_serves_a_runs_numbers(tmp_path: Path) -> None:
             process.terminate()
 
 
-def test_a_page_beside_a_training_follows_it_and_changes_no_byte(
+def test_a_live_page_a_training_follows_it_and_changes_no_byte(
     quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is asked all the time, and ends with the training; a second page takes another port."""
@@ -100,7 +100,7 @@ def test_a_page_beside_a_training_follows_it_and_changes_no_byte(
             with urlopen(f"{url}/state", timeout=30) as answer:
                 steps.update(json.load(answer)["series"]["step"])
 
-    with page_beside(run, True), page_beside(alone, True):
+    with live_page(run, True), live_page(alone, True):
         url, other = (re.search(r"http://[\d.:]+", line)[0] for line in lines)  # type: ignore[index]
         assert url != other
         asking = threading.Thread(target=ask, args=[url])
@@ -122,10 +122,10 @@ def test_a_page_is_served_by_the_first_process_alone_and_only_if_it_is_wanted(
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(progress, "say", lines.append)
-    with page_beside(Run(tmp_path), False):
+    with live_page(Run(tmp_path), False):
         pass
     monkeypatch.setenv("RANK", "1")
-    with page_beside(Run(tmp_path), True):
+    with live_page(Run(tmp_path), True):
         pass
     assert lines == []
 

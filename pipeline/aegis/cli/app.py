@@ -12,12 +12,12 @@ import typer
 
 from aegis import __version__
 from aegis.cli import exit, logfile, output, parser, streams
-from aegis.cli.commands import about, chat, pipeline, runs, setup, share, verify
+from aegis.cli.commands import about, chat, merge, runs, setup, share, train, verify
 from aegis.cli.options import DebugOption, JsonOption, QuietOption
 from aegis.errors import UsageError
 from aegis.messages.secrets import malformed_address
 
-COMMAND_MODULES = (setup, pipeline, verify, runs, share, chat, about)
+COMMAND_MODULES = (setup, train, merge, verify, runs, share, chat, about)
 """Importing these modules registers their commands."""
 
 app = typer.Typer(

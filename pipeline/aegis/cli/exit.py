@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from aegis.cli import logfile, streams
-from aegis.cli.incomplete import is_foreign, print_diagnosis
+from aegis.cli.broken_installation import is_foreign, print_diagnosis
 from aegis.errors import AegisError
 from aegis.messages import phrase
 from aegis.messages.safe import shown

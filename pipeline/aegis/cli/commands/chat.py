@@ -10,8 +10,8 @@ import typer
 from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import RunOption
+from aegis.cli.paths import existing_run, refuse_absent
 from aegis.cli.registry import command
-from aegis.cli.shared import existing_run, refuse_absent
 from aegis.messages import phrase
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import typer
 from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import RunOption
+from aegis.cli.paths import existing_run
 from aegis.cli.registry import command
-from aegis.cli.shared import existing_run
 from aegis.report.web import local
 from aegis.report.web.local import WATCH_PORT
 

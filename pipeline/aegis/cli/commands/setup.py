@@ -15,7 +15,7 @@ from aegis.errors import UsageError
 from aegis.messages import layout, phrase
 
 if TYPE_CHECKING:
-    from aegis.cli.settings import AllSettings
+    from aegis.cli.checked_settings import AllSettings
 
 
 @command("Before a run", "aegis doctor")
@@ -52,8 +52,8 @@ def data(
 ) -> None:
     """Show what training makes of your data: rows, tokens, masks, and what is left out and why. Writes nothing."""
     from aegis.cli import output
+    from aegis.cli.checked_settings import train_settings
     from aegis.cli.screens import data as data_screen
-    from aegis.cli.settings import train_settings
 
     settings = train_settings(preset, config, flags if file is None else flags | {"dataset": file})
     output.say_that_it_loads()
@@ -78,7 +78,7 @@ def plan(
     config: FileOption = None,
 ) -> None:
     """Estimate what a run needs: model, data, adapter, memory by part, disk, time. Writes nothing."""
-    from aegis.cli.settings import all_settings
+    from aegis.cli.checked_settings import all_settings
 
     show_plan(all_settings(preset, config, flags), run)
 

@@ -10,8 +10,8 @@ import typer
 from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption
+from aegis.cli.paths import announce_overwrite, existing_run, lock_unless_dry_run, refuse_absent
 from aegis.cli.registry import command
-from aegis.cli.shared import announce_overwrite, existing_run, lock_unless_dry_run, refuse_absent
 from aegis.errors import UsageError
 from aegis.messages import layout
 
@@ -33,9 +33,9 @@ def verify(
     dry_run: DryRunOption = False,
 ) -> None:
     """Prove that the exported file is the trained model; if not, name the failed stage and exit 5."""
+    from aegis.cli.checked_settings import verify_settings
     from aegis.cli.screens import plan
     from aegis.cli.screens import verify as verify_screen
-    from aegis.cli.settings import verify_settings
 
     if path is not None:
         if run or preset or config or flags:
@@ -83,8 +83,8 @@ def quantize_study(
     dry_run: DryRunOption = False,
 ) -> None:
     """Measure what each quantization costs on your own text, and recommend one. --quant accepts a list."""
+    from aegis.cli.checked_settings import study_settings
     from aegis.cli.screens import study
-    from aegis.cli.settings import study_settings
 
     settings = study_settings(preset, config, flags)
     run_dir = existing_run(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.cli import shared
+from aegis.cli import paths
 from aegis.config.presets import DEMO
 from aegis.config.resolve import resolve
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
@@ -46,7 +46,7 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     elif "dataset" not in settings.model_fields_set:
         progress.warn(phrase("cli.demo_data"))
     refuse_no_base(settings.base_model)
-    shared.refuse_absent(settings.chat_template)
+    paths.refuse_absent(settings.chat_template)
     for source in (settings.dataset, settings.keep_data or DEMO):
         if source != DEMO:
             refuse_absent(source)
@@ -62,7 +62,7 @@ def export_settings(preset: str | None, config: Path | None, flags: dict[str, An
     """
     settings = resolve(ExportConfig, preset=preset, file=config, flags=flags)
     _refuse_unknown_types(settings.quant, settings.head_quant, settings.imatrix)
-    shared.refuse_absent(settings.imatrix, settings.llama_cpp_dir)
+    paths.refuse_absent(settings.imatrix, settings.llama_cpp_dir)
     return settings
 
 
@@ -73,7 +73,7 @@ def verify_settings(preset: str | None, config: Path | None, flags: dict[str, An
         UsageError: there is no such file.
     """
     settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
-    shared.refuse_absent(settings.text, settings.llama_cpp_dir)
+    paths.refuse_absent(settings.text, settings.llama_cpp_dir)
     return settings
 
 
@@ -86,7 +86,7 @@ def study_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
     for quant in settings.quant:
         parse_quant(quant)
-    shared.refuse_absent(settings.text, settings.llama_cpp_dir)
+    paths.refuse_absent(settings.text, settings.llama_cpp_dir)
     return settings
 
 

@@ -1,10 +1,9 @@
-"""Helpers of several commands: find the run, lock it, show it live, and name what is replaced."""
+"""The paths that a command names: finds its run, locks it, refuses what is not there, and prints what is replaced."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,25 +61,3 @@ def announce_overwrite(*places: Path | None, overwrite: bool) -> None:
 
     if overwrite:
         announce([place for place in places if place is not None])
-
-
-@contextmanager
-def page_beside(run: Run, wanted: bool) -> Iterator[None]:
-    """Serve the run's live page while the block runs, if it is wanted; of several processes, the first one does."""
-    if not wanted or os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    from aegis.report.web import local
-
-    local.require_packages(local.PACKAGES)
-    from aegis.report.web.watch import make_app
-
-    with local.beside(make_app(run)) as url:
-        progress.say(phrase("cli.web", url=url, run=run.root))
-        yield
-
-
-def refuse_web(web: bool) -> None:
-    """Refuse --web with --dry-run, which writes no numbers to show."""
-    if web:
-        raise UsageError("cli.web_of_dry_run")
