@@ -14,10 +14,10 @@ from aegis.config.settings import TrainConfig
 from aegis.data.report import DataReport
 from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual
-from aegis.model.lora import Coverage
+from aegis.model.lora_targets import Coverage
 from aegis.report.answers import Answer, ModelAnswers
 from aegis.runs.listing import RunSummary
-from aegis.runs.needs import Need
+from aegis.runs.space_needs import Need
 from aegis.stages.export import ExportReport
 from aegis.stages.import_soul import ImportReport
 from aegis.stages.merge import MergeReport

@@ -13,7 +13,7 @@ import pytest
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError
 from aegis.run_all import run_all
-from aegis.runs import noted
+from aegis.runs import known_hashes
 from aegis.runs.run import Run
 from aegis.stages import export
 from aegis.stages.verify import verify
@@ -70,15 +70,15 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each weight file is read for its hash."""
     read: Counter[str] = Counter()
-    note = noted.note
+    note = known_hashes.note
 
-    def counting(path: Path, fact: noted.Fact, value: str, seen: noted.Identity | None = None) -> None:
+    def counting(path: Path, fact: known_hashes.Fact, value: str, seen: known_hashes.Identity | None = None) -> None:
         if fact == "sha256" and seen is not None and path.suffix in (".safetensors", ".gguf"):
             folder = path.parent.name.partition(".staging")[0].lstrip(".")
             read[f"{folder}/{path.name}"] += 1
         note(path, fact, value, seen)
 
-    monkeypatch.setattr(noted, "note", counting)
+    monkeypatch.setattr(known_hashes, "note", counting)
     return read
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
 from aegis.model.base import hash_weights
-from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.lora_targets import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet
 from aegis.model.soul_hook import soul_hook
 from aegis.runs.run import Run

@@ -31,7 +31,7 @@ from benchmark import measured_on, parser, quiet_and_offline, scratch
 from full_size import copy_template, meta_model, write_adapter_and_soul, write_base
 
 from aegis.model.base import hash_weights
-from aegis.model.lora import resolve_targets
+from aegis.model.lora_targets import resolve_targets
 from aegis.model.shards import ShardSet
 from aegis.runs import disk
 from aegis.soul.file import FILE_NAME as SOUL_FILE

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aegis.model.adapter import load_adapter
 from aegis.model.base import TOKENIZER_FILES, read_config
-from aegis.model.lora import attach_lora
+from aegis.model.lora_targets import attach_lora
 from aegis.model.shard_writer import ShardWriter, write_index
 from aegis.soul.gate import GOLDEN_RATIO
 from aegis.soul.module import Soul

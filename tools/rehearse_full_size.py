@@ -34,7 +34,7 @@ from aegis.errors import AegisError
 from aegis.llama_cpp import GgufFile, Runtime, convert, fallback_tensors
 from aegis.model.adapter import load_adapter
 from aegis.model.base import hash_weights, load_tokenizer, read_config
-from aegis.model.lora import coverage, resolve_targets
+from aegis.model.lora_targets import coverage, resolve_targets
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs import disk
 from aegis.soul.file import FILE_NAME as SOUL_FILE

@@ -11,7 +11,7 @@ from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
-from aegis.runs import noted
+from aegis.runs import known_hashes
 from aegis.runs.manifest import MANIFEST
 from aegis.runs.publish import discard_leftovers
 from aegis.runs.run import Run
@@ -52,7 +52,7 @@ def run_all(
     times = times or StageTimes()
     with run.lock():
         discard_leftovers(run.verify)  # the f16 file of a killed run, before the disk's space is checked
-    with noted.trusting(paranoid=verify_config.paranoid):
+    with known_hashes.trusting(paranoid=verify_config.paranoid):
         with _stage(times, "run.train", run.adapter):
             later = Later(merge_config, export_config, is_certain=True)
             train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)

@@ -23,7 +23,7 @@ from aegis.cli import app
 from aegis.errors import UsageError
 from aegis.llama_cpp import Message
 from aegis.model.base import find_base, load_tokenizer
-from aegis.model.live import live_model
+from aegis.model.live_model import live_model
 from aegis.model.load import load_base
 from aegis.runs.run import Run
 from aegis.verification.token_parity import chat_ids

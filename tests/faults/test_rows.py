@@ -204,7 +204,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "patterns without end": ("model/test_adapter.py::test_a_hostile_pattern_is_matched_in_linear_time",),
     "config.json that no model can be built from": (
         "faults/test_hostile.py::test_hostile_input_is_refused_or_harmless",
-        "model/test_empty.py::test_the_key_that_breaks_config_json_is_named",
+        "model/test_empty_model.py::test_the_key_that_breaks_config_json_is_named",
     ),
     "a run moved, or its lock file lost, while it trains": (
         "runs/test_run.py::test_a_process_that_has_lost_a_run_writes_nothing_more_to_it",

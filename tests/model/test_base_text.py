@@ -13,7 +13,7 @@ import torch
 from aegis.model.base import load_tokenizer
 from aegis.model.base_text import sample, without_loop, write_texts
 from aegis.model.load import load_base
-from aegis.model.openings import Opening, end_tokens, openings
+from aegis.model.text_openings import Opening, end_tokens, openings
 from tests.conftest import MakeRandom
 
 CPU = torch.device("cpu")

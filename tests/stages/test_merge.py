@@ -131,7 +131,7 @@ def test_merging_into_the_round_trip_gives_the_trained_model(
     tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained
 ) -> None:
     """The live NF4 model's logits to 1e-5; the merge into the original weights is farther off by far."""
-    from aegis.model.live import live_model
+    from aegis.model.live_model import live_model
 
     trained = make_trained(bases["phi3"])
     adapter = sealed(trained)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base
-from aegis.model.live import live_model
+from aegis.model.live_model import live_model
 from aegis.runs.run import Run
 from tests.trained import tokens_for
 

@@ -17,7 +17,7 @@ import torch
 from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
-from aegis.model.empty import step_of_config
+from aegis.model.empty_model import step_of_config
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs.manifest import MANIFEST, Manifest
 from aegis.runs.publish import publishing

@@ -11,7 +11,7 @@ from full_size import RANK, copy_template, meta_model, write_adapter_and_soul, w
 from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError
 from aegis.model.base import hash_weights
-from aegis.model.lora import coverage, resolve_targets
+from aegis.model.lora_targets import coverage, resolve_targets
 from aegis.model.shards import ShardSet
 from aegis.stages.merge import MergeInputs, merge
 

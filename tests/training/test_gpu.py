@@ -21,7 +21,7 @@ from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.load import compute_dtype, load_base
-from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.lora_targets import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet
 from aegis.model.soul_hook import soul_hook
 from aegis.soul.module import Soul

@@ -18,7 +18,7 @@ from aegis.data.kept import heldout_of
 from aegis.data.packing import IGNORED, Windows
 from aegis.data.training_set import load_training_set
 from aegis.model.base import Base
-from aegis.model.live import live_model
+from aegis.model.live_model import live_model
 from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.soul.file import load_soul

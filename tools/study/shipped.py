@@ -13,7 +13,7 @@ from aegis.llama_cpp import planned_types
 from aegis.merging.merged_weights import counter_scaled, merged_shapes
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base
-from aegis.model.live import live_model, soul_module
+from aegis.model.live_model import live_model, soul_module
 from aegis.model.load import compute_dtype, load_base
 from aegis.soul.file import load_soul
 from aegis.verification.tokenizer_precheck import converted_vocabulary

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from aegis import progress
-from aegis.beside import Beside
+from aegis.background import Background
 from aegis.chat import load
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError, first_line
@@ -76,7 +76,7 @@ def ask(
         return _ask_in_transformers(run, wanted, questions, limits)
     if not (wanted and is_on_gpu()):
         return [*_ask_in_transformers(run, wanted, questions, limits), _ask_gguf(run, questions, limits, stop)]
-    with Beside(lambda: _ask_gguf(run, questions, limits, stop), stop) as in_llama:
+    with Background(lambda: _ask_gguf(run, questions, limits, stop), stop) as in_llama:
         return [*_ask_in_transformers(run, wanted, questions, limits), in_llama.result()]
 
 

@@ -66,7 +66,7 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.context import context_tokens
     from aegis.model.device import choose_device
-    from aegis.model.live import live_model
+    from aegis.model.live_model import live_model
     from aegis.model.load import load_base
     from aegis.model.trained_base import trained_base
 
@@ -108,7 +108,7 @@ def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Tra
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.context import context_tokens
     from aegis.model.device import choose_device, free_bytes
-    from aegis.model.live import made_live
+    from aegis.model.live_model import made_live
     from aegis.model.load import compute_dtype, load_base
     from aegis.model.trained_base import trained_base
 

@@ -19,7 +19,7 @@ from aegis.data.sources import refuse_absent
 from aegis.errors import UsageError
 from aegis.llama_cpp import parse_quant, parse_tensor_type, refuse_without_imatrix
 from aegis.messages import phrase
-from aegis.model.given import refuse_no_base
+from aegis.model.base_name import refuse_no_base
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from aegis.data import wire
+from aegis.data import worker_messages
 from aegis.data.example import Encoded, Example
 from aegis.data.records import Record
 from aegis.data.rejects import Rejects
@@ -84,13 +84,13 @@ class Encoder:
         """
         lines = json.dumps(list(texts)).encode()
         seconds = self._seconds + len(lines) / _BYTES_PER_SECOND
-        return wire.ids_of(self._bounded({"do": "tokenize", "special": special}, lines, seconds))
+        return worker_messages.ids_of(self._bounded({"do": "tokenize", "special": special}, lines, seconds))
 
     def _encode(self, records: Sequence[Record], rejects: Rejects, *, texts: bool) -> list[Encoded]:
-        lines, unwritable = wire.lines_of(records)
+        lines, unwritable = worker_messages.lines_of(records)
         seconds = self._seconds + len(lines) / _BYTES_PER_SECOND
         fields: dict[str, object] = {"do": "encode", "fold_system": self._fold_system, "texts": texts}
-        batch = wire.batch_of(self._bounded(fields, lines, seconds))
+        batch = worker_messages.batch_of(self._bounded(fields, lines, seconds))
         for where, reason in (*unwritable, *batch.rejects):
             rejects.add(where, reason)
         self.lost_thoughts += batch.lost_thoughts

@@ -19,8 +19,8 @@ from aegis.data import cache
 from aegis.data.chat import Encoder
 from aegis.data.example import Example
 from aegis.data.formats import records
-from aegis.data.heldout import pieces_of, row_key
-from aegis.data.heldout import split as split_rows
+from aegis.data.heldout_rows import pieces_of, row_key
+from aegis.data.heldout_rows import split as split_rows
 from aegis.data.lengths import Lengths
 from aegis.data.packing import Pieces, Windows, cut, pack
 from aegis.data.records import Record

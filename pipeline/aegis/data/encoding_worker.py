@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import transformers.utils.chat_template_utils  # noqa: F401 - loaded now, outside the deadline of a request
 
 from aegis import messages
-from aegis.data import wire
+from aegis.data import worker_messages
 from aegis.data.row_encoder import RowEncoder
 from aegis.data.tokenizer_parts import TokenizerParts
 from aegis.llama_cpp.confined import Caller, Message
@@ -32,7 +32,9 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
     elif name not in _encoders:
         yield Message({"unknown": True})
     elif fields["do"] == "tokenize":
-        yield wire.message_of_ids(_encoders[name].token_ids(json.loads(message.blob), special=fields["special"]))
+        yield worker_messages.message_of_ids(
+            _encoders[name].token_ids(json.loads(message.blob), special=fields["special"])
+        )
     else:
-        batch = _encoders[name].encode(wire.records_of(message.blob), fold_system=fields["fold_system"])
-        yield wire.message_of(batch, texts=fields["texts"])
+        batch = _encoders[name].encode(worker_messages.records_of(message.blob), fold_system=fields["fold_system"])
+        yield worker_messages.message_of(batch, texts=fields["texts"])

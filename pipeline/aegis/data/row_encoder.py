@@ -1,6 +1,6 @@
 """Encodes records to token ids in this process, with a mask of the tokens that are trained.
 
-In a chat, the assistant's tokens and the token that ends its turn are trained; prefixes.py finds the turns.
+In a chat, the assistant's tokens and the token that ends its turn are trained; assistant_turns.py finds the turns.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis.data.assistant_turns import render_chat
 from aegis.data.example import Encoded, Example
 from aegis.data.loss_mask import Turn, first_reaching, tokens_of
-from aegis.data.prefixes import render_chat
 from aegis.data.records import Plain, Record
 from aegis.data.rejects import RowError
 from aegis.data.template import ChatTemplate, ControlTokens

@@ -20,9 +20,9 @@ from aegis.hub.models import DESCRIPTION, download
 from aegis.limits import VOCABULARY
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
-from aegis.model.empty import load_config
+from aegis.model.base_name import is_on_hub, no_base
+from aegis.model.empty_model import load_config
 from aegis.model.families import check_family, check_head_bias, unproven_parts
-from aegis.model.given import is_on_hub, no_base
 from aegis.model.own_files import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
 from aegis.model.tokenizer_growth import refuse_growth

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aegis.data.kept import MIN_TOKENS, missing_tokens
 from aegis.model.device import free_bytes
-from aegis.model.openings import Opening, end_tokens
+from aegis.model.text_openings import Opening, end_tokens
 
 _MAX_TOKENS = 1024
 """Maximum tokens of one text: longer windows hold several texts, and the cache stays small."""

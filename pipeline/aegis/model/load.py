@@ -11,7 +11,7 @@ import torch
 from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.messages import phrase
-from aegis.model.empty import empty_model
+from aegis.model.empty_model import empty_model
 from aegis.model.nf4_format import BLOCK, quant_state_of
 from aegis.runs.facts import DtypeName
 

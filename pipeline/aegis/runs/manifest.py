@@ -18,7 +18,7 @@ from typing import Any
 from aegis import __version__, progress
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, bilingual, phrase
-from aegis.runs import noted
+from aegis.runs import known_hashes
 
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
@@ -82,13 +82,13 @@ def digest(value: object) -> str:
 
 
 def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
-    """Return the sha256 of a file's content, or what `noted` knows of it.
+    """Return the sha256 of a file's content, or what `known_hashes` has of it.
 
     Args:
         read: is called with the number of bytes of each block.
     """
-    seen = noted.identity(path)
-    if (known := noted.noted(path, "sha256")) is not None:
+    seen = known_hashes.identity(path)
+    if (known := known_hashes.noted(path, "sha256")) is not None:
         if read is not None:
             read(seen[2])
         return known
@@ -98,7 +98,7 @@ def file_sha256(path: Path, read: Callable[[int], object] | None = None) -> str:
             digest.update(block)
             if read is not None:
                 read(len(block))
-    noted.note(path, "sha256", digest.hexdigest(), seen)
+    known_hashes.note(path, "sha256", digest.hexdigest(), seen)
     return digest.hexdigest()
 
 

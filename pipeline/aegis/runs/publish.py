@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import UsageError, reason
-from aegis.runs import disk, noted
+from aegis.runs import disk, known_hashes
 from aegis.runs.lock import check_held
 from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
 
@@ -136,7 +136,7 @@ class Staging:
             for name, path in paths.items():
                 _fsync(path)
                 if (record := self._hashed.get(name)) is not None:
-                    noted.note(path, "sha256", record.sha256)
+                    known_hashes.note(path, "sha256", record.sha256)
                 files[name] = record or FileRecord(path.stat().st_size, file_sha256(path, read))
         document = {
             "format": FORMAT,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
-from aegis.beside import Beside
+from aegis.background import Background
 from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import Defaults
@@ -25,7 +25,7 @@ from aegis.model.provenance import provenance_of_folder
 from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
-from aegis.runs import disk, noted
+from aegis.runs import disk, known_hashes
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
 from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
@@ -160,7 +160,7 @@ class _Export:
         names = list(self.facts.files.values())
         missing = [name for name in names if not (staging.path / name).exists()]
         fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, missing, hand_over)}
-        with Beside(lambda: _hashed(staging, names), threading.Event()) as hashing:
+        with Background(lambda: _hashed(staging, names), threading.Event()) as hashing:
             for name in missing:
                 check_answers(staging.path / name)
             files = hashing.result()
@@ -174,7 +174,7 @@ class _Export:
         made = not f16.exists()
         if made:
             convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
-        with Beside(lambda: self._check(f16, made=made), threading.Event()) as checking:
+        with Background(lambda: self._check(f16, made=made), threading.Event()) as checking:
             for quant, name in self.facts.quantized.items():
                 if name not in missing:
                     continue
@@ -184,7 +184,7 @@ class _Export:
         if self.facts.f16 is None:
             f16.replace(hand_over) if hand_over else f16.unlink()
         if made and (left := f16 if self.facts.f16 else hand_over):
-            noted.note(left, "converted_from", self.inputs["model"])
+            known_hashes.note(left, "converted_from", self.inputs["model"])
         return fallbacks
 
     def _check(self, f16: Path, *, made: bool) -> None:

@@ -15,7 +15,7 @@ from aegis.data.sources import is_hub_dataset, open_source
 from aegis.errors import UsageError, reason
 from aegis.messages import phrase, translate_help
 from aegis.messages.layout import wrap
-from aegis.model.given import is_on_hub, refuse_no_base
+from aegis.model.base_name import is_on_hub, refuse_no_base
 
 Preset = Mapping[str, Mapping[str, Any]]
 """Settings by section."""

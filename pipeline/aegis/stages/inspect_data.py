@@ -10,8 +10,8 @@ from typing import Any
 
 from aegis.config.presets import DEMO
 from aegis.config.settings import TrainConfig
+from aegis.data.epochs import passes, with_steps
 from aegis.data.example import Encoded
-from aegis.data.passes import passes, with_steps
 from aegis.data.report import DataReport
 from aegis.data.training_set import first_rows, load_training_set
 from aegis.model.base import Base, find_base, peek_base

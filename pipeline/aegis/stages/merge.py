@@ -27,7 +27,7 @@ from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
 from aegis.model.trained_base import TEMPLATE_INPUT, with_template_of
 from aegis.report.card import CardFile, merged_card
-from aegis.runs import disk, noted
+from aegis.runs import disk, known_hashes
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
@@ -185,7 +185,7 @@ def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
     digests, files = [], []
     with progress.task(phrase("merge.merging"), plan.out_bytes, "B") as bar:
         for file in plan.base.shards.files:
-            known = noted.noted(file, "sha256")
+            known = known_hashes.noted(file, "sha256")
             source = None if known is None else bytes.fromhex(known)
             written = rewrite_shard(plan, file, staging.path / file.name, bar.advance, source)
             staging.hashed(file.name, written.bytes, written.sha256)

@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import DEMO
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.data.passes import passes, windows_per_step, with_steps
+from aegis.data.epochs import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset
 from aegis.data.training_set import load_training_set
@@ -25,13 +25,13 @@ from aegis.messages import phrase
 from aegis.model.base import Base, peek_base
 from aegis.model.base_states import states_bytes
 from aegis.model.device import find_device, free_bytes
-from aegis.model.empty import step_of_config
-from aegis.model.lora import Coverage
+from aegis.model.empty_model import step_of_config
+from aegis.model.lora_targets import Coverage
 from aegis.model.trained_base import with_template
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
-from aegis.runs.needs import Need
 from aegis.runs.run import Run
+from aegis.runs.space_needs import Need
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
 from aegis.training.finish import Finish
 from aegis.training.finish_choice import types_with_room
@@ -39,8 +39,8 @@ from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import matrix_rate
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
 from aegis.verification.base_precheck import check_base
-from aegis.verification.needs import memory_needed, scratch_needed
 from aegis.verification.run_precheck import Later, check_later, later_bytes
+from aegis.verification.space_estimate import memory_needed, scratch_needed
 from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
 
 

@@ -9,9 +9,9 @@ from aegis.config.settings import VerifyConfig
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import verify_directory
-from aegis.runs.needs import Need
 from aegis.runs.run import Run
-from aegis.verification.needs import memory_needed, scratch_needed
+from aegis.runs.space_needs import Need
+from aegis.verification.space_estimate import memory_needed, scratch_needed
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from aegis.model.base import Base, read_config
 from aegis.model.device import require_device
 from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
-from aegis.runs import noted
+from aegis.runs import known_hashes
 from aegis.runs.facts import ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
@@ -68,7 +68,7 @@ def verify(run: Run, config: VerifyConfig, *, converted: Path | None = None) -> 
     run.require_finished()
     if converted is None:
         discard_leftovers(run.verify)  # a killed run's f16 file takes the space that the next one needs
-    with noted.trusting(paranoid=config.paranoid):
+    with known_hashes.trusting(paranoid=config.paranoid):
         return _verified(run, config, converted)
 
 

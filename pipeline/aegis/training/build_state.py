@@ -17,7 +17,7 @@ from aegis.errors import EnvironmentFault, first_line
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base
 from aegis.model.load import compute_dtype, load_base, silence_dropout
-from aegis.model.lora import Coverage
+from aegis.model.lora_targets import Coverage
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.training import checkpoint
 from aegis.training.adapter_and_soul import assemble

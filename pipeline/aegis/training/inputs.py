@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.beside import Beside
+from aegis.background import Background
 from aegis.config.advice import harmful_settings
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
+from aegis.data.epochs import passes, with_steps
 from aegis.data.kept import Kept
-from aegis.data.passes import passes, with_steps
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.messages import phrase
@@ -78,7 +78,7 @@ class TrainingInputs:
             # before the converter loads it too: this refuses one that would fill the memory
             tokenizer = base.tokenizer()
             choice.bring_converter()
-            hashing = Beside(lambda: base.weights_hash)
+            hashing = Background(lambda: base.weights_hash)
             with converting_vocabulary(base, later.export.llama_cpp_dir) as converting:
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
                 check_later(base, config, later, run)

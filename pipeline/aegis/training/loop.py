@@ -15,9 +15,9 @@ import torch
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
+from aegis.data.epochs import windows_per_step
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
-from aegis.data.passes import windows_per_step
 from aegis.errors import DivergedError, Interrupted
 from aegis.messages import phrase
 from aegis.training.batch import BatchShape, MicroBatch

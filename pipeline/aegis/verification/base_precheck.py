@@ -13,9 +13,9 @@ from aegis.llama_cpp import converter_at_hand, try_conversion
 from aegis.merging.merged_weights import head_entry
 from aegis.messages import phrase
 from aegis.model.base import Base
-from aegis.model.empty import empty_model
+from aegis.model.empty_model import empty_model
 from aegis.model.families import PROVEN
-from aegis.model.lora import adapted_weights, resolve_targets
+from aegis.model.lora_targets import adapted_weights, resolve_targets
 from aegis.model.sidecars import copy_tokenizer, write_config
 from aegis.runs import disk
 from aegis.verification.export_sidecars import end_tokens

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from aegis.beside import Beside
+from aegis.background import Background
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.messages import phrase
@@ -43,7 +43,7 @@ class LlamaPasses:
         self._files, self._sequences, self._work = files, sequences, work
         self._threads, self._end_token, self._advance = threads, end_token, advance
         self._stopped = threading.Event()
-        self._running: Beside[None] | None = None
+        self._running: Background[None] | None = None
 
     @contextmanager
     def beside(self, *, at_once: bool) -> Iterator[None]:
@@ -51,7 +51,7 @@ class LlamaPasses:
         if not at_once:
             yield
             return
-        with Beside(self._run, self._stopped) as self._running:
+        with Background(self._run, self._stopped) as self._running:
             yield
 
     def finish(self) -> None:

@@ -22,7 +22,7 @@ from aegis.model.adapter import load_adapter
 from aegis.model.base import Base, read_config
 from aegis.model.provenance import provenance_of_merge
 from aegis.model.shards import ShardSet
-from aegis.runs import disk, noted
+from aegis.runs import disk, known_hashes
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
 from aegis.runs.manifest import Manifest
 from aegis.runs.run import Run
@@ -90,7 +90,7 @@ class Structure:
     def reference(self) -> Path:
         """The f16 GGUF to compare with: export's own, if this process has made it and it is unchanged, or a new one."""
         found = self.run.gguf / self.exported.f16 if self.exported.f16 else self.converted
-        known = found is not None and found.is_file() and noted.noted(found, "converted_from")
+        known = found is not None and found.is_file() and known_hashes.noted(found, "converted_from")
         return found if found and known == self.manifests["convert"].inputs["model"] else self.scratch
 
     @property

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import progress
-from aegis.beside import Beside
+from aegis.background import Background
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import first_rows
@@ -42,7 +42,9 @@ def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = T
 
 
 @contextmanager
-def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> Iterator[Beside[Path | None]]:
+def converting_vocabulary(
+    base: Base, tree: Path | None = None, *, keep: bool = True
+) -> Iterator[Background[Path | None]]:
     """Make the GGUF of `converted_vocabulary` beside the block; if the block never asks for it, its end waits for it.
 
     Args:
@@ -58,7 +60,7 @@ def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = 
         progress.say(phrase("vocabulary.not_here"))
     # after a failure in the block the converter may still write there, for a moment
     with TemporaryDirectory(prefix="aegis-vocabulary-", ignore_cleanup_errors=True) as scratch:
-        running = Beside(lambda: None if found is None else _vocabulary(base, Path(scratch), found, keep=keep))
+        running = Background(lambda: None if found is None else _vocabulary(base, Path(scratch), found, keep=keep))
         yield running
         running.result()
 

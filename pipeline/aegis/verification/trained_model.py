@@ -13,7 +13,7 @@ from aegis.config.settings import TrainConfig
 from aegis.merging.merged_weights import DTYPES, counter_scaled
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base
-from aegis.model.live import live_model, soul_module
+from aegis.model.live_model import live_model, soul_module
 from aegis.model.load import Precision, compute_dtype
 from aegis.runs.facts import AdapterFacts
 from aegis.runs.manifest import Manifest

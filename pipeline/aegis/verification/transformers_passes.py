@@ -10,7 +10,7 @@ import torch
 from aegis.merging.base_weights import RoundTrip
 from aegis.merging.merged_weights import DTYPES
 from aegis.messages import phrase
-from aegis.model.live import made_live
+from aegis.model.live_model import made_live
 from aegis.model.load import load_base
 from aegis.runs.facts import AdapterFacts
 from aegis.verification import divergence

@@ -12,7 +12,7 @@ from aegis.cli.screens import plan as screens_plan
 from aegis.doctor import finding
 from aegis.messages import LANGUAGES, VARIABLE, Language, phrase, words
 from aegis.messages.layout import cell_width
-from aegis.runs import listing, needs
+from aegis.runs import listing, space_needs
 from aegis.stages import verify_file
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate, ShardedWeights
@@ -164,7 +164,7 @@ def test_every_name_in_a_report_has_a_translation() -> None:
     parts = {field.name for kind in (MemoryParts, Estimate) for field in fields(kind)} | {"peak"}
     sharded = {field.name for field in fields(ShardedWeights)}
     assert words("memory", "en").keys() == parts | sharded
-    assert words("need", "en").keys() == set(get_args(needs.NeedName))
+    assert words("need", "en").keys() == set(get_args(space_needs.NeedName))
     assert words("kind", "en").keys() == set(get_args(verify_file.Kind))
     assert words("not_built", "en").keys() == set(get_args(get_type_hints(NotBuilt)["reason"]))
     assert words("list_state", "en").keys() == set(get_args(listing.State))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.lora_targets import attach_lora, resolve_targets
 from aegis.training.kernels.dropout import drop
 from aegis.training.kernels.lora_layers import LoraLayers
 

@@ -14,7 +14,7 @@ from aegis.runs import disk
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
-    from aegis.runs.needs import Need
+    from aegis.runs.space_needs import Need
     from aegis.stages.export import ExportReport
     from aegis.stages.merge import MergeReport
     from aegis.stages.plan import PlanReport

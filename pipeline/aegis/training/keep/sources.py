@@ -23,7 +23,7 @@ from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.base_states import release, writing_base
 from aegis.model.base_text import WrittenTexts, write_texts
-from aegis.model.openings import Opening, document_opening, openings
+from aegis.model.text_openings import Opening, document_opening, openings
 from aegis.runs import disk
 from aegis.runs.manifest import digest
 from aegis.runs.run import Run

@@ -38,7 +38,7 @@ class LoraLayers:
     """All LoRA layers of a peft model, with the forward pass of this module.
 
     Args:
-        model: from `model.lora.attach_lora`; its parameters and their names stay peft's.
+        model: from `model.lora_targets.attach_lora`; its parameters and their names stay peft's.
         dtype: the dtype that the products are computed in.
         rate: the dropout rate before A.
     """

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegis.model.empty import empty_model
+from aegis.model.empty_model import empty_model
 from aegis.model.load import nf4_config, silence_dropout
 from aegis.model.nf4_format import BLOCK, SECOND_BLOCK
 from aegis.training.distributed.sharded_base import STORAGE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.runs import manifest, noted
+from aegis.runs import known_hashes, manifest
 from aegis.runs.manifest import Manifest, file_sha256, verify_directory
 from aegis.runs.publish import publishing
 
@@ -41,19 +41,19 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_file_is_hashed_once_while_notes_are_kept(file: Path, hashed: list[int]) -> None:
     """Control: without notes, and with --paranoid, every time. The notes end with the block; inner ones share them."""
-    with noted.trusting():
+    with known_hashes.trusting():
         first = file_sha256(file)
-        with noted.trusting():
+        with known_hashes.trusting():
             blocks: list[int] = []
             assert file_sha256(file, blocks.append) == first
         assert blocks == [1000]  # a bar over all bytes comes to its end
         assert len(hashed) == 1
-        with noted.trusting(paranoid=True):
+        with known_hashes.trusting(paranoid=True):
             assert file_sha256(file) == file_sha256(file) == first
         assert len(hashed) == 3
     assert file_sha256(file) == file_sha256(file) == first
     assert len(hashed) == 5
-    with noted.trusting():
+    with known_hashes.trusting():
         file_sha256(file)
     assert len(hashed) == 6
 
@@ -72,7 +72,7 @@ def _replaced(file: Path) -> None:
 @pytest.mark.parametrize("change", [_written_in_place, _replaced])
 def test_a_planted_change_with_size_and_mtime_restored_is_noticed(file: Path, change: Callable[[Path], None]) -> None:
     before = file.stat()
-    with noted.trusting():
+    with known_hashes.trusting():
         first = file_sha256(file)
         change(file)
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -82,7 +82,7 @@ def test_a_planted_change_with_size_and_mtime_restored_is_noticed(file: Path, ch
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_noted(file: Path, hashed: list[int]) -> None:
-    with noted.trusting():
+    with known_hashes.trusting():
         file_sha256(file, lambda _count: _written_in_place(file))
         file_sha256(file)
         file_sha256(file)
@@ -92,7 +92,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_noted(file: Path, hashed: l
 def test_what_was_hashed_while_it_was_written_is_trusted_after_publishing(tmp_path: Path, hashed: list[int]) -> None:
     """Neither the rename of the folder nor the flush makes another file of it; a wrong hash shows who was believed."""
     made = Manifest("test", {}, {}, {})
-    with noted.trusting():
+    with known_hashes.trusting():
         with publishing(tmp_path / "made", made) as staging:
             (staging.path / "big").write_bytes(b"c" * 10)
             staging.hashed("big", 10, "0" * 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aegis.config.settings import TrainConfig
-from aegis.data.passes import passes, with_steps
+from aegis.data.epochs import passes, with_steps
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from aegis.doctor.gpu import Card, Driver
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.model.base import find_base
 from aegis.model.device import choose_device, require_device
-from aegis.model.live import live_model
+from aegis.model.live_model import live_model
 from aegis.model.load import footprint, load_base
-from aegis.model.lora import attach_lora, resolve_targets
+from aegis.model.lora_targets import attach_lora, resolve_targets
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.soul.file import SoulRecord, save_soul
 from aegis.soul.module import Soul

@@ -12,7 +12,7 @@ import torch
 
 from aegis.errors import IntegrityError
 from aegis.model.base import find_base
-from aegis.model.empty import empty_model
+from aegis.model.empty_model import empty_model
 from aegis.model.load import load_base, nf4_weights
 from tests.conftest import MakeRandom
 

@@ -8,7 +8,7 @@ from aegis.config.settings import VerifyConfig
 from aegis.model.device import find_device, free_bytes
 from aegis.runs import disk
 from aegis.runs.disk import gguf_bytes
-from aegis.runs.needs import Need, NeedName
+from aegis.runs.space_needs import Need, NeedName
 
 
 def scratch_needed(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aegis.errors import UsageError
-from aegis.model.lora import attach_lora, coverage, resolve_targets
+from aegis.model.lora_targets import attach_lora, coverage, resolve_targets
 from tests.training.conftest import phi35_config
 
 SMALL = {

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from aegis.beside import Beside
+from aegis.background import Background
 from aegis.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def test_both_run_at_once() -> None:
         there.set()
         return here.wait(20)
 
-    running = Beside(work)
+    running = Background(work)
     assert there.wait(20)
     here.set()
     assert running.result() is True
@@ -30,12 +30,14 @@ def test_an_error_arrives_with_the_result_and_not_before() -> None:
     def fail() -> None:
         raise UsageError("cli.no_base")
 
-    running = Beside(fail)
+    running = Background(fail)
     for _ in range(2):
         with pytest.raises(UsageError):
             running.result()
 
 
 def test_a_process_that_ends_does_not_wait_for_it() -> None:
-    code = "import time; from aegis.beside import Beside; Beside(lambda: time.sleep(600)); raise SystemExit(3)"
+    code = (
+        "import time; from aegis.background import Background; Background(lambda: time.sleep(600)); raise SystemExit(3)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 3

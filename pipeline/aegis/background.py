@@ -1,4 +1,4 @@
-"""Runs a function in a thread beside the caller's own work; the caller asks for its result, or its error, later."""
+"""Runs a function in a thread in the background of its caller, who asks for its result, or its error, later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 _LOOK_S = 0.2
 
 
-class Beside(Generic[T]):
+class Background(Generic[T]):
     """A function that is running in a thread of its own.
 
     It should spend its time outside of Python: in another process, with files, or in a library that releases the
@@ -33,7 +33,7 @@ class Beside(Generic[T]):
         self._wait()
         return self._future.result()
 
-    def __enter__(self) -> Beside[T]:
+    def __enter__(self) -> Background[T]:
         return self
 
     def __exit__(
