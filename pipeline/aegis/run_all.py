@@ -20,7 +20,7 @@ from aegis.stages.export import ExportReport, export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
-from aegis.training.distributed.group import world_size
+from aegis.training.distributed.launcher import world_size
 from aegis.verification.divergence import scratch
 from aegis.verification.run_precheck import Later
 from aegis.verification.verdict import Verdict

@@ -21,8 +21,9 @@ from aegis.model.lora_targets import Coverage
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.training import checkpoint
 from aegis.training.adapter_and_soul import assemble
-from aegis.training.distributed.group import SINGLE, ProcessGroup, local_world_size
+from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.distributed.hand_over import handed_over
+from aegis.training.distributed.launcher import local_world_size
 from aegis.training.distributed.sharded_base import shard_base
 from aegis.training.execution import allocator
 from aegis.training.execution.apply_options import apply_options

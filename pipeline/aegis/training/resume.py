@@ -13,7 +13,7 @@ from aegis.runs.manifest import MANIFEST, Manifest, finished, read_manifest, ver
 from aegis.runs.publish import discard, discard_leftovers, sweep
 from aegis.runs.run import Run
 from aegis.training import checkpoint
-from aegis.training.distributed.group import world_size
+from aegis.training.distributed.launcher import world_size
 
 FINISHED = -1
 """What `first_step` returns if the run's adapter is the result already."""

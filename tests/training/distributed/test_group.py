@@ -1,4 +1,4 @@
-"""Tests of a process group seen from one process: its size, what it receives, and its time limit.
+"""Tests of a process group seen from one process: how it begins, what it receives, and its time limit.
 
 tests/stages/test_train_distributed.py trains in several processes through torchrun.
 """
@@ -10,15 +10,8 @@ import torch
 
 from aegis.errors import AegisError, DataError, EnvironmentFault, PeerEnded
 from aegis.training.distributed import group as module
-from aegis.training.distributed.group import SINGLE, ProcessGroup, process_group, world_size
-
-
-@pytest.mark.parametrize(("size", "count"), [(None, 1), ("1", 1), ("0", 1), ("4", 4)])
-def test_the_launcher_sets_the_world_size(monkeypatch: pytest.MonkeyPatch, size: str | None, count: int) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if size is not None:
-        monkeypatch.setenv("WORLD_SIZE", size)
-    assert world_size() == count
+from aegis.training.distributed.group import SINGLE, ProcessGroup, process_group
+from aegis.training.distributed.launcher import world_size
 
 
 def test_a_world_size_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

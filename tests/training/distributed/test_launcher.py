@@ -1,4 +1,4 @@
-"""Tests that an unsupported config of accelerate is refused at the start of a training."""
+"""Tests that the launcher's number of processes is read, and an unsupported config of accelerate refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from aegis.errors import UsageError
 from aegis.training.distributed.group import SINGLE, ProcessGroup
-from aegis.training.distributed.launcher import refuse_unsupported_launch, unsupported
+from aegis.training.distributed.launcher import refuse_unsupported_launch, unsupported, world_size
 from tests.conftest import Recorder
 
 # the variables that `accelerate launch --multi_gpu` sets
@@ -26,6 +26,14 @@ UNSUPPORTED = [
     (SIZES | {"PARALLELISM_CONFIG_CP_SIZE": "2"}, "parallelism_config_cp_size 2"),
     (SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "two"}, "parallelism_config_tp_size two"),
 ]
+
+
+@pytest.mark.parametrize(("size", "count"), [(None, 1), ("1", 1), ("0", 1), ("4", 4)])
+def test_the_launcher_sets_the_world_size(monkeypatch: pytest.MonkeyPatch, size: str | None, count: int) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    assert world_size() == count
 
 
 class Main(ProcessGroup):

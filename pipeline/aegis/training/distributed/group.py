@@ -8,7 +8,6 @@ and prints. It broadcasts what it decides: the checkpoint to resume from, or tha
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import distributed as dist
 from aegis import progress
 from aegis.errors import AegisError, DivergedError, EnvironmentFault, Interrupted, PeerEnded, first_line
 from aegis.messages import phrase
+from aegis.training.distributed.launcher import world_size
 
 T = TypeVar("T")
 
@@ -158,24 +158,6 @@ class ProcessGroup:
 
 
 SINGLE = ProcessGroup()
-
-
-def world_size() -> int:
-    """Number of processes that the launcher started for this training; 1 without a launcher.
-
-    Raises:
-        EnvironmentFault: WORLD_SIZE is not a number.
-    """
-    text = os.environ.get("WORLD_SIZE", "1")
-    try:
-        return max(1, int(text))
-    except ValueError:
-        raise EnvironmentFault("distributed.world_size", text=text) from None
-
-
-def local_world_size() -> int:
-    """Number of these processes on this machine, from the launcher's LOCAL_WORLD_SIZE."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Refuses what `accelerate launch` was configured for and this program does not do.
+"""Reads what torchrun or `accelerate launch` set: the numbers of processes, and what this program does not do.
 
 accelerate hands its config over in environment variables (accelerate/utils/launch.py).
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
 from aegis import progress
-from aegis.errors import UsageError
+from aegis.errors import EnvironmentFault, UsageError
 from aegis.messages import phrase
-from aegis.training.distributed.group import ProcessGroup
+
+if TYPE_CHECKING:  # it imports this module
+    from aegis.training.distributed.group import ProcessGroup
 
 _PLUGINS = {
     "FSDP": "ACCELERATE_USE_FSDP",
@@ -24,6 +27,24 @@ _PARALLELISM = ("DP_SHARD", "TP", "CP", "SP")
 """Sharded data, tensor, context and sequence parallelism; plain data parallelism is what this program does."""
 _ON = {"y", "yes", "t", "true", "on", "1"}
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def world_size() -> int:
+    """Number of processes that the launcher started for this training; 1 without a launcher.
+
+    Raises:
+        EnvironmentFault: WORLD_SIZE is not a number.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    try:
+        return max(1, int(text))
+    except ValueError:
+        raise EnvironmentFault("distributed.world_size", text=text) from None
+
+
+def local_world_size() -> int:
+    """Number of these processes on this machine, from the launcher's LOCAL_WORLD_SIZE."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def refuse_unsupported_launch(group: ProcessGroup, dtype: torch.dtype) -> None:

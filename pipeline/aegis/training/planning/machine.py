@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from aegis.model.device import free_bytes
-from aegis.training.distributed.group import local_world_size
+from aegis.training.distributed.launcher import local_world_size
 from aegis.training.execution.pinned_memory import can_pin
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
