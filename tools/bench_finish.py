@@ -31,7 +31,7 @@ from aegis.model.base import find_base
 from aegis.model.device import choose_device
 from aegis.runs.manifest import versions
 from aegis.training.build_state import build_state
-from aegis.training.finish import Finish
+from aegis.training.finish_choice import plan_finish
 from aegis.training.loop import Loop
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
@@ -50,7 +50,7 @@ def measure(settings: dict[str, Any], steps: int, quant: str) -> dict[str, Any]:
     device, base = choose_device(config.device), find_base(config.base_model)
     later = Later(export=ExportConfig(quant=(quant,)))
     with converted_vocabulary(base) as vocabulary:
-        finish = Finish.plan(config, base, later, vocabulary)
+        finish = plan_finish(config, base, later, vocabulary)
     assert finish is not None
     data = load_training_set(config, base.tokenizer())
     with build_state(config, base, device, None, finish=finish) as state:

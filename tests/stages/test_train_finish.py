@@ -22,6 +22,7 @@ from aegis.stages.quantize_study import quantize_study
 from aegis.stages.train import train
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.finish import Finish
+from aegis.training.finish_choice import plan_finish
 from aegis.training.inputs import TrainingInputs
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
@@ -41,7 +42,7 @@ def config(quick_base: Path, tmp_path: Path, shared_cache: Path) -> TrainConfig:
 def planned(config: TrainConfig, later: Later | None = None) -> Finish | None:
     base = find_base(config.base_model)
     with converted_vocabulary(base) as vocabulary:
-        return Finish.plan(config, base, later or Later(), vocabulary)
+        return plan_finish(config, base, later or Later(), vocabulary)
 
 
 def trained_bytes(run: Run) -> list[bytes]:

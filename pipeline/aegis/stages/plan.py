@@ -33,8 +33,7 @@ from aegis.runs.disk import checkpoints_bytes
 from aegis.runs.run import Run
 from aegis.runs.space_needs import Need
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
-from aegis.training.finish import Finish
-from aegis.training.finish_choice import types_with_room
+from aegis.training.finish_choice import plan_finish, types_with_room
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import matrix_rate
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
@@ -109,7 +108,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         with _vocabulary(base, export.llama_cpp_dir) as vocabulary:
             data, missing = _data(train, base, vocabulary)
             train = train if data is None else with_steps(train, data.windows)
-            finish = Finish.plan(train, base, later, vocabulary) if here else None
+            finish = plan_finish(train, base, later, vocabulary) if here else None
         types = types_with_room(finish, train, kind, capability, room)
         estimator, planner, variants = _memory_plans(base, train, kind, capability, room, types)
         if here:
