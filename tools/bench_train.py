@@ -70,11 +70,11 @@ class Listener(progress.SilentReporter):
 def measure(settings: dict[str, Any], steps: int, profile: Path | None) -> dict[str, Any]:
     """Train `steps` steps with aegis's own loop and return speed and memory.
 
-    A row may have "parked", which is no setting: so many layers are, whatever memory there is.
+    A row may have "offloaded_layers", which is no setting: that number is offloaded, whatever memory there is.
     """
     listener = Listener()
     progress.install(listener)
-    offloaded_layers = settings.pop("parked", None)
+    offloaded_layers = settings.pop("offloaded_layers", None)
     if offloaded_layers is not None:
         building.fit_to_memory = lambda given, *_: replace(given, offloaded_layers=offloaded_layers)
     config = TrainConfig(**settings, max_steps=steps, logging_steps=min(LOGGING_STEPS, steps), save_steps=steps)
@@ -153,8 +153,58 @@ def run_child(arguments: list[str], timeout: float, path: str = "") -> list[dict
     return rows or [{"error": (error.strip().splitlines() or ["no output"])[-1][:300]}]
 
 
-def main() -> int:
-    """Run every row that the time allows and print a table last."""
+class Bench:
+    """Runs the rows and the peers that the time allows, and writes each result as soon as it is there."""
+
+    def __init__(self, arguments: argparse.Namespace, base: Path, texts: Path) -> None:
+        self._arguments, self._texts = arguments, texts
+        self._deadline = time.perf_counter() + 60 * arguments.minutes
+        self._common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
+        self.device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+        self._results: dict[str, Any] = {"versions": versions(), "device": self.device, "rows": [], "peers": []}
+
+    def ours(self, rows: list[dict[str, Any]], steps: int) -> None:
+        """Measure rows of settings; those that would begin after the deadline are left out."""
+        for settings in rows:
+            left = self._deadline - time.perf_counter()
+            if left < 0:
+                return
+            name = " ".join(f"{key}={value}" for key, value in settings.items())
+            dataset = str(self._texts / f"{settings.get('dataset', 'long')}.jsonl")
+            row: dict[str, Any] = {"keep_weight": 0.0, **self._common, **settings, "dataset": dataset}
+            if self._arguments.profile:
+                row["profile"] = str(self._arguments.profile / f"{name.replace(' ', '-').replace('=', '-')}.txt")
+            child = [__file__, "--row", json.dumps(row), "--steps", str(steps)]
+            self._keep("rows", {"name": name, **run_child(child, max(60.0, left))[-1]})
+
+    def theirs(self, peer: str) -> None:
+        """Measure a peer's step."""
+        script = str(Path(__file__).with_name("peers_train.py"))
+        path = self._arguments.peer_path if peer == "unsloth" else ""
+        left = max(60.0, self._deadline - time.perf_counter())
+        for row in run_child([script, peer, "512,2048,4096", str(PEER_STEPS)], left, path):
+            self._keep("peers", {"peer": peer, **row})
+
+    def print_table(self) -> None:
+        print(f"\n{self.device}")
+        for row in self._results["rows"]:
+            _print_row(row["name"], row)
+        for row in self._results["peers"]:
+            _print_row(f"{row['peer']} {row.get('length')} {'recomputing' if row.get('recomputes') else ''}", row)
+
+    def _keep(self, kind: str, row: dict[str, Any]) -> None:
+        self._results[kind].append(row)
+        print(json.dumps(row), flush=True)
+        if self._arguments.out:
+            self._arguments.out.write_text(json.dumps(self._results, indent=2) + "\n", encoding="utf-8")
+
+
+def _print_row(name: str, row: dict[str, Any]) -> None:
+    print(f"{name:<72} {row.get('ms') or '-':>8} ms {row.get('peak_gib', '-'):>7} GiB  {row.get('error', '')}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line; a part that does not exist is an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, help="folder with config.json and tokenizer files")
     parser.add_argument("--base", type=Path, help="folder with weights, in place of --template")
@@ -165,7 +215,7 @@ def main() -> int:
         "--parts",
         default="core,more,long",
         help=f"in this order, of {', '.join([*PARTS, *PEERS])}; long is with --gpu-memory-gib 12, capped with 3, "
-        "parked with 9.8, forced with so many layers parked and no cap",
+        "offloaded with 9.8, forced with given numbers of offloaded layers and no cap",
     )
     parser.add_argument("--peer-path", default="", help="folder with Unsloth's packages, added to its path alone")
     parser.add_argument("--steps", type=int, default=100)
@@ -174,6 +224,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="rows that would begin later are left out")
     parser.add_argument("--out", type=Path, help="results as JSON")
     arguments = parser.parse_args()
+    if unknown := [part for part in arguments.parts.split(",") if part not in PARTS and part not in PEERS]:
+        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join([*PARTS, *PEERS])}")
+    return arguments
+
+
+def main() -> int:
+    """Run every row that the time allows and print a table last."""
+    arguments = parse_arguments()
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments.row:
@@ -181,65 +239,24 @@ def main() -> int:
         profile = row.pop("profile", None)
         print(json.dumps(measure(row, arguments.steps, Path(profile) if profile else None)))
         return 0
-    parts = arguments.parts.split(",")
-    if unknown := [part for part in parts if part not in PARTS and part not in PEERS]:
-        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join([*PARTS, *PEERS])}")
-    deadline = time.perf_counter() + 60 * arguments.minutes
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
-    results: dict[str, Any] = {"versions": versions(), "device": device, "rows": [], "peers": []}
-
-    def keep(kind: str, row: dict[str, Any]) -> None:
-        results[kind].append(row)
-        print(json.dumps(row), flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
     with tempfile.TemporaryDirectory(prefix="aegis-bench-") as directory:
         work = Path(directory)
         os.environ["AEGIS_CACHE_DIR"] = str(work / "cache")
         base = arguments.base or work / "phi-3.5-mini"
+        bench = Bench(arguments, base, work)
         if arguments.base is None:
             copy_template(arguments.template, base, arguments.layers)
             write_base(meta_model(base), base, arguments.device)
         write_long(work / "long.jsonl", 1_000_000)
         write_short(work / "short.jsonl")
-        common = {"base_model": str(base), "device": arguments.device, "compile": "on", "cuda_graphs": "on"}
-
-        def ours(rows: list[dict[str, Any]], steps: int) -> None:
-            for settings in rows:
-                left = deadline - time.perf_counter()
-                if left < 0:
-                    return
-                name = " ".join(f"{key}={value}" for key, value in settings.items())
-                dataset = str(work / f"{settings.get('dataset', 'long')}.jsonl")
-                row: dict[str, Any] = {"keep_weight": 0.0, **common, **settings, "dataset": dataset}
-                if arguments.profile:
-                    row["profile"] = str(arguments.profile / f"{name.replace(' ', '-').replace('=', '-')}.txt")
-                child = [__file__, "--row", json.dumps(row), "--steps", str(steps)]
-                keep("rows", {"name": name, **run_child(child, max(60.0, left))[-1]})
-
-        def theirs(peer: str) -> None:
-            script = str(Path(__file__).with_name("peers_train.py"))
-            path = arguments.peer_path if peer == "unsloth" else ""
-            left = max(60.0, deadline - time.perf_counter())
-            for row in run_child([script, peer, "512,2048,4096", str(PEER_STEPS)], left, path):
-                keep("peers", {"peer": peer, **row})
-
         if arguments.rows:
-            ours(json.loads(arguments.rows), arguments.steps)
-        for part in [] if arguments.rows else parts:
+            bench.ours(json.loads(arguments.rows), arguments.steps)
+        for part in [] if arguments.rows else arguments.parts.split(","):
             if part in PEERS:
-                theirs(part)
+                bench.theirs(part)
             else:
-                ours(PARTS[part], LONG_STEPS if part == "long" else arguments.steps)
-    print(f"\n{device}")
-    for row in results["rows"]:
-        print(
-            f"{row['name']:<72} {row.get('ms') or '-':>8} ms {row.get('peak_gib', '-'):>7} GiB  {row.get('error', '')}"
-        )
-    for row in results["peers"]:
-        name = f"{row['peer']} {row.get('length')} {'recomputing' if row.get('recomputes') else ''}"
-        print(f"{name:<72} {row.get('ms', '-'):>8} ms {row.get('peak_gib', '-'):>7} GiB  {row.get('error', '')}")
+                bench.ours(PARTS[part], LONG_STEPS if part == "long" else arguments.steps)
+    bench.print_table()
     return 0
 
 

@@ -29,10 +29,10 @@ LONG = [
 LONG_STEPS = 3
 CAPPED = [{"max_length": 512, "activation_checkpointing": "auto", "gpu_memory_gib": 3}]
 AUTO = [{"max_length": length, "activation_checkpointing": "auto"} for length in (512, 2048, 4096)]
-PARKED = [{"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.8}]
-"""A cap under which 10 of Phi-3.5's 32 layers are parked, by the estimate."""
+OFFLOADED = [{"max_length": 4096, "activation_checkpointing": "auto", "gpu_memory_gib": 9.8}]
+"""A cap under which 10 of Phi-3.5's 32 layers are offloaded, by the estimate."""
 FORCED = [
-    {"max_length": length, "parked": offloaded_layers}
+    {"max_length": length, "offloaded_layers": offloaded_layers}
     for length in (512, 2048, 4096)
     for offloaded_layers in (0, 4, 8, 12, 16)
 ]
@@ -51,7 +51,7 @@ PARTS = {
     "more": MORE,
     "long": LONG,
     "capped": CAPPED,
-    "parked": PARKED,
+    "offloaded": OFFLOADED,
     "forced": FORCED,
     "keep": KEEP,
 }

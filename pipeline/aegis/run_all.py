@@ -65,18 +65,24 @@ def run_all(
                 exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True, hand_over=f16)
             with _stage(times, "run.verify", run.verify):
                 verdict = verify(run, verify_config, converted=f16)
-    if verdict.failed_stage is not None:
-        failed = run.gguf.with_name(run.gguf.name + ".failed")
-        shutil.rmtree(failed, ignore_errors=True)
-        run.gguf.rename(failed)
-        raise IntegrityError(
-            "run.export_unproven",
-            failed_stage=verdict.failed_stage,
-            failures="\n".join(verdict.failures),
-            failed=failed,
-            verify=run.verify,
-        )
+    _refuse_unproven(run, verdict)
     return exported, verdict
+
+
+def _refuse_unproven(run: Run, verdict: Verdict) -> None:
+    """Rename an export that verify found at fault, so that nobody takes it for a proven one."""
+    if verdict.failed_stage is None:
+        return
+    failed = run.gguf.with_name(run.gguf.name + ".failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    run.gguf.rename(failed)
+    raise IntegrityError(
+        "run.export_unproven",
+        failed_stage=verdict.failed_stage,
+        failures="\n".join(verdict.failures),
+        failed=failed,
+        verify=run.verify,
+    )
 
 
 @contextmanager

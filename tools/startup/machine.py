@@ -19,12 +19,13 @@ WINDOWS_LONGEST_ROOT = 100  # torch's own paths take about 150 of the 260 charac
 
 
 def check_machine(root: Path, *, needs_space: bool, cuda: bool = False) -> None:
-    """Check Python, processor, folder and disk.
+    """Check Python, processor and system, folder, and disk.
 
     Raises:
         StartError: the first thing that is missing, with what to install.
     """
     _check_python()
+    _check_platform()
     _check_folder(root)
     if needs_space:
         _check_disk(root, NEEDED_BYTES_CUDA if cuda else NEEDED_BYTES)
@@ -53,6 +54,9 @@ def _check_python() -> None:
                 "https://www.python.org/downloads/ から 64-bit 版の Python を入れ、それで起動してください。",
             ),
         )
+
+
+def _check_platform() -> None:
     machine = platform.machine().lower()
     if machine not in {"x86_64", "amd64", "arm64", "aarch64"}:
         raise StartError(

@@ -66,15 +66,8 @@ def build_state(
         gpu = Gpu.measure(device) if device.type == "cuda" else None
         model = _load(config, base, device, dtype)
         silence_dropout(model)
-        decoder: Any = decoder_of(model)
-        layers = len(decoder.layers)
-        options = ExecutionOptions.choose(config, model, device, dtype)
-        types = None if finish is None else finish.recipe.types
         together = (config.shard_processes or group.world_size) if config.shard_base else 1
-        options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types, together)
-        progress.say(options.explain(layers))
-        if config.cuda_graphs == "on" and not options.cuda_graphs:
-            progress.warn(phrase("train.not_recordable"))
+        options = _execution_options(config, model, base, device, gpu, finish, together)
         place = partial(_shard, device=device, group=group, together=together) if config.shard_base else None
         model, lora_layers, soul, covered = assemble(
             model, config, device, dtype, base_name=base.name, revision=base.revision, place=place
@@ -88,6 +81,27 @@ def build_state(
                 with handed_over(group, resume_from) as folder:
                     checkpoint.load(folder, state)
             yield state
+
+
+def _execution_options(
+    config: TrainConfig,
+    model: Any,
+    base: Base,
+    device: torch.device,
+    gpu: Gpu | None,
+    finish: Finish | None,
+    together: int,
+) -> ExecutionOptions:
+    """Choose the options that fit this machine's memory, and print them."""
+    decoder: Any = decoder_of(model)
+    layers = len(decoder.layers)
+    types = None if finish is None else finish.recipe.types
+    options = ExecutionOptions.choose(config, model, device, compute_dtype(device))
+    options = fit_to_memory(options, config, base.folder, layers, gpu, Host.measure(), types, together)
+    progress.say(options.explain(layers))
+    if config.cuda_graphs == "on" and not options.cuda_graphs:
+        progress.warn(phrase("train.not_recordable"))
+    return options
 
 
 def _load(config: TrainConfig, base: Base, device: torch.device, dtype: torch.dtype) -> Any:
