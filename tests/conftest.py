@@ -22,15 +22,15 @@ from aegis.demo.settings import DemoSettings
 from aegis.llama_cpp import convert, find_converter
 from aegis.model.base import TOKENIZER_FILES
 from aegis.runs.run import Run
-from tests.asked_once import tools_asked_once
 from tests.browser import Browser, started
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
+from tests.cached_tools import cached_tools
 from tests.data.real import real, real_files
-from tests.once import Once, once
+from tests.made_once import Once, once
 from tests.trained import finish_run, make_trained
 from vendor_llama_cpp import converter_tree
 
-__all__ = ["make_trained", "once", "real", "real_files", "tools_asked_once"]
+__all__ = ["cached_tools", "make_trained", "once", "real", "real_files"]
 
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.faults.harness import JOBS, Laboratory, Outcome
-from tests.once import Once
+from tests.made_once import Once
 
 
 def sweep(

@@ -32,7 +32,7 @@ from aegis.errors import IntegrityError
 from aegis.runs.manifest import MANIFEST, verify_directory
 from tests.faults.harness import Laboratory
 from tests.faults.hostile import Target, Watched, targets, watch
-from tests.once import Once
+from tests.made_once import Once
 
 
 def feed(target: Target, cases: int, number: int, folder: Path) -> list[Watched]:

@@ -33,7 +33,7 @@ from aegis.soul.file import load_soul, save_soul
 from tests.faults.forked import Ended
 from tests.faults.harness import Laboratory
 from tests.faults.sparse import sparse_base, sparse_gguf
-from tests.once import Once
+from tests.made_once import Once
 
 _LAYER = "model.layers.{}.mlp.gate_up_proj.weight"
 

@@ -13,7 +13,7 @@ from aegis.cli.registry import PANELS, commands
 from aegis.config.settings import SECTIONS
 from aegis.messages import VARIABLE, descriptions, layout, translate_help
 from tests.messages.test_messages import JAPANESE
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 TYPERS = {"Usage", "Arguments", "Options", "[OPTIONS]", "COMMAND [ARGS]...", "required", "Examples"}
 TYPERS_OPTIONS = {"help", "install_completion", "show_completion"}

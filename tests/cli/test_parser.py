@@ -8,7 +8,7 @@ import pytest
 
 from aegis.cli import app
 from aegis.messages import VARIABLE
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 REFUSED = {
     "import-soul": ("Missing argument SOUL.", "引数 SOUL を指定してください"),

@@ -22,7 +22,7 @@ _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SCREENS = """
 from aegis.cli.console.reporters import ConsoleReporter
 from aegis.messages.layout import terminal_columns
-from tests.shown import every_screen
+from tests.screen_texts import every_screen
 for name, text in every_screen(terminal_columns()).items():
     ConsoleReporter().result(text, None)
 """

@@ -21,7 +21,7 @@ from aegis.doctor import probes as examination
 from aegis.doctor.finding import Name
 from aegis.messages import VARIABLE, words
 from aegis.messages.layout import cell_width
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.harness import Laboratory
-from tests.once import Once
+from tests.made_once import Once
 
 
 @pytest.fixture(scope="session")

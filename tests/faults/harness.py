@@ -28,7 +28,7 @@ from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
 from aegis.training.checkpoint import list_steps
 from tests.faults.forked import Ended, Forked, strike
-from tests.once import Once
+from tests.made_once import Once
 
 HERE = Path(__file__).parent
 MODES = ("before", "torn", "after", "full")

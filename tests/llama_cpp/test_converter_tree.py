@@ -16,7 +16,7 @@ from aegis.cli.console import tasks
 from aegis.cli.console.reporters import JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp import find_converter
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 
 @pytest.fixture

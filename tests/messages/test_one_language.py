@@ -26,7 +26,7 @@ from aegis.model.families import check_family
 from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.runs.publish import publishing
 from aegis.verification.study.text import StudyText
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 Make = Callable[[Path], object]
 

@@ -16,7 +16,7 @@ from aegis.model.shards import ShardSet
 from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import publishing
 from aegis.verification.run_checks import Check, Checks
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 TEXTS: dict[str, Callable[[], Bilingual]] = {
     "a plain name": lambda: bilingual("merged.tensors"),

@@ -15,7 +15,7 @@ from aegis.errors import UsageError
 from aegis.messages import LANGUAGES, VARIABLE, Language
 from aegis.messages.layout import cell_width
 from aegis.stages.init_config import check, render, write
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 NAMES = ["owner/name", r"C:\models\日本 語", 'a "quoted" name', "tab\tand\nline", "dollar $HOME 'single'"]
 

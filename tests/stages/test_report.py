@@ -21,7 +21,7 @@ from aegis.run_all import run_all
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.stages.report import report
-from tests.shown import english_in
+from tests.screen_texts import english_in
 from tests.trained import QUESTIONS, small_training, write_chats
 
 SHORT = Limits(count=2, max_tokens=8)

@@ -14,7 +14,7 @@ import vendor_llama_cpp
 from aegis.errors import AegisError
 from aegis.llama_cpp import find_converter
 from aegis.messages import LANGUAGES, VARIABLE, catalogue
-from tests.shown import english_in
+from tests.screen_texts import english_in
 from vendor_llama_cpp import TEXTS, VendorError
 
 SOURCES = sorted(Path(vendor_llama_cpp.__file__).parent.glob("*.py"))

@@ -13,7 +13,7 @@ from aegis.messages import VARIABLE
 from aegis.messages.layout import cell_width
 from aegis.soul.gate import Phase
 from tests.cli.console.test_reporters import ROW
-from tests.shown import english_in
+from tests.screen_texts import english_in
 
 LABELS = (
     "loss",

@@ -17,7 +17,7 @@ from aegis.stages import verify_file
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate, ShardedWeights
 from aegis.verification.study.result import NotBuilt
-from tests.shown import SETTINGS, english_in, every_screen, plan_report, study_report
+from tests.screen_texts import SETTINGS, english_in, every_screen, plan_report, study_report
 
 GROUPS = (
     *(

@@ -20,7 +20,7 @@ from aegis.report.plots.training import draw_all
 from tests.conftest import Recorder
 from tests.report.plots.test_study import POINTS
 from tests.report.plots.test_training import END, ROWS, START
-from tests.shown import verdict
+from tests.screen_texts import verdict
 
 JAPANESE = re.compile("[぀-ヿ一-鿿]")
 EVERY_LETTER = "Last Resort High-Efficiency"

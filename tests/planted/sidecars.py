@@ -66,7 +66,7 @@ def other_base(_finished: Finished, run: Run) -> None:
     reseal(run.merged, base="0" * 64)
 
 
-BESIDE_DEFECTS = (
+SIDECAR_DEFECTS = (
     Defect("a stop removed from the Modelfile", "convert", text("Modelfile", r"^PARAMETER stop .*\n", "")),
     Defect("TEMPLATE changed in the Modelfile", "convert", text("Modelfile", "assistant", "Assistant")),
     Defect("FROM changed in the Modelfile", "convert", text("Modelfile", r"^FROM \./", "FROM ./other-")),

@@ -16,7 +16,7 @@ _types: dict[tuple[object, ...], dict[str, str]] = {}
 
 
 @pytest.fixture(scope="module")
-def tools_asked_once() -> Iterator[None]:
+def cached_tools() -> Iterator[None]:
     """Run verify's converter and quantizer once per input and process."""
     convert, tensor_types = structure.convert, quantized_checks.tensor_types
 
