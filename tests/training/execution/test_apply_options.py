@@ -9,8 +9,8 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.training.execution import apply_options as module
+from aegis.training.execution.activation_checkpointing import ActivationStore, Slot
 from aegis.training.execution.apply_options import apply_options, host_embeddings
-from aegis.training.execution.checkpointing import ActivationStore, Slot
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper

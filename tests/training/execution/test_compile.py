@@ -11,7 +11,7 @@ from torch import Tensor
 from aegis.config.settings import TrainConfig
 from aegis.model.soul_hook import decoder_of
 from aegis.training.execution import compile
-from aegis.training.execution.checkpointing import ActivationStore, Slot, saving_to
+from aegis.training.execution.activation_checkpointing import ActivationStore, Slot, saving_to
 from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
 from aegis.training.kernels.varlen_attention import install_attention
 from tests.training.conftest import MakeState

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from aegis.model.soul_hook import decoder_of
-from aegis.training.execution.checkpointing import ActivationStore, checkpointed, saving_to
+from aegis.training.execution.activation_checkpointing import ActivationStore, checkpointed, saving_to
 from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
 from aegis.training.execution.offloading import HostActivationStore
 from aegis.training.execution.options import ExecutionOptions, is_offloaded

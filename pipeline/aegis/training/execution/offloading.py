@@ -12,7 +12,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from aegis.training.execution.checkpointing import ActivationStore, Slot, any_left
+from aegis.training.execution.activation_checkpointing import ActivationStore, Slot, any_left
 from aegis.training.execution.pinned_memory import pinning
 
 

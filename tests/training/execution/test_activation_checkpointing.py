@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aegis.errors import EnvironmentFault
-from aegis.training.execution.checkpointing import ActivationStore, Slot, checkpointed, saving_to
+from aegis.training.execution.activation_checkpointing import ActivationStore, Slot, checkpointed, saving_to
 from aegis.training.execution.offloading import HostActivationStore
 from aegis.training.execution.options import IN_FLIGHT, is_offloaded
 
