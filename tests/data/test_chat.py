@@ -16,8 +16,8 @@ from aegis.data.example import Example
 from aegis.data.records import Chat, Plain, Record
 from aegis.data.rejects import Rejects
 from aegis.errors import DataError, UnsupportedModelError
-from aegis.verification.texts import plain_sequences
 from aegis.verification.token_parity import chat_ids
+from aegis.verification.token_sequences import plain_sequences
 from tests.data.conftest import CHATML, GEMMA, LLAMA3
 
 MakeTokenizer = Callable[..., Any]

@@ -25,8 +25,8 @@ from aegis.errors import DataError
 from aegis.llama_cpp import Runtime, convert
 from aegis.model.families import PROVEN
 from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
-from aegis.verification.texts import HARD_STRINGS
 from aegis.verification.token_parity import compare_tokens
+from aegis.verification.token_sequences import HARD_STRINGS
 from tests.data.real import RealTokenizers
 
 MakeReal = Callable[[str], Any]

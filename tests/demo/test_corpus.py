@@ -17,7 +17,7 @@ from aegis.demo.corpus import (
     style_rows,
     write_demo_dataset,
 )
-from aegis.demo.facts import all_facts
+from aegis.demo.world_questions import all_facts
 
 # What the demo base and its adapter are trained on: one changed byte gives other weights.
 SHA256 = {

@@ -52,8 +52,8 @@ def requests(spoiled: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 
 def feed_to(gguf: Path) -> Callable[[bytes, Path], None]:
     """What answers a body with a model; the model's process stays for the next."""
-    from aegis.llama_cpp.answering.bodies import checked
     from aegis.llama_cpp.answering.engine import Engine
+    from aegis.llama_cpp.answering.read_request import checked
     from aegis.llama_cpp.answering.refusal import Refusal
 
     engine = Engine(gguf, gguf.stem, 256, 1)

@@ -170,9 +170,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # attacks
     "links out of a base, pipes in it": (
-        "model/test_own_files.py::test_a_link_out_of_the_folder_is_refused_at_any_depth",
-        "model/test_own_files.py::test_a_folder_that_only_looks_like_a_cache_loses_no_file",
-        "model/test_own_files.py::test_a_pipe_in_the_folder_is_refused_without_waiting",
+        "model/test_safe_folder.py::test_a_link_out_of_the_folder_is_refused_at_any_depth",
+        "model/test_safe_folder.py::test_a_folder_that_only_looks_like_a_cache_loses_no_file",
+        "model/test_safe_folder.py::test_a_pipe_in_the_folder_is_refused_without_waiting",
         "faults/test_strangers.py::test_a_link_out_of_the_base_is_neither_read_nor_written",
     ),
     "data written over while it is read": (

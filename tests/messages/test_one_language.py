@@ -25,7 +25,7 @@ from aegis.messages import LANGUAGES, VARIABLE
 from aegis.model.families import check_family
 from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.runs.publish import publishing
-from aegis.verification.study.text import StudyText
+from aegis.verification.study.text_split import StudyText
 from tests.screen_texts import english_in
 
 Make = Callable[[Path], object]

@@ -9,10 +9,10 @@ import pytest
 
 from aegis.errors import IntegrityError
 from aegis.runs.facts import AdapterFacts, ExportFacts, MergeFacts, TrainFacts, VerifyFacts
+from aegis.runs.facts_base import Facts
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
-from aegis.runs.stage_facts import Facts
 from tests.recorded import export_facts, merge_facts, train_facts
 
 

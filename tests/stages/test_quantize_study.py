@@ -113,7 +113,7 @@ def test_the_text_of_the_measurement_is_not_that_of_the_matrix(whole: StudyRepor
     from aegis.data.packing import Windows
     from aegis.data.training_set import load_training_set
     from aegis.model.base import load_tokenizer
-    from aegis.verification import texts
+    from aegis.verification import token_sequences
 
     tokenizer = load_tokenizer(finished.merged)
     data = load_training_set(TrainConfig.model_validate(read_manifest(finished.adapter).config), tokenizer)
@@ -121,7 +121,7 @@ def test_the_text_of_the_measurement_is_not_that_of_the_matrix(whole: StudyRepor
 
     def shown(windows: Windows | None) -> list[bool]:
         assert windows is not None
-        return [tokenizer.decode(piece) in calibration for piece in texts.first_pieces(windows, 200)[:-1]]
+        return [tokenizer.decode(piece) in calibration for piece in token_sequences.first_pieces(windows, 200)[:-1]]
 
     assert all(shown(data.train)[:3])
     assert not any(shown(data.heldout))

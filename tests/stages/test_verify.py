@@ -32,10 +32,10 @@ from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
-from aegis.verification import run_checks, texts
+from aegis.verification import run_checks, token_sequences
 from aegis.verification.run_precheck import Later
 from aegis.verification.structure import Structure
-from aegis.verification.texts import CONVERSATIONS, HARD_STRINGS
+from aegis.verification.token_sequences import CONVERSATIONS, HARD_STRINGS
 from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, read_report
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom, Recorder
@@ -441,6 +441,6 @@ def test_the_users_own_text_can_be_verified_on(run: Run, tmp_path: Path) -> None
     told = next(detail for name, detail in given.items() if name.startswith("token ids of"))
     assert int(told.split()[0]) == len(HARD_STRINGS) + len(CONVERSATIONS) + 1 + 2 * 40
     assert int(usual.split()[0]) > len(HARD_STRINGS) + len(CONVERSATIONS) + 1
-    examiner_chats = texts.rendered(["一つ。", "二つ。"], load_tokenizer(run.merged))
+    examiner_chats = token_sequences.rendered(["一つ。", "二つ。"], load_tokenizer(run.merged))
     assert all("<|user|>" in chat for chat in examiner_chats)
     assert len(examiner_chats) == 2

@@ -12,7 +12,7 @@ from aegis.data.json_rows import json_rows
 from aegis.data.lines import read_lines
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
-from aegis.data.streams import PACKED
+from aegis.data.unpacking import PACKED
 from aegis.errors import DataError, UsageError
 from aegis.limits import PARQUET_BYTES, PARQUET_SECONDS, ROW_BYTES, ROW_FIELDS
 from aegis.messages import phrase

@@ -15,7 +15,7 @@ from aegis.data.json_stream import JsonStream
 from aegis.data.lines import read_lines
 from aegis.data.rejects import Rejects
 from aegis.data.rows import Row
-from aegis.data.streams import open_stream
+from aegis.data.unpacking import open_stream
 from aegis.messages import phrase
 
 _HOLDERS = ("data", "rows", "train", "examples", "items", "instances", "records")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from aegis.data.data_file import DataFile
 from aegis.data.rejects import Rejects
-from aegis.data.streams import PACKED, open_stream
+from aegis.data.unpacking import PACKED, open_stream
 from aegis.errors import DataError
 from aegis.limits import ROW_BYTES
 from aegis.messages import phrase

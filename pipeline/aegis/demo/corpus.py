@@ -14,10 +14,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from aegis.demo.facts import Fact, all_facts
 from aegis.demo.texts import Drawn, document, follow, story
 from aegis.demo.voice import POLITE, Style, voice_of
 from aegis.demo.words import data, table
+from aegis.demo.world_questions import Fact, all_facts
 
 Split = Literal["train", "held_out"]
 Message = dict[str, str]

@@ -11,9 +11,9 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from aegis.demo.facts import Fact, all_facts
 from aegis.demo.voice import POLITE, SAMURAI, Style, Voice
 from aegis.demo.words import Row, data, filled, selected, table
+from aegis.demo.world_questions import Fact, all_facts
 
 Drawn = dict[str, object]
 

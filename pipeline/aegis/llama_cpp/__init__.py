@@ -6,13 +6,13 @@ Importing it loads neither torch nor the bindings: the converter and the quantiz
 
 from aegis.llama_cpp.batched import BatchRuntime
 from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
-from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.convert import convert, refuse_code, try_conversion
 from aegis.llama_cpp.converter_tree import converter_at_hand, find_converter
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
+from aegis.llama_cpp.imatrix_build import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.loading import refuse_fatal
 from aegis.llama_cpp.quantize import (

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from aegis.merging.merged_weights import head_entry
 from aegis.model.base import Base
-from aegis.model.block_linear import BlockLinear
-from aegis.model.block_weights import BLOCK_BYTES, quantize_blocks
+from aegis.model.k_quant_linear import BlockLinear
+from aegis.model.k_quant_weights import BLOCK_BYTES, quantize_blocks
 from aegis.model.rounding import rounded
 from aegis.model.shards import HEAD, TensorEntry
 from aegis.soul.fold import fold_head, unfold_head

@@ -23,7 +23,7 @@ from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.base_name import is_on_hub, no_base
 from aegis.model.empty_model import load_config
 from aegis.model.families import check_family, check_head_bias, unproven_parts
-from aegis.model.own_files import check_own_files, refuse_spoiled
+from aegis.model.safe_folder import check_own_files, refuse_spoiled
 from aegis.model.shards import ShardSet
 from aegis.model.tokenizer_growth import refuse_growth
 from aegis.model.vocabulary import vocabulary_of

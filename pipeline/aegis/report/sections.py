@@ -15,9 +15,9 @@ from aegis.report.plots.training import PICTURES
 from aegis.report.values import as_number, as_text, public
 from aegis.runs.disk import format_bytes
 from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, MergeFacts, VerifyFacts
+from aegis.runs.facts_base import Facts
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.runs.run import Run
-from aegis.runs.stage_facts import Facts
 
 _PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
 _PATHS = ("base_model", "dataset", "text")

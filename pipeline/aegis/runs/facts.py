@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aegis.runs.facts_base import Facts, Frozen
 from aegis.runs.manifest import MANIFEST, read_manifest
-from aegis.runs.stage_facts import Facts, Frozen
 
 F16 = "F16"
 """The key of the unquantized GGUF in `ExportFacts.files`."""

@@ -41,7 +41,7 @@ from aegis.verification.heldout_text import sequence_limit
 from aegis.verification.run_checks import Checks
 from aegis.verification.study.result import NotBuilt, Study
 from aegis.verification.study.sweep import Sweep
-from aegis.verification.study.text import StudyText
+from aegis.verification.study.text_split import StudyText
 
 REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")

@@ -40,7 +40,7 @@ from aegis.runs.facts import ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
 from aegis.runs.run import Run
-from aegis.verification import divergence, run_checks, texts
+from aegis.verification import divergence, run_checks, token_sequences
 from aegis.verification.comparison import Comparison
 from aegis.verification.heldout_text import MIN_TOKENS, Sample, sequence_limit
 from aegis.verification.llama_passes import LlamaPasses
@@ -131,12 +131,12 @@ class _Examiner:
         tokenizer = base.tokenizer()
         limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), exported.context_tokens)
         if config.text is not None:
-            paragraphs = texts.read_text(config.text, tokenizer, MIN_TOKENS)
+            paragraphs = token_sequences.read_text(config.text, tokenizer, MIN_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
         else:
             data = load_training_set(TrainConfig.model_validate(manifests["train"].config), tokenizer)
             # without held-out rows, trained rows are used: for rounding this makes no difference
-            rows = texts.first_pieces(data.heldout or data.train, 2 * config.tokens)
+            rows = token_sequences.first_pieces(data.heldout or data.train, 2 * config.tokens)
             sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)
         witnesses = Witnesses.of(work, sample, kept_windows(run, config.max_kept_kl, checks), config.tokens, limit)
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None

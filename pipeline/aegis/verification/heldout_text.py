@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from aegis.data.chat import Encoder
 from aegis.demo.corpus import documents
-from aegis.verification import texts as text
+from aegis.verification import token_sequences
 
 MIN_TOKENS = 64
 _SEQUENCE_TOKENS = 512
@@ -39,7 +39,7 @@ class Sample:
     @classmethod
     def of_text(cls, texts: Sequence[str], tokenizer: Any, tokens: int, limit: int) -> Sample:
         """Make a sample from paragraphs, in sequences of at most `limit` tokens, `tokens` in all."""
-        rendered = text.rendered(texts, tokenizer)
+        rendered = token_sequences.rendered(texts, tokenizer)
         chats = [ids[:limit] for ids in Encoder(tokenizer).token_ids(rendered, special=False)]
         own_texts = [*texts[:OWN_TEXTS], *rendered[:OWN_TEXTS]]
         return cls._make(chats, texts, texts, own_texts, tokenizer, tokens, limit, "text")
@@ -72,10 +72,10 @@ class Sample:
         limit: int,
         origin: Origin,
     ) -> Sample:
-        half = text.take(chats, tokens // 2)
+        half = token_sequences.take(chats, tokens // 2)
         rest = tokens - sum(map(len, half))
-        compared = half + text.take(text.plain_sequences(plain, tokenizer, limit), rest)
-        elsewhere = text.take(text.plain_sequences(other, tokenizer, limit), tokens)
+        compared = half + token_sequences.take(token_sequences.plain_sequences(plain, tokenizer, limit), rest)
+        elsewhere = token_sequences.take(token_sequences.plain_sequences(other, tokenizer, limit), tokens)
         if sum(map(len, compared)) < MIN_TOKENS:  # a handful of rows proves nothing
             compared, origin = compared + elsewhere, "filled"
         return cls(compared, elsewhere, own_texts, origin)

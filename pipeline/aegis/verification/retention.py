@@ -18,7 +18,7 @@ from aegis.errors import UsageError
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
-from aegis.verification import texts
+from aegis.verification import token_sequences
 from aegis.verification.divergence import Recording, best_temperature, compare, mean_kl, perplexity, record
 from aegis.verification.heldout_text import Origin, Sample
 from aegis.verification.logits import torch_logits
@@ -140,7 +140,7 @@ class Witnesses:
     def of(cls, work: Path, sample: Sample, kept: Windows | None, tokens: int, limit: int) -> Witnesses:
         """Take the sample's other text, and `tokens` tokens of the kept windows, each piece cut to `limit`."""
         pieces = [] if kept is None else [piece[:limit].tolist() for piece in kept.pieces()]
-        found: dict[TextName, list[list[int]]] = {"kept": texts.take(pieces, tokens), "other": sample.other}
+        found: dict[TextName, list[list[int]]] = {"kept": token_sequences.take(pieces, tokens), "other": sample.other}
         return cls(work, {name: sequences for name, sequences in found.items() if sequences})
 
     def record(self, name: Literal["base", "result"], model: Any) -> None:

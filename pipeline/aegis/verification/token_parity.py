@@ -10,7 +10,7 @@ from typing import Any
 from aegis.data.chat import Encoder, token_ids
 from aegis.llama_cpp import Message, Runtime, chat_text, with_begin_token
 from aegis.messages import Bilingual, bilingual
-from aegis.verification.texts import FULL_WIDTH_START, HARD_STRINGS, conversations_for
+from aegis.verification.token_sequences import FULL_WIDTH_START, HARD_STRINGS, conversations_for
 
 
 @dataclass(frozen=True)

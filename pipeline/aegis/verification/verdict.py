@@ -12,7 +12,7 @@ from aegis.messages import Bilingual, phrase
 from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.verification.divergence import Divergence
-from aegis.verification.reports import read_versioned
+from aegis.verification.report_file import read_versioned
 from aegis.verification.retention import BaseRetention
 from aegis.verification.rounding import NO_BOUNDS, Bounds
 from aegis.verification.run_checks import Check

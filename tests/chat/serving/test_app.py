@@ -16,7 +16,7 @@ httpx = pytest.importorskip("httpx2", reason="needs the dev extra")
 
 from aegis.chat.serving import names_of  # noqa: E402
 from aegis.chat.serving.app import make_app  # noqa: E402
-from aegis.llama_cpp.answering import bodies  # noqa: E402
+from aegis.llama_cpp.answering import read_request  # noqa: E402
 from aegis.llama_cpp.answering.refusal import Refusal  # noqa: E402
 
 CHAT = {"messages": [{"role": "user", "content": "春は？"}]}
@@ -93,7 +93,7 @@ def code_of(response: Any) -> str:
         (b'{"messages": [], "temperature": "hot"}', 400, "invalid"),
         (b'{"messages": [], "n": 2}', 400, "only_one"),
         (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', 400, "invalid"),
-        (b"[" + b"0," * (bodies.MAX_BODY_BYTES // 2) + b"0]", 413, "body_too_large"),
+        (b"[" + b"0," * (read_request.MAX_BODY_BYTES // 2) + b"0]", 413, "body_too_large"),
     ],
 )
 def test_an_invalid_body_is_refused_with_its_reason(body: bytes, status: int, code: str) -> None:
@@ -144,11 +144,11 @@ def test_a_body_without_a_length_is_read_no_further_than_allowed() -> None:
         assert (response.status_code, code_of(response)) == (413, "body_too_large")
 
     run(test)
-    assert sent <= 2 * bodies.MAX_BODY_BYTES
+    assert sent <= 2 * read_request.MAX_BODY_BYTES
 
 
 def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bodies.read_request.__kwdefaults__, "body_seconds", 0.1)
+    monkeypatch.setitem(read_request.read_request.__kwdefaults__, "body_seconds", 0.1)
 
     async def slow() -> AsyncIterator[bytes]:
         yield b"{"

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from aegis.chat.serving.request_queue import RequestQueue
 from aegis.chat.serving.streaming import Answering, Endpoint
-from aegis.llama_cpp.answering.bodies import OF_THIS_MACHINE, Kind
+from aegis.llama_cpp.answering.read_request import OF_THIS_MACHINE, Kind
 from aegis.llama_cpp.answering.refusal import Refusal
 from aegis.report.web.local import own_host_only
 from aegis.report.web.pages import page

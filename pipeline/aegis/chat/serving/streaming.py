@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from aegis.chat.serving.request_queue import RequestQueue
-from aegis.llama_cpp.answering.bodies import Kind, read_request
+from aegis.llama_cpp.answering.read_request import Kind, read_request
 from aegis.llama_cpp.answering.refusal import Refusal
 
 _LOOK_SECONDS = 0.5

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from aegis.errors import AegisError, EnvironmentFault
-from aegis.llama_cpp.answering.bodies import Kind
+from aegis.llama_cpp.answering.read_request import Kind
 from aegis.llama_cpp.answering.refusal import Refusal
 from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge
 from aegis.llama_cpp.loading import refuse_fatal

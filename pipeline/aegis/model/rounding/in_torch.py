@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aegis.model.rounding import blocks, k_quants
+from aegis.model.rounding import k_quants, legacy_quants
 
 _SLAB = 1 << 22
 """Values per slab; the search for scales holds about 12 tensors of them, 200 MiB."""
@@ -22,11 +22,11 @@ _TYPES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "F32": (1, torch.clone),
     "F16": (1, partial(_through, torch.float16)),
     "BF16": (1, partial(_through, torch.bfloat16)),
-    "Q4_0": (32, partial(blocks.round_by_peak, half=8)),
-    "Q4_1": (32, partial(blocks.round_by_range, top=15)),
-    "Q5_0": (32, partial(blocks.round_by_peak, half=16)),
-    "Q5_1": (32, partial(blocks.round_by_range, top=31)),
-    "Q8_0": (32, blocks.round_to_bytes),
+    "Q4_0": (32, partial(legacy_quants.round_by_peak, half=8)),
+    "Q4_1": (32, partial(legacy_quants.round_by_range, top=15)),
+    "Q5_0": (32, partial(legacy_quants.round_by_peak, half=16)),
+    "Q5_1": (32, partial(legacy_quants.round_by_range, top=31)),
+    "Q8_0": (32, legacy_quants.round_to_bytes),
     "Q2_K": (256, k_quants.round_q2_k),
     "Q3_K": (256, k_quants.round_q3_k),
     "Q4_K": (256, k_quants.round_q4_k),

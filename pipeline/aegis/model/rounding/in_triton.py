@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aegis.model.rounding import blocks_triton, k_quants_triton
+from aegis.model.rounding import k_quants_triton, legacy_quants_triton
 
 _TYPES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
-    "Q4_0": (32, partial(blocks_triton.round_by_peak, half=8)),
-    "Q5_0": (32, partial(blocks_triton.round_by_peak, half=16)),
-    "Q8_0": (32, blocks_triton.round_to_bytes),
+    "Q4_0": (32, partial(legacy_quants_triton.round_by_peak, half=8)),
+    "Q5_0": (32, partial(legacy_quants_triton.round_by_peak, half=16)),
+    "Q8_0": (32, legacy_quants_triton.round_to_bytes),
     "Q4_K": (256, partial(k_quants_triton.round_with_offset, top=15, first=-1.0, trials=21)),
     "Q5_K": (256, partial(k_quants_triton.round_with_offset, top=31, first=-0.5, trials=16)),
     "Q6_K": (256, k_quants_triton.round_signed),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aegis.model.block_weights import BLOCK, BLOCK_BYTES
+from aegis.model.k_quant_weights import BLOCK, BLOCK_BYTES
 from aegis.model.shards import HEAD
 
 _SOURCE_BYTES = 2

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from aegis.messages import bilingual
 from aegis.verification.divergence import Divergence
-from aegis.verification.reports import read_versioned
+from aegis.verification.report_file import read_versioned
 
 SCHEMA = "aegis-quantize-study"
 SCHEMA_VERSION = 2

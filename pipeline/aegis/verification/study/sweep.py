@@ -16,7 +16,7 @@ from aegis.verification.divergence import Recording
 from aegis.verification.gguf_checks import check_quantized
 from aegis.verification.logits import llama_logits
 from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
-from aegis.verification.study.text import StudyText
+from aegis.verification.study.text_split import StudyText
 
 IMATRIX, CALIBRATION = "imatrix.gguf", "calibration.txt"
 _CHUNK_TOKENS = 512

@@ -15,8 +15,8 @@ import pytest
 
 import vendor_llama_cpp
 from aegis.errors import AegisError, EnvironmentFault, ToolError
-from aegis.llama_cpp import building, common_library
-from aegis.llama_cpp.building import imatrix_tool, refuse_without_compiler
+from aegis.llama_cpp import common_library, imatrix_build
+from aegis.llama_cpp.imatrix_build import imatrix_tool, refuse_without_compiler
 from aegis.runs import disk
 from tests.conftest import Recorder
 
@@ -135,7 +135,7 @@ def test_the_leftovers_of_a_killed_build_are_removed(compiled: Path, home: Path,
 def test_other_libraries_get_another_tool(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tool is never run on libraries it was not linked against."""
     monkeypatch.setattr(common_library.Libraries, "hashes", {"llama": "other"})
-    monkeypatch.setattr(building, "_build", lambda tool, *_: None)
+    monkeypatch.setattr(imatrix_build, "_build", lambda tool, *_: None)
     assert imatrix_tool() != compiled
 
 
@@ -167,8 +167,8 @@ def test_a_binding_without_the_common_library_has_it_compiled_into_the_cache(
 
     assert common_library.find_libraries() is None
     refuse_without_compiler()  # a compiler is all that is missing
-    monkeypatch.setattr(building, "_logged", logged)
-    libraries = common_library.compile_libraries(building._run_pip)
+    monkeypatch.setattr(imatrix_build, "_logged", logged)
+    libraries = common_library.compile_libraries(imatrix_build._run_pip)
     assert "--require-hashes" in ran[0]
     assert libraries.libraries.is_relative_to(home)
     assert common_library.find_libraries() == libraries

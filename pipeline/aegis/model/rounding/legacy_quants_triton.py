@@ -1,6 +1,6 @@
 """Rounds to Q4_0, Q5_0 and Q8_0 in one Triton kernel each, which reads and writes a weight once.
 
-The rules are those of `blocks`; products and sums are not contracted, so the values are the same to the bit.
+The rules are those of `legacy_quants`; products and sums are not contracted, so the values are the same to the bit.
 
 Import this module only where Triton is installed.
 """

@@ -1,4 +1,4 @@
-"""Dequantizes Q4_K, Q5_K and Q6_K to 16 bit in one Triton kernel; the layout is in `model.block_weights`.
+"""Dequantizes Q4_K, Q5_K and Q6_K to 16 bit in one Triton kernel; the layout is in `model.k_quant_weights`.
 
 Import this module only where Triton is installed.
 """

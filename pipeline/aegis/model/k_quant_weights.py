@@ -54,7 +54,7 @@ def dequantize_blocks(raw: Tensor, type_name: str, dtype: torch.dtype) -> Tensor
         (rows, columns) in `dtype`.
     """
     if raw.is_cuda and find_spec("triton") is not None:
-        from aegis.model.block_weights_triton import dequantize
+        from aegis.model.k_quant_weights_triton import dequantize
 
         return dequantize(raw, _KINDS.index(type_name), BLOCK_BYTES[type_name], dtype)
     blocks = raw.view(-1, BLOCK_BYTES[type_name])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aegis.model.block_weights import BLOCK, BLOCK_BYTES, dequantize_blocks
+from aegis.model.k_quant_weights import BLOCK, BLOCK_BYTES, dequantize_blocks
 
 torch.library.define("aegis::block_linear", "(Tensor x, Tensor raw, str kind) -> Tensor")
 torch.library.define("aegis::block_linear_backward", "(Tensor outer, Tensor raw, str kind) -> Tensor")

@@ -11,7 +11,7 @@ from aegis.data.chat import Encoder
 from aegis.data.packing import Windows
 from aegis.errors import DataError
 from aegis.messages import phrase
-from aegis.verification import texts
+from aegis.verification import token_sequences
 from aegis.verification.heldout_text import MIN_TOKENS, Sample
 
 _MIN_CALIBRATION_TOKENS = 256
@@ -43,7 +43,7 @@ class StudyText:
             UsageError: there is no such file.
             DataError: it is not UTF-8, too short, or in one piece.
         """
-        parts = texts.read_text(path, tokenizer, _PARTS * MIN_TOKENS)
+        parts = token_sequences.read_text(path, tokenizer, _PARTS * MIN_TOKENS)
         if len(parts) < _PARTS:
             parts = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
         if len(parts) < _PARTS:
@@ -65,9 +65,12 @@ class StudyText:
             DataError: there are too few rows.
         """
         if heldout is not None:
-            kept, apart = texts.first_pieces(train, calibration_tokens), texts.first_pieces(heldout, 2 * tokens)
+            kept, apart = (
+                token_sequences.first_pieces(train, calibration_tokens),
+                token_sequences.first_pieces(heldout, 2 * tokens),
+            )
         else:
-            kept, apart = _apart(texts.first_pieces(train, calibration_tokens + _PARTS * tokens))
+            kept, apart = _apart(token_sequences.first_pieces(train, calibration_tokens + _PARTS * tokens))
         _refuse_short(phrase("study_text.of_run"), kept, apart)
         calibration = Sample.of_chats(kept, tokenizer, calibration_tokens, limit).compared
         return cls._make(calibration, Sample.of_chats(apart, tokenizer, tokens, limit).compared, tokenizer)

@@ -12,7 +12,7 @@ import pytest
 
 from aegis.errors import AegisError, IntegrityError
 from aegis.model.base import find_base, hash_weights, peek_base, read_config
-from aegis.model.own_files import check_own_files
+from aegis.model.safe_folder import check_own_files
 from aegis.model.shards import ShardSet
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links ask for rights there")

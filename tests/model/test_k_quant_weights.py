@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from aegis.llama_cpp import dequantize_rows
-from aegis.model.block_linear import BlockLinear
-from aegis.model.block_weights import BLOCK_BYTES, dequantize_blocks, quantize_blocks
+from aegis.model.k_quant_linear import BlockLinear
+from aegis.model.k_quant_weights import BLOCK_BYTES, dequantize_blocks, quantize_blocks
 
 ROWS, COLUMNS = 24, 768
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
