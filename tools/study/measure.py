@@ -137,7 +137,7 @@ def trained(
         found: dict[str, Any] = judged_on(model, texts, base_model)
         found["base_new"] = vars(judge(base_model, texts.new))
     if cell.shipped:
-        found["shipped"] = shipped.judged(config, base, run.adapter, cell.shipped, texts, base_model)
+        found["shipped"] = shipped.judged(base, run.adapter, cell.shipped, texts, base_model)
     soul = load_soul(run.adapter / "soul.safetensors")
     angles = torch.rad2deg(rotation_angles(soul.rotation)).numpy()
     return found | {

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from aegis.config.settings import TrainConfig
 from aegis.llama_cpp import planned_types
 from aegis.merging.merged_weights import counter_scaled, merged_shapes
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
@@ -30,9 +29,7 @@ def recipe(base: Base, quant: str, *, is_merged: bool = True) -> FileRecipe:
     return FileRecipe(quant, types, torch.float16, counter_scaled(base, counter_scale=True))
 
 
-def judged(
-    config: TrainConfig, base: Base, adapter: Path, quants: Sequence[str], texts: Any, base_model: Any
-) -> dict[str, Any]:
+def judged(base: Base, adapter: Path, quants: Sequence[str], texts: Any, base_model: Any) -> dict[str, Any]:
     """Measure the files of a finished training."""
     from study.measure import judged_on
 
