@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aegis.training.kernels.dropout import DropoutRate
-from aegis.training.kernels.lora import Down, Up
+from aegis.training.kernels.lora_products import Down, Up
 from aegis.training.kernels.nf4_linear import Nf4Linear
 from aegis.training.kernels.patching import with_mixin
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aegis.model.nf4_format import BLOCK, SECOND_BLOCK, quant_state_of
-from aegis.training.kernels.lora import up_gradients
+from aegis.training.kernels.lora_products import up_gradients
 from aegis.training.kernels.patching import with_mixin
 
 _STATE = "Tensor codes, Tensor absmax, Tensor absmax_code, Tensor absmax_scale, Tensor offset, Tensor nf4"
@@ -113,7 +113,7 @@ class Nf4Linear:
     def with_low_rank(
         self: Any, x: Tensor, inner: Tensor | None, b: Tensor | None, b_low: Tensor | None, scale: float
     ) -> Any:
-        """Return the layer's product, plus `lora.Up`'s if `inner` is given."""
+        """Return the layer's product, plus `lora_products.Up`'s if `inner` is given."""
         codes = self.weight if self.aegis_codes is None else self.aegis_codes
         return _Nf4Product.apply(  # type: ignore[no-untyped-call]
             x, self.bias, self.out_features, inner, b, b_low, scale, codes, *self.aegis_scales
