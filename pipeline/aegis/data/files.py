@@ -10,8 +10,8 @@ from pathlib import Path
 from aegis.data.data_file import DataFile
 from aegis.data.json_rows import json_rows
 from aegis.data.lines import read_lines
+from aegis.data.records import Row
 from aegis.data.rejects import Rejects
-from aegis.data.rows import Row
 from aegis.data.unpacking import PACKED
 from aegis.errors import DataError, UsageError
 from aegis.limits import PARQUET_BYTES, PARQUET_SECONDS, ROW_BYTES, ROW_FIELDS

@@ -13,8 +13,8 @@ from typing import Any
 from aegis.data.data_file import DataFile
 from aegis.data.json_stream import JsonStream
 from aegis.data.lines import read_lines
+from aegis.data.records import Row
 from aegis.data.rejects import Rejects
-from aegis.data.rows import Row
 from aegis.data.unpacking import open_stream
 from aegis.messages import phrase
 

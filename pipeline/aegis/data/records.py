@@ -1,10 +1,17 @@
-"""The two kinds of record that rows are converted to: a chat and a plain text."""
+"""Rows as they are read, and the two kinds of record that they are converted to: a chat and a plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NotRequired, Required, TypedDict
+from typing import NamedTuple, NotRequired, Required, TypedDict
+
+
+class Row(NamedTuple):
+    """A row as it was read: `where` is its place for messages (file:line), `value` what the file has there."""
+
+    where: str
+    value: object
 
 
 class Message(TypedDict, total=False):

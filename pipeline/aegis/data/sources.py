@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from aegis import progress
 from aegis.data.files import FileSource, kinds, reader_of
+from aegis.data.records import Row
 from aegis.data.rejects import Rejects
-from aegis.data.rows import Row
 from aegis.errors import DataError, UsageError
 from aegis.hub.client import is_hub_id
 from aegis.hub.datasets import load_hub_dataset
