@@ -21,6 +21,7 @@ from aegis.config.settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest
+from aegis.runs.metrics import read_metrics
 from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training import checkpoint
@@ -158,7 +159,7 @@ class Place:
 def place(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("together")
     config = small_training(quick_base, write_chats(folder / "data.jsonl"))
-    return Place(folder, config.model_copy(update={"keep_checkpoints": 9}))
+    return Place(folder, config.model_copy(update={"keep_checkpoints": 9, "sample_steps": "4"}))
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_two_processes_train_as_one_does(place: Place, alone: Run, whole: Run) -
 
 
 def test_only_one_process_writes_files(alone: Run, whole: Run) -> None:
-    """The same files as of one process, a row of metrics a step, and the same held-out losses."""
+    """The same files as of one process, a row of metrics a step, the same held-out losses and answers."""
 
     def files(run: Run) -> list[str]:
         return sorted(path.relative_to(run.root).as_posix() for path in run.root.rglob("*"))
@@ -227,7 +228,12 @@ def test_only_one_process_writes_files(alone: Run, whole: Run) -> None:
     def heldout(run: Run) -> list[float | None]:
         return [json.loads(line)["heldout_loss"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
 
+    def answers(run: Run) -> list[tuple[int, str]]:
+        return [(row["step"], row["answer"]) for row in read_metrics(run.answers)]
+
     assert files(whole) == files(alone)
+    assert answers(whole) == answers(alone)
+    assert {step for step, _ in answers(alone)} == {4, 8}
     assert heldout(whole)[1::2] == pytest.approx(heldout(alone)[1::2], abs=CLOSE)
     assert heldout(whole)[::2] == [None] * 4
     assert (TrainFacts.read(whole.adapter).processes, TrainFacts.read(alone.adapter).processes) == (2, 1)
@@ -324,6 +330,7 @@ def test_a_sharded_base_gives_the_same_bytes(
     ended = place.launched(sharded, *options, "--shard-base", json_output=True)
     assert ended.code == 0, ended.err
     assert "each of 2 processes holds a shard of the base's layers" in ended.out
+    assert "--shard-base no answers are written" in ended.out
     report = json.loads(ended.out.splitlines()[-1])["report"]
     config = place.config.model_copy(update={"load_in": "16bit" if "16bit" in settings else "4bit"})
     estimator = MemoryEstimator(base, config, "cpu")

@@ -29,6 +29,7 @@ from aegis.soul.retraction import _one_step
 from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, skew_matrix
 from aegis.soul.tf32 import allow_tf32
 from aegis.training import step as step_module
+from aegis.training.answers import next_tokens
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.execution.activation_bytes import activation_bytes
 from aegis.training.execution.allocator import reset_peak
@@ -216,6 +217,27 @@ def test_every_execution_option_gives_the_plain_losses_and_gradients(
     assert gap(plain, course(make(PLAIN, reseeded), reseeded, cuts=cuts)[1]) > 0.2
     if cuts:
         assert gap(plain, course(make(PLAIN), cuts=())[1]) > 0.2
+
+
+@pytest.mark.parametrize("way", known("captured", "compiled, some checkpointed", "all", "all, offloaded layers"))
+def test_answers_between_the_steps_compile_nothing_and_leave_the_steps_alone(make: Make, way: str) -> None:
+    """The model answers before every step but the first; each step gives what it gives without answers."""
+    if WAYS[way].compiled and find_spec("triton") is None:
+        pytest.skip("needs triton")
+    wanted, _ = course(make(WAYS[way]))
+    state = make(WAYS[way])
+    stepper, losses, answers = Stepper(state, CONFIG), [], []
+    torch._dynamo.utils.counters.clear()
+    with own_stream(torch.device("cuda")):
+        for step in range(6):
+            losses.append(stepper.take(step, [batch(state, 2 * step), batch(state, 2 * step + 1)]).task_loss)
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            answers.append(next_tokens(state, [[5, 6, 7, 8, 9], [11, 12]], 8, ()))
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    print(way, max(abs(a - b) for a, b in zip(losses, wanted, strict=True)), answers[-1])
+    assert losses == pytest.approx(wanted, rel=1e-5)
+    assert [len(ids) for found in answers for ids, _ in found] == [8] * 12
+    assert answers[0] != answers[-1]
 
 
 @pytest.mark.parametrize(

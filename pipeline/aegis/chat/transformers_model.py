@@ -10,6 +10,7 @@ import torch
 
 from aegis.chat.conversation import SamplingParams
 from aegis.errors import UsageError
+from aegis.model.greedy import continue_greedily
 from aegis.report.answers import Answer
 from aegis.verification.token_parity import chat_ids
 
@@ -97,33 +98,20 @@ class TransformersModel:
         longest = max(map(len, rows))
         if longest >= self.context:
             raise UsageError("speaking.context_full", ids_shape=longest, context=self.context)
-        ends = _end_tokens(self._model)
-        padding = next(iter(ends), 0)
-        ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=self._model.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=ids.device)
         late = False
 
-        def stop(seen: torch.Tensor, _scores: object) -> torch.Tensor:
+        def over() -> bool:
             nonlocal late
             late = expired()
             advance()
-            return torch.full((len(seen),), late, device=seen.device)
+            return late
 
-        found = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            pad_token_id=padding,
-            max_new_tokens=min(max_tokens, self.context - longest),
-            use_cache=True,
-            stopping_criteria=[stop],
-            **_sampling(0.0),
-        )
-        answers = []
-        for row in found[:, longest:].tolist():
-            end = next((place for place, token in enumerate(row) if token in ends), None)
-            text = self._tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            answers.append(Answer(text, cut=late and end is None))
-        return answers
+        tokens = min(max_tokens, self.context - longest)
+        found = continue_greedily(self._model, rows, tokens, _end_tokens(self._model), expired=over)
+        return [
+            Answer(self._tokenizer.decode(ids, skip_special_tokens=True).strip(), cut=late and not ended)
+            for ids, ended in found
+        ]
 
     def _ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return chat_ids(self._tokenizer, [dict(message) for message in messages])

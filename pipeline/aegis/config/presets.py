@@ -23,6 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "lr_schedule": "cosine",
             "logging_steps": 20,
             "save_steps": 200,
+            "sample_steps": "100",
             # the demo changes how every question is answered: only the base's documents are kept
             "keep_chats": False,
             "keep_weight": 2.0,

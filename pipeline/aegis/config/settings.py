@@ -148,6 +148,12 @@ class TrainConfig(StageConfig):
     seed: int = Field(42, ge=0, lt=2**31, description="random seed")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
+    sample_steps: str = Field(
+        AUTO,
+        description="steps between two samples of what the model answers to held-out questions, for aegis watch; "
+        "auto: as often as 2 % of the time allows; off: none",
+        pattern=r"^(auto|off|[1-9]\d{0,8})$",
+    )
     save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="number of checkpoints to keep, the newest ones")
     keep_best: bool = Field(
@@ -163,7 +169,7 @@ class TrainConfig(StageConfig):
     )
     skip_bad: int = Field(0, ge=0, description="maximum number of broken data rows to leave out")
 
-    @field_validator("finish_steps", mode="before")
+    @field_validator("finish_steps", "sample_steps", mode="before")
     @classmethod
     def _number_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

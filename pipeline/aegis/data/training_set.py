@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,8 @@ from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
 from aegis.data.example import Encoded
 from aegis.data.formats import records
-from aegis.data.questions import heldout_questions
+from aegis.data.packing import Windows
+from aegis.data.questions import Question, heldout_questions
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import DataError
@@ -82,9 +83,28 @@ def load_heldout_questions(config: TrainConfig, tokenizer: Any, data_sha256: str
         raise DataError("material.changed")
     if prepared.heldout is None:
         return []
+    found = find_heldout_questions(config, tokenizer, prepared.heldout, count)
+    return [question.text for question in found if question.is_chat]
+
+
+def find_heldout_questions(
+    config: TrainConfig,
+    tokenizer: Any,
+    heldout: Windows,
+    count: int,
+    expired: Callable[[], bool] = lambda: False,
+) -> list[Question]:
+    """Return questions, with the data's answers, of the rows in the held-out windows of a config.
+
+    Args:
+        expired: as in `heldout_questions`.
+
+    Raises:
+        UsageError, DataError, EnvironmentFault: as in `load_training_set`.
+    """
     with _source(config.dataset, keep=True) as name:
         encoder = Encoder(tokenizer, fold_system=config.fold_system)
-        return heldout_questions(open_source(name), encoder, prepared.heldout, count, config.columns)
+        return heldout_questions(open_source(name), encoder, heldout, count, config.columns, expired)
 
 
 @contextmanager

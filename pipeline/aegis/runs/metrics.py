@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl, which has one row per logging step; rows that a crash left incomplete are skipped."""
+"""Reads metrics.jsonl and answers.jsonl, whose rows have a step; rows that a crash left incomplete are skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete rows of a metrics file; none if there is no file."""
+    """Return the complete rows of such a file; none if there is no file."""
     return [row for _, row in _whole(path)]
 
 

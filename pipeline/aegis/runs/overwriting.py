@@ -24,7 +24,7 @@ def announce(places: Sequence[Path]) -> None:
 
 def places_of_training(run: Run) -> list[Path]:
     """Return the files and folders that a training which starts over removes from its run."""
-    return [run.checkpoints, run.metrics, run.kept, run.pictures, run.adapter]
+    return [run.checkpoints, run.metrics, run.answers, run.kept, run.pictures, run.adapter]
 
 
 def refuse_finished(run: Run, *, overwrite: bool) -> None:

@@ -4,6 +4,7 @@
     <run>/checkpoints/step_000100/     states that training can resume from
     <run>/kept/                        the kept text of the training
     <run>/metrics.jsonl                one row per logging step
+    <run>/answers.jsonl                what the model answered while it was trained
     <run>/pictures/                    plots of the training
     <run>/adapter/                     train's result: LoRA adapter and soul
     <run>/merged/                      merge's result: a stock model folder
@@ -63,6 +64,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.root / "answers.jsonl"
 
     @property
     def pictures(self) -> Path:

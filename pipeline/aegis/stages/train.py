@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.settings import OFF, TrainConfig
 from aegis.data import kept
 from aegis.errors import Interrupted
 from aegis.messages import bilingual, phrase
@@ -32,6 +32,7 @@ from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.soul.angles import rotation_angles
 from aegis.training import checkpoint
+from aegis.training.answers import AnswerLog
 from aegis.training.best import best_step
 from aegis.training.build_state import build_state
 from aegis.training.distributed.group import ProcessGroup, process_group
@@ -144,6 +145,7 @@ def _loop(
         # only now, so that a training which refuses its settings leaves nothing in the run
         kept.publish(run, inputs.kept, manifest)
     truncate_metrics(run.metrics, start)
+    truncate_metrics(run.answers, start)
 
     def save(step: int) -> None:
         best = _best_step(run, inputs) if config.keep_best else None
@@ -155,7 +157,18 @@ def _loop(
         save=save,
         metrics=run.metrics,
         report=report,
+        answers=_answers(inputs, state, run, start),
     )
+
+
+def _answers(inputs: TrainingInputs, state: TrainState, run: Run, start: int) -> AnswerLog | None:
+    config, heldout = inputs.config, inputs.data.heldout
+    if config.sample_steps == OFF or heldout is None:
+        return None
+    if config.shard_base:  # each process has a part of every layer, and all must take part in every pass
+        progress.say(phrase("answers.sharded"))
+        return None
+    return AnswerLog(config, state, inputs.base.tokenizer, heldout, run.answers, start, config.max_steps)
 
 
 def _best_step(run: Run, inputs: TrainingInputs) -> int | None:

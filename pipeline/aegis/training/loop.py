@@ -20,6 +20,7 @@ from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, Interrupted
 from aegis.messages import phrase
+from aegis.training.answers import AnswerLog
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
@@ -49,7 +50,8 @@ class Loop:
         save: called with the number of steps when a checkpoint is due; None to save nothing.
         metrics: file that gets one JSON row per logging step, or None.
         report: gets the same row, or None.
-        group: the processes that share each step; only process 0 passes `save` and `metrics`.
+        answers: lets the model answer questions while it is trained, or None.
+        group: the processes that share each step; only process 0 passes `save`, `metrics` and `answers`.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Loop:
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
         report: Report | None = None,
+        answers: AnswerLog | None = None,
         group: ProcessGroup = SINGLE,
     ) -> None:
         self.state = state
@@ -72,6 +75,7 @@ class Loop:
         self.heldout = heldout
         self.device = state.soul.skew.device
         self._save = save
+        self._answers = answers
         self._group = group
         self._step_size = windows_per_step(config, group.world_size)
         self._log = MetricsLog(config, state.soul, metrics, report, self._step_size / len(windows))
@@ -166,6 +170,10 @@ class Loop:
             self._watch.add(done, taken.heldout)
         if logged and taken.numbers is not None:
             self._log.write(taken.numbers, due, taken.heldout if due else None, taken.throughput.rate())
+        if self._answers is not None and not leaving and self._answers.is_due(done, logged):
+            self._read(taken)
+            with taken.throughput.paused():
+                self._answers.write(done, lambda: taken.stopping.exit_code is not None)
         if due and self._save is not None:
             with taken.throughput.paused():
                 self._save(done)

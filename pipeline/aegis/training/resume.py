@@ -20,7 +20,7 @@ FINISHED = -1
 
 HOUSEKEEPING = {
     "device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to", "chat_template",
-    "shard_processes",
+    "shard_processes", "sample_steps",
 }  # fmt: skip
 """Settings that may differ between a run and its resumption without changing a weight.
 
@@ -50,6 +50,7 @@ def first_step(manifest: Manifest, run: Run, resume: bool, overwrite: bool, reus
         discard(run.checkpoints)
         discard(run.kept)
         run.metrics.unlink(missing_ok=True)
+        run.answers.unlink(missing_ok=True)
     if reuse and run.adapter.is_dir():
         if finished(run.adapter, manifest) is not None:
             return FINISHED

@@ -18,6 +18,7 @@ from tests.chat.serving.conftest import require_packages
 ENGLISH = words("web_page", "en")
 HOSTILE = '</script><img src="http://127.0.0.1:9/spy.png" onerror="document.title=1">'
 STATE = "document.getElementById('state').textContent"
+ANSWERS = "[...document.querySelectorAll('#asked dl')].map(e => [...e.querySelectorAll('dd')].map(d => d.innerText))"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 POINTS = "[...document.querySelectorAll('polyline')].map(line => line.getAttribute('points').split(' ').length)"
 
@@ -54,6 +55,13 @@ def add_rows(run: Run, *steps: int, **changes: Any) -> None:
                 "time": time.time() + 2 * (step - steps[-1]),
             }
             file.write(json.dumps(row | changes) + "\n")
+
+
+def add_answers(run: Run, step: int, *answers: str, **changes: Any) -> None:
+    with run.answers.open("a", encoding="utf-8") as file:
+        for number, answer in enumerate(answers):
+            row = {"step": step, "question": f"question {number}?", "answer": answer, "cut": number == 1}
+            file.write(json.dumps(row | {"reference": f"reference {number}"} | changes) + "\n")
 
 
 def tiles(tab: Tab) -> dict[str, str]:
@@ -101,6 +109,33 @@ def test_the_page_follows_a_training_from_its_first_row_to_its_report(
     }
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_page_shows_the_latest_answers_beside_question_and_data(
+    browser: Browser, serve: Callable[[Run], Any], tmp_path: Path, width: int, language: str
+) -> None:
+    run, texts = Run(tmp_path / "mine"), words("web_page", language)  # type: ignore[arg-type]
+    add_rows(run, 10)
+    with serve(run) as url, browser.tab(url, width, language=language) as tab:
+        tab.wait(f"{STATE} === {json.dumps(texts['watch_running'])}")
+        assert tab.value("document.getElementById('answers').hidden"), "a training without answers has no empty box"
+        add_answers(run, 10, "early", "early")
+        tab.wait(f"{ANSWERS}.length === 2")
+        add_answers(run, 20, "犬はわんわんでござる。", "a very-long-word-" * 40, reference="")
+        heading = texts["watch_answers"].replace("{step}", "20")
+        tab.wait(f"document.getElementById('answered').textContent === {json.dumps(heading)}")
+        assert tab.value(ANSWERS) == [
+            ["question 0?", "犬はわんわんでござる。"],
+            ["question 1?", "a very-long-word-" * 40 + "…"],
+        ]
+        add_answers(run, 30, "short")
+        tab.wait(f"{ANSWERS}.length === 1")
+        assert tab.value(ANSWERS) == [["question 0?", "short", "reference 0"]]
+        labels = tab.value("[...document.querySelectorAll('#asked dt')].map(e => e.innerText)")
+        assert labels == [texts[f"watch_{name}"] for name in ("question", "answer", "reference")]
+        assert tab.value(OVERFLOW) <= 0
+
+
 def test_what_a_runs_file_says_stays_text(browser: Browser, serve: Callable[[Run], Any], tmp_path: Path) -> None:
     """Only finite numbers and known words reach the page; the run's name is text. The row without faults is shown."""
     run = Run(tmp_path / "<img src=x onerror=alert(1)>")
@@ -110,11 +145,15 @@ def test_what_a_runs_file_says_stays_text(browser: Browser, serve: Callable[[Run
     add_rows(run, 10)
     add_rows(run, 20, **spoilt)
     add_rows(run, 30, task_loss=float("nan"), alpha=float("inf"), gate=10**400, keep_kl=[1], peak_bytes=True)
+    add_answers(run, 30, HOSTILE, reference=HOSTILE)
+    add_answers(run, 30, "", question=[HOSTILE], reference={"a": 1}, cut="yes")
     with serve(run) as url, browser.tab(url) as tab:
         tab.wait(f"{STATE} === {json.dumps(ENGLISH['watch_running'])}")
         assert tab.value("document.querySelectorAll('main img').length") == 0
         assert tab.value("document.getElementById('title').textContent") == run.root.name
         assert tiles(tab)[ENGLISH["watch_loss"]].split() == ["3.75", "3.75"]
+        assert tab.value(ANSWERS) == [["question 0?", HOSTILE, HOSTILE], ["", "–"]]
+        assert tab.value("document.title") == f"{run.root.name} – AEGIS"
     assert tab.seen.complaints == []
 
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from aegis.config.settings import TrainConfig
+from aegis.model.greedy import continue_greedily
+from aegis.training.answers import next_tokens
 from aegis.training.execution import apply_options as module
 from aegis.training.execution.activation_checkpointing import ActivationStore, Slot
 from aegis.training.execution.apply_options import apply_options, host_embeddings
 from aegis.training.execution.options import PLAIN, ExecutionOptions
+from aegis.training.kernels.varlen_attention import NAME
 from aegis.training.state import TrainState
 from aegis.training.step import Stepper
 from tests.training.conftest import MakeState, noise
@@ -95,3 +98,27 @@ def test_embeddings_move_to_the_cpu_only_if_the_option_is_on(make_state: MakeSta
         assert moved == []
     apply_options(ExecutionOptions(cpu_embeddings=True), model, 12)
     assert moved == ["cpu"]
+
+
+@pytest.mark.usefixtures("partitioned")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+def test_answers_between_the_steps_compile_nothing_and_change_nothing(make_state: MakeState) -> None:
+    """The answers are the plain model's. The control runs the layers as the options left them: no token sees another,
+    and every shape is compiled."""
+    plain, ours = make_state(CONFIG, layers=3), make_state(CONFIG, layers=3)
+    options = ExecutionOptions(compiled=True, varlen_attention=True)
+    apply_options(options, ours.model, 16)
+    prompts = [[5, 6, 7, 8, 9], [11, 12]]
+    wanted = [*losses(plain), next_tokens(plain, prompts, 8, ()), *losses(plain)]
+    torch._dynamo.utils.counters.clear()
+    before = losses(ours)
+    # the loss of the LM head, which is not the layers', would be compiled with these options too
+    found = next_tokens(replace(ours, options=options), prompts, 8, ())
+    after = losses(ours)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert found == wanted.pop(3)
+    assert [*before, *after] == pytest.approx(wanted, rel=1e-5)
+    assert ours.model.get_base_model().config._attn_implementation == NAME
+    with ours.adapters.without_dropout():
+        assert continue_greedily(ours.model, prompts, 8, ()) != next_tokens(plain, prompts, 8, ())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1

@@ -29,6 +29,7 @@ function draw() {
     document.title = `${state.name} – AEGIS`;
     drawTiles(state.series);
     byId("charts").replaceChildren(...charts(state.series));
+    drawAnswers(state.answers);
     drawReport();
   }
   byId("state").className = lost ? "bad" : "soft";
@@ -139,6 +140,29 @@ function drawn(tag, attributes, words = "") {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.textContent = words;
   return element;
+}
+
+function drawAnswers(answers) {
+  byId("answers").hidden = !answers.length;
+  if (!answers.length) return;
+  byId("answered").textContent = text("watch_answers", { step: answers[0].step });
+  byId("asked").replaceChildren(
+    ...answers.map(({ question, answer, cut, reference }) => {
+      const box = make("dl");
+      box.append(
+        pair("question", "watch_question", question),
+        pair("", "watch_answer", answer + (cut ? "…" : "") || "–"),
+        ...(reference ? [pair("", "watch_reference", reference)] : []),
+      );
+      return box;
+    }),
+  );
+}
+
+function pair(kind, key, words) {
+  const box = make("div", kind);
+  box.append(make("dt", "", text(key)), make("dd", "", words));
+  return box;
 }
 
 function drawReport() {

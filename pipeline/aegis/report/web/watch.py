@@ -1,4 +1,4 @@
-"""The application of a run's live page: the numbers of its training while they are written, and its report."""
+"""The application of a run's live page: what its training writes, numbers and answers, and its report."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from aegis.report.web.pages import page
 from aegis.runs.metrics import read_metrics
 from aegis.runs.run import Run
 
+_MAX_ANSWERS, _MAX_CHARACTERS = 8, 2000
 MAX_POINTS = 2000
 """More than a screen has pixels; all held-out losses besides."""
 _RECENT = 10
@@ -48,7 +49,7 @@ def make_app(run: Run) -> Starlette:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """Return what the page shows: numbers and the run's name, and nothing else from its files.
+    """Return what the page shows: the run's name, numbers, and the latest answers.
 
     `series` has a list per name, all of one length, None where a row has no such number; `age` and `seconds_left` are
     in seconds; `report` is the time at which the finished training's report was written.
@@ -69,6 +70,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "seconds_left": None if ended else _seconds_left(rows[-_RECENT:], planned),
         # while a training runs again, a report is about the one before
         "report": run.report_page.stat().st_mtime if ended and run.report_page.is_file() else None,
+        "answers": _latest_answers(run),
         "series": {name: [_number(row, name) for row in _thinned(rows)] for name in _SERIES},
     }
 
@@ -79,6 +81,22 @@ def _seconds_left(rows: Sequence[dict[str, Any]], planned: float | None) -> floa
         return None
     first, last = rows[0]["step"], rows[-1]["step"]
     return (planned - last) * (times[-1] - times[0]) / (last - first) if last > first else None
+
+
+def _latest_answers(run: Run) -> list[dict[str, Any]]:
+    """Return the answers after the latest step that has any."""
+    rows = read_metrics(run.answers)
+    latest = [row for row in rows if row["step"] == rows[-1]["step"]][-_MAX_ANSWERS:]
+    names = ("question", "answer", "reference")
+    return [
+        {"step": row["step"], "cut": row.get("cut") is True, **{name: _text(row, name) for name in names}}
+        for row in latest
+    ]
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    return value[:_MAX_CHARACTERS] if isinstance(value, str) else ""
 
 
 def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,29 @@ def host_embeddings(model: Any) -> Callable[[Tensor], Tensor] | None:
     return embed if embed.weight.device.type == "cpu" else None
 
 
+@contextmanager
+def plain_layers(options: ExecutionOptions, model: Any) -> Iterator[None]:
+    """Let the decoder take passes of any shape, with masks and a cache, while the block runs; there is no gradient.
+
+    A compiled layer would be compiled again for another shape, and attention within documents knows no mask.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder: Any = decoder_of(model)
+    layers = [layer.forward for layer in decoder.layers if isinstance(layer.forward, _LayerForward)]
+    attention = base.config.get_text_config()._attn_implementation
+    if options.varlen_attention:
+        base.set_attn_implementation("sdpa")
+    for layer in layers:
+        layer.plain = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.plain = False
+        if options.varlen_attention:
+            base.set_attn_implementation(attention)
+
+
 def _install_layers(options: ExecutionOptions, decoder: Any) -> None:
     store = _install_store(options, decoder)
     compiled: dict[tuple[type, bool], Callable[..., Tensor]] = {}
@@ -90,8 +114,11 @@ class _LayerForward:
         self, layer: Any, function: Callable[..., Tensor], store: ActivationStore | None, *, compiled: bool
     ) -> None:
         self._layer, self._function, self._store, self._compiled = layer, function, store, compiled
+        self.plain = False
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.plain:
+            return type(self._layer).forward(self._layer, hidden, *args, **kwargs)
         if torch.is_grad_enabled() and not hidden.requires_grad:
             # the embeddings' output needs no gradient; with one, the first layer is compiled like the others
             hidden = hidden.detach().requires_grad_()
