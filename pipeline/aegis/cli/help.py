@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from aegis.cli import registry
 from aegis.messages import translate_help
-from aegis.messages.layout import cell_width, ljust, wrap
+from aegis.messages.layout import cell_width, ljust, terminal_columns, wrap
 
 _MAX_NAME_CELLS = 30
 """Width of the column of names, in cells; the text beside a longer name begins on the next line."""
@@ -40,7 +40,8 @@ class _Row(NamedTuple):
 
 def format_help(command: Any, ctx: Any) -> str:
     """Return a command's help; `ctx` is its Click context."""
-    width = ctx.make_formatter().width
+    # Click takes a terminal of less than 52 columns for one of 52
+    width = min(ctx.make_formatter().width, (terminal_columns() or 80) - 2)
     usage = " ".join([ctx.command_path, *map(translate_help, command.collect_usage_pieces(ctx))])
     what = wrap("", translate_help(command.help), width - 2).splitlines()
     lines = [wrap(f"{translate_help('Usage')}: ", usage, width), "", *_beside("  ", what)]

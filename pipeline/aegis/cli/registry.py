@@ -10,6 +10,11 @@ from typing import Any
 
 PANELS = ("Before a run", "A run, stage by stage", "Results", "Use and share the model", "More")
 """The groups of `aegis --help`, in the order in which people need them."""
+_ORDER = (
+    "doctor", "init", "data", "plan", "run", "train", "merge", "export-gguf", "verify", "list", "watch", "report",
+    "quantize-study", "chat", "serve", "ollama", "card", "push", "help", "version", "import-soul",
+)  # fmt: skip
+"""The commands in that order: that of their modules' imports is the alphabet's."""
 
 
 @dataclass(frozen=True)
@@ -66,4 +71,4 @@ def command(
 
 def commands() -> dict[str, Entry]:
     """Return every command by name, panel by panel."""
-    return dict(sorted(_entries.items(), key=lambda item: PANELS.index(item[1].panel)))
+    return dict(sorted(_entries.items(), key=lambda item: (PANELS.index(item[1].panel), _ORDER.index(item[0]))))
