@@ -67,6 +67,26 @@ def test_the_manifest_has_the_finish_and_the_result_is_another(tmp_path: Path, c
     assert [one == other for one, other in zip(rows(finished), rows(plain), strict=True)] == [True] * 3 + [False] * 3
 
 
+def test_kept_text_weighs_more_in_the_finish_alone(tmp_path: Path, config: TrainConfig) -> None:
+    changed = {"max_steps": 4, "finish_steps": "2", "finish_keep": 3.0, "keep_every": 1, "orthogonality_weight": 0.0}
+    run = Run(tmp_path / "run")
+    train(config.model_copy(update=changed), run)
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    weights = [(row["loss"] - row["task_loss"]) / row["keep_kl"] for row in rows[1:]]
+    assert weights == pytest.approx([1.0, 3.0, 3.0], rel=1e-4)
+
+
+def test_in_a_finish_of_all_steps_the_two_weights_multiply(tmp_path: Path, config: TrainConfig) -> None:
+    config = config.model_copy(update={"max_steps": 3, "finish_steps": "3", "keep_every": 1})
+    results = []
+    for keep_weight, finish_keep in ((0.5, 2.0), (1.0, 1.0), (0.5, 1.0)):
+        run = Run(tmp_path / f"{keep_weight}-{finish_keep}")
+        train(config.model_copy(update={"keep_weight": keep_weight, "finish_keep": finish_keep}), run)
+        results.append(trained_bytes(run))
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
 def test_a_resumed_finish_equals_an_uninterrupted_one(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,11 +52,18 @@ _BARE = {"counter_scale": False}
 _RANDOM = {"rotation_init": "random"}
 _DENSE = {"rotation": "dense"}
 _ALL_LINEAR = {"lora_targets": ("all-linear",)}
+_TIMES = (1, 2, 3, 4)
+"""How much more kept text weighs in a finish."""
 
 
 def _gate(value: float) -> dict[str, float]:
     """The α at which the gate ends at `value`."""
     return {"alpha_target": math.log(value / (1 - value))}
+
+
+def _finish(quant: str, *others: str, steps: int = 100, **settings: float) -> Cell:
+    """A training that ends with a finish, and is measured as this type and others."""
+    return Cell({"finish_steps": str(steps), **settings}, quant, (quant, *others))
 
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -92,8 +99,6 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "so8 + keep, every 8": {"keep_every": 8},
     "so8 + keep, weight 0.3": {"keep_weight": 0.3},
     "so8 + keep, weight 1.5": {"keep_weight": 1.5},
-    "so8 + keep, weight 2": {"keep_weight": 2.0},
-    "so8 + keep, weight 3": {"keep_weight": 3.0},
     "so8 + keep, weight 4": {"keep_weight": 4.0},
     # controls of the adapter's size
     "LoRA r 32 + keep": {**_CLOSED, "lora_r": 32, "lora_alpha": 64.0},
@@ -107,16 +112,21 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "NF4: dense + keep": {**_DENSE, "load_in": "4bit"},
 }
 
-CELLS: Mapping[str, Cell] = {name: Cell(settings) for name, settings in _SETTINGS.items()} | {
+CELLS: Mapping[str, Cell] = {
+    **{name: Cell(settings) for name, settings in _SETTINGS.items()},
     DEFAULTS: Cell({}, shipped=QUANTS),
-    # the last steps on the weights of the file; the others are controls: of another type, shorter, all steps
-    "finish on Q4_K_M": Cell({"finish_steps": "100"}, shipped=("Q4_K_M",)),
-    "finish on Q4_0": Cell({"finish_steps": "100"}, finish="Q4_0", shipped=("Q4_0", "Q8_0")),
-    "finish on Q3_K_M": Cell({"finish_steps": "100"}, finish="Q3_K_M", shipped=("Q3_K_M",)),
-    "finish on Q2_K": Cell({"finish_steps": "100"}, finish="Q2_K", shipped=("Q2_K",)),
-    "finish on Q8_0": Cell({"finish_steps": "100"}, finish="Q8_0", shipped=("Q8_0", "Q4_0", "Q2_K")),
-    "50 steps on Q4_0": Cell({"finish_steps": "50"}, finish="Q4_0", shipped=("Q4_0",)),
-    "all steps on Q4_0": Cell({"finish_steps": "250"}, finish="Q4_0", shipped=("Q4_0",)),
-    "weight 2, finish on Q4_0": Cell({"keep_weight": 2.0, "finish_steps": "100"}, finish="Q4_0", shipped=("Q4_0",)),
-    "LoRA alone, finish on Q4_0": Cell({**_CLOSED, **_OFF, "finish_steps": "100"}, finish="Q4_0", shipped=("Q4_0",)),
+    "so8 + keep, weight 2": Cell({"keep_weight": 2.0}, shipped=QUANTS[:-1]),
+    "so8 + keep, weight 3": Cell({"keep_weight": 3.0}, shipped=QUANTS[:-1]),
+    # the last steps on the weights of the file; kept text weighs in them as before them, or more
+    **{
+        f"finish on {quant}, keep x {times}": _finish(quant, finish_keep=times)
+        for quant in QUANTS[:-1]
+        for times in _TIMES
+    },
+    **{f"weight 2, finish on {quant}": _finish(quant, finish_keep=1, keep_weight=2.0) for quant in QUANTS[:-1]},
+    # controls: of another type, shorter, all steps
+    "finish on Q8_0": _finish("Q8_0", "Q4_0", "Q2_K", finish_keep=1),
+    "50 steps on Q4_0": _finish("Q4_0", steps=50),
+    "all steps on Q4_0": _finish("Q4_0", steps=250),
+    "LoRA alone, finish on Q4_0": Cell({**_CLOSED, **_OFF, "finish_steps": "100"}, "Q4_0", ("Q4_0",)),
 }

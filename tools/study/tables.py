@@ -79,13 +79,15 @@ def _files(domain: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, Any
     if not any("shipped" in row for row in rows):
         return []
     lines = [f"Domain {domain}, quantized files, nats per token (mean over the seeds, 95 % interval)", ""]
-    lines += ["| trained | file | seeds | new domain | lost by rounding | given back | KL(base ‖ file) | other text |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "| trained | file | seeds | new domain | lost by rounding | given back | KL(base ‖ file) | times | other text |"
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for quant, found in base.get("shipped", {}).items():
         lost = found["new"]["loss"] - base["new"]["loss"]
         kl, other = found["kept"]["kl"], found["other"]["loss"]
         lines.append(
-            f"| nothing (base) | {quant} | | {found['new']['loss']:.3f} | {lost:+.3f} | | {kl:.4f} | {other:.3f} |"
+            f"| nothing (base) | {quant} | | {found['new']['loss']:.3f} | {lost:+.3f} | | {kl:.4f} | | {other:.3f} |"
         )
     plain = {row["seed"]: row for row in rows if row["cell"] == DEFAULTS}
     for cell in CELLS:
@@ -97,7 +99,7 @@ def _files(domain: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 def _file(cell: str, quant: str, ours: Sequence[Mapping[str, Any]], plain: Mapping[int, Mapping[str, Any]]) -> str:
     """The row of one file: what it lost and gives back is counted from the defaults' training, before rounding."""
     losses = [_at(row, ("shipped", quant, "new", "loss")) for row in ours]
-    lost, given = [], []
+    lost, given, shares = [], [], []
     for row, loss in zip(ours, losses, strict=True):
         reference = plain.get(row["seed"])
         if reference is None or quant not in reference.get("shipped", {}):
@@ -105,13 +107,15 @@ def _file(cell: str, quant: str, ours: Sequence[Mapping[str, Any]], plain: Mappi
         unrounded = reference["new"]["loss"]
         lost.append(loss - unrounded)
         cost = _at(reference, ("shipped", quant, "new", "loss")) - unrounded
+        shares.append(_at(row, ("shipped", quant, "kept", "kl")) / _at(reference, ("shipped", quant, "kept", "kl")))
         if cost > _NOTICEABLE:
             given.append(1 - (loss - unrounded) / cost)
     kl = statistics.mean(_at(row, ("shipped", quant, "kept", "kl")) for row in ours)
     other = statistics.mean(_at(row, ("shipped", quant, "other", "loss")) for row in ours)
     return (
         f"| {cell} | {quant} | {len(ours)} | {statistics.mean(losses):.4f} | {_interval(lost)} "
-        f"| {'' if cell == DEFAULTS else _interval(given, '+.2f')} | {kl:.4f} | {other:.3f} |"
+        f"| {'' if cell == DEFAULTS else _interval(given, '+.2f')} | {kl:.4f} "
+        f"| {'' if cell == DEFAULTS else _interval(shares, '.2f')} | {other:.3f} |"
     )
 
 
@@ -143,7 +147,7 @@ def _interval(differences: Sequence[float], form: str = "+.4f") -> str:
     if len(differences) not in _T95:
         return f"{middle:{form}}"
     half = _T95[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{middle:{form}} ± {half:{form[1:]}}"
+    return f"{middle:{form}} ± {half:{form.lstrip('+')}}"
 
 
 def _at(row: Mapping[str, Any], keys: Sequence[str]) -> float:

@@ -27,6 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             # the demo changes how every question is answered: only the base's documents are kept
             "keep_chats": False,
             "keep_weight": 2.0,
+            "finish_keep": 1.0,
         },
         "export": {"name": "AEGIS-tiny-Phi-3"},
     },

@@ -103,6 +103,11 @@ class TrainConfig(StageConfig):
         "that it loses little by rounding; auto: two fifths of the steps where that pays; off: none",
         pattern=r"^(auto|off|[1-9]\d{0,8})$",
     )
+    finish_keep: float = Field(
+        2.0,
+        gt=0,
+        description="in the finish, kept text weighs this many times as much, to recover what rounding costs",
+    )
     batch_size: int = Field(1, ge=1, description="windows per forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes per optimizer step")
     max_length: int = Field(512, ge=8, description="tokens per window")

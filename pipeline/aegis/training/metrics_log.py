@@ -46,11 +46,13 @@ class MetricsLog:
         self._epochs_per_step = epochs_per_step
         self.keep_kl: float | None = None
         self._kept: list[float] = []
+        self._keep_weight = 0.0
 
     def add(self, numbers: StepMetrics) -> None:
         """Add a step to the next row; every step is added once, in order."""
         if numbers.keep_kl is not None and not numbers.skipped:
             self._kept.append(numbers.keep_kl)
+            self._keep_weight = numbers.keep_weight
 
     def write(self, numbers: StepMetrics, due: bool, heldout: float | None, tokens_per_second: float) -> None:
         """Write the row of a step that was added.
@@ -71,7 +73,7 @@ class MetricsLog:
         row: dict[str, Any] = {
             "step": done,
             "epoch": round(done * self._epochs_per_step, 4),
-            "loss": loss + config.keep_weight * (self.keep_kl or 0.0),
+            "loss": loss + self._keep_weight * (self.keep_kl or 0.0),
             "task_loss": numbers.task_loss,
             "heldout_loss": heldout,
             "keep_kl": self.keep_kl,

@@ -33,9 +33,9 @@ from aegis.training.step_metrics import PendingStep, StepCheck, StepMetrics
 
 _EAGER_STEPS = 2
 """Steps that run kernel by kernel before a step is recorded: in them, libraries choose and load their kernels."""
-_REFRESH_EVERY = 4
-"""Steps of a finish on a GPU between two roundings of its weights: one takes as long as a step (tools/README.md). On a
-CPU every step rounds, so that a resumed training has the same bytes."""
+_REFRESH_EVERY = 8
+"""Steps of a finish on a GPU between two roundings of its weights: one takes longer than a step, and every fourth step
+gave back no more (tools/README.md). On a CPU every step rounds, so that a resumed training has the same bytes."""
 STARTING_STEPS = _EAGER_STEPS + 1
 """The first steps, which take longer than the later ones: the last of them begins with the recording."""
 
@@ -70,7 +70,8 @@ class Stepper:
         self._share = torch.zeros((), device=self._device)
         self._keep_share = torch.zeros((), device=self._device)
         self._eval_loss = torch.zeros((), device=self._device)
-        self._check = StepCheck(scales=state.scaler.is_enabled(), keep_weight=config.keep_weight)
+        self._keep_weight = config.keep_weight
+        self._check = StepCheck(scales=state.scaler.is_enabled())
         self._capture = state.options.cuda_graphs
         self._taken = 0
         self._refresh_every = _REFRESH_EVERY if self._device.type == "cuda" else 1
@@ -121,11 +122,13 @@ class Stepper:
         self._group.all_reduce(self._update.shared)
         self._run("apply", lambda: self._update.apply(frozen=None if learning else self.state.soul.alpha))
         self._taken += 1
-        return PendingStep(step, partial(self._check.check, step, targets, kept.targets), self._update.numbers)
+        keep_weight = self._keep_weight if kept.targets else 0.0
+        return PendingStep(step, partial(self._check.check, step, targets, keep_weight), self._update.numbers)
 
     def ship(self, weights: ShippedWeights) -> None:
         """Take all later steps with these weights, which follow adapter and soul; without dropout, as in the file."""
         self.state.shipped = weights
+        self._keep_weight = self.config.keep_weight * self.config.finish_keep
         self.state.adapters.dropout.end()
         # the graphs hold the memory of the weights that were replaced
         self._replays, self._slots, self._taken = {}, {}, 0
@@ -160,7 +163,7 @@ class Stepper:
         for parameters in self.state.optimizer.param_groups:
             parameters["lr"].fill_(parameters["base_lr"] * self._factor(step))
         self._share.fill_(1 / max(1, targets))
-        self._keep_share.fill_(self.config.keep_weight / max(1, kept_targets))
+        self._keep_share.fill_(self._keep_weight / max(1, kept_targets))
         return self.config.alpha != "then-learned" or step >= self.schedule.last_step
 
     def _seeds(self, step: int, number: int) -> list[int]:

@@ -25,6 +25,7 @@ class StepMetrics:
     Attributes:
         task_loss: nats per trained token of the data.
         keep_kl: KL(base ‖ trained), nats per token of kept text; None in a step without any.
+        keep_weight: its weight in the step's loss; 0 in a step without kept text.
         orthogonality_loss: ‖RᵀR − I‖²_F.
         targets: trained tokens of the data.
         skipped: float16 overflowed, and the update was left out.
@@ -34,6 +35,7 @@ class StepMetrics:
     step: int
     task_loss: float
     keep_kl: float | None
+    keep_weight: float
     orthogonality_loss: float
     grad_norm: float
     alpha: float
@@ -47,15 +49,17 @@ class StepCheck:
 
     Args:
         scales: whether float16's loss scaling may skip updates.
-        keep_weight: weight of the keep loss.
     """
 
-    def __init__(self, *, scales: bool, keep_weight: float) -> None:
-        self._scales, self._keep_weight = scales, keep_weight
+    def __init__(self, *, scales: bool) -> None:
+        self._scales = scales
         self._skipped_in_a_row = 0
 
-    def check(self, step: int, targets: int, kept_targets: int, values: Sequence[float]) -> StepMetrics:
+    def check(self, step: int, targets: int, keep_weight: float, values: Sequence[float]) -> StepMetrics:
         """Make a step's metrics from `values`, in the order of NUMBERS.
+
+        Args:
+            keep_weight: weight of the keep loss; 0 if the step has no kept text.
 
         Raises:
             DivergedError: loss or gradients were NaN or Inf; nothing has been updated since.
@@ -68,11 +72,12 @@ class StepCheck:
             raise IntegrityError("train.left_so", done=step + 1, defect=math.sqrt(ortho))
         if targets and not skipped and found["soul_norm"] == 0:
             raise IntegrityError("train.no_gradient", step=step + 1)
-        keep_kl = found["keep_loss"] / self._keep_weight if kept_targets else None
+        keep_kl = found["keep_loss"] / keep_weight if keep_weight else None
         return StepMetrics(
             step,
             found["task_loss"],
             keep_kl,
+            keep_weight,
             ortho,
             norm,
             found["alpha"],
