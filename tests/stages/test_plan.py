@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import torch
 from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
+from aegis.llama_cpp import find_converter
 from aegis.model.empty_model import step_of_config
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs.manifest import MANIFEST, Manifest
@@ -174,6 +176,30 @@ def test_a_plan_without_the_gpu_says_what_is_unknown(
     needs = plan(split, MergeConfig(), ExportConfig(), VerifyConfig(device="cuda"), places.run).needs
     assert {need.what: need.bytes for need in needs}["ram_training"] == 2 * kept  # in two processes
     assert "RAM, training on a GPU" in screens_plan.planned(report, offloaded)
+
+
+def test_a_plan_counts_what_a_finish_takes(
+    quick_base: Path, dataset: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk, its rounding and its steps; for a type that gets none, nothing."""
+    with monkeypatch.context() as patch:
+        patch.delenv("AEGIS_CACHE_DIR")
+        tree = find_converter()
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tree))
+    config = TrainConfig(base_model=str(quick_base), dataset=str(dataset), device="cuda", max_length=32, max_steps=200)
+    rest = MergeConfig(), VerifyConfig(device="cuda"), places.run
+    with_finish = plan(config, rest[0], ExportConfig(quant=("Q4_K_M",)), *rest[1:])
+    without = plan(config, rest[0], ExportConfig(quant=("Q8_0",)), *rest[1:])
+    assert with_finish.finish is not None
+    assert (with_finish.finish.steps, with_finish.finish.quant) == (80, "Q4_K_M")
+    (blocks,) = (need.bytes for need in with_finish.needs if need.what == "disk_blocks")
+    entries = ShardSet.open(quick_base).entries
+    rounded = sum(math.prod(entry.shape) for name, entry in entries.items() if ".mlp." in name)
+    assert with_finish.finish.quantized == rounded
+    assert 144 / 256 * rounded <= blocks < 210 / 256 * rounded  # Q4_K, and Q6_K for some
+    assert "80" in screens_plan.planned(with_finish, config).splitlines()[-2]
+    assert without.finish is None
+    assert not [need for need in without.needs if need.what == "disk_blocks"]
 
 
 def test_a_cap_is_used_without_the_gpu(

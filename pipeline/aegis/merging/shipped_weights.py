@@ -22,10 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aegis.merging.file_blocks import FileBlocks
 from aegis.merging.merged_weights import head_entry
 from aegis.model.base import Base
 from aegis.model.k_quant_linear import BlockLinear
-from aegis.model.k_quant_weights import BLOCK_BYTES, quantize_blocks
+from aegis.model.k_quant_weights import BLOCK_BYTES
 from aegis.model.rounding import rounded
 from aegis.model.shards import HEAD, TensorEntry
 from aegis.soul.fold import fold_head, unfold_head
@@ -109,6 +110,7 @@ class ShippedWeights:
     def __init__(self, model: Any, soul: Soul, base: Base, recipe: FileRecipe, dtype: torch.dtype) -> None:
         self.recipe = recipe
         self._soul = soul
+        self._file_blocks = FileBlocks(base, recipe.merged)
         inner = model.get_base_model()
         self._adapted: list[_Adapted] = []
         head = inner.get_output_embeddings()
@@ -132,7 +134,7 @@ class ShippedWeights:
             self._adapted.append(_Adapted(entry.name, entry.read().to(weight.device), module))
         elif isinstance(module, nn.Embedding):
             module.weight = nn.Parameter(self._values(entry, dtype, module.weight.device), requires_grad=False)
-        elif module.weight.is_cuda and self.recipe.types[entry.name] in BLOCK_BYTES:
+        elif _stays_in_blocks(module, self.recipe.types[entry.name]):
             inner.set_submodule(path, BlockLinear(*self._blocks(entry, module.weight.device), module.bias))
         else:
             inner.set_submodule(path, _linear(self._values(entry, dtype, module.weight.device), module.bias))
@@ -148,7 +150,7 @@ class ShippedWeights:
     def _blocks(self, entry: TensorEntry, device: torch.device) -> tuple[Tensor, str]:
         """Return an untouched weight's blocks in the file, and their type."""
         kind = self.recipe.types[entry.name]
-        return quantize_blocks(self.recipe.converted(entry.read().float()), kind).to(device), kind
+        return self._file_blocks.read(entry, kind).to(device), kind
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -160,6 +162,23 @@ class ShippedWeights:
         for rows in _slabs(self._head_source):
             folded = fold_head(self._head_source[rows], rotation, gate) * scale
             self._head.data[rows] = unfold_head(self.recipe.rounded(folded, HEAD), rotation, gate) / scale
+
+
+def untouched_blocks(model: Any, base: Base, recipe: FileRecipe) -> list[tuple[TensorEntry, str]]:
+    """Return the matrices of a peft model that a finish holds as the file's blocks, with their types."""
+    inner = model.get_base_model()
+    found = [(base.shards.entries[name], kind) for name, kind in recipe.types.items() if name != HEAD]
+    return [
+        (entry, kind)
+        for entry, kind in found
+        if _stays_in_blocks(inner.get_submodule(entry.name.removesuffix(".weight")), kind)
+    ]
+
+
+def _stays_in_blocks(module: Any, kind: str) -> bool:
+    """Whether a matrix without adapter stays in blocks that a kernel of the GPU dequantizes."""
+    is_plain = not hasattr(module, "base_layer") and not isinstance(module, nn.Embedding)
+    return is_plain and module.weight.is_cuda and kind in BLOCK_BYTES
 
 
 def _slabs(weight: Tensor) -> list[slice]:

@@ -25,12 +25,18 @@ _SLAB_VALUES = 1 << 20
 """Values per call of llama.cpp's quantizer."""
 
 
-def quantize_blocks(values: Tensor, type_name: str) -> Tensor:
-    """Return the blocks that llama.cpp's quantizer makes of rows; as many threads as torch's compute them.
+def row_bytes(columns: int, type_name: str) -> int:
+    """Return the bytes of a row of blocks."""
+    return columns // BLOCK * BLOCK_BYTES[type_name]
+
+
+def quantize_blocks(values: Tensor, type_name: str, threads: int | None = None) -> Tensor:
+    """Return the blocks that llama.cpp's quantizer makes of rows.
 
     Args:
         values: (rows, columns) float32 on a CPU, finite.
         type_name: a key of BLOCK_BYTES.
+        threads: as many as torch's if None.
 
     Returns:
         (rows, bytes per row) uint8.
@@ -38,7 +44,7 @@ def quantize_blocks(values: Tensor, type_name: str) -> Tensor:
     rows, columns = values.shape
     given, step = values.numpy(), max(1, _SLAB_VALUES // columns)
     # llama.cpp's function releases the interpreter's lock
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
         parts = pool.map(lambda at: quantize_rows(given[at : at + step], type_name), range(0, rows, step))
         return torch.from_numpy(np.concatenate(list(parts)))
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 NeedName = Literal[
-    "disk_run", "disk_scratch", "disk_download", "gpu_memory_verify", "ram_kept", "ram_training", "ram_verify"
+    "disk_run",
+    "disk_scratch",
+    "disk_download",
+    "disk_blocks",
+    "gpu_memory_verify",
+    "ram_kept",
+    "ram_training",
+    "ram_verify",
 ]
 
 

@@ -35,7 +35,8 @@ from aegis.runs.space_needs import Need
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
 from aegis.training.finish_choice import plan_finish, types_with_room
 from aegis.training.planning.estimate import MemoryEstimator
-from aegis.training.planning.machine import matrix_rate
+from aegis.training.planning.finish_bytes import FinishPlan
+from aegis.training.planning.machine import flops_per_token, matrix_rate
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
 from aegis.verification.base_precheck import check_base
 from aegis.verification.run_precheck import Later, check_later, later_bytes
@@ -57,6 +58,7 @@ class PlanReport:
         passes: how often the training sees the data; None if the rows cannot be read now.
         flops_per_second: measured for one large matrix product; None if the device is not in this machine. Tokens times
             FLOP per token, divided by this, is the minimum time, as if steps were only matrix products.
+        finish: None for a training without one, or if it is not known yet.
     """
 
     base: str
@@ -83,6 +85,7 @@ class PlanReport:
     tokens: int
     flops_per_token: float
     flops_per_second: float | None
+    finish: FinishPlan | None
 
     @property
     def usable_bytes(self) -> int | None:
@@ -137,8 +140,9 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
             steps=train.max_steps,
             passes=passes(train, data.windows) if data is not None else None,
             tokens=train.max_steps * windows_per_step(train) * train.max_length,
-            flops_per_token=_flops_per_token(estimator, variants[0].checkpointed_layers, train),
+            flops_per_token=flops_per_token(estimator, variants[0].checkpointed_layers, train),
             flops_per_second=matrix_rate(device) if device else None,
+            finish=FinishPlan.of(finish.steps, finish.recipe.quant, estimator.finish) if finish and types else None,
         )
 
 
@@ -197,16 +201,6 @@ def _data(config: TrainConfig, base: Base, vocabulary: Path | None) -> tuple[Dat
     return data.report, ""
 
 
-def _flops_per_token(estimator: MemoryEstimator, recomputed: int, config: TrainConfig) -> float:
-    """Return the FLOP per token of matrix products: forward, gradient of the input, and forward again if checkpointed.
-
-    The base is frozen, so its own gradient needs no products; attention and adapter are not counted. A kept pass costs
-    as much as a pass of the data, and there is one per `keep_every` of these.
-    """
-    passes = 1 + (1 / config.keep_every if config.keep_weight else 0)
-    return 2.0 * estimator.matrix_parameters * (2 + recomputed / estimator.layers) * passes
-
-
 def _needs(
     train: TrainConfig,
     merge: MergeConfig,
@@ -237,6 +231,9 @@ def _needs(
     if train.keep_weight:
         size = states_bytes(train.keep_windows, train.max_length, estimator.text.hidden_size, estimator.dtype)
         needs.append(Need("ram_kept", own.processes * size, psutil.virtual_memory().available))
+    if estimator.finish.blocks:
+        cache = disk.cache_place()
+        needs.append(Need("disk_blocks", estimator.finish.blocks, disk.free_bytes(cache), str(cache)))
     if own.host_bytes:
         host = own.processes * own.host_bytes
         needs.append(Need("ram_training", host, psutil.virtual_memory().available))

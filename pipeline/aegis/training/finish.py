@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from aegis import progress
-from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
+from aegis.background import Background
+from aegis.merging.file_blocks import FileBlocks
+from aegis.merging.shipped_weights import FileRecipe, ShippedWeights, untouched_blocks
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.base_states import release
@@ -47,12 +49,21 @@ class Finish:
         recipe = self.recipe
         return digest([self.facts.model_dump(), str(recipe.merged), recipe.scaled])
 
-    def begin(self, state: TrainState) -> ShippedWeights:
-        """Replace the model's weights by those of the file."""
+    def prepare(self, state: TrainState, step: int) -> Background[None] | None:
+        """Make in the background of the steps from `step` on what `begin` needs; None if there is nothing to make."""
+        wanted = untouched_blocks(state.model, self.base, self.recipe) if step < self.start else []
+        if not wanted or state.soul.skew.device.index:
+            return None  # the first process of a machine makes them for all
+        return FileBlocks(self.base, self.recipe.merged).make(wanted)
+
+    def begin(self, state: TrainState, preparing: Background[None] | None = None) -> ShippedWeights:
+        """Replace the model's weights by those of the file, once what `prepare` began is there."""
         device = state.soul.skew.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the last step may still read the weights that are replaced
         with progress.task(phrase("finish.rounding", quant=self.recipe.quant)):
+            if preparing is not None:
+                preparing.result()
             weights = ShippedWeights(state.model, state.soul, self.base, self.recipe, compute_dtype(device))
         release(device)
         return weights

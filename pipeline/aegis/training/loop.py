@@ -8,12 +8,14 @@ are the same, as on a CPU; kernels that are compiled for a GPU may differ betwee
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from aegis import progress
+from aegis.background import Background
 from aegis.config.settings import TrainConfig
 from aegis.data.epochs import windows_per_step
 from aegis.data.order import Order
@@ -87,6 +89,7 @@ class Loop:
         self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
         self._kept = None if kept is None else self._kept_batches(kept)
         self._finish = finish
+        self._finish_blocks: Background[None] | None = None
         self._stepper = Stepper(state, config, group, self._kept.example() if self._kept else None)
 
     def _kept_batches(self, kept: KeptText) -> KeptBatches:
@@ -111,7 +114,12 @@ class Loop:
             self._begin_finish(stop)
             return LoopOutcome(stop, None, self.evaluate(self.heldout) if self.heldout else None, None, None)
         self.state.model.train()
-        with own_stream(self.device), deferred_stop() as stopping, progress.training(start, stop) as watch:
+        with (
+            own_stream(self.device),
+            self._preparing(start),
+            deferred_stop() as stopping,
+            progress.training(start, stop) as watch,
+        ):
             taken = StepsTaken(start, stop, stopping, watch)
             for step in range(start, stop):
                 self._begin_finish(step)
@@ -127,12 +135,16 @@ class Loop:
             taken.throughput.start_seconds,
         )
 
+    def _preparing(self, start: int) -> AbstractContextManager[object]:
+        self._finish_blocks = None if self._finish is None else self._finish.prepare(self.state, start)
+        return self._finish_blocks or nullcontext()
+
     def _begin_finish(self, step: int) -> None:
         """Begin the finish, if it is due before `step` or an earlier run of this training began it."""
         if self._finish is None or self.state.shipped is not None or step < self._finish.start:
             return
         progress.say(phrase("finish.begins", step=step, quant=self._finish.recipe.quant))
-        self._stepper.ship(self._finish.begin(self.state))
+        self._stepper.ship(self._finish.begin(self.state, self._finish_blocks))
         # the loss of rounded weights is higher: it is no sign that the training has turned
         self._watch = HeldoutWatch()
 

@@ -11,6 +11,7 @@ from aegis.config.presets import DEMO
 from aegis.messages import phrase
 from aegis.messages.layout import cell_width, fold, ljust, terminal_columns, wrap
 from aegis.runs import disk
+from aegis.training.planning.data_sheet import RTX_3060_FLOPS, SHARE_REACHED
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.config.settings import TrainConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.merge import MergeReport
     from aegis.stages.plan import PlanReport
     from aegis.stages.plan_verify import VerifyOutlook
+    from aegis.training.planning.finish_bytes import FinishPlan
 
 
 def planned(report: PlanReport, settings: TrainConfig, columns: int | None = None) -> str:
@@ -37,6 +39,8 @@ def planned(report: PlanReport, settings: TrainConfig, columns: int | None = Non
     lines.append((phrase("screens_plan.trained"), trained))
     room = [(phrase(f"need.{need.what}"), _need(need)) for need in report.needs]
     room.append((phrase("screens_plan.time"), _time(report)))
+    if report.finish is not None:
+        room.append((phrase("screens_plan.finish"), _finish(report.finish)))
     return "\n".join(
         [
             *_named(lines, columns),
@@ -87,7 +91,16 @@ def _need(need: Need) -> str:
 
 def _time(report: PlanReport) -> str:
     if report.flops_per_second is None:
-        return phrase("screens_plan.time_unknown", steps=report.steps, tokens=report.tokens)
+        least = report.tokens * report.flops_per_token / RTX_3060_FLOPS
+        return phrase(
+            "screens_plan.time_by_data_sheet",
+            steps=report.steps,
+            tokens=report.tokens,
+            rate=RTX_3060_FLOPS / 1e12,
+            least=_duration(least),
+            likely=_duration(least / SHARE_REACHED),
+            share=SHARE_REACHED,
+        )
     seconds = report.tokens * report.flops_per_token / report.flops_per_second
     return phrase(
         "screens_plan.time_at_least",
@@ -95,6 +108,17 @@ def _time(report: PlanReport) -> str:
         steps=report.steps,
         tokens=report.tokens,
         device=report.device,
+    )
+
+
+def _finish(finish: FinishPlan) -> str:
+    return phrase(
+        "screens_plan.finish_line",
+        steps=finish.steps,
+        quant=finish.quant,
+        values=finish.quantized,
+        took=_duration(finish.quantizing_seconds),
+        cores=finish.cores,
     )
 
 

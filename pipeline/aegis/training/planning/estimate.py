@@ -119,7 +119,7 @@ class MemoryEstimator:
             assembly = assemble(base, fast_start, torch.device("meta"), self.dtype)
         self.model, self.soul, self.targets = assembly.model.train(), assembly.soul, assembly.coverage
         inner, types = self.model.get_base_model(), finish_types or {}
-        self._finish_bytes = finish_bytes(inner, types, self.dtype, hosted=hosted, blocks=device == "cuda")
+        self.finish = finish_bytes(inner, types, self.dtype, hosted=hosted, in_blocks=device == "cuda")
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
         soul = [p for p in self.soul.parameters() if p.requires_grad]
         self.trained = {
@@ -141,7 +141,7 @@ class MemoryEstimator:
         """
         assert options.offloaded_layers < self.layers, "the last layer is not offloaded"
         peak, head_and_loss = self._step_bytes(max_length, options)
-        weights = max(self.base_bytes - self.hosted_bytes, self._finish_bytes)
+        weights = max(self.base_bytes - self.hosted_bytes, self.finish.device)
         if world_size > 1:
             weights = sum(vars(self.sharded_weights(world_size)).values())
         gradients = sum(p.nbytes for p in self._trained)

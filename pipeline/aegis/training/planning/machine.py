@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from aegis.config.settings import TrainConfig
 from aegis.model.device import free_bytes
 from aegis.training.distributed.launcher import local_world_size
 from aegis.training.execution.pinned_memory import can_pin
+from aegis.training.planning.estimate import MemoryEstimator
 
 _PROBE_SIZE, _PROBE_SECONDS = {"cuda": 8192, "cpu": 1024}, 0.3
 
@@ -71,3 +73,13 @@ def matrix_rate(device: torch.device) -> float:
         wait()
         count += 1
     return 2 * size**3 * count / (time.perf_counter() - began)
+
+
+def flops_per_token(estimator: MemoryEstimator, recomputed: int, config: TrainConfig) -> float:
+    """Return the FLOP per token of matrix products: forward, gradient of the input, and forward again if checkpointed.
+
+    The base is frozen, so its own gradient needs no products; attention and adapter are not counted. A kept pass costs
+    as much as a pass of the data, and there is one per `keep_every` of these.
+    """
+    passes = 1 + (1 / config.keep_every if config.keep_weight else 0)
+    return 2.0 * estimator.matrix_parameters * (2 + recomputed / estimator.layers) * passes

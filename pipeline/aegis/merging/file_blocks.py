@@ -1,0 +1,103 @@
+"""The blocks of a quantized file's matrices that a training does not change: made once per base, kept in the cache.
+
+A finish computes with them, and verify's trained model again. llama.cpp's quantizer takes half a minute for the 2.4
+billion values of Phi-3.5-mini on 16 cores, so they are made in the background of the steps before the finish. The cache
+holds those of one base; what cannot be kept, because the disk is full, is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aegis.background import Background
+from aegis.model.base import Base
+from aegis.model.k_quant_weights import quantize_blocks, row_bytes
+from aegis.model.shards import TensorEntry
+from aegis.runs import disk
+from aegis.runs.manifest import digest
+
+_FORMAT = "aegis-blocks 1"
+_FOLDER = "blocks"
+_PART = ".part"
+_SPARED_THREADS = 2
+"""Threads that are left to the training while blocks are made in its background."""
+
+
+class FileBlocks:
+    """Blocks of weight matrices as llama.cpp's quantizer makes them without an importance matrix.
+
+    Args:
+        merged: the dtype of the merged folder that the file is made from.
+    """
+
+    def __init__(self, base: Base, merged: torch.dtype) -> None:
+        self._merged = merged
+        self.folder = disk.cache_place() / _FOLDER / digest([_FORMAT, base.weights_hash, str(merged)])[:32]
+
+    def read(self, entry: TensorEntry, type_name: str, threads: int | None = None) -> Tensor:
+        """Return a matrix's blocks, from the cache if they are there; make and keep them otherwise.
+
+        Args:
+            type_name: a key of BLOCK_BYTES.
+            threads: as many as torch's if None.
+
+        Returns:
+            (rows, bytes per row) uint8, on the CPU.
+        """
+        rows, columns = entry.shape
+        shape, path = (rows, row_bytes(columns, type_name)), self._path(entry, type_name)
+        try:
+            if path.stat().st_size == shape[0] * shape[1]:
+                return torch.from_numpy(np.fromfile(path, np.uint8).reshape(shape))
+        except OSError:
+            pass  # it is not there, or cannot be read
+        # the converter writes float16, whatever was merged
+        values = entry.read().to(self._merged).to(torch.float16).float()
+        blocks = quantize_blocks(values, type_name, threads)
+        self._keep(path, blocks)
+        return blocks
+
+    def make(self, wanted: Sequence[tuple[TensorEntry, str]]) -> Background[None]:
+        """Make in the background what is not in the cache; a `with` block that fails ends it after a matrix."""
+        stop, threads = threading.Event(), max(1, torch.get_num_threads() - _SPARED_THREADS)
+
+        def work() -> None:
+            self._drop_unused()
+            for entry, type_name in wanted:
+                if stop.is_set():
+                    return
+                if not self._path(entry, type_name).is_file():
+                    self.read(entry, type_name, threads)
+
+        return Background(work, stop)
+
+    def _path(self, entry: TensorEntry, type_name: str) -> Path:
+        return self.folder / f"{disk.file_stem(entry.name)}.{type_name}"
+
+    def _keep(self, path: Path, blocks: Tensor) -> None:
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PART}")
+        try:
+            disk.cache_directory()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            blocks.numpy().tofile(part)
+            part.replace(path)
+        except OSError:
+            with suppress(OSError):
+                part.unlink()
+
+    def _drop_unused(self) -> None:
+        """Remove another base's blocks, and what a killed process left; who still uses them makes them again."""
+        for path in self.folder.parent.glob("*"):
+            if path != self.folder:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f"*{_PART}"):
+            path.unlink(missing_ok=True)
