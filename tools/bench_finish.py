@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_train import Listener, run_child, write_long
+from bench_train import Listener, write_long
+from benchmark import run_child
 from full_size import copy_template, meta_model, write_base
 
 from aegis import progress

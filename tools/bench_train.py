@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import run_child
 from full_size import copy_template, meta_model, write_base
 from train_rows import LONG_STEPS, PARTS, write_long, write_short
 
@@ -130,27 +130,6 @@ def _profile(loop: Loop, path: Path) -> None:
     with profiler(activities=[ProfilerActivity.CUDA]) as found:
         loop.run(0, LOGGING_STEPS)
     path.write_text(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45), encoding="utf-8")
-
-
-def run_child(arguments: list[str], timeout: float, path: str = "") -> list[dict[str, Any]]:
-    """Run a script of ours; every line of its output that is a JSON object is a row, and an error is one."""
-    environment = dict(os.environ)
-    if path:
-        environment["PYTHONPATH"] = os.pathsep.join([environment.get("PYTHONPATH", ""), path])
-    try:
-        finished = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=timeout, env=environment
-        )
-        text, error = finished.stdout, finished.stderr
-    except subprocess.TimeoutExpired as late:
-        text, error = (late.stdout or b"").decode(), "it took too long"
-    for line in text.splitlines():
-        if line.startswith("  "):
-            print(line, flush=True)
-    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    if not rows:
-        print(error[-4000:], file=sys.stderr, flush=True)
-    return rows or [{"error": (error.strip().splitlines() or ["no output"])[-1][:300]}]
 
 
 class Bench:

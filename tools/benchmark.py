@@ -1,16 +1,20 @@
-"""What the benchmarks on disk and processors share: their arguments, a place to work in, what they were measured on."""
+"""What the benchmarks share: their arguments, a place to work in, what they ran on, and rows in their own processes."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from aegis.runs.manifest import versions
 
@@ -52,3 +56,24 @@ def measured_on() -> dict[str, object]:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
     }
+
+
+def run_child(arguments: list[str], timeout: float, path: str = "") -> list[dict[str, Any]]:
+    """Run a script of ours; every line of its output that is a JSON object is a row, and an error is one."""
+    environment = dict(os.environ)
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join([environment.get("PYTHONPATH", ""), path])
+    try:
+        finished = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=timeout, env=environment
+        )
+        text, error = finished.stdout, finished.stderr
+    except subprocess.TimeoutExpired as late:
+        text, error = (late.stdout or b"").decode(), "it took too long"
+    for line in text.splitlines():
+        if line.startswith("  "):
+            print(line, flush=True)
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    if not rows:
+        print(error[-4000:], file=sys.stderr, flush=True)
+    return rows or [{"error": (error.strip().splitlines() or ["no output"])[-1][:300]}]
