@@ -18,12 +18,15 @@ from aegis.model.base import find_base
 from aegis.run_all import run_all
 from aegis.runs.facts import AdapterFacts
 from aegis.runs.run import Run
+from aegis.stages.export import export_gguf
 from aegis.stages.quantize_study import quantize_study
 from aegis.stages.train import train
+from aegis.stages.verify import verify as verify_run
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.finish import Finish
 from aegis.training.finish_choice import plan_finish
 from aegis.training.inputs import TrainingInputs
+from aegis.verification.rounding import NO_BOUNDS
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import Recorder
@@ -178,6 +181,11 @@ def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_trai
     assert verdict.failed_stage is None
     assert pair.bounds.mean_kl == 2e-3
     assert pair.found.mean_kl < steps["f16 → Q4_K_M"].found.mean_kl / 10
+    export_gguf(run.merged, run.gguf, ExportConfig(quant=("Q4_K_M",), head_quant="Q8_0"), overwrite=True)
+    otherwise = {step.name: step for step in verify_run(run, verify).steps}["trained → Q4_K_M"]
+    assert otherwise.bounds == NO_BOUNDS
+    assert otherwise.found.mean_kl > pair.found.mean_kl
+    assert sum("another type of LM head" in text for text in reporter.said) == 1
     _, plain = run_all(
         config.model_copy(update={"finish_steps": "off"}),
         MergeConfig(),

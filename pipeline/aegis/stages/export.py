@@ -211,6 +211,8 @@ def _check_types(model: Path, quants: Sequence[str], config: ExportConfig, earli
     others = [quant for quant in quants if quant not in (finish, F16)]
     if finish and others:
         progress.say(phrase("export.finished_for", finish=finish, others=", ".join(others)))
+    if finish in quants and config.imatrix is not None:
+        progress.say(phrase("export.finished_without_matrix", finish=finish))
 
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:

@@ -29,14 +29,16 @@ from aegis import progress
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
+from aegis.llama_cpp import GgufFile
 from aegis.merging.base_weights import RoundTrip
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base, read_config
 from aegis.model.device import require_device
+from aegis.model.shards import HEAD
 from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs import known_hashes
-from aegis.runs.facts import ExportFacts, VerifyFacts
+from aegis.runs.facts import AdapterFacts, ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
 from aegis.runs.run import Run
@@ -211,4 +213,15 @@ class _Examiner:
         for name in self.quantized:
             self.comparison.step("f16", name, "quantize", self.config.max_kl_quantized)
             if name == finished_as:
-                self.comparison.finish(name)
+                self._compare_with_trained(name)
+
+    def _compare_with_trained(self, name: str) -> None:
+        """Hold a file to the trained model, unless export rounded it otherwise than the training's last steps did."""
+        finish = AdapterFacts.of(self.manifests["train"]).finish
+        with GgufFile(self.quantized[name]) as file:
+            is_other_head = finish is not None and file.tensors["output.weight"].type != finish.types[HEAD]
+        if is_other_head or "imatrix" in self.manifests["convert"].inputs:
+            progress.say(phrase("verify.rounded_otherwise", name=name))
+            self.comparison.step("trained", name, "quantize", None)
+        else:
+            self.comparison.finish(name)
