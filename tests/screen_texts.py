@@ -28,6 +28,7 @@ from aegis.stages.quantize_study import StudyReport
 from aegis.stages.verify_file import FileReport
 from aegis.training.memory import MemoryParts
 from aegis.training.planning.estimate import Estimate
+from aegis.training.planning.finish_bytes import FinishPlan
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan
 from aegis.training.train_report import TrainReport
 from aegis.verification.divergence import Divergence
@@ -162,6 +163,7 @@ def plan_report() -> PlanReport:
         tokens=256_000,
         flops_per_token=1.5e10,
         flops_per_second=4.2e13,
+        finish=FinishPlan(200, "Q4_K_M", 2_415_919_104, 201.3, 2),
     )
 
 

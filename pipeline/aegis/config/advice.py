@@ -6,6 +6,7 @@ The figures are KL(base ‖ trained) in nats per token on text that the base wro
 
 from __future__ import annotations
 
+from aegis import progress
 from aegis.config.settings import TrainConfig
 from aegis.messages import phrase
 
@@ -18,3 +19,9 @@ def harmful_settings(config: TrainConfig) -> list[str]:
     elif not config.counter_scale:
         found.append("advice.unscaled")
     return [phrase(key) for key in found]
+
+
+def warn_of_harm(config: TrainConfig) -> None:
+    """Warn of each harmful setting."""
+    for sentence in harmful_settings(config):
+        progress.warn(sentence)

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from aegis import progress
-from aegis.config.advice import harmful_settings
+from aegis.config.advice import warn_of_harm
 from aegis.config.presets import DEMO
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.data.epochs import passes, windows_per_step, with_steps
@@ -99,8 +99,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     Raises:
         UsageError, EnvironmentFault, UnsupportedModelError, DataError: as in the stages.
     """
-    for advice in harmful_settings(train):
-        progress.warn(advice)
+    warn_of_harm(train)
     device = find_device(train.device)
     kind, capability = _kind(device)
     free, cap = free_bytes(device) if device else None, cap_bytes(train.gpu_memory_gib, device)

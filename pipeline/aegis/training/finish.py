@@ -7,6 +7,7 @@ ends, the model in memory is the file.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -49,21 +50,45 @@ class Finish:
         recipe = self.recipe
         return digest([self.facts.model_dump(), str(recipe.merged), recipe.scaled])
 
-    def prepare(self, state: TrainState, step: int) -> Background[None] | None:
-        """Make in the background of the steps from `step` on what `begin` needs; None if there is nothing to make."""
-        wanted = untouched_blocks(state.model, self.base, self.recipe) if step < self.start else []
-        if not wanted or state.soul.skew.device.index:
-            return None  # the first process of a machine makes them for all
-        return FileBlocks(self.base, self.recipe.merged).make(wanted)
 
-    def begin(self, state: TrainState, preparing: Background[None] | None = None) -> ShippedWeights:
-        """Replace the model's weights by those of the file, once what `prepare` began is there."""
+class FinishStart:
+    """Begins a training's finish when it is due.
+
+    Args:
+        finish: None for a training without one.
+    """
+
+    def __init__(self, finish: Finish | None) -> None:
+        self._finish = finish
+        self._blocks: Background[None] | None = None
+
+    def preparing(self, state: TrainState, step: int) -> AbstractContextManager[object]:
+        """While the block takes steps from `step` on, make in the background what the finish needs."""
+        finish = self._finish
+        if finish is None or step >= finish.start:
+            return nullcontext()
+        wanted = untouched_blocks(state.model, finish.base, finish.recipe)
+        if not wanted or state.soul.skew.device.index:
+            return nullcontext()  # the first process of a machine makes them for all
+        self._blocks = FileBlocks(finish.base, finish.recipe.merged).make(wanted)
+        return self._blocks
+
+    def begin(self, state: TrainState, step: int) -> ShippedWeights | None:
+        """Replace the model's weights by those of the file, if that is due before `step` or was in an earlier run.
+
+        Returns:
+            None if it is not due, or was done.
+        """
+        finish = self._finish
+        if finish is None or state.shipped is not None or step < finish.start:
+            return None
+        progress.say(phrase("finish.begins", step=step, quant=finish.recipe.quant))
         device = state.soul.skew.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the last step may still read the weights that are replaced
-        with progress.task(phrase("finish.rounding", quant=self.recipe.quant)):
-            if preparing is not None:
-                preparing.result()
-            weights = ShippedWeights(state.model, state.soul, self.base, self.recipe, compute_dtype(device))
+        with progress.task(phrase("finish.rounding", quant=finish.recipe.quant)):
+            if self._blocks is not None:
+                self._blocks.result()
+            weights = ShippedWeights(state.model, state.soul, finish.base, finish.recipe, compute_dtype(device))
         release(device)
         return weights

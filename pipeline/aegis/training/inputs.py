@@ -10,7 +10,7 @@ import torch
 
 from aegis import progress
 from aegis.background import Background
-from aegis.config.advice import harmful_settings
+from aegis.config.advice import warn_of_harm
 from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.epochs import passes, with_steps
@@ -70,8 +70,7 @@ class TrainingInputs:
         # where there are several machines, only that of process 0 has the run
         recorded = group.broadcast(lambda: _recorded(None if fresh else run))
         choice = FinishChoice.of(config, later, TrainFacts.model_validate(recorded) if recorded else None)
-        for advice in harmful_settings(config):
-            progress.warn(advice)
+        warn_of_harm(config)
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)

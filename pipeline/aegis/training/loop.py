@@ -8,27 +8,24 @@ are the same, as on a CPU; kernels that are compiled for a GPU may differ betwee
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from aegis import progress
-from aegis.background import Background
 from aegis.config.settings import TrainConfig
 from aegis.data.epochs import windows_per_step
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, Interrupted
-from aegis.messages import phrase
 from aegis.training.answers import AnswerLog
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.apply_options import host_embeddings
 from aegis.training.execution.cuda_graphs import own_stream
-from aegis.training.finish import Finish
+from aegis.training.finish import Finish, FinishStart
 from aegis.training.keep.batches import NOTHING_KEPT, KeptBatches, KeptText
 from aegis.training.metrics_log import MetricsLog
 from aegis.training.outcome import LoopOutcome, StepsTaken
@@ -88,8 +85,7 @@ class Loop:
             self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
         self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
         self._kept = None if kept is None else self._kept_batches(kept)
-        self._finish = finish
-        self._finish_blocks: Background[None] | None = None
+        self._finish = FinishStart(finish)
         self._stepper = Stepper(state, config, group, self._kept.example() if self._kept else None)
 
     def _kept_batches(self, kept: KeptText) -> KeptBatches:
@@ -116,7 +112,7 @@ class Loop:
         self.state.model.train()
         with (
             own_stream(self.device),
-            self._preparing(start),
+            self._finish.preparing(self.state, start),
             deferred_stop() as stopping,
             progress.training(start, stop) as watch,
         ):
@@ -135,18 +131,11 @@ class Loop:
             taken.throughput.start_seconds,
         )
 
-    def _preparing(self, start: int) -> AbstractContextManager[object]:
-        self._finish_blocks = None if self._finish is None else self._finish.prepare(self.state, start)
-        return self._finish_blocks or nullcontext()
-
     def _begin_finish(self, step: int) -> None:
-        """Begin the finish, if it is due before `step` or an earlier run of this training began it."""
-        if self._finish is None or self.state.shipped is not None or step < self._finish.start:
-            return
-        progress.say(phrase("finish.begins", step=step, quant=self._finish.recipe.quant))
-        self._stepper.ship(self._finish.begin(self.state, self._finish_blocks))
-        # the loss of rounded weights is higher: it is no sign that the training has turned
-        self._watch = HeldoutWatch()
+        if (weights := self._finish.begin(self.state, step)) is not None:
+            self._stepper.ship(weights)
+            # the loss of rounded weights is higher: it is no sign that the training has turned
+            self._watch = HeldoutWatch()
 
     def _take(self, step: int, taken: StepsTaken) -> None:
         """Launch a step; while the device works on it, the host reads the previous one."""
