@@ -27,6 +27,7 @@ MISTAKES = {
     # values
     "train --preset demo --max-steps many": (2, {"en": "a whole number", "ja": "整数"}),
     "train --preset demo --max-steps 0": (2, {"en": "at least 1", "ja": "1 以上"}),
+    "train --preset demo --sample-steps often": (2, {"en": "a whole number of at least 1", "ja": "1 以上の整数"}),
     "train --preset demo --learning-rate fast": (2, {"en": "a number", "ja": "数値"}),
     "train --preset demo --load-in 8bit": (2, "'4bit'"),
     "train --preset demo --columns question": (2, "question=instruction"),
@@ -68,6 +69,8 @@ MISTAKES = {
     "export-gguf --run begun": (5, "aegis train --run artifacts/begun"),
     "verify": (5, "aegis train --run artifacts/begun"),
     "chat": (5, "aegis train --run artifacts/begun"),
+    "train --resume": (2, {"en": "start without --resume", "ja": "--resume なしで"}),
+    "report": (2, "aegis train --resume --run artifacts/begun"),
     "card": (2, "aegis export-gguf --run artifacts/begun"),
     "push owner/name": (2, "aegis export-gguf --run artifacts/begun"),
 }

@@ -15,6 +15,7 @@ from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
 
 AUTO, OFF = "auto", "off"
+_STEPS = r"^(auto|off|[1-9]\d{0,8})$"
 
 
 class TrainConfig(StageConfig):
@@ -101,7 +102,7 @@ class TrainConfig(StageConfig):
         AUTO,
         description="number of last steps that compute with the weights of the quantized file (the first --quant), so "
         "that it loses little by rounding; auto: two fifths of the steps where that pays; off: none",
-        pattern=r"^(auto|off|[1-9]\d{0,8})$",
+        pattern=_STEPS,
     )
     finish_keep: float = Field(
         2.0,
@@ -157,7 +158,7 @@ class TrainConfig(StageConfig):
         AUTO,
         description="steps between two samples of what the model answers to held-out questions, for aegis watch; "
         "auto: as often as 2 % of the time allows; off: none",
-        pattern=r"^(auto|off|[1-9]\d{0,8})$",
+        pattern=_STEPS,
     )
     save_steps: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="number of checkpoints to keep, the newest ones")

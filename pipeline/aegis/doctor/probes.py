@@ -31,8 +31,8 @@ PROBES: tuple[tuple[Name, Probe], ...] = (
 )
 
 
-def examine() -> Iterator[Finding]:
-    """Run every probe, and yield each finding at once."""
+def examine(advance: Callable[[], object] = lambda: None) -> Iterator[Finding]:
+    """Run every probe, and yield each finding at once; `advance` is called after each probe, which may have several."""
     for name, probe in PROBES:
         try:
             yield from probe()
@@ -41,6 +41,7 @@ def examine() -> Iterator[Finding]:
         except Exception as error:  # an incomplete library can raise anything
             why = f"{type(error).__name__}: {error}"
             yield Finding(name, "fail", phrase("doctor.not_looked_at", why=why), set_up_again())
+        advance()
 
 
 def is_ready(findings: list[Finding]) -> bool:

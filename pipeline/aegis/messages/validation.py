@@ -23,11 +23,15 @@ _KINDS = {
     "less_than": "problems.less_than",
     "less_than_equal": "problems.less_than_equal",
     "path_type": "problems.path_type",
+    "string_pattern_mismatch": "problems.steps",
     "string_type": "problems.string_type",
     "too_short": "problems.too_few",
     "tuple_type": "problems.tuple_type",
 }
-"""pydantic's error types and their messages, without the types that no setting of AEGIS can have."""
+"""pydantic's error types and their messages, without the types that no setting of AEGIS can have.
+
+The only pattern is that of a number of steps, in `config.settings`.
+"""
 
 
 def describe_validation_error(problem: ErrorDetails) -> str:

@@ -23,8 +23,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from aegis.errors import IntegrityError
+from aegis.errors import IntegrityError, UsageError
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
 from aegis.runs.lock import PID, locked
@@ -112,6 +113,26 @@ class Run:
             return
         stage, directory = next((stage, place) for stage, place in places.items() if not place.is_dir())
         raise IntegrityError("runs.unfinished", run_root=self.root, directory_name=directory.name, stage=stage)
+
+    def require_training(self) -> None:
+        """Refuse a run whose training has no result yet.
+
+        Raises:
+            UsageError: naming the command that goes on.
+        """
+        if not self.adapter.is_dir():
+            raise UsageError("report.no_training", run_root=self.root)
+
+    def published(self, part: Literal["gguf", "merged"]) -> Path:
+        """Return the folder of a part that can be shared.
+
+        Raises:
+            UsageError: it is not made yet; naming the command that makes it.
+        """
+        directory, stage = (self.gguf, "export-gguf") if part == "gguf" else (self.merged, "merge")
+        if not directory.is_dir():
+            raise UsageError("push.no_part", run_root=self.root, part=part, stage=stage)
+        return directory
 
     def first_gguf(self) -> Path:
         """Return the path of the exported file to run.

@@ -54,7 +54,7 @@ def push(
         UsageError: the run does not have this part, or `repo` is not the name of a repository.
         EnvironmentFault: the Hub cannot be reached, or refuses access.
     """
-    directory = _directory(run, part)
+    directory = run.published(part)
     manifest = verify_directory(directory)
     found, why_not = read_verdict(run)
     if why_not and not unverified:
@@ -82,15 +82,7 @@ def card(run: Run, part: Part) -> str:
         UsageError: the run does not have this part.
         IntegrityError: the part has no card, or a manifest is damaged.
     """
-    return _card(run, _directory(run, part), read_verdict(run)[0])
-
-
-def _directory(run: Run, part: Part) -> Path:
-    directory = run.gguf if part == "gguf" else run.merged
-    if not directory.is_dir():
-        stage = "export-gguf" if part == "gguf" else "merge"
-        raise UsageError("push.no_part", run_root=run.root, part=part, stage=stage)
-    return directory
+    return _card(run, run.published(part), read_verdict(run)[0])
 
 
 def _card(run: Run, directory: Path, found: dict[str, Any] | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aegis.chat import ask
 from aegis.chat.ask import Limits
-from aegis.errors import AegisError, IntegrityError, UsageError
+from aegis.errors import AegisError, IntegrityError
 from aegis.messages import Language, language, phrase, words
 from aegis.report import sections
 from aegis.report.answers import ANSWERS, ModelAnswers
@@ -49,8 +49,7 @@ def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bo
         UsageError: the run has no finished training.
         EnvironmentFault: the disk is full.
     """
-    if not run.adapter.is_dir():
-        raise UsageError("report.no_training", run_root=run.root)
+    run.require_training()
     parts = RunParts.of(run)
     manifest = Manifest(
         stage="report",

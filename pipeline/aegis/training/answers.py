@@ -23,7 +23,7 @@ from aegis.data.chat import token_ids
 from aegis.data.packing import Windows
 from aegis.data.questions import Question
 from aegis.data.training_set import find_heldout_questions
-from aegis.errors import AegisError, first_line
+from aegis.errors import first_line
 from aegis.messages import phrase
 from aegis.model.greedy import continue_greedily
 from aegis.model.text_openings import end_tokens
@@ -37,8 +37,6 @@ SHARE = 0.02
 """The part of a training's time that answers may take by themselves, `sample_steps` being "auto"."""
 _MIN_SECONDS = 1.0
 """Less time than this is not enough to find the questions in the data and to answer them."""
-_FAILURES = (AegisError, OSError, RuntimeError)
-"""What may go wrong: the data was moved, the template fails, the GPU has no memory for a cache."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,9 @@ class AnswerLog:
         with self._clock.spending() as spent:
             try:
                 rows = self._rows(done, lambda: stopping() or spent() > allowed)
-            except _FAILURES as error:
-                if isinstance(error, BrokenPipeError):  # the reader of our progress output has ended
-                    raise
+            except BrokenPipeError:  # the reader of our progress output has ended
+                raise
+            except Exception as error:  # no training of hours ends because its model could not be asked
                 progress.say(phrase("answers.none", why=first_line(error)))
                 self._prompts = []
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -193,12 +194,13 @@ def test_a_begin_token_that_the_template_does_not_write_is_added(tmp_path: Path,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
-def test_ctrl_c_ends_the_server(gguf: Path) -> None:
+def test_ctrl_c_ends_the_server_and_is_no_failure(gguf: Path) -> None:
     with serving(gguf, "--threads", 1) as server:
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(30) == 130
+        assert server.process.wait(30) == 0
         assert server.process.stderr is not None
-        assert "Traceback" not in server.process.stderr.read()
+        told = server.process.stderr.read()
+        assert not re.search("Traceback|interrupted", told), told
 
 
 @pytest.mark.parametrize(("flags", "lines"), [((), 2), (("--quiet",), 0)])

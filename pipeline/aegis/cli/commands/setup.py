@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 def doctor() -> None:
     """Check this machine and the installation: one line per item, and the command that fixes a problem."""
     from aegis.cli.screens import results
-    from aegis.doctor import PROBES, Finding, examine, is_ready
+    from aegis.doctor import PROBES, examine, is_ready
 
-    findings: list[Finding] = []
     with progress.task(phrase("doctor.looking"), len(PROBES), "look") as bar:
-        for finding in examine():
-            findings.append(finding)
-            bar.advance()
+        findings = list(examine(bar.advance))
     ready = is_ready(findings)
     progress.result(results.diagnosed(findings, layout.terminal_columns()), {"ready": ready, "findings": findings})
     if not ready:

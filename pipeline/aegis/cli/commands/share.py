@@ -26,6 +26,7 @@ def report(
 ) -> None:
     """Write one HTML page about a run: tables, pictures, answers before and after."""
     run_dir = existing_run(run)
+    run_dir.require_training()  # before torch is loaded, as below
     output.say_that_it_loads()
     from aegis.chat.ask import Limits
     from aegis.stages.report import report as report_stage
@@ -44,6 +45,7 @@ PartOption = Annotated[
 def card(run: RunOption = None, part: PartOption = "gguf") -> None:
     """Print a model card with the results of verify."""
     run_dir = existing_run(run)
+    run_dir.published(part)
     output.say_that_it_loads()
     from aegis.stages.push import card as stage
 
@@ -68,6 +70,7 @@ def push(
     if "/" not in repo:
         raise UsageError("push.no_owner", repo=repo)
     run_dir = existing_run(run)
+    run_dir.published(part)
     output.say_that_it_loads()
     from aegis.stages.push import push as stage
 

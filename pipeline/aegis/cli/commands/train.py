@@ -19,8 +19,9 @@ from aegis.cli.options import (
     PresetOption,
     WebOption,
 )
-from aegis.cli.paths import announce_overwrite
+from aegis.cli.paths import announce_overwrite, existing_run
 from aegis.cli.registry import command
+from aegis.errors import UsageError
 from aegis.messages import layout, phrase
 
 if TYPE_CHECKING:
@@ -118,14 +119,16 @@ def train(
     from aegis.runs.overwriting import places_of_training, refuse_finished
     from aegis.runs.run import Run
 
-    if resume and run and not (flags or preset or config):
-        chosen, run_dir = None, Run(run)
+    if resume and not (flags or preset or config):
+        chosen, run_dir = None, existing_run(run)
     else:
         chosen = all_settings(preset, config, flags)
         run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     if not dry_run and os.environ.get("WORLD_SIZE", "1") == "1":  # with several processes, the stage reports it once
         announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
         refuse_finished(run_dir, overwrite=overwrite)
+        if resume and not any(run_dir.checkpoints.glob("step_*")):  # before torch is loaded
+            raise UsageError("train.no_checkpoint", run_root=run_dir.root)
     output.say_that_it_loads()
     from aegis.stages import train as stage
     from aegis.training.resume import resume_config

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def own_host_only() -> Middleware:
 def run(
     app: ASGIApp, listener: socket.socket, ready: Callable[[str], None], log: Callable[[str], None] = progress.say
 ) -> None:
-    """Serve until a signal ends it.
+    """Serve until Ctrl-C, which is the way to end it and no failure, or another signal.
 
     Args:
         ready: called with the address, http://127.0.0.1:PORT.
@@ -75,7 +75,8 @@ def run(
     """
     listener.listen()
     ready(_address(listener))
-    _server(app, log).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has closed its connections
+        _server(app, log).run(sockets=[listener])
 
 
 @contextmanager
