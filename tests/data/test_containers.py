@@ -167,3 +167,22 @@ def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:
             prepare(path, phi, skip_bad=skip_bad)
         assert "--skip-bad" not in str(caught.value)
         assert "--columns" in str(caught.value)
+
+
+def test_a_reason_that_all_rows_have_is_named_once(phi: Any, tmp_path: Path) -> None:
+    """The control has two reasons; a single row is spoken of as one."""
+
+    def why(*rows: str) -> str:
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        with pytest.raises(DataError) as caught:
+            prepare(path, phi)
+        return str(caught.value)
+
+    same = why(*['{"frage": "a"}'] * 20)
+    assert (same.count("data.jsonl:"), same.count("'frage'")) == (1, 1)
+    assert "19 more, for the same reason" in same
+    mixed = why(*['{"frage": "a"}', '{"wer": "b"}'] * 10)
+    assert mixed.count("data.jsonl:") == 5
+    assert "15 more" in mixed
+    assert "the only row of" in why('{"frage": "a"}')

@@ -26,9 +26,12 @@ class Rejects:
     skip_bad: int = 0
     count: int = 0
     listed: list[tuple[str, str]] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
 
     def add(self, where: str, reason: str) -> None:
         self.count += 1
+        if len(self.reasons) <= 1:
+            self.reasons.add(reason)
         if len(self.listed) < max(SHOWN, self.skip_bad):
             self.listed.append((where, reason))
 
@@ -40,11 +43,17 @@ class Rejects:
         """
         if not self.count or (self.count <= self.skip_bad and usable != 0):
             return
-        lines = [f"  {where}: {reason}" for where, reason in self.listed[:SHOWN]]
-        if self.count > SHOWN:
-            lines.append(phrase("rejects.more", count=self.count - SHOWN))
+        # one place is enough for a reason that all rows have
+        alike = usable == 0 and len(self.reasons) == 1
+        shown = 1 if alike else SHOWN
+        lines = [f"  {where}: {reason}" for where, reason in self.listed[:shown]]
+        if self.count > shown:
+            key = "rejects.same" if alike else "rejects.more"
+            lines.append(phrase(key, count=self.count - shown))
         rows = phrase("rejects.row" if self.count == 1 else "rejects.rows", count=self.count)
         if usable == 0:
+            if self.count == 1:
+                raise DataError("rejects.only", name=self.name, lines="\n".join(lines))
             raise DataError("rejects.all", rows=rows, name=self.name, lines="\n".join(lines))
         raise DataError("rejects.too_many", rows=rows, name=self.name, lines="\n".join(lines), count=self.count)
 

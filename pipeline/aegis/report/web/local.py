@@ -74,8 +74,8 @@ def run(
         log: called with a line per request.
     """
     listener.listen()
-    ready(_address(listener))
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has closed its connections
+        ready(_address(listener))
         _server(app, log).run(sockets=[listener])
 
 
