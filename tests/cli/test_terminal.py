@@ -1,4 +1,4 @@
-"""Tests of every screen on a pseudo-terminal of 80 columns, and of help on one of 40 too, in both languages."""
+"""Tests of every screen on pseudo-terminals of 80 and 40 columns, in both languages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ for name in {names!r}:
     except SystemExit as ended:
         assert ended.code == 0, name
 """
-COPIED = re.compile(r"(aegis|ollama|llama-server) \S|\S{60}")
+COPIED = re.compile(r"(aegis|ollama|llama-server) \S|^    -[Hd] '|\S{60}")
 """A command that a person copies and a path are left whole: a break would be a part of them."""
 OPTION = re.compile(r"^  --\S.*$|\S{25}")
 """An option with its choices, and a word that is almost as wide as a narrow terminal."""
@@ -88,13 +88,14 @@ def too_wide(text: str, columns: int) -> list[str]:
     return [line for line in whole if columns == COLUMNS or not OPTION.search(line)]
 
 
+@pytest.mark.parametrize("columns", [COLUMNS, 40])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_no_line_of_a_screen_is_wider_than_the_terminal(language: str, tmp_path: Path) -> None:
+def test_no_line_of_a_screen_is_wider_than_the_terminal(language: str, tmp_path: Path, columns: int) -> None:
     """Colours among them, which a terminal gets; the control is a line that is too wide."""
-    text = seen(SCREENS, language, tmp_path, COLUMNS)
-    assert too_wide(text, COLUMNS) == []
+    text = seen(SCREENS, language, tmp_path, columns)
+    assert too_wide(text, columns) == []
     assert "\x1b[32mok" in text
-    assert too_wide("x " * 41, COLUMNS) != []
+    assert too_wide("x " * (columns // 2 + 1), columns) != []
 
 
 @pytest.mark.parametrize("columns", [COLUMNS, 40])

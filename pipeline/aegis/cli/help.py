@@ -16,6 +16,8 @@ from aegis.messages.layout import cell_width, ljust, terminal_columns, wrap
 
 _MAX_NAME_CELLS = 30
 """Width of the column of names, in cells; the text beside a longer name begins on the next line."""
+_MIN_BESIDE, _INDENT = 60, 6
+"""Width from which a text stands beside its name, and the indent of a text below its name."""
 _SENTENCE = re.compile(r"。|(?<=\w)\.(?=\s|$)")
 _TYPE = re.compile(r"<(.+)>$")
 _TYPES = {
@@ -101,7 +103,8 @@ def _row(parameter: Any, ctx: Any) -> _Row | None:
 def _listed(title: str, rows: Sequence[_Row], width: int, names: int = 0) -> list[str]:
     if not rows:
         return []
-    edge = min(names or max(cell_width(row.name) for row in rows), _MAX_NAME_CELLS, width // 2) + 4
+    widest = names or max(cell_width(row.name) for row in rows)
+    edge = _INDENT if width < _MIN_BESIDE else min(widest, _MAX_NAME_CELLS, width // 2) + 4
     lines = ["", f"{translate_help(title)}:"]
     for row in rows:
         start = f"  {row.name}"
@@ -109,9 +112,9 @@ def _listed(title: str, rows: Sequence[_Row], width: int, names: int = 0) -> lis
             lines.append(start)
             start = ""
         texts = wrap("", row.text, width - edge).splitlines() or [""]
-        # a text in brackets is not broken
+        # a text in brackets is not broken, if a line can hold it
         if row.brackets and cell_width(texts[-1] + row.brackets) > width - edge:
-            texts.append(row.brackets.strip())
+            texts += wrap("", row.brackets.strip(), width - edge).splitlines()
         elif row.brackets:
             texts[-1] += row.brackets
         lines += _beside(ljust(start, edge), texts)

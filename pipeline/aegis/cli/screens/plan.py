@@ -141,16 +141,17 @@ def merge_planned(report: MergeReport) -> str:
         gate=report.gate,
         untied=phrase("screens.untied") if report.untied else "",
     )
-    return f"{fold(found, terminal_columns())}\n{phrase('screens_plan.parts_fit')}"
+    return fold(f"{found}\n{phrase('screens_plan.parts_fit')}", terminal_columns())
 
 
 def export_planned(report: ExportReport) -> str:
     """After export-gguf --dry-run."""
+    columns = terminal_columns()
     return "\n".join(
         [
-            phrase("screens_plan.would_export", name=report.name, context=report.context_tokens),
+            fold(phrase("screens_plan.would_export", name=report.name, context=report.context_tokens), columns),
             *(f"  {file}" for file in report.files),
-            phrase("screens_plan.disk_on_the_way", needed=disk.format_bytes(report.disk_bytes or 0)),
+            fold(phrase("screens_plan.disk_on_the_way", needed=disk.format_bytes(report.disk_bytes or 0)), columns),
         ]
     )
 
@@ -163,4 +164,4 @@ def verify_planned(outlook: VerifyOutlook) -> str:
         *(f"{phrase(f'need.{need.what}')}: {_need(need)}" for need in (outlook.scratch, outlook.memory)),
         phrase("screens_plan.nothing_written"),
     ]
-    return "\n".join(lines)
+    return fold("\n".join(lines), terminal_columns())

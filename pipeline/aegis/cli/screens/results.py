@@ -127,7 +127,7 @@ def exported(report: ExportReport) -> str:
 
 def would_be_pushed(report: PushReport) -> str:
     """After push --dry-run."""
-    return f"{phrase('screens.would_push')}\n{pushed(report)}"
+    return f"{_folded(phrase('screens.would_push'))}\n{pushed(report)}"
 
 
 def pushed(report: PushReport) -> str:
@@ -145,20 +145,22 @@ def serving(url: str, models: Sequence[str], context_tokens: int) -> str:
         phrase("screens.served", url=protocol),
         phrase("screens.serving", model=", ".join(models), context=context_tokens),
     )
+    told = [_folded(f"  {line}") for line in lines]
     request = phrase("screens.served_curl", url=protocol).replace("\n", "\n  ")
-    return "\n  ".join([url, *lines, *([request] if os.name != "nt" else [])])
+    return "\n".join([url, *told, *([f"  {request}"] if os.name != "nt" else [])])
 
 
 def watched(url: str, run: Path) -> str:
     """When the page of a run can be opened."""
-    return f"{url}\n  {phrase('screens.watched', run=run)}"
+    told = phrase("screens.watched", run=run)
+    return f"{url}\n{_folded(f'  {told}')}"
 
 
 def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) -> str:
     """After the demo: the base's answers beside those of the finished file, and the questions that were not asked."""
     names = phrase("screens.question"), *(phrase("screens.base") if who.who == "base" else "aegis" for who in answers)
     width = max(map(cell_width, names)) + 2
-    lines = [phrase("screens.before_and_after")]
+    lines = [_folded(phrase("screens.before_and_after"))]
     for number, question in enumerate(questions):
         texts = question, *(who.answers[number].text if number < len(who.answers) else "-" for who in answers)
         lines.append("".join(f"\n  {ljust(name, width)}{text}" for name, text in zip(names, texts, strict=True)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aegis.cli.screens.results import next_commands
 from aegis.messages import phrase
-from aegis.messages.layout import fold, paint, table
+from aegis.messages.layout import fold, paint, table, terminal_columns
 from aegis.messages.safe import shell_word
 from aegis.runs import disk
 
@@ -19,12 +19,9 @@ if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
 
 def planned(report: StudyReport) -> str:
     """After quantize-study --dry-run."""
-    return "\n".join(
-        [
-            phrase("screens_study.would_hold", out=report.out, made=report.made),
-            phrase("screens_plan.disk_on_the_way", needed=disk.format_bytes(report.disk_bytes)),
-        ]
-    )
+    held = phrase("screens_study.would_hold", out=report.out, made=report.made)
+    needed = phrase("screens_plan.disk_on_the_way", needed=disk.format_bytes(report.disk_bytes))
+    return fold(f"{held}\n{needed}", terminal_columns())
 
 
 def studied(report: StudyReport, study: Study, run: Path, columns: int | None = None) -> str:

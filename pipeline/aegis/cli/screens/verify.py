@@ -135,10 +135,10 @@ def examined(found: FileReport) -> str:
         lines.append(_checked(check, terminal_columns()))
         lines += [] if check.ok else [f"        {line}" for line in check.detail.shown.splitlines()[1:]]
     if found.failed_stage is None:
-        lines.append(phrase("screens_verify.sound"))
+        end = phrase("screens_verify.sound")
     else:
-        lines.append(phrase("screens_verify.not_sound", failed_stage=found.failed_stage))
-    return "\n".join(lines)
+        end = phrase("screens_verify.not_sound", failed_stage=found.failed_stage)
+    return "\n".join([*lines, fold(end, terminal_columns())])
 
 
 def _first_line(text: str) -> str:
