@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from aegis.config.settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
+from aegis.model.base import Base
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora_targets import attach_lora, resolve_targets
-from aegis.model.shards import ShardSet
 from aegis.model.soul_hook import soul_hook
 from aegis.soul.module import Soul
 from aegis.soul.retraction import _one_step
@@ -121,6 +120,11 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             parameter.data.normal_(0, 0.06)
     model.bfloat16().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -500,9 +504,8 @@ def finish_course(state: TrainState, folder: Path, kind: str, grown: float = 1.5
     so move a fortieth of Q4_K's values by a step. Instead the adapter grows once, in the middle of the finish, when
     the step is recorded already.
     """
-    stepper, shards = Stepper(state, STILL), ShardSet.open(folder)
-    base: Any = SimpleNamespace(shards=shards, tied=False, folder=folder)
-    types = {name: kind for name, entry in shards.entries.items() if len(entry.shape) == 2}
+    stepper, base = Stepper(state, STILL), Base("base", folder, None)
+    types = {name: kind for name, entry in base.shards.entries.items() if len(entry.shape) == 2}
     losses = []
     with own_stream(torch.device("cuda")):
         for step in range(13):
