@@ -19,11 +19,15 @@ The converter and the quantizer are forked too, and run their own scripts from t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
+import socket
 import struct
+import subprocess
 import sys
 import time
 import traceback
@@ -34,48 +38,87 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LINGERING_S = 20.0
 
 
+class ToolServer:
+    """A process that forks the tools of a command.
+
+    A command has threads, and a fork of theirs could wait for ever for a lock that another thread held. So this process
+    is forked before there are any. It ends with the command, whose end of the socket is closed then.
+    """
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            self._socket.close()
+            self._serve(theirs)
+            os._exit(0)
+        theirs.close()
+
+    def start(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        """Start a tool with these as its standard input and output, and as the pipe for its pid and exit code."""
+        socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+
+    @staticmethod
+    def _serve(requests: socket.socket) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        while True:
+            text, descriptors, _, _ = socket.recv_fds(requests, 1 << 18, 3)
+            if not text:
+                return
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                requests.close()
+                os._exit(_tool_and_its_code(json.loads(text), *descriptors))
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, report: int) -> int:
+    """Fork a tool, wait for its end, and write its pid and its exit code into the pipe."""
+    tool = os.fork()
+    if tool == 0:
+        os.setsid()
+        os.dup2(to_read, 0)
+        os.dup2(out_write, 1)
+        os.dup2(out_write, 2)
+        os.closerange(3, 64)
+        os._exit(_run_tool(request["command"], Path(request["folder"]), request["environment"]))
+    os.close(to_read)
+    os.close(out_write)
+    os.write(report, struct.pack("<i", tool))
+    with contextlib.suppress(BrokenPipeError):
+        os.write(report, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(tool, 0)[1])))
+    return 0
+
+
 class ForkedTool:
     """The part of `subprocess.Popen` that `aegis.llama_cpp.process` uses, without a new interpreter."""
+
+    server: ToolServer
 
     def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> None:
         to_read, to_write = os.pipe()
         out_read, out_write = os.pipe()
+        self._report, report = os.pipe()
         self._code: int | None = None
-        # Popen runs none of Python's hooks round a fork, in which the exception that a signal raises would be lost
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        self.pid = os.fork()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if self.pid == 0:
-            os.setsid()
-            os.dup2(to_read, 0)
-            os.dup2(out_write, 1)
-            os.dup2(out_write, 2)
-            os.closerange(3, 64)
-            os._exit(_run_tool(command, cwd, env))
-        os.close(to_read)
-        os.close(out_write)
+        request = {"command": command, "folder": str(cwd), "environment": env}
+        self.server.start(request, [to_read, out_write, report])
+        for descriptor in (to_read, out_write, report):
+            os.close(descriptor)
+        (self.pid,) = struct.unpack("<i", os.read(self._report, 4))
         self.stdin = os.fdopen(to_write, "wb")
         self.stdout = os.fdopen(out_read, "rb")
 
     def poll(self) -> int | None:
-        return self._reap(os.WNOHANG)
-
-    def wait(self, timeout: float | None = None) -> int:
-        import subprocess
-
-        end = None if timeout is None else time.monotonic() + timeout
-        while self._reap(os.WNOHANG if end else 0) is None:
-            if end and time.monotonic() > end:
-                raise subprocess.TimeoutExpired("tool", timeout or 0)
-            time.sleep(0.005)
-        assert self._code is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self._code
 
-    def _reap(self, flags: int) -> int | None:
+    def wait(self, timeout: float | None = None) -> int:
         if self._code is None:
-            pid, status = os.waitpid(self.pid, flags)
-            if pid:
-                self._code = os.waitstatus_to_exitcode(status)
+            if not select.select([self._report], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("tool", timeout or 0)
+            (self._code,) = struct.unpack("<i", os.read(self._report, 4))
+            os.close(self._report)
         return self._code
 
 
@@ -103,6 +146,8 @@ def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
 def _run_command(folder: str, arguments: list[str], said: str) -> int:
     from aegis.cli import app
     from aegis.llama_cpp import process
+
+    ForkedTool.server = ToolServer()
 
     class Popen:
         """Replaces the `subprocess` that the seam imports."""
