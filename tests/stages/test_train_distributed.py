@@ -88,7 +88,13 @@ class Place:
         return Run(self.folder / name)
 
     def launched(
-        self, run: Run, *arguments: str, event: str | None = None, json_output: bool = False, processes: int = 2
+        self,
+        run: Run,
+        *arguments: str,
+        event: str | None = None,
+        json_output: bool = False,
+        processes: int = 2,
+        environment: Mapping[str, str] | None = None,
     ) -> Ended:
         """Run the config in processes started by torchrun, each with half the forward passes."""
         program = ["-m", "--", "aegis"]
@@ -98,7 +104,7 @@ class Place:
             program = [str(script), "--"]
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = ["--json", "train"] if json_output else ["train"]
-        return self._started([*launcher, *program, *command], run, *arguments)
+        return self._started([*launcher, *program, *command], run, *arguments, environment=environment)
 
     def accelerated(self, run: Run, config: str, *arguments: str) -> Ended:
         """Run as `launched`, started by accelerate with this YAML as its config."""
@@ -323,11 +329,13 @@ def test_a_sharded_base_gives_the_same_bytes(
 ) -> None:
     """As the complete base with the same settings; with another seed the bytes differ. A process holds what plan
     estimates."""
-    base = make_random("phi3", num_hidden_layers=3, num_key_value_heads=4)
+    base = make_random("phi3", num_hidden_layers=2, num_key_value_heads=4)
     names = ("sharded", "complete", "other-seed")
     sharded, complete, other = (Run(tmp_path / name) for name in names)
     options = ("--base-model", str(base), *settings)
-    ended = place.launched(sharded, *options, "--shard-base", json_output=True)
+    # compiled code is shared by the processes of both runs
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    ended = place.launched(sharded, *options, "--shard-base", json_output=True, environment=compiled)
     assert ended.code == 0, ended.err
     assert "each of 2 processes holds a shard of the base's layers" in ended.out
     assert "--shard-base no answers are written" in ended.out
@@ -337,7 +345,7 @@ def test_a_sharded_base_gives_the_same_bytes(
     held = estimator.sharded_weights(2)
     assert report["memory"]["base"] == held.shard + held.replicated < estimator.base_bytes
 
-    ended = place.launched(complete, *options)
+    ended = place.launched(complete, *options, environment=compiled)
     assert ended.code == 0, ended.err
     assert same_bytes(sharded, complete)
     # which resuming compares
