@@ -4,7 +4,8 @@
 
 FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes.
 Every row is one training by `aegis train`'s own loop, whose second half is a finish, in a process of its own. The peaks
-are torch's, of the steps alone. "refresh" is the time of rounding the adapted weights and the head once.
+are torch's, of the steps alone. "refresh" is the time of rounding the adapted weights and the head once. A second table
+compares the device's rounding with llama.cpp's, for the types of these files (`bench_rounding` has all of them).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_rounding import nearness, samples, ways
 from bench_train import Listener, write_long
 from benchmark import run_child
 from full_size import copy_template, meta_model, write_base
@@ -74,6 +77,7 @@ def measure(settings: dict[str, Any], steps: int, quant: str) -> dict[str, Any]:
 
     return {
         "quant": quant,
+        "types": sorted(set(finish.recipe.types.values())),
         "ms_before": ms([row for row in listener.rows[:rows] if row["step"] > 2 * LOGGING_STEPS]),
         "ms_finish": ms([row for row in listener.rows[rows:] if row["step"] > half + 2 * LOGGING_STEPS]),
         "refresh_ms": round(1e3 * statistics.median(refresh), 2),
@@ -104,8 +108,35 @@ def _peak(device: torch.device) -> float | None:
     return round(peak / 2**30, 3)
 
 
+def parity(types: Iterable[str], device: torch.device) -> list[dict[str, Any]]:
+    """Compare the rounding that a finish on this device takes with llama.cpp's."""
+    rows = []
+    for kind in types:
+        name, way = next(iter(ways(device, kind).items()))
+        near = {case: nearness(way, values, kind) for case, values in samples(device).items()}
+        rows.append({"type": kind, "way": name, **near})
+    return rows
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Print both tables."""
+    print(f"\n{results['device']}\nsoul   type     ms before  in finish  refresh  GiB before  in finish  to enter")
+    for row in results["rows"]:
+        names = ("ms_before", "ms_finish", "refresh_ms", "peak_before_gib", "peak_finish_gib", "entering_s")
+        print(f"{row['rotation']:6} {row.get('quant', '?'):8}", *(f"{row.get(name)!s:>9}" for name in names))
+        print(row.get("error", ""), end="")
+    print("\ntype   rounded by   weights   error : llama.cpp's   equal values   control")
+    for row in results["parity"]:
+        for case in ("normal", "tails"):
+            near = row[case]
+            print(
+                f"{row['type']:6} {row['way']:12} {case:9} {near['error']:>19.5f} {near['equal']:>14.2%} "
+                f"{near['control']:>9.3f}"
+            )
+
+
 def main() -> int:
-    """Measure every row and print a table last."""
+    """Measure every row and print the tables last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, help="folder with config.json and tokenizer files")
     parser.add_argument("--layers", type=int, help="fewer layers, for a trial")
@@ -143,11 +174,11 @@ def main() -> int:
                 print(json.dumps(found), flush=True)
                 if arguments.out:
                     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{results['device']}\nsoul   type     ms before  in finish  refresh  GiB before  in finish  to enter")
-    for row in results["rows"]:
-        names = ("ms_before", "ms_finish", "refresh_ms", "peak_before_gib", "peak_finish_gib", "entering_s")
-        print(f"{row['rotation']:6} {row.get('quant', '?'):8}", *(f"{row.get(name)!s:>9}" for name in names))
-        print(row.get("error", ""), end="")
+    types = sorted({kind for row in results["rows"] for kind in row.get("types", ())})
+    results["parity"] = parity(types, torch.device(arguments.device))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    show(results)
     return 0
 
 
