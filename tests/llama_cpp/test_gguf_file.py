@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -130,23 +129,20 @@ def test_random_bit_flips_in_the_header_give_a_file_or_an_integrity_error(q4_k_m
         header_bytes = min(info.offset_bytes for info in file.tensors.values())
     path = tmp_path / "flipped.gguf"
     rng = np.random.default_rng(48)
-    refused, slowest_s = 0, 0.0
+    refused = 0
     tracemalloc.start()
     for _ in range(400):
         flipped = bytearray(data)
         for at in rng.integers(0, header_bytes, size=rng.integers(1, 4)):
             flipped[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
-        began = time.perf_counter()
         try:
             with GgufFile(path) as file:
                 for name in list(file.tensors)[:2]:
                     file.tensor(name)
         except IntegrityError:
             refused += 1
-        slowest_s = max(slowest_s, time.perf_counter() - began)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert refused > 40
-    assert slowest_s < 2
     assert peak_bytes < 200e6
