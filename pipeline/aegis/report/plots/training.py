@@ -68,13 +68,15 @@ def draw_training(rows: Rows, path: Path) -> None:
     steps, heldout = _column(rows, "heldout_loss")
     if len(steps):
         axes.plot(steps, heldout, color=_RED, marker="o", linewidth=2, label=label("picture.heldout"))
-        axes.annotate(f"{heldout[-1]:.3f}", (steps[-1], heldout[-1]), xytext=(0, 8), **_NOTE, color=_RED)
+        axes.annotate(f"{heldout[-1]:.3f}", (steps[-1], heldout[-1]), **_NOTE, color=_RED)
+        axes.margins(x=_NOTE_ROOM)
     axes.set_ylabel(label("picture.cross_entropy"))
     axes.set_title(label("picture.training"))
     axes.legend(frameon=False)
     for right in beside:
         right.plot(kept_steps, kept, color=_BLUE, linewidth=2)
-        right.annotate(f"{kept[-1]:.3f}", (kept_steps[-1], kept[-1]), xytext=(0, 8), **_NOTE, color=_BLUE)
+        right.annotate(f"{kept[-1]:.3f}", (kept_steps[-1], kept[-1]), **_NOTE, color=_BLUE)
+        right.margins(x=_NOTE_ROOM)
         right.set_ylim(bottom=0)
         right.set_ylabel(label("picture.kl"))
         right.set_title(label("picture.kept"))
@@ -170,7 +172,10 @@ def draw_spectrum(angles: Angles, gate: float, path: Path) -> None:
     _save(figure, path)
 
 
-_NOTE: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
+_NOTE: dict[str, Any] = {"textcoords": "offset points", "xytext": (6, 0), "ha": "left", "va": "center", "fontsize": 9}
+"""A value stands to the right of its curve's end, where no curve is."""
+_NOTE_ROOM = 0.12
+"""The part of the width that is left free at each side."""
 
 
 def _figure(columns: int = 1) -> tuple[Figure, Any]:
