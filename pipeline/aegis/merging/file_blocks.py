@@ -86,9 +86,11 @@ class FileBlocks:
     def _keep(self, path: Path, blocks: Tensor) -> None:
         part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PART}")
         try:
-            disk.cache_directory()
             self.folder.mkdir(parents=True, exist_ok=True)
-            blocks.numpy().tofile(part)
+            with part.open("wb") as file:
+                blocks.numpy().tofile(file)
+                # a file that a power cut left with the right size and no content would be taken for the blocks
+                os.fsync(file.fileno())
             part.replace(path)
         except OSError:
             with suppress(OSError):
