@@ -36,7 +36,17 @@ os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the program
 
 MakeRandom = Callable[..., Path]
 
-LONGEST = ("test_end_to_end.py", "test_end_to_end_real.py", "test_planted.py", "test_crashes.py")
+LONGEST = (
+    "test_train_distributed.py",
+    "test_end_to_end.py",
+    "test_crashes.py",
+    "test_end_to_end_real.py",
+    "test_planted.py",
+    "test_real_tokenizers.py",
+    "test_verify.py",
+    "test_signals.py",
+    "test_full_disk.py",
+)
 """The files of tests that take longest, longest first."""
 
 

@@ -87,7 +87,8 @@ def test_a_second_run_keeps_the_finished_stages(newcomer: Newcomer, first: subpr
     again = newcomer.aegis("run", "--preset", "demo")
     assert again.returncode == 0, again.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "training" not in again.stderr
+    assert "training: done" in first.stderr
+    assert "training: done" not in again.stderr
     assert first.stdout.splitlines()[-4:] == again.stdout.splitlines()[-4:]
 
 

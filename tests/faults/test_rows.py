@@ -146,12 +146,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "existing output": ("stages/test_export.py::test_existing_output_is_kept_until_the_new_one_is_complete",),
     "awkward names": (
-        "faults/test_names.py::test_the_pipeline_works_under_an_awkward_name",
+        "faults/test_names.py::test_the_pipeline_works_under_awkward_names",
         "stages/test_export.py::test_every_requested_file_is_exported",
     ),
     "non-ASCII paths into llama.cpp": (  # on Linux; Windows' own code page cannot be shown here
         "llama_cpp/test_quantize.py::test_non_ascii_paths_work",
-        "faults/test_names.py::test_the_pipeline_works_under_an_awkward_name",
+        "faults/test_names.py::test_the_pipeline_works_under_awkward_names",
         "doctor/test_machine.py::test_a_file_system_without_non_ascii_names_is_reported",
     ),
     "unknown pre-tokenizer, before training": (
