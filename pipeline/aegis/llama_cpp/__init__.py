@@ -25,7 +25,7 @@ from aegis.llama_cpp.quantize import (
     refuse_without_imatrix,
 )
 from aegis.llama_cpp.rendering import Raised, chat_text, chat_texts
-from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows
+from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows, row_bytes
 from aegis.llama_cpp.runtime import Runtime
 from aegis.llama_cpp.tensor_types import planned_types, tensor_types
 
@@ -63,6 +63,7 @@ __all__ = [
     "refuse_foreign",
     "refuse_without_compiler",
     "refuse_without_imatrix",
+    "row_bytes",
     "tensor_types",
     "trained_context",
     "try_conversion",

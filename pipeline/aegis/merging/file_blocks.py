@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from aegis.background import Background
+from aegis.llama_cpp import row_bytes
 from aegis.model.base import Base
-from aegis.model.k_quant_weights import quantize_blocks, row_bytes
+from aegis.model.k_quant_weights import quantize_blocks
 from aegis.model.shards import TensorEntry
 from aegis.runs import disk
 from aegis.runs.manifest import digest
@@ -30,6 +31,19 @@ _FOLDER = "blocks"
 _PART = ".part"
 _SPARED_THREADS = 2
 """Threads that are left to the training while blocks are made in its background."""
+
+
+def converted(values: Tensor, merged: torch.dtype) -> Tensor:
+    """Return a merged weight's values as they are in the f16 file: the converter writes float16, whatever was merged.
+
+    Args:
+        values: in any dtype of a base, or float32.
+        merged: the dtype of the merged folder.
+
+    Returns:
+        float32 of the same shape.
+    """
+    return values.to(merged).to(torch.float16).float()
 
 
 class FileBlocks:
@@ -54,15 +68,13 @@ class FileBlocks:
             (rows, bytes per row) uint8, on the CPU.
         """
         rows, columns = entry.shape
-        shape, path = (rows, row_bytes(columns, type_name)), self._path(entry, type_name)
+        shape, path = (rows, row_bytes(type_name, columns)), self._path(entry, type_name)
         try:
             if path.stat().st_size == shape[0] * shape[1]:
                 return torch.from_numpy(np.fromfile(path, np.uint8).reshape(shape))
         except OSError:
             pass  # it is not there, or cannot be read
-        # the converter writes float16, whatever was merged
-        values = entry.read().to(self._merged).to(torch.float16).float()
-        blocks = quantize_blocks(values, type_name, threads)
+        blocks = quantize_blocks(converted(entry.read(), self._merged), type_name, threads)
         self._keep(path, blocks)
         return blocks
 

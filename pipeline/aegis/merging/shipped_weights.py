@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegis.merging.file_blocks import FileBlocks
+from aegis.merging.file_blocks import FileBlocks, converted
 from aegis.merging.merged_weights import head_entry
 from aegis.model.base import Base
 from aegis.model.k_quant_linear import BlockLinear
@@ -62,11 +62,7 @@ class FileRecipe:
         Returns:
             (rows, columns) float32.
         """
-        return rounded(self.converted(values), self.types[name])
-
-    def converted(self, values: Tensor) -> Tensor:
-        """Return float32 values as they are in the f16 file: the converter writes float16, whatever was merged."""
-        return values.to(self.merged).to(torch.float16).float()
+        return rounded(converted(values, self.merged), self.types[name])
 
 
 @dataclass(frozen=True)

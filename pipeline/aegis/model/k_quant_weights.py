@@ -25,11 +25,6 @@ _SLAB_VALUES = 1 << 20
 """Values per call of llama.cpp's quantizer."""
 
 
-def row_bytes(columns: int, type_name: str) -> int:
-    """Return the bytes of a row of blocks."""
-    return columns // BLOCK * BLOCK_BYTES[type_name]
-
-
 def quantize_blocks(values: Tensor, type_name: str, threads: int | None = None) -> Tensor:
     """Return the blocks that llama.cpp's quantizer makes of rows.
 

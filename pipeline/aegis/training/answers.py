@@ -87,7 +87,7 @@ class AnswerLog:
         return logged and self._clock.permits(done)
 
     def write(self, done: int, stopping: Callable[[], bool]) -> None:
-        """Let the model answer, and write the rows. If it cannot, that is said, and no answers are due any more.
+        """Let the model answer, and write the rows. If it cannot, the reason is shown, and no later answers are due.
 
         Args:
             stopping: whether the training was asked to end; the answers end then too.

@@ -199,8 +199,8 @@ def test_ctrl_c_ends_the_server_and_is_no_failure(gguf: Path) -> None:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 0
         assert server.process.stderr is not None
-        told = server.process.stderr.read()
-        assert not re.search("Traceback|interrupted", told), told
+        printed = server.process.stderr.read()
+        assert not re.search("Traceback|interrupted", printed), printed
 
 
 @pytest.mark.parametrize(("flags", "lines"), [((), 2), (("--quiet",), 0)])

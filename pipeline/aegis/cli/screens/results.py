@@ -145,15 +145,15 @@ def serving(url: str, models: Sequence[str], context_tokens: int) -> str:
         phrase("screens.served", url=protocol),
         phrase("screens.serving", model=", ".join(models), context=context_tokens),
     )
-    told = [_folded(f"  {line}") for line in lines]
+    notes = [_folded(f"  {line}") for line in lines]
     request = phrase("screens.served_curl", url=protocol).replace("\n", "\n  ")
-    return "\n".join([url, *told, *([f"  {request}"] if os.name != "nt" else [])])
+    return "\n".join([url, *notes, *([f"  {request}"] if os.name != "nt" else [])])
 
 
 def watched(url: str, run: Path) -> str:
     """When the page of a run can be opened."""
-    told = phrase("screens.watched", run=run)
-    return f"{url}\n{_folded(f'  {told}')}"
+    note = phrase("screens.watched", run=run)
+    return f"{url}\n{_folded(f'  {note}')}"
 
 
 def before_and_after(questions: Sequence[str], answers: Sequence[ModelAnswers]) -> str:
