@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aegis.model.cuda_graphs import GraphRecorder, own_stream
 from aegis.runs.manifest import versions
 from aegis.soul import rotation as so
 from aegis.soul.module import Soul
-from aegis.training.execution.cuda_graphs import GraphRecorder, own_stream
 
 REPLAYS = 20
 

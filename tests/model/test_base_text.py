@@ -114,6 +114,9 @@ def test_a_base_that_writes_nothing_is_given_up(tokenizer: Any) -> None:
 
             self.config = LlamaConfig(num_hidden_layers=1, eos_token_id=2)
 
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return torch.nn.Linear(1, 1)
+
         def __call__(self, *, input_ids: torch.Tensor, **_: Any) -> Any:
             logits = torch.full((*input_ids.shape, len(tokenizer)), -100.0)
             logits[..., 2] = 0

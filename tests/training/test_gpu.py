@@ -20,6 +20,7 @@ from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base
+from aegis.model.cuda_graphs import own_stream
 from aegis.model.load import compute_dtype, load_base
 from aegis.model.lora_targets import attach_lora, resolve_targets
 from aegis.model.soul_hook import soul_hook
@@ -33,7 +34,6 @@ from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.execution.activation_bytes import activation_bytes
 from aegis.training.execution.allocator import reset_peak
 from aegis.training.execution.apply_options import apply_options, host_embeddings
-from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.keep.batches import KeptShare
 from aegis.training.kernels.lora_layers import LoraLayers

@@ -107,7 +107,7 @@ class TransformersModel:
             return late
 
         tokens = min(max_tokens, self.context - longest)
-        found = continue_greedily(self._model, rows, tokens, _end_tokens(self._model), expired=over)
+        found = continue_greedily(self._model, rows, tokens, _end_tokens(self._model), record=True, expired=over)
         return [
             Answer(self._tokenizer.decode(ids, skip_special_tokens=True).strip(), cut=late and not ended)
             for ids, ended in found

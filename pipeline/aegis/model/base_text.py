@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aegis.data.kept import MIN_TOKENS, missing_tokens
+from aegis.model.cuda_graphs import own_stream
+from aegis.model.decoder import Decoder
 from aegis.model.device import free_bytes
 from aegis.model.text_openings import Opening, end_tokens
 
@@ -126,23 +128,21 @@ def sample(
     Returns:
         Each text with its opening, and whether the base ended it; then its last token is the end token.
     """
-    from transformers import StaticCache
-
     device, start = model.device, len(opening.ids)
-    cache = StaticCache(config=model.config, max_cache_len=length)
-    state = _Rows(opening, rows, length, ends, device)
-    following = state.ids[:, :start]
-    for position in range(start, length):
-        logits = model(input_ids=following, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        wide = logits.float()
-        wide[:, known:] = -math.inf
-        # the argmax of p / e, with exponential e, is a sample from p; it does not make the host wait for the device
-        chance = wide.softmax(-1)
-        drawn = (chance / torch.empty_like(chance).exponential_(generator=generator)).argmax(-1)
-        following = state.put(position, drawn).unsqueeze(1)
-        if position % _CHECK_EVERY == 0 and bool(state.ended.all()):
-            break
-    return state.texts()
+    with own_stream(device):
+        decoder = Decoder(model, rows, length, record=True)
+        state = _Rows(opening, rows, length, ends, device)
+        following = state.ids[:, :start]
+        for position in range(start, length):
+            wide = decoder(following).float()
+            wide[:, known:] = -math.inf
+            # the argmax of p / e, with exponential e, is a sample from p; it does not make the host wait for the device
+            chance = wide.softmax(-1)
+            drawn = (chance / torch.empty_like(chance).exponential_(generator=generator)).argmax(-1)
+            following = state.put(position, drawn).unsqueeze(1)
+            if position % _CHECK_EVERY == 0 and bool(state.ended.all()):
+                break
+        return state.texts()
 
 
 class _Rows:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from aegis.model.cuda_graphs import own_stream
+from aegis.model.decoder import Decoder, Embed
 
 
 @torch.no_grad()
@@ -16,7 +18,8 @@ def continue_greedily(
     max_tokens: int,
     ends: Collection[int],
     *,
-    embed: Callable[[Tensor], Tensor] | None = None,
+    embed: Embed | None = None,
+    record: bool = False,
     expired: Callable[[], bool] = lambda: False,
 ) -> list[tuple[list[int], bool]]:
     """Return each prompt's next tokens without the one that ends them, and whether there was such a token.
@@ -27,31 +30,24 @@ def continue_greedily(
         model: a …ForCausalLM on its device, with its adapter and soul if it has them.
         prompts: token ids, none of them empty.
         ends: tokens that end an answer.
-        embed: the input embeddings if they are in the host's memory.
+        embed, record: as in `Decoder`.
         expired: asked after every token; if true, the answers end there.
     """
-    from transformers import DynamicCache
-
     device = model.get_output_embeddings().weight.device
-    longest, padding = max(map(len, prompts)), min(ends, default=0)
-    following = torch.tensor([[padding] * (longest - len(ids)) + list(ids) for ids in prompts])
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    longest, pad = max(map(len, prompts)), min(ends, default=0)
+    following = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts])
+    padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)
     found: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
-    for _ in range(max_tokens):
-        given = {"input_ids": following.to(device)} if embed is None else {"inputs_embeds": embed(following).to(device)}
-        given |= {"attention_mask": mask, "position_ids": positions}
-        logits = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        following = logits.argmax(-1, keepdim=True).cpu()
-        for row, (token,) in enumerate(following.tolist()):
-            if token in ends:
-                open_rows.discard(row)
-            elif row in open_rows:
-                found[row].append(token)
-        if expired() or not open_rows:
-            break
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    with own_stream(device):
+        decoder = Decoder(model, len(prompts), longest + max_tokens, padding=padding, embed=embed, record=record)
+        for _ in range(max_tokens):
+            following = decoder(following).argmax(-1, keepdim=True).cpu()
+            for row, (token,) in enumerate(following.tolist()):
+                if token in ends:
+                    open_rows.discard(row)
+                elif row in open_rows:
+                    found[row].append(token)
+            if expired() or not open_rows:
+                break
     return [(ids, row not in open_rows) for row, ids in enumerate(found)]

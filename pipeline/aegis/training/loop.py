@@ -19,12 +19,12 @@ from aegis.data.epochs import windows_per_step
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.errors import DivergedError, Interrupted
+from aegis.model.cuda_graphs import own_stream
 from aegis.training.answers import AnswerLog
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
 from aegis.training.execution.apply_options import host_embeddings
-from aegis.training.execution.cuda_graphs import own_stream
 from aegis.training.finish import Finish, FinishStart
 from aegis.training.keep.batches import NOTHING_KEPT, KeptBatches, KeptText
 from aegis.training.metrics_log import MetricsLog

@@ -20,10 +20,10 @@ from aegis.config.settings import TrainConfig
 from aegis.errors import first_line
 from aegis.merging.shipped_weights import ShippedWeights
 from aegis.messages import phrase
+from aegis.model.cuda_graphs import GraphRecorder
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
-from aegis.training.execution.cuda_graphs import GraphRecorder
 from aegis.training.keep.batches import NOTHING_KEPT, KeptShare
 from aegis.training.learning_rate import learning_rate_factor
 from aegis.training.objective import summed_divergence, summed_loss

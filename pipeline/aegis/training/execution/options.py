@@ -3,7 +3,7 @@
 varlen_attention     FlashAttention within documents and tabulated cosines: no mask, nothing is read from the GPU
 nf4_kernel           NF4 weights are read by AEGIS's kernel (`kernels.nf4_linear`)
 compiled             torch.compile fuses each decoder layer's small kernels (`execution.compile`)
-cuda_graphs          the step is replayed as CUDA graphs (`execution.cuda_graphs`)
+cuda_graphs          the step is replayed as CUDA graphs (`model.cuda_graphs`)
 checkpointed_layers  layers that recompute their activations in the backward pass (`execution.activation_checkpointing`)
 offload_checkpoints  the inputs of checkpointed layers wait in the host's memory
 keep_attention       attention is not recomputed: its results wait in the host's memory as well
