@@ -7,7 +7,6 @@ documents (torch's variable-length form of FlashAttention), and cosines and sine
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ from torch import Tensor, nn
 NAME = "aegis_packed"
 _TABLED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "proportional"})
 """Rotary embeddings whose value depends on the position only and, for longrope, on whether it exceeds one length."""
+_VARLEN_ASKS_FOR_GQA = torch.__version__ >= (2, 12)
+"""Whether grouped heads need an argument; the kernels before accept them without. Asking the kernel itself would import
+torch's compiler, which takes more than a second."""
 
 
 def supports_varlen(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
@@ -101,16 +103,6 @@ def _by_documents(
     mixed = varlen_attn(query, key, value, edges, edges, longest, longest, scale=scale, window_size=window, **more)
     assert isinstance(mixed, Tensor)
     return mixed
-
-
-def _varlen_asks_for_gqa() -> bool:
-    # since torch 2.12 grouped heads need this argument; before, the kernel accepted them without it
-    from torch.nn.attention import varlen
-
-    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-
-
-_VARLEN_ASKS_FOR_GQA = _varlen_asks_for_gqa()
 
 
 class RotaryTable(nn.Module):
