@@ -70,6 +70,33 @@ def test_a_stopped_start_leaves_no_process(tools: Path, tmp_path: Path, number: 
         time.sleep(0.05)
 
 
+ATTACHED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from startup.children import Stopped, catch_signals, child_environment, run_attached
+catch_signals()
+child = "import signal, sys, time; close = lambda *_: (time.sleep(0.5), print('closed'), sys.exit());"
+child += "signal.signal(int(sys.argv[1]), close); print('ready', flush=True); time.sleep(60)"
+try:
+    run_attached([sys.executable, "-c", child, sys.argv[2]], cwd=Path.cwd(), environment=child_environment())
+except (KeyboardInterrupt, Stopped) as stop:
+    print(type(stop).__name__)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Stopped")])
+def test_what_runs_on_the_console_closes_down_in_its_own_way(tools: Path, number: signal.Signals, name: str) -> None:
+    """Only the parent gets the signal, as from `kill`; a terminal gives Ctrl-C to both."""
+    argv = [sys.executable, "-u", "-c", ATTACHED, str(tools), str(int(number))]
+    parent = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    parent.send_signal(number)
+    assert parent.communicate(timeout=20)[0] == f"closed\n{name}\n"
+
+
 def _runs(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

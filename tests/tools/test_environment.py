@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import venv
 from pathlib import Path
 
@@ -83,13 +84,36 @@ def test_the_tests_packages_have_their_own_stamp(environment: Environment) -> No
     assert environment.is_ready()
 
 
-def test_an_environment_for_another_python_is_not_usable(environment: Environment) -> None:
-    assert environment.usable() is None  # the control: its Python is an empty file
+def test_an_environment_is_kept_if_it_is_of_this_python_and_this_folder(environment: Environment) -> None:
+    assert environment.why_not_kept(thorough=False) == ""  # there is none yet
     environment.clear()
     venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
-    assert environment.usable() is not None
-    environment._made.write_text(json.dumps({**environment.wanted(), "python": "3.10"}), encoding="utf-8")
-    assert environment.usable() is None
+    assert environment.why_not_kept(thorough=False) is None
+    environment.program("aegis").write_text(f"#!{environment.python}\n", encoding="utf-8")
+    assert environment.why_not_kept(thorough=False) is None
+    environment.program("aegis").write_text("#!/elsewhere/.venv/bin/python\n", encoding="utf-8")
+    assert "moved" in str(environment.why_not_kept(thorough=False))
+    made = environment.folder / "pyvenv.cfg"
+    made.write_text(re.sub(r"(?m)^version = .*", "version_info = 3.10.1", made.read_text("utf-8")), encoding="utf-8")
+    assert "Python" in str(environment.why_not_kept(thorough=False))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")
+def test_an_environment_whose_python_does_not_run_is_not_kept(environment: Environment) -> None:
+    environment.clear()
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
+    environment.python.unlink()
+    environment.python.symlink_to("/usr/bin/false")
+    assert "Python" in str(environment.why_not_kept(thorough=False))
+    environment.python.unlink()
+    assert environment.why_not_kept(thorough=False) == ""
+
+
+def test_an_environment_with_a_broken_package_is_not_kept(environment: Environment) -> None:
+    environment.clear()
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
+    (environment.site_packages / "peft-1.0.dist-info").mkdir()
+    assert environment.why_not_kept(thorough=False) == "peft-1.0"
 
 
 def test_clearing_keeps_the_set_ups_own_folder(environment: Environment) -> None:
@@ -97,14 +121,3 @@ def test_clearing_keeps_the_set_ups_own_folder(environment: Environment) -> None
     environment.clear()
     assert [entry.name for entry in environment.folder.iterdir()] == ["start"]
     assert environment.log.is_file()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")
-def test_the_systems_packages_never_count_as_the_environments(environment: Environment) -> None:
-    """Without pyvenv.cfg a virtual environment's Python is the system's; nothing there may be mended."""
-    import sys
-
-    environment.python.unlink()
-    environment.python.symlink_to(getattr(sys, "_base_executable", sys.executable))
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert environment._site_packages(version) is None

@@ -10,32 +10,27 @@ from startup.console import StartError
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows looks for Visual Studio")
 
 
-@posix
-def test_a_compiler_that_cannot_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler is tried, not only found."""
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setenv("CC", "true")
-    with pytest.raises(StartError, match="false cannot build a small program"):
-        compiler.check_compiler()
-
-
-@posix
-def test_a_path_that_no_environment_can_have_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "a:b"
-    folder.mkdir()
-    with pytest.raises(StartError, match="virtual environment"):
-        machine.check_machine(folder, needs_space=False)
-
-
 def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "NEEDED_BYTES", 10**18)
+    monkeypatch.setattr(machine, "has_nvidia_driver", lambda: False)
+    machine.check_machine(tmp_path, needs_space=False)
     with pytest.raises(StartError, match="Too little disk space"):
         machine.check_machine(tmp_path, needs_space=True)
 
 
-def test_a_32_bit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.sys, "maxsize", 2**31 - 1)
-    with pytest.raises(StartError, match="32-bit"):
+@pytest.mark.parametrize(
+    ("part", "name", "value", "found"),
+    [
+        ("sys", "maxsize", 2**31 - 1, "32-bit"),
+        ("platform", "machine", lambda: "riscv64", "riscv64"),
+        ("sysconfig", "get_config_var", lambda name: "x86_64-pc-linux-musl", "musl"),
+    ],
+)
+def test_a_machine_without_pytorch_is_refused_by_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, name: str, value: object, found: str
+) -> None:
+    monkeypatch.setattr(getattr(machine, part), name, value)
+    with pytest.raises(StartError, match=f"no packages for this Python.*{found}"):
         machine.check_machine(tmp_path, needs_space=False)
 
 

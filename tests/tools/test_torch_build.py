@@ -5,41 +5,42 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from startup import torch_build
-from startup.pip_settings import PipSettings
-
-PLAIN, OWN = PipSettings(), PipSettings(own_places=True)
 
 
 @pytest.fixture(autouse=True)
 def no_choice_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
+    for name in ("UV_TORCH_BACKEND", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
-    ("platform", "driver", "settings", "wanted"),
+    ("platform", "driver", "wanted"),
     [
-        ("linux", True, PLAIN, "auto"),
-        ("linux", False, PLAIN, "cpu"),
-        ("win32", True, PLAIN, "auto"),
-        ("win32", False, PLAIN, None),
-        ("darwin", False, PLAIN, None),
-        ("linux", True, OWN, None),
+        ("linux", True, "auto"),
+        ("linux", False, "cpu"),
+        ("win32", True, "auto"),
+        ("win32", False, None),
+        ("darwin", False, None),
     ],
 )
 def test_the_build_of_torch_fits_the_machine(
-    monkeypatch: pytest.MonkeyPatch, platform: str, driver: bool, settings: PipSettings, wanted: str | None
+    monkeypatch: pytest.MonkeyPatch, platform: str, driver: bool, wanted: str | None
 ) -> None:
     monkeypatch.setattr(torch_build.sys, "platform", platform)
     monkeypatch.setattr(torch_build, "WINDOWS", platform == "win32")
     monkeypatch.setattr(torch_build, "has_nvidia_driver", lambda: driver)
-    assert torch_build.backend(settings) == wanted
-    assert torch_build.is_public_build(settings, wanted) == (wanted is None and settings is PLAIN)
+    assert torch_build.backend() == wanted
+    assert torch_build.is_public_build(wanted) == (wanted is None)
 
 
-def test_the_callers_own_choice_is_left_to_uv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UV_TORCH_BACKEND", "cu128")
-    assert torch_build.backend(PLAIN) is None
-    assert not torch_build.is_public_build(PLAIN, None)
+@pytest.mark.parametrize("name", ["UV_TORCH_BACKEND", "UV_INDEX", "UV_FIND_LINKS"])
+def test_the_callers_own_choice_or_places_are_left_to_uv(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An extra index or a folder may have another build of torch; a mirror has the public files with their hashes."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mirror.example/simple")
+    assert torch_build.is_public_build(None)
+    monkeypatch.setenv(name, "cu128")
+    assert torch_build.backend() is None
+    assert not torch_build.is_public_build(None)
 
 
 def test_windows_driver_is_found_by_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def test_uv_on_the_path_is_used_if_it_is_new_enough(
 ) -> None:
     program = write_uv(tmp_path / "bin" / "uv", version)
     monkeypatch.setenv("PATH", str(program.parent))
-    assert uv.on_path() == (program if taken else None)
+    found = uv.find_or_fetch(tmp_path, fetcher([]))  # type: ignore[arg-type]
+    assert found == (program if taken else tmp_path / "uv" / "bin" / "uv")
 
 
 def test_uv_is_downloaded_once_and_checked_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

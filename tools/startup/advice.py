@@ -11,9 +11,8 @@ from startup.compiler import compiler_packages
 from startup.console import clock
 from startup.language import either
 
-TAIL_BYTES = 64 * 1024
 TAIL_LINES = 20
-_DETAIL_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
+_END_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
 _MIN_SHARE = 0.05  # of the files, before a time left is worth naming
 
 _COMPILED = re.compile(r"^(?:DEBUG)?\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
@@ -56,15 +55,18 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "ファイルに書き込めません。.venv を使っているプログラム（エディタ、端末）を閉じてください。",
     ),
     (
-        r"CMAKE_C(XX)?_COMPILER|compiler identification is unknown|nmake",
-        "The compiler was not usable. It comes with:\n{compiler}",
-        "コンパイラが使えません。次のコマンドで入ります:\n{compiler}",
+        r"os error (3|206)\b",
+        "The folder's path is too long for Windows: move the clone to a short one such as C:\\aegis, or turn on long "
+        "paths (LongPathsEnabled).",
+        "フォルダのパスが Windows には長すぎます。C:\\aegis のような短いパスへ移すか、長いパスを有効にしてください"
+        "（LongPathsEnabled）。",
     ),
     (
-        r"CMake Error|ninja: build stopped|Failed to build `?llama",
-        "llama-cpp-python did not compile; the log has the first error. A recent compiler helps:\n{compiler}",
-        "llama-cpp-python のコンパイルに失敗しました。最初のエラーはログにあります。新しいコンパイラを"
-        "使ってください:\n{compiler}",
+        r"CMake Error|CMAKE_C(XX)?_COMPILER|ninja: build stopped|Failed to build `?llama",
+        "llama-cpp-python did not compile; the log has the first error. A working, recent compiler comes with:\n"
+        "{compiler}",
+        "llama-cpp-python のコンパイルに失敗しました。最初のエラーはログにあります。新しいコンパイラは次のコマンドで"
+        "入ります:\n{compiler}",
     ),
     (
         r"has no wheels with a matching|No solution found|no version of",
@@ -76,24 +78,27 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _read_end(log: Path, size: int) -> str:
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - size))
-            return stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+def _read_end(log: Path) -> str:
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _END_BYTES))
+        return stream.read().decode("utf-8", "replace")
 
 
 def tail(log: Path) -> str:
     """The last 20 lines of the log that are not uv's own notes."""
-    lines = [line for line in _read_end(log, TAIL_BYTES).splitlines() if not _NOISE.match(line)]
+    lines = [line for line in _read_end(log).splitlines() if not _NOISE.match(line)]
     return "\n".join(lines[-TAIL_LINES:])
 
 
 def last_line(log: Path) -> str:
     """What the log says last."""
     return next(iter(tail(log).splitlines()[-1:]), "").strip()
+
+
+def error(log: Path) -> str:
+    """Why uv failed, in one line of its own."""
+    found: list[str] = re.findall(r"^\s*(?:error|cause): (.*)", tail(log), re.MULTILINE)
+    return found[-1] if found else last_line(log)
 
 
 def cause(log: Path) -> str:
@@ -111,7 +116,7 @@ def cause(log: Path) -> str:
 
 def where_uv_is(log: Path) -> str:
     """One phrase for the sign of life, from the end of a running uv's log."""
-    steps = list(_UV_AT.finditer(_read_end(log, _DETAIL_BYTES)))
+    steps = list(_UV_AT.finditer(_read_end(log)))
     if not steps:
         return either("uv is at work", "uv が作業中")
     return f"{steps[-1][1].lower()} {steps[-1][2]}"
@@ -120,12 +125,11 @@ def where_uv_is(log: Path) -> str:
 class Compilation:
     """Where a uv that may be compiling llama.cpp is, with the time that is left of it."""
 
-    def __init__(self) -> None:
-        self._began: float | None = None
+    _began: float | None = None
 
     def where(self, log: Path) -> str:
         """One phrase for the sign of life."""
-        compiled = list(_COMPILED.finditer(_read_end(log, _DETAIL_BYTES)))
+        compiled = list(_COMPILED.finditer(_read_end(log)))
         if not compiled:
             return where_uv_is(log)
         done, total = int(compiled[-1][1]), int(compiled[-1][2])

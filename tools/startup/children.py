@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -62,19 +61,11 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 def run_logged(
-    argv: Sequence[str | Path],
-    *,
-    log: Path,
-    cwd: Path,
-    environment: dict[str, str],
-    tick: Callable[[], None],
-    hold: int | None = None,
+    argv: Sequence[str | Path], *, log: Path, cwd: Path, environment: dict[str, str], tick: Callable[[], None]
 ) -> int:
     """Run argv with its output appended to `log`, calling `tick` twice a second; return the exit code.
 
-    Args:
-        hold: a file descriptor that the child keeps open. It carries the set-up's lock: should we be killed
-            while uv works on, the next start waits for that uv instead of working against it.
+    If we are stopped meanwhile, the program and all that it started are ended.
     """
     with log.open("ab") as sink:
         sink.write(("\n$ " + " ".join(map(str, argv)) + "\n").encode("utf-8"))
@@ -87,83 +78,59 @@ def run_logged(
             cwd=cwd,
             env=environment,
             start_new_session=not WINDOWS,  # a group of its own: uv, cmake and compilers end together
-            pass_fds=[hold] if hold is not None and not WINDOWS else [],
+            close_fds=WINDOWS,  # elsewhere the child keeps the set-up's lock open, see only_one
         )
-    with _ended_on_exit(process):
+    try:
         while True:
             try:
                 return _exit_code(process.wait(TICK_SECONDS))
             except subprocess.TimeoutExpired:
                 tick()
+    except BaseException:
+        _end(process)
+        raise
 
 
 def run_attached(argv: Sequence[str | Path], *, cwd: Path, environment: dict[str, str]) -> int:
-    """Run argv on our console and return its exit code. A first Ctrl-C lets it close down in its own way."""
+    """Run argv on our console and return its exit code. What stops us is passed on; it closes down in its own way."""
     sys.stdout.flush()
     process = subprocess.Popen([str(part) for part in argv], cwd=cwd, env=environment)
-    try:
-        return _exit_code(process.wait())
-    except (KeyboardInterrupt, Stopped) as stop:
-        _pass_on(process, stop)
+    stopped: BaseException | None = None
+    while True:
         try:
-            process.wait()
-        except (KeyboardInterrupt, Stopped):
-            _wait_then_kill(process)
-        raise
+            code = process.wait()
+        except (KeyboardInterrupt, Stopped) as stop:
+            stopped = stopped or stop
+            if isinstance(stop, Stopped):
+                process.terminate()
+            # a terminal's Ctrl-C reaches parent and child alike, and a second one means "at once" to the child
+            elif not WINDOWS and not (sys.stdin and sys.stdin.isatty()):
+                process.send_signal(signal.SIGINT)
+        else:
+            break
+    if stopped is not None:
+        raise stopped
+    return _exit_code(code)
 
 
-def _pass_on(process: subprocess.Popen[bytes], stop: BaseException) -> None:
-    """Tell the child what we were told, unless the terminal has told it already.
-
-    A terminal's Ctrl-C reaches parent and child alike, and a second one means "at once" to the child.
-    """
-    if isinstance(stop, Stopped):
-        process.terminate()
-    elif not WINDOWS and not (sys.stdin and sys.stdin.isatty()):
-        process.send_signal(signal.SIGINT)
-
-
-@contextmanager
-def _ended_on_exit(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the child and all it started if we leave before it has ended."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process with its whole group; nicely at first: on SIGINT uv and pip remove their temporary files."""
+    if WINDOWS:
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        process.wait()
+        return
     try:
-        yield
-    except BaseException:
-        if process.poll() is None:
-            _interrupt_group(process.pid)
-        _wait_then_kill(process)
-        _kill_group(process.pid)
-        raise
-
-
-def _wait_then_kill(process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + GRACE_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if process.poll() is None:
-        process.kill()
+        _signal_group(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    finally:  # a compiler, say, that outlived the group's leader
+        _signal_group(process.pid, signal.SIGKILL)
         process.wait()
 
 
-if sys.platform == "win32":
-
-    def _interrupt_group(group: int) -> None:
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(group)], capture_output=True, check=False)
-
-    def _kill_group(group: int) -> None:
-        """Nothing: taskkill has ended the whole tree."""
-
-else:
-
-    def _interrupt_group(group: int) -> None:
-        """Ask nicely first: on SIGINT uv and pip remove their temporary files."""
-        with suppress(ProcessLookupError, PermissionError):  # macOS says so of a group that has just ended
-            os.killpg(group, signal.SIGINT)
-
-    def _kill_group(group: int) -> None:
-        """End what outlived the group's leader, a compiler say."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # macOS says so of a group that has just ended
+        os.killpg(group, number)
 
 
 def _exit_code(returncode: int) -> int:

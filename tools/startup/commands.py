@@ -38,6 +38,17 @@ def run(command: str, rest: Sequence[str]) -> int:
         say(either(f"error: {error.what}", f"エラー: {error.what}"))
         say(either(f"what to do: {error.fix}", f"対処: {error.fix}"))
         return error.code
+    except OSError as error:
+        say("\n" + either(f"error: {error}", f"エラー: {error}"))
+        say(
+            either(
+                "what to do: Free space, or clone into a folder of your own; close programs that use .venv (editors,\n"
+                "terminals); start again.",
+                "対処: 空きを作るか、自分のフォルダに clone してください。.venv を使っているプログラム\n"
+                "（エディタ、端末）を閉じて、もう一度始めてください。",
+            )
+        )
+        return 3
     except KeyboardInterrupt:
         say("\n" + either("Interrupted. ", "中断しました。") + _again())
         return 128 + signal.SIGINT

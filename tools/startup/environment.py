@@ -1,7 +1,6 @@
-"""The virtual environment `.venv`: made once, known to be whole by a stamp, repaired when it is not.
+"""The virtual environment `.venv`: known to be whole by a stamp; kept if it is whole, else made anew.
 
-What stands in `.venv/start/`: `lock` (one set-up at a time), `setup.log`, `made.json` (which Python and folder
-the environment was made for), `uv` where none was on PATH, a fetched wheel of llama.cpp's binding, `tmp`, and
+What stands in `.venv/start/`: `lock` (one set-up at a time), `setup.log`, `uv` where none was on PATH, `tmp`, and
 `stamp.json`, written last. A stamp that fits means nothing is to do.
 """
 
@@ -11,9 +10,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from startup.children import WINDOWS, child_environment
@@ -22,7 +23,7 @@ from startup.install import Installer
 from startup.language import either
 from startup.machine import check_machine
 from startup.only_one import only_one
-from startup.torch_build import has_nvidia_driver
+from startup.records import broken
 
 _SOURCES = ("environment.py", "install.py", "llama.py", "torch_build.py", "lean.cmake")
 
@@ -41,10 +42,11 @@ class Environment:
         self.folder = root / ".venv"
         self.scripts = self.folder / ("Scripts" if WINDOWS else "bin")
         self.python = self.scripts / ("python.exe" if WINDOWS else "python")
+        base = str(self.folder)
+        self.site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": base, "platbase": base}))
         self.constraints = root / "tools" / "constraints.txt"
         self.own = self.folder / "start"
         self.log = self.own / "setup.log"
-        self._made = self.own / "made.json"
         self._stamp = self.own / "stamp.json"
 
     def program(self, name: str) -> Path:
@@ -63,7 +65,7 @@ class Environment:
 
     def is_ready(self) -> bool:
         """Whether the stamp fits and what it vouches for is still there."""
-        stamp = _read_json(self._stamp)
+        stamp = self._read_stamp()
         return (
             stamp.get("key") == self.key()
             and self.extra in ("", stamp.get("extra"))
@@ -76,14 +78,15 @@ class Environment:
         """Bring the environment to readiness; at once if it is ready already.
 
         Args:
-            again: trust no stamp: look at every file of every package and at torch's build, and mend what is amiss.
+            again: trust no stamp: look at every byte of every package and at torch's build, and mend what is amiss.
 
         Raises:
             StartError: with what failed and what to do.
         """
         if self.is_ready() and not again:
             return
-        if self.folder.exists() and not self._is_ours():
+        ours = self.own.is_dir() or (self.folder / "pyvenv.cfg").is_file()
+        if self.folder.exists() and not ours and any(self.folder.iterdir()):
             raise StartError(
                 either(
                     f"{self.folder} exists and is not a virtual environment.",
@@ -99,108 +102,56 @@ class Environment:
                 "途中で止めても、もう一度始めれば続きから進みます。",
             )
         )
-        installer = Installer(self, thorough=again)
-        check_machine(self.root, needs_space=not self.python.exists(), cuda=has_nvidia_driver())
+        installer = Installer(self)
+        check_machine(self.root, needs_space=not self.python.exists())
         installer.refuse_without_compiler()
         self.own.mkdir(parents=True, exist_ok=True)
-        with only_one(self.own / "lock") as hold:
+        with only_one(self.own / "lock"):
             if self.is_ready() and not again:  # the one we waited for has done it
                 return
-            had = _read_json(self._stamp).get("extra", "")
+            # what was installed for the tests stays up to date with the rest
+            self.extra = self.extra or self._read_stamp().get("extra", "")
             self._stamp.unlink(missing_ok=True)
-            self.extra = self.extra or had  # what was installed for the tests stays up to date with the rest
             key = self.key()  # of the files as they are now; edited meanwhile, they are installed next time
-            converter = installer.install(hold)
+            converter = installer.install(thorough=again)
             stamp = {"key": key, "converter": str(converter), "extra": self.extra}
             write_atomically(self._stamp, json.dumps(stamp))
 
-    def _is_ours(self) -> bool:
-        """A virtual environment, or what an interrupted start left of one, or empty."""
-        if self.own.is_dir() or (self.folder / "pyvenv.cfg").is_file():
-            return True
-        return self.folder.is_dir() and next(self.folder.iterdir(), None) is None
+    def why_not_kept(self, *, thorough: bool) -> str | None:
+        """Why the environment has to be made anew, "" if there is none; None if it can be kept.
 
-    def wanted(self) -> dict[str, str]:
-        """For which folder and Python the environment is made."""
-        return {"root": str(self.root), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-
-    def usable(self) -> Path | None:
-        """Where its packages go, if the environment works and was made for this folder and Python; else None.
-
-        One made by hand is taken if its Python works and is the version we run.
+        One made by hand is kept too, if it is of the Python that we run.
         """
-        site_packages = self._site_packages(self.wanted()["python"])
-        return site_packages if (_read_json(self._made) or self.wanted()) == self.wanted() else None
-
-    def mark_made(self) -> None:
-        """Record what the environment was made for."""
-        write_atomically(self._made, json.dumps(self.wanted()))
-
-    def _site_packages(self, version: str) -> Path | None:
-        """Where packages go, as the environment's own Python reports it; None if that does not work."""
-        if not self.python.exists():
-            return None
-        probe = (
-            "import sys, sysconfig;"
-            "print('%d.%d' % sys.version_info[:2]); print(sys.prefix); print(sysconfig.get_path('purelib'))"
-        )
         try:
-            answer = subprocess.run(
-                [str(self.python), "-c", probe],
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                env=child_environment(),
-                stdin=subprocess.DEVNULL,
-                timeout=120,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        lines = answer.stdout.splitlines()
-        # without pyvenv.cfg it would answer for the system's Python, whose packages are not ours to mend
-        if answer.returncode != 0 or len(lines) != 3 or lines[0] != version or not _same(lines[1], self.folder):
-            return None
-        return Path(lines[2])
+            made = (self.folder / "pyvenv.cfg").read_text(encoding="utf-8")
+            probe = [str(self.python), "-c", ""]
+            runs = subprocess.run(probe, capture_output=True, env=child_environment(), check=False).returncode == 0
+        except OSError:
+            return ""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if not runs or re.search(rf"^version(_info)? = {re.escape(version)}\b", made, re.MULTILINE) is None:
+            return either(f"it is not of this Python {version}", f"この Python {version} の環境ではありません")
+        program = self.program("aegis")
+        if program.exists() and os.fsencode(self.folder) not in program.read_bytes():
+            return either("it was moved here", "別の場所から移されました")
+        return ", ".join(broken(self.site_packages, hashes=thorough)) or None
 
     def clear(self) -> None:
         """Empty the environment but for our own folder, whose lock we hold."""
-        self._made.unlink(missing_ok=True)
+        (self.folder / "pyvenv.cfg").unlink(missing_ok=True)  # first: without it, what is left is not kept
         for entry in self.folder.iterdir():
-            if entry == self.own:
-                continue
-            try:
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
-            except OSError as error:
-                raise StartError(
-                    either(
-                        f"The old environment could not be removed: {error}", f"古い環境を削除できませんでした: {error}"
-                    ),
-                    either(
-                        "Close programs that use .venv (editors, terminals) or delete it, and start again.",
-                        ".venv を使っているプログラム（エディタ、端末）を閉じるか .venv を削除して、"
-                        "もう一度始めてください。",
-                    ),
-                ) from error
+            if entry.is_symlink() or entry.is_file():
+                entry.unlink()
+            elif entry != self.own:
+                shutil.rmtree(entry)
 
-
-def _same(one: str, other: Path) -> bool:
-    try:
-        return Path(one).samefile(other)
-    except OSError:
-        return False
-
-
-def _read_json(path: Path) -> dict[str, str]:
-    """The object in `path`; empty if it is absent or cut short."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    def _read_stamp(self) -> dict[str, str]:
+        """What the stamp says; nothing if it is absent or cut short."""
+        try:
+            value = json.loads(self._stamp.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
 
 def write_atomically(path: Path, text: str) -> None:

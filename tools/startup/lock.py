@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from startup import advice, uv
-from startup.children import child_environment, run_logged
-from startup.console import StartError, Step, say
+from startup import uv
+from startup.children import child_environment, run_attached
+from startup.console import StartError, say
 from startup.environment import write_atomically
-from startup.language import either
 
-OLDEST_PYTHON = "3.11"
 HEADER = """\
 # The exact versions that `tools/start.py` installs, with their hashes, as constraints for uv: a block binds a
 # package that is needed anyway, and installs nothing by itself. For Linux, Windows and macOS and Python 3.11 to 3.14.
@@ -35,48 +32,35 @@ def refresh(root: Path) -> None:
     Raises:
         StartError: uv found no solution.
     """
-    target = root / "tools" / "constraints.txt"
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    target, project = root / "tools" / "constraints.txt", root / "pyproject.toml"
+    build = tomllib.loads(project.read_text(encoding="utf-8"))["build-system"]["requires"]
     with tempfile.TemporaryDirectory(prefix="aegis-lock-") as name:
         folder = Path(name)
-        step = Step(1, 2, either("find or fetch uv", "uv を用意"))
-        program = uv.find_or_fetch(folder, _runner(root, folder / "uv.log", step))
-        step.done(str(program))
-        step = Step(2, 2, either("resolve the versions that fit pyproject.toml", "pyproject.toml に合う版を解決"))
-        run = _runner(root, folder / "lock.log", step)
-        build = folder / "build.in"
-        build.write_text("\n".join((*project["build-system"]["requires"], *_BUILD)), encoding="utf-8")
-        packages = _compile(run, program, folder / "packages.txt", target, root / "pyproject.toml", build)
-        own = folder / "uv.in"
-        own.write_text("uv\n", encoding="utf-8")
-        itself = _compile(run, program, folder / "own.txt", uv.PINNED, own)
-        step.done(f"{len(re.findall('^[a-z]', packages, re.MULTILINE))} packages")
+        program = uv.find_or_fetch(folder, _run)
+        (folder / "build.in").write_text("\n".join((*build, *_BUILD)), encoding="utf-8")
+        (folder / "uv.in").write_text("uv\n", encoding="utf-8")
+        packages = _compile(program, folder, target, "--extra", "dev", project, folder / "build.in")
+        itself = _compile(program, folder, uv.PINNED, folder / "uv.in")
     write_atomically(target, HEADER + packages)
     write_atomically(uv.PINNED, itself)
     say(f"{target}\n{uv.PINNED}")
 
 
-def _compile(
-    run: Callable[[Sequence[str | Path]], None], program: Path, out: Path, before: Path, *sources: Path
-) -> str:
+def _compile(program: Path, folder: Path, before: Path, *sources: str | Path) -> str:
     """What uv resolves of `sources` for all platforms; versions of `before` are preferred."""
+    out = folder / before.name
     if before.is_file():
         out.write_bytes(before.read_bytes())
     # fmt: off
-    run([
-        program, "pip", "compile", "--universal", "--generate-hashes", "--python-version", OLDEST_PYTHON,
-        *(("--extra", "dev") if sources[0].suffix == ".toml" else ()), *sources,
+    _run([
+        program, "pip", "compile", "--universal", "--generate-hashes", "--python-version", "3.11", *sources,
         "--no-annotate", "--no-header", "--quiet", "--output-file", out,
     ])
     # fmt: on
     return out.read_text(encoding="utf-8")
 
 
-def _runner(root: Path, log: Path, step: Step) -> Callable[[Sequence[str | Path]], None]:
-    def run(argv: Sequence[str | Path]) -> None:
-        code = run_logged(argv, log=log, cwd=root, environment=child_environment(), tick=lambda: step.tick("uv"))
-        if code != 0:
-            step.clear()
-            raise StartError(f"uv ({code}):\n\n{advice.tail(log)}\n", advice.cause(log), code=7)
-
-    return run
+def _run(argv: Sequence[str | Path]) -> None:
+    code = run_attached(argv, cwd=Path.cwd(), environment=child_environment())
+    if code != 0:
+        raise StartError(f"{Path(argv[0]).name}: exit code {code}", "Its own lines above say why.", code=7)

@@ -7,113 +7,63 @@ whoever keeps a CPU build of torch in a folder would see uv download the CUDA bu
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, MutableMapping
 
 from startup.children import child_environment
 
-_SCOPES = ("global", "install", ":env:")  # a later one wins, as in pip
+# pip's option, the variable for uv, and another variable that has the same meaning
+_VARIABLES = (
+    ("index-url", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+    ("extra-index-url", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
+    ("find-links", "UV_FIND_LINKS", ""),
+    ("trusted-host", "UV_INSECURE_HOST", ""),
+    ("proxy", "HTTPS_PROXY", ""),
+    ("proxy", "HTTP_PROXY", ""),
+    ("cert", "SSL_CERT_FILE", ""),
+    ("client-cert", "SSL_CLIENT_CERT", ""),
+    ("default-timeout", "UV_HTTP_TIMEOUT", ""),
+    ("timeout", "UV_HTTP_TIMEOUT", ""),
+)
 _TRUE = {"1", "true", "yes", "on", "y", "t"}
 
 
-@dataclass(frozen=True)
-class PipSettings:
-    """What uv has to be given.
+def hand_on_pip_settings(environment: MutableMapping[str, str]) -> list[str]:
+    """Set uv's variables where pip has a setting and uv has none.
 
-    Attributes:
-        flags: options of `uv pip install`.
-        environment: variables of its process.
-        own_places: whether packages may come from other places than one index: then torch may be another build
-            than the public index has, and its hash with it.
-        certificates: the file with the accepted certificates, if one is set.
+    Returns:
+        The options of `uv pip install` for the settings that no variable of uv has.
     """
-
-    flags: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    own_places: bool = False
-    certificates: str | None = None
-
-
-def pip_settings(environment: Mapping[str, str] | None = None) -> PipSettings:
-    """pip's settings as they are on this machine; variables of uv's own that are set already win over them."""
-    environment = os.environ if environment is None else environment
-    return for_uv(_read(environment), environment)
-
-
-def for_uv(found: Mapping[str, str], environment: Mapping[str, str]) -> PipSettings:
-    """pip's options `found`, by their long names, in uv's words."""
-
-    def set_for_uv(*names: str) -> bool:
-        return any(environment.get(name) for name in names)
-
-    flags: list[str] = []
-    if found.get("index-url") and not set_for_uv("UV_DEFAULT_INDEX", "UV_INDEX_URL"):
-        flags += ["--default-index", found["index-url"]]
-    extra = [] if set_for_uv("UV_INDEX", "UV_EXTRA_INDEX_URL") else found.get("extra-index-url", "").split()
-    links = [] if set_for_uv("UV_FIND_LINKS") else found.get("find-links", "").split()
-    for name, values in (
-        ("--index", extra),
-        ("--find-links", links),
-        ("--constraints", found.get("constraint", "").split()),
-        ("--allow-insecure-host", found.get("trusted-host", "").split()),
-    ):
-        flags += [word for value in values for word in (name, value)]
-    if extra and not set_for_uv("UV_INDEX_STRATEGY"):
-        flags += ["--index-strategy", "unsafe-best-match"]  # pip's own way: the best version of all indexes
-    if found.get("no-index", "").lower() in _TRUE:
-        flags.append("--no-index")
-    variables = {}
-    for option, names in (
-        ("proxy", ("HTTPS_PROXY", "HTTP_PROXY")),
-        ("cert", ("SSL_CERT_FILE",)),
-        ("client-cert", ("SSL_CLIENT_CERT",)),
-        ("default-timeout", ("UV_HTTP_TIMEOUT",)),
-        ("timeout", ("UV_HTTP_TIMEOUT",)),
-    ):
-        if found.get(option):
-            variables.update({name: found[option] for name in names if not environment.get(name)})
-    own_places = bool(extra or links) or set_for_uv("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
-    return PipSettings(tuple(flags), variables, own_places, found.get("cert"))
+    found = _read(environment)
+    for option, name, same in _VARIABLES:
+        if found.get(option) and not environment.get(name) and not environment.get(same):
+            words = found[option].split()
+            environment[name] = ",".join(words) if option == "find-links" else " ".join(words)
+            if option == "extra-index-url":  # pip's own way: the best version of all indexes
+                environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    flags = [word for path in found.get("constraint", "").split() for word in ("--constraints", path)]
+    return [*flags, "--no-index"] if found.get("no-index", "").lower() in _TRUE else flags
 
 
 def _read(environment: Mapping[str, str]) -> dict[str, str]:
-    """pip's options by their long names: as pip itself reports them, or from PIP_* where this Python has no pip."""
+    """pip's options by their long names: those of its files, if this Python has a pip, and over them PIP_*."""
+    argv = [sys.executable, "-m", "pip", "config", "list"]
     try:
-        answer = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "list"],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            env=child_environment(),
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        answer = None
-    if answer is not None and answer.returncode == 0:
-        return parse(answer.stdout)
-    return {
-        name.removeprefix("PIP_").lower().replace("_", "-"): value
-        for name, value in environment.items()
-        if name.startswith("PIP_") and value
-    }
+        answer = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=child_environment())
+        found = parse(answer.stdout)
+    except OSError:
+        found = {}
+    variables = {name.removeprefix("PIP_"): value for name, value in environment.items() if name.startswith("PIP_")}
+    return {**found, **{name.lower().replace("_", "-"): value for name, value in variables.items() if value}}
 
 
 def parse(listing: str) -> dict[str, str]:
-    """The options in what `pip config list` prints, the scopes laid over each other."""
-    scopes: dict[str, dict[str, str]] = {scope: {} for scope in _SCOPES}
-    for line in listing.splitlines():
-        place, equals, quoted = line.partition("=")
-        scope, _, option = place.rpartition(".")
-        if not equals or scope not in scopes:
-            continue
-        try:
-            scopes[scope][option] = str(ast.literal_eval(quoted))
-        except (SyntaxError, ValueError):
-            continue
-    return {option: value for scope in _SCOPES for option, value in scopes[scope].items()}
+    """The options for all commands and for install in what `pip config list` prints."""
+    found = {}
+    for scope in ("global.", "install."):  # the later one wins, as in pip
+        for line in listing.splitlines():
+            name, _, quoted = line.partition("=")
+            if name.startswith(scope):
+                found[name.removeprefix(scope)] = str(ast.literal_eval(quoted))
+    return found

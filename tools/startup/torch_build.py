@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 from startup.children import WINDOWS
-from startup.pip_settings import PipSettings
 
 _WSL = Path("/usr/lib/wsl/lib")
 # what exists on one platform, or beside one build of torch, only: torch itself requires exact versions of them
 _BESIDE_TORCH = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton)")
+# where these are set, torch may be another build than the public index has, and its hash with it
+_OWN_PLACES = ("UV_TORCH_BACKEND", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 
 
 def has_nvidia_driver() -> bool:
@@ -34,47 +35,33 @@ def search_path() -> str:
     return os.pathsep.join((path, str(_WSL))) if _WSL.is_dir() else path
 
 
-def backend(settings: PipSettings) -> str | None:
+def backend() -> str | None:
     """The value for uv's --torch-backend, or None to take what the user's own indexes and folders have."""
-    if sys.platform == "darwin" or settings.own_places or os.environ.get("UV_TORCH_BACKEND"):
+    if sys.platform == "darwin" or any(map(os.environ.get, _OWN_PLACES)):
         return None
     if has_nvidia_driver():
         return "auto"
     return None if WINDOWS else "cpu"  # the public index has the CPU build for Windows
 
 
-def is_public_build(settings: PipSettings, chosen: str | None) -> bool:
+def is_public_build(chosen: str | None) -> bool:
     """Whether torch comes from the public index (or a mirror of it), whose hashes the constraints hold."""
-    return chosen is None and not settings.own_places and not os.environ.get("UV_TORCH_BACKEND")
+    return chosen is None and not any(map(os.environ.get, _OWN_PLACES))
 
 
 def is_cpu_build(site_packages: Path) -> bool:
     """Whether the torch that is installed, if any, was built without CUDA."""
-    try:
-        text = (site_packages / "torch" / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return re.search(r"^cuda\b.*=\s*None", text, re.MULTILINE) is not None
+    version = site_packages / "torch" / "version.py"
+    return version.is_file() and re.search(r"^cuda\b.*=\s*None", version.read_text("utf-8"), re.MULTILINE) is not None
 
 
 def without_build(constraints: str) -> str:
     """The constraints for another build of torch: its version without the hashes, nothing of what comes with it."""
-    kept = []
-    for block in blocks(constraints):
-        if _BESIDE_TORCH.match(block):
-            continue
-        if block.startswith("torch=="):
-            block = block.split(" \\\n")[0] + "\n"
-        kept.append(block)
-    return "".join(kept)
+    kept = [block for block in blocks(constraints) if not _BESIDE_TORCH.match(block)]
+    return "".join(block.split(" \\\n")[0] + "\n" if block.startswith("torch==") else block for block in kept)
 
 
 def blocks(constraints: str) -> list[str]:
     """One text per package, its hashes with it; comments apart."""
-    found: list[str] = []
-    for line in constraints.splitlines(keepends=True):
-        if line.startswith((" ", "\t")) and found:
-            found[-1] += line
-        elif line.strip() and not line.startswith("#"):
-            found.append(line)
-    return found
+    text = "".join(line for line in constraints.splitlines(keepends=True) if line.strip() and not line.startswith("#"))
+    return re.findall(r"^\S.*\n(?:[ \t].*\n)*", text, re.MULTILINE)

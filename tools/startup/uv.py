@@ -17,22 +17,10 @@ PINNED = Path(__file__).with_name("uv.txt")
 MIN_VERSION = (0, 9)  # of those on PATH: --torch-backend=auto, --config-settings-package, hashes in constraints
 
 
-def on_path() -> Path | None:
-    """The uv on PATH, if it is new enough."""
-    found = shutil.which("uv")
-    return Path(found) if found and works(Path(found)) else None
-
-
 def works(uv: Path) -> bool:
     """Whether `uv` starts and is new enough."""
-    try:
-        answer = subprocess.run(
-            [str(uv), "--version"], capture_output=True, text=True, encoding="utf-8", timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    found = re.match(r"uv (\d+)\.(\d+)", answer.stdout)
-    return answer.returncode == 0 and found is not None and (int(found[1]), int(found[2])) >= MIN_VERSION
+    found = re.match(r"uv (\d+)\.(\d+)", _answer(uv, "--version") or "")
+    return found is not None and (int(found[1]), int(found[2])) >= MIN_VERSION
 
 
 def find_or_fetch(own: Path, run: Callable[[Sequence[str | Path]], None]) -> Path:
@@ -45,13 +33,14 @@ def find_or_fetch(own: Path, run: Callable[[Sequence[str | Path]], None]) -> Pat
     Raises:
         StartError: this Python has no way to fetch it.
     """
-    found = on_path() or kept(own)
+    on_path = shutil.which("uv")
+    found = Path(on_path) if on_path and works(Path(on_path)) else kept(own)
     if found is not None:
         return found
     part, place = own / "uv.part", own / "uv"
     for folder in (part, place):
         shutil.rmtree(folder, ignore_errors=True)
-    python = _python_with_pip(own)
+    python = _python_with_pip(own / "pip")
     # fmt: off
     run([
         python, "-m", "pip", "install", "--no-input", "--no-deps", "--only-binary", ":all:",
@@ -74,25 +63,17 @@ def find_or_fetch(own: Path, run: Callable[[Sequence[str | Path]], None]) -> Pat
 
 def kept(own: Path) -> Path | None:
     """The uv that an earlier start fetched."""
-    name = "uv.exe" if WINDOWS else "uv"
-    found = next(
-        (own / "uv" / folder / name for folder in ("bin", "Scripts") if (own / "uv" / folder / name).is_file()), None
-    )
-    return found if found and works(found) else None
+    names = ("bin/uv.exe", "Scripts/uv.exe") if WINDOWS else ("bin/uv",)
+    return next((uv for name in names if works(uv := own / "uv" / name)), None)
 
 
-def _python_with_pip(own: Path) -> Path:
+def _python_with_pip(folder: Path) -> Path:
     """This Python if it has pip, else one in an environment of its own that has."""
-    probe = [sys.executable, "-m", "pip", "--version"]
-    if subprocess.run(probe, capture_output=True, env=child_environment(), check=False).returncode == 0:
+    if _answer(sys.executable, "-m", "pip", "--version"):
         return Path(sys.executable)
-    folder = own / "pip"
-    shutil.rmtree(folder, ignore_errors=True)
     base = getattr(sys, "_base_executable", None) or sys.executable
-    made = subprocess.run([base, "-m", "venv", str(folder)], capture_output=True, env=child_environment(), check=False)
-    if made.returncode != 0:
+    if _answer(base, "-m", "venv", "--clear", folder) is None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.rmtree(folder, ignore_errors=True)
         raise StartError(
             either(
                 "There is no uv on PATH, and this Python has neither pip nor venv to fetch it with (Debian and\n"
@@ -103,3 +84,12 @@ def _python_with_pip(own: Path) -> Path:
             f"sudo apt install python3-venv      (python{version}-venv)",
         )
     return folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+
+def _answer(*argv: str | Path) -> str | None:
+    """What the program prints; None if it does not start or fails."""
+    try:
+        done = subprocess.run([str(part) for part in argv], capture_output=True, text=True, env=child_environment())
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
