@@ -84,36 +84,34 @@ def test_the_tests_packages_have_their_own_stamp(environment: Environment) -> No
     assert environment.is_ready()
 
 
-def test_an_environment_is_kept_if_it_is_of_this_python_and_this_folder(environment: Environment) -> None:
-    assert environment.why_not_kept(thorough=False) == ""  # there is none yet
+def made_by_venv(environment: Environment) -> Environment:
     environment.clear()
     venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
-    assert environment.why_not_kept(thorough=False) is None
+    return environment
+
+
+def test_an_environment_is_usable_if_it_is_of_this_python_and_this_folder(environment: Environment) -> None:
+    assert not environment.is_usable()  # the control: its Python is an empty file
+    made_by_venv(environment)
+    assert environment.is_usable()
     environment.program("aegis").write_text(f"#!{environment.python}\n", encoding="utf-8")
-    assert environment.why_not_kept(thorough=False) is None
+    assert environment.is_usable()
     environment.program("aegis").write_text("#!/elsewhere/.venv/bin/python\n", encoding="utf-8")
-    assert "moved" in str(environment.why_not_kept(thorough=False))
-    made = environment.folder / "pyvenv.cfg"
+    assert not environment.is_usable()
+
+
+def test_an_environment_of_another_python_is_not_usable(environment: Environment) -> None:
+    made = made_by_venv(environment).folder / "pyvenv.cfg"
     made.write_text(re.sub(r"(?m)^version = .*", "version_info = 3.10.1", made.read_text("utf-8")), encoding="utf-8")
-    assert "Python" in str(environment.why_not_kept(thorough=False))
+    assert not environment.is_usable()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")
-def test_an_environment_whose_python_does_not_run_is_not_kept(environment: Environment) -> None:
-    environment.clear()
-    venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
-    environment.python.unlink()
-    environment.python.symlink_to("/usr/bin/false")
-    assert "Python" in str(environment.why_not_kept(thorough=False))
-    environment.python.unlink()
-    assert environment.why_not_kept(thorough=False) == ""
-
-
-def test_an_environment_with_a_broken_package_is_not_kept(environment: Environment) -> None:
-    environment.clear()
-    venv.EnvBuilder(with_pip=False, symlinks=True).create(environment.folder)
-    (environment.site_packages / "peft-1.0.dist-info").mkdir()
-    assert environment.why_not_kept(thorough=False) == "peft-1.0"
+@pytest.mark.parametrize("python", ["/usr/bin/false", "/no/such/python"])
+def test_an_environment_whose_python_does_not_run_is_not_usable(environment: Environment, python: str) -> None:
+    made_by_venv(environment).python.unlink()
+    environment.python.symlink_to(python)
+    assert not environment.is_usable()
 
 
 def test_clearing_keeps_the_set_ups_own_folder(environment: Environment) -> None:

@@ -63,10 +63,10 @@ def test_an_incomplete_installation_is_found(site_packages: Path, name: str, how
         (site_packages / name).unlink()
     else:
         (site_packages / name).write_bytes(b"")
-    assert broken(site_packages) == ["tiny-1.0"]
+    assert broken(site_packages) == [site_packages / "tiny-1.0.dist-info"]
 
 
 def test_another_content_of_the_same_size_is_found_by_its_hash(site_packages: Path) -> None:
     (site_packages / "tiny" / "__init__.py").write_bytes(b"VALUE = 2\n")
     assert broken(site_packages) == []
-    assert broken(site_packages, hashes=True) == ["tiny-1.0"]
+    assert broken(site_packages, hashes=True) == [site_packages / "tiny-1.0.dist-info"]

@@ -205,12 +205,12 @@ def test_setup_repairs_a_changed_file(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("name", ["peft", "llama_cpp_python"])
-def test_an_environment_that_a_killed_uv_left_half_installed_is_made_anew(checkout: Checkout, name: str) -> None:
+def test_a_package_that_a_killed_uv_left_without_its_files_is_installed_again(checkout: Checkout, name: str) -> None:
     assert checkout.start("setup")[0] == 0
     (checkout.root / ".venv" / "start" / "stamp.json").unlink()
     module = checkout.site_packages / {"llama_cpp_python": "llama_cpp"}.get(name, name) / "__init__.py"
     module.unlink()
     code, out = checkout.start("setup")
     assert code == 0, out
-    assert f"not whole: {name}" in out
+    assert f"to be installed again: {name}" in out
     assert module.is_file()

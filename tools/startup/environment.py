@@ -1,4 +1,4 @@
-"""The virtual environment `.venv`: known to be whole by a stamp; kept if it is whole, else made anew.
+"""The virtual environment `.venv`: made once, known to be whole by a stamp, mended when it is not.
 
 What stands in `.venv/start/`: `lock` (one set-up at a time), `setup.log`, `uv` where none was on PATH, `tmp`, and
 `stamp.json`, written last. A stamp that fits means nothing is to do.
@@ -23,7 +23,6 @@ from startup.install import Installer
 from startup.language import either
 from startup.machine import check_machine
 from startup.only_one import only_one
-from startup.records import broken
 
 _SOURCES = ("environment.py", "install.py", "llama.py", "torch_build.py", "lean.cmake")
 
@@ -117,8 +116,8 @@ class Environment:
             stamp = {"key": key, "converter": str(converter), "extra": self.extra}
             write_atomically(self._stamp, json.dumps(stamp))
 
-    def why_not_kept(self, *, thorough: bool) -> str | None:
-        """Why the environment has to be made anew, "" if there is none; None if it can be kept.
+    def is_usable(self) -> bool:
+        """Whether the environment is of this Python and was made for this folder.
 
         One made by hand is kept too, if it is of the Python that we run.
         """
@@ -127,14 +126,11 @@ class Environment:
             probe = [str(self.python), "-c", ""]
             runs = subprocess.run(probe, capture_output=True, env=child_environment(), check=False).returncode == 0
         except OSError:
-            return ""
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        if not runs or re.search(rf"^version(_info)? = {re.escape(version)}\b", made, re.MULTILINE) is None:
-            return either(f"it is not of this Python {version}", f"この Python {version} の環境ではありません")
+            return False
+        version = rf"^version(_info)? = {sys.version_info.major}\.{sys.version_info.minor}\b"
         program = self.program("aegis")
-        if program.exists() and os.fsencode(self.folder) not in program.read_bytes():
-            return either("it was moved here", "別の場所から移されました")
-        return ", ".join(broken(self.site_packages, hashes=thorough)) or None
+        moved = program.exists() and os.fsencode(self.folder) not in program.read_bytes()
+        return runs and not moved and re.search(version, made, re.MULTILINE) is not None
 
     def clear(self) -> None:
         """Empty the environment but for our own folder, whose lock we hold."""

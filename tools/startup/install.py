@@ -14,6 +14,7 @@ from startup.compiler import check_compiler, has_compiler
 from startup.console import Step, say
 from startup.language import either
 from startup.pip_settings import hand_on_pip_settings
+from startup.records import broken
 from startup.runner import Runner
 
 if TYPE_CHECKING:
@@ -76,17 +77,21 @@ class Installer:
         return converter
 
     def _make(self, step: Step, thorough: bool) -> None:
-        """Make the environment if it cannot be kept: uv's cache has the packages, so that takes seconds."""
-        why = self._place.why_not_kept(thorough=thorough)
-        if why is None:
-            step.done(either("kept", "そのまま使用"))
+        """Make the environment, or take away what is not whole in one that is there: uv installs that again."""
+        if self._place.is_usable():
+            folders = broken(self._place.site_packages, hashes=thorough)
+            for folder in folders:
+                shutil.rmtree(folder)
+            names = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders)
+            again = either("; to be installed again: ", "。再インストール: ") + names if names else ""
+            step.done(either("kept", "そのまま使用") + again)
             return
         self._place.clear()
         base = getattr(sys, "_base_executable", None) or sys.executable
         argv = [self._uv, "venv", "--allow-existing", "--python", base, self._place.folder]
         what = either("the virtual environment could not be made", "仮想環境を作成できませんでした")
         self._runner.require(step, argv, what)
-        step.done(either(f"made anew, because not whole: {why}", f"作り直しました。不完全: {why}") if why else "")
+        step.done()
 
     def _has_binding(self) -> bool:
         return any(self._place.site_packages.glob("llama_cpp_python-*.dist-info"))

@@ -8,14 +8,13 @@ import hashlib
 from pathlib import Path
 
 
-def broken(site_packages: Path, *, hashes: bool = False) -> list[str]:
-    """The packages of which a file is missing, or has another size or, with `hashes`, another content.
+def broken(site_packages: Path, *, hashes: bool = False) -> list[Path]:
+    """The `.dist-info` folders of packages of which a file is missing or has another size (or, `hashes`, content).
 
     uv looks at METADATA only, and links it at some point between the other files; so after a SIGKILL it
     counts a package without its modules among the installed ones.
     """
-    folders = sorted(site_packages.glob("*.dist-info"))
-    return [folder.name.removesuffix(".dist-info") for folder in folders if not _is_whole(folder, hashes)]
+    return [folder for folder in sorted(site_packages.glob("*.dist-info")) if not _is_whole(folder, hashes)]
 
 
 def _is_whole(folder: Path, hashes: bool) -> bool:
