@@ -7,6 +7,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from startup import environment as module
 from startup.console import StartError
 from startup.environment import Environment
 
@@ -119,3 +120,11 @@ def test_clearing_keeps_the_set_ups_own_folder(environment: Environment) -> None
     environment.clear()
     assert [entry.name for entry in environment.folder.iterdir()] == ["start"]
     assert environment.log.is_file()
+
+
+def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_nvidia_driver", lambda: False)
+    module.check_space(tmp_path)
+    monkeypatch.setattr(module, "NEEDED_BYTES", 10**18)
+    with pytest.raises(StartError, match="Too little disk space"):
+        module.check_space(tmp_path)

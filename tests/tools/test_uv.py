@@ -23,6 +23,8 @@ def fetcher(ran: list[Sequence[str | Path]], version: str = "0.13.9") -> object:
     """Replaces pip's download."""
 
     def run(argv: Sequence[str | Path]) -> None:
+        if argv[1:] == ["--version"]:
+            return
         ran.append(argv)
         write_uv(Path(argv[-1]) / "bin" / "uv", version)
 
@@ -61,12 +63,6 @@ def test_an_incomplete_download_of_uv_is_repeated(tmp_path: Path, monkeypatch: p
     assert uv.works(uv.find_or_fetch(tmp_path, fetcher(ran)))  # type: ignore[arg-type]
     assert len(ran) == 1
     assert not (tmp_path / "uv.part").exists()
-
-
-def test_a_uv_that_does_not_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(StartError, match="does not start"):
-        uv.find_or_fetch(tmp_path, fetcher([], "?"))  # type: ignore[arg-type]
 
 
 def test_a_python_without_pip_and_venv_is_reported_with_the_package_to_install(

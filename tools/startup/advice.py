@@ -70,10 +70,10 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"has no wheels with a matching|No solution found|no version of",
-        "No package fits Python {python} on this machine. Python 3.11 to 3.14 are the ones to try. If pyproject.toml "
-        "was edited: `python tools/start.py lock`.",
-        "このマシンの Python {python} に合うパッケージがありません。Python 3.11 から 3.14 を試してください。"
-        "pyproject.toml を編集した場合は `python tools/start.py lock` を実行します。",
+        "No package fits Python {python} on this machine; try a 64-bit CPython 3.11 to 3.14 on one of the platforms "
+        "that uv names. If pyproject.toml was edited: `python tools/start.py lock`.",
+        "このマシンの Python {python} に合うパッケージがありません。uv が挙げる環境で、64-bit 版の CPython 3.11 から "
+        "3.14 を試してください。pyproject.toml を編集した場合は `python tools/start.py lock` を実行します。",
     ),
 )
 

@@ -6,7 +6,6 @@ Whether it works, CMake tries; on Windows CMake also knows best where to look.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -14,13 +13,6 @@ import sys
 from startup.children import WINDOWS
 from startup.console import StartError
 from startup.language import either
-
-_PACKAGES = {
-    "debian": "sudo apt install build-essential",
-    "fedora": "sudo dnf install gcc gcc-c++",
-    "arch": "sudo pacman -S base-devel",
-    "suse": "sudo zypper install gcc gcc-c++",
-}
 
 
 def has_compiler() -> bool:
@@ -64,11 +56,9 @@ def compiler_packages() -> str:
         )
     if sys.platform == "darwin":
         return "  xcode-select --install"
-    try:
-        release = platform.freedesktop_os_release()
-    except OSError:
-        release = {}
-    family = f"{release.get('ID', '')} {release.get('ID_LIKE', '')}"
-    family = family.replace("ubuntu", "debian").replace("rhel", "fedora")
-    chosen = [command for name, command in _PACKAGES.items() if name in family]
-    return "\n".join(f"  {command}" for command in chosen or _PACKAGES.values())
+    return (
+        "  Debian, Ubuntu: sudo apt install build-essential\n"
+        "  Fedora, RHEL:   sudo dnf install gcc gcc-c++\n"
+        "  Arch:           sudo pacman -S base-devel\n"
+        "  openSUSE:       sudo zypper install gcc gcc-c++"
+    )

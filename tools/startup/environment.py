@@ -21,9 +21,11 @@ from startup.children import WINDOWS, child_environment
 from startup.console import StartError, say
 from startup.install import Installer
 from startup.language import either
-from startup.machine import check_machine
 from startup.only_one import only_one
+from startup.torch_build import has_nvidia_driver
 
+# packages, their archives and the compilation; torch alone makes the difference
+NEEDED_BYTES, NEEDED_BYTES_CUDA = 4 * 1000**3, 12 * 1000**3
 _SOURCES = ("environment.py", "install.py", "llama.py", "torch_build.py", "lean.cmake")
 
 
@@ -102,8 +104,8 @@ class Environment:
             )
         )
         installer = Installer(self)
-        check_machine(self.root, needs_space=not self.python.exists())
-        installer.refuse_without_compiler()
+        if not self.python.exists():
+            check_space(self.root)
         self.own.mkdir(parents=True, exist_ok=True)
         with only_one(self.own / "lock"):
             if self.is_ready() and not again:  # the one we waited for has done it
@@ -150,11 +152,26 @@ class Environment:
         return value if isinstance(value, dict) else {}
 
 
+def check_space(root: Path) -> None:
+    """Refuse a disk that would be full before the packages are there.
+
+    Raises:
+        StartError: there is too little space.
+    """
+    free, needed = shutil.disk_usage(root).free, NEEDED_BYTES_CUDA if has_nvidia_driver() else NEEDED_BYTES
+    if free < needed:
+        have, want = f"{free / 1e9:.1f} GB", f"{needed / 1e9:.0f} GB"
+        raise StartError(
+            either(
+                f"Too little disk space: {have} free, about {want} needed at {root}",
+                f"ディスクの空きが足りません: 空き {have}、必要 約 {want}（{root}）",
+            ),
+            either("Free some space, or clone to another disk.", "空きを作るか、別のディスクに clone してください。"),
+        )
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the complete new one, whatever interrupts us."""
+    """Write `text` so that a reader sees the old file or the complete new one."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    part.write_text(text, encoding="utf-8", newline="\n")
     part.replace(path)

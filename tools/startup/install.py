@@ -36,15 +36,6 @@ class Installer:
         self._wheel = llama.wheel_for_this_machine(place.root)
         self._for_tests = place.extra == "dev" and not WINDOWS  # those of imatrix, which is not compiled on Windows
 
-    def refuse_without_compiler(self) -> None:
-        """Look for a compiler before anything is made, if none but a compiled llama.cpp is in sight.
-
-        Raises:
-            StartError: there is no wheel for this machine, and no compiler.
-        """
-        if self._wheel is None and not self._has_binding():
-            check_compiler()
-
     def install(self, *, thorough: bool) -> Path:
         """Do every step that is not done; return the converter's folder.
 
@@ -93,16 +84,13 @@ class Installer:
         self._runner.require(step, argv, what)
         step.done()
 
-    def _has_binding(self) -> bool:
-        return any(self._place.site_packages.glob("llama_cpp_python-*.dist-info"))
-
     def _llama(self, step: Step) -> None:
         """Install llama.cpp's binding from a wheel if there is one that runs here; else see to a compiler.
 
         The tests link against a library that no wheel has: for them it is compiled where that is possible.
         """
         compiled = self._for_tests and has_compiler()
-        if self._has_binding():
+        if any(self._place.site_packages.glob("llama_cpp_python-*.dist-info")):
             if not compiled or llama.has_common(self._place.site_packages):
                 step.done(either("kept", "そのまま使用"))
                 return
@@ -147,12 +135,8 @@ class Installer:
         probe = self._pip("--dry-run", "--no-deps", "-c", any_build, *backend, "torch")
         if chosen and not (WINDOWS and chosen == "auto") and self._runner.run(step, probe) != 0:
             step.clear()
-            say(
-                either(
-                    f"      PyTorch's own index ({chosen}) did not answer; torch comes from the public one.",
-                    f"      PyTorch のインデックス（{chosen}）に届かないため、torch は公開インデックスから取得します。",
-                )
-            )
+            public = either("torch comes from the public index", "torch は公開インデックスから取得します")
+            say(f"      {public} (PyTorch, {chosen}: {advice.error(place.log)})")
             chosen, backend = None, []
         held = place.constraints if torch_build.is_public_build(chosen) else any_build
         wanted = os.environ.get("UV_TORCH_BACKEND") or chosen or "cpu"

@@ -49,22 +49,15 @@ def find_or_fetch(own: Path, run: Callable[[Sequence[str | Path]], None]) -> Pat
     # fmt: on
     part.rename(place)
     shutil.rmtree(own / "pip", ignore_errors=True)
-    found = kept(own)
-    if found is None:
-        raise StartError(
-            either("pip fetched a uv that does not start.", "pip が取得した uv が起動しません。"),
-            either(
-                "Install uv in another way (its documentation names several) and start again.",
-                "別の方法で uv をインストールして（uv の文書に方法があります）、もう一度始めてください。",
-            ),
-        )
+    found = next(place.glob("*/uv.exe" if WINDOWS else "bin/uv"))
+    run([found, "--version"])
     return found
 
 
 def kept(own: Path) -> Path | None:
     """The uv that an earlier start fetched."""
-    names = ("bin/uv.exe", "Scripts/uv.exe") if WINDOWS else ("bin/uv",)
-    return next((uv for name in names if works(uv := own / "uv" / name)), None)
+    found = next(own.glob("uv/*/uv.exe" if WINDOWS else "uv/bin/uv"), None)
+    return found if found and works(found) else None
 
 
 def _python_with_pip(folder: Path) -> Path:
