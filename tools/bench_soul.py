@@ -23,6 +23,7 @@ from torch import Tensor
 from aegis.model.cuda_graphs import GraphRecorder, own_stream
 from aegis.runs.manifest import versions
 from aegis.soul import rotation as so
+from aegis.soul.kind import Kind
 from aegis.soul.module import Soul
 
 REPLAYS = 20
@@ -88,7 +89,7 @@ def gradient_error(soul: Soul, hidden: Tensor, outer: Tensor) -> dict[str, float
     }
 
 
-def measure(kind: so.Kind, hidden_size: int, length: int, device: torch.device) -> dict[str, Any]:
+def measure(kind: Kind, hidden_size: int, length: int, device: torch.device) -> dict[str, Any]:
     """One row of the table."""
     soul = Soul(hidden_size, kind=kind, init="random", seed=1, alpha=1.0).to(device)
     if kind == "so8":  # as it is in the middle of a training; a dense soul's skew is zero then
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="results as JSON")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    kinds: tuple[so.Kind, ...] = ("so8", "dense")
+    kinds: tuple[Kind, ...] = ("so8", "dense")
     lengths = [int(length) for length in arguments.lengths.split(",")]
     rows = [measure(kind, arguments.hidden_size, length, device) for kind in kinds for length in lengths]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

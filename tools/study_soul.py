@@ -44,6 +44,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.add_argument("--plan", type=Path, help="file of what to train, in place of --cells and --seeds")
     arguments.add_argument("--workers", type=int, default=1, help="trainings at once")
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="start no training after this time")
+    arguments.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of all trainings, before a cell's own",
+    )
     arguments.add_argument("--trial", action="store_true", help="four steps each, to try the study itself")
     arguments.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
@@ -137,7 +144,8 @@ class _Study:
         self.base_model = load_base(self.base.folder, "16bit", self.device).eval()
 
     def config(self, cell: str, domain: str, seed: int) -> TrainConfig:
-        settings = {**COMMON, **CELLS[cell].settings, **(TRIAL if self._args.trial else {})}
+        chosen = dict(name.split("=", 1) for name in self._args.set)
+        settings = {**COMMON, **chosen, **CELLS[cell].settings, **(TRIAL if self._args.trial else {})}
         if self.device.type == "cpu":
             settings["compile"] = "off"
         if self._args.trial and settings["finish_steps"] != "off":

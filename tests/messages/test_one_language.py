@@ -133,7 +133,7 @@ def test_an_invalid_value_is_described_by_the_catalogue() -> None:
         ("max_steps", 0, "must be at least 1"),
         ("batch_size", "many", "must be a whole number"),
         ("logging_steps", 1.5, "must be a whole number"),
-        ("rotation", "cubic", "must be 'so8' or 'dense'"),
+        ("rotation", "cubic", "must be 'so8', 'so16', 'so32', 'so64', 'so96', 'so128', 'so192', 'so256' or 'dense'"),
     ):
         with pytest.raises(ValidationError) as theirs:
             TrainConfig.model_validate({key: value})

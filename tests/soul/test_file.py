@@ -11,15 +11,16 @@ from safetensors.torch import save_file
 from aegis.errors import IntegrityError, UsageError
 from aegis.soul import rotation as so
 from aegis.soul.file import SoulRecord, load_soul, save_soul
+from aegis.soul.kind import Kind, block_shape
 
 
-def record(kind: so.Kind = "so8") -> SoulRecord:
-    shape = so.block_shape(kind, 32)
+def record(kind: Kind = "so8") -> SoulRecord:
+    shape = block_shape(kind, 32)
     return SoulRecord(so.random_rotation(*shape, torch.Generator().manual_seed(4)), 1.5, 100, "ab" * 32, True)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("so8", (4, 8, 8)), ("dense", (32, 32))])
-def test_a_saved_soul_is_loaded_unchanged(tmp_path: Path, kind: so.Kind, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("kind", "shape"), [("so8", (4, 8, 8)), ("so16", (2, 16, 16)), ("dense", (32, 32))])
+def test_a_saved_soul_is_loaded_unchanged(tmp_path: Path, kind: Kind, shape: tuple[int, ...]) -> None:
     """The file has the documented shape and metadata, and gives back the same soul to the bit."""
     path = tmp_path / "soul.safetensors"
     save_soul(path, record(kind))

@@ -6,6 +6,7 @@ import torch
 from aegis.soul import retraction
 from aegis.soul import rotation as so
 from aegis.soul.angles import rotation_angles
+from aegis.soul.kind import Kind
 from aegis.soul.module import Soul
 
 
@@ -27,8 +28,8 @@ def learn(soul: Soul, steps: int, rate: float, wanted: torch.Tensor) -> list[flo
     return losses
 
 
-@pytest.mark.parametrize("kind", ["so8", "dense"])
-def test_r_stays_a_rotation_under_an_optimizer(kind: so.Kind) -> None:
+@pytest.mark.parametrize("kind", ["so8", "so16", "dense"])
+def test_r_stays_a_rotation_under_an_optimizer(kind: Kind) -> None:
     """Two hundred Adam steps, large ones too, leave R in SO(n); and it learns a rotation, however far away."""
     for rate, close in ((0.05, 0.02), (0.3, None)):
         soul = Soul(32, kind=kind, init="random", seed=1, alpha=0.5)
@@ -115,7 +116,7 @@ def test_a_dense_soul_is_moved_back_to_the_rotations() -> None:
 
 
 @pytest.mark.parametrize("kind", ["so8", "dense"])
-def test_a_soul_knows_how_far_it_has_turned(kind: so.Kind) -> None:
+def test_a_soul_knows_how_far_it_has_turned(kind: Kind) -> None:
     soul = Soul(16, kind=kind, init="random", seed=1, alpha=0.5)
     assert soul.turned_angles().max() < 1e-3
     learn(soul, 30, 0.05, torch.block_diag(*so.random_rotation(2, 8, torch.Generator().manual_seed(9))))

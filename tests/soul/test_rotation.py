@@ -5,8 +5,9 @@ import torch
 
 from aegis.errors import UsageError
 from aegis.soul import rotation as so
+from aegis.soul.kind import block_shape, kind_of
 
-SHAPES = [so.block_shape("so8", 64), so.block_shape("dense", 24)]
+SHAPES = [block_shape("so8", 64), block_shape("so32", 64), block_shape("dense", 24)]
 
 
 def entries(blocks: int, n: int, scale: float = 1.0) -> torch.Tensor:
@@ -110,9 +111,15 @@ def test_applying_blocks_equals_the_complete_matrix() -> None:
     assert (so.apply_rotation(rotation, hidden) - hidden @ whole).abs().max() > 0.1
 
 
-def test_a_so8_width_must_be_a_multiple_of_eight() -> None:
-    with pytest.raises(UsageError, match="divisible by 8"):
-        so.block_shape("so8", 60)
+def test_a_width_must_be_a_multiple_of_the_blocks() -> None:
+    with pytest.raises(UsageError, match="so8 needs a hidden size divisible by 8"):
+        block_shape("so8", 60)
+    with pytest.raises(UsageError, match="so64 needs a hidden size divisible by 64"):
+        block_shape("so64", 96)
+
+
+def test_a_shape_without_a_kind_is_known_as_such() -> None:
+    assert [kind_of(4, 8), kind_of(2, 64), kind_of(1, 24), kind_of(2, 24)] == ["so8", "so64", "dense", None]
 
 
 def test_a_coarse_dense_rotation_has_the_same_gradients() -> None:

@@ -20,8 +20,8 @@ from aegis.model.shards import INDEX, ShardSet
 from aegis.runs.facts import MergeFacts
 from aegis.runs.manifest import Manifest, read_manifest, verify_directory
 from aegis.runs.publish import publishing
-from aegis.soul import rotation as so
 from aegis.soul.fold import fold_head
+from aegis.soul.kind import Kind
 from aegis.stages.merge import MergeInputs, merge
 from tests.conftest import MakeRandom, Recorder
 from tests.recorded import train_facts
@@ -54,7 +54,7 @@ def bases(quick_base: Path, make_random: MakeRandom) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", ["so8", "dense"])
 @pytest.mark.parametrize("name", ["phi3", "llama", "llama-tied", "llama-sharded"])
 def test_the_merged_model_equals_the_live_one(
-    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, name: str, kind: so.Kind
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, name: str, kind: Kind
 ) -> None:
     """In float32 the merged folder's stock model gives the live logits to 1e-5; unfolded or with Rᵀ it does not."""
     trained = make_trained(bases[name], kind=kind)

@@ -85,6 +85,9 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "dense + keep, g ends 0.3": {**_DENSE, **_gate(0.3)},
     "dense + keep, g ends 0.5": {**_DENSE, **_gate(0.5)},
     "dense + keep, alpha learned": {**_DENSE, "alpha": "learned", "alpha_start": 0.0},
+    # how many directions a block mixes
+    "so64 + keep": {"rotation": "so64"},
+    "so192 + keep": {"rotation": "so192"},
     "so8 + keep, soul rate x 10": {"soul_learning_rate": 2e-3},
     "dense + keep, soul rate x 3": {**_DENSE, "soul_learning_rate": 6e-4},
     "dense + keep, soul rate / 3": {**_DENSE, "soul_learning_rate": 2e-4 / 3},

@@ -13,6 +13,7 @@ from aegis.config.stage_config import StageConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.messages import phrase
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
+from aegis.soul.kind import Kind
 
 AUTO, OFF = "auto", "off"
 _STEPS = r"^(auto|off|[1-9]\d{0,8})$"
@@ -40,7 +41,7 @@ class TrainConfig(StageConfig):
     load_in: Literal["4bit", "16bit"] = Field("4bit", description="precision of the base: NF4 or 16 bit")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for training")
 
-    rotation: Literal["so8", "dense"] = Field("so8", description="kind of rotation: blocks of 8 x 8, or one d x d")
+    rotation: Kind = Field("so8", description="kind of rotation: blocks of 8 x 8 (or larger ones), or one d x d")
     rotation_init: Literal["identity", "random"] = Field(
         "identity", description="first value of the rotation: the identity, which is the base itself, or a random one"
     )
@@ -48,7 +49,7 @@ class TrainConfig(StageConfig):
         True, description="divide the mix h + g R h by 1 + g, so that the gate alone changes no logit"
     )
     rotation_map: Literal["exp", "cayley"] = Field(
-        "exp", description="map from a skew-symmetric matrix to a rotation (so8 only)"
+        "exp", description="map from a skew-symmetric matrix to a rotation (blocks only)"
     )
     soul_learning_rate: float | None = Field(
         None, gt=0, description="learning rate of the soul (default: --learning-rate)"

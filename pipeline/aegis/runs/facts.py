@@ -132,7 +132,7 @@ class MergeFacts(Facts):
 
     Attributes:
         soul_step: number of optimizer steps after which the soul was saved.
-        rotation: the kind of R, "so8" or "dense".
+        rotation: the kind of R, for example "so8" or "dense".
         counter_scale: the module that took the factor 1/(1 + g): "norm" (the final norm), "head", or "" if the soul has
             none.
         determinant: −1 if R is a reflection.

@@ -1,7 +1,7 @@
 """Writes, reads and checks soul.safetensors.
 
-Tensors: `rotation` float32, (hidden_size/8, 8, 8) for so8 or (hidden_size, hidden_size) for dense, with
-thought = F.linear(h, R); `alpha`, a float32 scalar. Metadata (strings): format, version, kind, hidden_size, step,
+Tensors: `rotation` float32, (hidden_size/n, n, n) for blocks (n = 8 for so8) or (hidden_size, hidden_size) for dense,
+with thought = F.linear(h, R); `alpha`, a float32 scalar. Metadata (strings): format, version, kind, hidden_size, step,
 base_hash; counter_scale, "true" or "false", whether the mix is divided by 1 + g; determinant, "-1", only if R is a
 reflection, which an imported soul can be. Version 1 had no counter_scale, which means "false".
 """
@@ -25,6 +25,7 @@ from aegis.errors import IntegrityError, UsageError
 from aegis.soul import rotation as so
 from aegis.soul.fold import counter_scale
 from aegis.soul.gate import gate
+from aegis.soul.kind import Kind, kind_of
 
 FORMAT = "aegis-soul"
 VERSION = 2
@@ -67,8 +68,10 @@ class SoulRecord:
         return counter_scale(self.gate) if self.counter_scale else 1.0
 
     @property
-    def kind(self) -> so.Kind:
-        return "dense" if self.rotation.shape[0] == 1 else "so8"
+    def kind(self) -> Kind:
+        kind = kind_of(*self.rotation.shape[:2])
+        assert kind is not None, "no such size of blocks"
+        return kind
 
     @property
     def hidden_size(self) -> int:
@@ -135,8 +138,8 @@ def load_soul(path: Path) -> SoulRecord:
     if (
         rotation.ndim != 3
         or rotation.shape[1] != rotation.shape[2]
-        or (rotation.shape[0] > 1 and rotation.shape[1] != so.BLOCK)
-        or metadata.get("kind") != ("dense" if rotation.shape[0] == 1 else "so8")
+        or (kind := kind_of(*rotation.shape[:2])) is None
+        or metadata.get("kind") != kind
         or metadata.get("hidden_size") != str(rotation.shape[0] * rotation.shape[1])
     ):
         raise IntegrityError("soul.shape", path=path, rotation_shape=tuple(rotation.shape))

@@ -13,6 +13,7 @@ from aegis.soul import retraction
 from aegis.soul import rotation as so
 from aegis.soul.angles import rotation_angles, turned_angles
 from aegis.soul.gate import ALPHA_START
+from aegis.soul.kind import Kind, block_shape
 
 Init = Literal["random", "identity"]
 
@@ -23,7 +24,7 @@ class Soul(nn.Module):
     The counter-scale 1/(1 + g) keeps the mix at the size of h: with R = I the soul changes nothing, at any gate.
     Without it, mixed = h + g·R h, and the gate alone multiplies every logit by 1 + g.
 
-    In a so8 soul, R = R₀ · map(A): R₀ is fixed (Haar or identity), and A starts at zero and is learned. A dense soul
+    With blocks, R = R₀ · map(A): R₀ is fixed (Haar or identity), and A starts at zero and is learned. A dense soul
     stores R itself, which starts at R₀; A is only the next step, zero until an optimizer has changed it, and `retract`
     replaces R by R · exp(A) (dynamic trivializations: Lezcano-Casado 2019, arXiv:1909.09501).
 
@@ -32,9 +33,9 @@ class Soul(nn.Module):
 
     Args:
         hidden_size: d, the width of the base's final hidden state.
-        kind: "so8" (d/8 blocks of 8 × 8) or "dense" (one d × d rotation).
+        kind: "so8" (d/8 blocks of 8 × 8), another size of blocks, or "dense" (one d × d rotation).
         init: "random" (Haar, from `seed`) or "identity".
-        map_: "exp" or "cayley"; for a so8 soul only.
+        map_: "exp" or "cayley"; for blocks only.
         seed: the seed of a random start.
         alpha: the first α.
         alpha_is_learned: whether α gets a gradient.
@@ -53,7 +54,7 @@ class Soul(nn.Module):
         self,
         hidden_size: int,
         *,
-        kind: so.Kind = "so8",
+        kind: Kind = "so8",
         init: Init = "identity",
         map_: so.Map = "exp",
         seed: int = 0,
@@ -66,7 +67,7 @@ class Soul(nn.Module):
         self.counter_scale = counter_scale
         self.kind = kind
         self.map = map_
-        blocks, n = so.block_shape(kind, hidden_size)
+        blocks, n = block_shape(kind, hidden_size)
         if init == "random":
             start = so.random_rotation(blocks, n, torch.Generator().manual_seed(seed))
         else:
@@ -122,7 +123,7 @@ class Soul(nn.Module):
 
     @torch.no_grad()
     def retract(self) -> None:
-        """Apply the optimizer's change of A to R, after `release`; a so8 soul needs no such step."""
+        """Apply the optimizer's change of A to R, after `release`; blocks need no such step."""
         defect, self._defect = self._defect, None
         if self.kind == "dense":
             assert defect is not None, "retract without release"

@@ -1,6 +1,6 @@
 """Makes rotations in SO(n) from skew-symmetric matrices, applies and checks them.
 
-A rotation is a stack of blocks, (blocks, n, n): hidden_size/8 blocks of 8 × 8 for so8, or one block of
+A rotation is a stack of blocks, (blocks, n, n): hidden_size/n blocks, 8 × 8 for so8, or one block of
 hidden_size × hidden_size for dense, which is updated in place at every step (`soul.retraction`).
 """
 
@@ -11,30 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aegis.errors import UsageError
 from aegis.soul.tf32 import allow_tf32, gram
 
-Kind = Literal["so8", "dense"]
 Map = Literal["exp", "cayley"]
 
-BLOCK = 8
 ORTHOGONALITY_BOUND = 1e-5
-"""Largest entry of |RᵀR − I| that counts as rounding: so8's maps stay two orders below it, a dense R below half."""
+"""Largest entry of |RᵀR − I| that counts as rounding: the maps of blocks stay far below it, a dense R below half."""
 
 _HALVINGS = 6
-
-
-def block_shape(kind: Kind, hidden_size: int) -> tuple[int, int]:
-    """Return (blocks, n) for a hidden size.
-
-    Raises:
-        UsageError: the kind is so8, and `hidden_size` is not a multiple of 8.
-    """
-    if kind == "dense":
-        return 1, hidden_size
-    if hidden_size % BLOCK:
-        raise UsageError("soul.not_divisible", block=BLOCK, hidden_size=hidden_size)
-    return hidden_size // BLOCK, BLOCK
 
 
 def skew_matrix(entries: Tensor, n: int) -> Tensor:

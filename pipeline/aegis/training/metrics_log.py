@@ -65,7 +65,7 @@ class MetricsLog:
         """
         config, soul, done = self._config, self._soul, numbers.step + 1
         # measuring a dense rotation takes as long as many steps, so it is done with checkpoints only
-        measured = _measure_rotation(soul) if due or soul.kind == "so8" else dict.fromkeys(_ROTATION_KEYS)
+        measured = _measure_rotation(soul) if due or soul.kind != "dense" else dict.fromkeys(_ROTATION_KEYS)
         alpha, factor = numbers.alpha, learning_rate_factor(config)
         self.keep_kl = sum(self._kept) / len(self._kept) if self._kept else None
         self._kept = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 NAME = "aegis_packed"
 _TABLED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "proportional"})
 """Rotary embeddings whose value depends on the position only and, for longrope, on whether it exceeds one length."""
-_VARLEN_ASKS_FOR_GQA = torch.__version__ >= (2, 12)
+_VARLEN_ASKS_FOR_GQA = torch.__version__ >= (2, 12)  # type: ignore[operator]
 """Whether grouped heads need an argument; the kernels before accept them without. Asking the kernel itself would import
 torch's compiler, which takes more than a second."""
 
