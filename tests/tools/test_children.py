@@ -9,30 +9,31 @@ from pathlib import Path
 
 import psutil
 import pytest
-from startup.children import child_environment, run_logged
+from startup.children import child_environment
+from startup.console import Step
+from startup.runner import Runner
 
 # a parent that runs a child that starts a grandchild, as start.py runs uv that runs a compiler
 PARENT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from startup.children import catch_signals, child_environment, run_logged
+from startup.children import catch_signals
+from startup.console import Step
+from startup.runner import Runner
 catch_signals()
-log = Path(sys.argv[2])
+runner = Runner(Path.cwd(), Path(sys.argv[2]))
 grandchild = "import time; time.sleep(60)"
 child = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {grandchild!r}]); "
 child += "print(p.pid, flush=True); p.wait()"
-run_logged([sys.executable, "-c", child], log=log, cwd=log.parent, environment=child_environment(), tick=lambda: None)
+runner.run(Step(1, 1, "a step"), [sys.executable, "-c", child])
 """
 
 
 def test_output_and_exit_code_are_passed_on(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = "import sys; print('日本語'); sys.stderr.write('why'); sys.exit(9)"
-    code = run_logged(
-        [sys.executable, "-c", script], log=log, cwd=tmp_path, environment=child_environment(), tick=lambda: None
-    )
-    assert code == 9
+    assert Runner(tmp_path, log).run(Step(1, 1, "a step"), [sys.executable, "-c", script]) == 9
     text = log.read_text(encoding="utf-8")
     assert "日本語" in text
     assert "why" in text
@@ -54,7 +55,7 @@ def test_settings_that_name_other_paths_are_removed(monkeypatch: pytest.MonkeyPa
 def test_a_stopped_start_leaves_no_process(tools: Path, tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tools), str(log)], stderr=subprocess.DEVNULL, restore_signals=True
+        [sys.executable, "-c", PARENT, str(tools), str(log)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 20
     while not (log.exists() and log.read_text(encoding="utf-8").strip().splitlines()[-1:][0].isdigit()):
@@ -80,21 +81,21 @@ child = "import signal, sys, time; close = lambda *_: (time.sleep(0.5), print('c
 child += "signal.signal(int(sys.argv[1]), close); print('ready', flush=True); time.sleep(60)"
 try:
     run_attached([sys.executable, "-c", child, sys.argv[2]], cwd=Path.cwd(), environment=child_environment())
-except (KeyboardInterrupt, Stopped) as stop:
-    print(type(stop).__name__)
+except Stopped as stop:
+    print(stop.signum)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Stopped")])
-def test_what_runs_on_the_console_closes_down_in_its_own_way(tools: Path, number: signal.Signals, name: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_runs_on_the_console_closes_down_in_its_own_way(tools: Path, number: signal.Signals) -> None:
     """Only the parent gets the signal, as from `kill`; a terminal gives Ctrl-C to both."""
     argv = [sys.executable, "-u", "-c", ATTACHED, str(tools), str(int(number))]
     parent = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ready\n"
     parent.send_signal(number)
-    assert parent.communicate(timeout=20)[0] == f"closed\n{name}\n"
+    assert parent.communicate(timeout=20)[0] == f"closed\n{int(number)}\n"
 
 
 def _runs(pid: int) -> bool:

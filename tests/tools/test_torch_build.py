@@ -30,17 +30,16 @@ def test_the_build_of_torch_fits_the_machine(
     monkeypatch.setattr(torch_build, "WINDOWS", platform == "win32")
     monkeypatch.setattr(torch_build, "has_nvidia_driver", lambda: driver)
     assert torch_build.backend() == wanted
-    assert torch_build.is_public_build(wanted) == (wanted is None)
 
 
 @pytest.mark.parametrize("name", ["UV_TORCH_BACKEND", "UV_INDEX", "UV_FIND_LINKS"])
 def test_the_callers_own_choice_or_places_are_left_to_uv(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """An extra index or a folder may have another build of torch; a mirror has the public files with their hashes."""
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mirror.example/simple")
-    assert torch_build.is_public_build(None)
+    assert not torch_build.from_own_places()
     monkeypatch.setenv(name, "cu128")
+    assert torch_build.from_own_places()
     assert torch_build.backend() is None
-    assert not torch_build.is_public_build(None)
 
 
 def test_windows_driver_is_found_by_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

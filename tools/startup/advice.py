@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from pathlib import Path
 
 from startup.compiler import compiler_packages
-from startup.console import clock
 from startup.language import either
 
 TAIL_LINES = 20
 _END_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
-_MIN_SHARE = 0.05  # of the files, before a time left is worth naming
 
 _COMPILED = re.compile(r"^(?:DEBUG)?\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
 _UV_AT = re.compile(r"^\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed)\b (\S+)", re.MULTILINE)
@@ -84,15 +81,19 @@ def _read_end(log: Path) -> str:
         return stream.read().decode("utf-8", "replace")
 
 
+def _lines(text: str) -> list[str]:
+    """The lines that are not uv's own notes."""
+    return [line for line in text.splitlines() if not _NOISE.match(line)]
+
+
 def tail(log: Path) -> str:
     """The last 20 lines of the log that are not uv's own notes."""
-    lines = [line for line in _read_end(log).splitlines() if not _NOISE.match(line)]
-    return "\n".join(lines[-TAIL_LINES:])
+    return "\n".join(_lines(_read_end(log))[-TAIL_LINES:])
 
 
 def last_line(log: Path) -> str:
     """What the log says last."""
-    return next(iter(tail(log).splitlines()[-1:]), "").strip()
+    return tail(log).rpartition("\n")[2].strip()
 
 
 def error(log: Path) -> str:
@@ -114,31 +115,16 @@ def cause(log: Path) -> str:
     )
 
 
-def where_uv_is(log: Path) -> str:
-    """One phrase for the sign of life, from the end of a running uv's log."""
-    steps = list(_UV_AT.finditer(_read_end(log)))
-    if not steps:
-        return either("uv is at work", "uv が作業中")
-    return f"{steps[-1][1].lower()} {steps[-1][2]}"
+def where(log: Path) -> str:
+    """How far the running program is: the files that are compiled, uv's step, or the last line of its output.
 
-
-class Compilation:
-    """Where a uv that may be compiling llama.cpp is, with the time that is left of it."""
-
-    _began: float | None = None
-
-    def where(self, log: Path) -> str:
-        """One phrase for the sign of life."""
-        compiled = list(_COMPILED.finditer(_read_end(log)))
-        if not compiled:
-            return where_uv_is(log)
-        done, total = int(compiled[-1][1]), int(compiled[-1][2])
-        now = time.monotonic()
-        self._began = now if self._began is None else self._began
-        text = either(
+    No time is foretold: the files of llama.cpp differ too much.
+    """
+    text = _read_end(log).rpartition("\n$ ")[2].partition("\n")[2]  # without the command itself
+    compiled, steps = _COMPILED.findall(text), _UV_AT.findall(text)
+    if compiled:
+        done, total = compiled[-1]
+        return either(
             f"compiling llama.cpp, {done} of {total} files", f"llama.cpp をコンパイル中、{total} 個中 {done} 個"
         )
-        if done >= total or done < _MIN_SHARE * total:
-            return text
-        left = (now - self._began) * (total - done) / done
-        return text + either(f", about {clock(left)} left", f"、残り約 {clock(left)}")
+    return f"{steps[-1][0].lower()} {steps[-1][1]}" if steps else "".join(_lines(text)[-1:]).strip()

@@ -1,4 +1,4 @@
-"""Starting other programs: logged with signs of life, or attached to the console; and never left behind."""
+"""Other programs: their environment, those on our console, and the end of those that we started."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 WINDOWS = os.name == "nt"
-TICK_SECONDS = 0.5
 GRACE_SECONDS = 5.0
 
-# Settings of the caller's shell that would make our environment import or install something else.
+# Settings of the caller's shell that would make our Python or pip import or install something else; uv has --python.
 _MISLEADING = (
     "PYTHONHOME",
     "PYTHONPATH",
@@ -23,9 +22,6 @@ _MISLEADING = (
     "PIP_PREFIX",
     "PIP_ROOT",
     "PIP_USER",
-    "UV_SYSTEM_PYTHON",
-    "UV_BREAK_SYSTEM_PACKAGES",
-    "UV_PROJECT_ENVIRONMENT",
     "VIRTUAL_ENV",
     "CONDA_PREFIX",
     "__PYVENV_LAUNCHER__",
@@ -33,7 +29,7 @@ _MISLEADING = (
 
 
 class Stopped(BaseException):
-    """A signal other than Ctrl-C asked us to end; like Ctrl-C, it passes every `except Exception`."""
+    """A signal asked us to end; it passes every `except Exception`."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -41,12 +37,12 @@ class Stopped(BaseException):
 
 
 def catch_signals() -> None:
-    """Turn SIGTERM, SIGHUP and CTRL_BREAK into `Stopped`, so that the children are ended before we go."""
+    """Turn Ctrl-C, SIGTERM, SIGHUP and CTRL_BREAK into `Stopped`, so that the children are ended before we go."""
 
     def stop(signum: int, _frame: FrameType | None) -> None:
         raise Stopped(signum)
 
-    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: keep that
             signal.signal(number, stop)
@@ -60,48 +56,17 @@ def child_environment(**extra: str) -> dict[str, str]:
     return environment
 
 
-def run_logged(
-    argv: Sequence[str | Path], *, log: Path, cwd: Path, environment: dict[str, str], tick: Callable[[], None]
-) -> int:
-    """Run argv with its output appended to `log`, calling `tick` twice a second; return the exit code.
-
-    If we are stopped meanwhile, the program and all that it started are ended.
-    """
-    with log.open("ab") as sink:
-        sink.write(("\n$ " + " ".join(map(str, argv)) + "\n").encode("utf-8"))
-        sink.flush()
-        process = subprocess.Popen(
-            [str(part) for part in argv],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=environment,
-            start_new_session=not WINDOWS,  # a group of its own: uv, cmake and compilers end together
-            close_fds=WINDOWS,  # elsewhere the child keeps the set-up's lock open, see only_one
-        )
-    try:
-        while True:
-            try:
-                return _exit_code(process.wait(TICK_SECONDS))
-            except subprocess.TimeoutExpired:
-                tick()
-    except BaseException:
-        _end(process)
-        raise
-
-
 def run_attached(argv: Sequence[str | Path], *, cwd: Path, environment: dict[str, str]) -> int:
     """Run argv on our console and return its exit code. What stops us is passed on; it closes down in its own way."""
     sys.stdout.flush()
     process = subprocess.Popen([str(part) for part in argv], cwd=cwd, env=environment)
-    stopped: BaseException | None = None
+    stopped: Stopped | None = None
     while True:
         try:
             code = process.wait()
-        except (KeyboardInterrupt, Stopped) as stop:
+        except Stopped as stop:
             stopped = stopped or stop
-            if isinstance(stop, Stopped):
+            if stop.signum != signal.SIGINT:
                 process.terminate()
             # a terminal's Ctrl-C reaches parent and child alike, and a second one means "at once" to the child
             elif not WINDOWS and not (sys.stdin and sys.stdin.isatty()):
@@ -110,10 +75,10 @@ def run_attached(argv: Sequence[str | Path], *, cwd: Path, environment: dict[str
             break
     if stopped is not None:
         raise stopped
-    return _exit_code(code)
+    return exit_code(code)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
     """End the process with its whole group; nicely at first: on SIGINT uv and pip remove their temporary files."""
     if WINDOWS:
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
@@ -133,6 +98,6 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _exit_code(returncode: int) -> int:
+def exit_code(returncode: int) -> int:
     """A child that died of signal n counts as 128 + n, as shells have it."""
     return 128 - returncode if returncode < 0 else returncode

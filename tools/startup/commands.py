@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,26 +33,20 @@ def run(command: str, rest: Sequence[str]) -> int:
     try:
         return _run(command, rest)
     except StartError as error:
-        say()
-        say(either(f"error: {error.what}", f"エラー: {error.what}"))
-        say(either(f"what to do: {error.fix}", f"対処: {error.fix}"))
-        return error.code
+        return _failed(error.what, error.fix, error.code)
     except OSError as error:
-        say("\n" + either(f"error: {error}", f"エラー: {error}"))
+        fix = either(
+            "Free space, or clone into a folder of your own; close programs that use .venv; start again.",
+            "空きを作るか、自分のフォルダに clone し、.venv を使うプログラムを閉じて、もう一度始めてください。",
+        )
+        return _failed(str(error), fix, 3)
+    except Stopped as stop:
         say(
             either(
-                "what to do: Free space, or clone into a folder of your own; close programs that use .venv (editors,\n"
-                "terminals); start again.",
-                "対処: 空きを作るか、自分のフォルダに clone してください。.venv を使っているプログラム\n"
-                "（エディタ、端末）を閉じて、もう一度始めてください。",
+                f"\nInterrupted (signal {stop.signum}). Start again to go on: what is done is kept.",
+                f"\n中断しました（シグナル {stop.signum}）。もう一度始めれば、終わった分の続きから進みます。",
             )
         )
-        return 3
-    except KeyboardInterrupt:
-        say("\n" + either("Interrupted. ", "中断しました。") + _again())
-        return 128 + signal.SIGINT
-    except Stopped as stop:
-        say("\n" + either(f"Stopped by signal {stop.signum}. ", f"シグナル {stop.signum} で停止しました。") + _again())
         return 128 + stop.signum
 
 
@@ -72,8 +65,10 @@ def _run(command: str, rest: Sequence[str]) -> int:
     return 0
 
 
-def _again() -> str:
-    return either("Start again to go on: what is done is kept.", "もう一度始めれば、終わった分の続きから進みます。")
+def _failed(what: str, fix: str, code: int) -> int:
+    say("\n" + either(f"error: {what}", f"エラー: {what}"))
+    say(either(f"what to do: {fix}", f"対処: {fix}"))
+    return code
 
 
 def _demo(environment: Environment, rest: Sequence[str]) -> int:
@@ -95,11 +90,8 @@ def _test(environment: Environment, rest: Sequence[str]) -> int:
             say("FAILED so far: " + ", ".join(name for name, _ in failed) + ". pytest runs all the same.")
         Step(number, len(checks), title)
         # one thread per process: the processes are as many as the cores
-        code = run_attached(
-            [environment.python, "-m", *arguments], cwd=ROOT, environment=child_environment(OMP_NUM_THREADS="1")
-        )
-        if code == 128 + signal.SIGINT:
-            return code
+        argv = [environment.python, "-m", *arguments]
+        code = run_attached(argv, cwd=ROOT, environment=child_environment(OMP_NUM_THREADS="1"))
         if code != 0:
             failed.append((title, code))
     return failed[0][1] if failed else 0

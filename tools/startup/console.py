@@ -55,12 +55,11 @@ class Step:
     """
 
     def __init__(self, number: int, of: int, title: str) -> None:
-        self._label = f"[{number}/{of}] {title}"
         self._started = time.monotonic()
         self._last_line = self._started
         self._drawn = 0
         self._live = sys.stdout.isatty()
-        say(self._label)
+        say(f"[{number}/{of}] {title}")
 
     def tick(self, detail: str) -> None:
         """Show that the step is alive, and `detail` about where it is."""

@@ -43,8 +43,7 @@ class Environment:
         self.folder = root / ".venv"
         self.scripts = self.folder / ("Scripts" if WINDOWS else "bin")
         self.python = self.scripts / ("python.exe" if WINDOWS else "python")
-        base = str(self.folder)
-        self.site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": base, "platbase": base}))
+        self.site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(self.folder)}))
         self.constraints = root / "tools" / "constraints.txt"
         self.own = self.folder / "start"
         self.log = self.own / "setup.log"

@@ -50,19 +50,19 @@ class Installer:
         say(f"      log: {place.log}")
         step = _step(1, "find or fetch uv", "uv を用意")
         what = either("uv could not be fetched", "uv を取得できませんでした")
-        self._uv = uv.find_or_fetch(place.own, lambda argv: self._runner.require(step, argv, what, advice.last_line))
+        self._uv = uv.find_or_fetch(place.own, lambda argv: self._runner.require(step, argv, what))
         step.done(str(self._uv))
         self._make(_step(2, "make the environment", "環境を作成"), thorough)
         self._llama(_step(3, "llama.cpp: its wheel, or a compiler", "llama.cpp: wheel またはコンパイラ"))
         self._packages(_step(4, "install the packages", "パッケージをインストール"))
         step = _step(5, "get llama.cpp's converter", "llama.cpp の変換ツールを取得")
         what = either("llama.cpp's converter could not be fetched", "llama.cpp の変換ツールを取得できませんでした")
-        self._runner.require(step, [place.python, "-m", "vendor_llama_cpp"], what, where=advice.last_line)
+        self._runner.require(step, [place.python, "-m", "vendor_llama_cpp"], what)
         converter = Path(advice.last_line(place.log))
         step.done(str(converter))
         step = _step(6, "try the packages", "パッケージを試す")
         what = either("a package is installed but does not load", "インストール済みのパッケージが読み込めません")
-        self._runner.require(step, [place.python, "-c", _TRIAL], what, where=lambda log: "")
+        self._runner.require(step, [place.python, "-c", _TRIAL], what)
         step.done()
         shutil.rmtree(tmp, ignore_errors=True)
         return converter
@@ -90,17 +90,19 @@ class Installer:
         The tests link against a library that no wheel has: for them it is compiled where that is possible.
         """
         compiled = self._for_tests and has_compiler()
+        trial = [self._place.python, _TRIAL_OF_LLAMA, self._place.site_packages / "llama_cpp" / "lib"]
         if any(self._place.site_packages.glob("llama_cpp_python-*.dist-info")):
-            if not compiled or llama.has_common(self._place.site_packages):
+            right = not compiled or any(self._place.site_packages.glob("lib/libllama-common.*"))
+            if right and self._runner.run(step, trial) == 0:
                 step.done(either("kept", "そのまま使用"))
                 return
             self._remove_binding(step)
         if self._wheel is not None and not compiled:
-            name, library = Path(self._wheel.partition("#")[0]).name, self._place.site_packages / "llama_cpp" / "lib"
+            name = Path(self._wheel.partition("#")[0]).name
             if self._runner.run(step, self._pip("--no-deps", self._wheel)) != 0:
                 step.clear()
                 say(f"      {name}: {advice.error(self._place.log)}")
-            elif self._runner.run(step, [self._place.python, _TRIAL_OF_LLAMA, library]) == 0:
+            elif self._runner.run(step, trial) == 0:
                 step.done(either(f"{name}, nothing to compile", f"{name}（コンパイル不要）"))
                 return
             else:
@@ -118,7 +120,7 @@ class Installer:
         chosen, options = self._torch(step)
         project = f"{place.root}[{place.extra}]" if place.extra else str(place.root)
         what = either("the packages could not be installed", "パッケージをインストールできませんでした")
-        self._runner.require(step, self._pip(*options, "-e", project), what, advice.Compilation().where)
+        self._runner.require(step, self._pip(*options, "-e", project), what)
         step.done("torch: " + (chosen or either("the index's", "インデックスのもの")))
 
     def _torch(self, step: Step) -> tuple[str | None, list[str | Path]]:
@@ -138,7 +140,7 @@ class Installer:
             public = either("torch comes from the public index", "torch は公開インデックスから取得します")
             say(f"      {public} (PyTorch, {chosen}: {advice.error(place.log)})")
             chosen, backend = None, []
-        held = place.constraints if torch_build.is_public_build(chosen) else any_build
+        held = any_build if chosen or torch_build.from_own_places() else place.constraints
         wanted = os.environ.get("UV_TORCH_BACKEND") or chosen or "cpu"
         if wanted != "cpu" and torch_build.is_cpu_build(place.site_packages):  # their versions are the same to uv
             backend += ["--reinstall-package", "torch"]
@@ -156,9 +158,9 @@ def _step(number: int, english: str, japanese: str) -> Step:
 
 
 def _variables(tmp: Path) -> dict[str, str]:
-    variables = {"PYTHONUNBUFFERED": "1", "PATH": torch_build.search_path()}
-    if not os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL"):
-        variables["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count() or 1)
-    if not WINDOWS:  # there, the system's own folder has the shorter path
-        variables["TMPDIR"] = str(tmp)
-    return variables
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "PATH": torch_build.search_path(),
+        "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1),
+        **({} if WINDOWS else {"TMPDIR": str(tmp)}),  # there, the system's own folder has the shorter path
+    }

@@ -70,8 +70,3 @@ def build_settings(*, common: bool) -> list[str]:
     if not common:
         arguments.append("-DCMAKE_PROJECT_llama.cpp_INCLUDE=" + str(LEAN).replace("\\", "/"))
     return ["--config-settings-package", f"llama-cpp-python:cmake.args={';'.join(arguments)}"]
-
-
-def has_common(site_packages: Path) -> bool:
-    """Whether the installed binding has llama.cpp's common library."""
-    return any((site_packages / "lib").glob("libllama-common.*"))

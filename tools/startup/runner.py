@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from startup import advice
-from startup.children import child_environment, run_logged
+from startup.children import WINDOWS, child_environment, end_group, exit_code
 from startup.console import StartError, Step
 from startup.language import either
+
+TICK_SECONDS = 0.5
 
 
 class Runner:
@@ -20,25 +23,41 @@ class Runner:
         self._variables = variables
         log.write_bytes(b"")
 
-    def run(self, step: Step, argv: Sequence[str | Path], where: Callable[[Path], str] = advice.where_uv_is) -> int:
-        """Run `argv` and return its exit code; `where` reads from the log how far it is."""
-        return run_logged(
-            argv,
-            log=self.log,
-            cwd=self._root,
-            environment=child_environment(**self._variables),
-            tick=lambda: step.tick(where(self.log)),
-        )
+    def run(self, step: Step, argv: Sequence[str | Path]) -> int:
+        """Run `argv`, with signs of life of `step`; return the exit code.
 
-    def require(
-        self, step: Step, argv: Sequence[str | Path], what: str, where: Callable[[Path], str] = advice.where_uv_is
-    ) -> None:
+        If we are stopped meanwhile, the program and all that it started are ended.
+        """
+        with self.log.open("ab") as sink:
+            sink.write(("\n$ " + " ".join(map(str, argv)) + "\n").encode("utf-8"))
+            sink.flush()
+            process = subprocess.Popen(
+                [str(part) for part in argv],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=self._root,
+                env=child_environment(**self._variables),
+                start_new_session=not WINDOWS,  # a group of its own: uv, cmake and compilers end together
+                close_fds=WINDOWS,  # elsewhere the child keeps the set-up's lock open, see only_one
+            )
+        try:
+            while True:
+                try:
+                    return exit_code(process.wait(TICK_SECONDS))
+                except subprocess.TimeoutExpired:
+                    step.tick(advice.where(self.log))
+        except BaseException:
+            end_group(process)
+            raise
+
+    def require(self, step: Step, argv: Sequence[str | Path], what: str) -> None:
         """Run `argv`; as `run`.
 
         Raises:
             StartError: it failed; says `what`, the log's end, and what can be done.
         """
-        code = self.run(step, argv, where)
+        code = self.run(step, argv)
         if code != 0:
             step.clear()
             raise StartError(

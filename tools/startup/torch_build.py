@@ -17,8 +17,6 @@ from startup.children import WINDOWS
 _WSL = Path("/usr/lib/wsl/lib")
 # what exists on one platform, or beside one build of torch, only: torch itself requires exact versions of them
 _BESIDE_TORCH = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton)")
-# where these are set, torch may be another build than the public index has, and its hash with it
-_OWN_PLACES = ("UV_TORCH_BACKEND", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 
 
 def has_nvidia_driver() -> bool:
@@ -37,16 +35,16 @@ def search_path() -> str:
 
 def backend() -> str | None:
     """The value for uv's --torch-backend, or None to take what the user's own indexes and folders have."""
-    if sys.platform == "darwin" or any(map(os.environ.get, _OWN_PLACES)):
+    if sys.platform == "darwin" or from_own_places():
         return None
     if has_nvidia_driver():
         return "auto"
     return None if WINDOWS else "cpu"  # the public index has the CPU build for Windows
 
 
-def is_public_build(chosen: str | None) -> bool:
-    """Whether torch comes from the public index (or a mirror of it), whose hashes the constraints hold."""
-    return chosen is None and not any(map(os.environ.get, _OWN_PLACES))
+def from_own_places() -> bool:
+    """Whether torch may be another build than the public index (or a mirror of it) has, and its hash with it."""
+    return any(map(os.environ.get, ("UV_TORCH_BACKEND", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")))
 
 
 def is_cpu_build(site_packages: Path) -> bool:
