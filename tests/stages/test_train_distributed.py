@@ -8,8 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from aegis.stages.train import train
 from aegis.training import checkpoint
 from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom
+from tests.forking_torchrun import TIME_OUT_S, Ended, ForkingTorchrun, environment
 from tests.trained import losses, small_training, write_chats
 
 pytestmark = [
@@ -35,8 +35,6 @@ pytestmark = [
     pytest.mark.timeout(900),  # several processes compile on one machine
 ]
 
-ROOT = Path(__file__).parents[2]
-TIME_OUT_S = 400
 CLOSE = 1e-4  # losses and weights in float32 after eight steps: 1e-6 was seen, another seed is 1e-2 and more away
 
 # as `python -m aegis`, but something befalls one process within step 5
@@ -71,18 +69,12 @@ NAN = "self._update.task_loss.zero_ = lambda: self._update.task_loss.fill_(float
 
 
 @dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
 class Place:
-    """The shared files of this module's runs, and their folder."""
+    """The shared files of this module's runs, their folder, and what starts most of them."""
 
     folder: Path
     config: TrainConfig
+    torchrun: ForkingTorchrun
 
     def run(self, name: str) -> Run:
         return Run(self.folder / name)
@@ -94,65 +86,60 @@ class Place:
         event: str | None = None,
         json_output: bool = False,
         processes: int = 2,
-        environment: Mapping[str, str] | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> Ended:
-        """Run the config in processes started by torchrun, each with half the forward passes."""
+        """Run the config in processes forked by torchrun, each with half the forward passes; `more` are variables."""
+        launch = self._launch(run, *arguments, event=event, json_output=json_output, processes=processes)
+        (ended,) = self.torchrun(self.folder, launch, more=[more or {}])
+        return ended
+
+    def started(self, run: Run, *, event: str | None = None) -> Ended:
+        """Run as `launched`, with torchrun's own processes."""
+        return self._started("torch.distributed.run", *self._launch(run, event=event))
+
+    def accelerated(self, run: Run, config: str) -> Ended:
+        """Run as `started`, with accelerate's launcher and this YAML as its config."""
+        file = self.folder / "accelerate.yaml"
+        file.write_text(config, encoding="utf-8")
+        launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
+        return self._started(*launcher, "-m", "aegis", "train", *self._settings(run))
+
+    def two_machines(self, runs: tuple[Run, Run], *arguments: str) -> list[Ended]:
+        """Run one process on each of two "machines", which have run folders and caches of their own."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--nproc-per-node", "1"]
+        launches = [
+            [*where, "--node-rank", str(rank), "-m", "--", "aegis", "train", *self._settings(run), *arguments]
+            for rank, run in enumerate(runs)
+        ]
+        caches = [{"AEGIS_CACHE_DIR": str(run.root.with_suffix(".cache"))} for run in runs]
+        return self.torchrun(self.folder, *launches, more=caches)
+
+    def _launch(
+        self, run: Run, *arguments: str, event: str | None, json_output: bool = False, processes: int = 2
+    ) -> list[str]:
         program = ["-m", "--", "aegis"]
         if event is not None:
             script = self.folder / "befallen.py"
             script.write_text(BEFALLEN.format(event=event), encoding="utf-8")
             program = [str(script), "--"]
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = ["--json", "train"] if json_output else ["train"]
-        return self._started([*launcher, *program, *command], run, *arguments, environment=environment)
+        launcher = ["--standalone", "--nproc-per-node", str(processes)]
+        return [*launcher, *program, *command, *self._settings(run), *arguments]
 
-    def accelerated(self, run: Run, config: str, *arguments: str) -> Ended:
-        """Run as `launched`, started by accelerate with this YAML as its config."""
-        file = self.folder / "accelerate.yaml"
-        file.write_text(config, encoding="utf-8")
-        launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
-        return self._started([*launcher, "-m", "aegis", "train"], run, *arguments)
-
-    def two_machines(self, runs: tuple[Run, Run], *arguments: str) -> list[Ended]:
-        """Run one process on each of two "machines", which have run folders and caches of their own."""
-        with socket.socket() as free, ThreadPoolExecutor(2) as pool:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-            free.close()
-
-            def machine(rank: int) -> Ended:
-                where = [
-                    "--nnodes",
-                    "2",
-                    "--node-rank",
-                    str(rank),
-                    "--master-addr",
-                    "127.0.0.1",
-                    "--master-port",
-                    str(port),
-                ]
-                module = ["torch.distributed.run", *where, "--nproc-per-node", "1", "-m", "--", "aegis", "train"]
-                cache = {"AEGIS_CACHE_DIR": str(runs[rank].root.with_suffix(".cache"))}
-                return self._started(module, runs[rank], *arguments, environment=cache)
-
-            return list(pool.map(machine, (0, 1)))
-
-    def _started(
-        self, module: list[str], run: Run, *arguments: str, environment: Mapping[str, str] | None = None
-    ) -> Ended:
-        settings = self.folder / f"{run.root.name}.toml"
+    def _settings(self, run: Run) -> list[str]:
+        file = self.folder / f"{run.root.name}.toml"
         halved = self.config.model_dump(exclude_unset=True) | {"gradient_accumulation_steps": 1}
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in halved.items())
-        settings.write_text("[train]\n" + lines, encoding="utf-8")
+        file.write_text("[train]\n" + lines, encoding="utf-8")
+        return ["--config", str(file), "--run", str(run.root)]
+
+    def _started(self, *module: str) -> Ended:
         done = subprocess.run(
-            [sys.executable, "-m", *module, "--config", str(settings), "--run", str(run.root), *arguments],
-            env=os.environ
-            | {
-                "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": "1",
-            }
-            | (environment or {}),
+            [sys.executable, "-m", *module],
+            env=environment(),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -162,10 +149,17 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def torchrun() -> Iterator[ForkingTorchrun]:
+    made = ForkingTorchrun()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def place(quick_base: Path, torchrun: ForkingTorchrun, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("together")
     config = small_training(quick_base, write_chats(folder / "data.jsonl"))
-    return Place(folder, config.model_copy(update={"keep_checkpoints": 9, "sample_steps": "4"}))
+    return Place(folder, config.model_copy(update={"keep_checkpoints": 9, "sample_steps": "4"}), torchrun)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +174,7 @@ def alone(place: Place) -> Run:
 def whole(place: Place) -> Run:
     """Return the undisturbed training in two processes."""
     run = place.run("whole")
-    ended = place.launched(run)
+    ended = place.started(run)
     assert ended.code == 0, ended.err
     assert ended.out.count("next: aegis merge") == 1
     assert ended.err.count("held-out") == 4
@@ -191,7 +185,7 @@ def whole(place: Place) -> Run:
 def bereft(place: Place) -> Run:
     """Return the training in two processes of which one was killed within step 5."""
     run = place.run("bereft")
-    ended = place.launched(run, event="os.kill(os.getpid(), signal.SIGKILL)")
+    ended = place.started(run, event="os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.code != 0
     assert ended.err.count("aegis: another process of this training ended") == 1, ended.err
     assert "start the same command again" in ended.err
@@ -335,7 +329,7 @@ def test_a_sharded_base_gives_the_same_bytes(
     options = ("--base-model", str(base), *settings)
     # compiled code is shared by the processes of both runs
     compiled = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
-    ended = place.launched(sharded, *options, "--shard-base", json_output=True, environment=compiled)
+    ended = place.launched(sharded, *options, "--shard-base", json_output=True, more=compiled)
     assert ended.code == 0, ended.err
     assert "each of 2 processes holds a shard of the base's layers" in ended.out
     assert "--shard-base no answers are written" in ended.out
@@ -345,7 +339,7 @@ def test_a_sharded_base_gives_the_same_bytes(
     held = estimator.sharded_weights(2)
     assert report["memory"]["base"] == held.shard + held.replicated < estimator.base_bytes
 
-    ended = place.launched(complete, *options, environment=compiled)
+    ended = place.launched(complete, *options, more=compiled)
     assert ended.code == 0, ended.err
     assert same_bytes(sharded, complete)
     # which resuming compares
