@@ -23,6 +23,11 @@ def written(folder: Path, text: str) -> Path:
         ("Resolved 75 packages in 2s\n   Building llama-cpp-python==0.3.36\n", "building llama-cpp-python==0.3.36"),
         ("Prepared 75 packages in 6.33s\n", "prepared 75"),
         ("DEBUG [20/80] c++ -c b.cpp\nDEBUG a warning\nDownloading torch\n", "compiling llama.cpp, 20 of 80 files"),
+        pytest.param(
+            "DEBUG [20/80] c++ -c b.cpp\n" + "DEBUG a warning\n" * 10_000,
+            "compiling llama.cpp, 20 of 80 files",
+            id="long warnings",
+        ),
         ("DEBUG noise\n", ""),
     ],
 )

@@ -10,7 +10,7 @@ from startup.compiler import compiler_packages
 from startup.language import either
 
 TAIL_LINES = 20
-_END_BYTES = 128 * 1024  # one long compiler warning takes tens of kilobytes
+_END_BYTES = 512 * 1024  # a compiler's warnings about one file take more than 128 kB
 
 _COMPILED = re.compile(r"^(?:DEBUG)?\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
 _UV_AT = re.compile(r"^\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed)\b (\S+)", re.MULTILINE)

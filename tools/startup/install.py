@@ -62,7 +62,7 @@ class Installer:
         step.done(str(converter))
         step = _step(6, "try the packages", "パッケージを試す")
         what = either("a package is installed but does not load", "インストール済みのパッケージが読み込めません")
-        self._runner.require(step, [place.python, "-c", _TRIAL], what)
+        self._runner.require(step, [place.python, "-c", _TRIAL], what, where=lambda log: "")
         step.done()
         shutil.rmtree(tmp, ignore_errors=True)
         return converter

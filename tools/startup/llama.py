@@ -34,10 +34,7 @@ def wheel_for_this_machine(root: Path) -> str | None:
                 f"{VARIABLE} is an address without a hash: {given}",
                 f"{VARIABLE} のアドレスにハッシュがありません: {given}",
             ),
-            either(
-                "Add #sha256= and the wheel's sha256 to it.",
-                "末尾に #sha256= と wheel の sha256 を付けてください。",
-            ),
+            either("Add #sha256= and the wheel's sha256.", "末尾に #sha256= と wheel の sha256 を付けてください。"),
         )
     if given:
         return given if "://" in given else str(Path(given).expanduser().absolute())

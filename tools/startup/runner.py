@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from startup import advice
@@ -23,8 +23,8 @@ class Runner:
         self._variables = variables
         log.write_bytes(b"")
 
-    def run(self, step: Step, argv: Sequence[str | Path]) -> int:
-        """Run `argv`, with signs of life of `step`; return the exit code.
+    def run(self, step: Step, argv: Sequence[str | Path], where: Callable[[Path], str] = advice.where) -> int:
+        """Run `argv`, with signs of life of `step` and `where` it is by the log; return the exit code.
 
         If we are stopped meanwhile, the program and all that it started are ended.
         """
@@ -46,18 +46,20 @@ class Runner:
                 try:
                     return exit_code(process.wait(TICK_SECONDS))
                 except subprocess.TimeoutExpired:
-                    step.tick(advice.where(self.log))
+                    step.tick(where(self.log))
         except BaseException:
             end_group(process)
             raise
 
-    def require(self, step: Step, argv: Sequence[str | Path], what: str) -> None:
+    def require(
+        self, step: Step, argv: Sequence[str | Path], what: str, where: Callable[[Path], str] = advice.where
+    ) -> None:
         """Run `argv`; as `run`.
 
         Raises:
             StartError: it failed; says `what`, the log's end, and what can be done.
         """
-        code = self.run(step, argv)
+        code = self.run(step, argv, where)
         if code != 0:
             step.clear()
             raise StartError(

@@ -66,7 +66,6 @@ def _python_with_pip(folder: Path) -> Path:
         return Path(sys.executable)
     base = getattr(sys, "_base_executable", None) or sys.executable
     if _answer(base, "-m", "venv", "--clear", folder) is None:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise StartError(
             either(
                 "There is no uv on PATH, and this Python has neither pip nor venv to fetch it with (Debian and\n"
@@ -74,7 +73,7 @@ def _python_with_pip(folder: Path) -> Path:
                 "PATH に uv がなく、この Python には uv を取得するための pip も venv もありません\n"
                 "（Debian と Ubuntu では別のパッケージです）。",
             ),
-            f"sudo apt install python3-venv      (python{version}-venv)",
+            "sudo apt install python3-venv",
         )
     return folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
 
