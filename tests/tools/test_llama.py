@@ -9,18 +9,18 @@ from startup.console import StartError
 
 
 @pytest.mark.parametrize(
-    ("system", "machine", "libc", "wanted"),
+    ("system", "machine", "wanted"),
     [
-        ("linux", "x86_64", "glibc", "manylinux2014_x86_64"),
-        ("linux", "aarch64", "glibc", "manylinux2014_aarch64"),
-        ("win32", "AMD64", "", "win_amd64"),
+        ("linux", "x86_64", "manylinux2014_x86_64"),
+        ("linux", "aarch64", "manylinux2014_aarch64"),
+        ("win32", "AMD64", "win_amd64"),
     ],
 )
 def test_a_platform_with_a_published_wheel_has_its_name(
-    tools: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, libc: str, wanted: str
+    tools: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, wanted: str
 ) -> None:
     monkeypatch.delenv(llama.VARIABLE, raising=False)
-    assert llama.platform_tag(system, machine, libc) == wanted
+    assert llama.platform_tag(system, machine) == wanted
     monkeypatch.setattr(llama, "platform_tag", lambda *_: wanted)
     wheel = llama.wheel_for_this_machine(tools.parent)
     assert wheel is not None
@@ -28,14 +28,14 @@ def test_a_platform_with_a_published_wheel_has_its_name(
 
 
 @pytest.mark.parametrize(
-    ("system", "machine", "libc"),
-    [("linux", "x86_64", ""), ("darwin", "arm64", ""), ("win32", "ARM64", ""), ("linux", "riscv64", "glibc")],
+    ("system", "machine"),
+    [("darwin", "arm64"), ("darwin", "x86_64"), ("win32", "ARM64"), ("linux", "riscv64")],
 )
 def test_a_platform_without_a_published_wheel_compiles(
-    tools: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, libc: str
+    tools: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str
 ) -> None:
     monkeypatch.delenv(llama.VARIABLE, raising=False)
-    tag = llama.platform_tag(system, machine, libc)
+    tag = llama.platform_tag(system, machine)
     monkeypatch.setattr(llama, "platform_tag", lambda *_: tag)
     assert llama.wheel_for_this_machine(tools.parent) is None
 

@@ -51,9 +51,7 @@ def catch_signals() -> None:
 def child_environment(**extra: str) -> dict[str, str]:
     """Our environment for a child: UTF-8 everywhere, nothing that redirects uv, pip or Python elsewhere."""
     environment = {key: value for key, value in os.environ.items() if key.upper() not in _MISLEADING}
-    environment.update(PYTHONUTF8="1", PYTHONNOUSERSITE="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
-    environment.update(extra)
-    return environment
+    return {**environment, "PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **extra}
 
 
 def run_attached(argv: Sequence[str | Path], *, cwd: Path, environment: dict[str, str]) -> int:

@@ -115,7 +115,9 @@ class Environment:
             key = self.key()  # of the files as they are now; edited meanwhile, they are installed next time
             converter = installer.install(thorough=again)
             stamp = {"key": key, "converter": str(converter), "extra": self.extra}
-            write_atomically(self._stamp, json.dumps(stamp))
+            part = self._stamp.with_suffix(".part")
+            part.write_text(json.dumps(stamp), encoding="utf-8")
+            part.replace(self._stamp)
 
     def is_usable(self) -> bool:
         """Whether the environment is of this Python and was made for this folder.
@@ -167,10 +169,3 @@ def check_space(root: Path) -> None:
             ),
             either("Free some space, or clone to another disk.", "空きを作るか、別のディスクに clone してください。"),
         )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the complete new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)

@@ -20,8 +20,6 @@ from startup.runner import Runner
 if TYPE_CHECKING:
     from startup.environment import Environment
 
-BINDING = "llama-cpp-python"
-
 # What must load before we call the environment ready: a wheel can install and still miss a system library.
 _TRIAL = "import aegis, torch, transformers, peft, bitsandbytes, llama_cpp, sentencepiece, pydantic, typer"
 _TRIAL_OF_LLAMA = Path(__file__).with_name("trial.py")
@@ -112,7 +110,9 @@ class Installer:
         step.done(either("to be compiled", "コンパイルします"))
 
     def _remove_binding(self, step: Step) -> None:
-        self._runner.require(step, [self._uv, "pip", "uninstall", "--python", self._place.python, BINDING], "uv")
+        self._runner.require(
+            step, [self._uv, "pip", "uninstall", "--python", self._place.python, "llama-cpp-python"], "uv"
+        )
 
     def _packages(self, step: Step) -> None:
         """Install the project with all that it needs."""

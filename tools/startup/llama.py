@@ -39,20 +39,16 @@ def wheel_for_this_machine(root: Path) -> str | None:
     if given:
         return given if "://" in given else str(Path(given).expanduser().absolute())
     published = tomllib.loads((root / "vendor_llama_cpp" / "pin.toml").read_text(encoding="utf-8"))["wheels"]
-    tag = platform_tag(sys.platform, platform.machine(), platform.libc_ver()[0])
+    tag = platform_tag(sys.platform, platform.machine())
     return next(
         (f"{published['at']}{name}#sha256={sha}" for name, sha in published["sha256"].items() if tag in name), None
     )
 
 
-def platform_tag(system: str, machine: str, libc: str) -> str:
-    """What the name of a wheel for this platform has in it; a text that no name has if there is none."""
+def platform_tag(system: str, machine: str) -> str:
+    """What the name of a wheel for this platform has in it, if there is one; whether it fits exactly, uv looks."""
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
-    if system == "win32":
-        return "win_amd64" if machine == "x86_64" else "win_arm64"
-    if system == "linux" and libc == "glibc":
-        return f"manylinux2014_{machine}"
-    return f"{system}-{machine}"
+    return "win_amd64" if (system, machine) == ("win32", "x86_64") else f"many{system}2014_{machine}"
 
 
 def build_settings(*, common: bool) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from startup import uv
 from startup.children import child_environment, run_attached
 from startup.console import StartError, say
-from startup.environment import write_atomically
 
 HEADER = """\
 # The exact versions that `tools/start.py` installs, with their hashes, as constraints for uv: a block binds a
@@ -41,8 +40,8 @@ def refresh(root: Path) -> None:
         (folder / "uv.in").write_text("uv\n", encoding="utf-8")
         packages = _compile(program, folder, target, "--extra", "dev", project, folder / "build.in")
         itself = _compile(program, folder, uv.PINNED, folder / "uv.in")
-    write_atomically(target, HEADER + packages)
-    write_atomically(uv.PINNED, itself)
+    target.write_text(HEADER + packages, encoding="utf-8", newline="\n")
+    uv.PINNED.write_text(itself, encoding="utf-8", newline="\n")
     say(f"{target}\n{uv.PINNED}")
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from startup.console import say
 from startup.language import either
 
-POLL_SECONDS = 0.5
-
 if sys.platform == "win32":
     import msvcrt
 
@@ -56,7 +54,7 @@ def only_one(path: Path) -> Iterator[None]:
                 )
             )
             while not _try_lock(descriptor):
-                time.sleep(POLL_SECONDS)
+                time.sleep(0.5)
         yield
     finally:
         os.close(descriptor)

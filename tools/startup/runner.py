@@ -11,8 +11,6 @@ from startup.children import WINDOWS, child_environment, end_group, exit_code
 from startup.console import StartError, Step
 from startup.language import either
 
-TICK_SECONDS = 0.5
-
 
 class Runner:
     """Runs programs in `root` with their output in `log`, and with these environment variables."""
@@ -44,7 +42,7 @@ class Runner:
         try:
             while True:
                 try:
-                    return exit_code(process.wait(TICK_SECONDS))
+                    return exit_code(process.wait(0.5))
                 except subprocess.TimeoutExpired:
                     step.tick(where(self.log))
         except BaseException:
