@@ -81,7 +81,7 @@ def test_the_original_preset_has_every_number_of_the_original_run() -> None:
     config = resolve(TrainConfig, preset="original", environment={})
     assert (config.rotation, config.rotation_init, config.counter_scale) == ("dense", "random", False)
     (advice,) = harmful_settings(config)
-    assert "5.6 to 7.4 nats" in advice
+    assert "5.5 to 7.2 nats" in advice
     assert harmful_settings(TrainConfig()) == []
     assert len(harmful_settings(TrainConfig(counter_scale=False))) == 1
     assert len(harmful_settings(TrainConfig(rotation_init="random"))) == 1

@@ -1,7 +1,7 @@
 """Warns of settings that are known to hurt the base, with the measured figures.
 
 The figures are KL(base ‖ trained) in nats per token on text that the base wrote itself, for SmolLM2-135M-Instruct after
-250 steps on Japanese prose; LoRA alone has 0.24 (tools/study_soul.py, tools/README.md).
+250 steps on Japanese prose, three seeds; LoRA alone has 0.23 (tools/study_soul.py, tools/README.md).
 """
 
 from __future__ import annotations
