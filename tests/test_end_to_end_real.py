@@ -24,14 +24,14 @@ warmup_steps = 2
 annealing_steps = 4
 max_length = 64
 learning_rate = 2e-3
-heldout_rows = 4
+heldout_rows = 1
 keep_windows = 8
 logging_steps = 1
 [export]
 name = "SmolLM2-pirate"
 [verify]
 device = "cpu"
-tokens = 512
+tokens = 256
 """
 
 

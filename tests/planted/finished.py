@@ -64,6 +64,7 @@ class Finished:
             max_length=64,
             learning_rate=3e-3,
             save_steps=4,
+            keep_windows=8,
         )
         train(config, run, later=Later(export=ExportConfig(llama_cpp_dir=tree)))
         merge(MergeInputs.from_run(run), run.merged, MergeConfig())
