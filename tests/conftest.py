@@ -26,26 +26,27 @@ from tests.browser import Browser, started
 from tests.byte_level import PIECES, Pre, tree_that_knows, write_tokenizer
 from tests.cached_tools import cached_tools
 from tests.data.real import real, real_files
+from tests.forked_tools import forked_tools, tool_server
 from tests.made_once import Once, once
 from tests.trained import finish_run, make_trained
 from vendor_llama_cpp import converter_tree
 
-__all__ = ["cached_tools", "make_trained", "once", "real", "real_files"]
+__all__ = ["cached_tools", "forked_tools", "make_trained", "once", "real", "real_files", "tool_server"]
 
 os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
 
 MakeRandom = Callable[..., Path]
 
 LONGEST = (
-    "test_train_distributed.py",
     "test_end_to_end.py",
-    "test_crashes.py",
     "test_end_to_end_real.py",
+    "test_train_distributed.py",
+    "test_crashes.py",
     "test_planted.py",
-    "test_real_tokenizers.py",
-    "test_verify.py",
     "test_signals.py",
+    "test_real_tokenizers.py",
     "test_full_disk.py",
+    "test_verify.py",
 )
 """The files of tests that take longest, longest first."""
 

@@ -63,7 +63,7 @@ def main() -> int:
         for number in range(given.workers):
             place = Path(folder) / str(number)
             place.mkdir()
-            laboratories.append(Laboratory(place, once))
+            laboratories.append(Laboratory(place, once, painted=True))
         with ThreadPoolExecutor(given.workers) as pool:
             shares = [
                 pool.submit(sweep, laboratory, jobs, number, given.workers, given.seed, began + 60 * given.minutes)

@@ -24,17 +24,22 @@ class Ended:
     peak_bytes: int
 
 
-def strike(number: signal.Signals, *, rows: int | None = None, after_s: float = 0.0) -> dict[str, Any]:
-    """Return a signal to send when a number of steps is logged, or after a time."""
+def strike(
+    number: signal.Signals, *, rows: int | None = None, file: str | None = None, after_s: float = 0.0
+) -> dict[str, Any]:
+    """Return a signal to send when a number of steps is logged, when a file's name begins with `file`, or later."""
+    if file is not None:
+        return {"signal": int(number), "file": file}
     return {"signal": int(number), "after_s": after_s} if rows is None else {"signal": int(number), "rows": rows}
 
 
 class Forked:
-    """Runs commands one after the other; close it when done."""
+    """Runs commands one after the other; close it when done. They paint their pictures if `painted` is set."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, *, painted: bool = False) -> None:
         from vendor_llama_cpp import converter_tree
 
+        self._painted = painted
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AEGIS_", "HF_"))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.zygote"],
@@ -69,6 +74,7 @@ class Forked:
         *arguments: object,
         environment: Mapping[str, str] | None = None,
         powerless: bool = False,
+        painted: bool = False,
         state: Path | None = None,
         blows: Sequence[dict[str, Any]] = (),
     ) -> Ended:
@@ -81,6 +87,7 @@ class Forked:
             "environment": dict(environment or {}),
             "said": str(said),
             "powerless": powerless,
+            "painted": painted or self._painted,
             "state": str(state or ""),
             "blows": list(blows),
         }

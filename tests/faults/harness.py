@@ -84,12 +84,14 @@ class Outcome:
 class Laboratory:
     """A tiny base, a process to fork from, and an undisturbed run of every job to compare with."""
 
-    def __init__(self, folder: Path, once: Once) -> None:
+    def __init__(self, folder: Path, once: Once, *, painted: bool = False) -> None:
         self.folder = folder.resolve()
         self._once = once
         self.base = ensure_demo_base(once("laboratory-base", lambda root: ensure_demo_base(root, _TINY)), _TINY)
         self.data = once("laboratory-data.jsonl", _write_rows)
-        self.forked = Forked({"LD_PRELOAD": str(build_shim(self.folder)), "HF_HUB_OFFLINE": "1"})
+        self.forked = Forked({"LD_PRELOAD": str(build_shim(self.folder)), "HF_HUB_OFFLINE": "1"}, painted=painted)
+        self.shared_cache = {"AEGIS_CACHE_DIR": str(self.folder / "cache")}
+        """The variable for commands whose own cache folder no test looks at."""
         self._golden: dict[str, dict[str, str]] = {}
         self._operations: dict[str, list[Operation]] = {}
 

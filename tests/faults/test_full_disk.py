@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aegis.errors import EnvironmentFault
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.messages import Bilingual
+from aegis.report.plots.training import draw_all
 from tests.faults.harness import JOBS, Laboratory
 
 pytestmark = [
@@ -58,6 +60,13 @@ def test_a_disk_too_small_for_a_checkpoint_is_an_error_that_leaves_no_part_of_it
         [],
         [small_disk / "run" / "checkpoints"],
     )
+
+
+def test_a_picture_that_does_not_fit_is_an_error(small_disk: Path) -> None:
+    """The jobs above write their values only."""
+    angles = np.linspace(0, 3.1, 40)
+    with pytest.raises(OSError, match="No space left"):
+        draw_all([], angles, angles, 0.5, small_disk)
 
 
 def test_a_file_damaged_by_a_full_disk_is_reported_as_the_full_disk(small_disk: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_pipeline_works_under_awkward_names(laboratory: Laboratory, tmp_path
     shutil.copytree(laboratory.base, base)
     shutil.copyfile(laboratory.data, data)
     arguments = [*laboratory.arguments("run"), "--base-model", base, "--dataset", data, "--run", run]
-    ended = laboratory.forked.aegis(home, *arguments)
+    ended = laboratory.forked.aegis(home, *arguments, painted=True)
     assert "Traceback" not in ended.said, ended.said
     assert ended.code == (2 if group == [ALONE] else 0), ended.said
     assert not list(tmp_path.rglob("pwned"))

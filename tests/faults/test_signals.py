@@ -27,7 +27,9 @@ LONG = ("--max-steps", "60", "--save-steps", "1000", "--annealing-steps", "20", 
 
 
 def train(laboratory: Laboratory, folder: Path, *more: str, blows: Sequence[dict[str, Any]] = ()) -> Ended:
-    return laboratory.forked.aegis(folder, *laboratory.arguments("train"), *LONG, *more, blows=blows)
+    return laboratory.forked.aegis(
+        folder, *laboratory.arguments("train"), *LONG, *more, blows=blows, environment=laboratory.shared_cache
+    )
 
 
 def trained(folder: Path) -> dict[str, bytes]:
@@ -59,7 +61,7 @@ def test_one_signal_saves_and_the_printed_command_resumes(
     verify_directory(saved)
     printed = re.search(r"continue with: aegis (.+)", ended.said)
     assert printed, ended.said
-    again = laboratory.forked.aegis(stopped, *printed[1].split())
+    again = laboratory.forked.aegis(stopped, *printed[1].split(), environment=laboratory.shared_cache)
     assert again.code == 0, again.said
     assert trained(stopped) == trained(whole)
     assert losses(stopped) == losses(whole)
@@ -93,7 +95,7 @@ def test_other_stages_remove_their_files_after_a_signal(
     run = Run(tmp_path / "place" / "run")
     before = {path.name for path in run.gguf.iterdir()}
     ended = laboratory.forked.aegis(
-        tmp_path / "place", *laboratory.arguments("export"), blows=[strike(number, after_s=0.25)]
+        tmp_path / "place", *laboratory.arguments("export"), blows=[strike(number, file=".part-")]
     )
     assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
     assert {path.name for path in run.gguf.iterdir()} == before

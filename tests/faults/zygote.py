@@ -8,8 +8,9 @@ Reads one JSON object per line from stdin and runs `aegis ARGUMENTS` in a forked
     said        the file for its output
     powerless   whether it drops root's right to write where no permission allows it
     state       a state file for crashpoint.c, or null
+    painted     whether pictures are painted; else a file has a picture's values, which takes half a training less
     blows       signals to send: {"signal": 2, "after_s": 0.1}, or {"signal": 2, "rows": 3} once the run's
-                metrics.jsonl has that number of rows
+                metrics.jsonl has that number of rows, or {"signal": 2, "file": ".part-"} once a file's name begins so
 
 It waits until the child and every process that it started have ended, and answers with one JSON line,
 {"code", "lingered_s", "peak_bytes"}.
@@ -19,145 +20,29 @@ The converter and the quantizer are forked too, and run their own scripts from t
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
-import select
 import signal
-import socket
 import struct
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
+
 _PR_SET_CHILD_SUBREAPER = 36
 _LINGERING_S = 20.0
-
-
-class ToolServer:
-    """A process that forks the tools of a command.
-
-    A command has threads, and a fork of theirs could wait for ever for a lock that another thread held. So this process
-    is forked before there are any. It ends with the command, whose end of the socket is closed then.
-    """
-
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork() == 0:
-            self._socket.close()
-            self._serve(theirs)
-            os._exit(0)
-        theirs.close()
-
-    def start(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """Start a tool with these as its standard input and output, and as the pipe for its pid and exit code."""
-        socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
-
-    @staticmethod
-    def _serve(requests: socket.socket) -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        while True:
-            text, descriptors, _, _ = socket.recv_fds(requests, 1 << 18, 3)
-            if not text:
-                return
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                requests.close()
-                os._exit(_tool_and_its_code(json.loads(text), *descriptors))
-            for descriptor in descriptors:
-                os.close(descriptor)
-
-
-def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, report: int) -> int:
-    """Fork a tool, wait for its end, and write its pid and its exit code into the pipe."""
-    tool = os.fork()
-    if tool == 0:
-        os.setsid()
-        os.dup2(to_read, 0)
-        os.dup2(out_write, 1)
-        os.dup2(out_write, 2)
-        os.closerange(3, 64)
-        os._exit(_run_tool(request["command"], Path(request["folder"]), request["environment"]))
-    os.close(to_read)
-    os.close(out_write)
-    os.write(report, struct.pack("<i", tool))
-    with contextlib.suppress(BrokenPipeError):
-        os.write(report, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(tool, 0)[1])))
-    return 0
-
-
-class ForkedTool:
-    """The part of `subprocess.Popen` that `aegis.llama_cpp.process` uses, without a new interpreter."""
-
-    server: ToolServer
-
-    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> None:
-        to_read, to_write = os.pipe()
-        out_read, out_write = os.pipe()
-        self._report, report = os.pipe()
-        self._code: int | None = None
-        request = {"command": command, "folder": str(cwd), "environment": env}
-        self.server.start(request, [to_read, out_write, report])
-        for descriptor in (to_read, out_write, report):
-            os.close(descriptor)
-        (self.pid,) = struct.unpack("<i", os.read(self._report, 4))
-        self.stdin = os.fdopen(to_write, "wb")
-        self.stdout = os.fdopen(out_read, "rb")
-
-    def poll(self) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self._code
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self._code is None:
-            if not select.select([self._report], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("tool", timeout or 0)
-            (self._code,) = struct.unpack("<i", os.read(self._report, 4))
-            os.close(self._report)
-        return self._code
-
-
-def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
-    from aegis.llama_cpp import _child
-
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
-    # the converter's tree brings a gguf of its own
-    for name in [name for name in sys.modules if name == "gguf" or name.startswith("gguf.")]:
-        del sys.modules[name]
-    try:
-        _child.main(*command[command.index(str(_child.__file__)) + 1 :])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
 
 
 def _run_command(folder: str, arguments: list[str], said: str) -> int:
     from aegis.cli import app
     from aegis.llama_cpp import process
 
-    ForkedTool.server = ToolServer()
-
-    class Popen:
-        """Replaces the `subprocess` that the seam imports."""
-
-        PIPE, STDOUT = -1, -2
-        Popen = ForkedTool
-
-        from subprocess import TimeoutExpired
-
-    process.subprocess = Popen  # type: ignore[assignment]
+    ForkedTool.server = ToolServer.forked()
+    process.subprocess = ForkedSubprocess  # type: ignore[assignment]
     os.chdir(folder)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
@@ -183,16 +68,28 @@ def _give_up_power(libc: Any) -> None:
     assert libc.capset(header, bytes(24)) == 0
 
 
+def _write_values(figure: Any, path: Path, **_: object) -> None:
+    """Write a picture's values in place of the picture."""
+    lines = [line for axes in figure.axes for line in axes.lines]
+    path.write_bytes(b"".join(line.get_xydata().tobytes() for line in lines) or b"no line")
+
+
 def _strike(child: int, folder: Path, blows: list[dict[str, Any]]) -> None:
     metrics = folder / "run" / "metrics.jsonl"
-    for blow in blows:
+
+    def due(blow: dict[str, Any]) -> bool:
         if "rows" in blow:
-            while not metrics.exists() or metrics.read_bytes().count(b"\n") < blow["rows"]:
+            return metrics.exists() and metrics.read_bytes().count(b"\n") >= blow["rows"]
+        return any(name.startswith(blow["file"]) for _, _, names in os.walk(folder) for name in names)
+
+    for blow in blows:
+        if "after_s" in blow:
+            time.sleep(blow["after_s"])
+        else:
+            while not due(blow):
                 if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     return
                 time.sleep(0.002)
-        else:
-            time.sleep(blow["after_s"])
         os.kill(child, blow["signal"])
 
 
@@ -217,10 +114,10 @@ def main() -> None:
     shim = ctypes.CDLL(None)
     shim.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     import bitsandbytes  # noqa: F401
-    import matplotlib.figure  # noqa: F401
     import peft  # noqa: F401
     import torch
     import transformers.models.phi3.modeling_phi3  # noqa: F401
+    from matplotlib.figure import Figure
 
     import aegis.run_all  # noqa: F401
     from aegis.cli import app  # noqa: F401
@@ -237,6 +134,8 @@ def main() -> None:
             if asked["state"]:
                 os.environ["CRASHPOINT_STATE"] = asked["state"]
                 shim.crashpoint_use(asked["state"].encode())
+            if not asked["painted"]:
+                Figure.savefig = _write_values  # type: ignore[assignment, method-assign]
             if asked["powerless"]:
                 _give_up_power(shim)
             os._exit(_run_command(asked["folder"], asked["arguments"], asked["said"]))

@@ -95,14 +95,24 @@ class Place:
 
     def started(self, run: Run, *, event: str | None = None) -> Ended:
         """Run as `launched`, with torchrun's own processes."""
-        return self._started("torch.distributed.run", *self._launch(run, event=event))
+        _, *arguments = self._launch(run, event=event)
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *arguments],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=TIME_OUT_S,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def accelerated(self, run: Run, config: str) -> Ended:
-        """Run as `started`, with accelerate's launcher and this YAML as its config."""
+        """Run as `launched`, by accelerate's launcher with this YAML as its config."""
         file = self.folder / "accelerate.yaml"
         file.write_text(config, encoding="utf-8")
-        launcher = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
-        return self._started(*launcher, "-m", "aegis", "train", *self._settings(run))
+        launcher = ["accelerate", "launch", "--config_file", str(file)]
+        (ended,) = self.torchrun(self.folder, [*launcher, "-m", "aegis", "train", *self._settings(run)])
+        return ended
 
     def two_machines(self, runs: tuple[Run, Run], *arguments: str) -> list[Ended]:
         """Run one process on each of two "machines", which have run folders and caches of their own."""
@@ -111,7 +121,18 @@ class Place:
             port = free.getsockname()[1]
         where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--nproc-per-node", "1"]
         launches = [
-            [*where, "--node-rank", str(rank), "-m", "--", "aegis", "train", *self._settings(run), *arguments]
+            [
+                "torchrun",
+                *where,
+                "--node-rank",
+                str(rank),
+                "-m",
+                "--",
+                "aegis",
+                "train",
+                *self._settings(run),
+                *arguments,
+            ]
             for rank, run in enumerate(runs)
         ]
         caches = [{"AEGIS_CACHE_DIR": str(run.root.with_suffix(".cache"))} for run in runs]
@@ -126,7 +147,7 @@ class Place:
             script.write_text(BEFALLEN.format(event=event), encoding="utf-8")
             program = [str(script), "--"]
         command = ["--json", "train"] if json_output else ["train"]
-        launcher = ["--standalone", "--nproc-per-node", str(processes)]
+        launcher = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
         return [*launcher, *program, *command, *self._settings(run), *arguments]
 
     def _settings(self, run: Run) -> list[str]:
@@ -135,17 +156,6 @@ class Place:
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in halved.items())
         file.write_text("[train]\n" + lines, encoding="utf-8")
         return ["--config", str(file), "--run", str(run.root)]
-
-    def _started(self, *module: str) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", *module],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=TIME_OUT_S,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from tests.planted.merged import MERGED_DEFECTS
 from tests.planted.sidecars import SIDECAR_DEFECTS
 from tests.planted.weights import WEIGHT_DEFECTS
 
+pytestmark = pytest.mark.usefixtures("cached_tools", "forked_tools")
+
 DEFECTS = (*MERGED_DEFECTS, *WEIGHT_DEFECTS, *KEY_DEFECTS, *SIDECAR_DEFECTS)
 FAMILIES = ("phi3", "qwen2", "llama")
 CASES = [(family, defect) for defect in DEFECTS for family in defect.families]
@@ -71,7 +73,6 @@ def quick(finished: Finished) -> VerifyConfig:
     return VerifyConfig(tokens=128, threads=1, device="cpu", llama_cpp_dir=finished.tree)
 
 
-@pytest.mark.usefixtures("cached_tools")
 @pytest.mark.parametrize(("family", "defect"), CASES, ids=[f"{family}: {defect.name}" for family, defect in CASES])
 def test_a_planted_defect_is_found_at_its_stage(
     finished_runs: FinishedRuns, tmp_path: Path, family: str, defect: Defect
@@ -87,7 +88,6 @@ def test_a_planted_defect_is_found_at_its_stage(
         shutil.rmtree(run.root)
 
 
-@pytest.mark.usefixtures("cached_tools")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_untouched_run_passes(finished_runs: FinishedRuns, tmp_path: Path, family: str) -> None:
     """The control of the table, through every model; and again with the quantizer asked about a sample of rows."""
@@ -98,7 +98,6 @@ def test_an_untouched_run_passes(finished_runs: FinishedRuns, tmp_path: Path, fa
     assert verdict.steps
 
 
-@pytest.mark.usefixtures("cached_tools")
 @pytest.mark.parametrize(
     "name",
     [
@@ -123,7 +122,6 @@ def test_a_sample_of_rows_finds_what_all_of_them_find(
     assert verify(run, quick(finished)).failed_stage == (None if name is None else "quantize")
 
 
-@pytest.mark.usefixtures("cached_tools")
 @pytest.mark.parametrize(
     ("family", "name"),
     [
@@ -163,7 +161,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.usefixtures("cached_tools", "unpainted")
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", TEXTS)
 def test_no_text_makes_an_untouched_run_fail(
