@@ -26,7 +26,10 @@ from aegis.llama_cpp.imatrix import _LINE_END, _Progress, read_importance
 
 from .conftest import HIDDEN, INTERMEDIATE, LAYERS, LINES, MakeModel
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there"),
+    pytest.mark.usefixtures("forked_tools"),
+]
 
 CHUNK = 64
 TEXT = LINES * 3

@@ -14,6 +14,8 @@ from aegis.model.shards import HEAD
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import MakeRandom
 
+pytestmark = pytest.mark.usefixtures("forked_tools")
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "llama": {"num_hidden_layers": 8},
