@@ -29,7 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "keep_weight": 2.0,
             "finish_keep": 1.0,
             # the most is learned per nat that is forgotten: tools/README.md, "The soul and keep on a real model"
-            "lora_targets": ("all-linear",),
+            "lora_targets": ["all-linear"],
         },
         "export": {"name": "AEGIS-tiny-Phi-3"},
     },
