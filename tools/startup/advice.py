@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
 from startup.compiler import compiler_packages
+from startup.console import clock
 from startup.language import either
 
 TAIL_LINES = 20
+_MIN_SHARE, _MIN_SECONDS = 0.1, 5.0
+"""Of the files, and since the first, before a time left is worth naming."""
+_LATER_FILES_ARE_SLOWER = 1.25
+"""Measured on two cores: after a share s of the files, s to this power of the time has passed, within 0.04."""
 _END_BYTES = 512 * 1024  # a compiler's warnings about one file take more than 128 kB
 
 _COMPILED = re.compile(r"^(?:DEBUG)?\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
@@ -115,16 +121,27 @@ def cause(log: Path) -> str:
     )
 
 
-def where(log: Path) -> str:
-    """How far the running program is: the files that are compiled, uv's step, or the last line of its output.
+class Where:
+    """How far one running program is: the files that are compiled, uv's step, or the last line of its output."""
 
-    No time is foretold: the files of llama.cpp differ too much.
-    """
-    text = _read_end(log).rpartition("\n$ ")[2].partition("\n")[2]  # without the command itself
-    compiled, steps = _COMPILED.findall(text), _UV_AT.findall(text)
-    if compiled:
-        done, total = compiled[-1]
-        return either(
+    _began: float | None = None
+
+    def __call__(self, log: Path) -> str:
+        """One phrase for the sign of life, from the log's end."""
+        text = _read_end(log).rpartition("\n$ ")[2].partition("\n")[2]  # without the command itself
+        compiled, steps = _COMPILED.findall(text), _UV_AT.findall(text)
+        if compiled:
+            return self._compiling(int(compiled[-1][0]), int(compiled[-1][1]))
+        return f"{steps[-1][0].lower()} {steps[-1][1]}" if steps else "".join(_lines(text)[-1:]).strip()
+
+    def _compiling(self, done: int, total: int) -> str:
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
+        text = either(
             f"compiling llama.cpp, {done} of {total} files", f"llama.cpp をコンパイル中、{total} 個中 {done} 個"
         )
-    return f"{steps[-1][0].lower()} {steps[-1][1]}" if steps else "".join(_lines(text)[-1:]).strip()
+        if not _MIN_SHARE <= done / total < 1 or now - self._began < _MIN_SECONDS:
+            return text
+        share = (done / total) ** _LATER_FILES_ARE_SLOWER
+        left = clock((now - self._began) * (1 / share - 1))
+        return text + either(f", about {left} left", f"、残り約 {left}")

@@ -21,11 +21,12 @@ class Runner:
         self._variables = variables
         log.write_bytes(b"")
 
-    def run(self, step: Step, argv: Sequence[str | Path], where: Callable[[Path], str] = advice.where) -> int:
-        """Run `argv`, with signs of life of `step` and `where` it is by the log; return the exit code.
+    def run(self, step: Step, argv: Sequence[str | Path], where: Callable[[Path], str] | None = None) -> int:
+        """Run `argv`, with signs of life of `step` and `where` it is by the log (`advice.Where`); return the exit code.
 
         If we are stopped meanwhile, the program and all that it started are ended.
         """
+        where = where or advice.Where()
         with self.log.open("ab") as sink:
             sink.write(("\n$ " + " ".join(map(str, argv)) + "\n").encode("utf-8"))
             sink.flush()
@@ -50,7 +51,7 @@ class Runner:
             raise
 
     def require(
-        self, step: Step, argv: Sequence[str | Path], what: str, where: Callable[[Path], str] = advice.where
+        self, step: Step, argv: Sequence[str | Path], what: str, where: Callable[[Path], str] | None = None
     ) -> None:
         """Run `argv`; as `run`.
 
