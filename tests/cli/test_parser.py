@@ -10,6 +10,7 @@ from aegis.cli import app
 from aegis.messages import VARIABLE
 from tests.screen_texts import english_in
 
+KINDS = "'so8', 'so16', 'so32', 'so64', 'so96', 'so128', 'so192', 'so256', 'dense'"
 REFUSED = {
     "import-soul": ("Missing argument SOUL.", "引数 SOUL を指定してください"),
     "train --max-step 3": (
@@ -35,8 +36,8 @@ REFUSED = {
         "'--samples' の値が正しくありません: 0 以上の値を指定してください",
     ),
     "train --rotation cubic": (
-        "Invalid value for '--rotation': 'cubic' is not one of 'so8', 'dense'.",
-        "'--rotation' の値が正しくありません: 'cubic' は使えません。使えるもの: 'so8', 'dense'",
+        f"Invalid value for '--rotation': 'cubic' is not one of {KINDS}.",
+        f"'--rotation' の値が正しくありません: 'cubic' は使えません。使えるもの: {KINDS}",
     ),
     "train a.txt b.txt": (
         "Got unexpected extra argument(s) (a.txt b.txt)",

@@ -236,7 +236,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "set-up interrupted": (
         "tools/test_set_up.py::test_a_start_that_is_interrupted_anywhere_is_finished_by_the_next",
-        "tools/test_records.py::test_an_incomplete_installation_is_removed",
+        "tools/test_records.py::test_an_incomplete_installation_is_found",
         "doctor/test_probes.py::test_a_set_up_that_was_cut_short_is_never_ready",
         "doctor/test_installation.py::test_a_missing_package_is_named_with_the_command",
         "doctor/test_installation.py::test_a_half_installed_package_counts_as_missing",
