@@ -47,6 +47,16 @@ LONGEST = (
     "test_real_tokenizers.py",
     "test_full_disk.py",
     "test_verify.py",
+    # few tests, which would otherwise be the last ones
+    "test_names.py",
+    "test_guided.py",
+    "test_templates.py",
+    "test_checkpoints.py",
+    "test_run_all.py",
+    "test_load.py",
+    "test_download.py",
+    "test_bench_data.py",
+    "test_offline.py",
 )
 """The files of tests that take longest, longest first."""
 
