@@ -7,24 +7,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from aegis.llama_cpp import process
+from tests.fork_server import PYTHONPATH, ROOT
 from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def tool_server() -> Iterator[ToolServer]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    paths = os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])
     with ours, theirs:
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.tool_server", str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
             cwd=ROOT,
             pass_fds=[theirs.fileno()],
         )

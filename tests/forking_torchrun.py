@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from tests.fork_server import PYTHONPATH, ForkServer
+
 TIME_OUT_S = 400
 
 
@@ -43,24 +44,10 @@ class ForkingTorchrun:
     """Runs launchers; close it when done."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forking_torchrun"],
-            env=environment(),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n", "the process to fork from did not start"
+        self._server = ForkServer("tests.forking_torchrun", environment())
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
+        self._server.close()
 
     def __call__(
         self, folder: Path, *launches: Sequence[str], more: Sequence[Mapping[str, str]] | None = None
@@ -71,19 +58,14 @@ class ForkingTorchrun:
             {"arguments": list(arguments), "out": str(out), "err": str(err), "environment": environment(variables)}
             for arguments, (out, err), variables in zip(launches, files, more or [{}] * len(launches), strict=True)
         ]
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        codes = json.loads(self._process.stdout.readline())
+        codes = self._server.ask(asked)
         texts = [[path.read_text(encoding="utf-8") for path in pair] for pair in files]
         return [Ended(code, *said) for code, said in zip(codes, texts, strict=True)]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of this process, and what every training of several processes gets."""
-    paths = os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])
-    always = {"PYTHONPATH": paths, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    always = {"PYTHONPATH": PYTHONPATH, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return {**os.environ, **always, **(more or {})}
 
 

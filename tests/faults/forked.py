@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.fork_server import ForkServer
 
 
 @dataclass(frozen=True)
@@ -41,32 +39,12 @@ class Forked:
 
         self._painted = painted
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AEGIS_", "HF_"))}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
-            env={
-                **inherited,
-                "LLAMA_CPP_DIR": str(converter_tree()),
-                "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)]),
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONUTF8": "1",
-                "OMP_NUM_THREADS": "1",
-                **(environment or {"HF_HUB_OFFLINE": "1"}),
-            },
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n", "the process to fork from did not start"
+        own = {"LLAMA_CPP_DIR": str(converter_tree()), "PYTHONDONTWRITEBYTECODE": "1"}
+        variables = {**inherited, **own, **(environment or {"HF_HUB_OFFLINE": "1"})}
+        self._server = ForkServer("tests.faults.zygote", variables, stderr=subprocess.DEVNULL)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
+        self._server.close()
 
     def aegis(
         self,
@@ -91,11 +69,7 @@ class Forked:
             "state": str(state or ""),
             "blows": list(blows),
         }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answer = self._server.ask(asked)
         assert answer["lingered_s"] < 10, f"a child went on for {answer['lingered_s']} s after its parent had ended"
         text = said.read_text(encoding="utf-8", errors="replace")
         return Ended(int(answer["code"]), text, int(answer["peak_bytes"]))

@@ -13,9 +13,9 @@ from startup.language import either
 
 TAIL_LINES = 20
 _MIN_SHARE, _MIN_SECONDS = 0.1, 5.0
-"""Of the files, and since the first, before a time left is worth naming."""
+"""The time left is shown once this share of the files is compiled and this many seconds have passed since the first."""
 _LATER_FILES_ARE_SLOWER = 1.25
-"""Measured on two cores: after a share s of the files, s to this power of the time has passed, within 0.04."""
+"""When a share s of the files is compiled, s to this power of the time has passed (measured on two cores; ± 0.04)."""
 _END_BYTES = 512 * 1024  # a compiler's warnings about one file take more than 128 kB
 
 _COMPILED = re.compile(r"^(?:DEBUG)?\s*\[\s*(\d+)/(\d+)\]", re.MULTILINE)
