@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 import aegis
@@ -22,6 +21,7 @@ from aegis.errors import EnvironmentFault, ToolError
 from aegis.llama_cpp import convert, process
 from aegis.llama_cpp.process import KEPT_LINES, published, run_tool
 from aegis.messages import Bilingual
+from tests.processes import runs, wait_until
 
 PREAMBLE = """
 import os, sys, time
@@ -184,29 +184,15 @@ def test_the_child_ends_with_its_parent(blow: str, fake_tree: FakeTree, model: P
     )
     try:
         wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
-        child = psutil.Process(int(pid_file.read_text()))
-        assert os.getpgid(child.pid) != os.getpgid(parent.pid)  # Ctrl-C on a terminal reaches the parent only
+        child = int(pid_file.read_text())
+        assert os.getpgid(child) != os.getpgid(parent.pid)  # Ctrl-C on a terminal reaches the parent only
         parent.send_signal(signal.Signals[blow])
         assert parent.wait(timeout=20) != 0
-        wait_until(lambda: not alive(child))
+        wait_until(lambda: not runs(child))
         wait_until(lambda: list(out.parent.iterdir()) == [])
     finally:
         parent.kill()
         parent.wait()
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(true: Callable[[], bool], limit_s: float = 20) -> None:
-    end = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 class Recorder(progress.SilentReporter):

@@ -4,14 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from startup.children import child_environment
 from startup.console import Step
 from startup.runner import Runner
+
+from tests.processes import runs, wait_until
 
 # a parent that runs a child that starts a grandchild, as start.py runs uv that runs a compiler
 PARENT = """
@@ -57,18 +57,16 @@ def test_a_stopped_start_leaves_no_process(tools: Path, tmp_path: Path, number: 
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tools), str(log)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 20
-    while not (log.exists() and log.read_text(encoding="utf-8").strip().splitlines()[-1:][0].isdigit()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    grandchild = int(log.read_text(encoding="utf-8").strip().splitlines()[-1])
-    assert psutil.pid_exists(grandchild)
+    wait_until(lambda: last_line(log).isdigit())
+    grandchild = int(last_line(log))
+    assert runs(grandchild)
     parent.send_signal(number)
     assert parent.wait(20) != 0
-    deadline = time.monotonic() + 5
-    while _runs(grandchild):
-        assert time.monotonic() < deadline, "the grandchild outlived us"
-        time.sleep(0.05)
+    wait_until(lambda: not runs(grandchild))
+
+
+def last_line(log: Path) -> str:
+    return log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.exists() else ""
 
 
 ATTACHED = """
@@ -96,10 +94,3 @@ def test_what_runs_on_the_console_closes_down_in_its_own_way(tools: Path, number
     assert parent.stdout.readline() == "ready\n"
     parent.send_signal(number)
     assert parent.communicate(timeout=20)[0] == f"closed\n{int(number)}\n"
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
