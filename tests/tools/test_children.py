@@ -50,6 +50,14 @@ def test_settings_that_name_other_paths_are_removed(monkeypatch: pytest.MonkeyPa
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
+def test_bytecode_is_written_although_the_shell_forbids_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers set it, and every start of Python would compile torch's sources again."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "some_module.py").write_text("", encoding="utf-8")
+    subprocess.run([sys.executable, "-c", "import some_module"], cwd=tmp_path, env=child_environment(), check=True)
+    assert any(tmp_path.glob("__pycache__/some_module.*.pyc"))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_start_leaves_no_process(tools: Path, tmp_path: Path, number: signal.Signals) -> None:
