@@ -33,7 +33,9 @@ from vendor_llama_cpp import converter_tree
 
 __all__ = ["cached_tools", "forked_tools", "make_trained", "once", "real", "real_files", "tool_server"]
 
-os.environ["AEGIS_LANG"] = "en"  # what tests assert of messages, in the programs they start as well
+# what tests assert of messages and screens, in the programs they start as well
+os.environ["AEGIS_LANG"] = "en"
+os.environ["TERM"] = "xterm"
 
 MakeRandom = Callable[..., Path]
 

@@ -67,7 +67,7 @@ def test_notebooks_are_python_and_name_commands_that_exist(notebook: Path) -> No
     # a shell line or a magic is a statement to IPython
     ast.parse(re.sub(r"^(\s*)[!%].*", r"\1pass", text, flags=re.MULTILINE))
     commands = re.findall(r"\baegis (\w[\w-]*)", without_comments(text))
-    assert {"doctor", "run", "report"} <= set(commands)
+    assert {"doctor", "run"} <= set(commands)
     assert app.COMMAND_MODULES
     assert set(commands) <= set(registry.commands())
     assert set(re.findall(r"--preset ([\w-]+)", text)) <= set(PRESETS)

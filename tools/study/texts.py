@@ -39,6 +39,7 @@ def _fortunes(files: Iterable[str]) -> Iterator[str]:
 
 def write(prose: Path, folder: Path) -> None:
     """Write the three files."""
+    folder.mkdir(parents=True, exist_ok=True)
     works = [json.loads(line)["text"] for line in prose.read_text(encoding="utf-8").splitlines()]
     texts = {"ja": _pieces(works), "en": _fortunes(_QUOTATIONS), "other": _fortunes(["definitions"])}
     for name, found in texts.items():

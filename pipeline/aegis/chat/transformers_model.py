@@ -11,6 +11,7 @@ import torch
 from aegis.chat.conversation import SamplingParams
 from aegis.errors import UsageError
 from aegis.model.greedy import continue_greedily
+from aegis.model.text_openings import end_tokens
 from aegis.report.answers import Answer
 from aegis.verification.token_parity import chat_ids
 
@@ -107,7 +108,8 @@ class TransformersModel:
             return late
 
         tokens = min(max_tokens, self.context - longest)
-        found = continue_greedily(self._model, rows, tokens, _end_tokens(self._model), record=True, expired=over)
+        ends = end_tokens(self._model, self._tokenizer)
+        found = continue_greedily(self._model, rows, tokens, ends, record=True, expired=over)
         return [
             Answer(self._tokenizer.decode(ids, skip_special_tokens=True).strip(), cut=late and not ended)
             for ids, ended in found
@@ -115,11 +117,6 @@ class TransformersModel:
 
     def _ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return chat_ids(self._tokenizer, [dict(message) for message in messages])
-
-
-def _end_tokens(model: Any) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _sampling(temperature: float) -> dict[str, Any]:

@@ -133,6 +133,18 @@ def test_a_terminal_gets_progress_bars(monkeypatch: pytest.MonkeyPatch, colour: 
     assert ("\x1b[33m" in screen.getvalue()) == colour
 
 
+def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook, or Emacs' shell."""
+    monkeypatch.setenv("TERM", "dumb")
+    screen = io.StringIO()
+    reporter = ConsoleReporter()
+    reporter.console = Console(file=screen, force_terminal=True, width=40, highlight=False)
+    with reporter.task("work", 3, "step"), reporter.training(0, 4):
+        pass
+    assert "\x1b" not in screen.getvalue()
+    assert screen.getvalue().splitlines()[-1].startswith("work: done")
+
+
 @dataclass(frozen=True)
 class Inner:
     path: Path

@@ -42,6 +42,11 @@ class ConsoleReporter:
         self._screen = threading.Lock()
         """Held by the one live display that a terminal can show; the tasks of other threads are not drawn meanwhile."""
 
+    @property
+    def _draws(self) -> bool:
+        """Whether the screen can be redrawn: it is a terminal, and not one that can only print (TERM=dumb)."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
     def say(self, text: str) -> None:
         if not self._quiet:
             self.console.print(printable(text), markup=False)
@@ -92,9 +97,9 @@ class ConsoleReporter:
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[Task]:
-        if self._quiet or (self.console.is_terminal and not self._screen.acquire(blocking=False)):
+        if self._quiet or (self._draws and not self._screen.acquire(blocking=False)):
             yield SilentTask()
-        elif self.console.is_terminal:
+        elif self._draws:
             try:
                 columns = columns_for(total, unit, self.console.encoding)
                 with Progress(*columns, console=self.console, transient=True) as bars:
@@ -110,7 +115,7 @@ class ConsoleReporter:
     def training(self, start: int, stop: int) -> Iterator[Watch]:
         if self._quiet:
             yield SilentWatch()
-        elif self.console.is_terminal:
+        elif self._draws:
             self._panel = TrainingPanel(self.console, start, stop)
             try:
                 with self._screen, self._panel.shown() as panel:
