@@ -396,7 +396,7 @@ def test_a_process_of_a_sharded_base_that_dies_ends_the_run(place: Place, whole:
     assert ended.code != 0
     assert ended.err.count("aegis: another process of this training ended") == 1, ended.err
     assert "Traceback" not in ended.err.partition("aegis: another process")[0]
-    ended = place.launched(run, "--shard-base", "--resume")
+    ended = place.launched(run, "--shard-base", "--shard-offload", "--resume")
     assert ended.code == 0, ended.err
     assert ended.err.count("resuming from step 4") == 1
     assert same_bytes(run, whole)
@@ -407,4 +407,7 @@ def test_a_base_is_not_sharded_over_one_process(place: Place) -> None:
         train(place.config.model_copy(update={"shard_base": True}), place.run("sharded-alone"))
     with pytest.raises(ValueError, match="gathered anew in every step"):
         TrainConfig(shard_base=True, cuda_graphs="on")
+    for setting in ({"shard_processes": 2}, {"shard_offload": True}):
+        with pytest.raises(ValueError, match="is for a sharded base"):
+            TrainConfig(**setting)
     TrainConfig(shard_base=True, compile="on", activation_checkpointing="off")

@@ -152,6 +152,10 @@ class TrainConfig(StageConfig):
         description="with --shard-base: number of processes that hold one base together, for example those of one "
         "machine (default: all)",
     )
+    shard_offload: bool = Field(
+        False,
+        description="with --shard-base: the shards wait in host memory, for a base too large for all GPUs together",
+    )
     seed: int = Field(42, ge=0, lt=2**31, description="random seed")
 
     logging_steps: int = Field(10, ge=1, description="steps between two rows of metrics.jsonl")
@@ -211,8 +215,9 @@ class TrainConfig(StageConfig):
     def _sharded_base_is_not_recorded(self) -> TrainConfig:
         if self.shard_base and self.cuda_graphs == "on":
             raise ValueError(phrase("config.sharded_is_not_recorded"))
-        if self.shard_processes is not None and not self.shard_base:
-            raise ValueError(phrase("config.shards_of_no_base"))
+        for name in ("shard_processes", "shard_offload"):
+            if getattr(self, name) and not self.shard_base:
+                raise ValueError(phrase("config.shards_of_no_base", name=name))
         return self
 
 

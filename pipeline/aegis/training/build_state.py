@@ -68,7 +68,7 @@ def build_state(
         silence_dropout(model)
         together = (config.shard_processes or group.world_size) if config.shard_base else 1
         options = _execution_options(config, model, base, device, gpu, finish, together)
-        place = partial(_shard, device=device, group=group, together=together) if config.shard_base else None
+        place = partial(_shard, config, device, group, together) if config.shard_base else None
         model, lora_layers, soul, covered = assemble(
             model, config, device, dtype, base_name=base.name, revision=base.revision, place=place
         )
@@ -112,8 +112,8 @@ def _load(config: TrainConfig, base: Base, device: torch.device, dtype: torch.dt
         return load_base(base.folder, config.load_in, torch.device("cpu"), dtype)
 
 
-def _shard(model: Any, device: torch.device, group: ProcessGroup, together: int) -> None:
-    shard_base(model, device, group.world_size, together)
+def _shard(config: TrainConfig, device: torch.device, group: ProcessGroup, together: int, model: Any) -> None:
+    shard_base(model, device, group.world_size, together, offload=config.shard_offload)
     progress.say(phrase("train.sharded", together=together))
 
 

@@ -20,7 +20,7 @@ FINISHED = -1
 
 HOUSEKEEPING = {
     "device", "gpu_memory_gib", "logging_steps", "save_steps", "keep_checkpoints", "report_to", "chat_template",
-    "shard_processes", "sample_steps",
+    "shard_processes", "shard_offload", "sample_steps",
 }  # fmt: skip
 """Settings that may differ between a run and its resumption without changing a weight.
 

@@ -101,6 +101,22 @@ def test_a_sharded_base_is_planned_for_several_numbers_of_processes(make_random:
     assert plans(shard_base=True, activation_checkpointing="on")[0].checkpointed_layers == 8
 
 
+def test_offloaded_shards_are_planned_in_host_memory(make_random: MakeRandom) -> None:
+    folder = make_random("phi3", num_hidden_layers=8)
+
+    def plans(offload: bool) -> list[MemoryPlan]:
+        config = TrainConfig(base_model=str(folder), max_length=512, shard_base=True, shard_offload=offload)
+        return list(MemoryPlanner(MemoryEstimator(folder, config), config, "cuda", 10**12, host=HOST).neighbours())
+
+    for kept, offloaded in zip(plans(False), plans(True), strict=True):
+        assert kept.sharded is not None
+        assert offloaded.sharded is not None
+        assert offloaded.host_bytes - kept.host_bytes == kept.sharded.shard
+        # two of eight equal layers
+        assert offloaded.sharded.shard == kept.sharded.shard / 4
+        assert kept.memory.peak - offloaded.memory.peak == kept.sharded.shard - offloaded.sharded.shard
+
+
 @pytest.fixture(scope="module")
 def phi35(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the config of Phi-3.5-mini's shape."""

@@ -25,11 +25,12 @@ STORAGE = torch.float32
 16-bit float may go by way of float32, and then the bits of a NaN change."""
 
 
-def shard_base(model: Any, device: torch.device, world_size: int, together: int) -> None:
+def shard_base(model: Any, device: torch.device, world_size: int, together: int, *, offload: bool = False) -> None:
     """Shard the matrices of the decoder layers over processes, and move everything else to `device`.
 
     Args:
         together: number of neighbouring processes that hold one base; it divides the number of all, `world_size`.
+        offload: keep the shards in host memory; each is copied to the GPU before its layer is gathered.
         model: the peft model in host memory, frozen but for its adapter. It must have its adapter already: peft reads
             attributes of the weights.
     """
@@ -43,7 +44,7 @@ def shard_base(model: Any, device: torch.device, world_size: int, together: int)
             tensor.data = tensor.data.to(device)
     for layer in [module for module in layers.modules() if isinstance(module, Linear4bit)]:
         _hold_as_floats(layer, device)
-    _fully_shard(decoder, device, world_size, together)
+    _fully_shard(decoder, device, _mesh(device, world_size, together), offload)
     # one compiled forward serves all layers of a kind: it must see in which attributes two layers differ
     torch._dynamo.config.skip_fsdp_guards = False
 
@@ -58,18 +59,24 @@ def shard_bytes(matrix_bytes: int, rows: int, world_size: int) -> int:
     return -(-rows // world_size) * (matrix_bytes // rows)
 
 
-def _fully_shard(decoder: Any, device: torch.device, world_size: int, together: int) -> None:
+def _mesh(device: torch.device, world_size: int, together: int) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     if together == world_size:
-        mesh = init_device_mesh(device.type, (world_size,))
-    else:  # no gradient of the base has to cross the groups, so FSDP need not know of more than one
-        shape = (world_size // together, together)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))["shard"]
+        return init_device_mesh(device.type, (world_size,))
+    # no gradient of the base has to cross the groups, so FSDP need not know of more than one
+    shape = (world_size // together, together)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))["shard"]
+
+
+def _fully_shard(decoder: Any, device: torch.device, mesh: Any, offload: bool) -> None:
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     layers = list(decoder.layers)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params={p for p in layer.parameters() if not is_sharded(p)})
+        complete = {p for p in layer.parameters() if not is_sharded(p)}
+        fully_shard(layer, mesh=mesh, ignored_params=complete, offload_policy=policy)
         layer.set_custom_all_gather(_AllGather())
     # the decoder has no shards of its own, and joins the layers: they share the streams on which they are gathered
     fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()))

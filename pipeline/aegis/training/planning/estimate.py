@@ -61,7 +61,7 @@ class ShardedWeights:
     """Bytes that one of several processes holds of the base; their sum is the weights of the estimate.
 
     Attributes:
-        shard: its share of every decoder layer's matrices.
+        shard: its share of every decoder layer's matrices; if it waits in host memory, the copies for two layers.
         gathered_layers: the complete layers that it holds at a time, while they run or are gathered.
         replicated: norms, biases, LM head, NF4's scales, embeddings on the GPU; every process has them.
     """
@@ -108,6 +108,7 @@ class MemoryEstimator:
         decoder: Any = decoder_of(base)
         self._decoder = decoder
         self._matrices = [[matrix_rows(p) for p in layer.parameters() if is_sharded(p)] for layer in decoder.layers]
+        self._shards_on_host = config.shard_offload and device == "cuda"
         self._varlen = device == "cuda" and has_tabulable_rope(base)
         hosted = device == "cuda" and has_own_head(base)
         self.hosted_bytes = int(base.get_input_embeddings().weight.nbytes) * hosted
@@ -159,12 +160,19 @@ class MemoryEstimator:
 
     def sharded_weights(self, world_size: int) -> ShardedWeights:
         """What one of `world_size` processes holds of the base during a step."""
-        layers = [sum(shard_bytes(*matrix, world_size) for matrix in matrices) for matrices in self._matrices]
+        layers = self._shards(world_size)
         return ShardedWeights(
-            shard=sum(layers),
+            shard=2 * max(layers) if self._shards_on_host else sum(layers),
             gathered_layers=max(layers) * world_size * GATHERED_LAYERS,
             replicated=self.base_bytes - sum(size for layer in self._matrices for size, _ in layer) - self.hosted_bytes,
         )
+
+    def offloaded_shard(self, world_size: int) -> int:
+        """Bytes of host memory for what one of `world_size` processes holds of the layers, if that is offloaded."""
+        return sum(self._shards(world_size)) if self._shards_on_host and world_size > 1 else 0
+
+    def _shards(self, world_size: int) -> list[int]:
+        return [sum(shard_bytes(*matrix, world_size) for matrix in matrices) for matrices in self._matrices]
 
     def _step_bytes(self, max_length: int, options: ExecutionOptions) -> tuple[int, int]:
         """The peak of a step's own tensors in bytes, and the share of head and loss in it."""

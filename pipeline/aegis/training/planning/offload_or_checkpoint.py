@@ -188,7 +188,8 @@ class MemoryPlanner:
 
     def _host_bytes(self, length: int, options: ExecutionOptions) -> int:
         sizes = self._sizes(length)
-        total = self._estimator.hosted_bytes + options.offloaded_layers * offloaded_layer_bytes(*sizes)
+        total = self._estimator.hosted_bytes + self._estimator.offloaded_shard(self._world_size)
+        total += options.offloaded_layers * offloaded_layer_bytes(*sizes)
         if options.offload_checkpoints:
             total += offloaded_checkpoint_bytes(*sizes, keep_attention=options.keep_attention)
         return total
