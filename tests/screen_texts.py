@@ -31,10 +31,7 @@ from aegis.training.planning.estimate import Estimate
 from aegis.training.planning.finish_bytes import FinishPlan
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan
 from aegis.training.train_report import TrainReport
-from aegis.verification.divergence import Divergence
-from aegis.verification.retention import BaseRetention
-from aegis.verification.rounding import Bounds
-from aegis.verification.run_checks import Check
+from aegis.verification.findings import BaseRetention, Bounds, Check, Divergence
 from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
 from aegis.verification.verdict import BaseComparison, Nearness, Step, Verdict
 

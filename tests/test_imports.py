@@ -1,7 +1,9 @@
-"""Tests that the import contracts of pyproject.toml hold."""
+"""Tests that the import contracts of pyproject.toml hold, and that what needs no torch loads none."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,10 @@ def test_an_import_upwards_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     assert contracts(other) == 1
     assert "aegis.errors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("module", "loads"), [("stages.push", False), ("cli.app", False), ("stages.merge", True)])
+def test_commands_that_only_read_reports_start_without_torch(module: str, loads: bool) -> None:
+    """It takes seconds to load. merge is the control."""
+    code = f"import sys, aegis.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == loads

@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting of all trainings, before a cell's own",
+        help="a setting of all trainings, before a cell's own; lists as JSON",
     )
     arguments.add_argument("--trial", action="store_true", help="four steps each, to try the study itself")
     arguments.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -144,7 +144,7 @@ class _Study:
         self.base_model = load_base(self.base.folder, "16bit", self.device).eval()
 
     def config(self, cell: str, domain: str, seed: int) -> TrainConfig:
-        chosen = dict(name.split("=", 1) for name in self._args.set)
+        chosen = dict(map(_setting, self._args.set))
         settings = {**COMMON, **chosen, **CELLS[cell].settings, **(TRIAL if self._args.trial else {})}
         if self.device.type == "cpu":
             settings["compile"] = "off"
@@ -157,6 +157,15 @@ class _Study:
         from study import measure
 
         return measure.texts_of(self.first_run, config, self._tokenizer, self._args.other)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, whose value is JSON or else plain text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _claimed(out: Path, number: int) -> bool:

@@ -24,7 +24,8 @@ from aegis.soul.fold import fold_head
 from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.verification import divergence, token_parity
-from aegis.verification.divergence import Divergence, Recording
+from aegis.verification.divergence import Recording
+from aegis.verification.findings import Divergence
 from aegis.verification.gguf_checks import check_f16
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom

@@ -26,7 +26,7 @@ from aegis.training.distributed.group import ProcessGroup
 from aegis.training.finish import Finish
 from aegis.training.finish_choice import plan_finish
 from aegis.training.inputs import TrainingInputs
-from aegis.verification.rounding import NO_BOUNDS
+from aegis.verification.findings import NO_BOUNDS
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import Recorder

@@ -14,7 +14,7 @@ from aegis.errors import IntegrityError
 from aegis.runs.publish import discard_leftovers
 from aegis.verification import divergence
 from aegis.verification.divergence import Recording, best_temperature, compare, perplexity, record
-from aegis.verification.retention import BaseRetention
+from aegis.verification.retention import measured
 
 SEQUENCES = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3]]
 VOCABULARY = 16
@@ -68,11 +68,11 @@ def test_a_best_temperature_removes_a_loss_that_is_only_sharpness(tmp_path: Path
         rows[range(len(ids) - 1), ids[1:]] += 1.5  # it knows something of what follows
     base, sharp = recorded(tmp_path, fair), recorded(tmp_path, [6 * rows for rows in fair], "sharp")
     assert best_temperature(sharp) == pytest.approx(6 * best_temperature(base), rel=0.02)
-    kept = BaseRetention.measure("kept", base, sharp)
+    kept = measured("kept", base, sharp)
     assert kept.lost > 0.05
     assert kept.lost_tempered == pytest.approx(0, abs=1e-3)
     assert kept.kl_tempered < 1e-3 < 0.05 < kept.kl
-    other = BaseRetention.measure("other", base, recorded(tmp_path, logits(2), "other"))
+    other = measured("other", base, recorded(tmp_path, logits(2), "other"))
     assert abs(other.lost_tempered) > 1e-3
     assert other.kl_tempered > 0.05
     assert kept.lost == pytest.approx(math.log(kept.result / kept.base))

@@ -10,8 +10,9 @@ import pytest
 
 from aegis.llama_cpp import convert, measure_importance, quantize
 from aegis.runs.manifest import file_sha256
+from aegis.verification.findings import Check
 from aegis.verification.quantized_checks import Recipe, check_quantized_file
-from aegis.verification.run_checks import Check, Checks
+from aegis.verification.run_checks import Checks
 from tests.conftest import MakeRandom
 
 pytestmark = [

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from aegis.data.kept import fill
+from aegis.verification.findings import BaseRetention, TextName
 from aegis.verification.heldout_text import Origin, Sample
-from aegis.verification.retention import BaseRetention, TextName, Witnesses, sentence
+from aegis.verification.retention import Witnesses, sentence
 
 PERPLEXITIES = {"base": 20.0, "merged": 12.0}
 

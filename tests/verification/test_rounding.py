@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from aegis.verification.divergence import Divergence, Recording, compare
-from aegis.verification.rounding import MIN_POSITIONS, Bounds
+from aegis.verification.divergence import Recording, compare
+from aegis.verification.findings import Divergence
+from aegis.verification.rounding import MIN_POSITIONS, rounding_bounds
 
 VOCABULARY, WIDTH, LAYERS = 400, 96, 6
 
@@ -51,7 +52,7 @@ def compared(positions: int, dtype: torch.dtype, scale: float, factor: float = 1
 @pytest.mark.parametrize("positions", [64, 1024])
 def test_rounding_stays_under_its_bounds_whatever_the_scale(dtype: torch.dtype, scale: float, positions: int) -> None:
     found = compared(positions, dtype, scale)
-    assert Bounds.of_rounding(found, dtype, LAYERS).broken(found) == []
+    assert rounding_bounds(found, dtype, LAYERS).broken(found) == []
     assert found.mean_kl > 0
 
 
@@ -59,7 +60,7 @@ def test_rounding_stays_under_its_bounds_whatever_the_scale(dtype: torch.dtype, 
 def test_a_weight_that_is_off_by_three_hundredths_exceeds_the_bounds(scale: float) -> None:
     """The control: one layer of six by three parts in a hundred is more than float16's rounding."""
     found = compared(1024, torch.float16, scale, 1.03)
-    assert Bounds.of_rounding(found, torch.float16, LAYERS).broken(found)
+    assert rounding_bounds(found, torch.float16, LAYERS).broken(found)
 
 
 def test_a_flip_counts_only_where_the_lead_was_larger_than_rounding() -> None:
@@ -74,9 +75,9 @@ def test_a_flip_counts_only_where_the_lead_was_larger_than_rounding() -> None:
     for after, broken in ((near, False), (clear, True)):
         found = compare(recorded(before), recorded(after))
         assert found.top1 == 63 / 64
-        assert ("flip_lead" in Bounds.of_rounding(found, torch.float16, 1).broken(found)) is broken
+        assert ("flip_lead" in rounding_bounds(found, torch.float16, 1).broken(found)) is broken
 
 
 def test_too_few_positions_give_no_bounds() -> None:
     far = Divergence(5.0, 5.0, 5.0, 0.0, 9.0, MIN_POSITIONS - 1, 1.0, 9.0)
-    assert Bounds.of_rounding(far, torch.float16, 1).broken(far) == []
+    assert rounding_bounds(far, torch.float16, 1).broken(far) == []

@@ -1,4 +1,4 @@
-"""The Hub client: the root of its errors, the form of its ids, and the progress of its transfers."""
+"""The Hub client: the root of its errors, its names and the form of its ids, and the progress of its transfers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from aegis import progress
 from aegis.messages.safe import printable
 
+CARD = "README.md"
+"""The name under which the Hub reads a model card."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 

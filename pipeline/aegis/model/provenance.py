@@ -8,13 +8,13 @@ from typing import Any
 
 from aegis import progress
 from aegis.data.sources import names_hub_dataset
+from aegis.hub.client import CARD
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 from aegis.soul.file import SoulRecord
 
-CARD = "README.md"
 _LICENCES = ("LICENSE*", "NOTICE*")
 _TEXTS = ("license", "license_name", "license_link")
 

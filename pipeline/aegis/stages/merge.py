@@ -14,6 +14,7 @@ from pathlib import Path
 from aegis import __version__, progress
 from aegis.config.settings import MergeConfig
 from aegis.errors import IntegrityError
+from aegis.hub.client import CARD
 from aegis.merging.base_weights import RoundTrip
 from aegis.merging.merged_weights import DTYPES, MergePlan
 from aegis.merging.rewrite_shard import rewrite_shard
@@ -21,7 +22,7 @@ from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import TEMPLATE, Base, find_base, weights_hash_of
 from aegis.model.load import dtype_name
-from aegis.model.provenance import CARD, provenance_of_merge
+from aegis.model.provenance import provenance_of_merge
 from aegis.model.shard_writer import write_index
 from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars

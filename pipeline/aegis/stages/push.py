@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
-from aegis.hub.client import http_error, upload_bars
+from aegis.hub.client import CARD, http_error, upload_bars
 from aegis.messages import phrase
-from aegis.model.provenance import CARD
 from aegis.report.answers import ANSWERS
 from aegis.report.card import with_answers, with_verdict
 from aegis.runs.manifest import read_manifest, verify_directory

@@ -10,7 +10,8 @@ from aegis.errors import UsageError
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.runs.manifest import MANIFEST
 from aegis.verification import artifact_checks
-from aegis.verification.run_checks import Check, Checks
+from aegis.verification.findings import Check
+from aegis.verification.run_checks import Checks
 
 _REPORT = "report.json"
 _PARTS = ("adapter", "merged", "gguf")

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from aegis.verification import divergence
-from aegis.verification.divergence import Divergence, Logits, Recording
+from aegis.verification.divergence import Logits, Recording
+from aegis.verification.findings import NO_BOUNDS, Bounds, Divergence
 from aegis.verification.heldout_text import Sample
-from aegis.verification.rounding import NO_BOUNDS, Bounds
+from aegis.verification.rounding import finish_bounds, rounding_bounds
 from aegis.verification.verdict import Nearness, Step
 
 
@@ -48,13 +49,13 @@ class Comparison:
     def rounding(self, before: str, after: str, stage: str, rounded: torch.dtype) -> None:
         """Compare two models that differ by rounding to a dtype and nothing else."""
         found = self._found(before, after)
-        bounds = Bounds.of_rounding(found, rounded, self.layers)
+        bounds = rounding_bounds(found, rounded, self.layers)
         self.steps.append(Step(f"{before} → {after}", stage, found, bounds, rounding=True))
 
     def finish(self, name: str) -> None:
         """Compare the trained model with the file whose weights its training ended with."""
         found = self._found("trained", name)
-        self.steps.append(Step(f"trained → {name}", "quantize", found, Bounds.of_finish(found)))
+        self.steps.append(Step(f"trained → {name}", "quantize", found, finish_bounds(found)))
 
     def nearness(self, name: str, of_base: float) -> Nearness:
         """Return how near a quantized file is to the trained model; `of_base` is the base's mean KL from it."""

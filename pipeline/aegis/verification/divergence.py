@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aegis.errors import IntegrityError
+from aegis.verification.findings import Divergence
 
 Logits = NDArray[np.float32]
 _CHUNK = 1 << 20
@@ -47,34 +48,6 @@ class Recording:
     def scored(self) -> int:
         """Positions that have a following token."""
         return int((self.targets >= 0).sum())
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The difference between a reference p and a model q over all positions; KL is KL(p‖q) in nats.
-
-    Attributes:
-        top1: fraction of positions with the same most likely token.
-        max_delta: the largest difference between two logits.
-        positions: number of compared positions.
-        scale: the standard deviation of the reference's logits over the vocabulary, root mean square over positions.
-        flip_lead: the largest lead, in logits, of the reference's most likely token over the model's, where the two
-            differ.
-    """
-
-    mean_kl: float
-    p99_kl: float
-    max_kl: float
-    top1: float
-    max_delta: float
-    positions: int = 0
-    scale: float = 0.0
-    flip_lead: float = 0.0
-
-    @property
-    def flips(self) -> float:
-        """Fraction of positions with another most likely token."""
-        return 1 - self.top1
 
 
 @contextmanager

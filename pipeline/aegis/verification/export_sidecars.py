@@ -8,6 +8,7 @@ from typing import Any
 
 from aegis import progress
 from aegis.errors import IntegrityError
+from aegis.hub.client import CARD
 from aegis.limits import VOCABULARY, read_json
 from aegis.llama_cpp.ollama.dialogue import Dialogue
 from aegis.llama_cpp.ollama.modelfile import NO_DEFAULTS, Defaults, can_be_written, hub_files, modelfile, stop_texts
@@ -15,7 +16,7 @@ from aegis.llama_cpp.ollama.probing import dialogue_of, special_texts
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.context import context_tokens
-from aegis.model.provenance import CARD, copy_licences, provenance_of_folder
+from aegis.model.provenance import copy_licences, provenance_of_folder
 from aegis.report.card import CardFile, gguf_card
 
 MODELFILE = "Modelfile"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,11 @@ from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
 from aegis.verification import token_sequences
 from aegis.verification.divergence import Recording, best_temperature, compare, mean_kl, perplexity, record
+from aegis.verification.findings import BaseRetention, TextName
 from aegis.verification.heldout_text import Origin, Sample
 from aegis.verification.logits import torch_logits
 from aegis.verification.run_checks import Checks
 
-TextName = Literal["kept", "other"]
-"""Held-out kept windows, and text that nobody trained on."""
-_NAMES: dict[TextName, str] = {"kept": "retention.kept", "other": "retention.other"}
 _TITLES = {
     ("base", "kept"): "verify.base_on_kept",
     ("base", "other"): "verify.base_on_other",
@@ -39,72 +37,25 @@ _NO_GAIN = 0.005
 """Nats per token, which the sentence rounds to 0.00."""
 
 
-@dataclass(frozen=True)
-class BaseRetention:
-    """Base and result on one text: mean KL(base ‖ result) in nats per token, and perplexities.
+def measured(text: TextName, base: Recording, result: Recording, max_kl: float | None = None) -> BaseRetention:
+    """Compare two recordings of the same sequences.
 
-    Attributes:
-        text: the kind of text.
-        tokens: number of predicted tokens.
-        kl_tempered, base_tempered, result_tempered: the values with each model at its best temperature.
-        max_kl: the bound that the user set, or None.
+    Raises:
+        IntegrityError: their vocabularies differ.
     """
-
-    text: TextName
-    tokens: int
-    kl: float
-    kl_tempered: float
-    base: float
-    result: float
-    base_tempered: float
-    result_tempered: float
-    base_temperature: float
-    result_temperature: float
-    max_kl: float | None = None
-
-    @property
-    def name(self) -> Bilingual:
-        """The text's name in both languages."""
-        return bilingual(_NAMES[self.text])
-
-    @property
-    def ok(self) -> bool:
-        return self.max_kl is None or self.kl <= self.max_kl
-
-    @property
-    def lost(self) -> float:
-        """Nats per token by which the result predicts the text worse than the base; below 0 it is better."""
-        return math.log(self.result / self.base)
-
-    @property
-    def lost_tempered(self) -> float:
-        """`lost` with each model at its best temperature."""
-        return math.log(self.result_tempered / self.base_tempered)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the entry of a report."""
-        return {**asdict(self), "ok": self.ok, "lost": self.lost, "lost_tempered": self.lost_tempered}
-
-    @classmethod
-    def measure(cls, text: TextName, base: Recording, result: Recording, max_kl: float | None = None) -> BaseRetention:
-        """Compare two recordings of the same sequences.
-
-        Raises:
-            IntegrityError: their vocabularies differ.
-        """
-        temperatures = best_temperature(base), best_temperature(result)
-        return cls(
-            text,
-            base.scored,
-            compare(base, result).mean_kl,
-            mean_kl(base, result, temperatures),
-            perplexity(base),
-            perplexity(result),
-            perplexity(base, temperatures[0]),
-            perplexity(result, temperatures[1]),
-            *temperatures,
-            max_kl,
-        )
+    temperatures = best_temperature(base), best_temperature(result)
+    return BaseRetention(
+        text,
+        base.scored,
+        compare(base, result).mean_kl,
+        mean_kl(base, result, temperatures),
+        perplexity(base),
+        perplexity(result),
+        perplexity(base, temperatures[0]),
+        perplexity(result, temperatures[1]),
+        *temperatures,
+        max_kl,
+    )
 
 
 def kept_windows(run: Run, max_kept_kl: float | None, checks: Checks) -> Windows | None:
@@ -157,7 +108,7 @@ class Witnesses:
         """Compare the two models on each text; both must be recorded."""
         bounds: dict[TextName, float | None] = {"kept": max_kept_kl, "other": None}
         return tuple(
-            BaseRetention.measure(text, self._recorded["base", text], self._recorded["result", text], bounds[text])
+            measured(text, self._recorded["base", text], self._recorded["result", text], bounds[text])
             for text in self.texts
         )
 

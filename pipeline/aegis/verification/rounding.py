@@ -9,11 +9,10 @@ under p). Another token can become the most likely one only if its logit was beh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
-from aegis.verification.divergence import Divergence
+from aegis.verification.findings import Bounds, Divergence
 
 MIN_POSITIONS = 64
 """With fewer positions there are no bounds."""
@@ -29,52 +28,24 @@ _FINISH_KL, _FINISH_FLIPS = 2e-3, 0.03
 rounded activations decide near-ties."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Upper bounds of one comparison; None for no bound.
+def finish_bounds(found: Divergence) -> Bounds:
+    """Return the bounds for a model with the weights of a quantized file, and that file in llama.cpp.
 
-    Attributes:
-        mean_kl, p99_kl, max_kl: in nats.
-        flips: fraction of positions with another most likely token.
-        flip_lead: a most likely token with a larger lead than this, in logits, must stay the most likely one.
+    Only the activations differ: llama.cpp rounds them to 8 bit in front of each quantized weight.
     """
-
-    mean_kl: float | None = None
-    p99_kl: float | None = None
-    max_kl: float | None = None
-    flips: float | None = None
-    flip_lead: float | None = None
-
-    @classmethod
-    def of_finish(cls, found: Divergence) -> Bounds:
-        """Return the bounds for a model with the weights of a quantized file, and that file in llama.cpp.
-
-        Only the activations differ: llama.cpp rounds them to 8 bit in front of each quantized weight.
-        """
-        if found.positions < MIN_POSITIONS:
-            return cls()
-        return cls(mean_kl=_FINISH_KL, flips=_FINISH_FLIPS if found.positions >= _MIN_FOR_P99 else None)
-
-    @classmethod
-    def of_rounding(cls, found: Divergence, dtype: torch.dtype, layers: int) -> Bounds:
-        """Return the bounds for two models that differ by one rounding of weights or activations to `dtype`."""
-        if found.positions < MIN_POSITIONS:
-            return cls()
-        delta = _MARGIN * torch.finfo(dtype).eps / 2 * math.sqrt(1 + layers) * found.scale
-        return cls(
-            mean_kl=delta**2 / 2,
-            p99_kl=(_AT_P99 * delta) ** 2 / 2 if found.positions >= _MIN_FOR_P99 else None,
-            max_kl=(_AT_MAX * delta) ** 2 / 2,
-            flip_lead=2 * _AT_MAX * delta,
-        )
-
-    def broken(self, found: Divergence) -> list[str]:
-        """Return the names of the bounds that a comparison exceeds."""
-        return [
-            name
-            for name in ("mean_kl", "p99_kl", "max_kl", "flips", "flip_lead")
-            if (bound := getattr(self, name)) is not None and getattr(found, name) > bound
-        ]
+    if found.positions < MIN_POSITIONS:
+        return Bounds()
+    return Bounds(mean_kl=_FINISH_KL, flips=_FINISH_FLIPS if found.positions >= _MIN_FOR_P99 else None)
 
 
-NO_BOUNDS = Bounds()
+def rounding_bounds(found: Divergence, dtype: torch.dtype, layers: int) -> Bounds:
+    """Return the bounds for two models that differ by one rounding of weights or activations to `dtype`."""
+    if found.positions < MIN_POSITIONS:
+        return Bounds()
+    delta = _MARGIN * torch.finfo(dtype).eps / 2 * math.sqrt(1 + layers) * found.scale
+    return Bounds(
+        mean_kl=delta**2 / 2,
+        p99_kl=(_AT_P99 * delta) ** 2 / 2 if found.positions >= _MIN_FOR_P99 else None,
+        max_kl=(_AT_MAX * delta) ** 2 / 2,
+        flip_lead=2 * _AT_MAX * delta,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,8 @@ from aegis.model.shards import ShardSet
 from aegis.runs.manifest import Manifest, digest, file_sha256, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.verification.findings import Check
 from aegis.verification.gguf_checks import check_f16, check_pieces
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check, and the stage that is at fault if it failed."""
-
-    name: Bilingual
-    stage: str
-    ok: bool
-    detail: Bilingual
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the entry of a report."""
-        return {
-            "name": self.name.recorded(),
-            "stage": self.stage,
-            "ok": self.ok,
-            "detail": self.detail.recorded(),
-        }
 
 
 class Checks:

@@ -10,12 +10,12 @@ from typing import Any
 
 from aegis import __version__
 from aegis.errors import IntegrityError
+from aegis.hub.client import CARD
 from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.merging.merged_weights import MergePlan
 from aegis.messages import bilingual
 from aegis.model.base import read_config
 from aegis.model.context import context_tokens
-from aegis.model.provenance import CARD
 from aegis.model.shard_writer import write_index
 from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars

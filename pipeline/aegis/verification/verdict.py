@@ -11,11 +11,8 @@ from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, phrase
 from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.runs.run import Run
-from aegis.verification.divergence import Divergence
+from aegis.verification.findings import NO_BOUNDS, BaseRetention, Bounds, Check, Divergence
 from aegis.verification.report_file import read_versioned
-from aegis.verification.retention import BaseRetention
-from aegis.verification.rounding import NO_BOUNDS, Bounds
-from aegis.verification.run_checks import Check
 
 REPORT = "report.json"
 SCHEMA = "aegis-verify-report"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aegis.errors import IntegrityError
-from aegis.verification.divergence import Divergence
+from aegis.verification.findings import Divergence
 from aegis.verification.study.result import Measured, Speed, pareto_front, read_study, recommend
 
 

@@ -11,9 +11,7 @@ from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.verify_file import FileReport
-    from aegis.verification.divergence import Divergence
-    from aegis.verification.retention import BaseRetention
-    from aegis.verification.run_checks import Check
+    from aegis.verification.findings import BaseRetention, Check, Divergence
     from aegis.verification.verdict import Verdict
 
 

@@ -37,6 +37,12 @@ from aegis.training.planning.meta_base import matrix_rows, meta_base, stored_byt
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
 """The workspace that torch gives cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp); a CPU has none."""
 
+_WITHOUT_EFFECT = {"activation_checkpointing", "compile", "cuda_graphs", "gpu_memory_gib", "max_length", "finish_steps"}
+"""Settings that change nothing of a step whose length and kind of layers are given."""
+_PEAKS: dict[tuple[object, ...], tuple[int, int, int]] = {}
+"""What the steps of this process's estimators take: one command makes several of the same base, for plan, finish and
+training."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -130,7 +136,8 @@ class MemoryEstimator:
         self._trained = [*self._adapter, *soul]
         for parameter in self._trained:
             parameter.grad = torch.empty_like(parameter)  # one buffer from the first step on
-        self._peaks: dict[tuple[int, bool, bool], tuple[int, int, int]] = {}
+        same_steps = config.model_dump_json(exclude=_WITHOUT_EFFECT)
+        self._steps = (folder / "config.json").read_bytes(), same_steps, device
         self._workspace = 0 if device == "cpu" else _CUBLAS_BYTES["hopper" if (capability or (0,)) >= (9,) else "older"]
 
     def estimate(self, max_length: int, options: ExecutionOptions, *, world_size: int = 1) -> Estimate:
@@ -203,16 +210,16 @@ class MemoryEstimator:
         Decoder layers are alike and each keeps the same, so two and three layers define a straight line. The result is
         cached: other options differ by arithmetic only.
         """
-        key = max_length, checkpointed, compiled
-        if key not in self._peaks:
+        key = (*self._steps, max_length, checkpointed, compiled)
+        if key not in _PEAKS:
             few = min(2, self.layers)
             peak, head_and_loss = self.run_layers(max_length, few, checkpointed=checkpointed, compiled=compiled)
             per_layer = 0
             if self.layers > few:
                 more, head_and_loss = self.run_layers(max_length, few + 1, checkpointed=checkpointed, compiled=compiled)
                 per_layer = more - peak
-            self._peaks[key] = peak + (self.layers - few) * per_layer, head_and_loss, per_layer
-        return self._peaks[key]
+            _PEAKS[key] = peak + (self.layers - few) * per_layer, head_and_loss, per_layer
+        return _PEAKS[key]
 
     def run_layers(self, max_length: int, layers: int, *, checkpointed: bool, compiled: bool) -> tuple[int, int]:
         """Run a step of the decoder's first layers; return its peak in bytes, and the share of head and loss in it."""

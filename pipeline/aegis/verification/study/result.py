@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aegis.messages import bilingual
-from aegis.verification.divergence import Divergence
+from aegis.verification.findings import Divergence
 from aegis.verification.report_file import read_versioned
 
 SCHEMA = "aegis-quantize-study"
