@@ -144,7 +144,7 @@ class _Study:
         self.base_model = load_base(self.base.folder, "16bit", self.device).eval()
 
     def config(self, cell: str, domain: str, seed: int) -> TrainConfig:
-        chosen = dict(map(_setting, self._args.set))
+        chosen = dict(map(setting, self._args.set))
         settings = {**COMMON, **chosen, **CELLS[cell].settings, **(TRIAL if self._args.trial else {})}
         if self.device.type == "cpu":
             settings["compile"] = "off"
@@ -159,7 +159,7 @@ class _Study:
         return measure.texts_of(self.first_run, config, self._tokenizer, self._args.other)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """NAME=VALUE, whose value is JSON or else plain text."""
     name, _, value = text.partition("=")
     try:

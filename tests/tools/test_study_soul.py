@@ -11,7 +11,7 @@ from study import measure
 from study.cells import CELLS, COMMON
 from study.measure import texts_of
 from study.tables import README, markdown, with_tables
-from study_soul import TRIAL, jobs, parse, path_of
+from study_soul import TRIAL, jobs, parse, path_of, setting
 
 from aegis.config.settings import TrainConfig
 from aegis.data.packing import Windows
@@ -43,6 +43,11 @@ def test_a_plan_is_trained_in_its_order_and_each_training_once(tmp_path: Path) -
     plan.write_text("dense + keep | fr | 1\n")
     with pytest.raises(SystemExit, match="no such domain: fr"):
         jobs(parse(args))
+
+
+def test_a_setting_of_all_trainings_is_json_or_plain_text() -> None:
+    found = dict(map(setting, ['lora_targets=["all-linear"]', "max_length=128", "load_in=16bit", "rotation=so8"]))
+    assert found == {"lora_targets": ["all-linear"], "max_length": 128, "load_in": "16bit", "rotation": "so8"}
 
 
 def test_a_training_is_judged_on_rows_that_its_own_seed_holds_out(
