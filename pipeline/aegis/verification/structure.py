@@ -131,10 +131,10 @@ class Structure:
         sidecar_checks.check_merged_sidecars(self.checks, plan, origin, self.run.merged, self.manifests["merge"])
 
     def _check_converted(self) -> None:
-        """Make the f16 GGUF again, compare it with the folder, and compare the run's f16 GGUF with it.
+        """Convert the folder once more, compare the f16 GGUF with the folder, and compare the run's f16 GGUF with it.
 
-        A file that this process has converted is not made again. The report does not say so: the same command, killed
-        and started again, leaves the same bytes.
+        A file that this process has converted is not converted a second time. The report does not say so: the same
+        command, killed and started again, leaves the same bytes.
         """
         merged, exported = self.run.merged, self.exported
         with self.checks.check(bilingual("verify.converted"), "convert"):
