@@ -97,7 +97,7 @@ class Recorder(progress.SilentReporter):
     """Keeps the progress messages for assertions."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.warned: list[str] = []
         self.rows: list[dict[str, object]] = []
         self.tasks: list[str] = []
@@ -108,7 +108,7 @@ class Recorder(progress.SilentReporter):
         yield progress.SilentTask()
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     def warn(self, text: str) -> None:
         self.warned.append(text)

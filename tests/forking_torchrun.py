@@ -60,7 +60,7 @@ class ForkingTorchrun:
         ]
         codes = self._server.ask(asked)
         texts = [[path.read_text(encoding="utf-8") for path in pair] for pair in files]
-        return [Ended(code, *said) for code, said in zip(codes, texts, strict=True)]
+        return [Ended(code, *output) for code, output in zip(codes, texts, strict=True)]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -45,9 +45,9 @@ def test_an_export_that_fails_its_proof_is_not_left_at_its_name(
     assert list((run.root / "gguf.failed").glob("*-Q4_K_M.gguf"))
     assert read_report(run.verify / "report.json")["failed_stage"] == "quantize"
 
-    reporter.said.clear()
+    reporter.messages.clear()
     exported, verdict = run_all(*configs, QUICK, run)
-    kept = [text for text in reporter.said if "was made like this before" in text]
+    kept = [text for text in reporter.messages if "was made like this before" in text]
     assert kept == [f"  {place} was made like this before, and is kept" for place in (run.adapter, run.merged)]
     assert verdict.failed_stage is None
     assert exported.files[0].parent == run.gguf

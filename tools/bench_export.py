@@ -89,7 +89,7 @@ def _size(folder: Path) -> int:
 
 
 def main() -> int:
-    """Run both in turn, print the table, write the JSON; 1 if more disk was used than was said."""
+    """Run both in turn, print the table, write the JSON; 1 if more disk was used than `disk_needed` gives."""
     options = parser(__doc__, "bench_export.json")
     options.add_argument("--quant", action="append", default=[], help="Q4_K_M if not given; several from one f16 file")
     arguments = options.parse_args()
@@ -100,7 +100,7 @@ def main() -> int:
     with scratch("bench-export-", arguments.work) as work:
         model, out = work / "model", work / "out"
         prepare(model, arguments.template, arguments.layers)
-        said = disk_needed(model, ShardSet.open(model), quants)
+        needed = disk_needed(model, ShardSet.open(model), quants)
         for number in range(arguments.runs):
             print(f"round {number + 1} of {arguments.runs}")
             for name, command in commands(model, out, quants).items():
@@ -109,19 +109,18 @@ def main() -> int:
                 peak = max(peak, *seen) if name == OURS else peak
     by_hand = {run.round: run.seconds for run in runs if run.name == BY_HAND}
     ratio = statistics.median(run.seconds / by_hand[run.round] for run in runs if run.name == OURS)
-    print(
-        f"\n{', '.join(quants)}: {ratio:.3f} times by hand; {peak / 1e9:.2f} GB of disk, {said / 1e9:.2f} GB were said"
-    )
+    disk = f"{peak / 1e9:.2f} GB of disk, {needed / 1e9:.2f} GB by the estimate"
+    print(f"\n{', '.join(quants)}: {ratio:.3f} times by hand; {disk}")
     document = {
         **measured_on(),
         "quants": quants,
         "times_by_hand": round(ratio, 3),
         "disk_peak_bytes": peak,
-        "disk_said_bytes": said,
+        "disk_needed_bytes": needed,
         "runs": [asdict(run) for run in runs],
     }
     arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return int(peak > said)
+    return int(peak > needed)
 
 
 if __name__ == "__main__":

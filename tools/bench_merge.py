@@ -67,8 +67,8 @@ def measure(name: str, number: int, command: Sequence[str | Path], out: Path) ->
     """Run a command that writes `out`, and remove that."""
     load, rss = os.getloadavg()[0], 0
     start = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=said)
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=output)
         process, usage, status = psutil.Process(child.pid), None, 0
         # the rusage's own maximum begins with what this process takes, since the child is a copy of it at first
         while usage is None:
@@ -80,8 +80,10 @@ def measure(name: str, number: int, command: Sequence[str | Path], out: Path) ->
         seconds = time.monotonic() - start
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{name} ended with {child.returncode}: {said.read().decode(errors='replace')[-2000:]}")
+            output.seek(0)
+            raise RuntimeError(
+                f"{name} ended with {child.returncode}: {output.read().decode(errors='replace')[-2000:]}"
+            )
     shutil.rmtree(out)
     run = Run(name, number, seconds, usage.ru_utime + usage.ru_stime, rss, load)
     print(

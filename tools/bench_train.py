@@ -51,7 +51,7 @@ PEER_STEPS = 8
 
 
 class Listener(progress.SilentReporter):
-    """Keeps the metrics, prints what is said."""
+    """Keeps the metrics, prints the messages."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -67,9 +67,9 @@ class Comparison:
         two, run = self._kept("two", 2), Run(self._bench.work / "killed")
         half = self._steps // 2
         ended = self._bench.train(2, run, meanwhile=kill_second(half + LOGGING_STEPS))
-        self.runs["killed"] = {"seconds": ended.seconds, "said": ended.said[-2000:]}
+        self.runs["killed"] = {"seconds": ended.seconds, "output": ended.output[-2000:]}
         self.checks["a killed process ends the run"] = ended.code not in (0, -1)
-        self.checks["and the other one says so"] = KILLED_MESSAGE in ended.said
+        self.checks["and the other one says so"] = KILLED_MESSAGE in ended.output
         self.checks["the checkpoint is whole"] = newest_step(run) == half
         alone = copied(run, Run(self._bench.work / "then-one"))
         # far behind the kill, whose last rows the copy still has

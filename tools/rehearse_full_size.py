@@ -108,7 +108,7 @@ def run_stage(record: Record, name: str, *arguments: str | Path) -> None:
     finally:
         child.kill()
     if code:
-        raise RuntimeError(f"aegis {arguments[0]} ended with code {code}; what it said is above")
+        raise RuntimeError(f"aegis {arguments[0]} ended with code {code}; its output is above")
 
 
 def check_weights(record: Record, base: Path, trained: Path, merged: Path, gguf: GgufFile) -> None:

@@ -4,7 +4,7 @@
                                                         [--minutes 60] [--seed 0]
 
 With --minutes it stops there; the order is shuffled by --seed, so that what was tried is a sample of all.
-The same for a disk that is full from some operation on: is it said, does nothing half-written stay, and does the
+The same for a disk that is full from some operation on: is it reported, does nothing half-written stay, and does the
 same command end in the same bytes once there is room? The method is tests/faults/harness.py's. Exit code 0 if every
 point was recovered from, else 1.
 """
@@ -81,7 +81,7 @@ def main() -> int:
                 "recovered": sum(outcome.recovered for outcome in killed),
                 "full disks": len(laboratories[0].full_points(job)),
                 "filled at": len(full),
-                "said and recovered": sum(outcome.recovered for outcome in full),
+                "reported and recovered": sum(outcome.recovered for outcome in full),
             }
         for laboratory in laboratories:
             laboratory.close()

@@ -60,7 +60,7 @@ def feed(target: Target, cases: int, number: int, folder: Path) -> list[Watched]
 def fuzz(base: Path, gguf: Path, runs: int, number: int, folder: Path) -> dict[str, dict[str, float]]:
     """Run the coverage-guided fuzzer on every parser of bytes."""
     given = ["--base", base, "--gguf", gguf, "--work", folder, "--runs", runs, "--seed", number]
-    told = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, "-m", "tests.faults.guided", *map(str, given)],
         env={**os.environ, "PYTHONHASHSEED": "0"},
         stdout=subprocess.PIPE,
@@ -68,7 +68,7 @@ def fuzz(base: Path, gguf: Path, runs: int, number: int, folder: Path) -> dict[s
         check=True,
     )
     counts = {}
-    for row in (json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")):
+    for row in (json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")):
         for fault, content in row["faults"].items():
             print(f"guided, {row['target']}: {fault}\n    {content[:300]}", flush=True)
         counts[f"guided, {row['target']}"] = {

@@ -40,16 +40,16 @@ _LAYER = "model.layers.{}.mlp.gate_up_proj.weight"
 
 def rows(laboratory: Laboratory, place: Path, count: int) -> str:
     """Prepare so many rows of text, and a tenth of them to compare with."""
-    said = []
+    output = []
     for number in (count // 10, count):
         data = place / f"{number}.jsonl"
         write_rows(data, number)
         began = time.monotonic()
         ended = laboratory.forked.aegis(place, *laboratory.arguments("train"), "--dataset", data, "--run", str(number))
-        assert ended.code == 0, ended.said
-        said.append(f"{number} rows ({data.stat().st_size / 1e6:.0f} MB): {time.monotonic() - began:.0f} s, ")
-        said.append(f"peak {ended.peak_bytes / 1e6:.0f} MB; ")
-    return "".join(said)
+        assert ended.code == 0, ended.output
+        output.append(f"{number} rows ({data.stat().st_size / 1e6:.0f} MB): {time.monotonic() - began:.0f} s, ")
+        output.append(f"peak {ended.peak_bytes / 1e6:.0f} MB; ")
+    return "".join(output)
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -63,7 +63,7 @@ def merge_into(laboratory: Laboratory, place: Path, base: Path) -> Ended:
     """Merge an adapter of the tiny base, its soul without the name of its base, into a larger one."""
     run = Run(place / "run")
     small = laboratory.forked.aegis(place, *laboratory.arguments("train"))
-    assert small.code == 0, small.said
+    assert small.code == 0, small.output
     adapter = place / "plain"
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -71,17 +71,17 @@ def merge_into(laboratory: Laboratory, place: Path, base: Path) -> Ended:
     _forget_base(run.adapter / "soul.safetensors", adapter / "soul.safetensors")
     merging = ["merge", "--base-model", base, "--adapter", adapter, "--out", place / "merged"]
     ended = laboratory.forked.aegis(place, *merging)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     return ended
 
 
-def _merged(laboratory: Laboratory, place: Path, told: str) -> str:
+def _merged(laboratory: Laboratory, place: Path, shown: str) -> str:
     base = place / "base"
     began = time.monotonic()
     ended = merge_into(laboratory, place, base)
     seconds = time.monotonic() - began
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    return f"{told}, {size / 1e9:.2f} GB merged in {seconds:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB"
+    return f"{shown}, {size / 1e9:.2f} GB merged in {seconds:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB"
 
 
 def _forget_base(source: Path, target: Path) -> None:
@@ -124,10 +124,10 @@ def shard(laboratory: Laboratory, place: Path, count: int) -> str:
         (_LAYER.format(number + 1), (16384, 8192)) for number in range(count * 1_000_000_000 // (16384 * 8192 * 2))
     ]
     larger_base(laboratory.base, place / "base", extra, 1)
-    told = _merged(laboratory, place, "1 shard")
+    shown = _merged(laboratory, place, "1 shard")
     with safe_open(place / "merged" / "model-00001-of-00001.safetensors", "pt") as merged:
         assert len(merged.keys()) == len(extra) + len(ShardSet.open(laboratory.base).entries)
-    return told
+    return shown
 
 
 def sparse(laboratory: Laboratory, place: Path, count: int) -> str:
@@ -136,7 +136,7 @@ def sparse(laboratory: Laboratory, place: Path, count: int) -> str:
     file = sparse_gguf(base, place / "model.gguf")
     rows = place / "rows.jsonl"
     write_rows(rows, 100)
-    said = [f"{(base / SINGLE).stat().st_size / 1e9:.2f} GB and {file.stat().st_size / 1e9:.2f} GB: "]
+    output = [f"{(base / SINGLE).stat().st_size / 1e9:.2f} GB and {file.stat().st_size / 1e9:.2f} GB: "]
     planning = ("plan", "--base-model", base, "--dataset", rows, "--device", "cpu")
     for name, arguments, code in (
         ("plan", planning, 0),
@@ -148,9 +148,9 @@ def sparse(laboratory: Laboratory, place: Path, count: int) -> str:
             os.truncate(file, file.stat().st_size // 2)
         began = time.monotonic()
         ended = laboratory.forked.aegis(place, *arguments)
-        assert ended.code == code, ended.said
-        said.append(f"{name} {time.monotonic() - began:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB; ")
-    return "".join(said)
+        assert ended.code == code, ended.output
+        output.append(f"{name} {time.monotonic() - began:.0f} s, peak {ended.peak_bytes / 1e6:.0f} MB; ")
+    return "".join(output)
 
 
 def steps(laboratory: Laboratory, place: Path, count: int) -> str:
@@ -160,7 +160,7 @@ def steps(laboratory: Laboratory, place: Path, count: int) -> str:
     """
     arguments = [*laboratory.arguments("train"), "--max-steps", count, "--save-steps", "100", "--keep-checkpoints", "2"]
     ended = laboratory.forked.aegis(place, "--quiet", *arguments)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     run = Run(place / "run")
     logged = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in logged] == list(range(1, count + 1))
@@ -196,12 +196,12 @@ def exports(laboratory: Laboratory, place: Path, count: int) -> str:
             "MB": process.memory_info().rss // 1_000_000,
         }
 
-    said = []
+    output = []
     for number in range(count):
         export_gguf(merged, place / "gguf", ExportConfig(quant=("Q8_0",)), overwrite=True)
         if number in (min(2, count - 1), count - 1):
-            said.append(f"after {number + 1}: {state()}")
-    return "; ".join(said)
+            output.append(f"after {number + 1}: {state()}")
+    return "; ".join(output)
 
 
 JOBS: dict[str, tuple[Callable[[Laboratory, Path, int], str], int]] = {

@@ -39,14 +39,14 @@ class Ended:
 
     code: int
     seconds: float
-    said: str
+    output: str
     report: dict[str, Any] = field(default_factory=dict)
     gpu_gib: list[float] = field(default_factory=list)
 
     @property
     def options(self) -> str:
         """The line in which it names the options of a step."""
-        found = re.search(r'"text": "(step: [^"]*)"', self.said)
+        found = re.search(r'"text": "(step: [^"]*)"', self.output)
         return found.group(1) if found else ""
 
 
@@ -101,9 +101,9 @@ class Bench:
         began = time.monotonic()
         gpus = ",".join(str(number) for number in range(processes))
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.work / "compiled")}
-        with log.open("w") as err, out.open("w") as said, Memory(self.on_gpu) as memory:
+        with log.open("w") as err, out.open("w") as output, Memory(self.on_gpu) as memory:
             child = subprocess.Popen(
-                command, env=environment(self.on_gpu, gpus) | cache, stdout=said, stderr=err, start_new_session=True
+                command, env=environment(self.on_gpu, gpus) | cache, stdout=output, stderr=err, start_new_session=True
             )
             try:
                 while meanwhile is not None and child.poll() is None and not meanwhile(child, run):

@@ -82,7 +82,7 @@ def test_a_full_context_forgets_the_oldest(reporter: Recorder) -> None:
     assert contents[-1] == "d"
     assert "a" not in contents
     assert all(echo.count_tokens(heard) + GREEDY.max_tokens <= 60 for heard in echo.heard)
-    assert "oldest turns" in reporter.said[-1]
+    assert "oldest turns" in reporter.messages[-1]
 
 
 def test_the_text_of_a_stopped_answer_stays_in_the_history() -> None:
@@ -127,10 +127,10 @@ def test_the_live_model_answers_with_adapter_and_soul(run: Run, quick_base: Path
         wanted = greedily(model, tokenizer, messages, GREEDY.max_tokens)
     with load_models(run, None, live=True, compare=True, context=None) as found:
         base, live = found
-        said = {chat_model.name: "".join(chat_model.generate(messages, GREEDY)) for chat_model in (base, live)}
+        output = {chat_model.name: "".join(chat_model.generate(messages, GREEDY)) for chat_model in (base, live)}
         assert live.count_tokens(messages) == len(chat_ids(tokenizer, messages))
-    assert said["live"] == wanted != ""
-    assert said["base"] != wanted
+    assert output["live"] == wanted != ""
+    assert output["base"] != wanted
 
 
 def test_answers_in_one_batch_are_those_of_one_at_a_time(run: Run, quick_base: Path) -> None:
@@ -171,12 +171,12 @@ def test_answers_are_cut_when_their_time_is_over(run: Run) -> None:
 def test_the_same_seed_gives_the_same_answer(run: Run) -> None:
     messages = [USER]
     with load_models(run, None, live=True, compare=False, context=None) as (live,):
-        told = {
+        shown = {
             seed: ["".join(live.generate(messages, SamplingParams(12, 1.5, seed))) for _ in range(2)] for seed in (0, 1)
         }
-    assert told[0][0] == told[0][1]
-    assert told[1][0] == told[1][1]
-    assert told[0] != told[1]
+    assert shown[0][0] == shown[0][1]
+    assert shown[1][0] == shown[1][1]
+    assert shown[0] != shown[1]
 
 
 def test_a_failure_in_the_middle_is_raised(quick_base: Path) -> None:
@@ -221,8 +221,8 @@ def aegis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         with pytest.raises(SystemExit) as ended:
             app.main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
 
     yield call
     progress.install(progress.SilentReporter())

@@ -483,7 +483,7 @@ def test_dry_runs_write_nothing(aegis: Aegis, quick_base: Path, dataset: Path, t
         ended = aegis(*command, *(() if command[0] == "plan" else ("--dry-run",)))
         assert (ended.code, expected in ended.out, "nothing was written" in ended.out) == (0, True, True), ended
         assert there() == before, command
-    assert aegis("verify", "--run", "r", "--dry-run").code == 5  # it is not finished, and that is said
+    assert aegis("verify", "--run", "r", "--dry-run").code == 5  # it is not finished, and the error names that
     assert there() == before
 
 

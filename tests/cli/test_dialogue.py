@@ -58,7 +58,7 @@ def chat(
             monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
         monkeypatch.setattr(sys, "stdin", terminal)
         Dialogue([Conversation(parrot, SamplingParams())]).run()
-        return reporter.said
+        return reporter.messages
 
     return run
 
@@ -69,11 +69,11 @@ def questions(parrot: Parrot) -> list[str]:
 
 def test_an_empty_line_is_ignored_and_bye_ends_the_chat(chat: Chat, parrot: Parrot) -> None:
     """A banner comes first, and the speed after each answer; lines after /bye are not read."""
-    said = chat("hello\n\n   \nagain\n/bye\nmore\n")
+    output = chat("hello\n\n   \nagain\n/bye\nmore\n")
     assert questions(parrot) == ["hello", "again"]
-    assert "parrot" in said[0]
-    assert "/?" in said[0]
-    assert [text for text in said if text.startswith("7 tokens, ")] == said[1:]
+    assert "parrot" in output[0]
+    assert "/?" in output[0]
+    assert [text for text in output if text.startswith("7 tokens, ")] == output[1:]
 
 
 def test_the_end_of_the_input_ends_the_chat(chat: Chat, parrot: Parrot) -> None:
@@ -90,7 +90,7 @@ def test_several_lines_are_one_question(chat: Chat, parrot: Parrot) -> None:
 def test_chat_commands_are_not_sent_as_questions(chat: Chat, parrot: Parrot, tmp_path: Path) -> None:
     """They change history, system message and seed; an unknown one is reported."""
     file = tmp_path / "chats.jsonl"
-    said = chat(
+    output = chat(
         f"/system be brief\na\nb\n/regenerate\n/save {file}\n/save {file}\n/clear\nc\n/system\n/nope\n/?\n/save\n"
     )
     assert questions(parrot) == ["a", "b", "b", "c"]
@@ -99,20 +99,20 @@ def test_chat_commands_are_not_sent_as_questions(chat: Chat, parrot: Parrot, tmp
     lines = file.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
     assert json.loads(lines[0])["messages"][-1] == {"role": "assistant", "content": "b/1"}
-    assert "be brief" in said
-    assert any("/nope" in text for text in said)
-    assert any("/regenerate" in text for text in said)
+    assert "be brief" in output
+    assert any("/nope" in text for text in output)
+    assert any("/regenerate" in text for text in output)
 
 
 def test_taking_back_without_a_question_is_reported(chat: Chat, parrot: Parrot) -> None:
-    said = chat("/regenerate\n/save x\n/system\n")
-    assert len(said) == 4
+    output = chat("/regenerate\n/save x\n/system\n")
+    assert len(output) == 4
     assert parrot.heard == []
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Chat, parrot: Parrot) -> None:
     """The text so far stays in the history; a question that fails does not."""
-    said = chat("stop\ntoo long\nhello\n")
+    output = chat("stop\ntoo long\nhello\n")
     assert questions(parrot) == ["stop", "too long", "hello"]
-    assert "stopped" in said
+    assert "stopped" in output
     assert [message["content"] for message in parrot.heard[-1]] == ["stop", "stop/0", "hello"]

@@ -12,7 +12,7 @@ from aegis.cli.exit import run_and_exit
 from aegis.errors import DivergedError, UsageError
 
 
-def told(command: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+def shown(command: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
     with pytest.raises(SystemExit) as ended:
         run_and_exit(command)
     return ended.value.code, capsys.readouterr().err
@@ -28,15 +28,15 @@ def test_a_signal_does_not_hide_an_error_that_is_being_raised(capsys: pytest.Cap
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    code, said = told(command, capsys)
+    code, output = shown(command, capsys)
     assert code == 2
-    assert "there is no run at here" in said
+    assert "there is no run at here" in output
 
     def alone() -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         return 0
 
-    assert told(alone, capsys) == (143, "aegis: terminated\n")
+    assert shown(alone, capsys) == (143, "aegis: terminated\n")
 
 
 def test_a_process_that_ends_because_of_another_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,10 +46,10 @@ def test_a_process_that_ends_because_of_another_prints_nothing(capsys: pytest.Ca
         except DivergedError as error:
             raise SystemExit(error.exit_code) from error
 
-    assert told(command, capsys) == (6, "")
+    assert shown(command, capsys) == (6, "")
 
 
 def test_the_callers_handlers_are_restored(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    assert told(lambda: 0, capsys) == (0, "")
+    assert shown(lambda: 0, capsys) == (0, "")
     assert signal.getsignal(signal.SIGTERM) is before

@@ -94,8 +94,8 @@ def test_help_is_japanese_and_fits_a_terminal(name: str, monkeypatch: pytest.Mon
     for text in (english, japanese):
         assert all(option in text for option in options)
     assert english_in(english)
-    told = japanese.partition(f"\n{translate_help('Examples')}:")[0]
-    assert english_in(told) == []
+    shown = japanese.partition(f"\n{translate_help('Examples')}:")[0]
+    assert english_in(shown) == []
     names = {name for context in CONTEXTS.values() for name in getattr(context.command, "commands", {})}
     assert all(layout.cell_width(line) <= FOLDED_AT for line in japanese.splitlines())
     assert name != "aegis" or all(f"\n  {command} " in japanese for command in names)

@@ -146,22 +146,22 @@ def test_a_librarys_own_log_handler_shows_no_secret_and_no_control_code(
 ) -> None:
     """huggingface_hub and transformers print to stderr past the root logger; the control is the same before."""
     monkeypatch.setenv("HF_ENDPOINT", "http://user:s3cr3t-word@hub.example")
-    library, said = logging.getLogger("aegis-test.library"), io.StringIO()
+    library, output = logging.getLogger("aegis-test.library"), io.StringIO()
     library.propagate = False
-    handler = logging.StreamHandler(said)
+    handler = logging.StreamHandler(output)
     library.addHandler(handler)
     factory = logging.getLogRecordFactory()
     logging.setLogRecordFactory(logging.LogRecord)  # a command of an earlier test may have replaced it
     try:
         library.warning("cannot reach %s \x1b[2J", "s3cr3t-word")
-        assert "s3cr3t" in said.getvalue()
-        said.truncate(0)
+        assert "s3cr3t" in output.getvalue()
+        output.truncate(0)
         logfile.show_safely()
         library.warning("cannot reach %s \x1b[2J", "s3cr3t-word")
         library.warning("100 % of it")
     finally:
         logging.setLogRecordFactory(factory)
         library.removeHandler(handler)
-    assert "s3cr3t" not in said.getvalue()
-    assert "\\x1b[2J" in said.getvalue()
-    assert "100 % of it" in said.getvalue()
+    assert "s3cr3t" not in output.getvalue()
+    assert "\\x1b[2J" in output.getvalue()
+    assert "100 % of it" in output.getvalue()

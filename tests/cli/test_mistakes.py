@@ -108,13 +108,13 @@ def test_each_mistake_is_answered_with_its_fix(
     monkeypatch.setattr(sys, "argv", ["aegis", *shlex.split(line)])
     with pytest.raises(SystemExit) as ended:
         app.main()
-    told = capsys.readouterr()
+    shown = capsys.readouterr()
     code, cure = MISTAKES[line]
-    assert (ended.value.code, told.out) == (code, ""), told
-    answer = told.err[told.err.index("aegis: ") :].replace("\\", "/")
+    assert (ended.value.code, shown.out) == (code, ""), shown
+    answer = shown.err[shown.err.index("aegis: ") :].replace("\\", "/")
     assert len(answer.splitlines()) <= 3, answer
     assert (cure if isinstance(cure, str) else cure[language]) in answer
-    assert "Traceback" not in told.err
+    assert "Traceback" not in shown.err
 
 
 def test_the_table_has_the_promised_number_of_mistakes() -> None:

@@ -101,7 +101,7 @@ def test_a_config_that_is_read_and_written_is_the_same_text(model: type[StageCon
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "shown"),
     [
         ({"keep_source": "data"}, "needs keep_data"),
         ({"keep_source": "both"}, "needs keep_data"),
@@ -113,10 +113,10 @@ def test_a_config_that_is_read_and_written_is_the_same_text(model: type[StageCon
         ({"keep_weight": -1.0}, "keep_weight"),
     ],
 )
-def test_contradicting_keep_settings_are_refused(given: dict, told: str) -> None:
+def test_contradicting_keep_settings_are_refused(given: dict, shown: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(TrainConfig, environment={}, flags=given)
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
 
 
 def test_configs_are_frozen() -> None:
@@ -126,7 +126,7 @@ def test_configs_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         ("[train]\nmax_step = 3\n", "did you mean 'max_steps'?"),
         ("[trian]\nmax_steps = 3\n", "did you mean 'train'?"),
@@ -137,12 +137,12 @@ def test_configs_are_frozen() -> None:
         ("train = 3\n", "[train] is not a table"),
     ],
 )
-def test_an_unknown_key_of_a_file_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_an_unknown_key_of_a_file_is_refused(tmp_path: Path, text: str, shown: str) -> None:
     """An unknown table or key, of any stage, is refused by any stage, with the nearest name."""
     file = toml(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         resolve(TrainConfig, file=file, environment={})
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
     assert str(file) in str(caught.value)
 
 
@@ -168,7 +168,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "shown"),
     [
         ("AEGIS_TRAIN_MAX_STEP", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
         ("AEGIS_TRIAN_MAX_STEPS", "did you mean 'AEGIS_TRAIN_MAX_STEPS'?"),
@@ -177,10 +177,10 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         ("AEGIS_TRAIN_", "AEGIS_TRAIN_ is not a variable"),
     ],
 )
-def test_an_unknown_variable_is_refused(name: str, told: str) -> None:
+def test_an_unknown_variable_is_refused(name: str, shown: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(TrainConfig, environment={name: "3"})
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
 
 
 def test_variables_of_other_programs_are_ignored() -> None:
@@ -190,7 +190,7 @@ def test_variables_of_other_programs_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "shown"),
     [
         ("max_steps", "many", "max_steps = 'many'"),
         ("max_steps", 0, "at least 1"),
@@ -210,11 +210,11 @@ def test_variables_of_other_programs_are_ignored() -> None:
         ("seed", 2**31, "less than"),
     ],
 )
-def test_wrong_values_are_named(tmp_path: Path, key: str, value: object, told: str) -> None:
+def test_wrong_values_are_named(tmp_path: Path, key: str, value: object, shown: str) -> None:
     """The stage, the key, the value and what it should have been; all wrong ones at once."""
     with pytest.raises(UsageError) as caught:
         resolve(TrainConfig, environment={}, flags={key: value, "batch_size": -1})
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
     assert "train: batch_size = -1" in str(caught.value)
 
 

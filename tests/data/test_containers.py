@@ -136,8 +136,8 @@ def test_several_files_are_one_source(tmp_path: Path, reporter: Recorder) -> Non
     (folder / ".hidden.jsonl").write_text("{", encoding="utf-8")
     for source in (folder, f"{folder}/*.jsonl*", f"{folder}/b.jsonl,{folder}/a.jsonl.gz"):
         assert values(str(source)) == ROWS * 2
-    assert any("2 files are read as one dataset: a.jsonl.gz, b.jsonl" in text for text in reporter.said)
-    assert any("not read, because their type is not supported: README.md" in text for text in reporter.said)
+    assert any("2 files are read as one dataset: a.jsonl.gz, b.jsonl" in text for text in reporter.messages)
+    assert any("not read, because their type is not supported: README.md" in text for text in reporter.messages)
     one, other = open_source(folder), open_source(f"{folder}/*.jsonl")
     assert one.sha256() != other.sha256()
     rows = list(one.rows(Rejects("x")))

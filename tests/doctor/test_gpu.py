@@ -133,7 +133,7 @@ def test_a_cpu_build_of_torch_on_a_machine_with_a_card_is_reported(nvml: Nvml, t
 
 
 @pytest.mark.parametrize(
-    ("cuda", "hidden", "told"),
+    ("cuda", "hidden", "shown"),
     [
         (13000, "", "CUDA_VISIBLE_DEVICES hides the card"),
         (12040, None, "runs CUDA up to 12.4"),
@@ -146,7 +146,7 @@ def test_a_cuda_build_that_sees_no_card_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     cuda: int,
     hidden: str | None,
-    told: str,
+    shown: str,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
@@ -154,11 +154,11 @@ def test_a_cuda_build_that_sees_no_card_is_reported(
     nvml(cuda=cuda)
     torch_sees("13.0", False)
     found = only(card.torch_build())
-    assert (found.state, told in found.detail, bool(found.cure)) == ("fail", True, True), found
+    assert (found.state, shown in found.detail, bool(found.cure)) == ("fail", True, True), found
 
 
 @pytest.mark.parametrize(
-    ("capability", "free", "state", "told"),
+    ("capability", "free", "state", "shown"),
     [
         ((8, 6), 2 * GB, "warn", "2.0 GB of 12.0 GB free"),
         ((7, 5), 11 * GB, "warn", "no bfloat16"),
@@ -172,12 +172,12 @@ def test_a_cards_capability_and_free_memory_are_judged(
     capability: tuple[int, int],
     free: int,
     state: str,
-    told: str,
+    shown: str,
 ) -> None:
     nvml(capability=capability, free=free)
     torch_sees("13.0", True)
     found = only(card.gpus())
-    assert (found.state, told in found.detail, bool(found.cure)) == (state, True, state != "ok"), found
+    assert (found.state, shown in found.detail, bool(found.cure)) == (state, True, state != "ok"), found
 
 
 def test_a_card_newer_than_the_build_runs_its_ptx() -> None:

@@ -36,7 +36,7 @@ def test_each_version_of_python_is_judged(
 
 
 @pytest.mark.parametrize(
-    ("made", "state", "told"),
+    ("made", "state", "shown"),
     [
         ((), "ok", "of your own"),
         (("start/lock",), "fail", "not finished"),
@@ -45,7 +45,7 @@ def test_each_version_of_python_is_judged(
     ],
 )
 def test_each_unfinished_state_of_the_set_up_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: tuple[str, ...], state: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: tuple[str, ...], state: str, shown: str
 ) -> None:
     """The records of tools/start.py, whose last act is the stamp; an environment made by hand has none."""
     for name in made:
@@ -53,7 +53,7 @@ def test_each_unfinished_state_of_the_set_up_is_reported(
         (tmp_path / name).touch()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     found = only(installation.set_up())
-    assert (found.state, told in found.detail) == (state, True)
+    assert (found.state, shown in found.detail) == (state, True)
     assert found.cure.endswith("start.py setup") == (state == "fail")
 
 

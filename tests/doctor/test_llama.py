@@ -48,7 +48,7 @@ def test_a_converter_that_differs_from_the_pinned_one_is_reported(kept: Path, da
     before = sorted(kept.rglob("*"))
     found = only(llama.converter())
     assert (found.state, found.cure) == ("fail", f"{sys.executable} -m vendor_llama_cpp")
-    assert sorted(kept.rglob("*")) == before  # told, not mended: nothing is fetched here
+    assert sorted(kept.rglob("*")) == before  # reported, not mended: nothing is fetched here
 
 
 def test_the_users_own_llama_cpp_checkout_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,8 @@ def test_names_are_translated_for_readers_and_not_for_programs(
     assert {cell_width(line) for line in lines[:-1]} == {cell_width(lines[0])}
     assert lines[-1].startswith(f"まだ準備ができていません: {', '.join(shown)}")
     JsonReporter().result("", {"findings": findings})
-    told = json.loads(capsys.readouterr().out)["report"]["findings"]
-    assert [finding["name"] for finding in told] == list(names)
+    printed = json.loads(capsys.readouterr().out)["report"]["findings"]
+    assert [finding["name"] for finding in printed] == list(names)
 
 
 def test_columns_are_aligned_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +157,12 @@ def test_a_set_up_that_was_cut_short_is_never_ready(tmp_path: Path, missing: str
     """A package that does not import: a kernel's, or one that the command line itself is made of."""
     (tmp_path / f"{missing}.py").write_text("raise ImportError('half installed', name=__name__)\n", encoding="utf-8")
     done = run_aegis("doctor", path=str(tmp_path))
-    told = done.stdout + done.stderr
-    assert done.returncode == 3, told
-    assert "Traceback" not in told
-    assert "half installed" in told
-    assert "not ready" in told
-    assert "start.py setup" in told or "pip install" in told
+    printed = done.stdout + done.stderr
+    assert done.returncode == 3, printed
+    assert "Traceback" not in printed
+    assert "half installed" in printed
+    assert "not ready" in printed
+    assert "start.py setup" in printed or "pip install" in printed
 
 
 def test_no_package_is_imported_before_its_presence_is_checked() -> None:

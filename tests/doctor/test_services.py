@@ -21,14 +21,14 @@ def only(findings: list[Finding]) -> Finding:
     return found
 
 
-@pytest.mark.parametrize(("token", "told"), [(TOKEN, "a token is set"), (None, "no token")])
+@pytest.mark.parametrize(("token", "shown"), [(TOKEN, "a token is set"), (None, "no token")])
 def test_the_presence_of_a_token_is_reported_and_not_its_value(
-    monkeypatch: pytest.MonkeyPatch, token: str | None, told: str
+    monkeypatch: pytest.MonkeyPatch, token: str | None, shown: str
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     found = only(services.hub())
-    assert (found.state, told in found.detail, TOKEN in str(found)) == ("ok", True, False)
+    assert (found.state, shown in found.detail, TOKEN in str(found)) == ("ok", True, False)
 
 
 def test_offline_mode_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ class Ended:
     """A command's exit code (negative: the signal), its output, and its maximum resident memory."""
 
     code: int
-    said: str
+    output: str
     peak_bytes: int
 
 
@@ -58,12 +58,12 @@ class Forked:
     ) -> Ended:
         """Run `aegis ARGUMENTS` in `folder`, and wait until every process that it started has ended."""
         # beside the folder: what is printed is not to fail when its disk plays full
-        said = folder.with_name(f"{folder.name}.said.txt")
+        output = folder.with_name(f"{folder.name}.output.txt")
         asked = {
             "folder": str(folder),
             "arguments": [str(argument) for argument in arguments],
             "environment": dict(environment or {}),
-            "said": str(said),
+            "output": str(output),
             "powerless": powerless,
             "painted": painted or self._painted,
             "state": str(state or ""),
@@ -71,5 +71,5 @@ class Forked:
         }
         answer = self._server.ask(asked)
         assert answer["lingered_s"] < 10, f"a child went on for {answer['lingered_s']} s after its parent had ended"
-        text = said.read_text(encoding="utf-8", errors="replace")
+        text = output.read_text(encoding="utf-8", errors="replace")
         return Ended(int(answer["code"]), text, int(answer["peak_bytes"]))

@@ -105,7 +105,7 @@ class Laboratory:
             log = place / "operations.tsv"
             state = write_state(place, log=log)
             ended = self._aegis(place, state, job)
-            assert ended.code == 0, f"{job} undisturbed: {ended.code}\n{ended.said}"
+            assert ended.code == 0, f"{job} undisturbed: {ended.code}\n{ended.output}"
             lines = log.read_text(encoding="utf-8").splitlines()
             found = [line.split("\t", 3) for line in lines]
             self._operations[job] = [Operation(int(n), kind, int(size), path) for n, kind, size, path in found]
@@ -133,11 +133,11 @@ class Laboratory:
             before = set(_fingerprint(place))
             state = write_state(place, target=point.operation.number, mode=MODES.index("full"))
             ended = self._aegis(place, state, point.job)
-            told = ended.code == 3 and re.search("disk is full|No space left", ended.said)
+            shown = ended.code == 3 and re.search("disk is full|No space left", ended.output)
             # the quantizer does not notice that its last bytes were lost; the disk here only plays full
-            found_out = ended.code == 7 and "reported success but wrote a damaged file" in ended.said
-            if not (told or found_out) or re.search("^Traceback", ended.said, re.MULTILINE):
-                return Outcome(point, f"it ended with {ended.code}\n{ended.said}")
+            found_out = ended.code == 7 and "reported success but wrote a damaged file" in ended.output
+            if not (shown or found_out) or re.search("^Traceback", ended.output, re.MULTILINE):
+                return Outcome(point, f"it ended with {ended.code}\n{ended.output}")
             litter = [name for name in set(_fingerprint(place)) - before if re.search(r"/\.[^/]", name)]
             if litter:
                 return Outcome(point, "litter: " + ", ".join(litter))
@@ -152,7 +152,7 @@ class Laboratory:
             state = write_state(place, target=point.operation.number, mode=MODES.index(point.mode))
             ended = self._aegis(place, state, point.job)
             if ended.code != -9:
-                return Outcome(point, f"it was not killed: it ended with {ended.code}\n{ended.said}")
+                return Outcome(point, f"it was not killed: it ended with {ended.code}\n{ended.output}")
             return Outcome(point, self._recovery(place, point.job))
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -172,11 +172,11 @@ class Laboratory:
         if torn := _torn(place):
             return f"torn under its final name: {torn}"
         ended = self._aegis(place, write_state(place), job)
-        code, said = ended.code, ended.said
+        code, output = ended.code, ended.output
         # asked again for what is there, train says so
-        stands = job == "train" and code == 2 and "is finished" in said
+        stands = job == "train" and code == 2 and "is finished" in output
         if code != 0 and not stands:
-            return f"started again it ended with {code}\n{said}"
+            return f"started again it ended with {code}\n{output}"
         return differences(self._golden[job], _fingerprint(place))
 
     def _fresh(self, job: str, kind: str) -> Path:
@@ -198,7 +198,7 @@ class Laboratory:
             for step in JOBS[: JOBS.index(job) + 1]:
                 changed = older[job] if step == job else []
                 ended = self.forked.aegis(place, *self.arguments(step), *changed)
-                assert ended.code == 0, ended.said
+                assert ended.code == 0, ended.output
 
         return self._once(f"start-{job}", make)
 
@@ -297,7 +297,7 @@ def _without_times(line: str) -> str:
 
 
 def differences(golden: dict[str, str], found: dict[str, str]) -> str:
-    told = [f"missing: {name}" for name in golden.keys() - found.keys()]
-    told += [f"litter: {name}" for name in found.keys() - golden.keys()]
-    told += [f"other bytes: {name}" for name in golden.keys() & found.keys() if golden[name] != found[name]]
-    return "\n".join(sorted(told))
+    shown = [f"missing: {name}" for name in golden.keys() - found.keys()]
+    shown += [f"litter: {name}" for name in found.keys() - golden.keys()]
+    shown += [f"other bytes: {name}" for name in golden.keys() & found.keys() if golden[name] != found[name]]
+    return "\n".join(sorted(shown))

@@ -69,9 +69,9 @@ def feed_to(gguf: Path) -> Callable[[bytes, Path], None]:
             wanted.max_tokens = _TOKENS
             asyncio.run(answer(wanted))
         except Refusal as refusal:
-            said = json.dumps(refusal.body)
-            if refusal.status != 400 or str(gguf.parent) in said:
-                raise RuntimeError(said) from None
-            raise UsageError("serving.bad_grammar", text=said) from None
+            output = json.dumps(refusal.body)
+            if refusal.status != 400 or str(gguf.parent) in output:
+                raise RuntimeError(output) from None
+            raise UsageError("serving.bad_grammar", text=output) from None
 
     return feed

@@ -68,8 +68,8 @@ def test_a_damaged_newest_checkpoint_is_skipped(
     for age, step in enumerate(steps):
         os.utime(step, (age * 1000, age * 1000))
     ended = train(laboratory, tmp_path / "place")
-    assert ended.code == 0, ended.said
-    assert "skipping a damaged checkpoint" in ended.said
+    assert ended.code == 0, ended.output
+    assert "skipping a damaged checkpoint" in ended.output
     adapter = tmp_path / "place" / "run" / "adapter"
     for path in (whole / "adapter").iterdir():
         assert (adapter / path.name).read_bytes() == path.read_bytes(), path.name
@@ -82,5 +82,5 @@ def test_training_never_starts_over_if_every_checkpoint_is_damaged(
     for step in list_steps(Run(tmp_path / "place" / "run").checkpoints):
         DAMAGES["one bit"](step)
     ended = train(laboratory, tmp_path / "place")
-    assert (ended.code, "every checkpoint" in ended.said) == (5, True), ended.said
+    assert (ended.code, "every checkpoint" in ended.output) == (5, True), ended.output
     assert train(laboratory, tmp_path / "place", "--overwrite").code == 0

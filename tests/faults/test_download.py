@@ -43,9 +43,9 @@ def train(online: Forked, laboratory: Laboratory, tmp_path: Path) -> object:
     def command(fault: str, **environment: str) -> Ended:
         arguments = [*laboratory.arguments("train"), "--base-model", f"org/{fault}", "--max-steps", "1"]
         ended = online.aegis(tmp_path, *arguments, "--run", fault, environment={"HF_TOKEN": TOKEN, **environment})
-        assert "Traceback (most recent call last)" not in ended.said
+        assert "Traceback (most recent call last)" not in ended.output
         # the token goes to the Hub and nowhere else
-        assert TOKEN not in ended.said
+        assert TOKEN not in ended.output
         for path in (tmp_path / fault).rglob("*"):
             assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
         return ended
@@ -57,7 +57,7 @@ def test_a_downloaded_base_is_complete_and_then_used_offline(train, hub: Hub, tm
     """The revision becomes a commit in the manifest; no code, no pickle is asked for; later nothing is asked at all."""
     ended = train("whole")
     assert ended.code == 0
-    assert "downloading org/whole: done" in ended.said
+    assert "downloading org/whole: done" in ended.output
     assert TrainFacts.read(Run(tmp_path / "whole").adapter).revision == COMMIT
     fetched = {name for repository, name in hub.asked if repository == "whole"}
     assert WEIGHTS in fetched
@@ -74,27 +74,27 @@ def test_a_download_that_is_cut_off_is_resumed(train, hub: Hub) -> None:  # type
 def test_a_request_to_a_busy_server_is_repeated(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
     ended = train("busy")
     assert ended.code == 0
-    assert "503" in ended.said
+    assert "503" in ended.output
     assert hub.asked["busy", WEIGHTS] == 3
 
 
 def test_a_file_that_never_arrives_completely_is_an_error(train, hub: Hub) -> None:  # type: ignore[no-untyped-def]
     """More bytes are announced than ever come: a bounded number of tries."""
     ended = train("longer")
-    assert (ended.code, "could not be downloaded" in ended.said) == (3, True)
+    assert (ended.code, "could not be downloaded" in ended.output) == (3, True)
     assert hub.asked["longer", WEIGHTS] < 10
 
 
 def test_a_file_of_the_right_size_and_wrong_bytes_is_refused(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Not trained on; removed, so that the next start fetches it again."""
     ended = train("spoiled")
-    assert (ended.code, f"{WEIGHTS} is not what the Hub has" in ended.said) == (5, True)
+    assert (ended.code, f"{WEIGHTS} is not what the Hub has" in ended.output) == (5, True)
     assert not (tmp_path / "spoiled").exists()
     assert train("spoiled").code == 0
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "told"),
+    ("fault", "code", "shown"),
     [
         ("gated", 3, "org/gated is gated"),
         ("private", 2, "no model 'org/private' on the Hub, or it is private"),
@@ -102,7 +102,7 @@ def test_a_file_of_the_right_size_and_wrong_bytes_is_refused(train, tmp_path: Pa
         ("portal", 3, "the responses do not come from the Hub"),
     ],
 )
-def test_each_refusal_has_its_own_message(train, tmp_path: Path, fault: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_each_refusal_has_its_own_message(train, tmp_path: Path, fault: str, code: int, shown: str) -> None:  # type: ignore[no-untyped-def]
     ended = train(fault)
-    assert (ended.code, told in ended.said) == (code, True), ended.said
+    assert (ended.code, shown in ended.output) == (code, True), ended.output
     assert not (tmp_path / fault).exists()

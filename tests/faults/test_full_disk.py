@@ -53,9 +53,9 @@ def test_a_disk_too_small_for_a_checkpoint_is_an_error_that_leaves_no_part_of_it
     ended = laboratory.forked.aegis(
         small_disk.parent, *laboratory.arguments("train"), "--run", small_disk / "run", "--lora-r", "4"
     )
-    assert ended.code == 3, ended.said
-    assert "disk" in ended.said
-    assert "Traceback" not in ended.said
+    assert ended.code == 3, ended.output
+    assert "disk" in ended.output
+    assert "Traceback" not in ended.output
     assert [path for path in (small_disk / "run").rglob("*") if path.name not in ("run.lock", "metrics.jsonl")] in (
         [],
         [small_disk / "run" / "checkpoints"],

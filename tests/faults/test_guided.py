@@ -55,12 +55,12 @@ def fuzz(base: Path, gguf: Path, work: Path, *more: str) -> list[dict[str, Any]]
 
 
 def test_fuzzing_finds_no_bug_in_any_parser(laboratory: Laboratory, gguf: Path, tmp_path: Path) -> None:
-    told = fuzz(laboratory.base, gguf, tmp_path / "work", "--runs", "400", "--seed", "1618")
-    assert tuple(row["target"] for row in told) == _NAMES
-    assert [row for row in told if row["faults"]] == []
-    assert all(row["cases"] == 400 for row in told)
+    shown = fuzz(laboratory.base, gguf, tmp_path / "work", "--runs", "400", "--seed", "1618")
+    assert tuple(row["target"] for row in shown) == _NAMES
+    assert [row for row in shown if row["faults"]] == []
+    assert all(row["cases"] == 400 for row in shown)
     # what reached something new was kept, beside the honest files
-    assert sum(row["kept"] > 4 for row in told) >= 7
+    assert sum(row["kept"] > 4 for row in shown) >= 7
 
 
 def test_guided_fuzzing_finds_what_blind_mutation_does_not(laboratory: Laboratory, gguf: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_row_takes_little_more_than_its_tokens(laboratory: Laboratory, tmp_pat
         write_rows(tmp_path / f"{count}.jsonl", count)
         arguments = [*laboratory.arguments("train"), "--dataset", tmp_path / f"{count}.jsonl", "--run", str(count)]
         ended = laboratory.forked.aegis(tmp_path, *arguments)
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
         peaks.append(ended.peak_bytes)
     assert (peaks[1] - peaks[0]) / 30_000 < 2000
 
@@ -43,7 +43,7 @@ def test_the_number_of_files_does_not_depend_on_the_steps(laboratory: Laboratory
     for count in (20, 80):
         arguments = [*laboratory.arguments("train"), "--max-steps", count, "--save-steps", "5", "--run", str(count)]
         ended = laboratory.forked.aegis(tmp_path, *arguments, "--keep-checkpoints", "2")
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
         run = Run(tmp_path / str(count))
         rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
         assert [row["step"] for row in rows] == list(range(1, count + 1))

@@ -53,8 +53,8 @@ def test_the_pipeline_works_under_awkward_names(laboratory: Laboratory, tmp_path
     shutil.copyfile(laboratory.data, data)
     arguments = [*laboratory.arguments("run"), "--base-model", base, "--dataset", data, "--run", run]
     ended = laboratory.forked.aegis(home, *arguments, painted=True)
-    assert "Traceback" not in ended.said, ended.said
-    assert ended.code == (2 if group == [ALONE] else 0), ended.said
+    assert "Traceback" not in ended.output, ended.output
+    assert ended.code == (2 if group == [ALONE] else 0), ended.output
     assert not list(tmp_path.rglob("pwned"))
     assert {path.name for path in home.iterdir()} <= {"bases", "data", "runs", "cache"}
     if ended.code == 0:
@@ -68,6 +68,6 @@ def test_a_relative_path_and_a_name_for_the_gguf_work(laboratory: Laboratory, tm
     ended = laboratory.forked.aegis(
         tmp_path / "home", *laboratory.arguments("run"), f"--run={name}", f"--name={name}", "--quiet"
     )
-    assert ended.code in (0, 2), ended.said
-    assert "Traceback" not in ended.said
+    assert ended.code in (0, 2), ended.output
+    assert "Traceback" not in ended.output
     assert not list(tmp_path.rglob("pwned"))

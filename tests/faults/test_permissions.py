@@ -31,8 +31,8 @@ def train(laboratory: Laboratory, folder: Path, *more: object, **environment: st
     ended = laboratory.forked.aegis(
         folder, *laboratory.arguments("train"), *more, environment=environment, powerless=True
     )
-    assert "Traceback" not in ended.said, ended.said
-    return ended.code, ended.said
+    assert "Traceback" not in ended.output, ended.output
+    return ended.code, ended.output
 
 
 @pytest.mark.parametrize("where", [".", "run", "run/checkpoints"])
@@ -40,9 +40,9 @@ def test_a_read_only_folder_is_an_error_with_a_fix(laboratory: Laboratory, tmp_p
     (tmp_path / "cache").mkdir()
     (tmp_path / where).mkdir(parents=True, exist_ok=True)
     closed(tmp_path / where, 0o500)
-    code, said = train(laboratory, tmp_path)
-    assert code == 2, said
-    assert (where.rpartition("/")[2] if where != "." else "run") in said
+    code, output = train(laboratory, tmp_path)
+    assert code == 2, output
+    assert (where.rpartition("/")[2] if where != "." else "run") in output
     assert not (tmp_path / "run" / "adapter").exists()
 
 
@@ -50,9 +50,9 @@ def test_a_read_only_cache_is_an_error_with_a_fix(laboratory: Laboratory, tmp_pa
     closed(tmp_path, 0o700)
     (tmp_path / "locked").mkdir()
     closed(tmp_path / "locked", 0o500)
-    code, said = train(laboratory, tmp_path, AEGIS_CACHE_DIR=str(tmp_path / "locked"))
-    assert code in (2, 3), said
-    assert "locked" in said
+    code, output = train(laboratory, tmp_path, AEGIS_CACHE_DIR=str(tmp_path / "locked"))
+    assert code in (2, 3), output
+    assert "locked" in output
 
 
 @pytest.mark.parametrize("what", ["dataset", "base"])
@@ -63,9 +63,9 @@ def test_unreadable_input_is_an_error_with_a_fix(laboratory: Laboratory, tmp_pat
     for path in laboratory.base.iterdir():
         (base / path.name).write_bytes(path.read_bytes())
     closed({"dataset": data, "base": base / "model.safetensors"}[what], 0)
-    code, said = train(laboratory, tmp_path, "--dataset", data, "--base-model", base)
-    assert code in (2, 5), said
-    assert {"dataset": "data.jsonl", "base": "model.safetensors"}[what] in said
+    code, output = train(laboratory, tmp_path, "--dataset", data, "--base-model", base)
+    assert code in (2, 5), output
+    assert {"dataset": "data.jsonl", "base": "model.safetensors"}[what] in output
 
 
 def test_a_base_is_never_written(laboratory: Laboratory, tmp_path: Path, closed) -> None:  # type: ignore[no-untyped-def]
@@ -77,11 +77,11 @@ def test_a_base_is_never_written(laboratory: Laboratory, tmp_path: Path, closed)
         closed(base / path.name, 0o400)
     closed(base, 0o500)
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base, powerless=True)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
 
 
 def test_a_file_at_the_runs_path_is_an_error(laboratory: Laboratory, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine", encoding="utf-8")
-    code, said = train(laboratory, tmp_path)
-    assert (code, "run" in said) == (2, True)
+    code, output = train(laboratory, tmp_path)
+    assert (code, "run" in output) == (2, True)
     assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"

@@ -56,13 +56,13 @@ def test_one_signal_saves_and_the_printed_command_resumes(
     stopped = tmp_path / "stopped"
     stopped.mkdir()
     ended = train(laboratory, stopped, blows=[strike(number, rows=5)])
-    assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
+    assert (ended.code, "Traceback" in ended.output) == (code, False), ended.output
     (saved,) = list_steps(Run(stopped / "run").checkpoints)
     verify_directory(saved)
-    printed = re.search(r"continue with: aegis (.+)", ended.said)
-    assert printed, ended.said
+    printed = re.search(r"continue with: aegis (.+)", ended.output)
+    assert printed, ended.output
     again = laboratory.forked.aegis(stopped, *printed[1].split(), environment=laboratory.shared_cache)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.output
     assert trained(stopped) == trained(whole)
     assert losses(stopped) == losses(whole)
 
@@ -78,8 +78,8 @@ def test_two_signals_stop_at_once_and_damage_nothing(
         rows = more + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
         ended = train(laboratory, tmp_path, "--save-steps", "1", blows=[strike(number, rows=rows), strike(number)])
         # the second may find an interpreter that has put its handlers away already: to a shell that is the same
-        assert ended.code in (code, -number), ended.said
-        assert "Traceback" not in ended.said
+        assert ended.code in (code, -number), ended.output
+        assert "Traceback" not in ended.output
         for saved in list_steps(Run(tmp_path / "run").checkpoints):
             verify_directory(saved)
     assert train(laboratory, tmp_path, "--save-steps", "1").code == 0
@@ -97,7 +97,7 @@ def test_other_stages_remove_their_files_after_a_signal(
     ended = laboratory.forked.aegis(
         tmp_path / "place", *laboratory.arguments("export"), blows=[strike(number, file=".part-")]
     )
-    assert (ended.code, "Traceback" in ended.said) == (code, False), ended.said
+    assert (ended.code, "Traceback" in ended.output) == (code, False), ended.output
     assert {path.name for path in run.gguf.iterdir()} == before
     assert [path.name for path in run.root.iterdir() if path.name.startswith(".")] == []
 

@@ -84,7 +84,7 @@ def test_the_hostile_code_would_run_if_it_were_loaded(tmp_path: Path) -> None:
 def test_the_pipeline_runs_no_hostile_code(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
     """Phi-3.5 and Borea ship auto_map and *.py: such a base is used through the native class, and nothing is copied."""
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     run = Run(tmp_path / "run")
     for folder in (run.adapter, run.merged, run.gguf):
         assert [path.name for path in folder.rglob("*") if path.suffix in (".py", ".bin", ".pt", ".pth")] == []
@@ -104,14 +104,14 @@ def test_pickles_in_a_run_are_never_loaded(laboratory: Laboratory, tmp_path: Pat
         plant_pickles(folder, sentinel)
     for job, folder in (("train", run.adapter), ("merge", run.merged), ("export", run.gguf)):
         ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments(job), *(long if job == "train" else ()))
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
         plant_pickles(folder, sentinel)
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("verify"))
-    assert (ended.code, "adapter_model.bin must not exist" in ended.said) == (5, True), ended.said
+    assert (ended.code, "adapter_model.bin must not exist" in ended.output) == (5, True), ended.output
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "shown"),
     [
         ({"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
         ({"model_type": "evil", "architectures": ["EvilForCausalLM"]}, "has no class for it"),
@@ -119,11 +119,11 @@ def test_pickles_in_a_run_are_never_loaded(laboratory: Laboratory, tmp_path: Pat
     ],
 )
 def test_hostile_bases_are_refused_before_anything_is_loaded(
-    laboratory: Laboratory, base: Path, tmp_path: Path, changes: dict[str, Any], told: str
+    laboratory: Laboratory, base: Path, tmp_path: Path, changes: dict[str, Any], shown: str
 ) -> None:
     edit(base / "config.json", **changes)
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
-    assert (ended.code, told in ended.said, "Traceback" in ended.said) == (5, True, False), ended.said
+    assert (ended.code, shown in ended.output, "Traceback" in ended.output) == (5, True, False), ended.output
     assert not (tmp_path / "run").exists()
 
 
@@ -131,14 +131,14 @@ def test_a_tokenizer_class_that_needs_code_is_refused(laboratory: Laboratory, ba
     """tokenizer.json is used if transformers can do without the class, else the base is refused."""
     edit(base / "tokenizer_config.json", tokenizer_class="EvilTokenizer")
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("run"), "--base-model", base)
-    assert ended.code in (0, 5), ended.said
-    assert "Traceback" not in ended.said
+    assert ended.code in (0, 5), ended.output
+    assert "Traceback" not in ended.output
 
 
 def test_weights_in_pickles_only_are_refused(laboratory: Laboratory, base: Path, tmp_path: Path) -> None:
     (base / "model.safetensors").unlink()
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
-    assert (ended.code, "a pickle can run code" in ended.said) == (5, True), ended.said
+    assert (ended.code, "a pickle can run code" in ended.output) == (5, True), ended.output
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
@@ -151,6 +151,6 @@ def test_a_link_out_of_the_base_is_neither_read_nor_written(
     (base / "added_tokens.json").unlink()
     (base / "added_tokens.json").symlink_to(precious if link == "file" else tmp_path)
     ended = laboratory.forked.aegis(tmp_path, *laboratory.arguments("train"), "--base-model", base)
-    assert (ended.code, "is a link out of the model folder" in ended.said) == (5, True), ended.said
+    assert (ended.code, "is a link out of the model folder" in ended.output) == (5, True), ended.output
     assert not (tmp_path / "run").exists()
     assert precious.read_text(encoding="utf-8") == '{"precious": true}'

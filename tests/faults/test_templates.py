@@ -63,10 +63,10 @@ def test_every_fault_of_a_template_is_reported_as_the_templates(
     command: str, template: str, quick_base: Path, quick_gguf: Path, tmp_path: Path
 ) -> None:
     with start(with_template(tmp_path, template, quick_base, quick_gguf)[command], tmp_path) as process:
-        said, _ = process.communicate(timeout=200)
-    assert process.returncode == 4, said
-    assert "template" in said
-    assert "bug" not in said
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 4, output
+    assert "template" in output
+    assert "bug" not in output
 
 
 @pytest.mark.parametrize("command", ["train", "plan", "chat", "serve"])
@@ -78,9 +78,9 @@ def test_ctrl_c_ends_a_command_whose_template_computes_inside_one_call(
     with start(with_template(tmp_path, ONE_CALL, quick_base, quick_gguf)[command], tmp_path) as process:
         worker = _busy_child(process.pid)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
     wait_until(lambda: not runs(worker.pid))
 
 

@@ -5,7 +5,7 @@ Reads one JSON object per line from stdin and runs `aegis ARGUMENTS` in a forked
     folder      its working directory, which gets a separate cache
     arguments   of the command line
     environment variables to set for it
-    said        the file for its output
+    output      the file for its output
     powerless   whether it drops root's right to write where no permission allows it
     state       a state file for crashpoint.c, or null
     painted     whether pictures are painted; else a file has a picture's values, which takes half a training less
@@ -37,14 +37,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LINGERING_S = 20.0
 
 
-def _run_command(folder: str, arguments: list[str], said: str) -> int:
+def _run_command(folder: str, arguments: list[str], output: str) -> int:
     from aegis.cli import app
     from aegis.llama_cpp import process
 
     ForkedTool.server = ToolServer.forked()
     process.subprocess = ForkedSubprocess  # type: ignore[assignment]
     os.chdir(folder)
-    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["aegis", *arguments]
@@ -138,7 +138,7 @@ def main() -> None:
                 Figure.savefig = _write_values  # type: ignore[assignment, method-assign]
             if asked["powerless"]:
                 _give_up_power(shim)
-            os._exit(_run_command(asked["folder"], asked["arguments"], asked["said"]))
+            os._exit(_run_command(asked["folder"], asked["arguments"], asked["output"]))
         _strike(child, Path(asked["folder"]), asked["blows"])
         print(json.dumps(_wait_for_all(child)), flush=True)
 

@@ -13,16 +13,16 @@ from aegis.hub import client
 
 class Told(progress.SilentReporter):
     def __init__(self) -> None:
-        self.told: list[tuple[str, float]] = []
+        self.calls: list[tuple[str, float]] = []
 
     @contextmanager
     def task(self, title: str, total: float | None, unit: str) -> Iterator[progress.Task]:
         bar = progress.SilentTask()
-        bar.advance = lambda amount=1: self.told.append(("advance", amount))  # type: ignore[method-assign]
-        bar.grow = lambda amount: self.told.append(("grow", amount))  # type: ignore[method-assign]
-        self.told.append((f"{title} {unit}", total or 0))
+        bar.advance = lambda amount=1: self.calls.append(("advance", amount))  # type: ignore[method-assign]
+        bar.grow = lambda amount: self.calls.append(("grow", amount))  # type: ignore[method-assign]
+        self.calls.append((f"{title} {unit}", total or 0))
         yield bar
-        self.told.append(("end", 0))
+        self.calls.append(("end", 0))
 
 
 def test_written_bytes_advance_one_progress_bar(
@@ -43,7 +43,7 @@ def test_written_bytes_advance_one_progress_bar(
                 written.update(size)
                 files.update()
         written.set_description("done")
-    assert reporter.told == [
+    assert reporter.calls == [
         ("downloading x B", 100),
         ("advance", 100),
         ("grow", 50),
@@ -59,4 +59,4 @@ def test_without_a_download_there_is_no_progress_bar(monkeypatch: pytest.MonkeyP
     with client.download_bars("downloading x") as bar:
         bar(total=0, unit="B").close()
         assert list(bar([1, 2])) == [1, 2]
-    assert reporter.told == []
+    assert reporter.calls == []

@@ -86,7 +86,7 @@ def test_a_failed_conversion_shows_the_last_lines_and_keeps_the_old_file(
 ) -> None:
     extra = {"soul__rotation": np.ones((4, 4), np.float32)} if quirk == "odd tensor" else {}
     folder = make_model(tmp_path / "model", **extra)
-    said = {
+    output = {
         "unknown architecture": "NoSuchModel",
         "odd tensor": "Can not map tensor",
         "broken weights": "Error",
@@ -100,7 +100,7 @@ def test_a_failed_conversion_shows_the_last_lines_and_keeps_the_old_file(
     out = tmp_path / "out" / "model.gguf"
     out.parent.mkdir()
     out.write_bytes(b"the old file")
-    with pytest.raises(ToolError, match=said[quirk]) as caught:
+    with pytest.raises(ToolError, match=output[quirk]) as caught:
         convert(folder, out, model_name="phi-3")
     assert len(caught.value.why.splitlines()) <= 21
     assert out.read_bytes() == b"the old file"

@@ -87,12 +87,12 @@ def test_the_download_has_a_progress_bar(
     monkeypatch.setattr(tasks, "_JSON_SECONDS", 0)
     monkeypatch.setattr(progress, "_reporter", JsonReporter())
     assert find_converter() == tmp_path
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["event"] for row in told] == ["message", "begin", *["progress"] * 4, "end", "message", "message"]
-    assert (title in told[1]["task"], told[1]["total"], told[1]["unit"]) == (True, pin.size_bytes, "B")
-    assert told[2]["seconds_left"] >= 0
-    assert not any("in English" in str(row) for row in told)
-    assert (english_in(told[0]["text"] + told[-1]["text"]) == []) == (spoken == "ja")
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["event"] for row in shown] == ["message", "begin", *["progress"] * 4, "end", "message", "message"]
+    assert (title in shown[1]["task"], shown[1]["total"], shown[1]["unit"]) == (True, pin.size_bytes, "B")
+    assert shown[2]["seconds_left"] >= 0
+    assert not any("in English" in str(row) for row in shown)
+    assert (english_in(shown[0]["text"] + shown[-1]["text"]) == []) == (spoken == "ja")
 
 
 def test_importing_the_seam_loads_neither_torch_nor_the_bindings() -> None:

@@ -174,7 +174,7 @@ def test_a_text_that_is_too_short_is_a_tool_error_and_leaves_no_file(f16: Path, 
 
 
 def test_progress_is_read_from_unfinished_lines() -> None:
-    told = b"imatrix: computing over 4 chunks, n_ctx=64\n[1]7.1234,[2]6.5678,"
+    shown = b"imatrix: computing over 4 chunks, n_ctx=64\n[1]7.1234,[2]6.5678,"
     read: Callable[[str], float | None] = _Progress()
-    found = [read(line.decode()) for line in re.split(_LINE_END, told)]
+    found = [read(line.decode()) for line in re.split(_LINE_END, shown)]
     assert found == [0.0, 0.25, 0.5, None]

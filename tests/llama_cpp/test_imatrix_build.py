@@ -121,7 +121,7 @@ def test_concurrent_processes_compile_the_tool_once(
     assert len(set(found)) == 1
     assert (home / "count").read_text(encoding="utf-8") == "\n"
     assert names(home) == {found[0].name, "count"}
-    assert any("waiting" in line for line in reporter.said)
+    assert any("waiting" in line for line in reporter.messages)
 
 
 def test_the_leftovers_of_a_killed_build_are_removed(compiled: Path, home: Path, compiler: Compiler) -> None:
@@ -173,7 +173,7 @@ def test_a_binding_without_the_common_library_has_it_compiled_into_the_cache(
     assert libraries.libraries.is_relative_to(home)
     assert common_library.find_libraries() == libraries
     assert libraries.hashes == whole.hashes
-    assert any("libraries" in line for line in reporter.said)
+    assert any("libraries" in line for line in reporter.messages)
 
 
 def _install_again(installed: metadata.Distribution, whole: common_library.Libraries, target: Path) -> None:

@@ -52,7 +52,7 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "output"),
     [
         ("print('reason 17'); sys.exit(1)", r"code 1\..*reason 17"),
         ("out.write_bytes(b'half'); raise KeyError('reason 18')", "reason 18"),
@@ -66,10 +66,10 @@ def out(tmp_path: Path) -> Path:
     ],
 )
 def test_a_failure_is_reported_and_leaves_no_file(
-    code: str, said: str, fake_tree: FakeTree, model: Path, out: Path
+    code: str, output: str, fake_tree: FakeTree, model: Path, out: Path
 ) -> None:
     out.write_bytes(b"old")
-    with pytest.raises(ToolError, match=f"(?ms){said}"):
+    with pytest.raises(ToolError, match=f"(?ms){output}"):
         convert(model, out, model_name="phi-3", tree=fake_tree(code))
     assert [out] == list(out.parent.iterdir())
     assert out.read_bytes() == b"old"

@@ -129,7 +129,7 @@ def test_an_invalid_value_is_described_by_the_catalogue() -> None:
     """Key, value and what it must be; the control is pydantic's own sentence, which is written for programmers."""
     from pydantic import ValidationError
 
-    for key, value, told in (
+    for key, value, shown in (
         ("max_steps", 0, "must be at least 1"),
         ("batch_size", "many", "must be a whole number"),
         ("logging_steps", 1.5, "must be a whole number"),
@@ -139,7 +139,7 @@ def test_an_invalid_value_is_described_by_the_catalogue() -> None:
             TrainConfig.model_validate({key: value})
         with pytest.raises(AegisError) as ours:
             resolve(TrainConfig, flags={key: value})
-        assert str(ours.value) == f"train: {key} = {value!r}: {told}"
+        assert str(ours.value) == f"train: {key} = {value!r}: {shown}"
         assert "Input should be" in theirs.value.errors()[0]["msg"]
 
 

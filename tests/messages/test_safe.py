@@ -41,15 +41,15 @@ COMMANDS = [
 def test_control_codes_are_escaped_wherever_a_message_is_formatted(text: str) -> None:
     error = IntegrityError("base.unreadable", path=f"/x/{text}", error=text)
     given = bilingual("origin.unreadable_card", path=text, name=text)
-    for told in (
+    for printed in (
         phrase("base.downloading", name=text),
         *(str(error), error.what, error.why, error.text.english),
         *(given.shown, given.in_language("ja"), Bilingual.same(text).shown, Bilingual.joined("\n", [given]).english),
     ):
-        assert "\\" in told
-        assert not any(ord(c) < 32 and c != "\n" for c in told)
-        assert not any(c in told for c in "\x7f\x9b\x9c\x9d\u202e\ud800")
-        assert told == printable(told)
+        assert "\\" in printed
+        assert not any(ord(c) < 32 and c != "\n" for c in printed)
+        assert not any(c in printed for c in "\x7f\x9b\x9c\x9d\u202e\ud800")
+        assert printed == printable(printed)
 
 
 @pytest.mark.parametrize("text", ["日本語、𠮷、😀", "a\nb\tc", "é ½ ←", "زبان", "\u200d"])
@@ -72,8 +72,8 @@ def test_a_pasted_command_runs_no_command_hidden_in_a_name(tmp_path: Path, name:
 
     run = f"/runs/{name}"
     assert paste(f"printf %s {shell_word(Path(run))}") == run
-    told = phrase("train.go_on", run_root=run)
-    assert paste(f"printf '%s|' {told.partition('aegis ')[2]}") == f"train|--resume|--run|{run}|"
+    printed = phrase("train.go_on", run_root=run)
+    assert paste(f"printf '%s|' {printed.partition('aegis ')[2]}") == f"train|--resume|--run|{run}|"
     assert not (tmp_path / "pwned").exists()
     paste(f'printf %s "{run}"')
     assert (tmp_path / "pwned").exists() == (name in ("$(touch pwned)", "`touch pwned`", '"; touch pwned; "'))
@@ -114,13 +114,13 @@ def test_the_password_of_a_used_address_is_never_shown(
 ) -> None:
     monkeypatch.setenv(variable, address)
     for text in (address, address.rpartition("@")[0], "Invalid port: 's3cr3t-word'", "('user', 's3cr3t-word@x')"):
-        for told in (
+        for printed in (
             str(IntegrityError("base.unreadable", path="x", error=text)),
             phrase("base.trying_again", error=text, wait_s=1),
             shown(text),
         ):
-            assert "s3cr3t" not in told
-            assert "…" in told
+            assert "s3cr3t" not in printed
+            assert "…" in printed
 
 
 def test_an_address_without_a_password_and_ordinary_words_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

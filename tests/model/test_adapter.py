@@ -62,7 +62,7 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "shown"),
     [
         ({A: None}, "lacks one of"),
         ({B: None}, "lacks one of"),
@@ -80,11 +80,11 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
         ({A: torch.ones(2, 6, dtype=torch.int64)}, "not a matrix of real numbers"),
     ],
 )
-def test_bad_matrices_are_refused(tmp_path: Path, change: dict[str, Tensor | None], told: str) -> None:
+def test_bad_matrices_are_refused(tmp_path: Path, change: dict[str, Tensor | None], shown: str) -> None:
     weights = {name: tensor for name, tensor in (tensors() | change).items() if tensor is not None}
     with pytest.raises(IntegrityError) as caught:
         load_adapter(write(tmp_path, weights))
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
     assert str(tmp_path) in str(caught.value) or MODULE in str(caught.value)
 
 

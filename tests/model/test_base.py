@@ -134,7 +134,7 @@ def _response() -> object:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "told"),
+    ("error", "kind", "shown"),
     [
         (lambda: hub.GatedRepoError("no", response=_response()), EnvironmentFault, "is gated"),
         (lambda: hub.RepositoryNotFoundError("no", response=_response()), UsageError, "no model 'a/b' on the Hub"),
@@ -147,7 +147,7 @@ def _response() -> object:
     ],
 )
 def test_every_refusal_of_the_hub_becomes_an_error_with_a_fix(
-    monkeypatch: pytest.MonkeyPatch, error: object, kind: type[AegisError], told: str
+    monkeypatch: pytest.MonkeyPatch, error: object, kind: type[AegisError], shown: str
 ) -> None:
     def failing(*_: object, **__: object) -> str:
         raise error()  # type: ignore[operator]
@@ -157,7 +157,7 @@ def test_every_refusal_of_the_hub_becomes_an_error_with_a_fix(
     with pytest.raises(AegisError) as caught:
         find_base("a/b", "v1")
     assert type(caught.value) is kind
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
     assert "hf_secret" not in str(caught.value)
 
 

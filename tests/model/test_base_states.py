@@ -55,10 +55,10 @@ def test_loading_layer_by_layer_gives_the_same_states(
 ) -> None:
     base = Base("tiny", make_random(family, shards=shards), None)
     wanted = base_states(base, windows(), CPU, tmp_path)
-    assert not reporter.said
+    assert not reporter.messages
     monkeypatch.setattr(module, "fits_16bit", lambda *_: False)
     assert torch.equal(base_states(base, windows(), CPU, tmp_path), wanted)
-    assert "layer by layer" in reporter.said[-1]
+    assert "layer by layer" in reporter.messages[-1]
 
 
 def test_states_too_large_for_memory_are_mapped_from_a_file(
@@ -85,4 +85,4 @@ def test_a_base_that_does_not_fit_in_16_bit_writes_in_nf4(
     with module.writing_base(base, CPU) as (model, precision):
         assert precision == "4bit"
         assert model.is_loaded_in_4bit
-    assert len(reporter.said) == 1
+    assert len(reporter.messages) == 1

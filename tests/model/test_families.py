@@ -32,7 +32,7 @@ def test_families_that_lose_their_head_in_conversion_are_refused(model_type: str
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "shown"),
     [
         (PHI | {"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
         (PHI | {"_attn_implementation_internal": None}, "_attn_implementation_internal"),
@@ -56,10 +56,10 @@ def test_families_that_lose_their_head_in_conversion_are_refused(model_type: str
         ({}, "this model"),
     ],
 )
-def test_models_that_cannot_be_reproduced_are_refused_by_name(config: dict[str, Any], told: str) -> None:
+def test_models_that_cannot_be_reproduced_are_refused_by_name(config: dict[str, Any], shown: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         check_family(config)
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
     assert caught.value.exit_code == 5
 
 

@@ -187,7 +187,7 @@ def reindex(folder: Path, weight_map: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "told"),
+    ("weight_map", "shown"),
     [
         ({"a": "../other.safetensors"}, "not a shard of this folder"),
         ({"a": "/etc/passwd"}, "not a shard of this folder"),
@@ -202,12 +202,12 @@ def reindex(folder: Path, weight_map: object) -> None:
         (None, "damaged"),
     ],
 )
-def test_an_index_that_contradicts_its_files_is_refused(sharded: Path, weight_map: object, told: str) -> None:
+def test_an_index_that_contradicts_its_files_is_refused(sharded: Path, weight_map: object, shown: str) -> None:
     """A path outside the folder, a shard or a tensor that is not there: named before anything is loaded."""
     reindex(sharded, weight_map)
     with pytest.raises(IntegrityError) as caught:
         ShardSet.open(sharded)
-    assert told in str(caught.value)
+    assert shown in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000])

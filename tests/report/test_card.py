@@ -69,12 +69,12 @@ def test_the_cards_metadata_is_valid() -> None:
 
 def test_the_card_describes_the_model() -> None:
     text = card()
-    for told in (
+    for shown in (
         *("[owner/Base-Jp](https://huggingface.co/owner/Base-Jp)", "`0123abc`", "by owner", "`mit`"),
         *("α = 1.618", "g = 0.8345", "mine.jsonl", "90 rows", "d" * 64, "lora_r = 16", "max_steps = 500"),
         *("a" * 64, "b" * 64, "-c 4096", "ollama create base-aegis -f Modelfile", "aegis chat --gguf"),
     ):
-        assert told in text, told
+        assert shown in text, shown
 
 
 def test_the_card_advises_a_context_only_where_it_matters() -> None:

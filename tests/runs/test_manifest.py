@@ -59,7 +59,7 @@ def test_the_identity_is_the_same_after_reading(published: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "shown"),
     [
         (lambda path: path.unlink(), "weights.bin: missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "weights.bin: 10239 bytes, should be 10240"),
@@ -67,13 +67,13 @@ def test_the_identity_is_the_same_after_reading(published: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-512] + bytes(512)), "weights.bin: its content changed"),
     ],
 )
-def test_a_damaged_file_of_a_folder_is_named(published: Path, damage: object, told: str) -> None:
+def test_a_damaged_file_of_a_folder_is_named(published: Path, damage: object, shown: str) -> None:
     """Missing, truncated, one byte flipped, a tail of zeros; and every file that is wrong, not only the first."""
     damage(published / "weights.bin")  # type: ignore[operator]
     (published / "日本" / "語.txt").unlink()
     with pytest.raises(IntegrityError) as caught:
         verify_directory(published)
-    assert told in caught.value.why
+    assert shown in caught.value.why
     assert "日本/語.txt: missing" in caught.value.why
 
 

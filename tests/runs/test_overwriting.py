@@ -31,12 +31,12 @@ def test_every_folder_to_be_removed_is_named_with_its_files(tmp_path: Path, monk
         (run.checkpoints / f"step_{number:06}").mkdir(parents=True)
     run.metrics.write_text("{}\n")
     announce(places_of_training(run))
-    (told,) = heard.warnings
-    assert "step_000000" in told
-    assert "step_000008" not in told
-    assert "(+3)" in told
-    assert str(run.metrics) in told
-    assert "adapter" not in told
+    (shown,) = heard.warnings
+    assert "step_000000" in shown
+    assert "step_000008" not in shown
+    assert "(+3)" in shown
+    assert str(run.metrics) in shown
+    assert "adapter" not in shown
 
 
 def test_an_adapter_of_unknown_origin_is_not_replaced_by_training(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_each_stage_tells_its_share_and_what_is_left(reporter: Recorder, clock: 
     for name, seconds in (("train", 100), ("merge", 20), ("export", 30), ("verify", 50)):
         with times.stage(name):
             clock[0] += seconds
-    assert reporter.said == [
+    assert reporter.messages == [
         "  took 1 min 40 s",
         "  took 20 s, 7% of the whole; about 3 min 0 s left",  # 20 of 300
         "  took 30 s, 13% of the whole; about 1 min 15 s left",  # 60 · 50/40, and 30 of 225
@@ -47,7 +47,7 @@ def test_a_failed_stage_has_no_time(reporter: Recorder) -> None:
     with pytest.raises(KeyError), times.stage("merge"):
         raise KeyError
     assert not times.taken
-    assert not reporter.said
+    assert not reporter.messages
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,6 @@ def rewritten(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str
     save_soul(path, record())
     with safe_open(path, "pt") as file:
         known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        told = file.metadata()
-    save_file(known | tensors, path, told | metadata)
+        shown = file.metadata()
+    save_file(known | tensors, path, shown | metadata)
     return path

@@ -87,9 +87,9 @@ def test_every_requested_file_is_exported(exported: export.ExportReport) -> None
 
 def test_the_announced_disk_space_is_enough_and_close(exported: export.ExportReport, quick_base: Path) -> None:
     """All files exist at the end; a K-quant counts as the largest of its kind."""
-    said = export.disk_needed(quick_base, ShardSet.open(quick_base), ["Q4_K_M", "Q8_0"])
+    output = export.disk_needed(quick_base, ShardSet.open(quick_base), ["Q4_K_M", "Q8_0"])
     stood = sum(file.stat().st_size for file in exported.files)
-    assert stood <= said < 2 * stood + (8 << 20)
+    assert stood <= output < 2 * stood + (8 << 20)
 
 
 def test_an_exported_file_answers_in_llama_cpp(exported: export.ExportReport, quick_base: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_finished_export_is_kept(quick_base: Path, tmp_path: Path, converted: 
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "shown"),
     [
         ({"quant": ("Q4_K_N",)}, "Q4_K_N"),
         ({"quant": ("Q4_K_M", "zz")}, "zz"),
@@ -289,9 +289,9 @@ def test_a_finished_export_is_kept(quick_base: Path, tmp_path: Path, converted: 
     ],
 )
 def test_unknown_types_are_refused_before_any_work(
-    tmp_path: Path, quick_base: Path, converted: list[str], settings: dict[str, object], told: str
+    tmp_path: Path, quick_base: Path, converted: list[str], settings: dict[str, object], shown: str
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=shown):
         export_gguf(quick_base, tmp_path / "out", ExportConfig(**settings))
     assert converted == []
     assert names(tmp_path) == []

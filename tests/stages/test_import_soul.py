@@ -147,7 +147,7 @@ EYE = torch.eye(32)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "shown"),
     [
         ({"alpha": torch.tensor(float("nan"))}, "alpha is nan"),
         ({"alpha": torch.zeros(2)}, "alpha is"),
@@ -167,9 +167,9 @@ EYE = torch.eye(32)
         ({"so8_rotation": {k: v.half() for k, v in original(1).state_dict().items()}}, "not orthogonal"),
     ],
 )
-def test_a_file_that_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_file_that_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
     saved(tmp_path / "soul.pt", original(1), **changes)
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=shown):
         import_soul(tmp_path / "soul.pt", tmp_path / "soul.safetensors")
     assert not (tmp_path / "soul.safetensors").exists()
 

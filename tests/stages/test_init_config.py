@@ -105,7 +105,7 @@ def test_base_and_data_are_found_without_network(tmp_path: Path, quick_base: Pat
     assert check(str(quick_base), str(data)) == []
     assert check(str(quick_base), str(tmp_path)) == []  # a folder of files
     assert check("demo", "demo") == []
-    assert len(check("owner/name", "owner/data")) == 2  # taken for Hub ids, and said so
+    assert len(check("owner/name", "owner/data")) == 2  # taken for Hub ids, which is printed
     for base, dataset in (
         ("./nowhere", str(data)),
         (str(tmp_path), str(data)),

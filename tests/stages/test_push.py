@@ -171,7 +171,7 @@ def test_a_changed_file_is_not_uploaded(push: Push, hub: Hub, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused", "status", "environment", "code", "told"),
+    ("refused", "status", "environment", "code", "shown"),
     [
         ("/api/repos/create", 403, {}, 3, "does not let you write"),
         ("", 404, {"HF_TOKEN": "hf_other"}, 3, "did not accept the upload"),
@@ -182,18 +182,18 @@ def test_a_changed_file_is_not_uploaded(push: Push, hub: Hub, run: Run) -> None:
     ],
 )
 def test_a_refusal_of_the_hub_is_an_error_with_a_fix(
-    push: Push, hub: Hub, refused: str, status: int, environment: dict[str, str], code: int, told: str
+    push: Push, hub: Hub, refused: str, status: int, environment: dict[str, str], code: int, shown: str
 ) -> None:
     """Exit code, reason, what to do; a token that the server repeats in its answer is not shown."""
     hub.refuses = {refused: status}
     done = push("me/tiny", **environment)
-    assert (done.returncode, told in done.stderr, "do:" in done.stderr) == (code, True, True), done.stderr
+    assert (done.returncode, shown in done.stderr, "do:" in done.stderr) == (code, True, True), done.stderr
 
 
-@pytest.mark.parametrize(("name", "told"), [("a/b/c", "not the name"), ("me/ti ny", "not the name")])
-def test_an_invalid_repository_name_is_refused(push: Push, name: str, told: str) -> None:
+@pytest.mark.parametrize(("name", "shown"), [("a/b/c", "not the name"), ("me/ti ny", "not the name")])
+def test_an_invalid_repository_name_is_refused(push: Push, name: str, shown: str) -> None:
     done = push(name)
-    assert (done.returncode, told in done.stderr) == (2, True)
+    assert (done.returncode, shown in done.stderr) == (2, True)
 
 
 def test_an_unknown_part_is_refused(push: Push, run: Run) -> None:

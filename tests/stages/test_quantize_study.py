@@ -132,9 +132,9 @@ def test_the_printed_command_makes_the_recommended_file_again(whole: StudyReport
     assert whole.study is not None
     chosen = rows(whole)["Q4_K_M", "imatrix"]
     study = replace(whole.study, measured=(chosen,))
-    told = screens_study.command(whole, study, finished.root)
+    printed = screens_study.command(whole, study, finished.root)
     matrix = whole.out / "imatrix.gguf"
-    assert told == (
+    assert printed == (
         f"aegis export-gguf --run {finished.root} --quant Q4_K_M --imatrix {matrix} "
         "--name 'tiny $(x) phi-3' --overwrite"
     )
@@ -230,7 +230,7 @@ def test_the_announced_disk_space_is_enough_and_close(
     config = QUICK.model_copy(update={"quant": ("Q8_0", "Q4_K_M"), "variants": ("plain", "imatrix"), "keep": keep})
     report = quantize_study(run, config)
     assert max(stood) <= report.disk_bytes < 2 * max(stood) + (8 << 20)
-    assert any(line.startswith("4 files, one after the other: at most") for line in reporter.said)
+    assert any(line.startswith("4 files, one after the other: at most") for line in reporter.messages)
 
 
 def _standing(run: Run) -> int:
@@ -255,7 +255,7 @@ def test_a_dry_run_writes_no_file_and_reports_too_little_disk_space(
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "told"),
+    ("settings", "error", "printed"),
     [
         ({"quant": ("Q4_K_N",)}, UsageError, "Q4_K_N"),
         ({"quant": ("Q4_K_M", "f16")}, UsageError, "F16 is not a quantization"),
@@ -264,10 +264,10 @@ def test_a_dry_run_writes_no_file_and_reports_too_little_disk_space(
     ],
 )
 def test_bad_requests_are_refused_before_any_work(
-    settings: dict[str, Any], error: type[AegisError], told: str, run: Run
+    settings: dict[str, Any], error: type[AegisError], printed: str, run: Run
 ) -> None:
     before = _standing(run)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=printed):
         quantize_study(run, QUICK.model_copy(update=settings))
     assert _standing(run) == before
 
@@ -348,9 +348,9 @@ def test_the_command_prints_a_table_or_json(run: Run, monkeypatch: pytest.Monkey
         with pytest.raises(SystemExit) as ended:
             app.main()
         progress.install(progress.SilentReporter())
-        told = capsys.readouterr()
-        assert ended.value.code == 0, told.err
-        return str(told.out)
+        printed = capsys.readouterr()
+        assert ended.value.code == 0, printed.err
+        return str(printed.out)
 
     monkeypatch.setenv("AEGIS_STUDY_TOKENS", "64")
     monkeypatch.setenv("AEGIS_LOG_DIR", str(run.root.parent / "logs"))

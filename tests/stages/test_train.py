@@ -455,7 +455,7 @@ def test_epochs_are_recorded_as_steps(tmp_path: Path, config: TrainConfig, repor
     steps = -(-3 * windows // 4)
     assert (report.steps, read_manifest(run.adapter).config["max_steps"]) == (steps, steps)
     assert report.passes == 2 * steps / windows
-    assert any(f"{report.passes:.3g} times" in text for text in reporter.said)
+    assert any(f"{report.passes:.3g} times" in text for text in reporter.messages)
     assert reporter.rows[-1]["epoch"] == round(report.passes, 4)
     assert train(config, run, reuse=True).steps == steps
     with pytest.raises(UsageError) as caught:
@@ -519,8 +519,8 @@ def test_the_best_checkpoint_needs_held_out_rows(tmp_path: Path, config: TrainCo
 
 def test_epochs_that_end_before_alpha_does_are_said(tmp_path: Path, config: TrainConfig, reporter: Recorder) -> None:
     """The control is an alpha that is there in time."""
-    for name, annealing_steps, said in (("in time", 1, 0), ("late", 400, 1)):
+    for name, annealing_steps, output in (("in time", 1, 0), ("late", 400, 1)):
         changed = {"epochs": 1.5, "annealing_steps": annealing_steps, "keep_weight": 0}
         train(config.model_copy(update=changed), Run(tmp_path / name))
-        assert sum("alpha rises for 401 steps" in text for text in reporter.warned) == said
-        assert sum("alpha rises" in text for text in reporter.warned) == said
+        assert sum("alpha rises for 401 steps" in text for text in reporter.warned) == output
+        assert sum("alpha rises" in text for text in reporter.warned) == output

@@ -120,7 +120,7 @@ def test_data_that_is_gone_costs_the_answers_alone(tmp_path: Path, config: Train
     progress.install(reporter)
     train(config.model_copy(update={"dataset": str(data)}), run)
     assert load_file(run.adapter / "adapter_model.safetensors")
-    assert [text for text in reporter.said if "answers.jsonl" in text and str(data) in text]
+    assert [text for text in reporter.messages if "answers.jsonl" in text and str(data) in text]
     assert not run.answers.exists()
 
 

@@ -115,7 +115,7 @@ def test_a_run_goes_on_for_the_type_that_its_training_was_started_for(
     train(config, killed, resume=True, later=other)
     train(config, run, reuse=True, later=other)
     assert trained_bytes(killed) == trained_bytes(run)
-    assert sum("Q3_K_M" in text and "Q4_K_M" in text for text in reporter.said) == 2
+    assert sum("Q3_K_M" in text and "Q4_K_M" in text for text in reporter.messages) == 2
     train(config, run, overwrite=True, later=other)
     facts = AdapterFacts.read(run.adapter)
     assert facts.finish is not None
@@ -151,7 +151,7 @@ def test_a_finish_that_is_not_possible_is_refused_if_asked_for_and_left_out_by_a
     assert caught.value.key == "finish.impossible"
     if "finish_steps" not in changed:
         assert planned(asked.model_copy(update={"finish_steps": "auto", "max_steps": 200}), Later(**later)) is None
-        assert any("--finish" in text or "finish" in text.lower() for text in reporter.said)
+        assert any("--finish" in text or "finish" in text.lower() for text in reporter.messages)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "some", "1.5", True])
@@ -168,14 +168,14 @@ def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_trai
     run = Run(tmp_path / "run")
     verify = VerifyConfig(tokens=256, device="cpu")
     _, verdict = run_all(config, MergeConfig(), ExportConfig(quant=("Q4_K_M", "Q8_0")), verify, run)
-    named = [text for text in reporter.said if "(--finish-steps off)" in text]
+    named = [text for text in reporter.messages if "(--finish-steps off)" in text]
     assert len(named) == 1
     assert "Q8_0" in named[0]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(documents(0, 100)), encoding="utf-8")
     study = StudyConfig(quant=("Q4_K_M",), variants=("plain",), text=text, tokens=64, threads=1)
     quantize_study(run, study, dry_run=True)
-    assert sum("Q4_K_M without an importance matrix is favoured" in text for text in reporter.said) == 1
+    assert sum("Q4_K_M without an importance matrix is favoured" in text for text in reporter.messages) == 1
     steps = {step.name: step for step in verdict.steps}
     pair = steps["trained → Q4_K_M"]
     assert verdict.failed_stage is None
@@ -185,7 +185,7 @@ def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_trai
     otherwise = {step.name: step for step in verify_run(run, verify).steps}["trained → Q4_K_M"]
     assert otherwise.bounds == NO_BOUNDS
     assert otherwise.found.mean_kl > pair.found.mean_kl
-    assert sum("another type of LM head" in text for text in reporter.said) == 1
+    assert sum("another type of LM head" in text for text in reporter.messages) == 1
     _, plain = run_all(
         config.model_copy(update={"finish_steps": "off"}),
         MergeConfig(),
@@ -194,7 +194,7 @@ def test_verify_holds_the_file_to_the_trained_model_and_finds_the_file_of_a_trai
         Run(tmp_path / "plain"),
     )
     assert "trained → Q4_K_M" not in {step.name for step in plain.steps}
-    assert [text for text in reporter.said if "(--finish-steps off)" in text] == named
+    assert [text for text in reporter.messages if "(--finish-steps off)" in text] == named
     shipped = next(near for near in plain.nearness if near.name == "Q4_K_M")
     assert shipped.shipped > 10 * pair.found.mean_kl
 
@@ -220,7 +220,7 @@ def test_without_a_converter_that_can_be_fetched_only_train_goes_on(
 
     auto = config.model_copy(update={"finish_steps": "auto", "max_steps": 100})
     assert made(auto).finish is None
-    assert any("converter" in text for text in reporter.said)
+    assert any("converter" in text for text in reporter.messages)
     for asked, later in ((auto, Later(is_certain=True)), (config, None)):
         with pytest.raises(EnvironmentFault):
             made(asked, later)

@@ -438,8 +438,8 @@ def test_the_users_own_text_can_be_verified_on(run: Run, tmp_path: Path) -> None
     given = {check.name.english: check.detail.english for check in verdict.checks}
     own = verify(run, QUICK)
     usual = next(check.detail.english for check in own.checks if check.name.english.startswith("token ids of"))
-    told = next(detail for name, detail in given.items() if name.startswith("token ids of"))
-    assert int(told.split()[0]) == len(HARD_STRINGS) + len(CONVERSATIONS) + 1 + 2 * 40
+    printed = next(detail for name, detail in given.items() if name.startswith("token ids of"))
+    assert int(printed.split()[0]) == len(HARD_STRINGS) + len(CONVERSATIONS) + 1 + 2 * 40
     assert int(usual.split()[0]) > len(HARD_STRINGS) + len(CONVERSATIONS) + 1
     examiner_chats = token_sequences.rendered(["一つ。", "二つ。"], load_tokenizer(run.merged))
     assert all("<|user|>" in chat for chat in examiner_chats)

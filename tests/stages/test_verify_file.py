@@ -93,14 +93,14 @@ def test_undamaged_parts_pass(gguf: Path, stray: Path, adapter: Path, merged: Pa
 def test_an_unsupported_path_is_a_usage_error(tmp_path: Path, adapter: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(adapter, run / "adapter")
-    for path, told in (
+    for path, shown in (
         (tmp_path / "absent", "nothing at"),
         (run, "run directory"),
         (run.parent / "empty", "can't be verified"),
         (adapter / "adapter_config.json", "can't be verified"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=shown):
             verify_file(path)
 
 
@@ -153,11 +153,11 @@ ADAPTER_DEFECTS = {
 
 @pytest.mark.parametrize("defect", ADAPTER_DEFECTS)
 def test_damaged_adapters_are_reported(adapter: Path, defect: str) -> None:
-    make, told = ADAPTER_DEFECTS[defect]
+    make, shown = ADAPTER_DEFECTS[defect]
     make(adapter)
     found = verify_file(adapter)
     assert found.failed_stage == "train"
-    assert told in "\n".join(failures(found))
+    assert shown in "\n".join(failures(found))
 
 
 def test_a_reflection_is_accepted_only_in_an_imported_soul(adapter: Path) -> None:
@@ -192,11 +192,11 @@ MERGED_DEFECTS = {
 @pytest.mark.parametrize("defect", MERGED_DEFECTS)
 def test_damaged_model_folders_are_reported(merged: Path, defect: str) -> None:
     (merged / MANIFEST).unlink()
-    make, told = MERGED_DEFECTS[defect]
+    make, shown = MERGED_DEFECTS[defect]
     make(merged)
     found = verify_file(merged)
     assert found.failed_stage == "merge"
-    assert told in "\n".join(failures(found))
+    assert shown in "\n".join(failures(found))
 
 
 def test_one_flipped_bit_is_found_by_the_hash(merged: Path) -> None:
@@ -219,17 +219,17 @@ def test_a_stock_tied_gguf_is_reported_as_having_no_soul(
     """A sound file from elsewhere: the missing head is reported."""
     model = make_random("qwen2", pre="qwen2", tie_word_embeddings=True)
     report = export_gguf(model, tmp_path / "out", ExportConfig(quant=("F16",), llama_cpp_dir=knowing_tree))
-    (told,) = failures(verify_file(report.files[0]))
-    assert "no output.weight" in told
-    assert "the embeddings are its LM head" in told
+    (shown,) = failures(verify_file(report.files[0]))
+    assert "no output.weight" in shown
+    assert "the embeddings are its LM head" in shown
 
 
 def test_a_layer_without_the_tensors_of_the_others_is_reported(merged: Path, tmp_path: Path) -> None:
     report = export_gguf(merged, tmp_path / "out", ExportConfig(quant=("F16",)))
     path = Path(shutil.copyfile(report.files[0], tmp_path / "stray.gguf"))
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dowx.weight"))
-    (told,) = failures(verify_file(path))
-    assert "layer 1 has no ffn_down.weight" in told
+    (shown,) = failures(verify_file(path))
+    assert "layer 1 has no ffn_down.weight" in shown
 
 
 def renamed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
@@ -263,14 +263,14 @@ GGUF_DEFECTS = {
 
 @pytest.mark.parametrize("defect", GGUF_DEFECTS)
 def test_damaged_ggufs_are_reported(stray: Path, defect: str) -> None:
-    change, told = GGUF_DEFECTS[defect]
+    change, shown = GGUF_DEFECTS[defect]
     before = stray.read_bytes()
     after = change(before)
     assert after != before
     stray.write_bytes(after)
     found = verify_file(stray)
     assert found.failed_stage == "convert"
-    assert told in "\n".join(failures(found))
+    assert shown in "\n".join(failures(found))
 
 
 @pytest.mark.parametrize("pattern", ["*-F16.gguf", "*-Q4_K_M.gguf"])
@@ -326,7 +326,7 @@ KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "shown"),
     [
         (KNOWN | {"ok": True, "failed_stage": None, "tokens": 9}, ""),
         (KNOWN | {"ok": False, "failed_stage": "merge"}, "fault is in merge"),
@@ -337,12 +337,12 @@ KNOWN = {"schema": SCHEMA, "version": SCHEMA_VERSION}
         ("text", "not a report"),
     ],
 )
-def test_a_report_is_checked(tmp_path: Path, content: object, told: str) -> None:
+def test_a_report_is_checked(tmp_path: Path, content: object, shown: str) -> None:
     (tmp_path / "report.json").write_text(json.dumps(content))
     for path in (tmp_path, tmp_path / "report.json"):
         found = verify_file(path)
-        assert told in "\n".join(failures(found))
-        assert (found.failed_stage is None) == (not told)
+        assert shown in "\n".join(failures(found))
+        assert (found.failed_stage is None) == (not shown)
 
 
 def test_checking_parts_raises_only_usage_errors(tmp_path: Path) -> None:

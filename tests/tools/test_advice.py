@@ -38,11 +38,11 @@ def test_the_sign_of_life_says_how_far_the_last_program_is(tmp_path: Path, text:
 
 def test_a_compilation_names_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As measured: 86 seconds were left after 38 of 83 files. Too early, no time is named."""
-    now, where, said = 0.0, advice.Where(), []
+    now, where, output = 0.0, advice.Where(), []
     monkeypatch.setattr(advice.time, "monotonic", lambda: now)
     for now, done in ((12.0, 2), (16.0, 6), (61.0, 38), (147.0, 83)):  # noqa: B007 (the clock reads it)
-        said.append(where(written(tmp_path, f"\n$ uv pip install\nDEBUG [{done}/83] c++ -c a.cpp\n")))
-    assert said == [
+        output.append(where(written(tmp_path, f"\n$ uv pip install\nDEBUG [{done}/83] c++ -c a.cpp\n")))
+    assert output == [
         "compiling llama.cpp, 2 of 83 files",
         "compiling llama.cpp, 6 of 83 files",
         "compiling llama.cpp, 38 of 83 files, about 1 min 21 s left",

@@ -15,7 +15,7 @@ def end(task: str) -> dict[str, Any]:
     return {"event": "end", "task": task}
 
 
-def said(text: str) -> dict[str, Any]:
+def output(text: str) -> dict[str, Any]:
     return {"event": "message", "text": text}
 
 
@@ -23,15 +23,15 @@ def test_tasks_gaps_and_stages_add_up_to_the_run() -> None:
     """Tasks inside a task and beside it are rows of their own, but no gap; what is short is no row."""
     timeline = Timeline()
     arrived = [
-        (said("train → run/adapter"), 10.0),
+        (output("train → run/adapter"), 10.0),
         (begin("reading"), 12.0),
         (begin("hashing"), 13.0),
         (end("reading"), 17.0),
         (end("hashing"), 18.0),
         (begin("short"), 18.2),
         (end("short"), 18.3),
-        (said("merge → run/merged"), 20.0),
-        (said("an arrow → in a text"), 21.0),
+        (output("merge → run/merged"), 20.0),
+        (output("an arrow → in a text"), 21.0),
         (begin("merging"), 22.0),
         (end("merging"), 29.0),
     ]
@@ -54,7 +54,7 @@ def test_tasks_gaps_and_stages_add_up_to_the_run() -> None:
 
 def test_a_stage_may_end_inside_a_task() -> None:
     timeline = Timeline()
-    for event, now in ((begin("all"), 1.0), (said("verify → x"), 5.0), (end("all"), 9.0)):
+    for event, now in ((begin("all"), 1.0), (output("verify → x"), 5.0), (end("all"), 9.0)):
         list(timeline.take(event, now))
     list(timeline.enter("", 9.0))
     assert timeline.stages == {"start": 5.0, "verify": 4.0}

@@ -52,17 +52,17 @@ def test_tensors_in_host_memory_do_not_count_as_gpu_memory(make_state: MakeState
 
 
 @pytest.mark.parametrize(
-    ("device", "said", "asked"), [("cuda", {}, 1), ("cpu", {}, 0), ("cuda", {"PYTORCH_ALLOC_CONF": ""}, 0)]
+    ("device", "output", "asked"), [("cuda", {}, 1), ("cpu", {}, 0), ("cuda", {"PYTORCH_ALLOC_CONF": ""}, 0)]
 )
 def test_segments_of_gpu_memory_grow_unless_the_user_has_set_the_allocator(
-    device: str, said: dict[str, str], asked: int, monkeypatch: pytest.MonkeyPatch
+    device: str, output: dict[str, str], asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", calls.append)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
+    for name, value in output.items():
         monkeypatch.setenv(name, value)
     allocator.let_segments_grow(torch.device(device))
     assert calls == ["expandable_segments:True"] * asked

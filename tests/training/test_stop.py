@@ -23,7 +23,7 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(
         assert request.exit_code is None
         os.kill(os.getpid(), number)
         assert request.exit_code == code
-        assert reporter.said == ["stopping after this step; press again to stop at once"]
+        assert reporter.messages == ["stopping after this step; press again to stop at once"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

@@ -89,14 +89,14 @@ def test_a_japanese_user_sees_no_english_message(code: str, monkeypatch: pytest.
 
     monkeypatch.setattr(vendor_llama_cpp, "converter_tree", fail)
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
-    told = {}
+    shown = {}
     for spoken in LANGUAGES:
         monkeypatch.setenv(VARIABLE, spoken)
         with pytest.raises(AegisError) as caught:
             find_converter()
-        told[spoken] = str(caught.value)
-    assert told["en"] == str(error)
-    assert english_in(told["en"])
-    ours = "\n".join(line for line in told["ja"].splitlines() if not line.startswith("| "))
+        shown[spoken] = str(caught.value)
+    assert shown["en"] == str(error)
+    assert english_in(shown["en"])
+    ours = "\n".join(line for line in shown["ja"].splitlines() if not line.startswith("| "))
     assert english_in(ours) == [], ours
-    assert ("| ERROR: No matching" in told["ja"]) == ("output" in facts)
+    assert ("| ERROR: No matching" in shown["ja"]) == ("output" in facts)

@@ -75,7 +75,7 @@ def test_the_converter_checks_a_base_of_another_family_once(
     folder = make_random("olmo2", pre="llama-bpe")
     for _ in range(2):
         check_base(Base("someone/model", folder, None), (), knowing_tree)
-    assert len([said for said in reporter.said if "checking the tensors" in said]) == 1
+    assert len([output for output in reporter.messages if "checking the tensors" in output]) == 1
     stray = rewritten(folder, tmp_path / "base", with_tensor("v_head.summary.weight"))
     with pytest.raises(UnsupportedModelError) as caught:
         check_base(stray, (), knowing_tree)

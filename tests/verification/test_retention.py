@@ -24,9 +24,9 @@ def on(text: TextName, kl: float, **changed: Any) -> BaseRetention:
     ("kl", "answers"), [(0.02, "alike"), (0.05, "alike"), (0.06, "moved"), (0.3, "moved"), (0.31, "far"), (4.8, "far")]
 )
 def test_the_sentence_says_how_far_the_result_is_from_its_base(kl: float, answers: str) -> None:
-    said = sentence([on("kept", kl), on("other", 9.9)], PERPLEXITIES, "heldout", 32_000)
-    assert said is not None
-    assert said.values["answers"].key == f"retention.{answers}"
+    result_sentence = sentence([on("kept", kl), on("other", 9.9)], PERPLEXITIES, "heldout", 32_000)
+    assert result_sentence is not None
+    assert result_sentence.values["answers"].key == f"retention.{answers}"
 
 
 @pytest.mark.parametrize(
@@ -42,27 +42,27 @@ def test_the_sentence_says_how_far_the_result_is_from_its_base(kl: float, answer
 def test_the_sentence_says_what_was_learned_and_of_which_text(
     result: float, origin: Origin, knows: str, whose: str
 ) -> None:
-    said = sentence([on("kept", 0.02)], {"base": 20.0, "merged": result}, origin, 32_000)
-    assert said is not None
-    assert said.values["knows"].key == f"retention.{knows}"
-    assert said.values["knows"].values["text"].key == f"retention.{whose}"
+    result_sentence = sentence([on("kept", 0.02)], {"base": 20.0, "merged": result}, origin, 32_000)
+    assert result_sentence is not None
+    assert result_sentence.values["knows"].key == f"retention.{knows}"
+    assert result_sentence.values["knows"].values["text"].key == f"retention.{whose}"
 
 
 def test_the_parts_of_the_sentence_join_into_one() -> None:
-    said = sentence([on("kept", 0.0212)], PERPLEXITIES, "heldout", 32_000)
-    assert said is not None
-    assert said.english == (
+    result_sentence = sentence([on("kept", 0.0212)], PERPLEXITIES, "heldout", 32_000)
+    assert result_sentence is not None
+    assert result_sentence.english == (
         "the result answers as the base does, 0.021 nats per token apart on kept text, "
         "and knows your text 0.51 nats better"
     )
-    assert "0.021 nat" in said.in_language("ja")
-    assert "0.51 nat" in said.in_language("ja")
+    assert "0.021 nat" in result_sentence.in_language("ja")
+    assert "0.51 nat" in result_sentence.in_language("ja")
 
 
 def test_without_kept_text_other_text_decides_unless_it_is_the_users() -> None:
-    said = sentence([on("other", 0.4)], PERPLEXITIES, "heldout", 32_000)
-    assert said is not None
-    assert said.values["answers"].key == "retention.far"
+    result_sentence = sentence([on("other", 0.4)], PERPLEXITIES, "heldout", 32_000)
+    assert result_sentence is not None
+    assert result_sentence.values["answers"].key == "retention.far"
     assert sentence([on("other", 0.4)], PERPLEXITIES, "text", 32_000) is None
 
 

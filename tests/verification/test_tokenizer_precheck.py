@@ -54,7 +54,7 @@ def base_at(folder: Path) -> Base:
 def test_an_accepted_tokenizer_is_checked_once(quick_base: Path, tree: Path, reporter: Recorder) -> None:
     for _ in range(2):
         ask(base_at(quick_base), tree)
-    assert reporter.said.count(ASKED) == 1
+    assert reporter.messages.count(ASKED) == 1
 
 
 def test_the_converter_runs_beside_the_reading_of_the_data(
@@ -134,7 +134,7 @@ def test_code_of_the_base_is_not_run(quick_base: Path, tree: Path, tmp_path: Pat
 def test_a_missing_converter_is_reported_and_the_check_is_skipped(quick_base: Path, reporter: Recorder) -> None:
     """Nothing is fetched for a look ahead."""
     ask(base_at(quick_base))
-    assert "export will show" in reporter.said[0]
+    assert "export will show" in reporter.messages[0]
 
 
 def test_train_and_plan_refuse_before_any_work(

@@ -122,8 +122,8 @@ def test_stop_ends_the_answer_and_the_conversation_goes_on(browser: Browser, ser
         engine.patient = False
         ask(tab, "二つ目")
         tab.wait(f"{IDLE} && {ANSWERS}.length === 2")
-    said = [[message["content"] for message in request.messages] for request in engine.asked]
-    assert said == [["一つ目"], ["一つ目", "はい。", "二つ目"]]
+    output = [[message["content"] for message in request.messages] for request in engine.asked]
+    assert output == [["一つ目"], ["一つ目", "はい。", "二つ目"]]
 
 
 def test_two_models_answer_side_by_side_each_with_its_own_history(browser: Browser, serve: Any) -> None:
@@ -202,5 +202,5 @@ def test_each_request_is_a_line_of_the_log(browser: Browser, serve: Any) -> None
         tab.wait("document.getElementById('title').textContent")
         ask(tab, "x")
         tab.wait(f"{IDLE} && {ANSWERS}.length === 1")
-    parts = [line.split()[1:4] for line in recorder.said]
+    parts = [line.split()[1:4] for line in recorder.messages]
     assert parts == [["GET", "/", "200"], ["GET", "/v1/models", "200"], ["POST", "/v1/chat/completions", "200"]]

@@ -73,15 +73,15 @@ def test_people_read_plain_lines_without_a_terminal(
         bar.note("note")
         bar.advance(1)
     reporter.result("the [end]", {})
-    told = capsys.readouterr()
-    assert told.out == "the [end]\n"
-    lines = told.err.splitlines()
+    shown = capsys.readouterr()
+    assert shown.out == "the [end]\n"
+    lines = shown.err.splitlines()
     assert lines[:2] == ["[bold]said[/bold]", "warning: careful [red]"]
     assert "held-out 3.5000" in lines[2]
     assert "🟢 Golden Ratio Reached" in lines[2]
     assert lines[3].startswith("hashing: 25 %")
     assert lines[4].startswith("hashing: done in")
-    assert "\x1b" not in told.err
+    assert "\x1b" not in shown.err
 
 
 def test_people_read_plain_lines_in_their_language(
@@ -168,18 +168,18 @@ def test_programs_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         bar.advance()
         bar.note("x")
     reporter.result("text for people", Report(Inner(Path("a"), float("nan")), (("b", 1),)))
-    told = capsys.readouterr()
+    shown = capsys.readouterr()
 
     def strict(constant: str) -> None:
         pytest.fail(f"{constant} is not JSON")
 
-    rows = [json.loads(line, parse_constant=strict) for line in told.out.splitlines()]
-    assert told.out.isascii()
+    rows = [json.loads(line, parse_constant=strict) for line in shown.out.splitlines()]
+    assert shown.out.isascii()
     assert [row["event"] for row in rows] == ["message", "warning", "metrics", "begin", "end", "result"]
     assert rows[0]["text"] == "日本"
     assert (rows[2]["loss"], rows[2]["grad_norm"]) == (3.25, None)
     assert rows[5]["report"] == {"inner": {"path": "a", "ratio": None}, "pairs": [["b", 1]], "nothing": None}
-    assert told.err == "warning: careful\n"
+    assert shown.err == "warning: careful\n"
 
 
 def test_without_a_reporter_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,8 +220,8 @@ def test_no_shown_text_has_control_codes_for_the_terminal(capsys: pytest.Capture
     with reporter.task(phrase("base.downloading", name=hostile), 1, "B") as task:
         task.advance()
     print_error(hostile, hostile, hostile)
-    told = capsys.readouterr()
-    for text in (told.out, told.err):
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
         assert not set(text) & {"\x1b", "\x07", "\x9b"}
         assert text.count("\\x1b]52;c;cm0gLXJm\\x07") >= 2
-    assert "桜\n" in told.out
+    assert "桜\n" in shown.out

@@ -73,7 +73,7 @@ def test_the_panel_fits_the_terminal_and_has_every_value(width: int, encoding: s
     text = "\n".join(lines)
     assert all(len(line) <= width for line in lines)
     assert all(label in text for label in LABELS)
-    for told in (
+    for shown in (
         "412 of 500",
         "2.5000",
         "3.5000 (step 410)",
@@ -84,7 +84,7 @@ def test_the_panel_fits_the_terminal_and_has_every_value(width: int, encoding: s
         "0.8345",
         "812",
     ):
-        assert told in text, told
+        assert shown in text, shown
     assert "3.00 GiB at most" in text
     assert "step 410, 0 s ago" in text
     assert ("🟢" in text) == (encoding == "utf-8")
@@ -155,7 +155,7 @@ def test_the_panel_leaves_only_the_milestones_on_a_terminal() -> None:
 
 
 def test_without_a_terminal_training_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    for quiet, told in ((False, "training: done in"), (True, "")):
+    for quiet, shown in ((False, "training: done in"), (True, "")):
         reporter = ConsoleReporter(quiet=quiet)
         with reporter.training(0, 2) as watch:
             watch.step(1, 1, 3.2, -5.0)
@@ -163,7 +163,7 @@ def test_without_a_terminal_training_prints_lines(capsys: pytest.CaptureFixture[
             watch.saved(1)
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == (0 if quiet else 2)
-        assert quiet or lines[-1].startswith(told)
+        assert quiet or lines[-1].startswith(shown)
 
 
 def test_programs_get_events_of_progress_and_checkpoints(

@@ -175,5 +175,5 @@ def test_every_name_in_a_report_has_a_translation() -> None:
 def test_the_screen_shows_the_rule_that_the_study_records() -> None:
     study = study_report().study
     assert study is not None
-    told = phrase("screens_study.rule", tolerance=study.tolerance, percent=100 * study.tolerance)
-    assert told == f"recommended: {study.rule}"
+    printed = phrase("screens_study.rule", tolerance=study.tolerance, percent=100 * study.tolerance)
+    assert printed == f"recommended: {study.rule}"

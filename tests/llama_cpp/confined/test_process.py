@@ -40,9 +40,9 @@ def recalled(confined: Confined) -> dict[str, object]:
 
 
 def test_a_written_message_is_read_back_unchanged(confined: Confined) -> None:
-    said = {"do": "echo", "text": "春\ud800\n", "nested": [{"a": None, "b": 1.5}]}
-    answer = confined.ask({**said}, b"\x00\xff", seconds=SECONDS)
-    assert (answer.fields, answer.blob) == (said, b"\x00\xff")
+    output = {"do": "echo", "text": "春\ud800\n", "nested": [{"a": None, "b": 1.5}]}
+    answer = confined.ask({**output}, b"\x00\xff", seconds=SECONDS)
+    assert (answer.fields, answer.blob) == (output, b"\x00\xff")
 
 
 def test_one_process_answers_many_requests_after_its_setup() -> None:

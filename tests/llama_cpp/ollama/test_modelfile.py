@@ -78,20 +78,20 @@ def derived(name: str) -> Dialogue:
 def test_ollamas_template_gives_the_text_of_the_chat_template(name: str, ollama: Ollama) -> None:
     """Jinja and Go, byte for byte: every conversation, with and without a system message, an empty one too."""
     family = FAMILIES[name]
-    told = conversations(system=family.system)
+    shown = conversations(system=family.system)
     if family.system:
-        told.append([{"role": "system", "content": ""}, *conversation(1, system=False)])
-    assert len(told) >= 30
-    texts = ollama(template_of(derived(name)), told)
-    assert texts == [rendered(family, messages) for messages in told]
+        shown.append([{"role": "system", "content": ""}, *conversation(1, system=False)])
+    assert len(shown) >= 30
+    texts = ollama(template_of(derived(name)), shown)
+    assert texts == [rendered(family, messages) for messages in shown]
 
 
 def test_a_wrong_template_is_noticed(ollama: Ollama) -> None:
     """The control: one newline less, and every conversation differs."""
     family, dialogue = FAMILIES["phi3"], derived("phi3")
-    told = conversations(system=True)
-    wrong = ollama(template_of(replace(dialogue, user=("<|user|>", "<|end|>\n"))), told)
-    assert not any(text == rendered(family, messages) for text, messages in zip(wrong, told, strict=True))
+    shown = conversations(system=True)
+    wrong = ollama(template_of(replace(dialogue, user=("<|user|>", "<|end|>\n"))), shown)
+    assert not any(text == rendered(family, messages) for text, messages in zip(wrong, shown, strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.departures])
@@ -111,16 +111,16 @@ def test_every_literal_comes_out_of_ollamas_template_unchanged(system: Any, skip
     """Quotes, braces, backslashes, newlines, what does not print: each comes out as it went in."""
     dialogue = replace(NASTY, system=system, skips_empty_system=skips)
     assert template_of(dialogue) == go_template(dialogue)
-    told = [*conversations(system=True), [{"role": "system", "content": ""}, *conversation(1, system=False)]]
-    assert ollama(go_template(dialogue), told) == [dialogue.render(messages) for messages in told]
+    shown = [*conversations(system=True), [{"role": "system", "content": ""}, *conversation(1, system=False)]]
+    assert ollama(go_template(dialogue), shown) == [dialogue.render(messages) for messages in shown]
 
 
 def test_a_default_system_prompt_full_of_quotes_is_kept(ollama: Ollama) -> None:
     """Three of them, which end a TEMPLATE, braces and a backslash, from the tokenizer to Ollama's text."""
     family = replace(FAMILIES["qwen2.5"], template=QUOTING)
-    told: list[Conversation] = [conversation(1, system=False), conversation(1, system=True)]
-    texts = ollama(template_of(dialogue_of(tokenizer_for(family))), told)
-    assert texts == [rendered(family, messages) for messages in told]
+    shown: list[Conversation] = [conversation(1, system=False), conversation(1, system=True)]
+    texts = ollama(template_of(dialogue_of(tokenizer_for(family))), shown)
+    assert texts == [rendered(family, messages) for messages in shown]
     assert 'Say """{{ .Secret }}""" \\n `x` "<|im_end|>' in texts[0]
 
 
@@ -132,19 +132,19 @@ def test_llama_cpps_template_engine_agrees(name: str, ollama: Ollama) -> None:
     family = FAMILIES[name]
     template = family.template.replace("strftime_now is defined", "false")
     engine = Jinja2ChatFormatter(template, eos_token=family.eos, bos_token=family.bos or "")
-    told = conversations(system=family.system)
-    theirs = [engine(messages=messages).prompt.removeprefix(family.bos or "") for messages in told]
-    assert ollama(template_of(derived(name)), told) == theirs
+    shown = conversations(system=family.system)
+    theirs = [engine(messages=messages).prompt.removeprefix(family.bos or "") for messages in shown]
+    assert ollama(template_of(derived(name)), shown) == theirs
 
 
 def test_llama_cpp_gets_the_same_token_ids(quick_base: Path, tmp_path: Path, ollama: Ollama) -> None:
     """A real GGUF: its own chat template in llama.cpp, and Ollama's text tokenized there, are the same ids."""
     gguf = tmp_path / "phi-3.gguf"
     convert(quick_base, gguf, model_name="Phi-3 quick", vocab_only=True)
-    told = conversations(system=True)
-    texts = ollama(template_of(dialogue_of(load_tokenizer(quick_base))), told)
+    shown = conversations(system=True)
+    texts = ollama(template_of(dialogue_of(load_tokenizer(quick_base))), shown)
     with Runtime(gguf, vocab_only=True) as runtime:
-        for text, messages in zip(texts, told, strict=True):
+        for text, messages in zip(texts, shown, strict=True):
             assert runtime.tokenize(text, add_bos=True) == runtime.chat_tokens(messages)
 
 

@@ -63,7 +63,7 @@ def test_every_label_is_in_the_readers_language(
     written = {text for text in shown - names if " to " not in text or spoken == "en"}
     assert len(written) > 30
     assert [text for text in written if bool(JAPANESE.search(text)) != (spoken == "ja")] == []
-    assert reporter.said == []
+    assert reporter.messages == []
 
 
 def test_without_a_font_the_labels_are_english_and_the_reader_is_told_once(
@@ -73,4 +73,4 @@ def test_without_a_font_the_labels_are_english_and_the_reader_is_told_once(
     monkeypatch.setenv(VARIABLE, "ja")
     shown = texts(monkeypatch, tmp_path / "pictures")
     assert not any(JAPANESE.search(text) for text in shown)
-    assert reporter.said == [words("picture", "ja")["no_font"]]
+    assert reporter.messages == [words("picture", "ja")["no_font"]]

@@ -85,7 +85,7 @@ def test_plain_data_parallelism_starts_without_a_warning(
     launch: Callable[..., None], reporter: Recorder, variables: dict[str, str]
 ) -> None:
     launch(PLAIN | variables)
-    assert not reporter.said + reporter.warned
+    assert not reporter.messages + reporter.warned
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
@@ -101,4 +101,4 @@ def test_a_precision_other_than_the_devices_own_is_reported(
 def test_one_process_ignores_accelerates_config(launch: Callable[..., None], reporter: Recorder) -> None:
     for variables, _ in UNSUPPORTED:
         launch(variables, SINGLE)
-    assert not reporter.said + reporter.warned
+    assert not reporter.messages + reporter.warned

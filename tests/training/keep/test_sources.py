@@ -36,7 +36,7 @@ def test_a_base_writes_once_and_is_read_from_the_cache_after(
     assert (len(first.train), len(first.heldout), first.report.source) == (7, 1, "written")
     assert first.report.texts > 0
     assert first.report.precision == "16bit"
-    assert str(first.report.texts) in reporter.said[-1]
+    assert str(first.report.texts) in reporter.messages[-1]
     monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("the cache was not looked at"))
     again = load(quick_base)
     assert again is not None
