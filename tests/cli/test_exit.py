@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,33 @@ def test_a_process_that_ends_because_of_another_prints_nothing(capsys: pytest.Ca
             raise SystemExit(error.exit_code) from error
 
     assert shown(command, capsys) == (6, "")
+
+
+INTERRUPTED = """
+import sys
+from aegis.cli.exit import run_and_exit
+def command():
+    exec("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
+if sys.argv[1:]:
+    run_and_exit(command)
+try:
+    command()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
+@pytest.mark.parametrize(("argument", "code"), [("ours", 130), (None, -signal.SIGINT)])
+def test_ctrl_c_while_a_module_is_imported_ends_with_its_own_code(
+    tmp_path: Path, argument: str | None, code: int
+) -> None:
+    """A dataclass is made by exec(str). The control: Python ends by the signal, if it was started with -m."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED, encoding="utf-8")
+    argv = [sys.executable, "-m", "interrupted", *([argument] if argument else [])]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, check=False)
+    assert done.returncode == code
 
 
 def test_the_callers_handlers_are_restored(capsys: pytest.CaptureFixture[str]) -> None:
