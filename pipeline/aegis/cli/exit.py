@@ -48,8 +48,8 @@ def run_and_exit(command: Callable[[], int | None]) -> NoReturn:
     # a launcher that lost one process terminates the others: ignore that while their own error is printed
     with signal_handlers(codes, signal.SIG_IGN):
         code = _code_of(with_handlers)
-        # CPython notes a Ctrl-C inside exec(str), where dataclasses are made, and `python -m` then ends by the signal, not
-        # with this code; the next exec deletes the note (run_eval_code_obj in Python/pythonrun.c)
+        # CPython notes a Ctrl-C inside exec(str), where dataclasses are made, and `python -m` then ends by the signal,
+        # not with this code; the next exec deletes the note (run_eval_code_obj in Python/pythonrun.c)
         exec("")  # noqa: S102
         sys.exit(code)
 
