@@ -81,7 +81,7 @@ def test_ctrl_c_ends_a_command_whose_template_computes_inside_one_call(
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    wait_until(lambda: not runs(worker.pid))
+    wait_until(lambda: not runs(worker.pid), limit_s=1)
 
 
 def _busy_child(pid: int) -> psutil.Process:

@@ -70,7 +70,7 @@ def test_a_stopped_start_leaves_no_process(tools: Path, tmp_path: Path, number: 
     assert runs(grandchild)
     parent.send_signal(number)
     assert parent.wait(20) != 0
-    wait_until(lambda: not runs(grandchild))
+    wait_until(lambda: not runs(grandchild), limit_s=5)
 
 
 def last_line(log: Path) -> str:
