@@ -9,11 +9,11 @@ from typing import Any
 
 from aegis import progress
 from aegis.errors import EnvironmentFault, UnsupportedModelError, UsageError, first_line
-from aegis.hub.client import download_bars, http_error
+from aegis.hub.client import CARD, download_bars, http_error
 from aegis.messages import phrase
 
 DESCRIPTION = ("*.json", "*.model", "*.jinja", "*.txt")
-WANTED = ("*.safetensors", *DESCRIPTION, "LICENSE*", "README.md")
+WANTED = ("*.safetensors", *DESCRIPTION, "LICENSE*", CARD)
 _WAITS_S = (1, 3, 9)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from aegis import progress
 from aegis.errors import IntegrityError
+from aegis.hub.client import CARD
 from aegis.messages import phrase
 from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import discard, publishing
@@ -40,7 +41,7 @@ def write_trained(directory: Path, model: Any, soul: Soul, step: int, base_hash:
     """Write adapter and soul, which later stages read, into an existing directory."""
     # save_embedding_layers="auto" would ask the Hub whether the vocabulary was resized, and it never is
     model.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    (directory / CARD).unlink(missing_ok=True)  # peft's empty model card
     with torch.no_grad():
         rotation = soul.rotation().detach().cpu().clone()
     save_soul(directory / SOUL_FILE, SoulRecord(rotation, soul.alpha.item(), step, base_hash, soul.counter_scale))
