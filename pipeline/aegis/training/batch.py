@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -18,7 +19,7 @@ class BatchShape:
     """The sizes that no batch of a data set exceeds, so that one captured graph serves all of them.
 
     Attributes:
-        rows: maximum number of trained tokens per batch.
+        rows: maximum number of trained tokens per batch, up to a multiple of 8, which divides into equal chunks.
         documents: maximum number of documents per batch, with one per window for its padding; None if every window
             holds one document.
         longest: tokens of the longest document.
@@ -36,7 +37,7 @@ class BatchShape:
         used = np.diff(windows.first_token[windows.first_piece])
         padding = int((windows.max_length - used).max(initial=0))
         return cls(
-            rows=max(1, batch_size * int(windows.trained_per_window.max(initial=0))),
+            rows=max(1, math.ceil(batch_size * int(windows.trained_per_window.max(initial=0)) / 8)) * 8,
             # padding behind a single document needs no edge: attention is causal
             documents=None if pieces.max(initial=1) <= 1 else batch_size * (int(pieces.max()) + (padding > 0)),
             longest=max(int(lengths.max(initial=1)), padding),

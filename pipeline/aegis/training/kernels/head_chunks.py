@@ -21,16 +21,20 @@ def compile_once(errors: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., 
 
 
 def head_chunks(hidden: Tensor, head: Tensor, *, sides: int = 1) -> Iterator[slice]:
-    """Yield ranges of rows whose logits fit in CHUNK_BYTES.
+    """Yield ranges of rows whose logits fit in CHUNK_BYTES, equal ranges if at most twice as many divide the rows.
+
+    The compiler compiles each height of a range by itself, which takes seconds.
 
     Args:
         hidden: (n, hidden_size).
         head: (vocab_size, hidden_size).
         sides: number of models whose logits exist at the same time.
     """
-    chunks = max(1, math.ceil(4 * sides * hidden.shape[0] * head.shape[0] / CHUNK_BYTES))
-    height = max(1, math.ceil(hidden.shape[0] / chunks))
-    for start in range(0, hidden.shape[0], height):
+    rows = hidden.shape[0]
+    fewest = max(1, math.ceil(4 * sides * rows * head.shape[0] / CHUNK_BYTES))
+    chunks = next((count for count in range(fewest, 2 * fewest) if rows % count == 0), fewest)
+    height = max(1, math.ceil(rows / chunks))
+    for start in range(0, rows, height):
         yield slice(start, start + height)
 
 
