@@ -79,6 +79,7 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "so8 bare": {**_BARE, **_OFF},
     "scale only": {**_BARE, **_OFF, "soul_learning_rate": 1e-12},
     "dense": {**_DENSE, **_OFF},
+    "dense bare": {**_DENSE, **_BARE, **_OFF},
     "dense random": {**_DENSE, **_RANDOM, **_OFF},
     # the gate and its schedule, with keep
     "dense + keep, g ends 0.1": {**_DENSE, **_gate(0.1)},
@@ -99,7 +100,9 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "dense + keep, weight 2": {**_DENSE, "keep_weight": 2.0},
     "dense + keep, weight 3": {**_DENSE, "keep_weight": 3.0},
     "so8 + keep, every 2": {"keep_every": 2},
+    "so8 + keep, every 2, weight 2": {"keep_every": 2, "keep_weight": 2.0},
     "so8 + keep, every 8": {"keep_every": 8},
+    "so8 + keep, 768 windows": {"keep_windows": 768},
     "so8 + keep, weight 0.3": {"keep_weight": 0.3},
     "so8 + keep, weight 1.5": {"keep_weight": 1.5},
     "so8 + keep, weight 4": {"keep_weight": 4.0},
@@ -108,6 +111,9 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "LoRA r 64 + keep": {**_CLOSED, "lora_r": 64, "lora_alpha": 128.0},
     "all-linear LoRA": {**_CLOSED, **_OFF, **_ALL_LINEAR},
     "all-linear LoRA + keep": {**_CLOSED, **_ALL_LINEAR},
+    "all-linear LoRA + keep, weight 2": {**_CLOSED, **_ALL_LINEAR, "keep_weight": 2.0},
+    "all-linear LoRA + keep, weight 3": {**_CLOSED, **_ALL_LINEAR, "keep_weight": 3.0},
+    "all-linear LoRA + keep, weight 4": {**_CLOSED, **_ALL_LINEAR, "keep_weight": 4.0},
     "all-linear + dense + keep": {**_DENSE, **_ALL_LINEAR},
     # the base as it is trained on a small card
     "NF4: LoRA + keep": {**_CLOSED, "load_in": "4bit"},

@@ -142,6 +142,7 @@ def trained(
     angles = torch.rad2deg(rotation_angles(soul.rotation)).numpy()
     return found | {
         "gate": soul.gate,
+        "head_q6_k": shipped.head_errors(base, soul),
         "angles_degrees": [round(float(np.quantile(angles, q)), 2) for q in (0.0, 0.5, 1.0)],
         "tokens_per_second": report.tokens_per_second,
         "trained_parameters": report.trainable_parameters,

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aegis.llama_cpp import planned_types
-from aegis.merging.merged_weights import counter_scaled, merged_shapes
+from aegis.merging.merged_weights import counter_scaled, head_entry, merged_shapes
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base
 from aegis.model.live_model import live_model, soul_module
 from aegis.model.load import compute_dtype, load_base
-from aegis.soul.file import load_soul
+from aegis.model.rounding import rounded
+from aegis.soul.file import SoulRecord, load_soul
+from aegis.soul.fold import fold_head
 from aegis.verification.tokenizer_precheck import converted_vocabulary
 
 
@@ -57,3 +60,19 @@ def base_judged(base: Base, quants: Sequence[str], texts: Any, base_model: Any) 
             weight.data = made.rounded(weight.data.float(), name).to(weight.dtype)
         found[quant] = judged_on(model, texts, base_model)
     return found
+
+
+@torch.no_grad()
+def head_errors(base: Base, soul: SoulRecord) -> dict[str, float]:
+    """Return Q6_K's error of the LM head W and of the folded W′, as ‖rounded − exact‖ / ‖exact‖.
+
+    Q6_K has blocks of 256 values. Where a row is no multiple of that, as in SmolLM2, the blocks go on into the next row.
+    """
+    head = head_entry(base).read().float()
+    heads = {"base": head, "folded": fold_head(head, soul.rotation, soul.gate)}
+    return {name: _q6_k_error(weight) for name, weight in heads.items()}
+
+
+def _q6_k_error(weight: Tensor) -> float:
+    blocks = weight.flatten()[: weight.numel() // 256 * 256].view(-1, 256)
+    return ((rounded(blocks, "Q6_K") - blocks).norm() / blocks.norm()).item()
