@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -72,6 +73,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at what is loaded now: each would take a second, and there are hundreds."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, so that none is left alone at the end, and the others by their number of tests."""
     counts = Counter(item.path for item in items)
@@ -121,6 +127,13 @@ class Recorder(progress.SilentReporter):
 def _silent() -> None:
     """Remove the reporter that a command of an earlier test has installed."""
     progress.install(progress.SilentReporter())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_tools(request: pytest.FixtureRequest) -> None:
+    """Fork what aegis starts, but where the start itself is tested."""
+    if "llama_cpp" not in request.path.parts:
+        request.getfixturevalue("forked_tools")
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +16,26 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])
 """What `python -m tests.MODULE` needs to find this package and aegis."""
+
+
+def load_everything() -> None:
+    """Import what any command imports, and let no garbage collection look at it: it would copy the pages in a child."""
+    import bitsandbytes  # noqa: F401
+    import llama_cpp  # noqa: F401
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import peft  # noqa: F401
+    import rich.progress  # noqa: F401
+    import torch
+    import transformers.models.phi3.modeling_phi3
+    import transformers.utils.chat_template_utils  # noqa: F401
+
+    import aegis
+
+    for module in pkgutil.walk_packages(aegis.__path__, "aegis."):
+        if not module.name.endswith(("__main__", "_triton")):
+            importlib.import_module(module.name)
+    torch.set_num_threads(1)
+    gc.freeze()
 
 
 class ForkServer:

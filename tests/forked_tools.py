@@ -1,4 +1,4 @@
-"""Fixtures that let tests fork llama.cpp's converter and quantizer; tests/llama_cpp has their real starts."""
+"""Fixtures that let tests fork the processes that aegis starts; tests/llama_cpp has their real starts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,43 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from aegis.llama_cpp import process
 from tests.fork_server import PYTHONPATH, ROOT
 from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
 
 
+class SpawnedToolServer(ToolServer):
+    """A tool server that is started when the first tool is."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        if self._process is None:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.tool_server", str(theirs.fileno())],
+                    env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
+                    cwd=ROOT,
+                    pass_fds=[theirs.fileno()],
+                )
+        super().start(request, descriptors)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._socket.close()
+            self._process.wait(30)
+
+
 @pytest.fixture(scope="session")
 def tool_server() -> Iterator[ToolServer]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.tool_server", str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
-            cwd=ROOT,
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
-        yield ToolServer(ours)
-    server.wait(30)
+    server = SpawnedToolServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -38,5 +54,6 @@ def forked_tools(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     ForkedTool.server = request.getfixturevalue("tool_server")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "subprocess", ForkedSubprocess)
+        for replaced in ForkedSubprocess.replacing():
+            patch.setattr(*replaced)
         yield

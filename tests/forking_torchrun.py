@@ -7,7 +7,7 @@
     out, err     the files for its output
 
 It answers with one JSON line, the list of their exit codes. All of the launcher runs, but that it forks its workers
-too. accelerate's starts them with torchrun's code.
+too, and they what they start. accelerate's starts them with torchrun's code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import PYTHONPATH, ForkServer
+from tests.fork_server import PYTHONPATH, ForkServer, load_everything
+from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
 
 TIME_OUT_S = 400
 
@@ -120,6 +121,9 @@ def _run_program(args: tuple[str, ...], env: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(env)
+    ForkedTool.server = ToolServer.forked()
+    for replaced in ForkedSubprocess.replacing():
+        setattr(*replaced)
     _, *options = args
     while options[0].startswith("-"):
         option = options.pop(0)
@@ -162,14 +166,9 @@ def _code_of(pid: int, deadline: float) -> int:
 def main() -> None:
     """Load everything, then serve requests."""
     import accelerate.commands.accelerate_cli  # noqa: F401
-    import bitsandbytes  # noqa: F401
-    import peft  # noqa: F401
-    import transformers.models.phi3.modeling_phi3  # noqa: F401
     from matplotlib.figure import Figure
 
-    import aegis.stages.train  # noqa: F401
-    from aegis.cli import app  # noqa: F401
-
+    load_everything()
     # nothing here looks at a picture
     Figure.savefig = lambda _figure, path, **_: path.write_bytes(b"not painted")  # type: ignore[method-assign]
     print("ready", flush=True)

@@ -21,7 +21,7 @@ from aegis.verification import structure
 from aegis.verification.verdict import read_report
 from tests.conftest import Recorder
 
-pytestmark = pytest.mark.usefixtures("unpainted", "forked_tools")
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 QUICK = VerifyConfig(tokens=128, threads=1, device="cpu")
 

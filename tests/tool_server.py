@@ -1,6 +1,7 @@
-"""llama.cpp's converter and quantizer, forked from a process that has loaded what they import.
+"""The processes that a command starts, forked from one that has loaded what they import.
 
-Two thirds of a small conversion are its start. `python -m tests.tool_server FD` reads what to start from a socket.
+These are llama.cpp's converter and quantizer, and the confined processes: most of their time on small inputs is their
+start. `python -m tests.tool_server FD` reads what to start from a socket.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class ToolServer:
         return cls(ours)
 
     def start(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """Start a tool with these as its standard input and output, and as the pipe for its pid and exit code."""
+        """Start a tool with its standard input, output and error, and the pipe for its pid and exit code."""
         socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
 
     @staticmethod
@@ -48,7 +50,7 @@ class ToolServer:
         """Fork what is asked for until the other end is closed."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
-            text, descriptors, _, _ = socket.recv_fds(requests, 1 << 18, 3)
+            text, descriptors, _, _ = socket.recv_fds(requests, 1 << 18, 4)
             if not text:
                 return
             if os.fork() == 0:
@@ -59,18 +61,18 @@ class ToolServer:
                 os.close(descriptor)
 
 
-def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, report: int) -> int:
+def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, err_write: int, report: int) -> int:
     """Fork a tool, wait for its end, and write its pid and its exit code into the pipe."""
     tool = os.fork()
     if tool == 0:
         os.setsid()
-        os.dup2(to_read, 0)
-        os.dup2(out_write, 1)
-        os.dup2(out_write, 2)
-        os.closerange(3, 64)
-        os._exit(_run_tool(request["command"], Path(request["folder"]), request["environment"]))
-    os.close(to_read)
-    os.close(out_write)
+        for number, descriptor in enumerate((to_read, out_write, err_write)):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(report)
+        os._exit(_run_tool(request["command"], request["folder"], request["environment"]))
+    for descriptor in (to_read, out_write, err_write):
+        os.close(descriptor)
     os.write(report, struct.pack("<i", tool))
     with contextlib.suppress(BrokenPipeError):
         os.write(report, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(tool, 0)[1])))
@@ -78,22 +80,31 @@ def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, re
 
 
 class ForkedTool:
-    """The part of `subprocess.Popen` that `aegis.llama_cpp.process` uses, without a new interpreter."""
+    """The part of `subprocess.Popen` that `aegis.llama_cpp` uses, without a new interpreter."""
 
     server: ToolServer
 
-    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: Any) -> None:
+    def __init__(
+        self, command: list[str], *, env: dict[str, str], cwd: Path | None = None, stderr: int, **_: Any
+    ) -> None:
         to_read, to_write = os.pipe()
         out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe() if stderr == ForkedSubprocess.PIPE else (-1, os.dup(out_write))
         self._report, report = os.pipe()
         self._code: int | None = None
-        request = {"command": command, "folder": str(cwd), "environment": env}
-        self.server.start(request, [to_read, out_write, report])
-        for descriptor in (to_read, out_write, report):
+        request = {"command": command, "folder": str(cwd or Path.cwd()), "environment": env}
+        theirs = [to_read, out_write, err_write, report]
+        self.server.start(request, theirs)
+        for descriptor in theirs:
             os.close(descriptor)
         (self.pid,) = struct.unpack("<i", os.read(self._report, 4))
         self.stdin = os.fdopen(to_write, "wb")
         self.stdout = os.fdopen(out_read, "rb")
+        self.stderr = os.fdopen(err_read, "rb") if err_read >= 0 else None
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -117,20 +128,31 @@ class ForkedSubprocess:
 
     from subprocess import TimeoutExpired
 
+    @classmethod
+    def replacing(cls) -> Iterator[tuple[Any, str, type[ForkedSubprocess]]]:
+        """Yield what to set: the module, the name there, and this class."""
+        from aegis.llama_cpp import process
+        from aegis.llama_cpp.confined import running
 
-def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
+        yield from ((module, "subprocess", cls) for module in (process, running))
+
+
+def _run_tool(command: list[str], folder: str, env: dict[str, str]) -> int:
     from aegis.llama_cpp import _child
+    from aegis.llama_cpp.confined import _worker
 
-    os.chdir(cwd)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
-    # the converter's tree brings a gguf of its own
-    for name in [name for name in sys.modules if name == "gguf" or name.startswith("gguf.")]:
-        del sys.modules[name]
+    script, *arguments = command[3:]  # after python -P -B
+    if script == _child.__file__:
+        # the converter's tree brings a gguf of its own
+        for name in [name for name in sys.modules if name == "gguf" or name.startswith("gguf.")]:
+            del sys.modules[name]
     try:
-        _child.main(*command[command.index(str(_child.__file__)) + 1 :])
+        (_worker if script == _worker.__file__ else _child).main(*arguments)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     except BaseException:
@@ -141,11 +163,17 @@ def _run_tool(command: list[str], cwd: Path, env: dict[str, str]) -> int:
 
 def main(descriptor: str) -> None:
     """Load what the tools import, then fork them."""
+    import gc
+
     import sentencepiece  # noqa: F401
     import torch
     from transformers import AutoConfig, AutoTokenizer  # noqa: F401
 
+    from aegis.data import encoding_worker  # noqa: F401
+    from aegis.llama_cpp import _loading_worker, _rendering_worker  # noqa: F401
+
     torch.set_num_threads(1)
+    gc.freeze()  # a collection in a child would copy every page that it looks at
     ToolServer.serve(socket.socket(fileno=int(descriptor)))
     os._exit(0)  # an interpreter with all of this takes seconds to end
 

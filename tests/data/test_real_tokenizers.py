@@ -29,8 +29,6 @@ from aegis.verification.token_parity import compare_tokens
 from aegis.verification.token_sequences import HARD_STRINGS
 from tests.data.real import RealTokenizers
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 MakeReal = Callable[[str], Any]
 
 SYSTEM = "Answer briefly.\n\n日本語で。"

@@ -17,8 +17,6 @@ from aegis.demo.tokenizer import ADDED_TOKENS, train_tokenizer
 from aegis.llama_cpp.convert import convert
 from aegis.llama_cpp.runtime import Runtime
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 PLAIN = [
     "りんごは赤いです。",
     "猫は高い所に登り申す。",

@@ -31,6 +31,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import load_everything
 from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -39,10 +40,10 @@ _LINGERING_S = 20.0
 
 def _run_command(folder: str, arguments: list[str], output: str) -> int:
     from aegis.cli import app
-    from aegis.llama_cpp import process
 
     ForkedTool.server = ToolServer.forked()
-    process.subprocess = ForkedSubprocess  # type: ignore[assignment]
+    for replaced in ForkedSubprocess.replacing():
+        setattr(*replaced)
     os.chdir(folder)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
@@ -113,16 +114,9 @@ def main() -> None:
     """Load everything, then serve requests."""
     shim = ctypes.CDLL(None)
     shim.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    import bitsandbytes  # noqa: F401
-    import peft  # noqa: F401
-    import torch
-    import transformers.models.phi3.modeling_phi3  # noqa: F401
     from matplotlib.figure import Figure
 
-    import aegis.run_all  # noqa: F401
-    from aegis.cli import app  # noqa: F401
-
-    torch.set_num_threads(1)
+    load_everything()
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

@@ -21,8 +21,6 @@ from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import MakeRandom
 from tests.trained import MakeTrained, Trained, tokens_for
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 CPU = torch.device("cpu")
 CASES: dict[str, dict[str, Any]] = {
     "phi3": {"tie_word_embeddings": False},

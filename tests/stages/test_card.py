@@ -18,8 +18,6 @@ from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from tests.trained import MakeTrained
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 BASE_CARD = """---
 license: apache-2.0
 language: [ja, en]

@@ -20,7 +20,7 @@ from aegis.stages.train import train
 from aegis.stages.verify import verify
 from tests.trained import small_training, write_chats
 
-pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted", "forked_tools")
+pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted")
 
 OWN = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n答: {{ m.content }}<|end|>\n"

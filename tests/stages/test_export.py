@@ -28,8 +28,6 @@ from aegis.verification.sidecar_checks import check_export_sidecars
 from tests.conftest import MakeRandom
 from tests.recorded import merge_facts
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 BESIDE = ["Modelfile", "README.md", "params", "template"]
 NASTY = '-x ../"quoted"\n$(touch pwned) ;日本\u3000語'
 

@@ -31,8 +31,6 @@ from tests.byte_level import Pre
 from tests.conftest import MakeRandom
 from tests.trained import MakeTrained, Trained
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 
 @dataclass(frozen=True)
 class Case:

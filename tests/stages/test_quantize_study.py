@@ -30,7 +30,7 @@ from tests.conftest import Recorder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there"),
-    pytest.mark.usefixtures("shared_cache", "forked_tools"),
+    pytest.mark.usefixtures("shared_cache"),
 ]
 
 QUICK = StudyConfig(quant=("Q4_K_M",), variants=("plain",), tokens=256, calibration_tokens=512, threads=1)

@@ -32,7 +32,7 @@ from aegis.verification.tokenizer_precheck import converted_vocabulary
 from tests.conftest import Recorder
 from tests.trained import small_training, train_until_killed, write_chats
 
-pytestmark = pytest.mark.usefixtures("unpainted", "forked_tools")
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION, read_report
 from tests.byte_level import Pre
 from tests.conftest import MakeRandom, Recorder
 
-pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted", "cached_tools", "forked_tools")
+pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted", "cached_tools")
 
 QUICK = VerifyConfig(tokens=256, threads=1, device="cpu")
 

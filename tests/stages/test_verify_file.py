@@ -28,8 +28,6 @@ from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
 from tests.conftest import MakeRandom
 from tests.trained import MakeTrained
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 
 @pytest.fixture(scope="module")
 def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,8 +21,6 @@ from aegis.verification.base_precheck import check_base
 from aegis.verification.run_precheck import Later, check_later
 from tests.conftest import MakeRandom, Recorder
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 Change = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 

@@ -25,7 +25,7 @@ from tests.planted.merged import MERGED_DEFECTS
 from tests.planted.sidecars import SIDECAR_DEFECTS
 from tests.planted.weights import WEIGHT_DEFECTS
 
-pytestmark = pytest.mark.usefixtures("cached_tools", "forked_tools")
+pytestmark = pytest.mark.usefixtures("cached_tools")
 
 DEFECTS = (*MERGED_DEFECTS, *WEIGHT_DEFECTS, *KEY_DEFECTS, *SIDECAR_DEFECTS)
 FAMILIES = ("phi3", "qwen2", "llama")

@@ -17,7 +17,6 @@ from tests.conftest import MakeRandom
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there"),
-    pytest.mark.usefixtures("forked_tools"),
 ]
 
 QUANT = "Q4_K_M"

@@ -15,8 +15,6 @@ from aegis.model.base import load_tokenizer
 from aegis.verification.token_parity import chat_ids, compare_tokens
 from tests.conftest import MakeRandom
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 DECOMPOSED = unicodedata.normalize("NFD", "がぎぐげご")
 
 

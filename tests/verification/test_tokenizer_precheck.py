@@ -25,8 +25,6 @@ from aegis.verification import tokenizer_precheck
 from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, converting_vocabulary
 from tests.conftest import MakeRandom, Recorder
 
-pytestmark = pytest.mark.usefixtures("forked_tools")
-
 ASKED = "checking the tokenizer with llama.cpp's converter"
 
 

@@ -16,7 +16,7 @@ def test_chunks_hold_every_row_once_and_fit_in_memory(rows: int, sides: int) -> 
 
 
 def test_rows_that_can_be_divided_are_divided_equally() -> None:
-    """1,536 rows of two models need 6 chunks; 640, for which 3 would do, are divided into 4; 511 have no equal parts."""
+    """1,536 rows of two models need 6 chunks; 640 are divided into 4 where 3 would do; 511 have no equal parts."""
     head = torch.empty(32_064, 0)
 
     def heights(rows: int) -> list[int]:
