@@ -66,7 +66,7 @@ def base_judged(base: Base, quants: Sequence[str], texts: Any, base_model: Any) 
 def head_errors(base: Base, soul: SoulRecord) -> dict[str, float]:
     """Return Q6_K's error of the LM head W and of the folded W′, as ‖rounded − exact‖ / ‖exact‖.
 
-    Q6_K has blocks of 256 values. Where a row is no multiple of that, as in SmolLM2, the blocks go on into the next row.
+    Q6_K has blocks of 256 values. Rows that are no multiple of that, as in SmolLM2, share blocks with the next row.
     """
     head = head_entry(base).read().float()
     heads = {"base": head, "folded": fold_head(head, soul.rotation, soul.gate)}
