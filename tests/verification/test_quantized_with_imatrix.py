@@ -15,9 +15,7 @@ from aegis.verification.quantized_checks import Recipe, check_quantized_file
 from aegis.verification.run_checks import Checks
 from tests.conftest import MakeRandom
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
 
 QUANT = "Q4_K_M"
 TEXTS = {"own": "春は桜、夏は花火、秋は紅葉、冬は雪がきれいです。\n" * 40, "other": "0123456789 " * 400}
