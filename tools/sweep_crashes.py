@@ -1,9 +1,10 @@
 """Every kill point of every stage: where SIGKILL strikes, does the same command end in the same bytes afterwards?
 
     PYTHONPATH=pipeline:. python tools/sweep_crashes.py [--jobs train,merge] [--workers 2] [--out results.json]
-                                                        [--minutes 60] [--seed 0]
+                                                        [--minutes 60] [--seed 0] [--unpainted]
 
-With --minutes it stops there; the order is shuffled by --seed, so that what was tried is a sample of all.
+With --minutes it stops there; the order is shuffled by --seed, so that what was tried is a sample of all. With
+--unpainted a picture's file has its values: two thirds of a small training are its pictures.
 The same for a disk that is full from some operation on: is it reported, does nothing half-written stay, and does the
 same command end in the same bytes once there is room? The method is tests/faults/harness.py's. Exit code 0 if every
 point was recovered from, else 1.
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--jobs", default=",".join(JOBS), help="some of " + ", ".join(JOBS))
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then")
+    parser.add_argument("--unpainted", action="store_true", help="write pictures' values in place of pictures")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
     parser.add_argument("--out", type=Path, help="write the counts here as JSON")
     given = parser.parse_args()
@@ -63,7 +65,7 @@ def main() -> int:
         for number in range(given.workers):
             place = Path(folder) / str(number)
             place.mkdir()
-            laboratories.append(Laboratory(place, once, painted=True))
+            laboratories.append(Laboratory(place, once, painted=not given.unpainted))
         with ThreadPoolExecutor(given.workers) as pool:
             shares = [
                 pool.submit(sweep, laboratory, jobs, number, given.workers, given.seed, began + 60 * given.minutes)

@@ -55,6 +55,16 @@ def test_an_accepted_tokenizer_is_checked_once(quick_base: Path, tree: Path, rep
     assert reporter.messages.count(ASKED) == 1
 
 
+def test_what_a_killed_conversion_left_is_removed(quick_base: Path, tree: Path, cache: Path) -> None:
+    """Only the GGUF and the lock are there at the end, as without it."""
+    leftover = cache / "vocabularies" / ".building" / ".part-1618.gguf"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half a file")
+    ask(base_at(quick_base), tree)
+    (made,) = (path for path in (cache / "vocabularies").iterdir() if path.name != ".lock")
+    assert made.suffix == ".gguf"
+
+
 def test_the_converter_runs_beside_the_reading_of_the_data(
     quick_base: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +116,7 @@ def test_an_unknown_pre_tokenizer_is_refused(
     ask(base, knowing_tree)
     with pytest.raises(UnsupportedModelError, match=r"pre-tokenizer was not recognized"):
         ask(base, tree)
-    assert len(list((cache / "vocabularies").iterdir())) == 1
+    assert len(list((cache / "vocabularies").glob("*.gguf"))) == 1
 
 
 def test_a_phi_3_without_its_sentencepiece_file_is_refused(quick_base: Path, tree: Path, tmp_path: Path) -> None:

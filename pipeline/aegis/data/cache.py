@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
 import numpy as np
 
 from aegis.data.packing import Windows
 from aegis.data.tokens import CODE, TokenFile
 from aegis.errors import EnvironmentFault
+from aegis.runs import disk
 
 FORMAT = "aegis-data 3"
 
@@ -46,18 +45,10 @@ def store(path: Path, windows: Mapping[str, Windows], report: dict[str, Any]) ->
     Raises:
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    building = path.parent / ".building"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # one writer at a time, so an unfinished file in `building` belongs to a killed process
-        with filelock.FileLock(path.parent / ".lock"):
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-            try:
-                write(building / path.name, windows, report)
-                (building / path.name).replace(path)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
+        with disk.building(path.parent) as place:
+            write(place / path.name, windows, report)
+            (place / path.name).replace(path)
     except OSError as error:
         raise EnvironmentFault("data_cache.not_kept", parent=path.parent, error=str(error)) from error
 

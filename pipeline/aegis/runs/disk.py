@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from aegis.errors import EnvironmentFault, UsageError, reason
@@ -41,6 +43,26 @@ def cache_directory() -> Path:
     except OSError as error:
         raise UsageError("disk.no_cache", directory=directory, error=str(error)) from None
     return directory.resolve()
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder inside a cache's folder, for a file that is renamed out of it once it is complete.
+
+    One process at a time has it, so what a killed one left there is removed by the next.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
+    """
+    place = folder / ".building"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def file_stem(name: str, otherwise: str = "model") -> str:

@@ -69,12 +69,12 @@ def _vocabulary(base: Base, scratch: Path, tree: Path, *, keep: bool) -> Path:
     kept = disk.cache_place() / _KEPT / f"{_digest(base, tree)}.gguf"
     if kept.is_file():
         return kept
-    if keep:
-        disk.cache_directory()
-        kept.parent.mkdir(exist_ok=True)
-    else:
-        kept = scratch / "vocabulary.gguf"
-    _convert(base, scratch, kept, tree)
+    if not keep:
+        return _converted(base, scratch, scratch, tree)
+    disk.cache_directory()
+    with disk.building(kept.parent) as place:
+        if not kept.is_file():  # another process may have made it while this one waited
+            _converted(base, scratch, place, tree).replace(kept)
     return kept
 
 
@@ -112,7 +112,8 @@ def sample_texts(config: TrainConfig, data: Prepared, tokenizer: Any, *, keep: b
     return [*first, *own_texts((piece.tolist() for piece in windows.pieces()), tokenizer)]
 
 
-def _convert(base: Base, scratch: Path, out: Path, tree: Path) -> None:
+def _converted(base: Base, scratch: Path, place: Path, tree: Path) -> Path:
+    """Make the GGUF in `place`; `scratch` is for what the converter reads."""
     progress.say(phrase("vocabulary.asking"))
     folder = scratch / "model"
     folder.mkdir()
@@ -120,10 +121,12 @@ def _convert(base: Base, scratch: Path, out: Path, tree: Path) -> None:
     copy_tokenizer(base, folder)
     # llama.cpp decides by the name whether a role tag includes the white space after it
     name = name_for_llama_cpp("vocabulary", str(base.config["model_type"]), base.folder)
+    out = place / "vocabulary.gguf"
     try:
         convert(folder, out, model_name=name, tree=tree, vocab_only=True)
     except ToolError as error:
         raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=error.why) from error
+    return out
 
 
 def _digest(base: Base, tree: Path) -> str:
