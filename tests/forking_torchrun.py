@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fork_server import PYTHONPATH, ForkServer, load_everything
-from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
+from tests.tool_server import fork_tools
 
 TIME_OUT_S = 400
 
@@ -121,9 +121,7 @@ def _run_program(args: tuple[str, ...], env: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(env)
-    ForkedTool.server = ToolServer.forked()
-    for replaced in ForkedSubprocess.replacing():
-        setattr(*replaced)
+    fork_tools()
     _, *options = args
     while options[0].startswith("-"):
         option = options.pop(0)

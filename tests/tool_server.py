@@ -137,6 +137,13 @@ class ForkedSubprocess:
         yield from ((module, "subprocess", cls) for module in (process, running))
 
 
+def fork_tools() -> None:
+    """Let this process, which has no threads yet, fork its tools from now on."""
+    ForkedTool.server = ToolServer.forked()
+    for replaced in ForkedSubprocess.replacing():
+        setattr(*replaced)
+
+
 def _run_tool(command: list[str], folder: str, env: dict[str, str]) -> int:
     from aegis.llama_cpp import _child
     from aegis.llama_cpp.confined import _worker

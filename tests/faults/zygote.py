@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fork_server import load_everything
-from tests.tool_server import ForkedSubprocess, ForkedTool, ToolServer
+from tests.tool_server import fork_tools
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LINGERING_S = 20.0
@@ -41,9 +41,7 @@ _LINGERING_S = 20.0
 def _run_command(folder: str, arguments: list[str], output: str) -> int:
     from aegis.cli import app
 
-    ForkedTool.server = ToolServer.forked()
-    for replaced in ForkedSubprocess.replacing():
-        setattr(*replaced)
+    fork_tools()
     os.chdir(folder)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
