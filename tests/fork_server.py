@@ -25,7 +25,6 @@ def load_everything() -> None:
     import matplotlib.backends.backend_agg  # noqa: F401
     import peft  # noqa: F401
     import rich.progress  # noqa: F401
-    import torch
     import transformers.models.phi3.modeling_phi3
     import transformers.utils.chat_template_utils  # noqa: F401
 
@@ -34,8 +33,20 @@ def load_everything() -> None:
     for module in pkgutil.walk_packages(aegis.__path__, "aegis."):
         if not module.name.endswith(("__main__", "_triton")):
             importlib.import_module(module.name)
-    torch.set_num_threads(1)
+    compute_on_one_thread()
     gc.freeze()
+
+
+def compute_on_one_thread() -> None:
+    """Let torch compute on one thread, in this process and in what it forks.
+
+    The first call in a child makes the pool of threads anew, and two threads that both find the old one fail there
+    (torch's pthreadpool-cpp.cc). So the child makes it before it has threads.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class ForkServer:

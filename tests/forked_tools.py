@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,18 +21,24 @@ class SpawnedToolServer(ToolServer):
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
 
     def start(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        if self._process is None:
-            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.tool_server", str(theirs.fileno())],
-                    env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
-                    cwd=ROOT,
-                    pass_fds=[theirs.fileno()],
-                )
+        # a command starts tools from several threads
+        with self._starting:
+            if self._process is None:
+                self._process = self._spawn()
         super().start(request, descriptors)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.tool_server", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+            )
 
     def close(self) -> None:
         if self._process is not None:

@@ -173,13 +173,13 @@ def main(descriptor: str) -> None:
     import gc
 
     import sentencepiece  # noqa: F401
-    import torch
     from transformers import AutoConfig, AutoTokenizer  # noqa: F401
 
     from aegis.data import encoding_worker  # noqa: F401
     from aegis.llama_cpp import _loading_worker, _rendering_worker  # noqa: F401
+    from tests.fork_server import compute_on_one_thread
 
-    torch.set_num_threads(1)
+    compute_on_one_thread()
     gc.freeze()  # a collection in a child would copy every page that it looks at
     ToolServer.serve(socket.socket(fileno=int(descriptor)))
     os._exit(0)  # an interpreter with all of this takes seconds to end
