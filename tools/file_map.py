@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("pipeline/aegis/README.md", "tools/README.md")
 _MAP = re.compile(r"(<!-- files: (\S+) -->\n).*?(<!-- end of files -->)", re.DOTALL)
-_SUFFIXES = {".py", ".toml", ".txt", ".jinja", ".html", ".cmake"}
+_SUFFIXES = {".py", ".toml", ".jinja", ".html", ".cmake"}
 _COLUMN = 30
 """Where a line's text begins, in letters; a longer name moves its own text."""
 _WIDTH = 150

@@ -1,4 +1,4 @@
-"""One command from a bare clone to a running AEGIS: `python tools/start.py demo` (or test, setup, lock).
+"""One command from a bare clone to a running AEGIS: `python tools/start.py demo` (or test, setup).
 
 Standard library only. This file must parse on Python 3.8, so that an old Python gets a sentence instead of a
 SyntaxError; everything that needs 3.11 is in the package `startup` beside it and imported after the check.
@@ -16,7 +16,6 @@ commands:
                   ARGS go to `aegis run --preset demo`
   test [ARGS]     set up, then ruff, mypy and pytest; ARGS go to pytest
   setup           only set up the environment .venv
-  lock            refresh tools/constraints.txt (for maintainers)
 
 settings: AEGIS_LANG=ja for Japanese; AEGIS_LLAMA_WHEEL=none to compile llama.cpp, or a wheel of it to install;
           pip's own settings (index, mirror, folder, proxy, certificate) and uv's hold; UV_TORCH_BACKEND, such as
@@ -35,13 +34,13 @@ def parse(argv):  # type: (list[str]) -> argparse.Namespace
         epilog=USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["demo", "test", "setup", "lock"], metavar="command")
+    parser.add_argument("command", choices=["demo", "test", "setup"], metavar="command")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.rest[:1] == ["--"]:
         del arguments.rest[0]
-    if arguments.rest and arguments.command in ("setup", "lock"):
-        parser.error("%s takes no arguments, got: %s" % (arguments.command, " ".join(arguments.rest)))  # noqa: UP031
+    if arguments.rest and arguments.command == "setup":
+        parser.error("setup takes no arguments, got: " + " ".join(arguments.rest))
     return arguments
 
 

@@ -58,7 +58,7 @@ def test_a_compilation_names_the_time_that_is_left(tmp_path: Path, monkeypatch: 
         ("NewConnectionError: Temporary failure in name resolution", "network"),
         ("  cause: dns error", "network"),
         ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
-        ("  x No solution found when resolving dependencies:", "start.py lock"),
+        ("  x No solution found when resolving dependencies:", "on top of tools/constraints.txt"),
         ("cause: torch==2.13.0 has no wheels with a matching platform tag (e.g., `win32`)", "64-bit CPython"),
         ("failed to hardlink file (os error 206)", "C:\\aegis"),
         ("CMake Error: The C++ compiler is not able to compile a simple test program.", "recent compiler"),

@@ -64,10 +64,10 @@ def test_arguments_after_the_command_are_passed_on(
 def test_help_names_every_command(tools: Path) -> None:
     result = start(tools, "--help")
     assert result.returncode == 0
-    for command in ("demo", "test", "setup", "lock"):
+    for command in ("demo", "test", "setup"):
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["setup", "--now"], ["lock", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["setup", "--now"], ["lock"]])
 def test_wrong_usage_is_exit_2(tools: Path, arguments: list[str]) -> None:
     assert start(tools, *arguments).returncode == 2

@@ -74,9 +74,10 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
     (
         r"has no wheels with a matching|No solution found|no version of",
         "No package fits Python {python} on this machine; try a 64-bit CPython 3.11 to 3.14 on one of the platforms "
-        "that uv names. If pyproject.toml was edited: `python tools/start.py lock`.",
+        "that uv names. If pyproject.toml was edited: run the command on top of tools/constraints.txt.",
         "このマシンの Python {python} に合うパッケージがありません。uv が挙げる環境で、64-bit 版の CPython 3.11 から "
-        "3.14 を試してください。pyproject.toml を編集した場合は `python tools/start.py lock` を実行します。",
+        "3.14 を試してください。pyproject.toml を編集した場合は tools/constraints.txt の先頭にある"
+        "コマンドを実行します。",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The four commands: what each runs once the environment stands."""
+"""The three commands: what each runs once the environment stands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from startup.children import Stopped, catch_signals, child_environment, run_atta
 from startup.console import StartError, Step, prepare_streams, say
 from startup.environment import Environment
 from startup.language import either
-from startup.lock import refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,9 +50,6 @@ def run(command: str, rest: Sequence[str]) -> int:
 
 
 def _run(command: str, rest: Sequence[str]) -> int:
-    if command == "lock":
-        refresh(ROOT)
-        return 0
     environment = Environment(ROOT, extra="dev" if command == "test" else "")
     environment.set_up(again=command == "setup")
     if command == "demo":
