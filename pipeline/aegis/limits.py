@@ -32,6 +32,8 @@ ADAPTER_PATTERNS = 256
 """Regular expressions in rank_pattern or alpha_pattern; names without one are not counted."""
 SOUL_PICKLE_BYTES = 1 << 20
 """The pickle in the original's soul.pt, without its tensors: usually 2 kB."""
+RECORD_BYTES = 4 << 20
+"""manifest.json, report.json and answers.json of a run: 40 kB for a merged model of 100 shards."""
 
 ROW_BYTES = 8 << 20
 """A row of data: if a row is longer, the file is almost always broken."""
@@ -77,7 +79,10 @@ def read_json(path: Path, max_bytes: int = CONFIG_BYTES) -> Any:
     """Read a JSON file of at most `max_bytes`.
 
     Raises:
-        ValueError: it is too large, or not JSON.
-        OSError, RecursionError: it cannot be read, or is nested too deeply.
+        ValueError: it is too large, not JSON, or nested too deeply.
+        OSError: it cannot be read.
     """
-    return json.loads(read_text(path, max_bytes))
+    try:
+        return json.loads(read_text(path, max_bytes))
+    except RecursionError:
+        raise ValueError(f"{path.name}: nested too deeply") from None

@@ -83,6 +83,13 @@ def names_hub_dataset(name: str) -> bool:
     return is_hub_id(name) and reader_of(Path(name)) is None
 
 
+def public_name(name: str) -> str:
+    """Return a Hub id as it is, or the last part of each local path: the rest of a path is private."""
+    if names_hub_dataset(name):
+        return name
+    return ",".join(Path(part.strip()).name or part.strip() for part in name.split(","))
+
+
 def is_hub_dataset(name: str) -> bool:
     """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
     return names_hub_dataset(name) and not Path(name).expanduser().exists()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from aegis.errors import IntegrityError, ToolError, UsageError
+from aegis.limits import TOKENIZER_BYTES, read_json
 from aegis.llama_cpp.converter_tree import CONVERTER, find_converter
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.process import published, run_tool
@@ -94,11 +94,16 @@ def refuse_code(model_dir: Path) -> None:
     found = [Bilingual.same(name) for name in sorted(path.name for path in model_dir.rglob("*.py"))]
     for name in ("config.json", "tokenizer_config.json"):
         path = model_dir / name
+        if not path.is_file():
+            continue
         try:
-            if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-                found.append(bilingual("convert.auto_map", name=name))
+            settings = read_json(path, TOKENIZER_BYTES)
         except ValueError as error:
             raise IntegrityError("convert.not_json", path=path, error=str(error)) from error
+        if not isinstance(settings, dict):
+            raise IntegrityError("base.not_an_object", path=path)
+        if "auto_map" in settings:
+            found.append(bilingual("convert.auto_map", name=name))
     if found:
         raise IntegrityError("convert.foreign_code", model_dir=model_dir, found=Bilingual.joined(", ", found))
 

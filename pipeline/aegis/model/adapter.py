@@ -70,7 +70,7 @@ def load_adapter(folder: Path) -> Adapter:
         raise UsageError("adapter.no_folder", folder=folder, missing=missing[0])
     try:
         config = read_json(folder / CONFIG)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise IntegrityError("adapter.unreadable", folder=folder, error=str(error)) from None
     if not isinstance(config, dict):
         raise IntegrityError("adapter.not_an_object", path=folder / CONFIG)

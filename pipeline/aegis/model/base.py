@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from aegis import progress
 from aegis.config.presets import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.hub.models import DESCRIPTION, download
-from aegis.limits import VOCABULARY
+from aegis.limits import VOCABULARY, read_json
 from aegis.messages import phrase
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.model.base_name import is_on_hub, no_base
@@ -146,8 +145,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError("base.no_config", folder=folder)
     check_own_files(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
         raise IntegrityError("base.unreadable", path=path, error=str(error)) from None
     if not isinstance(config, dict):
         raise IntegrityError("base.not_an_object", path=path)

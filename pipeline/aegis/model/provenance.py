@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.data.sources import names_hub_dataset
+from aegis.config.places import place_settings
+from aegis.data.sources import names_hub_dataset, public_name
 from aegis.hub.client import CARD
 from aegis.messages import phrase
 from aegis.model.base import Base
@@ -31,9 +32,14 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
         facts = TrainFacts.of(training)
         data = facts.data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
         finish = "" if facts.finish is None else facts.finish.quant
-        # a local path is private: the card gets the last part of it only
-        data |= {"dataset": named if on_hub else Path(named).name, "on_hub": on_hub}
-        settings = {k: v for k, v in training.config.items() if k not in ("base_model", "revision", "dataset")}
+        data |= {"dataset": public_name(named), "on_hub": on_hub}
+        private = place_settings()
+        # the base and the data have places of their own in the card
+        settings = {
+            name: public_name(value) if name in private and isinstance(value, str) else value
+            for name, value in training.config.items()
+            if name not in ("base_model", "revision", "dataset")
+        }
     return Provenance(
         base=base.name if base.revision else Path(base.name).name,
         on_hub=base.revision is not None,

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
-from aegis.limits import INDEX_BYTES, TooLarge
+from aegis.limits import INDEX_BYTES, TooLarge, read_json
 from aegis.messages import bilingual
 
 INDEX = "model.safetensors.index.json"
@@ -188,9 +188,9 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index, INDEX_BYTES)["weight_map"]
         weight_map = {str(tensor): str(name) for tensor, name in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError("shards.damaged", index=index, name=type(error).__name__, error=error) from None
     if not weight_map:
         raise IntegrityError("shards.names_no_tensors", index=index)

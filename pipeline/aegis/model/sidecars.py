@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
+from aegis.limits import TOKENIZER_BYTES, read_json
 from aegis.model.base import TEMPLATE, TOKENIZER_FILES, Base
 from aegis.model.provenance import copy_licences
 
@@ -47,7 +48,7 @@ def copy_tokenizer(base: Base, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     if path.is_file():
         try:
-            tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
+            tokenizer_config = read_json(path, TOKENIZER_BYTES)
         except ValueError as error:
             raise IntegrityError("convert.not_json", path=base.folder / path.name, error=str(error)) from None
         dropped = ("auto_map",) if base.chat_template is None else ("auto_map", "chat_template")

@@ -7,13 +7,12 @@ of the tokenizers library, wherever a text is tokenized. The growth of each step
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aegis.errors import UnsupportedModelError
-from aegis.limits import TEXT_GROWTH, TOKEN_CHARACTERS
+from aegis.limits import TEXT_GROWTH, TOKEN_CHARACTERS, TOKENIZER_BYTES, read_json
 
 _UNICODE = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "Lowercase": 3, "BertNormalizer": 3, "ByteLevel": 4}
 """Maximum characters per character of these steps (https://unicode.org/faq/normalization.html; ByteLevel: per byte)."""
@@ -28,8 +27,8 @@ def refuse_growth(folder: Path) -> None:
         UnsupportedModelError: the tokenizer exceeds a bound.
     """
     try:
-        document = json.loads((folder / "tokenizer.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = read_json(folder / "tokenizer.json", TOKENIZER_BYTES)
+    except (OSError, ValueError):
         return
     if not isinstance(document, dict):
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Literal
+
+from aegis.limits import TOKENIZER_BYTES, read_json
 
 Vocabulary = Literal["SentencePiece", "byte-level BPE"]
 
@@ -45,7 +46,7 @@ def name_for_llama_cpp(name: str, model_type: str, folder: Path) -> str:
 def _takes_in_white_space(folder: Path) -> bool:
     """Return whether role tags include the white space after them, by tokenizer.json."""
     try:
-        tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        tokens = read_json(folder / "tokenizer.json", TOKENIZER_BYTES)["added_tokens"]
         return any(token["rstrip"] and token["content"].startswith("<|") for token in tokens)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

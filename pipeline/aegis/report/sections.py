@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from aegis.config.places import place_settings
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, Language, words
 from aegis.report.card import ollama_name
@@ -20,7 +21,6 @@ from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 from aegis.runs.run import Run
 
 _PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
-_PATHS = ("base_model", "dataset", "text")
 
 FactsOfStage = TypeVar("FactsOfStage", bound=Facts)
 
@@ -60,9 +60,10 @@ class RunParts:
 
     def settings(self) -> dict[str, dict[str, str]]:
         """Return every stage's settings as text."""
+        private = place_settings()
         return {
             name: {
-                key: public(value) if key in _PATHS else as_text(value) for key, value in sorted(found.config.items())
+                key: public(value) if key in private else as_text(value) for key, value in sorted(found.config.items())
             }
             for name, found in self.manifests.items()
         }

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from aegis.data.sources import names_hub_dataset
+from aegis.data.sources import public_name
 
 
 def public(value: object) -> str:
-    """Return a Hub id as it is, or the last part of a local path: the rest of the path is private."""
-    text = as_text(value)
-    return text if names_hub_dataset(text) else Path(text).name or text
+    """Format a setting that may hold a path: a Hub id as it is, a local path as its last part."""
+    return public_name(as_text(value))
 
 
 def as_text(value: object) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from aegis import __version__, progress
 from aegis.errors import IntegrityError
+from aegis.limits import RECORD_BYTES, read_json
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.runs import known_hashes
 
@@ -120,7 +121,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path, RECORD_BYTES)
         if document["format"] != FORMAT or document["version"] != VERSION:
             other = bilingual("manifest.version", format=document["format"], version=document["version"])
             raise IntegrityError("manifest.damaged", path=path, name="ValueError", error=other)
@@ -138,7 +139,7 @@ def read_manifest(directory: Path) -> Manifest:
         )
     except FileNotFoundError:
         raise IntegrityError("manifest.none", directory=directory, manifest=MANIFEST) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise IntegrityError("manifest.damaged", path=path, name=type(error).__name__, error=error) from None
 
 

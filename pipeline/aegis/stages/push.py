@@ -6,7 +6,6 @@ of this disk. The uploaded card has verify's table; the card in the run was seal
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from aegis import __version__, progress
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError, first_line
 from aegis.hub.client import CARD, http_error, upload_bars
+from aegis.limits import RECORD_BYTES, read_json
 from aegis.messages import phrase
 from aegis.report.answers import ANSWERS
 from aegis.report.card import with_answers, with_verdict
@@ -99,7 +99,7 @@ def _answers(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
     try:
         if read_manifest(run.report).inputs["export"] != read_manifest(run.gguf).identity:
             return [], []
-        document = json.loads((run.report / ANSWERS).read_text(encoding="utf-8"))
+        document = read_json(run.report / ANSWERS, RECORD_BYTES)
         names = {"base": "base", "gguf": "this model"}
         asked = [(names[who], [str(text) for text in texts]) for who, texts in document["answers"] if who in names]
         return [str(question) for question in document["questions"]], asked

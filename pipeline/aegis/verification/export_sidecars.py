@@ -97,7 +97,7 @@ def end_tokens(model: Path, config: dict[str, Any]) -> list[int]:
     if path.is_file():
         try:
             ends = read_json(path).get("eos_token_id", ends)
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise IntegrityError("export.not_an_object", path=path, error=str(error)) from None
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(token) is int and 0 <= token < VOCABULARY for token in ends):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from aegis.errors import IntegrityError
+from aegis.limits import RECORD_BYTES, read_json
 
 
 def read_versioned(path: Path, schema: str, version: int, *, damaged: str, other: str) -> dict[str, Any]:
@@ -20,9 +20,9 @@ def read_versioned(path: Path, schema: str, version: int, *, damaged: str, other
         IntegrityError: one of these two.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path, RECORD_BYTES)
         found = (report["schema"], report["version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(damaged, path=path, name=type(error).__name__, error=error) from None
     if found != (schema, version):
         raise IntegrityError(other, path=path, found=found[0], found_2=found[1], schema=schema, schema_version=version)

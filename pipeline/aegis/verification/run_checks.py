@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from aegis.errors import AegisError, EnvironmentFault, IntegrityError
 from aegis.merging.merged_weights import SLAB_BYTES
 from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import WEIGHTS
+from aegis.model.base import read_config
 from aegis.model.shards import ShardSet
 from aegis.runs.manifest import Manifest, digest, file_sha256, verify_directory
 from aegis.runs.run import Run
@@ -71,7 +71,7 @@ def check_published(checks: Checks, run: Run) -> None:
 def check_stock(checks: Checks, merged: Path) -> None:
     """Check that any program can read a merged folder: its head is untied, and it has no code and no AEGIS tensors."""
     with checks.check(bilingual("structure.stock"), "merge"):
-        config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+        config = read_config(merged)
         if config.get("tie_word_embeddings") is not False:
             raise IntegrityError("structure.tied", merged=merged)
         if "auto_map" in config or list(merged.glob("*.py")):

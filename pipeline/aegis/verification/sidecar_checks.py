@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ from typing import Any
 from aegis import __version__
 from aegis.errors import IntegrityError
 from aegis.hub.client import CARD
+from aegis.limits import TOKENIZER_BYTES, read_json
 from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.merging.merged_weights import MergePlan
 from aegis.messages import bilingual
@@ -95,9 +95,9 @@ def _first_difference(derived: Path, found: Path) -> str:
     """Return the first keys of a JSON object, or the first line of a text, that differ."""
     if found.suffix == ".json":
         try:
-            before, after = (json.loads(path.read_bytes()) for path in (derived, found))
+            before, after = (read_json(path, TOKENIZER_BYTES) for path in (derived, found))
             return ", ".join(_other_keys(before, after)[:5])
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             return ""
     one, two = (path.read_bytes().decode("utf-8", errors="replace").splitlines() for path in (derived, found))
     return next((line for line, wanted in zip([*two, ""], [*one, ""], strict=False) if line != wanted), "")[:80]
