@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.errors import IntegrityError, UsageError
-from aegis.messages import phrase
+from aegis.errors import IntegrityError, Interrupted, UsageError
+from aegis.messages import bilingual, phrase
 from aegis.runs import known_hashes
 from aegis.runs.manifest import MANIFEST
 from aegis.runs.publish import discard_leftovers
@@ -43,6 +43,7 @@ def run_all(
         times: gets what every stage took.
 
     Raises:
+        LockedError: another process works in the run.
         UsageError: a launcher started several processes; only training can be shared.
         IntegrityError: verify found a fault; the export is then renamed to gguf.failed.
         AegisError: as in the stages.
@@ -50,12 +51,14 @@ def run_all(
     if world_size() > 1:
         raise UsageError("run.one_process")
     times = times or StageTimes()
-    with run.lock():
+    with run.lock(), known_hashes.trusting(paranoid=verify_config.paranoid):
         discard_leftovers(run.verify)  # the f16 file of a killed run, before the disk's space is checked
-    with known_hashes.trusting(paranoid=verify_config.paranoid):
         with _stage(times, "run.train", run.adapter):
             later = Later(merge_config, export_config, is_certain=True)
-            train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
+            try:
+                train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
+            except Interrupted as error:
+                raise error.with_fix(bilingual("run.go_on")) from None
         with _stage(times, "run.merge", run.merged):
             merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
         with scratch(run.verify) as between:
@@ -65,7 +68,7 @@ def run_all(
                 exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True, hand_over=f16)
             with _stage(times, "run.verify", run.verify):
                 verdict = verify(run, verify_config, converted=f16)
-    _refuse_unproven(run, verdict)
+        _refuse_unproven(run, verdict)
     return exported, verdict
 
 

@@ -36,7 +36,7 @@ def resolve(
     """Build one stage's config from every source.
 
     Args:
-        model: one of this module's stage configs.
+        model: a value of `SECTIONS`.
         preset: a name in `PRESETS`.
         file: TOML with the tables [train], [merge], [export], [verify] and [study].
         environment: AEGIS_<STAGE>_<KEY> are read, e.g. AEGIS_TRAIN_MAX_STEPS; os.environ if not given.

@@ -30,7 +30,10 @@ def hub() -> list[Finding]:
 
 def ollama() -> list[Finding]:
     """Check whether Ollama is installed and running; it is one of two ways to run the result and not required."""
-    address = _ollama_address()
+    try:
+        address = _ollama_address()
+    except ValueError as error:
+        return [Finding("ollama", "warn", phrase("doctor.ollama_address", error=str(error)))]
     version = _ollama_version(address)
     if version is not None:
         return [Finding("ollama", "ok", phrase("doctor.ollama", version=version, address=address))]
@@ -40,7 +43,11 @@ def ollama() -> list[Finding]:
 
 
 def _ollama_address() -> str:
-    """Return OLLAMA_HOST as a URL, read as Ollama reads it: host, host:port or a URL; 0.0.0.0 means this machine."""
+    """Return OLLAMA_HOST as a URL, read as Ollama reads it: host, host:port or a URL; 0.0.0.0 means this machine.
+
+    Raises:
+        ValueError: it is no address.
+    """
     given = os.environ.get("OLLAMA_HOST", "").strip()
     if not given:
         return _OLLAMA

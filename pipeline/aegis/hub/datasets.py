@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.hub.client import http_error
 
 
 def load_hub_dataset(name: str, split: str, revision: str | None) -> Any:
@@ -17,13 +18,12 @@ def load_hub_dataset(name: str, split: str, revision: str | None) -> Any:
         EnvironmentFault: the Hub cannot be reached, or refuses access.
     """
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return datasets.load_dataset(name, split=split, revision=revision)
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
         raise UsageError("sources.not_found", dataset=name, error=str(error)) from error
-    except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+    except (http_error(), OSError, datasets.exceptions.DatasetsError) as error:
         raise EnvironmentFault("sources.not_fetched", dataset=name, error=str(error)) from error
 
 

@@ -8,7 +8,7 @@ from aegis.llama_cpp.batched import BatchRuntime
 from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.convert import convert, refuse_code, try_conversion
-from aegis.llama_cpp.converter_tree import converter_at_hand, find_converter
+from aegis.llama_cpp.converter_tree import converter_at_hand, converter_digest, find_converter
 from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
@@ -45,6 +45,7 @@ __all__ = [
     "chat_texts",
     "convert",
     "converter_at_hand",
+    "converter_digest",
     "dequantize_rows",
     "describe_library",
     "fallback_tensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +37,14 @@ def find_converter(override: Path | None = None) -> Path:
     if (named := _named(override)) is not None:
         return named
     return pinned_converter()
+
+
+def converter_digest(tree: Path) -> str:
+    """Return a hash of the converter's own code: its answers depend on it, and a checkout changes in its place."""
+    digest = hashlib.sha256()
+    for path in (*sorted(tree.glob("conversion/*.py")), *sorted(tree.glob("*.py"))):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def pinned_converter() -> Path:

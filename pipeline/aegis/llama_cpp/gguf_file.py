@@ -109,12 +109,13 @@ class GgufFile:
         return info
 
     def _values(self, info: TensorInfo, start: int, stop: int | None) -> NDArray[np.generic]:
-        """Return entries [start, stop) of the first dimension."""
+        """Return entries [start, stop) of the first dimension, or all."""
         assert self._data is not None, "the file is open"
-        stop = info.shape[0] if stop is None else stop
-        shape = (stop - start, *info.shape[1:])
-        entry_bytes = info.size_bytes // info.shape[0]
-        offset, size = info.offset_bytes + start * entry_bytes, (stop - start) * entry_bytes
+        shape, offset, size = info.shape, info.offset_bytes, info.size_bytes
+        if stop is not None:
+            entry_bytes = size // shape[0]
+            offset, size = offset + start * entry_bytes, (stop - start) * entry_bytes
+            shape = (stop - start, *shape[1:])
         plain = (_PLAIN | _INTEGERS).get(info.type)
         if plain is not None:
             view: NDArray[np.generic] = np.frombuffer(self._data, plain, size // np.dtype(plain).itemsize, offset)

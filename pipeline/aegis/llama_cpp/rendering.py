@@ -1,4 +1,4 @@
-"""Renders untrusted chat templates in a confined process; every command renders them with this module.
+"""Renders untrusted chat templates in a confined process; `data.template` renders training rows in another.
 
 A template is a program. It may loop forever, double a text until no memory is left, or compute a huge power in one
 instruction, which holds Python's interpreter lock so that neither a deadline nor Ctrl-C can stop it.

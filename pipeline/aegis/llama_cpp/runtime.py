@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp._log import captured_log
 from aegis.llama_cpp.amx import keep_from_amx
-from aegis.llama_cpp.chat_template import ChatTemplate, Message, refuse_unusable_templates
-from aegis.llama_cpp.gguf_file import GgufFile
+from aegis.llama_cpp.chat_template import ChatTemplate, Message
 from aegis.llama_cpp.loading import refuse_fatal
 from aegis.llama_cpp.text_stream import joined
 from aegis.llama_cpp.threads import default_threads
@@ -228,8 +227,6 @@ def _load(path: Path, n_ctx: int, threads: int, **options: bool) -> Any:
     """Load the binding's own object; an error has llama.cpp's last log lines."""
     import llama_cpp
 
-    with GgufFile(path) as file:  # llama.cpp may abort() on a damaged file, and end this process
-        refuse_unusable_templates(file.metadata)
     refuse_fatal(path)
     log = captured_log()
     log.clear()

@@ -25,6 +25,7 @@ from aegis.model.k_quant_weights import quantize_blocks
 from aegis.model.shards import TensorEntry
 from aegis.runs import disk
 from aegis.runs.manifest import digest
+from aegis.vendored import vendor_llama_cpp
 
 _FORMAT = "aegis-blocks 1"
 _FOLDER = "blocks"
@@ -55,7 +56,8 @@ class FileBlocks:
 
     def __init__(self, base: Base, merged: torch.dtype) -> None:
         self._merged = merged
-        self.folder = disk.cache_place() / _FOLDER / digest([_FORMAT, base.weights_hash, str(merged)])[:32]
+        quantizer = vendor_llama_cpp.load_pin().sha256
+        self.folder = disk.cache_place() / _FOLDER / digest([_FORMAT, quantizer, base.weights_hash, str(merged)])[:32]
 
     def read(self, entry: TensorEntry, type_name: str, threads: int | None = None) -> Tensor:
         """Return a matrix's blocks, from the cache if they are there; make and keep them otherwise.

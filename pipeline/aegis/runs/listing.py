@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,8 +50,17 @@ def summarized(run: Run) -> RunSummary:
             step, loss = result.steps, result.heldout_loss
         except IntegrityError:
             proof = "damaged"
-    size = sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
-    return RunSummary(run.root, _state(run, step), step, loss, size, proof)
+    return RunSummary(run.root, _state(run, step), step, loss, _size(run.root), proof)
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of all files; a training may remove some of them meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(place, name), follow_symlinks=False).st_size  # noqa: PTH116, PTH118
+    return size
 
 
 def _state(run: Run, step: int) -> State:

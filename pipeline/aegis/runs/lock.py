@@ -6,6 +6,7 @@ A lock belongs to a file and not to its name: if run.lock is removed, another pr
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,17 +19,24 @@ from aegis.runs import disk
 
 LOCK, PID = "run.lock", "run.pid"
 _held: dict[Path, tuple[int, int]] = {}
+_holders: dict[Path, int] = {}
+"""The thread that holds the lock of a run."""
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Lock a run's directory for this process while the block runs; a dead process's lock does not count.
 
+    A thread that has the lock already keeps it, so that a command can hold it over several stages that lock it.
+
     Raises:
-        LockedError: another process works in this run.
+        LockedError: another process or thread works in this run.
         UsageError: the directory cannot be created or written.
         EnvironmentFault: the disk is full.
     """
+    if _holders.get(root.resolve()) == threading.get_ident():
+        yield
+        return
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(root / LOCK)
@@ -40,7 +48,7 @@ def locked(root: Path) -> Iterator[None]:
             raise disk.full(root, error) from error
         raise UsageError("runs.unusable", root=root, error=str(error)) from None
     place = root.resolve()
-    _held[place] = _identity(place)
+    _held[place], _holders[place] = _identity(place), threading.get_ident()
     try:
         (root / PID).write_text(str(os.getpid()), encoding="ascii")
         yield
@@ -49,7 +57,7 @@ def locked(root: Path) -> Iterator[None]:
             _leave(root, lock)
         else:
             lock.release()  # the folder that is there now is another process's
-        del _held[place]
+        del _held[place], _holders[place]
 
 
 def check_held(path: Path) -> None:

@@ -18,7 +18,7 @@ from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.messages import phrase
-from aegis.model.base import load_tokenizer, read_config
+from aegis.model.base import TOKENIZER_FILES, load_tokenizer, read_config
 from aegis.model.context import context_tokens
 from aegis.model.families import check_family
 from aegis.model.provenance import provenance_of_folder
@@ -229,7 +229,9 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
     if (model / MANIFEST).is_file():
         known = {name: record.sha256 for name, record in verify_directory(model).files.items()}
         return {"model": digest(known)}
-    return {"model": digest({path.name: file_sha256(path) for path in shards.files})}
+    described = [model / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)]
+    files = [*shards.files, *filter(Path.is_file, described)]
+    return {"model": digest({path.name: file_sha256(path) for path in files})}
 
 
 def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:

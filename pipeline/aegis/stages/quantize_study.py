@@ -28,7 +28,7 @@ from aegis.llama_cpp import (
 from aegis.messages import phrase
 from aegis.model.base import load_tokenizer, read_config
 from aegis.model.provenance import provenance_of_folder
-from aegis.model.shards import ShardSet
+from aegis.model.shards import HEAD, ShardSet
 from aegis.report.plots.study import StudyPoint, draw_study
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts, Recommended, StudyFacts
@@ -88,7 +88,7 @@ def quantize_study(run: Run, config: StudyConfig, *, overwrite: bool = False, dr
         progress.say(phrase("quantize_study.finished_for", finish=finish))
     merged, exported = read_manifest(run.merged), read_manifest(run.gguf)
     tokenizer, shards = load_tokenizer(run.merged), ShardSet.open(run.merged)
-    vocab_size = int(read_config(run.merged)["vocab_size"])
+    vocab_size = shards.entries[HEAD].shape[0]
     facts = ExportFacts.of(exported)
     limit = sequence_limit(vocab_size, facts.context_tokens)
     material = _material(run, config, tokenizer, limit, keep=not dry_run)

@@ -32,9 +32,10 @@ from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile
 from aegis.merging.base_weights import RoundTrip
 from aegis.messages import bilingual, phrase
-from aegis.model.base import Base, read_config
+from aegis.model.base import Base
 from aegis.model.device import require_device
-from aegis.model.shards import HEAD
+from aegis.model.empty_model import load_config
+from aegis.model.shards import HEAD, ShardSet
 from aegis.model.trained_base import trained_base
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs import known_hashes
@@ -131,7 +132,7 @@ class _Examiner:
         exported = ExportFacts.of(manifests["convert"])
         base = trained_base(run.adapter)
         tokenizer = base.tokenizer()
-        limit = sequence_limit(int(read_config(run.merged)["vocab_size"]), exported.context_tokens)
+        limit = sequence_limit(ShardSet.open(run.merged).entries[HEAD].shape[0], exported.context_tokens)
         if config.text is not None:
             paragraphs = token_sequences.read_text(config.text, tokenizer, MIN_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
@@ -147,7 +148,7 @@ class _Examiner:
         structure = Structure(run, base, manifests, checks, tokenizer, converted, scratch, config.llama_cpp_dir)
         return cls(
             run, config, base, tokenizer, manifests, checks, work, sample, witnesses, structure, quantized,
-            round_trip, Comparison(work, sample, int(read_config(run.merged)["num_hidden_layers"])),
+            round_trip, Comparison(work, sample, load_config(run.merged).num_hidden_layers),
         )  # fmt: skip
 
     def examine(self) -> Verdict:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from aegis import progress
 from aegis.errors import ToolError, UnsupportedModelError
-from aegis.llama_cpp import converter_at_hand, try_conversion
+from aegis.llama_cpp import converter_at_hand, converter_digest, try_conversion
 from aegis.merging.merged_weights import head_entry
 from aegis.messages import phrase
 from aegis.model.base import Base
@@ -81,7 +81,7 @@ def _try_conversion(base: Base, tree: Path | None, keep: bool) -> None:
     if found is None:
         return
     shapes = sorted((entry.name, str(entry.dtype), entry.shape) for entry in base.shards.entries.values())
-    digest = hashlib.sha256(repr((base.config, str(found), shapes)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((base.config, converter_digest(found), shapes)).encode()).hexdigest()
     taken = disk.cache_place() / _TAKEN / digest
     if taken.is_file():
         return

@@ -55,7 +55,7 @@ class Comparison:
     def finish(self, name: str) -> None:
         """Compare the trained model with the file whose weights its training ended with."""
         found = self._found("trained", name)
-        self.steps.append(Step(f"trained → {name}", "quantize", found, finish_bounds(found)))
+        self.steps.append(Step(f"trained → {name}", "quantize", found, finish_bounds(found), finish=True))
 
     def nearness(self, name: str, of_base: float) -> Nearness:
         """Return how near a quantized file is to the trained model; `of_base` is the base's mean KL from it."""

@@ -21,7 +21,7 @@ from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import first_rows
 from aegis.errors import AegisError, ToolError, UnsupportedModelError
-from aegis.llama_cpp import Runtime, convert, converter_at_hand
+from aegis.llama_cpp import Runtime, convert, converter_at_hand, converter_digest
 from aegis.messages import Bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES, Base
 from aegis.model.sidecars import copy_tokenizer, write_config
@@ -133,6 +133,7 @@ def _digest(base: Base, tree: Path) -> str:
     """Hash everything that the result depends on: config, tokenizer and converter."""
     digest = hashlib.sha256((base.chat_template or "").encode())
     ours = [path for name in ("config.json", *TOKENIZER_FILES) if (path := base.folder / name).is_file()]
-    for path in (*ours, *sorted(tree.glob("conversion/*.py")), *sorted(tree.glob("*.py"))):
+    for path in ours:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(converter_digest(tree).encode())
     return digest.hexdigest()

@@ -30,6 +30,7 @@ class Step:
         stage: the stage that made the second model.
         bounds: the upper bounds.
         rounding: whether the two may differ by rounding only.
+        finish: whether the training ended with the weights of the second model.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Step:
     found: Divergence
     bounds: Bounds = NO_BOUNDS
     rounding: bool = False
+    finish: bool = False
 
     @property
     def max_kl(self) -> float | None:
@@ -61,6 +63,8 @@ class Step:
         """The reason for these bounds, or for having none."""
         if self.rounding:
             return "rounding to 16 bit, and nothing else, may lie between these two"
+        if self.finish:
+            return "the training ended with the weights of this file"
         if self.bounds.mean_kl is not None:
             return "a change of precision, with the bound that was asked for"
         return "a change of precision: reported, without a bound"

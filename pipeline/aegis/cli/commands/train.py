@@ -61,7 +61,7 @@ def run(
     run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
     output.say_that_it_loads()
-    with live_page(run_dir, web), output.signs_of_life():
+    with live_page(run_dir, web), output.signs_of_life(), run_dir.lock():
         _run_all(chosen, run_dir, overwrite)
 
 
@@ -85,7 +85,7 @@ def _run_all(chosen: AllSettings, run_dir: Run, overwrite: bool) -> None:
         prompts = demo_prompts()
         answers = ask(run_dir, prompts, Limits(), models=("base", "gguf"))
         progress.result(results.before_and_after(prompts, answers), answers)
-    with times.stage("report"), run_dir.lock():
+    with times.stage("report"):
         progress.say(phrase("run.report", place=run_dir.report))
         page = report_stage(run_dir, Limits(), reuse=not overwrite)
     progress.result(str(page), {"report": page})

@@ -41,12 +41,13 @@ class Engine:
 
         Raises:
             IntegrityError: its vocabulary ends llama.cpp.
+        DataError: its chat template cannot be compiled in bounds.
             EnvironmentFault: llama.cpp cannot run it.
         """
         refuse_fatal(self._path)
         try:
             self._worker.start(_LOAD_SECONDS)
-        except (Ended, Overdue, Failed) as error:
+        except (Ended, Overdue, TooLarge, Failed) as error:
             raise EnvironmentFault(
                 "server.cannot_run", path_name=self._path.name, context=self._context, text=str(error)
             ) from error

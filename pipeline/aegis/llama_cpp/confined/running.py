@@ -25,6 +25,8 @@ _WORKER = Path(__file__).with_name("_worker.py")
 _IMPORT_FROM = Path(__file__).parents[3]
 _LOOK_SECONDS = 0.1
 _KEPT_LINES, _LINE_CHARS = 20, 400
+_WAITING_ANSWERS = 4
+"""Answers that wait to be read; the process writes no more until one is."""
 if sys.platform == "win32":
     _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
 else:
@@ -70,13 +72,14 @@ class Running:
         assert self.child.stdout is not None
         assert self.child.stderr is not None
         self._requests = self.child.stdin
-        self._answers: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._answers: queue.Queue[Message | None] = queue.Queue(_WAITING_ANSWERS)
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._printing = threading.Thread(target=_keep_lines, args=(self.child.stderr, self._last_lines), daemon=True)
         self._printing.start()
-        threading.Thread(target=_hand_over, args=(self.child.stdout, self._answers), daemon=True).start()
+        self._over = over = threading.Event()
+        threading.Thread(target=_hand_over, args=(self.child.stdout, self._answers, over), daemon=True).start()
         # without a reference to this object, which would keep it alive
-        self._end = weakref.finalize(self, _end, self.child, self.owner)
+        self._end = weakref.finalize(self, _end, self.child, self.owner, over)
 
     @property
     def is_alive(self) -> bool:
@@ -141,6 +144,8 @@ class Running:
                     self._answers.put(None)  # a second call finds the end too
                     raise Ended(self._how_it_ended())
                 return message
+            if self._over.is_set():
+                raise Ended(self._how_it_ended())
             # the time of a machine that slept or of a stopped process does not count
             waited += min(time.monotonic() - began, 10 * _LOOK_SECONDS)
             if waited >= seconds:
@@ -157,11 +162,19 @@ class Running:
         return "\n".join((how, *self._last_lines))
 
 
-def _hand_over(stream: IO[bytes], answers: queue.SimpleQueue[Message | None]) -> None:
+def _hand_over(stream: IO[bytes], answers: queue.Queue[Message | None], over: threading.Event) -> None:
+    """Put the answers into the queue, and None after the last; what nobody will read is dropped."""
     with stream:
         while (message := frames.read(stream)) is not None:
-            answers.put(message)
-    answers.put(None)
+            _put(answers, message, over)
+    _put(answers, None, over)
+
+
+def _put(answers: queue.Queue[Message | None], message: Message | None, over: threading.Event) -> None:
+    while not over.is_set():
+        with suppress(queue.Full):
+            answers.put(message, timeout=_LOOK_SECONDS)
+            return
 
 
 def _keep_lines(stream: IO[bytes], lines: deque[str]) -> None:
@@ -170,9 +183,10 @@ def _keep_lines(stream: IO[bytes], lines: deque[str]) -> None:
             lines.append(printable(line.decode("utf-8", "replace").rstrip())[:_LINE_CHARS])
 
 
-def _end(child: subprocess.Popen[bytes], owner: int) -> None:
+def _end(child: subprocess.Popen[bytes], owner: int, over: threading.Event) -> None:
     if os.getpid() != owner:
         return
+    over.set()
     if child.poll() is None:
         child.kill()
         child.wait()
