@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aegis import run_all as all_stages
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.errors import IntegrityError
+from aegis.errors import IntegrityError, Interrupted, LockedError
 from aegis.run_all import run_all
 from aegis.runs import known_hashes
 from aegis.runs.run import Run
@@ -158,3 +160,41 @@ def test_an_interrupted_run_leaves_no_f16_file(
     assert seen[0] > 100_000
     assert not left_over(run)
     assert not list(run.root.rglob("*F16.gguf"))
+
+
+def test_nobody_else_gets_into_a_run_between_its_stages(
+    quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge, export or verify of another process would take this one's unfinished files for a killed one's."""
+    run, refused = Run(tmp_path / "run"), []
+
+    def attempt() -> None:
+        with pytest.raises(LockedError), run.lock():
+            pytest.fail("two at once")
+
+    for name in ("merge", "export_gguf", "verify"):
+
+        def stage(*given: Any, original: Any = getattr(all_stages, name), name: str = name, **more: Any) -> Any:
+            with ThreadPoolExecutor(1) as other:
+                other.submit(attempt).result()
+            refused.append(name)
+            return original(*given, **more)
+
+        monkeypatch.setattr(all_stages, name, stage)
+    run_all(*short(quick_base), QUICK, run)
+    assert refused == ["merge", "export_gguf", "verify"]
+
+
+def test_an_interrupted_run_says_to_start_the_same_command_again(
+    quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`aegis train --resume` would train, and not merge, export or verify."""
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Interrupted("train.stopped", exit_code=130, done=1, stop=2)
+
+    monkeypatch.setattr(all_stages, "train", stopped)
+    with pytest.raises(Interrupted) as caught:
+        run_all(*short(quick_base), QUICK, Run(tmp_path / "run"))
+    assert "the same command" in caught.value.fix
+    assert caught.value.exit_code == 130

@@ -77,3 +77,13 @@ def test_a_missing_ollama_is_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert only(services.ollama()).state == "ok"
+
+
+@pytest.mark.parametrize("given", ["localhost:99999", "localhost:many", "http://[::1"])
+def test_an_address_of_ollama_that_is_none_is_named_and_not_a_failure(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", given)
+    found = only(services.ollama())
+    assert found.state == "warn"
+    assert "OLLAMA_HOST" in found.detail

@@ -125,6 +125,17 @@ def test_a_folder_with_code_is_refused_and_its_code_does_not_run(
     assert [folder] == list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "5", "[]", "{"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_settings_that_are_no_object_are_refused(
+    name: str, content: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "model")
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(IntegrityError, match=name):
+        convert(folder, tmp_path / "out.gguf", model_name="phi-3")
+
+
 def test_bad_arguments_are_usage_errors(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         convert(tmp_path, tmp_path / "out.gguf", model_name="phi-3")

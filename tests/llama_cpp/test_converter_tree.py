@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.cli.console import tasks
 from aegis.cli.console.reporters import JsonReporter
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
-from aegis.llama_cpp import find_converter
+from aegis.llama_cpp import converter_digest, find_converter
 from tests.screen_texts import english_in
 
 
@@ -103,3 +103,12 @@ def test_importing_the_seam_loads_neither_torch_nor_the_bindings() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, check=True)
     assert done.stdout.strip() == b"[]"
+
+
+def test_a_checkout_that_changed_has_another_digest(checkouts: tuple[Path, Path]) -> None:
+    """What the old converter accepted is asked again."""
+    tree, copy = checkouts
+    assert converter_digest(tree) == converter_digest(copy)
+    (tree / "conversion").mkdir()
+    (tree / "conversion" / "llama.py").write_text("names = []")
+    assert converter_digest(tree) != converter_digest(copy)

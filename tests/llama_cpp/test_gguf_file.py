@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quantize
 
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import GgufFile, trained_context
@@ -146,3 +146,16 @@ def test_random_bit_flips_in_the_header_give_a_file_or_an_integrity_error(q4_k_m
     tracemalloc.stop()
     assert refused > 40
     assert peak_bytes < 200e6
+
+
+def test_a_quantized_tensor_of_one_dimension_is_read(tmp_path: Path) -> None:
+    values = np.linspace(-1, 1, 64, dtype=np.float32)
+    writer = GGUFWriter(tmp_path / "x.gguf", "test")
+    writer.add_tensor("x", quantize(values, GGMLQuantizationType.Q8_0), raw_dtype=GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GgufFile(tmp_path / "x.gguf") as file:
+        assert file.tensors["x"].shape == (64,)
+        assert np.abs(file.tensor("x") - values).max() < 0.01

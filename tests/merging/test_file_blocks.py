@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from aegis.llama_cpp import quantize_rows
 from aegis.merging.file_blocks import FileBlocks
 from aegis.model.base import Base, find_base
 from aegis.model.shards import TensorEntry
+from aegis.vendored import vendor_llama_cpp
 
 
 @pytest.fixture
@@ -67,3 +69,10 @@ def test_a_cache_that_cannot_be_written_keeps_nothing(base: Base, tmp_path: Path
     blocks.folder.touch()  # a file, where a folder should be
     assert blocks.read(entry, "Q4_K").shape[0] == entry.shape[0]
     assert blocks.folder.is_file()
+
+
+def test_blocks_of_another_llama_cpp_are_not_taken(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = FileBlocks(base, torch.float16).folder
+    other = replace(vendor_llama_cpp.load_pin(), sha256="0" * 64)
+    monkeypatch.setattr(vendor_llama_cpp, "load_pin", lambda: other)
+    assert FileBlocks(base, torch.float16).folder != folder

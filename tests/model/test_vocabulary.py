@@ -49,3 +49,8 @@ def test_the_name_follows_the_vocabulary(
     if tokenizer:
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     assert name_for_llama_cpp(name, model_type, tmp_path) == expected
+
+
+def test_a_tokenizer_that_is_nested_too_deeply_names_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000, encoding="utf-8")
+    assert name_for_llama_cpp("tiny", "llama", tmp_path) == "tiny"

@@ -69,3 +69,12 @@ def test_a_run_that_is_being_prepared_is_known(tmp_path: Path, monkeypatch: pyte
     with Run(Path("artifacts") / "new").lock():
         assert [run.root.name for run in Run.known()] == ["new"]
     assert Run.known() == []
+
+
+def test_a_file_that_vanishes_while_sizes_are_added_up_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training beside it removes checkpoints; the walk has their names already."""
+    (tmp_path / "file").write_bytes(bytes(100))
+    monkeypatch.setattr(os, "walk", lambda _: iter([(str(tmp_path), [], ["file", "removed"])]))
+    assert summarized(Run(tmp_path)).bytes == 100

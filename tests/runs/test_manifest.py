@@ -13,6 +13,7 @@ import pytest
 
 from aegis import progress
 from aegis.errors import IntegrityError
+from aegis.limits import RECORD_BYTES
 from aegis.runs import manifest
 from aegis.runs.manifest import MANIFEST, Manifest, digest, finished, read_manifest, verify_directory, versions
 from aegis.runs.publish import publishing
@@ -177,3 +178,13 @@ def test_hashing_of_large_files_has_a_progress_bar(tmp_path: Path, monkeypatch: 
     assert opened.pop() == ("hashing part B", 1000, [300, 300, 300, 100])
     assert verify_directory(tmp_path / "part") == before
     assert opened.pop() == ("hashing part B", 1010, [300, 300, 300, 100, 10])
+
+
+def test_a_manifest_beyond_its_bound_is_refused(published: Path) -> None:
+    """One that anybody wrote beside a file is read before the file."""
+    path = published / MANIFEST
+    path.write_bytes(path.read_bytes().ljust(RECORD_BYTES))
+    read_manifest(published)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(IntegrityError, match="damaged"):
+        read_manifest(published)

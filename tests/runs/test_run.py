@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,22 @@ def test_a_run_that_is_lost_during_a_checkpoint_does_not_get_the_checkpoint(tmp_
         LOST["replaced"](run.root)
     assert lost.value.key == "runs.lost"
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_thread_may_lock_its_run_again_and_another_may_not(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+
+    def attempt() -> str:
+        try:
+            with run.lock():
+                return "two at once"
+        except LockedError:
+            return "refused"
+
+    with ThreadPoolExecutor(1) as other, run.lock():
+        (run.root / "work").touch()
+        with run.lock():
+            pass
+        assert other.submit(attempt).result() == "refused"
+        assert (run.root / "run.pid").exists()
+    assert attempt() == "two at once"

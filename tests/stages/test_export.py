@@ -445,3 +445,33 @@ def test_a_file_name_is_safe_and_short(name: str, stem: str) -> None:
 
 def test_every_type_that_needs_no_matrix_is_known() -> None:
     assert {"Q4_K_M", "Q8_0", "Q6_K", "F16"} <= set(llama_cpp.QUANT_TYPES)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_folder_whose_description_changed_is_exported_again(
+    quick_base: Path, tmp_path: Path, converted: list[str], name: str
+) -> None:
+    """A folder without a manifest: not only its weights make the file."""
+    again = {"overwrite": True, "reuse": True}
+    model = Path(shutil.copytree(quick_base, tmp_path / "model"))
+    for _ in range(2):
+        export_gguf(model, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again)
+    assert len(converted) == 1
+    (model / name).write_text((model / name).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    export_gguf(model, tmp_path / "out", ExportConfig(quant=("Q8_0",)), **again)
+    assert len(converted) == 2
+
+
+@pytest.mark.parametrize("length", ["abc", [1], -5, 0.5, True])
+def test_a_context_length_that_is_no_number_is_refused(
+    quick_base: Path, tmp_path: Path, converted: list[str], length: object
+) -> None:
+    model = Path(shutil.copytree(quick_base, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    changed = config | {"max_position_embeddings": length, "original_max_position_embeddings": length}
+    changed["rope_parameters"] = changed["rope_scaling"] = None
+    (model / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(IntegrityError) as caught:
+        export_gguf(model, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
+    assert caught.value.key == "base.context"
+    assert not converted

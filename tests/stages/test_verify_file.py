@@ -26,6 +26,7 @@ from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.verify_file import FileReport, verify_file
 from aegis.verification.verdict import SCHEMA, SCHEMA_VERSION
 from tests.conftest import MakeRandom
+from tests.gguf_edit import GgufEdit
 from tests.trained import MakeTrained
 
 
@@ -349,3 +350,11 @@ def test_checking_parts_raises_only_usage_errors(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         assert verify_file(tmp_path / name).failed_stage is not None
     assert issubclass(UsageError, AegisError)
+
+
+def test_a_chat_template_that_cannot_be_compiled_is_reported(stray: Path) -> None:
+    edited = GgufEdit(stray)
+    edited["tokenizer.chat_template"] = "{% for message in messages %}{{ message"
+    edited.save(stray)
+    (shown,) = failures(verify_file(stray))
+    assert "chat template cannot be used" in shown

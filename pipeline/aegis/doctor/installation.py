@@ -23,21 +23,17 @@ def python() -> list[Finding]:
     bits = 8 * struct.calcsize("P")
     detail = phrase("doctor.python", version=platform.python_version(), bits=bits, executable=sys.executable)
     again = r"py -3.13 tools\start.py setup" if WINDOWS else "python3.13 tools/start.py setup"
-    bounds = {"oldest": "{}.{}".format(*OLDEST_PYTHON), "newest": "{}.{}".format(*NEWEST_PYTHON)}
     if sys.version_info < OLDEST_PYTHON or struct.calcsize("P") < 8:
-        return [
-            Finding("python", "fail", phrase("doctor.python_too_old", found=detail, oldest=bounds["oldest"]), again)
-        ]
+        oldest = _dotted(OLDEST_PYTHON)
+        return [Finding("python", "fail", phrase("doctor.python_too_old", found=detail, oldest=oldest), again)]
     if sys.version_info[:2] > NEWEST_PYTHON:
-        return [
-            Finding(
-                "python",
-                "warn",
-                phrase("doctor.python_too_new", found=detail, oldest=_text(OLDEST_PYTHON), newest=_text(NEWEST_PYTHON)),
-                again,
-            )
-        ]
+        tested = {"oldest": _dotted(OLDEST_PYTHON), "newest": _dotted(NEWEST_PYTHON)}
+        return [Finding("python", "warn", phrase("doctor.python_too_new", found=detail, **tested), again)]
     return [Finding("python", "ok", detail)]
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def set_up() -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from aegis.errors import DataError
 from aegis.llama_cpp.confined import Caller, Message
@@ -57,3 +58,7 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
                     return
                 yield Message({"number": number})
                 time.sleep(0.001)
+        case "fill":
+            for number in range(1000):
+                Path(message.fields["counter"]).write_text(str(number + 1), encoding="ascii")
+                yield Message({}, bytes(1 << 20))

@@ -15,6 +15,7 @@ import pytest
 
 from aegis.errors import DataError
 from aegis.llama_cpp.confined import Confined, Ended, Failed, Message, Overdue, TooLarge, process
+from tests.processes import wait_until
 
 STRANGE = "tests.llama_cpp.confined.strange"
 SECONDS = 60.0
@@ -177,3 +178,14 @@ def test_the_confined_process_ends_with_its_parent(tmp_path: Path, number: signa
         os.kill(parent.pid, number)
         assert parent.wait(5) == -number
     child.wait(30)
+
+
+def test_few_answers_wait_for_a_slow_reader(confined: Confined, tmp_path: Path) -> None:
+    """1,000 answers of a MiB: the process waits with the rest, and a caller that leaves is not kept."""
+    counter = tmp_path / "counter"
+    answers = confined.stream({"do": "fill", "counter": str(counter)}, seconds=SECONDS)
+    next(answers)
+    wait_until(lambda: counter.read_text(encoding="ascii") not in ("", "1"), limit_s=20)
+    time.sleep(1)
+    assert int(counter.read_text(encoding="ascii")) < 12
+    assert sum(1 for _ in answers) == 999

@@ -1,0 +1,34 @@
+"""Tests of what a model's card keeps of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from aegis.model.base import find_base
+from aegis.model.provenance import provenance_of_merge
+from aegis.runs.manifest import Manifest
+from aegis.runs.publish import publishing
+from aegis.soul.file import SoulRecord
+from tests.recorded import train_facts
+
+
+def test_no_path_of_this_machine_reaches_a_card(quick_base: Path, tmp_path: Path) -> None:
+    """A card is uploaded. A Hub id stays whole."""
+    settings = {
+        "base_model": "/home/someone/base",
+        "dataset": "/home/someone/mine.jsonl",
+        "keep_data": "/home/someone/kept.txt",
+        "chat_template": "/home/someone/chat.jinja",
+        "max_steps": 500,
+    }
+    soul = SoulRecord(torch.eye(8).expand(2, 8, 8), 1.618, 3, "0" * 64, True)
+    for keep_data, shown in (("/home/someone/kept.txt", "kept.txt"), ("owner/texts", "owner/texts")):
+        adapter = tmp_path / shown.replace("/", "-")
+        with publishing(adapter, Manifest("train", settings | {"keep_data": keep_data}, {}, train_facts())) as staging:
+            (staging.path / "adapter_config.json").write_text("{}")
+        found = provenance_of_merge(find_base(str(quick_base)), adapter, soul)
+        assert "someone" not in found.model_dump_json()
+        assert found.data["dataset"] == "mine.jsonl"
+        assert found.settings == {"keep_data": shown, "chat_template": "chat.jinja", "max_steps": 500}
