@@ -172,15 +172,17 @@ def test_nobody_else_gets_into_a_run_between_its_stages(
         with pytest.raises(LockedError), run.lock():
             pytest.fail("two at once")
 
-    for name in ("merge", "export_gguf", "verify"):
-
-        def stage(*given: Any, original: Any = getattr(all_stages, name), name: str = name, **more: Any) -> Any:
+    def with_attempt(name: str, stage: Any) -> Any:
+        def attempted(*given: Any, **more: Any) -> Any:
             with ThreadPoolExecutor(1) as other:
                 other.submit(attempt).result()
             refused.append(name)
-            return original(*given, **more)
+            return stage(*given, **more)
 
-        monkeypatch.setattr(all_stages, name, stage)
+        return attempted
+
+    for name in ("merge", "export_gguf", "verify"):
+        monkeypatch.setattr(all_stages, name, with_attempt(name, getattr(all_stages, name)))
     run_all(*short(quick_base), QUICK, run)
     assert refused == ["merge", "export_gguf", "verify"]
 
