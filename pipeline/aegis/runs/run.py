@@ -102,6 +102,12 @@ class Run:
     def report_page(self) -> Path:
         return self.report / "report.html"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that `aegis run` replaces or removes."""
+        trained = (self.checkpoints, self.kept, self.pictures, self.adapter)
+        return (*trained, self.merged, self.gguf, self.verify, self.report)
+
     def require_finished(self, *stages: str) -> None:
         """Refuse a run that lacks what these stages publish; without any, what train, merge or export-gguf publishes.
 

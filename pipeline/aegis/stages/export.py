@@ -27,6 +27,7 @@ from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
 from aegis.runs import disk, known_hashes
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
+from aegis.runs.foreign import refuse_inputs
 from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.earlier_export import EarlierExport
@@ -71,15 +72,16 @@ def export_gguf(
         hand_over: where to leave an f16 file that is not published, for verify in the same process; None removes it.
 
     Raises:
-        UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export.
+        UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export, or holds
+            an input.
         UnsupportedModelError: the architecture would lose its LM head.
         IntegrityError: the GGUF differs from the folder, or the importance matrix belongs to another model.
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
     earlier = EarlierExport.find(out) if reuse or not overwrite else None
-    if earlier is None:
-        refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite or earlier is not None)
+    refuse_inputs(out, model, *filter(None, [config.imatrix]))
     work = _Export.prepare(model, earlier.with_its_types(config) if earlier else config)
     facts, manifest = work.facts, work.manifest()
     report = ExportReport(out, facts.name, tuple(out / file for file in facts.files.values()), facts.context_tokens)
