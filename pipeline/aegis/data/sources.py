@@ -19,6 +19,7 @@ from aegis.errors import DataError, UsageError
 from aegis.hub.client import is_hub_id
 from aegis.hub.datasets import load_hub_dataset
 from aegis.messages import phrase
+from aegis.runs.disk import at_home
 
 
 class Source(Protocol):
@@ -47,7 +48,7 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
         UsageError: there is no such file or dataset, or the format is not known.
         EnvironmentFault: the Hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
         return _open_folder(path, split)
     if path.is_file():
@@ -67,7 +68,7 @@ def refuse_absent(source: str) -> None:
         UsageError: no such file, or no file of it is of a kind that is read.
         DataError: the file is empty.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
         if not saved and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
@@ -92,7 +93,7 @@ def public_name(name: str) -> str:
 
 def is_hub_dataset(name: str) -> bool:
     """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
-    return names_hub_dataset(name) and not Path(name).expanduser().exists()
+    return names_hub_dataset(name) and not at_home(name).exists()
 
 
 def _open_file(path: Path) -> FileSource:
@@ -104,13 +105,13 @@ def _open_file(path: Path) -> FileSource:
 
 def _several(name: str) -> list[Path]:
     """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
-    parts = [Path(part.strip()).expanduser() for part in name.split(",") if part.strip()]
+    parts = [at_home(part.strip()) for part in name.split(",") if part.strip()]
     if len(parts) > 1 and all(part.is_file() for part in parts):
         return parts
     if not any(sign in name for sign in "*?["):
         return []
     # Path.glob accepts no absolute pattern
-    matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207
+    matches = glob.glob(str(at_home(name)), recursive=True)  # noqa: PTH207
     return sorted(path for path in map(Path, matches) if path.is_file())
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from aegis.errors import EnvironmentFault
 from aegis.messages.safe import shell_program
 from aegis.runs import disk
+from aegis.runs.disk import at_home
 from aegis.runs.manifest import file_sha256
 from aegis.vendored import vendor_llama_cpp
 
@@ -79,7 +80,7 @@ def compile_libraries(run: Callable[[list[str], dict[str, str]], None]) -> Libra
     part.mkdir(parents=True)
     requirements = part / "requirements.txt"
     given = os.environ.get("AEGIS_LLAMA_SDIST")
-    source = str(Path(given).expanduser().absolute()) if given else f"{pin.distribution}=={pin.version}"
+    source = str(at_home(given).absolute()) if given else f"{pin.distribution}=={pin.version}"
     requirements.write_text(f"{source} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
     # fmt: off
     run(
