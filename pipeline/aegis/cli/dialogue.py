@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from aegis import progress
 from aegis.chat.conversation import Conversation
-from aegis.errors import AegisError, UsageError
+from aegis.errors import AegisError, DataError, UsageError
 from aegis.messages import phrase
 from aegis.runs.disk import at_home
 
@@ -93,7 +93,12 @@ class Dialogue:
 
     def _line(self, prompt: str) -> str:
         # no prompt if the input is not a terminal: a program may be reading stdout
-        return input(prompt if self._typed else "")
+        text = input(prompt if self._typed else "")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError("chat.not_utf8") from None
+        return text
 
     def _clear(self, _rest: str) -> None:
         for conversation in self._conversations:

@@ -105,6 +105,15 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
     path.write_bytes(_with_sorted_header(save(tensors, metadata)))
 
 
+def is_another(path: Path) -> bool:
+    """Return whether a safetensors file is whole, and says in its metadata that it is no soul."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") != FORMAT
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def load_soul(path: Path) -> SoulRecord:
     """Read and check a soul.
 

@@ -9,6 +9,8 @@ from typing import Literal
 from aegis.errors import UsageError
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.runs.manifest import MANIFEST
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import is_another
 from aegis.verification import artifact_checks
 from aegis.verification.findings import Check
 from aegis.verification.run_checks import Checks
@@ -64,6 +66,8 @@ def _file(checks: Checks, path: Path) -> Kind:
         artifact_checks.check_hash(checks, path, "convert")
         artifact_checks.check_gguf(checks, path)
         return "gguf"
+    if path.suffix == ".safetensors" and path.name != SOUL_FILE and is_another(path):
+        raise UsageError("examine.part_of_folder", path=path, folder=path.parent)
     if path.suffix == ".safetensors":
         artifact_checks.check_hash(checks, path, "train")
         artifact_checks.check_soul(checks, path, ours=(path.parent / MANIFEST).is_file())
