@@ -29,6 +29,7 @@ from aegis.errors import IntegrityError, UsageError
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
 from aegis.runs.lock import PID, locked
+from aegis.runs.manifest import Manifest, read_manifest
 
 ARTIFACTS = Path("artifacts")
 """The folder of runs without --run."""
@@ -101,6 +102,25 @@ class Run:
     @property
     def report_page(self) -> Path:
         return self.report / "report.html"
+
+    @property
+    def verified_parts(self) -> dict[str, Path]:
+        """The directories that verify examines, in the pipeline's order, under the stages' names in its report."""
+        return {"train": self.adapter, "merge": self.merged, "convert": self.gguf}
+
+    def made_anew(self, verified: Manifest) -> Path | None:
+        """Return the first directory that is not the one that was verified; None if the verdict is about them all.
+
+        Args:
+            verified: the manifest of a verification.
+
+        Raises:
+            IntegrityError: a directory's manifest is missing or damaged.
+        """
+        for stage, directory in self.verified_parts.items():
+            if read_manifest(directory).identity != verified.inputs.get(stage):
+                return directory
+        return None
 
     def require_finished(self, *stages: str) -> None:
         """Refuse a run that lacks what these stages publish; without any, what train, merge or export-gguf publishes.

@@ -227,8 +227,7 @@ def _base_name(model: Path) -> str:
 
 def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
     if (model / MANIFEST).is_file():
-        known = {name: record.sha256 for name, record in verify_directory(model).files.items()}
-        return {"model": digest(known)}
+        return {"model": verify_directory(model).files_digest}
     return {"model": digest({path.name: file_sha256(path) for path in shards.files})}
 
 

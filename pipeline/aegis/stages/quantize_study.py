@@ -32,7 +32,7 @@ from aegis.model.shards import ShardSet
 from aegis.report.plots.study import StudyPoint, draw_study
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts, Recommended, StudyFacts
-from aegis.runs.manifest import Manifest, digest, read_manifest
+from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.runs.run import Run
 from aegis.verification import run_checks
@@ -128,11 +128,10 @@ def _write(study: Study, name: str, staging: Staging) -> None:
 
 
 def _manifest(config: StudyConfig, merged: Manifest, exported: Manifest) -> Manifest:
-    model = digest({file: record.sha256 for file, record in merged.files.items()})
     return Manifest(
         stage="quantize-study",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
-        inputs={"model": model, "convert": exported.identity},
+        inputs={"model": merged.files_digest, "convert": exported.identity},
         facts={},
     )
 

@@ -80,10 +80,7 @@ def _verified(run: Run, config: VerifyConfig, converted: Path | None) -> Verdict
     manifests: dict[str, Manifest] = {}
     verdict = Verdict(0, tuple(checks.done), (), {})
     if checks.ok:  # otherwise a failed part is named already, and may not even load
-        manifests = {
-            stage: read_manifest(directory)
-            for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
-        }
+        manifests = {stage: read_manifest(directory) for stage, directory in run.verified_parts.items()}
         with divergence.scratch(run.verify) as work:
             verdict = _Examiner.begin(run, config, manifests, checks, work, converted).examine()
     manifest = Manifest(
