@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_MAX_TOKENS = 4096
+from aegis.llama_cpp import MAX_CONTEXT
 
 
 def original_context(config: Mapping[str, Any]) -> int | None:
@@ -22,4 +22,4 @@ def context_tokens(config: Mapping[str, Any]) -> int:
 
     Beyond the original length of a LongRoPE base, llama.cpp uses other factors for every token.
     """
-    return min(_MAX_TOKENS, original_context(config) or _MAX_TOKENS)
+    return min(MAX_CONTEXT, original_context(config) or MAX_CONTEXT)
