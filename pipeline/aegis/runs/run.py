@@ -33,6 +33,12 @@ from aegis.runs.manifest import Manifest, read_manifest
 
 ARTIFACTS = Path("artifacts")
 """The folder of runs without --run."""
+REPORT = "report.json"
+"""The report of verify, and that of quantize-study."""
+DIVERGENCE_PLOT = "divergence.png"
+STUDY_PLOT = "study.png"
+IMATRIX = "imatrix.gguf"
+"""The importance matrix in quantize-study's folder."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from aegis.runs import disk
 from aegis.runs.facts import ExportFacts, Recommended, StudyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
-from aegis.runs.run import Run
+from aegis.runs.run import REPORT, STUDY_PLOT, Run
 from aegis.verification import run_checks
 from aegis.verification.gguf_checks import check_f16, files_bytes
 from aegis.verification.heldout_text import sequence_limit
@@ -43,7 +43,6 @@ from aegis.verification.study.result import NotBuilt, Study
 from aegis.verification.study.sweep import Sweep
 from aegis.verification.study.text_split import StudyText
 
-REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")
 _IMATRIX_BYTES = 1 << 20
 """Names and header of an importance matrix; its values are counted separately."""
@@ -122,7 +121,7 @@ def _write(study: Study, name: str, staging: Staging) -> None:
     """Write the report and the plot."""
     report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
     (staging.path / REPORT).write_text(report, encoding="utf-8")
-    _draw(study, staging.path / PICTURE)
+    _draw(study, staging.path / STUDY_PLOT)
     recommended = Recommended(quant=study.recommended.quant, variant=study.recommended.variant)
     staging.facts = StudyFacts(name=name, recommended=recommended).recorded()
 

@@ -25,6 +25,7 @@ from aegis import progress
 from aegis.errors import IntegrityError
 from aegis.hub.client import CARD
 from aegis.messages import phrase
+from aegis.model.adapter import WEIGHTS
 from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
@@ -120,7 +121,7 @@ def load(checkpoint: Path, state: TrainState) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     try:
-        adapter = load_file(checkpoint / "adapter_model.safetensors")
+        adapter = load_file(checkpoint / WEIGHTS)
         saved = load_file(checkpoint / _RESUME)
     except (SafetensorError, OSError) as error:
         raise IntegrityError("checkpoint.unreadable", checkpoint=checkpoint, error=str(error)) from None

@@ -10,11 +10,10 @@ from typing import Any
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, phrase
 from aegis.runs.manifest import MANIFEST, verify_directory
-from aegis.runs.run import Run
+from aegis.runs.run import REPORT, Run
 from aegis.verification.findings import NO_BOUNDS, BaseRetention, Bounds, Check, Divergence
 from aegis.verification.report_file import read_versioned
 
-REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
 SCHEMA_VERSION = 5
 _CAVEATS = frozenset({"merged.skipped", "quantized.no_imatrix"})
