@@ -12,8 +12,8 @@ from tests.stored_pieces import stored
 PAD = 9
 
 
-def example(*ids: int, learnt_from: int = 1, document: bool = False) -> Example:
-    return Example(np.array(ids, np.int32), np.arange(len(ids)) >= learnt_from, document)
+def example(*ids: int, trained_from: int = 1, document: bool = False) -> Example:
+    return Example(np.array(ids, np.int32), np.arange(len(ids)) >= trained_from, document)
 
 
 def packed(examples: list[Example], *, packing: bool = True, seed: int = 0, max_length: int = 6) -> Windows:
@@ -21,7 +21,7 @@ def packed(examples: list[Example], *, packing: bool = True, seed: int = 0, max_
 
 
 def test_a_batch_has_the_models_inputs_of_its_windows() -> None:
-    windows = packed([example(11, 12, 13, learnt_from=2), example(21, 22)])
+    windows = packed([example(11, 12, 13, trained_from=2), example(21, 22)])
     batch = windows.batch([0])
     assert len(windows) == 1
     assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, PAD]]
@@ -75,23 +75,23 @@ def test_packing_wastes_little_and_depends_only_on_the_seed() -> None:
 
 
 def test_a_long_chat_loses_its_end() -> None:
-    pieces = cut(example(1, 2, 3, 4, 5, learnt_from=2), 4)
+    pieces = cut(example(1, 2, 3, 4, 5, trained_from=2), 4)
     assert [piece.ids.tolist() for piece in pieces] == [[1, 2, 3, 4]]
     assert pieces[0].trained.tolist() == [False, False, True, True]
 
 
-@pytest.mark.parametrize("learnt_from", [4, 5])
-def test_a_chat_without_targets_inside_the_window_is_dropped(learnt_from: int) -> None:
-    assert cut(example(1, 2, 3, 4, 5, learnt_from=learnt_from), 4) == []
+@pytest.mark.parametrize("trained_from", [4, 5])
+def test_a_chat_without_targets_inside_the_window_is_dropped(trained_from: int) -> None:
+    assert cut(example(1, 2, 3, 4, 5, trained_from=trained_from), 4) == []
 
 
 def test_a_long_document_goes_into_consecutive_windows() -> None:
-    pieces = cut(example(*range(1, 10), learnt_from=0, document=True), 4)
+    pieces = cut(example(*range(1, 10), trained_from=0, document=True), 4)
     assert [piece.ids.tolist() for piece in pieces] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert [piece.trained.tolist() for piece in pieces] == [[False, True, True, True]] * 2
 
 
 def test_cutting_does_not_change_the_example() -> None:
-    whole = example(1, 2, 3, learnt_from=0)
+    whole = example(1, 2, 3, trained_from=0)
     cut(whole, 4)
     assert whole.trained.all()
