@@ -57,8 +57,8 @@ def find_libraries() -> Libraries | None:
         raise EnvironmentFault(
             "building.other_version",
             binding=_BINDING,
-            version=distribution.version,
-            version_2=version,
+            installed=distribution.version,
+            needed=version,
             cure=_reinstall(version),
         )
     compiled = next(iter(metadata.distributions(name=_BINDING, path=[str(_place())])), None)
