@@ -155,8 +155,9 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "split"))
     assert values(tmp_path / "one") == ROWS
     assert values(tmp_path / "split") == ROWS
-    with pytest.raises(UsageError, match="no split 'validation'"):
-        open_source(tmp_path / "split", split="validation")
+    datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "untrained"))
+    with pytest.raises(UsageError, match="no split 'train'"):
+        open_source(tmp_path / "untrained")
 
 
 def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def resolve(
         values |= _read_toml(file).get(section, {})
     values |= _read_environment(os.environ if environment is None else environment).get(section, {})
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
-    for key in ("quant", "variants", "lora_targets", "columns"):
+    for key in (name for name, field in model.model_fields.items() if field.annotation == tuple[str, ...]):
         # accept "a,b" as well as two values: the environment has no lists, and people use both on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):

@@ -21,6 +21,9 @@ from aegis.hub.datasets import load_hub_dataset
 from aegis.messages import phrase
 from aegis.runs.disk import at_home
 
+_SPLIT = "train"
+"""The split of a data set with several."""
+
 
 class Source(Protocol):
     """A source of rows; `position` moves towards `total` (both in `unit`) while `rows` is read."""
@@ -39,7 +42,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(source: str | Path, *, split: str = "train", revision: str | None = None) -> Source:
+def open_source(source: str | Path) -> Source:
     """Open a file, several files, a folder of files, a folder of `save_to_disk`, or a Hub dataset `owner/name`.
 
     Several files are given by a pattern (`data/*.jsonl`) or separated by commas.
@@ -50,14 +53,14 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
     """
     path = at_home(source)
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path)
     if path.is_file():
         return _open_file(path)
     found = _several(str(source))
     if found:
         return ManySources(str(source), [_open_file(each) for each in found])
     if is_hub_dataset(str(source)):
-        return HubSource(f"{source}[{split}]", load_hub_dataset(str(source), split, revision))
+        return HubSource(f"{source}[{_SPLIT}]", load_hub_dataset(str(source), _SPLIT))
     raise UsageError("sources.no_file", path=path)
 
 
@@ -115,10 +118,10 @@ def _several(name: str) -> list[Path]:
     return sorted(path for path in map(Path, matches) if path.is_file())
 
 
-def _open_folder(path: Path, split: str) -> Source:
+def _open_folder(path: Path) -> Source:
     """Open a folder that the datasets library's `save_to_disk` wrote, or all readable files of any other folder."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _open_saved(path, split)
+        return _open_saved(path)
     files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
     readable = [file for file in files if reader_of(file)]
     if not readable:
@@ -197,7 +200,7 @@ def _line(row: object) -> bytes:
     return json.dumps(row, sort_keys=True, default=str).encode() + b"\n"
 
 
-def _open_saved(path: Path, split: str) -> HubSource:
+def _open_saved(path: Path) -> HubSource:
     """Open the output of `save_to_disk`: a data set, or several by the names of their splits."""
     import datasets
 
@@ -206,7 +209,7 @@ def _open_saved(path: Path, split: str) -> HubSource:
     except (OSError, ValueError) as error:
         raise UsageError("sources.not_saved", path=path, error=str(error)) from error
     if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise UsageError("sources.no_split", path=path, split=split, splits=", ".join(data))
-        data = data[split]
+        if _SPLIT not in data:
+            raise UsageError("sources.no_split", path=path, split=_SPLIT, splits=", ".join(data))
+        data = data[_SPLIT]
     return HubSource(str(path), data)

@@ -67,6 +67,11 @@ class Manifest:
         """A hash of stage, settings and inputs: equal identities make equal directories."""
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
 
+    @property
+    def files_digest(self) -> str:
+        """A hash of the names and contents of all files."""
+        return digest({name: record.sha256 for name, record in self.files.items()})
+
 
 def versions() -> dict[str, str]:
     """Return the versions of all packages that can change a result."""

@@ -137,7 +137,7 @@ def load_soul(path: Path) -> SoulRecord:
             path=path,
             version=VERSION,
             format=metadata.get("format"),
-            version_2=metadata.get("version"),
+            found_version=metadata.get("version"),
         )
     rotation, alpha = tensors.get("rotation"), tensors.get("alpha")
     if rotation is None or alpha is None or alpha.numel() != 1:

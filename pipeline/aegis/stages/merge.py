@@ -29,7 +29,7 @@ from aegis.model.sidecars import write_sidecars
 from aegis.model.trained_base import TEMPLATE_INPUT, with_template_of
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk, known_hashes
-from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
+from aegis.runs.facts import MergeFacts, Provenance, TrainFacts, result_name
 from aegis.runs.foreign import refuse_inputs
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
@@ -124,7 +124,7 @@ def merge(
         staging.inputs["base"], files = _rewrite(plan, staging)
         _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)
         write_sidecars(base, staging.path, config.dtype)
-        card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
+        card = merged_card(origin, result_name(origin.base), files, __version__)
         (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report
 
