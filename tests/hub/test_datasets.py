@@ -24,5 +24,5 @@ def test_every_error_of_the_http_library_is_the_environments_fault(monkeypatch: 
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(EnvironmentFault) as caught:
-        load_hub_dataset("owner/rows", "train", None)
+        load_hub_dataset("owner/rows", "train")
     assert caught.value.key == "sources.not_fetched"

@@ -61,7 +61,7 @@ def test_checkpoints_may_be_removed_and_a_file_among_them_may_not(tmp_path: Path
         pass
     (tmp_path / "step_000004").mkdir()
     (tmp_path / "step_000004" / "state.safetensors").touch()
-    refuse_foreign(tmp_path)
+    refuse_foreign(tmp_path, tmp_path / "step_000004")
     (tmp_path / "best.txt").touch()
     with pytest.raises(UsageError):
         refuse_foreign(tmp_path)

@@ -66,10 +66,13 @@ def _foreign(folder: Path) -> Iterator[str]:
         except IntegrityError as error:
             if error.key != NOT_OURS:
                 return  # damaged: nothing tells what AEGIS wrote, but it wrote here
+    elif _CHECKPOINT.fullmatch(folder.name):
+        return  # it has lost its manifest
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
         is_unfinished = entry.name.startswith(".") and (".staging-" in entry.name or ".trash-" in entry.name)
-        is_checkpoint = listed is None and _CHECKPOINT.fullmatch(entry.name)  # also one that has lost its manifest
+        # what is in a checkpoint is looked at when that checkpoint is removed, which keeps no training from going on
+        is_checkpoint = listed is None and _CHECKPOINT.fullmatch(entry.name)
         if entry.name in _LITTER or is_unfinished or is_checkpoint:
             continue
         if not entry.is_dir(follow_symlinks=False):
