@@ -150,6 +150,15 @@ def test_every_truncation_is_noticed(folder: Path) -> None:
         assert caught.value.key == "shards.not_whole"
 
 
+@pytest.mark.parametrize(
+    ("content", "shown"), [(b"", "first 8 bytes"), (b"<!DOCTYPE html><title>Sign in</title>", "does not begin")]
+)
+def test_what_was_downloaded_in_a_weight_files_place_is_described(tmp_path: Path, content: bytes, shown: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(IntegrityError, match=shown):
+        ShardSet.open(tmp_path)
+
+
 def test_a_file_that_shrinks_after_it_was_opened_is_an_error(folder: Path) -> None:
     entry = max(ShardSet.open(folder).entries.values(), key=lambda entry: entry.offset_bytes)
     path = folder / "model.safetensors"

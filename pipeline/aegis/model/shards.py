@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aegis.errors import IntegrityError, UnsupportedModelError, UsageError
-from aegis.limits import INDEX_BYTES, TooLarge, read_json
+from aegis.limits import INDEX_BYTES, read_json
 from aegis.messages import bilingual
 
 INDEX = "model.safetensors.index.json"
@@ -152,15 +151,17 @@ def read_header(file: Path) -> list[TensorEntry]:
     """
     try:
         with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > INDEX_BYTES:
-                raise TooLarge(f"header: > {INDEX_BYTES} bytes")
+            start = handle.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > INDEX_BYTES:
+                key = "shards.too_short" if len(start) < 8 else "shards.no_header"
+                raise IntegrityError("shards.not_whole", file=file, error=bilingual(key))
             with safe_open(file, "pt"):
                 pass
             header = json.loads(handle.read(length))
     except FileNotFoundError:
         raise UsageError("shards.no_file", file=file) from None
-    except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise IntegrityError("shards.not_whole", file=file, error=str(error)) from None
     entries = []
     for name, record in header.items():

@@ -65,8 +65,10 @@ class EarlierExport:
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
         )
+        if not overwrite and changed:
+            raise UsageError("export.other_settings", out=self.out, changed=changed)
         if not overwrite:
-            raise UsageError("export.other_settings", out=self.out, changed=changed or phrase("export.damaged"))
+            raise UsageError("export.not_whole", out=self.out)
         if changed:
             progress.say(phrase("export.again", out=self.out, changed=changed))
         return None
