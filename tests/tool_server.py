@@ -7,6 +7,7 @@ start. `python -m tests.tool_server FD` reads what to start from a socket.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -70,7 +71,10 @@ def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, er
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.close(report)
-        os._exit(_run_tool(request["command"], request["folder"], request["environment"]))
+        code = _run_tool(request["command"], request["folder"], request["environment"])
+        if any("imatrix" in word for word in request["command"]):
+            ctypes.CDLL(None).exit(code)  # llama.cpp's logger, a thread, writes its last lines when its library ends
+        os._exit(code)
     for descriptor in (to_read, out_write, err_write):
         os.close(descriptor)
     os.write(report, struct.pack("<i", tool))
