@@ -27,8 +27,8 @@ from aegis.stages.push import PushReport
 from aegis.stages.quantize_study import StudyReport
 from aegis.stages.verify_file import FileReport
 from aegis.training.memory import MemoryParts
-from aegis.training.planning.estimate import Estimate
 from aegis.training.planning.finish_bytes import FinishPlan
+from aegis.training.planning.memory_parts import Estimate
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan
 from aegis.training.train_report import TrainReport
 from aegis.verification.findings import BaseRetention, Bounds, Check, Divergence

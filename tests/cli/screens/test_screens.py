@@ -15,7 +15,7 @@ from aegis.messages.layout import cell_width
 from aegis.runs import listing, space_needs
 from aegis.stages import verify_file
 from aegis.training.memory import MemoryParts
-from aegis.training.planning.estimate import Estimate, ShardedWeights
+from aegis.training.planning.memory_parts import Estimate, ShardedWeights
 from aegis.verification.study.result import NotBuilt
 from tests.screen_texts import SETTINGS, english_in, every_screen, plan_report, study_report
 

@@ -13,7 +13,6 @@ The weights of a sharded base (`shard_base`) are what one process holds; the res
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from aegis.training.kernels.chunked_loss import head_loss
 from aegis.training.kernels.varlen_attention import has_tabulable_rope
 from aegis.training.planning.allocation_tracker import AllocationTracker, emulating_cuda
 from aegis.training.planning.finish_bytes import finish_bytes
+from aegis.training.planning.memory_parts import Estimate, ShardedWeights
 from aegis.training.planning.meta_base import matrix_rows, meta_base, stored_bytes
 
 _CUBLAS_BYTES = {"hopper": 32 << 20, "older": 8 << 20}
@@ -42,39 +42,6 @@ _WITHOUT_EFFECT = {"activation_checkpointing", "compile", "cuda_graphs", "gpu_me
 _PEAKS: dict[tuple[object, ...], tuple[int, int, int]] = {}
 """What the steps of this process's estimators take: one command makes several of the same base, for plan, finish and
 training."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes by part at the peak of a step."""
-
-    weights: int
-    adapter: int
-    soul: int
-    gradients: int
-    optimizer: int
-    activations: int
-    head_and_loss: int
-    workspace: int
-
-    @property
-    def peak(self) -> int:
-        return sum(vars(self).values())
-
-
-@dataclass(frozen=True)
-class ShardedWeights:
-    """Bytes that one of several processes holds of the base; their sum is the weights of the estimate.
-
-    Attributes:
-        shard: its share of every decoder layer's matrices; if it waits in host memory, the copies for two layers.
-        gathered_layers: the complete layers that it holds at a time, while they run or are gathered.
-        replicated: norms, biases, LM head, NF4's scales, embeddings on the GPU; every process has them.
-    """
-
-    shard: int
-    gathered_layers: int
-    replicated: int
 
 
 class MemoryEstimator:

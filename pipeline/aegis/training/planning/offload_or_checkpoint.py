@@ -17,8 +17,9 @@ from aegis.training.execution.activation_bytes import (
 )
 from aegis.training.execution.allocator import usable_bytes
 from aegis.training.execution.options import ExecutionOptions, compiles
-from aegis.training.planning.estimate import Estimate, MemoryEstimator, ShardedWeights
+from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.machine import Host
+from aegis.training.planning.memory_parts import Estimate, ShardedWeights
 
 WORLD_SIZES = (2, 3, 4, 8)
 """Numbers of processes that a plan shards a base over; the launcher decides, after the plan."""
