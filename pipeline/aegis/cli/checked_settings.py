@@ -13,7 +13,7 @@ from aegis.config.resolve import resolve
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
 from aegis.config.study_settings import StudyConfig
-from aegis.data.fields import Columns
+from aegis.data.columns import Columns
 from aegis.data.formats import KNOWN_KEYS
 from aegis.data.sources import refuse_absent
 from aegis.errors import UsageError

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from aegis.data.fields import Columns, Fields, kind
+from aegis.data.columns import Columns
+from aegis.data.fields import Fields, kind
 from aegis.data.records import Message
 from aegis.data.rejects import RowError
 from aegis.messages import phrase
@@ -40,12 +41,13 @@ class Conversation(NamedTuple):
     context: frozenset[int]
 
 
-def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> Conversation:
+def conversation(value: object, columns: Columns, left_out: set[str], *, trained_from: int = 0) -> Conversation:
     """Read a list of messages, each with `role` and `content`, or with `from` and `value`.
 
     Args:
         value: the row's value.
         columns: the user's names for keys.
+        left_out: is given the names of harmless keys of messages.
         trained_from: number of the first message that may be trained, from 0.
 
     Raises:
@@ -58,7 +60,7 @@ def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> C
     for number, item in enumerate(value, 1):
         if not isinstance(item, Mapping):
             raise RowError(phrase("formats.message_not_an_object", number=number, item=kind(item)))
-        message, is_trained = _message(Fields(columns.renamed(item), number))
+        message, is_trained = _message(Fields(columns.renamed(item), number, left_out))
         # in many datasets, `"system": ""` means that there is no system message
         if message["role"] == "system" and not message["content"]:
             trained_from -= number <= trained_from
@@ -112,7 +114,8 @@ def _content(fields: Fields, key: str, *, may_be_blank: bool) -> str | None:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             what = part.get("type") if isinstance(part, Mapping) else None
             raise fields.error("formats.part_not_text", key=key, part=repr(what) if what else kind(part))
-        Fields({name: given for name, given in part.items() if name not in ("type", "text")}).finish()
+        rest = {name: given for name, given in part.items() if name not in ("type", "text")}
+        Fields(rest, left_out=fields.left_out).finish()
         texts.append(fields.checked(key, part["text"]))
     joined = "\n".join(texts)
     if not joined.strip():
@@ -138,7 +141,8 @@ def _calls(fields: Fields, key: str) -> list[dict[str, object]]:
         arguments = _parsed(fields, inner.get("arguments"))
         fields.checked(key, json.dumps([inner["name"], arguments], ensure_ascii=False))
         known = ("id", "type", "index", "function", "name", "arguments")
-        Fields({name: value for name, value in {**outer, **inner}.items() if name not in known}).finish()
+        rest = {name: value for name, value in {**outer, **inner}.items() if name not in known}
+        Fields(rest, left_out=fields.left_out).finish()
         ids = {"id": outer["id"]} if outer.get("id") else {}
         calls.append({**ids, "type": "function", "function": {"name": inner["name"], "arguments": arguments}})
     return calls
