@@ -20,7 +20,7 @@ class Columns:
     """A user's own names for keys of rows or messages.
 
     Args:
-        pairs: NAME=KNOWN; KNOWN is a known key or "ignore". NAME may stand in double quotes, and then have a comma, have
+        pairs: NAME=KNOWN; KNOWN is a known key or "ignore". NAME may stand in double quotes, and then have a comma, or
             spaces at its ends, or be empty; "" in it is a quote.
         known: the known keys.
 

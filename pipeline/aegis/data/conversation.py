@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from aegis.data.columns import Columns
 from aegis.data.fields import Fields, kind
+from aegis.data.json_values import DECODER, reason
 from aegis.data.records import Message
 from aegis.data.rejects import RowError
 from aegis.messages import phrase
@@ -160,9 +161,9 @@ def _parsed(fields: Fields, arguments: object) -> object:
     if not isinstance(arguments, str):
         return {} if arguments is None else arguments
     try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        raise fields.error("formats.not_json", key="arguments") from None
+        return DECODER.decode(arguments)
+    except (ValueError, RecursionError) as error:
+        raise fields.error("formats.not_json", key="arguments", error=reason(error)) from None
 
 
 def _is_trained(fields: Fields, role: str) -> bool:

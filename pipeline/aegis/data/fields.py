@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
+from aegis.data.json_values import DECODER, reason
 from aegis.data.rejects import RowError
 from aegis.data.repetition import is_repetition
 from aegis.messages import phrase
@@ -97,9 +97,9 @@ class Fields:
         if not isinstance(value, str) or not value:
             return None if value == "" else value
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            raise self.error("formats.not_json", key=key) from None
+            return DECODER.decode(value)
+        except (ValueError, RecursionError) as error:
+            raise self.error("formats.not_json", key=key, error=reason(error)) from None
 
     def checked(self, key: str, value: str) -> str:
         """Return `value` after a check that it has no character that a tokenizer cannot encode.
