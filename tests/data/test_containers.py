@@ -12,11 +12,14 @@ from typing import Any
 import pyarrow
 import pytest
 
+from aegis.cli.checked_settings import train_settings
 from aegis.data.dataset import prepare
 from aegis.data.rejects import Rejects
-from aegis.data.sources import open_source
+from aegis.data.sources import open_source, refuse_absent
 from aegis.errors import DataError, UsageError
 from aegis.limits import ROW_BYTES
+from aegis.messages import phrase
+from aegis.stages import init_config
 from tests.conftest import Recorder
 
 ROWS: list[dict[str, Any]] = [{"question": f"Hi {n}?", "answer": f"行\n{n}"} for n in range(5)]
@@ -186,3 +189,62 @@ def test_a_reason_that_all_rows_have_is_named_once(phi: Any, tmp_path: Path) -> 
     assert mixed.count("data.jsonl:") == 5
     assert "15 more" in mixed
     assert "the only row of" in why('{"frage": "a"}')
+
+
+@pytest.mark.parametrize(
+    ("rows", "of_columns"),
+    [
+        (['{"frage": "a"}'], True),
+        (['{"question": "a", "answer": "b", "notes": "c"}'], True),
+        (['{"messages": [{"who": "user", "content": "a"}]}'], True),
+        (['{"frage": "a"}', '{"wer": "a"}'], True),
+        (['{"text": "a'], False),
+        (['{"text": "a\\u0000"}'] * 2, False),
+        (['{"messages": []}'], False),
+        (['{"messages": [{"role": "assistant", "content": "a"}]}'], False),
+        (['{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'], False),
+        (['{"question": "<|end|>", "answer": "b"}'], False),
+    ],
+)
+def test_columns_are_spoken_of_where_they_are_the_cause(
+    phi: Any, tmp_path: Path, rows: list[str], of_columns: bool
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        prepare(path, phi)
+    assert caught.value.key == ("rejects.only" if len(rows) == 1 else "rejects.all")
+    assert ("--columns" in caught.value.fix) == of_columns
+
+
+def test_folders_within_a_folder_are_named_as_not_read(tmp_path: Path, reporter: Recorder) -> None:
+    for name in ("data.jsonl", "sub/more.jsonl", ".hidden/no.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    told = phrase("sources.folders_not_read", path=tmp_path, names="sub", pattern=tmp_path / "**" / "*.jsonl")
+    assert values(tmp_path) == ROWS
+    assert told in reporter.messages
+    reporter.messages.clear()
+    assert values(f"{tmp_path}/*") == ROWS
+    assert [text for text in reporter.messages if "sub" in text] == [told.replace(str(tmp_path), f"{tmp_path}/*", 1)]
+    reporter.messages.clear()
+    assert values(f"{tmp_path}/**/*.jsonl") == ROWS * 2
+    assert reporter.messages == []
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "data.jsonl").write_bytes(LINES)
+    monkeypatch.chdir(tmp_path)
+    attempts: list[Callable[[], object]] = [
+        lambda: open_source(name),
+        lambda: open_source(f"data.jsonl,{name},data.jsonl"),
+        lambda: refuse_absent(name),
+        lambda: train_settings("demo", None, {"dataset": name}),
+        lambda: train_settings("demo", None, {"keep_data": name}),
+        lambda: init_config.check("demo", name),
+    ]
+    for attempt in attempts:
+        with pytest.raises(UsageError) as caught:
+            attempt()
+        assert caught.value.key == "sources.no_name"

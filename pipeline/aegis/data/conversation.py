@@ -32,6 +32,7 @@ _ROLES = {
     "tool_response": "tool",
     "function_call": "tool_call",
 }
+_KNOWN = ("system", "user", "assistant", "tool", "tool_call", *_ROLES)
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -69,6 +70,8 @@ def conversation(value: object, columns: Columns, left_out: set[str], *, trained
         if message["role"] == "assistant" and (not is_trained or len(messages) < trained_from):
             context.add(len(messages))
         messages.append(message)
+    if not messages:
+        raise RowError(phrase("formats.no_messages"))
     check_order(messages)
     if all(number in context for number, message in enumerate(messages) if message["role"] == "assistant"):
         raise RowError(phrase("formats.nothing_trained"))
@@ -79,6 +82,8 @@ def _message(fields: Fields) -> tuple[Message, bool]:
     role_key = "role" if "role" in fields or "from" not in fields else "from"
     written = fields.text(role_key)
     role = _ROLES.get(written, written)
+    if written not in _KNOWN:
+        raise fields.error("formats.unknown_role", role=written, known=", ".join(_KNOWN))
     content_key = "content" if "content" in fields or "value" not in fields else "value"
     if role_key == "from" and "content" not in fields:
         content_key = "value"

@@ -82,7 +82,7 @@ class Fields:
         """
         self._taken.add(key)
         if key not in self._given:
-            raise RowError(phrase("formats.missing_key", label=self._label, key=key))
+            raise RowError(phrase("formats.missing_key", label=self._label, key=key), of_columns=True)
         value = self._given[key]
         if not isinstance(value, str):
             raise RowError(phrase("formats.not_a_string", label=self._label, key=key, value=kind(value)))
@@ -138,7 +138,7 @@ class Fields:
                 and not any(is_repetition(self._values[key], [text]) for text in read)
             ]
             if left:
-                raise self.error("formats.unused_keys", keys=names(left))
+                raise RowError(phrase("formats.unused_keys", label=self._label, keys=names(left)), of_columns=True)
 
 
 def kind(value: object) -> str:

@@ -63,11 +63,12 @@ def records(
             row = renaming.renamed(value)
             shape = shape or _shape_of(row)
             if shape is None:
-                raise RowError(phrase("formats.unknown_shape", value=names(dict(row)), known=_known()))
+                unknown = phrase("formats.unknown_shape", value=names(dict(row)), known=_known())
+                raise RowError(unknown, of_columns=True)
             _check_shape(shape, row)
             record = shape.convert(Fields(row, left_out=left_out), shape.keys, renaming, where)
         except RowError as error:
-            rejects.add(where, str(error))
+            rejects.add(where, str(error), of_columns=error.of_columns)
         else:
             yield record
 
@@ -94,7 +95,7 @@ def _check_shape(shape: _Shape, row: Mapping[str, object]) -> None:
     other = _shape_of(row)
     if other:
         raise RowError(phrase("formats.other_shape", shape=shape.name, other=other.name))
-    raise RowError(phrase("formats.missing_keys", missing=names(missing)))
+    raise RowError(phrase("formats.missing_keys", missing=names(missing)), of_columns=True)
 
 
 def _known() -> str:
