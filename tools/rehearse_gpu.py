@@ -23,8 +23,10 @@ from safetensors.torch import load_file
 
 from aegis.config.settings import TrainConfig
 from aegis.demo.corpus import documents
+from aegis.model.adapter import WEIGHTS
 from aegis.runs.manifest import versions
 from aegis.runs.run import Run
+from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.stages.train import train
 from aegis.training.step import Stepper
 
@@ -63,10 +65,7 @@ def rehearse_resume(config: TrainConfig, work: Path) -> dict[str, Any]:
         for run in (whole, broken)
     ]
     gap = max(abs(a - b) for a, b in zip(*losses, strict=True))
-    one, other = (
-        load_file(run.adapter / "adapter_model.safetensors") | load_file(run.adapter / "soul.safetensors")
-        for run in (whole, broken)
-    )
+    one, other = (load_file(run.adapter / WEIGHTS) | load_file(run.adapter / SOUL_FILE) for run in (whole, broken))
     weights = {name: (tensor - other[name]).abs().max().item() for name, tensor in one.items()}
     return {
         "resumed_from": report.resumed_from,

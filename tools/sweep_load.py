@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from aegis.model.adapter import CONFIG, WEIGHTS
 from aegis.model.shard_writer import ShardWriter, write_index
 from aegis.model.shards import SINGLE, ShardSet
 from aegis.runs.run import Run
@@ -66,7 +67,7 @@ def merge_into(laboratory: Laboratory, place: Path, base: Path) -> Ended:
     assert small.code == 0, small.output
     adapter = place / "plain"
     adapter.mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG, WEIGHTS):
         shutil.copyfile(run.adapter / name, adapter / name)
     _forget_base(run.adapter / "soul.safetensors", adapter / "soul.safetensors")
     merging = ["merge", "--base-model", base, "--adapter", adapter, "--out", place / "merged"]

@@ -33,7 +33,8 @@ _PUBLISH_ATTEMPTS = 5
 def cache_dir() -> Path:
     """Where the project keeps what it can make again; AEGIS_CACHE_DIR overrides the user's own place."""
     given = os.environ.get(CACHE_VARIABLE)
-    directory = Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("aegis-soul"))
+    # unlike Path.expanduser, this leaves the name of an unknown user
+    directory = Path(os.path.expanduser(given)) if given else Path(platformdirs.user_cache_dir("aegis-soul"))  # noqa: PTH111
     return directory.absolute()
 
 

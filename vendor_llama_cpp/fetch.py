@@ -39,7 +39,7 @@ def verified_sdist(pin: Pin, workspace: Path, listener: Listener) -> Iterator[Bi
         VendorError: "fetch" if it is not available, "hash" if it is something else.
     """
     given = os.environ.get(SDIST_VARIABLE)
-    path = Path(given).expanduser() if given else _download(pin, workspace, listener)
+    path = Path(os.path.expanduser(given)) if given else _download(pin, workspace, listener)  # noqa: PTH111
     try:
         stream = path.open("rb")
     except OSError as error:

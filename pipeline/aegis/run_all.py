@@ -12,6 +12,7 @@ from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, Verify
 from aegis.errors import IntegrityError, Interrupted, UsageError
 from aegis.messages import bilingual, phrase
 from aegis.runs import known_hashes
+from aegis.runs.foreign import refuse_foreign
 from aegis.runs.manifest import MANIFEST
 from aegis.runs.publish import discard_leftovers
 from aegis.runs.run import Run
@@ -44,7 +45,8 @@ def run_all(
 
     Raises:
         LockedError: another process works in the run.
-        UsageError: a launcher started several processes; only training can be shared.
+        UsageError: a launcher started several processes, and only training can be shared; or a folder of the run has
+            files that AEGIS did not write.
         IntegrityError: verify found a fault; the export is then renamed to gguf.failed.
         AegisError: as in the stages.
     """
@@ -52,6 +54,7 @@ def run_all(
         raise UsageError("run.one_process")
     times = times or StageTimes()
     with run.lock(), known_hashes.trusting(paranoid=verify_config.paranoid):
+        refuse_foreign(*run.folders)  # not after hours of training
         discard_leftovers(run.verify)  # the f16 file of a killed run, before the disk's space is checked
         with _stage(times, "run.train", run.adapter):
             later = Later(merge_config, export_config, is_certain=True)

@@ -9,8 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -384,7 +387,17 @@ def test_a_full_disk_has_the_exit_code_of_the_environment(
 
 
 def test_a_held_run_is_exit_8(aegis: Aegis, quick_base: Path, dataset: Path, tmp_path: Path) -> None:
-    with Run(tmp_path / "r").lock():
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Run(tmp_path / "r").lock():
+            is_held.set()
+            is_over.wait(100)
+
+    with ThreadPoolExecutor(1) as other, ExitStack() as at_the_end:
+        other.submit(hold)
+        at_the_end.callback(is_over.set)
+        assert is_held.wait(20)
         ended = aegis("train", "--base-model", quick_base, "--dataset", dataset, "--run", "r", *SMALL)
         assert (ended.code, f"process {os.getpid()}" in ended.err) == (8, True)
         assert aegis("merge", "--run", "r").code == 8

@@ -60,7 +60,7 @@ MISTAKES = {
     "verify absent.gguf": (2, "absent.gguf"),
     "chat --gguf absent.gguf": (2, "absent.gguf"),
     "serve --gguf absent.gguf": (2, "absent.gguf"),
-    "serve --gguf folder --beside absent.gguf": (2, "absent.gguf"),
+    "serve --gguf model.gguf --beside absent.gguf": (2, "absent.gguf"),
     "import-soul absent.pt --out soul.safetensors": (2, "absent.pt"),
     # runs
     "merge --run nowhere": (2, "artifacts/begun"),

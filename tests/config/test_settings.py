@@ -150,7 +150,7 @@ def test_an_unknown_key_of_a_file_is_refused(tmp_path: Path, text: str, shown: s
 def test_a_file_in_another_encoding_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "aegis.toml"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match="cannot be read as TOML"):
+    with pytest.raises(UsageError, match="is not UTF-8"):
         resolve(TrainConfig, file=file, environment={})
 
 

@@ -51,7 +51,7 @@ def refusal(tokenizer: Any, record: Record, **settings: Any) -> str:
     return str(caught.value)
 
 
-def learnt(tokenizer: Any, example: Example) -> list[str]:
+def trained_runs(tokenizer: Any, example: Example) -> list[str]:
     """Return the trained tokens, decoded run by run."""
     runs = groupby(zip(example.ids.tolist(), example.trained.tolist(), strict=True), key=lambda pair: pair[1])
     return [tokenizer.decode([token for token, _ in run]) for trained, run in runs if trained]
@@ -72,7 +72,7 @@ def learnt(tokenizer: Any, example: Example) -> list[str]:
 )
 def test_phi_learns_each_answer_and_its_end(phi_like: Any, record: Chat, expected: list[str]) -> None:
     example = encode(phi_like, record)
-    assert learnt(phi_like, example) == expected
+    assert trained_runs(phi_like, example) == expected
     assert phi_like.convert_ids_to_tokens(int(example.ids[-1])) == "<|endoftext|>"
     assert not example.trained[-1]
 
@@ -91,7 +91,7 @@ def test_other_templates_give_the_right_training_mask(
 ) -> None:
     tokenizer = byte_level(template, specials, adds_bos=template is not CHATML)
     example = encode(tokenizer, chat("こんにちは", "お元気ですか。", "Hi", "Hello there"))
-    assert learnt(tokenizer, example) == [f"お元気ですか。{end}", f"Hello there{end}"]
+    assert trained_runs(tokenizer, example) == [f"お元気ですか。{end}", f"Hello there{end}"]
 
 
 def test_the_prompt_at_inference_is_how_the_training_text_begins(phi_like: Any) -> None:
@@ -121,7 +121,7 @@ def test_an_end_token_that_is_added_but_not_special_is_trained_on(byte_level: Ma
     tokenizer = byte_level(CHATML, ["<|im_start|>"])
     tokenizer.add_tokens(["<|im_end|>"])
     record = chat("Hi", "Hello", "Hi", "there")
-    assert learnt(tokenizer, encode(tokenizer, record)) == ["Hello<|im_end|>", "there<|im_end|>"]
+    assert trained_runs(tokenizer, encode(tokenizer, record)) == ["Hello<|im_end|>", "there<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_one_begin_of_text_when_inference_has_one(
     example = encode(tokenizer, chat("Hi", "Hello"))
     assert example.ids.tolist().count(tokenizer.bos_token_id) == count
     assert not count or (example.ids[0] == tokenizer.bos_token_id and not example.trained[0])
-    assert learnt(tokenizer, example) == ["Hello<|im_end|>"]
+    assert trained_runs(tokenizer, example) == ["Hello<|im_end|>"]
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
@@ -167,7 +167,7 @@ def test_prompt_and_completion_need_no_template(byte_level: MakeTokenizer) -> No
     record = Chat(chat("Question: Hi\nAnswer:", " Hello").messages, "x:1", pair=True)
     example = encode(tokenizer, record)
     assert tokenizer.decode(example.ids) == "Question: Hi\nAnswer: Hello<eos>"
-    assert learnt(tokenizer, example) == [" Hello<eos>"]
+    assert trained_runs(tokenizer, example) == [" Hello<eos>"]
     assert not example.is_document
 
 
@@ -235,7 +235,7 @@ def test_an_answer_without_the_thought_that_its_prompt_opens_is_trained_on_whole
         return
     encoder = Encoder(tokenizer)
     (example,) = encoder.encode([record], Rejects("x"))
-    assert learnt(tokenizer, example) == ["Here it is.<|im_end|>", "Here too.<|im_end|>"]
+    assert trained_runs(tokenizer, example) == ["Here it is.<|im_end|>", "Here too.<|im_end|>"]
     assert encoder.unopened == 1
 
 
@@ -260,7 +260,7 @@ def test_a_template_that_computes_inside_one_call_or_takes_all_memory_is_stopped
             encode(byte_level(template), chat("Hi", "Hello"), seconds=0.5 if template == power else 60)
         assert refused.value.key in ("rendering.hangs", "rendering.too_large")
     tokenizer = byte_level(CHATML, ["<|im_start|>", "<|im_end|>"])
-    assert learnt(tokenizer, encode(tokenizer, chat("Hi", "Hello"))) == ["Hello<|im_end|>"]
+    assert trained_runs(tokenizer, encode(tokenizer, chat("Hi", "Hello"))) == ["Hello<|im_end|>"]
 
 
 def test_a_normalizer_that_writes_a_megabyte_per_letter_is_stopped(byte_level: MakeTokenizer) -> None:
@@ -299,7 +299,7 @@ def test_one_bad_row_of_a_batch_costs_only_itself(phi: Any) -> None:
     rejects = Rejects("x", skip_bad=1)
     rows = [chat("Hi", "one"), chat("Hi", "<|user|>"), chat("Hi", "two")]
     examples = Encoder(phi).encode(rows, rejects)
-    assert [learnt(phi, example) for example in examples] == [["one<|end|>"], ["two<|end|>"]]
+    assert [trained_runs(phi, example) for example in examples] == [["one<|end|>"], ["two<|end|>"]]
     assert rejects.count == 1
 
 
@@ -323,7 +323,7 @@ def test_a_system_message_is_put_before_the_first_question_if_configured(
         assert "with --fold-system" in refusal(tokenizer, record)
         example = encode(tokenizer, record, fold_system=True)
         assert "丁寧に\n\nHi<end_of_turn>" in tokenizer.decode(example.ids)
-        assert learnt(tokenizer, example) == ["Hello<end_of_turn>", "there<end_of_turn>"]
+        assert trained_runs(tokenizer, example) == ["Hello<end_of_turn>", "there<end_of_turn>"]
     # where the template has a place, it stays there
     tokenizer = byte_level(CHATML, ["<|im_start|>", "<|im_end|>"])
     plain, folded = encode(tokenizer, record), encode(tokenizer, record, fold_system=True)
@@ -333,4 +333,4 @@ def test_a_system_message_is_put_before_the_first_question_if_configured(
 def test_a_token_across_the_border_of_prompt_and_completion_is_trained_on(byte_level: MakeTokenizer) -> None:
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer: ", "Hello").messages, "x:1", pair=True)
-    assert learnt(tokenizer, encode(tokenizer, record)) == [" Hello<eos>"]
+    assert trained_runs(tokenizer, encode(tokenizer, record)) == [" Hello<eos>"]

@@ -12,14 +12,11 @@ from typing import Any
 import pyarrow
 import pytest
 
-from aegis.cli.checked_settings import train_settings
 from aegis.data.dataset import prepare
 from aegis.data.rejects import Rejects
-from aegis.data.sources import open_source, refuse_absent
+from aegis.data.sources import open_source
 from aegis.errors import DataError, UsageError
 from aegis.limits import ROW_BYTES
-from aegis.messages import phrase
-from aegis.stages import init_config
 from tests.conftest import Recorder
 
 ROWS: list[dict[str, Any]] = [{"question": f"Hi {n}?", "answer": f"行\n{n}"} for n in range(5)]
@@ -158,8 +155,9 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "split"))
     assert values(tmp_path / "one") == ROWS
     assert values(tmp_path / "split") == ROWS
-    with pytest.raises(UsageError, match="no split 'validation'"):
-        open_source(tmp_path / "split", split="validation")
+    datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "untrained"))
+    with pytest.raises(UsageError, match="no split 'train'"):
+        open_source(tmp_path / "untrained")
 
 
 def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:
@@ -215,36 +213,3 @@ def test_columns_are_spoken_of_where_they_are_the_cause(
         prepare(path, phi)
     assert caught.value.key == ("rejects.only" if len(rows) == 1 else "rejects.all")
     assert ("--columns" in caught.value.fix) == of_columns
-
-
-def test_folders_within_a_folder_are_named_as_not_read(tmp_path: Path, reporter: Recorder) -> None:
-    for name in ("data.jsonl", "sub/more.jsonl", ".hidden/no.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(LINES)
-    told = phrase("sources.folders_not_read", path=tmp_path, names="sub", pattern=tmp_path / "**" / "*.jsonl")
-    assert values(tmp_path) == ROWS
-    assert told in reporter.messages
-    reporter.messages.clear()
-    assert values(f"{tmp_path}/*") == ROWS
-    assert [text for text in reporter.messages if "sub" in text] == [told.replace(str(tmp_path), f"{tmp_path}/*", 1)]
-    reporter.messages.clear()
-    assert values(f"{tmp_path}/**/*.jsonl") == ROWS * 2
-    assert reporter.messages == []
-
-
-@pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    (tmp_path / "data.jsonl").write_bytes(LINES)
-    monkeypatch.chdir(tmp_path)
-    attempts: list[Callable[[], object]] = [
-        lambda: open_source(name),
-        lambda: open_source(f"data.jsonl,{name},data.jsonl"),
-        lambda: refuse_absent(name),
-        lambda: train_settings("demo", None, {"dataset": name}),
-        lambda: train_settings("demo", None, {"keep_data": name}),
-        lambda: init_config.check("demo", name),
-    ]
-    for attempt in attempts:
-        with pytest.raises(UsageError) as caught:
-            attempt()
-        assert caught.value.key == "sources.no_name"

@@ -139,11 +139,6 @@ def test_the_choice_of_heldout_rows_does_not_depend_on_the_order(phi: Any, write
     assert sorted(documents(phi, one.heldout)) == sorted(documents(phi, other.heldout))
 
 
-def test_the_limit_takes_rows_from_the_top(phi: Any, write_rows: WriteRows) -> None:
-    prepared = prepare(write_rows(*(row(i) for i in range(10)), "{broken"), phi, limit=3)
-    assert prepared.report.rows == 3
-
-
 def test_bad_rows_are_refused_together(phi: Any, write_rows: WriteRows) -> None:
     """Those of the file, of the shape and of the template are one list."""
     path = write_rows(row(0), "{", {"prompt": ""}, {"prompt": "Hi", "completion": "<|end|>"})

@@ -15,7 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aegis.data.example import Example
-from aegis.data.packing import Batch, Pieces, pack
+from aegis.data.packing import Batch, pack
+from tests.stored_pieces import stored
 
 MakeModel = Callable[[str], Any]
 A, OTHER_A, B = [5, 6, 7, 8, 9], [15, 16, 17, 18, 19], [21, 22, 23]
@@ -46,7 +47,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def window(*documents: list[int]) -> Batch:
     pieces = [Example(np.array(ids, np.int32), np.ones(len(ids), np.bool_), False) for ids in documents]
-    windows = pack(Pieces(pieces), max_length=WIDTH, packing=True, seed=0, pad_token_id=0)
+    windows = pack(stored(pieces), max_length=WIDTH, packing=True, seed=0, pad_token_id=0)
     assert len(windows) == 1
     return windows.batch([0])
 

@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 
 from aegis.data.example import Example
-from aegis.data.packing import IGNORED, Pieces, Windows, cut, pack
+from aegis.data.packing import IGNORED, Windows, cut, pack
+from tests.stored_pieces import stored
 
 PAD = 9
 
 
-def example(*ids: int, learnt_from: int = 1, document: bool = False) -> Example:
-    return Example(np.array(ids, np.int32), np.arange(len(ids)) >= learnt_from, document)
+def example(*ids: int, trained_from: int = 1, document: bool = False) -> Example:
+    return Example(np.array(ids, np.int32), np.arange(len(ids)) >= trained_from, document)
 
 
 def packed(examples: list[Example], *, packing: bool = True, seed: int = 0, max_length: int = 6) -> Windows:
-    return pack(Pieces(examples), max_length=max_length, packing=packing, seed=seed, pad_token_id=PAD)
+    return pack(stored(examples), max_length=max_length, packing=packing, seed=seed, pad_token_id=PAD)
 
 
 def test_a_batch_has_the_models_inputs_of_its_windows() -> None:
-    windows = packed([example(11, 12, 13, learnt_from=2), example(21, 22)])
+    windows = packed([example(11, 12, 13, trained_from=2), example(21, 22)])
     batch = windows.batch([0])
     assert len(windows) == 1
     assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, PAD]]
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 13, IGNORED, 22, IGNORED]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0]]
-    assert batch.document_ids.tolist() == [[0, 0, 0, 1, 1, 2]]
     assert {array.dtype for array in batch} == {np.dtype(np.int64)}
 
 
@@ -48,8 +48,9 @@ def test_every_token_is_packed_once(packing: bool) -> None:
     found = []
     for window in range(len(windows)):
         batch = windows.batch([window])
-        for document in range(batch.document_ids.max() + 1):
-            inside = batch.document_ids[0] == document
+        documents = np.cumsum(batch.position_ids[0] == 0)
+        for document in range(1, documents[-1] + 1):
+            inside = documents == document
             ids = batch.input_ids[0][inside].tolist()
             assert batch.position_ids[0][inside].tolist() == list(range(len(ids)))
             if ids[0] != PAD:
@@ -74,25 +75,23 @@ def test_packing_wastes_little_and_depends_only_on_the_seed() -> None:
 
 
 def test_a_long_chat_loses_its_end() -> None:
-    pieces, truncated = cut(example(1, 2, 3, 4, 5, learnt_from=2), 4)
+    pieces = cut(example(1, 2, 3, 4, 5, trained_from=2), 4)
     assert [piece.ids.tolist() for piece in pieces] == [[1, 2, 3, 4]]
     assert pieces[0].trained.tolist() == [False, False, True, True]
-    assert truncated
 
 
-@pytest.mark.parametrize("learnt_from", [4, 5])
-def test_a_chat_without_targets_inside_the_window_is_dropped(learnt_from: int) -> None:
-    assert cut(example(1, 2, 3, 4, 5, learnt_from=learnt_from), 4) == ([], True)
+@pytest.mark.parametrize("trained_from", [4, 5])
+def test_a_chat_without_targets_inside_the_window_is_dropped(trained_from: int) -> None:
+    assert cut(example(1, 2, 3, 4, 5, trained_from=trained_from), 4) == []
 
 
 def test_a_long_document_goes_into_consecutive_windows() -> None:
-    pieces, truncated = cut(example(*range(1, 10), learnt_from=0, document=True), 4)
+    pieces = cut(example(*range(1, 10), trained_from=0, document=True), 4)
     assert [piece.ids.tolist() for piece in pieces] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert [piece.trained.tolist() for piece in pieces] == [[False, True, True, True]] * 2
-    assert not truncated
 
 
 def test_cutting_does_not_change_the_example() -> None:
-    whole = example(1, 2, 3, learnt_from=0)
+    whole = example(1, 2, 3, trained_from=0)
     cut(whole, 4)
     assert whole.trained.all()

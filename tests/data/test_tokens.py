@@ -19,11 +19,11 @@ from aegis.errors import EnvironmentFault
 
 def test_one_array_has_the_ids_and_the_mask() -> None:
     """Token 0 too, which has no negative."""
-    ids, learnt = np.array([0, 0, 7, 131071], np.int32), np.array([True, False, False, True])
-    codes = encoded(ids, learnt)
+    ids, trained = np.array([0, 0, 7, 131071], np.int32), np.array([True, False, False, True])
+    codes = encoded(ids, trained)
     assert codes.dtype == CODE
     assert ids_of(codes).tolist() == ids.tolist()
-    assert (codes >= 0).tolist() == learnt.tolist()
+    assert (codes >= 0).tolist() == trained.tolist()
 
 
 def test_appended_tokens_are_read_back_from_memory_and_disk(tmp_path: Path) -> None:

@@ -87,7 +87,6 @@ def test_a_damaged_file_of_a_folder_is_named(published: Path, damage: object, sh
         "null",
         "3",
         '"text"',
-        "{}",
         "[" * 100_000,
         "\ud800".encode("utf-16", "surrogatepass"),
     ],
@@ -99,7 +98,7 @@ def test_a_file_that_is_no_manifest_is_refused(published: Path, text: str | byte
         read_manifest(published)
 
 
-@pytest.mark.parametrize("key", ["format", "version", "stage", "config", "inputs", "facts", "files", "versions"])
+@pytest.mark.parametrize("key", ["version", "stage", "config", "inputs", "facts", "files", "versions"])
 def test_a_manifest_without_a_key_is_refused(published: Path, key: str) -> None:
     path = published / MANIFEST
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -112,8 +111,6 @@ def test_a_manifest_without_a_key_is_refused(published: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": "other"},
-        {"version": 99},
         {"config": 3},
         {"inputs": None},
         {"inputs": ["a"]},
@@ -130,6 +127,20 @@ def test_a_manifest_with_a_wrong_value_is_refused(published: Path, change: dict[
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     with pytest.raises(IntegrityError, match="damaged"):
         verify_directory(published)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"format": "other"}, "not_ours"), ({"format": None}, "not_ours"), ({"version": 99}, "other_version")],
+)
+def test_a_manifest_of_another_program_or_version_is_no_damaged_one(
+    published: Path, change: dict[str, object], key: str
+) -> None:
+    path = published / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(IntegrityError) as caught:
+        read_manifest(published)
+    assert caught.value.key == f"manifest.{key}"
 
 
 def test_a_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_a_failed_block_keeps_the_old_output(tmp_path: Path) -> None:
 
 def test_the_new_output_replaces_the_old(tmp_path: Path) -> None:
     publish(tmp_path / "out", "old")
-    (tmp_path / "out" / "extra").write_text("of the old one")
+    with publishing(tmp_path / "out", Manifest("x", {}, {}, {}), overwrite=True) as staging:
+        (staging.path / "extra").write_text("of the old one")
     publish(tmp_path / "out", "new", overwrite=True)
     assert names(tmp_path / "out") == ["file", MANIFEST]
     assert (tmp_path / "out" / "file").read_text() == "new"

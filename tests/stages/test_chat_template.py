@@ -61,9 +61,9 @@ def test_rows_are_rendered_with_the_given_template(config: TrainConfig) -> None:
     tokenizer = with_template(base, config.chat_template).tokenizer()
     (row,) = first_rows(config, tokenizer, 1)
     assert "問: 春の花は何ですか。" in row.text
-    learnt = tokenizer.decode(row.example.ids[row.example.trained])
-    assert "答えでござる" in learnt
-    assert "答: " not in learnt
+    trained = tokenizer.decode(row.example.ids[row.example.trained])
+    assert "答えでござる" in trained
+    assert "答: " not in trained
     (control,) = first_rows(config, base.tokenizer(), 1)
     assert "問: " not in control.text
 

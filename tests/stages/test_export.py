@@ -19,7 +19,8 @@ from aegis.model.base import load_tokenizer
 from aegis.model.shards import ShardSet
 from aegis.runs.disk import file_stem
 from aegis.runs.facts import ExportFacts, MergeFacts
-from aegis.runs.manifest import verify_directory
+from aegis.runs.manifest import Manifest, verify_directory
+from aegis.runs.publish import publishing
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
 from aegis.verification.gguf_checks import same_as_f16
@@ -245,10 +246,14 @@ def test_existing_output_is_kept_until_the_new_one_is_complete(
 ) -> None:
     """Refused without overwrite; with it, a failed quantizer leaves the old output, else the new one replaces it."""
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("mine")
+    with publishing(out, Manifest("merge", {}, {}, {})) as staging:
+        (staging.path / "old").touch()
     with pytest.raises(UsageError, match="exists"):
         export_gguf(quick_base, out, ExportConfig())
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"did not write: mine\.txt"):
+        export_gguf(quick_base, out, ExportConfig(), overwrite=True)
+    (out / "mine.txt").unlink()
     assert converted == []
 
     worker = tmp_path / "worker.py"
@@ -257,7 +262,7 @@ def test_existing_output_is_kept_until_the_new_one_is_complete(
         patch.setattr(sys.modules["aegis.llama_cpp.quantize"], "_WORKER", worker)
         with pytest.raises(ToolError, match="cannot"):
             export_gguf(quick_base, out, ExportConfig(), overwrite=True)
-    assert names(out) == ["mine.txt"]
+    assert names(out) == ["manifest.json", "old"]
     assert names(tmp_path) == ["out", "worker.py"]
 
     report = export_gguf(quick_base, out, ExportConfig(), overwrite=True)

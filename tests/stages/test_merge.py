@@ -347,15 +347,31 @@ def test_families_that_lose_their_head_are_refused(
 def test_existing_output_is_kept(tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained) -> None:
     """An existing folder is an error; with overwrite it is replaced only by a whole one."""
     trained = make_trained(bases["phi3"])
-    out = tmp_path / "merged"
-    out.mkdir()
-    (out / "mine.txt").write_text("keep me")
+    out, inputs = tmp_path / "merged", MergeInputs(str(trained.base), trained.adapter)
+    with publishing(out, Manifest("train", {}, {}, {})) as staging:
+        (staging.path / "old").touch()
     with pytest.raises(UsageError, match="exists"):
-        merge(MergeInputs(str(trained.base), trained.adapter), out, FLOAT16)
-    assert (out / "mine.txt").read_text() == "keep me"
-    merge(MergeInputs(str(trained.base), trained.adapter), out, FLOAT16, overwrite=True)
+        merge(inputs, out, FLOAT16)
+    (out / "mine.txt").write_text("keep me")
+    with pytest.raises(UsageError, match=r"did not write: mine\.txt"):
+        merge(inputs, out, FLOAT16, overwrite=True)
+    (out / "mine.txt").unlink()
+    assert (out / "old").exists()
+    merge(inputs, out, FLOAT16, overwrite=True)
     assert verify_directory(out).stage == "merge"
-    assert not (out / "mine.txt").exists()
+    assert not (out / "old").exists()
+
+
+@pytest.mark.parametrize("out", ["base", "adapter", "."])
+def test_a_merge_never_replaces_its_inputs(
+    tmp_path: Path, bases: dict[str, Path], make_trained: MakeTrained, out: str
+) -> None:
+    trained = make_trained(bases["phi3"])
+    base = shutil.copytree(trained.base, tmp_path / "base")
+    with pytest.raises(UsageError):
+        merge(MergeInputs(str(base), trained.adapter), tmp_path / out, FLOAT16, overwrite=True)
+    assert (base / "config.json").is_file()
+    assert trained.adapter.is_dir()
 
 
 def test_too_little_disk_space_is_an_error_before_the_work(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base
-from aegis.model.live_model import live_model
+from aegis.model.live_model import made_live
+from aegis.model.load import load_base
 from aegis.runs.run import Run
 from tests.trained import tokens_for
 
@@ -49,9 +50,9 @@ def test_plain_transformers_reads_the_merged_folder(finished_run: Run, quick_bas
     merged = plain(finished_run.merged)
     assert type(merged).__module__.startswith("transformers.")
     tokens = tokens_for(merged)
-    with live_model(
-        find_base(str(quick_base)), finished_run.adapter, "16bit", torch.device("cpu"), torch.float32
-    ) as live:
+    base = find_base(str(quick_base))
+    plain_base = load_base(base.folder, "16bit", torch.device("cpu"), torch.float32)
+    with made_live(plain_base, base, finished_run.adapter) as live:
         wanted = logits(live, tokens)
     difference = (logits(merged, tokens) - wanted).abs().max()
     assert difference < 0.02 * (logits(plain(quick_base), tokens) - wanted).abs().max()

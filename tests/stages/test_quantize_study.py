@@ -18,7 +18,8 @@ from aegis.config.settings import ExportConfig, TrainConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
-from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_directory
+from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, read_manifest, verify_directory
+from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from aegis.stages.export import export_gguf
 from aegis.stages.quantize_study import StudyReport, quantize_study
@@ -324,8 +325,8 @@ def test_the_users_own_text_can_be_measured_on(run: Run, tmp_path: Path) -> None
 def test_an_earlier_study_is_kept_until_the_new_one_is_complete(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run.study.mkdir()
-    (run.study / "mine.txt").write_text("mine")
+    with publishing(run.study, Manifest("quantize-study", {}, {}, {})) as staging:
+        (staging.path / "old").touch()
     with pytest.raises(UsageError, match="exists"):
         quantize_study(run, QUICK)
     worker = tmp_path / "worker.py"
@@ -334,7 +335,7 @@ def test_an_earlier_study_is_kept_until_the_new_one_is_complete(
         patch.setattr(sys.modules["aegis.llama_cpp.quantize"], "_WORKER", worker)
         with pytest.raises(ToolError, match="cannot"):
             quantize_study(run, QUICK, overwrite=True)
-    assert [path.name for path in run.study.iterdir()] == ["mine.txt"]
+    assert {path.name for path in run.study.iterdir()} == {"manifest.json", "old"}
     quantize_study(run, QUICK, overwrite=True)
     assert {path.name for path in run.study.iterdir()} == {"manifest.json", "report.json", "study.png"}
     assert not [path for path in run.root.iterdir() if path.name.startswith(".")]

@@ -70,7 +70,7 @@ def noise(seed: int, *, windows: int = 2, length: int = 12, trained: bool = True
     labels = ids.copy() if trained else np.full_like(ids, IGNORED)
     labels[:, :3] = IGNORED
     positions = np.tile(np.arange(length), (windows, 1))
-    return MicroBatch.make(Batch(ids, labels, positions, np.zeros_like(ids)))
+    return MicroBatch.make(Batch(ids, labels, positions))
 
 
 def phi35_config() -> Any:

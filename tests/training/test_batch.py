@@ -8,11 +8,12 @@ import torch
 
 from aegis.config.settings import TrainConfig
 from aegis.data.example import Example
-from aegis.data.packing import IGNORED, Pieces, Windows, pack
+from aegis.data.packing import IGNORED, Windows, pack
 from aegis.errors import EnvironmentFault
 from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.objective import summed_loss
 from aegis.training.step import Stepper
+from tests.stored_pieces import stored
 from tests.training.conftest import MakeState
 
 CONFIG = TrainConfig(lora_r=2, learning_rate=1e-2, warmup_steps=0, annealing_steps=2, lora_dropout=0.0)
@@ -25,7 +26,7 @@ def windows(lengths: list[int], *, packing: bool = True, max_length: int = 16) -
         trained = np.ones(length, dtype=bool)
         trained[: max(1, length // 3)] = False
         pieces.append(Example(rng.integers(1, 60, length).astype(np.int32), trained, False))
-    return pack(Pieces(pieces), max_length=max_length, packing=packing, seed=0, pad_token_id=0)
+    return pack(stored(pieces), max_length=max_length, packing=packing, seed=0, pad_token_id=0)
 
 
 def test_a_shape_serves_every_batch() -> None:

@@ -160,7 +160,7 @@ def batch(state: TrainState, seed: int, cuts: tuple[int, ...] = (40, 170)) -> Mi
     positions = np.concatenate([np.arange(end - start) for start, end in zip((0, *cuts), (*cuts, LENGTH), strict=True)])
     shape = BatchShape(rows=140, documents=5, longest=LENGTH) if cuts else BatchShape(140, None, LENGTH)
     embed = host_embeddings(state.model)
-    return MicroBatch.make(Batch(ids, labels, positions[None], np.zeros_like(ids)), shape, pinned=True, embed=embed)
+    return MicroBatch.make(Batch(ids, labels, positions[None]), shape, pinned=True, embed=embed)
 
 
 def course(state: TrainState, config: TrainConfig = CONFIG, cuts: tuple[int, ...] = (40, 170), steps: int = 6) -> Any:
@@ -183,7 +183,7 @@ def kept_batch(state: TrainState, seed: int) -> MicroBatch:
     positions = np.concatenate([np.arange(end - start) for start, end in zip((0, *cuts), (*cuts, LENGTH), strict=True)])
     states = torch.randn(1, LENGTH, 256, generator=torch.Generator().manual_seed(seed)).bfloat16()
     shape = BatchShape(rows=LENGTH, documents=5, longest=LENGTH)
-    made = Batch(ids, ids, positions[None], np.zeros_like(ids))
+    made = Batch(ids, ids, positions[None])
     return MicroBatch.make(made, shape, pinned=True, embed=host_embeddings(state.model), base_states=states)
 
 

@@ -66,10 +66,18 @@ def main() -> None:
 
 def _command() -> int | None:
     _refuse_undecodable(sys.argv[1:])
+    _refuse_empty(sys.argv[1:])
     if (variable := malformed_address()) is not None:
         raise UsageError("cli.malformed_address", variable=variable)
     code: int | None = app(sys.argv[1:] or ["--help"], prog_name="aegis", standalone_mode=False)
     return code
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    # a path that is empty would be the current folder: nobody means it where a variable of the shell is not set
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            raise UsageError("cli.empty", name=argument.removesuffix("=") or before)
 
 
 def _refuse_undecodable(arguments: list[str]) -> None:

@@ -73,7 +73,8 @@ def verify_settings(preset: str | None, config: Path | None, flags: dict[str, An
         UsageError: there is no such file.
     """
     settings = resolve(VerifyConfig, preset=preset, file=config, flags=flags)
-    paths.refuse_absent(settings.text, settings.llama_cpp_dir)
+    paths.refuse_absent(settings.llama_cpp_dir)
+    paths.refuse_no_text(settings.text)
     return settings
 
 
@@ -86,7 +87,8 @@ def study_settings(preset: str | None, config: Path | None, flags: dict[str, Any
     settings = resolve(StudyConfig, preset=preset, file=config, flags=flags)
     for quant in settings.quant:
         parse_quant(quant)
-    paths.refuse_absent(settings.text, settings.llama_cpp_dir)
+    paths.refuse_absent(settings.llama_cpp_dir)
+    paths.refuse_no_text(settings.text)
     return settings
 
 

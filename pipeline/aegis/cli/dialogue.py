@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from aegis import progress
 from aegis.chat.conversation import Conversation
-from aegis.errors import AegisError
+from aegis.errors import AegisError, DataError, UsageError
 from aegis.messages import phrase
+from aegis.runs.disk import at_home
 
 _QUOTES = '"""'
 
@@ -93,7 +93,12 @@ class Dialogue:
 
     def _line(self, prompt: str) -> str:
         # no prompt if the input is not a terminal: a program may be reading stdout
-        return input(prompt if self._typed else "")
+        text = input(prompt if self._typed else "")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError("chat.not_utf8") from None
+        return text
 
     def _clear(self, _rest: str) -> None:
         for conversation in self._conversations:
@@ -125,9 +130,9 @@ class Dialogue:
             progress.say(phrase("chat.save_where" if history else "chat.nothing_said"))
             return
         try:
-            with Path(rest).expanduser().open("a", encoding="utf-8") as file:
+            with at_home(rest).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"messages": history}, ensure_ascii=False) + "\n")
-        except OSError as error:
+        except (OSError, UsageError) as error:
             progress.warn(str(error))
         else:
             progress.say(phrase("chat.saved", path=rest))

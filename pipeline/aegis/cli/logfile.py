@@ -27,7 +27,8 @@ def log_path() -> Path:
     from platformdirs import user_log_dir
 
     given = os.environ.get(VARIABLE)
-    return (Path(given).expanduser() if given else Path(user_log_dir("aegis-soul"))) / "aegis.log"
+    # not `Path.expanduser`, which raises for an unknown user: errors are shown with the path of their log
+    return Path(os.path.expanduser(given) if given else user_log_dir("aegis-soul")) / "aegis.log"  # noqa: PTH111
 
 
 def begin(arguments: Sequence[str]) -> None:

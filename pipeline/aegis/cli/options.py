@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,18 @@ def everywhere() -> list[Any]:
 def _chosen(_context: Any, option: Any, wanted: bool) -> None:
     if wanted:
         output.choose(option.name)
+
+
+def with_homes(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose paths may begin with `~`: a shell leaves it in `--run=~/x`, and Windows' everywhere."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        from aegis.runs.disk import at_home
+
+        command(**{name: at_home(value) if isinstance(value, Path) else value for name, value in given.items()})
+
+    return run
 
 
 def with_settings(command: Callable[..., None], sections: tuple[str, ...]) -> Callable[..., None]:

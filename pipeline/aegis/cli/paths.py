@@ -19,7 +19,7 @@ def existing_run(path: Path | None) -> Run:
     """Return the run that `--run` names, by path or by its name in artifacts/; without it, the run used last.
 
     Raises:
-        UsageError: there is no such directory, or no run.
+        UsageError: there is no such directory, or it is a model, an adapter or the like.
     """
     from aegis.runs.run import ARTIFACTS, Run
 
@@ -32,6 +32,10 @@ def existing_run(path: Path | None) -> Run:
         return known[-1]
     if not path.is_dir() and (ARTIFACTS / path).is_dir():
         return Run(ARTIFACTS / path)
+    if path.is_file():
+        raise UsageError("cli.run_is_file", path=path)
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file() or any(path.glob("*.gguf")):
+        raise UsageError("cli.part_of_run", path=path)
     if not path.is_dir():
         names = ", ".join(str(run.root) for run in reversed(known[-5:]))
         hint = phrase("cli.runs_there", names=names) if known else phrase("cli.run_made")
@@ -45,9 +49,39 @@ def refuse_absent(*paths: Path | None) -> None:
     Raises:
         UsageError: there is no such file or folder.
     """
+    from aegis.runs.disk import at_home
+
     for path in paths:
-        if path is not None and not os.path.exists(path.expanduser()):  # noqa: PTH110 (False for a name too long)
+        if path is not None and not os.path.exists(at_home(path)):  # noqa: PTH110 (False for a name too long)
             raise UsageError("cli.no_path", path=path)
+
+
+def refuse_no_file(path: Path | None) -> None:
+    """Refuse a path that names nothing or a folder; one that is not given is no fault.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    refuse_absent(path)
+    if path is not None and path.is_dir():
+        raise UsageError("cli.not_a_file", path=path)
+
+
+def refuse_no_text(path: Path | None) -> None:
+    """Refuse a file that is no text, before hours of work that end with it.
+
+    Raises:
+        UsageError: it is a folder, or not UTF-8.
+    """
+    refuse_no_file(path)
+    if path is None:
+        return
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("cli.no_text", path=path, error=str(error)) from None
 
 
 def lock_unless_dry_run(run: Run | None, dry_run: bool) -> AbstractContextManager[None]:

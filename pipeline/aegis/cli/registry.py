@@ -45,6 +45,7 @@ class Entry:
         from aegis.cli import options, parser
 
         function = options.with_settings(self.function, self.settings) if self.settings else self.function
+        function = options.with_homes(function)
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         names = {"help_option_names": parser.HELP_OPTIONS}
         single.command(self.name, cls=parser.Command, context_settings=names)(function)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 from aegis.config.settings import SECTIONS
-
-_TEXTS = {"base_model", "dataset", "keep_data"}
-"""Settings of type str that hold a path or a Hub id."""
+from aegis.config.stage_config import names_place
 
 
 @cache
 def place_settings() -> frozenset[str]:
     """Return the names of all stages' settings that hold a path, or may hold one."""
     fields = [pair for model in SECTIONS.values() for pair in model.model_fields.items()]
-    return frozenset(_TEXTS | {name for name, field in fields if "Path" in str(field.annotation)})
+    return frozenset(name for name, field in fields if names_place(name, field.annotation))

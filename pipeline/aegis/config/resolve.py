@@ -57,7 +57,7 @@ def resolve(
         values |= _read_toml(file).get(section, {})
     values |= _read_environment(os.environ if environment is None else environment).get(section, {})
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
-    for key in ("quant", "variants", "lora_targets", "columns"):
+    for key in (name for name, field in model.model_fields.items() if field.annotation == tuple[str, ...]):
         # accept "a,b" as well as two values: the environment has no lists, and people use both on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):
@@ -97,9 +97,16 @@ def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError("config.no_config_file", file=file) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UsageError("config.not_utf8", file=file) from None
+    except (OSError, ValueError) as error:  # ValueError itself for a number of 5,000 digits
         raise UsageError("config.cannot_read_toml", file=file, error=str(error)) from None
     for section, table in document.items():
+        homes = [name for name, model in SECTIONS.items() if section in model.model_fields]
+        if homes:
+            raise UsageError("config.outside_a_table", file=file, key=section, sections=", ".join(homes))
+        if section in SECTIONS and not isinstance(table, dict):
+            raise UsageError("config.no_table", file=file, section=section)
         if section not in SECTIONS or not isinstance(table, dict):
             raise UsageError(
                 "config.unknown_table",

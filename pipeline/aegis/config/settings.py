@@ -111,9 +111,9 @@ class TrainConfig(StageConfig):
         gt=0,
         description="in the finish, kept text weighs this many times as much, to recover what rounding costs",
     )
-    batch_size: int = Field(1, ge=1, description="windows per forward pass")
+    batch_size: int = Field(1, ge=1, le=4096, description="windows per forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes per optimizer step")
-    max_length: int = Field(512, ge=8, description="tokens per window")
+    max_length: int = Field(512, ge=8, le=1 << 20, description="tokens per window")
     packing: bool = Field(True, description="pack several documents into a window, without attention between them")
     learning_rate: float = Field(2e-4, gt=0, description="learning rate of the adapter")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(

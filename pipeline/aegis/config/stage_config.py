@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from aegis.messages import phrase
+from aegis.runs.disk import at_home
+
+PLACES_AS_TEXT = frozenset({"base_model", "dataset", "keep_data"})
+"""Settings of type str that hold a path or a Hub id."""
+
+
+def names_place(name: str, annotation: object) -> bool:
+    """Return whether a setting holds a path, or may hold one."""
+    return name in PLACES_AS_TEXT or "Path" in str(annotation)
 
 
 class StageConfig(BaseModel):
@@ -12,6 +23,24 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, validate_default=True
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_begin_at_home(cls, value: object, info: ValidationInfo) -> object:
+        # data may be several files, which are told apart where they are opened
+        if isinstance(value, Path):
+            return at_home(value)
+        if isinstance(value, str) and info.field_name == "base_model" and value.startswith("~"):
+            return str(at_home(value))
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _places_have_a_name(cls, value: object, info: ValidationInfo) -> object:
+        # an empty path would be the current folder: where a variable of a shell is not set, nobody means it
+        if value == "" and names_place(str(info.field_name), cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(phrase("config.empty"))
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -23,7 +23,6 @@ from aegis.data.heldout_rows import pieces_of, row_key
 from aegis.data.heldout_rows import split as split_rows
 from aegis.data.lengths import Lengths
 from aegis.data.packing import Pieces, Windows, cut, pack
-from aegis.data.records import Record
 from aegis.data.rejects import Rejects
 from aegis.data.report import DataReport
 from aegis.data.sources import Source, open_source
@@ -43,7 +42,6 @@ class _Options(NamedTuple):
     seed: int
     heldout_rows: int
     skip_bad: int
-    limit: int | None
     columns: tuple[str, ...]
     fold_system: bool
 
@@ -66,9 +64,6 @@ def prepare(
     seed: int = 0,
     heldout_rows: int = 0,
     skip_bad: int = 0,
-    limit: int | None = None,
-    split: str = "train",
-    revision: str | None = None,
     columns: Sequence[str] = (),
     fold_system: bool = False,
     cache_dir: Path | None = None,
@@ -76,7 +71,7 @@ def prepare(
     """Read, check, encode, split and pack a dataset. The same input gives the same windows.
 
     Args:
-        source: a file, or a Hub dataset's id; `split` and `revision` are for the latter.
+        source: a file, or a Hub dataset's id.
         tokenizer: a fast transformers tokenizer, loaded from the base's own folder.
         max_length: tokens per window.
         packing: put several rows into a window; otherwise each window has one row and padding.
@@ -84,7 +79,6 @@ def prepare(
         heldout_rows: number of rows to hold out, at most a tenth of the distinct ones. They are chosen by content, and
             their duplicates are not trained either.
         skip_bad: maximum number of unusable rows to leave out with a warning; one more is an error.
-        limit: use only this many rows, from the start.
         columns: the user's names for keys, such as `question=instruction` or `notes=ignore`.
         fold_system: if the chat template has no system message, put it before the first question.
         cache_dir: folder to keep the result in, under a hash of all that it depends on; None keeps nothing.
@@ -93,8 +87,8 @@ def prepare(
         DataError: rows cannot be used, the dataset is empty, no token is trained, or it changed while it was read.
         UsageError: there is no such dataset.
     """
-    options = _Options(max_length, packing, seed, heldout_rows, skip_bad, limit, tuple(columns), fold_system)
-    opened = open_source(source, split=split, revision=revision)
+    options = _Options(max_length, packing, seed, heldout_rows, skip_bad, tuple(columns), fold_system)
+    opened = open_source(source)
     digest = opened.sha256()
     path = cache_dir / f"{_cache_key(digest, tokenizer, options)}.windows" if cache_dir else None
     prepared = _cached(path, opened.name) if path else None
@@ -126,7 +120,7 @@ def _encode(examples: Iterable[Example], options: _Options, folder: Path | None)
     pieces, lengths, dropped = Pieces(folder=folder), Lengths(options.max_length), 0
     keys, first_piece = array("Q"), array("q", [0])
     for example in examples:
-        of_row = cut(example, options.max_length).pieces
+        of_row = cut(example, options.max_length)
         lengths.count(example)
         dropped += not of_row
         if of_row:
@@ -188,7 +182,7 @@ def _examples(
     source: Source, encoder: Encoder, rejects: Rejects, options: _Options, left_out: set[str]
 ) -> Iterator[Example]:
     """Encode in batches, because a fast tokenizer is fast only in batches, and advance the progress bar."""
-    rows: Iterator[Record] = islice(records(source, rejects, options.columns, left_out), options.limit)
+    rows = records(source, rejects, options.columns, left_out)
     done = 0.0
     with progress.task(phrase("dataset.reading"), total=source.total, unit=source.unit) as bar:
         while batch := list(islice(rows, _BATCH_ROWS)):

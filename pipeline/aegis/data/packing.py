@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,6 @@ class Batch(NamedTuple):
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    document_ids: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -72,35 +71,30 @@ class Windows:
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
         position_ids = np.empty(shape, dtype=np.int64)
-        document_ids = np.empty(shape, dtype=np.int64)
         for row, window in enumerate(indices):
             pieces = self.first_token[self.first_piece[window] : self.first_piece[window + 1] + 1]
             codes = self.tokens.read(int(pieces[0]), int(pieces[-1]))
             input_ids[row, : len(codes)] = ids_of(codes)
             labels[row, : len(codes)] = np.where(codes >= 0, codes, IGNORED)
             edges = [*(pieces - pieces[0]).tolist(), self.max_length]
-            for document, (start, end) in enumerate(pairwise(edges)):
+            for start, end in pairwise(edges):
                 position_ids[row, start:end] = np.arange(end - start)
-                document_ids[row, start:end] = document
-        return Batch(input_ids, labels, position_ids, document_ids)
+        return Batch(input_ids, labels, position_ids)
 
 
 class Pieces:
     """A growing list of examples: their tokens are on the disk, and each takes eight bytes of memory.
 
     Args:
-        examples: the first examples.
         folder: folder for the tokens; the system's temporary folder if None.
 
     Raises:
         EnvironmentFault: the disk is full, here and in `append`.
     """
 
-    def __init__(self, examples: Iterable[Example] = (), folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._tokens = TokenFile.unnamed(folder)
         self._ends = array("q", [0])
-        for example in examples:
-            self.append(example)
 
     def append(self, piece: Example) -> None:
         """Add an example; `is_document` is not stored."""
@@ -120,17 +114,11 @@ class Pieces:
         return self._tokens.read(self._ends[number], self._ends[number + 1])
 
 
-class Cut(NamedTuple):
-    """An example cut to the window's length; there is no piece if no token within the window is trained."""
-
-    pieces: list[Example]
-    truncated: bool
-
-
-def cut(example: Example, max_length: int) -> Cut:
+def cut(example: Example, max_length: int) -> list[Example]:
     """Cut a document into as many pieces as it needs, and cut off the end of a chat that is too long.
 
-    The first token of a piece is never trained, because nothing comes before it in its window.
+    The first token of a piece is never trained, because nothing comes before it in its window. A piece without a
+    trained token is left out, so the list may be empty.
     """
     ids, trained, is_document = example
     starts = range(0, len(ids), max_length) if is_document else [0]
@@ -140,7 +128,7 @@ def cut(example: Example, max_length: int) -> Cut:
         piece[:1] = False
         if piece.any():
             pieces.append(Example(ids[start : start + max_length], piece, is_document))
-    return Cut(pieces, truncated=not is_document and len(ids) > max_length)
+    return pieces
 
 
 def pack(

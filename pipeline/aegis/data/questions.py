@@ -58,7 +58,7 @@ def heldout_questions(
     for record, example in _encoded(source, encoder, columns):
         if len(found) == count or expired():
             break
-        pieces = cut(example, heldout.max_length).pieces
+        pieces = cut(example, heldout.max_length)
         if pieces and pieces[0].ids.tobytes() in known:
             question = _of_chat(record) if isinstance(record, Chat) else _of_text(record.text)
             if question.text.strip():

@@ -24,19 +24,19 @@ from aegis.errors import DataError, first_line
 
 
 class _Job(NamedTuple):
-    """A text to tokenize. `turns` is None for text that is trained from character `learnt_from` on."""
+    """A text to tokenize. `turns` is None for text that is trained from character `trained_from` on."""
 
     where: str
     text: str
     turns: list[Turn] | None
-    learnt_from: int
+    trained_from: int
     is_document: bool
     lost_thoughts: bool = False
     unopened: bool = False
 
     @property
-    def is_learnt_whole(self) -> bool:
-        return self.turns is None and self.learnt_from == 0
+    def is_trained_whole(self) -> bool:
+        return self.turns is None and self.trained_from == 0
 
 
 class Batch(NamedTuple):
@@ -98,7 +98,7 @@ class RowEncoder:
             except RecursionError as error:  # tools or variables that are nested too deep
                 rejects.append((record.where, first_line(error)))
         # recording the tokens' positions takes longer than tokenizing
-        with_positions = any(not job.is_learnt_whole for job in jobs)
+        with_positions = any(not job.is_trained_whole for job in jobs)
         encode = self._backend.encode_batch if with_positions else self._backend.encode_batch_fast
         encodings = encode([job.text for job in jobs], add_special_tokens=False)
         rows = [
@@ -132,10 +132,10 @@ class RowEncoder:
         tail = self._parts.end if job.turns is None else []
         ids = np.array([*head, *found, *tail], np.int32)
         trained = np.zeros(len(ids), np.bool_)
-        if job.is_learnt_whole:
+        if job.is_trained_whole:
             trained[len(head) :] = True
         elif job.turns is None:
-            trained[len(head) + first_reaching(encoding, job.learnt_from) :] = True
+            trained[len(head) + first_reaching(encoding, job.trained_from) :] = True
         else:
             of_text = trained[len(head) :]
             enders = np.flatnonzero(self._enders[ids[len(head) :]]).tolist()

@@ -19,6 +19,10 @@ from aegis.errors import DataError, UsageError
 from aegis.hub.client import is_hub_id
 from aegis.hub.datasets import load_hub_dataset
 from aegis.messages import phrase
+from aegis.runs.disk import at_home
+
+_SPLIT = "train"
+"""The split of a data set with several."""
 
 
 class Source(Protocol):
@@ -38,7 +42,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(source: str | Path, *, split: str = "train", revision: str | None = None) -> Source:
+def open_source(source: str | Path) -> Source:
     """Open a file, several files, a folder of files, a folder of `save_to_disk`, or a Hub dataset `owner/name`.
 
     Several files are given by a pattern (`data/*.jsonl`) or separated by commas.
@@ -48,16 +52,16 @@ def open_source(source: str | Path, *, split: str = "train", revision: str | Non
         EnvironmentFault: the Hub cannot be reached.
     """
     _refuse_no_name(str(source))
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path)
     if path.is_file():
         return _open_file(path)
     found = _several(str(source))
     if found:
         return ManySources(str(source), [_open_file(each) for each in found])
     if is_hub_dataset(str(source)):
-        return HubSource(f"{source}[{split}]", load_hub_dataset(str(source), split, revision))
+        return HubSource(f"{source}[{_SPLIT}]", load_hub_dataset(str(source), _SPLIT))
     raise UsageError("sources.no_file", path=path)
 
 
@@ -69,7 +73,7 @@ def refuse_absent(source: str) -> None:
         DataError: the file is empty.
     """
     _refuse_no_name(source)
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
         if not saved and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
@@ -94,7 +98,7 @@ def public_name(name: str) -> str:
 
 def is_hub_dataset(name: str) -> bool:
     """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
-    return names_hub_dataset(name) and not Path(name).expanduser().exists()
+    return names_hub_dataset(name) and not at_home(name).exists()
 
 
 def _refuse_no_name(*names: str) -> None:
@@ -112,23 +116,23 @@ def _open_file(path: Path) -> FileSource:
 
 def _several(name: str) -> list[Path]:
     """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
-    parts = [Path(part.strip()).expanduser() for part in name.split(",") if part.strip()]
+    parts = [at_home(part.strip()) for part in name.split(",") if part.strip()]
     if len(parts) > 1 and all(part.is_file() for part in parts):
         _refuse_no_name(*name.split(","))
         return parts
     if not any(sign in name for sign in "*?["):
         return []
     # Path.glob accepts no absolute pattern
-    matches = sorted(map(Path, glob.glob(str(Path(name).expanduser()), recursive=True)))  # noqa: PTH207
+    matches = sorted(map(Path, glob.glob(str(at_home(name)), recursive=True)))  # noqa: PTH207
     if "**" not in name:
         _tell_of_folders(name, [path for path in matches if path.is_dir()])
     return [path for path in matches if path.is_file()]
 
 
-def _open_folder(path: Path, split: str) -> Source:
+def _open_folder(path: Path) -> Source:
     """Open a folder that the datasets library's `save_to_disk` wrote, or all readable files of any other folder."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _open_saved(path, split)
+        return _open_saved(path)
     entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
     files = [entry for entry in entries if entry.is_file()]
     readable = [file for file in files if reader_of(file)]
@@ -215,7 +219,7 @@ def _line(row: object) -> bytes:
     return json.dumps(row, sort_keys=True, default=str).encode() + b"\n"
 
 
-def _open_saved(path: Path, split: str) -> HubSource:
+def _open_saved(path: Path) -> HubSource:
     """Open the output of `save_to_disk`: a data set, or several by the names of their splits."""
     import datasets
 
@@ -224,7 +228,7 @@ def _open_saved(path: Path, split: str) -> HubSource:
     except (OSError, ValueError) as error:
         raise UsageError("sources.not_saved", path=path, error=str(error)) from error
     if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise UsageError("sources.no_split", path=path, split=split, splits=", ".join(data))
-        data = data[split]
+        if _SPLIT not in data:
+            raise UsageError("sources.no_split", path=path, split=_SPLIT, splits=", ".join(data))
+        data = data[_SPLIT]
     return HubSource(str(path), data)

@@ -24,9 +24,9 @@ CODE = np.dtype("<i4")
 _PENDING_BYTES = 1 << 20
 
 
-def encoded(ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> Codes:
+def encoded(ids: NDArray[np.int32], trained: NDArray[np.bool_]) -> Codes:
     """Encode ids and their mask in one array."""
-    return np.where(learnt, ids, ~ids)
+    return np.where(trained, ids, ~ids)
 
 
 def ids_of(codes: Codes) -> NDArray[np.int32]:

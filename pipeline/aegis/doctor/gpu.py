@@ -121,6 +121,11 @@ def driver() -> list[Finding]:
     return [Finding("driver", "warn", phrase("doctor.no_card"), "aegis run --preset demo")]
 
 
+def gpus_hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides every GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+
+
 def torch_build() -> list[Finding]:
     """Check whether torch's build is the one for the card."""
     import torch
@@ -140,7 +145,7 @@ def torch_build() -> list[Finding]:
         return [Finding("torch", "fail", beside, install_torch_for_card())]
     if torch.cuda.is_available():
         return [Finding("torch", "ok", build)]
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+    if gpus_hidden():
         unset = "set CUDA_VISIBLE_DEVICES=" if WINDOWS else "unset CUDA_VISIBLE_DEVICES"
         return [Finding("torch", "fail", phrase("doctor.card_hidden", build=build), unset)]
     major, minor = (int(part) for part in cuda.split(".")[:2])

@@ -27,8 +27,9 @@ def python() -> list[Finding]:
         oldest = _dotted(OLDEST_PYTHON)
         return [Finding("python", "fail", phrase("doctor.python_too_old", found=detail, oldest=oldest), again)]
     if sys.version_info[:2] > NEWEST_PYTHON:
-        tested = {"oldest": _dotted(OLDEST_PYTHON), "newest": _dotted(NEWEST_PYTHON)}
-        return [Finding("python", "warn", phrase("doctor.python_too_new", found=detail, **tested), again)]
+        oldest, newest = _dotted(OLDEST_PYTHON), _dotted(NEWEST_PYTHON)
+        text = phrase("doctor.python_too_new", found=detail, oldest=oldest, newest=newest)
+        return [Finding("python", "warn", text, again)]
     return [Finding("python", "ok", detail)]
 
 

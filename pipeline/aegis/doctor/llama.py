@@ -20,7 +20,7 @@ def converter() -> list[Finding]:
     """Check the converter's source tree: the user's own, or the pinned one, byte by byte."""
     own = os.environ.get("LLAMA_CPP_DIR")
     if own:
-        if (Path(own).expanduser() / "convert_hf_to_gguf.py").is_file():
+        if Path(os.path.expanduser(own), "convert_hf_to_gguf.py").is_file():  # noqa: PTH111
             return [Finding("converter", "ok", phrase("doctor.own_converter", folder=own))]
         detail = phrase("doctor.no_converter", folder=own)
         return [Finding("converter", "fail", detail, "set LLAMA_CPP_DIR=" if WINDOWS else "unset LLAMA_CPP_DIR")]

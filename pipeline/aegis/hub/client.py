@@ -13,7 +13,7 @@ from aegis.messages.safe import printable
 
 CARD = "README.md"
 """The name under which the Hub reads a model card."""
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def http_error() -> type[Exception]:

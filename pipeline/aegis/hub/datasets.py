@@ -10,7 +10,7 @@ from aegis.errors import EnvironmentFault, UsageError
 from aegis.hub.client import http_error
 
 
-def load_hub_dataset(name: str, split: str, revision: str | None) -> Any:
+def load_hub_dataset(name: str, split: str) -> Any:
     """Download a split of a data set; `datasets` 4 and later do not run code from a data set's repository.
 
     Raises:
@@ -20,7 +20,7 @@ def load_hub_dataset(name: str, split: str, revision: str | None) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(name, split=split, revision=revision)
+        return datasets.load_dataset(name, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
         raise UsageError("sources.not_found", dataset=name, error=str(error)) from error
     except (http_error(), OSError, datasets.exceptions.DatasetsError) as error:

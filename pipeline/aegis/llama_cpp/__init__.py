@@ -9,7 +9,7 @@ from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.chat_template import Message
 from aegis.llama_cpp.convert import convert, refuse_code, try_conversion
 from aegis.llama_cpp.converter_tree import converter_at_hand, converter_digest, find_converter
-from aegis.llama_cpp.gguf_file import GgufFile, fallback_tensors, trained_context
+from aegis.llama_cpp.gguf_file import MAX_CONTEXT, GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
 from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_importance, refuse_foreign
 from aegis.llama_cpp.imatrix_build import imatrix_tool, refuse_without_compiler
@@ -31,6 +31,7 @@ from aegis.llama_cpp.tensor_types import planned_types, tensor_types
 
 __all__ = [
     "IMATRIX_TYPES",
+    "MAX_CONTEXT",
     "MIN_CHUNK_TOKENS",
     "QUANT_TYPES",
     "BatchRuntime",

@@ -17,11 +17,14 @@ from pathlib import Path
 from aegis.errors import EnvironmentFault
 from aegis.messages.safe import shell_program
 from aegis.runs import disk
+from aegis.runs.disk import at_home
 from aegis.runs.manifest import file_sha256
 from aegis.vendored import vendor_llama_cpp
 
 LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+TOOLS = "llama.cpp-tools"
+"""The folder in the cache for everything that is compiled."""
 _BINDING = "llama-cpp-python"
 
 
@@ -55,8 +58,8 @@ def find_libraries() -> Libraries | None:
         raise EnvironmentFault(
             "building.other_version",
             binding=_BINDING,
-            version=distribution.version,
-            version_2=version,
+            installed=distribution.version,
+            needed=version,
             cure=_reinstall(version),
         )
     compiled = next(iter(metadata.distributions(name=_BINDING, path=[str(_place())])), None)
@@ -79,7 +82,7 @@ def compile_libraries(run: Callable[[list[str], dict[str, str]], None]) -> Libra
     part.mkdir(parents=True)
     requirements = part / "requirements.txt"
     given = os.environ.get("AEGIS_LLAMA_SDIST")
-    source = str(Path(given).expanduser().absolute()) if given else f"{pin.distribution}=={pin.version}"
+    source = str(at_home(given).absolute()) if given else f"{pin.distribution}=={pin.version}"
     requirements.write_text(f"{source} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
     # fmt: off
     run(
@@ -100,7 +103,7 @@ def compile_libraries(run: Callable[[list[str], dict[str, str]], None]) -> Libra
 def _place() -> Path:
     """Return the folder in the cache for the release with llama-common."""
     pin = vendor_llama_cpp.load_pin()
-    return disk.cache_place().absolute() / "llama.cpp-tools" / f"{pin.distribution}-{pin.sha256[:12]}"
+    return disk.cache_place().absolute() / TOOLS / f"{pin.distribution}-{pin.sha256[:12]}"
 
 
 def _reinstall(version: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from aegis import progress
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
 from aegis.messages import phrase
+from aegis.runs.disk import at_home
 from aegis.vendored import vendor_llama_cpp
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -105,7 +106,7 @@ def _named(override: Path | None) -> Path | None:
 
 
 def _checked(directory: Path, source: str) -> Path:
-    tree = directory.expanduser().absolute()
+    tree = at_home(directory).absolute()
     if not (tree / CONVERTER).is_file():
         raise UsageError("converter_tree.no_checkout", tree=tree, source=source, converter=CONVERTER)
     return tree

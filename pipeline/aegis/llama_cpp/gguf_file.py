@@ -20,7 +20,8 @@ from aegis.messages import Bilingual, bilingual
 
 _PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 _INTEGERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
-_MAX_CONTEXT = 4096
+MAX_CONTEXT = 4096
+"""The most tokens that a model is run with: more would waste memory."""
 _NEVER_QUANTIZED = ("_norm.weight", "ffn_gate_inp.weight")
 
 
@@ -150,10 +151,9 @@ class GgufFile:
 
 
 def trained_context(path: Path) -> int:
-    """Return the context to run a model with, in tokens: its original context length, at most 4096.
+    """Return the context to run a model with, in tokens: its original context length, at most `MAX_CONTEXT`.
 
-    Beyond the original length of a LongRoPE model, llama.cpp uses the long factors for every token. A context of more
-    than 4096 tokens would waste memory.
+    Beyond the original length of a LongRoPE model, llama.cpp uses the long factors for every token.
 
     Raises:
         IntegrityError: the file has no context length.
@@ -163,7 +163,7 @@ def trained_context(path: Path) -> int:
         for key in (f"{family}.rope.scaling.original_context_length", f"{family}.context_length"):
             length = file.metadata.get(key)
             if isinstance(length, int) and length > 0:
-                return min(length, _MAX_CONTEXT)
+                return min(length, MAX_CONTEXT)
     raise IntegrityError("gguf_file.no_context_length", path=path)
 
 

@@ -24,6 +24,8 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
+_ALIGNMENT = 32
+"""GGUF's default of general.alignment, in bytes."""
 
 
 class DamagedGguf(ValueError):
@@ -69,10 +71,10 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
     cursor = _Cursor(data)
     n_tensors, metadata = _read_metadata(cursor)
     declared = [_declaration(cursor) for _ in cursor.counted(n_tensors, GGUF_TENSORS)]
-    alignment = metadata.get("general.alignment", 32)
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise DamagedGguf(bilingual("gguf_header.alignment", alignment=alignment))
-    start = _aligned(cursor.position, alignment)
+    start = aligned(cursor.position, alignment)
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for name, shape, kind, offset in declared:
@@ -86,7 +88,7 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Value], dict[str, TensorInfo
                 bilingual("gguf_header.cut_off", data_count=len(data), name=name, start=start + offset + size)
             )
         tensors[name] = TensorInfo(name, shape, kind.name, start + offset, size)
-        expected = _aligned(offset + size, alignment)
+        expected = aligned(offset + size, alignment)
     if len(data) > start + expected:
         raise DamagedGguf(bilingual("gguf_header.trailing_bytes", data_count=len(data) - start - expected))
     return metadata, tensors
@@ -148,7 +150,8 @@ def _size_bytes(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -
     return math.prod(shape) // int(weights) * int(block_bytes)
 
 
-def _aligned(position: int, alignment: int) -> int:
+def aligned(position: int, alignment: int = _ALIGNMENT) -> int:
+    """Return the first multiple of `alignment` that is not before a position; GGUF's default if it is not given."""
     return -(-position // alignment) * alignment
 
 

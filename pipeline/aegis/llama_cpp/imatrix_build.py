@@ -21,7 +21,7 @@ import filelock
 
 from aegis import progress
 from aegis.errors import EnvironmentFault, ToolError
-from aegis.llama_cpp.common_library import LIBRARIES, SUFFIX, Libraries, compile_libraries, find_libraries
+from aegis.llama_cpp.common_library import LIBRARIES, SUFFIX, TOOLS, Libraries, compile_libraries, find_libraries
 from aegis.llama_cpp.converter_tree import pinned_converter
 from aegis.messages import phrase
 from aegis.runs import disk
@@ -54,7 +54,7 @@ def imatrix_tool() -> Path:
     if (tool := _kept()) is not None:
         return tool
     _compiler()
-    folder = disk.cache_directory() / "llama.cpp-tools"
+    folder = disk.cache_directory() / TOOLS
     folder.mkdir(exist_ok=True)
     lock = filelock.FileLock(folder / "build.lock")
     try:
@@ -87,13 +87,13 @@ def _place(libraries: Libraries) -> Path:
         "folder": str(libraries.libraries),
         **libraries.hashes,
     }
-    return disk.cache_place().absolute() / "llama.cpp-tools" / f"imatrix-{digest(made_of)[:24]}{SUFFIX}"
+    return disk.cache_place().absolute() / TOOLS / f"imatrix-{digest(made_of)[:24]}{SUFFIX}"
 
 
 def _run_pip(command: list[str], environment: dict[str, str]) -> None:
     """Run pip to compile the libraries; its log is written beside them."""
     progress.say(phrase("building.compiling_libraries"))
-    log = disk.cache_place().absolute() / "llama.cpp-tools" / "libraries.log"
+    log = disk.cache_place().absolute() / TOOLS / "libraries.log"
     what = phrase("building.did_not_compile")
     _logged(command, log, what, environment={**os.environ, **environment}, seconds=_SECONDS_OF_LIBRARIES)
     log.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 from aegis import progress
@@ -40,11 +40,11 @@ _DISK_FULL = re.compile(
     r"No space left on device|Errno 28\b|Errno 27\b|Disk quota exceeded|not enough space on the disk"
     r"|\d+ requested and \d+ written|basic_ios::clear"  # numpy's tofile; C++ streams
 )
-# In its own group the child gets no Ctrl-C: this process gets it, ends the child, and cleans up.
 if sys.platform == "win32":
-    _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
+    OWN_GROUP: Mapping[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:
-    _OWN_GROUP = 0
+    OWN_GROUP: Mapping[str, Any] = {"start_new_session": True}
+"""Popen's arguments for a child that gets no Ctrl-C: this process gets it, ends the child, and cleans up."""
 _RUNNER = Path(__file__).with_name("_child.py")
 
 Fraction = Callable[[str], float | None]
@@ -128,8 +128,7 @@ def _started(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        creationflags=_OWN_GROUP,
-        start_new_session=sys.platform != "win32",
+        **OWN_GROUP,
     )
     assert child.stdout is not None
     reader = threading.Thread(target=listener.listen, args=(child.stdout,), daemon=True)

@@ -19,14 +19,13 @@ from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
 
 from aegis.errors import ToolError, UnsupportedModelError
 from aegis.llama_cpp.gguf_file import GgufFile
-from aegis.llama_cpp.gguf_header import metadata_end
+from aegis.llama_cpp.gguf_header import aligned, metadata_end
 from aegis.llama_cpp.process import run_tool
 from aegis.llama_cpp.quantize import file_type_of, parse_tensor_type
 from aegis.messages import bilingual, phrase
 
 _WORKER = Path(__file__).with_name("_tensor_types_worker.py")
 _SUFFIXES = (".weight", ".bias")
-_ALIGNMENT = 32
 _COUNT_OFFSET = 8
 """Offset of the number of tensors: after the magic and the version."""
 _TYPES = {1: (GGMLQuantizationType.F32, 4), 2: (GGMLQuantizationType.F16, 2)}
@@ -110,11 +109,7 @@ def _write_hollow(vocabulary: Path, out: Path, shapes: Mapping[str, tuple[int, .
         encoded = name.encode()
         head += struct.pack("<Q", len(encoded)) + encoded + struct.pack("<I", len(shape))
         head += struct.pack(f"<{len(shape)}QIQ", *shape[::-1], int(kind), offset)
-        offset = _aligned(offset + math.prod(shape) * width)
+        offset = aligned(offset + math.prod(shape) * width)
     with out.open("wb") as file:
         file.write(head)
-        file.truncate(_aligned(len(head)) + offset)
-
-
-def _aligned(position: int) -> int:
-    return -(-position // _ALIGNMENT) * _ALIGNMENT
+        file.truncate(aligned(len(head)) + offset)

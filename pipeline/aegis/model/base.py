@@ -110,7 +110,7 @@ def find_base(name: str, revision: str | None = None) -> Base:
 
         folder = ensure_demo_base()
     elif os.path.isdir(name):  # noqa: PTH112 (unlike Path's, it is False for a name too long)
-        folder = Path(name).resolve()
+        folder = _folder(name, revision)
     elif not is_on_hub(name):
         raise no_base(name)
     else:
@@ -122,6 +122,15 @@ def find_base(name: str, revision: str | None = None) -> Base:
     check_head_bias(base.config, base.shards.entries)
     _warn_unproven(base)
     return base
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    folder = Path(name).resolve()
+    if not folder.is_dir():
+        raise no_base(name)
+    if revision is not None:
+        raise UsageError("base.revision_of_folder", folder=folder, revision=revision)
+    return folder
 
 
 def _warn_unproven(base: Base) -> None:
@@ -218,9 +227,7 @@ def peek_base(name: str, revision: str | None = None) -> Iterator[Base]:
             except EnvironmentFault:
                 folder, commit = download(name, revision, DESCRIPTION, local_dir=scratch)
         else:
-            folder = Path(name).resolve()
-            if not folder.is_dir():
-                raise no_base(name)
+            folder = _folder(name, revision)
         base = Base(name, folder, commit)
         check_family(base.config)
         yield base

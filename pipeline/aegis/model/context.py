@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aegis.errors import IntegrityError
-
-_MAX_TOKENS = 4096
+from aegis.llama_cpp import MAX_CONTEXT
 
 
 def original_context(config: Mapping[str, Any]) -> int | None:
@@ -35,4 +34,4 @@ def context_tokens(config: Mapping[str, Any]) -> int:
     Raises:
         IntegrityError: config.json has one that is not a positive number.
     """
-    return min(_MAX_TOKENS, original_context(config) or _MAX_TOKENS)
+    return min(MAX_CONTEXT, original_context(config) or MAX_CONTEXT)

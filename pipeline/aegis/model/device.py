@@ -8,7 +8,7 @@ from typing import Literal
 import psutil
 import torch
 
-from aegis.doctor.gpu import torch_build
+from aegis.doctor.gpu import gpus_hidden, torch_build
 from aegis.errors import EnvironmentFault
 
 DeviceName = Literal["auto", "cuda", "cpu"]
@@ -41,8 +41,7 @@ def require_device(wanted: DeviceName) -> torch.device:
         EnvironmentFault: as in `choose_device`; or torch cannot use the GPU, and the message has the command that
             mends it.
     """
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    if wanted == "auto" and not hidden and not torch.cuda.is_available():
+    if wanted == "auto" and not gpus_hidden() and not torch.cuda.is_available():
         build = torch_build()[0]
         if build.state == "fail":
             raise EnvironmentFault("load.idle_gpu", build=build.detail, cure=build.cure)

@@ -20,24 +20,17 @@ from aegis.soul.module import Soul
 
 
 @contextmanager
-def live_model(
-    base: Base,
-    adapter: Path,
-    load_in: Precision,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-) -> Iterator[Any]:
+def live_model(base: Base, adapter: Path, load_in: Precision, device: torch.device) -> Iterator[Any]:
     """Yield a model in eval mode whose forward pass includes adapter and soul.
 
     Args:
         adapter: folder with the adapter and its soul.
         load_in: the base's precision; training usually uses "4bit".
-        dtype: the dtype to compute in; training's if None.
 
     Raises:
         IntegrityError: adapter or soul do not fit the base.
     """
-    with made_live(load_base(base.folder, load_in, device, dtype), base, adapter) as model:
+    with made_live(load_base(base.folder, load_in, device), base, adapter) as model:
         yield model
 
 

@@ -19,13 +19,18 @@ from aegis.limits import CONFIG_BYTES, INDEX_BYTES, TOKENIZER_BYTES
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
+"""What git checks out in place of a large file where git-lfs is not installed."""
+
+
 def check_own_files(folder: Path) -> None:
     """Check that a model folder contains only its own files and folders.
 
     A link may lead to another place in the folder and, in the Hub's cache, to the blobs of its repository.
 
     Raises:
-        IntegrityError: a link leads out, an entry is neither file nor folder, or a text is too large; it is named.
+        IntegrityError: a link leads out, an entry is neither file nor folder, a text is too large, or a file is a
+            pointer of git-lfs; it is named.
     """
     root = folder.resolve()
     allowed = [root, *_cache_blobs(root)]
@@ -35,6 +40,8 @@ def check_own_files(folder: Path) -> None:
             raise IntegrityError("base.link_leads_out", path=path, target=target or path.readlink())
         if target.exists() and not stat.S_ISREG(target.stat().st_mode) and not target.is_dir():
             raise IntegrityError("base.no_regular_file", path=path)
+        if target.is_file() and target.stat().st_size < _POINTER_BYTES and target.read_bytes().startswith(_POINTER):
+            raise IntegrityError("base.lfs_pointer", path=path, folder=folder)
         if target.is_file() and target.stat().st_size > (limit := _max_bytes(path)):
             raise IntegrityError("base.too_large", path=path, most=limit / 1e6)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from aegis.config.presets import DEMO
 from aegis.errors import UsageError
 from aegis.model.base import TEMPLATE, Base, find_base
+from aegis.runs.disk import at_home
 from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 
@@ -23,7 +25,7 @@ def with_template(base: Base, path: Path | None) -> Base:
     if path is None:
         return base
     try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
+        text = at_home(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError("base.no_template", path=path, error=str(error)) from None
     if not text.strip():
@@ -47,7 +49,10 @@ def trained_base(adapter: Path) -> Base:
 
     Raises:
         IntegrityError: there is no finished adapter.
-        UsageError, EnvironmentFault, UnsupportedModelError: as in `find_base`.
+        UsageError: the folder that it was trained on is not there any more.
+        EnvironmentFault, UnsupportedModelError: as in `find_base`.
     """
     facts = TrainFacts.read(adapter)
+    if facts.revision is None and facts.base_model != DEMO and not Path(facts.base_model).exists():
+        raise UsageError("base.moved", base=facts.base_model, adapter=adapter)
     return with_template_of(find_base(facts.base_model, facts.revision), adapter)

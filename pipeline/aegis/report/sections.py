@@ -18,7 +18,7 @@ from aegis.runs.disk import format_bytes
 from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, MergeFacts, VerifyFacts
 from aegis.runs.facts_base import Facts
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
-from aegis.runs.run import Run
+from aegis.runs.run import DIVERGENCE_PLOT, Run
 
 _PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
 
@@ -208,7 +208,7 @@ def verify_section(
         Table(("models", "mean_kl", "p99_kl", "max_kl", "top1", "max_delta", "bound"), steps, frozenset(range(1, 7)))
     ]
     tables.append(Table(("result", "check", "detail"), checks))
-    picture = run.verify / "divergence.png"
+    picture = run.verify / DIVERGENCE_PLOT
     return Section("verify", facts, tables, [picture] if picture.is_file() else [])
 
 

@@ -25,10 +25,26 @@ _BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
 """Bits per weight; every other type has fewer than 8.6, which is Q8_0 with the f32 norms."""
 
 
+def at_home(path: str | Path) -> Path:
+    """Return a path with the home directory in place of a `~`, as a shell gives it.
+
+    Raises:
+        UsageError: it names a user whom this machine does not have.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError("disk.no_home", path=path) from None
+
+
 def cache_place() -> Path:
-    """Return AEGIS_CACHE_DIR, or the user's cache folder for this program; it may not exist yet."""
+    """Return AEGIS_CACHE_DIR, or the user's cache folder for this program; it may not exist yet.
+
+    Raises:
+        UsageError: AEGIS_CACHE_DIR names a user whom this machine does not have.
+    """
     given = os.environ.get("AEGIS_CACHE_DIR")
-    return Path(given).expanduser() if given else Path(user_cache_dir("aegis-soul"))
+    return at_home(given) if given else Path(user_cache_dir("aegis-soul"))
 
 
 def cache_directory() -> Path:

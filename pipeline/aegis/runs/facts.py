@@ -127,6 +127,11 @@ class Provenance(Frozen):
     finish: str = ""
 
 
+def result_name(base: str) -> str:
+    """Return the name of what AEGIS makes of a base, which is a Hub id or a path."""
+    return f"{Path(base).name}-AEGIS"
+
+
 class MergeFacts(Facts):
     """The facts that merge records in the merged folder.
 

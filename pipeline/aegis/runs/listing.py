@@ -78,8 +78,7 @@ def _proof(run: Run) -> Proof:
         return "none"
     try:
         manifest = read_manifest(run.verify)
-        parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
-        if any(read_manifest(place).identity != manifest.inputs.get(stage) for stage, place in parts.items()):
+        if run.made_anew(manifest) is not None:
             return "outdated"
         return "proven" if VerifyFacts.of(manifest).ok else "refuted"
     except IntegrityError:

@@ -24,6 +24,8 @@ from aegis.runs import known_hashes
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
 VERSION = 1
+NOT_OURS = "manifest.not_ours"
+"""The key of the error for a manifest.json that another program wrote."""
 _READ_BYTES = 1 << 24
 _WORTH_A_BAR_BYTES = 1 << 28
 """Hashing this much takes about a quarter of a second; less gets no progress bar."""
@@ -64,6 +66,11 @@ class Manifest:
     def identity(self) -> str:
         """A hash of stage, settings and inputs: equal identities make equal directories."""
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
+
+    @property
+    def files_digest(self) -> str:
+        """A hash of the names and contents of all files."""
+        return digest({name: record.sha256 for name, record in self.files.items()})
 
 
 def versions() -> dict[str, str]:
@@ -117,14 +124,15 @@ def read_manifest(directory: Path) -> Manifest:
     """Read a published directory's manifest.
 
     Raises:
-        IntegrityError: there is none, or it is damaged.
+        IntegrityError: there is none, it is damaged, of another version of AEGIS, or not one of AEGIS.
     """
     path = directory / MANIFEST
     try:
         document = read_json(path, RECORD_BYTES)
-        if document["format"] != FORMAT or document["version"] != VERSION:
-            other = bilingual("manifest.version", format=document["format"], version=document["version"])
-            raise IntegrityError("manifest.damaged", path=path, name="ValueError", error=other)
+        if document.get("format") != FORMAT:
+            raise IntegrityError(NOT_OURS, path=path)
+        if document["version"] != VERSION:
+            raise IntegrityError("manifest.other_version", path=path, version=document["version"], ours=VERSION)
         return Manifest(
             stage=str(document["stage"]),
             config=dict(document["config"]),

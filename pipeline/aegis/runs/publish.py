@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from aegis.errors import UsageError, reason
 from aegis.runs import disk, known_hashes
+from aegis.runs.foreign import refuse_foreign
 from aegis.runs.lock import check_held
 from aegis.runs.manifest import FORMAT, MANIFEST, VERSION, FileRecord, Manifest, file_sha256, hashing, versions
 
@@ -30,6 +32,7 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
         EnvironmentFault: the disk is full.
         LockedError: the run around it was this process's and is not any more.
     """
+    final = final if final.name else final.resolve()
     check_held(final)
     refuse_existing(final, overwrite=overwrite)
     directory = final.with_name(f".{final.name}.staging-{os.getpid()}")
@@ -59,8 +62,12 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
     """Refuse to replace an existing `final` without `overwrite`, before any work is done.
 
     Raises:
-        UsageError: it exists, it is not a directory, or its name cannot be used.
+        UsageError: it exists, it is not a directory, it has files that AEGIS did not write, or its name cannot be used.
     """
+    if not final.name:  # "." and "/" have none, and the folder that is being filled stands beside `final`
+        final = final.resolve()
+    if not final.name:
+        raise UsageError("publish.not_writable", final=final, error=os.strerror(errno.EBUSY))
     try:
         exists = final.exists()
     except OSError as error:  # the name is too long, or the parent cannot be entered
@@ -69,6 +76,7 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
         raise UsageError("publish.not_a_directory", final=final)
     if exists and not overwrite:
         raise UsageError("publish.exists", final=final)
+    refuse_foreign(final)
 
 
 def discard_leftovers(final: Path) -> None:
@@ -85,7 +93,11 @@ def discard(directory: Path) -> None:
     """Remove a published directory: rename it first, so that its name never shows an incomplete directory.
 
     If the process is killed after the rename, `discard_leftovers` and `sweep` remove the rest.
+
+    Raises:
+        UsageError: it has files that AEGIS did not write.
     """
+    refuse_foreign(directory)
     if directory.exists():
         aside = directory.with_name(f".{directory.name}.staging-{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)

@@ -29,9 +29,16 @@ from aegis.errors import IntegrityError, UsageError
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts
 from aegis.runs.lock import PID, locked
+from aegis.runs.manifest import Manifest, read_manifest
 
 ARTIFACTS = Path("artifacts")
 """The folder of runs without --run."""
+REPORT = "report.json"
+"""The report of verify, and that of quantize-study."""
+DIVERGENCE_PLOT = "divergence.png"
+STUDY_PLOT = "study.png"
+IMATRIX = "imatrix.gguf"
+"""The importance matrix in quantize-study's folder."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,31 @@ class Run:
     @property
     def report_page(self) -> Path:
         return self.report / "report.html"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that `aegis run` replaces or removes."""
+        trained = (self.checkpoints, self.kept, self.pictures, self.adapter)
+        return (*trained, self.merged, self.gguf, self.verify, self.report)
+
+    @property
+    def verified_parts(self) -> dict[str, Path]:
+        """The directories that verify examines, in the pipeline's order, under the stages' names in its report."""
+        return {"train": self.adapter, "merge": self.merged, "convert": self.gguf}
+
+    def made_anew(self, verified: Manifest) -> Path | None:
+        """Return the first directory that is not the one that was verified; None if the verdict is about them all.
+
+        Args:
+            verified: the manifest of a verification.
+
+        Raises:
+            IntegrityError: a directory's manifest is missing or damaged.
+        """
+        for stage, directory in self.verified_parts.items():
+            if read_manifest(directory).identity != verified.inputs.get(stage):
+                return directory
+        return None
 
     def require_finished(self, *stages: str) -> None:
         """Refuse a run that lacks what these stages publish; without any, what train, merge or export-gguf publishes.

@@ -105,6 +105,15 @@ def save_soul(path: Path, soul: SoulRecord) -> None:
     path.write_bytes(_with_sorted_header(save(tensors, metadata)))
 
 
+def is_another(path: Path) -> bool:
+    """Return whether a safetensors file is whole, and says in its metadata that it is no soul."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") != FORMAT
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def load_soul(path: Path) -> SoulRecord:
     """Read and check a soul.
 
@@ -128,7 +137,7 @@ def load_soul(path: Path) -> SoulRecord:
             path=path,
             version=VERSION,
             format=metadata.get("format"),
-            version_2=metadata.get("version"),
+            found_version=metadata.get("version"),
         )
     rotation, alpha = tensors.get("rotation"), tensors.get("alpha")
     if rotation is None or alpha is None or alpha.numel() != 1:

@@ -26,7 +26,8 @@ from aegis.model.shards import ShardSet
 from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.report.card import CardFile
 from aegis.runs import disk, known_hashes
-from aegis.runs.facts import F16, ExportFacts, MergeFacts
+from aegis.runs.facts import F16, ExportFacts, MergeFacts, result_name
+from aegis.runs.foreign import refuse_inputs
 from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.verification.earlier_export import EarlierExport
@@ -71,15 +72,16 @@ def export_gguf(
         hand_over: where to leave an f16 file that is not published, for verify in the same process; None removes it.
 
     Raises:
-        UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export.
+        UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export, or holds
+            an input.
         UnsupportedModelError: the architecture would lose its LM head.
         IntegrityError: the GGUF differs from the folder, or the importance matrix belongs to another model.
         ToolError: converter or quantizer failed.
         EnvironmentFault: the disk is too small.
     """
     earlier = EarlierExport.find(out) if reuse or not overwrite else None
-    if earlier is None:
-        refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite or earlier is not None)
+    refuse_inputs(out, model, *filter(None, [config.imatrix]))
     work = _Export.prepare(model, earlier.with_its_types(config) if earlier else config)
     facts, manifest = work.facts, work.manifest()
     report = ExportReport(out, facts.name, tuple(out / file for file in facts.files.values()), facts.context_tokens)
@@ -217,18 +219,17 @@ def _check_types(model: Path, quants: Sequence[str], config: ExportConfig, earli
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:
     """Return general.name, the wanted one or the base's, in the form that llama.cpp needs for this vocabulary."""
-    return name_for_llama_cpp(wanted or _base_name(model) + "-AEGIS", model_type, model)
+    return name_for_llama_cpp(wanted or result_name(_base(model)), model_type, model)
 
 
-def _base_name(model: Path) -> str:
+def _base(model: Path) -> str:
     merged = MergeFacts.known(model)
-    return model.resolve().name if merged is None else Path(merged.base_model).name
+    return str(model.resolve()) if merged is None else merged.base_model
 
 
 def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
     if (model / MANIFEST).is_file():
-        known = {name: record.sha256 for name, record in verify_directory(model).files.items()}
-        return {"model": digest(known)}
+        return {"model": verify_directory(model).files_digest}
     described = [model / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)]
     files = [*shards.files, *filter(Path.is_file, described)]
     return {"model": digest({path.name: file_sha256(path) for path in files})}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -99,10 +101,13 @@ def write(out: Path, base_model: str, dataset: str, preset: Preset | None = None
     Raises:
         UsageError: it cannot be written.
     """
+    if out.is_dir() or not out.name:
+        raise UsageError("template.not_written", out=out, error=os.strerror(errno.EISDIR))
     part = out.with_name(out.name + ".part")
     try:
         part.write_text(render(base_model, dataset, out.name, preset), encoding="utf-8", newline="\n")
         part.replace(out)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise UsageError("template.not_written", out=out, error=reason(error)) from None

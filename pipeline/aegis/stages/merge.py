@@ -29,7 +29,8 @@ from aegis.model.sidecars import write_sidecars
 from aegis.model.trained_base import TEMPLATE_INPUT, with_template_of
 from aegis.report.card import CardFile, merged_card
 from aegis.runs import disk, known_hashes
-from aegis.runs.facts import MergeFacts, Provenance, TrainFacts
+from aegis.runs.facts import MergeFacts, Provenance, TrainFacts, result_name
+from aegis.runs.foreign import refuse_inputs
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
 from aegis.runs.run import Run
@@ -93,7 +94,8 @@ def merge(
         dry_run: stop before the first byte is written; all checks are made.
 
     Raises:
-        UsageError: `out` exists, an input does not exist, or the adapter has a feature that cannot be merged.
+        UsageError: `out` exists or holds an input, an input does not exist, or the adapter has a feature that cannot be
+            merged.
         UnsupportedModelError: the base's family loses its head in conversion.
         IntegrityError: adapter or soul belong to another base, a value is not finite or does not fit the dtype.
         EnvironmentFault: the disk is too small.
@@ -101,6 +103,7 @@ def merge(
     refuse_existing(out, overwrite=overwrite)
     soul_path, plan = _plan(inputs, config)
     base, soul = plan.base, plan.soul
+    refuse_inputs(out, base.folder, inputs.adapter, soul_path)
     origin = provenance_of_merge(base, inputs.adapter, soul)
     template = {} if base.chat_template is None else {TEMPLATE_INPUT: file_sha256(inputs.adapter / TEMPLATE)}
     manifest = Manifest(
@@ -121,7 +124,7 @@ def merge(
         staging.inputs["base"], files = _rewrite(plan, staging)
         _check_base_hash(base, staging.inputs["base"], inputs.adapter, soul_path, soul)
         write_sidecars(base, staging.path, config.dtype)
-        card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", files, __version__)
+        card = merged_card(origin, result_name(origin.base), files, __version__)
         (staging.path / CARD).write_text(card, encoding="utf-8", newline="\n")
     return report
 

@@ -27,6 +27,7 @@ from aegis.model.base_states import states_bytes
 from aegis.model.device import find_device, free_bytes
 from aegis.model.empty_model import step_of_config
 from aegis.model.lora_targets import Coverage
+from aegis.model.shards import INDEX
 from aegis.model.trained_base import with_template
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
@@ -106,7 +107,11 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
     room, later = min((limit for limit in (free, cap) if limit is not None), default=None), Later(merge, export)
     with peek_base(train.base_model, train.revision) as found:
         base = with_template(found, train.chat_template)
-        here = any(base.folder.glob("*.safetensors"))
+        # a folder of the user's with weights of any kind is checked, so that a broken one is not planned
+        weights = ("*.safetensors", INDEX, "*.bin", "*.pt", "*.pth")
+        here = any(found for pattern in weights for found in base.folder.glob(pattern))
+        if not here and base.revision is None:
+            progress.warn(phrase("plan.no_weights", folder=base.folder))
         with _vocabulary(base, export.llama_cpp_dir) as vocabulary:
             data, missing = _data(train, base, vocabulary)
             train = train if data is None else with_steps(train, data.windows)

@@ -31,7 +31,7 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
         IntegrityError: the run is not finished, or a file differs from its manifest.
     """
     run.require_finished()
-    manifests = [verify_directory(directory) for directory in (run.adapter, run.merged, run.gguf)]
+    manifests = [verify_directory(directory) for directory in run.verified_parts.values()]
     shards = ShardSet.open(run.merged)
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
     vocabulary = shards.entries[HEAD].shape[0]

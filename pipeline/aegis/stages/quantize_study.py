@@ -32,9 +32,9 @@ from aegis.model.shards import HEAD, ShardSet
 from aegis.report.plots.study import StudyPoint, draw_study
 from aegis.runs import disk
 from aegis.runs.facts import ExportFacts, Recommended, StudyFacts
-from aegis.runs.manifest import Manifest, digest, read_manifest
+from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import Staging, publishing, refuse_existing
-from aegis.runs.run import Run
+from aegis.runs.run import REPORT, STUDY_PLOT, Run
 from aegis.verification import run_checks
 from aegis.verification.gguf_checks import check_f16, files_bytes
 from aegis.verification.heldout_text import sequence_limit
@@ -43,7 +43,6 @@ from aegis.verification.study.result import NotBuilt, Study
 from aegis.verification.study.sweep import Sweep
 from aegis.verification.study.text_split import StudyText
 
-REPORT, PICTURE = "report.json", "study.png"
 _NOT_QUANTIZED = ("F32", "F16", "BF16")
 _IMATRIX_BYTES = 1 << 20
 """Names and header of an importance matrix; its values are counted separately."""
@@ -122,17 +121,16 @@ def _write(study: Study, name: str, staging: Staging) -> None:
     """Write the report and the plot."""
     report = json.dumps(study.as_json(), indent=2, ensure_ascii=False) + "\n"
     (staging.path / REPORT).write_text(report, encoding="utf-8")
-    _draw(study, staging.path / PICTURE)
+    _draw(study, staging.path / STUDY_PLOT)
     recommended = Recommended(quant=study.recommended.quant, variant=study.recommended.variant)
     staging.facts = StudyFacts(name=name, recommended=recommended).recorded()
 
 
 def _manifest(config: StudyConfig, merged: Manifest, exported: Manifest) -> Manifest:
-    model = digest({file: record.sha256 for file, record in merged.files.items()})
     return Manifest(
         stage="quantize-study",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
-        inputs={"model": model, "convert": exported.identity},
+        inputs={"model": merged.files_digest, "convert": exported.identity},
         facts={},
     )
 

@@ -17,7 +17,7 @@ import torch
 from aegis import progress
 from aegis.config.settings import OFF, TrainConfig
 from aegis.data import kept
-from aegis.errors import Interrupted
+from aegis.errors import Interrupted, UsageError
 from aegis.messages import bilingual, phrase
 from aegis.model.base import TEMPLATE
 from aegis.model.device import require_device
@@ -25,6 +25,7 @@ from aegis.model.load import compute_dtype
 from aegis.report.plots.training import draw_all
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
+from aegis.runs.foreign import refuse_foreign, refuse_foreign_rows
 from aegis.runs.manifest import Manifest
 from aegis.runs.metrics import read_metrics, truncate_metrics
 from aegis.runs.overwriting import refuse_finished
@@ -69,10 +70,13 @@ def train(
         later: the settings of merge and export, if they are not the defaults; what they would refuse is refused now.
 
     Raises:
-        UsageError: the run is finished, or was started with other settings, data or base.
+        UsageError: the run is finished, was started with other settings, data or base, or has files that AEGIS did
+            not write; or `resume` and `overwrite` are both set.
         UnsupportedModelError: the base could not be converted later.
         EnvironmentFault, DataError, IntegrityError, DivergedError, Interrupted: see `aegis.errors`.
     """
+    if resume and overwrite:
+        raise UsageError("train.resume_and_overwrite")
     check_tracker(config.report_to)
     device = require_device(config.device)
     with process_group(device) as group, _opened(run, group, resume=resume, replace=overwrite or reuse):
@@ -108,6 +112,8 @@ def _opened(run: Run, group: ProcessGroup, *, resume: bool, replace: bool) -> It
         def open_run() -> None:
             held.enter_context(run.lock())
             refuse_finished(run, overwrite=replace)
+            refuse_foreign(run.checkpoints, run.kept, run.pictures, run.adapter)
+            refuse_foreign_rows(run.metrics, run.answers)
             if resume and not run.adapter.is_dir():
                 refuse_no_checkpoint(run)
 

@@ -42,7 +42,7 @@ from aegis.runs import known_hashes
 from aegis.runs.facts import AdapterFacts, ExportFacts, VerifyFacts
 from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
-from aegis.runs.run import Run
+from aegis.runs.run import DIVERGENCE_PLOT, REPORT, Run
 from aegis.verification import divergence, run_checks, token_sequences
 from aegis.verification.comparison import Comparison
 from aegis.verification.heldout_text import MIN_TOKENS, Sample, sequence_limit
@@ -51,7 +51,7 @@ from aegis.verification.retention import Witnesses, kept_windows, sentence
 from aegis.verification.run_checks import Checks
 from aegis.verification.structure import Structure
 from aegis.verification.transformers_passes import TransformersPasses
-from aegis.verification.verdict import REPORT, Verdict
+from aegis.verification.verdict import Verdict
 
 _MAKERS = ("train", "train", "merge", "convert", "quantize")
 """The stage that made the next model, by the number of models that have run."""
@@ -81,10 +81,7 @@ def _verified(run: Run, config: VerifyConfig, converted: Path | None) -> Verdict
     manifests: dict[str, Manifest] = {}
     verdict = Verdict(0, tuple(checks.done), (), {})
     if checks.ok:  # otherwise a failed part is named already, and may not even load
-        manifests = {
-            stage: read_manifest(directory)
-            for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf))
-        }
+        manifests = {stage: read_manifest(directory) for stage, directory in run.verified_parts.items()}
         with divergence.scratch(run.verify) as work:
             verdict = _Examiner.begin(run, config, manifests, checks, work, converted).examine()
     manifest = Manifest(
@@ -97,7 +94,7 @@ def _verified(run: Run, config: VerifyConfig, converted: Path | None) -> Verdict
         report = json.dumps(verdict.as_json(), indent=2, ensure_ascii=False) + "\n"
         (staging.path / REPORT).write_text(report, encoding="utf-8")
         if verdict.steps:
-            draw_divergence(verdict.steps, staging.path / "divergence.png")
+            draw_divergence(verdict.steps, staging.path / DIVERGENCE_PLOT)
     return verdict
 
 

@@ -9,11 +9,13 @@ from typing import Literal
 from aegis.errors import UsageError
 from aegis.model.adapter import CONFIG as ADAPTER_CONFIG
 from aegis.runs.manifest import MANIFEST
+from aegis.runs.run import REPORT
+from aegis.soul.file import FILE_NAME as SOUL_FILE
+from aegis.soul.file import is_another
 from aegis.verification import artifact_checks
 from aegis.verification.findings import Check
 from aegis.verification.run_checks import Checks
 
-_REPORT = "report.json"
 _PARTS = ("adapter", "merged", "gguf")
 
 Kind = Literal["gguf", "soul", "report", "adapter", "model_folder", "study", "gguf_folder"]
@@ -64,11 +66,13 @@ def _file(checks: Checks, path: Path) -> Kind:
         artifact_checks.check_hash(checks, path, "convert")
         artifact_checks.check_gguf(checks, path)
         return "gguf"
+    if path.suffix == ".safetensors" and path.name != SOUL_FILE and is_another(path):
+        raise UsageError("examine.part_of_folder", path=path, folder=path.parent)
     if path.suffix == ".safetensors":
         artifact_checks.check_hash(checks, path, "train")
         artifact_checks.check_soul(checks, path, ours=(path.parent / MANIFEST).is_file())
         return "soul"
-    if path.name == _REPORT:
+    if path.name == REPORT:
         artifact_checks.check_report(checks, path)
         return "report"
     raise UsageError("examine.unknown_file", path=path)
@@ -84,15 +88,15 @@ def _directory(checks: Checks, path: Path) -> Kind:
         artifact_checks.check_model(checks, path)
         return "model_folder"
     ggufs = sorted(path.glob("*.gguf"))
-    if ggufs or (path / _REPORT).is_file():
+    if ggufs or (path / REPORT).is_file():
         manifest = artifact_checks.check_hashes(checks, path, "convert" if ggufs else "verify")
         if manifest is not None and manifest.stage == "quantize-study":
-            artifact_checks.check_study(checks, path / _REPORT)
+            artifact_checks.check_study(checks, path / REPORT)
             return "study"
         for gguf in ggufs:
             artifact_checks.check_gguf(checks, gguf)
         if ggufs:
             return "gguf_folder"
-        artifact_checks.check_report(checks, path / _REPORT)
+        artifact_checks.check_report(checks, path / REPORT)
         return "report"
     raise UsageError("examine.unknown_folder", path=path)

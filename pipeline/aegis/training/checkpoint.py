@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aegis import progress
-from aegis.errors import IntegrityError
+from aegis.errors import IntegrityError, UsageError
 from aegis.hub.client import CARD
 from aegis.messages import phrase
+from aegis.model.adapter import WEIGHTS
 from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import discard, publishing
 from aegis.soul.file import FILE_NAME as SOUL_FILE
@@ -76,7 +77,8 @@ def prune(folder: Path, step: int, keep: int, *, spare: int | None = None) -> No
             continue
         try:
             discard(old)
-        except OSError as error:  # on Windows another program may have it open: this does not stop training
+        # another program may have it open on Windows, or a user's file is in it: this does not stop training
+        except (OSError, UsageError) as error:
             progress.warn(phrase("checkpoint.not_removed", error=error))
 
 
@@ -120,7 +122,7 @@ def load(checkpoint: Path, state: TrainState) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     try:
-        adapter = load_file(checkpoint / "adapter_model.safetensors")
+        adapter = load_file(checkpoint / WEIGHTS)
         saved = load_file(checkpoint / _RESUME)
     except (SafetensorError, OSError) as error:
         raise IntegrityError("checkpoint.unreadable", checkpoint=checkpoint, error=str(error)) from None

@@ -87,7 +87,11 @@ def compare(reference: Recording, model: Recording) -> Divergence:
         IntegrityError: their vocabularies differ.
     """
     if reference.logits.shape != model.logits.shape:
-        raise IntegrityError("divergence.vocabularies", shape=reference.logits.shape[1], shape_2=model.logits.shape[1])
+        raise IntegrityError(
+            "divergence.vocabularies",
+            reference_tokens=reference.logits.shape[1],
+            model_tokens=model.logits.shape[1],
+        )
     kl, agreed, delta, spread, lead = [], 0, 0.0, 0.0, 0.0
     for rows in _slices(reference):
         one, other = reference.read(rows), model.read(rows)

@@ -25,5 +25,7 @@ def read_versioned(path: Path, schema: str, version: int, *, damaged: str, other
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(damaged, path=path, name=type(error).__name__, error=error) from None
     if found != (schema, version):
-        raise IntegrityError(other, path=path, found=found[0], found_2=found[1], schema=schema, schema_version=version)
+        raise IntegrityError(
+            other, path=path, found_schema=found[0], found_version=found[1], schema=schema, schema_version=version
+        )
     return dict(report)

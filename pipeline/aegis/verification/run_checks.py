@@ -15,7 +15,7 @@ from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import WEIGHTS
 from aegis.model.base import read_config
 from aegis.model.shards import ShardSet
-from aegis.runs.manifest import Manifest, digest, file_sha256, verify_directory
+from aegis.runs.manifest import Manifest, file_sha256, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.verification.findings import Check
@@ -49,7 +49,7 @@ class Checks:
 def check_published(checks: Checks, run: Run) -> None:
     """Hash every published file, and check that each stage worked on what the stage before it published."""
     manifests: dict[str, Manifest] = {}
-    for stage, directory in (("train", run.adapter), ("merge", run.merged), ("convert", run.gguf)):
+    for stage, directory in run.verified_parts.items():
         with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
             manifests[stage] = verify_directory(directory)
             tell(bilingual("structure.files_published", count=len(manifests[stage].files)))
@@ -63,8 +63,7 @@ def check_published(checks: Checks, run: Run) -> None:
                 raise IntegrityError("structure.other_base", merged=run.merged)
     if "convert" in manifests and "merge" in manifests:
         with checks.check(bilingual("structure.converted_from"), "convert"):
-            known = {name: record.sha256 for name, record in manifests["merge"].files.items()}
-            if manifests["convert"].inputs.get("model") != digest(known):
+            if manifests["convert"].inputs.get("model") != manifests["merge"].files_digest:
                 raise IntegrityError("structure.other_folder", gguf=run.gguf, merged=run.merged)
 
 

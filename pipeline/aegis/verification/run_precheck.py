@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
 from aegis.errors import UsageError
-from aegis.llama_cpp import parse_quant, parse_tensor_type, refuse_without_imatrix
+from aegis.llama_cpp import parse_quant, parse_tensor_type, read_importance, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import can_be_system
 from aegis.merging.base_weights import round_trip_weights
 from aegis.merging.merged_weights import DTYPES, head_entry
@@ -63,11 +63,14 @@ def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = 
     Raises:
         UsageError: a quantization is unknown, a Modelfile cannot hold the system message, or an NF4 round trip is
             configured without training in NF4.
+        IntegrityError: the importance matrix is none.
         UnsupportedModelError: no weight of the base can make the NF4 round trip.
         EnvironmentFault: the disk is too small for the stages that follow in this command.
     """
     quants = asked_quants(later.export)
     refuse_unwritable(later.export)
+    if later.export.imatrix is not None:
+        read_importance(later.export.imatrix)
     if run is None or not run.gguf.is_dir():  # files that are there already were made with one
         for quant in quants:
             refuse_without_imatrix(quant, later.export.imatrix)

@@ -20,7 +20,7 @@ from aegis.model.shard_writer import write_index
 from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
 from aegis.report.card import CardFile, merged_card
-from aegis.runs.facts import ExportFacts, MergeFacts, Provenance
+from aegis.runs.facts import ExportFacts, MergeFacts, Provenance, result_name
 from aegis.runs.manifest import MANIFEST, Manifest
 from aegis.verification.export_sidecars import write_export_sidecars
 from aegis.verification.run_checks import Checks
@@ -46,7 +46,7 @@ def check_merged_sidecars(
             write_index(derived, weight_map, plan.out_bytes)
         if MergeFacts.of(manifest).origin != origin:
             raise IntegrityError("sidecars.origin", folder=merged)
-        card = merged_card(origin, f"{Path(origin.base).name}-AEGIS", _card_files(manifest, shards), __version__)
+        card = merged_card(origin, result_name(origin.base), _card_files(manifest, shards), __version__)
         (derived / CARD).write_text(card, encoding="utf-8", newline="\n")
         _compare(derived, merged, shards, manifest)
         tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))

@@ -25,7 +25,7 @@ from aegis.model.shards import ShardSet
 from aegis.runs import disk, known_hashes
 from aegis.runs.facts import F16, ExportFacts, MergeFacts
 from aegis.runs.manifest import Manifest
-from aegis.runs.run import Run
+from aegis.runs.run import IMATRIX, Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.soul.file import load_soul
 from aegis.verification import (
@@ -38,9 +38,6 @@ from aegis.verification import (
 from aegis.verification.gguf_checks import files_bytes
 from aegis.verification.quantized_checks import Recipe, check_quantized_file
 from aegis.verification.run_checks import Checks
-
-IMATRIX = "imatrix.gguf"
-"""The file's name in quantize-study's directory."""
 
 
 @dataclass(frozen=True)

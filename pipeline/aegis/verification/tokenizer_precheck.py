@@ -32,6 +32,7 @@ from aegis.verification.heldout_text import OWN_TEXTS, own_texts
 from aegis.verification.token_parity import compare_tokens
 
 _KEPT = "vocabularies"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @contextmanager
@@ -114,6 +115,8 @@ def sample_texts(config: TrainConfig, data: Prepared, tokenizer: Any, *, keep: b
 
 def _converted(base: Base, scratch: Path, place: Path, tree: Path) -> Path:
     """Make the GGUF in `place`; `scratch` is for what the converter reads."""
+    if not any((base.folder / name).is_file() for name in _VOCABULARIES):
+        raise UnsupportedModelError("vocabulary.none", folder=base.folder, names=", ".join(_VOCABULARIES))
     progress.say(phrase("vocabulary.asking"))
     folder = scratch / "model"
     folder.mkdir()
@@ -125,7 +128,9 @@ def _converted(base: Base, scratch: Path, place: Path, tree: Path) -> Path:
     try:
         convert(folder, out, model_name=name, tree=tree, vocab_only=True)
     except ToolError as error:
-        raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=error.why) from error
+        # the rest, a traceback, is in the log
+        why = error.why.splitlines()[-1]
+        raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=why) from error
     return out
 
 

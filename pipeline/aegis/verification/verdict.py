@@ -9,12 +9,11 @@ from typing import Any
 
 from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, phrase
-from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
-from aegis.runs.run import Run
+from aegis.runs.manifest import MANIFEST, verify_directory
+from aegis.runs.run import REPORT, Run
 from aegis.verification.findings import NO_BOUNDS, BaseRetention, Bounds, Check, Divergence
 from aegis.verification.report_file import read_versioned
 
-REPORT = "report.json"
 SCHEMA = "aegis-verify-report"
 SCHEMA_VERSION = 5
 _CAVEATS = frozenset({"merged.skipped", "quantized.no_imatrix"})
@@ -232,9 +231,7 @@ def read_verdict(run: Run) -> tuple[dict[str, Any] | None, str]:
     if not (run.verify / MANIFEST).is_file():
         return None, phrase("verdict.not_run")
     manifest = verify_directory(run.verify)
-    parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
-    for stage, directory in parts.items():
-        if read_manifest(directory).identity != manifest.inputs.get(stage):
-            return None, phrase("verdict.made_anew", folder=directory.name)
+    if (changed := run.made_anew(manifest)) is not None:
+        return None, phrase("verdict.made_anew", folder=changed.name)
     report = read_report(run.verify / REPORT)
     return report, "" if report["ok"] else phrase("verdict.found_fault", failed_stage=report["failed_stage"])

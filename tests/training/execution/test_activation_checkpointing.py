@@ -108,6 +108,11 @@ class Watched(HostActivationStore):
         self.events: list[tuple[str, set[int]]] = []
         self.layers = 0
 
+    @property
+    def resident_layers(self) -> set[int]:
+        """The layers with kept tensors on the GPU now: being copied out, or back again."""
+        return {layer for layer, *_ in self._copies_to_host} | self._copies_to_gpu.keys()
+
     def start(self) -> None:
         super().start()
         self.layers = 0

@@ -10,7 +10,7 @@ import typer
 from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import RunOption
-from aegis.cli.paths import existing_run, refuse_absent
+from aegis.cli.paths import existing_run, refuse_absent, refuse_no_file
 from aegis.cli.registry import command
 from aegis.messages import phrase
 
@@ -40,7 +40,8 @@ def chat(
     ] = 0.7,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the answers")] = 0,
     context: Annotated[
-        int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
+        int | None,
+        typer.Option(min=8, max=1 << 20, help="context length in tokens (default: the model's own)"),
     ] = None,
 ) -> None:
     """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. /? lists its commands."""
@@ -48,7 +49,7 @@ def chat(
     from aegis.chat.load import load_models
     from aegis.cli.dialogue import Dialogue
 
-    refuse_absent(gguf)
+    refuse_no_file(gguf)
     run_dir = None if gguf and not run else existing_run(run)
     if run_dir is not None and not gguf:
         run_dir.require_finished("train" if live else "export-gguf")
@@ -85,7 +86,7 @@ def serve(
     from aegis.cli.screens import results
     from aegis.llama_cpp import trained_context
 
-    refuse_absent(gguf)
+    refuse_no_file(gguf)
     run_dir = existing_run(run) if run or not gguf else None
     paths = [gguf or _exported(run_dir)]
     if beside is not None:

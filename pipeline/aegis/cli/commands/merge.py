@@ -126,6 +126,8 @@ def import_soul(
     from aegis.cli.screens import results
 
     refuse_absent(soul)
+    if soul.is_dir():
+        raise UsageError("cli.not_a_file", path=soul)
     output.say_that_it_loads()
     from aegis.stages.import_soul import import_soul as stage
 

@@ -12,6 +12,8 @@ from aegis.cli.options import DryRunOption, RunOption
 from aegis.cli.paths import existing_run, lock_unless_dry_run
 from aegis.cli.registry import command
 from aegis.errors import UsageError
+from aegis.hub.client import is_hub_id
+from aegis.messages import phrase
 
 
 @command("Results", "aegis report", 'aegis report -p "Who are you?" -p "What do dogs say?"')
@@ -69,6 +71,8 @@ def push(
 
     if "/" not in repo:
         raise UsageError("push.no_owner", repo=repo)
+    if not is_hub_id(repo):
+        raise UsageError("push.not_a_name", repo=repo, reason=phrase("push.form"))
     run_dir = existing_run(run)
     run_dir.published(part)
     output.say_that_it_loads()

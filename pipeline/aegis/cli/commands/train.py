@@ -114,6 +114,8 @@ def train(
     """Train an adapter and a soul."""
     if dry_run:
         refuse_web(web)
+    if resume and overwrite:
+        raise UsageError("train.resume_and_overwrite")
     from aegis.cli.checked_settings import all_settings
     from aegis.cli.screens import results
     from aegis.runs.overwriting import places_of_training, refuse_finished

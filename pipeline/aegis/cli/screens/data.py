@@ -23,7 +23,7 @@ def rows_line(data: DataReport, source: str, max_length: int, *, steps: int, pas
         rows=data.rows,
         heldout=data.heldout_rows,
         tokens=data.tokens,
-        learnt=data.trained_tokens,
+        trained=data.trained_tokens,
         windows=data.windows,
         length=max_length,
         passes=passes,

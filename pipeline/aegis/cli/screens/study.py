@@ -9,6 +9,7 @@ from aegis.messages import phrase
 from aegis.messages.layout import fold, paint, table, terminal_columns
 from aegis.messages.safe import shell_word
 from aegis.runs import disk
+from aegis.runs.run import IMATRIX, REPORT, STUDY_PLOT
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from pathlib import Path
@@ -33,7 +34,7 @@ def studied(report: StudyReport, study: Study, run: Path, columns: int | None = 
     ]
     if study.importance is not None:
         lines.append(phrase("screens_study.importance", tokens=study.importance.tokens))
-    page, picture = (shell_word(report.out / name) for name in ("report.json", "study.png"))
+    page, picture = (shell_word(report.out / name) for name in (REPORT, STUDY_PLOT))
     lines += ["", phrase("screens_study.report", report=page, picture=picture)]
     folded = [fold(line, columns) for line in lines]
     return "\n".join([*_table(study, columns), "", *folded, next_commands(command(report, study, run))])
@@ -83,7 +84,7 @@ def command(report: StudyReport, study: Study, run: Path) -> str:
     chosen = study.recommended
     parts = [f"aegis export-gguf --run {shell_word(run)} --quant {chosen.quant}"]
     if "imatrix" in chosen.variant:
-        parts.append(f"--imatrix {shell_word(report.out / 'imatrix.gguf')}")
+        parts.append(f"--imatrix {shell_word(report.out / IMATRIX)}")
     if "head-q8_0" in chosen.variant:
         parts.append("--head-quant q8_0")
     parts.append(f"--name {shell_word(report.name)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aegis.messages import phrase
 from aegis.messages.layout import fold, paint, table, terminal_columns, wrap
 from aegis.messages.safe import shell_word
+from aegis.runs.run import REPORT
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
     from aegis.stages.verify_file import FileReport
@@ -26,7 +27,7 @@ def verified(verdict: Verdict, folder: Path, columns: int | None = None) -> str:
     if verdict.bases:
         lines += ["", *_bases(verdict, columns)]
     below = [line for retained in verdict.retained for line in _retained(retained, verdict)]
-    below += ["", phrase("screens_verify.report", path=folder / "report.json")]
+    below += ["", phrase("screens_verify.report", path=folder / REPORT)]
     if verdict.failed_stage is None:
         proven, *rest = _headline(verdict)
     else:

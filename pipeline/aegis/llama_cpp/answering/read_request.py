@@ -72,6 +72,8 @@ def checked(body: bytes, kind: Kind) -> Any:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "serving.not_json", error=str(error)) from None
+    if isinstance(fields, dict):
+        _plain(fields, kind)
     try:
         wanted = model.model_validate(fields)
         json.dumps(wanted.model_dump(), ensure_ascii=False).encode()
@@ -82,11 +84,43 @@ def checked(body: bytes, kind: Kind) -> Any:
     for name in ("n", "best_of"):
         if getattr(wanted, name, None) not in (None, 1):
             raise Refusal(400, "serving.only_one", name=name)
+    if kind == "chat" and not wanted.messages:
+        raise Refusal(400, "serving.no_messages")
     if isinstance(getattr(wanted, "prompt", ""), list):
         if len(wanted.prompt) != 1:
             raise Refusal(400, "serving.only_one_prompt")
         (wanted.prompt,) = wanted.prompt
     return wanted
+
+
+def _plain(fields: dict[str, Any], kind: Kind) -> None:
+    """Bring OpenAI's newer forms into those of the bindings: texts in parts, and `max_completion_tokens`.
+
+    Raises:
+        Refusal: a message has no content or other parts than texts, or probabilities are wanted, which are not kept.
+    """
+    if "max_completion_tokens" in fields:
+        fields.setdefault("max_tokens", fields.pop("max_completion_tokens"))
+    if fields.get("logprobs"):
+        raise Refusal(400, "serving.no_logprobs")
+    if kind == "completion":
+        return
+    messages = fields.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        if isinstance(content, list):
+            message["content"] = "".join(_text_of(part) for part in content)
+        elif content is None and not message.get("tool_calls"):
+            raise Refusal(400, "serving.no_content", role=str(message.get("role")))
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise Refusal(400, "serving.only_text", kind=str(kind)[:40])
 
 
 def _line_of(fault: Any) -> str:

@@ -19,6 +19,7 @@ from aegis import errors
 from aegis.llama_cpp.confined import frames
 from aegis.llama_cpp.confined.frames import Message
 from aegis.llama_cpp.confined.limits import private_bytes
+from aegis.llama_cpp.process import OWN_GROUP
 from aegis.messages.safe import printable
 
 _WORKER = Path(__file__).with_name("_worker.py")
@@ -27,10 +28,6 @@ _LOOK_SECONDS = 0.1
 _KEPT_LINES, _LINE_CHARS = 20, 400
 _WAITING_ANSWERS = 4
 """Answers that wait to be read; the process writes no more until one is."""
-if sys.platform == "win32":
-    _OWN_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
-else:
-    _OWN_GROUP = 0  # a separate session instead: Ctrl-C reaches this process, which ends the other
 
 
 class Overdue(TimeoutError):
@@ -65,8 +62,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUTF8": "1"},
-            creationflags=_OWN_GROUP,
-            start_new_session=sys.platform != "win32",
+            **OWN_GROUP,
         )
         assert self.child.stdin is not None
         assert self.child.stdout is not None

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from aegis.model.rounding import k_quants_triton, legacy_quants_triton
+from aegis.model.rounding.k_quants import SEARCHES
 
 _TYPES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "Q4_0": (32, partial(legacy_quants_triton.round_by_peak, half=8)),
     "Q5_0": (32, partial(legacy_quants_triton.round_by_peak, half=16)),
     "Q8_0": (32, legacy_quants_triton.round_to_bytes),
-    "Q4_K": (256, partial(k_quants_triton.round_with_offset, top=15, first=-1.0, trials=21)),
-    "Q5_K": (256, partial(k_quants_triton.round_with_offset, top=31, first=-0.5, trials=16)),
+    "Q4_K": (256, partial(k_quants_triton.round_with_offset, search=SEARCHES["Q4_K"])),
+    "Q5_K": (256, partial(k_quants_triton.round_with_offset, search=SEARCHES["Q5_K"])),
     "Q6_K": (256, k_quants_triton.round_signed),
 }
 

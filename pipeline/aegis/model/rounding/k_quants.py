@@ -6,6 +6,8 @@ sub-block's scale is an integer times the super-block's, which is float16.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,22 +16,29 @@ from aegis.model.rounding.exact import first_peak, in_order, number_over, over_n
 from aegis.model.rounding.scale_search import NO_SCALE, descended_scale, scale_and_offset, signed_scale
 
 
-def _candidates(first: float, count: int, top: int) -> tuple[float, ...]:
-    """Return `count` numbers from top + first, 0.1 apart, each in float32 as llama.cpp computes it."""
-    trials = np.float32(first) + np.float32(0.1) * np.arange(count, dtype=np.float32) + np.float32(top)
-    return tuple(trials.tolist())
+class Search(NamedTuple):
+    """The search of a type with codes 0 to `top`: `trials` candidates from top + first, 0.1 apart."""
+
+    top: int
+    first: float
+    trials: int
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """The candidates, each in float32 as llama.cpp computes it."""
+        trials = np.arange(self.trials, dtype=np.float32)
+        return tuple((np.float32(self.first) + np.float32(0.1) * trials + np.float32(self.top)).tolist())
 
 
-Q2_K_CANDIDATES = _candidates(-0.5, 16, 3)
-Q4_K_CANDIDATES = _candidates(-1.0, 21, 15)
-Q5_K_CANDIDATES = _candidates(-0.5, 16, 31)
+SEARCHES = {"Q2_K": Search(3, -0.5, 16), "Q4_K": Search(15, -1.0, 21), "Q5_K": Search(31, -0.5, 16)}
 Q6_K_CANDIDATES = (32.0, *(float(np.float32(32) + np.float32(0.1) * np.float32(i)) for i in range(-9, 10) if i))
 
 
 def round_q2_k(x: Tensor) -> Tensor:
     """Round to Q2_K: (super-blocks, 256) float32 to the same."""
-    parts = _columns(x, 16)
-    return _with_offset(parts, *scale_and_offset(parts, parts.abs(), 3, Q2_K_CANDIDATES, absolute=True), 3, 15)
+    parts, search = _columns(x, 16), SEARCHES["Q2_K"]
+    found = scale_and_offset(parts, parts.abs(), search.top, search.candidates, absolute=True)
+    return _with_offset(parts, *found, search.top, 15)
 
 
 def round_q3_k(x: Tensor) -> Tensor:
@@ -40,12 +49,12 @@ def round_q3_k(x: Tensor) -> Tensor:
 
 def round_q4_k(x: Tensor) -> Tensor:
     """Round to Q4_K: (super-blocks, 256) float32 to the same."""
-    return _by_size(x, 15, Q4_K_CANDIDATES)
+    return _by_size(x, SEARCHES["Q4_K"])
 
 
 def round_q5_k(x: Tensor) -> Tensor:
     """Round to Q5_K: (super-blocks, 256) float32 to the same."""
-    return _by_size(x, 31, Q5_K_CANDIDATES)
+    return _by_size(x, SEARCHES["Q5_K"])
 
 
 def round_q6_k(x: Tensor) -> Tensor:
@@ -59,11 +68,12 @@ def _columns(x: Tensor, length: int) -> Tensor:
     return x.reshape(-1, length).T.contiguous()
 
 
-def _by_size(x: Tensor, top: int, candidates: tuple[float, ...]) -> Tensor:
+def _by_size(x: Tensor, search: Search) -> Tensor:
     """Weigh errors by a value's magnitude and the sub-block's root mean square together."""
     parts = _columns(x, 32)
     weights = root(in_order(parts.square()) / 32) + parts.abs()
-    return _with_offset(parts, *scale_and_offset(parts, weights, top, candidates, absolute=False), top, 63)
+    found = scale_and_offset(parts, weights, search.top, search.candidates, absolute=False)
+    return _with_offset(parts, *found, search.top, 63)
 
 
 def _with_offset(parts: Tensor, scale: Tensor, offset: Tensor, top: int, levels: int) -> Tensor:

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aegis.model.rounding.k_quants import Search
+
 _ROUND = tl.constexpr(12582912.0)
 """1.5 · 2²³: added and taken away, it rounds a float32 to an integer, one half to even."""
 _NO_SPREAD = tl.constexpr(1e-5)
@@ -150,10 +152,11 @@ def _signed_kernel(given, out, supers, SUPERS: tl.constexpr):  # type: ignore[no
     _store(out, places, there, tl.reshape(values, (SUPERS, 16, 4, 2, 2)))
 
 
-def round_with_offset(values: Tensor, top: int, first: float, trials: int) -> Tensor:
-    """Round to Q4_K (`top` 15, `first` −1, 21 trials) or Q5_K (31, −0.5, 16).
+def round_with_offset(values: Tensor, search: Search) -> Tensor:
+    """Round to Q4_K or Q5_K.
 
     Args:
+        search: the type's entry in `k_quants.SEARCHES`.
         values: (rows, columns) float32, contiguous, columns a multiple of 256.
 
     Returns:
@@ -161,6 +164,7 @@ def round_with_offset(values: Tensor, top: int, first: float, trials: int) -> Te
     """
     out, supers = torch.empty_like(values), values.numel() // 256
     grid = (triton.cdiv(supers, 16),)
+    top, first, trials = search
     _offset_kernel[grid](values, out, supers, FIRST=first, TRIALS=trials, TOP=top, SUPERS=16, num_warps=4)
     return out
 

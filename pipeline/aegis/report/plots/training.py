@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from aegis.report.plots.labels import label, with_readers_font
 from aegis.soul.angles import QUANTILES
+from aegis.soul.gate import Phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,9 +28,9 @@ Angles = NDArray[np.float64]
 
 _BLUE, _RED, _GREY = "#0969da", "#cf222e", "#6e7781"
 _PHASES = {
-    "stable": ("picture.stable", "#ddf4ff"),
-    "transitioning": ("picture.transitioning", "#fff8c5"),
-    "golden": ("picture.golden", "#dafbe1"),
+    Phase.STABLE.value: ("picture.stable", "#ddf4ff"),
+    Phase.TRANSITIONING.value: ("picture.transitioning", "#fff8c5"),
+    Phase.GOLDEN.value: ("picture.golden", "#dafbe1"),
 }
 _SMOOTHING = 0.6
 _MAX_VALUE = 1e300

@@ -16,6 +16,7 @@ from aegis.report.web.local import own_host_only
 from aegis.report.web.pages import page
 from aegis.runs.metrics import read_metrics
 from aegis.runs.run import Run
+from aegis.soul.gate import Phase
 
 _MAX_ANSWERS, _MAX_CHARACTERS = 8, 2000
 MAX_POINTS = 2000
@@ -64,7 +65,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "state": "ended" if ended else "running" if rows else "waiting",
         "planned": planned,
         "epoch": _number(last, "epoch"),
-        "phase": phase if phase in ("stable", "transitioning", "golden") else None,
+        "phase": phase if phase in [each.value for each in Phase] else None,
         "peak_bytes": max((_number(row, "peak_bytes") or 0 for row in rows), default=0),
         "age": None if moment is None else max(0.0, time.time() - moment),
         "seconds_left": None if ended else _seconds_left(rows[-_RECENT:], planned),

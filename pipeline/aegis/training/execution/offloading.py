@@ -37,11 +37,6 @@ class HostActivationStore(ActivationStore):
         self._copies_to_host: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
         self._copies_to_gpu: dict[int, tuple[torch.cuda.Event, list[Tensor | None]]] = {}
 
-    @property
-    def resident_layers(self) -> set[int]:
-        """The layers with kept tensors on the GPU now: being copied out, or back again."""
-        return {layer for layer, *_ in self._copies_to_host} | self._copies_to_gpu.keys()
-
     def start(self) -> None:
         self._layer = self._number = -1
         self._copies_to_host.clear()

@@ -11,6 +11,7 @@ from aegis.config.study_settings import StudyConfig
 from aegis.llama_cpp import MIN_CHUNK_TOKENS, Runtime, measure_importance, quantize
 from aegis.messages import phrase
 from aegis.runs.manifest import file_sha256
+from aegis.runs.run import IMATRIX
 from aegis.verification import divergence
 from aegis.verification.divergence import Recording
 from aegis.verification.gguf_checks import check_quantized
@@ -18,7 +19,7 @@ from aegis.verification.logits import llama_logits
 from aegis.verification.study.result import Importance, Measured, NotBuilt, Reference, Speed, Study
 from aegis.verification.study.text_split import StudyText
 
-IMATRIX, CALIBRATION = "imatrix.gguf", "calibration.txt"
+CALIBRATION = "calibration.txt"
 _CHUNK_TOKENS = 512
 _WRITTEN_TOKENS = 32
 

@@ -87,9 +87,9 @@ def _refuse_short(what: str, kept: list[list[int]], apart: list[list[int]]) -> N
         raise DataError(
             "study_text.too_short",
             what=what,
-            found=found[0],
+            calibration_tokens=found[0],
             min_calibration_tokens=_MIN_CALIBRATION_TOKENS,
-            found_2=found[1],
+            measured_tokens=found[1],
             min_tokens=MIN_TOKENS,
         )
 
