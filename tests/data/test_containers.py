@@ -187,3 +187,29 @@ def test_a_reason_that_all_rows_have_is_named_once(phi: Any, tmp_path: Path) -> 
     assert mixed.count("data.jsonl:") == 5
     assert "15 more" in mixed
     assert "the only row of" in why('{"frage": "a"}')
+
+
+@pytest.mark.parametrize(
+    ("rows", "of_columns"),
+    [
+        (['{"frage": "a"}'], True),
+        (['{"question": "a", "answer": "b", "notes": "c"}'], True),
+        (['{"messages": [{"who": "user", "content": "a"}]}'], True),
+        (['{"frage": "a"}', '{"wer": "a"}'], True),
+        (['{"text": "a'], False),
+        (['{"text": "a\\u0000"}'] * 2, False),
+        (['{"messages": []}'], False),
+        (['{"messages": [{"role": "assistant", "content": "a"}]}'], False),
+        (['{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'], False),
+        (['{"question": "<|end|>", "answer": "b"}'], False),
+    ],
+)
+def test_columns_are_spoken_of_where_they_are_the_cause(
+    phi: Any, tmp_path: Path, rows: list[str], of_columns: bool
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        prepare(path, phi)
+    assert caught.value.key == ("rejects.only" if len(rows) == 1 else "rejects.all")
+    assert ("--columns" in caught.value.fix) == of_columns

@@ -69,7 +69,14 @@ def test_plain_text_rows_are_read(write_rows: WriteRows) -> None:
     [
         ("null", "a row must be an object, found null"),
         ("3.5", "a row must be an object, found a number"),
-        ({"messages": []}, "must end with the assistant"),
+        ({"messages": []}, "the conversation is empty"),
+        ({"messages": [{"role": "system", "content": ""}]}, "the conversation is empty"),
+        (
+            {"messages": [{**U, "role": "User"}, A]},
+            "message 1: the role 'User' is not known: use system, user, assistant",
+        ),
+        ({"conversations": [{"from": "Human", "value": "x"}]}, "the role 'Human' is not known"),
+        ({"messages": [{**U, "role": "tool_call"}, A]}, "message 1: 'content' is a string, but not JSON"),
         ({"messages": "text"}, "'messages' is a string, but not JSON"),
         ({"messages": 3}, "must be a list of messages, found a number"),
         ({"messages": None}, "must be a list of messages, found null"),

@@ -76,8 +76,8 @@ def test_tolerated_rows_are_kept_with_their_reasons(write_rows: WriteRows) -> No
     [
         (b'{"text": "a\x00b"}', "broken JSON at column 12: Invalid control character"),
         (b'{"text": "ok"}' + b" " * 10_000_000, f"longer than {ROW_BYTES:,} bytes"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "JSON that cannot be read"),
-        (b"[" * 100_000, "JSON that cannot be read"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "JSON with a number of more than 4,300 digits"),
+        (b"[" * 100_000, "nested too deep"),
         (b'{"text": "\xe3\x81"}', "not UTF-8 at byte 11 of the line"),
         (b'{"text": "\xed\xa0\x80"}', "not UTF-8 at byte 11 of the line"),
     ],
@@ -159,7 +159,7 @@ def test_csv_fields_are_strings_and_may_have_newlines(tmp_path: Path) -> None:
         {"prompt": "い", "completion": "3"},
     ]
     path.write_text("prompt,completion\na,b,c\n", encoding="utf-8")
-    assert "data.csv:2: more fields than the header" in refusal(path)
+    assert "data.csv:2: more fields than the header has columns: 3, not 2" in refusal(path)
 
 
 def test_a_parquet_value_that_is_no_text_never_becomes_one(tmp_path: Path) -> None:

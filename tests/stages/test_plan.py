@@ -346,7 +346,7 @@ def test_the_plan_is_shown_as_a_table(quick_base: Path, dataset: Path, places: P
     text = screens_plan.planned(report, settings)
     assert "32*" in text
     assert "16" in text
-    assert "40 rows" in text
+    assert "rows: 40" in text
     assert "this CPU did nothing but multiply matrices" in text
     assert text.endswith("nothing was written")
     assert all(word in text for word in ("weights", "adapter", "optimizer", "activations", "head and loss", "peak"))

@@ -13,7 +13,7 @@ from aegis.config.resolve import resolve
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
 from aegis.config.study_settings import StudyConfig
-from aegis.data.fields import Columns
+from aegis.data.columns import Columns
 from aegis.data.formats import KNOWN_KEYS
 from aegis.data.sources import refuse_absent
 from aegis.errors import UsageError
@@ -47,7 +47,7 @@ def train_settings(preset: str | None, config: Path | None, flags: dict[str, Any
         progress.warn(phrase("cli.demo_data"))
     refuse_no_base(settings.base_model)
     paths.refuse_absent(settings.chat_template)
-    for source in (settings.dataset, settings.keep_data or DEMO):
+    for source in (settings.dataset, DEMO if settings.keep_data is None else settings.keep_data):
         if source != DEMO:
             refuse_absent(source)
     Columns(settings.columns, KNOWN_KEYS)

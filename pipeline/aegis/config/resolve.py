@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ from aegis.errors import UsageError
 from aegis.messages import phrase, validation
 
 Config = TypeVar("Config", bound=StageConfig)
+
+_ITEM = re.compile(r'(?:"[^"]*"|[^,])+')
+"""An item of a list with commas; a comma in double quotes belongs to it."""
 
 _OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LLAMA_WHEEL", "AEGIS_LOG_DIR")
 
@@ -57,7 +61,7 @@ def resolve(
         # accept "a,b" as well as two values: the environment has no lists, and people use both on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):
-            values[key] = [part.strip() for text in given for part in text.split(",") if part.strip()]
+            values[key] = [part.strip() for text in given for part in _ITEM.findall(text) if part.strip()]
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -29,7 +29,8 @@ class TrainConfig(StageConfig):
     )
     columns: tuple[str, ...] = Field(
         (),
-        description="the data's own names for columns, e.g. question=instruction; notes=ignore leaves a column out",
+        description="the data's own names for columns, e.g. question=instruction; notes=ignore leaves a column out; "
+        "a name with a comma is in double quotes",
     )
     fold_system: bool = Field(
         False,

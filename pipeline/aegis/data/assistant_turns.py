@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from aegis.data.loss_mask import Turn
 from aegis.data.records import Chat, Message
 from aegis.data.rejects import RowError
 from aegis.data.template import ChatTemplate
+from aegis.data.written_parts import Written, is_in, leaves, written_parts
 from aegis.errors import DataError
 from aegis.messages import phrase
 
@@ -120,9 +121,12 @@ class _Rendering:
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         text = self._render(messages)
         self._check_variables(text)
-        text = self._with_last_thought(text)
+        written = written_parts(messages, self._render_marked)
+        text, added = self._with_last_thought(text, written[-1])
+        if added:
+            written[-1] = written[-1]._replace(thought=True)
         for number, message in enumerate(messages):
-            self._check_message(message, text, is_last=number == answers[-1])
+            self._check_message(message, text, written[number], is_last=number == answers[-1])
         starts = [self._start(text, number) for number in answers]
         turns = [
             Turn(start, _end_of(messages[number], text, start, limit), limit)
@@ -134,6 +138,13 @@ class _Rendering:
     def _render(self, messages: list[Message], *, prompt: bool = False) -> str:
         chat = self._chat
         return self._template.render(messages, prompt=prompt, tools=chat.tools, variables=chat.variables)
+
+    def _render_marked(self, messages: list[Message]) -> str:
+        chat = self._chat
+        if chat.tools or chat.variables or any(len(message) > 2 for message in messages):
+            return self._render(messages)
+        # the words are alike for all chats with as many messages, so this one was mostly rendered before
+        return self._template.render_plain(tuple((message["role"], message["content"]) for message in messages))
 
     def _check_variables(self, text: str) -> None:
         """Refuse tools and variables that do not appear in the text."""
@@ -147,50 +158,50 @@ class _Rendering:
             if bare == text or any(name not in text for name in names):
                 raise RowError(phrase("chat.key_left_out", key="tools"))
 
-    def _with_last_thought(self, text: str) -> str:
-        """Add the last answer's thought, as the model writes it, if the template leaves it out."""
+    def _with_last_thought(self, text: str, written: Written) -> tuple[str, bool]:
+        """Add the last answer's thought, as the model writes it, if the template leaves it out; and whether it did."""
         *before, last = self._chat.messages
         content = last["content"] or ""
         parts = thoughts.split(content)
         answer = content
         if "reasoning_content" in last:
-            if last["reasoning_content"].strip() in text or "tool_calls" in last:
-                return text
-        elif parts and content.strip() not in text and parts.thought.strip() not in text:
+            if (written.thought and last["reasoning_content"].strip() in text) or "tool_calls" in last:
+                return text, False
+        elif parts and content.strip() not in text and not (written.thought and parts.thought.strip() in text):
             answer = parts.answer
         else:
-            return text
+            return text, False
         prompt = self._render(before, prompt=True)
         if "reasoning_content" in last:
-            written = thoughts.as_content(prompt, last["reasoning_content"], answer)
+            thought = thoughts.as_content(prompt, last["reasoning_content"], answer)
         else:
-            written = thoughts.continued(prompt, content)
+            thought = thoughts.continued(prompt, content)
         found = text.rfind(answer.strip())
-        if written is None or found < 0 or thoughts.is_closed(prompt):
-            return text
-        return prompt + written + text[found + len(answer.strip()) :]
+        if thought is None or found < 0 or thoughts.is_closed(prompt):
+            return text, False
+        return prompt + thought + text[found + len(answer.strip()) :], True
 
-    def _check_message(self, message: Message, text: str, *, is_last: bool) -> None:
-        """Refuse a message if a part of it does not appear in the text; an earlier thought may be missing."""
+    def _check_message(self, message: Message, text: str, written: Written, *, is_last: bool) -> None:
+        """Refuse a message if the template does not write a part of it; an earlier thought may be missing."""
         content = (message["content"] or "").strip()
-        if not _is_in(content, text) and not self._is_shown_in_parts(message, content, text):
+        if not (written.text and (is_in(content, text) or self._is_shown_in_parts(message, content, text, written))):
             raise RowError(phrase("chat.message_left_out", message=message["role"]))
         thought = message.get("reasoning_content", "").strip()
-        if thought not in text:
+        if thought and not (written.thought and thought in text):
             if is_last or not self._template.names("reasoning_content"):
                 raise RowError(phrase("chat.key_left_out", key="reasoning_content"))
             self._lost_thoughts = True
         for call in message.get("tool_calls", ()):
-            if not all(_is_in(leaf, text) for leaf in _leaves(call["function"])):
+            if not (written.calls and all(is_in(leaf, text) for leaf in leaves(call["function"]))):
                 raise RowError(phrase("chat.key_left_out", key="tool_calls"))
 
-    def _is_shown_in_parts(self, message: Message, content: str, text: str) -> bool:
+    def _is_shown_in_parts(self, message: Message, content: str, text: str, written: Written) -> bool:
         if message["role"] == "system":
             return _MODE.sub("", content).strip() in text
         parts = thoughts.split(content) if message["role"] == "assistant" else None
         if parts is None or parts.answer.strip() not in text:
             return False
-        self._lost_thoughts = self._lost_thoughts or parts.thought.strip() not in text
+        self._lost_thoughts = self._lost_thoughts or not (written.thought and parts.thought.strip() in text)
         return True
 
     def _start(self, text: str, number: int) -> int:
@@ -228,21 +239,3 @@ def _end_of(message: Message, text: str, start: int, limit: int) -> int:
         if found >= 0:
             return found + len(written)
     raise RowError(phrase("chat.answer_left_out"))
-
-
-def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif value is not None:
-        yield value
-
-
-def _is_in(leaf: object, text: str) -> bool:
-    """Return whether a value is in the text: unchanged, as JSON, or as Python writes it, as some templates do."""
-    if isinstance(leaf, str):
-        return any(form in text for form in (leaf, json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]))
-    return json.dumps(leaf) in text or str(leaf) in text

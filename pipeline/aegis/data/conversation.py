@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from aegis.data.fields import Columns, Fields, kind
+from aegis.data.columns import Columns
+from aegis.data.fields import Fields, kind
+from aegis.data.json_values import DECODER, reason
 from aegis.data.records import Message
 from aegis.data.rejects import RowError
 from aegis.messages import phrase
@@ -30,6 +32,7 @@ _ROLES = {
     "tool_response": "tool",
     "function_call": "tool_call",
 }
+_KNOWN = ("system", "user", "assistant", "tool", "tool_call", *_ROLES)
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -40,12 +43,13 @@ class Conversation(NamedTuple):
     context: frozenset[int]
 
 
-def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> Conversation:
+def conversation(value: object, columns: Columns, left_out: set[str], *, trained_from: int = 0) -> Conversation:
     """Read a list of messages, each with `role` and `content`, or with `from` and `value`.
 
     Args:
         value: the row's value.
         columns: the user's names for keys.
+        left_out: is given the names of harmless keys of messages.
         trained_from: number of the first message that may be trained, from 0.
 
     Raises:
@@ -58,7 +62,7 @@ def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> C
     for number, item in enumerate(value, 1):
         if not isinstance(item, Mapping):
             raise RowError(phrase("formats.message_not_an_object", number=number, item=kind(item)))
-        message, is_trained = _message(Fields(columns.renamed(item), number))
+        message, is_trained = _message(Fields(columns.renamed(item), number, left_out))
         # in many datasets, `"system": ""` means that there is no system message
         if message["role"] == "system" and not message["content"]:
             trained_from -= number <= trained_from
@@ -66,6 +70,8 @@ def conversation(value: object, columns: Columns, *, trained_from: int = 0) -> C
         if message["role"] == "assistant" and (not is_trained or len(messages) < trained_from):
             context.add(len(messages))
         messages.append(message)
+    if not messages:
+        raise RowError(phrase("formats.no_messages"))
     check_order(messages)
     if all(number in context for number, message in enumerate(messages) if message["role"] == "assistant"):
         raise RowError(phrase("formats.nothing_trained"))
@@ -76,6 +82,8 @@ def _message(fields: Fields) -> tuple[Message, bool]:
     role_key = "role" if "role" in fields or "from" not in fields else "from"
     written = fields.text(role_key)
     role = _ROLES.get(written, written)
+    if written not in _KNOWN:
+        raise fields.error("formats.unknown_role", role=written, known=", ".join(_KNOWN))
     content_key = "content" if "content" in fields or "value" not in fields else "value"
     if role_key == "from" and "content" not in fields:
         content_key = "value"
@@ -112,7 +120,8 @@ def _content(fields: Fields, key: str, *, may_be_blank: bool) -> str | None:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             what = part.get("type") if isinstance(part, Mapping) else None
             raise fields.error("formats.part_not_text", key=key, part=repr(what) if what else kind(part))
-        Fields({name: given for name, given in part.items() if name not in ("type", "text")}).finish()
+        rest = {name: given for name, given in part.items() if name not in ("type", "text")}
+        Fields(rest, left_out=fields.left_out).finish()
         texts.append(fields.checked(key, part["text"]))
     joined = "\n".join(texts)
     if not joined.strip():
@@ -138,7 +147,8 @@ def _calls(fields: Fields, key: str) -> list[dict[str, object]]:
         arguments = _parsed(fields, inner.get("arguments"))
         fields.checked(key, json.dumps([inner["name"], arguments], ensure_ascii=False))
         known = ("id", "type", "index", "function", "name", "arguments")
-        Fields({name: value for name, value in {**outer, **inner}.items() if name not in known}).finish()
+        rest = {name: value for name, value in {**outer, **inner}.items() if name not in known}
+        Fields(rest, left_out=fields.left_out).finish()
         ids = {"id": outer["id"]} if outer.get("id") else {}
         calls.append({**ids, "type": "function", "function": {"name": inner["name"], "arguments": arguments}})
     return calls
@@ -156,9 +166,9 @@ def _parsed(fields: Fields, arguments: object) -> object:
     if not isinstance(arguments, str):
         return {} if arguments is None else arguments
     try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        raise fields.error("formats.not_json", key="arguments") from None
+        return DECODER.decode(arguments)
+    except (ValueError, RecursionError) as error:
+        raise fields.error("formats.not_json", key="arguments", error=reason(error)) from None
 
 
 def _is_trained(fields: Fields, role: str) -> bool:

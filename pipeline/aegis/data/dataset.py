@@ -30,6 +30,8 @@ from aegis.errors import DataError
 from aegis.messages import phrase
 
 _BATCH_ROWS = 256
+_ROW_RULES = 2
+"""Grows when other rows are refused than before, so that no result from before is used."""
 
 
 class _Options(NamedTuple):
@@ -132,7 +134,9 @@ def _encode(examples: Iterable[Example], options: _Options, folder: Path | None)
 def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, folder: Path | None) -> Prepared:
     rejects = Rejects(source.name, options.skip_bad)
     encoder = Encoder(tokenizer, fold_system=options.fold_system)
-    pieces, keys, first_piece, lengths, dropped = _encode(_examples(source, encoder, rejects, options), options, folder)
+    left_out = set[str]()
+    examples = _examples(source, encoder, rejects, options, left_out)
+    pieces, keys, first_piece, lengths, dropped = _encode(examples, options, folder)
     rejects.check(usable=len(keys) + dropped)
     if not keys:
         raise _nothing_to_learn(source.name, dropped)
@@ -169,13 +173,16 @@ def _prepare(source: Source, digest: str, tokenizer: Any, options: _Options, fol
         lost_thoughts=encoder.lost_thoughts,
         unopened=encoder.unopened,
         skipped=rejects.listed,
+        left_out=sorted(left_out),
     )
     return Prepared(windows, heldout_windows, report)
 
 
-def _examples(source: Source, encoder: Encoder, rejects: Rejects, options: _Options) -> Iterator[Example]:
+def _examples(
+    source: Source, encoder: Encoder, rejects: Rejects, options: _Options, left_out: set[str]
+) -> Iterator[Example]:
     """Encode in batches, because a fast tokenizer is fast only in batches, and advance the progress bar."""
-    rows = records(source, rejects, options.columns)
+    rows = records(source, rejects, options.columns, left_out)
     done = 0.0
     with progress.task(phrase("dataset.reading"), total=source.total, unit=source.unit) as bar:
         while batch := list(islice(rows, _BATCH_ROWS)):
@@ -202,6 +209,7 @@ def _padding(tokenizer: Any) -> int:
 def _cache_key(digest: str, tokenizer: Any, options: _Options) -> str:
     parts = [
         cache.FORMAT,
+        _ROW_RULES,
         digest,
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,

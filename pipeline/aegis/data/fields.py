@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from aegis.data.json_values import DECODER, reason
 from aegis.data.rejects import RowError
-from aegis.errors import UsageError
+from aegis.data.repetition import is_repetition
 from aegis.messages import phrase
-
-IGNORE = "ignore"
-"""The word in `--columns NAME=ignore` for a column that is left out on purpose."""
 
 HARMLESS = frozenset((
     "id", "_id", "uuid", "idx", "index", "row_id", "prompt_id", "conversation_id", "conv_id", "session_id", "thread_id",
     "message_id", "sample_id", "doc_id", "hash", "sha1", "sha256", "md5",
     "source", "sources", "dataset", "dataset_name", "subset", "split", "origin", "url", "urls", "link",
     "license", "licence", "copyright", "attribution", "version", "revision",
-    "category", "categories", "subcategory", "topic", "topics", "domain", "genre", "task", "tasks", "task_type", "type",
-    "tag", "tags", "keywords", "lang", "langs", "language", "languages", "locale", "language_score",
+    "category", "categories", "subcategory", "domain", "task_type", "type", "tag", "tags",
+    "lang", "langs", "language", "languages", "locale", "language_score",
     "date", "created", "created_at", "updated_at", "timestamp", "time", "year",
     "author", "authors", "user_id", "annotator", "annotator_id", "worker_id",
     "model", "model_name", "generator", "generated_by",
@@ -28,7 +24,12 @@ HARMLESS = frozenset((
     "length", "len", "char_count", "word_count", "score", "rating", "quality", "difficulty", "level",
     "meta", "metadata", "__index_level_0__", "cache_control",
 ))  # fmt: skip
-"""Keys for a row's origin or topic. Their values are not part of a prompt, so they can be left out."""
+"""Keys for a row's origin or kind. Their values are not part of a prompt, so they can be left out."""
+
+_NUMBERED = frozenset(("task", "tasks", "topic", "topics"))
+"""Keys whose numbers are ids, but whose texts may say what is to be done."""
+_INDEX = re.compile(r"(?:unnamed: [0-9]+)?")
+"""The names that pandas gives the column in which it numbers its rows."""
 
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 _KINDS = {
@@ -41,55 +42,24 @@ _KINDS = {
 }
 
 
-class Columns:
-    """A user's own names for keys, such as `question=instruction` and `notes=ignore`.
+class Fields:
+    """The values of a row or a message by key.
 
     Args:
-        pairs: NAME=KNOWN; NAME is a key of rows or messages, KNOWN a known key or "ignore".
-        known: the known keys.
-
-    Raises:
-        UsageError: a pair does not have this form, or KNOWN is not a known key.
+        values: the values.
+        number: the message's number from 1; None for the row itself.
+        left_out: is given the names of harmless keys that have values.
     """
 
-    def __init__(self, pairs: Iterable[str], known: Collection[str]) -> None:
-        self._names: dict[str, str] = {}
-        for pair in pairs:
-            name, equals, meaning = (part.strip() for part in pair.partition("="))
-            if not (name and equals and meaning) or name in self._names:
-                raise UsageError("columns.malformed", pair=pair)
-            if meaning != IGNORE and meaning not in known:
-                near = difflib.get_close_matches(meaning, known, n=1)
-                hint = phrase("config.nearest", name=near[0]) if near else ""
-                raise UsageError(
-                    "columns.unknown", pair=pair, meaning=meaning, hint=hint, known=", ".join(sorted(known))
-                )
-            self._names[name] = meaning
-
-    def renamed(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        """Return the values under known names, without the ignored ones."""
-        if not self._names:
-            return values
-        found: dict[str, object] = {}
-        for name, value in values.items():
-            meaning = self._names.get(name, name)
-            if meaning == IGNORE:
-                continue
-            if meaning in found or (meaning != name and meaning in values and meaning not in self._names):
-                raise RowError(phrase("columns.twice", name=name, meaning=meaning))
-            found[meaning] = value
-        return found
-
-
-class Fields:
-    """The values of a row or a message by key. `number` is the message's number from 1; None for the row itself."""
-
-    def __init__(self, values: Mapping[str, object], number: int | None = None) -> None:
+    def __init__(
+        self, values: Mapping[str, object], number: int | None = None, left_out: set[str] | None = None
+    ) -> None:
         # in tables, null, "", [] and {} mean that a row does not have the value
         self._values = {key: value for key, value in values.items() if not _is_empty(value)}
         self._given = values
         self._label = "" if number is None else phrase("formats.label", number=number)
         self._taken: set[str] = set()
+        self.left_out = set[str]() if left_out is None else left_out
 
     def __contains__(self, key: str) -> bool:
         """Whether there is a value that is not empty."""
@@ -112,7 +82,7 @@ class Fields:
         """
         self._taken.add(key)
         if key not in self._given:
-            raise RowError(phrase("formats.missing_key", label=self._label, key=key))
+            raise RowError(phrase("formats.missing_key", label=self._label, key=key), of_columns=True)
         value = self._given[key]
         if not isinstance(value, str):
             raise RowError(phrase("formats.not_a_string", label=self._label, key=key, value=kind(value)))
@@ -127,9 +97,9 @@ class Fields:
         if not isinstance(value, str) or not value:
             return None if value == "" else value
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            raise self.error("formats.not_json", key=key) from None
+            return DECODER.decode(value)
+        except (ValueError, RecursionError) as error:
+            raise self.error("formats.not_json", key=key, error=reason(error)) from None
 
     def checked(self, key: str, value: str) -> str:
         """Return `value` after a check that it has no character that a tokenizer cannot encode.
@@ -146,22 +116,29 @@ class Fields:
         """Make a RowError whose text begins with the place."""
         return RowError(phrase(message, label=self._label, **values))
 
-    def finish(self, used: Iterable[str] = ()) -> None:
+    def finish(self, used: Sequence[str] = ()) -> None:
         """Refuse values that were not read.
 
         Args:
-            used: the texts of the record. A column that repeats them, or a part of them, can be left out.
+            used: the texts of the record, in order. A column that repeats one of them, or all, can be left out.
 
         Raises:
             RowError: a key is neither known nor harmless.
         """
-        left = [
-            key
-            for key, value in self._values.items()
-            if key not in self._taken and key.lower() not in HARMLESS and not _is_repetition(value, list(used))
-        ]
-        if left:
-            raise self.error("formats.unused_keys", keys=names(left))
+        left = [key for key in self._values if key not in self._taken]
+        harmless = [key for key in left if _is_harmless(key, self._values[key])] if left else left
+        self.left_out.update(harmless)
+        if len(left) > len(harmless):
+            read = [value for key in self._taken if isinstance(value := self._values.get(key), str)]
+            left = [
+                key
+                for key in left
+                if key not in harmless
+                and not is_repetition(self._values[key], used)
+                and not any(is_repetition(self._values[key], [text]) for text in read)
+            ]
+            if left:
+                raise RowError(phrase("formats.unused_keys", label=self._label, keys=names(left)), of_columns=True)
 
 
 def kind(value: object) -> str:
@@ -182,9 +159,7 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
-def _is_repetition(value: object, used: list[str]) -> bool:
-    """Whether a text is contained in one of the used texts, or contains all of them, as a rendered chat does."""
-    if not isinstance(value, str) or not used:
-        return False
-    stripped = value.strip()
-    return any(stripped in text for text in used) or all(text.strip() in value for text in used)
+def _is_harmless(key: str, value: object) -> bool:
+    name = key.lower()
+    is_number = isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal())
+    return name in HARMLESS or (is_number and (name in _NUMBERED or _INDEX.fullmatch(name) is not None))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aegis.data.csv_rows import csv_rows
 from aegis.data.data_file import DataFile
 from aegis.data.json_rows import json_rows
-from aegis.data.lines import read_lines
+from aegis.data.lines import Line, read_lines
 from aegis.data.records import Row
 from aegis.data.rejects import Rejects
 from aegis.data.unpacking import PACKED
 from aegis.errors import DataError, UsageError
-from aegis.limits import PARQUET_BYTES, PARQUET_SECONDS, ROW_BYTES, ROW_FIELDS
+from aegis.limits import PARQUET_BYTES, PARQUET_SECONDS, ROW_BYTES
 from aegis.messages import phrase
 
 Reader = Callable[["FileSource", Rejects], Iterator[Row]]
@@ -58,8 +58,7 @@ def _json_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
 def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
     """Read plain text: blank lines separate documents."""
     where, document, size, usable = "", list[str](), 0, True
-    for line in read_lines(source.data, rejects):
-        source.position = line.end
+    for line in _lines_of_text(source, rejects):
         if line.text is not None and not line.text.strip():
             if document and usable:
                 yield Row(where, {"text": "\n".join(document)})
@@ -69,8 +68,8 @@ def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         if line.text is None or not usable:
             usable = False  # a document with a missing line is not used
             continue
-        document.append(line.text.rstrip("\r\n"))
-        size += len(document[-1])
+        document.append(line.text)
+        size += len(line.text)
         if size > ROW_BYTES:
             rejects.add(where, phrase("files.long_document", characters=ROW_BYTES))
             usable, document = False, []
@@ -78,40 +77,25 @@ def _text_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
         yield Row(where, {"text": "\n".join(document)})
 
 
+def _lines_of_text(source: FileSource, rejects: Rejects) -> Iterator[Line]:
+    """Read lines without their ends; a carriage return within a line ends one too."""
+    for line in read_lines(source.data, rejects):
+        source.position = line.end
+        if line.text is None:
+            yield line
+        else:
+            yield from (line._replace(text=text) for text in line.text.rstrip("\r\n").split("\r"))
+
+
 def _tsv_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:
     return _csv_rows(source, rejects, delimiter="\t")
 
 
 def _csv_rows(source: FileSource, rejects: Rejects, delimiter: str = ",") -> Iterator[Row]:
-    """Read values with a header line; a row's place is the line on which it ends."""
-
-    size = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal size
-        for line in read_lines(source.data, rejects):
-            source.position = line.end
-            if line.text is not None:
-                size += len(line.text)
-                if size > ROW_BYTES:  # a row goes on over the lines while a quote is open
-                    raise csv.Error(phrase("files.long_row", characters=ROW_BYTES))
-                yield line.text
-
-    csv.field_size_limit(ROW_BYTES)
-    reader = csv.DictReader(texts(), delimiter=delimiter, strict=True)
-    try:
-        if len(reader.fieldnames or ()) > ROW_FIELDS:
-            raise csv.Error(phrase("files.many_columns", most=ROW_FIELDS))
-        size = 0
-        for values in reader:
-            size = 0
-            where = f"{source.name}:{reader.line_num}"
-            if None in values:
-                rejects.add(where, phrase("files.too_many_fields"))
-                continue
-            yield Row(where, values)
-    except csv.Error as error:
-        raise DataError("files.broken_csv", source_name=source.name, line_num=reader.line_num, error=error) from error
+    for row, place in csv_rows(source.data, rejects, delimiter):
+        source.position = place
+        yield row
+    source.position = source.total
 
 
 def _parquet_rows(source: FileSource, rejects: Rejects) -> Iterator[Row]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from aegis.data.columns import Columns
 from aegis.data.conversation import MESSAGE_KEYS, check_order, conversation, function_of
-from aegis.data.fields import Columns, Fields, kind, names
+from aegis.data.fields import Fields, kind, names
 from aegis.data.records import Chat, Message, Plain, Record
 from aegis.data.rejects import Rejects, RowError
 from aegis.data.sources import Source
@@ -37,7 +38,9 @@ class _Shape(NamedTuple):
         return "/".join(self.keys)
 
 
-def records(source: Source, rejects: Rejects, columns: Sequence[str] = ()) -> Iterator[Record]:
+def records(
+    source: Source, rejects: Rejects, columns: Sequence[str] = (), left_out: set[str] | None = None
+) -> Iterator[Record]:
     """Yield a record for every usable row of `source`; the other rows go to `rejects`.
 
     The first row with a known shape sets the shape of the source: a row of another shape is more likely a mistake (two
@@ -46,6 +49,7 @@ def records(source: Source, rejects: Rejects, columns: Sequence[str] = ()) -> It
 
     Args:
         columns: the user's names for keys, such as `question=instruction` or `notes=ignore`.
+        left_out: is given the names of the harmless columns, which no record has.
 
     Raises:
         UsageError: one of `columns` does not have this form.
@@ -59,11 +63,12 @@ def records(source: Source, rejects: Rejects, columns: Sequence[str] = ()) -> It
             row = renaming.renamed(value)
             shape = shape or _shape_of(row)
             if shape is None:
-                raise RowError(phrase("formats.unknown_shape", value=names(dict(row)), known=_known()))
+                unknown = phrase("formats.unknown_shape", value=names(dict(row)), known=_known())
+                raise RowError(unknown, of_columns=True)
             _check_shape(shape, row)
-            record = shape.convert(Fields(row), shape.keys, renaming, where)
+            record = shape.convert(Fields(row, left_out=left_out), shape.keys, renaming, where)
         except RowError as error:
-            rejects.add(where, str(error))
+            rejects.add(where, str(error), of_columns=error.of_columns)
         else:
             yield record
 
@@ -90,7 +95,7 @@ def _check_shape(shape: _Shape, row: Mapping[str, object]) -> None:
     other = _shape_of(row)
     if other:
         raise RowError(phrase("formats.other_shape", shape=shape.name, other=other.name))
-    raise RowError(phrase("formats.missing_keys", missing=names(missing)))
+    raise RowError(phrase("formats.missing_keys", missing=names(missing)), of_columns=True)
 
 
 def _known() -> str:
@@ -99,7 +104,7 @@ def _known() -> str:
 
 
 def _chat(fields: Fields, keys: tuple[str, ...], columns: Columns, where: str) -> Chat:
-    messages, context = conversation(fields.structure(keys[0]), columns)
+    messages, context = conversation(fields.structure(keys[0]), columns, fields.left_out)
     return _finished(fields, messages, context, where)
 
 
@@ -114,7 +119,7 @@ def _exchange(fields: Fields, keys: tuple[str, ...], columns: Columns, where: st
     question, answer = keys
     prompt, completion = fields.take(question), fields.take(answer)
     if isinstance(prompt, list) and isinstance(completion, list):
-        messages, context = conversation([*prompt, *completion], columns, trained_from=len(prompt))
+        messages, context = conversation([*prompt, *completion], columns, fields.left_out, trained_from=len(prompt))
         return _finished(fields, messages, context, where)
     question_text = fields.text(question)
     for key in _MORE:

@@ -12,6 +12,7 @@ from typing import Any
 
 from aegis.data.data_file import DataFile
 from aegis.data.json_stream import JsonStream
+from aegis.data.json_values import DECODER, reason
 from aegis.data.lines import read_lines
 from aegis.data.records import Row
 from aegis.data.rejects import Rejects
@@ -39,11 +40,9 @@ def json_rows(data: DataFile, rejects: Rejects) -> Iterator[tuple[Row, int | Non
         if not text:
             continue
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            rejects.add(line.where, _broken(error))
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-            rejects.add(line.where, phrase("files.unreadable_json", error=error))
+            value = DECODER.decode(text)
+        except (ValueError, RecursionError) as error:
+            rejects.add(line.where, reason(error))
         else:
             yield Row(line.where, value), line.end
 
@@ -120,7 +119,3 @@ def _holder(data: DataFile) -> str | None:
         return None
     ((key, holds_rows),) = arrays.items()
     return key if holds_rows else None
-
-
-def _broken(error: json.JSONDecodeError) -> str:
-    return phrase("files.broken", column=error.colno, error=error.msg.removesuffix(" at"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aegis.data.data_file import DataFile
+from aegis.data.json_values import DECODER, fault, reason
 from aegis.data.lines import decoded
 from aegis.errors import DataError
 from aegis.limits import ROW_BYTES
@@ -26,7 +27,6 @@ class JsonStream:
         self._pieces = decoded(data)
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 1  # the position of the text's first character
-        self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
         """Return the next character that is not a space; "" at the end."""
@@ -45,7 +45,7 @@ class JsonStream:
         """
         found = self.peek()
         if found not in characters or not found:
-            raise self._broken(self._at, f"Expecting {' or '.join(map(repr, characters))}")
+            raise self._broken(self._at, phrase("files.json_bracket", characters=" / ".join(map(repr, characters))))
         self._at += 1
         return found
 
@@ -59,14 +59,15 @@ class JsonStream:
         if not self._ended and len(self._text) - self._at <= _MIN_AHEAD:
             self._read_on()
         try:
-            value, self._at = self._decoder.raw_decode(self._text, self._at)
+            value, self._at = DECODER.raw_decode(self._text, self._at)
         except json.JSONDecodeError as error:
             near_end = error.pos > len(self._text) - _LONGEST_WORD or error.msg.startswith("Unterminated")
             if near_end and not self._ended:
                 raise self._too_long() from None
-            raise self._broken(error.pos, error.msg.removesuffix(" at")) from error
+            raise self._broken(error.pos, fault(error.msg)) from error
         except (ValueError, RecursionError) as error:
-            raise DataError("files.broken_json", source_name=self._path, error=error) from error
+            line = self._line + self._text[: self._at].count("\n")
+            raise DataError("files.broken_json", source_name=self._path, lineno=line, error=reason(error)) from error
         return value
 
     def items(self) -> Iterator[Any]:
@@ -88,7 +89,7 @@ class JsonStream:
             return
         while True:
             if self.peek() != '"':
-                raise self._broken(self._at, "Expecting property name enclosed in double quotes")
+                raise self._broken(self._at, phrase("files.json_name"))
             key = self.value()
             self.take(":")
             yield key
@@ -102,7 +103,7 @@ class JsonStream:
             DataError: it does not.
         """
         if self.peek():
-            raise self._broken(self._at, "Extra data")
+            raise self._broken(self._at, phrase("files.json_more"))
 
     def _read_on(self) -> None:
         """Drop the consumed text, and read until at least one row of the maximum size is in memory."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aegis.data.data_file import DataFile
 from aegis.data.rejects import Rejects
@@ -33,12 +33,15 @@ class Line(NamedTuple):
 def read_lines(data: DataFile, rejects: Rejects) -> Iterator[Line]:
     r"""Yield the lines of a UTF-8 file with their ends (\n or \r\n), without a byte order mark.
 
+    In a file whose lines end in \r alone, each \r is read as \n.
+
     Raises:
         DataError: the file is in another encoding; the message has the command to convert it.
     """
     path = data.path
     with open_stream(data) as (file, place):
         _skip_mark(path, file)
+        file = _with_line_feeds(file)
         known_utf8 = False
         number = 0
         while raw := file.readline(ROW_BYTES + 1):
@@ -97,6 +100,31 @@ def _skip_mark(path: Path, file: BufferedReader) -> None:
         if zeros == b"\0\0":
             raise _other_encoding(path, name)
     file.read(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+
+
+def _with_line_feeds(file: BufferedReader) -> BufferedReader:
+    """Return the file with line feeds if its first lines end in a carriage return alone, as Excel for Mac writes them.
+
+    Without it, the whole file would be one line.
+    """
+    head = file.peek(_SAMPLE_BYTES)
+    return BufferedReader(_LineFeeds(file), _SAMPLE_BYTES) if b"\r" in head[:-1] and b"\n" not in head else file
+
+
+class _LineFeeds(RawIOBase):
+    """A file in which every carriage return is a line feed."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        piece = self._file.read1(len(view)).replace(b"\r", b"\n")
+        view[: len(piece)] = piece
+        return len(piece)
 
 
 def _refuse_other_encoding(path: Path, where: str, raw: bytes, file: BufferedReader) -> None:

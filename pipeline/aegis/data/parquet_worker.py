@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.data.data_file import DataFile
+from aegis.data.records import repeated
 from aegis.errors import DataError
 from aegis.limits import ROW_BYTES
 from aegis.llama_cpp.confined import Caller, Message
@@ -22,7 +23,8 @@ def answers(request: Message, caller: Caller) -> Iterator[Message]:
     A value without a JSON form, such as a date or bytes, becomes an object with the name of its type; it is not text.
 
     Raises:
-        DataError: the file is not a Parquet file, is damaged, or has changed since it was hashed.
+        DataError: the file is not a Parquet file, is damaged, or has changed since it was hashed; or two of its columns
+            have one name.
     """
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -33,6 +35,9 @@ def answers(request: Message, caller: Caller) -> Iterator[Message]:
             io.BufferedReader(data.open()) as opened,
             pyarrow.parquet.ParquetFile(opened, pre_buffer=False) as file,
         ):
+            twice = repeated(file.schema_arrow.names)
+            if twice is not None:
+                raise DataError("files.repeated_column", source_name=request.fields["name"], name=twice)
             rows: list[Any] = []
             size, of = 0, file.metadata.num_rows
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NotRequired, Required, TypedDict
 
@@ -12,6 +12,16 @@ class Row(NamedTuple):
 
     where: str
     value: object
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first of these names that is there twice; None if there is none."""
+    known = set[str]()
+    for name in names:
+        if name in known:
+            return name
+        known.add(name)
+    return None
 
 
 class Message(TypedDict, total=False):

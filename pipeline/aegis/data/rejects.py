@@ -12,7 +12,15 @@ SHOWN = 5
 
 
 class RowError(ValueError):
-    """A row cannot be used; the text is the reason."""
+    """A row cannot be used; the text is the reason.
+
+    Args:
+        of_columns: whether the names of its columns are the cause.
+    """
+
+    def __init__(self, reason: str, *, of_columns: bool = False) -> None:
+        super().__init__(reason)
+        self.of_columns = of_columns
 
 
 @dataclass
@@ -27,9 +35,12 @@ class Rejects:
     count: int = 0
     listed: list[tuple[str, str]] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
+    of_columns: bool = False
+    """Whether the names of columns are a cause."""
 
-    def add(self, where: str, reason: str) -> None:
+    def add(self, where: str, reason: str, *, of_columns: bool = False) -> None:
         self.count += 1
+        self.of_columns |= of_columns
         if len(self.reasons) <= 1:
             self.reasons.add(reason)
         if len(self.listed) < max(SHOWN, self.skip_bad):
@@ -52,9 +63,10 @@ class Rejects:
             lines.append(phrase(key, count=self.count - shown))
         rows = phrase("rejects.row" if self.count == 1 else "rejects.rows", count=self.count)
         if usable == 0:
+            columns = phrase("rejects.columns") if self.of_columns else ""
             if self.count == 1:
-                raise DataError("rejects.only", name=self.name, lines="\n".join(lines))
-            raise DataError("rejects.all", rows=rows, name=self.name, lines="\n".join(lines))
+                raise DataError("rejects.only", name=self.name, lines="\n".join(lines), columns=columns)
+            raise DataError("rejects.all", rows=rows, name=self.name, lines="\n".join(lines), columns=columns)
         raise DataError("rejects.too_many", rows=rows, name=self.name, lines="\n".join(lines), count=self.count)
 
 

@@ -40,13 +40,17 @@ class DataReport:
     """Number of chats with an answer without a thought, although the prompt opens one."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Place and reason of each bad row that was left out."""
+    left_out: list[str] = field(default_factory=list)
+    """Names of the harmless columns, which are left out."""
 
     def warn(self, max_length: int) -> None:
-        """Warn of rows that were left out or cut, and of what the chat template does to thoughts.
+        """Tell which columns and rows were left out or cut, and warn of what the chat template does to thoughts.
 
         Args:
             max_length: tokens per window.
         """
+        if self.left_out:
+            progress.say(phrase("dataset.left_out", names=", ".join(name or "''" for name in self.left_out)))
         warn_skipped(self.source, self.skipped)
         total = self.rows + self.dropped
         if self.truncated:

@@ -48,9 +48,10 @@ def open_source(source: str | Path) -> Source:
     Several files are given by a pattern (`data/*.jsonl`) or separated by commas.
 
     Raises:
-        UsageError: there is no such file or dataset, or the format is not known.
+        UsageError: there is no such file or dataset, its name is empty, or the format is not known.
         EnvironmentFault: the Hub cannot be reached.
     """
+    _refuse_no_name(str(source))
     path = at_home(source)
     if path.is_dir():
         return _open_folder(path)
@@ -68,9 +69,10 @@ def refuse_absent(source: str) -> None:
     """Refuse data that is not here, empty, or of a kind that is not read; nothing is read, and the Hub is not asked.
 
     Raises:
-        UsageError: no such file, or no file of it is of a kind that is read.
+        UsageError: no such file, an empty name, or no file of it is of a kind that is read.
         DataError: the file is empty.
     """
+    _refuse_no_name(source)
     path = at_home(source)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -99,6 +101,12 @@ def is_hub_dataset(name: str) -> bool:
     return names_hub_dataset(name) and not at_home(name).exists()
 
 
+def _refuse_no_name(*names: str) -> None:
+    """Refuse an empty name; as a path it would be the current folder."""
+    if not all(name.strip() for name in names):
+        raise UsageError("sources.no_name")
+
+
 def _open_file(path: Path) -> FileSource:
     reader = reader_of(path)
     if reader is None:
@@ -110,19 +118,23 @@ def _several(name: str) -> list[Path]:
     """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
     parts = [at_home(part.strip()) for part in name.split(",") if part.strip()]
     if len(parts) > 1 and all(part.is_file() for part in parts):
+        _refuse_no_name(*name.split(","))
         return parts
     if not any(sign in name for sign in "*?["):
         return []
     # Path.glob accepts no absolute pattern
-    matches = glob.glob(str(at_home(name)), recursive=True)  # noqa: PTH207
-    return sorted(path for path in map(Path, matches) if path.is_file())
+    matches = sorted(map(Path, glob.glob(str(at_home(name)), recursive=True)))  # noqa: PTH207
+    if "**" not in name:
+        _tell_of_folders(name, [path for path in matches if path.is_dir()])
+    return [path for path in matches if path.is_file()]
 
 
 def _open_folder(path: Path) -> Source:
     """Open a folder that the datasets library's `save_to_disk` wrote, or all readable files of any other folder."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path)
-    files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    files = [entry for entry in entries if entry.is_file()]
     readable = [file for file in files if reader_of(file)]
     if not readable:
         raise UsageError("sources.empty_folder", path=path, readers=kinds())
@@ -130,7 +142,14 @@ def _open_folder(path: Path) -> Source:
     others = [file for file in files if file not in readable]
     if others:
         progress.say(phrase("sources.not_read", path=path, names=_first(others)))
+    _tell_of_folders(str(path), [entry for entry in entries if entry.is_dir()])
     return ManySources(str(path), [_open_file(file) for file in readable])
+
+
+def _tell_of_folders(name: str, folders: Sequence[Path]) -> None:
+    if folders:
+        pattern = folders[0].parent / "**" / "*.jsonl"
+        progress.say(phrase("sources.folders_not_read", path=name, names=_first(folders), pattern=pattern))
 
 
 def _first(files: Sequence[Path]) -> str:

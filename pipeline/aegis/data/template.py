@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import jinja2
 
@@ -14,6 +15,7 @@ from aegis.data.tokenizer_parts import TokenizerParts
 from aegis.errors import DataError
 from aegis.messages import phrase
 
+_KEPT = 256
 _PROBE = ("first", "second", "third", "fourth")
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
@@ -36,6 +38,8 @@ class ChatTemplate:
         self._compiled = _compile_jinja_template
         self._parts = parts
         self._special_tokens = parts.special_tokens
+        self.render_plain = lru_cache(_KEPT)(self._render_plain)
+        """Render messages, given as role and text, like `render`; the last results are kept."""
 
     def render(
         self,
@@ -73,6 +77,9 @@ class ChatTemplate:
         except Exception as error:  # a template is a program: it can raise anything
             raise RowError(phrase("chat.template_refuses", name=type(error).__name__, error=error)) from error
         return str(text)
+
+    def _render_plain(self, messages: tuple[tuple[str, str | None], ...]) -> str:
+        return self.render([{"role": role, "content": text} for role, text in messages], prompt=False)
 
     def names(self, variable: str, tools: list[dict[str, object]] | None = None) -> bool:
         """Whether the template uses a variable, or a message's key, that a row may set."""

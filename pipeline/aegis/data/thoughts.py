@@ -35,6 +35,13 @@ def split(content: str) -> Parts | None:
     return Parts(_LEADING.sub("", content[: closings[-1].start()], count=1), content[closings[-1].end() :])
 
 
+def replaced(content: str, thought: str, answer: str) -> str:
+    """Return a text that has a thought with another thought and another answer, in the same tags."""
+    *_, closing = _CLOSING.finditer(content)
+    opening = _LEADING.search(content, 0, closing.start())
+    return (opening.group() if opening else "") + thought + closing.group() + answer
+
+
 def before_opening(prompt: str, text: str, shared: int, answer: int | None) -> int | None:
     """Return where a prompt that opens a thought, or writes an empty one, parts from a chat without that thought.
 

@@ -120,7 +120,8 @@ def init(
         preset, base_model = (answer, None) if answer in PRESETS else (None, answer)
     settings = settings_of(preset) if preset else {}
     base_model = base_model or settings["train"]["base_model"]
-    dataset = dataset or settings.get("train", {}).get("dataset") or _asked(phrase("preparing.which_data"), "--dataset")
+    if dataset is None:
+        dataset = settings.get("train", {}).get("dataset") or _asked(phrase("preparing.which_data"), "--dataset")
     remarks = init_config.check(base_model, dataset)
     init_config.write(out, base_model, dataset, settings)
     for remark in remarks:
