@@ -54,9 +54,10 @@ def data(
 
     settings = train_settings(preset, config, flags if file is None else flags | {"dataset": file})
     output.say_that_it_loads()
-    from aegis.stages.inspect_data import inspect_data
+    with output.signs_of_life():
+        from aegis.stages.inspect_data import inspect_data
 
-    view = inspect_data(settings, rows)
+        view = inspect_data(settings, rows)
     progress.result(data_screen.inspected(view, layout.terminal_columns()), view)
     if view.too_many_bad:
         raise typer.Exit(4)
@@ -87,10 +88,11 @@ def show_plan(chosen: AllSettings, run: Path | None) -> None:
     from aegis.runs.run import Run
 
     output.say_that_it_loads()
-    from aegis.stages.plan import plan as stage
-
     run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
-    report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir)
+    with output.signs_of_life():
+        from aegis.stages.plan import plan as stage
+
+        report = stage(chosen.train, chosen.merge, chosen.export, chosen.verify, run_dir)
     progress.result(plan_screen.planned(report, chosen.train, layout.terminal_columns()), report)
 
 
