@@ -59,6 +59,8 @@ class Places:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    import bitsandbytes  # noqa: F401 (it loads torch's compiler, which makes a temporary folder of its own then)
+
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
