@@ -455,7 +455,7 @@ def test_epochs_are_recorded_as_steps(tmp_path: Path, config: TrainConfig, repor
     steps = -(-3 * windows // 4)
     assert (report.steps, read_manifest(run.adapter).config["max_steps"]) == (steps, steps)
     assert report.passes == 2 * steps / windows
-    assert any(f"{report.passes:.3g} times" in text for text in reporter.messages)
+    assert any(f"{report.passes:.3g}×" in text for text in reporter.messages)
     assert reporter.rows[-1]["epoch"] == round(report.passes, 4)
     assert train(config, run, reuse=True).steps == steps
     with pytest.raises(UsageError) as caught:
