@@ -27,12 +27,12 @@ def test_folders_within_a_folder_are_named_as_not_read(tmp_path: Path, reporter:
     for name in ("data.jsonl", "sub/more.jsonl", ".hidden/no.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(LINES)
-    told = phrase("sources.folders_not_read", path=tmp_path, names="sub", pattern=tmp_path / "**" / "*.jsonl")
+    line = phrase("sources.folders_not_read", path=tmp_path, names="sub", pattern=tmp_path / "**" / "*.jsonl")
     assert values(tmp_path) == ROWS
-    assert told in reporter.messages
+    assert line in reporter.messages
     reporter.messages.clear()
     assert values(f"{tmp_path}/*") == ROWS
-    assert [text for text in reporter.messages if "sub" in text] == [told.replace(str(tmp_path), f"{tmp_path}/*", 1)]
+    assert [text for text in reporter.messages if "sub" in text] == [line.replace(str(tmp_path), f"{tmp_path}/*", 1)]
     reporter.messages.clear()
     assert values(f"{tmp_path}/**/*.jsonl") == ROWS * 2
     assert reporter.messages == []

@@ -49,10 +49,8 @@ def refuse_absent(*paths: Path | None) -> None:
     Raises:
         UsageError: there is no such file or folder.
     """
-    from aegis.runs.disk import at_home
-
     for path in paths:
-        if path is not None and not os.path.exists(at_home(path)):  # noqa: PTH110 (False for a name too long)
+        if path is not None and not os.path.exists(path):  # noqa: PTH110 (False for a name too long)
             raise UsageError("cli.no_path", path=path)
 
 

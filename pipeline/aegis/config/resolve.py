@@ -107,7 +107,7 @@ def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
             raise UsageError("config.outside_a_table", file=file, key=section, sections=", ".join(homes))
         if section in SECTIONS and not isinstance(table, dict):
             raise UsageError("config.no_table", file=file, section=section)
-        if section not in SECTIONS or not isinstance(table, dict):
+        if section not in SECTIONS:
             raise UsageError(
                 "config.unknown_table",
                 file=file,

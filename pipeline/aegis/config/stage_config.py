@@ -27,7 +27,7 @@ class StageConfig(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _paths_begin_at_home(cls, value: object, info: ValidationInfo) -> object:
-        # data may be several files, which are told apart where they are opened
+        # the name of the data may hold several paths; `data.sources` separates them
         if isinstance(value, Path):
             return at_home(value)
         if isinstance(value, str) and info.field_name == "base_model" and value.startswith("~"):

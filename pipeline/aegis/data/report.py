@@ -44,7 +44,7 @@ class DataReport:
     """Names of the harmless columns, which are left out."""
 
     def warn(self, max_length: int) -> None:
-        """Tell which columns and rows were left out or cut, and warn of what the chat template does to thoughts.
+        """Print which columns and rows were left out or cut, and warn of what the chat template does to thoughts.
 
         Args:
             max_length: tokens per window.

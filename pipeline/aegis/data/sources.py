@@ -125,7 +125,7 @@ def _several(name: str) -> list[Path]:
     # Path.glob accepts no absolute pattern
     matches = sorted(map(Path, glob.glob(str(at_home(name)), recursive=True)))  # noqa: PTH207
     if "**" not in name:
-        _tell_of_folders(name, [path for path in matches if path.is_dir()])
+        _name_folders(name, [path for path in matches if path.is_dir()])
     return [path for path in matches if path.is_file()]
 
 
@@ -142,11 +142,11 @@ def _open_folder(path: Path) -> Source:
     others = [file for file in files if file not in readable]
     if others:
         progress.say(phrase("sources.not_read", path=path, names=_first(others)))
-    _tell_of_folders(str(path), [entry for entry in entries if entry.is_dir()])
+    _name_folders(str(path), [entry for entry in entries if entry.is_dir()])
     return ManySources(str(path), [_open_file(file) for file in readable])
 
 
-def _tell_of_folders(name: str, folders: Sequence[Path]) -> None:
+def _name_folders(name: str, folders: Sequence[Path]) -> None:
     if folders:
         pattern = folders[0].parent / "**" / "*.jsonl"
         progress.say(phrase("sources.folders_not_read", path=name, names=_first(folders), pattern=pattern))

@@ -8,7 +8,6 @@ from pathlib import Path
 from aegis.config.presets import DEMO
 from aegis.errors import UsageError
 from aegis.model.base import TEMPLATE, Base, find_base
-from aegis.runs.disk import at_home
 from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import MANIFEST, read_manifest
 
@@ -25,7 +24,7 @@ def with_template(base: Base, path: Path | None) -> Base:
     if path is None:
         return base
     try:
-        text = at_home(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError("base.no_template", path=path, error=str(error)) from None
     if not text.strip():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aegis.errors import IntegrityError, UsageError
@@ -28,9 +28,13 @@ def refuse_foreign(*folders: Path) -> None:
     """
     for folder in folders:
         if found := sorted(_foreign(folder)):
-            more = len(found) - _NAMED
-            names = ", ".join(found[:_NAMED]) + (f" (+{more})" if more > 0 else "")
-            raise UsageError("foreign.files", folder=folder, names=names)
+            raise UsageError("foreign.files", folder=folder, names=first_names(found))
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first of these names, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" (+{more})" if more > 0 else "")
 
 
 def refuse_foreign_rows(*files: Path) -> None:
@@ -65,7 +69,7 @@ def _foreign(folder: Path) -> Iterator[str]:
             listed = {*read_manifest(folder).files, MANIFEST}
         except IntegrityError as error:
             if error.key != NOT_OURS:
-                return  # damaged: nothing tells what AEGIS wrote, but it wrote here
+                return  # damaged: AEGIS wrote here, and what it wrote is not known
     elif _CHECKPOINT.fullmatch(folder.name):
         return  # it has lost its manifest
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 
@@ -18,9 +19,16 @@ from aegis.messages import phrase
 from aegis.runs import disk
 
 LOCK, PID = "run.lock", "run.pid"
-_held: dict[Path, tuple[int, int]] = {}
-_holders: dict[Path, int] = {}
-"""The thread that holds the lock of a run."""
+
+
+class _Held(NamedTuple):
+    """A lock of this process: the identity of its file, and the thread that holds it."""
+
+    identity: tuple[int, int]
+    thread: int
+
+
+_held: dict[Path, _Held] = {}
 
 
 @contextmanager
@@ -34,7 +42,8 @@ def locked(root: Path) -> Iterator[None]:
         UsageError: the directory cannot be created or written.
         EnvironmentFault: the disk is full.
     """
-    if _holders.get(root.resolve()) == threading.get_ident():
+    mine = _held.get(root.resolve())
+    if mine is not None and mine.thread == threading.get_ident():
         yield
         return
     try:
@@ -48,7 +57,7 @@ def locked(root: Path) -> Iterator[None]:
             raise disk.full(root, error) from error
         raise UsageError("runs.unusable", root=root, error=str(error)) from None
     place = root.resolve()
-    _held[place], _holders[place] = _identity(place), threading.get_ident()
+    _held[place] = _Held(_identity(place), threading.get_ident())
     try:
         (root / PID).write_text(str(os.getpid()), encoding="ascii")
         yield
@@ -57,7 +66,7 @@ def locked(root: Path) -> Iterator[None]:
             _leave(root, lock)
         else:
             lock.release()  # the folder that is there now is another process's
-        del _held[place], _holders[place]
+        del _held[place]
 
 
 def check_held(path: Path) -> None:
@@ -67,8 +76,8 @@ def check_held(path: Path) -> None:
         LockedError: run.lock does not exist or is another file.
     """
     place = path.resolve()
-    for root, identity in _held.items():
-        if place.is_relative_to(root) and _identity(root) != identity:
+    for root, held in _held.items():
+        if place.is_relative_to(root) and _identity(root) != held.identity:
             raise LockedError("runs.lost", root=root, lock=LOCK)
 
 

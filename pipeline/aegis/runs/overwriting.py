@@ -9,10 +9,9 @@ from aegis import progress
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
 from aegis.runs.facts import AdapterFacts
+from aegis.runs.foreign import first_names
 from aegis.runs.publish import refuse_existing
 from aegis.runs.run import Run
-
-_NAMED = 6
 
 
 def announce(places: Sequence[Path]) -> None:
@@ -48,6 +47,4 @@ def refuse_finished(run: Run, *, overwrite: bool) -> None:
 def _described(place: Path) -> str:
     if not place.is_dir():
         return str(place)
-    names = sorted(path.name for path in place.iterdir())
-    more = len(names) - _NAMED
-    return f"{place}: {', '.join(names[:_NAMED])}{f' (+{more})' if more > 0 else ''}"
+    return f"{place}: {first_names(sorted(path.name for path in place.iterdir()))}"

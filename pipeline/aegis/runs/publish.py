@@ -32,7 +32,7 @@ def publishing(final: Path, manifest: Manifest, *, overwrite: bool = False) -> I
         EnvironmentFault: the disk is full.
         LockedError: the run around it was this process's and is not any more.
     """
-    final = final if final.name else final.resolve()
+    final = _named(final)
     check_held(final)
     refuse_existing(final, overwrite=overwrite)
     directory = final.with_name(f".{final.name}.staging-{os.getpid()}")
@@ -64,10 +64,7 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: it exists, it is not a directory, it has files that AEGIS did not write, or its name cannot be used.
     """
-    if not final.name:  # "." and "/" have none, and the folder that is being filled stands beside `final`
-        final = final.resolve()
-    if not final.name:
-        raise UsageError("publish.not_writable", final=final, error=os.strerror(errno.EBUSY))
+    final = _named(final)
     try:
         exists = final.exists()
     except OSError as error:  # the name is too long, or the parent cannot be entered
@@ -77,6 +74,14 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
     if exists and not overwrite:
         raise UsageError("publish.exists", final=final)
     refuse_foreign(final)
+
+
+def _named(final: Path) -> Path:
+    """Return the path with its last name, which "." lacks: the folder that is being filled stands beside it."""
+    final = final if final.name else final.resolve()
+    if not final.name:
+        raise UsageError("publish.not_writable", final=final, error=os.strerror(errno.EBUSY))
+    return final
 
 
 def discard_leftovers(final: Path) -> None:

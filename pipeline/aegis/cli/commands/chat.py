@@ -133,11 +133,12 @@ def _exported(run: Run | None) -> Path:
 
 def _beside(run: Run | None, name: str) -> Path:
     """Return the file of this name, or the run's file of this quantization."""
+    from aegis.runs.disk import at_home
     from aegis.runs.facts import ExportFacts
 
-    path = Path(name)
+    path = given = at_home(name)
     if run is not None and not path.exists() and run.gguf.is_dir():
         path = run.gguf / ExportFacts.read(run.gguf).files.get(name.upper(), name)
-        path = path if path.exists() else Path(name)
+        path = path if path.exists() else given
     refuse_absent(path)
     return path

@@ -10,7 +10,7 @@ import typer
 from aegis import progress
 from aegis.cli import output
 from aegis.cli.options import DryRunOption, FileOption, OverwriteOption, PresetOption, RunOption
-from aegis.cli.paths import announce_overwrite, existing_run, lock_unless_dry_run, refuse_absent
+from aegis.cli.paths import announce_overwrite, existing_run, lock_unless_dry_run, refuse_no_file
 from aegis.cli.registry import command
 from aegis.errors import UsageError
 
@@ -125,9 +125,7 @@ def import_soul(
     """Convert the original pipeline's soul.pt into a soul.safetensors for merge. No code in it is run."""
     from aegis.cli.screens import results
 
-    refuse_absent(soul)
-    if soul.is_dir():
-        raise UsageError("cli.not_a_file", path=soul)
+    refuse_no_file(soul)
     output.say_that_it_loads()
     from aegis.stages.import_soul import import_soul as stage
 
