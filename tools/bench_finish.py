@@ -35,6 +35,7 @@ from aegis.model.base import find_base
 from aegis.model.device import choose_device
 from aegis.runs.manifest import versions
 from aegis.training.build_state import build_state
+from aegis.training.finish import FinishStart
 from aegis.training.finish_choice import plan_finish
 from aegis.training.loop import Loop
 from aegis.verification.run_precheck import Later
@@ -58,7 +59,9 @@ def measure(settings: dict[str, Any], steps: int, quant: str) -> dict[str, Any]:
     assert finish is not None
     data = load_training_set(config, base.tokenizer())
     with build_state(config, base, device, None, finish=finish) as state:
-        loop = Loop(state, config, data.train, None, finish=finish)
+        loop = Loop(
+            state, config, data.train, None, finish=FinishStart(finish, finish.make_blocks(config.lora_targets))
+        )
         loop.run(0, half)
         before, rows = _peak(device), len(listener.rows)
         began = time.perf_counter()

@@ -28,6 +28,12 @@ class Background(Generic[T]):
         self._stop = stop
         threading.Thread(target=self._run, args=(function,), daemon=True).start()
 
+    def end(self) -> None:
+        """Ask the function to stop, and wait for it; its result and its error are dropped."""
+        if self._stop is not None:
+            self._stop.set()
+        self._wait()
+
     def result(self) -> T:
         """Wait for the end; return what the function returned, or raise what it raised."""
         self._wait()
@@ -40,8 +46,7 @@ class Background(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and self._stop is not None:
-            self._stop.set()
-            self._wait()
+            self.end()
 
     def _wait(self) -> None:
         # on Windows a wait without a limit would not see Ctrl-C

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
@@ -30,7 +31,7 @@ def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def passes(gguf: Path, work: Path, advanced: list[float], *names: str) -> LlamaPasses:
     files = dict.fromkeys(names or ("f16", "Q8_0"), gguf)
     work.mkdir()
-    return LlamaPasses(files, SEQUENCES, work, threads=1, end_token=None, advance=advanced.append)
+    return LlamaPasses(files, SEQUENCES, work, torch.device("cpu"), threads=1, end_token=None, advance=advanced.append)
 
 
 def test_beside_other_work_the_logits_are_the_same(gguf: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ the conversion without a difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,7 +130,7 @@ class ShippedWeights:
             self._adapted.append(_Adapted(entry.name, entry.read().to(weight.device), module))
         elif isinstance(module, nn.Embedding):
             module.weight = nn.Parameter(self._values(entry, dtype, module.weight.device), requires_grad=False)
-        elif _stays_in_blocks(module, self.recipe.types[entry.name]):
+        elif module.weight.is_cuda and _stays_in_blocks(module, self.recipe.types[entry.name]):
             inner.set_submodule(path, BlockLinear(*self._blocks(entry, module.weight.device), module.bias))
         else:
             inner.set_submodule(path, _linear(self._values(entry, dtype, module.weight.device), module.bias))
@@ -160,21 +160,25 @@ class ShippedWeights:
             self._head.data[rows] = unfold_head(self.recipe.rounded(folded, HEAD), rotation, gate) / scale
 
 
-def untouched_blocks(model: Any, base: Base, recipe: FileRecipe) -> list[tuple[TensorEntry, str]]:
-    """Return the matrices of a peft model that a finish holds as the file's blocks, with their types."""
-    inner = model.get_base_model()
-    found = [(base.shards.entries[name], kind) for name, kind in recipe.types.items() if name != HEAD]
+def untouched_blocks(
+    model: nn.Module, base: Base, recipe: FileRecipe, adapted: Collection[str]
+) -> list[tuple[TensorEntry, str]]:
+    """Return the matrices that a finish on a GPU holds as the file's blocks, with their types.
+
+    Args:
+        model: the base's modules, without an adapter; they may be on the meta device.
+        adapted: the names of the weights that get an adapter.
+    """
     return [
-        (entry, kind)
-        for entry, kind in found
-        if _stays_in_blocks(inner.get_submodule(entry.name.removesuffix(".weight")), kind)
+        (base.shards.entries[name], kind)
+        for name, kind in recipe.types.items()
+        if name not in (HEAD, *adapted) and _stays_in_blocks(model.get_submodule(name.removesuffix(".weight")), kind)
     ]
 
 
 def _stays_in_blocks(module: Any, kind: str) -> bool:
-    """Whether a matrix without adapter stays in blocks that a kernel of the GPU dequantizes."""
-    is_plain = not hasattr(module, "base_layer") and not isinstance(module, nn.Embedding)
-    return is_plain and module.weight.is_cuda and kind in BLOCK_BYTES
+    """Whether a matrix without adapter stays in blocks on a GPU, where a kernel dequantizes them."""
+    return not isinstance(module, nn.Embedding) and kind in BLOCK_BYTES
 
 
 def _slabs(weight: Tensor) -> list[slice]:

@@ -19,6 +19,7 @@ ORTHOGONALITY_BOUND = 1e-5
 """Largest entry of |RᵀR − I| that counts as rounding: the maps of blocks stay far below it, a dense R below half."""
 
 _HALVINGS = 6
+_SMALL_BLOCK = 16
 
 
 def skew_matrix(entries: Tensor, n: int) -> Tensor:
@@ -126,4 +127,6 @@ def determinant_sign(rotation: Tensor) -> Tensor:
 
     float32 is exact enough: all singular values of an orthogonal matrix are 1, so it is far from a singular one.
     """
-    return torch.linalg.slogdet(rotation).sign
+    # small blocks go to the CPU: on a GPU, the library for this takes seconds to load
+    place = torch.device("cpu") if rotation.shape[-1] <= _SMALL_BLOCK else rotation.device
+    return torch.linalg.slogdet(rotation.to(place)).sign.to(rotation.device)

@@ -79,9 +79,13 @@ def train(
         raise UsageError("train.resume_and_overwrite")
     check_tracker(config.report_to)
     device = require_device(config.device)
-    with process_group(device) as group, _opened(run, group, resume=resume, replace=overwrite or reuse):
+    with (
+        process_group(device) as group,
+        _opened(run, group, resume=resume, replace=overwrite or reuse),
+        ExitStack() as beside,
+    ):
         refuse_unsupported_launch(group, compute_dtype(device))
-        inputs = TrainingInputs.make(config, device, group, run, later, fresh=overwrite)
+        inputs = TrainingInputs.make(config, device, group, run, later, fresh=overwrite, beside=beside)
         config = inputs.config
         start = group.broadcast(lambda: first_step(inputs.manifest(), run, resume, overwrite, reuse))
         if start == FINISHED:

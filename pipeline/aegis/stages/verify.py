@@ -140,12 +140,13 @@ class _Examiner:
             sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)
         witnesses = Witnesses.of(work, sample, kept_windows(run, config.max_kept_kl, checks), config.tokens, limit)
         round_trip = RoundTrip.of(base, run.adapter) if config.compare_bases else None
+        device = require_device(config.device)
         quantized = {quant: run.gguf / name for quant, name in exported.quantized.items()}
         scratch = work / "reference-F16.gguf"
         structure = Structure(run, base, manifests, checks, tokenizer, converted, scratch, config.llama_cpp_dir)
         return cls(
             run, config, base, tokenizer, manifests, checks, work, sample, witnesses, structure, quantized,
-            round_trip, Comparison(work, sample, load_config(run.merged).num_hidden_layers),
+            round_trip, Comparison(work, sample, load_config(run.merged).num_hidden_layers, device),
         )  # fmt: skip
 
     def examine(self) -> Verdict:
@@ -163,7 +164,7 @@ class _Examiner:
 
     def compare_models(self) -> Verdict:
         """Run the models and compare their logits, which are on the disk; llama.cpp runs beside the models on a GPU."""
-        device, models, compared = require_device(self.config.device), self.comparison.models, self.sample.compared
+        device, models, compared = self.comparison.device, self.comparison.models, self.sample.compared
         in_transformers = TransformersPasses(self.structure, self.comparison, self.witnesses, device, self.round_trip)
         count = 5 + (self.round_trip is not None) + len(self.quantized)
         with progress.task(phrase("verify.running_models"), count * sum(map(len, compared)), "token") as bar:
@@ -201,6 +202,7 @@ class _Examiner:
             {"f16": self.run.gguf / kept if kept else self.structure.reference, **self.quantized},
             self.sample.compared,
             self.work,
+            self.comparison.device,
             threads=self.config.threads,
             end_token=self.tokenizer.eos_token_id,
             advance=advance,

@@ -7,7 +7,7 @@ ends, the model in memory is the file.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,9 @@ from aegis.merging.shipped_weights import FileRecipe, ShippedWeights, untouched_
 from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.base_states import release
+from aegis.model.empty_model import empty_model
 from aegis.model.load import compute_dtype
+from aegis.model.lora_targets import adapted_weights, resolve_targets
 from aegis.runs.facts import FinishFacts
 from aegis.runs.manifest import digest
 from aegis.training.state import TrainState
@@ -50,28 +52,29 @@ class Finish:
         recipe = self.recipe
         return digest([self.facts.model_dump(), str(recipe.merged), recipe.scaled])
 
+    def make_blocks(self, lora_targets: Sequence[str]) -> Background[None]:
+        """Begin to make in the background the blocks of the matrices that have no adapter.
+
+        Args:
+            lora_targets: the configured targets.
+        """
+        model = empty_model(self.base.folder)
+        adapted = adapted_weights(model, resolve_targets(model, lora_targets))
+        wanted = untouched_blocks(model, self.base, self.recipe, adapted)
+        return FileBlocks(self.base, self.recipe.merged).make(wanted)
+
 
 class FinishStart:
     """Begins a training's finish when it is due.
 
     Args:
         finish: None for a training without one.
+        blocks: what `Finish.make_blocks` returned; None if they are made when they are needed.
     """
 
-    def __init__(self, finish: Finish | None) -> None:
+    def __init__(self, finish: Finish | None, blocks: Background[None] | None = None) -> None:
         self._finish = finish
-        self._blocks: Background[None] | None = None
-
-    def preparing(self, state: TrainState, step: int) -> AbstractContextManager[object]:
-        """While the block takes steps from `step` on, make in the background what the finish needs."""
-        finish = self._finish
-        if finish is None or step >= finish.start:
-            return nullcontext()
-        wanted = untouched_blocks(state.model, finish.base, finish.recipe)
-        if not wanted or state.soul.skew.device.index:
-            return nullcontext()  # the first process of a machine makes them for all
-        self._blocks = FileBlocks(finish.base, finish.recipe.merged).make(wanted)
-        return self._blocks
+        self._blocks = blocks
 
     def begin(self, state: TrainState, step: int) -> ShippedWeights | None:
         """Replace the model's weights by those of the file, if that is due before `step` or was in an earlier run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from aegis.runs.manifest import Manifest
 from aegis.runs.run import Run
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.execution import allocator
-from aegis.training.finish import Finish
+from aegis.training.finish import Finish, FinishStart
 from aegis.training.finish_choice import FinishChoice
 from aegis.training.keep.batches import KeptText
 from aegis.training.keep.sources import load_kept
@@ -52,6 +53,7 @@ class TrainingInputs:
     quant: str
     device: torch.device
     group: ProcessGroup
+    blocks: Background[None] | None = None
 
     @classmethod
     def make(
@@ -63,8 +65,14 @@ class TrainingInputs:
         later: Later | None = None,
         *,
         fresh: bool = False,
+        beside: ExitStack | None = None,
     ) -> TrainingInputs:
-        """Read and check everything that a training needs; if `fresh`, an earlier one in the run does not count."""
+        """Read and check everything that a training needs.
+
+        Args:
+            fresh: whether an earlier training in the run does not count.
+            beside: while it is open, the blocks of a finish on a GPU are made in the background; None makes none here.
+        """
         group.broadcast(lambda: _check_shards(config, group.world_size))
         later = later or Later()
         # where there are several machines, only that of process 0 has the run
@@ -90,14 +98,17 @@ class TrainingInputs:
             hashing.result()
             if config.keep_best and data.heldout is None:
                 raise UsageError("train.nothing_held_out")
+            blocks = _blocks(finish, config, device, beside)
             with allocator.capped(device, config.gpu_memory_gib):
                 kept = load_kept(config, base, tokenizer, device, run)
         finish = choice.settled(finish, config, device, group)
+        if blocks is not None and finish is None:
+            blocks.end()
         _warn_of_unfinished_alpha(config)
         found = [base.revision, data.report.content_sha256, kept and kept.sha256]
         if group.broadcast(lambda: found) != found:
             raise EnvironmentFault("train.different_inputs")
-        inputs = cls(config, base, data, kept, finish, choice.quant, device, group)
+        inputs = cls(config, base, data, kept, finish, choice.quant, device, group, blocks)
         progress.say(phrase("train.passes", windows=len(data.train), steps=config.max_steps, passes=inputs.passes))
         return inputs
 
@@ -142,7 +153,7 @@ class TrainingInputs:
             return KeptText(self.kept.train, base_states(self.base, self.kept.train, self.device, spill))
 
     def loop(self, state: TrainState, kept_text: KeptText | None, **sinks: Any) -> Loop:
-        data, finish = self.data, self.finish
+        data, finish = self.data, FinishStart(self.finish, self.blocks)
         return Loop(state, self.config, data.train, data.heldout, kept_text, finish=finish, group=self.group, **sinks)
 
 
@@ -150,6 +161,18 @@ def _recorded(run: Run | None) -> dict[str, Any] | None:
     """Return the facts of the run's training, if it was started before, as JSON."""
     facts = None if run is None else started(run)
     return None if facts is None else facts.recorded()
+
+
+def _blocks(
+    finish: Finish | None, config: TrainConfig, device: torch.device, beside: ExitStack | None
+) -> Background[None] | None:
+    """Begin to make the blocks that a planned finish needs on a GPU, in the first process of a machine for all."""
+    if finish is None or beside is None or device.type != "cuda" or device.index:
+        return None
+    # the processors have little to do while the GPU writes the kept text
+    blocks = finish.make_blocks(config.lora_targets)
+    beside.callback(blocks.end)
+    return blocks
 
 
 def _check_shards(config: TrainConfig, world_size: int) -> None:

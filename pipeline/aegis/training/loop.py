@@ -7,30 +7,26 @@ are the same, as on a CPU; kernels that are compiled for a GPU may differ betwee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
-from aegis.data.epochs import windows_per_step
-from aegis.data.order import Order
-from aegis.data.packing import IGNORED, Windows
+from aegis.data.packing import Windows
 from aegis.errors import DivergedError, Interrupted
 from aegis.model.cuda_graphs import own_stream
 from aegis.training.answers import AnswerLog
-from aegis.training.batch import BatchShape, MicroBatch
 from aegis.training.best import HeldoutWatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
-from aegis.training.execution.apply_options import host_embeddings
-from aegis.training.finish import Finish, FinishStart
-from aegis.training.keep.batches import NOTHING_KEPT, KeptBatches, KeptText
+from aegis.training.finish import FinishStart
+from aegis.training.keep.batches import KeptText
 from aegis.training.metrics_log import MetricsLog
 from aegis.training.outcome import LoopOutcome, StepsTaken
 from aegis.training.state import TrainState
 from aegis.training.step import STARTING_STEPS, Stepper
+from aegis.training.step_data import StepBatches
 from aegis.training.step_metrics import PendingStep
 from aegis.training.stop import OTHERS_ASKED, StopRequest, deferred_stop
 from aegis.training.tracking import Report
@@ -45,7 +41,7 @@ class Loop:
     Args:
         heldout: windows that are never trained on, or None.
         kept: kept text with the base's states, or None.
-        finish: the last steps, with the weights of the quantized file; or None.
+        finish: begins the last steps, which have the weights of the quantized file; None if there are none.
         save: called with the number of steps when a checkpoint is due; None to save nothing.
         metrics: file that gets one JSON row per logging step, or None.
         report: gets the same row, or None.
@@ -61,7 +57,7 @@ class Loop:
         heldout: Windows | None,
         kept: KeptText | None = None,
         *,
-        finish: Finish | None = None,
+        finish: FinishStart | None = None,
         save: Callable[[int], object] | None = None,
         metrics: Path | None = None,
         report: Report | None = None,
@@ -70,32 +66,16 @@ class Loop:
     ) -> None:
         self.state = state
         self.config = config
-        self.windows = windows
         self.heldout = heldout
         self.device = state.soul.skew.device
         self._save = save
         self._answers = answers
         self._group = group
-        self._step_size = windows_per_step(config, group.world_size)
-        self._log = MetricsLog(config, state.soul, metrics, report, self._step_size / len(windows))
+        self._batches = StepBatches(state, config, windows, heldout, kept, group)
+        self._log = MetricsLog(config, state.soul, metrics, report, self._batches.windows_per_step / len(windows))
         self._watch = HeldoutWatch()
-        self._order = Order(len(windows), config.seed)
-        self._shape = BatchShape.of(windows, config.batch_size)
-        if heldout is not None:
-            self._shape = self._shape.and_of(BatchShape.of(heldout, config.batch_size))
-        self._embed = host_embeddings(state.model) if self.device.type == "cuda" else None
-        self._kept = None if kept is None else self._kept_batches(kept)
-        self._finish = FinishStart(finish)
-        self._stepper = Stepper(state, config, group, self._kept.example() if self._kept else None)
-
-    def _kept_batches(self, kept: KeptText) -> KeptBatches:
-        kept_shape = BatchShape.of(kept.windows, self.config.batch_size)
-        # the layers are compiled once, for one shape; only the number of rows at the head differs between the passes
-        both = self._shape.and_of(kept_shape)
-        self._shape = replace(both, rows=self._shape.rows)
-        shape = replace(both, rows=kept_shape.rows)
-        on_gpu = self.device.type == "cuda"
-        return KeptBatches(kept, self.config, self._group, shape, pinned=on_gpu, embed=self._embed)
+        self._finish = finish or FinishStart(None)
+        self._stepper = Stepper(state, config, group, self._batches.kept_example())
 
     def run(self, start: int, stop: int) -> LoopOutcome:
         """Take steps [start, stop); there are none if a run was killed between its last step and its publication.
@@ -112,7 +92,6 @@ class Loop:
         self.state.model.train()
         with (
             own_stream(self.device),
-            self._finish.preparing(self.state, start),
             deferred_stop() as stopping,
             progress.training(start, stop) as watch,
         ):
@@ -134,6 +113,7 @@ class Loop:
     def _begin_finish(self, step: int) -> None:
         if (weights := self._finish.begin(self.state, step)) is not None:
             self._stepper.ship(weights)
+            self._batches.forget()
             # the loss of rounded weights is higher: it is no sign that the training has turned
             self._watch = HeldoutWatch()
 
@@ -143,10 +123,12 @@ class Loop:
         self._read(taken)
         taken.pending = pending
         if self._group.world_size > 1:
+            if step + 1 < taken.stop:
+                self._batches.prepare(step + 1)
             # if a process died, the all-reduce never ends. Read before the GPU's queue is full behind it: then this
             # thread would be stuck in a launch, and no signal would reach it
             self._read(taken)
-        taken.throughput.add_step(self.config.max_length * self._step_size)
+        taken.throughput.add_step(self.config.max_length * self._batches.windows_per_step)
 
     def _settle(self, done: int, taken: StepsTaken) -> None:
         """Log, evaluate, save and stop, each if it is due after `done` steps.
@@ -197,7 +179,9 @@ class Loop:
         with self._stepper.evaluating():
             # all processes take the same number of batches, some perhaps empty: a sharded base needs all of them
             for start in range(size * group.rank, turns * size * group.world_size, size * group.world_size):
-                total += self._stepper.eval_loss(self._batch(windows, range(start, min(start + size, evaluated))))
+                total += self._stepper.eval_loss(
+                    self._batches.batch(windows, range(start, min(start + size, evaluated)))
+                )
         group.all_reduce(total)
         return total.item() / max(1, int(windows.trained_per_window[:evaluated].sum()))
 
@@ -208,24 +192,8 @@ class Loop:
         return taken.numbers is not None and taken.numbers.stop_requested
 
     def _launch(self, step: int, stopping: StopRequest) -> PendingStep:
-        size = self.config.batch_size
-        chosen = self._step_windows(step)
-        share = len(chosen) // self._group.world_size
-        ours = chosen[share * self._group.rank :][:share]
-        batches = [self._batch(self.windows, ours[i : i + size]) for i in range(0, share, size)]
-        targets = int(self.windows.trained_per_window[chosen].sum())
-        kept = self._kept.of_step(step) if self._kept else NOTHING_KEPT
-        return self._stepper.launch(step, batches, targets, stopping.exit_code is not None, kept)
-
-    def _step_windows(self, step: int) -> list[int]:
-        return self._order.indices(step, self._step_size)
-
-    def _batch(self, windows: Windows, indices: Sequence[int]) -> MicroBatch:
-        # the last batch of an evaluation may have fewer windows, or none; it is filled up to keep its shape
-        full = [*indices, *[0] * (self.config.batch_size - len(indices))]
-        batch = windows.batch(full)
-        batch.labels[len(indices) :] = IGNORED
-        return MicroBatch.make(batch, self._shape, pinned=self.device.type == "cuda", embed=self._embed)
+        data = self._batches.of_step(step)
+        return self._stepper.launch(step, data.batches, data.targets, stopping.exit_code is not None, data.kept)
 
     def _read(self, taken: StepsTaken) -> None:
         """Wait for the pending step, if there is one, and read its numbers."""
@@ -235,7 +203,7 @@ class Loop:
         try:
             taken.numbers = pending.read()
         except DivergedError as error:
-            windows = self._step_windows(pending.step)
+            windows = self._batches.windows_of(pending.step)
             raise DivergedError(
                 "train.diverged_windows", error_what=error.what, why=error.why, windows=windows, fix=error.fix
             ) from error

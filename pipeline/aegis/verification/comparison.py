@@ -23,12 +23,14 @@ class Comparison:
     Attributes:
         work: folder for the logits.
         layers: number of decoder layers, on which the bounds of rounding depend.
+        device: where the models are compared.
         advance: called with the number of tokens of each recorded sequence.
     """
 
     work: Path
     sample: Sample
     layers: int
+    device: torch.device
     advance: Callable[[float], None] = lambda _tokens: None
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
@@ -39,7 +41,8 @@ class Comparison:
         Raises:
             IntegrityError: it returned NaN or Inf, or another number of positions.
         """
-        self.models[name] = divergence.record(self.work / f"{name}.npy", self._counted(outputs), self.sample.compared)
+        path, sequences = self.work / f"{name}.npy", self.sample.compared
+        self.models[name] = divergence.record(path, self._counted(outputs), sequences, self.device)
 
     def step(self, before: str, after: str, stage: str, max_kl: float | None) -> None:
         """Compare two models that differ by a change of precision."""

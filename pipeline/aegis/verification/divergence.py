@@ -18,9 +18,10 @@ from aegis.errors import IntegrityError
 from aegis.verification.findings import Divergence
 
 Logits = NDArray[np.float32]
-_CHUNK = 1 << 20
+_CHUNK, _CHUNK_GPU = 1 << 20, 1 << 23
 """Logits per chunk: 8 MB in float64, of which a comparison holds about six at a time. Eight times as many take twice to
 four times as long on one core: they leave its cache, and each is fetched from the system anew."""
+_CPU = torch.device("cpu")
 _SHARPNESS = (1 / 8, 4.0)
 """Bounds of 1/T."""
 _NEAR = 0.002
@@ -34,15 +35,17 @@ class Recording:
     Attributes:
         logits: (positions, vocab_size) float32, memory-mapped.
         targets: (positions,) int64, the token that follows each position; −1 at the end of a sequence.
+        device: where the logits are compared.
     """
 
     logits: Logits
     targets: NDArray[np.int64]
+    device: torch.device = _CPU
 
     def read(self, rows: slice | NDArray[np.int64]) -> Tensor:
-        """Return the logits of some positions, in float64."""
+        """Return the logits of some positions, in float64 on the device."""
         # a copy: torch wants no memory that cannot be written
-        return torch.from_numpy(np.array(self.logits[rows])).double()
+        return torch.from_numpy(np.array(self.logits[rows])).to(self.device).double()
 
     @property
     def scored(self) -> int:
@@ -62,8 +65,13 @@ def scratch(beside: Path) -> Iterator[Path]:
         yield Path(found)
 
 
-def record(path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[int]]) -> Recording:
+def record(
+    path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[int]], device: torch.device = _CPU
+) -> Recording:
     """Write a model's logits, one array per sequence, to `path` as plain float32 rows.
+
+    Args:
+        device: where they will be compared.
 
     Raises:
         IntegrityError: the model returned NaN or Inf, or another number of positions.
@@ -77,7 +85,7 @@ def record(path: Path, outputs: Iterable[Logits], sequences: Sequence[Sequence[i
                 raise IntegrityError("divergence.not_finite")
             width = logits.shape[1]
             file.write(np.ascontiguousarray(logits, np.float32).data)
-    return Recording(np.memmap(path, np.float32, "r", shape=(len(targets), width)), targets)
+    return Recording(np.memmap(path, np.float32, "r", shape=(len(targets), width)), targets, device)
 
 
 def compare(reference: Recording, model: Recording) -> Divergence:
@@ -103,7 +111,7 @@ def compare(reference: Recording, model: Recording) -> Divergence:
         lead = max(lead, float(behind.max()))
         kl.append(_kl(one, other))
     # rounding can leave a KL of −1e-17
-    every = torch.cat(kl).clamp_min(0.0)
+    every = torch.cat(kl).clamp_min(0.0).cpu()
     return Divergence(
         float(every.mean()),
         float(np.quantile(every.numpy(), 0.99)),
@@ -168,11 +176,11 @@ def _scored(model: Recording) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in _slices(model):
         positions = np.arange(len(model.targets))[rows]
         positions = positions[model.targets[positions] >= 0]
-        yield model.read(positions), torch.from_numpy(model.targets[positions])
+        yield model.read(positions), torch.from_numpy(model.targets[positions]).to(model.device)
 
 
 def _slices(recording: Recording) -> Iterator[slice]:
     positions, vocab_size = recording.logits.shape
-    rows = max(1, _CHUNK // vocab_size)
+    rows = max(1, (_CHUNK if recording.device.type == "cpu" else _CHUNK_GPU) // vocab_size)
     for start in range(0, positions, rows):
         yield slice(start, start + rows)

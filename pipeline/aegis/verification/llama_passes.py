@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from aegis.background import Background
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
@@ -23,6 +25,7 @@ class LlamaPasses:
     Args:
         files: path by name; "f16" first.
         work: folder for the recorded logits.
+        device: where the logits will be compared.
         advance: called with the number of tokens of each finished sequence.
 
     Attributes:
@@ -34,13 +37,14 @@ class LlamaPasses:
         files: Mapping[str, Path],
         sequences: Sequence[Sequence[int]],
         work: Path,
+        device: torch.device,
         *,
         threads: int | None,
         end_token: int | None,
         advance: Callable[[float], None],
     ) -> None:
         self.recorded: dict[str, Recording] = {}
-        self._files, self._sequences, self._work = files, sequences, work
+        self._files, self._sequences, self._work, self._device = files, sequences, work, device
         self._threads, self._end_token, self._advance = threads, end_token, advance
         self._stopped = threading.Event()
         self._running: Background[None] | None = None
@@ -70,14 +74,15 @@ class LlamaPasses:
         prompt = list(self._sequences[0][:_PROMPT_TOKENS])
         room = max(*map(len, self._sequences), len(prompt) + _SPOKEN_TOKENS)
         repeating: list[str] = []
-        for name, path in self._files.items():
-            with Runtime(path, n_ctx=room, threads=self._threads, logits=True) as runtime:
+        for name, file in self._files.items():
+            with Runtime(file, n_ctx=room, threads=self._threads, logits=True) as runtime:
                 outputs = llama_logits(runtime, self._sequences, phrase("verify.in_llama", name=name))
-                self.recorded[name] = record(self._work / f"{name}.npy", self._counted(outputs), self._sequences)
+                path = self._work / f"{name}.npy"
+                self.recorded[name] = record(path, self._counted(outputs), self._sequences, self._device)
                 if repeats_one_token(runtime, prompt, self._end_token, _SPOKEN_TOKENS):
                     repeating.append(name)
             if name in repeating and "f16" not in repeating:
-                raise IntegrityError("verify.repeats", path_name=path.name, spoken_tokens=_SPOKEN_TOKENS)
+                raise IntegrityError("verify.repeats", path_name=file.name, spoken_tokens=_SPOKEN_TOKENS)
 
     def _counted(self, outputs: Iterable[Logits]) -> Iterator[Logits]:
         for logits in outputs:

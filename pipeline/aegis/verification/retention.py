@@ -102,7 +102,7 @@ class Witnesses:
         """
         for text, sequences in self.texts.items():
             outputs = torch_logits(model, sequences, phrase(_TITLES[name, text]))
-            self._recorded[name, text] = record(self.work / f"{name}-{text}.npy", outputs, sequences)
+            self._recorded[name, text] = record(self.work / f"{name}-{text}.npy", outputs, sequences, model.device)
 
     def measured(self, max_kept_kl: float | None) -> tuple[BaseRetention, ...]:
         """Compare the two models on each text; both must be recorded."""

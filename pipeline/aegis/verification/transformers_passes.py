@@ -82,7 +82,7 @@ class TransformersPasses:
             merge_the_other_way(merged, self.round_trip, structure)
             outputs = torch_logits(merged, self.comparison.sample.compared, phrase("verify.other_way"))
             path = self.comparison.work / "other-way.npy"
-            self._other_way = divergence.record(path, outputs, self.comparison.sample.compared)
+            self._other_way = divergence.record(path, outputs, self.comparison.sample.compared, self.device)
 
     def compare(self, max_kl_nf4: float | None) -> tuple[BaseComparison, ...]:
         """Compare trained, wide and merged; return both choices of base weights, if they are measured."""
