@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,8 @@ def test_beside_other_work_the_logits_are_the_same(gguf: Path, tmp_path: Path) -
     for at_once in (False, True):
         advanced: list[float] = []
         running = passes(gguf, tmp_path / str(at_once), advanced)
-        with running.beside(at_once=at_once):
+        running.allow("f16", "Q8_0")
+        with running.beside() if at_once else nullcontext():
             running.finish()
         assert list(running.recorded) == ["f16", "Q8_0"]
         assert advanced == [8, 3, 4, 8, 3, 4]
@@ -56,7 +58,8 @@ def test_they_run_beside_the_block(gguf: Path, tmp_path: Path) -> None:
     advanced, first = [], threading.Event()
     running = passes(gguf, tmp_path / "work", advanced)
     running._advance = lambda tokens: (advanced.append(tokens), first.set())  # type: ignore[assignment,func-returns-value]
-    with running.beside(at_once=True):
+    with running.beside():
+        running.allow("f16", "Q8_0")
         assert first.wait(60)
         running.finish()
 
@@ -78,12 +81,24 @@ def test_a_failure_of_the_block_stops_them(gguf: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(llama_passes, "Runtime", Slow)
     advanced: list[float] = []
     running = passes(gguf, tmp_path / "work", advanced)
-    with pytest.raises(KeyError), running.beside(at_once=True):  # noqa: PT012 (the block is what fails)
+    with pytest.raises(KeyError), running.beside():  # noqa: PT012 (the block is what fails)
+        running.allow("f16", "Q8_0")
         assert started.wait(60)
         threading.Timer(0.2, failed.set).start()
         raise KeyError
     assert closed == [True]
     assert not running.recorded
+
+
+def test_a_file_runs_when_it_is_allowed_and_not_before(gguf: Path, tmp_path: Path) -> None:
+    """A block that ends before a file was allowed, as when a check fails, leaves that file alone."""
+    done = threading.Event()
+    running = passes(gguf, tmp_path / "work", [])
+    running._advance = lambda tokens: done.set() if tokens == 4 else None
+    with running.beside():
+        running.allow("f16")
+        assert done.wait(60)
+    assert list(running.recorded) == ["f16"]
 
 
 def test_a_file_that_repeats_one_token_is_refused(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +107,15 @@ def test_a_file_that_repeats_one_token_is_refused(gguf: Path, tmp_path: Path, mo
     asked = iter(repeats.values())
     monkeypatch.setattr(llama_passes, "repeats_one_token", lambda *_: next(asked))
     running = passes(gguf, tmp_path / "work", [])
-    with running.beside(at_once=True), pytest.raises(IntegrityError) as caught:
+    running.allow("f16", "Q8_0")
+    with running.beside(), pytest.raises(IntegrityError) as caught:
         running.finish()
     assert caught.value.key == "verify.repeats"
     assert list(running.recorded) == ["f16", "Q8_0"]
     asked = iter((True, True))
     both = passes(gguf, tmp_path / "both", [])
-    with both.beside(at_once=False):
-        both.finish()
+    both.allow("f16", "Q8_0")
+    both.finish()
 
 
 def test_likely_tokens_are_those_with_the_largest_logits(gguf: Path) -> None:

@@ -28,6 +28,7 @@ from aegis.llama_cpp.rendering import Raised, chat_text, chat_texts
 from aegis.llama_cpp.row_quantizer import dequantize_rows, quantize_rows, row_bytes
 from aegis.llama_cpp.runtime import Runtime
 from aegis.llama_cpp.tensor_types import planned_types, tensor_types
+from aegis.llama_cpp.threads import spared_threads
 
 __all__ = [
     "IMATRIX_TYPES",
@@ -66,6 +67,7 @@ __all__ = [
     "refuse_without_compiler",
     "refuse_without_imatrix",
     "row_bytes",
+    "spared_threads",
     "tensor_types",
     "trained_context",
     "try_conversion",

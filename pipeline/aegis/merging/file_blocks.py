@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aegis.background import Background
-from aegis.llama_cpp import row_bytes
+from aegis.llama_cpp import row_bytes, spared_threads
 from aegis.model.base import Base
 from aegis.model.k_quant_weights import quantize_blocks
 from aegis.model.shards import TensorEntry
@@ -30,8 +30,6 @@ from aegis.vendored import vendor_llama_cpp
 _FORMAT = "aegis-blocks 1"
 _FOLDER = "blocks"
 _PART = ".part"
-_SPARED_THREADS = 2
-"""Threads that are left to the training while blocks are made in its background."""
 
 
 def converted(values: Tensor, merged: torch.dtype) -> Tensor:
@@ -82,7 +80,7 @@ class FileBlocks:
 
     def make(self, wanted: Sequence[tuple[TensorEntry, str]]) -> Background[None]:
         """Make in the background what is not in the cache; a `with` block that fails ends it after a matrix."""
-        stop, threads = threading.Event(), max(1, torch.get_num_threads() - _SPARED_THREADS)
+        stop, threads = threading.Event(), spared_threads()
 
         def work() -> None:
             self._drop_unused()

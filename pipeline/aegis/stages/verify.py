@@ -18,7 +18,7 @@ measured too: its weights replace the merged model's in memory, one by one, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,36 +150,42 @@ class _Examiner:
         )  # fmt: skip
 
     def examine(self) -> Verdict:
-        """Check the structure, and compare the models only if it is right."""
+        """Check the structure, and compare the models if it is right; on a GPU, llama.cpp runs beside both."""
         if self.checks.ok:
-            self.structure.examine(self.sample.own_texts)
-        if self.checks.ok:
-            try:
-                return self.compare_models()
-            except IntegrityError as error:
-                maker = _MAKERS[min(len(self.comparison.models), len(_MAKERS) - 1)]
-                with self.checks.check(bilingual("verify.every_model"), maker):
-                    raise error
+            in_llama = self._in_llama()
+            with in_llama.beside() if self.comparison.device.type == "cuda" else nullcontext():
+                if self.structure.is_converted:
+                    in_llama.allow("f16")
+                self.structure.examine(self.sample.own_texts)
+                if self.checks.ok:
+                    # before, llama.cpp might end the process at a file that its quantizer did not make
+                    in_llama.allow("f16", *self.quantized)
+                    return self._compared(in_llama)
         return Verdict(0, tuple(self.checks.done), tuple(self.comparison.steps), {})
 
-    def compare_models(self) -> Verdict:
-        """Run the models and compare their logits, which are on the disk; llama.cpp runs beside the models on a GPU."""
+    def _compared(self, in_llama: LlamaPasses) -> Verdict:
+        try:
+            return self.compare_models(in_llama)
+        except IntegrityError as error:
+            maker = _MAKERS[min(len(self.comparison.models), len(_MAKERS) - 1)]
+            with self.checks.check(bilingual("verify.every_model"), maker):
+                raise error
+        return Verdict(0, tuple(self.checks.done), tuple(self.comparison.steps), {})
+
+    def compare_models(self, in_llama: LlamaPasses) -> Verdict:
+        """Run the models and compare their logits, which are on the disk."""
         device, models, compared = self.comparison.device, self.comparison.models, self.sample.compared
         in_transformers = TransformersPasses(self.structure, self.comparison, self.witnesses, device, self.round_trip)
-        count = 5 + (self.round_trip is not None) + len(self.quantized)
-        with progress.task(phrase("verify.running_models"), count * sum(map(len, compared)), "token") as bar:
-            self.comparison.advance = bar.advance
-            in_llama = self._in_llama(bar.advance)
-            with in_llama.beside(at_once=device.type == "cuda"):
-                in_transformers.run()
-                of_base = divergence.compare(models["trained"], models["base"]).mean_kl
-                perplexity = {"base": divergence.perplexity(models.pop("base"))}
-                bases = in_transformers.compare(self.config.max_kl_nf4)
-                retained = self.witnesses.measured(self.config.max_kept_kl)
-                try:
-                    in_llama.finish()
-                finally:
-                    models.update(in_llama.recorded)
+        with self.comparison.shown(5 + (self.round_trip is not None) + len(self.quantized)):
+            in_transformers.run()
+            of_base = divergence.compare(models["trained"], models["base"]).mean_kl
+            perplexity = {"base": divergence.perplexity(models.pop("base"))}
+            bases = in_transformers.compare(self.config.max_kl_nf4)
+            retained = self.witnesses.measured(self.config.max_kept_kl)
+            try:
+                in_llama.finish()
+            finally:
+                models.update(in_llama.recorded)
             self._compare_in_llama(in_transformers.finished_as)
             perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
             nearness = tuple(self.comparison.nearness(name, of_base) for name in self.quantized)
@@ -196,7 +202,7 @@ class _Examiner:
             summary=sentence(retained, perplexity, self.sample.origin, vocab_size),
         )
 
-    def _in_llama(self, advance: Callable[[float], None]) -> LlamaPasses:
+    def _in_llama(self) -> LlamaPasses:
         kept = ExportFacts.of(self.manifests["convert"]).f16
         return LlamaPasses(
             {"f16": self.run.gguf / kept if kept else self.structure.reference, **self.quantized},
@@ -205,7 +211,7 @@ class _Examiner:
             self.comparison.device,
             threads=self.config.threads,
             end_token=self.tokenizer.eos_token_id,
-            advance=advance,
+            advance=self.comparison.advance,
         )
 
     def _compare_in_llama(self, finished_as: str | None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from aegis import progress
+from aegis.messages import phrase
 from aegis.verification import divergence
 from aegis.verification.divergence import Logits, Recording
 from aegis.verification.findings import NO_BOUNDS, Bounds, Divergence
@@ -24,16 +27,32 @@ class Comparison:
         work: folder for the logits.
         layers: number of decoder layers, on which the bounds of rounding depend.
         device: where the models are compared.
-        advance: called with the number of tokens of each recorded sequence.
     """
 
     work: Path
     sample: Sample
     layers: int
     device: torch.device
-    advance: Callable[[float], None] = lambda _tokens: None
     models: dict[str, Recording] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    _bar: progress.Task | None = None
+    _before: float = 0
+
+    @contextmanager
+    def shown(self, models: int) -> Iterator[None]:
+        """Show a bar of the recorded tokens of `models` models while the block runs."""
+        total = models * sum(map(len, self.sample.compared))
+        with progress.task(phrase("verify.running_models"), total, "token") as bar:
+            bar.advance(self._before)
+            self._bar = bar
+            yield
+
+    def advance(self, tokens: float) -> None:
+        """Count the tokens of a recorded sequence, also from another thread, and before the bar is shown."""
+        if self._bar is None:
+            self._before += tokens
+        else:
+            self._bar.advance(tokens)
 
     def record(self, name: str, outputs: Iterable[Logits]) -> None:
         """Record a model.

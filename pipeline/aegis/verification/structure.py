@@ -91,6 +91,11 @@ class Structure:
         return found if found and known == self.manifests["convert"].inputs["model"] else self.scratch
 
     @property
+    def is_converted(self) -> bool:
+        """Whether the f16 GGUF to compare with is there already, as this process converted it."""
+        return self.reference != self.scratch
+
+    @property
     def exported(self) -> ExportFacts:
         return ExportFacts.of(self.manifests["convert"])
 
@@ -135,7 +140,7 @@ class Structure:
         """
         merged, exported = self.run.merged, self.exported
         with self.checks.check(bilingual("verify.converted"), "convert"):
-            if self.reference == self.scratch:
+            if not self.is_converted:
                 needed = files_bytes(merged, ShardSet.open(merged), [F16])
                 disk.require_space(self.reference, needed, phrase("disk.gguf_files"))
                 convert(merged, self.reference, model_name=exported.name, tree=self.tree)
