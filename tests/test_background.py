@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from aegis.background import Background
+from aegis.background import Background, two_at_a_time
 from aegis.errors import UsageError
 
 
@@ -41,3 +41,30 @@ def test_a_process_that_ends_does_not_wait_for_it() -> None:
         "import time; from aegis.background import Background; Background(lambda: time.sleep(600)); raise SystemExit(3)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 3
+
+
+def test_two_run_at_a_time_and_their_results_keep_their_order() -> None:
+    """The first waits for the second, which would never begin after it; the third begins when the first has ended."""
+    second, ended = threading.Event(), threading.Event()
+
+    def first() -> int:
+        assert second.wait(20)
+        ended.set()
+        return 1
+
+    def third() -> int:
+        return 3 if ended.is_set() else 0
+
+    assert list(two_at_a_time([first, lambda: second.set() or 2, third])) == [1, 2, 3]
+
+
+def test_its_end_can_be_asked_for() -> None:
+    """It sees that, and its error is nobody's any more."""
+    stop = threading.Event()
+
+    def work() -> None:
+        assert stop.wait(20)
+        raise KeyError
+
+    Background(work, stop).end()
+    assert stop.is_set()

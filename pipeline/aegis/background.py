@@ -1,9 +1,10 @@
-"""Runs a function in a thread in the background of its caller, who asks for its result, or its error, later."""
+"""Runs functions in threads in the background of their caller, who asks for their results, or errors, later."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -58,3 +59,14 @@ class Background(Generic[T]):
             self._future.set_result(function())
         except BaseException as error:
             self._future.set_exception(error)
+
+
+def two_at_a_time(functions: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the functions' results in their order; while the caller waits for one, it and the next one run."""
+    running: deque[Background[T]] = deque()
+    for function in functions:
+        running.append(Background(function))
+        if len(running) == 2:
+            yield running.popleft().result()
+    for left in running:
+        yield left.result()

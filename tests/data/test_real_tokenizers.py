@@ -25,7 +25,7 @@ from aegis.errors import DataError
 from aegis.llama_cpp import Runtime, convert
 from aegis.model.families import PROVEN
 from aegis.model.vocabulary import name_for_llama_cpp, vocabulary_of
-from aegis.verification.token_parity import compare_tokens
+from aegis.verification.token_parity import TokenIds, compare_tokens
 from aegis.verification.token_sequences import HARD_STRINGS
 from tests.data.real import RealTokenizers
 
@@ -403,7 +403,7 @@ def test_llama_cpp_tokenizes_the_rows_to_the_same_ids(real: MakeReal, tmp_path: 
             ids = encode(encoder_of(tokenizer), ROWS[row]).ids.tolist()
             assert runtime.tokenize(text, add_bos=False) == ids, row
             assert runtime.tokenize(text, add_bos=False, special=False) != ids
-        assert compare_tokens(tokenizer, runtime).wrong == ()
+        assert compare_tokens(TokenIds.of(tokenizer), runtime).wrong == ()
 
 
 def test_the_pieces_have_the_scores_of_a_real_file(real_files: RealTokenizers, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from aegis.model import growing_cache
 from aegis.model.cuda_graphs import GraphRecorder, own_stream
 from aegis.model.decoder import Decoder
 from aegis.model.load import load_base
@@ -79,10 +80,14 @@ def furthest(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max())
 
 
+@pytest.mark.parametrize("step", [growing_cache.STEP, 8])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_a_pass_without_a_cache(folders: Callable[[str], Path], name: str, device: str) -> None:
-    """Control: other texts with the same last tokens."""
+def test_logits_are_those_of_a_pass_without_a_cache(
+    folders: Callable[[str], Path], name: str, device: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where attention reads more of the cache on the way. Control: other texts with the same last tokens."""
+    monkeypatch.setattr(growing_cache, "STEP", step)
     model, ids = load(folders(name), device), texts()
     wanted = without_cache(model, ids)
     other = torch.cat([texts()[:, :PROMPT].flip(0), ids[:, PROMPT:]], dim=1)
@@ -106,13 +111,43 @@ def test_padding_on_the_left_changes_nothing(folders: Callable[[str], Path], nam
         assert furthest(unknown[row], wanted) > 0.1 or not skipped
 
 
+def test_attention_reads_the_part_that_is_filled(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By steps of 8 tokens, at most the whole cache. What lies beyond may hold anything. Control: what lies within."""
+    monkeypatch.setattr(growing_cache, "STEP", 8)
+    read, spoiled = [], {"beyond": 0.0, "within": 0.0}
+
+    class Watched(growing_cache.GrowingCache):
+        def update(self, *args: Any, **kwargs: Any) -> Any:
+            keys, values = super().update(*args, **kwargs)
+            layer: Any = self.layers[0]
+            layer.keys[:, :, self.shown :] = layer.values[:, :, self.shown :] = spoiled["beyond"]
+            layer.values[:, :, 0] += spoiled["within"]
+            read.append(keys.shape[2])
+            return keys, values
+
+    monkeypatch.setattr(growing_cache, "GrowingCache", Watched)
+    model, ids = load(folders("llama"), "cpu"), texts()
+    wanted = step_by_step(model, ids)
+    assert read[0] == 8
+    assert sorted(set(read)) == [8, 16, 24]
+    for place, is_same in (("beyond", True), ("within", False)):
+        spoiled[place] = 1e4
+        assert torch.equal(step_by_step(model, ids), wanted) is is_same
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("name", "passes"), [("llama", 3), ("phi3", 3), ("gemma3_text", LENGTH - PROMPT + 1)])
+@pytest.mark.parametrize(
+    ("name", "step", "passes"),
+    [("llama", 24, 3), ("phi3", 24, 3), ("llama", 8, 7), ("gemma3_text", 24, LENGTH - PROMPT + 1)],
+)
 def test_a_step_is_recorded_unless_a_window_slides(
-    folders: Callable[[str], Path], name: str, passes: int, monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], Path], name: str, step: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python runs the model for the prompt, to warm up, and to record; the rest is replayed."""
+    """Python runs the model for the prompt, and to warm up and record per part of the cache; the rest is replayed."""
+    monkeypatch.setattr(growing_cache, "STEP", step)
     model, calls, forward = load(folders(name), "cuda"), [], type(load(folders(name), "cuda")).forward
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -173,7 +173,7 @@ def test_the_f16_gguf_agrees_with_the_live_soul(
             check_f16(gguf.with_name("other.gguf"), merged, read_config(tmp_path / "merged"), tokenizer)
     if case.vocabulary:
         with Runtime(gguf, vocab_only=True) as runtime:
-            assert token_parity.compare_tokens(tokenizer, runtime).wrong == ()
+            assert token_parity.compare_tokens(token_parity.TokenIds.of(tokenizer), runtime).wrong == ()
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2"])

@@ -149,6 +149,23 @@ def test_answers_take_two_percent_of_the_time(seconds: float, steps: int, cost: 
     assert len(found) >= min(3, SHARE * seconds * steps // cost)
 
 
+def test_a_pause_between_two_rows_does_not_make_a_training_longer() -> None:
+    """A finish begins after step 300 of a short training on a large card. The control is a longer training."""
+    assert permitted_at(0.028, pause=15.0) == []
+    assert permitted_at(0.4, pause=15.0) != []
+
+
+def permitted_at(seconds_per_step: float, pause: float) -> list[int]:
+    """Return the steps of 500 at which a clock permits answers, where none are given."""
+    now, found = 0.0, []
+    clock = _Clock(0, 500, now=lambda: now)
+    for done in range(10, 500, 10):
+        now += 10 * seconds_per_step + (pause if done == 310 else 0)
+        if clock.permits(done):
+            found.append(done)
+    return found
+
+
 def test_a_training_of_seconds_has_no_answers() -> None:
     """The control is the same one, ten times as long."""
     assert answered(0.028, 500, 1.2)[0] == []

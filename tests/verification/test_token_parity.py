@@ -12,7 +12,7 @@ import pytest
 from aegis.errors import DataError
 from aegis.llama_cpp import Runtime, convert, rendering
 from aegis.model.base import load_tokenizer
-from aegis.verification.token_parity import chat_ids, compare_tokens
+from aegis.verification.token_parity import TokenIds, chat_ids, compare_tokens
 from tests.conftest import MakeRandom
 
 DECOMPOSED = unicodedata.normalize("NFD", "がぎぐげご")
@@ -32,7 +32,7 @@ def composing(
 def test_text_that_only_one_side_composes_is_reported_and_not_counted(composing: tuple[Any, Runtime]) -> None:
     tokenizer, runtime = composing
     assert tokenizer(DECOMPOSED).input_ids != runtime.tokenize(DECOMPOSED, add_bos=True)
-    parity = compare_tokens(tokenizer, runtime, [DECOMPOSED])
+    parity = compare_tokens(TokenIds.of(tokenizer, [DECOMPOSED]), runtime)
     assert parity.wrong == ()
     (remark,) = parity.remarks
     assert "NFC" in remark.english
@@ -41,7 +41,7 @@ def test_text_that_only_one_side_composes_is_reported_and_not_counted(composing:
 def test_texts_with_other_ids_are_counted(composing: tuple[Any, Runtime], quick_base: Path) -> None:
     """The control: another tokenizer's ids, with the token they part at; composing explains none of that."""
     _, runtime = composing
-    parity = compare_tokens(load_tokenizer(quick_base), runtime, [DECOMPOSED])
+    parity = compare_tokens(TokenIds.of(load_tokenizer(quick_base), [DECOMPOSED]), runtime)
     assert len(parity.wrong) > parity.compared / 2
     assert any("from token 0 on" in line.shown and "in llama.cpp" in line.english for line in parity.wrong)
 

@@ -22,7 +22,7 @@ from aegis.stages.train import train
 from aegis.training import inputs
 from aegis.training.distributed.group import ProcessGroup
 from aegis.verification import tokenizer_precheck
-from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, converting_vocabulary
+from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, converting_vocabulary, our_ids
 from tests.conftest import MakeRandom, Recorder
 
 ASKED = "checking the tokenizer with llama.cpp's converter"
@@ -189,10 +189,10 @@ def test_ids_that_differ_are_known_before_the_training(quick_base: Path, tree: P
         with converted_vocabulary(base, tree) as vocabulary:
             assert vocabulary is not None
             if passes:
-                check_ids(base, vocabulary, load_tokenizer(folder), texts)
+                check_ids(base, vocabulary, our_ids(base, load_tokenizer(folder), texts))
                 continue
             with pytest.raises(UnsupportedModelError) as caught:
-                check_ids(base, vocabulary, load_tokenizer(folder), texts)
+                check_ids(base, vocabulary, our_ids(base, load_tokenizer(folder), texts))
             assert caught.value.key == "vocabulary.other_ids"
 
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import progress
+from aegis.background import two_at_a_time
 from aegis.config.presets import DEMO
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError, first_line
 from aegis.hub.models import DESCRIPTION, download
@@ -163,7 +164,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def hash_weights(shards: ShardSet) -> str:
-    """Read every shard and return the hash of the weights.
+    """Read every shard, two at a time, and return the hash of the weights.
 
     Raises:
         IntegrityError: a shard in the Hub's cache does not have the hash that the Hub gave; it is removed.
@@ -171,8 +172,8 @@ def hash_weights(shards: ShardSet) -> str:
     total = sum(path.stat().st_size for path in shards.files)
     digests = []
     with progress.task(phrase("base.hashing"), total, "B") as bar:
-        for path in shards.files:
-            found = file_sha256(path, bar.advance)
+        hashes = two_at_a_time(partial(file_sha256, path, bar.advance) for path in shards.files)
+        for path, found in zip(shards.files, hashes, strict=True):
             refuse_spoiled(path, found)
             digests.append(bytes.fromhex(found))
     return weights_hash_of(digests)

@@ -42,9 +42,12 @@ class Decoder:
         embed: Embed | None = None,
         record: bool = False,
     ) -> None:
+        from aegis.model.growing_cache import GrowingCache
+
         self._model, self._embed = model, embed
         self._device = model.get_output_embeddings().weight.device
-        self._cache = _static_cache(model.config, length)
+        self._cache = GrowingCache(model.config, length)
+        self._filled = 0
         self._mask: Tensor | None = None
         self._next = torch.zeros(rows, 1, dtype=torch.int64, device=self._device)
         if padding is not None:
@@ -54,6 +57,8 @@ class Decoder:
         self._given = torch.zeros(rows, 1, dtype=torch.int64, device=self._device)
         self._logits = torch.empty(0)
         self._calls = 0
+        self._recorder: GraphRecorder | None = None
+        self._warmed_up = False
         self._replay: Callable[[], None] | None = None
         self._records = record and self._device.type == "cuda" and embed is None and self._can_repeat(length)
 
@@ -63,12 +68,16 @@ class Decoder:
         The next call may overwrite them. Only the first call may have several tokens per text.
         """
         self._calls += 1
+        self._filled += tokens.shape[1]
+        if self._cache.show(self._filled):
+            self._replay, self._warmed_up = None, False
         if self._calls == 1:
             return self._first(tokens)
-        if self._calls == 3 and self._records:  # the second call has warmed up what the third one records
+        if self._records and self._replay is None and self._warmed_up:
             self._record()
         if self._replay is None:
             self._step(tokens)
+            self._warmed_up = True
         else:
             self._given.copy_(tokens)
             self._replay()
@@ -85,9 +94,10 @@ class Decoder:
         self._next.add_(1)
 
     def _record(self) -> None:
+        self._recorder = self._recorder or GraphRecorder()
         try:
             with _fixed_frequencies(self._model):
-                self._replay = GraphRecorder().record(lambda: self._step(self._given))
+                self._replay = self._recorder.record(lambda: self._step(self._given))
         except RuntimeError:  # a kernel of this family waits for the GPU
             self._records = False
 
@@ -98,7 +108,7 @@ class Decoder:
             given = {"inputs_embeds": self._embed(tokens).to(self._device)}
         found = self._model(
             **given,
-            attention_mask=self._mask,
+            attention_mask=None if self._mask is None else self._mask[:, : self._cache.shown],
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -112,21 +122,6 @@ class Decoder:
         rope = getattr(self._model.config.get_text_config(), "rope_parameters", None) or {}
         original = rope.get("original_max_position_embeddings") or length
         return not any(self._cache.is_sliding) and length <= original
-
-
-def _static_cache(config: Any, length: int) -> Any:
-    """Make a cache of `length` tokens; a sliding window that is not shorter is no window.
-
-    transformers counts the tokens of a sliding layer on the host, which a recorded step would not do.
-    """
-    from transformers import StaticCache
-    from transformers.cache_utils import StaticLayer
-
-    cache = StaticCache(config=config, max_cache_len=length)
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    if window is None or window >= length:
-        cache.layers = [StaticLayer(max_cache_len=length) if layer.is_sliding else layer for layer in cache.layers]
-    return cache
 
 
 @contextmanager

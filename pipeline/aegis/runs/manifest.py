@@ -11,11 +11,13 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from aegis import __version__, progress
+from aegis.background import two_at_a_time
 from aegis.errors import IntegrityError
 from aegis.limits import RECORD_BYTES, read_json
 from aegis.messages import Bilingual, bilingual, phrase
@@ -167,12 +169,8 @@ def verify_directory(directory: Path) -> Manifest:
     manifest = read_manifest(directory)
     wrong: list[Bilingual] = []
     with hashing(directory.name, sum(record.bytes for record in manifest.files.values())) as read:
-        for name, record in manifest.files.items():
-            path = directory / name
-            if not path.is_file():
-                wrong.append(bilingual("manifest.missing", name=name))
-            elif (why := _difference(path, record, read)) is not None:
-                wrong.append(why.after(f"{name}: "))
+        checks = (partial(_wrong, directory, name, record, read) for name, record in manifest.files.items())
+        wrong += [found for found in two_at_a_time(checks) if found is not None]
     if wrong:
         raise IntegrityError("manifest.folder_differs", directory=directory, wrong=Bilingual.joined("\n", wrong))
     return manifest
@@ -190,6 +188,13 @@ def verify_file(path: Path) -> bool:
     if record is not None and (why := _difference(path, record)) is not None:
         raise IntegrityError("manifest.file_differs", path=path, why=why)
     return record is not None
+
+
+def _wrong(directory: Path, name: str, record: FileRecord, read: Callable[[int], object] | None) -> Bilingual | None:
+    if not (directory / name).is_file():
+        return bilingual("manifest.missing", name=name)
+    why = _difference(directory / name, record, read)
+    return None if why is None else why.after(f"{name}: ")
 
 
 def _difference(path: Path, record: FileRecord, read: Callable[[int], object] | None = None) -> Bilingual | None:

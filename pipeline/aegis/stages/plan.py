@@ -42,7 +42,7 @@ from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlan
 from aegis.verification.base_precheck import check_base
 from aegis.verification.run_precheck import Later, check_later, later_bytes
 from aegis.verification.space_estimate import memory_needed, scratch_needed
-from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, sample_texts
+from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, our_ids, sample_texts
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,13 @@ def _data(config: TrainConfig, base: Base, vocabulary: Path | None) -> tuple[Dat
     try:
         with from_cache_only() if on_hub else nullcontext():
             data = load_training_set(config, tokenizer, keep=False)
-            texts = sample_texts(config, data, tokenizer, keep=False) if vocabulary else ()
+            texts = sample_texts(config, data, tokenizer, keep=False) if vocabulary else []
     except EnvironmentFault as error:
         if error.key != "sources.not_fetched":
             raise
         return None, phrase("plan.hub_data", dataset=config.dataset)
     if vocabulary is not None:
-        check_ids(base, vocabulary, tokenizer, texts)
+        check_ids(base, vocabulary, our_ids(base, tokenizer, texts))
     return data.report, ""
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from aegis import progress
+from aegis.background import Background
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
@@ -186,6 +187,7 @@ class _Examiner:
                 in_llama.finish()
             finally:
                 models.update(in_llama.recorded)
+            Background(self.structure.remove_reference)  # freeing so many bytes takes more than a second
             self._compare_in_llama(in_transformers.finished_as)
             perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
             nearness = tuple(self.comparison.nearness(name, of_base) for name in self.quantized)

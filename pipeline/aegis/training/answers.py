@@ -178,6 +178,7 @@ class _Clock:
         self._look = first, now()
         self._began = self._look[1]
         self._spent = 0.0
+        self._pace = math.inf
         self._cost: float | None = None
         self.allowed = 0.0
 
@@ -187,10 +188,12 @@ class _Clock:
         (step, moment), self._look = self._look, (done, now)
         self._looks += 1
         passed = now - self._began
+        # the shortest time per step so far: some steps also compile kernels, evaluate or begin a finish
+        self._pace = min(self._pace, (now - moment) / (done - step))
         if self._cost is not None:
             self.allowed = SHARE * passed - self._spent
             return self.allowed >= self._cost
-        expected = passed + (now - moment) / (done - step) * (self._last - done)
+        expected = passed + self._pace * (self._last - done)
         self.allowed = SHARE * expected - self._spent
         # the time until the second row has also loaded and compiled kernels
         return self._looks > 2 and self.allowed >= _MIN_SECONDS

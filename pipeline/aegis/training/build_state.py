@@ -27,7 +27,7 @@ from aegis.training.distributed.launcher import local_world_size
 from aegis.training.distributed.sharded_base import shard_base
 from aegis.training.execution import allocator
 from aegis.training.execution.apply_options import apply_options
-from aegis.training.execution.compiler_choices import own_compiler_cache
+from aegis.training.execution.compiler_choices import compiler_at_work
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.finish import Finish
 from aegis.training.optimizer import make_optimizer
@@ -76,7 +76,7 @@ def build_state(
         apply_options(options, model, config.max_length)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         state = TrainState(model, soul, lora_layers, make_optimizer(model, soul, config), scaler, options)
-        with own_compiler_cache() if options.compiled else nullcontext(), soul_hook(model, soul):
+        with compiler_at_work() if options.compiled else nullcontext(), soul_hook(model, soul):
             if resume_from is not None:
                 with handed_over(group, resume_from) as folder:
                     checkpoint.load(folder, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from aegis.training.resume import HOUSEKEEPING, SHARED, started
 from aegis.training.state import TrainState
 from aegis.verification.base_precheck import check_base
 from aegis.verification.run_precheck import Later, check_later
-from aegis.verification.tokenizer_precheck import check_ids, converting_vocabulary, sample_texts
+from aegis.verification.tokenizer_precheck import check_ids, converting_vocabulary, our_ids, sample_texts
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,12 @@ class TrainingInputs:
                 check_later(base, config, later, run)
                 data = load_training_set(config, tokenizer)
                 config = with_steps(config, len(data.train), group.world_size)
+                ids = our_ids(base, tokenizer, sample_texts(config, data, tokenizer))
+                import_module("peft")  # it takes seconds, and the converter still works
                 vocabulary = converting.result()
                 finish = choice.plan(config, base, vocabulary)
                 if vocabulary is not None:
-                    check_ids(base, vocabulary, tokenizer, sample_texts(config, data, tokenizer))
+                    check_ids(base, vocabulary, ids)
             hashing.result()
             if config.keep_best and data.heldout is None:
                 raise UsageError("train.nothing_held_out")

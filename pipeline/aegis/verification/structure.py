@@ -33,11 +33,11 @@ from aegis.verification import (
     merged_checks,
     run_checks,
     sidecar_checks,
-    token_parity,
 )
 from aegis.verification.gguf_checks import files_bytes
 from aegis.verification.quantized_checks import Recipe, check_quantized_file
 from aegis.verification.run_checks import Checks
+from aegis.verification.token_parity import TokenIds, compare_tokens
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class Structure:
     def is_converted(self) -> bool:
         """Whether the f16 GGUF to compare with is there already, as this process converted it."""
         return self.reference != self.scratch
+
+    def remove_reference(self) -> None:
+        """Remove the f16 GGUF to compare with, unless it is one of the run's own files."""
+        if self.exported.f16 is None:
+            self.reference.unlink(missing_ok=True)
 
     @property
     def exported(self) -> ExportFacts:
@@ -164,10 +169,12 @@ class Structure:
         sidecar_checks.check_export_sidecars(self.checks, self.run.merged, self.run.gguf, self.manifests["convert"])
 
     def _check_tokens(self, own_texts: list[str]) -> None:
+        ours: TokenIds | None = None
         for name in self.exported.files.values():
             with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as tell:
+                ours = ours or TokenIds.of(self.tokenizer, own_texts)
                 with Runtime(self.run.gguf / name, vocab_only=True) as runtime:
-                    parity = token_parity.compare_tokens(self.tokenizer, runtime, own_texts)
+                    parity = compare_tokens(ours, runtime)
                 if parity.wrong:
                     raise IntegrityError(
                         "verify.other_ids",

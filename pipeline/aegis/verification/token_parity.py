@@ -28,39 +28,65 @@ class Parity:
     remarks: tuple[Bilingual, ...]
 
 
-def compare_tokens(tokenizer: Any, runtime: Runtime, texts: Sequence[str] = ()) -> Parity:
-    """Tokenize hard strings, `texts` and chats in transformers and in llama.cpp.
+@dataclass(frozen=True)
+class TokenIds:
+    """The token ids of hard strings, some texts and some chats in transformers.
+
+    Attributes:
+        tokenizer: gave the ids.
+        texts: pairs of a text and its ids.
+        chats: pairs of a chat that the template accepts and its ids.
+        full_width: the ids of FULL_WIDTH_START; None if there is no chat.
+    """
+
+    tokenizer: Any
+    texts: tuple[tuple[str, list[int]], ...]
+    chats: tuple[tuple[tuple[Message, ...], list[int]], ...]
+    full_width: list[int] | None
+
+    @classmethod
+    def of(cls, tokenizer: Any, texts: Sequence[str] = ()) -> TokenIds:
+        """Tokenize hard strings, `texts` and chats.
+
+        Raises:
+            DataError: the tokenizer's chat template does not finish or fails.
+        """
+        plain = (*HARD_STRINGS, *texts)
+        chats = conversations_for(tokenizer)
+        return cls(
+            tokenizer,
+            tuple(zip(plain, Encoder(tokenizer).token_ids(plain), strict=True)),
+            tuple((chat, chat_ids(tokenizer, list(chat))) for chat in chats),
+            chat_ids(tokenizer, list(FULL_WIDTH_START)) if chats else None,
+        )
+
+
+def compare_tokens(ours: TokenIds, runtime: Runtime) -> Parity:
+    """Tokenize the same texts and chats in llama.cpp, and compare the ids.
 
     Raises:
-        DataError: a chat template, the tokenizer's or the file's, does not finish or fails.
+        DataError: the file's chat template does not finish or fails.
     """
     wrong: list[Bilingual] = []
     composed = False
-    plain = (*HARD_STRINGS, *texts)
-    for text, ours in zip(plain, Encoder(tokenizer).token_ids(plain), strict=True):
+    for text, ids in ours.texts:
         theirs = runtime.tokenize(text, add_bos=True)
-        if ours == theirs:
+        if ids == theirs:
             continue
-        if _is_composed_first(tokenizer, text) and runtime.tokenize(_composed(text), add_bos=True) == ours:
+        if _is_composed_first(ours.tokenizer, text) and runtime.tokenize(_composed(text), add_bos=True) == ids:
             composed = True
             continue
-        wrong.append(_first_difference(ours, theirs).after(f"{text[:30]!r}: "))
-    chats = conversations_for(tokenizer)
-    for messages in chats:
-        ours, theirs = chat_ids(tokenizer, list(messages)), _their_ids(runtime, messages)
-        if ours != theirs:
-            difference = _first_difference(ours, theirs)
-            wrong.append(bilingual("parity.chat", messages=len(messages), difference=difference))
+        wrong.append(_first_difference(ids, theirs).after(f"{text[:30]!r}: "))
+    for messages, ids in ours.chats:
+        theirs = runtime.chat_tokens(list(messages))
+        if ids != theirs:
+            wrong.append(bilingual("parity.chat", messages=len(messages), difference=_first_difference(ids, theirs)))
     remarks = []
     if composed:
         remarks.append(bilingual("parity.composed"))
-    if chats and chat_ids(tokenizer, list(FULL_WIDTH_START)) != _their_ids(runtime, FULL_WIDTH_START):
+    if ours.full_width is not None and ours.full_width != runtime.chat_tokens(list(FULL_WIDTH_START)):
         remarks.append(bilingual("parity.full_width"))
-    return Parity(len(plain) + len(chats), tuple(wrong), tuple(remarks))
-
-
-def _their_ids(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
-    return runtime.chat_tokens(list(messages))
+    return Parity(len(ours.texts) + len(ours.chats), tuple(wrong), tuple(remarks))
 
 
 def _composed(text: str) -> str:

@@ -29,7 +29,7 @@ from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.runs import disk
 from aegis.verification.gguf_checks import check_pieces
 from aegis.verification.heldout_text import OWN_TEXTS, own_texts
-from aegis.verification.token_parity import compare_tokens
+from aegis.verification.token_parity import TokenIds, compare_tokens
 
 _KEPT = "vocabularies"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -79,23 +79,33 @@ def _vocabulary(base: Base, scratch: Path, tree: Path, *, keep: bool) -> Path:
     return kept
 
 
-def check_ids(base: Base, vocabulary: Path, tokenizer: Any, texts: Sequence[str]) -> None:
-    """Refuse a base whose tokenizer gives other ids in llama.cpp, as verify would do after the training.
+def our_ids(base: Base, tokenizer: Any, texts: Sequence[str]) -> TokenIds:
+    """Return the ids that `check_ids` compares; a training makes them while the converter works.
 
     Args:
-        vocabulary: the file of `converted_vocabulary`.
         tokenizer: the base's, in transformers.
         texts: the user's own texts.
 
     Raises:
+        UnsupportedModelError: the chat template fails.
+    """
+    with _refused_as_other(base):
+        return TokenIds.of(tokenizer, texts)
+
+
+def check_ids(base: Base, vocabulary: Path, ours: TokenIds) -> None:
+    """Refuse a base whose tokenizer gives other ids in llama.cpp, as verify would do after the training.
+
+    Args:
+        vocabulary: the file of `converted_vocabulary`.
+
+    Raises:
         UnsupportedModelError: added tokens, special tokens or the ids of a text differ.
     """
-    try:
-        check_pieces(vocabulary, tokenizer)
+    with _refused_as_other(base):
+        check_pieces(vocabulary, ours.tokenizer)
         with Runtime(vocabulary, vocab_only=True) as runtime:
-            parity = compare_tokens(tokenizer, runtime, texts)
-    except AegisError as error:
-        raise UnsupportedModelError("vocabulary.other", base_name=base.name, why=error) from error
+            parity = compare_tokens(ours, runtime)
     if parity.wrong:
         raise UnsupportedModelError(
             "vocabulary.other_ids",
@@ -104,6 +114,14 @@ def check_ids(base: Base, vocabulary: Path, tokenizer: Any, texts: Sequence[str]
             compared=parity.compared,
             wrong=Bilingual.joined("\n", parity.wrong[:5]),
         )
+
+
+@contextmanager
+def _refused_as_other(base: Base) -> Iterator[None]:
+    try:
+        yield
+    except AegisError as error:
+        raise UnsupportedModelError("vocabulary.other", base_name=base.name, why=error) from error
 
 
 def sample_texts(config: TrainConfig, data: Prepared, tokenizer: Any, *, keep: bool = True) -> list[str]:

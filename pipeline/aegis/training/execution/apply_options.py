@@ -119,6 +119,10 @@ class _LayerForward:
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.plain:
             return type(self._layer).forward(self._layer, hidden, *args, **kwargs)
+        if self._compiled and not torch.is_grad_enabled():
+            # as in a training step: without gradients, the layer would be compiled once more, which takes seconds
+            with torch.enable_grad():
+                return self._function(self._layer, hidden.detach().requires_grad_(), *args, **kwargs).detach()
         if torch.is_grad_enabled() and not hidden.requires_grad:
             # the embeddings' output needs no gradient; with one, the first layer is compiled like the others
             hidden = hidden.detach().requires_grad_()

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from aegis.background import Background
+
 FILE = "compiler_choices.json"
 _MAX_BYTES = 4 << 20
 """A choice has about 200 bytes, and a training some dozens of them."""
@@ -39,6 +41,18 @@ def own_compiler_cache() -> Iterator[None]:
         temporary_cache_dir(folder),
     ):
         yield
+
+
+@contextmanager
+def compiler_at_work() -> Iterator[None]:
+    """Let torch.compile work in the block, and end its processes afterwards: they hold memory."""
+    from torch._inductor.async_compile import shutdown_compile_workers
+
+    try:
+        with own_compiler_cache():
+            yield
+    finally:
+        Background(shutdown_compile_workers)
 
 
 def save_choices(folder: Path) -> None:
