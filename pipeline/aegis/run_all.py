@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import IntegrityError, Interrupted, UsageError
+from aegis.llama_cpp import PreparedTool, prepared_converter
 from aegis.messages import bilingual, phrase
 from aegis.runs import known_hashes
 from aegis.runs.foreign import refuse_foreign
@@ -62,17 +63,24 @@ def run_all(
                 train(train_config, run, overwrite=overwrite, reuse=not overwrite, later=later)
             except Interrupted as error:
                 raise error.with_fix(bilingual("run.go_on")) from None
-        with _stage(times, "run.merge", run.merged):
-            merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
-        with scratch(run.verify) as between:
+        with scratch(run.verify) as between, _prepared(run, export_config) as prepared:
+            with _stage(times, "run.merge", run.merged):
+                merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
             same_tree = export_config.llama_cpp_dir == verify_config.llama_cpp_dir
             f16 = between / "F16.gguf" if same_tree and not verify_config.paranoid else None
             with _stage(times, "run.export", run.gguf):
-                exported = export_gguf(run.merged, run.gguf, export_config, overwrite=True, reuse=True, hand_over=f16)
+                exported = export_gguf(
+                    run.merged, run.gguf, export_config, overwrite=True, reuse=True, hand_over=f16, prepared=prepared
+                )
             with _stage(times, "run.verify", run.verify):
                 verdict = verify(run, verify_config, converted=f16)
         _refuse_unproven(run, verdict)
     return exported, verdict
+
+
+def _prepared(run: Run, config: ExportConfig) -> AbstractContextManager[PreparedTool | None]:
+    """Start the converter's process beside merge, unless there is an export, which may stay."""
+    return prepared_converter(config.llama_cpp_dir) if _published(run.gguf) is None else nullcontext()
 
 
 def _refuse_unproven(run: Run, verdict: Verdict) -> None:

@@ -45,7 +45,7 @@ def converted(exported: export.ExportReport, monkeypatch: pytest.MonkeyPatch) ->
     """Replace conversion by a copy of an existing f16 file, which saves seconds per test."""
     names: list[str] = []
 
-    def copy(_model: Path, out: Path, *, model_name: str, tree: Path | None = None) -> None:
+    def copy(_model: Path, out: Path, *, model_name: str, tree: Path | None = None, prepared: object = None) -> None:
         names.append(model_name)
         shutil.copyfile(exported.files[-1], out)
 

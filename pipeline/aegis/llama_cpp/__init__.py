@@ -7,7 +7,7 @@ Importing it loads neither torch nor the bindings: the converter and the quantiz
 from aegis.llama_cpp.batched import BatchRuntime
 from aegis.llama_cpp.begin_token import adds_begin_token, with_begin_token
 from aegis.llama_cpp.chat_template import Message
-from aegis.llama_cpp.convert import convert, refuse_code, try_conversion
+from aegis.llama_cpp.convert import convert, prepared_converter, refuse_code, try_conversion
 from aegis.llama_cpp.converter_tree import converter_at_hand, converter_digest, find_converter
 from aegis.llama_cpp.gguf_file import MAX_CONTEXT, GgufFile, fallback_tensors, trained_context
 from aegis.llama_cpp.gguf_header import TensorInfo, Value
@@ -15,6 +15,7 @@ from aegis.llama_cpp.imatrix import MIN_CHUNK_TOKENS, measure_importance, read_i
 from aegis.llama_cpp.imatrix_build import imatrix_tool, refuse_without_compiler
 from aegis.llama_cpp.library import describe_library
 from aegis.llama_cpp.loading import refuse_fatal
+from aegis.llama_cpp.prepared_tool import PreparedTool
 from aegis.llama_cpp.quantize import (
     IMATRIX_TYPES,
     QUANT_TYPES,
@@ -38,6 +39,7 @@ __all__ = [
     "BatchRuntime",
     "GgufFile",
     "Message",
+    "PreparedTool",
     "Raised",
     "Runtime",
     "TensorInfo",
@@ -58,6 +60,7 @@ __all__ = [
     "parse_quant",
     "parse_tensor_type",
     "planned_types",
+    "prepared_converter",
     "quantize",
     "quantize_rows",
     "read_importance",

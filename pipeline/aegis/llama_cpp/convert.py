@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aegis.errors import IntegrityError, ToolError, UsageError
 from aegis.limits import TOKENIZER_BYTES, read_json
-from aegis.llama_cpp.converter_tree import CONVERTER, find_converter
+from aegis.llama_cpp.converter_tree import CONVERTER, converter_at_hand, find_converter
 from aegis.llama_cpp.gguf_file import GgufFile
+from aegis.llama_cpp.prepared_tool import PreparedTool
 from aegis.llama_cpp.process import published, run_tool
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.runs import disk
 
 _NO_ROOM_BYTES = 1 << 20
 _WRITING = re.compile(r"Writing:\s+(\d+)%")
+_LIBRARIES = (
+    "torch",
+    "transformers.models.auto.configuration_auto",
+    "transformers.models.auto.tokenization_auto",
+)
+"""What the converter imports, seconds of its start."""
 _ENVIRONMENT: dict[str, str | None] = {
     # Everything it needs is in the folder; it must not use the network or find something newer there.
     "HF_HUB_OFFLINE": "1",
@@ -33,6 +41,7 @@ def convert(
     model_name: str,
     tree: Path | None = None,
     vocab_only: bool = False,
+    prepared: PreparedTool | None = None,
 ) -> None:
     """Convert `model_dir` to an f16 GGUF at `out`, which appears only when it is complete.
 
@@ -43,6 +52,7 @@ def convert(
             white space after its role tags), so it is never guessed from the folder.
         tree: a llama.cpp checkout to use instead of LLAMA_CPP_DIR's or the pinned one.
         vocab_only: write the tokenizer without weights, which takes seconds and needs no weights.
+        prepared: see `prepared_converter`.
 
     Raises:
         UsageError: an argument is wrong.
@@ -53,8 +63,26 @@ def convert(
     out = out.absolute()
     options = ["--outtype=f16", f"--model-name={model_name}", *(["--vocab-only"] if vocab_only else [])]
     with published(out) as part:
-        _run(model_dir, part, options, tree)
+        _run(model_dir, part, options, tree, prepared=prepared)
         refuse_damaged(part, bilingual("process.converter"))
+
+
+@contextmanager
+def prepared_converter(tree: Path | None = None) -> Iterator[PreparedTool | None]:
+    """Start the converter's process, which loads its libraries; the block gives it to `convert`, or it ends unused.
+
+    Args:
+        tree: as in `convert`.
+
+    Yields:
+        The process; None if the converter is not on this machine yet.
+    """
+    found = converter_at_hand(tree)
+    if found is None:
+        yield None
+        return
+    with PreparedTool(found / CONVERTER, _LIBRARIES, import_from=found, environment=_ENVIRONMENT) as prepared:
+        yield prepared
 
 
 def try_conversion(model_dir: Path, tree: Path | None = None) -> None:
@@ -66,7 +94,15 @@ def try_conversion(model_dir: Path, tree: Path | None = None) -> None:
     _run(model_dir, model_dir.absolute() / "nothing.gguf", ["--dry-run"], tree, writes=False)
 
 
-def _run(model_dir: Path, part: Path, options: Sequence[str], tree: Path | None, *, writes: bool = True) -> None:
+def _run(
+    model_dir: Path,
+    part: Path,
+    options: Sequence[str],
+    tree: Path | None,
+    *,
+    writes: bool = True,
+    prepared: PreparedTool | None = None,
+) -> None:
     model_dir = model_dir.absolute()
     if not (model_dir / "config.json").is_file():
         raise UsageError("convert.no_model_folder", model_dir=model_dir)
@@ -82,6 +118,7 @@ def _run(model_dir: Path, part: Path, options: Sequence[str], tree: Path | None,
         import_from=tree,
         environment=_ENVIRONMENT,
         writes=writes,
+        begin=prepared.begin if prepared and prepared.script == tree / CONVERTER else None,
     )
 
 

@@ -83,6 +83,7 @@ def run_tool(
     line_end: bytes = LINE_END,
     silence_limit_s: float = SILENCE_LIMIT_S,
     writes: bool = True,
+    begin: Callable[[Path, Sequence[str]], subprocess.Popen[bytes] | None] | None = None,
 ) -> None:
     """Run a Python script to its end, in `part`'s directory, with a progress bar.
 
@@ -98,14 +99,17 @@ def run_tool(
         line_end: pattern of an end of line; some tools print their progress without one.
         silence_limit_s: maximum seconds without output.
         writes: whether `part` must exist at the end.
+        begin: lets a prepared process run the script, if it can: `PreparedTool.begin`.
 
     Raises:
         ToolError: the script failed or hung; the error has its last lines.
         EnvironmentFault: it failed because the disk is full.
     """
     listener = _Listener(fraction, line_end)
-    command = [sys.executable, "-P", "-B", str(_RUNNER), str(part), str(import_from or ""), str(script), *arguments]
-    with _started(command, part.parent, _environment(environment or {}), listener) as child:
+    child = begin(part, arguments) if begin else None
+    if child is None:
+        child = start([str(part), str(import_from or ""), str(script), *arguments], part.parent, environment or {})
+    with _heard(child, listener):
         code = _watch(child, listener, title, silence_limit_s)
     if code is None:
         raise _failure(tool, bilingual("process.silent", seconds=silence_limit_s), listener, part)
@@ -116,27 +120,29 @@ def run_tool(
         raise _failure(tool, bilingual("process.no_file"), listener, part)
 
 
-@contextmanager
-def _started(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str], listener: _Listener
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the child and listen to it; it has ended when the block ends."""
-    child = subprocess.Popen(
-        command,
+def start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str | None]) -> subprocess.Popen[bytes]:
+    """Start `_child.py` in a folder; the arguments and the changes to the environment are explained there and above."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-B", str(_RUNNER), *arguments],
         cwd=folder,
-        env=environment,
+        env=_environment(environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         **OWN_GROUP,
     )
+
+
+@contextmanager
+def _heard(child: subprocess.Popen[bytes], listener: _Listener) -> Iterator[None]:
+    """Listen to the child while the block runs; it has ended when the block ends."""
     assert child.stdout is not None
     reader = threading.Thread(target=listener.listen, args=(child.stdout,), daemon=True)
     try:
         reader.start()
-        yield child
+        yield
     finally:
-        _end(child)
+        end(child)
         reader.join(timeout=5)
         for pipe in (child.stdin, child.stdout):
             # A grandchild may still hold the pipe; closing it while the reader is blocked would block too.
@@ -206,7 +212,7 @@ def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def end(child: subprocess.Popen[bytes]) -> None:
     """Kill the child and, where there are process groups, its own children; nothing if it has ended."""
     if child.poll() is not None:
         return

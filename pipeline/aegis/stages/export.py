@@ -8,14 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
 from aegis.background import Background
 from aegis.config.settings import ExportConfig
-from aegis.llama_cpp import convert, quantize, refuse_without_imatrix
+from aegis.llama_cpp import PreparedTool, convert, quantize, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.messages import phrase
 from aegis.model.base import TOKENIZER_FILES, load_tokenizer, read_config
@@ -58,6 +58,7 @@ def export_gguf(
     reuse: bool = False,
     dry_run: bool = False,
     hand_over: Path | None = None,
+    prepared: PreparedTool | None = None,
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
 
@@ -70,6 +71,7 @@ def export_gguf(
         reuse: with `overwrite`, replace only an export with other settings or of another folder, with all its types.
         dry_run: stop before the first byte is written; all checks are made.
         hand_over: where to leave an f16 file that is not published, for verify in the same process; None removes it.
+        prepared: the converter's process, if it was started before.
 
     Raises:
         UsageError: a quantization is unknown or needs an importance matrix, or `out` is not such an export, or holds
@@ -83,6 +85,7 @@ def export_gguf(
     refuse_existing(out, overwrite=overwrite or earlier is not None)
     refuse_inputs(out, model, *filter(None, [config.imatrix]))
     work = _Export.prepare(model, earlier.with_its_types(config) if earlier else config)
+    work = replace(work, hand_over=hand_over, prepared=prepared)
     facts, manifest = work.facts, work.manifest()
     report = ExportReport(out, facts.name, tuple(out / file for file in facts.files.values()), facts.context_tokens)
     there = earlier.facts_if_alike(manifest, overwrite=overwrite) if earlier else None
@@ -96,7 +99,7 @@ def export_gguf(
         return replace(report, disk_bytes=needed)
     progress.say(phrase("export.disk_peak", needed=disk.format_bytes(needed)))
     with publishing(out, manifest, overwrite=overwrite or there is not None) as staging:
-        work.fill(staging, out, there, hand_over)
+        work.fill(staging, out, there)
     return report
 
 
@@ -111,6 +114,8 @@ class _Export:
     shards: ShardSet
     tokenizer: Any
     facts: ExportFacts
+    hand_over: Path | None = None
+    prepared: PreparedTool | None = None
 
     @classmethod
     def prepare(cls, model: Path, config: ExportConfig) -> _Export:
@@ -155,13 +160,13 @@ class _Export:
             facts=self.facts.recorded(),
         )
 
-    def fill(self, staging: Staging, out: Path, there: ExportFacts | None, hand_over: Path | None) -> None:
+    def fill(self, staging: Staging, out: Path, there: ExportFacts | None) -> None:
         """Put all files into the new directory: those that stand in `out` as they are, the others made and checked."""
         for file in there.files.values() if there else ():
             staging.take_over(out / file)
         names = list(self.facts.files.values())
         missing = [name for name in names if not (staging.path / name).exists()]
-        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, missing, hand_over)}
+        fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, missing)}
         with Background(lambda: _hashed(staging, names), threading.Event()) as hashing:
             for name in missing:
                 check_answers(staging.path / name)
@@ -170,13 +175,14 @@ class _Export:
         write_export_sidecars(self.model, staging.path, self.facts.name, files, __version__, defaults=defaults)
         staging.facts = self.facts.model_copy(update={"fallback_tensors": fallbacks}).recorded()
 
-    def write_ggufs(self, folder: Path, missing: Sequence[str], hand_over: Path | None) -> dict[str, list[str]]:
+    def write_ggufs(self, folder: Path, missing: Sequence[str]) -> dict[str, list[str]]:
         """Make and check the missing files; return each type's tensors that fell back to another type."""
         config, f16, fallbacks = self.config, folder / _file_name(self.facts.name, F16), {}
         made = not f16.exists()
         if made:
-            convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir)
-        with Background(lambda: self._check(f16, made=made), threading.Event()) as checking:
+            convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir, prepared=self.prepared)
+        checks = partial(check_f16, f16, self.shards, self.source_config, self.tokenizer)
+        with Background(checks if made else lambda: None, threading.Event()) as checking:
             for quant, name in self.facts.quantized.items():
                 if name not in missing:
                     continue
@@ -184,14 +190,10 @@ class _Export:
                 fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
             checking.result()
         if self.facts.f16 is None:
-            f16.replace(hand_over) if hand_over else f16.unlink()
-        if made and (left := f16 if self.facts.f16 else hand_over):
+            f16.replace(self.hand_over) if self.hand_over else f16.unlink()
+        if made and (left := f16 if self.facts.f16 else self.hand_over):
             known_hashes.note(left, "converted_from", self.inputs["model"])
         return fallbacks
-
-    def _check(self, f16: Path, *, made: bool) -> None:
-        if made:
-            check_f16(f16, self.shards, self.source_config, self.tokenizer)
 
 
 def _unused(config: ExportConfig) -> set[str]:

@@ -83,11 +83,12 @@ class TrainingInputs:
         with group.main_process_first():
             # process 0 downloads and prepares; the others find the results in the caches
             base = with_template(find_base(config.base_model, config.revision), config.chat_template)
-            # before the converter loads it too: this refuses one that would fill the memory
-            tokenizer = base.tokenizer()
             choice.bring_converter()
             hashing = Background(lambda: base.weights_hash)
             with converting_vocabulary(base, later.export.llama_cpp_dir) as converting:
+                # before the converter loads it too: this refuses one that would fill the memory
+                tokenizer = base.tokenizer()
+                converting.begin()
                 check_base(base, config.lora_targets, later.export.llama_cpp_dir)
                 check_later(base, config, later, run)
                 data = load_training_set(config, tokenizer)

@@ -9,8 +9,10 @@ and gives the ids of hard strings and of the user's rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +23,14 @@ from aegis.config.settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import first_rows
 from aegis.errors import AegisError, ToolError, UnsupportedModelError
-from aegis.llama_cpp import Runtime, convert, converter_at_hand, converter_digest
+from aegis.llama_cpp import (
+    PreparedTool,
+    Runtime,
+    convert,
+    converter_at_hand,
+    converter_digest,
+    prepared_converter,
+)
 from aegis.messages import Bilingual, phrase
 from aegis.model.base import TOKENIZER_FILES, Base
 from aegis.model.sidecars import copy_tokenizer, write_config
@@ -42,11 +51,29 @@ def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = T
         yield converting.result()
 
 
+class VocabularyConversion:
+    """The conversion of a tokenizer, which runs from `begin` on."""
+
+    def __init__(self, convert: Callable[[], Path | None]) -> None:
+        self._convert = convert
+        self._running: Background[Path | None] | None = None
+
+    def begin(self) -> None:
+        """Run in the background from now on."""
+        self._running = self._running or Background(self._convert)
+
+    def result(self) -> Path | None:
+        """Wait for the end; return the GGUF, or raise what it raised."""
+        self.begin()
+        assert self._running is not None
+        return self._running.result()
+
+
 @contextmanager
-def converting_vocabulary(
-    base: Base, tree: Path | None = None, *, keep: bool = True
-) -> Iterator[Background[Path | None]]:
+def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = True) -> Iterator[VocabularyConversion]:
     """Make the GGUF of `converted_vocabulary` beside the block; if the block never asks for it, its end waits for it.
+
+    The converter's process starts at once, and reads nothing of the base until the block begins the conversion.
 
     Args:
         tree: the llama.cpp checkout that the export will use; None for LLAMA_CPP_DIR's or the pinned one.
@@ -60,23 +87,65 @@ def converting_vocabulary(
     if found is None:
         progress.say(phrase("vocabulary.not_here"))
     # after a failure in the block the converter may still write there, for a moment
-    with TemporaryDirectory(prefix="aegis-vocabulary-", ignore_cleanup_errors=True) as scratch:
-        running = Background(lambda: None if found is None else _vocabulary(base, Path(scratch), found, keep=keep))
+    with TemporaryDirectory(prefix="aegis-vocabulary-", ignore_cleanup_errors=True) as scratch, ExitStack() as started:
+        making = None if found is None else _Making(base, Path(scratch), found, keep=keep)
+        if making is not None and not making.kept.is_file():
+            making.prepared = started.enter_context(prepared_converter(found))
+        running = VocabularyConversion(lambda: None if making is None else making.made())
         yield running
         running.result()
 
 
-def _vocabulary(base: Base, scratch: Path, tree: Path, *, keep: bool) -> Path:
-    kept = disk.cache_place() / _KEPT / f"{_digest(base, tree)}.gguf"
-    if kept.is_file():
+@dataclass
+class _Making:
+    """Makes a tokenizer's GGUF, or finds it in the cache.
+
+    Attributes:
+        scratch: a folder for what the converter reads, and for the file itself if it is not kept.
+        prepared: see `prepared_converter`.
+    """
+
+    base: Base
+    scratch: Path
+    tree: Path
+    keep: bool
+    prepared: PreparedTool | None = None
+
+    @cached_property
+    def kept(self) -> Path:
+        """The file's path in the cache."""
+        return disk.cache_place() / _KEPT / f"{_digest(self.base, self.tree)}.gguf"
+
+    def made(self) -> Path:
+        kept = self.kept
+        if kept.is_file():
+            return kept
+        if not self.keep:
+            return self._converted(self.scratch)
+        disk.cache_directory()
+        with disk.building(kept.parent) as place:
+            if not kept.is_file():  # another process may have made it while this one waited
+                self._converted(place).replace(kept)
         return kept
-    if not keep:
-        return _converted(base, scratch, scratch, tree)
-    disk.cache_directory()
-    with disk.building(kept.parent) as place:
-        if not kept.is_file():  # another process may have made it while this one waited
-            _converted(base, scratch, place, tree).replace(kept)
-    return kept
+
+    def _converted(self, place: Path) -> Path:
+        base, folder = self.base, self.scratch / "model"
+        if not any((base.folder / name).is_file() for name in _VOCABULARIES):
+            raise UnsupportedModelError("vocabulary.none", folder=base.folder, names=", ".join(_VOCABULARIES))
+        progress.say(phrase("vocabulary.asking"))
+        folder.mkdir()
+        write_config(base, folder)
+        copy_tokenizer(base, folder)
+        # llama.cpp decides by the name whether a role tag includes the white space after it
+        name = name_for_llama_cpp("vocabulary", str(base.config["model_type"]), base.folder)
+        out = place / "vocabulary.gguf"
+        try:
+            convert(folder, out, model_name=name, tree=self.tree, vocab_only=True, prepared=self.prepared)
+        except ToolError as error:
+            # the rest, a traceback, is in the log
+            why = error.why.splitlines()[-1]
+            raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=why) from error
+        return out
 
 
 def our_ids(base: Base, tokenizer: Any, texts: Sequence[str]) -> TokenIds:
@@ -129,27 +198,6 @@ def sample_texts(config: TrainConfig, data: Prepared, tokenizer: Any, *, keep: b
     windows = data.train if data.heldout is None else data.heldout
     first = [row.text for row in first_rows(config, tokenizer, OWN_TEXTS, keep=keep)]
     return [*first, *own_texts((piece.tolist() for piece in windows.pieces()), tokenizer)]
-
-
-def _converted(base: Base, scratch: Path, place: Path, tree: Path) -> Path:
-    """Make the GGUF in `place`; `scratch` is for what the converter reads."""
-    if not any((base.folder / name).is_file() for name in _VOCABULARIES):
-        raise UnsupportedModelError("vocabulary.none", folder=base.folder, names=", ".join(_VOCABULARIES))
-    progress.say(phrase("vocabulary.asking"))
-    folder = scratch / "model"
-    folder.mkdir()
-    write_config(base, folder)
-    copy_tokenizer(base, folder)
-    # llama.cpp decides by the name whether a role tag includes the white space after it
-    name = name_for_llama_cpp("vocabulary", str(base.config["model_type"]), base.folder)
-    out = place / "vocabulary.gguf"
-    try:
-        convert(folder, out, model_name=name, tree=tree, vocab_only=True)
-    except ToolError as error:
-        # the rest, a traceback, is in the log
-        why = error.why.splitlines()[-1]
-        raise UnsupportedModelError("vocabulary.refused", base_name=base.name, why=why) from error
-    return out
 
 
 def _digest(base: Base, tree: Path) -> str:
