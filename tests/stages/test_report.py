@@ -167,7 +167,7 @@ def test_slow_and_failing_models_do_not_stop_the_report(run: Run, monkeypatch: p
     monkeypatch.setattr(ask.time, "monotonic", lambda: clock[0])
 
     @contextmanager
-    def speaking(_run: Run) -> Iterator[Slow]:
+    def speaking(_run: Run, _threads: int | None = None) -> Iterator[Slow]:
         yield Slow(clock)
 
     class Loaded:

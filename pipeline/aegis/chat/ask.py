@@ -16,7 +16,7 @@ from aegis.background import Background
 from aegis.chat import load
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError, first_line
-from aegis.llama_cpp import Message
+from aegis.llama_cpp import Message, spared_threads
 from aegis.messages import phrase
 from aegis.report.answers import Answer, ModelAnswers
 from aegis.runs.manifest import read_manifest
@@ -76,7 +76,7 @@ def ask(
         return _ask_in_transformers(run, wanted, questions, limits)
     if not (wanted and is_on_gpu()):
         return [*_ask_in_transformers(run, wanted, questions, limits), _ask_gguf(run, questions, limits, stop)]
-    with Background(lambda: _ask_gguf(run, questions, limits, stop), stop) as in_llama:
+    with Background(lambda: _ask_gguf(run, questions, limits, stop, spared_threads()), stop) as in_llama:
         return [*_ask_in_transformers(run, wanted, questions, limits), in_llama.result()]
 
 
@@ -99,11 +99,13 @@ def _ask_in_transformers(
     return found
 
 
-def _ask_gguf(run: Run, questions: Sequence[str], limits: Limits, stop: threading.Event) -> ModelAnswers:
+def _ask_gguf(
+    run: Run, questions: Sequence[str], limits: Limits, stop: threading.Event, threads: int | None = None
+) -> ModelAnswers:
     try:
         with (
             progress.task(phrase("sampling.asking", who="gguf"), limits.max_tokens, "token") as bar,
-            load.load_gguf_for_answers(run) as runtime,
+            load.load_gguf_for_answers(run, threads) as runtime,
         ):
             name = runtime.path.stem.rpartition("-")[2]
             until = time.monotonic() + limits.seconds

@@ -86,14 +86,17 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
 
 
 @contextmanager
-def load_gguf_for_answers(run: Run) -> Iterator[BatchRuntime]:
+def load_gguf_for_answers(run: Run, threads: int | None = None) -> Iterator[BatchRuntime]:
     """Load the run's GGUF to be asked several questions at once.
+
+    Args:
+        threads: as in `Runtime`.
 
     Raises:
         IntegrityError, EnvironmentFault: as in `Runtime`.
     """
     path = run.first_gguf()
-    with BatchRuntime(path, n_ctx=trained_context(path)) as runtime:
+    with BatchRuntime(path, n_ctx=trained_context(path), threads=threads) as runtime:
         yield runtime
 
 

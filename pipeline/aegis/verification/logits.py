@@ -1,4 +1,4 @@
-"""Computes logits with transformers or llama.cpp, one sequence at a time."""
+"""Computes logits with transformers or llama.cpp; no sequence sees another."""
 
 from __future__ import annotations
 
@@ -16,16 +16,42 @@ from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.verification.divergence import Logits
 
+_LOGITS_GPU = 1 << 26
+"""Logits per pass on a GPU: 134 MB in float16. With a vocabulary of 32,064 a pass has 2,092 tokens."""
+
 
 def torch_logits(model: Any, sequences: Sequence[Sequence[int]], title: str) -> Iterator[Logits]:
-    """Run each sequence by itself through a transformers model; yield (tokens, vocab_size) float32."""
+    """Run sequences through a causal transformers model, several at once on a GPU; yield (tokens, vocab_size) float32.
+
+    Shorter sequences are filled up at their end, which no earlier token sees.
+    """
     device = next(model.parameters()).device
     with progress.task(title, len(sequences), "sequence") as bar:
-        for sequence in sequences:
+        for together in _passes(sequences, _pass_tokens(model, device)):
+            longest = max(map(len, together))
+            filled = [[*sequence, *[0] * (longest - len(sequence))] for sequence in together]
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False).logits
-            yield logits[0].float().cpu().numpy()
-            bar.advance()
+                logits = model(input_ids=torch.tensor(filled, device=device), use_cache=False).logits
+            for row, sequence in zip(logits, together, strict=True):
+                yield row[: len(sequence)].float().cpu().numpy()
+                bar.advance()
+
+
+def _pass_tokens(model: Any, device: torch.device) -> int:
+    """Return the maximum tokens of a pass with several sequences; a CPU gains nothing by them."""
+    return _LOGITS_GPU // model.get_output_embeddings().weight.shape[0] if device.type == "cuda" else 0
+
+
+def _passes(sequences: Sequence[Sequence[int]], tokens: int) -> Iterator[list[Sequence[int]]]:
+    """Divide the sequences, in their order, so that each pass has one, or several with at most `tokens` tokens."""
+    together: list[Sequence[int]] = []
+    for sequence in sequences:
+        if together and (len(together) + 1) * max(map(len, [*together, sequence])) > tokens:
+            yield together
+            together = []
+        together.append(sequence)
+    if together:
+        yield together
 
 
 def llama_logits(
