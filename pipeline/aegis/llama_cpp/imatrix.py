@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis.errors import IntegrityError
-from aegis.llama_cpp.amx import has_amx
 from aegis.llama_cpp.convert import refuse_damaged
 from aegis.llama_cpp.gguf_file import GgufFile
 from aegis.llama_cpp.imatrix_build import WORKER, imatrix_tool
 from aegis.llama_cpp.process import published, run_tool
+from aegis.llama_cpp.repacking import has_amx
 from aegis.llama_cpp.threads import default_threads
 from aegis.messages import bilingual, phrase
 

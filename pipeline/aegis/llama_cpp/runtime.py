@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 
 from aegis.errors import EnvironmentFault, IntegrityError, UsageError
 from aegis.llama_cpp._log import captured_log
-from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.chat_template import ChatTemplate, Message
 from aegis.llama_cpp.loading import refuse_fatal
+from aegis.llama_cpp.repacking import as_in_the_file, keep_from_amx
 from aegis.llama_cpp.text_stream import joined
 from aegis.llama_cpp.threads import default_threads
 
@@ -37,6 +38,7 @@ class Runtime:
         logits: bool = False,
         *,
         vocab_only: bool = False,
+        repack: bool = True,
     ) -> None:
         """Load a file.
 
@@ -48,6 +50,7 @@ class Runtime:
             logits: keep the logits of every position, for `logits`. This reserves n_ctx · vocabulary · 4 bytes of
                 address space; only evaluated positions take memory.
             vocab_only: load the tokenizer without weights; this is enough for token ids.
+            repack: spend seconds on weights that are quicker afterwards; a few tokens are not worth it.
 
         Raises:
             UsageError: there is no such file.
@@ -61,7 +64,9 @@ class Runtime:
         self.n_ctx = n_ctx
         self._keeps_logits = logits
         self._has_weights = not vocab_only
-        self._llama: Any = _load(path, n_ctx, threads or default_threads(), logits_all=logits, vocab_only=vocab_only)
+        threads = threads or default_threads()
+        with nullcontext() if repack else as_in_the_file():
+            self._llama: Any = _load(path, n_ctx, threads, logits_all=logits, vocab_only=vocab_only)
         self._binding: Any = llama_cpp
         self._vocab = self._llama._model.vocab
         self._template = ChatTemplate(self._llama)
@@ -213,13 +218,11 @@ def _filled(fill: Callable[[Any, int], int]) -> bytes:
 
     The bindings' own `token_to_piece` returns its complete buffer with zeros, and cuts at 32 bytes.
     """
-    size = 64
-    buffer = ctypes.create_string_buffer(size)
-    written = fill(buffer, size)
+    buffer = ctypes.create_string_buffer(64)
+    written = fill(buffer, len(buffer))
     if written < 0:
-        size = -written
-        buffer = ctypes.create_string_buffer(size)
-        written = fill(buffer, size)
+        buffer = ctypes.create_string_buffer(-written)
+        written = fill(buffer, len(buffer))
     return buffer.raw[:written]
 
 

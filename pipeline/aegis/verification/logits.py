@@ -93,6 +93,6 @@ def check_answers(gguf: Path) -> None:
     Raises:
         IntegrityError: llama.cpp cannot load the file, or its logits are not finite.
     """
-    with Runtime(gguf, n_ctx=8, logits=True) as runtime:
+    with Runtime(gguf, n_ctx=8, logits=True, repack=False) as runtime:
         if not np.isfinite(runtime.logits([0])).all():
             raise IntegrityError("export.no_answer", path=gguf)

@@ -13,10 +13,10 @@ from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletion
 
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.llama_cpp._log import captured_log
-from aegis.llama_cpp.amx import keep_from_amx
 from aegis.llama_cpp.answering.first_space import without_first_space
 from aegis.llama_cpp.chat_template import ChatTemplate
 from aegis.llama_cpp.confined import Caller, Message
+from aegis.llama_cpp.repacking import keep_from_amx
 
 _NO_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}
 

@@ -1,0 +1,27 @@
+"""Tests that a llama.cpp compiled for AMX repacks no weights, that another one does, and that it can be kept from it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from llama_cpp import llama_cpp as binding
+
+from aegis.llama_cpp import repacking
+from aegis.llama_cpp.repacking import as_in_the_file
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_weights_are_repacked_only_without_amx(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the binding's own may have been replaced already, by a model that was loaded in this process
+    monkeypatch.setattr(binding, "llama_model_default_params", lambda: SimpleNamespace(use_extra_bufts=True))
+    monkeypatch.setattr(repacking, "has_amx", lambda: there)
+    repacking.keep_from_amx.__wrapped__()
+    assert binding.llama_model_default_params().use_extra_bufts is not there
+
+
+def test_weights_stay_as_they_are_while_the_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding, "llama_model_default_params", lambda: SimpleNamespace(use_extra_bufts=True))
+    with as_in_the_file():
+        assert not binding.llama_model_default_params().use_extra_bufts
+    assert binding.llama_model_default_params().use_extra_bufts
