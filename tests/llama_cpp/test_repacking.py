@@ -1,4 +1,4 @@
-"""Tests that a llama.cpp compiled for AMX repacks no weights, that another one does, and that it can be kept from it."""
+"""Tests that a llama.cpp compiled for AMX repacks no weights; another one does, unless it is asked not to."""
 
 from __future__ import annotations
 

@@ -15,26 +15,28 @@ the conversion without a difference.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from aegis.background import two_at_a_time
 from aegis.merging.file_blocks import FileBlocks, converted
 from aegis.merging.merged_weights import head_entry
 from aegis.model.base import Base
 from aegis.model.k_quant_linear import BlockLinear
-from aegis.model.k_quant_weights import BLOCK_BYTES
+from aegis.model.k_quant_weights import BLOCK, BLOCK_BYTES, dequantize_blocks
 from aegis.model.rounding import rounded
 from aegis.model.shards import HEAD, TensorEntry
 from aegis.soul.fold import fold_head, unfold_head
 from aegis.soul.module import Soul
 
 _ADAPTER = "default"
-_SLAB_VALUES = 1 << 24
-"""Values that are rounded at the same time: 64 MB in float32, on a GPU."""
+_SLAB_VALUES, _SLAB_ROWS = 1 << 24, 16
+"""Values that are rounded at the same time: 64 MB in float32, on a GPU; and what the number of their rows is a multiple
+of: Triton compiles a kernel once more for a number that 16 does not divide."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,21 @@ class ShippedWeights:
         # a tied head shares the embeddings' memory, and the file has two tensors
         head.weight = nn.Parameter(torch.empty_like(self.base_head), requires_grad=False)
         self._head = head.weight
-        for name in recipe.types:
-            if name != HEAD:
-                self._place(inner, base.shards.entries[name], dtype)
+        entries = [base.shards.entries[name] for name in recipe.types if name != HEAD]
+        # read ahead: the next one while this one is copied to the GPU
+        sources = two_at_a_time(entry.read for entry in entries if hasattr(_module(inner, entry), "base_layer"))
+        for entry in entries:
+            self._place(inner, entry, dtype, sources)
         self.refresh()
 
-    def _place(self, inner: Any, entry: TensorEntry, dtype: torch.dtype) -> None:
-        path = entry.name.removesuffix(".weight")
-        module = inner.get_submodule(path)
+    def _place(self, inner: Any, entry: TensorEntry, dtype: torch.dtype, sources: Iterator[Tensor]) -> None:
+        """Replace a weight; `sources` yields those with an adapter, in their order."""
+        path, module = entry.name.removesuffix(".weight"), _module(inner, entry)
         if hasattr(module, "base_layer"):
             plain = module.base_layer
             weight = torch.empty(entry.shape, dtype=dtype, device=plain.weight.device)
             module.base_layer = _linear(weight, plain.bias)
-            self._adapted.append(_Adapted(entry.name, entry.read().to(weight.device), module))
+            self._adapted.append(_Adapted(entry.name, next(sources).to(weight.device), module))
         elif isinstance(module, nn.Embedding):
             module.weight = nn.Parameter(self._values(entry, dtype, module.weight.device), requires_grad=False)
         elif module.weight.is_cuda and _stays_in_blocks(module, self.recipe.types[entry.name]):
@@ -160,6 +164,16 @@ class ShippedWeights:
             self._head.data[rows] = unfold_head(self.recipe.rounded(folded, HEAD), rotation, gate) / scale
 
 
+@torch.no_grad()
+def load_kernels(recipe: FileRecipe, device: torch.device, dtype: torch.dtype) -> None:
+    """Compile the kernels that round and dequantize on a GPU, before a finish needs them."""
+    for kind in set(recipe.types.values()):
+        rounded(torch.zeros(_SLAB_ROWS, BLOCK, device=device), kind)
+        if kind in BLOCK_BYTES:
+            raw = torch.zeros(_SLAB_ROWS, BLOCK_BYTES[kind], dtype=torch.uint8, device=device)
+            dequantize_blocks(raw, kind, dtype)
+
+
 def untouched_blocks(
     model: nn.Module, base: Base, recipe: FileRecipe, adapted: Collection[str]
 ) -> list[tuple[TensorEntry, str]]:
@@ -176,6 +190,10 @@ def untouched_blocks(
     ]
 
 
+def _module(inner: nn.Module, entry: TensorEntry) -> Any:
+    return inner.get_submodule(entry.name.removesuffix(".weight"))
+
+
 def _stays_in_blocks(module: Any, kind: str) -> bool:
     """Whether a matrix without adapter stays in blocks on a GPU, where a kernel dequantizes them."""
     return not isinstance(module, nn.Embedding) and kind in BLOCK_BYTES
@@ -183,7 +201,7 @@ def _stays_in_blocks(module: Any, kind: str) -> bool:
 
 def _slabs(weight: Tensor) -> list[slice]:
     rows, columns = weight.shape
-    step = max(1, _SLAB_VALUES // columns)
+    step = max(_SLAB_ROWS, _SLAB_VALUES // columns // _SLAB_ROWS * _SLAB_ROWS)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -19,6 +19,7 @@ from aegis.data.epochs import passes, with_steps
 from aegis.data.kept import Kept
 from aegis.data.training_set import load_training_set
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.merging.shipped_weights import load_kernels
 from aegis.messages import phrase
 from aegis.model.base import Base, find_base
 from aegis.model.base_states import base_states
@@ -174,6 +175,7 @@ def _blocks(
     if finish is None or beside is None or device.type != "cuda" or device.index:
         return None
     # the processors have little to do while the GPU writes the kept text
+    Background(lambda: load_kernels(finish.recipe, device, compute_dtype(device)))
     blocks = finish.make_blocks(config.lora_targets)
     beside.callback(blocks.end)
     return blocks
