@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +21,14 @@ def test_weights_are_repacked_only_without_amx(there: bool, monkeypatch: pytest.
     assert binding.llama_model_default_params().use_extra_bufts is not there
 
 
-def test_weights_stay_as_they_are_while_the_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_weights_stay_as_they_are_while_the_block_runs(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the block has the first model of a process; with AMX, they stay so after it."""
     monkeypatch.setattr(binding, "llama_model_default_params", lambda: SimpleNamespace(use_extra_bufts=True))
+    monkeypatch.setattr(repacking, "has_amx", lambda: there)
+    monkeypatch.setattr(repacking, "keep_from_amx", cache(repacking.keep_from_amx.__wrapped__))
     with as_in_the_file():
+        repacking.keep_from_amx()
         assert not binding.llama_model_default_params().use_extra_bufts
-    assert binding.llama_model_default_params().use_extra_bufts
+    repacking.keep_from_amx()
+    assert binding.llama_model_default_params().use_extra_bufts is not there

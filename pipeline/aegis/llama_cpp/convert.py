@@ -24,7 +24,7 @@ _LIBRARIES = (
     "transformers.models.auto.configuration_auto",
     "transformers.models.auto.tokenization_auto",
 )
-"""What the converter imports, seconds of its start."""
+"""What the converter imports, which takes seconds."""
 _ENVIRONMENT: dict[str, str | None] = {
     # Everything it needs is in the folder; it must not use the network or find something newer there.
     "HF_HUB_OFFLINE": "1",

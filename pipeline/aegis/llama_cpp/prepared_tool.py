@@ -15,7 +15,7 @@ from aegis.llama_cpp._child import WAITING
 
 
 class PreparedTool:
-    """A process for one run of a script; `process.run_tool` takes it. A `with` block ends it if nobody did.
+    """A process for one run of a script by `process.run_tool`; if it was not used, it ends with its `with` block.
 
     Args:
         script: what it will run.

@@ -38,6 +38,7 @@ def as_in_the_file() -> Iterator[None]:
     """Let no model that is loaded while the block runs repack its weights."""
     from llama_cpp import llama_cpp as binding
 
+    keep_from_amx()  # inside the block, it would end with the block
     defaults = binding.llama_model_default_params
     binding.llama_model_default_params = _without_repacking(defaults)
     try:

@@ -1,7 +1,7 @@
 """The blocks of a quantized file's matrices that a training does not change: made once per base, kept in the cache.
 
 A finish computes with them, and verify's trained model again. llama.cpp's quantizer takes half a minute for the 2.4
-billion values of Phi-3.5-mini on 16 cores, so they are made in the background of the steps before the finish. The cache
+billion values of Phi-3.5-mini on 16 cores, so they are made in the background, long before the finish. The cache
 holds those of one base; what cannot be kept, because the disk is full, is made when it is asked for.
 """
 
@@ -79,7 +79,7 @@ class FileBlocks:
         return blocks
 
     def make(self, wanted: Sequence[tuple[TensorEntry, str]]) -> Background[None]:
-        """Make in the background what is not in the cache; a `with` block that fails ends it after a matrix."""
+        """Make in the background what is not in the cache; its `end` waits for the matrix at work."""
         stop, threads = threading.Event(), spared_threads()
 
         def work() -> None:

@@ -174,7 +174,7 @@ def _blocks(
     """Begin to make the blocks that a planned finish needs on a GPU, in the first process of a machine for all."""
     if finish is None or beside is None or device.type != "cuda" or device.index:
         return None
-    # the processors have little to do while the GPU writes the kept text
+    # the processors have little to do while the GPU writes the kept text; what fails here will fail in the finish too
     Background(lambda: load_kernels(finish.recipe, device, compute_dtype(device)))
     blocks = finish.make_blocks(config.lora_targets)
     beside.callback(blocks.end)
