@@ -28,18 +28,18 @@ def until(found: Callable[[], bool]) -> bool:
     return found()
 
 
-def test_silence_is_broken_and_then_less_often() -> None:
-    """After 1, 2 and 4 times the limit; what is shown begins it anew; after the block nothing comes."""
+def test_silence_is_broken_and_then_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 1, 2, 3 and 6 times the limit; what is shown begins it anew; after the block nothing comes."""
+    monkeypatch.setattr(heartbeat, "_OFTEN", 3)
     shown: list[float] = []
     heard = [time.monotonic()]
     with Heartbeat(lambda: heard[0], shown.append):
-        assert until(lambda: len(shown) == 3)
-        assert shown[0] >= 0.2
-        assert shown[1] >= 0.4
-        assert shown[2] >= 0.8
-        heard[0] = time.monotonic()
         assert until(lambda: len(shown) == 4)
-        assert shown[3] < shown[2]
+        for found, limits in zip(shown, (1, 2, 3, 6), strict=True):
+            assert found >= limits * 0.2
+        heard[0] = time.monotonic()
+        assert until(lambda: len(shown) == 5)
+        assert shown[4] < shown[3]
     count = len(shown)
     time.sleep(0.5)
     assert len(shown) == count

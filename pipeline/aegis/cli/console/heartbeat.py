@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-_QUIET_S = 5.0
+_QUIET_S = 4.7
+"""Seconds between two signs, less than five with the time of a look."""
+_OFTEN = 12
+"""Signs that are so far apart, one minute of them; each later one comes after twice the silence."""
 _LOOK_S = 0.25
 
 
@@ -16,7 +19,7 @@ class Heartbeat:
 
     Args:
         heard: returns when something was last shown, by `time.monotonic`.
-        show: called with the seconds since then; after 5, 10, 20, 40... seconds of silence.
+        show: called with the seconds since then; every five seconds for a minute of silence, then less often.
     """
 
     def __init__(self, heard: Callable[[], float], show: Callable[[float], None]) -> None:
@@ -41,4 +44,4 @@ class Heartbeat:
                 heard, due = last, _QUIET_S
             if now - heard >= due:
                 self._show(now - heard)
-                due *= 2
+                due = due + _QUIET_S if due < _OFTEN * _QUIET_S else 2 * due
