@@ -95,7 +95,8 @@ def run_in_order(
     worker = _Worker(work, then)
     pending: deque[tuple[Item, Future[None]]] = deque()
     with ExitStack() as stack:
-        stack.callback(_restore_threads)
+        # a worker's number of threads becomes the default of new threads
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         # at least two: one reads while the other computes
         pool = ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), MAX_WORKERS), "work", worker.begin)
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -113,8 +114,3 @@ def run_in_order(
         for done, last in pending:
             last.result()
             yield done
-
-
-def _restore_threads() -> None:
-    # a worker's number of threads became the default of new threads; this thread still has the original number
-    torch.set_num_threads(torch.get_num_threads())

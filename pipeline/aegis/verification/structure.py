@@ -5,7 +5,7 @@ The first stage that fails ends the checks: everything made from it would differ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,8 +61,12 @@ class Structure:
     scratch: Path
     tree: Path | None
 
-    def examine(self, own_texts: list[str]) -> None:
-        """Run the checks in order until one fails.
+    def examine_merged(self) -> None:
+        """Check what was trained and merged, in order, until a check fails."""
+        self._in_order(self._check_trained, self._check_merged, self._check_merged_sidecars)
+
+    def examine_exported(self, own_texts: list[str]) -> None:
+        """Check what was converted and quantized, in order, until a check fails.
 
         Args:
             own_texts: texts whose token ids are compared, beside the hard strings.
@@ -70,15 +74,14 @@ class Structure:
         Raises:
             EnvironmentFault: the disk has no space for the f16 file.
         """
-        stages = (
-            self._check_trained,
-            self._check_merged,
-            self._check_merged_sidecars,
+        self._in_order(
             self._check_converted,
             self._check_quantized,
             self._check_export_sidecars,
             lambda: self._check_tokens(own_texts),
         )
+
+    def _in_order(self, *stages: Callable[[], None]) -> None:
         for check in stages:
             if self.checks.ok:
                 check()

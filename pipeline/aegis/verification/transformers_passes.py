@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class TransformersPasses:
     device: torch.device
     round_trip: RoundTrip | None
     _other_way: Recording | None = None
+    _stop: threading.Event | None = None
 
     @property
     def finished_as(self) -> str | None:
@@ -50,14 +52,19 @@ class TransformersPasses:
     def _merged_as(self) -> str:
         return str(self.structure.manifests["merge"].config["dtype"])
 
-    def run(self) -> None:
+    def run(self, stop: threading.Event | None = None) -> None:
         """Record every model's logits.
 
+        Args:
+            stop: set to end this between two models.
+
         Raises:
+            InterruptedError: it was set.
             IntegrityError: a model cannot be loaded, or returned NaN or Inf.
         """
         structure, device = self.structure, self.device
         base, run = structure.base, structure.run
+        self._stop = stop
         # float16 has eight times the resolution of bfloat16, and the merged weights are float16
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         with trained_model(base, run.adapter, structure.manifests["train"], self._merged_as, device) as model:
@@ -96,4 +103,6 @@ class TransformersPasses:
         return choices(self.structure.base_weights, models["trained"], models["merged"], self._other_way)
 
     def _record(self, name: str, model: Any, title: str) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise InterruptedError
         self.comparison.record(name, torch_logits(model, self.comparison.sample.compared, title))

@@ -1,0 +1,127 @@
+"""Tests of a verification that begins before there is a GGUF: its report is the one of a verification in one go."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from aegis import run_all as all_stages
+from aegis.background import Background
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.run_all import run_all
+from aegis.runs.run import Run
+from aegis.stages import export
+from aegis.stages.verify import verify
+from aegis.verification.early_half import EarlyHalf, early_half
+from aegis.verification.examination import Examination
+from aegis.verification.transformers_passes import TransformersPasses
+from tests.planted.finished import Defect
+from tests.planted.keys import KEY_DEFECTS
+from tests.planted.merged import MERGED_DEFECTS
+from tests.verification.test_planted import FinishedRuns, finished_runs, quick
+
+__all__ = ["finished_runs"]
+
+pytestmark = pytest.mark.usefixtures("cached_tools", "unpainted")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads in which the transformers models ran."""
+    found, run = [], TransformersPasses.run
+
+    def counted(self: TransformersPasses, stop: threading.Event | None = None) -> None:
+        found.append(threading.current_thread().name)
+        run(self, stop)
+
+    monkeypatch.setattr(TransformersPasses, "run", counted)
+    return found
+
+
+def report(run: Run) -> bytes:
+    return (run.verify / "report.json").read_bytes()
+
+
+def test_the_report_is_the_same_and_no_model_runs_twice(
+    finished_runs: FinishedRuns, tmp_path: Path, passes: list[str]
+) -> None:
+    finished = finished_runs["phi3"]
+    whole, halved = finished.copy(tmp_path / "whole"), finished.copy(tmp_path / "halved")
+    assert verify(whole, quick(finished)).failures == []
+    (tmp_path / "work").mkdir()
+    with EarlyHalf(halved, quick(finished), tmp_path / "work") as early:
+        assert verify(halved, quick(finished), converted=tmp_path / "none", early=early).steps
+    assert report(halved) == report(whole)
+    assert len(passes) == 2
+    assert threading.current_thread().name == passes[0] != passes[1]
+
+
+@pytest.mark.parametrize(("defect", "is_early"), [(MERGED_DEFECTS[0], True), (KEY_DEFECTS[0], False)])
+def test_a_defect_is_found_as_without_it(
+    finished_runs: FinishedRuns, tmp_path: Path, defect: Defect, is_early: bool
+) -> None:
+    """A defect of the merged folder ends the first half, and the verification says which; one of a GGUF does not."""
+    finished = finished_runs[defect.families[0]]
+    run = finished.copy(tmp_path / "run")
+    defect.plant(finished, run)
+    (tmp_path / "work").mkdir()
+    with EarlyHalf(run, quick(finished), tmp_path / "work") as early:
+        assert (early.result() is None) is is_early
+        halved = verify(run, quick(finished), converted=tmp_path / "none", early=early)
+    assert halved.failed_stage == defect.stage
+    assert halved.failures == verify(run, quick(finished)).failures
+
+
+def test_the_end_of_the_block_ends_it_between_two_models(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, begun, go_on = finished_runs["phi3"], threading.Event(), threading.Event()
+    record, recorded = TransformersPasses._record, []
+
+    def slow(self: TransformersPasses, name: str, model: object, title: str) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        recorded.append(name)
+        record(self, name, model, title)
+
+    monkeypatch.setattr(TransformersPasses, "_record", slow)
+    run = finished.copy(tmp_path / "run")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(KeyError), EarlyHalf(run, quick(finished), tmp_path / "work") as early:  # noqa: PT012
+        assert begun.wait(60)
+        Background(lambda: early._stop.wait(60) and go_on.set())
+        raise KeyError
+    assert recorded == ["trained"]
+    assert early.result() is None
+
+
+def test_run_begins_it_beside_the_export_on_a_gpu(
+    quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
+) -> None:
+    """A CPU stands in for the GPU. The conversion waits here until the first half is done; without one, for ever."""
+    small = {"max_steps": 2, "keep_windows": 8, "warmup_steps": 1, "annealing_steps": 1, "batch_size": 2}
+    config = TrainConfig(base_model=str(quick_base), device="cpu", max_length=32, **small)
+    settings = VerifyConfig(tokens=128, threads=1, device="cpu")
+    done, take, convert = threading.Event(), Examination.take_half, export.convert
+
+    def taken(self: Examination, stop: threading.Event) -> None:
+        take(self, stop)
+        done.set()
+
+    def patient(*arguments: object, **options: object) -> None:
+        assert done.wait(120)
+        convert(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Examination, "take_half", taken)
+    monkeypatch.setattr(export, "convert", patient)
+    monkeypatch.setattr(all_stages, "early_half", EarlyHalf)
+    _, verdict = run_all(config, MergeConfig(), ExportConfig(), settings, Run(tmp_path / "run"))
+    assert verdict.failed_stage is None
+    assert len(passes) == 1
+
+
+def test_without_a_gpu_there_is_none(tmp_path: Path) -> None:
+    with early_half(Run(tmp_path), VerifyConfig(device="cpu"), tmp_path) as early:
+        assert early is None
