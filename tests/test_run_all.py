@@ -127,7 +127,7 @@ def test_an_f16_file_that_changes_before_verify_is_converted_again(
     """Its size and mtime are as before; and a quantized file changed like this is found, and its stage named."""
     run, places = Run(tmp_path / "run"), [lambda converted: converted, lambda _: run.first_gguf()]
 
-    def changing(run: Run, config: VerifyConfig, *, converted: Path) -> Any:
+    def changing(run: Run, config: VerifyConfig, *, converted: Path, early: None) -> Any:
         path = places.pop(0)(converted)
         before = path.stat()
         content = bytearray(path.read_bytes())
@@ -150,7 +150,7 @@ def test_an_interrupted_run_leaves_no_f16_file(
 ) -> None:
     run, seen = Run(tmp_path / "run"), []
 
-    def interrupted(_run: Run, _config: VerifyConfig, *, converted: Path) -> None:
+    def interrupted(_run: Run, _config: VerifyConfig, *, converted: Path, early: None) -> None:
         seen.append(converted.stat().st_size)
         raise KeyboardInterrupt
 

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,8 @@ def _tool_and_its_code(request: dict[str, Any], to_read: int, out_write: int, er
         os._exit(code)
     for descriptor in (to_read, out_write, err_write):
         os.close(descriptor)
+    while os.getpgid(tool) != tool:  # who knows its pid may kill its group
+        time.sleep(0.001)
     os.write(report, struct.pack("<i", tool))
     with contextlib.suppress(BrokenPipeError):
         os.write(report, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(tool, 0)[1])))

@@ -77,15 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--llama-cpp-dir", type=Path)
     given = parser.parse_args(arguments)
     total = failed = 0
-    examine = Structure.examine
+    in_order = Structure._in_order
     for root in given.runs:
-        Structure.examine = examine  # type: ignore[method-assign]
+        Structure._in_order = in_order  # type: ignore[method-assign]
         with TemporaryDirectory() as scratch:
             for name, count, path in cases(given.tokens, Path(scratch)):
                 config = VerifyConfig(text=path, tokens=count, llama_cpp_dir=given.llama_cpp_dir)
                 verdict = verify(Run(root), config)
                 # the bytes are the same for every text
-                Structure.examine = lambda _structure, _texts: None  # type: ignore[assignment, method-assign]
+                Structure._in_order = lambda *_: None  # type: ignore[assignment, method-assign]
                 total, failed = total + 1, failed + (verdict.failed_stage is not None)
                 sys.stdout.write(f"{root}: {name}, {verdict.tokens} tokens: {used(verdict)} of a bound")
                 sys.stdout.write("".join(f"\n    FAILED {failure}" for failure in verdict.failures) + "\n")

