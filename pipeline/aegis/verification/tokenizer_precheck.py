@@ -9,7 +9,7 @@ and gives the ids of hard strings and of the user's rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ from aegis.model.base import TOKENIZER_FILES, Base
 from aegis.model.sidecars import copy_tokenizer, write_config
 from aegis.model.vocabulary import name_for_llama_cpp
 from aegis.runs import disk
+from aegis.runs.manifest import file_sha256
 from aegis.verification.gguf_checks import check_pieces
 from aegis.verification.heldout_text import OWN_TEXTS, own_texts
 from aegis.verification.token_parity import TokenIds, compare_tokens
@@ -49,24 +50,6 @@ def converted_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = T
     """Yield a GGUF of a base's tokenizer without weights; None if the converter is not on this machine yet."""
     with converting_vocabulary(base, tree, keep=keep) as converting:
         yield converting.result()
-
-
-class VocabularyConversion:
-    """The conversion of a tokenizer, which runs from `begin` on."""
-
-    def __init__(self, convert: Callable[[], Path | None]) -> None:
-        self._convert = convert
-        self._running: Background[Path | None] | None = None
-
-    def begin(self) -> None:
-        """Run in the background from now on."""
-        self._running = self._running or Background(self._convert)
-
-    def result(self) -> Path | None:
-        """Wait for the end; return the GGUF, or raise what it raised."""
-        self.begin()
-        assert self._running is not None
-        return self._running.result()
 
 
 @contextmanager
@@ -88,35 +71,48 @@ def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = 
         progress.say(phrase("vocabulary.not_here"))
     # after a failure in the block the converter may still write there, for a moment
     with TemporaryDirectory(prefix="aegis-vocabulary-", ignore_cleanup_errors=True) as scratch, ExitStack() as started:
-        making = None if found is None else _Making(base, Path(scratch), found, keep=keep)
-        if making is not None and not making.kept.is_file():
-            making.prepared = started.enter_context(prepared_converter(found))
-        running = VocabularyConversion(lambda: None if making is None else making.made())
-        yield running
-        running.result()
+        conversion = VocabularyConversion(base, Path(scratch), found, keep)
+        if found is not None and not conversion.kept.is_file():
+            conversion.prepared = started.enter_context(prepared_converter(found))
+        yield conversion
+        conversion.result()
 
 
 @dataclass
-class _Making:
-    """Makes a tokenizer's GGUF, or finds it in the cache.
+class VocabularyConversion:
+    """Makes a tokenizer's GGUF, or finds it in the cache, from `begin` on.
 
     Attributes:
         scratch: a folder for what the converter reads, and for the file itself if it is not kept.
+        tree: None if the converter is not on this machine yet.
         prepared: see `prepared_converter`.
     """
 
     base: Base
     scratch: Path
-    tree: Path
+    tree: Path | None
     keep: bool
     prepared: PreparedTool | None = None
+    _running: Background[Path | None] | None = None
+
+    def begin(self) -> Background[Path | None]:
+        """Run in the background from now on."""
+        self._running = self._running or Background(self._made)
+        return self._running
+
+    def result(self) -> Path | None:
+        """Wait for the end; return the GGUF, or raise what it raised."""
+        return self.begin().result()
 
     @cached_property
     def kept(self) -> Path:
         """The file's path in the cache."""
+        assert self.tree is not None
         return disk.cache_place() / _KEPT / f"{_digest(self.base, self.tree)}.gguf"
 
-    def made(self) -> Path:
+    def _made(self) -> Path | None:
+        if self.tree is None:
+            return None
         kept = self.kept
         if kept.is_file():
             return kept
@@ -205,6 +201,6 @@ def _digest(base: Base, tree: Path) -> str:
     digest = hashlib.sha256((base.chat_template or "").encode())
     ours = [path for name in ("config.json", *TOKENIZER_FILES) if (path := base.folder / name).is_file()]
     for path in ours:
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
     digest.update(converter_digest(tree).encode())
     return digest.hexdigest()
