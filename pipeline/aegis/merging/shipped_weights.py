@@ -119,14 +119,14 @@ class ShippedWeights:
         self._head = head.weight
         entries = [base.shards.entries[name] for name in recipe.types if name != HEAD]
         # read ahead: the next one while this one is copied to the GPU
-        sources = two_at_a_time(entry.read for entry in entries if hasattr(_module(inner, entry), "base_layer"))
+        sources = two_at_a_time(entry.read for entry in entries if hasattr(_module(inner, entry.name), "base_layer"))
         for entry in entries:
             self._place(inner, entry, dtype, sources)
         self.refresh()
 
     def _place(self, inner: Any, entry: TensorEntry, dtype: torch.dtype, sources: Iterator[Tensor]) -> None:
         """Replace a weight; `sources` yields those with an adapter, in their order."""
-        path, module = entry.name.removesuffix(".weight"), _module(inner, entry)
+        path, module = entry.name.removesuffix(".weight"), _module(inner, entry.name)
         if hasattr(module, "base_layer"):
             plain = module.base_layer
             weight = torch.empty(entry.shape, dtype=dtype, device=plain.weight.device)
@@ -186,12 +186,13 @@ def untouched_blocks(
     return [
         (base.shards.entries[name], kind)
         for name, kind in recipe.types.items()
-        if name not in (HEAD, *adapted) and _stays_in_blocks(model.get_submodule(name.removesuffix(".weight")), kind)
+        if name != HEAD and name not in adapted and _stays_in_blocks(_module(model, name), kind)
     ]
 
 
-def _module(inner: nn.Module, entry: TensorEntry) -> Any:
-    return inner.get_submodule(entry.name.removesuffix(".weight"))
+def _module(inner: nn.Module, name: str) -> Any:
+    """Return the module of a weight."""
+    return inner.get_submodule(name.removesuffix(".weight"))
 
 
 def _stays_in_blocks(module: Any, kind: str) -> bool:

@@ -56,7 +56,6 @@ class Decoder:
             self._next -= padding.unsqueeze(1)
         self._given = torch.zeros(rows, 1, dtype=torch.int64, device=self._device)
         self._logits = torch.empty(0)
-        self._calls = 0
         self._recorder: GraphRecorder | None = None
         self._warmed_up = False
         self._replay: Callable[[], None] | None = None
@@ -67,11 +66,11 @@ class Decoder:
 
         The next call may overwrite them. Only the first call may have several tokens per text.
         """
-        self._calls += 1
+        is_first = not self._filled
         self._filled += tokens.shape[1]
         if self._cache.show(self._filled):
             self._replay, self._warmed_up = None, False
-        if self._calls == 1:
+        if is_first:
             return self._first(tokens)
         if self._records and self._replay is None and self._warmed_up:
             self._record()
