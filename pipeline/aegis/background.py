@@ -18,10 +18,10 @@ class Background(Generic[T]):
 
     It should spend its time outside of Python: in another process, with files, or in a library that releases the
     interpreter's lock. The thread ends with the process, so a caller who fails, or gets Ctrl-C, need not wait for it.
-    But a process must not end while a thread is inside llama.cpp: there a `with` block stops the function if it fails.
+    But a process must not end while a thread is inside llama.cpp: there a `with` block stops the function at its end.
 
     Args:
-        stop: set when a `with` block fails, which then waits; the function must look at it from time to time.
+        stop: set when a `with` block ends, which then waits; the function must look at it from time to time.
     """
 
     def __init__(self, function: Callable[[], T], stop: threading.Event | None = None) -> None:
@@ -46,7 +46,7 @@ class Background(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._stop is not None:
+        if self._stop is not None:
             self.end()
 
     def _wait(self) -> None:

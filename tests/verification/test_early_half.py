@@ -14,7 +14,7 @@ from aegis.run_all import run_all
 from aegis.runs.run import Run
 from aegis.stages import export
 from aegis.stages.verify import verify
-from aegis.verification.early_half import EarlyHalf, early_half
+from aegis.verification.early_half import early_half, taking_half
 from aegis.verification.examination import Examination
 from aegis.verification.transformers_passes import TransformersPasses
 from tests.planted.finished import Defect
@@ -51,7 +51,7 @@ def test_the_report_is_the_same_and_no_model_runs_twice(
     whole, halved = finished.copy(tmp_path / "whole"), finished.copy(tmp_path / "halved")
     assert verify(whole, quick(finished)).failures == []
     (tmp_path / "work").mkdir()
-    with EarlyHalf(halved, quick(finished), tmp_path / "work") as early:
+    with taking_half(halved, quick(finished), tmp_path / "work") as early:
         assert verify(halved, quick(finished), converted=tmp_path / "none", early=early).steps
     assert report(halved) == report(whole)
     assert len(passes) == 2
@@ -67,7 +67,7 @@ def test_a_defect_is_found_as_without_it(
     run = finished.copy(tmp_path / "run")
     defect.plant(finished, run)
     (tmp_path / "work").mkdir()
-    with EarlyHalf(run, quick(finished), tmp_path / "work") as early:
+    with taking_half(run, quick(finished), tmp_path / "work") as early:
         assert (early.result() is None) is is_early
         halved = verify(run, quick(finished), converted=tmp_path / "none", early=early)
     assert halved.failed_stage == defect.stage
@@ -89,9 +89,11 @@ def test_the_end_of_the_block_ends_it_between_two_models(
     monkeypatch.setattr(TransformersPasses, "_record", slow)
     run = finished.copy(tmp_path / "run")
     (tmp_path / "work").mkdir()
-    with pytest.raises(KeyError), EarlyHalf(run, quick(finished), tmp_path / "work") as early:  # noqa: PT012
+    with pytest.raises(KeyError), taking_half(run, quick(finished), tmp_path / "work") as early:  # noqa: PT012
         assert begun.wait(60)
-        Background(lambda: early._stop.wait(60) and go_on.set())
+        stop = early._stop
+        assert stop is not None
+        Background(lambda: stop.wait(60) and go_on.set())
         raise KeyError
     assert recorded == ["trained"]
     assert early.result() is None
@@ -116,7 +118,7 @@ def test_run_begins_it_beside_the_export_on_a_gpu(
 
     monkeypatch.setattr(Examination, "take_half", taken)
     monkeypatch.setattr(export, "convert", patient)
-    monkeypatch.setattr(all_stages, "early_half", EarlyHalf)
+    monkeypatch.setattr(all_stages, "early_half", taking_half)
     _, verdict = run_all(config, MergeConfig(), ExportConfig(), settings, Run(tmp_path / "run"))
     assert verdict.failed_stage is None
     assert len(passes) == 1

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from aegis.background import Background
 from aegis.config.settings import VerifyConfig
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs import known_hashes
@@ -28,13 +29,18 @@ from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
 from aegis.runs.run import DIVERGENCE_PLOT, REPORT, Run
 from aegis.verification import divergence, run_checks
-from aegis.verification.early_half import EarlyHalf
 from aegis.verification.examination import Examination
 from aegis.verification.run_checks import Checks
 from aegis.verification.verdict import Verdict
 
 
-def verify(run: Run, config: VerifyConfig, *, converted: Path | None = None, early: EarlyHalf | None = None) -> Verdict:
+def verify(
+    run: Run,
+    config: VerifyConfig,
+    *,
+    converted: Path | None = None,
+    early: Background[Examination | None] | None = None,
+) -> Verdict:
     """Check a finished run, and write verify/report.json and verify/divergence.png into it.
 
     Args:
@@ -53,7 +59,9 @@ def verify(run: Run, config: VerifyConfig, *, converted: Path | None = None, ear
         return _verified(run, config, converted, early)
 
 
-def _verified(run: Run, config: VerifyConfig, converted: Path | None, early: EarlyHalf | None) -> Verdict:
+def _verified(
+    run: Run, config: VerifyConfig, converted: Path | None, early: Background[Examination | None] | None
+) -> Verdict:
     checks = Checks()
     run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}

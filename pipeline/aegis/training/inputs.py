@@ -176,9 +176,7 @@ def _blocks(
         return None
     # the processors have little to do while the GPU writes the kept text; what fails here will fail in the finish too
     Background(lambda: load_kernels(finish.recipe, device, compute_dtype(device)))
-    blocks = finish.make_blocks(config.lora_targets)
-    beside.callback(blocks.end)
-    return blocks
+    return beside.enter_context(finish.make_blocks(config.lora_targets))
 
 
 def _check_shards(config: TrainConfig, world_size: int) -> None:

@@ -55,10 +55,8 @@ class LlamaPasses:
     def beside(self) -> Iterator[None]:
         """Run beside the block; at its end, stop after the sequence that is running."""
         self._threads = self._threads or spared_threads()
-        with Background(self._run, self._stopped) as running:
-            self._running = running
+        with Background(self._run, self._stopped) as self._running:
             yield
-            running.end()
 
     def allow(self, *names: str) -> None:
         """Let these files run."""
