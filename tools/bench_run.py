@@ -3,6 +3,8 @@
     PYTHONPATH=pipeline:.:tools python tools/bench_run.py --template FOLDER [--layers 2 --device cpu] [--out FILE.json]
     PYTHONPATH=pipeline:.:tools python tools/bench_run.py --demo [--out FILE.json]
 
+`--peer-path PACKAGES` also times the same job by Unsloth, which is in that folder, with llama.cpp's tools by hand.
+
 FOLDER is the base without weights (config.json, tokenizer files); the weights are random numbers of the real shapes,
 drawn on the device. `aegis --json run` runs as a process of its own, with its defaults, the demo's chats and an empty
 cache; only the converter is the one that this environment already has. Its events are timed as they arrive. A row is
@@ -27,6 +29,7 @@ from typing import Any
 from benchmark import measured_on, quiet_and_offline, scratch
 from full_size import copy_template, meta_model, write_base
 
+from aegis.config.settings import TrainConfig
 from aegis.llama_cpp import find_converter
 
 _STAGE = re.compile(r"(train|merge|export|verify|report) → ")
@@ -119,6 +122,22 @@ def command(arguments: argparse.Namespace, work: Path) -> list[str]:
     return [sys.executable, "-m", "aegis", "--json", "run", *own]
 
 
+def beside(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time the same job by Unsloth; return its stages. It has the whole disk: ours is removed by then."""
+    search = os.environ | {"PYTHONPATH": os.pathsep.join([arguments.peer_path, os.environ.get("PYTHONPATH", "")])}
+    steps = arguments.steps or TrainConfig.model_fields["max_steps"].default
+    script = str(Path(__file__).with_name("peer_job.py"))
+    with scratch("aegis-peer-", arguments.work) as work:
+        wanted = [sys.executable, script, "job", str(arguments.template), str(work), str(steps)]
+        with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True, env=search) as job:
+            assert job.stdout is not None
+            stages = []
+            for event, _ in events(job.stdout, time.monotonic()):
+                print(f"{event['seconds']:8.1f}  {event['stage']}", flush=True)
+                stages.append(event)
+            return stages
+
+
 def main() -> int:
     """Time the run, print the rows as they end and a table of the stages last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,6 +148,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], help="for base and run; cuda, or cpu for the demo")
     parser.add_argument("--work", type=Path, help="where to write; a temporary directory if not given")
     parser.add_argument("--out", type=Path, default=Path("bench_run.json"), help="JSON file for the results")
+    parser.add_argument("--peer-path", help="folder with Unsloth's packages: the same job by it, after ours")
     parser.add_argument("more", nargs="*", help="options of aegis run, after --")
     arguments = parser.parse_args()
     if (arguments.template is None) is not arguments.demo:
@@ -157,6 +177,8 @@ def main() -> int:
             print(row.line())
     results |= {"whole_s": round(whole, 1), "silence_s": round(timeline.silence, 1), "stages": timeline.stages}
     results["rows"] = [asdict(row) for row in timeline.rows]
+    if arguments.peer_path:
+        results["peer"] = beside(arguments)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\n{'stage':<10}{'seconds':>9}{'share':>8}")
     for stage, seconds in [*timeline.stages.items(), ("whole run", whole)]:

@@ -1,0 +1,128 @@
+"""The same job by Unsloth and llama.cpp's own tools by hand, for `bench_run.py`: load, train, merge, convert, quantize.
+
+    python tools/peer_job.py job TEMPLATE WORK STEPS     times each stage, and prints one JSON row per stage
+
+Random weights of the Phi-3.5-mini shape in the Llama layout, in which Unsloth runs Phi, with the template's tokenizer.
+Every difference is in the peer's favour: random tokens in full windows, so no data is read or checked; nothing is
+logged, evaluated, saved on the way or proved. The peer is measured, not used: nothing of AEGIS imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOKENS = 512
+"""Per window, and one window per step: the defaults of `aegis train`."""
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+_QUANTIZE = """
+import ctypes, sys, llama_cpp
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(parameters)))
+"""
+
+
+def write_peer_base(template: Path, folder: Path) -> None:
+    """Write the random base in the Llama layout, in bfloat16."""
+    import torch
+    from full_size import write_base
+    from peers_train import SHAPE
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    folder.mkdir()
+    config = LlamaConfig(**SHAPE, architectures=["LlamaForCausalLM"], dtype="bfloat16")
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    write_base(model, folder, "cuda")
+    for name in _TOKENIZER:
+        if (template / name).is_file():
+            shutil.copyfile(template / name, folder / name)
+
+
+def train(base: Path, merged: Path, steps: int) -> None:
+    """Load in 4 bits, train a LoRA, save the merged model in 16 bits; print each stage's seconds."""
+    began = time.perf_counter()
+
+    def ends(stage: str) -> None:
+        nonlocal began
+        torch.cuda.synchronize()
+        print(json.dumps({"stage": stage, "seconds": round(time.perf_counter() - began, 1)}), flush=True)
+        began = time.perf_counter()
+
+    import unsloth  # noqa: F401, I001 (it wants to be first)
+    import torch
+
+    ends("imports")
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(base), max_seq_length=TOKENS, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing=False,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    ).train()
+    ends("load")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+    for _ in range(steps):
+        ids = torch.randint(5, 32000, (1, TOKENS), device="cuda")
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    ends(f"{steps} steps")
+    model.save_pretrained_merged(str(merged), tokenizer, save_method="merged_16bit")
+    ends("merged save")
+
+
+def job(template: Path, work: Path, steps: int) -> int:
+    """Make the base, then time the job: three processes, one after another, as a user starts them."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
+    base, merged, f16, quantized = work / "peer-base", work / "peer-merged", work / "f16.gguf", work / "q4_k_m.gguf"
+    write_peer_base(template, base)
+    converter = Path(os.environ["LLAMA_CPP_DIR"]) / "convert_hf_to_gguf.py"
+    commands = {
+        "train": [__file__, "train", str(base), str(merged), str(steps)],
+        "convert": [str(converter), str(merged), "--outfile", str(f16), "--outtype", "f16"],
+        "quantize": ["-c", _QUANTIZE, str(f16), str(quantized)],
+    }
+    whole = 0.0
+    for stage, command in commands.items():
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        seconds = time.perf_counter() - began
+        whole += seconds
+        for line in done.stdout.splitlines():
+            if line.startswith('{"stage"'):
+                print(line, flush=True)
+        print(json.dumps({"stage": stage, "seconds": round(seconds, 1)}), flush=True)
+        if done.returncode:
+            print(done.stdout[-3000:], file=sys.stderr)
+            return done.returncode
+    print(json.dumps({"stage": "whole", "seconds": round(whole, 1), "gguf_bytes": quantized.stat().st_size}))
+    return 0
+
+
+def main() -> int:
+    """Run the job, or its training alone."""
+    if sys.argv[1] == "train":
+        train(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+        return 0
+    return job(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
