@@ -35,6 +35,11 @@ class Background(Generic[T]):
             self._stop.set()
         self._wait()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the function has returned or raised."""
+        return self._future.done()
+
     def result(self) -> T:
         """Wait for the end; return what the function returned, or raise what it raised."""
         self._wait()

@@ -23,6 +23,7 @@ from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
 from aegis.training.distributed.launcher import world_size
+from aegis.verification.converted_file import ConvertedFile
 from aegis.verification.divergence import scratch
 from aegis.verification.early_half import early_half
 from aegis.verification.run_precheck import Later
@@ -68,15 +69,15 @@ def run_all(
             with _stage(times, "run.merge", run.merged):
                 merge(MergeInputs.from_run(run), run.merged, merge_config, overwrite=True, reuse=True)
             same_tree = export_config.llama_cpp_dir == verify_config.llama_cpp_dir
-            f16 = between / "F16.gguf" if same_tree and not verify_config.paranoid else None
-            with early_half(run, verify_config, between) if f16 and prepared else nullcontext() as early:
+            f16 = ConvertedFile(between / "F16.gguf") if same_tree and not verify_config.paranoid else None
+            with early_half(run, verify_config, between, f16) if f16 and prepared else nullcontext() as early:
                 with _stage(times, "run.export", run.gguf):
                     exported = export_gguf(
                         run.merged, run.gguf, export_config,
                         overwrite=True, reuse=True, hand_over=f16, prepared=prepared,
                     )  # fmt: skip
                 with _stage(times, "run.verify", run.verify):
-                    verdict = verify(run, verify_config, converted=f16, early=early)
+                    verdict = verify(run, verify_config, converted=f16.path if f16 else None, early=early)
         _refuse_unproven(run, verdict)
     return exported, verdict
 

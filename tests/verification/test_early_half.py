@@ -10,12 +10,16 @@ import pytest
 from aegis import run_all as all_stages
 from aegis.background import Background
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.llama_cpp import Runtime, convert
 from aegis.run_all import run_all
 from aegis.runs.run import Run
 from aegis.stages import export
 from aegis.stages.verify import verify
-from aegis.verification.early_half import early_half, taking_half
+from aegis.verification.converted_file import ConvertedFile
+from aegis.verification.divergence import Recording
+from aegis.verification.early_half import EarlyHalf, early_half
 from aegis.verification.examination import Examination
+from aegis.verification.llama_passes import LlamaPasses
 from aegis.verification.transformers_passes import TransformersPasses
 from tests.planted.finished import Defect
 from tests.planted.keys import KEY_DEFECTS
@@ -51,7 +55,7 @@ def test_the_report_is_the_same_and_no_model_runs_twice(
     whole, halved = finished.copy(tmp_path / "whole"), finished.copy(tmp_path / "halved")
     assert verify(whole, quick(finished)).failures == []
     (tmp_path / "work").mkdir()
-    with taking_half(halved, quick(finished), tmp_path / "work") as early:
+    with EarlyHalf(halved, quick(finished), tmp_path / "work", ConvertedFile(tmp_path / "none")) as early:
         assert verify(halved, quick(finished), converted=tmp_path / "none", early=early).steps
     assert report(halved) == report(whole)
     assert len(passes) == 2
@@ -67,11 +71,30 @@ def test_a_defect_is_found_as_without_it(
     run = finished.copy(tmp_path / "run")
     defect.plant(finished, run)
     (tmp_path / "work").mkdir()
-    with taking_half(run, quick(finished), tmp_path / "work") as early:
-        assert (early.result() is None) is is_early
+    with EarlyHalf(run, quick(finished), tmp_path / "work", ConvertedFile(tmp_path / "none")) as early:
+        assert (early.examination() is None) is is_early
         halved = verify(run, quick(finished), converted=tmp_path / "none", early=early)
     assert halved.failed_stage == defect.stage
     assert halved.failures == verify(run, quick(finished)).failures
+
+
+def test_a_file_that_export_did_not_leave_is_run_and_not_believed(
+    finished_runs: FinishedRuns, quick_base: Path, tmp_path: Path
+) -> None:
+    """Here it is the base's, in the place of export's: the verification converts its own, and compares that."""
+    finished = finished_runs["phi3"]
+    whole, halved = finished.copy(tmp_path / "whole"), finished.copy(tmp_path / "halved")
+    verify(whole, quick(finished))
+    (tmp_path / "work").mkdir()
+    left = ConvertedFile(tmp_path / "f16.gguf")
+    convert(quick_base, tmp_path / "base.gguf", model_name="base")
+    left.take(tmp_path / "base.gguf")
+    with EarlyHalf(halved, quick(finished), tmp_path / "work", left) as early:
+        examination = early.examination()
+        assert examination is not None
+        assert examination.in_llama.recording("f16").logits.shape[0]
+        assert verify(halved, quick(finished), converted=left.path, early=early).failures == []
+    assert report(halved) == report(whole)
 
 
 def test_the_end_of_the_block_ends_it_between_two_models(
@@ -89,24 +112,27 @@ def test_the_end_of_the_block_ends_it_between_two_models(
     monkeypatch.setattr(TransformersPasses, "_record", slow)
     run = finished.copy(tmp_path / "run")
     (tmp_path / "work").mkdir()
-    with pytest.raises(KeyError), taking_half(run, quick(finished), tmp_path / "work") as early:  # noqa: PT012
+    never = ConvertedFile(tmp_path / "none")
+    with pytest.raises(KeyError), EarlyHalf(run, quick(finished), tmp_path / "work", never) as early:  # noqa: PT012
         assert begun.wait(60)
         stop = early._stop
-        assert stop is not None
         Background(lambda: stop.wait(60) and go_on.set())
         raise KeyError
     assert recorded == ["trained"]
-    assert early.result() is None
+    assert early.examination() is None
 
 
 def test_run_begins_it_beside_the_export_on_a_gpu(
     quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
 ) -> None:
-    """A CPU stands in for the GPU. The conversion waits here until the first half is done; without one, for ever."""
+    """A CPU stands in for the GPU. The conversion waits here until the first half is done; without one, for ever.
+
+    Then the quantized file's first answer waits until llama.cpp has run the f16 file.
+    """
     small = {"max_steps": 2, "keep_windows": 8, "warmup_steps": 1, "annealing_steps": 1, "batch_size": 2}
     config = TrainConfig(base_model=str(quick_base), device="cpu", max_length=32, **small)
     settings = VerifyConfig(tokens=128, threads=1, device="cpu")
-    done, take, convert = threading.Event(), Examination.take_half, export.convert
+    done, take, convert_now = threading.Event(), Examination.take_half, export.convert
 
     def taken(self: Examination, stop: threading.Event) -> None:
         take(self, stop)
@@ -114,16 +140,29 @@ def test_run_begins_it_beside_the_export_on_a_gpu(
 
     def patient(*arguments: object, **options: object) -> None:
         assert done.wait(120)
-        convert(*arguments, **options)  # type: ignore[arg-type]
+        convert_now(*arguments, **options)  # type: ignore[arg-type]
 
+    ran, run_file, check = threading.Event(), LlamaPasses._pass, export.check_answers
+
+    def noted(self: LlamaPasses, name: str, runtime: Runtime) -> tuple[Recording, bool]:
+        found = run_file(self, name, runtime)
+        ran.set()
+        return found
+
+    def late(gguf: Path) -> None:
+        assert ran.wait(120)
+        check(gguf)
+
+    monkeypatch.setattr(LlamaPasses, "_pass", noted)
+    monkeypatch.setattr(export, "check_answers", late)
     monkeypatch.setattr(Examination, "take_half", taken)
     monkeypatch.setattr(export, "convert", patient)
-    monkeypatch.setattr(all_stages, "early_half", taking_half)
+    monkeypatch.setattr(all_stages, "early_half", EarlyHalf)
     _, verdict = run_all(config, MergeConfig(), ExportConfig(), settings, Run(tmp_path / "run"))
     assert verdict.failed_stage is None
     assert len(passes) == 1
 
 
 def test_without_a_gpu_there_is_none(tmp_path: Path) -> None:
-    with early_half(Run(tmp_path), VerifyConfig(device="cpu"), tmp_path) as early:
+    with early_half(Run(tmp_path), VerifyConfig(device="cpu"), tmp_path, ConvertedFile(tmp_path / "none")) as early:
         assert early is None

@@ -1,10 +1,11 @@
-"""Tests of llama.cpp's passes: the same beside other work as after it, and stopped when that work fails."""
+"""Tests of llama.cpp's passes: they run beside other work, and are stopped when it fails."""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,24 +30,28 @@ def gguf(quick_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def passes(gguf: Path, work: Path, advanced: list[float], *names: str) -> LlamaPasses:
-    files = dict.fromkeys(names or ("f16", "Q8_0"), gguf)
+def passes(work: Path, advance: Callable[[float], object]) -> LlamaPasses:
     work.mkdir()
-    return LlamaPasses(files, SEQUENCES, work, torch.device("cpu"), threads=1, end_token=None, advance=advanced.append)
+    counted: Any = advance
+    return LlamaPasses(SEQUENCES, work, torch.device("cpu"), threads=1, end_token=None, advance=counted)
 
 
-def test_beside_other_work_the_logits_are_the_same(gguf: Path, tmp_path: Path) -> None:
-    """Each file's are llama.cpp's own; the second sequence's are not the first's."""
-    found = []
-    for at_once in (False, True):
-        advanced: list[float] = []
-        running = passes(gguf, tmp_path / str(at_once), advanced)
-        running.allow("f16", "Q8_0")
-        with running.beside() if at_once else nullcontext():
-            running.finish()
-        assert list(running.recorded) == ["f16", "Q8_0"]
-        assert advanced == [8, 3, 4, 8, 3, 4]
-        found.append(running.recorded["Q8_0"].logits)
+@pytest.fixture
+def copied(gguf: Path, tmp_path: Path) -> Path:
+    """The same file at another path."""
+    return Path(shutil.copyfile(gguf, tmp_path / "copied.gguf"))
+
+
+def test_the_logits_are_llama_cpps_own(gguf: Path, copied: Path, tmp_path: Path) -> None:
+    """Each file's, in the order in which they were added; the second sequence's are not the first's."""
+    advanced: list[float] = []
+    running = passes(tmp_path / "work", advanced.append)
+    with running.running():
+        running.add("f16", gguf)
+        running.add("f16", gguf)
+        running.add("Q8_0", copied)
+        found = [running.recording(name).logits for name in ("f16", "Q8_0")]
+    assert advanced == [8, 3, 4, 8, 3, 4]
     assert np.array_equal(*found)
     with Runtime(gguf, n_ctx=64, threads=1, logits=True) as runtime:
         assert np.array_equal(found[0][8:11], runtime.logits(SEQUENCES[1]))
@@ -54,21 +59,55 @@ def test_beside_other_work_the_logits_are_the_same(gguf: Path, tmp_path: Path) -
 
 
 def test_they_run_beside_the_block(gguf: Path, tmp_path: Path) -> None:
-    """The block waits until one file is done: after it, that would never be."""
-    advanced, first = [], threading.Event()
-    running = passes(gguf, tmp_path / "work", advanced)
-    running._advance = lambda tokens: (advanced.append(tokens), first.set())  # type: ignore[assignment,func-returns-value]
-    with running.beside():
-        running.allow("f16", "Q8_0")
+    """The block waits until a sequence is done: after it, that would never be."""
+    first = threading.Event()
+    running = passes(tmp_path / "work", lambda _: first.set())
+    with running.running():
+        running.add("f16", gguf)
         assert first.wait(60)
-        running.finish()
 
 
-def test_a_failure_of_the_block_stops_them(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_room", [True, False])
+def test_the_next_file_is_loaded_while_one_runs_if_memory_has_room(
+    gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    """The first pass waits here for the second file's load; with too little memory, it must end before it."""
+    opened, first_is_over = {gguf: threading.Event(), copied: threading.Event()}, []
+
+    class Noted(Runtime):
+        def __init__(self, path: Path, *arguments: Any, **options: Any) -> None:
+            super().__init__(path, *arguments, **options)
+            opened[path].set()
+
+        def logits(self, tokens: Any) -> Any:
+            if self.path == gguf and not first_is_over:
+                first_is_over.append(opened[copied].wait(60 if has_room else 1))
+            return super().logits(tokens)
+
+    monkeypatch.setattr(llama_passes, "Runtime", Noted)
+    monkeypatch.setattr(llama_passes, "_has_room_for", lambda _: has_room)
+    running = passes(tmp_path / "work", lambda _: None)
+    with running.running():
+        running.add("f16", gguf)
+        running.add("Q8_0", copied)
+        assert np.array_equal(running.recording("f16").logits, running.recording("Q8_0").logits)
+    assert first_is_over == [has_room]
+
+
+def test_a_failure_of_the_block_stops_them(
+    gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the sequence that is running; nothing of llama.cpp is at work when the failure goes on."""
-    failed, started, closed = threading.Event(), threading.Event(), []
+    failed, started = threading.Event(), threading.Event()
+    opened: list[Path] = []
+    closed: list[Path] = []
+    advanced: list[float] = []
 
     class Slow(Runtime):
+        def __init__(self, path: Path, *arguments: Any, **options: Any) -> None:
+            super().__init__(path, *arguments, **options)
+            opened.append(path)
+
         def logits(self, tokens: Any) -> Any:
             started.set()
             assert failed.wait(60)
@@ -76,46 +115,51 @@ def test_a_failure_of_the_block_stops_them(gguf: Path, tmp_path: Path, monkeypat
 
         def close(self) -> None:
             super().close()
-            closed.append(True)
+            closed.append(self.path)
 
     monkeypatch.setattr(llama_passes, "Runtime", Slow)
-    advanced: list[float] = []
-    running = passes(gguf, tmp_path / "work", advanced)
-    with pytest.raises(KeyError), running.beside():  # noqa: PT012 (the block is what fails)
-        running.allow("f16", "Q8_0")
+    running = passes(tmp_path / "work", advanced.append)
+    with pytest.raises(KeyError), running.running():  # noqa: PT012 (the block is what fails)
+        running.add("f16", gguf)
+        running.add("Q8_0", copied)
         assert started.wait(60)
         threading.Timer(0.2, failed.set).start()
         raise KeyError
-    assert closed == [True]
-    assert not running.recorded
+    assert sorted(closed) == sorted(opened)
+    assert gguf in closed
+    assert len(advanced) <= 1
 
 
-def test_a_file_runs_when_it_is_allowed_and_not_before(gguf: Path, tmp_path: Path) -> None:
-    """A block that ends before a file was allowed, as when a check fails, leaves that file alone."""
-    done = threading.Event()
-    running = passes(gguf, tmp_path / "work", [])
-    running._advance = lambda tokens: done.set() if tokens == 4 else None
-    with running.beside():
-        running.allow("f16")
-        assert done.wait(60)
-    assert list(running.recorded) == ["f16"]
+def test_a_file_that_was_not_added_does_not_run(gguf: Path, tmp_path: Path) -> None:
+    """As when a check fails before it may."""
+    running = passes(tmp_path / "work", lambda _: None)
+    with running.running():
+        running.add("f16", gguf)
+        running.recording("f16")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["f16.npy"]
 
 
-def test_a_file_that_repeats_one_token_is_refused(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_repeats_one_token_is_refused(
+    gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless the f16 file does so too; what ran before it is recorded, so that the stage can be named."""
-    repeats = {"f16": False, "Q8_0": True}
-    asked = iter(repeats.values())
+    asked = iter((False, True))
     monkeypatch.setattr(llama_passes, "repeats_one_token", lambda *_: next(asked))
-    running = passes(gguf, tmp_path / "work", [])
-    running.allow("f16", "Q8_0")
-    with running.beside(), pytest.raises(IntegrityError) as caught:
-        running.finish()
+    running = passes(tmp_path / "work", lambda _: None)
+    with running.running():
+        running.add("f16", gguf)
+        running.add("Q8_0", copied)
+        running.wait()
+        running.recording("f16")
+        with pytest.raises(IntegrityError) as caught:
+            running.recording("Q8_0")
     assert caught.value.key == "verify.repeats"
-    assert list(running.recorded) == ["f16", "Q8_0"]
     asked = iter((True, True))
-    both = passes(gguf, tmp_path / "both", [])
-    both.allow("f16", "Q8_0")
-    both.finish()
+    both = passes(tmp_path / "both", lambda _: None)
+    with both.running():
+        both.add("f16", gguf)
+        both.add("Q8_0", copied)
+        both.recording("Q8_0")
 
 
 def test_likely_tokens_are_those_with_the_largest_logits(gguf: Path) -> None:

@@ -30,6 +30,7 @@ from aegis.runs.facts import F16, ExportFacts, MergeFacts, result_name
 from aegis.runs.foreign import refuse_inputs
 from aegis.runs.manifest import MANIFEST, Manifest, digest, file_sha256, verify_directory
 from aegis.runs.publish import Staging, publishing, refuse_existing
+from aegis.verification.converted_file import ConvertedFile
 from aegis.verification.earlier_export import EarlierExport
 from aegis.verification.export_sidecars import end_tokens, write_export_sidecars
 from aegis.verification.gguf_checks import check_f16, check_quantized, files_bytes, importance_sha256
@@ -57,7 +58,7 @@ def export_gguf(
     overwrite: bool = False,
     reuse: bool = False,
     dry_run: bool = False,
-    hand_over: Path | None = None,
+    hand_over: ConvertedFile | None = None,
     prepared: PreparedTool | None = None,
 ) -> ExportReport:
     """Convert, check, quantize, check again, and write a Modelfile beside the result.
@@ -114,7 +115,7 @@ class _Export:
     shards: ShardSet
     tokenizer: Any
     facts: ExportFacts
-    hand_over: Path | None = None
+    hand_over: ConvertedFile | None = None
     prepared: PreparedTool | None = None
 
     @classmethod
@@ -189,9 +190,10 @@ class _Export:
                 quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
                 fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
             checking.result()
-        if self.facts.f16 is None:
-            f16.replace(self.hand_over) if self.hand_over else f16.unlink()
-        if made and (left := f16 if self.facts.f16 else self.hand_over):
+        left = f16 if self.facts.f16 else self.hand_over.take(f16) if self.hand_over else None
+        if left is None:
+            f16.unlink()
+        elif made:
             known_hashes.note(left, "converted_from", self.inputs["model"])
         return fallbacks
 
@@ -221,12 +223,9 @@ def _check_types(model: Path, quants: Sequence[str], config: ExportConfig, earli
 
 def general_name(wanted: str | None, model: Path, model_type: str) -> str:
     """Return general.name, the wanted one or the base's, in the form that llama.cpp needs for this vocabulary."""
-    return name_for_llama_cpp(wanted or result_name(_base(model)), model_type, model)
-
-
-def _base(model: Path) -> str:
     merged = MergeFacts.known(model)
-    return str(model.resolve()) if merged is None else merged.base_model
+    base = str(model.resolve()) if merged is None else merged.base_model
+    return name_for_llama_cpp(wanted or result_name(base), model_type, model)
 
 
 def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aegis.background import Background
 from aegis.config.settings import VerifyConfig
 from aegis.report.plots.divergence import draw_divergence
 from aegis.runs import known_hashes
@@ -29,6 +28,7 @@ from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import discard_leftovers, publishing
 from aegis.runs.run import DIVERGENCE_PLOT, REPORT, Run
 from aegis.verification import divergence, run_checks
+from aegis.verification.early_half import EarlyHalf
 from aegis.verification.examination import Examination
 from aegis.verification.run_checks import Checks
 from aegis.verification.verdict import Verdict
@@ -39,7 +39,7 @@ def verify(
     config: VerifyConfig,
     *,
     converted: Path | None = None,
-    early: Background[Examination | None] | None = None,
+    early: EarlyHalf | None = None,
 ) -> Verdict:
     """Check a finished run, and write verify/report.json and verify/divergence.png into it.
 
@@ -59,9 +59,7 @@ def verify(
         return _verified(run, config, converted, early)
 
 
-def _verified(
-    run: Run, config: VerifyConfig, converted: Path | None, early: Background[Examination | None] | None
-) -> Verdict:
+def _verified(run: Run, config: VerifyConfig, converted: Path | None, early: EarlyHalf | None) -> Verdict:
     checks = Checks()
     run_checks.check_published(checks, run)
     manifests: dict[str, Manifest] = {}
@@ -69,7 +67,7 @@ def _verified(
     if checks.ok:  # otherwise a failed part is named already, and may not even load
         manifests = {stage: read_manifest(directory) for stage, directory in run.verified_parts.items()}
         with divergence.scratch(run.verify) as work:
-            examination = (early and early.result()) or Examination.begin(run, config, manifests, work)
+            examination = (early and early.examination()) or Examination.begin(run, config, manifests, work)
             examination.checks.done[:0] = checks.done
             examination.of_export(manifests, converted)
             verdict = examination.examine()

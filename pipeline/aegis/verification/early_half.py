@@ -3,46 +3,67 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from aegis.background import Background
 from aegis.config.settings import VerifyConfig
 from aegis.model.device import choose_device
 from aegis.runs.manifest import read_manifest
 from aegis.runs.run import Run
+from aegis.verification.converted_file import ConvertedFile
 from aegis.verification.examination import Examination
 
 
-def early_half(
-    run: Run, config: VerifyConfig, work: Path
-) -> AbstractContextManager[Background[Examination | None] | None]:
-    """Begin the verification of a merged run before there is a GGUF; None without a GPU, which has cores to spare.
+class EarlyHalf:
+    """The first half of a verification, in the background while a `with` block runs.
+
+    After it, llama.cpp begins with the f16 GGUF as soon as export leaves it: the quantizer needs the cores no more.
 
     Args:
         work: a folder for the models' logits, until the verification is done.
     """
+
+    def __init__(self, run: Run, config: VerifyConfig, work: Path, converted: ConvertedFile) -> None:
+        self._run, self._config, self._work, self._converted = run, config, work, converted
+        self._stop, self._open = threading.Event(), ExitStack()
+        self._half = Background(self._taken, self._stop)
+
+    def examination(self) -> Examination | None:
+        """Wait for it; None if anything was wrong: then the verification finds it by itself, and reports it."""
+        self._converted.settle()
+        return self._half.result()
+
+    def _taken(self) -> Examination | None:
+        try:
+            parts = self._run.verified_parts
+            manifests = {stage: read_manifest(parts[stage]) for stage in ("train", "merge")}
+            begun = Examination.begin(self._run, self._config, manifests, self._work)
+            begun.take_half(self._stop)
+        except Exception:
+            return None
+        if not begun.has_half:
+            return None
+        if self._converted.is_left(self._stop):
+            self._open.enter_context(begun.in_llama.running())
+            begun.in_llama.add("f16", self._converted.path)
+        return begun
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._half.end()
+        self._open.close()
+
+
+def early_half(
+    run: Run, config: VerifyConfig, work: Path, converted: ConvertedFile
+) -> AbstractContextManager[EarlyHalf | None]:
+    """Begin the verification of a merged run before there is a GGUF; None without a GPU, which has cores to spare."""
     on_gpu = choose_device(config.device).type == "cuda" and not config.paranoid
-    return taking_half(run, config, work) if on_gpu else nullcontext()
-
-
-def taking_half(run: Run, config: VerifyConfig, work: Path) -> Background[Examination | None]:
-    """Take the first half in the background; see `early_half`.
-
-    Returns:
-        Its result is None if anything was wrong: then the verification finds it by itself, and reports it.
-    """
-    stop = threading.Event()
-    return Background(partial(_half, run, config, work, stop), stop)
-
-
-def _half(run: Run, config: VerifyConfig, work: Path, stop: threading.Event) -> Examination | None:
-    parts = run.verified_parts
-    try:
-        manifests = {stage: read_manifest(parts[stage]) for stage in ("train", "merge")}
-        begun = Examination.begin(run, config, manifests, work)
-        begun.take_half(stop)
-    except Exception:
-        return None
-    return begun if begun.has_half else None
+    return EarlyHalf(run, config, work, converted) if on_gpu else nullcontext()

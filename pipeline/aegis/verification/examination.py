@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from aegis.background import Background
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
-from aegis.llama_cpp import GgufFile
+from aegis.llama_cpp import GgufFile, spared_threads
 from aegis.merging.base_weights import RoundTrip
 from aegis.messages import bilingual, phrase
 from aegis.model.base import read_config
@@ -55,14 +54,13 @@ class Examination:
     """
 
     config: VerifyConfig
-    tokenizer: Any
     checks: Checks
-    work: Path
     sample: Sample
     witnesses: Witnesses
     structure: Structure
     comparison: Comparison
     passes: TransformersPasses
+    in_llama: LlamaPasses
     has_half: bool = False
 
     @classmethod
@@ -96,7 +94,15 @@ class Examination:
         structure = Structure(run, base, manifests, checks, tokenizer, None, scratch, config.llama_cpp_dir)
         comparison = Comparison(work, sample, load_config(run.merged).num_hidden_layers, device)
         passes = TransformersPasses(structure, comparison, witnesses, device, round_trip)
-        return cls(config, tokenizer, checks, work, sample, witnesses, structure, comparison, passes)
+        in_llama = LlamaPasses(
+            sample.compared,
+            work,
+            device,
+            threads=config.threads or (spared_threads() if device.type == "cuda" else None),
+            end_token=tokenizer.eos_token_id,
+            advance=comparison.advance,
+        )
+        return cls(config, checks, sample, witnesses, structure, comparison, passes, in_llama)
 
     def take_half(self, stop: threading.Event) -> None:
         """Check what the GGUF was made from, and run the models that need none.
@@ -127,48 +133,70 @@ class Examination:
     def quantized(self) -> dict[str, Path]:
         return {quant: self.structure.run.gguf / name for quant, name in self.structure.exported.quantized.items()}
 
+    @property
+    def _is_beside(self) -> bool:
+        """Whether llama.cpp runs beside everything else; on a CPU, it and torch would wait for each other's threads."""
+        return self.comparison.device.type == "cuda"
+
+    @property
+    def _f16(self) -> Path:
+        kept = self.structure.exported.f16
+        return self.structure.run.gguf / kept if kept else self.structure.reference
+
     def examine(self) -> Verdict:
         """Check the structure, and compare the models if it is right; on a GPU, llama.cpp runs beside both."""
-        if self.checks.ok:
-            in_llama = self._in_llama()
-            with in_llama.beside() if self.comparison.device.type == "cuda" else nullcontext():
-                if self.structure.is_converted:
-                    in_llama.allow("f16")
-                if not self.has_half:
-                    self.structure.examine_merged()
-                self.structure.examine_exported(self.sample.own_texts)
-                if self.checks.ok:
-                    # before, llama.cpp might end the process at a file that its quantizer did not make
-                    in_llama.allow("f16", *self.quantized)
-                    return self._compared(in_llama)
+        if not self.checks.ok:
+            return self._ended()
+        with ExitStack() as until_the_end:
+            if not self.in_llama.is_running:
+                until_the_end.enter_context(self.in_llama.running())
+            if self._is_beside and self.structure.is_converted:
+                self.in_llama.add("f16", self._f16)
+            if not self.has_half:
+                self.structure.examine_merged()
+            self.structure.examine_exported(self.sample.own_texts)
+            if not self.checks.ok:
+                return self._ended()
+            if self._is_beside:
+                self._add_files()
+            return self._compared()
+
+    def _add_files(self) -> None:
+        """Let llama.cpp run all files; unchecked, one that its quantizer did not make might end the process."""
+        for name, file in {"f16": self._f16, **self.quantized}.items():
+            self.in_llama.add(name, file)
+
+    def _ended(self) -> Verdict:
+        """Return what was found before something was at fault."""
         return Verdict(0, tuple(self.checks.done), tuple(self.comparison.steps), {})
 
-    def _compared(self, in_llama: LlamaPasses) -> Verdict:
+    def _compared(self) -> Verdict:
         try:
-            return self.compare_models(in_llama)
+            return self.compare_models()
         except IntegrityError as error:
             maker = _MAKERS[min(len(self.comparison.models), len(_MAKERS) - 1)]
             with self.checks.check(bilingual("verify.every_model"), maker):
                 raise error
-        return Verdict(0, tuple(self.checks.done), tuple(self.comparison.steps), {})
+        return self._ended()
 
-    def compare_models(self, in_llama: LlamaPasses) -> Verdict:
-        """Run the models and compare their logits, which are on the disk."""
+    def compare_models(self) -> Verdict:
+        """Run the models and compare their logits, which are on the disk; llama.cpp is running."""
         models, passes = self.comparison.models, self.passes
         with self.comparison.shown(5 + (passes.round_trip is not None) + len(self.quantized)):
             if not self.has_half:
                 passes.run()
+            self._add_files()
             of_base = divergence.compare(models["trained"], models["base"]).mean_kl
             perplexity = {"base": divergence.perplexity(models.pop("base"))}
             bases = passes.compare(self.config.max_kl_nf4)
             retained = self.witnesses.measured(self.config.max_kept_kl)
-            try:
-                in_llama.finish()
-            finally:
-                models.update(in_llama.recorded)
-            Background(self.structure.remove_reference)  # freeing so many bytes takes more than a second
-            self._compare_in_llama(passes.finished_as)
             perplexity |= {name: divergence.perplexity(recording) for name, recording in models.items()}
+            if not self._is_beside:
+                self.in_llama.wait()
+            for name in ("f16", *self.quantized):
+                models[name] = self.in_llama.recording(name)
+                self._compare_in_llama(name)
+                perplexity[name] = divergence.perplexity(models[name])
             nearness = tuple(self.comparison.nearness(name, of_base) for name in self.quantized)
         vocab_size = models["trained"].logits.shape[1]
         return Verdict(
@@ -183,23 +211,13 @@ class Examination:
             summary=sentence(retained, perplexity, self.sample.origin, vocab_size),
         )
 
-    def _in_llama(self) -> LlamaPasses:
-        kept, run = self.structure.exported.f16, self.structure.run
-        return LlamaPasses(
-            {"f16": run.gguf / kept if kept else self.structure.reference, **self.quantized},
-            self.sample.compared,
-            self.work,
-            self.comparison.device,
-            threads=self.config.threads,
-            end_token=self.tokenizer.eos_token_id,
-            advance=self.comparison.advance,
-        )
-
-    def _compare_in_llama(self, finished_as: str | None) -> None:
-        self.comparison.rounding("merged", "f16", "convert", torch.float16)
-        for name in self.quantized:
+    def _compare_in_llama(self, name: str) -> None:
+        if name == "f16":
+            Background(self.structure.remove_reference)  # freeing so many bytes takes more than a second
+            self.comparison.rounding("merged", "f16", "convert", torch.float16)
+        else:
             self.comparison.step("f16", name, "quantize", self.config.max_kl_quantized)
-            if name == finished_as:
+            if name == self.passes.finished_as:
                 self._compare_with_trained(name)
 
     def _compare_with_trained(self, name: str) -> None:

@@ -1,17 +1,19 @@
-"""Runs a verification's GGUF files in llama.cpp, one after the other: beside checks and a GPU's passes, or later."""
+"""Runs a verification's GGUF files in llama.cpp, one after the other, in a thread of its own."""
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from aegis.background import Background
 from aegis.errors import IntegrityError
-from aegis.llama_cpp import Runtime, spared_threads
+from aegis.llama_cpp import Runtime
 from aegis.messages import phrase
 from aegis.verification.divergence import Logits, Recording, record
 from aegis.verification.logits import llama_logits, repeats_one_token
@@ -21,21 +23,19 @@ _LOOK_S = 0.2
 
 
 class LlamaPasses:
-    """The passes of some GGUF files over the same token ids.
+    """The passes of GGUF files over the same token ids, in the order in which the files are added.
+
+    While a file runs, the next one is loaded, if memory has room for both.
 
     Args:
-        files: path by name; "f16" first. A file runs when it is allowed.
         work: folder for the recorded logits.
         device: where the logits will be compared.
+        threads: for llama.cpp; the physical cores if None.
         advance: called with the number of tokens of each finished sequence.
-
-    Attributes:
-        recorded: the logits of the finished files.
     """
 
     def __init__(
         self,
-        files: Mapping[str, Path],
         sequences: Sequence[Sequence[int]],
         work: Path,
         device: torch.device,
@@ -44,52 +44,92 @@ class LlamaPasses:
         end_token: int | None,
         advance: Callable[[float], None],
     ) -> None:
-        self.recorded: dict[str, Recording] = {}
-        self._files, self._sequences, self._work, self._device = files, sequences, work, device
+        self._sequences, self._work, self._device = sequences, work, device
         self._threads, self._end_token, self._advance = threads, end_token, advance
-        self._allowed = {name: threading.Event() for name in files}
-        self._stopped = threading.Event()
+        self._files: dict[str, Path] = {}
+        self._coming: queue.Queue[tuple[str, Path]] = queue.Queue()
+        self._recorded: dict[Path, Recording] = {}
+        self._news, self._stopped, self._idle = threading.Event(), threading.Event(), threading.Event()
+        self._idle.set()
         self._running: Background[None] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether `running` has begun."""
+        return self._running is not None
+
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Run beside the block; at its end, stop after the sequence that is running."""
-        self._threads = self._threads or spared_threads()
+    def running(self) -> Iterator[None]:
+        """Run the files beside the block; at its end, stop after the sequence that is running."""
         with Background(self._run, self._stopped) as self._running:
             yield
 
-    def allow(self, *names: str) -> None:
-        """Let these files run."""
-        for name in names:
-            self._allowed[name].set()
+    def add(self, name: str, file: Path) -> None:
+        """Let a file run after those before it; nothing happens if it was added before."""
+        if self._files.get(name) != file:
+            self._files[name] = file
+            self._coming.put((name, file))
 
-    def finish(self) -> None:
-        """Wait for the end, or run now; all files are allowed.
+    def recording(self, name: str) -> Recording:
+        """Wait for a file's logits.
 
         Raises:
             IntegrityError: a model returned NaN or Inf; or a quantized file repeats one token for ever, and the f16
                 file does not.
         """
-        if self._running is None:
-            self._run()
-        else:
-            self._running.result()
+        assert self._running is not None, "not inside of `running`"
+        while (found := self._recorded.get(self._files[name])) is None:
+            if self._running.is_over:
+                self._running.result()
+            self._news.wait(_LOOK_S)
+            self._news.clear()
+        return found
+
+    def wait(self) -> None:
+        """Wait until all files that were added have run, or one has failed."""
+        with suppress(IntegrityError):
+            for name in self._files:
+                self.recording(name)
 
     def _run(self) -> None:
+        f16_repeats = False
+        opening = Background(self._open_next)
+        try:
+            while True:
+                name, file, runtime = opening.result()
+                with runtime:
+                    self._idle.clear()
+                    opening = Background(self._open_next)
+                    found, repeats = self._pass(name, runtime)
+                self._idle.set()
+                if name == "f16":
+                    f16_repeats = repeats
+                elif repeats and not f16_repeats:
+                    raise IntegrityError("verify.repeats", path_name=file.name, spoken_tokens=_SPOKEN_TOKENS)
+                self._recorded[file] = found
+                self._news.set()
+        finally:
+            self._stopped.set()
+            with suppress(Exception):  # this one's error is not what ended the passes
+                opening.result()[2].close()
+
+    def _open_next(self) -> tuple[str, Path, Runtime]:
+        while True:
+            with suppress(queue.Empty):
+                name, file = self._coming.get(timeout=_LOOK_S)
+                break
+            self._stop_if_asked()
+        while not (self._idle.wait(_LOOK_S) or _has_room_for(file)):
+            self._stop_if_asked()
+        room = max(*map(len, self._sequences), _PROMPT_TOKENS + _SPOKEN_TOKENS)
+        return name, file, Runtime(file, n_ctx=room, threads=self._threads, logits=True)
+
+    def _pass(self, name: str, runtime: Runtime) -> tuple[Recording, bool]:
+        """Return a file's logits, and whether it repeats one token."""
+        outputs = llama_logits(runtime, self._sequences, phrase("verify.in_llama", name=name))
+        found = record(self._work / f"{name}.npy", self._counted(outputs), self._sequences, self._device)
         prompt = list(self._sequences[0][:_PROMPT_TOKENS])
-        room = max(*map(len, self._sequences), len(prompt) + _SPOKEN_TOKENS)
-        repeating: list[str] = []
-        for name, file in self._files.items():
-            while not self._allowed[name].wait(_LOOK_S):
-                self._stop_if_asked()
-            with Runtime(file, n_ctx=room, threads=self._threads, logits=True) as runtime:
-                outputs = llama_logits(runtime, self._sequences, phrase("verify.in_llama", name=name))
-                path = self._work / f"{name}.npy"
-                self.recorded[name] = record(path, self._counted(outputs), self._sequences, self._device)
-                if repeats_one_token(runtime, prompt, self._end_token, _SPOKEN_TOKENS):
-                    repeating.append(name)
-            if name in repeating and "f16" not in repeating:
-                raise IntegrityError("verify.repeats", path_name=file.name, spoken_tokens=_SPOKEN_TOKENS)
+        return found, repeats_one_token(runtime, prompt, self._end_token, _SPOKEN_TOKENS)
 
     def _stop_if_asked(self) -> None:
         if self._stopped.is_set():
@@ -100,3 +140,8 @@ class LlamaPasses:
             self._stop_if_asked()
             yield logits
             self._advance(len(logits))
+
+
+def _has_room_for(file: Path) -> bool:
+    """Whether memory has room for a file beside another: for its pages, and for a copy that llama.cpp repacks."""
+    return psutil.virtual_memory().available > 2 * file.stat().st_size
