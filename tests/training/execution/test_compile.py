@@ -13,6 +13,7 @@ from aegis.model.soul_hook import decoder_of
 from aegis.training.execution import compile
 from aegis.training.execution.activation_checkpointing import ActivationStore, Slot, saving_to
 from aegis.training.execution.compile import compile_checkpointed_layer, compile_layer
+from aegis.training.kernels.head_chunks import compile_once
 from aegis.training.kernels.varlen_attention import install_attention
 from tests.training.conftest import MakeState
 
@@ -144,3 +145,28 @@ def test_a_store_can_take_all_that_a_checkpointed_layer_keeps(make_state: MakeSt
     sums = LENGTH * layer.self_attn.config.num_attention_heads  # of attention's weights, a number a token and head
     assert sorted(kept) == sorted(2 * ([hidden.numel()] * (1 + keep_attention) + [sums] * keep_attention))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_every_compilation_measures_only_variants_that_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 does not find those again that it adds while it measures; by itself it adds them."""
+    from torch._inductor import compile_fx, config
+
+    asked = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        asked.append(config.dynamic_scale_rblock)
+        raise KeyError
+
+    monkeypatch.setattr(compile_fx, "fx_codegen_and_compile", stop)
+    compilations: list[Any] = [
+        torch.compile,
+        compile_layer,
+        lambda forward: compile_checkpointed_layer(lambda _, hidden: forward(hidden)),
+        compile_once,
+    ]
+    for number, compiled in enumerate(compilations):
+        torch.compiler.reset()
+        run = compiled(lambda hidden: (hidden * 2).sum())
+        with pytest.raises(Exception, match="KeyError"):
+            run(None, torch.ones(4, requires_grad=True)) if number == 2 else run(torch.ones(4, requires_grad=True))
+    assert asked == [True, False, False, False]

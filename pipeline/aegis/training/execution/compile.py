@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from aegis.training.kernels.compiler_options import REPEATABLE
+
 _KEEP_LESS = dict.fromkeys(
     (
         "ban_recompute_reductions",
@@ -66,7 +68,7 @@ def compile_checkpointed_layer(
         )
         return output
 
-    return torch.compile(recomputing, dynamic=False)
+    return torch.compile(recomputing, dynamic=False, options=REPEATABLE)
 
 
 def _keeping_less(graph: Any, inputs: Any) -> Any:
@@ -74,7 +76,7 @@ def _keeping_less(graph: Any, inputs: Any) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
     with config.patch(_KEEP_LESS):
-        return compile_fx(graph, inputs)
+        return compile_fx(graph, inputs, config_patches=REPEATABLE)
 
 
 def _attention_operators() -> list[Any]:

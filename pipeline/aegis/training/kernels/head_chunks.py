@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aegis.training.kernels.compiler_options import REPEATABLE
+
 CHUNK_BYTES = 64 << 20
 """Bytes of float32 logits per chunk."""
 
@@ -17,7 +19,7 @@ CHUNK_BYTES = 64 << 20
 @cache
 def compile_once(errors: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Compile `errors` into one kernel; all callers share the compiled function."""
-    return torch.compile(errors, dynamic=False)
+    return torch.compile(errors, dynamic=False, options=REPEATABLE)
 
 
 def head_chunks(hidden: Tensor, head: Tensor, *, sides: int = 1) -> Iterator[slice]:
