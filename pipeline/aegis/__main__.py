@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
@@ -15,7 +16,10 @@ def main() -> None:
         if not is_foreign(error):
             raise
         sys.exit(print_diagnosis(error))
-    app.main()
+    try:
+        app.main()
+    finally:
+        gc.freeze()  # otherwise the interpreter's last collections look at every object of torch, for a second or two
 
 
 if __name__ == "__main__":
