@@ -5,9 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 
+_NEW_OBJECTS = 10_000
+"""Between two collections. With Python's own number, a quarter of the seconds that torch and transformers take to be
+imported goes into collections that find nothing."""
+
 
 def main() -> None:
     """Run the command line; if a package is missing, print the doctor's findings instead of a traceback."""
+    gc.set_threshold(_NEW_OBJECTS)
     try:
         from aegis.cli import app
     except ImportError as error:
