@@ -24,7 +24,8 @@ UNSUPPORTED = [
     (SIZES | {"PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}, "parallelism_config_dp_shard_size 2"),
     (SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "2"}, "parallelism_config_tp_size 2"),
     (SIZES | {"PARALLELISM_CONFIG_CP_SIZE": "2"}, "parallelism_config_cp_size 2"),
-    (SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "two"}, "parallelism_config_tp_size two"),
+    (SIZES | {"PARALLELISM_CONFIG_SP_SIZE": "2"}, "parallelism_config_sp_size 2"),
+    (SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "0"}, "parallelism_config (tp_size must be at least 1, but got 0)"),
 ]
 
 
@@ -62,9 +63,9 @@ def test_unsupported_parallelism_is_refused_by_its_name(
     launch: Callable[..., None], variables: dict[str, str], name: str
 ) -> None:
     """Exit code 2, and --shard-base as the way for a large base."""
-    assert unsupported(PLAIN | variables) == [name]
     with pytest.raises(UsageError) as refused:
         launch(PLAIN | variables)
+    assert unsupported() == [name]
     assert refused.value.args[0] == "launcher.unsupported"
     assert refused.value.exit_code == 2
     assert name in refused.value.what

@@ -1,12 +1,11 @@
 """Reads what torchrun or `accelerate launch` set: the numbers of processes, and what this program does not do.
 
-accelerate hands its config over in environment variables (accelerate/utils/launch.py).
+accelerate hands its config over in environment variables (accelerate/utils/launch.py), and its own objects read them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,9 +22,8 @@ _PLUGINS = {
     "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
     "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
 }
-_PARALLELISM = ("DP_SHARD", "TP", "CP", "SP")
+_PARALLELISM = ("dp_shard_size", "tp_size", "cp_size", "sp_size")
 """Sharded data, tensor, context and sequence parallelism; plain data parallelism is what this program does."""
-_ON = {"y", "yes", "t", "true", "on", "1"}
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -57,29 +55,33 @@ def refuse_unsupported_launch(group: ProcessGroup, dtype: torch.dtype) -> None:
         UsageError: it asks for FSDP, DeepSpeed, Megatron-LM, or for a parallelism other than plain data parallelism.
     """
     if group.world_size > 1:
-        group.broadcast(lambda: _refuse(os.environ, dtype))
+        group.broadcast(lambda: _refuse(dtype))
 
 
-def unsupported(environment: Mapping[str, str]) -> list[str]:
+def unsupported() -> list[str]:
     """The names of what accelerate's config asks for and this program does not do."""
-    found = [name for name, variable in _PLUGINS.items() if _is_on(environment, variable)]
-    if _is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
-        sizes = {kind: environment.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1").strip() for kind in _PARALLELISM}
-        found += [
-            f"parallelism_config_{kind.lower()}_size {size}"
-            for kind, size in sizes.items()
-            if size not in ("", "0", "1")
-        ]
-    return found
+    from accelerate.utils import parse_flag_from_env
+
+    found = [name for name, variable in _PLUGINS.items() if parse_flag_from_env(variable)]
+    return found + (_parallelism() if parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG") else [])
 
 
-def _refuse(environment: Mapping[str, str], dtype: torch.dtype) -> None:
-    if found := unsupported(environment):
+def _parallelism() -> list[str]:
+    from accelerate.parallelism_config import ParallelismConfig
+
+    try:
+        asked = ParallelismConfig()
+    except ValueError as error:  # accelerate itself refuses these sizes
+        return [f"parallelism_config ({error})"]
+    sizes = {name: getattr(asked, name, 1) for name in _PARALLELISM}  # accelerate 1.10 has no sp_size
+    return [f"parallelism_config_{name} {size}" for name, size in sizes.items() if size > 1]
+
+
+def _refuse(dtype: torch.dtype) -> None:
+    from accelerate.utils import parse_choice_from_env
+
+    if found := unsupported():
         raise UsageError("launcher.unsupported", found=", ".join(found))
-    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = parse_choice_from_env("ACCELERATE_MIXED_PRECISION").lower()
     if precision != "no" and _DTYPES.get(precision) != dtype:  # accelerate sets "no" where nothing was chosen
         progress.warn(phrase("launcher.precision", wanted=precision, dtype=str(dtype).removeprefix("torch.")))
-
-
-def _is_on(environment: Mapping[str, str], variable: str) -> bool:
-    return environment.get(variable, "").lower() in _ON
