@@ -66,12 +66,22 @@ class Background(Generic[T]):
             self._future.set_exception(error)
 
 
-def two_at_a_time(functions: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the functions' results in their order; while the caller waits for one, it and the next one run."""
+def two_at_a_time(functions: Iterable[Callable[[], T]], stop: threading.Event | None = None) -> Iterator[T]:
+    """Yield the functions' results in their order; while the caller waits for one, it and the next one run.
+
+    Args:
+        stop: set at the end, also when a function fails or the iterator is closed; those that run look at it, and are
+            waited for. Without it, they run on.
+    """
     running: deque[Background[T]] = deque()
-    for function in functions:
-        running.append(Background(function))
-        if len(running) == 2:
+    try:
+        for function in functions:
+            running.append(Background(function, stop))
+            if len(running) == 2:
+                yield running.popleft().result()
+        while running:
             yield running.popleft().result()
-    for left in running:
-        yield left.result()
+    finally:
+        if stop is not None:
+            for left in running:
+                left.end()

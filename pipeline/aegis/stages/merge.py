@@ -8,6 +8,7 @@ and config, an untied LM head, no code, and no tensors of a soul.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from aegis.errors import IntegrityError
 from aegis.hub.client import CARD
 from aegis.merging.base_weights import RoundTrip
 from aegis.merging.merged_weights import DTYPES, MergePlan
-from aegis.merging.rewrite_shard import rewrite_shard
+from aegis.merging.rewrite_shards import rewrite_shards
 from aegis.messages import phrase
 from aegis.model.adapter import WEIGHTS, load_adapter
 from aegis.model.base import TEMPLATE, Base, find_base, weights_hash_of
@@ -28,7 +29,7 @@ from aegis.model.shards import INDEX
 from aegis.model.sidecars import write_sidecars
 from aegis.model.trained_base import TEMPLATE_INPUT, with_template_of
 from aegis.report.card import CardFile, merged_card
-from aegis.runs import disk, known_hashes
+from aegis.runs import disk
 from aegis.runs.facts import MergeFacts, Provenance, TrainFacts, result_name
 from aegis.runs.foreign import refuse_inputs
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, finished, read_manifest
@@ -187,11 +188,11 @@ def _check_base_hash(base: Base, found: str, adapter: Path, soul_path: Path, sou
 def _rewrite(plan: MergePlan, staging: Staging) -> tuple[str, list[CardFile]]:
     """Write every shard; return the hash of the base's weights as they were read, and the written files."""
     digests, files = [], []
-    with progress.task(phrase("merge.merging"), plan.out_bytes, "B") as bar:
-        for file in plan.base.shards.files:
-            known = known_hashes.noted(file, "sha256")
-            source = None if known is None else bytes.fromhex(known)
-            written = rewrite_shard(plan, file, staging.path / file.name, bar.advance, source)
+    with (
+        progress.task(phrase("merge.merging"), plan.out_bytes, "B") as bar,
+        closing(rewrite_shards(plan, staging.path, bar.advance)) as shards,
+    ):
+        for file, written in zip(plan.base.shards.files, shards, strict=True):
             staging.hashed(file.name, written.bytes, written.sha256)
             digests.append(written.source_sha256)
             files.append(CardFile(file.name, written.bytes, written.sha256))
