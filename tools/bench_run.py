@@ -122,7 +122,7 @@ def command(arguments: argparse.Namespace, work: Path) -> list[str]:
     return [sys.executable, "-m", "aegis", "--json", "run", *own]
 
 
-def beside(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def peer_stages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the same job by Unsloth; return its stages. It has the whole disk: ours is removed by then."""
     search = os.environ | {"PYTHONPATH": os.pathsep.join([arguments.peer_path, os.environ.get("PYTHONPATH", "")])}
     steps = arguments.steps or TrainConfig.model_fields["max_steps"].default
@@ -177,13 +177,14 @@ def main() -> int:
             print(row.line())
     results |= {"whole_s": round(whole, 1), "silence_s": round(timeline.silence, 1), "stages": timeline.stages}
     results["rows"] = [asdict(row) for row in timeline.rows]
-    if arguments.peer_path:
-        results["peer"] = beside(arguments)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\n{'stage':<10}{'seconds':>9}{'share':>8}")
     for stage, seconds in [*timeline.stages.items(), ("whole run", whole)]:
         print(f"{stage:<10}{seconds:>9.1f}{seconds / whole:>8.0%}")
-    print(f"longest silence {timeline.silence:.1f} s")
+    print(f"longest silence {timeline.silence:.1f} s", flush=True)
+    if arguments.peer_path:
+        results["peer"] = peer_stages(arguments)
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return child.returncode
 
 

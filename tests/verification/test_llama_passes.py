@@ -85,7 +85,7 @@ def test_the_next_file_is_loaded_while_one_runs_if_memory_has_room(
             return super().logits(tokens)
 
     monkeypatch.setattr(llama_passes, "Runtime", Noted)
-    monkeypatch.setattr(llama_passes, "_has_room_for", lambda _: has_room)
+    monkeypatch.setattr(llama_passes, "_has_room_for", lambda *_: has_room)
     running = passes(tmp_path / "work", lambda _: None)
     with running.running():
         running.add("f16", gguf)

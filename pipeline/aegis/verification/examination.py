@@ -155,11 +155,7 @@ class Examination:
             if not self.has_half:
                 self.structure.examine_merged()
             self.structure.examine_exported(self.sample.own_texts)
-            if not self.checks.ok:
-                return self._ended()
-            if self._is_beside:
-                self._add_files()
-            return self._compared()
+            return self._compared() if self.checks.ok else self._ended()
 
     def _add_files(self) -> None:
         """Let llama.cpp run all files; unchecked, one that its quantizer did not make might end the process."""
@@ -183,6 +179,8 @@ class Examination:
         """Run the models and compare their logits, which are on the disk; llama.cpp is running."""
         models, passes = self.comparison.models, self.passes
         with self.comparison.shown(5 + (passes.round_trip is not None) + len(self.quantized)):
+            if self._is_beside:
+                self._add_files()
             if not self.has_half:
                 passes.run()
             self._add_files()

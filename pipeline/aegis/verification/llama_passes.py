@@ -51,6 +51,7 @@ class LlamaPasses:
         self._recorded: dict[Path, Recording] = {}
         self._news, self._stopped, self._idle = threading.Event(), threading.Event(), threading.Event()
         self._idle.set()
+        self._runs: Path | None = None
         self._running: Background[None] | None = None
 
     @property
@@ -78,12 +79,14 @@ class LlamaPasses:
                 file does not.
         """
         assert self._running is not None, "not inside of `running`"
-        while (found := self._recorded.get(self._files[name])) is None:
-            if self._running.is_over:
+        file = self._files[name]
+        while file not in self._recorded:
+            # in this order: a later file may have failed after this one was done
+            if self._running.is_over and file not in self._recorded:
                 self._running.result()
             self._news.wait(_LOOK_S)
             self._news.clear()
-        return found
+        return self._recorded[file]
 
     def wait(self) -> None:
         """Wait until all files that were added have run, or one has failed."""
@@ -98,6 +101,7 @@ class LlamaPasses:
             while True:
                 name, file, runtime = opening.result()
                 with runtime:
+                    self._runs = file
                     self._idle.clear()
                     opening = Background(self._open_next)
                     found, repeats = self._pass(name, runtime)
@@ -119,7 +123,7 @@ class LlamaPasses:
                 name, file = self._coming.get(timeout=_LOOK_S)
                 break
             self._stop_if_asked()
-        while not (self._idle.wait(_LOOK_S) or _has_room_for(file)):
+        while not (self._idle.wait(_LOOK_S) or _has_room_for(file, self._runs)):
             self._stop_if_asked()
         room = max(*map(len, self._sequences), _PROMPT_TOKENS + _SPOKEN_TOKENS)
         return name, file, Runtime(file, n_ctx=room, threads=self._threads, logits=True)
@@ -142,6 +146,7 @@ class LlamaPasses:
             self._advance(len(logits))
 
 
-def _has_room_for(file: Path) -> bool:
-    """Whether memory has room for a file beside another: for its pages, and for a copy that llama.cpp repacks."""
-    return psutil.virtual_memory().available > 2 * file.stat().st_size
+def _has_room_for(file: Path, running: Path | None) -> bool:
+    """Whether memory has room for a file, a copy that llama.cpp repacks, and the pages of the one that runs."""
+    sizes = [path.stat().st_size for path in (file, file, running) if path is not None]
+    return psutil.virtual_memory().available > sum(sizes)
