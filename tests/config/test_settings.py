@@ -43,6 +43,23 @@ def test_a_flag_that_is_not_given_overrides_nothing(tmp_path: Path) -> None:
     assert resolve(TrainConfig, file=file, environment={}, flags={"packing": None, "seed": None}).packing is False
 
 
+def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
+    """The later source counts, whichever of the two it gives."""
+    config = resolve(TrainConfig, preset="demo", environment={}, flags={"epochs": 3})
+    assert (config.epochs, config.max_steps) == (3, TrainConfig().max_steps)
+    file = toml(tmp_path, "[train]\nepochs = 3\n")
+    config = resolve(TrainConfig, preset="demo", file=file, environment={"AEGIS_TRAIN_MAX_STEPS": "7"})
+    assert (config.epochs, config.max_steps) == (None, 7)
+    assert resolve(TrainConfig, file=file, environment={}, flags={"seed": 1}).epochs == 3
+
+
+def test_steps_and_epochs_of_one_source_are_refused() -> None:
+    with pytest.raises(UsageError) as refused:
+        resolve(TrainConfig, environment={}, flags={"epochs": 3, "max_steps": 7})
+    assert refused.value.key == "config.alternatives"
+    assert "max_steps + epochs" in refused.value.what
+
+
 def test_the_borea_preset_has_the_original_runs_numbers(tmp_path: Path) -> None:
     """To the digit, but for the start of the rotation; nothing in a TOML is needed for it."""
     config = resolve(TrainConfig, preset="borea-12gb", environment={})

@@ -26,6 +26,9 @@ Config = TypeVar("Config", bound=StageConfig)
 _ITEM = re.compile(r'(?:"[^"]*"|[^,])+')
 """An item of a list with commas; a comma in double quotes belongs to it."""
 
+_ALTERNATIVES = {"max_steps": "epochs", "epochs": "max_steps"}
+"""Two settings that say the same in two ways: the one of the later source counts."""
+
 _OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LLAMA_WHEEL", "AEGIS_LOG_DIR")
 
 
@@ -47,16 +50,19 @@ def resolve(
         flags: the command line's settings; None means that the flag was not given.
 
     Raises:
-        UsageError: a preset, key or value is unknown; the message has the nearest known name.
+        UsageError: a preset, key or value is unknown; the message has the nearest known name. Or one source gives two
+            settings that say the same.
     """
     section = next(name for name, known in SECTIONS.items() if known is model)
+    sources = [
+        {} if preset is None else settings_of(preset).get(section, {}),
+        {} if file is None else _read_toml(file).get(section, {}),
+        _read_environment(os.environ if environment is None else environment).get(section, {}),
+        {key: value for key, value in (flags or {}).items() if value is not None},
+    ]
     values: dict[str, Any] = {}
-    if preset is not None:
-        values |= settings_of(preset).get(section, {})
-    if file is not None:
-        values |= _read_toml(file).get(section, {})
-    values |= _read_environment(os.environ if environment is None else environment).get(section, {})
-    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    for source in sources:
+        values = _overridden(values, source, section)
     for key in (name for name, field in model.model_fields.items() if field.annotation == tuple[str, ...]):
         # accept "a,b" as well as two values: the environment has no lists, and people use both on a command line
         given = [values[key]] if isinstance(values.get(key), str) else values.get(key)
@@ -66,6 +72,13 @@ def resolve(
         return model.model_validate(values)
     except ValidationError as error:
         raise UsageError("config.invalid", problems=_explain(model, section, error)) from None
+
+
+def _overridden(values: Mapping[str, Any], source: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return the values with those of a later source; one of `_ALTERNATIVES` takes the other's place."""
+    if source.keys() >= _ALTERNATIVES.keys():
+        raise UsageError("config.alternatives", section=section, names=" + ".join(_ALTERNATIVES))
+    return {key: value for key, value in values.items() if _ALTERNATIVES.get(key) not in source} | dict(source)
 
 
 def settings_of(preset: str) -> Mapping[str, Mapping[str, Any]]:
