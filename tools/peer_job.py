@@ -5,8 +5,8 @@
 Random weights of the Phi-3.5-mini shape in the Llama layout, in which Unsloth runs Phi, with the template's tokenizer.
 Every difference is in the peer's favour: random tokens in full windows, so no data is read or checked; nothing is
 logged, evaluated, saved on the way or proved. It trains twice: with Unsloth's default for activations, which are
-recomputed and offloaded, and with all of them kept, which is faster. The peer is measured, not used: nothing of AEGIS
-imports it.
+recomputed and offloaded, and with all of them kept, which is faster; the second finds what the first has compiled. The
+peer is measured, not used: nothing of AEGIS imports it.
 """
 
 from __future__ import annotations
