@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -99,6 +100,7 @@ class ForkedTool:
         err_read, err_write = os.pipe() if stderr == ForkedSubprocess.PIPE else (-1, os.dup(out_write))
         self._report, report = os.pipe()
         self._code: int | None = None
+        self._waiting = threading.Lock()  # two threads may wait for it, as for a Popen
         request = {"command": command, "folder": str(cwd or Path.cwd()), "environment": env}
         theirs = [to_read, out_write, err_write, report]
         self.server.start(request, theirs)
@@ -119,12 +121,13 @@ class ForkedTool:
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
-        if self._code is None:
-            if not select.select([self._report], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("tool", timeout or 0)
-            (self._code,) = struct.unpack("<i", os.read(self._report, 4))
-            os.close(self._report)
-        return self._code
+        with self._waiting:
+            if self._code is None:
+                if not select.select([self._report], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("tool", timeout or 0)
+                (self._code,) = struct.unpack("<i", os.read(self._report, 4))
+                os.close(self._report)
+            return self._code
 
 
 class ForkedSubprocess:

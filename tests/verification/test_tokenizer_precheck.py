@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.errors import UnsupportedModelError
-from aegis.llama_cpp import find_converter
+from aegis.llama_cpp import PreparedTool, find_converter
 from aegis.model.base import Base, load_tokenizer
 from aegis.runs.run import Run
 from aegis.stages.plan import plan
@@ -97,10 +96,35 @@ def test_a_refusal_that_nobody_asked_for_is_raised_at_the_end(
     base = base_at(make_random("llama", pre="llama-bpe"))
     with pytest.raises(UnsupportedModelError), converting_vocabulary(base, tree):
         pass
-    with pytest.raises(KeyError), converting_vocabulary(base, tree) as converting:
+    with pytest.raises(KeyError), converting_vocabulary(base, tree):
         raise KeyError
-    with suppress(UnsupportedModelError, FileNotFoundError):  # its folder is gone
-        converting.result()  # before the next test has its own cache
+
+
+def test_a_failure_ends_the_converter_and_leaves_nothing(
+    quick_base: Path, tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has begun to write, and would go on for seconds; and one that has not begun does not begin."""
+    begun, begin, children = threading.Event(), PreparedTool.begin, []
+
+    def noted(self: PreparedTool, part: Path, arguments: Any) -> Any:
+        children.append(child := begin(self, part, arguments))
+        part.write_bytes(b"half")
+        begun.set()
+        return child
+
+    monkeypatch.setattr(PreparedTool, "begin", noted)
+    with pytest.raises(KeyError), converting_vocabulary(base_at(quick_base), tree) as converting:  # noqa: PT012
+        converting.begin()
+        assert begun.wait(60)
+        raise KeyError
+    assert children[0].poll()  # it was killed
+    assert not list(cache.rglob("*.gguf"))
+    monkeypatch.setattr(PreparedTool, "begin", begin)
+    with converting_vocabulary(base_at(quick_base), tree) as late:
+        tool = late.prepared
+    assert tool is not None
+    with pytest.raises(InterruptedError):
+        tool.begin(cache / "part.gguf", [])
 
 
 def test_nothing_is_written_without_keep(quick_base: Path, tree: Path, cache: Path) -> None:

@@ -15,7 +15,7 @@ from aegis.llama_cpp._child import WAITING
 
 
 class PreparedTool:
-    """A process for one run of a script by `process.run_tool`; if it was not used, it ends with its `with` block.
+    """A process for one run of a script by `process.run_tool`; it ends with its `with` block, used or not.
 
     Args:
         script: what it will run.
@@ -32,17 +32,25 @@ class PreparedTool:
         self.script = script
         arguments = [WAITING, str(import_from), str(script), *libraries]
         self._child: subprocess.Popen[bytes] | None = process.start(arguments, import_from, environment)
+        self._begun: subprocess.Popen[bytes] | None = None
+        self._is_over = False
 
     def begin(self, part: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes] | None:
         """Let it run its script, and hand it over; None if it has ended or was handed over before.
 
         Args:
             part, arguments: as in `run_tool`.
+
+        Raises:
+            InterruptedError: the `with` block has ended.
         """
+        if self._is_over:
+            raise InterruptedError
         child, self._child = self._child, None
         if child is None:
             return None
         assert child.stdin is not None
+        self._begun = child
         try:
             child.stdin.write(json.dumps([str(part.parent), str(part), *arguments]).encode() + b"\n")
             child.stdin.flush()
@@ -57,9 +65,12 @@ class PreparedTool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over = True
         child, self._child = self._child, None
         if child is not None:
             _drop(child)
+        if self._begun is not None:
+            process.end(self._begun)  # nothing is left of a run that the block does not wait for
 
 
 def _drop(child: subprocess.Popen[bytes]) -> None:

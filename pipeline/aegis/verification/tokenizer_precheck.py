@@ -69,9 +69,9 @@ def converting_vocabulary(base: Base, tree: Path | None = None, *, keep: bool = 
     found = converter_at_hand(tree)
     if found is None:
         progress.say(phrase("vocabulary.not_here"))
-    # after a failure in the block the converter may still write there, for a moment
-    with TemporaryDirectory(prefix="aegis-vocabulary-", ignore_cleanup_errors=True) as scratch, ExitStack() as started:
+    with TemporaryDirectory(prefix="aegis-vocabulary-") as scratch, ExitStack() as started:
         conversion = VocabularyConversion(base, Path(scratch), found, keep)
+        started.callback(conversion.end)  # after its process: it removes what that has written
         if found is not None and not conversion.kept.is_file():
             conversion.prepared = started.enter_context(prepared_converter(found))
         yield conversion
@@ -103,6 +103,11 @@ class VocabularyConversion:
     def result(self) -> Path | None:
         """Wait for the end; return the GGUF, or raise what it raised."""
         return self.begin().result()
+
+    def end(self) -> None:
+        """Wait for the end, whatever it is."""
+        if self._running is not None:
+            self._running.end()
 
     @cached_property
     def kept(self) -> Path:
