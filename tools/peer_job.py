@@ -62,27 +62,13 @@ def train(base: Path, merged: Path, steps: int, keeps_activations: bool) -> None
     import torch
 
     ends("imports")
-    from unsloth import FastLanguageModel
+    from peers_train import unsloth_lora
 
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(base), max_seq_length=TOKENS, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=16,
-        lora_alpha=32,
-        lora_dropout=0,
-        bias="none",
-        use_gradient_checkpointing=False if keeps_activations else "unsloth",
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-    ).train()
+    model, tokenizer, loss_of = unsloth_lora(base, not keeps_activations, TOKENS)
     ends("load")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     for _ in range(steps):
-        ids = torch.randint(5, 32000, (1, TOKENS), device="cuda")
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
+        loss_of(torch.randint(5, 32000, (1, TOKENS), device="cuda")).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     ends(f"{steps} steps")

@@ -105,13 +105,13 @@ def hf_model(folder: Path, recomputes: bool) -> tuple[Any, Callable[[Any], Any]]
     return model, lambda ids: model(input_ids=ids, labels=ids).loss
 
 
-def unsloth_model(folder: Path, recomputes: bool) -> tuple[Any, Callable[[Any], Any]]:
-    """Unsloth, with its own checkpointing where it recomputes."""
+def unsloth_lora(folder: Path, recomputes: bool, length: int) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """Unsloth's model, its tokenizer, and the loss of a step; with its own checkpointing where it recomputes."""
     import torch
     from unsloth import FastLanguageModel
 
-    model, _ = FastLanguageModel.from_pretrained(
-        str(folder), max_seq_length=8192, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(folder), max_seq_length=length, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -127,6 +127,12 @@ def unsloth_model(folder: Path, recomputes: bool) -> tuple[Any, Callable[[Any], 
         with torch.autocast("cuda", dtype=torch.bfloat16):
             return model(input_ids=ids, labels=ids).loss
 
+    return model, tokenizer, loss
+
+
+def unsloth_model(folder: Path, recomputes: bool) -> tuple[Any, Callable[[Any], Any]]:
+    """Unsloth, for windows up to 8,192 tokens."""
+    model, _, loss = unsloth_lora(folder, recomputes, 8192)
     return model, loss
 
 
