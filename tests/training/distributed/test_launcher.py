@@ -25,6 +25,10 @@ UNSUPPORTED = [
     (SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "2"}, "parallelism_config_tp_size 2"),
     (SIZES | {"PARALLELISM_CONFIG_CP_SIZE": "2"}, "parallelism_config_cp_size 2"),
     (SIZES | {"PARALLELISM_CONFIG_SP_SIZE": "2"}, "parallelism_config_sp_size 2"),
+    (
+        SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "two"},
+        "parallelism_config (invalid literal for int() with base 10: 'two')",
+    ),
     (SIZES | {"PARALLELISM_CONFIG_TP_SIZE": "0"}, "parallelism_config (tp_size must be at least 1, but got 0)"),
 ]
 
@@ -77,6 +81,7 @@ def test_unsupported_parallelism_is_refused_by_its_name(
     [
         {},
         {"ACCELERATE_USE_FSDP": "false"},
+        {"ACCELERATE_USE_FSDP": "", "ACCELERATE_USE_PARALLELISM_CONFIG": "maybe"},
         {"FSDP_OFFLOAD_PARAMS": "true"},
         SIZES | {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_TP_SIZE": "1"},
         {"ACCELERATE_MIXED_PRECISION": "bf16"},

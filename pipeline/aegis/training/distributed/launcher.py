@@ -62,8 +62,14 @@ def unsupported() -> list[str]:
     """The names of what accelerate's config asks for and this program does not do."""
     from accelerate.utils import parse_flag_from_env
 
-    found = [name for name, variable in _PLUGINS.items() if parse_flag_from_env(variable)]
-    return found + (_parallelism() if parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG") else [])
+    def is_on(variable: str) -> bool:
+        try:
+            return bool(parse_flag_from_env(variable))
+        except ValueError:  # neither yes nor no; accelerate's own programs leave the plugin out
+            return False
+
+    found = [name for name, variable in _PLUGINS.items() if is_on(variable)]
+    return found + (_parallelism() if is_on("ACCELERATE_USE_PARALLELISM_CONFIG") else [])
 
 
 def _parallelism() -> list[str]:
