@@ -34,13 +34,7 @@ from aegis.verification.run_checks import Checks
 from aegis.verification.verdict import Verdict
 
 
-def verify(
-    run: Run,
-    config: VerifyConfig,
-    *,
-    converted: Path | None = None,
-    early: EarlyHalf | None = None,
-) -> Verdict:
+def verify(run: Run, config: VerifyConfig, *, converted: Path | None = None, early: EarlyHalf | None = None) -> Verdict:
     """Check a finished run, and write verify/report.json and verify/divergence.png into it.
 
     Args:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-_LOOK_S = 0.2
-
 
 class ConvertedFile:
     """A file, and the moment from which it does not change.
@@ -29,9 +27,7 @@ class ConvertedFile:
         """From now on it is there, or will never be."""
         self._settled.set()
 
-    def is_left(self, stop: threading.Event) -> bool:
-        """Wait until that is settled, and return whether it is there; False if `stop` is set."""
-        while not self._settled.wait(_LOOK_S):
-            if stop.is_set():
-                return False
+    def is_left(self) -> bool:
+        """Wait until that is settled, and return whether it is there."""
+        self._settled.wait()
         return self.path.is_file()

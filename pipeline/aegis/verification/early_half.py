@@ -46,7 +46,7 @@ class EarlyHalf:
             return None
         if not begun.has_half:
             return None
-        if self._converted.is_left(self._stop):
+        if self._converted.is_left() and not self._stop.is_set():
             self._open.enter_context(begun.in_llama.running())
             begun.in_llama.add("f16", self._converted.path)
         return begun
@@ -57,6 +57,8 @@ class EarlyHalf:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop.set()
+        self._converted.settle()  # an export that failed leaves nothing
         self._half.end()
         self._open.close()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,9 +147,7 @@ class Examination:
         """Check the structure, and compare the models if it is right; on a GPU, llama.cpp runs beside both."""
         if not self.checks.ok:
             return self._ended()
-        with ExitStack() as until_the_end:
-            if not self.in_llama.is_running:
-                until_the_end.enter_context(self.in_llama.running())
+        with nullcontext() if self.in_llama.is_running else self.in_llama.running():
             if self._is_beside and self.structure.is_converted:
                 self.in_llama.add("f16", self._f16)
             if not self.has_half:

@@ -49,8 +49,7 @@ class LlamaPasses:
         self._files: dict[str, Path] = {}
         self._coming: queue.Queue[tuple[str, Path]] = queue.Queue()
         self._recorded: dict[Path, Recording] = {}
-        self._news, self._stopped, self._idle = threading.Event(), threading.Event(), threading.Event()
-        self._idle.set()
+        self._news, self._stopped = threading.Event(), threading.Event()
         self._runs: Path | None = None
         self._running: Background[None] | None = None
 
@@ -102,10 +101,9 @@ class LlamaPasses:
                 name, file, runtime = opening.result()
                 with runtime:
                     self._runs = file
-                    self._idle.clear()
                     opening = Background(self._open_next)
                     found, repeats = self._pass(name, runtime)
-                self._idle.set()
+                self._runs = None
                 if name == "f16":
                     f16_repeats = repeats
                 elif repeats and not f16_repeats:
@@ -123,7 +121,8 @@ class LlamaPasses:
                 name, file = self._coming.get(timeout=_LOOK_S)
                 break
             self._stop_if_asked()
-        while not (self._idle.wait(_LOOK_S) or _has_room_for(file, self._runs)):
+        while (running := self._runs) is not None and not _has_room_for(file, running):
+            self._stopped.wait(_LOOK_S)
             self._stop_if_asked()
         room = max(*map(len, self._sequences), _PROMPT_TOKENS + _SPOKEN_TOKENS)
         return name, file, Runtime(file, n_ctx=room, threads=self._threads, logits=True)
@@ -146,7 +145,6 @@ class LlamaPasses:
             self._advance(len(logits))
 
 
-def _has_room_for(file: Path, running: Path | None) -> bool:
+def _has_room_for(file: Path, running: Path) -> bool:
     """Whether memory has room for a file, a copy that llama.cpp repacks, and the pages of the one that runs."""
-    sizes = [path.stat().st_size for path in (file, file, running) if path is not None]
-    return psutil.virtual_memory().available > sum(sizes)
+    return psutil.virtual_memory().available > 2 * file.stat().st_size + running.stat().st_size
