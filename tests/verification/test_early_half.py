@@ -78,6 +78,28 @@ def test_a_defect_is_found_as_without_it(
     assert halved.failures == verify(run, quick(finished)).failures
 
 
+@pytest.mark.parametrize("is_at_fault", [False, True])
+def test_on_a_gpu_a_quantized_file_runs_only_after_its_checks(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_at_fault: bool
+) -> None:
+    """A CPU stands in for the GPU. llama.cpp may end the process at a file that its quantizer did not make."""
+    defect = KEY_DEFECTS[0]
+    finished = finished_runs[defect.families[0]]
+    run, added, add = finished.copy(tmp_path / "run"), [], LlamaPasses.add
+    if is_at_fault:
+        defect.plant(finished, run)
+
+    def noted(self: LlamaPasses, name: str, file: Path) -> None:
+        added.append(name)
+        add(self, name, file)
+
+    monkeypatch.setattr(LlamaPasses, "add", noted)
+    monkeypatch.setattr(Examination, "_is_beside", True)
+    verdict = verify(run, quick(finished))
+    assert (verdict.failed_stage is not None) is is_at_fault
+    assert bool(set(added) - {"f16"}) is not is_at_fault
+
+
 def test_a_file_that_export_did_not_leave_is_run_and_not_believed(
     finished_runs: FinishedRuns, quick_base: Path, tmp_path: Path
 ) -> None:
