@@ -21,7 +21,6 @@ from pathlib import Path
 
 TOKENS = 512
 """Per window, and one window per step: the defaults of `aegis train`."""
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _QUANTIZE = """
 import ctypes, sys, llama_cpp
 parameters = llama_cpp.llama_model_quantize_default_params()
@@ -33,19 +32,16 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 def write_peer_base(template: Path, folder: Path) -> None:
     """Write the random base in the Llama layout, in bfloat16."""
     import torch
-    from full_size import write_base
+    from full_size import copy_template, write_base
     from peers_train import SHAPE
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    folder.mkdir()
+    copy_template(template, folder, None)
     config = LlamaConfig(**SHAPE, architectures=["LlamaForCausalLM"], dtype="bfloat16")
     config.save_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     write_base(model, folder, "cuda")
-    for name in _TOKENIZER:
-        if (template / name).is_file():
-            shutil.copyfile(template / name, folder / name)
 
 
 def train(base: Path, merged: Path, steps: int, keeps_activations: bool) -> None:
