@@ -22,10 +22,12 @@ from aegis.stages.export import export_gguf
 from aegis.stages.quantize_study import quantize_study
 from aegis.stages.train import train
 from aegis.stages.verify import verify as verify_run
+from aegis.training import checkpoint, finish_rounding
 from aegis.training.distributed.group import ProcessGroup
 from aegis.training.finish import Finish
 from aegis.training.finish_choice import plan_finish
 from aegis.training.inputs import TrainingInputs
+from aegis.training.state import TrainState
 from aegis.verification.findings import NO_BOUNDS
 from aegis.verification.run_precheck import Later
 from aegis.verification.tokenizer_precheck import converted_vocabulary
@@ -102,6 +104,36 @@ def test_a_resumed_finish_equals_an_uninterrupted_one(
         train_until_killed(monkeypatch, killed_in, config, killed)
         train(config, killed, resume=True)
         assert trained_bytes(killed) == trained_bytes(whole)
+
+
+def test_a_finish_that_rounds_every_few_steps_does_not_depend_on_saves_evaluations_and_interruptions(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU. Rounding for every step misses, and so does a resume that forgot what was rounded."""
+    config = config.model_copy(update={"max_steps": 9, "finish_steps": "7"})
+
+    def trained(name: str, save_steps: int, killed_in: int | None = None) -> list[bytes]:
+        run, settings = Run(tmp_path / name), config.model_copy(update={"save_steps": save_steps})
+        if killed_in is not None:
+            train_until_killed(monkeypatch, killed_in, settings, run)
+        train(settings, run, resume=killed_in is not None)
+        return trained_bytes(run)
+
+    every_step = trained("every step", 3)
+    monkeypatch.setitem(finish_rounding._PERIOD, "cpu", 4)
+    whole = trained("whole", 3)
+    assert whole != every_step
+    assert trained("other saves", 2) == whole
+    for killed_in in (2, 3, 5, 6, 8):
+        assert trained(f"killed in {killed_in}", 1, killed_in) == whole
+    load = checkpoint.load
+
+    def forgetful(folder: Path, state: TrainState) -> None:
+        load(folder, state)
+        state.rounded_for = None
+
+    monkeypatch.setattr(checkpoint, "load", forgetful)
+    assert trained("forgot", 1, 6) != whole
 
 
 def test_a_run_goes_on_for_the_type_that_its_training_was_started_for(

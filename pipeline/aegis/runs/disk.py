@@ -138,11 +138,12 @@ def _existing(path: Path) -> Path:
 
 
 def checkpoints_bytes(trained_bytes: int, keep: int) -> int:
-    """Return the bytes of all checkpoints that exist at one time, plus the adapter.
+    """Return the most bytes of all checkpoints that exist at one time, plus the adapter.
 
-    A checkpoint has the trained parameters and their two moments; one more exists until the oldest is removed.
+    A checkpoint has the trained parameters, their two moments, and perhaps the parameters for which the weights of a
+    finish were rounded; one more exists until the oldest is removed.
     """
-    return (keep + 1) * 3 * trained_bytes + trained_bytes
+    return (keep + 1) * 4 * trained_bytes + trained_bytes
 
 
 def gguf_bytes(weights: int, quants: Iterable[str]) -> int:

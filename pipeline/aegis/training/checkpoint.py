@@ -3,7 +3,8 @@
 step_000100/
     adapter_config.json, adapter_model.safetensors    the adapter, as peft reads it
     soul.safetensors                                  the soul, as merge reads it
-    resume.safetensors                                the soul's state and the optimizer's moments
+    resume.safetensors                                the soul's state, the optimizer's moments, and for a finish on a
+                                                      GPU what its weights were last rounded for
     compiler_choices.json                             of a compiled training on a GPU: its choices among kernels
     manifest.json                                     settings and input hashes, and every file's hash
 
@@ -143,6 +144,9 @@ def load(checkpoint: Path, state: TrainState) -> None:
                 "exp_avg": saved[f"moment1.{name}"].to(parameter.device),
                 "exp_avg_sq": saved[f"moment2.{name}"].to(parameter.device),
             }
+    device = state.soul.skew.device
+    rounded = {name: saved[f"rounded.{name}"] for name in state.trained_tensors() if f"rounded.{name}" in saved}
+    state.rounded_for = {name: tensor.to(device) for name, tensor in rounded.items()} or None
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(
             {
@@ -160,6 +164,8 @@ def _expected(state: TrainState, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         # a parameter without a step yet (alpha before it is learned) has no moments
         if f"steps.{name}" in saved:
             wanted |= {f"steps.{name}": torch.tensor(0), f"moment1.{name}": parameter, f"moment2.{name}": parameter}
+    if any(name.startswith("rounded.") for name in saved):
+        wanted |= {f"rounded.{name}": tensor for name, tensor in state.trained_tensors().items()}
     if state.scaler.is_enabled():
         wanted["scaler"] = torch.zeros(2)
     return wanted
@@ -186,6 +192,7 @@ def _resume_tensors(state: TrainState) -> dict[str, Tensor]:
             tensors[f"steps.{name}"] = moments["step"]
             tensors[f"moment1.{name}"] = moments["exp_avg"]
             tensors[f"moment2.{name}"] = moments["exp_avg_sq"]
+    tensors |= {f"rounded.{name}": tensor for name, tensor in (state.rounded_for or {}).items()}
     if state.scaler.is_enabled():
         found = state.scaler.state_dict()
         tensors["scaler"] = torch.tensor([found["scale"], found["_growth_tracker"]], dtype=torch.float64)

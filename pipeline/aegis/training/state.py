@@ -23,6 +23,7 @@ class TrainState:
         adapters: its LoRA layers, with training's own forward pass.
         scaler: the loss scaler; it is enabled for float16 only.
         shipped: the weights of the finish; None before it begins.
+        rounded_for: the `trained_tensors` for which `shipped` was rounded, where later steps use it too; else None.
     """
 
     model: Any
@@ -32,6 +33,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     options: ExecutionOptions = PLAIN
     shipped: ShippedWeights | None = None
+    rounded_for: dict[str, Tensor] | None = None
 
     @property
     def base_head(self) -> Tensor:
@@ -43,3 +45,7 @@ class TrainState:
         """Return the parameters of adapter and soul, under names that are the same in every run."""
         named = {f"adapter.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
         return named | {f"soul.{name}": p for name, p in self.soul.named_parameters()}
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Return all that a step can change of adapter and soul; the start of a dense rotation follows its skew."""
+        return {**self.parameters(), "soul.start": self.soul.start}

@@ -24,6 +24,7 @@ from aegis.model.cuda_graphs import GraphRecorder
 from aegis.soul.gate import AlphaSchedule
 from aegis.training.batch import MicroBatch
 from aegis.training.distributed.group import SINGLE, ProcessGroup
+from aegis.training.finish_rounding import FinishRounding
 from aegis.training.keep.batches import NOTHING_KEPT, KeptShare
 from aegis.training.learning_rate import learning_rate_factor
 from aegis.training.objective import summed_divergence, summed_loss
@@ -33,9 +34,6 @@ from aegis.training.step_metrics import PendingStep, StepCheck, StepMetrics
 
 _EAGER_STEPS = 2
 """Steps that run kernel by kernel before a step is recorded: in them, libraries choose and load their kernels."""
-_REFRESH_EVERY = 8
-"""Steps of a finish on a GPU between two roundings of its weights: one takes longer than a step, and every fourth step
-gave back no more (tools/README.md). On a CPU every step rounds, so that a resumed training has the same bytes."""
 STARTING_STEPS = _EAGER_STEPS + 1
 """The first steps, which take longer than the later ones: the last of them begins with the recording."""
 
@@ -74,7 +72,7 @@ class Stepper:
         self._check = StepCheck(scales=state.scaler.is_enabled())
         self._capture = state.options.cuda_graphs
         self._taken = 0
-        self._refresh_every = _REFRESH_EVERY if self._device.type == "cuda" else 1
+        self._rounding: FinishRounding | None = None
         self._kept_example = kept_example
         self._slots: dict[str, MicroBatch] = {}
         self._replays: dict[str, Callable[[], None]] = {}
@@ -107,8 +105,8 @@ class Stepper:
         """
         targets = sum(batch.trained for batch in batches) if targets is None else targets
         learning = self._set(step, targets, kept.targets)
-        if self._taken % self._refresh_every == 0:
-            self._refresh()
+        if self._rounding is not None:
+            self._rounding.before_step(step)
         if self._capture and self._taken >= _EAGER_STEPS and not self._replays:
             self._record(batches[0])
         self._run("zero", self._update.zero)
@@ -127,7 +125,7 @@ class Stepper:
 
     def ship(self, weights: ShippedWeights) -> None:
         """Take all later steps with these weights, which follow adapter and soul; without dropout, as in the file."""
-        self.state.shipped = weights
+        self.state.shipped, self._rounding = weights, FinishRounding(self.state)
         self._keep_weight = self.config.keep_weight * self.config.finish_keep
         self.state.adapters.dropout.end()
         # the graphs hold the memory of the weights that were replaced
@@ -135,13 +133,9 @@ class Stepper:
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Use the adapters' and the soul's current values, without dropout, while the block runs."""
-        self._refresh()
+        if self._rounding is not None:
+            self._rounding.before_evaluation()
         return self.state.adapters.without_dropout()
-
-    def _refresh(self) -> None:
-        if self.state.shipped is not None:
-            self.state.adapters.cast()
-            self.state.shipped.refresh()
 
     @torch.no_grad()
     def eval_loss(self, batch: MicroBatch) -> Tensor:
