@@ -2,7 +2,7 @@
 
 hypothesis generates a case: a sound file with one part changed (its bytes, or a value inside its JSON), or arbitrary
 content. Feeding it must end in an AegisError with an exit code of the table, or without an error; never in another
-exception, after more than five seconds, with 300 MB more memory, or with a file outside its folder.
+exception, after more than five seconds, with 400 MB more memory, or with a file outside its folder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ from vendor_llama_cpp.pin import load_pin
 from vendor_llama_cpp.unpack import read_tree
 
 MOST_SECONDS = 5.0
-MOST_BYTES = 300 << 20
+"""Processor time: other work on the machine does not lengthen it."""
+MOST_BYTES = 400 << 20
+"""A row of the greatest length, full of empty lists, takes 300 MB as Python's objects."""
 CODES = frozenset({2, 3, 4, 5, 7})
 
 _TEXT = st.one_of(
@@ -108,7 +110,7 @@ def watch(target: Target, case: Any, folder: Path) -> Watched:
     place.mkdir()
     beside = _names(folder)
     idle_bytes = _start_peak()
-    began = time.perf_counter()
+    began = time.process_time()
     accepted, fault = False, ""
     try:
         target.feed(case, place)
@@ -120,7 +122,7 @@ def watch(target: Target, case: Any, folder: Path) -> Watched:
         pass
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     if seconds > target.seconds:
         fault = fault or f"{seconds:.1f} s"
     more_bytes = _resident("VmHWM") - idle_bytes

@@ -1,6 +1,6 @@
 """Tests of small input that would take all memory or never end: a case beyond each parser's bound and one at it.
 
-The cases go through `watch` of hostile.py: at most 300 MB more memory, no traceback, and an exit code of the table.
+The cases go through `watch` of hostile.py: at most 400 MB more memory, no traceback, and an exit code of the table.
 """
 
 from __future__ import annotations
