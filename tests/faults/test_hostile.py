@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -69,12 +72,18 @@ def test_the_watch_notices_every_kind_of_fault(tmp_path: Path) -> None:
     """The control: an exception, a slow parser, one that takes much memory and one that writes elsewhere are found."""
 
     def greedy(_case: object, _place: Path) -> None:
-        assert len(bytearray(b"x") * (400 << 20)) == 400 << 20
+        assert len(bytearray(b"x") * (500 << 20)) == 500 << 20
 
-    def fault(feed: object) -> str:
-        return hostile.watch(hostile.Target("x", st.none(), feed), None, tmp_path).fault  # type: ignore[arg-type]
+    def slow(_case: object, _place: Path) -> None:
+        ends = time.process_time() + 0.1
+        while time.process_time() < ends:
+            pass
+
+    def fault(feed: Callable[[Any, Path], object], seconds: float = hostile.MOST_SECONDS) -> str:
+        return hostile.watch(hostile.Target("x", st.none(), feed, seconds=seconds), None, tmp_path).fault
 
     assert fault(lambda _case, _place: [][0]).startswith("IndexError")
     assert "wrote ['elsewhere']" in fault(lambda _case, place: (place.parent / "elsewhere").touch())
     assert fault(lambda _case, place: (place / "inside").touch()) == ""
     assert "MB more" in fault(greedy)
+    assert fault(slow, seconds=0.05).endswith(" s")
