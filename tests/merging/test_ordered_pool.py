@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import closing
 
 import pytest
 import torch
 
 from aegis.merging.ordered_pool import Scratch, run_in_order
+
+
+def workers() -> int:
+    return sum(thread.name.startswith("work") for thread in threading.enumerate())
 
 
 def test_each_step_sees_every_item_in_order() -> None:
@@ -62,6 +67,36 @@ def test_no_item_passes_one_that_failed() -> None:
     assert written == list(range(50))
 
 
+def test_no_item_waits_for_one_that_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error items are cancelled one by one, and a thread may still take one that follows a cancelled one."""
+    cancel = Future.cancel
+
+    def slow_cancel(self: Future[None]) -> bool:
+        done = cancel(self)
+        time.sleep(0.0005)
+        return done
+
+    monkeypatch.setattr(Future, "cancel", slow_cancel)
+    found: list[BaseException] = []
+
+    def fail_at_50(item: int, _slab: Scratch) -> None:
+        if item == 50:
+            time.sleep(0.02)  # the others wait for it meanwhile
+            raise ValueError("item 50")
+
+    def run() -> None:
+        for _ in range(20):
+            try:
+                list(run_in_order(range(100), fail_at_50, lambda *_: None))
+            except ValueError as error:
+                found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert len(found) == 20
+
+
 def test_scratch_memory_is_reused() -> None:
     """A thousand items live in a few slabs, and no slab is lent to two at once."""
     slabs: set[int] = set()
@@ -94,7 +129,7 @@ def test_scratch_memory_grows_and_separates_its_uses() -> None:
 @pytest.mark.parametrize("where", ["work", "then", "items"])
 def test_the_first_error_is_raised_and_the_threads_end(where: str) -> None:
     """From any step; no later item finishes."""
-    before = threading.active_count()
+    assert workers() == 0
     written: list[int] = []
 
     def fail_at_50(item: int, _slab: Scratch) -> None:
@@ -115,14 +150,14 @@ def test_the_first_error_is_raised_and_the_threads_end(where: str) -> None:
     with pytest.raises(ValueError, match="item 50"):
         list(run_in_order(items(), work, then, lambda item, _: written.append(item)))  # type: ignore[arg-type]
     assert written == list(range(50))[: len(written)]
-    assert threading.active_count() == before
+    assert workers() == 0
 
 
 def test_stopping_early_ends_the_threads() -> None:
-    before = threading.active_count()
+    assert workers() == 0
     with closing(run_in_order(range(10_000), lambda *_: None)) as items:
         assert next(items) == 0
-    assert threading.active_count() == before
+    assert workers() == 0
 
 
 def test_torch_keeps_its_number_of_threads() -> None:

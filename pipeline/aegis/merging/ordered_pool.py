@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
 import torch
@@ -63,18 +64,17 @@ class _Worker(Generic[Item]):
 
     def __call__(self, item: Item, before: Sequence[Future[None]], passed: Sequence[Future[None]]) -> None:
         scratch: Scratch = self._own.scratch
-        try:
-            self._work(item, scratch)
-            for step, turn, done in zip(self._then, before, passed, strict=True):
-                turn.result()
-                step(item, scratch)
-                done.set_result(None)
-        except BaseException as error:
-            # no later item may pass a step that this item did not finish
-            for done in passed:
-                if not done.done():
-                    done.set_exception(error)
-            raise
+        self._work(item, scratch)
+        for step, turn, done in zip(self._then, before, passed, strict=True):
+            turn.result()
+            step(item, scratch)
+            done.set_result(None)
+
+
+def _end_turns(passed: Sequence[Future[None]], _: Future[None]) -> None:
+    """Cancel the steps that an item will not pass: it failed, or never began. No later item may pass them."""
+    for turn in passed:
+        turn.cancel()
 
 
 def run_in_order(
@@ -109,7 +109,9 @@ def run_in_order(
                 last.result()
                 yield done
             passed: list[Future[None]] = [Future() for _ in then]
-            pending.append((item, pool.submit(worker, item, before, passed)))
+            running = pool.submit(worker, item, before, passed)
+            running.add_done_callback(partial(_end_turns, passed))
+            pending.append((item, running))
             before = passed
         for done, last in pending:
             last.result()
