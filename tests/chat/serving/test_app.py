@@ -34,10 +34,13 @@ class Engine:
         self.at_once = 0
         self.most_at_once = 0
         self.left = 0
+        self.unheard = 0
+        self.asked = 0
         self.closed = False
 
     async def answers(self, kind: str, request: Any) -> AsyncGenerator[dict[str, Any], None]:
         left = self.left
+        self.asked += 1
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -53,6 +56,9 @@ class Engine:
             self.at_once -= 1
 
     def leave_off(self) -> None:
+        if self.unheard:
+            self.unheard -= 1
+            return
         self.left += 1
         self.let.release()
 
@@ -240,6 +246,34 @@ def test_a_client_that_leaves_while_waiting_does_not_delay_others() -> None:
         assert b"[DONE]" in third.body
 
     run(test)
+
+
+def test_a_client_that_leaves_before_the_model_has_taken_its_request_up_is_cancelled_too() -> None:
+    """A confined process ignores a cancellation that comes before its request: it has the number of the one before."""
+
+    async def test(engine: Engine, client: Any) -> None:
+        engine.unheard = 1
+        asked = _Client(make_app({"a model": engine}))
+        await asyncio.sleep(0.05)
+        asked.leave.set()
+        await asyncio.wait_for(asked.done, 10)
+
+    engine = run(test)
+    assert (engine.answered, engine.left, engine.unheard) == (0, 1, 0)
+
+
+def test_a_client_that_leaves_just_before_its_turn_is_not_answered() -> None:
+    async def test(engine: Engine, client: Any) -> None:
+        app = make_app({"a model": engine})
+        first, second = _Client(app), _Client(app)
+        await asyncio.sleep(0.05)
+        second.leave.set()
+        for _ in range(3):
+            engine.let.release()
+        await asyncio.wait_for(asyncio.gather(first.done, second.done), 10)
+
+    engine = run(test)
+    assert (engine.asked, engine.answered) == (1, 1)
 
 
 class _Client:

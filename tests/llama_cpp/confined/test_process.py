@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,33 @@ def test_a_caller_that_stops_listening_cancels_the_request(confined: Confined) -
     for answer in confined.stream({"do": "count"}, seconds=SECONDS):
         if answer.fields["number"] == 3:
             break
+    assert recalled(confined)["pid"] == pid
+
+
+def test_a_request_is_cancelled_from_other_threads_once_it_is_taken_up(confined: Confined) -> None:
+    """A cancellation may come too early, so it is repeated; it is never written into the middle of a request."""
+    confined.start(SECONDS)
+    pid = confined.pid
+    over = threading.Event()
+
+    def leave() -> None:
+        while not over.wait(0.001):
+            confined.leave_off()
+
+    threads = [threading.Thread(target=leave) for _ in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(100):
+            for answer in confined.stream({"do": "count"}, b"x" * 1000, seconds=5.0):
+                assert answer.fields["number"] < 10_000
+    finally:
+        over.set()
+        sys.setswitchinterval(before)
+        for thread in threads:
+            thread.join()
     assert recalled(confined)["pid"] == pid
 
 

@@ -60,6 +60,8 @@ class RequestQueue:
             while not (await asyncio.wait({acquiring}, timeout=_LOOK_SECONDS))[0]:
                 if await has_left():
                     raise ClientDisconnect
+            if await has_left():  # since the last look
+                raise ClientDisconnect
         except BaseException:
             if acquiring.done() and not acquiring.cancelled():
                 self._lock.release()

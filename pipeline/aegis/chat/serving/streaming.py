@@ -80,9 +80,11 @@ class Endpoint:
         """Cancel the answer when the client disconnects, so that waiting clients are not delayed."""
 
         async def watch() -> None:
-            while not await request.is_disconnected():
+            while True:
+                if await request.is_disconnected():
+                    # again and again: the first time may be before the model has taken the request up
+                    engine.leave_off()
                 await asyncio.sleep(_LOOK_SECONDS)
-            engine.leave_off()
 
         watching = asyncio.create_task(watch())
         try:

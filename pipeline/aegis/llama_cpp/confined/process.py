@@ -74,7 +74,10 @@ class Confined:
                     self.close()
 
     def leave_off(self) -> None:
-        """Cancel, from any thread, the rest of the answers that `stream` is yielding."""
+        """Cancel, from any thread, the rest of the answers that `stream` is yielding.
+
+        A request that the process has not taken up yet is not cancelled; a later call cancels it.
+        """
         if running := self._running:
             running.tell_left(self._number)
 

@@ -68,6 +68,7 @@ class Running:
         assert self.child.stdout is not None
         assert self.child.stderr is not None
         self._requests = self.child.stdin
+        self._sending = threading.Lock()
         self._answers: queue.Queue[Message | None] = queue.Queue(_WAITING_ANSWERS)
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._printing = threading.Thread(target=_keep_lines, args=(self.child.stderr, self._last_lines), daemon=True)
@@ -82,8 +83,8 @@ class Running:
         return self.child.poll() is None
 
     def send(self, message: Message) -> None:
-        # a process that has ended is noticed when its answer is read
-        with suppress(OSError):
+        # a process that has ended is noticed when its answer is read; two threads may send, each a whole message
+        with self._sending, suppress(OSError):
             frames.write(self._requests, message)
 
     def takes_up(self, seconds: float) -> bool:
