@@ -31,6 +31,11 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
             text = "a"
             while True:
                 text += text[: 1 << 24]
+        case "climb while it answers":
+            for _ in range(64):
+                _KEPT.append(bytearray(b"a") * (8 << 20))
+                yield Message({})
+                time.sleep(0.15)  # longer than a look at the memory
         case "crash":
             os.abort()
         case "raise":

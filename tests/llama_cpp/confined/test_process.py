@@ -95,9 +95,10 @@ def test_without_a_memory_limit_of_the_system_the_process_is_watched(
     """Windows and macOS: it is killed when it has grown too far."""
     envelope = process._envelope
     monkeypatch.setattr(process, "_envelope", lambda *request: envelope(*request[:-1], None))
-    with pytest.raises(TooLarge):
-        confined.ask({"do": "climb"}, seconds=SECONDS, memory_bytes=100 << 20)
-    assert recalled(confined)["kept"] == []
+    for growth in ("climb", "climb while it answers"):
+        with pytest.raises(TooLarge):
+            list(confined.stream({"do": growth}, seconds=SECONDS, memory_bytes=100 << 20))
+        assert recalled(confined)["kept"] == []
 
 
 def test_a_crash_is_reported_with_its_cause_and_the_next_request_is_answered(confined: Confined) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from aegis.errors import AegisError
 from aegis.llama_cpp.confined.frames import Message
+from aegis.llama_cpp.confined.limits import private_bytes
 from aegis.llama_cpp.confined.running import Failed, Running, TooLarge
 
 _TRIES = 2
@@ -48,7 +49,7 @@ class Confined:
 
         Args:
             seconds: time limit per answer.
-            memory_bytes: maximum memory beyond what the process has now.
+            memory_bytes: maximum memory for all answers together, beyond what the process has at the start.
 
         Raises:
             Overdue, TooLarge, Ended, Failed: see there; the next request is answered in each case.
@@ -60,7 +61,9 @@ class Confined:
             whole = False
             try:
                 running = self._asked(request, seconds)
-                while (answer := running.answer(seconds, memory_bytes)) is not None:
+                # once per request: a process whose answer has many pieces could grow by this much with each
+                max_bytes = None if memory_bytes is None else private_bytes(running.child.pid) + memory_bytes
+                while (answer := running.answer(seconds, max_bytes)) is not None:
                     yield answer
                 whole = True
             except GeneratorExit:

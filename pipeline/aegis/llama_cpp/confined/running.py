@@ -95,11 +95,20 @@ class Running:
             return False
         return True
 
-    def answer(self, seconds: float, memory_bytes: int | None) -> Message | None:
-        """Return the next answer to the request, or None after the last."""
-        message = self._next(seconds, memory_bytes)
+    def answer(self, seconds: float, max_bytes: int | None) -> Message | None:
+        """Return the next answer to the request, or None after the last.
+
+        Args:
+            seconds: its time limit.
+            max_bytes: maximum memory of the process, as `private_bytes` counts it.
+
+        Raises:
+            Overdue, TooLarge, Ended, Failed: see there.
+            AegisError: the module raised it.
+        """
+        message = self._next(seconds, max_bytes)
         while "under_way" in message.fields:
-            message = self._next(seconds, memory_bytes)
+            message = self._next(seconds, max_bytes)
         fields = message.fields
         if "reply" in fields:
             return Message(fields["reply"], message.blob)
@@ -130,9 +139,8 @@ class Running:
     def end(self) -> None:
         self._end()
 
-    def _next(self, seconds: float, memory_bytes: int | None) -> Message:
+    def _next(self, seconds: float, max_bytes: int | None) -> Message:
         waited = 0.0
-        before = private_bytes(self.child.pid) if memory_bytes is not None else 0
         while True:
             began = time.monotonic()
             with suppress(queue.Empty):
@@ -148,7 +156,7 @@ class Running:
             if waited >= seconds:
                 self.end()
                 raise Overdue
-            if memory_bytes is not None and private_bytes(self.child.pid) > before + memory_bytes:
+            if max_bytes is not None and private_bytes(self.child.pid) > max_bytes:
                 self.end()
                 raise TooLarge
 
