@@ -28,7 +28,6 @@ from .conftest import require_packages
 ROOT = Path(__file__).parents[3]
 CONTEXT = 256  # llama.cpp rounds up to a multiple of it
 MESSAGES = [{"role": "system", "content": "短く。"}, {"role": "user", "content": "先生は何をする人ですか。"}]
-AS_LLAMA_CPP: dict[str, Any] = {"repeat_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,8 @@ def answer(gguf: Path) -> str:
 
 
 def ask(client: Any, **settings: Any) -> Any:
-    return client.chat.completions.create(
-        model="any", messages=MESSAGES, max_tokens=12, temperature=0, extra_body=AS_LLAMA_CPP, **settings
-    )
+    settings = {"max_tokens": 12, "temperature": 0, **settings}
+    return client.chat.completions.create(model="any", messages=MESSAGES, **settings)
 
 
 def test_a_chat_request_is_answered(client: Any, answer: str, gguf: Path) -> None:
@@ -117,10 +115,66 @@ def test_a_completion_request_is_answered(client: Any, gguf: Path) -> None:
     settings: Any = {"model": "any", "prompt": "いぬは", "max_tokens": 8, "temperature": 0}
     with Runtime(gguf, n_ctx=CONTEXT, threads=1) as runtime:
         wanted = "".join(runtime.complete("いぬは", 8, temperature=0))
-    whole = client.completions.create(**settings, extra_body=AS_LLAMA_CPP)
+    whole = client.completions.create(**settings)
     assert whole.choices[0].text == wanted != ""
-    pieces = client.completions.create(**settings, extra_body=AS_LLAMA_CPP, stream=True)
+    pieces = client.completions.create(**settings, stream=True)
     assert "".join(chunk.choices[0].text for chunk in pieces) == wanted
+
+
+def test_a_stream_ends_with_its_usage_if_it_is_wanted(client: Any) -> None:
+    """The counts of the same answer in one piece; without the option, no piece has them."""
+    *pieces, last = ask(client, stream=True, stream_options={"include_usage": True})
+    assert (last.choices, last.usage) == ([], ask(client).usage)
+    assert [piece.usage for piece in pieces] == [None] * len(pieces)
+    assert all(piece.usage is None and piece.choices for piece in ask(client, stream=True))
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"], "additionalProperties": False}
+
+
+def tool(parameters: Any) -> Any:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
+def test_an_answer_has_the_structure_that_was_wanted(client: Any) -> None:
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    whole = ask(client, response_format=named, max_tokens=200)
+    assert json.loads(whole.choices[0].message.content) == {"a": "x"}
+    (call,) = ask(client, tools=[tool(SCHEMA)], tool_choice="required", max_tokens=200).choices[0].message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("f", {"a": "x"})
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#/nope"}, {"type": "nonsense"}, {"type": "string", "pattern": "a"}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_structure_that_cannot_be_kept_is_refused(client: Any, schema: Any, stream: bool) -> None:
+    """The bindings would let the model write any JSON instead."""
+    import openai
+
+    chosen = {"type": "function", "function": {"name": "f"}}
+    for wanted in (
+        {"response_format": {"type": "json_object", "schema": schema}},
+        {"tools": [tool(schema)], "tool_choice": chosen},
+    ):
+        with pytest.raises(openai.BadRequestError, match="JSON schema"):
+            ask(client, stream=stream, **wanted)
+
+
+def test_a_tool_call_without_content_is_read_back(client: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "3"}
+    reply = client.chat.completions.create(
+        model="any", messages=[*MESSAGES, said, result], max_tokens=4, temperature=0, frequency_penalty=None
+    )
+    assert reply.choices[0].finish_reason in ("length", "stop")
+
+
+def test_an_empty_prompt_is_refused_by_name(client: Any) -> None:
+    import openai
+
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="nothing to continue"):
+            client.completions.create(model="any", prompt="", max_tokens=3, stream=stream)
 
 
 def test_answers_name_the_model_without_its_path(client: Any, gguf: Path) -> None:

@@ -1,6 +1,6 @@
 """Reads and checks a request: its origin, and its body, with bounded size and time.
 
-The fields are those of llama-cpp-python's server.
+The fields are those of llama-cpp-python's server, and OpenAI's newer forms of them.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from aegis.llama_cpp.answering.newer_forms import Kind, as_bindings
 from aegis.llama_cpp.answering.refusal import Refusal
 
 MAX_BODY_BYTES = 4 << 20
@@ -20,13 +21,11 @@ MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
 OF_THIS_MACHINE = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
 """The origins whose pages may ask and read."""
-_SHOWN_FAULTS = 3
-
-Kind = Literal["chat", "completion"]
+_SHOWN_FAULTS, _FAULT_CHARS = 3, 200
 
 
 async def read_request(request: Request, kind: Kind, *, body_seconds: float = BODY_SECONDS) -> Any:
-    """Read the body and return a `CreateChatCompletionRequest` or a `CreateCompletionRequest`.
+    """Read the body and return a `request_forms.ChatRequest` or a `request_forms.CompletionRequest`.
 
     Raises:
         Refusal: a page of another origin asks (403), the body is not declared as JSON (415), too large (413), too slow
@@ -65,22 +64,22 @@ async def _read(request: Request) -> bytes:
 
 def checked(body: bytes, kind: Kind) -> Any:
     """Parse a body's bytes to a request; raises as `read_request`."""
-    from llama_cpp.server import types
+    from aegis.llama_cpp.answering.request_forms import ChatRequest, CompletionRequest
 
-    model = types.CreateChatCompletionRequest if kind == "chat" else types.CreateCompletionRequest
+    model = ChatRequest if kind == "chat" else CompletionRequest
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "serving.not_json", error=str(error)) from None
     if isinstance(fields, dict):
-        _plain(fields, kind)
+        as_bindings(fields, kind)
     try:
         wanted = model.model_validate(fields)
-        json.dumps(wanted.model_dump(), ensure_ascii=False).encode()
+        json.dumps(wanted.model_dump(), ensure_ascii=False, allow_nan=False).encode()
     except ValidationError as error:
         raise Refusal(400, "serving.invalid", faults="; ".join(map(_line_of, error.errors()[:_SHOWN_FAULTS]))) from None
-    except (ValueError, RecursionError) as error:  # half a surrogate pair; nested too deep
-        raise Refusal(400, "serving.invalid", faults=type(error).__name__) from None
+    except (ValueError, RecursionError) as error:  # half a surrogate pair, NaN in a schema; nested too deep
+        raise Refusal(400, "serving.invalid", faults=f"{type(error).__name__}: {error}"[:_FAULT_CHARS]) from None
     for name in ("n", "best_of"):
         if getattr(wanted, name, None) not in (None, 1):
             raise Refusal(400, "serving.only_one", name=name)
@@ -93,39 +92,9 @@ def checked(body: bytes, kind: Kind) -> Any:
     return wanted
 
 
-def _plain(fields: dict[str, Any], kind: Kind) -> None:
-    """Bring OpenAI's newer forms into those of the bindings: texts in parts, and `max_completion_tokens`.
-
-    Raises:
-        Refusal: a message has no content or other parts than texts, or probabilities are wanted, which are not kept.
-    """
-    if "max_completion_tokens" in fields:
-        fields.setdefault("max_tokens", fields.pop("max_completion_tokens"))
-    if fields.get("logprobs"):
-        raise Refusal(400, "serving.no_logprobs")
-    if kind == "completion":
-        return
-    messages = fields.get("messages")
-    for message in messages if isinstance(messages, list) else []:
-        if not isinstance(message, dict):
-            continue
-        content = message.get("content")
-        if isinstance(content, list):
-            message["content"] = "".join(_text_of(part) for part in content)
-        elif content is None and not message.get("tool_calls"):
-            raise Refusal(400, "serving.no_content", role=str(message.get("role")))
-
-
-def _text_of(part: Any) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise Refusal(400, "serving.only_text", kind=str(kind)[:40])
-
-
 def _line_of(fault: Any) -> str:
     field = ".".join(str(part) for part in fault["loc"])
-    return f"{field}: {fault['msg']}"[:200]
+    return f"{field}: {fault['msg']}"[:_FAULT_CHARS]
 
 
 __all__ = ["BODY_SECONDS", "MAX_BODY_BYTES", "OF_THIS_MACHINE", "ClientDisconnect", "Kind", "checked", "read_request"]

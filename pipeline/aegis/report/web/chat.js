@@ -70,7 +70,6 @@ async function answer(before, turn, index, pane, signal) {
     messages: messages(before, turn.question, index),
     temperature: Number(byId("temperature").value),
     max_tokens: Math.max(1, Math.floor(Number(byId("max_tokens").value)) || 1),
-    repeat_penalty: 1, // as aegis chat
     stream: true,
   };
   const write = (piece) => {
