@@ -58,7 +58,12 @@ def serve(
             engines[name] = engine = Engine(path, name, context, threads or default_threads())
             running.callback(engine.close)
             engine.start()
-        local.run(make_app(engines), listener, ready, log)
+
+        def ending() -> None:
+            for engine in engines.values():
+                engine.close()
+
+        local.run(make_app(engines), listener, ready, log, ending)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

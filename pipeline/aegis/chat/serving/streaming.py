@@ -69,6 +69,8 @@ class Endpoint:
             await reply.end()
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # the server ends, and this request has taken too long for it
+            await reply.refuse(Refusal(503, "serving.closed"))
         except Refusal as refusal:
             await reply.refuse(refusal)
         except Exception:

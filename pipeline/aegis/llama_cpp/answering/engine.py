@@ -35,13 +35,14 @@ class Engine:
         self._context = context
         setup = {"path": str(path.absolute()), "name": name, "context": context, "threads": threads}
         self._worker = Confined(_MODULE, Message(setup))
+        self._is_closed = False
 
     def start(self) -> None:
         """Load the model.
 
         Raises:
             IntegrityError: its vocabulary ends llama.cpp.
-        DataError: its chat template cannot be compiled in bounds.
+            DataError: its chat template cannot be compiled in bounds.
             EnvironmentFault: llama.cpp cannot run it.
         """
         refuse_fatal(self._path)
@@ -57,7 +58,8 @@ class Engine:
         self._worker.leave_off()
 
     def close(self) -> None:
-        """End the model's process."""
+        """End the model's process; the current answer and later ones are refused."""
+        self._is_closed = True
         self._worker.close()
 
     @property
@@ -71,6 +73,8 @@ class Engine:
         Raises:
             Refusal: there is no answer, or it broke off.
         """
+        if self._is_closed:
+            raise _closed()
         fields = {"kind": kind, "request": request.model_dump(mode="json", exclude_unset=True)}
         pieces = self._worker.stream(fields, seconds=SILENT_SECONDS, memory_bytes=ANSWER_BYTES)
         try:
@@ -83,6 +87,8 @@ class Engine:
             await asyncio.shield(run_in_threadpool(_close, pieces))
 
     def _refusal(self, error: Exception, request: Any) -> Refusal:
+        if self._is_closed:
+            return _closed()
         if isinstance(error, AegisError):
             return Refusal(400, "serving.unusable", error=self._without_path(str(error)))
         if isinstance(error, Failed) and "exceed context window" in str(error):
@@ -97,6 +103,10 @@ class Engine:
 
     def _without_path(self, text: str) -> str:
         return text.replace(str(self._path.absolute()), self._path.name).replace(str(self._path), self._path.name)
+
+
+def _closed() -> Refusal:
+    return Refusal(503, "serving.closed")
 
 
 def _next(pieces: Iterator[Message]) -> Message | None:

@@ -95,10 +95,10 @@ class Confined:
             self._started(seconds)
 
     def close(self) -> None:
-        """End the process, if there is one."""
-        if self._running:
-            self._running.end()
-            self._running = None
+        """End the process, if there is one; from any thread, also while `stream` waits for it and raises Ended."""
+        running, self._running = self._running, None
+        if running:
+            running.end()
 
     def _asked(self, request: Message, seconds: float) -> Running:
         """Send the request and return the process that accepted it; a process that has ended is replaced."""

@@ -65,18 +65,23 @@ def own_host_only() -> Middleware:
 
 
 def run(
-    app: ASGIApp, listener: socket.socket, ready: Callable[[str], None], log: Callable[[str], None] = progress.say
+    app: ASGIApp,
+    listener: socket.socket,
+    ready: Callable[[str], None],
+    log: Callable[[str], None] = progress.say,
+    ending: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until Ctrl-C, which is the way to end it and no failure, or another signal.
 
     Args:
         ready: called with the address, http://127.0.0.1:PORT.
         log: called with a line per request.
+        ending: called after the signal, before the last requests are waited for; it may shorten them.
     """
     listener.listen()
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has closed its connections
         ready(_address(listener))
-        _server(app, log).run(sockets=[listener])
+        _server(app, log, ending).run(sockets=[listener])
 
 
 @contextmanager
@@ -102,10 +107,15 @@ def _address(listener: socket.socket) -> str:
     return f"http://{HOST}:{listener.getsockname()[1]}"
 
 
-def _server(app: ASGIApp, log: Callable[[str], None]) -> Any:
+def _server(app: ASGIApp, log: Callable[[str], None], ending: Callable[[], None] = lambda: None) -> Any:
     import uvicorn
 
     from aegis.report.web.request_log import RequestLog
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            ending()
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         RequestLog(app, log),
@@ -113,4 +123,4 @@ def _server(app: ASGIApp, log: Callable[[str], None]) -> Any:
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_ENDING_SECONDS,
     )
-    return uvicorn.Server(config)
+    return Server(config)
