@@ -105,6 +105,20 @@ def test_the_page_of_a_run_that_is_only_trained_says_what_is_missing(run: Run) -
         report(run, SHORT)
 
 
+@pytest.mark.parametrize("changes", [{"planned_steps": 5000}, {"step": 2}])
+def test_the_rows_of_another_training_are_left_out(run: Run, changes: dict[str, int]) -> None:
+    """A killed `train --overwrite` leaves its own beside the adapter of before; the control is the adapter's own."""
+    *before, last = map(json.loads, run.metrics.read_text(encoding="utf-8").splitlines())
+    last |= {"task_loss": 11.9, "tokens_per_second": 1234567.0}
+
+    def shown(row: dict[str, object]) -> list[bool]:
+        run.metrics.write_text("".join(json.dumps(each) + "\n" for each in (*before[:1], row)), encoding="utf-8")
+        text = words(report(run, Limits(count=0, max_tokens=4)))
+        return [number in text for number in ("11.9000", "steps</dt><dd>4<")]
+
+    assert (shown(last), shown(last | changes)) == ([True, True], [False, True])
+
+
 @pytest.mark.parametrize("part", ["merged", "gguf", "verify"])
 @pytest.mark.parametrize("damage", ["", "{", '{"format": "aegis-manifest", "version": 1}', "[]"])
 def test_the_page_names_a_damaged_part(run: Run, part: str, damage: str) -> None:

@@ -4,90 +4,40 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from aegis.config.places import place_settings
-from aegis.errors import IntegrityError
 from aegis.messages import Bilingual, Language, words
 from aegis.report.card import ollama_name
+from aegis.report.metric_rows import are_of_adapter
 from aegis.report.page import Section, Table
 from aegis.report.plots.training import PICTURES
+from aegis.report.run_parts import PARTS, RunParts
 from aegis.report.values import as_number, as_text, public
 from aegis.runs.disk import format_bytes
-from aegis.runs.facts import AdapterFacts, DataFacts, ExportFacts, MergeFacts, VerifyFacts
-from aegis.runs.facts_base import Facts
-from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
+from aegis.runs.facts import F16, AdapterFacts, DataFacts, ExportFacts
 from aegis.runs.run import DIVERGENCE_PLOT, Run
-
-_PARTS = {"training": "adapter", "merge": "merged", "export": "gguf", "verify": "verify"}
-
-FactsOfStage = TypeVar("FactsOfStage", bound=Facts)
-
-
-@dataclass
-class RunParts:
-    """The manifests and facts of a run's finished stages by label, and the reasons why others are missing."""
-
-    manifests: dict[str, Manifest] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    training: AdapterFacts | None = None
-    merged: MergeFacts | None = None
-    exported: ExportFacts | None = None
-
-    @classmethod
-    def of(cls, run: Run) -> RunParts:
-        """Read the manifests of a run."""
-        parts = cls()
-        parts.training = parts._read(run, "training", AdapterFacts)
-        parts.merged = parts._read(run, "merge", MergeFacts)
-        parts.exported = parts._read(run, "export", ExportFacts)
-        parts._read(run, "verify", VerifyFacts)
-        return parts
-
-    def _read(self, run: Run, name: str, kind: type[FactsOfStage]) -> FactsOfStage | None:
-        folder = _PARTS[name]
-        try:
-            manifest = read_manifest(run.root / folder)
-            facts = kind.of(manifest)
-        except IntegrityError as error:
-            # a local path is private, so the page does not show it
-            there = (run.root / folder / MANIFEST).is_file()
-            self.missing[name] = f"{folder}/{MANIFEST}: {error.why}" if there else f"{folder}/"
-            return None
-        self.manifests[name] = manifest
-        return facts
-
-    def settings(self) -> dict[str, dict[str, str]]:
-        """Return every stage's settings as text."""
-        private = place_settings()
-        return {
-            name: {
-                key: public(value) if key in private else as_text(value) for key, value in sorted(found.config.items())
-            }
-            for name, found in self.manifests.items()
-        }
-
-    @property
-    def gguf_files(self) -> list[str]:
-        """The names of the GGUF files; the file to run comes first."""
-        if self.exported is None:
-            return []
-        return [name for name in self.exported.files.values() if name in self.manifests["export"].files]
 
 
 def training_section(run: Run, parts: RunParts, rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Section:
-    """Make the section on the training: base, steps, losses, gate, speed and plots."""
+    """Make the section on the training: base, steps, losses, gate, speed and plots.
+
+    Args:
+        rows: the rows of metrics.jsonl; those of another training than the adapter's are left out.
+    """
     found = parts.training
     if found is None:
         return Section("training", {}, missing=parts.missing["training"])
+    planned = parts.manifests["training"].config.get("max_steps")
+    if not are_of_adapter(rows, planned):
+        rows = []
+    of_adapter = next((row for row in rows if row["step"] == found.result.steps), {})
     speeds = [row["tokens_per_second"] for row in rows if isinstance(row.get("tokens_per_second"), float)]
     peaks = [row["peak_bytes"] for row in rows if isinstance(row.get("peak_bytes"), int)]
     facts = {
         "base": public(found.base_model),
         "revision": as_text(found.revision),
         "steps": as_number(found.result.steps, ",.0f"),
-        "loss": as_number(rows[-1].get("task_loss") if rows else None, ".4f"),
+        "loss": as_number(of_adapter.get("task_loss"), ".4f"),
         "heldout_loss": as_number(found.result.heldout_loss, ".4f"),
         "keep_kl": _kept_value(found, label),
         "alpha": as_number(found.result.alpha, ".3f"),
@@ -212,18 +162,20 @@ def verify_section(
     return Section("verify", facts, tables, [picture] if picture.is_file() else [])
 
 
-def before_and_after(report: Mapping[str, Any] | None) -> str:
-    """Return the perplexities of the base and of the file to run, on the same held-out text."""
-    values = list(((report or {}).get("perplexity") or {}).items())
-    if not values or values[0][0] != "base":
+def before_and_after(report: Mapping[str, Any] | None, exported: ExportFacts | None) -> str:
+    """Return the perplexities of the base and of the file to run, on the same held-out text; "-" without both."""
+    values = (report or {}).get("perplexity") or {}
+    to_run = next(iter(exported.files)) if exported else ""
+    after = values.get("f16" if to_run == F16 else to_run)
+    if "base" not in values or after is None:
         return "-"
-    return f"{as_number(values[0][1], '.3g')} → {as_number(values[-1][1], '.3g')}"
+    return f"{as_number(values['base'], '.3g')} → {as_number(after, '.3g')}"
 
 
 def files_section(parts: RunParts) -> Section:
     """Make the section that lists every published file with its hash."""
     rows = [
-        (f"{_PARTS[name]}/{file}", f"{record.bytes:,}", record.sha256)
+        (f"{PARTS[name]}/{file}", f"{record.bytes:,}", record.sha256)
         for name, manifest in parts.manifests.items()
         for file, record in manifest.files.items()
     ]

@@ -17,7 +17,7 @@ from aegis.messages import Language, language, phrase, words
 from aegis.report import sections
 from aegis.report.answers import ANSWERS, ModelAnswers
 from aegis.report.page import Page, render
-from aegis.report.sections import RunParts
+from aegis.report.run_parts import RunParts
 from aegis.report.values import as_number, public
 from aegis.runs.disk import format_bytes
 from aegis.runs.manifest import Manifest, finished
@@ -101,7 +101,7 @@ def _page(run: Run, parts: RunParts, samples: Samples, reader: Language) -> Page
             "base": public(training.base_model if training else None),
             "steps": as_number(result and result.steps, ",.0f"),
             "heldout_loss": as_number(result and result.heldout_loss, ".4f"),
-            "before_after": sections.before_and_after(verdict),
+            "before_after": sections.before_and_after(verdict, parts.exported),
             "size": format_bytes(parts.manifests["export"].files[files[0]].bytes) if files else "-",
         },
         questions=samples.questions,

@@ -112,7 +112,7 @@ def _server(app: ASGIApp, log: Callable[[str], None], ending: Callable[[], None]
 
     from aegis.report.web.request_log import RequestLog
 
-    class Server(uvicorn.Server):
+    class Server(uvicorn.Server):  # type: ignore[misc]
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             ending()
             await super().shutdown(sockets)
