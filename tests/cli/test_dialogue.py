@@ -12,7 +12,7 @@ import pytest
 
 from aegis.chat.conversation import Conversation, SamplingParams
 from aegis.cli.dialogue import Dialogue
-from aegis.errors import UsageError
+from aegis.errors import DataError, UsageError
 from aegis.llama_cpp import Message
 from tests.conftest import Recorder
 
@@ -24,11 +24,15 @@ class Parrot:
 
     name = "parrot"
     context = 4096
+    stops = "stop"
 
     def __init__(self) -> None:
         self.heard: list[list[Message]] = []
+        self.refuses: str | None = None
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
+        if messages[-1]["content"] == self.refuses:
+            raise DataError("chat.not_utf8")
         return sum(len(message["content"]) for message in messages)
 
     def generate(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
@@ -37,7 +41,7 @@ class Parrot:
         if question == "too long":
             raise UsageError("talk.which")
         yield f"{question}/{sampling.seed}"
-        if question == "stop":
+        if question == self.stops:
             raise KeyboardInterrupt
 
 
@@ -47,8 +51,18 @@ def parrot() -> Parrot:
 
 
 @pytest.fixture
+def others() -> list[Parrot]:
+    """Models that are asked after the first one; none unless a test adds them."""
+    return []
+
+
+@pytest.fixture
 def chat(
-    parrot: Parrot, reporter: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    parrot: Parrot,
+    others: list[Parrot],
+    reporter: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Chat:
     """Type these lines at a terminal; return the printed answers."""
 
@@ -57,7 +71,7 @@ def chat(
         for stream in (terminal, sys.stdout):
             monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
         monkeypatch.setattr(sys, "stdin", terminal)
-        Dialogue([Conversation(parrot, SamplingParams())]).run()
+        Dialogue([Conversation(model, SamplingParams()) for model in (parrot, *others)]).run()
         return reporter.messages
 
     return run
@@ -116,3 +130,33 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Chat, parrot: Parrot)
     assert questions(parrot) == ["stop", "too long", "hello"]
     assert "stopped" in output
     assert [message["content"] for message in parrot.heard[-1]] == ["stop", "stop/0", "hello"]
+
+
+def heard(parrot: Parrot) -> list[str]:
+    return [message["content"] for message in parrot.heard[-1]]
+
+
+def test_a_question_that_the_template_refuses_is_not_in_the_history(chat: Chat, parrot: Parrot) -> None:
+    parrot.refuses = "refused"
+    chat("refused\nhello\n")
+    assert heard(parrot) == ["hello"]
+
+
+@pytest.mark.parametrize("question", ["stop", "too long", "refused"])
+@pytest.mark.parametrize("first", [True, False])
+def test_models_side_by_side_have_the_same_questions(
+    chat: Chat, parrot: Parrot, others: list[Parrot], question: str, first: bool
+) -> None:
+    """Also after Ctrl-C or an error in the answer of one: the question is taken back, or both have it."""
+    other = Parrot()
+    others.append(other)
+    (other if first else parrot).stops = "never"
+    (parrot if first else other).refuses = "refused"
+    chat(f"before\n{question}\nafter\n")
+    kept = ["stop"] if question == "stop" and not first else []
+    for model in (parrot, other):
+        assert [message["content"] for message in model.heard[-1] if message["role"] == "user"] == [
+            "before",
+            *kept,
+            "after",
+        ]

@@ -51,11 +51,12 @@ class Conversation:
 
         Raises:
             UsageError: the question alone does not fit the context.
+            DataError: the model's template refuses it. A refused question is not in the history.
         """
         self.history.append({"role": "user", "content": text})
-        self._make_room()
         answer = ""
         try:
+            self._make_room()
             for piece in self.chat_model.generate(self.history, self.sampling):
                 # a SentencePiece word includes the space before it; in the history it would be one space too many
                 text = piece if answer else piece.lstrip()
@@ -75,6 +76,11 @@ class Conversation:
             self.history.append({"role": "assistant", "content": answer})
         else:
             self.history.pop()
+
+    @property
+    def last(self) -> dict[str, str] | None:
+        """The last message, None if there is none."""
+        return self.history[-1] if self.history else None
 
     @property
     def system(self) -> str:

@@ -51,7 +51,21 @@ class Dialogue:
                 self.ask(text)
 
     def ask(self, text: str) -> None:
-        """Ask every model one question; on a terminal, print each model's speed, and let Ctrl-C stop an answer."""
+        """Ask every model one question; on a terminal, print each model's speed, and let Ctrl-C stop an answer.
+
+        The models' histories have the same questions: one that not every model has answered is in none.
+        """
+        before = [conversation.last for conversation in self._conversations]
+        if self._all_asked(text):
+            return
+        pairs = zip(self._conversations, before, strict=True)
+        answered = [conversation for conversation, last in pairs if conversation.last is not last]
+        if len(answered) < len(self._conversations):
+            for conversation in answered:
+                conversation.take_back()
+
+    def _all_asked(self, text: str) -> bool:
+        """Ask one model after the other; return whether the last one was asked and nothing stopped its answer."""
         for conversation in self._conversations:
             began = time.monotonic()
             pieces, alone = conversation.ask(text), len(self._conversations) == 1
@@ -64,13 +78,14 @@ class Dialogue:
                 sys.stdout.write("\n")
                 pieces.close()
                 progress.say(phrase("chat.stopped"))
-                return
+                return False
             except AegisError as error:  # a question that is too long does not end the chat
                 progress.warn(str(error))
-                return
+                return False
             seconds = time.monotonic() - began
             count = conversation.answer_tokens()
             progress.say(phrase("chat.speed", count=count, speed=count / seconds if seconds else 0.0))
+        return True
 
     def _read(self) -> str | None:
         """Read a question, or several lines between triple quotes; return None at the end of the input."""
