@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
+from tests.processes import wait_until
 from tests.recorded import export_facts
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +100,22 @@ def test_what_goes_wrong_is_said(
 ) -> None:
     done = aegis(*arguments, codes=codes, there=there)
     assert (done.returncode, shown in done.stderr) == (code, True), done.stderr
+
+
+def test_ctrl_c_is_an_interruption_and_no_failure_of_ollama(run: Run, tmp_path: Path) -> None:
+    """As at a terminal, where both processes get it."""
+    begun = tmp_path / "begun"
+    program = tmp_path / "ollama"
+    program.write_text(f'#!/bin/sh\ntrap "exit 1" INT\necho > "{begun}"\nwhile :; do sleep 0.1; done\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "AEGIS_LANG": "en"}
+    environment["PYTHONPATH"] = f"{ROOT / 'pipeline'}:{ROOT}"
+    command = [sys.executable, "-m", "aegis", "ollama", "--run", str(run.root), "--create-only"]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        wait_until(begun.exists, limit_s=60)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        printed = process.stderr.read()
+    assert (process.returncode, "interrupted" in printed, "ended with exit code" in printed) == (130, True, False)

@@ -35,6 +35,7 @@ def create_model(ollama: str, folder: Path, name: str) -> None:
 
     Raises:
         ToolError: Ollama refuses it, or its service does not run.
+        KeyboardInterrupt: the user has stopped it with Ctrl-C.
     """
     # stdout is for the command's own result
     _run(ollama, "create", name, "-f", str((folder / "Modelfile").absolute()), stdout=sys.stderr.fileno())
@@ -45,13 +46,17 @@ def talk(ollama: str, name: str) -> None:
 
     Raises:
         ToolError: Ollama cannot run it.
+        KeyboardInterrupt: the user has stopped it with Ctrl-C.
     """
     _run(ollama, "run", name)
 
 
 def _run(ollama: str, word: str, name: str, *more: str, stdout: int | None = None) -> None:
+    pressed: list[int] = []
     # Ctrl-C is for Ollama, which has the same terminal; a handler, because an ignored signal is inherited
-    with signal_handlers([signal.SIGINT], lambda *_: None):
+    with signal_handlers([signal.SIGINT], lambda number, _: pressed.append(number)):
         code = subprocess.run([ollama, word, name, *more], stdout=stdout, check=False).returncode
+    if code and pressed:
+        raise KeyboardInterrupt
     if code:
         raise ToolError("ollama.failed", word=word, name=name, code=code)
