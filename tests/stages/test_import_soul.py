@@ -169,8 +169,10 @@ EYE = torch.eye(32)
 )
 def test_a_file_that_is_no_soul_is_refused(tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
     saved(tmp_path / "soul.pt", original(1), **changes)
-    with pytest.raises(IntegrityError, match=shown):
+    with pytest.raises(IntegrityError, match=shown) as refused:
         import_soul(tmp_path / "soul.pt", tmp_path / "soul.safetensors")
+    assert "soul.pt" in str(refused.value), "the user's file, not one that would have been written"
+    assert ".part" not in str(refused.value)
     assert not (tmp_path / "soul.safetensors").exists()
 
 

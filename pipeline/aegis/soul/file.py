@@ -78,19 +78,30 @@ class SoulRecord:
         return self.rotation.shape[0] * self.rotation.shape[1]
 
 
-def save_soul(path: Path, soul: SoulRecord) -> None:
-    """Write `soul` to `path` after the checks that `load_soul` makes.
+def check_soul(path: Path, soul: SoulRecord) -> None:
+    """Make the checks that `load_soul` makes.
+
+    Args:
+        path: the file that the errors name.
 
     Raises:
         IntegrityError: R is not a finite rotation, `reflection` is wrong, α is not finite in float32, or the step is
-            negative; nothing is written.
+            negative.
     """
     _check_rotation(path, soul.rotation, reflection=soul.reflection)
-    rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation
-    alpha = torch.tensor(soul.alpha, dtype=torch.float32)
-    _check_alpha(path, alpha)
+    _check_alpha(path, torch.tensor(soul.alpha, dtype=torch.float32))
     _step(path, str(soul.step))
-    tensors = {"rotation": rotation.cpu().contiguous(), "alpha": alpha}
+
+
+def save_soul(path: Path, soul: SoulRecord) -> None:
+    """Write `soul` to `path`.
+
+    Raises:
+        IntegrityError: see `check_soul`; nothing is written.
+    """
+    check_soul(path, soul)
+    rotation = soul.rotation[0] if soul.kind == "dense" else soul.rotation
+    tensors = {"rotation": rotation.cpu().contiguous(), "alpha": torch.tensor(soul.alpha, dtype=torch.float32)}
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),

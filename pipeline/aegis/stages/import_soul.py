@@ -25,7 +25,7 @@ from aegis.errors import IntegrityError, UsageError, first_line
 from aegis.limits import SOUL_PICKLE_BYTES, TooLarge
 from aegis.messages import phrase
 from aegis.soul import rotation as so
-from aegis.soul.file import SoulRecord, save_soul
+from aegis.soul.file import SoulRecord, check_soul, save_soul
 
 _STEPS = 10**18
 _ORIGINAL, _BASE = "parametrizations.weight.original", "parametrizations.weight.0.base"
@@ -64,6 +64,7 @@ def import_soul(source: Path, out: Path, *, overwrite: bool = False) -> ImportRe
         rotation = _rebuilt(source, state["so8_rotation"])
         reflection = bool((so.determinant_sign(rotation) < 0).any())
     soul = SoulRecord(rotation.float(), _alpha(source, state), _step(source, state), "", False, reflection)
+    check_soul(source, soul)
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
