@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from aegis.messages import phrase
 
@@ -42,7 +43,8 @@ class RequestLog:
                     "web.request",
                     time=time.strftime("%H:%M:%S"),
                     method=scope["method"],
-                    path=scope["path"][:_PATH_LETTERS],
+                    # a decoded one may hold line feeds and spaces, and so look like other lines
+                    path=quote(scope["path"])[:_PATH_LETTERS],
                     # 0: the client left before there was an answer
                     status=status or "-",
                     seconds=time.monotonic() - began,
