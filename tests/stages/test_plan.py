@@ -30,7 +30,7 @@ from aegis.stages.plan_verify import plan_verify
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.offload_or_checkpoint import MemoryPlanner
-from tests.conftest import MakeRandom
+from tests.conftest import MakeRandom, Recorder
 from tests.recorded import export_facts
 
 
@@ -128,6 +128,18 @@ def test_a_config_whose_model_cannot_take_a_step_is_at_fault_and_not_the_plan(
     assert refused.value.key == "base.no_step"
     with pytest.raises(UsageError), step_of_config(base):
         raise UsageError("base.none", name="what is known already stays as it is")
+
+
+def test_a_base_without_weights_is_warned_of_unless_it_is_the_demo(
+    quick_base: Path, dataset: Path, tmp_path: Path, places: Places, reporter: Recorder
+) -> None:
+    """The demo makes its base in its first run."""
+    assert not planned(places.run, base_model="demo").here
+    assert reporter.warned == []
+    base = Path(shutil.copytree(quick_base, tmp_path / "base"))
+    (base / "model.safetensors").unlink()
+    assert not planned(places.run, base_model=str(base), dataset=str(dataset)).here
+    assert any("has no weights" in text for text in reporter.warned)
 
 
 def test_the_planned_disk_space_is_that_of_the_files(quick_base: Path, dataset: Path, places: Places) -> None:

@@ -94,6 +94,11 @@ class Run:
         return self.root / "gguf"
 
     @property
+    def unproven_gguf(self) -> Path:
+        """Where `aegis run` moves an export that verify found at fault."""
+        return self.root / "gguf.failed"
+
+    @property
     def verify(self) -> Path:
         return self.root / "verify"
 
@@ -113,7 +118,7 @@ class Run:
     def folders(self) -> tuple[Path, ...]:
         """The folders that `aegis run` replaces or removes."""
         trained = (self.checkpoints, self.kept, self.pictures, self.adapter)
-        return (*trained, self.merged, self.gguf, self.verify, self.report)
+        return (*trained, self.merged, self.gguf, self.unproven_gguf, self.verify, self.report)
 
     @property
     def verified_parts(self) -> dict[str, Path]:

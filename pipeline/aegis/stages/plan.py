@@ -110,7 +110,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         # a folder of the user's with weights of any kind is checked, so that a broken one is not planned
         weights = ("*.safetensors", INDEX, "*.bin", "*.pt", "*.pth")
         here = any(found for pattern in weights for found in base.folder.glob(pattern))
-        if not here and base.revision is None:
+        if not here and base.revision is None and not _is_unmade(base):
             progress.warn(phrase("plan.no_weights", folder=base.folder))
         with _vocabulary(base, export.llama_cpp_dir) as vocabulary:
             data, missing = _data(train, base, vocabulary)
