@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aegis.data.rejects import Rejects
-from aegis.data.sources import open_source
+from aegis.data.sources import open_source, refuse_absent
 from aegis.errors import DataError, EnvironmentFault, UsageError
 from aegis.limits import ROW_BYTES
 
@@ -187,11 +187,21 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
     assert "not a readable Parquet file" in refusal(path)
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "data/missing.jsonl", "missing", "a/b/c", "../x"])
+@pytest.mark.parametrize("source", ["missing.jsonl", "data/missing.jsonl", "missing", "a/b/c", "../x", "x" * 300])
 def test_a_missing_file_is_a_usage_error(source: str) -> None:
     with pytest.raises(UsageError, match="there is no file") as caught:
         open_source(source)
     assert caught.value.exit_code == 2
+
+
+def test_a_list_of_files_may_be_longer_than_a_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"rows-{number:03}.jsonl" for number in range(40)]
+    for name in names:
+        Path(name).write_text(json.dumps({"text": name}) + "\n", encoding="utf-8")
+    refuse_absent(",".join(names))
+    rows = open_source(",".join(names)).rows(Rejects("rows"))
+    assert [row.value["text"] for row in rows] == names
 
 
 def test_a_folder_without_data_and_an_unknown_kind_are_usage_errors(tmp_path: Path) -> None:

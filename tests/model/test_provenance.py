@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from aegis.model.base import find_base
-from aegis.model.provenance import provenance_of_merge
+from aegis.model.provenance import card_metadata, provenance_of_merge
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
 from aegis.soul.file import SoulRecord
@@ -32,3 +33,20 @@ def test_no_path_of_this_machine_reaches_a_card(quick_base: Path, tmp_path: Path
         assert "someone" not in found.model_dump_json()
         assert found.data["dataset"] == "mine.jsonl"
         assert found.settings == {"keep_data": shown, "chat_template": "chat.jinja", "max_steps": 500}
+
+
+@pytest.mark.parametrize(
+    ("link", "kept"),
+    [
+        ("LICENSE", "LICENSE"),
+        ("https://example.org/terms", "https://example.org/terms"),
+        ("TERMS", "https://huggingface.co/owner/base/blob/main/TERMS"),
+        ("x" * 300, f"https://huggingface.co/owner/base/blob/main/{'x' * 300}"),
+    ],
+)
+def test_a_cards_link_to_its_licence_leads_to_the_base_unless_the_file_is_here(
+    tmp_path: Path, link: str, kept: str
+) -> None:
+    (tmp_path / "LICENSE").write_text("terms\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"---\nlicense: other\nlicense_link: {link}\n---\n", encoding="utf-8")
+    assert card_metadata(tmp_path, "owner/base")["license_link"] == kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,23 @@ def test_free_space_is_measured_where_the_output_will_be(tmp_path: Path, monkeyp
     assert str(caught.value).startswith("not enough disk space for the model: 1 kB needed, 999 B free")
     assert str(tmp_path) in caught.value.fix
     assert set(asked) == {tmp_path}
+
+
+@pytest.mark.parametrize("system", ["this one", "without posix_fallocate"])
+def test_a_file_gets_all_of_its_room_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    if system == "without posix_fallocate":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    with (tmp_path / "states").open("w+b") as file:
+        disk.reserve(file, 1 << 20, tmp_path)
+        status = os.fstat(file.fileno())
+        assert status.st_size == 1 << 20
+        if hasattr(os, "posix_fallocate"):
+            assert status.st_blocks * 512 >= 1 << 20
+    with (tmp_path / "beyond").open("w+b") as file:
+        with pytest.raises(OSError, match="No space left") as caught:
+            disk.reserve(file, 2 * shutil.disk_usage(tmp_path).total, tmp_path)
+        assert disk.is_full(caught.value)
+        assert os.fstat(file.fileno()).st_size == 0
 
 
 @pytest.mark.parametrize(

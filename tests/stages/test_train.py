@@ -34,6 +34,7 @@ from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, rando
 from aegis.stages.train import dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
+from aegis.training.execution.options import ExecutionOptions
 from aegis.training.resume import resume_config
 from tests.conftest import Recorder
 from tests.trained import losses, small_training, train_until_killed, write_chats
@@ -354,6 +355,23 @@ def test_a_dry_run_keeps_no_file(tmp_path: Path, config: TrainConfig, monkeypatc
     assert report.tokens_per_second > 0
     assert report.start_seconds > 0
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_measures_the_number_of_steps_that_the_epochs_give(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a run is decides what is compiled and which activations are offloaded."""
+    chosen: list[int] = []
+    choose = ExecutionOptions.choose
+
+    def choosing(config: TrainConfig, *arguments: Any) -> ExecutionOptions:
+        chosen.append(config.max_steps)
+        return choose(config, *arguments)
+
+    monkeypatch.setattr(ExecutionOptions, "choose", choosing)
+    report = dry_run(config.model_copy(update={"epochs": 0.5, "keep_weight": 0}))
+    assert chosen == [report.planned_steps]
+    assert report.planned_steps < config.max_steps
 
 
 def test_alpha_follows_its_mode(tmp_path: Path, config: TrainConfig) -> None:

@@ -32,7 +32,7 @@ def load_models(
         context: maximum tokens of a conversation; the model's own if None.
 
     Raises:
-        UsageError: the live model or the base is wanted, and the run is not known.
+        UsageError: the live model or the base is wanted, and the run is not known; or as in `load_transformers_models`.
         IntegrityError, EnvironmentFault: as in `load_transformers_models` and `Runtime`.
     """
     with ExitStack() as open_models:
@@ -61,7 +61,7 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     """Load the base in training's precision, the live model, or both, in this order.
 
     Raises:
-        IntegrityError, EnvironmentFault: as in `load_base` and `live_model`.
+        IntegrityError, UsageError, EnvironmentFault: as in `load_base` and `live_model`.
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.context import context_tokens
@@ -106,7 +106,7 @@ def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Tra
     NF4 weights are dequantized once, if there is memory for it, and not at every token; their values are the same.
 
     Raises:
-        IntegrityError, EnvironmentFault: as in `load_base` and `made_live`.
+        IntegrityError, UsageError, EnvironmentFault: as in `load_base` and `made_live`.
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.context import context_tokens

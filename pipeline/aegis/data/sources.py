@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,9 +54,9 @@ def open_source(source: str | Path) -> Source:
     """
     _refuse_no_name(str(source))
     path = at_home(source)
-    if path.is_dir():
+    if _is_folder(path):
         return _open_folder(path)
-    if path.is_file():
+    if _is_file(path):
         return _open_file(path)
     found = _several(str(source))
     if found:
@@ -74,13 +75,13 @@ def refuse_absent(source: str) -> None:
     """
     _refuse_no_name(source)
     path = at_home(source)
-    if path.is_dir():
+    if _is_folder(path):
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
         if not saved and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
             raise UsageError("sources.empty_folder", path=path, readers=kinds())
     elif not is_hub_dataset(source):
         open_source(source)
-        if path.is_file() and path.stat().st_size == 0:
+        if _is_file(path) and path.stat().st_size == 0:
             raise DataError("dataset.empty", name=path.name)
 
 
@@ -98,7 +99,15 @@ def public_name(name: str) -> str:
 
 def is_hub_dataset(name: str) -> bool:
     """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
-    return names_hub_dataset(name) and not at_home(name).exists()
+    return names_hub_dataset(name) and not os.path.exists(at_home(name))  # noqa: PTH110
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 (unlike Path's, it is False for a name too long, as of many files)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _refuse_no_name(*names: str) -> None:
@@ -117,7 +126,7 @@ def _open_file(path: Path) -> FileSource:
 def _several(name: str) -> list[Path]:
     """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
     parts = [at_home(part.strip()) for part in name.split(",") if part.strip()]
-    if len(parts) > 1 and all(part.is_file() for part in parts):
+    if len(parts) > 1 and all(map(_is_file, parts)):
         _refuse_no_name(*name.split(","))
         return parts
     if not any(sign in name for sign in "*?["):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
         first = next((line.strip() for line in _lines(licences[0]) if line.strip()), licences[0].name)
         kept |= {"license": "other", "license_name": first[:80], "license_link": licences[0].name}
     link = kept.get("license_link")
-    if link and "://" not in link and hub_id and not (folder / link).is_file():
+    # unlike Path's, it is False for a name too long
+    if link and "://" not in link and hub_id and not os.path.isfile(folder / link):  # noqa: PTH113
         kept["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{link}"
     return kept
 

@@ -1,4 +1,4 @@
-"""Finds the cache folder, checks free disk space before work begins, and reports a full disk."""
+"""Finds the cache folder, checks or reserves disk space before work begins, and reports a full disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
@@ -115,6 +116,24 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
             free=format_bytes(free),
             existing=_existing(path),
         )
+
+
+def reserve(file: IO[bytes], size: int, folder: Path) -> None:
+    """Give an empty file in `folder` its size in bytes, and take the room for it on the disk now.
+
+    A file that only has the size gets its room page by page. If it is mapped, the first page without room ends the
+    process (SIGBUS), and nothing can report it.
+
+    Raises:
+        OSError: the disk has not that much room.
+    """
+    # asked first: in a failed reservation the disk is full for a moment, for all others too
+    if free_bytes(folder) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # macOS and Windows
+        file.truncate(size)
 
 
 def free_bytes(path: Path) -> int:

@@ -45,7 +45,13 @@ class KeptFacts(BaseModel):
 
 
 class TrainResult(Frozen):
-    """The result of a training; it does not depend on interruptions."""
+    """The result of a training; it does not depend on interruptions.
+
+    Attributes:
+        steps: the step whose adapter and soul were saved.
+        heldout_loss: nats per trained token, after this step.
+        keep_kl: KL(base ‖ trained) in the last step with kept text until then, nats per token; None without any.
+    """
 
     steps: int
     heldout_loss: float | None
