@@ -147,19 +147,6 @@ def test_several_files_are_one_source(tmp_path: Path, reporter: Recorder) -> Non
         open_source(f"{folder}/*.csv")
 
 
-def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
-    import datasets
-
-    data = datasets.Dataset.from_list(ROWS)
-    data.save_to_disk(str(tmp_path / "one"))
-    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "split"))
-    assert values(tmp_path / "one") == ROWS
-    assert values(tmp_path / "split") == ROWS
-    datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "untrained"))
-    with pytest.raises(UsageError, match="no split 'train'"):
-        open_source(tmp_path / "untrained")
-
-
 def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"frage": "a"}\n{"frage": "b"}\n', encoding="utf-8")
