@@ -44,7 +44,7 @@ def data(
     file: Annotated[
         str | None, typer.Argument(help="data file, folder, pattern or Hub id (default: --dataset)")
     ] = None,
-    rows: Annotated[int, typer.Option(min=0, help="number of rows to show")] = 3,
+    rows: Annotated[int, typer.Option(min=0, max=10_000, help="number of rows to show")] = 3,
     preset: PresetOption = None,
     config: FileOption = None,
 ) -> None:
