@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis.cli.screens.runs import listed
 from aegis.runs.facts import TrainResult
 from aegis.runs.listing import summarized
 from aegis.runs.manifest import Manifest
@@ -49,6 +50,17 @@ def test_a_run_is_recognized_by_its_files(tmp_path: Path) -> None:
     (run.gguf / "manifest.json").write_text("{")
     assert summarized(run).proof == "damaged"
     assert summarized(run).bytes > 0
+
+
+@pytest.mark.parametrize("value", ['"x"', "NaN", "-Infinity", "1e300", "9" * 400, "true", "[1]", "{}"])
+def test_a_row_with_an_odd_number_costs_no_more_than_that_number(tmp_path: Path, value: str) -> None:
+    """Its table has all runs."""
+    run = Run(tmp_path)
+    good = '{"step": 10, "heldout_loss": 1.5}\n'
+    run.metrics.write_text(good + f'{{"step": 20, "heldout_loss": {value}}}\n{{"step": {value}}}\n')
+    found = summarized(run)
+    assert (found.step, found.loss) == (20, 1.5)
+    assert "1.500" in listed([found], None)
 
 
 def test_the_last_run_is_the_most_recently_used_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

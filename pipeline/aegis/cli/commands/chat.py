@@ -34,11 +34,11 @@ def chat(
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask one question and stop")] = None,
     system: Annotated[str | None, typer.Option(help="system message")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1 << 20, help="maximum tokens per answer")] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0, help="sampling temperature; 0 always takes the most likely token")
+        float, typer.Option(min=0, max=100, help="sampling temperature; 0 always takes the most likely token")
     ] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, help="random seed of the answers")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed of the answers")] = 0,
     context: Annotated[
         int | None,
         typer.Option(min=8, max=1 << 20, help="context length in tokens (default: the model's own)"),
@@ -76,9 +76,11 @@ def serve(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = 8080,
     context: Annotated[
-        int | None, typer.Option(min=8, help="context length in tokens (default: the model's own)")
+        int | None, typer.Option(min=8, max=1 << 20, help="context length in tokens (default: the model's own)")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="number of threads (default: the physical cores)")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="number of threads (default: the physical cores)")
+    ] = None,
 ) -> None:
     """Serve the GGUF with a chat page and over the OpenAI protocol, on this machine only, until Ctrl-C."""
     from aegis.chat.serving import names_of
