@@ -15,6 +15,7 @@ from typing import Any
 from aegis import __version__, progress
 from aegis.background import Background
 from aegis.config.settings import ExportConfig
+from aegis.errors import IntegrityError, ToolError
 from aegis.llama_cpp import PreparedTool, convert, quantize, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.messages import phrase
@@ -94,7 +95,7 @@ def export_gguf(
     if not missing:
         return report
     _check_types(model, missing, config, earlier if there is not None else None)
-    needed = disk_needed(model, work.shards, [quant for quant in missing if quant != F16])
+    needed = files_bytes(model, work.shards, [F16, *(quant for quant in missing if quant != F16)])
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
@@ -187,8 +188,12 @@ class _Export:
             for quant, name in self.facts.quantized.items():
                 if name not in missing:
                     continue
-                quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
-                fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+                try:
+                    quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
+                    fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+                except (ToolError, IntegrityError):
+                    checking.result()  # a fault of the f16 file would be the cause
+                    raise
             checking.result()
         left = f16 if self.facts.f16 else self.hand_over.take(f16) if self.hand_over else None
         if left is None:
@@ -234,11 +239,6 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
     described = [model / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)]
     files = [*shards.files, *filter(Path.is_file, described)]
     return {"model": digest({path.name: file_sha256(path) for path in files})}
-
-
-def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
-    """Return the largest number of bytes on the disk at one time: all files."""
-    return files_bytes(model, shards, [F16, *quantized])
 
 
 def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
