@@ -78,10 +78,17 @@ def two_at_a_time(functions: Iterable[Callable[[], T]], stop: threading.Event | 
         for function in functions:
             running.append(Background(function, stop))
             if len(running) == 2:
-                yield running.popleft().result()
+                yield _first_result(running)
         while running:
-            yield running.popleft().result()
+            yield _first_result(running)
     finally:
         if stop is not None:
             for left in running:
                 left.end()
+
+
+def _first_result(running: deque[Background[T]]) -> T:
+    """Wait for the first one's result; it leaves the queue only then, as Ctrl-C may end the wait."""
+    result = running[0].result()
+    running.popleft()
+    return result
