@@ -50,7 +50,7 @@ class LlamaPasses:
         self._coming: queue.Queue[tuple[str, Path]] = queue.Queue()
         self._recorded: dict[Path, Recording] = {}
         self._news, self._stopped = threading.Event(), threading.Event()
-        self._runs: Path | None = None
+        self._running_bytes: int | None = None
         self._running: Background[None] | None = None
 
     @property
@@ -100,10 +100,10 @@ class LlamaPasses:
             while True:
                 name, file, runtime = opening.result()
                 with runtime:
-                    self._runs = file
+                    self._running_bytes = file.stat().st_size  # once it has run, it may be removed at any time
                     opening = Background(self._open_next)
                     found, repeats = self._pass(name, runtime)
-                self._runs = None
+                self._running_bytes = None
                 if name == "f16":
                     f16_repeats = repeats
                 elif repeats and not f16_repeats:
@@ -121,7 +121,7 @@ class LlamaPasses:
                 name, file = self._coming.get(timeout=_LOOK_S)
                 break
             self._stop_if_asked()
-        while (running := self._runs) is not None and not _has_room_for(file, running):
+        while (running := self._running_bytes) is not None and not _has_room_for(file, running):
             self._stopped.wait(_LOOK_S)
             self._stop_if_asked()
         room = max(*map(len, self._sequences), _PROMPT_TOKENS + _SPOKEN_TOKENS)
@@ -145,6 +145,6 @@ class LlamaPasses:
             self._advance(len(logits))
 
 
-def _has_room_for(file: Path, running: Path) -> bool:
+def _has_room_for(file: Path, running_bytes: int) -> bool:
     """Whether memory has room for a file, a copy that llama.cpp repacks, and the pages of the one that runs."""
-    return psutil.virtual_memory().available > 2 * file.stat().st_size + running.stat().st_size
+    return psutil.virtual_memory().available > 2 * file.stat().st_size + running_bytes
