@@ -7,11 +7,13 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from aegis import llama_cpp
+from aegis.background import stop_if_asked
 from aegis.config.settings import ExportConfig
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import GgufFile, Runtime
@@ -23,6 +25,7 @@ from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import publishing
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
+from aegis.verification import gguf_checks
 from aegis.verification.gguf_checks import files_bytes, same_as_f16
 from aegis.verification.run_checks import Checks
 from aegis.verification.sidecar_checks import check_export_sidecars
@@ -190,6 +193,36 @@ def test_a_fault_of_the_f16_file_comes_before_the_quantizers_failure(
     with pytest.raises(ToolError):
         export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "fails"), [(gguf_checks, "quantize"), (export, "check_answers")], ids=["the check", "the hashes"]
+)
+def test_what_runs_beside_a_failure_is_ended(
+    quick_base: Path,
+    tmp_path: Path,
+    converted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    fails: str,
+) -> None:
+    """The failure does not wait for the rest of the files: here the first look lasts until the end is asked for."""
+    looking, asked = threading.Event(), []
+
+    def looked(stop: threading.Event | None) -> None:
+        looking.set()
+        asked.append(stop is not None and stop.wait(60))
+        stop_if_asked(stop)
+
+    def failing(*_: Any, **__: Any) -> None:
+        assert looking.wait(60)
+        raise KeyError
+
+    monkeypatch.setattr(module, "stop_if_asked", looked)
+    monkeypatch.setattr(export, fails, failing)
+    with pytest.raises(KeyError):
+        export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",), keep_f16=True))
+    assert asked == [True]
 
 
 def test_new_types_are_added_to_existing_files(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:

@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 
 from aegis import run_all as all_stages
-from aegis.background import Background
+from aegis.background import Background, stop_if_asked
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.llama_cpp import Runtime, convert
+from aegis.messages import Bilingual
 from aegis.run_all import run_all
 from aegis.runs.run import Run
 from aegis.stages import export
 from aegis.stages.verify import verify
+from aegis.verification import merged_checks
 from aegis.verification.converted_file import ConvertedFile
 from aegis.verification.divergence import Recording
 from aegis.verification.early_half import EarlyHalf, early_half
 from aegis.verification.examination import Examination
 from aegis.verification.llama_passes import LlamaPasses
+from aegis.verification.run_checks import Checks
 from aegis.verification.transformers_passes import TransformersPasses
 from tests.planted.finished import Defect
 from tests.planted.keys import KEY_DEFECTS
@@ -142,6 +145,39 @@ def test_the_end_of_the_block_ends_it_between_two_models(
         raise KeyError
     assert recorded == ["trained"]
     assert early.examination() is None
+
+
+def test_the_end_of_the_block_ends_it_between_two_tensors(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
+) -> None:
+    """The comparison of the merged weights takes minutes for a large model."""
+    finished, looking, asked = finished_runs["phi3"], threading.Event(), []
+
+    def looked(stop: threading.Event | None) -> None:
+        looking.set()
+        asked.append(stop is not None and stop.wait(60))
+        stop_if_asked(stop)
+
+    monkeypatch.setattr(merged_checks, "stop_if_asked", looked)
+    run = finished.copy(tmp_path / "run")
+    (tmp_path / "work").mkdir()
+    never = ConvertedFile(tmp_path / "none")
+    with pytest.raises(KeyError), EarlyHalf(run, quick(finished), tmp_path / "work", never) as early:  # noqa: PT012
+        assert looking.wait(60)
+        raise KeyError
+    assert early.examination() is None
+    assert asked == [True]
+    assert passes == []
+
+
+def test_a_check_does_not_begin_after_the_end() -> None:
+    checks, stop = Checks(), threading.Event()
+    checks.stop = stop
+    with checks.check(Bilingual.same("before"), "merge"):
+        stop.set()
+    with pytest.raises(InterruptedError), checks.check(Bilingual.same("after"), "merge"):
+        raise AssertionError
+    assert [check.name.english for check in checks.done] == ["before"]
 
 
 def test_run_begins_it_beside_the_export_on_a_gpu(

@@ -105,12 +105,13 @@ class Examination:
         """Check what the GGUF was made from, and run the models that need none.
 
         Args:
-            stop: set to end this between two models.
+            stop: set to end this between two models, or between two tensors of the merged folder.
 
         Raises:
             InterruptedError: it was set.
             IntegrityError: a model cannot be loaded, or returned NaN or Inf.
         """
+        self.checks.stop = stop
         if self.checks.ok:
             self.structure.examine_merged()
         if self.checks.ok:

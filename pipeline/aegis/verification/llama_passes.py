@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from aegis.background import Background
+from aegis.background import Background, stop_if_asked
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.messages import phrase
@@ -120,10 +120,10 @@ class LlamaPasses:
             with suppress(queue.Empty):
                 name, file = self._coming.get(timeout=_LOOK_S)
                 break
-            self._stop_if_asked()
+            stop_if_asked(self._stopped)
         while (running := self._running_bytes) is not None and not _has_room_for(file, running):
             self._stopped.wait(_LOOK_S)
-            self._stop_if_asked()
+            stop_if_asked(self._stopped)
         room = max(*map(len, self._sequences), _PROMPT_TOKENS + _SPOKEN_TOKENS)
         return name, file, Runtime(file, n_ctx=room, threads=self._threads, logits=True)
 
@@ -134,13 +134,9 @@ class LlamaPasses:
         prompt = list(self._sequences[0][:_PROMPT_TOKENS])
         return found, repeats_one_token(runtime, prompt, self._end_token, _SPOKEN_TOKENS)
 
-    def _stop_if_asked(self) -> None:
-        if self._stopped.is_set():
-            raise InterruptedError
-
     def _counted(self, outputs: Iterable[Logits]) -> Iterator[Logits]:
         for logits in outputs:
-            self._stop_if_asked()
+            stop_if_asked(self._stopped)
             yield logits
             self._advance(len(logits))
 
