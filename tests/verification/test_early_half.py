@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
@@ -120,6 +121,27 @@ def test_a_file_that_export_did_not_leave_is_run_and_not_believed(
         assert examination.in_llama.recording("f16").logits.shape[0]
         assert verify(halved, quick(finished), converted=left.path, early=early).failures == []
     assert report(halved) == report(whole)
+
+
+def test_a_half_that_fails_leaves_nothing_on_the_disk(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification records every model again, in space that was counted once."""
+    finished, record, recorded = finished_runs["phi3"], TransformersPasses._record, []
+
+    def full(self: TransformersPasses, name: str, model: object, title: str) -> None:
+        if name == "merged":
+            recorded.extend(path.name for path in (tmp_path / "work").rglob("*.npy"))
+            raise OSError(errno.ENOSPC, "the disk is full")
+        record(self, name, model, title)
+
+    monkeypatch.setattr(TransformersPasses, "_record", full)
+    run = finished.copy(tmp_path / "run")
+    (tmp_path / "work").mkdir()
+    with EarlyHalf(run, quick(finished), tmp_path / "work", ConvertedFile(tmp_path / "none")) as early:
+        assert early.examination() is None
+        assert {"trained.npy", "base.npy", "wide.npy"} <= set(recorded)
+        assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_the_end_of_the_block_ends_it_between_two_models(
