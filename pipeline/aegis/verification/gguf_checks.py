@@ -24,21 +24,18 @@ from aegis.runs.disk import gguf_bytes
 from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_file
 
 _SLAB_BYTES = 16 << 20
-_HEADER_BYTES = 1 << 20
 _CACHED = 1 << 20
 """Float16 values per check: each is read twice, so they must fit in the processor's cache."""
 
 
 def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
-    """Return an upper bound on the bytes of one GGUF per type, made from a folder.
+    """Return the upper bound of `gguf_bytes` on the bytes of one GGUF per type, made from a folder."""
+    return gguf_bytes((entry.shape for entry in shards.entries.values()), vocabulary_bytes(model), quants)
 
-    Each has float32 vectors and a vocabulary.
-    """
-    shapes = [entry.shape for entry in shards.entries.values()]
-    weights = sum(math.prod(shape) for shape in shapes)
-    vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
-    vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
-    return gguf_bytes(weights, quants) + (vectors + vocabulary + _HEADER_BYTES) * len(quants)
+
+def vocabulary_bytes(folder: Path) -> int:
+    """Return the size of a folder's tokenizer files."""
+    return sum((folder / name).stat().st_size for name in TOKENIZER_FILES if (folder / name).is_file())
 
 
 def importance_sha256(path: Path, model_digest: str) -> str:
