@@ -73,6 +73,15 @@ def test_sizes_are_shown_in_units_for_people(count: float, text: str) -> None:
     assert disk.format_bytes(count) == text
 
 
+def test_a_gguf_has_float32_vectors_and_rows_that_no_block_divides_in_16_bits() -> None:
+    shapes = [(4, 64), (4, 80), (64,)]
+    rest = disk.gguf_bytes([], 1000, ["F16"])
+    assert rest > 1000
+    for quant, matrices in (("F16", 2 * 256 + 2 * 320), ("Q4_K_M", 272 + 2 * 320), ("F32", 4 * 256 + 4 * 320)):
+        assert disk.gguf_bytes(iter(shapes), 1000, [quant]) == rest + matrices + 4 * 64
+    assert disk.gguf_bytes(shapes, 1000, ["F16", "Q8_0"]) == 2 * rest + 2 * 256 + 272 + 4 * 320 + 2 * 4 * 64
+
+
 def test_the_cache_is_in_the_directory_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from aegis.stages.plan_verify import plan_verify
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.offload_or_checkpoint import MemoryPlanner
+from aegis.verification.gguf_checks import files_bytes, vocabulary_bytes
 from tests.conftest import MakeRandom, Recorder
 from tests.recorded import export_facts
 
@@ -143,12 +144,13 @@ def test_a_base_without_weights_is_warned_of_unless_it_is_the_demo(
 
 
 def test_the_planned_disk_space_is_that_of_the_files(quick_base: Path, dataset: Path, places: Places) -> None:
-    """The folded 16-bit model and its GGUFs: no less than their weights, no more than a tenth above."""
+    """The checkpoints, the folded 16-bit model with its tokenizer, and what export asks for."""
     report = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
     weights, trained = report.parameters, 4 * (report.adapter_parameters + report.soul_parameters)
     needs = {need.what: need for need in report.needs}
-    files = weights * 2 + weights * 2 + weights * 8.6 / 8 + (4 * 4 + 1) * trained
-    assert needs["disk_run"].bytes == pytest.approx(files, rel=1e-3)
+    exported = files_bytes(quick_base, ShardSet.open(quick_base), ["F16", "Q4_K_M"])
+    files = weights * 2 + vocabulary_bytes(quick_base) + exported + (4 * 4 + 1) * trained
+    assert needs["disk_run"].bytes == files
     assert needs["ram_verify"].bytes == 4 * weights
     assert "disk_download" not in needs
 
@@ -399,9 +401,9 @@ def test_verify_is_planned_for_a_whole_run_only(finished: Run, places: Places, t
     outlook = plan_verify(finished, VerifyConfig(tokens=100, device="cpu"))
     assert outlook.models == ("trained", "wide", "merged", "f16", "Q4_K_M")
     vocabulary = ShardSet.open(finished.merged).entries[HEAD].shape[0]
-    weights = outlook.memory.bytes // 4
+    f16 = files_bytes(finished.merged, ShardSet.open(finished.merged), ["F16"])
     # float32 logits of five models and the base, of two on other text, and the f16 file, which was not kept
-    assert outlook.scratch.bytes == (6 + 2) * 100 * vocabulary * 4 + 2 * weights
+    assert outlook.scratch.bytes == (6 + 2) * 100 * vocabulary * 4 + f16
     path = finished.adapter / MANIFEST
     manifest = path.read_text(encoding="utf-8")
     path.write_text(json.dumps({**json.loads(manifest), "inputs": {"kept": "a"}}), encoding="utf-8")

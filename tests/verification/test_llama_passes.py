@@ -94,6 +94,31 @@ def test_the_next_file_is_loaded_while_one_runs_if_memory_has_room(
     assert first_is_over == [has_room]
 
 
+def test_a_file_that_has_run_may_be_removed_while_the_next_one_looks_for_room(
+    gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification removes the f16 file once it is compared; here it goes between the look and the sum."""
+    looked = threading.Event()
+
+    class Patient(Runtime):
+        def logits(self, tokens: Any) -> Any:
+            assert looked.wait(60)
+            return super().logits(tokens)
+
+    def removed() -> SimpleNamespace:
+        copied.unlink(missing_ok=True)
+        looked.set()
+        return SimpleNamespace(available=1 << 50)
+
+    monkeypatch.setattr(llama_passes, "Runtime", Patient)
+    monkeypatch.setattr(llama_passes.psutil, "virtual_memory", removed)
+    running = passes(tmp_path / "work", lambda _: None)
+    with running.running():
+        running.add("f16", copied)
+        running.add("Q8_0", gguf)
+        assert np.array_equal(running.recording("f16").logits, running.recording("Q8_0").logits)
+
+
 def test_a_failure_of_the_block_stops_them(
     gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

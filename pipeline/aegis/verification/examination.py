@@ -40,9 +40,6 @@ from aegis.verification.structure import Structure
 from aegis.verification.transformers_passes import TransformersPasses
 from aegis.verification.verdict import Verdict
 
-_MAKERS = ("train", "train", "merge", "convert", "quantize")
-"""The stage that made the next model, by the number of models that have run."""
-
 
 @dataclass
 class Examination:
@@ -108,12 +105,13 @@ class Examination:
         """Check what the GGUF was made from, and run the models that need none.
 
         Args:
-            stop: set to end this between two models.
+            stop: set to end this between two models, or between two tensors of the merged folder.
 
         Raises:
             InterruptedError: it was set.
             IntegrityError: a model cannot be loaded, or returned NaN or Inf.
         """
+        self.checks.stop = stop
         if self.checks.ok:
             self.structure.examine_merged()
         if self.checks.ok:
@@ -168,10 +166,17 @@ class Examination:
         try:
             return self.compare_models()
         except IntegrityError as error:
-            maker = _MAKERS[min(len(self.comparison.models), len(_MAKERS) - 1)]
-            with self.checks.check(bilingual("verify.every_model"), maker):
+            with self.checks.check(bilingual("verify.every_model"), self._maker):
                 raise error
         return self._ended()
+
+    @property
+    def _maker(self) -> str:
+        """The stage that made the model that is at work, or is being compared; a model of base weights is train's."""
+        if "wide" not in self.comparison.models:
+            return "train"
+        compared = {step.stage for step in self.comparison.steps}
+        return next((stage for stage in ("merge", "convert") if stage not in compared), "quantize")
 
     def compare_models(self) -> Verdict:
         """Run the models and compare their logits, which are on the disk; llama.cpp is running."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aegis.background import stop_if_asked
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError
 from aegis.merging.merged_weights import SLAB_BYTES
 from aegis.messages import Bilingual, bilingual
@@ -23,10 +25,16 @@ from aegis.verification.gguf_checks import check_f16, check_pieces
 
 
 class Checks:
-    """Collects checks; a check that raises an `AegisError` has failed, and the error is its detail."""
+    """Collects checks; a check that raises an `AegisError` has failed, and the error is its detail.
+
+    Attributes:
+        done: the checks so far, in their order.
+        stop: set by another thread to end the checks.
+    """
 
     def __init__(self) -> None:
         self.done: list[Check] = []
+        self.stop: threading.Event | None = None
 
     @property
     def ok(self) -> bool:
@@ -34,7 +42,13 @@ class Checks:
 
     @contextmanager
     def check(self, name: Bilingual, stage: str) -> Iterator[Callable[[Bilingual], None]]:
-        """Run the block as one check; the block may call the function with details, and raises to fail."""
+        """Run the block as one check; the block may call the function with details, and raises to fail.
+
+        Raises:
+            InterruptedError: `stop` is set; a long block looks at it too.
+            EnvironmentFault: the block raised it.
+        """
+        stop_if_asked(self.stop)
         details: list[Bilingual] = []
         try:
             yield details.append
