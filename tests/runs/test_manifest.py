@@ -51,6 +51,19 @@ def test_the_identity_depends_on_settings_and_inputs() -> None:
     assert digest({"a": {"b": 1, "c": 2}}) == digest({"a": {"c": 2, "b": 1}}) != digest({"a": {"b": 2, "c": 1}})
 
 
+def test_the_exact_identity_depends_on_every_byte_too(published: Path) -> None:
+    """Of the same settings and inputs, another converter makes other bytes."""
+    before = read_manifest(published)
+    with publishing(published, ASKED, overwrite=True) as staging:
+        (staging.path / "weights.bin").write_bytes(b"other")
+    after = read_manifest(published)
+    assert after.identity == before.identity
+    assert after.exact_identity != before.exact_identity
+    other = replace(before, config={})
+    assert other.files_digest == before.files_digest
+    assert other.exact_identity != before.exact_identity
+
+
 def test_the_identity_is_the_same_after_reading(published: Path) -> None:
     """JSON turns tuples into lists and keys into strings; the hash does not depend on that."""
     asked = replace(ASKED, config={"quant": ["Q4_K_M"], "name": "日本", "rate": 2e-4})

@@ -66,13 +66,22 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """A hash of stage, settings and inputs: equal identities make equal directories."""
+        """A hash of stage, settings and inputs.
+
+        Directories with equal identities may differ: another version of a package, of the converter or of the quantizer
+        makes other bytes of the same inputs.
+        """
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
 
     @property
     def files_digest(self) -> str:
         """A hash of the names and contents of all files."""
         return digest({name: record.sha256 for name, record in self.files.items()})
+
+    @property
+    def exact_identity(self) -> str:
+        """A hash of identity and files: where it is equal, settings, inputs and every byte of every file are."""
+        return digest([self.identity, self.files_digest])
 
 
 def versions() -> dict[str, str]:

@@ -123,14 +123,17 @@ class Run:
     def made_anew(self, verified: Manifest) -> Path | None:
         """Return the first directory that is not the one that was verified; None if the verdict is about them all.
 
+        It must have every byte that was verified: the same settings and inputs may have made other files since.
+
         Args:
-            verified: the manifest of a verification.
+            verified: the manifest of a verification. One of an older AEGIS does not name the files that it was about,
+                so that every directory counts as made anew.
 
         Raises:
             IntegrityError: a directory's manifest is missing or damaged.
         """
         for stage, directory in self.verified_parts.items():
-            if read_manifest(directory).identity != verified.inputs.get(stage):
+            if read_manifest(directory).exact_identity != verified.inputs.get(stage):
                 return directory
         return None
 

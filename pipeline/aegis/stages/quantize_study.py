@@ -130,7 +130,7 @@ def _manifest(config: StudyConfig, merged: Manifest, exported: Manifest) -> Mani
     return Manifest(
         stage="quantize-study",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
-        inputs={"model": merged.files_digest, "convert": exported.identity},
+        inputs={"model": merged.files_digest, "convert": exported.exact_identity},
         facts={},
     )
 
