@@ -52,7 +52,7 @@ def test_the_identity_depends_on_settings_and_inputs() -> None:
 
 
 def test_the_exact_identity_depends_on_every_byte_too(published: Path) -> None:
-    """Of the same settings and inputs, another converter makes other bytes."""
+    """Another converter makes other bytes of the same settings and inputs."""
     before = read_manifest(published)
     with publishing(published, ASKED, overwrite=True) as staging:
         (staging.path / "weights.bin").write_bytes(b"other")

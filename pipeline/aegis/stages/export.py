@@ -242,7 +242,9 @@ def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
 
 
 def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
-    files = [CardFile(name, (path := staging.path / name).stat().st_size, file_sha256(path)) for name in names]
-    for file in files:
-        staging.hashed(file.name, file.bytes, file.sha256)
+    files = []
+    for name in names:
+        seen = known_hashes.identity(path := staging.path / name)
+        files.append(CardFile(name, path.stat().st_size, file_sha256(path)))
+        staging.hashed(name, files[-1].bytes, files[-1].sha256, seen)
     return files
