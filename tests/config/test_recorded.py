@@ -19,21 +19,20 @@ def manifest(config: dict[str, object]) -> Manifest:
     return Manifest("train", config, {}, {}, path=Path("run/adapter/manifest.json"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_recorded_settings_are_read_back(kind: type[StageConfig]) -> None:
-    """Those of a manifest that lacks newer settings too, but none without a setting that every version records."""
+@pytest.mark.parametrize(
+    ("kind", "newer", "always"),
+    [(TrainConfig, "fold_system", "load_in"), (MergeConfig, None, "dtype"), (ExportConfig, "system", "quant")],
+)
+def test_recorded_settings_are_read_back(kind: type[StageConfig], newer: str | None, always: str) -> None:
+    """Those of a manifest that lacks a newer setting too, but none without one that every version has recorded."""
     config = kind().model_dump(mode="json")
     assert recorded_config(manifest(config), kind) == kind()
-    kept = {}
-    for name, value in config.items():
-        rest = {other: recorded for other, recorded in config.items() if other != name}
-        try:
-            assert recorded_config(manifest(rest), kind) == kind()
-        except IntegrityError as error:
-            assert (error.key, name in error.why) == ("manifest.damaged", True)
-            kept[name] = value
-    assert recorded_config(manifest(kept), kind) == kind()
-    assert kept
+    config.pop(newer, None)
+    assert recorded_config(manifest(config), kind) == kind()
+    del config[always]
+    with pytest.raises(IntegrityError) as caught:
+        recorded_config(manifest(config), kind)
+    assert (caught.value.key, always in caught.value.why) == ("manifest.damaged", True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
