@@ -23,6 +23,9 @@ def test_no_path_of_this_machine_reaches_a_card(quick_base: Path, tmp_path: Path
         "keep_data": "/home/someone/kept.txt",
         "chat_template": "/home/someone/chat.jinja",
         "max_steps": 500,
+        **dict.fromkeys(("batch_size", "gradient_accumulation_steps"), 2),
+        "load_in": "4bit",
+        "max_length": 64,
     }
     soul = SoulRecord(torch.eye(8).expand(2, 8, 8), 1.618, 3, "0" * 64, True)
     for keep_data, shown in (("/home/someone/kept.txt", "kept.txt"), ("owner/texts", "owner/texts")):
@@ -32,7 +35,8 @@ def test_no_path_of_this_machine_reaches_a_card(quick_base: Path, tmp_path: Path
         found = provenance_of_merge(find_base(str(quick_base)), adapter, soul)
         assert "someone" not in found.model_dump_json()
         assert found.data["dataset"] == "mine.jsonl"
-        assert found.settings == {"keep_data": shown, "chat_template": "chat.jinja", "max_steps": 500}
+        rest = {name: settings[name] for name in settings if name not in ("base_model", "dataset")}
+        assert found.settings == rest | {"keep_data": shown, "chat_template": "chat.jinja"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from aegis.cli.screens.runs import listed
 from aegis.runs.facts import TrainResult
 from aegis.runs.listing import summarized
-from aegis.runs.manifest import Manifest
+from aegis.runs.manifest import Manifest, read_manifest
 from aegis.runs.publish import publishing
 from aegis.runs.run import Run
 from tests.recorded import train_facts
@@ -19,11 +19,13 @@ from tests.recorded import train_facts
 RESULT = TrainResult(steps=30, heldout_loss=1.25, alpha=1.6, gate=0.8, trainable_parameters=9)
 
 
-def publish(directory: Path, stage: str, inputs: dict[str, str], facts: dict[str, object]) -> str:
+def publish(
+    directory: Path, stage: str, inputs: dict[str, str], facts: dict[str, object], content: str = "x"
+) -> Manifest:
     manifest = Manifest(stage=stage, config={}, inputs=inputs, facts=facts)
     with publishing(directory, manifest, overwrite=True) as staging:
-        (staging.path / "file").write_text("x")
-    return manifest.identity
+        (staging.path / "file").write_text(content)
+    return read_manifest(directory)
 
 
 def test_a_run_is_recognized_by_its_files(tmp_path: Path) -> None:
@@ -36,17 +38,25 @@ def test_a_run_is_recognized_by_its_files(tmp_path: Path) -> None:
     found = summarized(run)
     assert (found.state, found.step, found.loss) == ("training", 20, 1.5)
 
-    parts = {"train": publish(run.adapter, "train", {}, train_facts(result=RESULT))}
+    made = {"train": publish(run.adapter, "train", {}, train_facts(result=RESULT))}
     found = summarized(run)
     assert (found.state, found.step, found.loss) == ("trained", 30, 1.25)
-    parts["merge"] = publish(run.merged, "merge", {}, {})
-    parts["convert"] = publish(run.gguf, "export-gguf", {}, {})
+    made["merge"] = publish(run.merged, "merge", {}, {})
+    made["convert"] = publish(run.gguf, "export-gguf", {}, {})
     assert (summarized(run).state, summarized(run).proof) == ("exported", "none")
+    parts = {stage: manifest.exact_identity for stage, manifest in made.items()}
     for ok, proof in ((True, "proven"), (False, "refuted")):
         publish(run.verify, "verify", parts, {"ok": ok})
         assert summarized(run).proof == proof
     publish(run.gguf, "export-gguf", {"model": "another"}, {})
     assert summarized(run).proof == "outdated"
+    assert publish(run.gguf, "export-gguf", {}, {}, "y").identity == made["convert"].identity
+    assert summarized(run).proof == "outdated", "another converter has made other bytes of the same inputs"
+    publish(run.gguf, "export-gguf", {}, {})
+    assert summarized(run).proof == "refuted"
+    publish(run.verify, "verify", {stage: manifest.identity for stage, manifest in made.items()}, {"ok": True})
+    assert summarized(run).proof == "outdated", "an older AEGIS did not record which bytes it had verified"
+    publish(run.verify, "verify", parts, {"ok": True})
     (run.gguf / "manifest.json").write_text("{")
     assert summarized(run).proof == "damaged"
     assert summarized(run).bytes > 0

@@ -17,6 +17,7 @@ import torch
 
 from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import find_converter
 from aegis.model.empty_model import step_of_config
@@ -32,7 +33,7 @@ from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.offload_or_checkpoint import MemoryPlanner
 from aegis.verification.gguf_checks import files_bytes, vocabulary_bytes
 from tests.conftest import MakeRandom, Recorder
-from tests.recorded import export_facts
+from tests.recorded import export_facts, merge_facts, train_facts
 
 
 @pytest.fixture
@@ -387,9 +388,13 @@ def test_the_screen_of_a_sharded_base_has_a_column_per_number_of_processes(
 def finished(quick_base: Path, tmp_path: Path) -> Run:
     """Return a run with three published directories; only name and hash of its GGUF are read."""
     run = Run(tmp_path / "finished")
-    for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
-        facts = export_facts() if directory == run.gguf else {}
-        with publishing(directory, Manifest(stage, {}, {}, facts)) as staging:
+    made: list[tuple[Path, str, StageConfig, dict[str, Any]]] = [
+        (run.adapter, "train", TrainConfig(), train_facts()),
+        (run.merged, "merge", MergeConfig(), merge_facts()),
+        (run.gguf, "export-gguf", ExportConfig(), export_facts()),
+    ]
+    for directory, stage, config, facts in made:
+        with publishing(directory, Manifest(stage, config.model_dump(mode="json"), {}, facts)) as staging:
             if directory == run.merged:
                 shutil.copytree(quick_base, staging.path, dirs_exist_ok=True)
             (staging.path / "m-Q4_K_M.gguf").write_bytes(b"GGUF")

@@ -25,7 +25,7 @@ from aegis.errors import (
 )
 from aegis.model import soul_hook
 from aegis.report.plots.training import PICTURES
-from aegis.runs.manifest import read_manifest, verify_directory
+from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
@@ -37,6 +37,7 @@ from aegis.training import step as step_module
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.resume import resume_config
 from tests.conftest import Recorder
+from tests.planted.finished import edit_json
 from tests.trained import losses, small_training, train_until_killed, write_chats
 
 pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted")
@@ -462,6 +463,10 @@ def test_a_step_that_does_not_divide_is_refused(
     assert resume_config(run).gradient_accumulation_steps == 1
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
+        resume_config(run)
+    for checkpoint in run.checkpoints.iterdir():
+        edit_json(checkpoint / MANIFEST, lambda document: document["config"].update(gradient_accumulation_steps="x"))
+    with pytest.raises(IntegrityError, match=r"config\.gradient_accumulation_steps"):
         resume_config(run)
 
 

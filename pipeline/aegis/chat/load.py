@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import BatchRuntime, Runtime, trained_context
 from aegis.runs.manifest import read_manifest
@@ -17,6 +19,7 @@ from aegis.runs.run import Run
 
 if TYPE_CHECKING:  # it loads torch
     from aegis.chat.transformers_model import TransformersModel
+    from aegis.model.load import Precision
 
 
 @contextmanager
@@ -70,10 +73,9 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     from aegis.model.load import load_base
     from aegis.model.trained_base import trained_base
 
-    training = read_manifest(run.adapter)
+    load_in: Precision = recorded_config(read_manifest(run.adapter), TrainConfig).load_in
     base = trained_base(run.adapter)
     tokenizer, device = base.tokenizer(), choose_device("auto")
-    load_in: Any = training.config["load_in"]
     length = context or context_tokens(base.config)
     with ExitStack() as open_models:
         found: list[ChatModel] = []
@@ -117,7 +119,7 @@ def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Tra
 
     if not wanted:
         return
-    load_in: Any = read_manifest(run.adapter).config["load_in"]
+    load_in: Precision = recorded_config(read_manifest(run.adapter), TrainConfig).load_in
     base, device = trained_base(run.adapter), choose_device("auto")
     weights = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
     # 4 bits, while they are dequantized, and room for the answers

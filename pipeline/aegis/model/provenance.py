@@ -9,6 +9,8 @@ from typing import Any
 
 from aegis import progress
 from aegis.config.places import place_settings
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import TrainConfig
 from aegis.data.sources import names_hub_dataset, public_name
 from aegis.hub.client import CARD
 from aegis.messages import phrase
@@ -27,8 +29,8 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     finish = ""
-    if training is not None and "dataset" in training.config:
-        named = str(training.config["dataset"])
+    if training is not None:
+        named = recorded_config(training, TrainConfig).dataset
         on_hub = names_hub_dataset(named)
         facts = TrainFacts.of(training)
         data = facts.data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})

@@ -240,9 +240,9 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
 
 
 def _hashed(staging: Staging, names: list[str], stop: threading.Event) -> list[CardFile]:
-    paths = {name: staging.path / name for name in names}
-    hashes = {name: file_sha256(path, lambda _: stop_if_asked(stop)) for name, path in paths.items()}
-    files = [CardFile(name, path.stat().st_size, hashes[name]) for name, path in paths.items()]
-    for file in files:
-        staging.hashed(file.name, file.bytes, file.sha256)
+    files = []
+    for name in names:
+        seen = known_hashes.identity(path := staging.path / name)
+        files.append(CardFile(name, path.stat().st_size, file_sha256(path, lambda _: stop_if_asked(stop))))
+        staging.hashed(name, files[-1].bytes, files[-1].sha256, seen)
     return files

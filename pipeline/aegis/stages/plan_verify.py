@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from aegis.config.settings import VerifyConfig
 from aegis.model.shards import HEAD, ShardSet
 from aegis.runs.facts import F16, ExportFacts
-from aegis.runs.manifest import verify_directory
 from aegis.runs.run import Run
 from aegis.runs.space_needs import Need
 from aegis.verification.gguf_checks import files_bytes
+from aegis.verification.run_checks import published_part
 from aegis.verification.space_estimate import memory_needed, scratch_needed
 
 
@@ -32,7 +32,7 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
         IntegrityError: the run is not finished, or a file differs from its manifest.
     """
     run.require_finished()
-    manifests = [verify_directory(directory) for directory in run.verified_parts.values()]
+    manifests = [published_part(stage, directory) for stage, directory in run.verified_parts.items()]
     shards = ShardSet.open(run.merged)
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
     rebuilt = files_bytes(run.merged, shards, [F16])

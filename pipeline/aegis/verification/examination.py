@@ -15,6 +15,7 @@ import torch
 
 from aegis import progress
 from aegis.background import Background
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
@@ -81,7 +82,7 @@ class Examination:
             paragraphs = token_sequences.read_text(config.text, tokenizer, MIN_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
         else:
-            data = load_training_set(TrainConfig.model_validate(manifests["train"].config), tokenizer)
+            data = load_training_set(recorded_config(manifests["train"], TrainConfig), tokenizer)
             # without held-out rows, trained rows are used: for rounding this makes no difference
             rows = token_sequences.first_pieces(data.heldout or data.train, 2 * config.tokens)
             sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)

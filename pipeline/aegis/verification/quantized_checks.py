@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import GgufFile, fallback_tensors, file_type_of, read_importance, tensor_types
 from aegis.messages import bilingual
 from aegis.runs.manifest import file_sha256
@@ -34,17 +34,16 @@ class Recipe:
     importance: Importance | None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], inputs: Mapping[str, str], *candidates: Path) -> Recipe:
-        """Read the recipe from the export's manifest.
+    def of(cls, config: ExportConfig, inputs: Mapping[str, str], *candidates: Path) -> Recipe:
+        """Make the recipe of what the export's manifest records.
 
         Args:
             candidates: paths where the importance matrix may be; the first with the recorded hash is read.
         """
         wanted = inputs.get("imatrix")
         found = [path for path in candidates if wanted and path.is_file() and file_sha256(path) == wanted]
-        head_quant = config.get("head_quant")
         importance = read_importance(found[0]) if found else None
-        return cls(None if head_quant is None else str(head_quant), wanted is not None, importance)
+        return cls(config.head_quant, wanted is not None, importance)
 
     @property
     def exact(self) -> bool:

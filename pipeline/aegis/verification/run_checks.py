@@ -11,17 +11,29 @@ from typing import Any
 import torch
 
 from aegis.background import stop_if_asked
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.stage_config import StageConfig
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError
 from aegis.merging.merged_weights import SLAB_BYTES
 from aegis.messages import Bilingual, bilingual
 from aegis.model.adapter import WEIGHTS
 from aegis.model.base import read_config
 from aegis.model.shards import ShardSet
+from aegis.runs.facts import AdapterFacts, ExportFacts, MergeFacts
+from aegis.runs.facts_base import Facts
 from aegis.runs.manifest import Manifest, file_sha256, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.file import FILE_NAME as SOUL_FILE
 from aegis.verification.findings import Check
 from aegis.verification.gguf_checks import check_f16, check_pieces
+
+_RECORDED: dict[str, tuple[type[Facts], type[StageConfig]]] = {
+    "train": (AdapterFacts, TrainConfig),
+    "merge": (MergeFacts, MergeConfig),
+    "convert": (ExportFacts, ExportConfig),
+}
+"""What the manifests of a run's parts record."""
 
 
 class Checks:
@@ -60,12 +72,28 @@ class Checks:
             self.done.append(Check(name, stage, True, Bilingual.joined("; ", details)))
 
 
+def published_part(stage: str, directory: Path) -> Manifest:
+    """Return the manifest of a run's part, after a check of its files and of the facts and settings that it records.
+
+    Args:
+        stage: as in `Run.verified_parts`.
+
+    Raises:
+        IntegrityError: a file is missing or changed, or the stage cannot have recorded this.
+    """
+    manifest = verify_directory(directory)
+    facts, settings = _RECORDED[stage]
+    facts.of(manifest)
+    recorded_config(manifest, settings)
+    return manifest
+
+
 def check_published(checks: Checks, run: Run) -> None:
     """Hash every published file, and check that each stage worked on what the stage before it published."""
     manifests: dict[str, Manifest] = {}
     for stage, directory in run.verified_parts.items():
         with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
-            manifests[stage] = verify_directory(directory)
+            manifests[stage] = published_part(stage, directory)
             tell(bilingual("structure.files_published", count=len(manifests[stage].files)))
     if "merge" in manifests and "train" in manifests:
         with checks.check(bilingual("structure.merged_from"), "merge"):

@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import __version__
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.errors import IntegrityError
 from aegis.hub.client import CARD
 from aegis.limits import TOKENIZER_BYTES, read_json
@@ -39,7 +41,7 @@ def check_merged_sidecars(
         TemporaryDirectory(prefix="aegis-beside-") as work,
     ):
         derived = Path(work)
-        write_sidecars(plan.base, derived, str(manifest.config["dtype"]))
+        write_sidecars(plan.base, derived, recorded_config(manifest, MergeConfig).dtype)
         shards = [file.name for file in plan.base.shards.files]
         if (plan.base.folder / INDEX).is_file():
             weight_map = {name: file.name for file in plan.base.shards.files for name, _ in plan.outputs(file)}
@@ -64,7 +66,8 @@ def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Ma
         if facts.context_tokens != context_tokens(read_config(merged)):
             raise IntegrityError("sidecars.context", folder=gguf, found=facts.context_tokens)
         known = _card_files(manifest, files)
-        defaults = Defaults(manifest.config.get("system"), manifest.config.get("temperature"))
+        config = recorded_config(manifest, ExportConfig)
+        defaults = Defaults(config.system, config.temperature)
         write_export_sidecars(merged, derived, facts.name, known, __version__, defaults=defaults, remarks=False)
         _compare(derived, gguf, files, manifest)
         tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))

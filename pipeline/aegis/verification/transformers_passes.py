@@ -51,7 +51,7 @@ class TransformersPasses:
 
     @property
     def _merged_as(self) -> str:
-        return str(self.structure.manifests["merge"].config["dtype"])
+        return self.structure.merge_config.dtype
 
     def run(self, stop: threading.Event | None = None) -> None:
         """Record every model's logits.
