@@ -67,7 +67,7 @@ class Background(Generic[T]):
 
 
 def stop_if_asked(stop: threading.Event | None) -> None:
-    """End a function whose `stop` is set, by an error that nobody is told of.
+    """End a function whose `stop` is set, by an error that its `Background` drops.
 
     Raises:
         InterruptedError: it is set.

@@ -52,7 +52,7 @@ def check_tensors(checks: Checks, plan: MergePlan, merged: ShardSet, *, skipped:
     Raises:
         InterruptedError: `checks.stop` was set; it is looked at between two tensors.
     """
-    with checks.check(bilingual("merged.tensors"), "merge") as tell:
+    with checks.check(bilingual("merged.tensors"), "merge") as detail:
         work = [item for item in _pairs(plan, merged) if item.name not in skipped]
         ties = 0
         with (
@@ -63,10 +63,10 @@ def check_tensors(checks: Checks, plan: MergePlan, merged: ShardSet, *, skipped:
                 stop_if_asked(checks.stop)
                 bar.advance(item.stored.bytes)
                 ties += item.ties
-        tell(bilingual("merged.same_bytes", count=len(work)) if not ties else bilingual("merged.ties", count=ties))
-        tell(bilingual("structure.gate", gate=plan.soul.gate, kind=plan.soul.kind))
+        detail(bilingual("merged.same_bytes", count=len(work)) if not ties else bilingual("merged.ties", count=ties))
+        detail(bilingual("structure.gate", gate=plan.soul.gate, kind=plan.soul.kind))
         if skipped:
-            tell(bilingual("merged.skipped", count=len(skipped)))
+            detail(bilingual("merged.skipped", count=len(skipped)))
 
 
 def _pairs(plan: MergePlan, merged: ShardSet) -> Iterator[_Work]:

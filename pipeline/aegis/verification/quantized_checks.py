@@ -69,7 +69,7 @@ def check_quantized_file(checks: Checks, path: Path, quant: str, f16: Path, reci
             {"general.file_type": file_type_of(quant), "general.quantization_version": QUANTIZATION_VERSION},
         )
     with (
-        checks.check(bilingual("structure.types", name=path.name), "quantize") as tell,
+        checks.check(bilingual("structure.types", name=path.name), "quantize") as detail,
         GgufFile(path) as found,
         GgufFile(f16) as reference,
     ):
@@ -81,17 +81,17 @@ def check_quantized_file(checks: Checks, path: Path, quant: str, f16: Path, reci
             counted=", ".join(f"{count} {name}" for name, count in counted.most_common()),
             fallbacks=len(fallback_tensors(found, quant, output_tensor_type=recipe.head_quant)),
         )
-        tell(first.followed_by("".join(f"\n{info.name}: {info.type}" for info in found.tensors.values())))
+        detail(first.followed_by("".join(f"\n{info.name}: {info.type}" for info in found.tensors.values())))
     if not all(check.ok for check in checks.done[before:]):
         return
     with (
-        checks.check(bilingual("quantized.rows", name=path.name), "quantize") as tell,
+        checks.check(bilingual("quantized.rows", name=path.name), "quantize") as detail,
         GgufFile(path) as found,
         GgufFile(f16) as reference,
     ):
         compared = compare_rows(found, reference, recipe.importance, exact=recipe.exact)
-        tell(bilingual("quantized.compared", rows=compared.rows, asked=compared.asked))
+        detail(bilingual("quantized.compared", rows=compared.rows, asked=compared.asked))
         if compared.ties:
-            tell(bilingual("quantized.ties", count=sum(compared.ties.values())))
+            detail(bilingual("quantized.ties", count=sum(compared.ties.values())))
         if not recipe.exact:
-            tell(bilingual("quantized.no_imatrix"))
+            detail(bilingual("quantized.no_imatrix"))

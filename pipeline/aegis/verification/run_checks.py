@@ -92,9 +92,9 @@ def check_published(checks: Checks, run: Run) -> None:
     """Hash every published file, and check that each stage worked on what the stage before it published."""
     manifests: dict[str, Manifest] = {}
     for stage, directory in run.verified_parts.items():
-        with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
+        with checks.check(bilingual("structure.files", folder=directory.name), stage) as detail:
             manifests[stage] = published_part(stage, directory)
-            tell(bilingual("structure.files_published", count=len(manifests[stage].files)))
+            detail(bilingual("structure.files_published", count=len(manifests[stage].files)))
     if "merge" in manifests and "train" in manifests:
         with checks.check(bilingual("structure.merged_from"), "merge"):
             inputs = manifests["merge"].inputs
@@ -123,19 +123,19 @@ def check_stock(checks: Checks, merged: Path) -> None:
 
 def check_finite(checks: Checks, merged: Path) -> None:
     """Check that every value of the merged shards is finite."""
-    with checks.check(bilingual("structure.finite"), "merge") as tell:
+    with checks.check(bilingual("structure.finite"), "merge") as detail:
         entries = ShardSet.open(merged).entries
         for entry in entries.values():
             for start, stop in entry.slabs(SLAB_BYTES):
                 rows = entry.read(start, stop)
                 if rows.is_floating_point() and not torch.isfinite(rows).all():
                     raise IntegrityError("structure.holds_nan_inf", entry_name=entry.name)
-        tell(bilingual("structure.tensors", count=len(entries)))
+        detail(bilingual("structure.tensors", count=len(entries)))
 
 
 def check_converted(checks: Checks, f16: Path, merged: Path, config: dict[str, Any], tokenizer: Any) -> None:
     """Compare the f16 GGUF with the folder: head, template, add_bos, rope tensors, vocabulary and special tokens."""
     with checks.check(bilingual("structure.converted"), "convert"):
         check_f16(f16, ShardSet.open(merged), config, tokenizer)
-    with checks.check(bilingual("structure.vocabulary"), "convert") as tell:
-        tell(bilingual("structure.tokens", count=check_pieces(f16, tokenizer)))
+    with checks.check(bilingual("structure.vocabulary"), "convert") as detail:
+        detail(bilingual("structure.tokens", count=check_pieces(f16, tokenizer)))

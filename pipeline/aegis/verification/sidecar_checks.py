@@ -37,7 +37,7 @@ def check_merged_sidecars(
         origin: the origin computed from base, adapter and soul.
     """
     with (
-        checks.check(bilingual("sidecars.merged"), "merge") as tell,
+        checks.check(bilingual("sidecars.merged"), "merge") as detail,
         TemporaryDirectory(prefix="aegis-beside-") as work,
     ):
         derived = Path(work)
@@ -51,13 +51,13 @@ def check_merged_sidecars(
         card = merged_card(origin, result_name(origin.base), _card_files(manifest, shards), __version__)
         (derived / CARD).write_text(card, encoding="utf-8", newline="\n")
         _compare(derived, merged, shards, manifest)
-        tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
+        detail(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
 
 
 def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Manifest) -> None:
     """Check Modelfile, card and licences beside the GGUF files."""
     with (
-        checks.check(bilingual("sidecars.gguf"), "convert") as tell,
+        checks.check(bilingual("sidecars.gguf"), "convert") as detail,
         TemporaryDirectory(prefix="aegis-beside-") as work,
     ):
         derived = Path(work)
@@ -70,7 +70,7 @@ def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Ma
         defaults = Defaults(config.system, config.temperature)
         write_export_sidecars(merged, derived, facts.name, known, __version__, defaults=defaults, remarks=False)
         _compare(derived, gguf, files, manifest)
-        tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
+        detail(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
 
 
 def _card_files(manifest: Manifest, names: Sequence[str]) -> list[CardFile]:

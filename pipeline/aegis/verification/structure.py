@@ -179,7 +179,7 @@ class Structure:
     def _check_tokens(self, own_texts: list[str]) -> None:
         ours: TokenIds | None = None
         for name in self.exported.files.values():
-            with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as tell:
+            with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as detail:
                 ours = ours or TokenIds.of(self.tokenizer, own_texts)
                 with Runtime(self.run.gguf / name, vocab_only=True) as runtime:
                     parity = compare_tokens(ours, runtime)
@@ -191,7 +191,7 @@ class Structure:
                         wrong=Bilingual.joined("\n", parity.wrong[:5]),
                     )
                 for line in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
-                    tell(line)
+                    detail(line)
 
     def _round_trip_of_merge(self) -> tuple[RoundTrip | None, frozenset[str]]:
         """Return merge's NF4 round trip, and the weights for which this machine cannot repeat it.
