@@ -148,7 +148,7 @@ def test_the_f16_file_is_checked_while_it_is_quantized(
     check, quantize = export.check_f16, export.quantize
 
     def patient(*arguments: Any) -> None:
-        waited.append(quantizing.wait(30))
+        waited.append(quantizing.wait(120))
         check(*arguments)
 
     def starting(*arguments: Any, **options: Any) -> None:

@@ -321,12 +321,12 @@ def test_two_runs_cannot_use_one_directory(tmp_path: Path, config: TrainConfig) 
     def hold() -> None:
         with run.lock():
             entered.set()
-            leave.wait(20)
+            leave.wait(600)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    entered.wait(20)
     try:
+        assert entered.wait(60)
         with pytest.raises(LockedError, match=f"process {os.getpid()}"):
             train(config, run)
     finally:

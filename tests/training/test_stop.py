@@ -87,5 +87,5 @@ def test_outside_the_main_thread_nothing_changes() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(10)
+    thread.join()
     assert seen == [(None, before)]

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -310,9 +311,11 @@ def connections(name: str, run: Path, variables: dict[str, str]) -> list[bytes]:
                     connection = proxy.accept()[0]
                 except OSError:
                     return
-                with connection:
+                asked = b""
+                with connection, suppress(OSError):
                     connection.settimeout(5)
-                    seen.append(connection.recv(100))
+                    asked = connection.recv(100)
+                seen.append(asked)
 
         threading.Thread(target=count, daemon=True).start()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)} | variables

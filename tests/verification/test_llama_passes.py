@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from aegis.background import Background
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.verification import llama_passes
@@ -127,6 +128,7 @@ def test_a_failure_of_the_block_stops_them(
     opened: list[Path] = []
     closed: list[Path] = []
     advanced: list[float] = []
+    stopped: list[bool] = []
 
     class Slow(Runtime):
         def __init__(self, path: Path, *arguments: Any, **options: Any) -> None:
@@ -135,7 +137,7 @@ def test_a_failure_of_the_block_stops_them(
 
         def logits(self, tokens: Any) -> Any:
             started.set()
-            assert failed.wait(60)
+            assert failed.wait(120)
             return super().logits(tokens)
 
         def close(self) -> None:
@@ -144,12 +146,18 @@ def test_a_failure_of_the_block_stops_them(
 
     monkeypatch.setattr(llama_passes, "Runtime", Slow)
     running = passes(tmp_path / "work", advanced.append)
+
+    def go_on_when_stopped() -> None:
+        stopped.append(running._stopped.wait(60))
+        failed.set()
+
     with pytest.raises(KeyError), running.running():  # noqa: PT012 (the block is what fails)
         running.add("f16", gguf)
         running.add("Q8_0", copied)
         assert started.wait(60)
-        threading.Timer(0.2, failed.set).start()
+        Background(go_on_when_stopped)
         raise KeyError
+    assert stopped == [True]
     assert sorted(closed) == sorted(opened)
     assert gguf in closed
     assert len(advanced) <= 1
