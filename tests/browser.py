@@ -135,10 +135,12 @@ class Browser:
         tab.call("Emulation.setEmulatedMedia", features=[scheme])
         agent = str(self._call("Browser.getVersion", {}, None)["userAgent"])
         tab.call("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=language)
+        tab.call("Page.setLifecycleEventsEnabled", enabled=True)
         self._events.clear()
-        tab.call("Page.navigate", url=url)
+        # the load event of about:blank may come late; it has another loader
+        loaded = {"name": "load", "loaderId": tab.call("Page.navigate", url=url)["loaderId"]}
         until = time.monotonic() + _PATIENCE_S
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+        while not any(loaded.items() <= event.get("params", {}).items() for event in self._events):
             self._events.append(self._next(until))
         try:
             yield tab

@@ -50,6 +50,7 @@ LONGEST = (
     "test_real_tokenizers.py",
     "test_full_disk.py",
     "test_verify.py",
+    "test_edited_manifests.py",
     # few tests, which would otherwise be the last ones
     "test_names.py",
     "test_guided.py",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
+from aegis import background
 from aegis.background import Background, two_at_a_time
 from aegis.errors import UsageError
 
@@ -56,6 +58,28 @@ def test_two_run_at_a_time_and_their_results_keep_their_order() -> None:
         return 3 if ended.is_set() else 0
 
     assert list(two_at_a_time([first, lambda: second.set() or 2, third])) == [1, 2, 3]
+
+
+def test_after_ctrl_c_both_that_run_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it comes while the caller waits for the first, which sees the end later than the second."""
+    stop, late = threading.Event(), threading.Event()
+    ended: list[int] = []
+    wait = background.wait
+
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.setattr(background, "wait", wait)
+        threading.Timer(0.3, late.set).start()
+        raise KeyboardInterrupt
+
+    def work(number: int) -> None:
+        assert stop.wait(20)
+        assert number == 2 or late.wait(20)
+        ended.append(number)
+
+    monkeypatch.setattr(background, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(two_at_a_time([partial(work, 1), partial(work, 2)], stop))
+    assert sorted(ended) == [1, 2]
 
 
 def test_its_end_can_be_asked_for() -> None:

@@ -65,6 +65,12 @@ def anchors(path: Path) -> set[str]:
     return {heading.strip().replace(" ", "-") for heading in bare}
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_section_stands_twice(document: Path) -> None:
+    found = headings(document)
+    assert sorted(found) == sorted(set(found))
+
+
 @pytest.mark.parametrize("readme", BOTH, ids=lambda path: path.name)
 def test_a_readme_can_be_read_to_its_end(readme: Path) -> None:
     assert len(text(readme).splitlines()) <= MAX_LINES

@@ -13,7 +13,7 @@ import pytest
 
 from aegis import run_all as all_stages
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
-from aegis.errors import IntegrityError, Interrupted, LockedError
+from aegis.errors import IntegrityError, Interrupted, LockedError, UsageError
 from aegis.run_all import run_all
 from aegis.runs import known_hashes
 from aegis.runs.run import Run
@@ -46,6 +46,14 @@ def test_an_export_that_fails_its_proof_is_not_left_at_its_name(
     assert not run.gguf.exists()
     assert list((run.root / "gguf.failed").glob("*-Q4_K_M.gguf"))
     assert read_report(run.verify / "report.json")["failed_stage"] == "quantize"
+
+    mine = run.unproven_gguf / "mine.txt"
+    mine.write_text("mine")
+    with pytest.raises(UsageError) as refused:
+        run_all(*configs, QUICK, run)
+    assert refused.value.key == "foreign.files"
+    assert mine.read_text() == "mine"
+    mine.unlink()
 
     reporter.messages.clear()
     exported, verdict = run_all(*configs, QUICK, run)

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class ForkedTool:
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe() if stderr == ForkedSubprocess.PIPE else (-1, os.dup(out_write))
         self._report, report = os.pipe()
+        # not at the tool's end: another thread may still look at it
+        weakref.finalize(self, os.close, self._report)
         self._code: int | None = None
         self._waiting = threading.Lock()  # two threads may wait for it, as for a Popen
         request = {"command": command, "folder": str(cwd or Path.cwd()), "environment": env}
@@ -121,12 +124,12 @@ class ForkedTool:
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
+        # without the lock: a thread that waits for the end is not to keep one that only asks
+        if self._code is None and not select.select([self._report], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("tool", timeout or 0)
         with self._waiting:
             if self._code is None:
-                if not select.select([self._report], [], [], timeout)[0]:
-                    raise subprocess.TimeoutExpired("tool", timeout or 0)
                 (self._code,) = struct.unpack("<i", os.read(self._report, 4))
-                os.close(self._report)
             return self._code
 
 

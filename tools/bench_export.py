@@ -25,7 +25,8 @@ from full_size import copy_template, meta_model, write_base
 from aegis.llama_cpp import QUANT_TYPES
 from aegis.llama_cpp.converter_tree import CONVERTER, find_converter
 from aegis.model.shards import ShardSet
-from aegis.stages.export import disk_needed
+from aegis.runs.facts import F16
+from aegis.verification.gguf_checks import files_bytes
 
 QUANTIZE = """
 import ctypes, sys, llama_cpp
@@ -89,7 +90,7 @@ def _size(folder: Path) -> int:
 
 
 def main() -> int:
-    """Run both in turn, print the table, write the JSON; 1 if more disk was used than `disk_needed` gives."""
+    """Run both in turn, print the table, write the JSON; 1 if more disk was used than `files_bytes` gives."""
     options = parser(__doc__, "bench_export.json")
     options.add_argument("--quant", action="append", default=[], help="Q4_K_M if not given; several from one f16 file")
     arguments = options.parse_args()
@@ -100,7 +101,7 @@ def main() -> int:
     with scratch("bench-export-", arguments.work) as work:
         model, out = work / "model", work / "out"
         prepare(model, arguments.template, arguments.layers)
-        needed = disk_needed(model, ShardSet.open(model), quants)
+        needed = files_bytes(model, ShardSet.open(model), [F16, *quants])
         for number in range(arguments.runs):
             print(f"round {number + 1} of {arguments.runs}")
             for name, command in commands(model, out, quants).items():

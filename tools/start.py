@@ -12,7 +12,7 @@ OLDEST_PYTHON = (3, 11)
 
 USAGE = """\
 commands:
-  demo [-- ARGS]  set up, then train, merge, export and generate on the embedded default;
+  demo [-- ARGS]  set up, then train, merge, export, verify and report on the embedded default;
                   ARGS go to `aegis run --preset demo`
   test [ARGS]     set up, then ruff, mypy and pytest; ARGS go to pytest
   setup           only set up the environment .venv
@@ -22,7 +22,7 @@ settings: AEGIS_LANG=ja for Japanese; AEGIS_LLAMA_WHEEL=none to compile llama.cp
           cu126 or cpu, chooses torch's build; CMAKE_ARGS is added to llama.cpp's own arguments
 
 exit codes: 0 done, 2 wrong usage, 3 something is missing on this machine, 7 uv or another tool failed,
-            130 interrupted; demo and test pass on the code of what they ran
+            129 / 130 / 143 interrupted; demo and test pass on the code of what they ran
 """
 
 

@@ -4,10 +4,10 @@
                                                         [--guided 20000]
 
 First every parser of tests/faults/hostile.py gets `--cases` generated inputs; none may end in a traceback, take more
-than 5 s or 300 MB, or write outside its folder. With --guided, the parsers of bytes then get so many inputs each from
-the coverage-guided fuzzer (tests/faults/guided.py; it needs atheris), held to the same. Then a finished run is damaged
-`--damages` times (a bit, a byte, a hole of zeros, an end cut off, something appended, a file gone), and its manifests
-must notice each time. Exit code 0 if nothing slipped through, else 1.
+than five seconds of processor time or 400 MB, or write outside its folder. With --guided, the parsers of bytes then get
+so many inputs each from the coverage-guided fuzzer (tests/faults/guided.py; it needs atheris), held to the same. Then a
+finished run is damaged `--damages` times (a bit, a byte, a hole of zeros, an end cut off, something appended, a file
+gone), and its manifests must notice each time. Exit code 0 if nothing slipped through, else 1.
 """
 
 from __future__ import annotations

@@ -66,6 +66,16 @@ class Background(Generic[T]):
             self._future.set_exception(error)
 
 
+def stop_if_asked(stop: threading.Event | None) -> None:
+    """End a function whose `stop` is set, by an error that its `Background` drops.
+
+    Raises:
+        InterruptedError: it is set.
+    """
+    if stop is not None and stop.is_set():
+        raise InterruptedError
+
+
 def two_at_a_time(functions: Iterable[Callable[[], T]], stop: threading.Event | None = None) -> Iterator[T]:
     """Yield the functions' results in their order; while the caller waits for one, it and the next one run.
 
@@ -78,10 +88,17 @@ def two_at_a_time(functions: Iterable[Callable[[], T]], stop: threading.Event | 
         for function in functions:
             running.append(Background(function, stop))
             if len(running) == 2:
-                yield running.popleft().result()
+                yield _first_result(running)
         while running:
-            yield running.popleft().result()
+            yield _first_result(running)
     finally:
         if stop is not None:
             for left in running:
                 left.end()
+
+
+def _first_result(running: deque[Background[T]]) -> T:
+    """Wait for the first one's result; it leaves the queue only then, as Ctrl-C may end the wait."""
+    result = running[0].result()
+    running.popleft()
+    return result

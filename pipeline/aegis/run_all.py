@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +14,7 @@ from aegis.messages import bilingual, phrase
 from aegis.runs import known_hashes
 from aegis.runs.foreign import refuse_foreign
 from aegis.runs.manifest import MANIFEST
-from aegis.runs.publish import discard_leftovers
+from aegis.runs.publish import discard, discard_leftovers
 from aegis.runs.run import Run
 from aegis.runs.stage_times import StageTimes
 from aegis.stages.export import ExportReport, export_gguf
@@ -91,14 +90,13 @@ def _refuse_unproven(run: Run, verdict: Verdict) -> None:
     """Rename an export that verify found at fault, so that nobody takes it for a proven one."""
     if verdict.failed_stage is None:
         return
-    failed = run.gguf.with_name(run.gguf.name + ".failed")
-    shutil.rmtree(failed, ignore_errors=True)
-    run.gguf.rename(failed)
+    discard(run.unproven_gguf)
+    run.gguf.rename(run.unproven_gguf)
     raise IntegrityError(
         "run.export_unproven",
         failed_stage=verdict.failed_stage,
         failures="\n".join(verdict.failures),
-        failed=failed,
+        failed=run.unproven_gguf,
         verify=run.verify,
     )
 

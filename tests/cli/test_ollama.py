@@ -30,6 +30,7 @@ def run(tmp_path: Path) -> Run:
     facts = export_facts(name="Phi-3-Mine 日本")
     with publishing(run.gguf, Manifest("export-gguf", {}, {}, facts)) as staging:
         (staging.path / "Modelfile").write_text("FROM ./mine.gguf\n", encoding="utf-8")
+        (staging.path / facts["files"]["Q4_K_M"]).touch()
     return run
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,6 +21,7 @@ from aegis.cli.commands.chat import serve
 from aegis.cli.commands.train import train as train_command
 from aegis.cli.live_page import live_page
 from aegis.errors import UsageError
+from aegis.report.web import local
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import Manifest
 from aegis.runs.publish import publishing
@@ -86,8 +88,10 @@ def test_watch_is_a_program_that_serves_a_runs_numbers(tmp_path: Path) -> None:
 def test_a_live_page_a_training_follows_it_and_changes_no_byte(
     quick_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is asked all the time, and ends with the training; a second page takes another port."""
+    """It is asked all the time, and ends with the training; a second page has an address of its own."""
     require_packages("starlette", "uvicorn")
+    # a fixed port may be another program's, which would answer when the page has ended
+    monkeypatch.setattr(local, "beside", partial(local.beside, port=0))
     lines: list[str] = []
     monkeypatch.setattr(progress, "say", lines.append)
     config = small_training(quick_base, write_chats(tmp_path / "data.jsonl"))

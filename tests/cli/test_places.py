@@ -66,6 +66,22 @@ def test_a_path_that_cannot_be_meant_is_a_usage_error(aegis: Aegis, tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["plan", "run", "run --dry-run", "train", "train --dry-run"])
+@pytest.mark.parametrize("place", ["rows.jsonl", "rows.jsonl/run", "/dev/null", "/proc/run", "nowhere", "x" * 300])
+def test_a_plan_refuses_a_run_directory_that_the_work_would_refuse(
+    aegis: Aegis, tmp_path: Path, command: str, place: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "nowhere").symlink_to("absent")
+    ended = aegis(*command.split(), "--preset", "demo", "--run", place)
+    assert ended.code == 2, ended.err
+    assert f"{place} cannot be used as a run directory" in ended.err
+    is_file = place.startswith(("rows.jsonl", "/dev"))
+    assert (f"{place.removesuffix('/run')} is a file" in ended.err) == is_file
+    assert "loading" not in ended.err
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "nowhere", tmp_path / "rows.jsonl"]
+
+
 @pytest.mark.parametrize("arguments", [("run", "--run", ""), ("data", ""), ("chat", "--run", "r", "--prompt", "")])
 def test_an_empty_argument_is_refused(aegis: Aegis, arguments: tuple[str, ...]) -> None:
     ended = aegis(*arguments)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import PRESETS
 from aegis.config.resolve import resolve
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import SECTIONS, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
 from aegis.errors import UsageError
 
@@ -209,10 +211,10 @@ def test_variables_of_other_programs_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
-        ("max_steps", "many", "max_steps = 'many'"),
+        ("max_steps", "many", 'max_steps = "many"'),
         ("max_steps", 0, "at least 1"),
         ("max_steps", 2.5, "max_steps = 2.5"),
-        ("max_steps", True, "max_steps = True"),
+        ("max_steps", True, "max_steps = true"),
         ("learning_rate", -1.0, "more than 0"),
         ("learning_rate", float("nan"), "learning_rate"),
         ("learning_rate", float("inf"), "learning_rate"),
@@ -221,10 +223,19 @@ def test_variables_of_other_programs_are_ignored() -> None:
         ("gpu_memory_gib", 0, "more than 0"),
         ("gpu_memory_gib", -3.0, "more than 0"),
         ("gpu_memory_gib", float("inf"), "gpu_memory_gib"),
-        ("gpu_memory_gib", True, "gpu_memory_gib = True"),
-        ("gpu_memory_gib", "3GiB", "gpu_memory_gib = '3GiB'"),
+        ("gpu_memory_gib", True, "gpu_memory_gib = true"),
+        ("gpu_memory_gib", "3GiB", 'gpu_memory_gib = "3GiB"'),
         ("lora_targets", [1], "lora_targets"),
-        ("seed", 2**31, "less than"),
+        ("seed", 2**31, "less than 2,147,483,648"),
+        ("max_length", 2**21, "at most 1,048,576"),
+        ("finish_steps", "99999999999", "from 1 to 999,999,999"),
+        ("max_steps", 10**400, "at most 999,999,999"),
+        ("max_steps", "9" * 5000, "of far fewer digits"),
+        ("epochs", 1.7e308, "at most 1,000,000"),
+        ("keep_windows", 10**20, "at most 2,147,483,647"),
+        ("alpha_start", -1e308, "at least -2,147,483,647"),
+        ("lora_r", datetime.date(1979, 5, 27), "lora_r = 1979-05-27"),
+        ("lora_r", [1, {"a": False}], "lora_r = [1, {a = false}]"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, key: str, value: object, shown: str) -> None:
@@ -266,6 +277,23 @@ def test_lists_may_be_written_with_commas(given: object) -> None:
 def test_an_empty_list_of_quantizations_is_refused() -> None:
     with pytest.raises(UsageError, match="quant"):
         resolve(ExportConfig, environment={"AEGIS_EXPORT_QUANT": " , "})
+
+
+def test_no_number_is_without_a_bound() -> None:
+    """A number that no 64 bits and no float holds would end in the middle of the work."""
+    for section, model in SECTIONS.items():
+        for key, field in model.model_fields.items():
+            if {int, float} & {field.annotation, *get_args(field.annotation)}:
+                for text in ("9" * 400, "1e308"):
+                    with pytest.raises(UsageError, match=key):
+                        resolve(model, environment={f"AEGIS_{section}_{key}".upper(): text})
+
+
+def test_a_file_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(TrainConfig, file=toml(tmp_path, "[train]\nlora_r = " + "[" * 3000 + "]" * 3000), environment={})
+    assert caught.value.key == "config.cannot_read_toml"
+    assert "nested too deep" in caught.value.why
 
 
 def test_unknown_presets_are_refused() -> None:

@@ -35,5 +35,8 @@ def npm_package(name: str, version: str, folder: Path, sha512: str | None = None
             assert base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() == sha512
         with tarfile.open(archive) as opened:
             opened.extractall(Path(scratch) / "unpacked", filter="data")
-        (Path(scratch) / "unpacked").rename(folder)
+        try:
+            (Path(scratch) / "unpacked").rename(folder)
+        except OSError:  # another process has fetched it in the meantime
+            assert folder.is_dir()
     return folder / "package"

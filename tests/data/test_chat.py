@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ from aegis.data.chat import Encoder, token_ids
 from aegis.data.example import Example
 from aegis.data.records import Chat, Plain, Record
 from aegis.data.rejects import Rejects
+from aegis.data.row_encoder import RowEncoder
+from aegis.data.tokenizer_parts import TokenizerParts
 from aegis.errors import DataError, UnsupportedModelError
 from aegis.verification.token_parity import chat_ids
 from aegis.verification.token_sequences import plain_sequences
@@ -334,3 +338,28 @@ def test_a_token_across_the_border_of_prompt_and_completion_is_trained_on(byte_l
     tokenizer = byte_level(None)
     record = Chat(chat("Question: Hi\nAnswer: ", "Hello").messages, "x:1", pair=True)
     assert trained_runs(tokenizer, encode(tokenizer, record)) == [" Hello<eos>"]
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self", "bos_token"])
+def test_a_variable_that_every_chat_has_is_refused_by_its_name(phi: Any, name: str) -> None:
+    record = replace(chat("Hi", "Hello"), variables={name: "x"})
+    message = refusal(phi, record)
+    assert f"'chat_template_kwargs' sets {name!r}" in message
+    assert "the chat template refuses it" not in message
+
+
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def test_a_chat_that_cannot_be_written_is_refused_in_the_readers_words(phi: Any) -> None:
+    """Before the process that encodes it, and in it."""
+    deep = replace(chat("Hi", "Hello"), tools=[{"type": "function", "x": nested(100_000)}])
+    dated = replace(chat("Hi", "Hello"), tools=[{"type": "function", "x": datetime.date(2026, 1, 2)}])
+    assert "nested too deep" in refusal(phi, deep)
+    assert "JSON does not have" in refusal(phi, dated)
+    ((_, reason),) = RowEncoder(TokenizerParts.of(phi)).encode([deep]).rejects
+    assert "nested too deep" in reason

@@ -147,17 +147,26 @@ def test_several_files_are_one_source(tmp_path: Path, reporter: Recorder) -> Non
         open_source(f"{folder}/*.csv")
 
 
-def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
-    import datasets
-
-    data = datasets.Dataset.from_list(ROWS)
-    data.save_to_disk(str(tmp_path / "one"))
-    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "split"))
-    assert values(tmp_path / "one") == ROWS
-    assert values(tmp_path / "split") == ROWS
-    datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "untrained"))
-    with pytest.raises(UsageError, match="no split 'train'"):
-        open_source(tmp_path / "untrained")
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    ("document", "shown"),
+    [
+        ({"data": []}, "the list 'data', in which rows could be, is empty"),
+        ({"version": "1", "rows": [], "meta": {"a": 1}}, "the list 'rows', in which rows could be, is empty"),
+        ({"version": 1, "data": ROWS, "meta": {"a": 1}}, "the rows seem to be in the list 'data'"),
+        ({"items": ROWS, "tags": ["a"]}, "the rows seem to be in the list 'items'"),
+    ],
+)
+def test_a_document_that_is_no_row_is_told_where_its_rows_are(
+    phi: Any, tmp_path: Path, document: dict[str, Any], shown: str, indent: int | None
+) -> None:
+    """Other names for its columns would not help."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(document, indent=indent), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        prepare(path, phi)
+    assert shown in str(caught.value)
+    assert "--columns" not in str(caught.value)
 
 
 def test_no_advice_would_leave_out_all_rows(phi: Any, tmp_path: Path) -> None:

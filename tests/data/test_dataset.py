@@ -17,9 +17,9 @@ import pytest
 
 from aegis.data.dataset import Prepared, prepare
 from aegis.data.files import FileSource
+from aegis.data.hub_source import HubSource
 from aegis.data.packing import Windows
 from aegis.data.rejects import Rejects
-from aegis.data.sources import HubSource
 from aegis.errors import DataError, EnvironmentFault
 from tests.conftest import Recorder
 
@@ -254,11 +254,14 @@ def test_data_that_changes_while_it_is_read_is_refused_and_never_cached(
 
 
 def test_rows_of_a_hub_data_set_that_change_after_they_were_hashed_are_refused(phi: Any) -> None:
-    data = [row(number, "Hello") for number in range(20)]
-    source = HubSource("owner/data", data)
+    import datasets
+
+    rows = [row(number, "Hello") for number in range(20)]
+    source = HubSource("owner/data", datasets.Dataset.from_list(rows))
     source.sha256()
     assert len(list(source.rows(Rejects("x")))) == 20
-    data[7] = row(7, "Bye")
+    rows[7] = row(7, "Bye")
+    source.data = datasets.Dataset.from_list(rows).with_format("arrow")
     with pytest.raises(DataError) as caught:
         list(source.rows(Rejects("x")))
     assert caught.value.key == "dataset.changed"

@@ -6,6 +6,7 @@ import pytest
 
 from aegis.config.settings import TrainConfig
 from aegis.data.epochs import passes, with_steps
+from aegis.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,13 @@ def test_epochs_become_steps(
     assert found.max_steps == steps
     assert passes(found, windows, processes) >= epochs
     assert passes(found, windows, processes) - epochs < batch * accumulation * processes / windows
+
+
+def test_more_steps_than_a_training_may_have_are_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        with_steps(TrainConfig(epochs=1e6), 1000)
+    assert "1,000,000,000 steps" in caught.value.why
+    assert with_steps(TrainConfig(epochs=1e6), 999).max_steps == 999_000_000
 
 
 def test_without_epochs_the_steps_are_unchanged() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aegis.data.rejects import Rejects
-from aegis.data.sources import open_source
+from aegis.data.sources import open_source, refuse_absent
 from aegis.errors import DataError, EnvironmentFault, UsageError
 from aegis.limits import ROW_BYTES
 
@@ -120,8 +120,27 @@ def test_another_encoding_is_named_and_the_printed_command_converts_it(
     assert converted.read_text(encoding="utf-8").endswith(JAPANESE)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_its_mark_is_named(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt", ".csv"])
+def test_a_file_of_zero_bytes_is_damaged_and_in_no_encoding(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(bytes(5000))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.key == "lines.nul"
+
+
+def test_a_lost_part_of_a_file_is_called_damaged_where_it_is(tmp_path: Path) -> None:
+    rows, path = b'{"text": "a"}\n{"text": "b"}\n', tmp_path / "data.jsonl"
+    path.write_bytes(rows + b'{"text": "' + bytes(5000))
+    assert f"{path}:3: NUL bytes" in refusal(path)
+    assert len(read(path, skip_bad=1)) == 2
+    path = path.with_suffix(".json")
+    path.write_bytes(b'[\n{"text": "a"},\n{"text": "' + bytes(5000))
+    assert f"{path}:3 holds NUL bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_an_encoding_without_its_mark_is_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(JAPANESE.encode(encoding))
     assert f"looks like {encoding.upper()}" in refusal(path)
@@ -187,11 +206,21 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
     assert "not a readable Parquet file" in refusal(path)
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "data/missing.jsonl", "missing", "a/b/c", "../x"])
+@pytest.mark.parametrize("source", ["missing.jsonl", "data/missing.jsonl", "missing", "a/b/c", "../x", "x" * 300])
 def test_a_missing_file_is_a_usage_error(source: str) -> None:
     with pytest.raises(UsageError, match="there is no file") as caught:
         open_source(source)
     assert caught.value.exit_code == 2
+
+
+def test_a_list_of_files_may_be_longer_than_a_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"rows-{number:03}.jsonl" for number in range(40)]
+    for name in names:
+        Path(name).write_text(json.dumps({"text": name}) + "\n", encoding="utf-8")
+    refuse_absent(",".join(names))
+    rows = open_source(",".join(names)).rows(Rejects("rows"))
+    assert [row.value["text"] for row in rows] == names
 
 
 def test_a_folder_without_data_and_an_unknown_kind_are_usage_errors(tmp_path: Path) -> None:

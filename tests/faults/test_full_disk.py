@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,20 @@ def test_a_disk_too_small_for_a_checkpoint_is_an_error_that_leaves_no_part_of_it
         [],
         [small_disk / "run" / "checkpoints"],
     )
+
+
+def test_a_file_that_will_be_mapped_gets_its_room_or_an_error(small_disk: Path) -> None:
+    """The control ends by SIGBUS: a file that only has the size is mapped and written."""
+    mapped = "file.flush(); numpy.memmap(file.name, 'u1', 'r+')[:] = 1"
+    ends = []
+    for sized in ("disk.reserve(file, 1 << 20, folder)", "file.truncate(1 << 20)"):
+        code = (
+            "import sys, numpy; from pathlib import Path; from aegis.runs import disk\n"
+            f"folder = Path(sys.argv[1]); file = (folder / 'states').open('w+b'); {sized}; {mapped}"
+        )
+        ended = subprocess.run([sys.executable, "-c", code, small_disk], capture_output=True, text=True, check=False)
+        ends.append((ended.returncode, "No space left" in ended.stderr))
+    assert ends == [(1, True), (-signal.SIGBUS, False)]
 
 
 def test_a_picture_that_does_not_fit_is_an_error(small_disk: Path) -> None:

@@ -79,7 +79,9 @@ def test_two_signals_stop_at_once_and_damage_nothing(
         ended = train(laboratory, tmp_path, "--save-steps", "1", blows=[strike(number, rows=rows), strike(number)])
         # the second may find an interpreter that has put its handlers away already: to a shell that is the same
         assert ended.code in (code, -number), ended.output
-        assert "Traceback" not in ended.output
+        # nor can a finalizer that it finds raise: Python prints that, and goes on
+        rest = re.sub(r"^Exception ignored in.*\n(Traceback.*\n([ ].*\n)*.*\n)?", "", ended.output, flags=re.MULTILINE)
+        assert not re.search("^Traceback", rest, re.MULTILINE), ended.output
         for saved in list_steps(Run(tmp_path / "run").checkpoints):
             verify_directory(saved)
     assert train(laboratory, tmp_path, "--save-steps", "1").code == 0
@@ -110,7 +112,9 @@ def test_a_closed_terminal_saves_a_checkpoint_unless_under_nohup(
     place = tmp_path / "place"
     place.mkdir()
     run = Run(place / "run")
-    ended = in_a_terminal_closed_at_step(5, place, nohup, *laboratory.arguments("train"), *LONG)
+    # one that is to be stopped must not have ended before
+    more = () if nohup else ("--max-steps", "2000")
+    ended = in_a_terminal_closed_at_step(5, place, nohup, *laboratory.arguments("train"), *LONG, *more)
     log = (place / "logs" / "aegis.log").read_text(encoding="utf-8")
     assert ended == code, log
     assert re.findall("ended by (\\w+)", log) == ([] if nohup else ["Interrupted"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,18 +77,20 @@ def test_ctrl_c_ends_a_command_whose_template_computes_inside_one_call(
 ) -> None:
     """It would not give Python's lock back; and the process that does the work goes too."""
     with start(with_template(tmp_path, ONE_CALL, quick_base, quick_gguf)[command], tmp_path) as process:
-        worker = _busy_child(process.pid)
+        worker = _busy_child(process)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    wait_until(lambda: not runs(worker.pid), limit_s=1)
+    wait_until(lambda: not runs(worker.pid), limit_s=10)
 
 
-def _busy_child(pid: int) -> psutil.Process:
+def _busy_child(process: subprocess.Popen[str]) -> psutil.Process:
     """Return the confined process as soon as it has used more processor time than its start takes."""
-    while True:
-        for child in psutil.Process(pid).children():
-            if child.cpu_times().user > 4:
-                return child
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children():
+                if child.cpu_times().user > 4:
+                    return child
         time.sleep(0.1)
+    raise AssertionError(f"it ended before: {process.communicate()[0]}")

@@ -12,6 +12,8 @@ Reads one JSON object per line from stdin and runs `aegis ARGUMENTS` in a forked
     blows       signals to send: {"signal": 2, "after_s": 0.1}, or {"signal": 2, "rows": 3} once the run's
                 metrics.jsonl has that number of rows, or {"signal": 2, "file": ".part-"} once a file's name begins so
 
+The command waits where the first of them is due until it was sent, so that a sender who gets no processor is not late.
+
 It waits until the child and every process that it started have ended, and answers with one JSON line,
 {"code", "lingered_s", "peak_bytes"}.
 
@@ -23,6 +25,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import struct
 import sys
@@ -36,6 +39,7 @@ from tests.tool_server import fork_tools
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LINGERING_S = 20.0
+_WAITING_S = 60.0
 
 
 def _run_command(folder: str, arguments: list[str], output: str) -> int:
@@ -73,23 +77,41 @@ def _write_values(figure: Any, path: Path, **_: object) -> None:
     path.write_bytes(b"".join(line.get_xydata().tobytes() for line in lines) or b"no line")
 
 
-def _strike(child: int, folder: Path, blows: list[dict[str, Any]]) -> None:
-    metrics = folder / "run" / "metrics.jsonl"
+def _is_due(blow: dict[str, Any], folder: Path) -> bool:
+    if "rows" in blow:
+        metrics = folder / "run" / "metrics.jsonl"
+        return metrics.exists() and metrics.read_bytes().count(b"\n") >= blow["rows"]
+    return any(name.startswith(blow["file"]) for _, _, names in os.walk(folder) for name in names)
 
-    def due(blow: dict[str, Any]) -> bool:
-        if "rows" in blow:
-            return metrics.exists() and metrics.read_bytes().count(b"\n") >= blow["rows"]
-        return any(name.startswith(blow["file"]) for _, _, names in os.walk(folder) for name in names)
 
+def _wait_for(blow: dict[str, Any], folder: Path, sent: int) -> None:
+    """Let this command wait before its next row, or beside its first tool, until the other end of `sent` is closed."""
+    from aegis.llama_cpp import process
+    from aegis.training.metrics_log import MetricsLog
+
+    place, name = (MetricsLog, "write") if "rows" in blow else (process, "_watch")
+    go_on = getattr(place, name)
+
+    def patient(*arguments: Any, **options: Any) -> Any:
+        if "file" in blow or _is_due(blow, folder):
+            select.select([sent], [], [], _WAITING_S)
+        return go_on(*arguments, **options)
+
+    setattr(place, name, patient)
+
+
+def _strike(child: int, folder: Path, blows: list[dict[str, Any]], waiting: int) -> None:
     for blow in blows:
         if "after_s" in blow:
             time.sleep(blow["after_s"])
         else:
-            while not due(blow):
+            while not _is_due(blow, folder):
                 if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     return
                 time.sleep(0.002)
         os.kill(child, blow["signal"])
+        if blow is blows[0]:
+            os.write(waiting, b"x")
 
 
 def _wait_for_all(leader: int) -> dict[str, float]:
@@ -118,8 +140,12 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
+        sent, waiting = os.pipe()
         child = os.fork()
         if child == 0:
+            os.close(waiting)
+            if asked["blows"] and "after_s" not in asked["blows"][0]:
+                _wait_for(asked["blows"][0], Path(asked["folder"]), sent)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ["AEGIS_CACHE_DIR"] = asked["folder"] + "/cache"
             os.environ.update(asked["environment"])
@@ -131,7 +157,9 @@ def main() -> None:
             if asked["powerless"]:
                 _give_up_power(shim)
             os._exit(_run_command(asked["folder"], asked["arguments"], asked["output"]))
-        _strike(child, Path(asked["folder"]), asked["blows"])
+        os.close(sent)
+        _strike(child, Path(asked["folder"]), asked["blows"], waiting)
+        os.close(waiting)
         print(json.dumps(_wait_for_all(child)), flush=True)
 
 

@@ -19,6 +19,7 @@ from aegis.llama_cpp import common_library, imatrix_build
 from aegis.llama_cpp.imatrix_build import imatrix_tool, refuse_without_compiler
 from aegis.runs import disk
 from tests.conftest import Recorder
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="imatrix is not compiled there")
 
@@ -108,20 +109,25 @@ def test_a_tool_that_does_not_start_is_not_kept(home: Path, compiler: Compiler) 
 
 
 def test_concurrent_processes_compile_the_tool_once(
-    compiled: Path, home: Path, compiler: Compiler, reporter: Recorder
+    compiled: Path, home: Path, compiler: Compiler, reporter: Recorder, tmp_path: Path
 ) -> None:
-    compiler(f'echo >> "{home}/count"; sleep 0.3; cp "{compiled}" "$out"')
+    """The stand-in compiler goes on when all others wait for it, and say so."""
+    go_on = tmp_path / "go on"
+    compiler(f'echo >> "{home}/count"; while [ ! -e "{go_on}" ]; do sleep 0.05; done; cp "{compiled}" "$out"')
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(imatrix_tool())) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        wait_until(lambda: sum("waiting" in line for line in reporter.messages) == 3, limit_s=60)
+    finally:
+        go_on.touch()
+        for thread in threads:
+            thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
     assert (home / "count").read_text(encoding="utf-8") == "\n"
     assert names(home) == {found[0].name, "count"}
-    assert any("waiting" in line for line in reporter.messages)
 
 
 def test_the_leftovers_of_a_killed_build_are_removed(compiled: Path, home: Path, compiler: Compiler) -> None:

@@ -118,11 +118,11 @@ def test_a_tool_that_prints_nothing_for_too_long_is_killed(tmp_path: Path) -> No
     script = tmp_path / "hang.py"
     script.write_text("import time; print('went to sleep', flush=True); time.sleep(600)", encoding="utf-8")
     began = time.monotonic()
-    with pytest.raises(ToolError, match=r"(?s)nothing for 1 s.*went to sleep"), published(tmp_path / "o") as part:
+    with pytest.raises(ToolError, match=r"(?s)nothing for 5 s.*went to sleep"), published(tmp_path / "o") as part:
         run_tool(
-            Bilingual.same("sleeper"), script, [], part=part, title="", fraction=lambda line: None, silence_limit_s=1.0
+            Bilingual.same("sleeper"), script, [], part=part, title="", fraction=lambda line: None, silence_limit_s=5.0
         )
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert [script] == list(tmp_path.iterdir())
 
 
@@ -150,7 +150,7 @@ def test_hours_during_which_every_process_was_stopped_do_not_count_as_silence(
         part = held.enter_context(published(tmp_path / "o"))
         run_tool(
             *(Bilingual.same("tool"), script, [str(part)]), part=part, title="", fraction=lambda line: None,
-            silence_limit_s=5.0,
+            silence_limit_s=5.0 if silent else 15.0,
         )  # fmt: skip
     assert (tmp_path / "o").exists() == (not silent)
 

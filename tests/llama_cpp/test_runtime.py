@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 import sentencepiece
+from llama_cpp import llama_cpp as binding
 
 from aegis.errors import DataError, IntegrityError, UsageError
-from aegis.llama_cpp import GgufFile, Runtime, convert
+from aegis.llama_cpp import GgufFile, Runtime, _log, convert
 
 from .conftest import ADDED, PIECES, VOCABULARY, MakeModel
 
@@ -250,7 +256,52 @@ def test_a_bad_file_is_an_integrity_error_and_nothing_is_printed(
 def test_loading_a_good_file_prints_nothing(f16: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Runtime(f16, n_ctx=64, threads=1) as runtime:
         list(runtime.complete("桃", max_tokens=3))
+    with Runtime(f16, vocab_only=True) as runtime:
+        runtime.tokenize("桃", add_bos=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_printed_while_a_file_loads_arrives(
+    f16: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another thread's progress and results: a load may take a minute."""
+    load = binding.llama_model_load_from_file
+
+    def loaded(*arguments: object) -> object:
+        print("a result")
+        print("progress", file=sys.stderr, flush=True)
+        os.write(1, b"a child's result\n")
+        return load(*arguments)
+
+    monkeypatch.setattr(binding, "llama_model_load_from_file", loaded)
+    for vocab_only in (False, True):
+        Runtime(f16, n_ctx=64, threads=1, vocab_only=vocab_only).close()
+        out, err = capfd.readouterr()
+        assert (set(out.splitlines()), err) == ({"a result", "a child's result"}, "progress\n")
+
+
+def test_two_threads_that_begin_together_have_one_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a lock, the second begins while the first waits for it here."""
+    set_by: list[str] = []
+    second = threading.Event()
+    found: list[object] = []
+
+    def waits(*_: object) -> None:
+        set_by.append(threading.current_thread().name)
+        if len(set_by) == 1:
+            second.wait(0.5)
+        else:
+            second.set()
+
+    monkeypatch.setattr(llama_cpp, "llama_log_set", waits)
+    monkeypatch.setattr(_log, "_captured", cache(_log._captured.__wrapped__))
+    threads = [threading.Thread(target=lambda: found.append(_log.captured_log())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set_by) == 1
+    assert found[0] is found[1]
 
 
 class _Mallinfo2(ctypes.Structure):

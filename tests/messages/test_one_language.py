@@ -17,6 +17,7 @@ from aegis import errors, llama_cpp
 from aegis.config.resolve import resolve
 from aegis.config.settings import TrainConfig
 from aegis.config.study_settings import StudyConfig
+from aegis.config.toml_values import as_toml
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import AegisError
@@ -139,7 +140,7 @@ def test_an_invalid_value_is_described_by_the_catalogue() -> None:
             TrainConfig.model_validate({key: value})
         with pytest.raises(AegisError) as ours:
             resolve(TrainConfig, flags={key: value})
-        assert str(ours.value) == f"train: {key} = {value!r}: {shown}"
+        assert str(ours.value) == f"train: {key} = {as_toml(value)}: {shown}"
         assert "Input should be" in theirs.value.errors()[0]["msg"]
 
 

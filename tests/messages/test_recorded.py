@@ -34,7 +34,7 @@ TEXTS: dict[str, Callable[[], Bilingual]] = {
     "a clause as a sentence": lambda: bilingual("manifest.changed").capitalised(),
     "an error within an error": lambda: (
         IntegrityError(
-            "manifest.damaged", path="x", name="y", error=UsageError("runs.unusable", root="r", error="boom")
+            "manifest.damaged", path="x", name="y", error=UsageError("files.unreadable", path="r", error="boom")
         ).text
     ),
 }
@@ -125,9 +125,9 @@ def test_a_failed_check_is_recorded_in_english_in_every_language(
 
 
 def test_an_error_keeps_its_key_and_its_values() -> None:
-    inner = UsageError("runs.unusable", root=Path("r"), error=OSError("boom"))
+    inner = UsageError("files.unreadable", path=Path("r"), error=OSError("boom"))
     error = IntegrityError("manifest.damaged", path=Path("x"), name="y", error=inner)
-    assert (inner.key, dict(inner.values)) == ("runs.unusable", {"root": "r", "error": "boom"})
+    assert (inner.key, dict(inner.values)) == ("files.unreadable", {"path": "r", "error": "boom"})
     assert error.values["error"] == inner.text
     assert error.text.recorded()["key"] == "manifest.damaged"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from aegis.data.kept import fill
 from aegis.data.packing import Windows
+from aegis.errors import EnvironmentFault
 from aegis.model import base_states as module
 from aegis.model.base import Base
 from aegis.model.base_states import base_states
@@ -73,6 +76,27 @@ def test_states_too_large_for_memory_are_mapped_from_a_file(
     assert torch.equal(found, wanted)
     assert spill.is_dir()
     assert not list(spill.iterdir())
+
+
+def test_states_that_fit_neither_memory_nor_disk_are_refused_before_any_pass(
+    make_random: MakeRandom, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file that only has the size would end the process at the first page without room, with no message."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def never(*_: object) -> None:
+        pytest.fail("a pass was computed")
+
+    monkeypatch.setattr(module, "_PART_OF_MEMORY", 10**12)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(module, "_pass", never)
+    with pytest.raises(EnvironmentFault, match="has no room for them") as caught:
+        base_states(Base("tiny", make_random("llama"), None), windows(), CPU, tmp_path / "spill")
+    assert caught.value.args[0] == "keep.no_room"
+    assert "No space left" in caught.value.why
+    assert not list((tmp_path / "spill").iterdir())
 
 
 def test_a_base_that_does_not_fit_in_16_bit_writes_in_nf4(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aegis.doctor import gpu
 from aegis.doctor.cures import install_torch_for_card
 from aegis.doctor.gpu import Card, Driver
-from aegis.errors import EnvironmentFault, IntegrityError, UsageError
+from aegis.errors import AegisError, EnvironmentFault, IntegrityError, UsageError
 from aegis.model.base import find_base
 from aegis.model.device import choose_device, require_device
 from aegis.model.live_model import live_model
@@ -235,21 +235,71 @@ def test_the_live_model_equals_the_trained_one(tmp_path: Path, live: Loaded, qui
     assert (wide - wanted).norm() > 1e-3 * wanted.norm()
 
 
-def test_an_adapter_of_another_shape_or_with_missing_tensors_is_refused(
+def test_an_adapter_of_another_shape_or_with_missing_matrices_is_refused(
     tmp_path: Path, live: Loaded, quick_base: Path
 ) -> None:
     folder = tmp_path / "adapter"
     save(live, folder, quick_base)
     weights = load_file(folder / "adapter_model.safetensors")
     first = next(name for name in weights if "lora_B" in name)
+    pair = first, first.replace("lora_B", "lora_A")
     base = find_base(str(quick_base))
-    for change in ({first: torch.zeros(7, 4)}, None):
-        other = dict(weights) | (change or {})
-        if change is None:
-            del other[first]
+    for other in (
+        weights | {first: torch.zeros(7, 4)},
+        {name: matrix for name, matrix in weights.items() if name not in pair},
+    ):
         save_file(other, folder / "adapter_model.safetensors")
         with pytest.raises(IntegrityError, match="does not fit"), live_model(base, folder, "16bit", CPU):
             pytest.fail("loaded")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def rank_in_words(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": "four"}))
+
+
+def target_number(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": 3}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "error"),
+    [
+        ("adapter_model.safetensors", cut_off, IntegrityError),
+        ("adapter_model.safetensors", lambda path: path.write_bytes(b""), IntegrityError),
+        ("adapter_model.safetensors", Path.unlink, UsageError),
+        ("adapter_config.json", cut_off, IntegrityError),
+        ("adapter_config.json", lambda path: path.write_text("[]"), IntegrityError),
+        ("adapter_config.json", rank_in_words, IntegrityError),
+        ("adapter_config.json", target_number, IntegrityError),
+        ("adapter_config.json", Path.unlink, UsageError),
+        ("soul.safetensors", cut_off, IntegrityError),
+        ("soul.safetensors", Path.unlink, UsageError),
+    ],
+)
+def test_a_damaged_adapter_folder_is_no_bug_of_ours(
+    tmp_path: Path,
+    live: Loaded,
+    quick_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    damage: Callable[[Path], object],
+    error: type[AegisError],
+) -> None:
+    """Nor is what is missing asked for on the Hub, where folder/adapter could be someone's repository."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[object] = []
+    monkeypatch.setattr("socket.socket.connect", lambda *_: asked.append(1))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: asked.append(1) or [])
+    folder = Path("folder", "adapter")
+    save(live, folder, quick_base)
+    damage(folder / name)
+    with pytest.raises(error), live_model(find_base(str(quick_base)), folder, "16bit", CPU):
+        pytest.fail("loaded")
+    assert asked == []
 
 
 def test_a_base_that_lacks_a_tensor_is_refused(tmp_path: Path, quick_base: Path) -> None:

@@ -204,6 +204,7 @@ def reindex(folder: Path, weight_map: object) -> None:
         ({"a": "model.bin"}, "not a shard of this folder"),
         ({"a": 3}, "not a shard of this folder"),
         ({"a": "model-3.safetensors"}, "missing: model-3.safetensors"),
+        ({"a": f"{'x' * 300}.safetensors"}, "missing: xxx"),
         ({"a": "model-1.safetensors", "d": "model-2.safetensors"}, "d"),
         ({"a": "model-2.safetensors", "c": "model-2.safetensors"}, "not where it says"),
         ({}, "names no tensors"),

@@ -18,7 +18,8 @@ from tests.recorded import export_facts, merge_facts, train_facts
 
 def published(directory: Path, stage: str, facts: dict[str, Any]) -> Path:
     with publishing(directory, Manifest(stage, {}, {}, facts)) as staging:
-        (staging.path / "m-Q4_K_M.gguf").write_bytes(b"GGUF")
+        for name in ("m-Q4_K_M.gguf", "a-Q8_0.gguf", "a-Q4_K_M.gguf", "a-F16.gguf"):
+            (staging.path / name).write_bytes(b"GGUF")
     return directory
 
 
@@ -63,6 +64,14 @@ def test_facts_of_another_stage_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         TrainFacts.read(directory)
     assert caught.value.args == ("manifest.other_stage",)
+
+
+@pytest.mark.parametrize("name", ["other.gguf", "../m-Q4_K_M.gguf", "/m.gguf", "m" * 300, ""])
+def test_an_export_with_a_file_that_its_manifest_does_not_list_is_damaged(tmp_path: Path, name: str) -> None:
+    """What runs a file takes its name from the facts: it may name none that was not published."""
+    with pytest.raises(IntegrityError) as caught:
+        ExportFacts.read(published(tmp_path / "out", "export-gguf", export_facts(files={"Q4_K_M": name})))
+    assert (caught.value.key, "facts.files" in caught.value.why) == ("manifest.damaged", True)
 
 
 def test_a_checkpoint_is_not_a_finished_training(tmp_path: Path) -> None:

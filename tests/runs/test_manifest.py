@@ -51,6 +51,19 @@ def test_the_identity_depends_on_settings_and_inputs() -> None:
     assert digest({"a": {"b": 1, "c": 2}}) == digest({"a": {"c": 2, "b": 1}}) != digest({"a": {"b": 2, "c": 1}})
 
 
+def test_the_exact_identity_depends_on_every_byte_too(published: Path) -> None:
+    """Another converter makes other bytes of the same settings and inputs."""
+    before = read_manifest(published)
+    with publishing(published, ASKED, overwrite=True) as staging:
+        (staging.path / "weights.bin").write_bytes(b"other")
+    after = read_manifest(published)
+    assert after.identity == before.identity
+    assert after.exact_identity != before.exact_identity
+    other = replace(before, config={})
+    assert other.files_digest == before.files_digest
+    assert other.exact_identity != before.exact_identity
+
+
 def test_the_identity_is_the_same_after_reading(published: Path) -> None:
     """JSON turns tuples into lists and keys into strings; the hash does not depend on that."""
     asked = replace(ASKED, config={"quant": ["Q4_K_M"], "name": "日本", "rate": 2e-4})
@@ -120,6 +133,15 @@ def test_a_manifest_without_a_key_is_refused(published: Path, key: str) -> None:
         {"files": {"a": {"bytes": 1}}},
         {"files": {"a": {"bytes": "many", "sha256": ""}}},
         {"files": {"a": {"bytes": float("inf"), "sha256": ""}}},
+        {"files": {"a": {"bytes": -1, "sha256": ""}}},
+        {"files": {"a": {"bytes": 1, "sha256": 1}}},
+        {"files": {"a": {"bytes": 10**30, "sha256": ""}}},
+        {"config": []},
+        {"facts": [["alpha", 1]]},
+        {"versions": []},
+        {"config": {"seed": 10**400}},
+        {"config": {"dtype": "\ud800"}},
+        {"facts": {"\udfff": 1}},
     ],
 )
 def test_a_manifest_with_a_wrong_value_is_refused(published: Path, change: dict[str, object]) -> None:
@@ -157,6 +179,18 @@ def test_a_folder_is_finished_if_it_is_undamaged_and_has_the_same_identity(publi
     (published / "weights.bin").write_bytes(b"")
     assert finished(published, ASKED) is None
     assert any("rebuilding out" in text for text in reporter.warned)
+
+
+def test_a_name_that_no_file_can_have_is_one_of_a_file_that_differs(published: Path) -> None:
+    path = published / MANIFEST
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["files"] |= {name: {"bytes": 1, "sha256": ""} for name in ("n" * 300, "d/" * 3000 + "x", "\x00")}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(IntegrityError) as caught:
+        verify_directory(published)
+    assert caught.value.key == "manifest.folder_differs"
+    assert caught.value.why.count("File name too long") == 2
+    assert caught.value.why.count("missing") == 1
 
 
 def test_hashing_of_large_files_has_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -18,8 +19,11 @@ import torch
 from safetensors.torch import save_file
 
 from aegis.errors import EnvironmentFault, UsageError
+from aegis.messages import phrase
+from aegis.runs import known_hashes
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, verify_directory
 from aegis.runs.publish import discard, publishing, sweep
+from tests.conftest import Recorder
 
 ASKED = Manifest("merge", {}, {}, {})
 
@@ -183,6 +187,41 @@ def test_recorded_hashes_are_those_of_the_written_files(tmp_path: Path) -> None:
         staging.hashed("a", 1000, "0" * 64)
     with pytest.raises(Exception, match="its manifest says"):
         verify_directory(tmp_path / "lie")
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "hashed while written"])
+def test_a_file_that_changes_after_it_was_hashed_is_hashed_again(
+    tmp_path: Path, reporter: Recorder, read: bool
+) -> None:
+    """The manifest has the hash of what is there, and nobody trusts the earlier one; the change is reported."""
+    with known_hashes.trusting():
+        with publishing(tmp_path / "out", ASKED) as staging:
+            for name in ("changed", "touched", "kept"):
+                path = staging.path / name
+                path.write_bytes(b"a" * 1000)
+                seen = known_hashes.identity(path)
+                staging.hashed(name, 1000, file_sha256(path), seen if read else None)
+            time.sleep(0.03)  # more than a tick of the file system's clock
+            (staging.path / "changed").write_bytes(b"b" * 1000)
+            (staging.path / "touched").touch()
+        found = verify_directory(tmp_path / "out")
+    wanted = {"changed": b"b" * 1000, "touched": b"a" * 1000, "kept": b"a" * 1000}
+    assert {name: file.sha256 for name, file in found.files.items()} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in wanted.items()
+    }
+    assert verify_directory(tmp_path / "out") == found
+    assert reporter.warned == [phrase("publish.changed", name="changed")]
+
+
+def test_a_file_that_changes_between_its_hash_and_the_record_of_it_is_hashed_again(tmp_path: Path) -> None:
+    """A caller that reads several files records their hashes later."""
+    with publishing(tmp_path / "out", ASKED) as staging:
+        path = staging.path / "a"
+        path.write_bytes(b"a" * 1000)
+        seen, before = known_hashes.identity(path), file_sha256(path)
+        path.write_bytes(b"b" * 999)
+        staging.hashed("a", 1000, before, seen)
+    verify_directory(tmp_path / "out")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux limits")

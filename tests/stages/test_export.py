@@ -7,11 +7,13 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from aegis import llama_cpp
+from aegis.background import stop_if_asked
 from aegis.config.settings import ExportConfig
 from aegis.errors import EnvironmentFault, IntegrityError, ToolError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import GgufFile, Runtime
@@ -23,10 +25,12 @@ from aegis.runs.manifest import Manifest, verify_directory
 from aegis.runs.publish import publishing
 from aegis.stages import export
 from aegis.stages.export import export_gguf, general_name
-from aegis.verification.gguf_checks import same_as_f16
+from aegis.verification import gguf_checks
+from aegis.verification.gguf_checks import files_bytes, same_as_f16
 from aegis.verification.run_checks import Checks
 from aegis.verification.sidecar_checks import check_export_sidecars
 from tests.conftest import MakeRandom
+from tests.gguf_edit import GgufEdit
 from tests.recorded import merge_facts
 
 BESIDE = ["Modelfile", "README.md", "params", "template"]
@@ -86,7 +90,7 @@ def test_every_requested_file_is_exported(exported: export.ExportReport) -> None
 
 def test_the_announced_disk_space_is_enough_and_close(exported: export.ExportReport, quick_base: Path) -> None:
     """All files exist at the end; a K-quant counts as the largest of its kind."""
-    output = export.disk_needed(quick_base, ShardSet.open(quick_base), ["Q4_K_M", "Q8_0"])
+    output = files_bytes(quick_base, ShardSet.open(quick_base), ["F16", "Q4_K_M", "Q8_0"])
     stood = sum(file.stat().st_size for file in exported.files)
     assert stood <= output < 2 * stood + (8 << 20)
 
@@ -144,7 +148,7 @@ def test_the_f16_file_is_checked_while_it_is_quantized(
     check, quantize = export.check_f16, export.quantize
 
     def patient(*arguments: Any) -> None:
-        waited.append(quantizing.wait(30))
+        waited.append(quantizing.wait(120))
         check(*arguments)
 
     def starting(*arguments: Any, **options: Any) -> None:
@@ -164,6 +168,61 @@ def test_the_f16_file_is_checked_while_it_is_quantized(
         export_gguf(quick_base, tmp_path / "faulty", ExportConfig(quant=("Q8_0",)))
     assert caught.value.key == "gguf.differs"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_fault_of_the_f16_file_comes_before_the_quantizers_failure(
+    quick_base: Path, tmp_path: Path, converted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantizer refuses NaN too, as a failure of the tool. A failure that has no such cause is raised as it is."""
+    convert, name = export.convert, "blk.0.ffn_down.weight"
+
+    def spoiled(model: Path, out: Path, **options: Any) -> None:
+        convert(model, out, **options)
+        edit = GgufEdit(out)
+        edit.values(name)[0, 0] = float("nan")
+        edit.save(out)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise ToolError("tensor_types.no_answer", source="F16.gguf", quant="Q8_0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "convert", spoiled)
+        with pytest.raises(IntegrityError, match=f"{name} holds NaN"):
+            export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
+    monkeypatch.setattr(export, "quantize", failing)
+    with pytest.raises(ToolError):
+        export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",)))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "fails"), [(gguf_checks, "quantize"), (export, "check_answers")], ids=["the check", "the hashes"]
+)
+def test_what_runs_beside_a_failure_is_ended(
+    quick_base: Path,
+    tmp_path: Path,
+    converted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    fails: str,
+) -> None:
+    """The failure does not wait for the rest of the files: here the first look lasts until the end is asked for."""
+    looking, asked = threading.Event(), []
+
+    def looked(stop: threading.Event | None) -> None:
+        looking.set()
+        asked.append(stop is not None and stop.wait(60))
+        stop_if_asked(stop)
+
+    def failing(*_: Any, **__: Any) -> None:
+        assert looking.wait(60)
+        raise KeyError
+
+    monkeypatch.setattr(module, "stop_if_asked", looked)
+    monkeypatch.setattr(export, fails, failing)
+    with pytest.raises(KeyError):
+        export_gguf(quick_base, tmp_path / "out", ExportConfig(quant=("Q8_0",), keep_f16=True))
+    assert asked == [True]
 
 
 def test_new_types_are_added_to_existing_files(quick_base: Path, tmp_path: Path, converted: list[str]) -> None:

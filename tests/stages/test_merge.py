@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config.settings import MergeConfig
+from aegis.config.settings import MergeConfig, TrainConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, hash_weights
@@ -93,7 +93,8 @@ DEQUANTIZED = MergeConfig(dtype="float32", base_weights="dequantized")
 def sealed(trained: Trained, load_in: str = "4bit", dtype: str = "float32") -> Path:
     """Return the adapter in a folder with a manifest, as training publishes it."""
     facts = train_facts(compute_dtype=dtype)
-    manifest = Manifest("train", {"load_in": load_in}, {"base": hash_weights(ShardSet.open(trained.base))}, facts)
+    config = TrainConfig.model_validate({"load_in": load_in}).model_dump(mode="json")
+    manifest = Manifest("train", config, {"base": hash_weights(ShardSet.open(trained.base))}, facts)
     folder = trained.adapter.with_name("sealed")
     with publishing(folder, manifest) as staging:
         shutil.copytree(trained.adapter, staging.path, dirs_exist_ok=True)

@@ -17,6 +17,7 @@ import torch
 
 from aegis.cli.screens import plan as screens_plan
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import find_converter
 from aegis.model.empty_model import step_of_config
@@ -30,8 +31,9 @@ from aegis.stages.plan_verify import plan_verify
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.offload_or_checkpoint import MemoryPlanner
-from tests.conftest import MakeRandom
-from tests.recorded import export_facts
+from aegis.verification.gguf_checks import files_bytes, vocabulary_bytes
+from tests.conftest import MakeRandom, Recorder
+from tests.recorded import export_facts, merge_facts, train_facts
 
 
 @pytest.fixture
@@ -130,13 +132,26 @@ def test_a_config_whose_model_cannot_take_a_step_is_at_fault_and_not_the_plan(
         raise UsageError("base.none", name="what is known already stays as it is")
 
 
+def test_a_base_without_weights_is_warned_of_unless_it_is_the_demo(
+    quick_base: Path, dataset: Path, tmp_path: Path, places: Places, reporter: Recorder
+) -> None:
+    """The demo makes its base in its first run."""
+    assert not planned(places.run, base_model="demo").here
+    assert reporter.warned == []
+    base = Path(shutil.copytree(quick_base, tmp_path / "base"))
+    (base / "model.safetensors").unlink()
+    assert not planned(places.run, base_model=str(base), dataset=str(dataset)).here
+    assert any("has no weights" in text for text in reporter.warned)
+
+
 def test_the_planned_disk_space_is_that_of_the_files(quick_base: Path, dataset: Path, places: Places) -> None:
-    """The folded 16-bit model and its GGUFs: no less than their weights, no more than a tenth above."""
+    """The checkpoints, the folded 16-bit model with its tokenizer, and what export asks for."""
     report = planned(places.run, base_model=str(quick_base), dataset=str(dataset))
     weights, trained = report.parameters, 4 * (report.adapter_parameters + report.soul_parameters)
     needs = {need.what: need for need in report.needs}
-    files = weights * 2 + weights * 2 + weights * 8.6 / 8 + (4 * 4 + 1) * trained
-    assert needs["disk_run"].bytes == pytest.approx(files, rel=1e-3)
+    exported = files_bytes(quick_base, ShardSet.open(quick_base), ["F16", "Q4_K_M"])
+    files = weights * 2 + vocabulary_bytes(quick_base) + exported + (4 * 4 + 1) * trained
+    assert needs["disk_run"].bytes == files
     assert needs["ram_verify"].bytes == 4 * weights
     assert "disk_download" not in needs
 
@@ -373,9 +388,13 @@ def test_the_screen_of_a_sharded_base_has_a_column_per_number_of_processes(
 def finished(quick_base: Path, tmp_path: Path) -> Run:
     """Return a run with three published directories; only name and hash of its GGUF are read."""
     run = Run(tmp_path / "finished")
-    for directory, stage in ((run.adapter, "train"), (run.merged, "merge"), (run.gguf, "export-gguf")):
-        facts = export_facts() if directory == run.gguf else {}
-        with publishing(directory, Manifest(stage, {}, {}, facts)) as staging:
+    made: list[tuple[Path, str, StageConfig, dict[str, Any]]] = [
+        (run.adapter, "train", TrainConfig(), train_facts()),
+        (run.merged, "merge", MergeConfig(), merge_facts()),
+        (run.gguf, "export-gguf", ExportConfig(), export_facts()),
+    ]
+    for directory, stage, config, facts in made:
+        with publishing(directory, Manifest(stage, config.model_dump(mode="json"), {}, facts)) as staging:
             if directory == run.merged:
                 shutil.copytree(quick_base, staging.path, dirs_exist_ok=True)
             (staging.path / "m-Q4_K_M.gguf").write_bytes(b"GGUF")
@@ -387,9 +406,9 @@ def test_verify_is_planned_for_a_whole_run_only(finished: Run, places: Places, t
     outlook = plan_verify(finished, VerifyConfig(tokens=100, device="cpu"))
     assert outlook.models == ("trained", "wide", "merged", "f16", "Q4_K_M")
     vocabulary = ShardSet.open(finished.merged).entries[HEAD].shape[0]
-    weights = outlook.memory.bytes // 4
+    f16 = files_bytes(finished.merged, ShardSet.open(finished.merged), ["F16"])
     # float32 logits of five models and the base, of two on other text, and the f16 file, which was not kept
-    assert outlook.scratch.bytes == (6 + 2) * 100 * vocabulary * 4 + 2 * weights
+    assert outlook.scratch.bytes == (6 + 2) * 100 * vocabulary * 4 + f16
     path = finished.adapter / MANIFEST
     manifest = path.read_text(encoding="utf-8")
     path.write_text(json.dumps({**json.loads(manifest), "inputs": {"kept": "a"}}), encoding="utf-8")

@@ -63,7 +63,7 @@ def make(directory: Path, stage: str, files: dict[str, bytes | str], **inputs: s
 
 def make_verdict(run: Run, **changed: object) -> None:
     parts = {"train": run.adapter, "merge": run.merged, "convert": run.gguf}
-    inputs = {stage: read_manifest(directory).identity for stage, directory in parts.items()}
+    inputs = {stage: read_manifest(directory).exact_identity for stage, directory in parts.items()}
     report = {"schema": SCHEMA, "version": SCHEMA_VERSION, **REPORT, **changed}
     make(run.verify, "verify", {"report.json": json.dumps(report)}, **inputs)
 
@@ -143,6 +143,29 @@ def test_the_card_has_the_verdict_only_if_it_is_about_this_run(run: Run, part: A
     assert "proven on 2048 tokens" in card(run, part)
     make(run.adapter, "train", {}, base="another")
     assert card(run, part) == CARDS[part]
+
+
+def test_the_card_has_the_answers_of_these_files_only(run: Run) -> None:
+    """A GGUF of the same settings and inputs, made by another converter, has not given them."""
+    answers = json.dumps({"questions": ["春は?"], "answers": [["gguf", ["花です。"]]]})
+    make(run.report, "report", {"answers.json": answers}, export=read_manifest(run.gguf).exact_identity)
+    assert "春は" in card(run, "gguf")
+    make(run.gguf, "export-gguf", {"tiny-Q4_K_M.gguf": b"GGUF" * 8, "README.md": CARDS["gguf"]})
+    assert card(run, "gguf") == CARDS["gguf"]
+
+
+def test_a_verdict_does_not_hold_for_other_bytes_of_the_same_settings(push: Push, hub: Hub, run: Run) -> None:
+    """Another version of the converter or of the quantizer makes them; the message is that of any rebuilt folder."""
+    before = read_manifest(run.gguf).identity
+    make(
+        run.gguf,
+        "export-gguf",
+        {"tiny-Q4_K_M.gguf": b"FUGG" * 9, "Modelfile": b"FROM", "LICENSE": b"MIT", "README.md": CARDS["gguf"]},
+    )
+    assert read_manifest(run.gguf).identity == before
+    done = push("me/tiny")
+    assert (done.returncode, "gguf/ was rebuilt" in done.stderr) == (5, True), done.stderr
+    assert hub.seen == []
 
 
 def test_only_verified_files_are_uploaded(push: Push, hub: Hub, run: Run) -> None:

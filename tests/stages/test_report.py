@@ -21,6 +21,7 @@ from aegis.run_all import run_all
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.stages.report import report
+from tests.planted.finished import reseal
 from tests.screen_texts import english_in
 from tests.trained import QUESTIONS, small_training, write_chats
 
@@ -81,9 +82,13 @@ def test_an_unchanged_report_is_kept_and_a_changed_one_is_written_again(
     assert len(asked) == 1
     report(run, SHORT, ["別の質問?"], reuse=True)
     assert asked[1] == ["別の質問?"]
-    shutil.rmtree(run.verify)
+    (run.gguf / "Modelfile").write_text("FROM another", encoding="utf-8")
+    reseal(run.gguf)
     report(run, SHORT, ["別の質問?"], reuse=True)
     assert len(asked) == 3
+    shutil.rmtree(run.verify)
+    report(run, SHORT, ["別の質問?"], reuse=True)
+    assert len(asked) == 4
     monkeypatch.setenv("AEGIS_LANG", "ja")
     assert "動かし方" in words(report(run, SHORT, ["別の質問?"], reuse=True))
 

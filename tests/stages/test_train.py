@@ -25,7 +25,7 @@ from aegis.errors import (
 )
 from aegis.model import soul_hook
 from aegis.report.plots.training import PICTURES
-from aegis.runs.manifest import read_manifest, verify_directory
+from aegis.runs.manifest import MANIFEST, read_manifest, verify_directory
 from aegis.runs.run import Run
 from aegis.soul.angles import quantiles_in_degrees, rotation_angles
 from aegis.soul.file import load_soul
@@ -34,8 +34,10 @@ from aegis.soul.rotation import ORTHOGONALITY_BOUND, orthogonality_defect, rando
 from aegis.stages.train import dry_run, train
 from aegis.training import loop
 from aegis.training import step as step_module
+from aegis.training.execution.options import ExecutionOptions
 from aegis.training.resume import resume_config
 from tests.conftest import Recorder
+from tests.planted.finished import edit_json
 from tests.trained import losses, small_training, train_until_killed, write_chats
 
 pytestmark = pytest.mark.usefixtures("shared_cache", "unpainted")
@@ -319,12 +321,12 @@ def test_two_runs_cannot_use_one_directory(tmp_path: Path, config: TrainConfig) 
     def hold() -> None:
         with run.lock():
             entered.set()
-            leave.wait(20)
+            leave.wait(600)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    entered.wait(20)
     try:
+        assert entered.wait(60)
         with pytest.raises(LockedError, match=f"process {os.getpid()}"):
             train(config, run)
     finally:
@@ -354,6 +356,23 @@ def test_a_dry_run_keeps_no_file(tmp_path: Path, config: TrainConfig, monkeypatc
     assert report.tokens_per_second > 0
     assert report.start_seconds > 0
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_measures_the_number_of_steps_that_the_epochs_give(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a run is decides what is compiled and which activations are offloaded."""
+    chosen: list[int] = []
+    choose = ExecutionOptions.choose
+
+    def choosing(config: TrainConfig, *arguments: Any) -> ExecutionOptions:
+        chosen.append(config.max_steps)
+        return choose(config, *arguments)
+
+    monkeypatch.setattr(ExecutionOptions, "choose", choosing)
+    report = dry_run(config.model_copy(update={"epochs": 0.5, "keep_weight": 0}))
+    assert chosen == [report.planned_steps]
+    assert report.planned_steps < config.max_steps
 
 
 def test_alpha_follows_its_mode(tmp_path: Path, config: TrainConfig) -> None:
@@ -444,6 +463,10 @@ def test_a_step_that_does_not_divide_is_refused(
     assert resume_config(run).gradient_accumulation_steps == 1
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
+        resume_config(run)
+    for checkpoint in run.checkpoints.iterdir():
+        edit_json(checkpoint / MANIFEST, lambda document: document["config"].update(gradient_accumulation_steps="x"))
+    with pytest.raises(IntegrityError, match=r"config\.gradient_accumulation_steps"):
         resume_config(run)
 
 

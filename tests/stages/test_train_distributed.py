@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,21 @@ use_cpu: true
 NAN = "self._update.task_loss.zero_ = lambda: self._update.task_loss.fill_(float('nan'))"
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port that Linux gives to no other program while the block runs, and at which torch can listen.
+
+    It is bound, and nobody listens: others who set SO_REUSEADDR may bind it too, as torch does, if they name it.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()
+        yield port
+
+
 @dataclass(frozen=True)
 class Place:
     """The shared files of this module's runs, their folder, and what starts most of them."""
@@ -116,27 +132,15 @@ class Place:
 
     def two_machines(self, runs: tuple[Run, Run], *arguments: str) -> list[Ended]:
         """Run one process on each of two "machines", which have run folders and caches of their own."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--nproc-per-node", "1"]
-        launches = [
-            [
-                "torchrun",
-                *where,
-                "--node-rank",
-                str(rank),
-                "-m",
-                "--",
-                "aegis",
-                "train",
-                *self._settings(run),
-                *arguments,
-            ]
-            for rank, run in enumerate(runs)
-        ]
+        command = ["-m", "--", "aegis", "train"]
         caches = [{"AEGIS_CACHE_DIR": str(run.root.with_suffix(".cache"))} for run in runs]
-        return self.torchrun(self.folder, *launches, more=caches)
+        with reserved_port() as port:
+            where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--nproc-per-node", "1"]
+            launches = [
+                ["torchrun", *where, "--node-rank", str(rank), *command, *self._settings(run), *arguments]
+                for rank, run in enumerate(runs)
+            ]
+            return self.torchrun(self.folder, *launches, more=caches)
 
     def _launch(
         self, run: Run, *arguments: str, event: str | None, json_output: bool = False, processes: int = 2

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from aegis.config.settings import TrainConfig
 from aegis.data import kept
-from aegis.errors import IntegrityError, UsageError
+from aegis.errors import IntegrityError, Interrupted, UsageError
 from aegis.runs.facts import AdapterFacts
 from aegis.runs.manifest import read_manifest, verify_directory
 from aegis.runs.run import Run
+from aegis.stages import train as stage
 from aegis.stages.train import train
 from aegis.training.keep import sources
+from aegis.training.step import Stepper
 from tests.trained import small_training, train_until_killed, write_chats
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -78,6 +83,55 @@ def test_other_kept_text_is_refused_with_the_difference(
         shutil.rmtree(cache / "kept")
         assert train(config, run).resumed_from == 2
     assert verify_directory(run.kept).inputs == read_manifest(run.adapter).inputs
+
+
+def row_values(run: Run) -> dict[int, float | None]:
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row["keep_kl"] for row in rows}
+
+
+@pytest.mark.parametrize(("logging_steps", "last_row_has_it"), [(3, True), (4, False)])
+def test_the_recorded_divergence_depends_on_the_steps_alone(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, logging_steps: int, last_row_has_it: bool
+) -> None:
+    """It is that of the last step with kept text, wherever the rows end: the control has a row per step."""
+    config = config.model_copy(update={"max_steps": 9, "save_steps": 9})
+    every, whole, interrupted = (Run(tmp_path / name) for name in ("every", "whole", "interrupted"))
+    train(config, every)
+    values = row_values(every)
+    assert [step for step, value in values.items() if value is None] == [3, 6, 9]
+    assert len({values[step] for step in (5, 7, 8)}) == 3
+    config = config.model_copy(update={"logging_steps": logging_steps})
+    report = train(config, whole)
+    assert (row_values(whole)[9] is not None) == last_row_has_it
+    launch = Stepper.launch
+
+    def signalled(self: Any, step: int, *arguments: Any) -> Any:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return launch(self, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "launch", signalled)
+        with pytest.raises(Interrupted, match="stopped after step 7"):
+            train(config, interrupted)
+    assert train(config, interrupted).resumed_from == 7
+    for run in (every, whole, interrupted):
+        assert AdapterFacts.read(run.adapter).result.keep_kl == values[8]
+    assert report.keep_kl == train(config, interrupted, reuse=True).keep_kl == values[8]
+
+
+def test_the_recorded_divergence_is_that_of_the_chosen_checkpoint(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keep_best, later steps do not count."""
+    monkeypatch.setattr(stage, "_best_step", lambda *_: 3)
+    run = Run(tmp_path / "run")
+    report = train(config.model_copy(update={"save_steps": 3, "keep_best": True}), run)
+    values = row_values(run)
+    assert report.steps == 3
+    assert values[3] is None
+    assert report.keep_kl == values[2] != values[4]
 
 
 def test_a_run_with_keep_switched_off_has_no_kept_text(tmp_path: Path, config: TrainConfig, cache: Path) -> None:

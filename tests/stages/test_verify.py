@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from aegis.stages.export import export_gguf
 from aegis.stages.merge import MergeInputs, merge
 from aegis.stages.train import train
 from aegis.stages.verify import verify
-from aegis.verification import run_checks, token_sequences
+from aegis.verification import divergence, llama_passes, retention, run_checks, token_sequences
 from aegis.verification.run_precheck import Later
 from aegis.verification.structure import Structure
 from aegis.verification.token_sequences import CONVERSATIONS, HARD_STRINGS
@@ -414,6 +414,35 @@ def test_the_measurements_alone_identify_the_defective_stage(
     verdict = verify(run, QUICK.model_copy(update={"max_kl_quantized": 0.3}))
     assert verdict.failed_stage == stage_name, verdict.steps
     assert {check.ok for check in verdict.checks} <= {True}
+
+
+@pytest.mark.parametrize(
+    ("recording", "stage"),
+    [
+        ("trained", "train"),
+        ("base", "train"),
+        ("wide", "train"),
+        ("merged", "merge"),
+        ("result-other", "merge"),
+        ("other-way", "merge"),
+        ("f16", "convert"),
+        ("Q4_K_M", "quantize"),
+    ],
+)
+def test_a_model_that_returns_nan_is_its_makers_fault(
+    run: Run, monkeypatch: pytest.MonkeyPatch, recording: str, stage: str
+) -> None:
+    record = divergence.record
+
+    def spoiled(path: Path, outputs: Iterable[divergence.Logits], *arguments: Any) -> divergence.Recording:
+        return record(path, (logits * math.nan if path.stem == recording else logits for logits in outputs), *arguments)
+
+    for module in (divergence, llama_passes, retention):
+        monkeypatch.setattr(module, "record", spoiled)
+    monkeypatch.setattr(Structure, "_in_order", lambda *_: None)
+    verdict = verify(run, COMPARED)
+    assert [check.name.key for check in verdict.checks if not check.ok] == ["verify.every_model"]
+    assert verdict.failed_stage == stage
 
 
 def test_an_unfinished_run_is_an_error_with_the_next_command(run: Run) -> None:

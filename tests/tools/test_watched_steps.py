@@ -14,7 +14,7 @@ from watched_steps import Record
 def test_the_meter_counts_a_childs_memory(tmp_path: Path, megabytes: int) -> None:
     """Its peak, though it is gone at the end; the control is a child that takes none."""
     record = Record(tmp_path)
-    code = f"import time; held = b'x' * ({megabytes} << 20); time.sleep(0.8); del held; time.sleep(0.3)"
+    code = f"import time; held = b'x' * ({megabytes} << 20); time.sleep(1.5); del held; time.sleep(1)"
     child = subprocess.Popen([sys.executable, "-c", code])
     with record.step("child", child.pid):
         assert child.wait() == 0

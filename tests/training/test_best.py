@@ -1,4 +1,4 @@
-"""Tests of the held-out loss: its rise is reported once, and the best checkpoint is found with it."""
+"""Tests of the held-out loss: each rise is reported once, and the best checkpoint is found with it."""
 
 from __future__ import annotations
 

@@ -46,6 +46,22 @@ def test_the_second_signal_goes_to_the_previous_handler(number: signal.Signals) 
         signal.signal(number, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
+    """As SIGINT is in what a script starts in the background; the control is another signal."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with deferred_stop() as request:
+            os.kill(os.getpid(), number)
+            assert request.exit_code is None
+            other = signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM
+            os.kill(os.getpid(), other)
+            assert request.exit_code == 128 + other
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_each_block_has_its_own_request() -> None:
     with deferred_stop():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -71,5 +87,5 @@ def test_outside_the_main_thread_nothing_changes() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(10)
+    thread.join()
     assert seen == [(None, before)]

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 
 from aegis import progress
 from aegis.config.settings import TrainConfig
-from aegis.errors import EnvironmentFault
+from aegis.errors import DivergedError, EnvironmentFault
 from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training import tracking
@@ -153,6 +154,24 @@ def test_a_tracker_that_fails_stops_no_training(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(EnvironmentFault, match="--report-to wandb could not start"), tracked("wandb", tmp_path, 0, {}):
         pass
     del sys.modules["wandb"]
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_tracker_that_does_not_finish_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complete one goes on to its adapter, and a stopped one ends with its own error."""
+    failing = STANDS_IN_FOR_WANDB + "\ndef finish(self): raise OSError('no network')\nRun.finish = finish\n"
+    (tmp_path / "wandb.py").write_text(failing, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    warnings: list[str] = []
+    monkeypatch.setattr(progress, "warn", warnings.append)
+    with tracked("wandb", tmp_path / "run", 0, {}) as report:
+        report({"step": 7, "task_loss": 2.5})
+    assert sys.modules["wandb"].run == [(7, {"task_loss": 2.5})]
+    with pytest.raises(DivergedError), tracked("wandb", tmp_path / "run", 0, {}):
+        raise DivergedError("train.diverged", step=8, loss=2.5, norm=1.0)
+    del sys.modules["wandb"]
+    assert [(text.count("wandb"), text.count("no network")) for text in warnings] == [(1, 1)] * 2
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
@@ -292,9 +311,11 @@ def connections(name: str, run: Path, variables: dict[str, str]) -> list[bytes]:
                     connection = proxy.accept()[0]
                 except OSError:
                     return
-                with connection:
+                asked = b""
+                with connection, suppress(OSError):
                     connection.settimeout(5)
-                    seen.append(connection.recv(100))
+                    asked = connection.recv(100)
+                seen.append(asked)
 
         threading.Thread(target=count, daemon=True).start()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)} | variables

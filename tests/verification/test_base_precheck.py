@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from aegis.runs.run import Run
 from aegis.stages.train import train
 from aegis.training import build_state as building
 from aegis.verification.base_precheck import check_base
+from aegis.verification.gguf_checks import files_bytes
 from aegis.verification.run_precheck import Later, check_later
+from aegis.verification.space_estimate import merged_shapes
 from tests.conftest import MakeRandom, Recorder
 
 Change = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -33,6 +37,10 @@ def rewritten(folder: Path, to: Path, change: Change) -> Base:
 
 def with_tensor(name: str) -> Change:
     return lambda tensors: {**tensors, name: torch.zeros(4, 4)}
+
+
+def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"lm_head.weight": tensors["model.embed_tokens.weight"].clone(), **tensors}
 
 
 def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,6 +128,23 @@ def test_a_disk_too_small_for_later_stages_is_refused_before_training(
     run.merged.mkdir(parents=True)
     (run.merged / "model.safetensors").write_bytes(b"0" * (1 << 24))
     check_later(base, TrainConfig(), Later(is_certain=True), run)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tie_word_embeddings": True}, {"hidden_size": 80, "head_dim": 16}])
+def test_a_disk_that_passes_before_the_training_has_room_for_merge_and_export(
+    make_random: MakeRandom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """One byte less than export asks for, beside the merged weights, is refused before; by config.json alone too."""
+    base = Base("someone/model", make_random("llama", **settings), None)
+    merged = rewritten(base.folder, tmp_path / "merged", untied)
+    shapes = [entry.shape for entry in merged.shards.entries.values()]
+    assert sorted(merged_shapes(base)) == sorted(shapes)
+    asked = files_bytes(merged.folder, merged.shards, ["F16", "Q4_K_M"])
+    free = 2 * sum(map(math.prod, shapes)) + asked - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
+    with pytest.raises(EnvironmentFault) as caught:
+        check_later(base, TrainConfig(), Later(is_certain=True), Run(tmp_path / "run"))
+    assert caught.value.key == "disk.too_small"
 
 
 def test_train_makes_these_checks_before_it_loads_the_base(

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
 import pytest
 
 from aegis import run_all as all_stages
-from aegis.background import Background
+from aegis.background import Background, stop_if_asked
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
 from aegis.llama_cpp import Runtime, convert
+from aegis.messages import Bilingual
 from aegis.run_all import run_all
 from aegis.runs.run import Run
 from aegis.stages import export
 from aegis.stages.verify import verify
+from aegis.verification import merged_checks
 from aegis.verification.converted_file import ConvertedFile
 from aegis.verification.divergence import Recording
 from aegis.verification.early_half import EarlyHalf, early_half
 from aegis.verification.examination import Examination
 from aegis.verification.llama_passes import LlamaPasses
+from aegis.verification.run_checks import Checks
 from aegis.verification.transformers_passes import TransformersPasses
 from tests.planted.finished import Defect
 from tests.planted.keys import KEY_DEFECTS
@@ -119,6 +123,27 @@ def test_a_file_that_export_did_not_leave_is_run_and_not_believed(
     assert report(halved) == report(whole)
 
 
+def test_a_half_that_fails_leaves_nothing_on_the_disk(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification records every model again, in space that was counted once."""
+    finished, record, recorded = finished_runs["phi3"], TransformersPasses._record, []
+
+    def full(self: TransformersPasses, name: str, model: object, title: str) -> None:
+        if name == "merged":
+            recorded.extend(path.name for path in (tmp_path / "work").rglob("*.npy"))
+            raise OSError(errno.ENOSPC, "the disk is full")
+        record(self, name, model, title)
+
+    monkeypatch.setattr(TransformersPasses, "_record", full)
+    run = finished.copy(tmp_path / "run")
+    (tmp_path / "work").mkdir()
+    with EarlyHalf(run, quick(finished), tmp_path / "work", ConvertedFile(tmp_path / "none")) as early:
+        assert early.examination() is None
+        assert {"trained.npy", "base.npy", "wide.npy"} <= set(recorded)
+        assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_the_end_of_the_block_ends_it_between_two_models(
     finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +167,39 @@ def test_the_end_of_the_block_ends_it_between_two_models(
         raise KeyError
     assert recorded == ["trained"]
     assert early.examination() is None
+
+
+def test_the_end_of_the_block_ends_it_between_two_tensors(
+    finished_runs: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
+) -> None:
+    """The comparison of the merged weights takes minutes for a large model."""
+    finished, looking, asked = finished_runs["phi3"], threading.Event(), []
+
+    def looked(stop: threading.Event | None) -> None:
+        looking.set()
+        asked.append(stop is not None and stop.wait(60))
+        stop_if_asked(stop)
+
+    monkeypatch.setattr(merged_checks, "stop_if_asked", looked)
+    run = finished.copy(tmp_path / "run")
+    (tmp_path / "work").mkdir()
+    never = ConvertedFile(tmp_path / "none")
+    with pytest.raises(KeyError), EarlyHalf(run, quick(finished), tmp_path / "work", never) as early:  # noqa: PT012
+        assert looking.wait(60)
+        raise KeyError
+    assert early.examination() is None
+    assert asked == [True]
+    assert passes == []
+
+
+def test_a_check_does_not_begin_after_the_end() -> None:
+    checks, stop = Checks(), threading.Event()
+    checks.stop = stop
+    with checks.check(Bilingual.same("before"), "merge"):
+        stop.set()
+    with pytest.raises(InterruptedError), checks.check(Bilingual.same("after"), "merge"):
+        raise AssertionError
+    assert [check.name.english for check in checks.done] == ["before"]
 
 
 def test_run_begins_it_beside_the_export_on_a_gpu(

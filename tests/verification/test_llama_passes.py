@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from aegis.background import Background
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.verification import llama_passes
@@ -94,6 +95,31 @@ def test_the_next_file_is_loaded_while_one_runs_if_memory_has_room(
     assert first_is_over == [has_room]
 
 
+def test_a_file_that_has_run_may_be_removed_while_the_next_one_looks_for_room(
+    gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification removes the f16 file once it is compared; here it goes between the look and the sum."""
+    looked = threading.Event()
+
+    class Patient(Runtime):
+        def logits(self, tokens: Any) -> Any:
+            assert looked.wait(60)
+            return super().logits(tokens)
+
+    def removed() -> SimpleNamespace:
+        copied.unlink(missing_ok=True)
+        looked.set()
+        return SimpleNamespace(available=1 << 50)
+
+    monkeypatch.setattr(llama_passes, "Runtime", Patient)
+    monkeypatch.setattr(llama_passes.psutil, "virtual_memory", removed)
+    running = passes(tmp_path / "work", lambda _: None)
+    with running.running():
+        running.add("f16", copied)
+        running.add("Q8_0", gguf)
+        assert np.array_equal(running.recording("f16").logits, running.recording("Q8_0").logits)
+
+
 def test_a_failure_of_the_block_stops_them(
     gguf: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +128,7 @@ def test_a_failure_of_the_block_stops_them(
     opened: list[Path] = []
     closed: list[Path] = []
     advanced: list[float] = []
+    stopped: list[bool] = []
 
     class Slow(Runtime):
         def __init__(self, path: Path, *arguments: Any, **options: Any) -> None:
@@ -110,7 +137,7 @@ def test_a_failure_of_the_block_stops_them(
 
         def logits(self, tokens: Any) -> Any:
             started.set()
-            assert failed.wait(60)
+            assert failed.wait(120)
             return super().logits(tokens)
 
         def close(self) -> None:
@@ -119,12 +146,18 @@ def test_a_failure_of_the_block_stops_them(
 
     monkeypatch.setattr(llama_passes, "Runtime", Slow)
     running = passes(tmp_path / "work", advanced.append)
+
+    def go_on_when_stopped() -> None:
+        stopped.append(running._stopped.wait(60))
+        failed.set()
+
     with pytest.raises(KeyError), running.running():  # noqa: PT012 (the block is what fails)
         running.add("f16", gguf)
         running.add("Q8_0", copied)
         assert started.wait(60)
-        threading.Timer(0.2, failed.set).start()
+        Background(go_on_when_stopped)
         raise KeyError
+    assert stopped == [True]
     assert sorted(closed) == sorted(opened)
     assert gguf in closed
     assert len(advanced) <= 1

@@ -83,7 +83,13 @@ def _test(environment: Environment, rest: Sequence[str]) -> int:
     failed: list[tuple[str, int]] = []
     for number, (title, arguments) in enumerate(checks, start=1):
         if title == "pytest" and failed:
-            say("FAILED so far: " + ", ".join(name for name, _ in failed) + ". pytest runs all the same.")
+            names = ", ".join(name for name, _ in failed)
+            say(
+                either(
+                    f"FAILED so far: {names}. pytest runs all the same.",
+                    f"ここまでの失敗: {names}。pytest は続けて実行します。",
+                )
+            )
         Step(number, len(checks), title)
         # one thread per process: the processes are as many as the cores
         argv = [environment.python, "-m", *arguments]

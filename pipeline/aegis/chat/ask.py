@@ -14,6 +14,7 @@ from functools import partial
 from aegis import progress
 from aegis.background import Background
 from aegis.chat import load
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import TrainConfig
 from aegis.errors import AegisError, first_line
 from aegis.llama_cpp import Message, spared_threads
@@ -59,8 +60,8 @@ def questions_of(run: Run, count: int) -> list[str]:
 
     manifest = read_manifest(run.adapter)
     base = trained_base(run.adapter)
-    config = TrainConfig.model_validate(manifest.config)
-    return load_heldout_questions(config, base.tokenizer(), manifest.inputs["data"], count)
+    config = recorded_config(manifest, TrainConfig)
+    return load_heldout_questions(config, base.tokenizer(), manifest.inputs.get("data", ""), count)
 
 
 def ask(

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import BatchRuntime, Runtime, trained_context
 from aegis.runs.manifest import read_manifest
@@ -17,6 +19,7 @@ from aegis.runs.run import Run
 
 if TYPE_CHECKING:  # it loads torch
     from aegis.chat.transformers_model import TransformersModel
+    from aegis.model.load import Precision
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def load_models(
         context: maximum tokens of a conversation; the model's own if None.
 
     Raises:
-        UsageError: the live model or the base is wanted, and the run is not known.
+        UsageError: the live model or the base is wanted, and the run is not known; or as in `load_transformers_models`.
         IntegrityError, EnvironmentFault: as in `load_transformers_models` and `Runtime`.
     """
     with ExitStack() as open_models:
@@ -61,7 +64,7 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     """Load the base in training's precision, the live model, or both, in this order.
 
     Raises:
-        IntegrityError, EnvironmentFault: as in `load_base` and `live_model`.
+        IntegrityError, UsageError, EnvironmentFault: as in `load_base` and `live_model`.
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.context import context_tokens
@@ -70,10 +73,9 @@ def load_transformers_models(run: Run, *, live: bool, compare: bool, context: in
     from aegis.model.load import load_base
     from aegis.model.trained_base import trained_base
 
-    training = read_manifest(run.adapter)
+    load_in: Precision = recorded_config(read_manifest(run.adapter), TrainConfig).load_in
     base = trained_base(run.adapter)
     tokenizer, device = base.tokenizer(), choose_device("auto")
-    load_in: Any = training.config["load_in"]
     length = context or context_tokens(base.config)
     with ExitStack() as open_models:
         found: list[ChatModel] = []
@@ -106,7 +108,7 @@ def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Tra
     NF4 weights are dequantized once, if there is memory for it, and not at every token; their values are the same.
 
     Raises:
-        IntegrityError, EnvironmentFault: as in `load_base` and `made_live`.
+        IntegrityError, UsageError, EnvironmentFault: as in `load_base` and `made_live`.
     """
     from aegis.chat.transformers_model import TransformersModel
     from aegis.model.context import context_tokens
@@ -117,7 +119,7 @@ def load_for_answers(run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Tra
 
     if not wanted:
         return
-    load_in: Any = read_manifest(run.adapter).config["load_in"]
+    load_in: Precision = recorded_config(read_manifest(run.adapter), TrainConfig).load_in
     base, device = trained_base(run.adapter), choose_device("auto")
     weights = sum(math.prod(entry.shape) for entry in base.shards.entries.values())
     # 4 bits, while they are dequantized, and room for the answers

@@ -43,6 +43,20 @@ def existing_run(path: Path | None) -> Run:
     return Run(path)
 
 
+def new_run(path: Path | None, base_model: str) -> Run:
+    """Return the run that `--run` names, which need not exist; without it, that in artifacts/ named after the base.
+
+    Raises:
+        UsageError, EnvironmentFault: as `runs.lock.check_place`; a plan or a dry run refuses what the work would.
+    """
+    from aegis.runs.lock import check_place
+    from aegis.runs.run import Run
+
+    run = Run(path) if path else Run.named_after(base_model)
+    check_place(run.root)
+    return run
+
+
 def refuse_absent(*paths: Path | None) -> None:
     """Refuse a path that names nothing; one that is not given is no fault.
 

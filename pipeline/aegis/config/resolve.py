@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from aegis.config.presets import PRESETS
 from aegis.config.settings import SECTIONS
 from aegis.config.stage_config import StageConfig
+from aegis.config.toml_values import as_toml
 from aegis.errors import UsageError
 from aegis.messages import phrase, validation
 
@@ -28,6 +29,9 @@ _ITEM = re.compile(r'(?:"[^"]*"|[^,])+')
 
 _ALTERNATIVES = {"max_steps": "epochs", "epochs": "max_steps"}
 """Two settings that say the same in two ways: the one of the later source counts."""
+
+_SHOWN = 200
+"""Maximum characters of a wrong value in a message."""
 
 _OTHER_VARIABLES = ("AEGIS_CACHE_DIR", "AEGIS_LANG", "AEGIS_LLAMA_SDIST", "AEGIS_LLAMA_WHEEL", "AEGIS_LOG_DIR")
 
@@ -112,6 +116,8 @@ def _read_toml(file: Path) -> dict[str, dict[str, Any]]:
         raise UsageError("config.no_config_file", file=file) from None
     except UnicodeDecodeError:
         raise UsageError("config.not_utf8", file=file) from None
+    except RecursionError:
+        raise UsageError("config.cannot_read_toml", file=file, error=phrase("config.deep_toml")) from None
     except (OSError, ValueError) as error:  # ValueError itself for a number of 5,000 digits
         raise UsageError("config.cannot_read_toml", file=file, error=str(error)) from None
     for section, table in document.items():
@@ -146,10 +152,13 @@ def _explain(model: type[StageConfig], section: str, error: ValidationError) -> 
             lines.append(phrase("config.unknown_setting", section=section, key=key, nearest=nearest).rstrip())
         else:
             message = validation.describe_validation_error(problem)
-            lines.append(
-                f"{section}: {key} = {problem['input']!r}: {message}" if problem["loc"] else f"{section}: {message}"
-            )
+            shown = f"{key} = {_shortened(as_toml(problem['input']))}: " if problem["loc"] else ""
+            lines.append(f"{section}: {shown}{message}")
     return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -9,14 +9,15 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from aegis.config.presets import DEMO
-from aegis.config.stage_config import StageConfig
+from aegis.config.stage_config import MAX_THREADS, StageConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.messages import phrase
+from aegis.messages.validation import MAX_STEPS
 from aegis.soul.gate import ALPHA_START, GOLDEN_RATIO
 from aegis.soul.kind import Kind
 
 AUTO, OFF = "auto", "off"
-_STEPS = r"^(auto|off|[1-9]\d{0,8})$"
+_STEPS = r"^(auto|off|[1-9]\d{0,8})$"  # up to MAX_STEPS
 
 
 class TrainConfig(StageConfig):
@@ -96,9 +97,12 @@ class TrainConfig(StageConfig):
         (), description="module names to adapt, or all-linear (default: the attention projections)"
     )
 
-    max_steps: int = Field(500, ge=1, description="optimizer steps")
+    max_steps: int = Field(500, ge=1, le=MAX_STEPS, description="optimizer steps")
     epochs: float | None = Field(
-        None, gt=0, description="passes over the data, in place of --max-steps (default: what --max-steps come to)"
+        None,
+        gt=0,
+        le=1e6,
+        description="passes over the data, in place of --max-steps (default: what --max-steps come to)",
     )
     finish_steps: str = Field(
         AUTO,
@@ -263,7 +267,7 @@ class VerifyConfig(StageConfig):
         None, gt=0, description="maximum mean KL(base || result) on kept text never trained on, nats per token"
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="device for the transformers models")
-    threads: int | None = Field(None, ge=1, description="number of threads for llama.cpp")
+    threads: int | None = Field(None, ge=1, le=MAX_THREADS, description="number of threads for llama.cpp")
     llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
     paranoid: bool = Field(
         False, description="hash and convert everything again, even what this process has just written itself"

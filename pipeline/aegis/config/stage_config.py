@@ -1,4 +1,4 @@
-"""The base class of all stage configs: frozen; unknown keys, and booleans for other values, are refused."""
+"""The base class of all stage configs: frozen; unknown keys, misplaced booleans, and huge numbers are refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from aegis.runs.disk import at_home
 
 PLACES_AS_TEXT = frozenset({"base_model", "dataset", "keep_data"})
 """Settings of type str that hold a path or a Hub id."""
+
+MAX_NUMBER = 2**31 - 1
+"""Largest number that a setting may have: products of a few settings then fit 64 bits, and a float."""
+MAX_THREADS = 4096
+"""Maximum number of threads for llama.cpp, more than any machine has cores."""
 
 
 def names_place(name: str, annotation: object) -> bool:
@@ -32,6 +37,17 @@ class StageConfig(BaseModel):
             return at_home(value)
         if isinstance(value, str) and info.field_name == "base_model" and value.startswith("~"):
             return str(at_home(value))
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_are_not_huge(cls, value: object) -> object:
+        if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
+            raise ValueError(
+                phrase("problems.less_than_equal", le=MAX_NUMBER)
+                if value > 0
+                else phrase("problems.greater_than_equal", ge=-MAX_NUMBER)
+            )
         return value
 
     @field_validator("*", mode="before")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from aegis.config.stage_config import StageConfig
+from aegis.config.stage_config import MAX_THREADS, StageConfig
 from aegis.messages import phrase
 
 VARIANTS = ("plain", "imatrix", "head-q8_0", "imatrix+head-q8_0")
@@ -33,7 +33,7 @@ class StudyConfig(StageConfig):
         0.02, gt=0, description="mean KL, nats per token, by which the recommended file may exceed the best one"
     )
     keep: bool = Field(False, description="keep every GGUF that was measured")
-    threads: int | None = Field(None, ge=1, description="number of threads for llama.cpp")
+    threads: int | None = Field(None, ge=1, le=MAX_THREADS, description="number of threads for llama.cpp")
     llama_cpp_dir: Path | None = Field(None, description="llama.cpp checkout whose converter to use")
 
     @field_validator("variants")

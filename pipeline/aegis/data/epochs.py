@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from aegis.config.settings import TrainConfig
+from aegis.errors import UsageError
+from aegis.messages.validation import MAX_STEPS
 
 
 def windows_per_step(config: TrainConfig, processes: int = 1) -> int:
@@ -17,10 +19,15 @@ def with_steps(config: TrainConfig, windows: int, processes: int = 1) -> TrainCo
 
     Args:
         windows: number of training windows.
+
+    Raises:
+        UsageError: they take more steps than a training may have.
     """
     if config.epochs is None:
         return config
     steps = math.ceil(config.epochs * windows / windows_per_step(config, processes))
+    if steps > MAX_STEPS:
+        raise UsageError("epochs.too_many_steps", epochs=config.epochs, windows=windows, steps=steps, most=MAX_STEPS)
     return config.model_copy(update={"max_steps": max(1, steps)})
 
 

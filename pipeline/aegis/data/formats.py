@@ -8,6 +8,7 @@ from typing import NamedTuple
 from aegis.data.columns import Columns
 from aegis.data.conversation import MESSAGE_KEYS, check_order, conversation, function_of
 from aegis.data.fields import Fields, kind, names
+from aegis.data.json_rows import HOLDERS
 from aegis.data.records import Chat, Message, Plain, Record
 from aegis.data.rejects import Rejects, RowError
 from aegis.data.sources import Source
@@ -63,8 +64,7 @@ def records(
             row = renaming.renamed(value)
             shape = shape or _shape_of(row)
             if shape is None:
-                unknown = phrase("formats.unknown_shape", value=names(dict(row)), known=_known())
-                raise RowError(unknown, of_columns=True)
+                raise _unknown(row)
             _check_shape(shape, row)
             record = shape.convert(Fields(row, left_out=left_out), shape.keys, renaming, where)
         except RowError as error:
@@ -86,6 +86,17 @@ def _shape_of(row: Mapping[str, object]) -> _Shape | None:
     if question and answer:
         return _Shape((question, answer), _exchange)
     return _Shape(("text",), _plain) if "text" in row else None
+
+
+def _unknown(row: Mapping[str, object]) -> RowError:
+    """Return the refusal of a row without a known shape, which may be a document that holds the rows."""
+    keys = names(dict(row))
+    for key in HOLDERS:
+        if (found := row.get(key)) == []:
+            return RowError(phrase("formats.holds_no_rows", value=keys, key=key))
+        if isinstance(found, list) and all(isinstance(item, dict) for item in found):
+            return RowError(phrase("formats.holds_rows", value=keys, key=key))
+    return RowError(phrase("formats.unknown_shape", value=keys, known=_known()), of_columns=True)
 
 
 def _check_shape(shape: _Shape, row: Mapping[str, object]) -> None:

@@ -19,11 +19,11 @@ from aegis.data.rejects import Rejects
 from aegis.data.unpacking import open_stream
 from aegis.messages import phrase
 
-_HOLDERS = ("data", "rows", "train", "examples", "items", "instances", "records")
+HOLDERS = ("data", "rows", "train", "examples", "items", "instances", "records")
 """Keys under which a document may hold the array of its rows."""
 
 _HEAD_BYTES = 4096
-_HOLDS_ROWS = re.compile(rb'\{\s*"(' + "|".join(_HOLDERS).encode() + rb')"\s*:\s*\[')
+_HOLDS_ROWS = re.compile(rb'\{\s*"(' + "|".join(HOLDERS).encode() + rb')"\s*:\s*\[')
 
 
 def json_rows(data: DataFile, rejects: Rejects) -> Iterator[tuple[Row, int | None]]:
@@ -73,7 +73,7 @@ def _is_document(data: DataFile) -> bool:
 
 def _held(value: Mapping[str, Any]) -> list[Any] | None:
     """Return the array of rows in a document; None if the document has other arrays or objects."""
-    for key in _HOLDERS:
+    for key in HOLDERS:
         rows = value.get(key)
         rest = (other for name, other in value.items() if name != key)
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
@@ -110,7 +110,7 @@ def _holder(data: DataFile) -> str | None:
     if stream.peek() != "{":
         return None
     for key in stream.members():
-        if key in _HOLDERS and stream.peek() == "[":
+        if key in HOLDERS and stream.peek() == "[":
             kinds = {isinstance(item, dict) for item in stream.items()}
             arrays[key] = kinds == {True}
         else:

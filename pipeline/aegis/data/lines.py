@@ -20,6 +20,10 @@ _SAMPLE_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 20
 _JAPANESE = re.compile(r"[ぁ-ゖァ-ヶ]")
 _HALF_WIDTH = re.compile(r"[\uff61-\uff9f]")  # EUC-JP that is read as cp932 has such characters
+_ZEROS = {"utf-16-le": "x0x0", "utf-16-be": "0x0x", "utf-32-le": "x000x000", "utf-32-be": "000x000x"}
+"""Zero bytes at the beginning of a text: JSON begins with two ASCII characters, as does a CSV header."""
+_LOST = "\0\0"
+"""What a file has where a crash lost a page of it; a single zero byte may be a character of its text."""
 
 
 class Line(NamedTuple):
@@ -36,7 +40,8 @@ def read_lines(data: DataFile, rejects: Rejects) -> Iterator[Line]:
     In a file whose lines end in \r alone, each \r is read as \n.
 
     Raises:
-        DataError: the file is in another encoding; the message has the command to convert it.
+        DataError: the file is in another encoding, and the message has the command to convert it; or its beginning is
+            lost.
     """
     path = data.path
     with open_stream(data) as (file, place):
@@ -52,6 +57,8 @@ def read_lines(data: DataFile, rejects: Rejects) -> Iterator[Line]:
                 while raw and not raw.endswith(b"\n"):
                     raw = file.readline(_SAMPLE_BYTES)
                 rejects.add(where, phrase("lines.too_long", bytes=ROW_BYTES))
+            elif _LOST.encode() in raw:
+                rejects.add(where, phrase("lines.nul_row"))
             else:
                 try:
                     text = raw.decode("utf-8")
@@ -67,7 +74,7 @@ def decoded(data: DataFile) -> Iterator[str]:
     """The text of a UTF-8 file, piece by piece.
 
     Raises:
-        DataError: it is in another encoding.
+        DataError: it is in another encoding, or damaged.
     """
     path = data.path
     with open_stream(data) as (file, _):
@@ -81,7 +88,10 @@ def decoded(data: DataFile) -> Iterator[str]:
                 number += error.object.count(b"\n", 0, error.start)
                 _refuse_other_encoding(path, f"{path}:{number}", error.object[error.start :], file)
                 raise DataError("lines.not_utf8", where=f"{path}:{number}") from error
-            number += text.count("\n")
+            before, lost, _ = text.partition(_LOST)
+            number += before.count("\n")
+            if lost:
+                raise DataError("lines.nul", where=f"{path}:{number}")
             if text:
                 yield text
             if not raw:
@@ -89,16 +99,18 @@ def decoded(data: DataFile) -> Iterator[str]:
 
 
 def _skip_mark(path: Path, file: BufferedReader) -> None:
-    """Skip a UTF-8 byte order mark; refuse UTF-16 and UTF-32, with or without a mark."""
+    """Skip a UTF-8 byte order mark; refuse UTF-16 and UTF-32, with or without a mark, and a file of zero bytes."""
     head = file.peek(4096)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise _other_encoding(path, "utf-32")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _other_encoding(path, "utf-16")
-    # JSON begins with two ASCII characters, as does a CSV header; in UTF-16 each has a zero byte
-    for name, zeros in (("utf-16-le", head[1:4:2]), ("utf-16-be", head[0:3:2])):
-        if zeros == b"\0\0":
+    shape = "".join("x" if byte else "0" for byte in head[:8])
+    for name, pattern in _ZEROS.items():
+        if shape.startswith(pattern):
             raise _other_encoding(path, name)
+    if shape.startswith("0"):
+        raise DataError("lines.nul", where=path)
     file.read(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
 
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from aegis.data.assistant_turns import render_chat
 from aegis.data.example import Encoded, Example
+from aegis.data.json_values import reason
 from aegis.data.loss_mask import Turn, first_reaching, tokens_of
 from aegis.data.records import Plain, Record
 from aegis.data.rejects import RowError
 from aegis.data.template import ChatTemplate, ControlTokens
 from aegis.data.tokenizer_parts import TokenizerParts
-from aegis.errors import DataError, first_line
+from aegis.errors import DataError
 
 
 class _Job(NamedTuple):
@@ -96,7 +97,7 @@ class RowEncoder:
             except RowError as error:
                 rejects.append((record.where, str(error)))
             except RecursionError as error:  # tools or variables that are nested too deep
-                rejects.append((record.where, first_line(error)))
+                rejects.append((record.where, reason(error)))
         # recording the tokens' positions takes longer than tokenizing
         with_positions = any(not job.is_trained_whole for job in jobs)
         encode = self._backend.encode_batch if with_positions else self._backend.encode_batch_fast

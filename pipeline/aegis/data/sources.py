@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from aegis import progress
 from aegis.data.files import FileSource, kinds, reader_of
+from aegis.data.hub_source import HubSource
 from aegis.data.records import Row
 from aegis.data.rejects import Rejects
-from aegis.errors import DataError, UsageError
+from aegis.errors import DataError, UsageError, first_line
 from aegis.hub.client import is_hub_id
 from aegis.hub.datasets import load_hub_dataset
 from aegis.messages import phrase
@@ -23,6 +22,9 @@ from aegis.runs.disk import at_home
 
 _SPLIT = "train"
 """The split of a data set with several."""
+
+_OF_SAVED = ("dataset_dict.json", "state.json")
+"""Files that `save_to_disk` of the datasets library writes; one of them decides how a folder is read."""
 
 
 class Source(Protocol):
@@ -53,9 +55,9 @@ def open_source(source: str | Path) -> Source:
     """
     _refuse_no_name(str(source))
     path = at_home(source)
-    if path.is_dir():
+    if _is_folder(path):
         return _open_folder(path)
-    if path.is_file():
+    if _is_file(path):
         return _open_file(path)
     found = _several(str(source))
     if found:
@@ -74,13 +76,12 @@ def refuse_absent(source: str) -> None:
     """
     _refuse_no_name(source)
     path = at_home(source)
-    if path.is_dir():
-        saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        if not saved and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
+    if _is_folder(path):
+        if _saved_by(path) is None and not any(reader_of(file) for file in path.iterdir() if file.is_file()):
             raise UsageError("sources.empty_folder", path=path, readers=kinds())
     elif not is_hub_dataset(source):
         open_source(source)
-        if path.is_file() and path.stat().st_size == 0:
+        if _is_file(path) and path.stat().st_size == 0:
             raise DataError("dataset.empty", name=path.name)
 
 
@@ -98,7 +99,15 @@ def public_name(name: str) -> str:
 
 def is_hub_dataset(name: str) -> bool:
     """Whether a name has the form of a Hub dataset's id, and no file here has this name."""
-    return names_hub_dataset(name) and not at_home(name).exists()
+    return names_hub_dataset(name) and not os.path.exists(at_home(name))  # noqa: PTH110
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 (unlike Path's, it is False for a name too long, as of many files)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _refuse_no_name(*names: str) -> None:
@@ -117,7 +126,7 @@ def _open_file(path: Path) -> FileSource:
 def _several(name: str) -> list[Path]:
     """Return the files of a pattern, sorted by name, or of a list with commas, in its order."""
     parts = [at_home(part.strip()) for part in name.split(",") if part.strip()]
-    if len(parts) > 1 and all(part.is_file() for part in parts):
+    if len(parts) > 1 and all(map(_is_file, parts)):
         _refuse_no_name(*name.split(","))
         return parts
     if not any(sign in name for sign in "*?["):
@@ -131,8 +140,8 @@ def _several(name: str) -> list[Path]:
 
 def _open_folder(path: Path) -> Source:
     """Open a folder that the datasets library's `save_to_disk` wrote, or all readable files of any other folder."""
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _open_saved(path)
+    if (decided_by := _saved_by(path)) is not None:
+        return _open_saved(path, decided_by)
     entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
     files = [entry for entry in entries if entry.is_file()]
     readable = [file for file in files if reader_of(file)]
@@ -181,54 +190,23 @@ class ManySources:
             self.position = done
 
 
-@dataclass
-class HubSource:
-    """A Hub dataset, on disk in the `datasets` cache and memory-mapped."""
-
-    name: str
-    data: Any
-    unit: str = "rows"
-    position: float = 0
-
-    def __post_init__(self) -> None:
-        self.total: float = len(self.data)
-
-    def sha256(self) -> str:
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for row in self.data:
-            digest.update(_line(row))
-        return digest.hexdigest()
-
-    def rows(self, rejects: Rejects) -> Iterator[Row]:
-        word, digest = phrase("files.row"), hashlib.sha256()
-        hashed = self.__dict__.get("_sha256")
-        for number, row in enumerate(self.data, 1):
-            self.position = number
-            if hashed:
-                digest.update(_line(row))
-            yield Row(f"{self.name}:{word} {number}", row)
-        if hashed and digest.hexdigest() != hashed:
-            raise DataError("dataset.changed", name=self.name)
+def _saved_by(path: Path) -> str | None:
+    """Return the name of the file by which a folder counts as one of `save_to_disk`; None if it does not."""
+    return next((name for name in _OF_SAVED if (path / name).is_file()), None)
 
 
-def _line(row: object) -> bytes:
-    return json.dumps(row, sort_keys=True, default=str).encode() + b"\n"
-
-
-def _open_saved(path: Path) -> HubSource:
+def _open_saved(path: Path, decided_by: str) -> HubSource:
     """Open the output of `save_to_disk`: a data set, or several by the names of their splits."""
     import datasets
 
     try:
         data = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise UsageError("sources.not_saved", path=path, error=str(error)) from error
-    if isinstance(data, datasets.DatasetDict):
-        if _SPLIT not in data:
-            raise UsageError("sources.no_split", path=path, split=_SPLIT, splits=", ".join(data))
-        data = data[_SPLIT]
-    return HubSource(str(path), data)
+        if not isinstance(data, datasets.DatasetDict):
+            return HubSource(str(path), data)
+        if _SPLIT in data:
+            return HubSource(str(path), data[_SPLIT])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # the library trusts these files: without a key, or with a list in place of an object, it raises anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError("sources.not_saved", path=path, name=decided_by, error=reason) from error
+    raise UsageError("sources.no_split", path=path, split=_SPLIT, splits=", ".join(data))

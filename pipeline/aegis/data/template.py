@@ -17,7 +17,7 @@ from aegis.messages import phrase
 
 _KEPT = 256
 _PROBE = ("first", "second", "third", "fourth")
-_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+_OWN_VARIABLES = frozenset({"self", "messages", "tools", "documents", "add_generation_prompt"})
 
 _ENDS_GENERATION = re.compile(
     r"<\|(endoftext|end_of_text|eot_id|eom_id|im_end|end|return|call)\|>|<end_of_turn>|<EOT>|</s>|<eos>"
@@ -57,9 +57,12 @@ class ChatTemplate:
             variables: other variables of the template.
 
         Raises:
-            RowError: the template refuses these messages.
+            RowError: the template refuses these messages, or one of `variables` is not a row's to set.
             DataError: it cannot be used at all.
         """
+        for name in variables or {}:
+            if self._is_own(name):
+                raise RowError(phrase("chat.own_variable", name=name))
         try:
             template = self._compiled(self._source(tools))
             text = template.render(
@@ -83,9 +86,12 @@ class ChatTemplate:
 
     def names(self, variable: str, tools: list[dict[str, object]] | None = None) -> bool:
         """Whether the template uses a variable, or a message's key, that a row may set."""
-        if variable in _OWN_VARIABLES or variable in self._special_tokens:
+        if self._is_own(variable):
             return False
         return re.search(rf"\b{re.escape(variable)}\b", self._source(tools)) is not None
+
+    def _is_own(self, variable: str) -> bool:
+        return variable in _OWN_VARIABLES or variable in self._special_tokens
 
     def _source(self, tools: list[dict[str, object]] | None) -> str:
         source = self._parts.template if tools is None else self._parts.tools_template

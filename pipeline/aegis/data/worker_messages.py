@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from aegis.data.example import Encoded, Example
+from aegis.data.json_values import reason
 from aegis.data.records import Chat, Plain, Record
 from aegis.data.row_encoder import Batch
-from aegis.errors import first_line
 from aegis.llama_cpp.confined import Message
+from aegis.messages import phrase
 
 
 def lines_of(records: Sequence[Record]) -> tuple[bytes, list[tuple[str, str]]]:
@@ -21,8 +22,10 @@ def lines_of(records: Sequence[Record]) -> tuple[bytes, list[tuple[str, str]]]:
     for record in records:
         try:
             lines.append(json.dumps(_fields_of(record), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        except (RecursionError, TypeError, ValueError) as error:
-            unwritable.append((record.where, first_line(error)))
+        except (RecursionError, ValueError) as error:
+            unwritable.append((record.where, reason(error)))
+        except TypeError:
+            unwritable.append((record.where, phrase("files.no_json_form")))
     return b"\n".join(lines), unwritable
 
 

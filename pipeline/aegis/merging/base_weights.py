@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from aegis import progress
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import TrainConfig
 from aegis.errors import UnsupportedModelError, UsageError
 from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.messages import phrase
@@ -45,7 +47,7 @@ class RoundTrip:
         dtype = compute_dtype(device)
         if (adapter / MANIFEST).is_file():
             manifest = read_manifest(adapter)
-            if manifest.config.get("load_in") != "4bit":
+            if recorded_config(manifest, TrainConfig).load_in != "4bit":
                 raise UsageError("round_trip.none", adapter=adapter)
             facts = TrainFacts.of(manifest)
             dtype = getattr(torch, facts.compute_dtype)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from aegis.background import two_at_a_time
+from aegis.background import stop_if_asked, two_at_a_time
 from aegis.merging.merged_weights import MergePlan
 from aegis.merging.rewrite_shard import RewrittenShard, rewrite_shard
 from aegis.runs import known_hashes
@@ -36,8 +36,7 @@ def rewrite_shards(
     stop = threading.Event()
 
     def count(written: int) -> None:
-        if stop.is_set():
-            raise InterruptedError
+        stop_if_asked(stop)
         advance(written)
 
     shards = [partial(_rewritten, plan, file, folder / file.name, count) for file in plan.base.shards.files]

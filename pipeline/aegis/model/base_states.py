@@ -27,6 +27,7 @@ from aegis.model.base import Base
 from aegis.model.device import free_bytes
 from aegis.model.load import Precision, compute_dtype, load_base, load_offloaded
 from aegis.model.soul_hook import decoder_of
+from aegis.runs import disk
 
 _BESIDE_BYTES = 1 << 30
 """Bytes that a pass needs beside the weights."""
@@ -133,7 +134,7 @@ def _allocate(shape: tuple[int, int, int], dtype: torch.dtype, spill: Path) -> T
         spill.mkdir(parents=True, exist_ok=True)
         # the mapping keeps the file until its last tensor is gone
         with tempfile.TemporaryFile(dir=spill) as file:
-            file.truncate(size)
+            disk.reserve(file, size, spill)
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise EnvironmentFault("keep.no_room", folder=spill, error=str(error)) from error

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from aegis.errors import IntegrityError
+from aegis.errors import EnvironmentFault, IntegrityError, first_line
+from aegis.model.adapter import load_adapter
 from aegis.model.base import Base
 from aegis.model.load import Precision, load_base
 from aegis.model.soul_hook import soul_hook
@@ -28,7 +29,8 @@ def live_model(base: Base, adapter: Path, load_in: Precision, device: torch.devi
         load_in: the base's precision; training usually uses "4bit".
 
     Raises:
-        IntegrityError: adapter or soul do not fit the base.
+        EnvironmentFault: the memory is full; or as in `load_base`.
+        IntegrityError, UsageError: as in `load_base` and `made_live`.
     """
     with made_live(load_base(base.folder, load_in, device), base, adapter) as model:
         yield model
@@ -39,17 +41,22 @@ def made_live(model: Any, base: Base, adapter: Path) -> Iterator[Any]:
     """Put adapter and soul on a loaded base, and yield it in eval mode; its layers are then the adapter's.
 
     Raises:
-        IntegrityError: adapter or soul do not fit the base.
+        EnvironmentFault: the memory is full.
+        IntegrityError: adapter or soul are damaged, or do not fit the base.
+        UsageError: a file of them is missing, the adapter cannot be merged, or the soul has another hidden size.
     """
     from peft import PeftModel
 
+    load_adapter(adapter)  # refuses damaged files, and peft would look on the Hub for what is missing
     device = model.device
     try:
         with warnings.catch_warnings():
             # peft keeps the initial values of what the file lacks, and these have no effect
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             model = PeftModel.from_pretrained(model, str(adapter))
-    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise EnvironmentFault("load.out_of_memory", error=first_line(error)) from error
+    except Exception as error:  # peft can raise anything for values of other types in adapter_config.json
         raise IntegrityError("live.other_adapter", adapter=adapter, base_name=base.name, error=str(error)) from error
     with soul_hook(model, soul_module(load_soul(adapter / SOUL_FILE)).to(device)):
         yield model.eval()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from aegis import progress
 from aegis.config.places import place_settings
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import TrainConfig
 from aegis.data.sources import names_hub_dataset, public_name
 from aegis.hub.client import CARD
 from aegis.messages import phrase
@@ -26,8 +29,8 @@ def provenance_of_merge(base: Base, adapter: Path, soul: SoulRecord) -> Provenan
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     finish = ""
-    if training is not None and "dataset" in training.config:
-        named = str(training.config["dataset"])
+    if training is not None:
+        named = recorded_config(training, TrainConfig).dataset
         on_hub = names_hub_dataset(named)
         facts = TrainFacts.of(training)
         data = facts.data.model_dump(include={"train_rows", "heldout_rows", "content_sha256"})
@@ -83,7 +86,8 @@ def card_metadata(folder: Path, hub_id: str | None) -> dict[str, Any]:
         first = next((line.strip() for line in _lines(licences[0]) if line.strip()), licences[0].name)
         kept |= {"license": "other", "license_name": first[:80], "license_link": licences[0].name}
     link = kept.get("license_link")
-    if link and "://" not in link and hub_id and not (folder / link).is_file():
+    # unlike Path's, it is False for a name too long
+    if link and "://" not in link and hub_id and not os.path.isfile(folder / link):  # noqa: PTH113
         kept["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{link}"
     return kept
 

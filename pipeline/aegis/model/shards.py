@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,8 @@ def _shard_files(folder: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...
         # transformers would train on the single file, and this program would merge the shards
         raise IntegrityError("shards.both_kinds", folder=folder, single=SINGLE)
     if names:
-        if missing := [name for name in names if not (folder / name).is_file()]:
+        # unlike Path's, it is False for a name too long
+        if missing := [name for name in names if not os.path.isfile(folder / name)]:  # noqa: PTH113
             raise IntegrityError("shards.missing", folder=folder, missing=", ".join(missing))
         return tuple(folder / name for name in names)
     if single:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def trained_base(adapter: Path) -> Base:
         EnvironmentFault, UnsupportedModelError: as in `find_base`.
     """
     facts = TrainFacts.read(adapter)
-    if facts.revision is None and facts.base_model != DEMO and not Path(facts.base_model).exists():
+    # unlike Path's, it is False for a name too long
+    here = os.path.exists(facts.base_model)  # noqa: PTH110
+    if facts.revision is None and facts.base_model != DEMO and not here:
         raise UsageError("base.moved", base=facts.base_model, adapter=adapter)
     return with_template_of(find_base(facts.base_model, facts.revision), adapter)

@@ -1,22 +1,9 @@
-"""Reads numbers from the rows of metrics.jsonl, and whether they are of the training that made the run's adapter."""
+"""Finds out whether the rows of metrics.jsonl are of the training that made the run's adapter."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-
-def number(row: Mapping[str, Any], name: str) -> float | None:
-    """Return a finite number of a row; None for anything else, which a run's file may hold."""
-    value = row.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
 
 
 def are_of_adapter(rows: Sequence[Mapping[str, Any]], planned_steps: object = None) -> bool:
@@ -28,7 +15,7 @@ def are_of_adapter(rows: Sequence[Mapping[str, Any]], planned_steps: object = No
         rows: the complete rows, in their order.
         planned_steps: the number of steps in the adapter's settings, which the rows must have too; None if unknown.
     """
-    planned = number(rows[-1], "planned_steps") if rows else None
+    planned = rows[-1].get("planned_steps") if rows else None
     if planned is None:
         return True
     return bool(rows[-1]["step"] >= planned) and planned_steps in (None, planned)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aegis.config.places import place_settings
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.stage_config import StageConfig
 from aegis.errors import IntegrityError
 from aegis.report.values import as_text, public
 from aegis.runs.facts import AdapterFacts, ExportFacts, MergeFacts, VerifyFacts
@@ -33,17 +36,18 @@ class RunParts:
     def of(cls, run: Run) -> RunParts:
         """Read the manifests of a run."""
         parts = cls()
-        parts.training = parts._read(run, "training", AdapterFacts)
-        parts.merged = parts._read(run, "merge", MergeFacts)
-        parts.exported = parts._read(run, "export", ExportFacts)
-        parts._read(run, "verify", VerifyFacts)
+        parts.training = parts._read(run, "training", AdapterFacts, TrainConfig)
+        parts.merged = parts._read(run, "merge", MergeFacts, MergeConfig)
+        parts.exported = parts._read(run, "export", ExportFacts, ExportConfig)
+        parts._read(run, "verify", VerifyFacts, VerifyConfig)
         return parts
 
-    def _read(self, run: Run, name: str, kind: type[FactsOfStage]) -> FactsOfStage | None:
+    def _read(self, run: Run, name: str, kind: type[FactsOfStage], settings: type[StageConfig]) -> FactsOfStage | None:
         folder = PARTS[name]
         try:
             manifest = read_manifest(run.root / folder)
             facts = kind.of(manifest)
+            recorded_config(manifest, settings)
         except IntegrityError as error:
             # a local path is private, so the page does not show it
             there = (run.root / folder / MANIFEST).is_file()

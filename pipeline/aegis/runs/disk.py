@@ -1,14 +1,16 @@
-"""Finds the cache folder, checks free disk space before work begins, and reports a full disk."""
+"""Finds the cache folder, checks or reserves disk space before work begins, and reports a full disk."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
@@ -21,8 +23,14 @@ _FULL_IN_RUST = re.compile(r"\(os error (27|28|112|122)\)")
 
 _STEM_BYTES = 200  # a file name may have 255 bytes, and an ending is added
 
-_BITS_AT_MOST = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
-"""Bits per weight; every other type has fewer than 8.6, which is Q8_0 with the f32 norms."""
+_MAX_BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
+"""Bits per weight of a matrix; every other type has at most Q8_0's 8.5."""
+
+_MIN_BLOCK = 32
+"""Weights in the smallest block of a quantized type, which is Q8_0's too."""
+
+_HEADER_BYTES = 1 << 20
+"""A GGUF's names, shapes and other keys than the vocabulary."""
 
 
 def at_home(path: str | Path) -> Path:
@@ -117,6 +125,24 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
         )
 
 
+def reserve(file: IO[bytes], size: int, folder: Path) -> None:
+    """Give an empty file in `folder` its size in bytes, and take the room for it on the disk now.
+
+    A file that only has the size gets its room page by page. If it is mapped, the first page without room ends the
+    process (SIGBUS), and nothing can report it.
+
+    Raises:
+        OSError: the disk has not that much room.
+    """
+    # asked first: in a failed reservation the disk is full for a moment, for all others too
+    if free_bytes(folder) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # macOS and Windows
+        file.truncate(size)
+
+
 def free_bytes(path: Path) -> int:
     """Return the free bytes on the disk of `path`, which need not exist."""
     return shutil.disk_usage(_existing(path.absolute())).free
@@ -146,6 +172,24 @@ def checkpoints_bytes(trained_bytes: int, keep: int) -> int:
     return (keep + 1) * 4 * trained_bytes + trained_bytes
 
 
-def gguf_bytes(weights: int, quants: Iterable[str]) -> int:
-    """Return an upper bound on the bytes of one GGUF per type."""
-    return int(weights * sum(_BITS_AT_MOST.get(quant, 8.6) for quant in quants) / 8)
+def gguf_bytes(shapes: Iterable[Sequence[int]], vocabulary_bytes: int, quants: Collection[str]) -> int:
+    """Return an upper bound on the bytes of one GGUF per type, if its head has no larger type of its own.
+
+    llama.cpp keeps vectors in float32, and a matrix whose rows it cannot divide into blocks in 16 bits.
+
+    Args:
+        shapes: those of the merged folder's tensors.
+        vocabulary_bytes: size of the tokenizer's files, of which each GGUF has the vocabulary and the chat template.
+    """
+    vectors = whole = blocks = 0
+    for shape in shapes:
+        weights = math.prod(shape)
+        if len(shape) < 2:
+            vectors += weights
+        elif shape[-1] % _MIN_BLOCK:
+            whole += weights
+        else:
+            blocks += weights
+    bits = [_MAX_BITS.get(quant, 8.5) for quant in quants]
+    matrices = sum(blocks * each + whole * max(each, 16) for each in bits)
+    return math.ceil(matrices / 8) + len(quants) * (4 * vectors + vocabulary_bytes + _HEADER_BYTES)

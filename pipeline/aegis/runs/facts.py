@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aegis.runs.facts_base import Facts, Frozen
-from aegis.runs.manifest import MANIFEST, read_manifest
+from aegis.messages import phrase
+from aegis.runs.facts_base import Facts, Frozen, damaged
+from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 
 F16 = "F16"
 """The key of the unquantized GGUF in `ExportFacts.files`."""
@@ -45,7 +46,13 @@ class KeptFacts(BaseModel):
 
 
 class TrainResult(Frozen):
-    """The result of a training; it does not depend on interruptions."""
+    """The result of a training; it does not depend on interruptions.
+
+    Attributes:
+        steps: the step whose adapter and soul were saved.
+        heldout_loss: nats per trained token, after this step.
+        keep_kl: KL(base ‖ trained) in the last step with kept text until then, nats per token; None without any.
+    """
 
     steps: int
     heldout_loss: float | None
@@ -188,6 +195,18 @@ class ExportFacts(Facts):
     context_tokens: int = Field(gt=0)
     files: dict[str, str] = Field(min_length=1)
     fallback_tensors: dict[str, list[str]] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Return the facts of a manifest.
+
+        Raises:
+            IntegrityError: as of every stage's facts; or a GGUF file is none of the manifest's.
+        """
+        facts = super().of(manifest)
+        if lost := [name for name in facts.files.values() if name not in manifest.files]:
+            raise damaged(manifest, "facts.files", phrase("manifest.missing", name=lost[0]))
+        return facts
 
     @property
     def first(self) -> str:

@@ -12,6 +12,20 @@ from aegis.messages.validation import describe_validation_error
 from aegis.runs.manifest import MANIFEST, Manifest, read_manifest
 
 
+def damaged(manifest: Manifest, part: str, error: ValidationError | str) -> IntegrityError:
+    """Return the error of a manifest of which a part cannot be what a stage recorded.
+
+    Args:
+        part: the key in the manifest, such as "facts".
+        error: what is wrong with it; the first problem is shown.
+    """
+    why = error
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        part, why = ".".join(map(str, (part, *problem["loc"]))), describe_validation_error(problem)
+    return IntegrityError("manifest.damaged", path=manifest.path or Path(MANIFEST), name=part, error=why)
+
+
 class Frozen(BaseModel):
     """Values that a manifest records; an unknown one is refused."""
 
@@ -30,16 +44,13 @@ class Facts(Frozen):
         Raises:
             IntegrityError: another stage wrote the manifest, or its facts are not those of this stage.
         """
-        path = manifest.path or Path(MANIFEST)
         if manifest.stage != cls.stage:
+            path = manifest.path or Path(MANIFEST)
             raise IntegrityError("manifest.other_stage", path=path, found=manifest.stage, stage=cls.stage)
         try:
             return cls.model_validate(manifest.facts)
         except ValidationError as error:
-            problem = error.errors()[0]
-            name = ".".join(map(str, ("facts", *problem["loc"])))
-            why = describe_validation_error(problem)
-            raise IntegrityError("manifest.damaged", path=path, name=name, error=why) from None
+            raise damaged(manifest, "facts", error) from None
 
     @classmethod
     def read(cls, directory: Path) -> Self:

@@ -5,7 +5,10 @@ A lock belongs to a file and not to its name: if run.lock is removed, another pr
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +17,7 @@ from typing import NamedTuple
 
 import filelock
 
-from aegis.errors import LockedError, UsageError
+from aegis.errors import LockedError, UsageError, reason
 from aegis.messages import phrase
 from aegis.runs import disk
 
@@ -39,23 +42,20 @@ def locked(root: Path) -> Iterator[None]:
 
     Raises:
         LockedError: another process or thread works in this run.
-        UsageError: the directory cannot be created or written.
-        EnvironmentFault: the disk is full.
+        UsageError, EnvironmentFault: as `check_place`.
     """
     mine = _held.get(root.resolve())
     if mine is not None and mine.thread == threading.get_ident():
         yield
         return
-    try:
+    check_place(root)
+    with _refusing(root, root):
         root.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(root / LOCK)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise LockedError("runs.locked", root=root, holder=_holder(root)) from None
-    except OSError as error:
-        if disk.is_full(error):
-            raise disk.full(root, error) from error
-        raise UsageError("runs.unusable", root=root, error=str(error)) from None
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise LockedError("runs.locked", root=root, holder=_holder(root)) from None
     place = root.resolve()
     _held[place] = _Held(_identity(place), threading.get_ident())
     try:
@@ -67,6 +67,39 @@ def locked(root: Path) -> Iterator[None]:
         else:
             lock.release()  # the folder that is there now is another process's
         del _held[place]
+
+
+def check_place(root: Path) -> None:
+    """Refuse a path where no run's directory can be made or written, before any work; the path stays as it is.
+
+    Raises:
+        UsageError: a file is in its place or in that of a folder above it, or nothing can be written there.
+        EnvironmentFault: the disk is full.
+    """
+    for place in (root, *root.parents):
+        with _refusing(root, place):
+            if place.is_symlink() and not place.exists():
+                raise FileNotFoundError(errno.ENOENT, phrase("runs.dangling"))
+            try:
+                mode = place.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # not made yet, or below a file
+            if not stat.S_ISDIR(mode):
+                raise UsageError("runs.file_in_the_way", root=root, place=place)
+            # permissions alone do not tell: some file systems let nobody write
+            tempfile.TemporaryFile(dir=place).close()
+            return
+
+
+@contextmanager
+def _refusing(root: Path, place: Path) -> Iterator[None]:
+    """Refuse a run's directory if the block cannot write in `place`."""
+    try:
+        yield
+    except OSError as error:
+        if disk.is_full(error):
+            raise disk.full(root, error) from error
+        raise UsageError("runs.unusable", root=root, place=place, error=reason(error)) from None
 
 
 def check_held(path: Path) -> None:

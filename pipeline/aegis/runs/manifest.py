@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
 from aegis.background import two_at_a_time
-from aegis.errors import IntegrityError
+from aegis.errors import IntegrityError, reason
 from aegis.limits import RECORD_BYTES, read_json
 from aegis.messages import Bilingual, bilingual, phrase
 from aegis.runs import known_hashes
+from aegis.runs.manifest_values import inside, mapping, refuse_unusable
 
 MANIFEST = "manifest.json"
 FORMAT = "aegis-manifest"
@@ -66,13 +67,22 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """A hash of stage, settings and inputs: equal identities make equal directories."""
+        """A hash of stage, settings and inputs.
+
+        Directories with equal identities may differ: another version of a package, of the converter or of the quantizer
+        makes other bytes of the same inputs.
+        """
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
 
     @property
     def files_digest(self) -> str:
         """A hash of the names and contents of all files."""
         return digest({name: record.sha256 for name, record in self.files.items()})
+
+    @property
+    def exact_identity(self) -> str:
+        """A hash of identity and files: where it is equal, settings, inputs and every byte of every file are."""
+        return digest([self.identity, self.files_digest])
 
 
 def versions() -> dict[str, str]:
@@ -131,33 +141,31 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         document = read_json(path, RECORD_BYTES)
+        refuse_unusable(document)
         if document.get("format") != FORMAT:
             raise IntegrityError(NOT_OURS, path=path)
         if document["version"] != VERSION:
             raise IntegrityError("manifest.other_version", path=path, version=document["version"], ours=VERSION)
         return Manifest(
             stage=str(document["stage"]),
-            config=dict(document["config"]),
-            inputs={str(name): str(value) for name, value in document["inputs"].items()},
-            facts=dict(document["facts"]),
-            files={
-                _inside(str(name)): FileRecord(int(record["bytes"]), str(record["sha256"]))
-                for name, record in document["files"].items()
-            },
-            versions=dict(document["versions"]),
+            config=mapping(document, "config"),
+            inputs={name: str(value) for name, value in mapping(document, "inputs").items()},
+            facts=mapping(document, "facts"),
+            files={inside(name): _record(record) for name, record in mapping(document, "files").items()},
+            versions={name: str(value) for name, value in mapping(document, "versions").items()},
             path=path,
         )
     except FileNotFoundError:
         raise IntegrityError("manifest.none", directory=directory, manifest=MANIFEST) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError("manifest.damaged", path=path, name=type(error).__name__, error=error) from None
 
 
-def _inside(name: str) -> str:
-    """Return the name of a file in the directory; a manifest that somebody wrote may name one outside."""
-    if PureWindowsPath(name).anchor or name.startswith("/") or ".." in PureWindowsPath(name).parts:
-        raise ValueError(name)
-    return name
+def _record(entry: Any) -> FileRecord:
+    size_bytes, sha256 = entry["bytes"], entry["sha256"]
+    if type(size_bytes) is not int or size_bytes < 0 or not isinstance(sha256, str):
+        raise ValueError(entry)
+    return FileRecord(size_bytes, sha256)
 
 
 def verify_directory(directory: Path) -> Manifest:
@@ -191,7 +199,11 @@ def verify_file(path: Path) -> bool:
 
 
 def _wrong(directory: Path, name: str, record: FileRecord, read: Callable[[int], object] | None) -> Bilingual | None:
-    if not (directory / name).is_file():
+    try:
+        is_there = (directory / name).is_file()
+    except OSError as error:  # a name that no file of this disk can have
+        return Bilingual.same(f"{name}: {reason(error)}")
+    if not is_there:
         return bilingual("manifest.missing", name=name)
     why = _difference(directory / name, record, read)
     return None if why is None else why.after(f"{name}: ")

@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aegis import progress
 from aegis.errors import UsageError, reason
+from aegis.messages import phrase
 from aegis.runs import disk, known_hashes
 from aegis.runs.foreign import refuse_foreign
 from aegis.runs.lock import check_held
@@ -131,11 +133,16 @@ class Staging:
         self.path = path
         self.facts: Mapping[str, Any] | None = None
         self.inputs: dict[str, str] = {}
-        self._hashed: dict[str, FileRecord] = {}
+        self._hashed: dict[str, tuple[FileRecord, known_hashes.Identity]] = {}
 
-    def hashed(self, name: str, size_bytes: int, sha256: str) -> None:
-        """Record a file's hash that was computed while the file was written."""
-        self._hashed[name] = FileRecord(size_bytes, sha256)
+    def hashed(self, name: str, size_bytes: int, sha256: str, seen: known_hashes.Identity | None = None) -> None:
+        """Record a file's hash; if the file changes after that, it is hashed again.
+
+        Args:
+            seen: the file's identity before it was read; None if the hash was computed while the file was written,
+                which is closed now.
+        """
+        self._hashed[name] = FileRecord(size_bytes, sha256), seen or known_hashes.identity(self.path / name)
 
     def take_over(self, file: Path) -> None:
         """Put an existing file into the directory, by a hard link if the disk supports it, else by a copy."""
@@ -146,15 +153,10 @@ class Staging:
 
     def seal(self, manifest: Manifest) -> None:
         """Flush every file to the disk, and write the manifest last."""
-        files = {}
         paths = {p.relative_to(self.path).as_posix(): p for p in sorted(self.path.rglob("*")) if p.is_file()}
-        unread = sum(path.stat().st_size for name, path in paths.items() if name not in self._hashed)
+        unread = sum(path.stat().st_size for name, path in paths.items() if self._known(name) is None)
         with hashing(self.path.name.split(".staging")[0].lstrip("."), unread) as read:
-            for name, path in paths.items():
-                _fsync(path)
-                if (record := self._hashed.get(name)) is not None:
-                    known_hashes.note(path, "sha256", record.sha256)
-                files[name] = record or FileRecord(path.stat().st_size, file_sha256(path, read))
+            files = {name: self._record(name, path, read) for name, path in paths.items()}
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -169,6 +171,22 @@ class Staging:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _fsync(path)
         _fsync(self.path)
+
+    def _known(self, name: str) -> FileRecord | None:
+        """Return what was recorded about a file; None if nothing was, or if the file has changed since then."""
+        record, seen = self._hashed.get(name, (None, None))
+        return record if seen is not None and seen == known_hashes.identity(self.path / name) else None
+
+    def _record(self, name: str, path: Path, read: Callable[[int], object] | None) -> FileRecord:
+        """Flush a file, and return its size and hash."""
+        _fsync(path)
+        if (record := self._known(name)) is not None:
+            known_hashes.note(path, "sha256", record.sha256, self._hashed[name][1])
+            return record
+        found = FileRecord(path.stat().st_size, file_sha256(path, read))
+        if name in self._hashed and found != self._hashed[name][0]:
+            progress.warn(phrase("publish.changed", name=name))
+        return found
 
 
 def _replace_directory(source: Path, final: Path) -> None:

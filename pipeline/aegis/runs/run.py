@@ -20,6 +20,7 @@ directory appears under its final name by one rename, when it is complete, or no
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,11 @@ class Run:
         return self.root / "gguf"
 
     @property
+    def unproven_gguf(self) -> Path:
+        """Where `aegis run` moves an export that verify found at fault."""
+        return self.root / "gguf.failed"
+
+    @property
     def verify(self) -> Path:
         return self.root / "verify"
 
@@ -113,7 +119,7 @@ class Run:
     def folders(self) -> tuple[Path, ...]:
         """The folders that `aegis run` replaces or removes."""
         trained = (self.checkpoints, self.kept, self.pictures, self.adapter)
-        return (*trained, self.merged, self.gguf, self.verify, self.report)
+        return (*trained, self.merged, self.gguf, self.unproven_gguf, self.verify, self.report)
 
     @property
     def verified_parts(self) -> dict[str, Path]:
@@ -123,14 +129,17 @@ class Run:
     def made_anew(self, verified: Manifest) -> Path | None:
         """Return the first directory that is not the one that was verified; None if the verdict is about them all.
 
+        It must have every byte that was verified: the same settings and inputs may have made other files since.
+
         Args:
-            verified: the manifest of a verification.
+            verified: the manifest of a verification. One of an older AEGIS does not name the files that it was about,
+                so that every directory counts as made anew.
 
         Raises:
             IntegrityError: a directory's manifest is missing or damaged.
         """
         for stage, directory in self.verified_parts.items():
-            if read_manifest(directory).identity != verified.inputs.get(stage):
+            if read_manifest(directory).exact_identity != verified.inputs.get(stage):
                 return directory
         return None
 
@@ -173,7 +182,7 @@ class Run:
             IntegrityError: there is none, or the manifest is damaged.
         """
         path = self.gguf / ExportFacts.read(self.gguf).first
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 (unlike Path's, it is False for a name too long)
             raise IntegrityError("runs.no_gguf", gguf=self.gguf, run_root=self.root)
         return path
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from aegis import __version__, progress
-from aegis.background import Background
+from aegis.background import Background, stop_if_asked
 from aegis.config.settings import ExportConfig
+from aegis.errors import IntegrityError, ToolError
 from aegis.llama_cpp import PreparedTool, convert, quantize, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import Defaults
 from aegis.messages import phrase
@@ -94,7 +95,7 @@ def export_gguf(
     if not missing:
         return report
     _check_types(model, missing, config, earlier if there is not None else None)
-    needed = disk_needed(model, work.shards, [quant for quant in missing if quant != F16])
+    needed = files_bytes(model, work.shards, [F16, *(quant for quant in missing if quant != F16)])
     disk.require_space(out, needed, phrase("disk.gguf_files"))
     if dry_run:
         return replace(report, disk_bytes=needed)
@@ -137,10 +138,6 @@ class _Export:
         end_tokens(model, source_config)  # before the conversion, which may take minutes
         return cls(model, config, quants, source_config, shards, tokenizer, facts)
 
-    @property
-    def quantized(self) -> list[str]:
-        return list(self.facts.quantized)
-
     @cached_property
     def inputs(self) -> dict[str, str]:
         """The hashes of the folder and of the importance matrix."""
@@ -168,7 +165,8 @@ class _Export:
         names = list(self.facts.files.values())
         missing = [name for name in names if not (staging.path / name).exists()]
         fallbacks = {**(there.fallback_tensors if there else {}), **self.write_ggufs(staging.path, missing)}
-        with Background(lambda: _hashed(staging, names), threading.Event()) as hashing:
+        stop = threading.Event()
+        with Background(lambda: _hashed(staging, names, stop), stop) as hashing:
             for name in missing:
                 check_answers(staging.path / name)
             files = hashing.result()
@@ -182,13 +180,18 @@ class _Export:
         made = not f16.exists()
         if made:
             convert(self.model, f16, model_name=self.facts.name, tree=config.llama_cpp_dir, prepared=self.prepared)
-        checks = partial(check_f16, f16, self.shards, self.source_config, self.tokenizer)
-        with Background(checks if made else lambda: None, threading.Event()) as checking:
+        stop = threading.Event()
+        checks = partial(check_f16, f16, self.shards, self.source_config, self.tokenizer, stop)
+        with Background(checks if made else lambda: None, stop) as checking:
             for quant, name in self.facts.quantized.items():
                 if name not in missing:
                     continue
-                quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
-                fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+                try:
+                    quantize(f16, folder / name, quant, output_tensor_type=config.head_quant, imatrix=config.imatrix)
+                    fallbacks[quant] = check_quantized(folder / name, quant, config.head_quant)
+                except (ToolError, IntegrityError):
+                    checking.result()  # a fault of the f16 file would be the cause
+                    raise
             checking.result()
         left = f16 if self.facts.f16 else self.hand_over.take(f16) if self.hand_over else None
         if left is None:
@@ -236,13 +239,10 @@ def _inputs(model: Path, shards: ShardSet) -> dict[str, str]:
     return {"model": digest({path.name: file_sha256(path) for path in files})}
 
 
-def disk_needed(model: Path, shards: ShardSet, quantized: list[str]) -> int:
-    """Return the largest number of bytes on the disk at one time: all files."""
-    return files_bytes(model, shards, [F16, *quantized])
-
-
-def _hashed(staging: Staging, names: list[str]) -> list[CardFile]:
-    files = [CardFile(name, (path := staging.path / name).stat().st_size, file_sha256(path)) for name in names]
-    for file in files:
-        staging.hashed(file.name, file.bytes, file.sha256)
+def _hashed(staging: Staging, names: list[str], stop: threading.Event) -> list[CardFile]:
+    files = []
+    for name in names:
+        seen = known_hashes.identity(path := staging.path / name)
+        files.append(CardFile(name, path.stat().st_size, file_sha256(path, lambda _: stop_if_asked(stop))))
+        staging.hashed(name, files[-1].bytes, files[-1].sha256, seen)
     return files

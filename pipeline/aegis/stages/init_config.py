@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from aegis.config.presets import DEMO
 from aegis.config.settings import SECTIONS
+from aegis.config.toml_values import as_toml
 from aegis.data.sources import is_hub_dataset, open_source
 from aegis.errors import UsageError, reason
 from aegis.messages import phrase, translate_help
@@ -45,11 +46,11 @@ def _setting(key: str, field: FieldInfo, chosen: object) -> str:
         words += phrase("template.choices", names=", ".join(choices))
     comment = _comment(words)
     if chosen is not None:
-        return f"{comment}\n{key} = {_toml(chosen)}\n"
+        return f"{comment}\n{key} = {as_toml(chosen)}\n"
     default = field.default
     if default in (None, ()):
         return f"{comment}\n# {key} =\n"
-    return f"{comment}\n# {key} = {_toml(default)}\n"
+    return f"{comment}\n# {key} = {as_toml(default)}\n"
 
 
 def _comment(words: str) -> str:
@@ -58,20 +59,6 @@ def _comment(words: str) -> str:
 
 def _choices(annotation: Any) -> tuple[str, ...]:
     return tuple(map(str, get_args(annotation))) if str(get_origin(annotation)) == "typing.Literal" else ()
-
-
-def _toml(value: object) -> str:
-    """Return a value in TOML's syntax, with strings escaped."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | os.PathLike):
-        escaped = "".join(
-            f"\\u{ord(c):04X}" if ord(c) < 32 or ord(c) == 127 else "\\" + c if c in '"\\' else c for c in str(value)
-        )
-        return f'"{escaped}"'
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)
 
 
 def check(base_model: str, dataset: str) -> list[str]:

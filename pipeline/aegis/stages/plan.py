@@ -31,6 +31,7 @@ from aegis.model.shards import INDEX
 from aegis.model.trained_base import with_template
 from aegis.runs import disk
 from aegis.runs.disk import checkpoints_bytes
+from aegis.runs.facts import F16
 from aegis.runs.run import Run
 from aegis.runs.space_needs import Need
 from aegis.training.execution.allocator import cap_bytes, usable_bytes
@@ -40,8 +41,9 @@ from aegis.training.planning.finish_bytes import FinishPlan
 from aegis.training.planning.machine import flops_per_token, matrix_rate
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner
 from aegis.verification.base_precheck import check_base
+from aegis.verification.gguf_checks import vocabulary_bytes
 from aegis.verification.run_precheck import Later, check_later, later_bytes
-from aegis.verification.space_estimate import memory_needed, scratch_needed
+from aegis.verification.space_estimate import memory_needed, merged_shapes, scratch_needed
 from aegis.verification.tokenizer_precheck import check_ids, converted_vocabulary, our_ids, sample_texts
 
 
@@ -110,7 +112,7 @@ def plan(train: TrainConfig, merge: MergeConfig, export: ExportConfig, verify: V
         # a folder of the user's with weights of any kind is checked, so that a broken one is not planned
         weights = ("*.safetensors", INDEX, "*.bin", "*.pt", "*.pth")
         here = any(found for pattern in weights for found in base.folder.glob(pattern))
-        if not here and base.revision is None:
+        if not here and base.revision is None and not _is_unmade(base):
             progress.warn(phrase("plan.no_weights", folder=base.folder))
         with _vocabulary(base, export.llama_cpp_dir) as vocabulary:
             data, missing = _data(train, base, vocabulary)
@@ -217,9 +219,9 @@ def _needs(
 ) -> Sequence[Need]:
     from huggingface_hub import constants
 
-    weights = estimator.parameters
+    weights, shapes = estimator.parameters, merged_shapes(base)
     trained = 4 * sum(estimator.trained.values())
-    in_run = checkpoints_bytes(trained, train.keep_checkpoints) + later_bytes(weights, merge, export.quant)
+    in_run = checkpoints_bytes(trained, train.keep_checkpoints) + later_bytes(shapes, base.folder, merge, export)
     needs = [
         Need("disk_run", in_run, disk.free_bytes(run.root), str(run.root)),
         scratch_needed(
@@ -227,7 +229,8 @@ def _needs(
             run.root,
             4 + len(export.quant),
             int(base.config.get("vocab_size", 0)),
-            weights if verify.paranoid else 0,  # export's own f16 file, which is counted above, stays for verify
+            # export's own f16 file, which is counted above, stays for verify
+            disk.gguf_bytes(shapes, vocabulary_bytes(base.folder), [F16]) if verify.paranoid else 0,
             keeps=train.keep_weight > 0,
         ),
         memory_needed(verify, weights),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from aegis.config.settings import VerifyConfig
 from aegis.model.shards import HEAD, ShardSet
-from aegis.runs.facts import ExportFacts
-from aegis.runs.manifest import verify_directory
+from aegis.runs.facts import F16, ExportFacts
 from aegis.runs.run import Run
 from aegis.runs.space_needs import Need
+from aegis.verification.gguf_checks import files_bytes
+from aegis.verification.run_checks import published_part
 from aegis.verification.space_estimate import memory_needed, scratch_needed
 
 
@@ -31,14 +32,15 @@ def plan_verify(run: Run, config: VerifyConfig) -> VerifyOutlook:
         IntegrityError: the run is not finished, or a file differs from its manifest.
     """
     run.require_finished()
-    manifests = [verify_directory(directory) for directory in run.verified_parts.values()]
+    manifests = [published_part(stage, directory) for stage, directory in run.verified_parts.items()]
     shards = ShardSet.open(run.merged)
     weights = sum(math.prod(entry.shape) for entry in shards.entries.values())
+    rebuilt = files_bytes(run.merged, shards, [F16])
     vocabulary = shards.entries[HEAD].shape[0]
     exported = ExportFacts.of(manifests[-1])
     models = ("trained", "wide", "merged", "f16", *exported.quantized)
     return VerifyOutlook(
         models, config.tokens,
-        scratch_needed(config, run.root, len(models), vocabulary, weights, keeps="kept" in manifests[0].inputs),
+        scratch_needed(config, run.root, len(models), vocabulary, rebuilt, keeps="kept" in manifests[0].inputs),
         memory_needed(config, weights),
     )  # fmt: skip

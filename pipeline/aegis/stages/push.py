@@ -97,7 +97,7 @@ def _card(run: Run, directory: Path, found: dict[str, Any] | None) -> str:
 def _answers(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Return the questions and answers of a report on the current files; empty if there is none."""
     try:
-        if read_manifest(run.report).inputs["export"] != read_manifest(run.gguf).identity:
+        if read_manifest(run.report).inputs["export"] != read_manifest(run.gguf).exact_identity:
             return [], []
         document = read_json(run.report / ANSWERS, RECORD_BYTES)
         names = {"base": "base", "gguf": "this model"}

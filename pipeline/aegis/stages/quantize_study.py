@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import TrainConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.data.training_set import load_training_set
@@ -130,7 +131,7 @@ def _manifest(config: StudyConfig, merged: Manifest, exported: Manifest) -> Mani
     return Manifest(
         stage="quantize-study",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir", "text"}),
-        inputs={"model": merged.files_digest, "convert": exported.identity},
+        inputs={"model": merged.files_digest, "convert": exported.exact_identity},
         facts={},
     )
 
@@ -164,7 +165,7 @@ def _check_run(run: Run) -> None:
 def _material(run: Run, config: StudyConfig, tokenizer: Any, limit: int, *, keep: bool) -> StudyText:
     if config.text is not None:
         return StudyText.of_file(config.text, tokenizer, config.tokens, config.calibration_tokens, limit)
-    data = load_training_set(TrainConfig.model_validate(read_manifest(run.adapter).config), tokenizer, keep=keep)
+    data = load_training_set(recorded_config(read_manifest(run.adapter), TrainConfig), tokenizer, keep=keep)
     return StudyText.of_rows(data.train, data.heldout, tokenizer, config.tokens, config.calibration_tokens, limit)
 
 

@@ -54,7 +54,7 @@ def report(run: Run, limits: Limits, questions: Sequence[str] = (), *, reuse: bo
     manifest = Manifest(
         stage="report",
         config={"language": language(), **asdict(limits), "questions": list(questions)},
-        inputs={name: found.identity for name, found in parts.manifests.items()},
+        inputs={name: found.exact_identity for name, found in parts.manifests.items()},
         facts={},
     )
     final = run.report_page

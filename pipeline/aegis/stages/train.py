@@ -214,9 +214,10 @@ def dry_run(config: TrainConfig, later: Later | None = None) -> TrainReport:
     with process_group(device) as group:
         refuse_unsupported_launch(group, compute_dtype(device))
         inputs = TrainingInputs.make(config, device, group, later=later)
+        config = inputs.config
         kept_text = inputs.kept_text()
         with build_state(config, inputs.base, device, None, group, inputs.finish) as state:
-            steps = min(DRY_RUN_STEPS, inputs.config.max_steps)
+            steps = min(DRY_RUN_STEPS, config.max_steps)
             outcome = inputs.loop(state, kept_text).run(0, steps)
             return TrainReport.of(Path(), inputs, state, outcome)
 

@@ -68,7 +68,7 @@ def _verified(run: Run, config: VerifyConfig, converted: Path | None, early: Ear
     manifest = Manifest(
         stage="verify",
         config=config.model_dump(mode="json", exclude={"llama_cpp_dir"}),
-        inputs={stage: found.identity for stage, found in manifests.items()},
+        inputs={stage: found.exact_identity for stage, found in manifests.items()},
         facts=VerifyFacts(ok=verdict.failed_stage is None).recorded(),
     )
     with publishing(run.verify, manifest, overwrite=True) as staging:

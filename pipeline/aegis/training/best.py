@@ -1,4 +1,4 @@
-"""Watches the held-out loss: warns once when it has turned, and finds the step at which it was lowest."""
+"""Watches the held-out loss: warns when it has turned, and finds the step at which it was lowest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _IN_A_ROW = 2
 
 
 class HeldoutWatch:
-    """Warns once, when the held-out loss has been above its best value twice in a row."""
+    """Warns when the held-out loss has been above its best value twice in a row.
+
+    Another warning needs a loss in between that was not above it.
+    """
 
     def __init__(self) -> None:
         self._best, self._best_step = math.inf, 0

@@ -1,4 +1,4 @@
-"""Writes the rows of metrics.jsonl: a step's numbers, the keep loss since the previous row, and measures of R."""
+"""Writes the rows of metrics.jsonl: a step's numbers, the latest keep loss, and measures of R."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MetricsLog:
         epochs_per_step: passes over the data per step.
 
     Attributes:
-        keep_kl: the value in the last row.
+        keep_kl: the value of the last step with kept text that was added; None without any.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class MetricsLog:
         self._config, self._soul, self._file, self._report = config, soul, file, report
         self._epochs_per_step = epochs_per_step
         self.keep_kl: float | None = None
-        self._kept: list[float] = []
-        self._keep_weight = 0.0
+        self._kept: tuple[float, float] | None = None  # keep_kl and its weight
 
     def add(self, numbers: StepMetrics) -> None:
         """Add a step to the next row; every step is added once, in order."""
         if numbers.keep_kl is not None and not numbers.skipped:
-            self._kept.append(numbers.keep_kl)
-            self._keep_weight = numbers.keep_weight
+            self._kept, self.keep_kl = (numbers.keep_kl, numbers.keep_weight), numbers.keep_kl
 
     def write(self, numbers: StepMetrics, due: bool, heldout: float | None, tokens_per_second: float) -> None:
-        """Write the row of a step that was added.
+        """Write the row of a step that was added; its `keep_kl` is that of the last step with kept text since a row.
+
+        It is no mean over these steps: an interruption adds a row, and the rows after it would have other means.
 
         Args:
             due: a checkpoint is due, so a dense rotation is measured too.
@@ -67,16 +67,16 @@ class MetricsLog:
         # measuring a dense rotation takes as long as many steps, so it is done with checkpoints only
         measured = _measure_rotation(soul) if due or soul.kind != "dense" else dict.fromkeys(_ROTATION_KEYS)
         alpha, factor = numbers.alpha, learning_rate_factor(config)
-        self.keep_kl = sum(self._kept) / len(self._kept) if self._kept else None
-        self._kept = []
+        keep_kl, keep_weight = self._kept or (None, 0.0)
+        self._kept = None
         loss = numbers.task_loss + config.orthogonality_weight * numbers.orthogonality_loss
         row: dict[str, Any] = {
             "step": done,
             "epoch": round(done * self._epochs_per_step, 4),
-            "loss": loss + self._keep_weight * (self.keep_kl or 0.0),
+            "loss": loss + keep_weight * (keep_kl or 0.0),
             "task_loss": numbers.task_loss,
             "heldout_loss": heldout,
-            "keep_kl": self.keep_kl,
+            "keep_kl": keep_kl,
             "alpha": alpha,
             "gate": gate(alpha),
             "phase": phase(alpha, config.alpha_target).value,

@@ -20,7 +20,8 @@ NUMBERS = ("task_loss", "keep_loss", "orthogonality_loss", "grad_norm", "soul_no
 def make_optimizer(model: nn.Module, soul: Soul, config: TrainConfig) -> torch.optim.AdamW:
     """Make AdamW with one group for the adapter, one for the rotation and one for a learned α; rates are tensors.
 
-    The soul has no weight decay: it would turn R back towards its random start, and α towards zero.
+    The soul has no weight decay: it would turn a blockwise R back towards its start, and α towards zero. A dense R it
+    would leave alone, whose skew is zero before every step.
     """
     device = soul.skew.device
     adapter = [p for p in model.parameters() if p.requires_grad]

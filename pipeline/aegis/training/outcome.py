@@ -16,7 +16,7 @@ class LoopOutcome:
 
     Attributes:
         loss, heldout_loss: nats per trained token.
-        keep_kl: the value in the last row of metrics.jsonl.
+        keep_kl: the value of the last step of this loop with kept text; None without any.
         start_seconds: time of the first steps, which compile and record.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from aegis import progress
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import TrainConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
@@ -99,16 +100,17 @@ def resume_config(run: Run) -> TrainConfig:
     if found is None:
         raise UsageError("train.no_checkpoint", run_root=run.root)
     manifest, processes = found[1], world_size()
-    config = {**TrainFacts.of(manifest).housekeeping, **manifest.config}
-    if config[SHARED] % processes:
+    config = recorded_config(manifest, TrainConfig, TrainFacts.of(manifest).housekeeping)
+    passes = config.gradient_accumulation_steps
+    if passes % processes:
         raise UsageError(
             "train.not_divisible",
             run_root=run.root,
             world_size=processes,
-            forward_passes=config[SHARED],
-            batch_size=config["batch_size"],
+            forward_passes=passes,
+            batch_size=config.batch_size,
         )
-    return TrainConfig.model_validate(config | {SHARED: config[SHARED] // processes})
+    return config.model_copy(update={SHARED: passes // processes})
 
 
 def _refuse_changed(old: Manifest, new: Manifest, run: Run) -> None:

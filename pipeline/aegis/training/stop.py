@@ -28,10 +28,11 @@ class StopRequest:
 def deferred_stop() -> Iterator[StopRequest]:
     """Turn the first signal into a stop request, and pass the second to the previous handler.
 
+    An ignored signal stays ignored: nohup ignores SIGHUP, and a script's shell SIGINT for what it starts with `&`.
     Outside the main thread this changes nothing.
     """
     request = StopRequest()
-    codes = terminating_signals()
+    codes = {n: code for n, code in terminating_signals().items() if signal.getsignal(n) is not signal.SIG_IGN}
     before = {number: signal.getsignal(number) for number in codes}
 
     def handle(number: int, frame: FrameType | None) -> None:

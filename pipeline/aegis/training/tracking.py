@@ -45,8 +45,8 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
     a server sets the tracker's own variables: WANDB_MODE=online, MLFLOW_TRACKING_URI.
 
     Raises:
-        EnvironmentFault: the tracker does not start. A row that it does not take later is lost there, with a warning;
-            the training goes on.
+        EnvironmentFault: the tracker does not start. Later failures of it are warnings, and the training goes on: a row
+            that it does not take is lost there, and perhaps the latest rows if it does not finish.
     """
     if report_to == "none":
         yield lambda _row: None
@@ -70,12 +70,7 @@ def tracked(report_to: ReportTo, run: Path, start: int, config: Mapping[str, Any
     try:
         yield report
     finally:
-        with redirect_stdout(sys.stderr):
-            tracker.finish()
-            if report_to == "trackio":
-                import trackio
-
-                trackio.finish()  # otherwise it prints again when the process ends
+        _finish(tracker, report_to)
 
 
 def _started(report_to: ReportTo, run: Path, start: int, config: dict[str, Any]) -> Any:
@@ -98,6 +93,19 @@ def _started(report_to: ReportTo, run: Path, start: int, config: dict[str, Any])
     if report_to == "mlflow":
         tracker.store_init_configuration(config)
     return tracker
+
+
+def _finish(tracker: Any, report_to: ReportTo) -> None:
+    """End a tracker; its failure must not replace the error of a training, or cost a complete one its adapter."""
+    try:
+        with redirect_stdout(sys.stderr):
+            tracker.finish()
+            if report_to == "trackio":
+                import trackio
+
+                trackio.finish()  # otherwise it prints again when the process ends
+    except Exception as error:
+        progress.warn(phrase("tracking.not_finished", report_to=report_to, error=first_line(error)))
 
 
 def _set_unless_set(**variables: str) -> None:

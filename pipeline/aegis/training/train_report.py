@@ -23,6 +23,7 @@ class TrainReport:
 
     Attributes:
         steps: the step whose adapter and soul were saved.
+        keep_kl: the value of the last step with kept text until then; None without any.
         planned_steps: number of steps of the complete training.
         passes: how often the complete training sees the data.
     """
@@ -69,8 +70,7 @@ class TrainReport:
             resumed_from=resumed_from,
             loss=outcome.loss,
             heldout_loss=outcome.heldout_loss,
-            # for a run that was killed after its last step, only the rows have it
-            keep_kl=outcome.keep_kl if outcome.keep_kl is not None or not rows else rows[-1].get("keep_kl"),
+            keep_kl=_last_keep_kl(rows, outcome),
             alpha=alpha.item(),
             gate=torch.sigmoid(alpha).item(),
             trainable_parameters=sum(p.numel() for p in state.parameters().values() if p.requires_grad),
@@ -96,3 +96,9 @@ class TrainReport:
             memory=None,
             **dict(result),
         )
+
+
+def _last_keep_kl(rows: Sequence[Mapping[str, Any]], outcome: LoopOutcome) -> float | None:
+    """Return keep_kl of the last step with kept text; only the rows have it if that step was before a resumption."""
+    until = [row for row in rows if row["step"] <= outcome.step]
+    return next((row["keep_kl"] for row in reversed(until) if row.get("keep_kl") is not None), outcome.keep_kl)

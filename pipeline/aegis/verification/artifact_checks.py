@@ -32,29 +32,29 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 def check_hashes(checks: Checks, directory: Path, stage: str) -> Manifest | None:
     """Check every file of a published directory by its hash; return None if the manifest is missing or damaged."""
     manifest = None
-    with checks.check(bilingual("structure.files", folder=directory.name), stage) as tell:
+    with checks.check(bilingual("structure.files", folder=directory.name), stage) as detail:
         if (directory / MANIFEST).is_file():
             manifest = verify_directory(directory)
-            tell(bilingual("alone.published_by", count=len(manifest.files), stage=manifest.stage))
+            detail(bilingual("alone.published_by", count=len(manifest.files), stage=manifest.stage))
         else:
-            tell(bilingual("alone.no_manifest", manifest=MANIFEST))
+            detail(bilingual("alone.no_manifest", manifest=MANIFEST))
     return manifest
 
 
 def check_hash(checks: Checks, path: Path, stage: str) -> None:
     """Check one file by the manifest beside it, if there is one."""
-    with checks.check(bilingual("alone.file", name=path.name), stage) as tell:
+    with checks.check(bilingual("alone.file", name=path.name), stage) as detail:
         known = verify_file(path)
-        tell(bilingual("alone.hash_as_published") if known else bilingual("alone.not_in_manifest", manifest=MANIFEST))
+        detail(bilingual("alone.hash_as_published") if known else bilingual("alone.not_in_manifest", manifest=MANIFEST))
 
 
 def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
     """Check that R is orthogonal and has the recorded determinant; a soul trained here is never a reflection."""
-    with checks.check(bilingual("alone.orthogonal"), "train") as tell:
+    with checks.check(bilingual("alone.orthogonal"), "train") as detail:
         soul = load_soul(path)
         if soul.reflection and ours:
             raise IntegrityError("alone.reflection", path=path)
-        tell(
+        detail(
             bilingual(
                 "alone.soul",
                 determinant=bilingual("alone.told_reflection") if soul.reflection else bilingual("alone.rotation"),
@@ -68,10 +68,10 @@ def check_soul(checks: Checks, path: Path, *, ours: bool) -> None:
 
 def check_adapter(checks: Checks, folder: Path) -> None:
     """Check that an adapter is finite, has A and B of the configured rank, and has the same modules in every layer."""
-    with checks.check(bilingual("alone.adapter_whole"), "train") as tell:
+    with checks.check(bilingual("alone.adapter_whole"), "train") as detail:
         adapter = load_adapter(folder)
         _refuse_gaps(bilingual("alone.the_adapter", folder=folder), _LAYER, list(adapter.updates))
-        tell(bilingual("alone.modules", count=len(adapter.updates)))
+        detail(bilingual("alone.modules", count=len(adapter.updates)))
 
 
 def check_checkpoint(checks: Checks, folder: Path) -> None:
@@ -85,7 +85,7 @@ def check_checkpoint(checks: Checks, folder: Path) -> None:
 def check_model(checks: Checks, folder: Path) -> None:
     """Check a merged folder, or any model folder with a separate LM head."""
     check_hashes(checks, folder, "merge")
-    with checks.check(bilingual("alone.folder"), "merge") as tell:
+    with checks.check(bilingual("alone.folder"), "merge") as detail:
         config, shards = read_config(folder), ShardSet.open(folder)
         check_family(config)
         check_head_bias(config, shards.entries)
@@ -94,7 +94,7 @@ def check_model(checks: Checks, folder: Path) -> None:
             raise IntegrityError("alone.no_head", folder=folder, head=HEAD)
         if len(head.shape) != 2 or head.shape != (config.get("vocab_size"), config.get("hidden_size")):
             raise IntegrityError("alone.head_shape", head=HEAD, folder=folder, head_shape=head.shape)
-        tell(
+        detail(
             bilingual(
                 "alone.folder_found",
                 model_type=config["model_type"],
@@ -107,29 +107,29 @@ def check_model(checks: Checks, folder: Path) -> None:
         return
     check_stock(checks, folder)
     check_finite(checks, folder)
-    with checks.check(bilingual("alone.tokenizer"), "merge") as tell:
+    with checks.check(bilingual("alone.tokenizer"), "merge") as detail:
         size = len(load_tokenizer(folder))
         if size > head.shape[0]:
             raise IntegrityError("alone.too_many_tokens", folder=folder, size=size, head_shape=head.shape[0])
-        tell(bilingual("structure.tokens", count=size))
+        detail(bilingual("structure.tokens", count=size))
 
 
 def check_gguf(checks: Checks, path: Path) -> None:
     """Check that a GGUF is complete, holds one model with a head and a matching vocabulary, and has finite values."""
-    with checks.check(bilingual("alone.readable"), "convert") as tell, GgufFile(path) as gguf:
-        tell(_one_model(gguf))
+    with checks.check(bilingual("alone.readable"), "convert") as detail, GgufFile(path) as gguf:
+        detail(_one_model(gguf))
     if not checks.done[-1].ok:
         return
     with GgufFile(path) as gguf:
-        with checks.check(bilingual("structure.vocabulary"), "convert") as tell:
-            tell(_vocabulary(gguf))
+        with checks.check(bilingual("structure.vocabulary"), "convert") as detail:
+            detail(_vocabulary(gguf))
             refuse_fatal(path)
-        with checks.check(bilingual("alone.layers"), "convert") as tell:
+        with checks.check(bilingual("alone.layers"), "convert") as detail:
             _tensors(gguf)
             types = Counter(info.type for info in gguf.tensors.values())
-            tell(Bilingual.same(", ".join(f"{count} {name}" for name, count in types.most_common())))
-        with checks.check(bilingual("structure.finite"), "convert") as tell:
-            tell(_finite(gguf))
+            detail(Bilingual.same(", ".join(f"{count} {name}" for name, count in types.most_common())))
+        with checks.check(bilingual("structure.finite"), "convert") as detail:
+            detail(_finite(gguf))
 
 
 def check_report(checks: Checks, path: Path) -> None:
@@ -138,17 +138,17 @@ def check_report(checks: Checks, path: Path) -> None:
         report = read_report(path)
     if checks.done[-1].ok:
         failed_stage = report.get("failed_stage")
-        with checks.check(bilingual("alone.says"), "verify" if failed_stage is None else str(failed_stage)) as tell:
+        with checks.check(bilingual("alone.says"), "verify" if failed_stage is None else str(failed_stage)) as detail:
             if report["ok"] is not True:
                 raise IntegrityError("verdict.not_proven", failed_stage=failed_stage)
-            tell(bilingual("alone.proven", tokens=report.get("tokens")))
+            detail(bilingual("alone.proven", tokens=report.get("tokens")))
 
 
 def check_study(checks: Checks, path: Path) -> None:
     """Check the report of an earlier quantize-study."""
-    with checks.check(bilingual("alone.report", name=path.name), "quantize") as tell:
+    with checks.check(bilingual("alone.report", name=path.name), "quantize") as detail:
         report = read_study(path)
-        tell(bilingual("alone.measured", files=len(report.get("measured") or ()), tokens=report.get("tokens")))
+        detail(bilingual("alone.measured", files=len(report.get("measured") or ()), tokens=report.get("tokens")))
 
 
 def _one_model(gguf: GgufFile) -> Bilingual:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aegis import progress
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import ExportConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
@@ -28,8 +29,8 @@ class EarlierExport:
         """Return the export at `out`; None if there is no readable one."""
         try:
             manifest = read_manifest(out)
-            return cls(out, manifest, ExportFacts.of(manifest), ExportConfig.model_validate(manifest.config))
-        except (IntegrityError, ValueError):
+            return cls(out, manifest, ExportFacts.of(manifest), recorded_config(manifest, ExportConfig))
+        except IntegrityError:
             return None
 
     def with_its_types(self, config: ExportConfig) -> ExportConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -23,11 +24,13 @@ class EarlyHalf:
     After it, llama.cpp begins with the f16 GGUF as soon as export leaves it: the quantizer needs the cores no more.
 
     Args:
-        work: a folder for the models' logits, until the verification is done.
+        work: a folder for the models' logits, until the verification is done. They have a folder of their own in it,
+            which is removed if this half comes to nothing: the verification records all of them then.
     """
 
     def __init__(self, run: Run, config: VerifyConfig, work: Path, converted: ConvertedFile) -> None:
-        self._run, self._config, self._work, self._converted = run, config, work, converted
+        self._run, self._config, self._converted = run, config, converted
+        self._work = work / "early"
         self._stop, self._open = threading.Event(), ExitStack()
         self._half = Background(self._taken, self._stop)
 
@@ -37,19 +40,25 @@ class EarlyHalf:
         return self._half.result()
 
     def _taken(self) -> Examination | None:
+        begun = self._begun()
+        if begun is None:
+            shutil.rmtree(self._work, ignore_errors=True)
+            return None
+        if self._converted.is_left() and not self._stop.is_set():
+            self._open.enter_context(begun.in_llama.running())
+            begun.in_llama.add("f16", self._converted.path)
+        return begun
+
+    def _begun(self) -> Examination | None:
         try:
+            self._work.mkdir()
             parts = self._run.verified_parts
             manifests = {stage: read_manifest(parts[stage]) for stage in ("train", "merge")}
             begun = Examination.begin(self._run, self._config, manifests, self._work)
             begun.take_half(self._stop)
         except Exception:
             return None
-        if not begun.has_half:
-            return None
-        if self._converted.is_left() and not self._stop.is_set():
-            self._open.enter_context(begun.in_llama.running())
-            begun.in_llama.add("f16", self._converted.path)
-        return begun
+        return begun if begun.has_half else None
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ import torch
 
 from aegis import progress
 from aegis.background import Background
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import TrainConfig, VerifyConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
@@ -39,9 +40,6 @@ from aegis.verification.run_checks import Checks
 from aegis.verification.structure import Structure
 from aegis.verification.transformers_passes import TransformersPasses
 from aegis.verification.verdict import Verdict
-
-_MAKERS = ("train", "train", "merge", "convert", "quantize")
-"""The stage that made the next model, by the number of models that have run."""
 
 
 @dataclass
@@ -84,7 +82,7 @@ class Examination:
             paragraphs = token_sequences.read_text(config.text, tokenizer, MIN_TOKENS)
             sample = Sample.of_text(paragraphs, tokenizer, config.tokens, limit)
         else:
-            data = load_training_set(TrainConfig.model_validate(manifests["train"].config), tokenizer)
+            data = load_training_set(recorded_config(manifests["train"], TrainConfig), tokenizer)
             # without held-out rows, trained rows are used: for rounding this makes no difference
             rows = token_sequences.first_pieces(data.heldout or data.train, 2 * config.tokens)
             sample = Sample.of_chats(rows, tokenizer, config.tokens, limit, trained=not data.heldout)
@@ -108,12 +106,13 @@ class Examination:
         """Check what the GGUF was made from, and run the models that need none.
 
         Args:
-            stop: set to end this between two models.
+            stop: set to end this between two models, or between two tensors of the merged folder.
 
         Raises:
             InterruptedError: it was set.
             IntegrityError: a model cannot be loaded, or returned NaN or Inf.
         """
+        self.checks.stop = stop
         if self.checks.ok:
             self.structure.examine_merged()
         if self.checks.ok:
@@ -168,10 +167,17 @@ class Examination:
         try:
             return self.compare_models()
         except IntegrityError as error:
-            maker = _MAKERS[min(len(self.comparison.models), len(_MAKERS) - 1)]
-            with self.checks.check(bilingual("verify.every_model"), maker):
+            with self.checks.check(bilingual("verify.every_model"), self._maker):
                 raise error
         return self._ended()
+
+    @property
+    def _maker(self) -> str:
+        """The stage that made the model that is at work, or is being compared; a model of base weights is train's."""
+        if "wide" not in self.comparison.models:
+            return "train"
+        compared = {step.stage for step in self.comparison.steps}
+        return next((stage for stage in ("merge", "convert") if stage not in compared), "quantize")
 
     def compare_models(self) -> Verdict:
         """Run the models and compare their logits, which are on the disk; llama.cpp is running."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from aegis import progress
+from aegis.background import stop_if_asked
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import GgufFile, adds_begin_token, fallback_tensors, read_importance
 from aegis.messages import Bilingual, bilingual, phrase
@@ -22,21 +24,18 @@ from aegis.runs.disk import gguf_bytes
 from aegis.runs.manifest import MANIFEST, file_sha256, read_manifest, verify_file
 
 _SLAB_BYTES = 16 << 20
-_HEADER_BYTES = 1 << 20
 _CACHED = 1 << 20
 """Float16 values per check: each is read twice, so they must fit in the processor's cache."""
 
 
 def files_bytes(model: Path, shards: ShardSet, quants: Sequence[str]) -> int:
-    """Return an upper bound on the bytes of one GGUF per type, made from a folder.
+    """Return the upper bound of `gguf_bytes` on the bytes of one GGUF per type, made from a folder."""
+    return gguf_bytes((entry.shape for entry in shards.entries.values()), vocabulary_bytes(model), quants)
 
-    Each has float32 vectors and a vocabulary.
-    """
-    shapes = [entry.shape for entry in shards.entries.values()]
-    weights = sum(math.prod(shape) for shape in shapes)
-    vectors = sum(4 * math.prod(shape) for shape in shapes if len(shape) < 2)
-    vocabulary = sum((model / name).stat().st_size for name in TOKENIZER_FILES if (model / name).is_file())
-    return gguf_bytes(weights, quants) + (vectors + vocabulary + _HEADER_BYTES) * len(quants)
+
+def vocabulary_bytes(folder: Path) -> int:
+    """Return the size of a folder's tokenizer files."""
+    return sum((folder / name).stat().st_size for name in TOKENIZER_FILES if (folder / name).is_file())
 
 
 def importance_sha256(path: Path, model_digest: str) -> str:
@@ -61,11 +60,18 @@ def importance_sha256(path: Path, model_digest: str) -> str:
     return file_sha256(path)
 
 
-def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: Any) -> None:
+def check_f16(
+    path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: Any, stop: threading.Event | None = None
+) -> None:
     """Compare the f16 GGUF with the folder that it was made from.
+
+    Args:
+        source: the folder's config.json.
+        stop: set by another thread to end this between two tensors.
 
     Raises:
         IntegrityError: they differ; the message lists every difference.
+        InterruptedError: `stop` was set.
     """
     wrong: list[Bilingual] = []
     with GgufFile(path) as gguf:
@@ -78,7 +84,7 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
         rows, tokens = _rows(gguf, "token_embd.weight"), gguf.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, list) and rows != len(tokens):
             wrong.append(bilingual("gguf.cut", rows=rows, tokens=len(tokens)))
-        wrong += [bilingual("gguf.not_finite", name=name) for name in _not_finite(gguf)]
+        wrong += [bilingual("gguf.not_finite", name=name) for name in _not_finite(gguf, stop)]
         template = tokenizer.chat_template
         if isinstance(template, dict):  # several templates, by name
             template = template.get("default")
@@ -89,22 +95,7 @@ def check_f16(path: Path, shards: ShardSet, source: dict[str, Any], tokenizer: A
         default = gguf.metadata.get("tokenizer.ggml.model") == "llama" or adds_bos
         if bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", default)) != adds_bos:
             wrong.append(bilingual("gguf.other_bos", theirs=not adds_bos, ours=adds_bos))
-        scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
-        if isinstance(scaling, dict) and "long_factor" in scaling:
-            for key, tensor in (
-                ("long_factor", "rope_factors_long.weight"),
-                ("short_factor", "rope_factors_short.weight"),
-            ):
-                if tensor not in gguf.tensors or not np.array_equal(
-                    gguf.tensor(tensor).ravel(), np.asarray(scaling[key], np.float32)
-                ):
-                    wrong.append(bilingual("gguf.other_rope", tensor=tensor, key=key))
-            factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
-            expected = _longrope_attention_factor(source)
-            if source["model_type"] == "phi3" and (
-                not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
-            ):
-                wrong.append(bilingual("gguf.other_rope_scale", factor=factor, expected=expected))
+        wrong += _rope(gguf, source)
     if wrong:
         raise IntegrityError("gguf.differs", wrong=Bilingual.joined("\n", wrong))
 
@@ -146,6 +137,25 @@ def _head_bias(gguf: GgufFile, shards: ShardSet) -> list[Bilingual]:
     return [] if same else [bilingual("gguf.bias_differs", name=name, bias=HEAD_BIAS)]
 
 
+def _rope(gguf: GgufFile, source: dict[str, Any]) -> list[Bilingual]:
+    """Return what is wrong with LongRoPE's factors, if the folder has them."""
+    scaling = source.get("rope_scaling") or source.get("rope_parameters") or {}
+    if not isinstance(scaling, dict) or "long_factor" not in scaling:
+        return []
+    wrong = []
+    for key, tensor in (("long_factor", "rope_factors_long.weight"), ("short_factor", "rope_factors_short.weight")):
+        if tensor not in gguf.tensors or not np.array_equal(
+            gguf.tensor(tensor).ravel(), np.asarray(scaling[key], np.float32)
+        ):
+            wrong.append(bilingual("gguf.other_rope", tensor=tensor, key=key))
+    factor, expected = gguf.metadata.get("phi3.rope.scaling.attn_factor"), _longrope_attention_factor(source)
+    if source["model_type"] == "phi3" and (
+        not isinstance(factor, float) or not math.isclose(factor, expected, rel_tol=1e-6)
+    ):
+        wrong.append(bilingual("gguf.other_rope_scale", factor=factor, expected=expected))
+    return wrong
+
+
 def _rows(gguf: GgufFile, name: str) -> int:
     return gguf.tensors[name].shape[0] if name in gguf.tensors else 0
 
@@ -160,10 +170,11 @@ def same_as_f16(stored: NDArray[np.generic], entry: TensorEntry) -> bool:
     )
 
 
-def _not_finite(gguf: GgufFile) -> list[str]:
+def _not_finite(gguf: GgufFile, stop: threading.Event | None) -> list[str]:
     """Return the names of tensors with values beyond float16's range, which bfloat16 and float32 can have."""
     found = []
     for name, info in gguf.tensors.items():
+        stop_if_asked(stop)
         if info.type == "F16":
             bits = gguf.tensor(name).reshape(-1).view(np.uint16)
             if any(_beyond_float16(bits[at : at + _CACHED]) for at in range(0, len(bits), _CACHED)):

@@ -45,10 +45,10 @@ def check_same(checks: Checks, found: Path, reference: Path) -> None:
     The converter's output is a pure function of the folder, the name and its own version; it has no date and no path.
     Nothing is read if both are the same file, which this process has converted.
     """
-    with checks.check(bilingual("equality.same"), "convert") as tell:
+    with checks.check(bilingual("equality.same"), "convert") as detail:
         if found != reference:
             _refuse_other_file(found, reference)
-        tell(bilingual("equality.bytes", count=found.stat().st_size))
+        detail(bilingual("equality.bytes", count=found.stat().st_size))
 
 
 def _refuse_other_file(found: Path, reference: Path) -> None:

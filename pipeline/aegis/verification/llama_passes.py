@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from aegis.background import Background
+from aegis.background import Background, stop_if_asked
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime
 from aegis.messages import phrase
@@ -50,7 +50,7 @@ class LlamaPasses:
         self._coming: queue.Queue[tuple[str, Path]] = queue.Queue()
         self._recorded: dict[Path, Recording] = {}
         self._news, self._stopped = threading.Event(), threading.Event()
-        self._runs: Path | None = None
+        self._running_bytes: int | None = None
         self._running: Background[None] | None = None
 
     @property
@@ -100,10 +100,10 @@ class LlamaPasses:
             while True:
                 name, file, runtime = opening.result()
                 with runtime:
-                    self._runs = file
+                    self._running_bytes = file.stat().st_size  # once it has run, it may be removed at any time
                     opening = Background(self._open_next)
                     found, repeats = self._pass(name, runtime)
-                self._runs = None
+                self._running_bytes = None
                 if name == "f16":
                     f16_repeats = repeats
                 elif repeats and not f16_repeats:
@@ -120,10 +120,10 @@ class LlamaPasses:
             with suppress(queue.Empty):
                 name, file = self._coming.get(timeout=_LOOK_S)
                 break
-            self._stop_if_asked()
-        while (running := self._runs) is not None and not _has_room_for(file, running):
+            stop_if_asked(self._stopped)
+        while (running := self._running_bytes) is not None and not _has_room_for(file, running):
             self._stopped.wait(_LOOK_S)
-            self._stop_if_asked()
+            stop_if_asked(self._stopped)
         room = max(*map(len, self._sequences), _PROMPT_TOKENS + _SPOKEN_TOKENS)
         return name, file, Runtime(file, n_ctx=room, threads=self._threads, logits=True)
 
@@ -134,17 +134,13 @@ class LlamaPasses:
         prompt = list(self._sequences[0][:_PROMPT_TOKENS])
         return found, repeats_one_token(runtime, prompt, self._end_token, _SPOKEN_TOKENS)
 
-    def _stop_if_asked(self) -> None:
-        if self._stopped.is_set():
-            raise InterruptedError
-
     def _counted(self, outputs: Iterable[Logits]) -> Iterator[Logits]:
         for logits in outputs:
-            self._stop_if_asked()
+            stop_if_asked(self._stopped)
             yield logits
             self._advance(len(logits))
 
 
-def _has_room_for(file: Path, running: Path) -> bool:
+def _has_room_for(file: Path, running_bytes: int) -> bool:
     """Whether memory has room for a file, a copy that llama.cpp repacks, and the pages of the one that runs."""
-    return psutil.virtual_memory().available > 2 * file.stat().st_size + running.stat().st_size
+    return psutil.virtual_memory().available > 2 * file.stat().st_size + running_bytes

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aegis import progress
+from aegis.background import stop_if_asked
 from aegis.errors import IntegrityError
 from aegis.merging.merged_weights import MergePlan
 from aegis.merging.ordered_pool import Scratch, run_in_order
@@ -47,8 +48,11 @@ def check_tensors(checks: Checks, plan: MergePlan, merged: ShardSet, *, skipped:
 
     Args:
         skipped: tensors that went through NF4 on a GPU, if this machine has none.
+
+    Raises:
+        InterruptedError: `checks.stop` was set; it is looked at between two tensors.
     """
-    with checks.check(bilingual("merged.tensors"), "merge") as tell:
+    with checks.check(bilingual("merged.tensors"), "merge") as detail:
         work = [item for item in _pairs(plan, merged) if item.name not in skipped]
         ties = 0
         with (
@@ -56,12 +60,13 @@ def check_tensors(checks: Checks, plan: MergePlan, merged: ShardSet, *, skipped:
             closing(run_in_order(work, lambda item, _scratch: _compare(plan, item))) as done,
         ):
             for item in done:
+                stop_if_asked(checks.stop)
                 bar.advance(item.stored.bytes)
                 ties += item.ties
-        tell(bilingual("merged.same_bytes", count=len(work)) if not ties else bilingual("merged.ties", count=ties))
-        tell(bilingual("structure.gate", gate=plan.soul.gate, kind=plan.soul.kind))
+        detail(bilingual("merged.same_bytes", count=len(work)) if not ties else bilingual("merged.ties", count=ties))
+        detail(bilingual("structure.gate", gate=plan.soul.gate, kind=plan.soul.kind))
         if skipped:
-            tell(bilingual("merged.skipped", count=len(skipped)))
+            detail(bilingual("merged.skipped", count=len(skipped)))
 
 
 def _pairs(plan: MergePlan, merged: ShardSet) -> Iterator[_Work]:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import GgufFile, fallback_tensors, file_type_of, read_importance, tensor_types
 from aegis.messages import bilingual
 from aegis.runs.manifest import file_sha256
@@ -34,17 +34,16 @@ class Recipe:
     importance: Importance | None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], inputs: Mapping[str, str], *candidates: Path) -> Recipe:
-        """Read the recipe from the export's manifest.
+    def of(cls, config: ExportConfig, inputs: Mapping[str, str], *candidates: Path) -> Recipe:
+        """Make the recipe of what the export's manifest records.
 
         Args:
             candidates: paths where the importance matrix may be; the first with the recorded hash is read.
         """
         wanted = inputs.get("imatrix")
         found = [path for path in candidates if wanted and path.is_file() and file_sha256(path) == wanted]
-        head_quant = config.get("head_quant")
         importance = read_importance(found[0]) if found else None
-        return cls(None if head_quant is None else str(head_quant), wanted is not None, importance)
+        return cls(config.head_quant, wanted is not None, importance)
 
     @property
     def exact(self) -> bool:
@@ -70,7 +69,7 @@ def check_quantized_file(checks: Checks, path: Path, quant: str, f16: Path, reci
             {"general.file_type": file_type_of(quant), "general.quantization_version": QUANTIZATION_VERSION},
         )
     with (
-        checks.check(bilingual("structure.types", name=path.name), "quantize") as tell,
+        checks.check(bilingual("structure.types", name=path.name), "quantize") as detail,
         GgufFile(path) as found,
         GgufFile(f16) as reference,
     ):
@@ -82,17 +81,17 @@ def check_quantized_file(checks: Checks, path: Path, quant: str, f16: Path, reci
             counted=", ".join(f"{count} {name}" for name, count in counted.most_common()),
             fallbacks=len(fallback_tensors(found, quant, output_tensor_type=recipe.head_quant)),
         )
-        tell(first.followed_by("".join(f"\n{info.name}: {info.type}" for info in found.tensors.values())))
+        detail(first.followed_by("".join(f"\n{info.name}: {info.type}" for info in found.tensors.values())))
     if not all(check.ok for check in checks.done[before:]):
         return
     with (
-        checks.check(bilingual("quantized.rows", name=path.name), "quantize") as tell,
+        checks.check(bilingual("quantized.rows", name=path.name), "quantize") as detail,
         GgufFile(path) as found,
         GgufFile(f16) as reference,
     ):
         compared = compare_rows(found, reference, recipe.importance, exact=recipe.exact)
-        tell(bilingual("quantized.compared", rows=compared.rows, asked=compared.asked))
+        detail(bilingual("quantized.compared", rows=compared.rows, asked=compared.asked))
         if compared.ties:
-            tell(bilingual("quantized.ties", count=sum(compared.ties.values())))
+            detail(bilingual("quantized.ties", count=sum(compared.ties.values())))
         if not recipe.exact:
-            tell(bilingual("quantized.no_imatrix"))
+            detail(bilingual("quantized.no_imatrix"))

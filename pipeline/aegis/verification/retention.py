@@ -66,9 +66,9 @@ def kept_windows(run: Run, max_kept_kl: float | None, checks: Checks) -> Windows
     """
     found = None
     if "kept" in read_manifest(run.adapter).inputs:
-        with checks.check(bilingual("verify.kept_text"), "train") as tell:
+        with checks.check(bilingual("verify.kept_text"), "train") as detail:
             found = heldout_of(run)
-            tell(bilingual("verify.kept_windows", count=0 if found is None else len(found)))
+            detail(bilingual("verify.kept_windows", count=0 if found is None else len(found)))
     elif max_kept_kl is not None:
         raise UsageError("verify.kept_nothing")
     return found

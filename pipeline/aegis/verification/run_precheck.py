@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from aegis import progress
 from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
@@ -16,7 +18,9 @@ from aegis.messages import phrase
 from aegis.model.base import Base
 from aegis.model.shards import HEAD
 from aegis.runs import disk
+from aegis.runs.facts import F16
 from aegis.runs.run import Run
+from aegis.verification.gguf_checks import vocabulary_bytes
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,9 @@ def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = 
         round_trip_weights(base)
     if run is None:
         return
-    entries = base.shards.entries
-    weights = sum(math.prod(entry.shape) for entry in entries.values())
-    weights += 0 if HEAD in entries else math.prod(head_entry(base).shape)
+    shapes = [entry.shape for entry in ({HEAD: head_entry(base)} | {**base.shards.entries}).values()]
     here = sum(path.stat().st_size for part in (run.merged, run.gguf) for path in part.rglob("*") if path.is_file())
-    needed = later_bytes(weights, later.merge, quants) - here
+    needed = later_bytes(shapes, base.folder, later.merge, later.export) - here
     if later.is_certain:
         disk.require_space(run.root, needed, phrase("disk.merge_and_export"))
     elif (free := disk.free_bytes(run.root)) < needed:
@@ -92,6 +94,18 @@ def check_later(base: Base, train: TrainConfig, later: Later, run: Run | None = 
         progress.warn(phrase("precheck.disk_later", where=run.root, needed=disk.format_bytes(needed), free=room))
 
 
-def later_bytes(weights: int, merge: MergeConfig, quants: tuple[str, ...]) -> int:
-    """Return an upper bound on the bytes of the merged folder and all GGUF files, the f16 file included."""
-    return weights * DTYPES[merge.dtype].itemsize + disk.gguf_bytes(weights, {"F16", *quants})
+def later_bytes(shapes: Sequence[Sequence[int]], folder: Path, merge: MergeConfig, export: ExportConfig) -> int:
+    """Return an upper bound on the bytes of the merged folder's weights and tokenizer and of all GGUF files.
+
+    It is at least what merge and export ask for. The f16 file is included; see `gguf_bytes` for a head's own type.
+
+    Args:
+        shapes: those of the merged folder's tensors.
+        folder: the base's, with its tokenizer.
+
+    Raises:
+        UsageError: a quantization is unknown.
+    """
+    vocabulary = vocabulary_bytes(folder)
+    merged = sum(map(math.prod, shapes)) * DTYPES[merge.dtype].itemsize + vocabulary
+    return merged + disk.gguf_bytes(shapes, vocabulary, {F16, *asked_quants(export)})

@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis import __version__
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.errors import IntegrityError
 from aegis.hub.client import CARD
 from aegis.limits import TOKENIZER_BYTES, read_json
@@ -35,11 +37,11 @@ def check_merged_sidecars(
         origin: the origin computed from base, adapter and soul.
     """
     with (
-        checks.check(bilingual("sidecars.merged"), "merge") as tell,
+        checks.check(bilingual("sidecars.merged"), "merge") as detail,
         TemporaryDirectory(prefix="aegis-beside-") as work,
     ):
         derived = Path(work)
-        write_sidecars(plan.base, derived, str(manifest.config["dtype"]))
+        write_sidecars(plan.base, derived, recorded_config(manifest, MergeConfig).dtype)
         shards = [file.name for file in plan.base.shards.files]
         if (plan.base.folder / INDEX).is_file():
             weight_map = {name: file.name for file in plan.base.shards.files for name, _ in plan.outputs(file)}
@@ -49,13 +51,13 @@ def check_merged_sidecars(
         card = merged_card(origin, result_name(origin.base), _card_files(manifest, shards), __version__)
         (derived / CARD).write_text(card, encoding="utf-8", newline="\n")
         _compare(derived, merged, shards, manifest)
-        tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
+        detail(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
 
 
 def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Manifest) -> None:
     """Check Modelfile, card and licences beside the GGUF files."""
     with (
-        checks.check(bilingual("sidecars.gguf"), "convert") as tell,
+        checks.check(bilingual("sidecars.gguf"), "convert") as detail,
         TemporaryDirectory(prefix="aegis-beside-") as work,
     ):
         derived = Path(work)
@@ -64,10 +66,11 @@ def check_export_sidecars(checks: Checks, merged: Path, gguf: Path, manifest: Ma
         if facts.context_tokens != context_tokens(read_config(merged)):
             raise IntegrityError("sidecars.context", folder=gguf, found=facts.context_tokens)
         known = _card_files(manifest, files)
-        defaults = Defaults(manifest.config.get("system"), manifest.config.get("temperature"))
+        config = recorded_config(manifest, ExportConfig)
+        defaults = Defaults(config.system, config.temperature)
         write_export_sidecars(merged, derived, facts.name, known, __version__, defaults=defaults, remarks=False)
         _compare(derived, gguf, files, manifest)
-        tell(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
+        detail(bilingual("sidecars.same", count=len(list(derived.iterdir()))))
 
 
 def _card_files(manifest: Manifest, names: Sequence[str]) -> list[CardFile]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from aegis.config.recorded import recorded_config
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import Runtime, convert
 from aegis.merging.base_weights import RoundTrip
@@ -108,16 +110,18 @@ class Structure:
         return ExportFacts.of(self.manifests["convert"])
 
     @property
+    def merge_config(self) -> MergeConfig:
+        return recorded_config(self.manifests["merge"], MergeConfig)
+
+    @property
     def base_weights(self) -> str:
         """The base weights that the adapter was merged into."""
-        return str(self.manifests["merge"].config.get("base_weights", "original"))
+        return self.merge_config.base_weights
 
     def plan(self, round_trip: RoundTrip | None = None) -> MergePlan:
         """Plan the merge again, into the base's own weights or their round trip."""
         adapter, soul = load_adapter(self.run.adapter), load_soul(self.run.adapter / SOUL_FILE)
-        return MergePlan.make(
-            self.base, adapter, soul, DTYPES[str(self.manifests["merge"].config["dtype"])], round_trip
-        )
+        return MergePlan.make(self.base, adapter, soul, DTYPES[self.merge_config.dtype], round_trip)
 
     def _check_trained(self) -> None:
         with self.checks.check(bilingual("verify.base"), "train"):
@@ -160,9 +164,10 @@ class Structure:
 
     def _check_quantized(self) -> None:
         manifest, exported = self.manifests["convert"], self.exported
-        recipe = Recipe.of(manifest.config, manifest.inputs, self.run.study / IMATRIX)
+        config = recorded_config(manifest, ExportConfig)
+        recipe = Recipe.of(config, manifest.inputs, self.run.study / IMATRIX)
         with self.checks.check(bilingual("quantized.asked"), "quantize"):
-            asked = [quant for quant in manifest.config["quant"] if quant != F16]
+            asked = [quant for quant in config.quant if quant != F16]
             if list(exported.quantized) != asked:
                 raise IntegrityError("quantized.not_asked", asked=", ".join(asked), found=", ".join(exported.quantized))
         for quant, name in exported.quantized.items():
@@ -174,7 +179,7 @@ class Structure:
     def _check_tokens(self, own_texts: list[str]) -> None:
         ours: TokenIds | None = None
         for name in self.exported.files.values():
-            with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as tell:
+            with self.checks.check(bilingual("verify.token_ids", name=name), "convert") as detail:
                 ours = ours or TokenIds.of(self.tokenizer, own_texts)
                 with Runtime(self.run.gguf / name, vocab_only=True) as runtime:
                     parity = compare_tokens(ours, runtime)
@@ -186,7 +191,7 @@ class Structure:
                         wrong=Bilingual.joined("\n", parity.wrong[:5]),
                     )
                 for line in (bilingual("verify.same_ids", compared=parity.compared), *parity.remarks):
-                    tell(line)
+                    detail(line)
 
     def _round_trip_of_merge(self) -> tuple[RoundTrip | None, frozenset[str]]:
         """Return merge's NF4 round trip, and the weights for which this machine cannot repeat it.

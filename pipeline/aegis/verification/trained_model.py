@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from aegis.config.recorded import recorded_config
 from aegis.config.settings import TrainConfig
 from aegis.merging.merged_weights import DTYPES, counter_scaled
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
@@ -32,7 +33,7 @@ def trained_model(
         merged_dtype: the dtype of the merged folder.
     """
     finish = AdapterFacts.of(trained).finish
-    precision: Precision = "16bit" if finish else TrainConfig.model_validate(trained.config).load_in
+    precision: Precision = "16bit" if finish else recorded_config(trained, TrainConfig).load_in
     with live_model(base, adapter, precision, device) as model:
         if finish is not None:
             record = load_soul(adapter / SOUL_FILE)

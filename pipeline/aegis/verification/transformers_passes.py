@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from aegis.background import stop_if_asked
 from aegis.merging.base_weights import RoundTrip
 from aegis.merging.merged_weights import DTYPES
 from aegis.messages import phrase
@@ -50,7 +51,7 @@ class TransformersPasses:
 
     @property
     def _merged_as(self) -> str:
-        return str(self.structure.manifests["merge"].config["dtype"])
+        return self.structure.merge_config.dtype
 
     def run(self, stop: threading.Event | None = None) -> None:
         """Record every model's logits.
@@ -103,6 +104,5 @@ class TransformersPasses:
         return choices(self.structure.base_weights, models["trained"], models["merged"], self._other_way)
 
     def _record(self, name: str, model: Any, title: str) -> None:
-        if self._stop is not None and self._stop.is_set():
-            raise InterruptedError
+        stop_if_asked(self._stop)
         self.comparison.record(name, torch_logits(model, self.comparison.sample.compared, title))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 from collections.abc import Callable
 
@@ -32,17 +33,21 @@ def test_silence_is_broken_and_then_less_often(monkeypatch: pytest.MonkeyPatch) 
     """After 1, 2, 3 and 6 times the limit; what is shown begins it anew; after the block nothing comes."""
     monkeypatch.setattr(heartbeat, "_OFTEN", 3)
     shown: list[float] = []
+    beginnings: list[float] = []
+
+    def show(seconds: float) -> None:
+        shown.append(seconds)
+        beginnings.append(time.monotonic() - seconds)
+
     heard = [time.monotonic()]
-    with Heartbeat(lambda: heard[0], shown.append):
-        assert until(lambda: len(shown) == 4)
-        for found, limits in zip(shown, (1, 2, 3, 6), strict=True):
+    threads = set(threading.enumerate())
+    with Heartbeat(lambda: heard[0], show):
+        assert until(lambda: len(shown) >= 4)
+        for found, limits in zip(shown, (1, 2, 3, 6), strict=False):
             assert found >= limits * 0.2
         heard[0] = time.monotonic()
-        assert until(lambda: len(shown) == 5)
-        assert shown[4] < shown[3]
-    count = len(shown)
-    time.sleep(0.5)
-    assert len(shown) == count
+        assert until(lambda: beginnings[-1] >= heard[0])
+    assert until(lambda: threads >= set(threading.enumerate()))
 
 
 def test_a_command_that_shows_something_is_left_in_peace() -> None:
@@ -61,7 +66,9 @@ def test_people_get_a_line_unless_a_bar_is_live() -> None:
     terminal.console = type(terminal.console)(file=io.StringIO(), force_terminal=True)
     assert terminal.heard() == 0.0
     with terminal.task("a bar", 10, "B"):
-        assert terminal.heard() == pytest.approx(time.monotonic(), abs=0.1)
+        before = time.monotonic()
+        heard = terminal.heard()
+        assert before <= heard <= time.monotonic()
     assert isinstance(terminal.console, Console)
 
 

@@ -26,7 +26,7 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
             while True:
                 pass
         case "one call into C":
-            yield Message({"number": str(3 ** (10**8))})
+            yield Message({"number": str(3 ** (10**9))})  # 10**8 takes half a minute
         case "climb":
             text = "a"
             while True:
@@ -46,14 +46,16 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
             print("\x1b[31mnot an answer", flush=True)
             yield Message({})
             os._exit(7)
-        case "take a second":
+        case "be on one core":
+            os.cpu_count = lambda: 1
+        case "take four seconds":
             for _ in range(10):
-                time.sleep(0.1)
+                time.sleep(0.4)
                 caller.let_wait()
             yield Message({})
         case "work for long":
-            for _ in range(90):
-                until = time.process_time() + 0.05
+            for _ in range(60):
+                until = time.process_time() + 0.12
                 while time.process_time() < until:
                     pass
                 yield Message({})
@@ -64,6 +66,9 @@ def answers(message: Message, caller: Caller) -> Iterator[Message]:
                 yield Message({"number": number})
                 time.sleep(0.001)
         case "fill":
+            counter = Path(message.fields["counter"])
             for number in range(1000):
-                Path(message.fields["counter"]).write_text(str(number + 1), encoding="ascii")
+                part = counter.with_suffix(".part")
+                part.write_text(str(number + 1), encoding="ascii")
+                part.replace(counter)
                 yield Message({}, bytes(1 << 20))

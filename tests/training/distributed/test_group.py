@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegis.errors import AegisError, DataError, EnvironmentFault, PeerEnded
+from aegis.errors import AegisError, DataError, DivergedError, EnvironmentFault, PeerEnded
 from aegis.training.distributed import group as module
 from aegis.training.distributed.group import SINGLE, ProcessGroup, process_group
 from aegis.training.distributed.launcher import world_size
@@ -50,20 +50,37 @@ def test_a_step_that_does_not_end_is_given_up_after_a_request_to_stop(monkeypatc
     SINGLE.wait(lambda: False, lambda: True)
 
 
+DIVERGED = DivergedError("train.diverged", step=8, loss=2.5, norm=1.0)
+
+
 @pytest.mark.parametrize(
-    ("error", "destroyed"),
-    [(PeerEnded("distributed.peer_ended", why="x"), 0), (DataError("dataset.empty", name="x"), 1)],
+    ("error", "peer_alive", "seen", "destroyed"),
+    [
+        (PeerEnded("distributed.peer_ended", why="x"), True, PeerEnded, 0),
+        (DataError("dataset.empty", name="x"), True, DataError, 1),
+        (DIVERGED, True, DivergedError, 1),
+        (DIVERGED, False, PeerEnded, 0),
+    ],
 )
 def test_a_process_that_lost_a_peer_does_not_wait_for_it_at_the_end(
-    monkeypatch: pytest.MonkeyPatch, error: AegisError, destroyed: int
+    monkeypatch: pytest.MonkeyPatch, error: AegisError, peer_alive: bool, seen: type[AegisError], destroyed: int
 ) -> None:
-    """On GPUs it would wait for ever and never print its message. torch.distributed is a stand-in."""
+    """On GPUs it would wait for ever and never print its message. torch.distributed is a stand-in.
+
+    The peer may also be lost while a diverged training waits for all to leave it together.
+    """
+
+    def barrier(_group: object) -> None:
+        if not peer_alive:
+            raise RuntimeError("Connection closed by peer")
+
     calls = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(module.dist, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(module.dist, "new_group", lambda **_: None)
     monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(module.dist, "barrier", barrier)
     monkeypatch.setattr(module.dist, "destroy_process_group", lambda: calls.append(1))
-    with pytest.raises(type(error)), process_group(torch.device("cpu")):
+    with pytest.raises(seen), process_group(torch.device("cpu")):
         raise error
     assert len(calls) == destroyed

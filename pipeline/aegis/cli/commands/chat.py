@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,14 +12,10 @@ from aegis.cli import output
 from aegis.cli.options import RunOption
 from aegis.cli.paths import existing_run, refuse_absent, refuse_no_file
 from aegis.cli.registry import command
-from aegis.errors import UsageError
 from aegis.messages import phrase
 
 if TYPE_CHECKING:
     from aegis.runs.run import Run
-
-_MAX_SEED = 2**32 - 1
-"""llama.cpp takes 32 bits."""
 
 ContextOption = Annotated[
     int | None, typer.Option(min=8, max=1 << 20, help="context length in tokens (default: the model's own)")
@@ -43,11 +38,11 @@ def chat(
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="ask one question and stop")] = None,
     system: Annotated[str | None, typer.Option(help="system message")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1 << 20, help="maximum tokens per answer")] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0, help="sampling temperature; 0 always takes the most likely token")
+        float, typer.Option(min=0, max=100, help="sampling temperature; 0 always takes the most likely token")
     ] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="random seed of the answers")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed of the answers")] = 0,
     context: ContextOption = None,
 ) -> None:
     """Talk to the GGUF in llama.cpp through its own chat template, or to the live model. /? lists its commands."""
@@ -56,8 +51,6 @@ def chat(
     from aegis.cli.dialogue import Dialogue
 
     refuse_no_file(gguf)
-    if not math.isfinite(temperature):
-        raise UsageError("chat.temperature", temperature=temperature)
     run_dir = None if gguf and not run else existing_run(run)
     if run_dir is not None and not gguf:
         run_dir.require_finished("train" if live else "export-gguf")
@@ -84,7 +77,9 @@ def serve(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 picks a free port")] = 8080,
     context: ContextOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="number of threads (default: the physical cores)")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="number of threads (default: the physical cores)")
+    ] = None,
 ) -> None:
     """Serve the GGUF with a chat page and over the OpenAI protocol, on this machine only, until Ctrl-C."""
     from aegis.chat.serving import names_of

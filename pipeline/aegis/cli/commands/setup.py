@@ -10,6 +10,7 @@ import typer
 
 from aegis import progress
 from aegis.cli.options import FileOption, NewRunOption, OverwriteOption, PresetOption
+from aegis.cli.paths import new_run
 from aegis.cli.registry import command
 from aegis.errors import UsageError
 from aegis.messages import layout, phrase
@@ -43,7 +44,7 @@ def data(
     file: Annotated[
         str | None, typer.Argument(help="data file, folder, pattern or Hub id (default: --dataset)")
     ] = None,
-    rows: Annotated[int, typer.Option(min=0, help="number of rows to show")] = 3,
+    rows: Annotated[int, typer.Option(min=0, max=10_000, help="number of rows to show")] = 3,
     preset: PresetOption = None,
     config: FileOption = None,
 ) -> None:
@@ -85,10 +86,9 @@ def show_plan(chosen: AllSettings, run: Path | None) -> None:
     """Make a plan and print it."""
     from aegis.cli import output
     from aegis.cli.screens import plan as plan_screen
-    from aegis.runs.run import Run
 
+    run_dir = new_run(run, chosen.train.base_model)
     output.say_that_it_loads()
-    run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
     with output.signs_of_life():
         from aegis.stages.plan import plan as stage
 

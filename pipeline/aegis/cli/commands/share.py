@@ -20,11 +20,13 @@ from aegis.messages import phrase
 def report(
     run: RunOption = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="question to ask; may be repeated")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="number of held-out questions to ask; 0 asks none")] = 4,
+    samples: Annotated[
+        int, typer.Option(min=0, max=10_000, help="number of held-out questions to ask; 0 asks none")
+    ] = 4,
     seconds: Annotated[
-        float, typer.Option(min=0, help="time limit per model in seconds; a longer answer is cut off")
+        float, typer.Option(min=0, max=1_000_000, help="time limit per model in seconds; a longer answer is cut off")
     ] = 60.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 96,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1 << 20, help="maximum tokens per answer")] = 96,
 ) -> None:
     """Write one HTML page about a run: tables, pictures, answers before and after."""
     run_dir = existing_run(run)

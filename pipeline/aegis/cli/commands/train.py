@@ -19,7 +19,7 @@ from aegis.cli.options import (
     PresetOption,
     WebOption,
 )
-from aegis.cli.paths import announce_overwrite, existing_run
+from aegis.cli.paths import announce_overwrite, existing_run, new_run
 from aegis.cli.registry import command
 from aegis.errors import UsageError
 from aegis.messages import layout, phrase
@@ -56,9 +56,8 @@ def run(
         setup.show_plan(chosen, run)
         return
     from aegis.runs.overwriting import places_of_training
-    from aegis.runs.run import Run
 
-    run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
+    run_dir = new_run(run, chosen.train.base_model)
     announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
     output.say_that_it_loads()
     with live_page(run_dir, web), output.signs_of_life(), run_dir.lock():
@@ -119,13 +118,12 @@ def train(
     from aegis.cli.checked_settings import all_settings
     from aegis.cli.screens import results
     from aegis.runs.overwriting import places_of_training, refuse_finished
-    from aegis.runs.run import Run
 
     if resume and not (flags or preset or config):
         chosen, run_dir = None, existing_run(run)
     else:
         chosen = all_settings(preset, config, flags)
-        run_dir = Run(run) if run else Run.named_after(chosen.train.base_model)
+        run_dir = new_run(run, chosen.train.base_model)
     if not dry_run and os.environ.get("WORLD_SIZE", "1") == "1":  # with several processes, the stage reports it once
         announce_overwrite(*places_of_training(run_dir), overwrite=overwrite)
         refuse_finished(run_dir, overwrite=overwrite)

@@ -40,7 +40,7 @@ def require_packages(names: Sequence[str]) -> None:
 
 
 def bound(port: int) -> socket.socket:
-    """Bind a port of 127.0.0.1, 0 for any that is free.
+    """Bind a port of 127.0.0.1, 0 for any that is free; connections wait until they are accepted.
 
     Raises:
         EnvironmentFault: the port is taken.
@@ -50,6 +50,7 @@ def bound(port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # at once: until one of them listens, several servers can bind the same port
     except OSError as error:
         listener.close()
         raise EnvironmentFault("server.port_taken", port=port, host=HOST, error=str(error)) from None
@@ -78,7 +79,6 @@ def run(
         log: called with a line per request.
         ending: called after the signal, before the last requests are waited for; it may shorten them.
     """
-    listener.listen()
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has closed its connections
         ready(_address(listener))
         _server(app, log, ending).run(sockets=[listener])
@@ -92,7 +92,6 @@ def beside(app: ASGIApp, port: int = WATCH_PORT, log: Callable[[str], None] = la
     except EnvironmentFault:
         listener = bound(0)
     with listener:
-        listener.listen()
         server = _server(app, log)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from aegis.report.metric_rows import are_of_adapter, number
+from aegis.report.metric_rows import are_of_adapter
 from aegis.report.web.local import own_host_only
 from aegis.report.web.pages import page
 from aegis.runs.metrics import read_metrics
@@ -58,27 +58,27 @@ def state_of(run: Run) -> dict[str, Any]:
     """
     rows = read_metrics(run.metrics)
     last = rows[-1] if rows else {}
-    planned, phase = number(last, "planned_steps"), last.get("phase")
+    planned, phase = last.get("planned_steps"), last.get("phase")
     ended = run.adapter.is_dir() and are_of_adapter(rows)
-    moment = number(last, "time")
+    moment = last.get("time")
     return {
         "name": run.root.resolve().name,
         "state": "ended" if ended else "running" if rows else "waiting",
         "planned": planned,
-        "epoch": number(last, "epoch"),
+        "epoch": last.get("epoch"),
         "phase": phase if phase in [each.value for each in Phase] else None,
-        "peak_bytes": max((number(row, "peak_bytes") or 0 for row in rows), default=0),
+        "peak_bytes": max((row.get("peak_bytes") or 0 for row in rows), default=0),
         "age": None if moment is None else max(0.0, time.time() - moment),
         "seconds_left": None if ended else _seconds_left(rows[-_RECENT:], planned),
         # while a training runs again, a report is about the one before
         "report": run.report_page.stat().st_mtime if ended and run.report_page.is_file() else None,
         "answers": _latest_answers(run),
-        "series": {name: [number(row, name) for row in _thinned(rows)] for name in _SERIES},
+        "series": {name: [row.get(name) for row in _thinned(rows)] for name in _SERIES},
     }
 
 
 def _seconds_left(rows: Sequence[dict[str, Any]], planned: float | None) -> float | None:
-    times = [number(row, "time") for row in rows]
+    times = [row.get("time") for row in rows]
     if planned is None or len(rows) < 2 or times[0] is None or times[-1] is None:
         return None
     first, last = rows[0]["step"], rows[-1]["step"]

@@ -189,13 +189,8 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         progress.install(progress.SilentReporter())
     all_alive = True
     try:
-        yield group
-    except (DivergedError, Interrupted) as error:
-        # process 0 saves first: the launcher ends all processes when the first one leaves
-        group.barrier()
-        if group.is_main:
-            raise
-        raise SystemExit(error.exit_code) from error
+        with _leaving_together(group):
+            yield group
     except PeerEnded:
         all_alive = False
         raise
@@ -203,6 +198,23 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         # with a process missing, this waits on a GPU for a sum that never arrives, and the message is never printed
         if all_alive:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _leaving_together(group: ProcessGroup) -> Iterator[None]:
+    """Let all processes wait for each other after a diverged or interrupted block; then process 0 alone reports it.
+
+    Raises:
+        PeerEnded: another process has ended instead.
+    """
+    try:
+        yield
+    except (DivergedError, Interrupted) as error:
+        # process 0 saves first: the launcher ends all processes when the first one leaves
+        group.barrier()
+        if group.is_main:
+            raise
+        raise SystemExit(error.exit_code) from error
 
 
 @contextmanager
