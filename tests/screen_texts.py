@@ -10,7 +10,7 @@ from aegis.cli.screens import plan as screens_plan
 from aegis.cli.screens import results, verify
 from aegis.cli.screens import runs as screens_runs
 from aegis.cli.screens import study as screens_study
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.report import DataReport
 from aegis.doctor import Finding
 from aegis.messages import Bilingual, bilingual

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from aegis import run_all as all_stages
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError, Interrupted, LockedError, UsageError
 from aegis.run_all import run_all
 from aegis.runs import known_hashes

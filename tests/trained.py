@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.base import hash_weights
 from aegis.model.lora_targets import attach_lora, resolve_targets
 from aegis.model.shards import ShardSet

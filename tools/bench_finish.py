@@ -29,7 +29,8 @@ from benchmark import run_child
 from full_size import copy_template, meta_model, write_base
 
 from aegis import progress
-from aegis.config.settings import ExportConfig, TrainConfig
+from aegis.config.settings import ExportConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.model.base import find_base
 from aegis.model.device import choose_device

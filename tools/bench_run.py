@@ -29,7 +29,7 @@ from typing import Any
 from benchmark import measured_on, quiet_and_offline, scratch
 from full_size import copy_template, meta_model, write_base
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.llama_cpp import find_converter
 
 _STAGE = re.compile(r"(train|merge|export|verify|report) → ")

@@ -31,7 +31,7 @@ from full_size import copy_template, meta_model, write_base
 from train_rows import LONG_STEPS, PARTS, write_long, write_short
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.model.base import Base, find_base, load_tokenizer
 from aegis.model.base_states import base_states

@@ -47,7 +47,8 @@ sys.exit(not checks.ok)
 
 def make_run(base: Path, work: Path, record: Record) -> Any:
     """Train one step, merge and export; the steps' times are recorded."""
-    from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+    from aegis.config.settings import ExportConfig, MergeConfig
+    from aegis.config.train_settings import TrainConfig
     from aegis.runs.run import Run
     from aegis.stages.export import export_gguf
     from aegis.stages.merge import MergeInputs, merge

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 

@@ -21,7 +21,7 @@ import torch
 from full_size import copy_template, meta_model, write_base
 from safetensors.torch import load_file
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.demo.corpus import documents
 from aegis.model.adapter import WEIGHTS
 from aegis.runs.manifest import versions

@@ -80,7 +80,7 @@ def steps(settings: dict[str, Any], write: str, read: str) -> dict[str, Any]:
     """Take the steps in this process; return the hash of what was trained, the last loss, the number of choices."""
     import torch
 
-    from aegis.config.settings import TrainConfig
+    from aegis.config.train_settings import TrainConfig
     from aegis.data.training_set import load_training_set
     from aegis.model.base import find_base, load_tokenizer
     from aegis.model.device import choose_device

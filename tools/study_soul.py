@@ -25,7 +25,7 @@ from typing import Any
 from study import tables
 from study.cells import CELLS, COMMON, DEFAULTS
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.runs.run import Run
 
 TRIAL = {"max_steps": 4, "warmup_steps": 1, "annealing_steps": 2, "batch_size": 1, "max_length": 64, "keep_windows": 8}

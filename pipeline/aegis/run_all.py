@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from aegis import progress
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError, Interrupted, UsageError
 from aegis.llama_cpp import PreparedTool, prepared_converter
 from aegis.messages import bilingual, phrase

@@ -24,8 +24,9 @@ from aegis import progress
 from aegis.cli import app
 from aegis.cli.checked_settings import all_settings
 from aegis.config.presets import PRESETS
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.doctor import Finding, installation
 from aegis.errors import UsageError
 from aegis.runs.manifest import read_manifest

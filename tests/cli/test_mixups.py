@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aegis.config.resolve import resolve
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import DataError, UsageError
 from aegis.runs.run import Run
 from tests.cli.test_app import Aegis, aegis

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from aegis.config.resolve import resolve
-from aegis.config.settings import ExportConfig, TrainConfig
+from aegis.config.settings import ExportConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.runs.disk import at_home
 from tests.cli.test_app import Aegis, aegis

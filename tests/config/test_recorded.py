@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError
 from aegis.runs.manifest import Manifest
 

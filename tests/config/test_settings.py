@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from aegis.config.advice import harmful_settings
 from aegis.config.presets import PRESETS
 from aegis.config.resolve import resolve
-from aegis.config.settings import SECTIONS, ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import SECTIONS, ExportConfig, MergeConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.epochs import passes, with_steps
 from aegis.errors import UsageError
 

@@ -10,7 +10,7 @@ import pytest
 
 from aegis import progress
 from aegis.config.resolve import resolve
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.columns import Columns
 from aegis.data.dataset import prepare
 from aegis.data.formats import KNOWN_KEYS, records

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_heldout_questions, load_training_set
 from aegis.errors import DataError
 from aegis.model.base import load_tokenizer

@@ -27,7 +27,8 @@ from safetensors.torch import save as save_tensors
 
 from aegis.cli.screens.plan import planned
 from aegis.config.resolve import resolve
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.chat import Encoder
 from aegis.data.dataset import prepare
 from aegis.data.records import Chat

@@ -15,9 +15,9 @@ import pytest
 import aegis
 from aegis import errors, llama_cpp
 from aegis.config.resolve import resolve
-from aegis.config.settings import TrainConfig
 from aegis.config.study_settings import StudyConfig
 from aegis.config.toml_values import as_toml
+from aegis.config.train_settings import TrainConfig
 from aegis.data.rejects import Rejects
 from aegis.data.sources import open_source
 from aegis.errors import AegisError

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.llama_cpp import convert
 from aegis.runs.facts import ExportFacts
 from aegis.runs.manifest import MANIFEST, FileRecord, digest, file_sha256, read_manifest

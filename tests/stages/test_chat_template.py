@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import first_rows
 from aegis.errors import UsageError
 from aegis.llama_cpp import GgufFile

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.doctor import gpu
 from aegis.doctor.gpu import Card, Driver
 from aegis.errors import EnvironmentFault

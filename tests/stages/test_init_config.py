@@ -10,7 +10,8 @@ import pytest
 
 from aegis.config.presets import PRESETS
 from aegis.config.resolve import resolve
-from aegis.config.settings import SECTIONS, TrainConfig
+from aegis.config.settings import SECTIONS
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.messages import LANGUAGES, VARIABLE, Language
 from aegis.messages.layout import cell_width

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aegis.cli.screens.data import inspected
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import DataError
 from aegis.model.base import load_tokenizer

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config.settings import MergeConfig, TrainConfig
+from aegis.config.settings import MergeConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.model.adapter import load_adapter
 from aegis.model.base import find_base, hash_weights

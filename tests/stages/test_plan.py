@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from aegis.cli.screens import plan as screens_plan
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import EnvironmentFault, IntegrityError, UnsupportedModelError, UsageError
 from aegis.llama_cpp import find_converter
 from aegis.model.empty_model import step_of_config

@@ -14,8 +14,9 @@ import pytest
 from aegis import progress
 from aegis.cli import app
 from aegis.cli.screens import study as screens_study
-from aegis.config.settings import ExportConfig, TrainConfig
+from aegis.config.settings import ExportConfig
 from aegis.config.study_settings import StudyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import AegisError, DataError, EnvironmentFault, IntegrityError, ToolError, UsageError
 from aegis.llama_cpp import GgufFile, quantize
 from aegis.runs.manifest import MANIFEST, Manifest, file_sha256, read_manifest, verify_directory

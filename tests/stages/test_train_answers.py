@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from aegis import progress
 from aegis.chat.load import load_for_answers
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_heldout_questions
 from aegis.model.base import load_tokenizer
 from aegis.runs.manifest import read_manifest

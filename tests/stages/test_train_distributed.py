@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.runs.facts import TrainFacts
 from aegis.runs.manifest import read_manifest

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.config.study_settings import StudyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.demo.corpus import documents
 from aegis.errors import EnvironmentFault, UsageError
 from aegis.llama_cpp import find_converter

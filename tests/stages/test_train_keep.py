@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data import kept
 from aegis.errors import IntegrityError, Interrupted, UsageError
 from aegis.runs.facts import AdapterFacts

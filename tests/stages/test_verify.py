@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from aegis.cli.screens import verify as screens_verify
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data import kept
 from aegis.data.packing import Windows
 from aegis.errors import DataError, IntegrityError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from check_estimate import main
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.execution.options import ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator
 from tests.conftest import MakeRandom

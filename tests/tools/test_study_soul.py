@@ -13,7 +13,7 @@ from study.measure import texts_of
 from study.tables import README, markdown, with_tables
 from study_soul import TRIAL, jobs, parse, path_of, setting
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.packing import Windows
 from aegis.data.tokens import ids_of
 from aegis.data.training_set import load_training_set

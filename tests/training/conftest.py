@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.model.soul_hook import soul_hook
 from aegis.training.adapter_and_soul import assemble

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.example import Example
 from aegis.data.packing import IGNORED, Windows, pack
 from aegis.errors import EnvironmentFault

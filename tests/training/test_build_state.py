@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import EnvironmentFault
 from aegis.model.base import find_base
 from aegis.training import build_state as building

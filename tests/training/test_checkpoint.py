@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError
 from aegis.runs.manifest import Manifest
 from aegis.runs.metrics import truncate_metrics

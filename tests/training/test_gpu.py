@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.packing import IGNORED, Batch
 from aegis.errors import DivergedError
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights

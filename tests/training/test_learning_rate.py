@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.learning_rate import learning_rate_factor
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import DivergedError, IntegrityError
 from aegis.training import step as module
 from aegis.training import step_metrics

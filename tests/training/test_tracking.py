@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import DivergedError, EnvironmentFault
 from aegis.runs.run import Run
 from aegis.stages.train import train

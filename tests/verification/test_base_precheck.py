@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import AegisError, EnvironmentFault, UnsupportedModelError, UsageError
 from aegis.model.base import Base
 from aegis.runs.run import Run

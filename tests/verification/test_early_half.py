@@ -10,7 +10,8 @@ import pytest
 
 from aegis import run_all as all_stages
 from aegis.background import Background, stop_if_asked
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.llama_cpp import Runtime, convert
 from aegis.messages import Bilingual
 from aegis.run_all import run_all

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UnsupportedModelError
 from aegis.llama_cpp import PreparedTool, find_converter
 from aegis.model.base import Base, load_tokenizer

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegis.config.settings import ExportConfig, TrainConfig
+from aegis.config.settings import ExportConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.kept import heldout_of
 from aegis.data.packing import IGNORED, Windows
 from aegis.data.training_set import load_training_set

@@ -15,7 +15,7 @@ from aegis import progress
 from aegis.background import Background
 from aegis.chat import load
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import AegisError, first_line
 from aegis.llama_cpp import Message, spared_threads
 from aegis.messages import phrase

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aegis.chat.conversation import ChatModel
 from aegis.chat.gguf_model import GgufModel
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import BatchRuntime, Runtime, trained_context
 from aegis.runs.manifest import read_manifest

@@ -10,9 +10,10 @@ from aegis import progress
 from aegis.cli import paths
 from aegis.config.presets import DEMO
 from aegis.config.resolve import resolve
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
 from aegis.config.study_settings import StudyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.columns import Columns
 from aegis.data.formats import KNOWN_KEYS
 from aegis.data.sources import refuse_absent

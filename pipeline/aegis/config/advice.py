@@ -7,7 +7,7 @@ The figures are KL(base ‖ trained) in nats per token on text that the base wro
 from __future__ import annotations
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.messages import phrase
 
 

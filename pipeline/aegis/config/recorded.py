@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.messages import phrase
 from aegis.runs.facts_base import damaged
 from aegis.runs.manifest import Manifest

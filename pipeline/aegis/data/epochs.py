@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.messages.validation import MAX_STEPS
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aegis.config.presets import DEMO
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.chat import Encoder
 from aegis.data.dataset import Prepared, prepare
 from aegis.data.example import Encoded

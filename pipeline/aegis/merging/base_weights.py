@@ -9,7 +9,7 @@ import torch
 
 from aegis import progress
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UnsupportedModelError, UsageError
 from aegis.merging.nf4_round_trip import Nf4Weight
 from aegis.messages import phrase

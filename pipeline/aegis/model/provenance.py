@@ -10,7 +10,7 @@ from typing import Any
 from aegis import progress
 from aegis.config.places import place_settings
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.sources import names_hub_dataset, public_name
 from aegis.hub.client import CARD
 from aegis.messages import phrase

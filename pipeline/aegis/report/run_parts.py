@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from aegis.config.places import place_settings
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError
 from aegis.report.values import as_text, public
 from aegis.runs.facts import AdapterFacts, ExportFacts, MergeFacts, VerifyFacts

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from aegis.config.presets import DEMO
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.epochs import passes, with_steps
 from aegis.data.example import Encoded
 from aegis.data.report import DataReport

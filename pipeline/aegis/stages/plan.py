@@ -14,7 +14,8 @@ import torch
 from aegis import progress
 from aegis.config.advice import warn_of_harm
 from aegis.config.presets import DEMO
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig, VerifyConfig
+from aegis.config.settings import ExportConfig, MergeConfig, VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.epochs import passes, windows_per_step, with_steps
 from aegis.data.report import DataReport
 from aegis.data.sources import is_hub_dataset

@@ -15,8 +15,8 @@ from typing import Any
 
 from aegis import progress
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
 from aegis.config.study_settings import StudyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError, UsageError
 from aegis.llama_cpp import (

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config.settings import OFF, TrainConfig
+from aegis.config.train_settings import OFF, TrainConfig
 from aegis.data import kept
 from aegis.errors import Interrupted, UsageError
 from aegis.messages import bilingual, phrase

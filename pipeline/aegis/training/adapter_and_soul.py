@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.lora_targets import Coverage, attach_lora, coverage, resolve_targets
 from aegis.soul.module import Soul
 from aegis.training.kernels.lora_layers import LoraLayers

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config.settings import AUTO, TrainConfig
+from aegis.config.train_settings import AUTO, TrainConfig
 from aegis.data.chat import token_ids
 from aegis.data.packing import Windows
 from aegis.data.questions import Question

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import EnvironmentFault, first_line
 from aegis.messages import bilingual, phrase
 from aegis.model.base import Base

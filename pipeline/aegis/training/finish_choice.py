@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from aegis import progress
-from aegis.config.settings import AUTO, OFF, TrainConfig
+from aegis.config.train_settings import AUTO, OFF, TrainConfig
 from aegis.errors import EnvironmentFault, UnsupportedModelError, UsageError
 from aegis.llama_cpp import find_converter, planned_types
 from aegis.merging.merged_weights import DTYPES, counter_scaled, merged_shapes

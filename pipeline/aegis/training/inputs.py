@@ -13,7 +13,7 @@ import torch
 from aegis import progress
 from aegis.background import Background
 from aegis.config.advice import warn_of_harm
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.epochs import passes, with_steps
 from aegis.data.kept import Kept

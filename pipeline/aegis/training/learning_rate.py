@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 
 
 def learning_rate_factor(config: TrainConfig) -> Callable[[int], float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.packing import Windows
 from aegis.errors import DivergedError, Interrupted
 from aegis.model.cuda_graphs import own_stream

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError
 from aegis.runs.lock import check_held
 from aegis.soul.angles import quantiles_in_degrees

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.soul.module import Soul
 from aegis.training.state import TrainState
 

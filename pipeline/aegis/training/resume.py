@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from aegis import progress
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import IntegrityError, UsageError
 from aegis.messages import phrase
 from aegis.runs.facts import TrainFacts

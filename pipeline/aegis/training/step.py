@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import first_line
 from aegis.merging.shipped_weights import ShippedWeights
 from aegis.messages import phrase

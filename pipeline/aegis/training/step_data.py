@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.epochs import windows_per_step
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows

@@ -16,7 +16,8 @@ import torch
 from aegis import progress
 from aegis.background import Background
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig, VerifyConfig
+from aegis.config.settings import VerifyConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.training_set import load_training_set
 from aegis.errors import IntegrityError
 from aegis.llama_cpp import GgufFile, spared_threads

@@ -12,8 +12,9 @@ import torch
 
 from aegis.background import stop_if_asked
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
 from aegis.config.stage_config import StageConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import AegisError, EnvironmentFault, IntegrityError
 from aegis.merging.merged_weights import SLAB_BYTES
 from aegis.messages import Bilingual, bilingual

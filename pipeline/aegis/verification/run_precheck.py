@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegis import progress
-from aegis.config.settings import ExportConfig, MergeConfig, TrainConfig
+from aegis.config.settings import ExportConfig, MergeConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.errors import UsageError
 from aegis.llama_cpp import parse_quant, parse_tensor_type, read_importance, refuse_without_imatrix
 from aegis.llama_cpp.ollama.modelfile import can_be_system

@@ -19,7 +19,7 @@ from typing import Any
 
 from aegis import progress
 from aegis.background import Background
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.dataset import Prepared
 from aegis.data.training_set import first_rows
 from aegis.errors import AegisError, ToolError, UnsupportedModelError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from aegis.config.recorded import recorded_config
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.merging.merged_weights import DTYPES, counter_scaled
 from aegis.merging.shipped_weights import FileRecipe, ShippedWeights
 from aegis.model.base import Base

@@ -15,7 +15,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.load import Precision, footprint, load_base
 from aegis.training.adapter_and_soul import assemble
 from aegis.training.distributed.sharded_base import is_sharded, shard_base

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.answers import next_tokens
 from aegis.training.execution import apply_options as module
 from aegis.training.execution.activation_checkpointing import ActivationStore, Slot

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.soul_hook import decoder_of
 from aegis.training.execution import compile
 from aegis.training.execution.activation_checkpointing import ActivationStore, Slot, saving_to

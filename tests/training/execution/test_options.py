@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.execution import options
 from aegis.training.execution.options import PLAIN, ExecutionOptions, is_offloaded
 from tests.training.conftest import MakeState, phi35_config

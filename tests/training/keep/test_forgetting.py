@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.kept import Kept
 from aegis.data.training_set import load_training_set
 from aegis.model.base import Base, load_tokenizer

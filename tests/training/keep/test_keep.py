@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.kept import fill
 from aegis.data.packing import Windows
 from aegis.model.soul_hook import decoder_of

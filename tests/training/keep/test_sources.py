@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.kept import Kept
 from aegis.errors import DataError
 from aegis.model.base import Base, load_tokenizer

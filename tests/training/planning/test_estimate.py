@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.load import footprint, load_base
 from aegis.soul.module import Soul
 from aegis.training.build_state import build_state

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.execution.activation_bytes import offloaded_layer_bytes
 from aegis.training.execution.options import PLAIN, ExecutionOptions
 from aegis.training.planning.estimate import MemoryEstimator

@@ -14,7 +14,7 @@ from aegis.runs import disk
 from aegis.training.planning.data_sheet import RTX_3060_FLOPS, SHARE_REACHED
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
-    from aegis.config.settings import TrainConfig
+    from aegis.config.train_settings import TrainConfig
     from aegis.runs.space_needs import Need
     from aegis.stages.export import ExportReport
     from aegis.stages.merge import MergeReport

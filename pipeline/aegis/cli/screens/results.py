@@ -13,7 +13,7 @@ from aegis.messages.layout import Colour, cell_width, fold, ljust, paint, termin
 from aegis.messages.safe import shell_word
 
 if TYPE_CHECKING:  # these modules load torch, which `aegis --help` must not
-    from aegis.config.settings import TrainConfig
+    from aegis.config.train_settings import TrainConfig
     from aegis.doctor import Finding
     from aegis.report.answers import ModelAnswers
     from aegis.stages.export import ExportReport

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.messages import phrase
 from aegis.model.soul_hook import decoder_of
 from aegis.training.kernels.nf4_linear import supports_nf4_linear

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data.order import Order
 from aegis.data.packing import IGNORED, Windows
 from aegis.training.batch import BatchShape, MicroBatch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.data import kept
 from aegis.data.kept import Kept, KeptReport
 from aegis.data.order import permutation

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.soul_hook import decoder_of, soul_hook
 from aegis.training.adapter_and_soul import assemble
 from aegis.training.distributed.sharded_base import GATHERED_LAYERS, is_sharded, shard_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.execution.allocator import usable_bytes
 from aegis.training.planning.estimate import MemoryEstimator
 from aegis.training.planning.offload_or_checkpoint import MemoryPlan, MemoryPlanner

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.model.device import free_bytes
 from aegis.training.distributed.launcher import local_world_size
 from aegis.training.execution.pinned_memory import can_pin

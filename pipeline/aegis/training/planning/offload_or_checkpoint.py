@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.training.execution.activation_bytes import (
     offloaded_checkpoint_bytes,
     offloaded_layer_bytes,

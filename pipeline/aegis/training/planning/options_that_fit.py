@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis import progress
-from aegis.config.settings import TrainConfig
+from aegis.config.train_settings import TrainConfig
 from aegis.messages import phrase
 from aegis.training.execution.activation_bytes import kept_tensor_bytes
 from aegis.training.execution.options import ExecutionOptions
