@@ -25,8 +25,7 @@ import same_steps
 import torch
 from bench_train import write_long
 from full_size import copy_template, meta_model, write_base
-from two_gpu_runs import Bench, OutOfTimeError, copied, gap, kill_second, losses, newest_step, rows, stop
-from two_gpu_runs import tokens_per_second as speed_of
+from two_gpu_runs import Bench, OutOfTimeError, copied, gap, kill_second, losses, newest_step, rows, speed_of, stop
 
 from aegis.runs.manifest import versions
 from aegis.runs.run import Run

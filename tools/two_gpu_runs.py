@@ -223,7 +223,7 @@ def gap(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
     return max((abs(ours[step] - theirs[step]) for step in ours.keys() & theirs.keys()), default=None)
 
 
-def tokens_per_second(run: Run) -> float:
+def speed_of(run: Run) -> float:
     """The median over the logging intervals after the first steps; of a short run, over all of them."""
     settled = [row["tokens_per_second"] for row in rows(run) if row["step"] > SETTLED]
     return statistics.median(settled or [row["tokens_per_second"] for row in rows(run)] or [0])
