@@ -83,15 +83,16 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each weight file is read for its hash."""
     read: Counter[str] = Counter()
-    note = known_hashes.note
+    noted = known_hashes.noted
 
-    def counting(path: Path, fact: known_hashes.Fact, value: str, seen: known_hashes.Identity | None = None) -> None:
-        if fact == "sha256" and seen is not None and path.suffix in (".safetensors", ".gguf"):
+    def counting(path: Path, fact: known_hashes.Fact) -> str | None:
+        found = noted(path, fact)
+        if fact == "sha256" and found is None and path.suffix in (".safetensors", ".gguf"):
             folder = path.parent.name.partition(".staging")[0].lstrip(".")
             read[f"{folder}/{path.name}"] += 1
-        note(path, fact, value, seen)
+        return found
 
-    monkeypatch.setattr(known_hashes, "note", counting)
+    monkeypatch.setattr(known_hashes, "noted", counting)
     return read
 
 

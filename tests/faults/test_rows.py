@@ -80,7 +80,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "another encoding": (
         "data/test_sources.py::test_another_encoding_is_named_and_the_printed_command_converts_it",
-        "data/test_sources.py::test_utf16_without_its_mark_is_named",
+        "data/test_sources.py::test_an_encoding_without_its_mark_is_named",
+        "data/test_sources.py::test_a_file_of_zero_bytes_is_damaged_and_in_no_encoding",
     ),
     "nothing to learn": (
         "data/test_dataset.py::test_data_without_tokens_to_train_on_is_refused",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis.config.settings import ExportConfig
 from aegis.llama_cpp import convert, measure_importance, quantize
 from aegis.runs.manifest import file_sha256
 from aegis.verification.findings import Check
@@ -48,7 +49,7 @@ def files(make_random: MakeRandom, tmp_path_factory: pytest.TempPathFactory) -> 
 def checked(path: Path, files: Files, recorded: Path, *at_hand: Path) -> list[Check]:
     """Check a file that was made with the matrix `recorded`, according to its manifest."""
     checks = Checks()
-    recipe = Recipe.of({}, {"imatrix": file_sha256(recorded)}, *at_hand)
+    recipe = Recipe.of(ExportConfig(), {"imatrix": file_sha256(recorded)}, *at_hand)
     check_quantized_file(checks, path, QUANT, files.f16, recipe)
     return checks.done
 
