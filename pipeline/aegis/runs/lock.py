@@ -86,7 +86,7 @@ def check_place(root: Path) -> None:
                 continue  # not made yet, or below a file
             if not stat.S_ISDIR(mode):
                 raise UsageError("runs.file_in_the_way", root=root, place=place)
-            # permissions alone do not tell: some file systems let nobody write
+            # permissions alone are not enough: some file systems let nobody write
             tempfile.TemporaryFile(dir=place).close()
             return
 
