@@ -108,3 +108,10 @@ def test_openais_json_schema_is_taken() -> None:
 
 def test_the_only_tool_is_named_if_one_is_required() -> None:
     assert chat(tools=[TOOL], tool_choice="required").tool_choice["function"] == {"name": "f"}
+
+
+def test_a_developers_message_is_the_systems_and_a_tool_needs_no_parameters() -> None:
+    asked = chat(messages=[{"role": "developer", "content": "短く"}, *ASKED["messages"]])
+    assert asked.messages[0] == {"role": "system", "content": "短く"}
+    wanted = chat(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required")
+    assert wanted.tools[0]["function"]["parameters"] == {"type": "object", "properties": {}}

@@ -1,4 +1,4 @@
-"""Brings OpenAI's newer forms into those of the bindings: nulls, texts in parts, JSON schemas and chosen tools."""
+"""Brings OpenAI's newer forms into those of the bindings: nulls, texts in parts, JSON schemas and tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def as_bindings(fields: dict[str, Any], kind: Kind) -> None:
     for message in messages if isinstance(messages, list) else []:
         if isinstance(message, dict):
             _with_content(message)
+            if message.get("role") == "developer":  # OpenAI's later name
+                message["role"] = "system"
     _with_schema(fields)
+    _with_parameters(fields)
     _with_named_tool(fields)
 
 
@@ -64,6 +67,14 @@ def _with_schema(fields: dict[str, Any]) -> None:
     if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
         raise Refusal(400, "serving.no_schema")
     fields["response_format"] = {"type": "json_object", "schema": named["schema"]}
+
+
+def _with_parameters(fields: dict[str, Any]) -> None:
+    """Give a tool without `parameters` what OpenAI takes it to have: an object without members."""
+    tools = fields.get("tools")
+    for tool in tools if isinstance(tools, list) else []:
+        if isinstance(tool, dict) and isinstance(function := tool.get("function"), dict):
+            function.setdefault("parameters", {"type": "object", "properties": {}})
 
 
 def _with_named_tool(fields: dict[str, Any]) -> None:
