@@ -70,6 +70,4 @@ class RunParts:
     @property
     def gguf_files(self) -> list[str]:
         """The names of the GGUF files; the file to run comes first."""
-        if self.exported is None:
-            return []
-        return [name for name in self.exported.files.values() if name in self.manifests["export"].files]
+        return [] if self.exported is None else list(self.exported.files.values())
