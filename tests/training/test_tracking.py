@@ -82,6 +82,13 @@ def test_a_row_is_reported_as_numbers_under_flat_names() -> None:
     assert turned == {"turned_degrees_median": 3, "turned_degrees_most": 6}
 
 
+def stand_in_for(name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `import NAME` find this source."""
+    (folder / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
 def test_a_missing_tracker_package_is_an_error_before_any_work(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,9 +117,7 @@ def test_a_stand_in_is_started_to_stay_on_this_machine(
     name: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows arrive; the project's name has no character that the real one refuses."""
-    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    stand_in_for(name, source, tmp_path, monkeypatch)
     run = tmp_path / ODD_NAME
     with tracked(name, run, 0, {"seed": 3}) as report:
         report({"step": 1, "task_loss": 2.5})
@@ -129,9 +134,7 @@ def test_a_stand_in_is_started_to_stay_on_this_machine(
 
 @pytest.mark.usefixtures("unset")
 def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "wandb.py").write_text(STANDS_IN_FOR_WANDB, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    stand_in_for("wandb", STANDS_IN_FOR_WANDB, tmp_path, monkeypatch)
     os.environ["WANDB_MODE"] = "online"
     with tracked("wandb", tmp_path / "run", 0, {}):
         pass
@@ -142,9 +145,7 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_tracker_that_fails_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first step it is an error; a row that it does not take is a warning."""
     failing = STANDS_IN_FOR_WANDB + "\ndef log(self, values, step): raise OSError('no network')\nRun.log = log\n"
-    (tmp_path / "wandb.py").write_text(failing, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    stand_in_for("wandb", failing, tmp_path, monkeypatch)
     warnings: list[str] = []
     monkeypatch.setattr(progress, "warn", warnings.append)
     with tracked("wandb", tmp_path / "run", 0, {}) as report:
@@ -160,9 +161,7 @@ def test_a_tracker_that_fails_stops_no_training(tmp_path: Path, monkeypatch: pyt
 def test_a_tracker_that_does_not_finish_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A complete one goes on to its adapter, and a stopped one ends with its own error."""
     failing = STANDS_IN_FOR_WANDB + "\ndef finish(self): raise OSError('no network')\nRun.finish = finish\n"
-    (tmp_path / "wandb.py").write_text(failing, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    stand_in_for("wandb", failing, tmp_path, monkeypatch)
     warnings: list[str] = []
     monkeypatch.setattr(progress, "warn", warnings.append)
     with tracked("wandb", tmp_path / "run", 0, {}) as report:
