@@ -24,8 +24,8 @@ class EarlyHalf:
     After it, llama.cpp begins with the f16 GGUF as soon as export leaves it: the quantizer needs the cores no more.
 
     Args:
-        work: a folder for the models' logits, until the verification is done. They have a folder of their own in it,
-            which is removed if this half comes to nothing: the verification records all of them then.
+        work: a folder for the models' logits, until the verification is done. They have a folder of their own in it.
+            If this half fails, that folder is removed, and the verification records all logits itself.
     """
 
     def __init__(self, run: Run, config: VerifyConfig, work: Path, converted: ConvertedFile) -> None:

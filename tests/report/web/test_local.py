@@ -1,4 +1,4 @@
-"""Tests of the server of this machine's pages: a port has one server, and a second one takes another or is told."""
+"""Tests of the server of this machine's pages: a port has one server; a second one takes another port or is refused."""
 
 from __future__ import annotations
 
